@@ -1,0 +1,322 @@
+"""Any linear time-invariant model in, one internal state space, the same type out.
+
+This is the only room that knows which types of model exist. Everything else works on
+:class:`LinearModel`, and gives its results back through :meth:`LinearModel.to_user`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys as _sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg as sla
+import scipy.sparse as sps
+
+from ._errors import ModelError
+from ._rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
+
+Array: TypeAlias = npt.NDArray[Any]
+Timebase: TypeAlias = bool | int | float | None
+
+#: Sparse matrices are worked on densely up to this many states.
+DENSE_LIMIT = 5000
+
+ACCEPTED = (
+    "control.StateSpace, control.TransferFunction, a scipy.signal lti/dlti, "
+    "a hankelred.ModalSystem, or a tuple (A, B, C, D) or (A, B, C, D, E)"
+)
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """The internal state space, and the way back to the type the user came with.
+
+    ``x' = A x + B u, y = C x + D u`` in continuous time (``dt`` 0 or None),
+    ``x[k+1] = A x[k] + B u[k]`` otherwise.
+    """
+
+    A: Array
+    B: Array
+    C: Array
+    D: Array
+    dt: Timebase = 0
+    #: builds the user's type from (A, B, C, D)
+    export: Callable[[LinearModel], Any] = field(default=lambda model: model.as_tuple(), repr=False)
+    input_labels: tuple[str, ...] | None = None
+    output_labels: tuple[str, ...] | None = None
+    name: str | None = None
+    #: log poles, where A is diag(log_poles) or, in discrete time, diag(exp(log_poles))
+    log_poles: Array | None = None
+
+    @property
+    def n_states(self) -> int:
+        return int(self.A.shape[0])
+
+    @property
+    def n_inputs(self) -> int:
+        return int(self.B.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        return int(self.C.shape[0])
+
+    @property
+    def is_discrete(self) -> bool:
+        return is_discrete(self.dt)
+
+    @property
+    def is_complex(self) -> bool:
+        return any(np.iscomplexobj(M) for M in (self.A, self.B, self.C, self.D))
+
+    def as_tuple(self) -> tuple[Array, Array, Array, Array]:
+        return self.A, self.B, self.C, self.D
+
+    def with_matrices(self, A: Array, B: Array, C: Array, D: Array) -> LinearModel:
+        """Return the same kind of model (type, dt, names) with other matrices."""
+        return replace(self, A=A, B=B, C=C, D=D, log_poles=None)
+
+    def to_user(self) -> Any:
+        """Return the model in the type it came in."""
+        return self.export(self)
+
+
+def is_discrete(dt: Timebase) -> bool:
+    """Tell whether a python-control timebase means discrete time (None does not, as there)."""
+    return dt is not None and bool(dt)
+
+
+def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
+    """Bring any accepted model into the internal form.
+
+    Parameters
+    ----------
+    sys : model
+        See :data:`ACCEPTED`.
+    dt : 0, True, float or None
+        Timebase of a tuple; every other type carries its own.
+
+    Raises
+    ------
+    ModelError
+        Unknown type, shapes that do not fit, NaN or Inf, singular E, too large.
+    """
+    if isinstance(sys, LinearModel):
+        return sys
+    own = getattr(sys, "__hankelred_model__", None)
+    if own is not None:
+        return own()  # type: ignore[no-any-return]
+    if isinstance(sys, tuple | list):
+        return _from_tuple(sys, dt)
+    # A user's control or scipy.signal object exists only if its module is loaded, so neither is
+    # imported here: both are slow to import, and control brings matplotlib.
+    control = _sys.modules.get("control")
+    if control is not None:
+        if isinstance(sys, control.StateSpace):
+            return _from_control_ss(sys)
+        if isinstance(sys, control.TransferFunction):
+            return _from_control_tf(sys)
+        if isinstance(sys, control.FrequencyResponseData):
+            raise ModelError(
+                "a FrequencyResponseData holds a response at some frequencies, not a model; fit a "
+                "transfer function or state space to it first"
+            )
+    signal = _sys.modules.get("scipy.signal")
+    if signal is not None and isinstance(sys, signal.lti | signal.dlti):
+        return _from_scipy(sys)
+    raise ModelError(f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}")
+
+
+def validated(
+    A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: Timebase = 0
+) -> tuple[Array, Array, Array, Array, Timebase]:
+    """Check and convert matrices to 2-D float64/complex128 arrays, E folded in."""
+    A = _matrix(A, "A")
+    if A.size == 0:
+        A = A.reshape(0, 0)
+    n = A.shape[0]
+    if A.shape != (n, n):
+        raise ModelError(f"A must be square, got shape {A.shape}")
+    B = _matrix(B, "B", column=True)
+    C = _matrix(C, "C")
+    if n == 0:
+        B, C = _empty_ports(B, C, D)
+    if B.shape[0] != n:
+        raise ModelError(f"B must have {n} rows as A has, got shape {B.shape}")
+    if C.shape[1] != n:
+        raise ModelError(f"C must have {n} columns as A has, got shape {C.shape}")
+    shape = (C.shape[0], B.shape[1])
+    if D is None:
+        D = np.zeros(shape)
+    else:
+        D = _matrix(D, "D")
+        if D.size == 1 and shape != (1, 1) and D.flat[0] == 0:
+            D = np.zeros(shape)  # the field's habit of writing D = 0 for any size
+        if D.size == 0 and 0 in shape:
+            D = np.zeros(shape)
+        if D.shape != shape:
+            raise ModelError(f"D must have shape {shape} (outputs, inputs), got {D.shape}")
+    if E is not None:
+        A, B = _fold_descriptor(A, B, _matrix(E, "E"))
+    if any(np.iscomplexobj(M) for M in (A, B, C, D)):
+        A, B, C, D = (np.asarray(M, dtype=complex) for M in (A, B, C, D))
+    return A, B, C, D, validated_timebase(dt)
+
+
+def validated_timebase(dt: Any) -> Timebase:
+    """Check a timebase: 0, True, a positive number of seconds, or None."""
+    if dt is None or dt is True:
+        return dt  # type: ignore[no-any-return]
+    try:
+        value = float(dt)
+    except (TypeError, ValueError):
+        raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {dt!r}") from None
+    if not math.isfinite(value) or value < 0:
+        raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {dt!r}")
+    return 0 if value == 0 else value
+
+
+def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
+    if sps.issparse(M):
+        if max(M.shape) > DENSE_LIMIT:
+            raise ModelError(
+                f"{name} is sparse with shape {M.shape}; sparse models are worked on densely up to "
+                f"n = {DENSE_LIMIT} states, and large sparse models are not supported yet"
+            )
+        M = M.toarray()
+    try:
+        out = np.array(M, copy=True)
+        out = out.astype(complex if np.iscomplexobj(out) else float)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{name} is not a numeric matrix: {error}") from None
+    if out.ndim < 2:
+        out = out.reshape(-1, 1) if column else out.reshape(1, -1)
+    if out.ndim != 2:
+        raise ModelError(f"{name} must be a matrix, got an array of shape {out.shape}")
+    if not np.all(np.isfinite(out)):
+        row, col = np.argwhere(~np.isfinite(out))[0]
+        raise ModelError(f"{name}[{row}, {col}] is {out[row, col]}; every entry must be finite")
+    return out
+
+
+def _empty_ports(B: Array, C: Array, D: Any) -> tuple[Array, Array]:
+    # Without states the sizes come from D; B and C may be written as [] or with the right ports.
+    p, m = np.atleast_2d(np.asarray(D)).shape if D is not None else (0, 0)
+    return (
+        np.zeros((0, B.shape[1] if B.shape[0] == 0 else m)),
+        np.zeros((C.shape[0] if C.shape[1] == 0 and C.shape != (1, 0) else p, 0)),
+    )
+
+
+def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
+    n = A.shape[0]
+    if E.shape != (n, n):
+        raise ModelError(f"E must have shape {(n, n)} as A has, got {E.shape}")
+    if n == 0:
+        return A, B
+    # Row and column scaling first, so that units alone do not make E look singular.
+    rows = np.abs(E).max(axis=1)
+    if rows.min() == 0:
+        raise ModelError(_SINGULAR_E.format(f"row {int(rows.argmin())} of E is zero"))
+    scaled = E / rows[:, None]
+    cols = np.abs(scaled).max(axis=0)
+    if cols.min() == 0:
+        raise ModelError(_SINGULAR_E.format(f"column {int(cols.argmin())} of E is zero"))
+    scaled = scaled / cols
+    gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled,))
+    lu, piv, info = getrf(scaled)
+    rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(scaled, 1))[0])
+    if rcond < n * np.finfo(float).eps:
+        raise ModelError(_SINGULAR_E.format(f"its reciprocal condition number is {rcond:.1e}"))
+    rhs = np.concatenate([A, B], axis=1) / rows[:, None]
+    solved = getrs(lu, piv, rhs.astype(np.result_type(lu, rhs)))[0] / cols[:, None]
+    return solved[:, :n], solved[:, n:]
+
+
+_SINGULAR_E = (
+    "E is singular to working precision ({}); descriptor systems with singular E are not supported yet: "
+    "eliminate the algebraic states first"
+)
+
+
+def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
+    if len(sys) not in (4, 5):
+        raise ModelError(
+            f"a tuple model has 4 or 5 entries, (A, B, C, D) or (A, B, C, D, E), got {len(sys)}; pass "
+            "numerator/denominator or zeros/poles/gain as scipy.signal.TransferFunction or ZerosPolesGain"
+        )
+    A, B, C, D, dt = validated(*sys, dt=dt)
+    return LinearModel(A, B, C, D, dt)
+
+
+def _from_control_ss(sys: Any) -> LinearModel:
+    def export(model: LinearModel) -> Any:
+        import control
+
+        return control.StateSpace(*model.as_tuple(), model.dt, remove_useless_states=False, **_names(model))
+
+    A, B, C, D, dt = validated(sys.A, sys.B, sys.C, sys.D, dt=sys.dt)
+    return LinearModel(A, B, C, D, dt, export, tuple(sys.input_labels), tuple(sys.output_labels), sys.name)
+
+
+def _from_control_tf(sys: Any) -> LinearModel:
+    def export(model: LinearModel) -> Any:
+        import control
+
+        num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
+        return control.TransferFunction(num, den, model.dt, **_names(model))
+
+    p, m = sys.noutputs, sys.ninputs
+    num = [[np.asarray(sys.num_array[i, j]) for j in range(m)] for i in range(p)]
+    den = [[np.asarray(sys.den_array[i, j]) for j in range(m)] for i in range(p)]
+    A, B, C, D, dt = validated(*state_space_from_rational(num, den), dt=sys.dt)
+    return LinearModel(A, B, C, D, dt, export, tuple(sys.input_labels), tuple(sys.output_labels), sys.name)
+
+
+def _names(model: LinearModel) -> dict[str, Any]:
+    return {
+        "inputs": list(model.input_labels or ()) or None,
+        "outputs": list(model.output_labels or ()) or None,
+        "name": model.name,
+    }
+
+
+def _from_scipy(sys: Any) -> LinearModel:
+    import scipy.signal as signal
+
+    dt = 0 if sys.dt is None else sys.dt
+
+    def rebuild(kind: Any, *args: Any, model: LinearModel) -> Any:
+        return kind(*args, dt=model.dt) if model.is_discrete else kind(*args)
+
+    if isinstance(sys, signal.TransferFunction):
+        # scipy's transfer functions have one input; num is 2-D where there are several outputs
+        rows = np.atleast_2d(sys.num)
+        matrices = state_space_from_rational([[row] for row in rows], [[sys.den] for _ in rows])
+
+        def export(model: LinearModel) -> Any:
+            num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
+            width = max(entry[0].size for entry in num)
+            padded = [np.pad(entry[0], (width - entry[0].size, 0)) for entry in num]
+            return rebuild(
+                signal.TransferFunction, padded if len(padded) > 1 else padded[0], den[0][0], model=model
+            )
+
+    elif isinstance(sys, signal.ZerosPolesGain):
+        matrices = series_from_zpk(sys.zeros, sys.poles, sys.gain)
+
+        def export(model: LinearModel) -> Any:
+            return rebuild(signal.ZerosPolesGain, *zeros_poles_gain(*model.as_tuple()), model=model)
+
+    else:
+        matrices = (sys.A, sys.B, sys.C, sys.D)
+
+        def export(model: LinearModel) -> Any:
+            return rebuild(signal.StateSpace, *model.as_tuple(), model=model)
+
+    A, B, C, D, dt = validated(*matrices, dt=dt)
+    return LinearModel(A, B, C, D, dt, export)
