@@ -1,40 +1,301 @@
-"""The one reduction pipeline: factors -> SVD -> projection -> :class:`Reduction`."""
+"""The one reduction pipeline: factors -> SVD -> projection -> :class:`Reduction`.
+
+A method of reduction is a :class:`ReductionSource`: something that knows its singular values and can
+give the reduced model at any order. Choosing the order, clipping it, refusing it and reporting on it
+happen here, once, for all of them.
+"""
 
 from __future__ import annotations
 
+import operator
+import warnings
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from .models import LinearModel
+from ._balanced import BalancedSource, Residualization, Truncation
+from ._errors import ModelError, OrderError, ReductionWarning
+from ._split import STABILITY_TOL
+from .hankel import balance, checked_tol
+from .lyapunov import factorize
+from .models import LinearModel, Timebase, as_model
+from .order import check_rule, error_bounds, select_order
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array: TypeAlias = npt.NDArray[Any]
 
+METHODS: dict[str, type[BalancedSource]] = {"truncation": Truncation, "residualization": Residualization}
+
 
 class ReductionSource(Protocol):
-    """What a :class:`Reduction` is made from: the factored problem, able to give any order.
-
-    A method of reduction is one of these; nothing else of the pipeline knows which.
-    """
+    """What a :class:`Reduction` is made from: the factored problem, able to give any order."""
 
     @property
-    def method(self) -> str: ...
+    def method(self) -> str:
+        """Name of the method."""
+
     @property
-    def hankel_singular_values(self) -> Array: ...
+    def hankel_singular_values(self) -> Array:
+        """All n values, inf first."""
+
     @property
-    def noise_floor(self) -> float: ...
+    def noise_floor(self) -> float:
+        """Size below which a singular value is rounding (or noise in the data)."""
+
     @property
-    def unstable_order(self) -> int: ...
+    def unstable_order(self) -> int:
+        """Number of states that every reduction keeps."""
+
     @property
-    def numerical_rank(self) -> int: ...
+    def solver(self) -> str:
+        """Name of the solver that made the factors."""
+
+    @property
+    def residual(self) -> float:
+        """Relative residual of the solver."""
+
     @property
     def full(self) -> LinearModel | None:
-        """The model that was reduced; None where it came from data."""
+        """The model that is reduced; None where there is none, as for data."""
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
-        """Return the reduced model and the projection (left, right) at an order, both None if none."""
+        """Return the reduced model and the projection (left, right), None if it is not one."""
 
     def error(self, reduced: LinearModel, norm: str) -> float:
-        """Return the norm of full minus reduced."""
+        """Return the norm ("hinf" or "h2") of the full model minus the reduced one."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduced model with its spectrum and certificate.
+
+    Attributes
+    ----------
+    system : model
+        The reduced model, in the type, dt and names of the model it came from.
+    order : int
+        Its number of states, ``unstable_order`` included.
+    hankel_singular_values : ndarray, shape (n,)
+        Of the full model: falling, ``inf`` first for unstable and marginal poles.
+    error_bound : float
+        No frequency has a larger gain of (full minus reduced) than this, twice the sum of the
+        distinct singular values left out, up to rounding of the size of ``noise_floor``.
+    noise_floor : float
+        Singular values at or below it are rounding errors of the computation.
+    unstable_order : int
+        States of unstable and marginal poles; they are kept exactly.
+    numerical_rank : int
+        Number of singular values above the noise floor: the largest order that means anything.
+    left, right : ndarray, shape (n, order), or None
+        The projection: ``A_r = left.T @ A @ right`` and ``left.T @ right = 1``; with a fifth matrix E
+        the A meant is E^-1 A. None for methods that are not projections.
+    method : str
+        "truncation", "residualization", or how a model was made from data.
+    solver : str
+        Which Gramian solver was used: "smith", "hammarling" or "cauchy"; see the ladder in the docs.
+    residual : float
+        Largest relative residual of the Gramian equations with the factors used.
+    """
+
+    system: Any
+    order: int
+    hankel_singular_values: Array
+    error_bound: float
+    noise_floor: float
+    unstable_order: int
+    numerical_rank: int
+    left: Array | None = field(repr=False)
+    right: Array | None = field(repr=False)
+    method: str
+    solver: str
+    residual: float
+    source: ReductionSource = field(repr=False, compare=False)
+    model: LinearModel = field(repr=False, compare=False)
+
+    def at(self, order: int) -> Reduction:
+        """Return the reduction to another order, from the same factors.
+
+        Parameters
+        ----------
+        order : int
+            Number of states; see :func:`reduce`.
+
+        Examples
+        --------
+        >>> import numpy as np, hankelred
+        >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.ones((1, 3))
+        >>> reduction = hankelred.reduce((A, B, C, 0), order=2)
+        >>> reduction.at(1).order
+        1
+        """
+        return make_reduction(self.source, order)
+
+    def error(self, norm: Literal["hinf", "h2"] = "hinf") -> float:
+        """Return the true error, the norm of the full model minus the reduced one.
+
+        Parameters
+        ----------
+        norm : {"hinf", "h2"}
+            "hinf": largest gain of the difference over all frequencies, found from level sets to a
+            relative accuracy of 1e-6. "h2": energy of the difference of the impulse responses; inf in
+            continuous time if the direct terms differ.
+
+        Raises
+        ------
+        ModelError
+            Unknown norm, or no full model to compare with (a reduction from data).
+        """
+        if norm not in ("hinf", "h2"):
+            raise ModelError(f"norm must be 'hinf' or 'h2', got {norm!r}")
+        return self.source.error(self.model, norm)
+
+    def plot(self, *, ax: Axes | None = None) -> Axes:
+        """Draw full, reduced, error and bound over frequency; see :func:`plot_reduction`."""
+        from .plotting import plot_reduction
+
+        return plot_reduction(self, ax=ax)
+
+
+def reduce(
+    sys: Any,
+    order: int | None = None,
+    *,
+    tol: float | None = None,
+    rtol: float | None = None,
+    energy: float | None = None,
+    method: Literal["truncation", "residualization"] = "truncation",
+    dt: Timebase = 0,
+    stability_tol: float = STABILITY_TOL,
+) -> Reduction:
+    """Reduce a model by balancing, with a certificate of the error.
+
+    Parameters
+    ----------
+    sys : model
+        As in :func:`hankel_singular_values`. Unstable and marginal poles are split off and kept.
+    order : int, optional
+        Number of states to keep, those of unstable and marginal poles included. Above the numerical
+        rank it is clipped, with a warning.
+    tol : float, optional
+        Take the smallest order whose error bound is at most this (unit: output per input).
+    rtol : float, optional
+        The same with ``rtol`` times the largest finite Hankel singular value.
+    energy : float in (0, 1], optional
+        Take the smallest order that holds this share of the sum of the finite singular values.
+        Without ``order``, ``tol``, ``rtol`` and ``energy``, all above the noise floor are kept.
+    method : {"truncation", "residualization"}
+        "truncation" is exact at high frequency (continuous time), "residualization" at frequency
+        zero. Both have the same error bound.
+    dt : 0, True, float or None
+        Timebase of a tuple.
+    stability_tol : float
+        Poles nearer to the stability boundary than this, relative to the size of A, count as
+        marginal and are kept.
+
+    Returns
+    -------
+    Reduction
+
+    Raises
+    ------
+    OrderError
+        An order that is no whole number >= 0, or below the number of unstable poles; a tolerance that
+        is not positive; more than one rule.
+    ModelError
+        The model cannot be used, or the method is unknown.
+    ConvergenceError
+        No solver reached its accuracy.
+
+    Warns
+    -----
+    ReductionWarning
+        The order was clipped to the numerical rank, or rounding left a pole of the reduced model
+        unstable.
+
+    Notes
+    -----
+    Square-root balanced truncation: Moore (1981); Tombs and Postlethwaite, Int. J. Control 46 (1987).
+    Residualization: Liu and Anderson, Int. J. Control 50 (1989). Bound: Enns (1984), Glover (1984);
+    discrete time: Hinrichsen and Pritchard, Linear Algebra Appl. 122 (1989).
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.ones((1, 3))
+    >>> reduction = hankelred.reduce((A, B, C, 0), order=2)
+    >>> A_r, B_r, C_r, D_r = reduction.system
+    >>> A_r.shape
+    (2, 2)
+    >>> bool(reduction.error("hinf") <= reduction.error_bound)
+    True
+    """
+    if method not in METHODS:
+        raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_rule(tol=tol, rtol=rtol, energy=energy)
+    if order is not None:
+        checked_order(order)
+        if any(rule is not None for rule in (tol, rtol, energy)):
+            raise OrderError("give the order or a rule to choose it (tol, rtol, energy), not both")
+    model = as_model(sys, dt)
+    balancing = balance(factorize(model, checked_tol(stability_tol)))
+    source = METHODS[method](model, balancing)
+    if order is None:
+        order = select_order(
+            source.hankel_singular_values, tol=tol, rtol=rtol, energy=energy, noise_floor=source.noise_floor
+        )
+    return make_reduction(source, order)
+
+
+def checked_order(order: Any) -> int:
+    """Return the order as an int; refuse fractions, negative numbers and booleans."""
+    try:
+        if isinstance(order, bool | np.bool_):
+            raise TypeError
+        number = operator.index(order)
+    except TypeError:
+        raise OrderError(f"order must be a whole number, got {order!r}") from None
+    if number < 0:
+        raise OrderError(f"order must not be negative, got {number}")
+    return number
+
+
+def make_reduction(source: ReductionSource, order: int) -> Reduction:
+    """Build the result at an order: refuse too small, clip too large."""
+    order = checked_order(order)
+    values, unstable = source.hankel_singular_values, source.unstable_order
+    rank = unstable + int(np.count_nonzero(values[unstable:] > source.noise_floor))
+    if order < unstable:
+        raise OrderError(
+            f"order {order} is below the {unstable} unstable or marginal pole(s), which are kept exactly; the "
+            f"least order possible is {unstable}"
+        )
+    if order > rank:
+        warnings.warn(
+            f"order {order} was asked for, but only {rank} Hankel singular values are above the noise floor "
+            f"{source.noise_floor:.1e}; the reduced model has order {rank}",
+            ReductionWarning,
+            stacklevel=3,
+        )
+        order = rank
+    model, left, right = source.truncate(order)
+    return Reduction(
+        system=model.to_user(),
+        order=order,
+        hankel_singular_values=values,
+        error_bound=float(error_bounds(values)[order]),
+        noise_floor=source.noise_floor,
+        unstable_order=unstable,
+        numerical_rank=rank,
+        left=left,
+        right=right,
+        method=source.method,
+        solver=source.solver,
+        residual=source.residual,
+        source=source,
+        model=model,
+    )
+

@@ -1,0 +1,194 @@
+"""Hammarling's method in tiles: the triangular factor of a Gramian, never the Gramian.
+
+For a stable T in Schur form (complex upper triangular, or real with 2 x 2 blocks) and any B the
+block upper triangular factor U of
+
+    T U U^H + U U^H T^H + B B^H = 0      (continuous)
+    T U U^H T^H - U U^H + B B^H = 0      (discrete)
+
+is found from the last state to the first. Removing the last state leaves a problem of the same
+form for the others with B updated in place, so the right-hand side keeps its m columns and nothing
+is squared. Columns and rows are worked on in tiles: the work between tiles is matrix products, the
+work inside one is a small Sylvester equation.
+
+Sources: Hammarling, IMA J. Numer. Anal. 2 (1982), and Syst. Control Lett. 17 (1991) for discrete
+time; Kressner, "Block variants of Hammarling's method" (2008) for the idea of blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg as sla
+from scipy.linalg.lapack import ztrtrs
+
+Array: TypeAlias = npt.NDArray[Any]
+
+TILE = 64
+
+
+def hammarling_factors(T: Array, B: Array, C: Array, *, discrete: bool) -> tuple[Array, Array]:
+    """Return Lc and Lo of a stable system whose T is in Schur form, both (n, n).
+
+    Discrete time takes complex Schur form only.
+    """
+    Lc = hammarling(T, B, discrete=discrete)
+    # T^H is lower triangular; with the states in reverse order it is upper triangular again
+    Lo = hammarling(T[::-1, ::-1].conj().T, C.conj().T[::-1], discrete=discrete)
+    return Lc, Lo[::-1]
+
+
+def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
+    """Return the block upper triangular U of the equation above; T must be stable."""
+    n = T.shape[0]
+    dtype = np.result_type(T, B)
+    T = np.asfortranarray(T, dtype=dtype)
+    B = _narrow(np.array(B, dtype=dtype, order="F"))
+    U = np.zeros((n, n), dtype=dtype, order="F")
+    tiles = _tiles(T)
+    solve_tile = _discrete_tile if discrete else _continuous_tile
+    for at in range(len(tiles) - 1, -1, -1):
+        J = tiles[at]
+        S, M = _diagonal_tile(T, B, U, J, discrete)
+        for above in range(at - 1, -1, -1):
+            I = tiles[above]
+            coupling = T[I, I.stop : J.stop] @ U[I.stop : J.stop, J]
+            solve_tile(T, B, U, I, J, coupling, S, M)
+    return U
+
+
+def _tiles(T: Array) -> list[slice]:
+    """Cut the states into tiles without cutting a 2 x 2 block."""
+    n, tiles, start = T.shape[0], [], 0
+    while start < n:
+        stop = min(start + TILE, n)
+        if stop < n and T[stop, stop - 1] != 0:
+            stop += 1
+        tiles.append(slice(start, stop))
+        start = stop
+    return tiles
+
+
+def _narrow(B: Array) -> Array:
+    """Return at most n columns with the same B B^H."""
+    if B.shape[1] <= B.shape[0]:
+        return B
+    return np.asfortranarray(np.linalg.qr(B.conj().T, mode="r").conj().T)
+
+
+def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tuple[Array, Array]:
+    """Solve the tile on the diagonal; return S = U^-1 T U and M = U^-1 B of the tile.
+
+    Neither is computed with an inverse: the size of a row of M follows from its pole, and the rest
+    of S from S + S^H + M M^H = 0. So a state that is hardly controllable loses nothing.
+    """
+    size = J.stop - J.start
+    S, M = np.zeros((size, size), dtype=U.dtype, order="F"), np.zeros((size, B.shape[1]), dtype=U.dtype)
+    solve_tile = _discrete_tile if discrete else _continuous_tile
+    stop = J.stop
+    while stop > J.start:
+        start = stop - 1
+        if start > J.start and T[start, start - 1] != 0:
+            start -= 1
+        block, local = slice(start, stop), slice(start - J.start, stop - J.start)
+        if stop - start == 1:
+            U[start, start], S[local, local], M[local] = _root_of_pole(T[start, start], B[start], discrete)
+        else:
+            U[block, block], S[local, local], M[local] = _root_of_pair(T[block, block], B[block])
+        S[local, local.stop :] = -(M[local] @ M[local.stop :].conj().T)
+        if start > J.start:
+            above = slice(J.start, start)
+            coupling = T[above, block] @ U[block, block]
+            solve_tile(T, B, U, above, block, coupling, S[local, local], M[local])
+        stop = start
+    return S, M
+
+
+def _root_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
+    # (1 - |t|)(1 + |t|) keeps the digits of a pole near the circle
+    length = math.sqrt((1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real)
+    size = float(np.linalg.norm(b))
+    return size / length, pole, b * (length / size) if size > 0 else b
+
+
+def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
+    """Return U, S and M of a real 2 x 2 block [[a, f], [g, a]] with complex poles (f g < 0).
+
+    A scaling of its two states makes the block normal, so that one unitary matrix diagonalises it
+    and the complex root V is known in closed form, with every difference that could cancel
+    rewritten. The real root U has U U^T = V V^H, so V = U Q with a unitary Q, and S and M follow by
+    Q instead of by the inverse of U.
+    """
+    a = float(T[0, 0])
+    skew = math.sqrt(float(T[1, 0]) / -float(T[0, 1]))
+    w = math.copysign(math.sqrt(-float(T[0, 1]) * float(T[1, 0])), T[0, 1])
+    pole = complex(a, w)
+    x, y = b[0] * math.sqrt(0.5), b[1] * (-math.sqrt(0.5) / skew)
+    beta = x + 1j * y  # the row of the pole; its conjugate is the row of the other
+    xx, yy, xy = float(x @ x), float(y @ y), float(x @ y)
+    size = xx + yy
+    if size == 0:
+        return np.zeros((2, 2)), T, np.zeros_like(b)
+    bilinear = complex(xx - yy, 2 * xy)  # beta beta^T; |beta|^4 - |bilinear|^2 is 4 det of x and y
+    larger, other = (x, y) if xx >= yy else (y, x)
+    rest = other - larger * (xy / max(xx, yy))
+    gap = 4 * max(xx, yy) * float(rest @ rest) / size**2
+    # the Gramian of the complex states is [[p, q], [conj q, p]]
+    p, ratio = size / (-2 * a), bilinear / size * (a / pole)
+    v22 = math.sqrt(p)
+    v11 = math.sqrt(p * (gap * a * a + w * w)) / abs(pole)
+    v12 = ratio * v22
+    length = math.sqrt(-2 * a)
+    M2 = beta.conj() * (length / math.sqrt(size))
+    M1 = beta * (complex(gap * a, w) / pole)
+    if b.shape[1] > 1:
+        M1 = M1 - ratio * (beta.conj() - (bilinear.conjugate() / size) * beta)
+    M1 *= length / float(np.linalg.norm(M1))
+    # back to the two real states
+    V = np.array([[v11, v12 + v22], [1j * v11 * skew, 1j * (v12 - v22) * skew]]) * math.sqrt(0.5)
+    u22 = float(np.linalg.norm(V[1]))
+    u12 = float((V[0] @ V[1].conj()).real) / u22
+    first = V[0] - V[1] * (u12 / u22)
+    u11 = float(np.linalg.norm(first))
+    Q = np.array([first / u11, V[1] / u22])
+    S = np.array([[pole, -(M1 @ M2.conj())], [0, pole.conjugate()]])
+    U = np.array([[u11, u12], [0.0, u22]])
+    return U, (Q @ S @ Q.conj().T).real, (Q @ np.array([M1, M2])).real
+
+
+def _continuous_tile(
+    T: Array, B: Array, U: Array, I: slice, J: slice, coupling: Array, S: Array, M: Array
+) -> None:
+    """Solve T_II X + X S^H = -coupling - B_I M^H for X = U[I, J] and update B_I."""
+    (trsyl,) = sla.get_lapack_funcs(("trsyl",), (U,))
+    X, scale, info = trsyl(T[I, I], S, -coupling - B[I] @ M.conj().T, tranb="C")
+    if info < 0 or scale == 0:
+        raise np.linalg.LinAlgError("trsyl failed")
+    U[I, J] = X if scale == 1 else X / scale
+    B[I] -= U[I, J] @ M
+
+
+def _discrete_tile(
+    T: Array, B: Array, U: Array, I: slice, J: slice, coupling: Array, S: Array, M: Array
+) -> None:
+    """Solve (conj(t) T_II - 1) x = -conj(t) coupling - B_I M^H column by column, updating B_I."""
+    tile, rows = T[I, I], B[I].copy()
+    diagonal = np.arange(tile.shape[0])
+    for k in range(J.stop - J.start - 1, -1, -1):
+        pole, direction = S[k, k], M[k]
+        along = rows @ direction.conj()
+        shifted = pole.conjugate() * tile
+        shifted[diagonal, diagonal] -= 1
+        x, info = ztrtrs(shifted, -pole.conjugate() * coupling[:, k] - along)
+        if info != 0:
+            raise np.linalg.LinAlgError("ztrtrs failed")
+        U[I, J.start + k] = x
+        # the isometry that leaves B of the remaining states with m columns
+        modulus = abs(pole)
+        phase = pole.conjugate() / modulus if modulus > 0 else 1.0
+        forced = tile @ x + coupling[:, k]
+        rows -= np.outer(along / (1 + modulus) + phase * forced, direction)
+    B[I] = rows

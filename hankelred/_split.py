@@ -1,0 +1,155 @@
+"""Stable, marginal and unstable poles: who is who, and the split of a system along that line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg as sla
+
+from ._errors import ConvergenceError
+
+Array: TypeAlias = npt.NDArray[Any]
+
+EPS = float(np.finfo(float).eps)
+
+STABILITY_TOL = 1e-13
+
+
+@dataclass(frozen=True)
+class Split:
+    """A system in two uncoupled parts, the stable one in Schur form.
+
+    ``right`` and ``left`` are (n, n) with left^H right = 1 and left^H A right block diagonal; the
+    first ``T.shape[0]`` columns belong to the stable part.
+    """
+
+    T: Array
+    kept: Array
+    right: Array
+    left: Array
+
+    @property
+    def n_stable(self) -> int:
+        return int(self.T.shape[0])
+
+
+def matrix_size(A: Array) -> float:
+    """Return sqrt(|A|_1 |A|_inf): at least the spectral norm, and equal to it for diagonal A."""
+    if A.size == 0:
+        return 0.0
+    return math.sqrt(float(np.linalg.norm(A, 1)) * float(np.linalg.norm(A, np.inf)))
+
+
+def is_stable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
+    """Tell for each pole whether it is stable: clear of the boundary by more than the tolerance."""
+    if discrete:
+        return 1 - np.abs(poles) > tol * max(1.0, size)
+    return -poles.real > tol * size
+
+
+def split(A: Array, *, discrete: bool, tol: float) -> Split:
+    """Bring A to Schur form with the stable poles first and decouple the rest.
+
+    Source: Bavely and Stewart, SIAM J. Numer. Anal. 16 (1979).
+    """
+    n = A.shape[0]
+    size = matrix_size(A)
+    T, Z = sla.schur(A, output="complex" if np.iscomplexobj(A) else "real", check_finite=False)
+    stable = _classify(T, size, discrete=discrete, tol=tol)
+    n_stable = int(np.count_nonzero(stable))
+    if n_stable == n:
+        return Split(T, np.zeros((0, 0), T.dtype), Z, Z)
+    if n_stable == 0:
+        return Split(np.zeros((0, 0), T.dtype), T, Z, Z)
+    T, Z = _reorder(T, Z, stable)
+    head, tail = slice(0, n_stable), slice(n_stable, n)
+    (trsyl,) = sla.get_lapack_funcs(("trsyl",), (T,))
+    # T_s X - X T_u = -T_12 removes the coupling; no pole is on both sides, so X exists
+    X, scale, info = trsyl(T[head, head], T[tail, tail], -T[head, tail], isgn=-1)
+    if scale == 0 or info < 0 or not np.all(np.isfinite(X)):
+        raise ConvergenceError(
+            "a stable and an unstable pole are too close to be separated; set stability_tol= so that "
+            "both fall on the same side"
+        )
+    X = X / scale
+    right, left = Z.copy(), Z.copy()
+    right[:, tail] += Z[:, head] @ X
+    left[:, head] -= Z[:, tail] @ X.conj().T
+    return Split(T[head, head], T[tail, tail], right, left)
+
+
+def _reorder(T: Array, Z: Array, stable: Array) -> tuple[Array, Array]:
+    trsen, trsen_lwork = sla.get_lapack_funcs(("trsen", "trsen_lwork"), (T,))
+    lwork = trsen_lwork(stable.astype(int), T, job="N")[0]
+    result = trsen(stable.astype(int), T, Z, job="N", lwork=max(int(np.real(lwork)), 1))
+    if result[-1] != 0:
+        raise ConvergenceError("the Schur form could not be reordered: some poles are too close to each other")
+    return result[0], result[1]
+
+
+def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
+    poles = schur_poles(T)
+    stable = is_stable_pole(poles, size, discrete=discrete, tol=tol)
+    distance = 1 - np.abs(poles) if discrete else -poles.real
+    # A multiple pole on the boundary (a double integrator) splits by rounding into a cluster around
+    # it, some members on either side. A member that rounding alone could have moved across is
+    # marginal too.
+    for i in np.flatnonzero(stable & (distance < CLUSTER_REACH * size)):
+        gaps = np.abs(poles - poles[i])
+        gaps[i] = np.inf
+        if gaps.min() <= 10 * distance[i] and distance[i] <= 10 * EPS * size * _sensitivity(T, poles, i):
+            stable[i] = False
+    # a conjugate pair stays together
+    if not np.iscomplexobj(T):
+        below = np.flatnonzero(np.diag(T, -1))
+        both = stable[below] & stable[below + 1]
+        stable[below] = stable[below + 1] = both
+    return stable
+
+
+#: Clusters wider than this (relative to the size of A) are not looked for: up to triple poles.
+CLUSTER_REACH = 1e-5
+
+
+def _sensitivity(T: Array, poles: Array, i: int) -> float:
+    """Return the condition number 1 / |y^H x| of pole i of a matrix in Schur form."""
+    if not np.iscomplexobj(T):
+        T = sla.rsf2csf(T, np.eye(T.shape[0]))[0]
+        i = int(np.argmin(np.abs(np.diag(T) - poles[i])))
+    n = T.shape[0]
+    pole = T[i, i]
+
+    def solved(block: Array, rhs: Array) -> Array:
+        # an equal pole elsewhere makes the block singular: perturb it by rounding
+        block = block - pole * np.eye(block.shape[0])
+        diagonal = np.diagonal(block).copy()
+        floor = EPS * max(float(np.abs(T).max()), np.finfo(float).tiny)
+        block[np.diag_indices_from(block)] = np.where(np.abs(diagonal) < floor, floor, diagonal)
+        return sla.solve_triangular(block, rhs, check_finite=False)
+
+    x, y = np.zeros(n, complex), np.zeros(n, complex)
+    x[i] = y[i] = 1
+    if i > 0:
+        x[:i] = solved(T[:i, :i], -T[:i, i])
+    if i < n - 1:
+        tail = slice(i + 1, n)
+        # y^H T = pole y^H, from the left
+        flipped = T[tail, tail][::-1, ::-1].T
+        y[tail] = solved(flipped, -T[i, tail][::-1])[::-1].conj()
+    return float(np.linalg.norm(x) * np.linalg.norm(y) / abs(np.vdot(y, x)))
+
+
+def schur_poles(T: Array) -> Array:
+    """Return the eigenvalues of a real or complex Schur form, in the order of its diagonal."""
+    poles = np.diag(T).astype(complex)
+    if np.iscomplexobj(T):
+        return poles
+    for k in np.flatnonzero(np.diag(T, -1)):
+        # LAPACK's standard form: equal diagonal, off-diagonal of opposite sign
+        poles[k] += 1j * math.sqrt(max(-T[k, k + 1] * T[k + 1, k], 0.0))
+        poles[k + 1] = poles[k].conjugate()
+    return poles

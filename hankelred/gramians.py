@@ -1,0 +1,144 @@
+"""Gramians in the coordinates of the user's model: controllability, observability, cross."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg as sla
+
+from ._errors import ConvergenceError, ModelError, UnstableError
+from ._scaling import equilibrate
+from ._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles
+from .hankel import checked_tol
+from .lyapunov import ACCEPTED_RESIDUAL, factorize
+from .models import LinearModel, Timebase, as_model
+
+Array: TypeAlias = npt.NDArray[Any]
+
+KINDS = ("controllability", "observability", "cross")
+
+
+def gramian(
+    sys: Any,
+    kind: Literal["controllability", "observability", "cross"] = "controllability",
+    *,
+    factor: bool = False,
+    dt: Timebase = 0,
+    stability_tol: float = STABILITY_TOL,
+) -> Array:
+    """Return a Gramian of a stable model, or a factor of it.
+
+    Parameters
+    ----------
+    sys : model
+        As in :func:`hankel_singular_values`.
+    kind : {"controllability", "observability", "cross"}
+        Controllability W: A W + W A^H + B B^H = 0 (discrete: A W A^H - W + B B^H = 0).
+        Observability W: A^H W + W A + C^H C = 0 (discrete: A^H W A - W + C^H C = 0).
+        Cross X: A X + X A + B C = 0 (discrete: X = A X A + B C), for as many inputs as outputs.
+    factor : bool
+        Return L, shape (n, k), with W = L L^H instead of W. It carries twice the digits of W for
+        small directions. Not for the cross Gramian, which has no such factor.
+    dt : 0, True, float or None
+        Timebase of a tuple.
+    stability_tol : float
+        Poles nearer to the boundary than this, relative to the size of A, count as marginal.
+
+    Returns
+    -------
+    ndarray, shape (n, n), or (n, k) with ``factor=True``
+
+    Raises
+    ------
+    UnstableError
+        The model has unstable or marginal poles: no Gramian exists.
+    ModelError
+        Unknown kind; a cross Gramian of a model that is not square; a factor of a cross Gramian.
+
+    Notes
+    -----
+    Antoulas, Approximation of Large-Scale Dynamical Systems, SIAM (2005), chapters 4 and 12.
+
+    Examples
+    --------
+    >>> import hankelred
+    >>> hankelred.gramian(([[-1.0]], [[2.0]], [[1.0]], 0), "controllability")
+    array([[2.]])
+    >>> hankelred.gramian(([[0.5]], [[1.0]], [[1.0]], 0), "observability", dt=1.0).round(4)
+    array([[1.3333]])
+    """
+    if kind not in KINDS:
+        raise ModelError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    model = as_model(sys, dt)
+    tol = checked_tol(stability_tol)
+    if kind == "cross":
+        if factor:
+            raise ModelError("the cross Gramian is not positive semidefinite and has no factor L L^H; use factor=False")
+        return _cross(model, tol)
+    factored = factorize(model, tol)
+    if factored.n_kept:
+        poles = np.linalg.eigvals(factored.kept_A)
+        raise UnstableError(_no_gramian(poles))
+    if kind == "controllability":
+        L = factored.right @ factored.controllability
+    else:
+        L = factored.left @ factored.observability
+    return L if factor else L @ L.conj().T
+
+
+def _no_gramian(poles: Array) -> str:
+    shown = ", ".join(f"{pole:.3g}" for pole in poles[:3])
+    return (
+        f"the model has {poles.size} unstable or marginal pole(s) ({shown}{', ...' if poles.size > 3 else ''}), so "
+        "no Gramian exists; reduce() and hankel_singular_values() split such poles off by themselves"
+    )
+
+
+def _cross(model: LinearModel, tol: float) -> Array:
+    if model.n_inputs != model.n_outputs:
+        raise ModelError(
+            f"the cross Gramian needs as many inputs as outputs, got {model.n_inputs} and {model.n_outputs}"
+        )
+    if model.n_states == 0:
+        return np.zeros((0, 0))
+    scales = equilibrate(model.A, model.B, model.C)
+    A, B, C = model.A * scales / scales[:, None], model.B / scales[:, None], model.C * scales
+    discrete = model.is_discrete
+    complex_form = discrete or np.iscomplexobj(A)
+    T, Z = sla.schur(A, output="complex" if complex_form else "real", check_finite=False)
+    poles = schur_poles(T)
+    stable = is_stable_pole(poles, matrix_size(A), discrete=discrete, tol=tol)
+    if not np.all(stable):
+        raise UnstableError(_no_gramian(poles[~stable]))
+    source = (Z.conj().T @ B) @ (C @ Z)
+    X = _cross_discrete(T, source) if discrete else _cross_continuous(T, source)
+    X = Z @ X @ Z.conj().T
+    if not np.iscomplexobj(A):
+        X = X.real
+    defect = (A @ X @ A - X if discrete else A @ X + X @ A) + B @ C
+    size = float(np.linalg.norm(X)) * max(matrix_size(A), 1.0) ** 2 + float(np.linalg.norm(B @ C))
+    if not np.linalg.norm(defect) <= ACCEPTED_RESIDUAL * max(size, np.finfo(float).tiny):
+        raise ConvergenceError(
+            f"the cross Gramian could not be computed: residual {np.linalg.norm(defect):.1e} against {size:.1e}"
+        )
+    return X * scales[:, None] / scales
+
+
+def _cross_continuous(T: Array, source: Array) -> Array:
+    (trsyl,) = sla.get_lapack_funcs(("trsyl",), (T,))
+    X, scale, _ = trsyl(T, T, -source)
+    return X / scale
+
+
+def _cross_discrete(T: Array, source: Array) -> Array:
+    """Solve X = T X T + source column by column, T upper triangular."""
+    n = T.shape[0]
+    X, TX = np.zeros((n, n), complex), np.zeros((n, n), complex)
+    eye = np.eye(n)
+    for j in range(n):
+        rhs = source[:, j] + TX[:, :j] @ T[:j, j]
+        X[:, j] = sla.solve_triangular(eye - T[j, j] * T, rhs, check_finite=False)
+        TX[:, j] = T @ X[:, j]
+    return X

@@ -1,0 +1,245 @@
+"""Hankel singular values and the balanced realisation, from Gramian factors."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg as sla
+
+from ._errors import OrderError, ReductionWarning
+from ._smith import compress
+from ._split import EPS, STABILITY_TOL
+from .lyapunov import FactoredSystem, factorize
+from .models import LinearModel, Timebase, as_model
+
+Array: TypeAlias = npt.NDArray[Any]
+
+#: Factor products up to this size go through one-sided Jacobi, which keeps the digits of small
+#: singular values; larger ones through bidiagonalisation, which is some ten times faster there.
+JACOBI_LIMIT = 256
+
+
+@dataclass(frozen=True)
+class Balancing:
+    """The SVD of the factor product, and the bases that balance the stable part.
+
+    ``right`` is Lc V and ``left`` is Lo U in the coordinates of ``factored``; scaled by the inverse
+    square roots of ``values`` they are the balancing transformation.
+    """
+
+    factored: FactoredSystem
+    values: Array
+    left: Array
+    right: Array
+    noise_floor: float
+
+    @property
+    def rank(self) -> int:
+        """Number of singular values above the noise floor."""
+        return int(np.count_nonzero(self.values > self.noise_floor))
+
+    def bases(self, r: int) -> tuple[Array, Array]:
+        """Return left and right (n_stable, r) with left^H right = 1 that balance the leading r states."""
+        scale = 1 / np.sqrt(self.values[:r])
+        left, right = self.left[:, :r] * scale, self.right[:, :r] * scale
+        # rounding of size eps * sigma_1 / sigma_r in left^H right is taken out
+        return left @ sla.inv(right.conj().T @ left) if r else left, right
+
+
+def factor_product(factored: FactoredSystem) -> tuple[Array, Array, Array, float]:
+    """Return Lc, Lo, Lo^H Lc and the size of the rounding errors in that product."""
+    Lc, Lo = factored.controllability, factored.observability
+    if min(Lc.shape[1], Lo.shape[1]) <= JACOBI_LIMIT:
+        Lc, Lo = compress(Lc), compress(Lo)
+    floor = EPS * float(np.linalg.norm(np.abs(Lo).T @ np.abs(Lc)))
+    return Lc, Lo, Lo.conj().T @ Lc, floor
+
+
+def balance(factored: FactoredSystem) -> Balancing:
+    """Return the singular values of the factor product and the balancing bases."""
+    Lc, Lo, product, floor = factor_product(factored)
+    U, values, Vh = _svd(product)
+    return Balancing(factored, values, Lo @ U, Lc @ Vh.conj().T, floor)
+
+
+def singular_values(factored: FactoredSystem) -> tuple[Array, float]:
+    """Return all n Hankel singular values, inf first, and the noise floor."""
+    _, _, product, floor = factor_product(factored)
+    values = _svd_values(product)[: factored.n_stable]
+    return padded(values, factored), floor
+
+
+def padded(values: Array, factored: FactoredSystem) -> Array:
+    """Return the values with inf in front for kept poles and zeros behind up to n."""
+    zeros = np.zeros(factored.n_stable - values.size)
+    return np.concatenate([np.full(factored.n_kept, np.inf), values, zeros])
+
+
+def _svd(M: Array) -> tuple[Array, Array, Array]:
+    if 0 in M.shape:
+        return np.zeros((M.shape[0], 0)), np.zeros(0), np.zeros((0, M.shape[1]))
+    if np.iscomplexobj(M) or min(M.shape) > JACOBI_LIMIT:
+        U, values, Vh = np.linalg.svd(M, full_matrices=False)
+        return U, values, Vh
+    if M.shape[0] < M.shape[1]:
+        U, values, Vh = _svd(M.T)
+        return Vh.T, values, U.T
+    jacobi = _jacobi(M, vectors=True)
+    return jacobi if jacobi is not None else np.linalg.svd(M, full_matrices=False)
+
+
+def _svd_values(M: Array) -> Array:
+    if 0 in M.shape:
+        return np.zeros(0)
+    if not np.iscomplexobj(M) and min(M.shape) <= JACOBI_LIMIT:
+        jacobi = _jacobi(M if M.shape[0] >= M.shape[1] else M.T, vectors=False)
+        if jacobi is not None:
+            return jacobi[1]
+    return sla.svdvals(M, check_finite=False)
+
+
+def _jacobi(M: Array, *, vectors: bool) -> tuple[Array, Array, Array] | None:
+    """One-sided Jacobi SVD; None where LAPACK reports that it did not converge.
+
+    Source: Drmac and Veselic, SIAM J. Matrix Anal. Appl. 29 (2008).
+    """
+    (gejsv,) = sla.get_lapack_funcs(("gejsv",), (M,))
+    size = float(np.abs(M).max())
+    if size == 0:
+        return np.eye(*M.shape), np.zeros(M.shape[1]), np.eye(M.shape[1])
+    # joba=2: rows and columns both graded; jobr=0: nothing is set to zero for being small
+    scaled, U, V, work, _, info = gejsv(M / size, joba=2, jobu=0 if vectors else 3, jobv=0 if vectors else 3, jobr=0)
+    if info != 0:
+        return None
+    values = scaled * (work[0] / work[1]) * size
+    return U[:, : M.shape[1]], values, V.T
+
+
+def hankel_singular_values(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -> Array:
+    """Return the Hankel singular values of a model.
+
+    Parameters
+    ----------
+    sys : model
+        ``control.StateSpace``, ``control.TransferFunction``, a ``scipy.signal`` lti or dlti,
+        :class:`ModalSystem`, or a tuple ``(A, B, C, D)`` or ``(A, B, C, D, E)``.
+    dt : 0, True, float or None
+        Timebase of a tuple, as in python-control. Other types carry their own.
+    stability_tol : float
+        Poles nearer to the stability boundary than this, relative to the size of A, count as
+        marginal.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+        In falling order, in the unit of the gain from input to output. ``inf`` comes first, once for
+        every unstable or marginal pole.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be used (shapes, NaN, type).
+    ConvergenceError
+        No solver reached its accuracy.
+
+    Notes
+    -----
+    Computed as the singular values of Lo^H Lc with Gramian factors Lc, Lo that are never squared
+    (Moore, IEEE Trans. Autom. Control 26 (1981); Laub, Heath, Paige, Ward, ibid. 32 (1987)).
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> A = np.diag([-1.0, -2.0]); B = np.ones((2, 1)); C = np.ones((1, 2))
+    >>> hankelred.hankel_singular_values((A, B, C, 0)).round(6)
+    array([0.731343, 0.018657])
+    """
+    return singular_values(factorize(as_model(sys, dt), checked_tol(stability_tol)))[0]
+
+
+def balanced_realization(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -> Any:
+    """Return the balanced realisation: both Gramians equal and diagonal.
+
+    Parameters
+    ----------
+    sys, dt, stability_tol
+        As in :func:`hankel_singular_values`.
+
+    Returns
+    -------
+    model
+        The same type, dt and names as ``sys``. Unstable and marginal modes stand first, as they are.
+        States that are not reachable or not observable cannot be balanced and are left out.
+
+    Warns
+    -----
+    ReductionWarning
+        States were left out, so the result has fewer states than ``sys``.
+
+    Raises
+    ------
+    ModelError, ConvergenceError
+        As in :func:`hankel_singular_values`.
+
+    Notes
+    -----
+    Moore, IEEE Trans. Autom. Control 26 (1981).
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> A = np.diag([-1.0, -2.0]); B = np.ones((2, 1)); C = np.ones((1, 2))
+    >>> balanced = hankelred.balanced_realization((A, B, C, 0))
+    >>> hankelred.gramian(balanced, "controllability").round(6) + 0.0
+    array([[0.731343, 0.      ],
+           [0.      , 0.018657]])
+    """
+    model = as_model(sys, dt)
+    balancing = balance(factorize(model, checked_tol(stability_tol)))
+    out, _, _ = truncated(model, balancing, balancing.rank)
+    if out.n_states < model.n_states:
+        warnings.warn(
+            f"{model.n_states - out.n_states} of {model.n_states} states are not reachable or not observable "
+            f"above the noise floor {balancing.noise_floor:.1e} and were left out",
+            ReductionWarning,
+            stacklevel=2,
+        )
+    return out.to_user()
+
+
+def truncated(model: LinearModel, balancing: Balancing, r: int) -> tuple[LinearModel, Array, Array]:
+    """Keep the r leading balanced states behind the kept ones; return also left and right.
+
+    ``left.T @ A @ right`` is the new A, for complex models too (left is conjugated for that).
+    """
+    f = balancing.factored
+    left, right = balancing.bases(r)
+    A = _block_diagonal(f.kept_A, left.conj().T @ f.A @ right)
+    B = np.concatenate([f.kept_B, left.conj().T @ f.B])
+    C = np.concatenate([f.kept_C, f.C @ right], axis=1)
+    onto = np.concatenate([f.kept_left, f.left @ left], axis=1)
+    back = np.concatenate([f.kept_right, f.right @ right], axis=1)
+    return model.with_matrices(A, B, C, model.D), onto.conj(), back
+
+
+def _block_diagonal(first: Array, second: Array) -> Array:
+    k, n = first.shape[0], first.shape[0] + second.shape[0]
+    out = np.zeros((n, n), np.result_type(first, second))
+    out[:k, :k] = first
+    out[k:, k:] = second
+    return out
+
+
+def checked_tol(stability_tol: float) -> float:
+    """Check the tolerance that tells marginal poles from stable ones."""
+    try:
+        value = float(stability_tol)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if not 0 <= value < 1:
+        raise OrderError(f"stability_tol must be a number in [0, 1), got {stability_tol!r}")
+    return value

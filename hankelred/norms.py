@@ -1,0 +1,255 @@
+"""H2, H-infinity and Hankel norms of a model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import ConvergenceError, ModelError
+from ._response import FrequencyResponse
+from ._split import STABILITY_TOL
+from .hankel import Balancing, balance, checked_tol, singular_values, truncated
+from .lyapunov import FactoredSystem, factorize
+from .models import LinearModel, Timebase, as_model
+
+Array: TypeAlias = npt.NDArray[Any]
+Quadruple = tuple[Array, Array, Array, Array]
+
+#: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
+HINF_RTOL = 1e-6
+MAX_LEVELS = 60
+
+
+def norm(
+    sys: Any,
+    kind: Literal["h2", "hinf", "hankel"] = "h2",
+    *,
+    dt: Timebase = 0,
+    stability_tol: float = STABILITY_TOL,
+) -> float:
+    """Return a norm of a model.
+
+    Parameters
+    ----------
+    sys : model
+        As in :func:`hankel_singular_values`.
+    kind : {"h2", "hinf", "hankel"}
+        "h2": root of the energy of the impulse response; inf for an unstable model or a continuous
+        one with D != 0. "hinf": largest gain over all frequencies; inf with a pole on or beyond the
+        stability boundary. "hankel": largest Hankel singular value.
+    dt : 0, True, float or None
+        Timebase of a tuple.
+    stability_tol : float
+        Poles nearer to the boundary than this, relative to the size of A, count as marginal.
+
+    Returns
+    -------
+    float
+        The H-infinity norm is a gain that the model has, and no frequency exceeds it by more than
+        1e-6 of it.
+
+    Raises
+    ------
+    ModelError
+        Unknown kind, or a model that cannot be used.
+
+    Notes
+    -----
+    H-infinity: level sets found from the eigenvalues of a Hamiltonian matrix, which cannot step over
+    a narrow peak as a grid does (Bruinsma and Steinbuch, Syst. Control Lett. 14 (1990)).
+
+    Examples
+    --------
+    >>> import hankelred
+    >>> sys = ([[-1.0]], [[1.0]], [[2.0]], 0)
+    >>> [round(hankelred.norm(sys, kind), 6) for kind in ("h2", "hinf", "hankel")]
+    [1.414214, 2.0, 1.0]
+    """
+    if kind not in ("h2", "hinf", "hankel"):
+        raise ModelError(f"kind must be 'h2', 'hinf' or 'hankel', got {kind!r}")
+    model = as_model(sys, dt)
+    factored = factorize(model, checked_tol(stability_tol))
+    if factored.n_kept:
+        return math.inf
+    if kind == "hankel":
+        return float(singular_values(factored)[0].max(initial=0.0))
+    if kind == "h2":
+        return h2_norm(factored, model.D, discrete=model.is_discrete)
+    return hinf_of_model(model, balance(factored))
+
+
+def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
+    """Return the H2 norm of the stable part with this D."""
+    direct = float(np.linalg.norm(D))
+    if not discrete and direct > 0:
+        return math.inf
+    return math.hypot(float(np.linalg.norm(factored.C @ factored.controllability)), direct)
+
+
+def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
+    """Return the H-infinity norm of a stable model, by way of its minimal part where that is smaller."""
+    minimal, _, _ = truncated(model, balancing, balancing.rank)
+    return verified_hinf(
+        [(minimal.as_tuple(), model.as_tuple())],
+        discrete=model.is_discrete,
+        noise=2 * float(balancing.values[balancing.rank :].sum()) + balancing.noise_floor,
+    )
+
+
+def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, noise: float) -> float:
+    """Return the H-infinity norm of a sum of systems, each given compactly and in full.
+
+    The peak is searched on the compact forms, which differ from the full ones by no more than noise,
+    and the value is the gain of the full forms there. Where the two do not agree the search is done
+    again on the full forms.
+    """
+    compact = _sum([small for small, _ in terms])
+    full = _sum([large for _, large in terms])
+    value, frequency = hinf_norm(*compact, discrete=discrete)
+    if full[0].shape == compact[0].shape:
+        return value
+    seen = gain_at(full, frequency, discrete=discrete)
+    if abs(seen - value) <= HINF_RTOL * value + 100 * noise:
+        return seen
+    return hinf_norm(*full, discrete=discrete)[0]
+
+
+def _sum(parts: list[Quadruple]) -> Quadruple:
+    """Return the parallel connection."""
+    n = sum(A.shape[0] for A, _, _, _ in parts)
+    out = np.zeros((n, n), np.result_type(*(A for A, _, _, _ in parts)))
+    at = 0
+    for A, _, _, _ in parts:
+        k = A.shape[0]
+        out[at : at + k, at : at + k] = A
+        at += k
+    B = np.concatenate([B for _, B, _, _ in parts])
+    C = np.concatenate([C for _, _, C, _ in parts], axis=1)
+    D = np.sum([D for _, _, _, D in parts], axis=0)
+    return out, B, C, D
+
+
+def gain_at(system: Quadruple, frequency: float, *, discrete: bool) -> float:
+    """Return the largest singular value at one angular frequency (inf: the direct term)."""
+    A, B, C, D = system
+    if 0 in D.shape:
+        return 0.0
+    if math.isinf(frequency):
+        return float(np.linalg.norm(D, 2))
+    point = np.exp(1j * frequency) if discrete else 1j * frequency
+    response = D + C @ np.linalg.solve(point * np.eye(A.shape[0]) - A, B.astype(complex)) if A.size else D
+    return float(np.linalg.norm(response, 2))
+
+
+def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tuple[float, float]:
+    """Return the H-infinity norm of a stable system and the angular frequency where it is reached.
+
+    Levels just above the best gain so far are tested: if the gain crosses the level anywhere, the
+    crossings are eigenvalues on the imaginary axis of a Hamiltonian matrix, and a higher gain lies
+    between two of them. Rounding moves such eigenvalues off the axis, so every eigenvalue offers its
+    imaginary part as a candidate, and only evaluated gains count.
+    """
+    if 0 in D.shape or A.shape[0] == 0:
+        return (float(np.linalg.norm(D, 2)) if D.size else 0.0), 0.0
+    response = FrequencyResponse(A, B, C, D, discrete=discrete)
+    real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
+    plane = _HalfPlane(A, B, C, D, discrete=discrete)
+    best, at = _best_gain(response, np.append(_start_frequencies(A, discrete=discrete, real=real), plane.far_end))
+    direct = float(np.linalg.norm(D, 2))
+    if not discrete and direct > best:
+        best, at = direct, math.inf
+    if best == 0:
+        return 0.0, 0.0
+    for _ in range(MAX_LEVELS):
+        level = best * (1 + HINF_RTOL)
+        crossings = plane.candidates(level, real=real)
+        between = 0.5 * (crossings[1:] + crossings[:-1])
+        higher, where = _best_gain(response, np.concatenate([crossings, between]))
+        if higher <= level:
+            if higher > best:
+                best, at = higher, where
+            return best, at
+        best, at = higher, where
+    raise ConvergenceError(f"the H-infinity norm did not settle in {MAX_LEVELS} levels; the last was {best:.6g}")
+
+
+def _best_gain(response: FrequencyResponse, frequencies: Array) -> tuple[float, float]:
+    if frequencies.size == 0:
+        return 0.0, 0.0
+    gains = response.gain(frequencies)
+    k = int(np.argmax(gains))
+    return float(gains[k]), float(frequencies[k])
+
+
+def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
+    """Return the resonance of every pole, and both ends of the axis."""
+    poles = np.linalg.eigvals(A)
+    if discrete:
+        frequencies = np.concatenate([np.angle(poles), [0.0, math.pi]])
+    else:
+        resonance = np.sqrt(np.maximum(poles.imag**2 - poles.real**2, 0.0)) * np.sign(poles.imag)
+        frequencies = np.concatenate([poles.imag, resonance, np.abs(poles), [0.0]])
+    return np.unique(np.abs(frequencies) if real else frequencies)
+
+
+class _HalfPlane:
+    """The system over the half plane, for level tests; a discrete one is brought there by a Moebius map.
+
+    z = q (1 + s) / (1 - s) takes the left half plane to the disk and s = inf to z = -q, so q is chosen
+    to keep -q away from the poles: 1 or -1 for real systems unless poles are near both.
+    """
+
+    def __init__(self, A: Array, B: Array, C: Array, D: Array, *, discrete: bool):
+        self.turn: complex | None = None
+        if discrete:
+            poles = np.linalg.eigvals(A)
+            turns: list[complex] = [1.0, -1.0]
+            if max(_distance(poles, q) for q in turns) < 1e-3:
+                turns += list(np.exp(1j * np.linspace(0, 2 * np.pi, 4 * poles.size + 8)))
+            q = max(turns, key=lambda turn: _distance(poles, turn))
+            self.turn = q
+            n = A.shape[0]
+            inverse = np.linalg.inv(A + q * np.eye(n))
+            A, B, C, D = (
+                inverse @ (A - q * np.eye(n)),
+                math.sqrt(2) * (inverse @ B),
+                math.sqrt(2) * q * (C @ inverse),
+                D - C @ inverse @ B,
+            )
+        self.A, self.B, self.C, self.D = A, B, C, D
+
+    @property
+    def far_end(self) -> list[float]:
+        """The frequency that the map sends to infinity, where levels below its gain have no Hamiltonian."""
+        return [] if self.turn is None else [float(np.angle(-self.turn))]
+
+    def candidates(self, level: float, *, real: bool) -> Array:
+        """Return, sorted, the angular frequencies at which the gain may cross the level."""
+        A, B, C, D = self.A, self.B, self.C, self.D
+        p, m = D.shape
+        R = level**2 * np.eye(m) - D.conj().T @ D
+        S = level**2 * np.eye(p) - D @ D.conj().T
+        RB = np.linalg.solve(R, np.concatenate([D.conj().T @ C, B.conj().T], axis=1))
+        n = A.shape[0]
+        F = A + B @ RB[:, :n]
+        hamiltonian = np.block(
+            [[F, level * (B @ RB[:, n:])], [-level * (C.conj().T @ np.linalg.solve(S, C)), -F.conj().T]]
+        )
+        values = np.linalg.eigvals(hamiltonian)
+        # a crossing is on the axis up to the square root of rounding; anything near it is a candidate
+        size = float(np.abs(values).max())
+        values = values[np.abs(values.real) <= 1e-3 * np.abs(values) + 1e-7 * size]
+        frequencies = self._to_frequency(values.imag)
+        return np.unique(np.abs(frequencies) if real else frequencies)
+
+    def _to_frequency(self, w: Array) -> Array:
+        if self.turn is None:
+            return w
+        return np.angle(self.turn * (1 + 1j * w) / (1 - 1j * w))
+
+
+def _distance(poles: Array, q: complex) -> float:
+    return float(np.abs(poles + q).min())
