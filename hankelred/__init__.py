@@ -11,6 +11,13 @@ from ._errors import (
     ReductionWarning,
     UnstableError,
 )
+from .gramians import gramian
+from .hankel import balanced_realization, hankel_singular_values
+from .modal import ModalSystem, modal_form
+from .norms import norm
+from .order import select_order
+from .plotting import plot_hankel_singular_values, plot_reduction
+from .reduction import Reduction, reduce
 
 __version__ = "0.1.0"
 
@@ -18,8 +25,19 @@ __all__ = [
     "ConvergenceError",
     "FileFormatError",
     "HankelredError",
+    "ModalSystem",
     "ModelError",
     "OrderError",
+    "Reduction",
     "ReductionWarning",
     "UnstableError",
+    "balanced_realization",
+    "gramian",
+    "hankel_singular_values",
+    "modal_form",
+    "norm",
+    "plot_hankel_singular_values",
+    "plot_reduction",
+    "reduce",
+    "select_order",
 ]

@@ -72,8 +72,8 @@ class BalancedSource:
         if not np.all(stable):
             worst = poles[~stable][0]
             warnings.warn(
-                f"rounding left a pole of the reduced model at {worst:.3g}, not inside the stability region: the "
-                "full model has a pole as near to the boundary; ask for a smaller order",
+                f"rounding left a pole of the reduced model at {worst:.3g}, outside the stability region: "
+                "the full model has a pole as near to the boundary; ask for a smaller order",
                 ReductionWarning,
                 stacklevel=5,
             )

@@ -29,7 +29,7 @@ def cauchy_factor(log_poles: Array, B: Array, *, discrete: bool) -> Array:
     n = log_poles.size
     B = B.astype(complex)
     if B.shape[1] > n:
-        B = np.linalg.qr(B.conj().T, mode="r").conj().T
+        B = np.asarray(np.linalg.qr(B.conj().T, mode="r")).conj().T
     own = _denominator(log_poles.real + 0j, log_poles.real + 0j, discrete).real
     remaining = np.ones(n, dtype=bool)
     columns: list[Array] = []

@@ -76,7 +76,7 @@ def _narrow(B: Array) -> Array:
     """Return at most n columns with the same B B^H."""
     if B.shape[1] <= B.shape[0]:
         return B
-    return np.asfortranarray(np.linalg.qr(B.conj().T, mode="r").conj().T)
+    return np.asfortranarray(np.asarray(np.linalg.qr(B.conj().T, mode="r")).conj().T)
 
 
 def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tuple[Array, Array]:

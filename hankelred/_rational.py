@@ -38,7 +38,9 @@ def _normalised(num: Any, den: Any, where: tuple[int, int]) -> tuple[Array, Arra
     num, den = (np.trim_zeros(np.atleast_1d(np.asarray(c)), "f") for c in (num, den))
     for coefficients, what in ((num, "numerator"), (den, "denominator")):
         if not np.all(np.isfinite(coefficients)):
-            raise ModelError(f"{entry}: the {what} {coefficients.tolist()} has a coefficient that is not finite")
+            raise ModelError(
+                f"{entry}: the {what} {coefficients.tolist()} has a coefficient that is not finite"
+            )
     if den.size == 0:
         raise ModelError(f"{entry}: the denominator is zero")
     if num.size > den.size:
@@ -125,7 +127,9 @@ def _sections(roots: Array, what: str) -> list[Array]:
     except ValueError:
         return [np.array([1.0, -root]) for root in roots]
     return [
-        np.array([1.0, -pair[0].real]) if len(pair) == 1 else np.array([1.0, -2 * pair[0].real, abs(pair[0]) ** 2])
+        np.array([1.0, -pair[0].real])
+        if len(pair) == 1
+        else np.array([1.0, -2 * pair[0].real, abs(pair[0]) ** 2])
         for pair in ordered
     ]
 
@@ -190,7 +194,9 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
                 candidates.append(_from_residues(*residues, i, j, poles, D[i, j], den))
             if real:
                 candidates = [np.real(c) for c in candidates]
-            errors = [float(np.abs(np.polyval(c, points) / den_values - truth[:, i, j]).max()) for c in candidates]
+            errors = [
+                float(np.abs(np.polyval(c, points) / den_values - truth[:, i, j]).max()) for c in candidates
+            ]
             best = int(np.argmin(errors))
             worst = max(worst, errors[best])
             # D = 0 means the leading coefficient is zero, not the rounding that a route leaves there

@@ -103,7 +103,7 @@ def _products_left(power: Array, width: int, *, thin_is_cheap: bool) -> int | No
 
 def _spectral_norm(A: Array) -> float:
     """Estimate the largest singular value by the power method, from below, mostly within a few percent."""
-    v = np.random.default_rng(0).standard_normal(A.shape[1])
+    v: Any = np.random.default_rng(0).standard_normal(A.shape[1])
     norm = 0.0
     for _ in range(6):
         v = v / max(float(np.linalg.norm(v)), np.finfo(float).tiny)

@@ -87,7 +87,9 @@ def _reorder(T: Array, Z: Array, stable: Array) -> tuple[Array, Array]:
     lwork = trsen_lwork(stable.astype(int), T, job="N")[0]
     result = trsen(stable.astype(int), T, Z, job="N", lwork=max(int(np.real(lwork)), 1))
     if result[-1] != 0:
-        raise ConvergenceError("the Schur form could not be reordered: some poles are too close to each other")
+        raise ConvergenceError(
+            "the Schur form could not be reordered: some poles are too close to each other"
+        )
     return result[0], result[1]
 
 
@@ -101,7 +103,7 @@ def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
     for i in np.flatnonzero(stable & (distance < CLUSTER_REACH * size)):
         gaps = np.abs(poles - poles[i])
         gaps[i] = np.inf
-        if gaps.min() <= 10 * distance[i] and distance[i] <= 10 * EPS * size * _sensitivity(T, poles, i):
+        if gaps.min() <= 10 * distance[i] and distance[i] <= 10 * EPS * size * _sensitivity(T, poles, int(i)):
             stable[i] = False
     # a conjugate pair stays together
     if not np.iscomplexobj(T):

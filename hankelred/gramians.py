@@ -75,7 +75,9 @@ def gramian(
     tol = checked_tol(stability_tol)
     if kind == "cross":
         if factor:
-            raise ModelError("the cross Gramian is not positive semidefinite and has no factor L L^H; use factor=False")
+            raise ModelError(
+                "the cross Gramian is not semidefinite and has no factor L L^H; use factor=False"
+            )
         return _cross(model, tol)
     factored = factorize(model, tol)
     if factored.n_kept:
@@ -89,9 +91,9 @@ def gramian(
 
 
 def _no_gramian(poles: Array) -> str:
-    shown = ", ".join(f"{pole:.3g}" for pole in poles[:3])
+    shown = ", ".join(f"{pole:.3g}" for pole in poles[:3]) + (", ..." if poles.size > 3 else "")
     return (
-        f"the model has {poles.size} unstable or marginal pole(s) ({shown}{', ...' if poles.size > 3 else ''}), so "
+        f"the model has {poles.size} unstable or marginal pole(s) ({shown}), so "
         "no Gramian exists; reduce() and hankel_singular_values() split such poles off by themselves"
     )
 
@@ -119,9 +121,10 @@ def _cross(model: LinearModel, tol: float) -> Array:
         X = X.real
     defect = (A @ X @ A - X if discrete else A @ X + X @ A) + B @ C
     size = float(np.linalg.norm(X)) * max(matrix_size(A), 1.0) ** 2 + float(np.linalg.norm(B @ C))
-    if not np.linalg.norm(defect) <= ACCEPTED_RESIDUAL * max(size, np.finfo(float).tiny):
+    residual = float(np.linalg.norm(defect))
+    if not residual <= ACCEPTED_RESIDUAL * max(size, np.finfo(float).tiny):
         raise ConvergenceError(
-            f"the cross Gramian could not be computed: residual {np.linalg.norm(defect):.1e} against {size:.1e}"
+            f"the cross Gramian could not be computed: residual {residual:.1e} against {size:.1e}"
         )
     return X * scales[:, None] / scales
 

@@ -112,7 +112,9 @@ def _jacobi(M: Array, *, vectors: bool) -> tuple[Array, Array, Array] | None:
     if size == 0:
         return np.eye(*M.shape), np.zeros(M.shape[1]), np.eye(M.shape[1])
     # joba=2: rows and columns both graded; jobr=0: nothing is set to zero for being small
-    scaled, U, V, work, _, info = gejsv(M / size, joba=2, jobu=0 if vectors else 3, jobv=0 if vectors else 3, jobr=0)
+    scaled, U, V, work, _, info = gejsv(
+        M / size, joba=2, jobu=0 if vectors else 3, jobv=0 if vectors else 3, jobr=0
+    )
     if info != 0:
         return None
     values = scaled * (work[0] / work[1]) * size
@@ -156,7 +158,7 @@ def hankel_singular_values(sys: Any, *, dt: Timebase = 0, stability_tol: float =
     >>> import numpy as np, hankelred
     >>> A = np.diag([-1.0, -2.0]); B = np.ones((2, 1)); C = np.ones((1, 2))
     >>> hankelred.hankel_singular_values((A, B, C, 0)).round(6)
-    array([0.731343, 0.018657])
+    array([0.731, 0.019])
     """
     return singular_values(factorize(as_model(sys, dt), checked_tol(stability_tol)))[0]
 
@@ -195,8 +197,8 @@ def balanced_realization(sys: Any, *, dt: Timebase = 0, stability_tol: float = S
     >>> A = np.diag([-1.0, -2.0]); B = np.ones((2, 1)); C = np.ones((1, 2))
     >>> balanced = hankelred.balanced_realization((A, B, C, 0))
     >>> hankelred.gramian(balanced, "controllability").round(6) + 0.0
-    array([[0.731343, 0.      ],
-           [0.      , 0.018657]])
+    array([[0.731, 0.   ],
+           [0.   , 0.019]])
     """
     model = as_model(sys, dt)
     balancing = balance(factorize(model, checked_tol(stability_tol)))

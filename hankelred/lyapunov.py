@@ -25,6 +25,7 @@ import scipy.linalg as sla
 from ._cauchy import cauchy_factor
 from ._errors import ConvergenceError
 from ._hammarling import hammarling_factors
+from ._pairs import real_coordinates
 from ._scaling import equilibrate
 from ._smith import smith_factors
 from ._split import is_stable_pole, matrix_size, split
@@ -66,10 +67,12 @@ class FactoredSystem:
 
     @property
     def n_stable(self) -> int:
+        """Number of stable states."""
         return int(self.A.shape[0])
 
     @property
     def n_kept(self) -> int:
+        """Number of states of unstable and marginal poles."""
         return int(self.kept_A.shape[0])
 
 
@@ -93,7 +96,14 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
             if residual <= SMITH_RESIDUAL:
                 right, left = np.diag(scales), np.diag(1 / scales)
                 return _assembled(
-                    (A, B, C), result.controllability, result.observability, right, left, None, "smith", residual
+                    (A, B, C),
+                    result.controllability,
+                    result.observability,
+                    right,
+                    left,
+                    None,
+                    "smith",
+                    residual,
                 )
     return _factorize_schur(A, B, C, scales, discrete, stability_tol)
 
@@ -124,7 +134,7 @@ def _factorize_schur(
 
 
 def _factorize_modal(model: LinearModel, stability_tol: float) -> FactoredSystem:
-    """Split by the given poles and factor in closed form, in the coordinates of the model."""
+    """Split by the given poles and factor in closed form; real systems are worked on in real states."""
     assert model.log_poles is not None
     logs, discrete = model.log_poles, model.is_discrete
     poles = np.exp(logs) if discrete else logs
@@ -134,46 +144,23 @@ def _factorize_modal(model: LinearModel, stability_tol: float) -> FactoredSystem
         stable = -np.expm1(logs.real) > stability_tol * max(1.0, size)
     else:
         stable = is_stable_pole(poles, size, discrete=False, tol=stability_tol)
-    # real models carry each conjugate pair as two real states
-    to_states = np.eye(logs.size) if model.is_complex else pair_unitary(logs)
-    B, C = to_states.conj().T @ model.B, model.C @ to_states
-    Lc = np.zeros((logs.size, 0), complex)
-    Lo = Lc
-    if np.any(stable):
-        Lc, Lo = (np.zeros((logs.size, int(stable.sum())), complex) for _ in range(2))
-        c = cauchy_factor(logs[stable], B[stable], discrete=discrete)
-        o = cauchy_factor(logs[stable].conj(), C[:, stable].conj().T, discrete=discrete)
-        Lc, Lo = np.zeros((logs.size, c.shape[1]), complex), np.zeros((logs.size, o.shape[1]), complex)
-        Lc[stable], Lo[stable] = c, o
-    Lc, Lo = to_states @ Lc, to_states @ Lo
-    if not model.is_complex:
-        Lc, Lo = real_factor(Lc), real_factor(Lo)
     order = np.concatenate([np.flatnonzero(stable), np.flatnonzero(~stable)])
     n = int(stable.sum())
-    s, k = order[:n], order[n:]
-    eye = np.eye(logs.size)
-    A, Lc, Lo = model.A, Lc[s], Lo[s]
-    part = (A[np.ix_(s, s)], model.B[s], model.C[:, s])
-    kept = (A[np.ix_(k, k)], model.B[k], model.C[:, k])
-    residual = _residual(*part, Lc, Lo, discrete)
-    return _assembled(part, Lc, Lo, eye[:, order], eye[:, order], kept, "cauchy", residual)
-
-
-def pair_unitary(log_poles: Array) -> Array:
-    """Return the unitary matrix from modal states to real ones, pairs standing side by side.
-
-    A pair z, conj z becomes the real states sqrt(2) Re z and sqrt(2) Im z.
-    """
-    n = log_poles.size
-    out = np.eye(n, dtype=complex)
-    k = 0
-    while k < n:
-        if log_poles[k].imag != 0 and k + 1 < n:
-            out[k : k + 2, k : k + 2] = np.array([[1, 1], [-1j, 1j]]) * np.sqrt(0.5)
-            k += 2
-        else:
-            k += 1
-    return out
+    logs, poles, B, C = logs[order], poles[order], model.B[order], model.C[:, order]
+    Lc = cauchy_factor(logs[:n], B[:n], discrete=discrete)
+    Lo = cauchy_factor(logs[:n].conj(), C[:, :n].conj().T, discrete=discrete)
+    unitary = real_coordinates(logs, B, C, model.D, discrete=discrete)
+    if unitary is None:
+        A, basis = np.diag(poles), np.eye(logs.size)
+    else:
+        A, B, C = ((unitary * poles) @ unitary.conj().T).real, (unitary @ B).real, (C @ unitary.conj().T).real
+        Lc, Lo = real_factor(unitary[:n, :n] @ Lc), real_factor(unitary[:n, :n] @ Lo)
+        basis = unitary.conj().T
+    back = np.zeros_like(basis)
+    back[order] = basis
+    stable_part, kept = (A[:n, :n], B[:n], C[:, :n]), (A[n:, n:], B[n:], C[:, n:])
+    residual = _residual(*stable_part, Lc, Lo, discrete)
+    return _assembled(stable_part, Lc, Lo, back, back, kept, "cauchy", residual)
 
 
 def real_factor(L: Array) -> Array:
@@ -183,7 +170,7 @@ def real_factor(L: Array) -> Array:
     stacked = np.hstack([L.real, L.imag])
     if stacked.shape[1] <= stacked.shape[0]:
         return stacked
-    return np.linalg.qr(stacked.T, mode="r").T
+    return np.asarray(np.linalg.qr(stacked.T, mode="r")).T
 
 
 def _assembled(
@@ -199,7 +186,11 @@ def _assembled(
     A, B, C = stable
     n = A.shape[0]
     if kept is None:
-        kept = (np.zeros((0, 0), A.dtype), np.zeros((0, B.shape[1]), A.dtype), np.zeros((C.shape[0], 0), A.dtype))
+        kept = (
+            np.zeros((0, 0), A.dtype),
+            np.zeros((0, B.shape[1]), A.dtype),
+            np.zeros((C.shape[0], 0), A.dtype),
+        )
     return FactoredSystem(
         A, B, C, Lc, Lo, right[:, :n], left[:, :n], *kept, right[:, n:], left[:, n:], solver, residual
     )
@@ -232,5 +223,3 @@ def _residual(A: Array, B: Array, C: Array, Lc: Array, Lo: Array, discrete: bool
         return float(np.linalg.norm(defect)) / total if total > 0 else 0.0
 
     return max(relative(A, B, Lc), relative(A.conj().T, C.conj().T, Lo))
-
-

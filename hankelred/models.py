@@ -55,25 +55,31 @@ class LinearModel:
 
     @property
     def n_states(self) -> int:
+        """Number of states."""
         return int(self.A.shape[0])
 
     @property
     def n_inputs(self) -> int:
+        """Number of inputs."""
         return int(self.B.shape[1])
 
     @property
     def n_outputs(self) -> int:
+        """Number of outputs."""
         return int(self.C.shape[0])
 
     @property
     def is_discrete(self) -> bool:
+        """Whether the model is in discrete time."""
         return is_discrete(self.dt)
 
     @property
     def is_complex(self) -> bool:
+        """Whether any matrix is complex."""
         return any(np.iscomplexobj(M) for M in (self.A, self.B, self.C, self.D))
 
     def as_tuple(self) -> tuple[Array, Array, Array, Array]:
+        """Return (A, B, C, D)."""
         return self.A, self.B, self.C, self.D
 
     def with_matrices(self, A: Array, B: Array, C: Array, D: Array) -> LinearModel:
@@ -109,7 +115,7 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
         return sys
     own = getattr(sys, "__hankelred_model__", None)
     if own is not None:
-        return own()  # type: ignore[no-any-return]
+        return own()
     if isinstance(sys, tuple | list):
         return _from_tuple(sys, dt)
     # A user's control or scipy.signal object exists only if its module is loaded, so neither is
@@ -162,15 +168,16 @@ def validated(
             raise ModelError(f"D must have shape {shape} (outputs, inputs), got {D.shape}")
     if E is not None:
         A, B = _fold_descriptor(A, B, _matrix(E, "E"))
-    if any(np.iscomplexobj(M) for M in (A, B, C, D)):
-        A, B, C, D = (np.asarray(M, dtype=complex) for M in (A, B, C, D))
+    # one arithmetic for the whole model: complex only if something imaginary is there
+    dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in (A, B, C, D)) else float
+    A, B, C, D = (np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in (A, B, C, D))
     return A, B, C, D, validated_timebase(dt)
 
 
 def validated_timebase(dt: Any) -> Timebase:
     """Check a timebase: 0, True, a positive number of seconds, or None."""
     if dt is None or dt is True:
-        return dt  # type: ignore[no-any-return]
+        return dt
     try:
         value = float(dt)
     except (TypeError, ValueError):

@@ -157,7 +157,9 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
     response = FrequencyResponse(A, B, C, D, discrete=discrete)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
     plane = _HalfPlane(A, B, C, D, discrete=discrete)
-    best, at = _best_gain(response, np.append(_start_frequencies(A, discrete=discrete, real=real), plane.far_end))
+    best, at = _best_gain(
+        response, np.append(_start_frequencies(A, discrete=discrete, real=real), plane.far_end)
+    )
     direct = float(np.linalg.norm(D, 2))
     if not discrete and direct > best:
         best, at = direct, math.inf
@@ -173,7 +175,9 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
                 best, at = higher, where
             return best, at
         best, at = higher, where
-    raise ConvergenceError(f"the H-infinity norm did not settle in {MAX_LEVELS} levels; the last was {best:.6g}")
+    raise ConvergenceError(
+        f"the H-infinity norm did not settle in {MAX_LEVELS} levels; the last was {best:.6g}"
+    )
 
 
 def _best_gain(response: FrequencyResponse, frequencies: Array) -> tuple[float, float]:

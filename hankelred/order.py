@@ -90,11 +90,9 @@ def select_order(
         return n_inf + int(np.argmax(left_out <= (1 - energy) * total))
     if gap:
         seen = values[n_inf:rank]
-        if seen.size == 0:
-            return n_inf
-        # the last ratio is against the floor, so that a spectrum without a gap keeps everything
-        following = np.append(seen[1:], max(noise_floor, np.finfo(float).tiny))
-        return n_inf + int(np.argmax(seen / following)) + 1 if seen.size > 1 else rank
+        if seen.size < 2:
+            return rank
+        return n_inf + int(np.argmax(seen[:-1] / seen[1:])) + 1
     return rank
 
 
@@ -118,7 +116,9 @@ def check_rule(*, tol: float | None, rtol: float | None, energy: float | None, g
         if value is not None
     }
     if len(given) > 1:
-        raise OrderError(f"give at most one rule for the order, got {', '.join(f'{k}={v}' for k, v in given.items())}")
+        raise OrderError(
+            f"give at most one rule for the order, got {', '.join(f'{k}={v}' for k, v in given.items())}"
+        )
     for name, value in (("tol", tol), ("rtol", rtol), ("energy", energy)):
         if value is None:
             continue

@@ -225,7 +225,7 @@ def reduce(
     Examples
     --------
     >>> import numpy as np, hankelred
-    >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.ones((1, 3))
+    >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.array([[1.0, -2.0, 5.0]])
     >>> reduction = hankelred.reduce((A, B, C, 0), order=2)
     >>> A_r, B_r, C_r, D_r = reduction.system
     >>> A_r.shape
@@ -270,7 +270,7 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
     rank = unstable + int(np.count_nonzero(values[unstable:] > source.noise_floor))
     if order < unstable:
         raise OrderError(
-            f"order {order} is below the {unstable} unstable or marginal pole(s), which are kept exactly; the "
+            f"order {order} is below the {unstable} unstable or marginal pole(s), which are kept; the "
             f"least order possible is {unstable}"
         )
     if order > rank:
@@ -298,4 +298,3 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
         source=source,
         model=model,
     )
-
