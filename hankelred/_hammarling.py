@@ -122,6 +122,10 @@ def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     rewritten. The real root U has U U^T = V V^H, so V = U Q with a unitary Q, and S and M follow by
     Q instead of by the inverse of U.
     """
+    scale = float(np.abs(b).max(initial=0.0))
+    if scale == 0:
+        return np.zeros((2, 2)), T, np.zeros_like(b)
+    b = b / scale  # squares of a hardly controllable row must not underflow
     a = float(T[0, 0])
     skew = math.sqrt(float(T[1, 0]) / -float(T[0, 1]))
     w = math.copysign(math.sqrt(-float(T[0, 1]) * float(T[1, 0])), T[0, 1])
@@ -130,8 +134,6 @@ def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     beta = x + 1j * y  # the row of the pole; its conjugate is the row of the other
     xx, yy, xy = float(x @ x), float(y @ y), float(x @ y)
     size = xx + yy
-    if size == 0:
-        return np.zeros((2, 2)), T, np.zeros_like(b)
     bilinear = complex(xx - yy, 2 * xy)  # beta beta^T; |beta|^4 - |bilinear|^2 is 4 det of x and y
     larger, other = (x, y) if xx >= yy else (y, x)
     rest = other - larger * (xy / max(xx, yy))
@@ -155,7 +157,7 @@ def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     u11 = float(np.linalg.norm(first))
     Q = np.array([first / u11, V[1] / u22])
     S = np.array([[pole, -(M1 @ M2.conj())], [0, pole.conjugate()]])
-    U = np.array([[u11, u12], [0.0, u22]])
+    U = np.array([[u11, u12], [0.0, u22]]) * scale
     return U, (Q @ S @ Q.conj().T).real, (Q @ np.array([M1, M2])).real
 
 

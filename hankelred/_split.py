@@ -98,12 +98,16 @@ def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
     stable = is_stable_pole(poles, size, discrete=discrete, tol=tol)
     distance = 1 - np.abs(poles) if discrete else -poles.real
     # A multiple pole on the boundary (a double integrator) splits by rounding into a cluster around
-    # it, some members on either side. A member that rounding alone could have moved across is
-    # marginal too.
+    # it, some members on either side. A member of a cluster centred on the boundary that rounding
+    # alone could have moved across is marginal too.
+    triangular: Array | None = None
     for i in np.flatnonzero(stable & (distance < CLUSTER_REACH * size)):
-        gaps = np.abs(poles - poles[i])
-        gaps[i] = np.inf
-        if gaps.min() <= 10 * distance[i] and distance[i] <= 10 * EPS * size * _sensitivity(T, poles, int(i)):
+        cluster = np.abs(poles - poles[i]) <= 4 * distance[i]
+        if abs(float(distance[cluster].mean())) > 0.1 * distance[i]:
+            continue
+        if triangular is None:
+            triangular = T if np.iscomplexobj(T) else sla.rsf2csf(T, np.eye(T.shape[0]))[0]
+        if distance[i] <= 10 * EPS * size * _sensitivity(triangular, poles[i]):
             stable[i] = False
     # a conjugate pair stays together
     if not np.iscomplexobj(T):
@@ -117,11 +121,9 @@ def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
 CLUSTER_REACH = 1e-5
 
 
-def _sensitivity(T: Array, poles: Array, i: int) -> float:
-    """Return the condition number 1 / |y^H x| of pole i of a matrix in Schur form."""
-    if not np.iscomplexobj(T):
-        T = sla.rsf2csf(T, np.eye(T.shape[0]))[0]
-        i = int(np.argmin(np.abs(np.diag(T) - poles[i])))
+def _sensitivity(T: Array, pole: complex) -> float:
+    """Return the condition number 1 / |y^H x| of a pole of an upper triangular matrix."""
+    i = int(np.argmin(np.abs(np.diag(T) - pole)))
     n = T.shape[0]
     pole = T[i, i]
 
