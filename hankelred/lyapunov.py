@@ -86,6 +86,10 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
     """
     if model.log_poles is not None:
         return _factorize_modal(model, stability_tol)
+    if model.n_states == 0:  # LAPACK complains of empty matrices on stderr
+        none = np.zeros((0, 0))
+        stable = (model.A, model.B, model.C)
+        return _assembled(stable, none, none, none, none, None, "smith", 0.0)
     scales = equilibrate(model.A, model.B, model.C)
     A, B, C = model.A * scales / scales[:, None], model.B / scales[:, None], model.C * scales
     discrete = model.is_discrete

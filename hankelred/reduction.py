@@ -233,7 +233,7 @@ def reduce(
     >>> bool(reduction.error("hinf") <= reduction.error_bound)
     True
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     check_rule(tol=tol, rtol=rtol, energy=energy)
     if order is not None:
