@@ -11,15 +11,20 @@ from ._errors import (
     ReductionWarning,
     UnstableError,
 )
+from .convolution import Convolver, convolve, impulse_response, simulate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceError",
+    "Convolver",
     "FileFormatError",
     "HankelredError",
     "ModelError",
     "OrderError",
     "ReductionWarning",
     "UnstableError",
+    "convolve",
+    "impulse_response",
+    "simulate",
 ]
