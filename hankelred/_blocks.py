@@ -11,6 +11,7 @@ and down, again matrix products over all pairs at once. Both levels run over chu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +31,11 @@ _STEP = 1.0e5
 _VECTOR_OPERATION = 8.0
 #: Everything that comes before the first block is through.
 _BLOCK_START = 8.0e6
-#: Squaring stops when it could lose more than a step of the plain loop times this.
-_MAX_LOSS = 1e6
+#: A power may be this much larger than the growth of the model explains (times sqrt(n): the norm
+#: is Frobenius'), and no larger than this at all.
+_MAX_GROWTH = 10.0
+_MAX_SIZE = 1e100
+_GELFAND_SQUARINGS = 20
 
 
 def balance(A: Array) -> tuple[Array, Array]:
@@ -49,28 +53,49 @@ def balance(A: Array) -> tuple[Array, Array]:
 
 
 def safe_squares(A: Array, count: int) -> list[Array]:
-    """Return ``A, A^2, A^4, ...``, at most ``count + 1`` of them, while squaring is harmless.
+    """Return ``A, A^2, A^4, ...``, at most ``count + 1`` of them, while their use is harmless.
 
     Plain repeated squaring doubles the relative error each time: after ``k`` squarings it is
     ``2**k eps``, which a model with a long memory (a pole on the unit circle) shows and the plain loop
     does not. So each power carries its rounding error along as a second matrix, and the result has the
-    accuracy of one rounding. What is left is about ``1e-6 eps ||P||^2``. Where the powers first grow a
-    lot and then decay (strongly non-normal A) even that could exceed the rounding of one plain step,
-    and the list ends there; it also ends long before overflow.
+    accuracy of one rounding.
+
+    Using a power P still rounds by ``eps ||P||``. If it is large because the model is unstable, the loop
+    would have grown an error as large. If it is large only for a while (strongly non-normal A), the
+    loop need not, and the list ends there; it also ends long before overflow.
     """
     squares = [A]
     low = np.zeros_like(A)
-    size = float(np.linalg.norm(A))
-    step = max(1.0, size)
-    for _ in range(count):
+    limit = _MAX_GROWTH * math.sqrt(max(A.shape[0], 1))
+    rate = None
+    for k in range(1, count + 1):
         with np.errstate(over="ignore", invalid="ignore"):
             square, low = _square(squares[-1], low)
-            new = float(np.linalg.norm(square))
-        if not new < 1e100 or size * size > _MAX_LOSS * max(new, step):
+            size = float(np.linalg.norm(square))
+        if not size < _MAX_SIZE:
             break
+        if size > limit:
+            # A scaling of the states changes no rounding, so only what it cannot remove counts.
+            size = float(np.linalg.norm(sla.matrix_balance(square, permute=False, separate=True)[0]))
+        if size > limit:
+            rate = _growth_rate(A) if rate is None else rate
+            if math.log(size / limit) > rate * 2.0**k:
+                break
         squares.append(square)
-        size = new
     return squares
+
+
+def _growth_rate(A: Array) -> float:
+    """Return max(0, log of the spectral radius), by Gelfand's formula with normalised squaring."""
+    log_size = 0.0
+    for k in range(_GELFAND_SQUARINGS):
+        size = float(np.linalg.norm(A))
+        if size == 0.0:
+            return 0.0
+        log_size += math.log(size) / 2.0**k
+        A = A / size
+        A = A @ A
+    return max(0.0, log_size)
 
 
 def _square(P: Array, low: Array) -> tuple[Array, Array]:
@@ -260,13 +285,14 @@ class _Block:
     def partial_step(self, x: Array, u: Array) -> Array:
         """Carry the state over fewer than ``L`` samples, by the binary digits of their number."""
         m, count = u.shape
-        inputs = self.into_state.reshape(m, self._length, -1)
+        n = len(x)
+        inputs = self.into_state.reshape(m, self._length, n)
         done = 0
         for bit in reversed(range(len(self._squares) - 1)):
             length = 1 << bit
             if count & length:
                 part = u[:, done : done + length]
-                driven = part.ravel() @ inputs[:, self._length - length :].reshape(m * length, -1)
+                driven = part.ravel() @ inputs[:, self._length - length :].reshape(m * length, n)
                 x = self._squares[bit] @ x + driven
                 done += length
         return x

@@ -9,6 +9,17 @@ from ._errors import HankelredError
 from .models import Array
 
 
+def as_numbers(values: npt.ArrayLike, name: str) -> Array:
+    """Bring anything array-like to an array of numbers."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise HankelredError(f"{name} is not an array of numbers: {error}") from None
+    if array.dtype.kind not in "biufc":
+        raise HankelredError(f"{name} must hold numbers, got an array of {array.dtype}")
+    return array
+
+
 def as_input(
     u: npt.ArrayLike, m: int, *, finite: str | None = "remove or replace such samples first"
 ) -> tuple[Array, bool]:
@@ -16,9 +27,7 @@ def as_input(
 
     ``finite`` is the advice that goes with the error for NaN or Inf; None lets them through.
     """
-    signal = np.asarray(u)
-    if signal.dtype.kind not in "biufc":
-        raise HankelredError(f"u must hold numbers, got an array of {signal.dtype}")
+    signal = as_numbers(u, "u")
     flat = signal.ndim == 1
     if flat:
         if m != 1:
@@ -46,9 +55,7 @@ def as_input(
 
 def as_kernel(markov: npt.ArrayLike) -> Array:
     """Bring an impulse response to (n, p, m) float64 or complex128."""
-    kernel = np.asarray(markov)
-    if kernel.dtype.kind not in "biufc":
-        raise HankelredError(f"markov must hold numbers, got an array of {kernel.dtype}")
+    kernel = as_numbers(markov, "markov")
     if kernel.ndim == 1:
         kernel = kernel[:, None, None]
     if kernel.ndim != 3:

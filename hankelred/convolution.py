@@ -16,7 +16,7 @@ import scipy.linalg as sla
 
 from . import _blocks, _kernels
 from ._errors import HankelredError, ModelError
-from ._signals import as_input, as_kernel, as_output, check_overflow
+from ._signals import as_input, as_kernel, as_numbers, as_output, check_overflow
 from ._streaming import Convolver
 from .models import Array, LinearModel, Timebase, as_model
 
@@ -208,7 +208,8 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
         Continuous time: ``C expm(A k step) B`` for k = 0, 1, ... in output units per (input unit times
         second). There the direct term ``D delta(t)`` has no sample value and is *not* in the result, as in
         ``control.impulse_response``; add ``D u`` to a convolution yourself. For the output under a sampled
-        input use :func:`simulate`, which is exact, or the impulse response of a discretised model.
+        input use :func:`simulate`, which is exact, or the impulse response of a discretised model. A static
+        gain has ``D, 0, 0, ...`` in either time.
 
     Raises
     ------
@@ -268,8 +269,8 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
         transform (which may hold the whole record), so a spike disturbs small samples before it.
         "direct" sums each output by itself: the error of ``y[k]`` is about 1e-16 times
         ``sum_i |markov[i]| |u[k - i]|``, and a later sample changes no bit of an earlier output; it also
-        accepts NaN and Inf in ``u``. It costs n p m T operations. "auto" is direct where that is faster
-        (kernels shorter than about 80 samples for one channel, and small problems), else FFT.
+        accepts NaN and Inf in ``u``. It costs n p m T operations. "auto" is direct where
+        that is as fast (at most 64 kernel samples, with one input or one output), else FFT.
 
     Returns
     -------
@@ -310,7 +311,7 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
     bad = ~np.isfinite(signal).all(axis=0) if method == "direct" else np.zeros(samples, dtype=bool)
     if bad.any():
         signal = np.where(bad, 0.0, signal)
-    direct = method == "direct" or (method == "auto" and _kernels.direct_pays(n, m, p, samples))
+    direct = method == "direct" or (method == "auto" and _kernels.direct_pays(n, m, p))
     with np.errstate(over="ignore", invalid="ignore"):
         y = (_kernels.convolve_direct if direct else _kernels.convolve_fft)(kernel, signal)
     check_overflow(y, "the output")
@@ -324,9 +325,9 @@ def _initial_state(x0: npt.ArrayLike | None, model: LinearModel) -> Array:
     n = model.n_states
     if x0 is None:
         return np.zeros(n)
-    x = np.asarray(x0)
-    if x.dtype.kind not in "biufc" or x.shape != (n,):
-        raise HankelredError(f"x0 must be {n} numbers, one per state, got shape {x.shape} of {x.dtype}")
+    x = as_numbers(x0, "x0")
+    if x.shape != (n,):
+        raise HankelredError(f"x0 must have one entry per state, shape ({n},), got {x.shape}")
     if not np.isfinite(x).all():
         k = int(np.argmin(np.isfinite(x)))
         raise HankelredError(f"x0[{k}] is {x[k]}; every initial state must be finite")
