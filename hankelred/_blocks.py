@@ -33,7 +33,7 @@ _VECTOR_OPERATION = 8.0
 _BLOCK_START = 8.0e6
 #: A power may be this much larger than the growth of the model explains (times sqrt(n): the norm
 #: is Frobenius'), and no larger than this at all.
-_MAX_GROWTH = 10.0
+_MAX_GROWTH = 100.0
 _MAX_SIZE = 1e100
 _GELFAND_SQUARINGS = 20
 
@@ -46,7 +46,10 @@ def balance(A: Array) -> tuple[Array, Array]:
     """
     if A.shape[0] == 0:
         return A, np.ones(0)
-    _, (scale, _) = sla.matrix_balance(A, permute=False, separate=True)
+    # LAPACK's routine itself: scipy.linalg.matrix_balance casts the factors to integers and warns
+    # when they are large.
+    gebal = sla.get_lapack_funcs("gebal", (A,))
+    scale = gebal(A, scale=1, permute=0)[3]
     # Within limits, so that scaling B, C and x cannot leave the range of double precision.
     scale = np.clip(scale, 2.0**-100, 2.0**100)
     return A * scale / scale[:, None], scale
@@ -76,7 +79,7 @@ def safe_squares(A: Array, count: int) -> list[Array]:
             break
         if size > limit:
             # A scaling of the states changes no rounding, so only what it cannot remove counts.
-            size = float(np.linalg.norm(sla.matrix_balance(square, permute=False, separate=True)[0]))
+            size = float(np.linalg.norm(balance(square)[0]))
         if size > limit:
             rate = _growth_rate(A) if rate is None else rate
             if math.log(size / limit) > rate * 2.0**k:
@@ -227,6 +230,8 @@ def block_run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, plan: 
     m, samples = u.shape
     y = np.empty((p, samples), dtype=x.dtype)
     squares = safe_squares(A, plan.level + plan.depth)
+    if len(squares) == 1:
+        return step_loop(A, B, C, D, u, x)
     level = min(plan.level, len(squares) - 1)
     L, chunk = 1 << level, plan.chunk
     ways = _Block(squares[: level + 1], B, C, D)

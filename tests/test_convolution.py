@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hankelred
-from hankelred import Convolver, HankelredError, _blocks, _kernels, convolve, impulse_response, simulate
+from hankelred import (
+    Convolver,
+    HankelredError,
+    _blocks,
+    _kernels,
+    convolution,
+    convolve,
+    impulse_response,
+    simulate,
+)
 from hankelred._errors import ModelError
 
 METHODS = ["blocks", "steps", "auto"]
@@ -184,11 +193,17 @@ def test_discretisation_keeps_digits_in_mixed_units_and_for_large_inputs():
     u = rng.standard_normal((2, 100))
     for hold in ("zoh", "foh"):
         truth = simulate((A, B, C, D), u, step=0.3, hold=hold)
-        scale = 10.0 ** np.array([-8.0, 0.0, 8.0, 3.0])
-        gain = np.array([1e12, 1e-12])
-        scaled = (A * scale / scale[:, None], B * gain / scale[:, None], C * scale, D * gain)
-        y = simulate(scaled, u / gain[:, None], step=0.3, hold=hold)
-        np.testing.assert_allclose(y, truth, atol=1e-12 * np.abs(truth).max())
+        size = np.abs(truth).max()
+        scale = 2.0 ** np.array([-50.0, 0.0, 50.0, 10.0])
+        F, G, H = convolution._discretise(A, B, 0.3, hold)
+        got = convolution._discretise(A * scale / scale[:, None], B / scale[:, None], 0.3, hold)
+        wanted = (F * scale / scale[:, None], G / scale[:, None], H / scale[:, None])
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12)
+        gain = np.array([2.0**70, 2.0**-70])
+        large = (A, B * gain, C, D * gain)
+        y = simulate(large, u / gain[:, None], step=0.3, hold=hold)
+        np.testing.assert_allclose(y, truth, atol=1e-13 * size)
 
 
 @pytest.mark.parametrize("hold", ["zoh", "foh"])
@@ -319,7 +334,15 @@ def test_as_accurate_as_the_loop(name):
     no_worse_than_the_loop(model, rng.standard_normal((1, samples)), rng.standard_normal(n))
     # A state that the large entries of a power barely see: the slowest direction, no input.
     slow = np.linalg.svd(A - np.diag(A).max() * np.eye(n))[2][-1]
-    no_worse_than_the_loop(model, np.zeros((1, min(samples, 300))), slow)
+    no_worse_than_the_loop(model, np.zeros((1, min(samples, 300))), slow, factor=50)
+
+
+def test_filters_in_companion_form_run_in_long_blocks():
+    # Powers of a companion matrix grow before they decay, and the loop rounds one entry per step only.
+    model = scipy.signal.tf2ss(*scipy.signal.butter(4, 0.1))
+    assert len(_blocks.safe_squares(_blocks.balance(model[0])[0], 14)) == 15
+    rng = np.random.default_rng(24)
+    no_worse_than_the_loop(model, rng.standard_normal((1, 5000)), rng.standard_normal(4), factor=30)
 
 
 def test_plain_squaring_would_be_less_accurate_than_the_loop():
@@ -488,7 +511,21 @@ def test_impulse_response_large_model_few_samples_is_not_slowed_by_squaring():
     start = time.perf_counter()
     H = impulse_response(model, 40, dt=True)
     assert time.perf_counter() - start < 1.0
-    assert H[2, 0, 0] == pytest.approx((model[2] @ model[0] @ model[1])[0, 0])
+    y = simulate(model, np.r_[1.0, np.zeros(39)], dt=True, method="steps")
+    np.testing.assert_allclose(H.ravel(), y, atol=1e-12 * np.abs(y).max())
+
+
+def test_impulse_response_without_the_use_of_high_powers():
+    # Strongly non-normal: squaring stops early and the largest safe power does the rest.
+    q = orthogonal(np.random.default_rng(23), 4)
+    for pole, coupling, usable in ((0.5, 10.0, 2), (0.99, 0.15, 7)):
+        A = q @ (pole * np.eye(4) + coupling * np.diag(np.ones(3), 1)) @ q.T
+        assert len(_blocks.safe_squares(A, 10)) == usable
+        model = (A, np.ones((4, 1)), np.ones((1, 4)), np.zeros((1, 1)))
+        for count in (2, 3, 7, 8, 1000):
+            H = impulse_response(model, count, dt=True)
+            y, _ = loop(model, np.r_[1.0, np.zeros(count - 1)][None])
+            np.testing.assert_allclose(H.ravel(), y[0], atol=1e-11 * np.abs(y).max())
 
 
 @pytest.mark.parametrize("n", [-1, 2.5, "3", True, None])
