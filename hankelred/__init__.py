@@ -11,6 +11,7 @@ from ._errors import (
     ReductionWarning,
     UnstableError,
 )
+from .convolution import Convolver, convolve, impulse_response, simulate
 from .gramians import gramian
 from .hankel import balanced_realization, hankel_singular_values
 from .modal import ModalSystem, modal_form
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceError",
+    "Convolver",
     "FileFormatError",
     "HankelredError",
     "ModalSystem",
@@ -32,12 +34,15 @@ __all__ = [
     "ReductionWarning",
     "UnstableError",
     "balanced_realization",
+    "convolve",
     "gramian",
     "hankel_singular_values",
+    "impulse_response",
     "modal_form",
     "norm",
     "plot_hankel_singular_values",
     "plot_reduction",
     "reduce",
     "select_order",
+    "simulate",
 ]
