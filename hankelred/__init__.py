@@ -11,15 +11,21 @@ from ._errors import (
     ReductionWarning,
     UnstableError,
 )
+from .empirical import EmpiricalGramians, EmpiricalReduction, empirical_gramians
+from .estimator import GramianEstimator
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceError",
+    "EmpiricalGramians",
+    "EmpiricalReduction",
     "FileFormatError",
+    "GramianEstimator",
     "HankelredError",
     "ModelError",
     "OrderError",
     "ReductionWarning",
     "UnstableError",
+    "empirical_gramians",
 ]
