@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,27 +11,34 @@ from ._quadrature import gregory_weights
 from .estimator import TriangularFactor
 from .models import Array
 
-_EPS = float(np.finfo(float).eps)
+EPS = float(np.finfo(float).eps)
+
+#: Which responses make a kind of Gramian, W = rows(left)^H rows(right): of states "x" or outputs "y".
+_SIDES = {"controllability": ("x", "x"), "observability": ("y", "y"), "cross": ("x", "y")}
+
+
+_TAIL_MARGIN = 2.0
 
 
 @dataclass(frozen=True)
 class Responses:
-    """Normalised responses on a uniform grid; the first axis is the variant (scale and sign).
+    """Normalised responses on a uniform grid.
 
-    ``states`` (v, m, n, T) are impulse responses of the states, ``outputs`` (v, n, p, T) responses of
-    the outputs to unit initial states. The coarse ones come from every second sample, over an even
-    number of intervals; None in discrete time, where a sum has no quadrature error.
+    ``fine`` has, under "x", impulse responses of the states (v, m, n, T) and, under "y", responses of
+    the outputs to unit initial states (v, p, n, T); the first axis is the variant (scale and sign).
+    ``coarse`` has the same from every second sample alone; it is empty in discrete time, where a sum
+    has no quadrature error.
     """
 
     step: float
     discrete: bool
-    states: Array | None = None
-    outputs: Array | None = None
-    coarse_states: Array | None = None
-    coarse_outputs: Array | None = None
+    fine: dict[str, Array]
+    coarse: dict[str, Array]
     #: relative rounding error to expect of the responses
-    rounding: float = 100 * _EPS
-    #: (P, Q) with the contribution beyond the horizon being sum_j>0 P^j W Q^j, by kind; None: not known
+    rounding: float = 100 * EPS
+    #: by how much what a broadband experiment cuts off is found again, misplaced, in the states
+    leakage: float = 0.0
+    #: (P, Q), where what is beyond the horizon is known to be the sum over j > 0 of P^j W Q^j, by kind
     beyond: dict[str, tuple[Array, Array]] | None = None
 
 
@@ -47,133 +53,121 @@ class Assembled:
     rounding: float = 0.0
 
     def error(self, kind: str) -> float:
-        """Return the relative error estimate of a kind, all sources together."""
-        return self.quadrature[kind] + self.tail[kind] + self.rounding
+        """Return the error estimate of a kind, all sources together, relative to the exact Gramian."""
+        of_computed = self.quadrature[kind] + self.tail[kind] + self.rounding
+        return of_computed / (1 - of_computed) if of_computed < 1 else math.inf
 
 
 def assemble(responses: Responses, kinds: tuple[str, ...]) -> Assembled:
     """Integrate the responses."""
     out = Assembled(rounding=responses.rounding)
-    products: dict[str, Callable[[Array | None, Array | None, Array], Array]] = {
-        "controllability": lambda x, y, w: _product(_state_rows(_given(x), w)),
-        "observability": lambda x, y, w: _product(_output_rows(_given(y), w)),
-        "cross": lambda x, y, w: _cross(_given(x), _given(y), w),
-    }
+    samples = next(iter(responses.fine.values())).shape[-1]
+    weights = _weights(responses, samples)
+    sides = {side: _rows(values, weights) for side, values in responses.fine.items()}
     # Errors are measured in the units of each state, which any scaling of the states leaves alone.
-    units = {}
-    if responses.states is not None:
-        units["x"] = _diagonal(_state_rows(responses.states, _weights(responses, responses.states)))
-    if responses.outputs is not None:
-        units["y"] = _diagonal(_output_rows(responses.outputs, _weights(responses, responses.outputs)))
-    sides = {"controllability": "xx", "observability": "yy", "cross": "xy"}
-    decay = {
-        side: _decay(values, units[side], axis, responses.rounding)
-        for side, values, axis in (("x", responses.states, 2), ("y", responses.outputs, 1))
-        if values is not None
-    }
+    units = {side: np.linalg.norm(rows, axis=0) for side, rows in sides.items()}
+    squares = {side: rows.conj().T @ rows for side, rows in sides.items()}
     for kind in kinds:
-        fine = responses.states if kind != "observability" else responses.outputs
-        weights = _weights(responses, _given(fine))
+        left, right = _SIDES[kind]
         if kind == "cross":
-            W = _cross(_given(responses.states), _given(responses.outputs), weights)
+            W = _gramian(responses, kind, responses.fine, weights)
         else:
-            make = _state_rows if kind == "controllability" else _output_rows
-            triangle = TriangularFactor(_given(fine).shape[2 if kind == "controllability" else 1])
-            triangle.push(make(_given(fine), weights))
+            triangle = TriangularFactor(units[left].size)
+            triangle.push(sides[left])
             L = triangle.triangle.conj().T
             out.factors[kind] = L
             W = L @ L.conj().T
         out.gramians[kind] = W
-        left, right = (units[side] for side in sides[kind])
-
-        def relative(difference: Array, W: Array = W, left: Array = left, right: Array = right) -> float:
-            return _relative(difference, W, left, right)
-
-        out.quadrature[kind] = _quadrature_error(responses, products[kind], relative)
-        if responses.beyond is not None:
-            out.tail[kind] = relative(_beyond(W, *responses.beyond[kind]))
-        else:
-            # |sum x y^H| <= sqrt(sum |x|^2 sum |y|^2), entry by entry
-            share = math.sqrt(decay[sides[kind][0]] * decay[sides[kind][1]])
-            size = np.linalg.norm(W)
-            whole = share * float(np.linalg.norm(left) * np.linalg.norm(right))
-            out.tail[kind] = max(share, whole / float(size) if size > 0 else 0.0)
+        size = _Size(W, units[left], units[right])
+        out.quadrature[kind] = _quadrature_error(responses, kind, size)
+        out.tail[kind] = _tail_error(responses, kind, size, squares, units)
     return out
 
 
-def _given(values: Array | None) -> Array:
-    if values is None:
-        raise TypeError("responses of this kind were not computed")
-    return values
-
-
-def _weights(responses: Responses, values: Array) -> Array:
-    samples = values.shape[-1]
+def _weights(responses: Responses, samples: int) -> Array:
     return np.ones(samples) if responses.discrete else gregory_weights(samples) * responses.step
 
 
-def _state_rows(states: Array, weights: Array) -> Array:
-    variants, _, n, _ = states.shape
-    scaled = states.conj() * np.sqrt(weights / variants)
-    return scaled.transpose(0, 1, 3, 2).reshape(-1, n)
+def _rows(values: Array, weights: Array) -> Array:
+    """Return rows r with r^H r the integral, the mean over the variants: (v * channels * T, n)."""
+    scaled: Array = values.conj() * np.sqrt(weights / values.shape[0])
+    return scaled.transpose(0, 1, 3, 2).reshape(-1, values.shape[2])
 
 
-def _output_rows(outputs: Array, weights: Array) -> Array:
-    variants, n, _, _ = outputs.shape
-    scaled = outputs * np.sqrt(weights / variants)
-    return scaled.transpose(0, 2, 3, 1).reshape(-1, n)
-
-
-def _product(rows: Array) -> Array:
+def _gramian(responses: Responses, kind: str, values: dict[str, Array], weights: Array) -> Array:
+    left, right = _SIDES[kind]
+    if kind == "cross":
+        # The sum over all pairs of variants is the product of the two means.
+        x, y = (values[side].mean(axis=0, keepdims=True) for side in (left, right))
+        return _rows(x, weights).conj().T @ _rows(y.conj(), weights)
+    rows = _rows(values[left], weights)
     return rows.conj().T @ rows
 
 
-def _diagonal(rows: Array) -> Array:
-    return np.linalg.norm(rows, axis=0)
+@dataclass(frozen=True)
+class _Size:
+    """The measure of relative errors of one Gramian."""
+
+    W: Array
+    left: Array
+    right: Array
+
+    def of(self, difference: Array) -> float:
+        """Largest of the entries in units of their states, and the Frobenius norm against W's."""
+        norm, whole = float(np.linalg.norm(difference)), float(np.linalg.norm(self.W))
+        if norm == 0:
+            return 0.0
+        unit = np.outer(self.left, self.right)
+        seen = unit > 0
+        entries = float((np.abs(difference[seen]) / unit[seen]).max(initial=0.0))
+        return max(entries, norm / whole if whole > 0 else math.inf)
+
+    def of_share(self, share: float) -> float:
+        """Bound it for a difference known only to be at most ``share`` in units of the states."""
+        whole = float(np.linalg.norm(self.W))
+        if share == 0 or whole == 0:
+            return share
+        return share * max(1.0, float(np.linalg.norm(self.left) * np.linalg.norm(self.right)) / whole)
 
 
-def _cross(states: Array, outputs: Array, weights: Array) -> Array:
-    # The sum over all pairs of variants is the product of the two means.
-    x = states.mean(axis=0) * weights
-    y = outputs.mean(axis=0)
-    return np.tensordot(x, y, axes=([0, 2], [1, 2]))
-
-
-def _quadrature_error(
-    responses: Responses,
-    product: Callable[[Array | None, Array | None, Array], Array],
-    relative: Callable[[Array], float],
-) -> float:
+def _quadrature_error(responses: Responses, kind: str, size: _Size) -> float:
     if responses.discrete:
         return 0.0
-    coarse = responses.coarse_states if responses.coarse_states is not None else responses.coarse_outputs
-    intervals = _given(coarse).shape[-1] - 1
-    if intervals < 1:
+    samples = next(iter(responses.coarse.values())).shape[-1]
+    if samples < 2:
         return math.inf
-
-    def cut(values: Array | None) -> Array | None:
-        return None if values is None else values[..., : 2 * intervals + 1]
-
-    fine = product(
-        cut(responses.states), cut(responses.outputs), gregory_weights(2 * intervals + 1) * responses.step
+    over = 2 * samples - 1  # an even number of intervals, one fewer than there are where that is odd
+    fine = {side: values[..., :over] for side, values in responses.fine.items()}
+    return size.of(
+        _gramian(responses, kind, fine, _weights(responses, over))
+        - _gramian(responses, kind, responses.coarse, 2 * _weights(responses, samples))
     )
-    half = product(
-        responses.coarse_states,
-        responses.coarse_outputs,
-        gregory_weights(intervals + 1) * (2 * responses.step),
-    )
-    return relative(fine - half)
 
 
-def _relative(difference: Array, W: Array, left: Array, right: Array) -> float:
-    """Largest of the entries in units of their states, and the Frobenius norm against W's."""
-    size, whole = float(np.linalg.norm(difference)), float(np.linalg.norm(W))
-    if size == 0:
-        return 0.0
-    unit = np.outer(left, right)
-    seen = unit > 0
-    entries = float((np.abs(difference[seen]) / unit[seen]).max(initial=0.0))
-    return max(entries, size / whole if whole > 0 else math.inf)
+def _tail_error(
+    responses: Responses, kind: str, size: _Size, squares: dict[str, Array], units: dict[str, Array]
+) -> float:
+    """Estimate what is missing from beyond the horizon, and what of it leaks into the responses."""
+
+    def missing(side: str) -> float:
+        own = "controllability" if side == "x" else "observability"
+        if responses.beyond is None:
+            return _decay(responses.fine[side], units[side], responses.rounding)
+        return _Size(squares[side], units[side], units[side]).of(
+            _beyond(squares[side], *responses.beyond[own])
+        )
+
+    left, right = _SIDES[kind]
+    if responses.beyond is None:
+        # |sum x y^H|^2 <= sum |x|^2 sum |y|^2, entry by entry
+        tail = size.of_share(math.sqrt(missing(left) * missing(right)))
+    else:
+        tail = size.of(_beyond(size.W, *responses.beyond[kind]))
+    if responses.leakage > 0 and "x" in (left, right):
+        # Misplaced, the tail stands beside the response itself: first order in its amplitude.
+        share = missing("x")
+        tail += size.of_share((left, right).count("x") * responses.leakage * math.sqrt(share) + share)
+    return tail
 
 
 def _beyond(W: Array, P: Array, Q: Array) -> Array:
@@ -181,23 +175,22 @@ def _beyond(W: Array, P: Array, Q: Array) -> Array:
     total: Array = P @ W @ Q
     for _ in range(60):
         more = P @ total @ Q
-        if np.linalg.norm(more) <= _EPS * np.linalg.norm(total):
+        if np.linalg.norm(more) <= EPS * np.linalg.norm(total):
             break
         total = total + more
         P, Q = P @ P, Q @ Q
     return total
 
 
-def _decay(values: Array, units: Array, state_axis: int, rounding: float) -> float:
+def _decay(values: Array, units: Array, rounding: float) -> float:
     """Estimate the share of the energy that lies beyond the last sample, from how it decays.
 
     The energy in each of four windows; the slowest of the rates over the last one, two and three of
-    them, so that an oscillation that happens to end in a node does not look like decay.
+    them and the highest level they extrapolate to, so that an oscillation that happens to end in a
+    node does not look like decay; and a margin for one slower than the windows are long.
     """
     scale = np.where(units > 0, units, 1.0)
-    shape = [1] * values.ndim
-    shape[state_axis] = scale.size
-    energy = np.sum(np.abs(values / scale.reshape(shape)) ** 2, axis=tuple(range(values.ndim - 1)))
+    energy = np.sum(np.abs(values / scale[:, None]) ** 2, axis=(0, 1, 2))
     total = float(energy.sum())
     if total == 0:
         return 0.0
@@ -211,5 +204,6 @@ def _decay(values: Array, units: Array, state_axis: int, rounding: float) -> flo
     rate = max((last / windows[i]) ** (1 / i) if windows[i] > 0 else math.inf for i in (1, 2, 3))
     if rate >= 1:
         return math.inf
-    # share of the sum over states; each state's own share is at most `scale.size` times as large
-    return last * rate / (1 - rate) / total * scale.size
+    level = max(window * rate**i for i, window in enumerate(windows))
+    # a share of the sum over the states, and all of it may be one state's
+    return _TAIL_MARGIN * level * rate / (1 - rate) / total * scale.size

@@ -62,7 +62,7 @@ class Excitation:
         waveform = self.waveforms[channel]
         if self.shape == "periodic":
             waveform, states = waveform[-self.period :], states[:, -self.period :]
-        quotient = np.fft.ifft(np.fft.fft(states) / np.fft.fft(waveform))[:, : self.samples]
+        quotient: Array = np.fft.ifft(np.fft.fft(states) / np.fft.fft(waveform))[:, : self.samples]
         return quotient if np.iscomplexobj(states) else quotient.real
 
     @property
@@ -152,8 +152,8 @@ def _from_record(record: npt.ArrayLike, n_inputs: int, samples: int, hold: str) 
             raise HankelredError(
                 f"the record of input {channel + 1} does not excite the system at "
                 f"{weakest / waveform.size:.4g} cycles per sample (spectrum {spectrum[weakest]:.1e} against "
-                f"{spectrum.max():.1e} at its peak), so the response there cannot be known; use a record with "
-                "content at all frequencies up to half a cycle per sample"
+                f"{spectrum.max():.1e} at its peak), so the response there cannot be known; use a record "
+                "with content at all frequencies up to half a cycle per sample"
             )
     return Excitation("record", "record", waveforms, samples, hold=hold)
 
@@ -164,7 +164,8 @@ def _flat(n: int, phases: Array) -> Array:
     spectrum[0] = 1.0
     if n % 2 == 0:
         spectrum[-1] = 1.0
-    return np.fft.irfft(spectrum, n) * np.sqrt(n)
+    waveform: Array = np.fft.irfft(spectrum, n) * np.sqrt(n)
+    return waveform
 
 
 def _multisine(n: int, rng: np.random.Generator) -> Array:
@@ -187,11 +188,13 @@ def _prbs(n: int, rng: np.random.Generator) -> Array:
     bits = max(2, int(n).bit_length())
     state = rng.integers(0, 2, bits)
     state[0] = 1  # the all-zero register never leaves itself
-    levels = 2.0 * max_len_seq(bits, state=state)[0] - 1.0
+    levels: Array = 2.0 * max_len_seq(bits, state=state)[0] - 1.0
     # +-1 sums to +-1, which leaves the mean hardly excited; this offset gives it the power of all
     # other harmonics, and the sequence stays at two levels.
     size = levels.size
-    return levels + (np.sqrt(size + 1) * np.sign(levels.sum()) - levels.sum()) / size
+    offset: float = (np.sqrt(size + 1) * np.sign(levels.sum()) - levels.sum()) / size
+    shifted: Array = levels + offset
+    return shifted
 
 
 def impulse_response(pulse: Array, *, hold: str, step: float, discrete: bool, stride: int = 1) -> Array:

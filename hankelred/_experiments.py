@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ._errors import HankelredError, ModelError
+from ._errors import ModelError
 from .models import Array
 
 Simulator: TypeAlias = Callable[[Array, Array], tuple[Any, Any]]
@@ -24,7 +24,7 @@ _LONG = 3.0
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run: ``x0``, and ``u_rest`` with ``waveform`` added on one input (or on all where channel is None)."""
+    """One run from ``x0``: ``u_rest`` with ``waveform`` added on one input, or on all of them."""
 
     name: str
     x0: Array
@@ -110,15 +110,11 @@ def _run_batch(
     simulate: Simulator, experiments: Sequence[Experiment], batched: bool, want: str, n_outputs: int | None
 ) -> list[Array]:
     # A function of the module, and not a method, so that every joblib backend can send it.
-    names = (
-        experiments[0].name if len(experiments) == 1 else f"{experiments[0].name} ... {experiments[-1].name}"
-    )
+    names = " to ".join(dict.fromkeys(experiments[i].name for i in (0, -1)))
     x0s = [experiment.x0.copy() for experiment in experiments]
     us = [experiment.inputs() for experiment in experiments]
     try:
         x, y = simulate(np.stack(x0s), np.stack(us)) if batched else simulate(x0s[0], us[0])
-    except HankelredError:
-        raise
     except Exception as error:
         raise ModelError(
             f"the simulator failed in experiment '{names}': {type(error).__name__}: {error}"
@@ -128,7 +124,8 @@ def _run_batch(
     if len(x) != len(experiments) or len(y) != len(experiments):
         raise ModelError(
             f"given {len(experiments)} experiments in a batch, the simulator returned {len(x)} state and "
-            f"{len(y)} output trajectories; return x (batch, n, T) and y (batch, p, T), or leave batch_size out"
+            f"{len(y)} output trajectories; return x (batch, n, T) and y (batch, p, T), or leave out "
+            "batch_size"
         )
     results = []
     for experiment, states, outputs in zip(experiments, x, y, strict=True):
@@ -189,7 +186,7 @@ def find_sizes(
         try:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
-                x, y = simulate(x0[None], u[None]) if batched else simulate(x0, u)
+                x, _ = simulate(x0[None], u[None]) if batched else simulate(x0, u)
                 x = np.asarray(x)[0] if batched else np.asarray(x)
                 return x.shape == (n, samples) or (n == 1 and x.shape == (samples,))
         except Exception:
@@ -200,8 +197,8 @@ def find_sizes(
     found = next(((n, m) for m in ms for n in ns if fits(n, m)), None)
     if found is None:
         raise ModelError(
-            "cannot find the sizes of the simulator: it answered no x0 (n,) and u (m, T) of zeros with states "
-            "(n, T); pass n_states= and n_inputs="
+            "cannot find the sizes of the simulator: it answered no x0 (n,) and u (m, T) of zeros with "
+            "states (n, T); pass n_states= and n_inputs="
         )
     n, m = found
     # Size 1 may fit by broadcasting alone, then some other size fits too. (A simulator that reads

@@ -75,7 +75,7 @@ def _bernoulli(last: int) -> list[Fraction]:
 
 
 def _solve(rows: list[list[Fraction]], right: list[Fraction]) -> Array:
-    # Gauss-Jordan in exact arithmetic; a Vandermonde matrix of distinct nodes in natural order has no zero pivot
+    # Gauss-Jordan in exact arithmetic
     n = len(right)
     table = [[*row, value] for row, value in zip(rows, right, strict=True)]
     for i in range(n):

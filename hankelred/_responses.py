@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
 
-from ._assembly import _EPS, Assembled, Responses, assemble
+from ._assembly import EPS, Assembled, Responses, assemble
 from ._errors import HankelredError, ModelError, UnstableError
 from ._excitations import Excitation, Seed, impulse_response, make_excitation
-from ._experiments import Experiment, Runner, find_sizes, timed
+from ._experiments import Experiment, Runner, timed
 from .models import Array, LinearModel, Timebase, is_discrete
 
 CENTERINGS = ("steady", "mean", "final")
@@ -28,12 +28,11 @@ _MOST_NUMBERS = 1.5e8
 
 
 def centred(responses: Array, centering: str) -> Array:
-    """Subtract the mean or the last value of each response; deviations are already off the steady state."""
-    if centering == "mean":
-        return responses - responses.mean(axis=-1, keepdims=True)
-    if centering == "final":
-        return responses - responses[..., -1:]
-    return responses
+    """Subtract the mean or the last value of each response, which is off the steady state already."""
+    if centering == "steady":
+        return responses
+    centre: Array = responses.mean(axis=-1, keepdims=True) if centering == "mean" else responses[..., -1:]
+    return responses - centre
 
 
 def count_intervals(horizon: float, step: float) -> int:
@@ -60,6 +59,19 @@ def discrete_step(dt: Timebase, step: float | None) -> float:
     return own
 
 
+def amplification(feed: Excitation | None) -> float:
+    """How much undoing the excitation amplifies rounding."""
+    return 0.0 if feed is None else feed.amplification
+
+
+def leakage(feed: Excitation | None) -> float:
+    """How much of an amplitude that an experiment cuts off comes back misplaced, at most.
+
+    A period folds it onto itself, and the lead-in or the end of a run leaves as much of a difference.
+    """
+    return 0.0 if feed is None or feed.shape in ("pulse", "step") else 1 + 2 * feed.amplification
+
+
 # --- linear models ------------------------------------------------------------------------------
 
 
@@ -83,22 +95,26 @@ def of_model(job: LinearJob, horizon: float | None, step: float | None) -> tuple
     system = _Scaled(A, model.B / scaling[:, None], model.C * scaling, scaling)
     poles = np.linalg.eigvals(A)
     _require_stable(poles, A, model.is_discrete, job.stability_tol)
+    # The amplitude that may be left at the horizon: what is cut off counts squared, except where a
+    # broadband excitation misplaces it.
+    squared = isinstance(job.excitation, str) and job.excitation.lower() in ("impulse", "step")
+    decay = math.sqrt(_TARGET) if squared or job.kinds == ("observability",) else _TARGET / 4
     if model.is_discrete:
         fixed_step = discrete_step(model.dt, step)
         slowest = float(np.abs(poles).max())
-        memory = math.log(_TARGET) / (2 * math.log(slowest)) if slowest > 0 else 0.0
+        memory = math.log(decay) / math.log(slowest) if slowest > 0 else 0.0
         horizon_now = horizon or fixed_step * (math.ceil(memory) + model.n_states)
         step_now = fixed_step
     else:
         fastest, slowest = float(np.abs(poles).max()), float(-poles.real.max())
         step_now = _STEP / fastest if step is None else step
-        horizon_now = -math.log(_TARGET) / (2 * slowest) if horizon is None else horizon
+        horizon_now = -math.log(decay) / slowest if horizon is None else horizon
     for _ in range(_REFINEMENTS):
         intervals = count_intervals(horizon_now, step_now)
         _require_room(intervals, model, horizon, step)
         done = assemble(_linear_responses(job, system, intervals, step_now), job.kinds)
         # The poles do not tell all: a far from normal A outlives its slowest time constant.
-        longer = horizon is None and max(done.tail.values()) > _TARGET
+        longer = horizon is None and max(done.tail.values()) > (_TARGET if squared else 10 * _TARGET)
         finer = step is None and not model.is_discrete and max(done.quadrature.values()) > _TARGET
         if not (longer or finer):
             break
@@ -131,8 +147,8 @@ def _require_room(intervals: int, model: LinearModel, horizon: float | None, ste
     numbers = (intervals + 1) * model.n_states * (model.n_inputs + model.n_outputs)
     if numbers > _MOST_NUMBERS:
         advice = (
-            "its fastest and slowest poles lie too far apart for a uniform grid: use hankelred.gramian, which "
-            "needs none, or pass horizon= and step="
+            "its fastest and slowest poles lie too far apart for a uniform grid: use hankelred.gramian, "
+            "which needs none, or pass horizon= and step="
             if horizon is None or step is None
             else "use a longer step= or a shorter horizon="
         )
@@ -144,16 +160,16 @@ def _require_room(intervals: int, model: LinearModel, horizon: float | None, ste
 def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: float) -> Responses:
     discrete = job.model.is_discrete
     A, B, C, scaling = system.A, system.B, system.C, system.scaling
-    n = A.shape[0]
     samples = intervals if discrete else intervals + 1
     transition = A if discrete else sla.expm(A * step)
-    states = outputs = coarse_states = coarse_outputs = None
-    rounding = 100 * _EPS
+    fine: dict[str, Array] = {}
+    coarse: dict[str, Array] = {}
+    feed = None
     if {"controllability", "cross"} & set(job.kinds):
         if isinstance(job.excitation, str) and job.excitation.lower() == "impulse":
             # an impulse is an initial state: exact in continuous time too
-            states = _powers(transition, B, samples).transpose(2, 1, 0)
-            coarse_states = states[..., ::2]
+            found = _powers(transition, B, samples).transpose(2, 1, 0)
+            both = (found, found[..., ::2])
         else:
             feed = make_excitation(
                 job.excitation,
@@ -164,35 +180,42 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
                 discrete=discrete,
                 seed=job.seed,
             )
-            input_matrix = B if discrete else _zoh_input(A, B, step)
-            runs = _simulate_channels(transition, input_matrix, feed.waveforms)
+            runs = _simulate_channels(transition, B if discrete else _zoh_input(A, B, step), feed.waveforms)
             pulses = np.stack([feed.pulse_response(run, channel) for channel, run in enumerate(runs)])
-            states = impulse_response(pulses, hold="zoh", step=step, discrete=discrete)
-            coarse_states = impulse_response(pulses, hold="zoh", step=step, discrete=discrete, stride=2)
-            rounding *= 1 + feed.amplification
-        states = centred(states * scaling[:, None], job.centering)[None]
-        coarse_states = centred(coarse_states * scaling[:, None], job.centering)[None]
+            both = (
+                impulse_response(pulses, hold="zoh", step=step, discrete=discrete),
+                impulse_response(pulses, hold="zoh", step=step, discrete=discrete, stride=2),
+            )
+        fine["x"], coarse["x"] = (centred(values * scaling[:, None], job.centering)[None] for values in both)
     if {"observability", "cross"} & set(job.kinds):
-        outputs = centred(_powers(transition.T, C.T, samples).transpose(1, 2, 0), job.centering)
-        outputs = (outputs / scaling[:, None, None])[None]
-        coarse_outputs = outputs[..., ::2]
-    whole = np.linalg.matrix_power(transition, samples if discrete else intervals)
-    whole = whole * scaling[:, None] / scaling
+        found = centred(_powers(transition.T, C.T, samples).transpose(2, 1, 0), job.centering)
+        fine["y"] = (found / scaling[:, None])[None]
+        coarse["y"] = fine["y"][..., ::2]
+    whole = np.linalg.matrix_power(transition, intervals) * scaling[:, None] / scaling
+    rounding = 100 * (1 + amplification(feed)) + intervals * _growth(transition, intervals) ** 2
     adjoint = whole.conj().T
     return Responses(
         step,
         discrete,
-        states,
-        outputs,
-        None if discrete else coarse_states,
-        None if discrete else coarse_outputs,
-        rounding=rounding + n * _EPS,
+        fine,
+        {} if discrete else coarse,
+        rounding=rounding * EPS,
+        leakage=leakage(feed),
         beyond={
             "controllability": (whole, adjoint),
             "observability": (adjoint, whole),
             "cross": (whole, whole),
         },
     )
+
+
+def _growth(A: Array, steps: int) -> float:
+    """Largest norm of A^k over k = 1, 2, 4, ...: what rounding in one step may grow to."""
+    largest = 1.0
+    for _ in range(steps.bit_length()):
+        largest = max(largest, float(np.linalg.norm(A, 2)))
+        A = A @ A
+    return largest
 
 
 def _powers(A: Array, start: Array, samples: int) -> Array:
@@ -212,7 +235,8 @@ def _zoh_input(A: Array, B: Array, step: float) -> Array:
     n, m = B.shape
     both = np.zeros((n + m, n + m), dtype=np.result_type(A, B))
     both[:n, :n], both[:n, n:] = A, B
-    return sla.expm(both * step)[:n, n:]
+    held: Array = sla.expm(both * step)[:n, n:]
+    return held
 
 
 def _simulate_channels(A: Array, B: Array, waveforms: Array) -> Array:
@@ -271,26 +295,22 @@ def of_simulator(job: SimulatorJob, intervals: int, step: float) -> Assembled:
     x_rest, y_rest, seconds = timed(job.runner, at_rest)
     if "cross" in job.kinds and y_rest.shape[0] != m:
         raise cross_needs_square(m, y_rest.shape[0])
-    states = outputs = coarse_states = coarse_outputs = None
-    rounding = 100 * _EPS
+    fine: dict[str, Array] = {}
+    coarse: dict[str, Array] = {}
     if feed is not None:
-        states, coarse_states = _state_responses(job, feed, x_rest, y_rest.shape[0], seconds, step)
-        rounding *= 1 + feed.amplification
+        fine["x"], coarse["x"] = _state_responses(job, feed, x_rest, y_rest.shape[0], seconds, step)
     if want_outputs:
-        outputs = centred(_output_responses(job, samples, y_rest, seconds), job.centering)
-        coarse_outputs = outputs[..., ::2]
-    return assemble(
-        Responses(
-            step,
-            discrete,
-            states,
-            outputs,
-            None if discrete else coarse_states,
-            None if discrete else coarse_outputs,
-            rounding=rounding,
-        ),
-        job.kinds,
+        fine["y"] = centred(_output_responses(job, samples, y_rest, seconds), job.centering)
+        coarse["y"] = fine["y"][..., ::2]
+    responses = Responses(
+        step,
+        discrete,
+        fine,
+        {} if discrete else coarse,
+        rounding=100 * EPS * (1 + amplification(feed)),
+        leakage=leakage(feed),
     )
+    return assemble(responses, job.kinds)
 
 
 def cross_needs_square(n_inputs: int, n_outputs: int) -> ModelError:
@@ -354,8 +374,9 @@ def _output_responses(job: SimulatorJob, samples: int, y_rest: Array, seconds: f
     ]
     runs = job.runner.all(experiments, "outputs", y_rest.shape[0], seconds)
     stacked = np.stack([run - y_rest[:, :samples] for run in runs])
-    scaled = stacked.reshape(len(variants), n, *stacked.shape[1:])
-    return scaled / np.stack(amounts)[:, :, None, None]
+    by_variant = stacked.reshape(len(variants), n, *stacked.shape[1:])
+    scaled: Array = by_variant / np.stack(amounts)[:, :, None, None]
+    return scaled.transpose(0, 2, 1, 3)
 
 
 def _find_hold(job: SimulatorJob, samples: int) -> str:
@@ -379,10 +400,10 @@ def _find_hold(job: SimulatorJob, samples: int) -> str:
         ratio = max(ratio, first / second) if second > 0 else ratio
     if ratio < 0.1:
         return "zoh"
-    if 0.3 < ratio < 0.75:
+    if ratio < 0.9:
         return "foh"
     raise HankelredError(
-        f"cannot tell how the simulator holds its input between samples (a pulse moved the state {ratio:.2g} times "
-        "as far by its own sample as one later); pass hold='zoh' (constant until the next sample) or "
-        "hold='foh' (a straight line to it)"
+        "cannot tell how the simulator holds its input between samples (a pulse moved the state "
+        f"{ratio:.2g} times as far by its own sample as one later); pass hold='zoh' (constant until the next "
+        "sample) or hold='foh' (a straight line to it)"
     )

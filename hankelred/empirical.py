@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._assembly import Assembled
+from ._assembly import EPS, Assembled
 from ._errors import HankelredError, OrderError, ReductionWarning
 from ._excitations import Seed
 from ._experiments import Runner, Simulator, find_sizes
@@ -77,7 +77,7 @@ class EmpiricalReduction:
     error_bound : float
         Always inf.
     noise_floor : float
-        Singular values below it are not to be trusted; in their unit.
+        Singular values below it are rounding; in their unit.
     numerical_rank : int
         Number of singular values above the noise floor.
     unstable_order : int
@@ -137,7 +137,8 @@ class EmpiricalReduction:
         True
         """
         states = np.asarray(x)
-        return self.left.T @ (states - (self.mean if states.ndim == 1 else self.mean[:, None]))
+        z: Array = self.left.T @ (states - (self.mean if states.ndim == 1 else self.mean[:, None]))
+        return z
 
     def lift(self, z: npt.ArrayLike) -> Array:
         """Return the full states that reduced coordinates stand for.
@@ -157,7 +158,9 @@ class EmpiricalReduction:
         array([0., 0.])
         """
         coordinates = np.asarray(z)
-        return (self.mean if coordinates.ndim == 1 else self.mean[:, None]) + self.right @ coordinates
+        mean = self.mean if coordinates.ndim == 1 else self.mean[:, None]
+        x: Array = mean + self.right @ coordinates
+        return x
 
     def right_hand_side(self, f: Callable[..., Array]) -> Callable[..., Array]:
         """Project a right-hand side: from ``x' = f(x, ...)`` to ``z' = left.T f(mean + right z, ...)``.
@@ -185,7 +188,8 @@ class EmpiricalReduction:
         """
 
         def reduced(z: npt.ArrayLike, *args: Any, **kwargs: Any) -> Array:
-            return self.left.T @ np.asarray(f(self.lift(z), *args, **kwargs))
+            dz: Array = self.left.T @ np.asarray(f(self.lift(z), *args, **kwargs))
+            return dz
 
         return reduced
 
@@ -223,6 +227,7 @@ class EmpiricalGramians:
     observability_factor: Array | None = field(repr=False)
     steady_state: Array = field(repr=False)
     _model: LinearModel | None = field(repr=False)
+    _rounding: float = field(repr=False)
 
     def __repr__(self) -> str:
         errors = ", ".join(f"{kind} to {error:.1e}" for kind, error in self.error_estimate.items())
@@ -259,12 +264,13 @@ class EmpiricalGramians:
 
     @property
     def noise_floor(self) -> float:
-        """Size of the changes that the estimated errors make in the singular values."""
+        """Singular values below it are rounding, in the responses or in the SVD.
+
+        It knows nothing of the error estimate: a horizon that is too short gives the values of that
+        horizon, and small ones among them are no less right than large ones.
+        """
         values = self.hankel_singular_values
-        if values.size == 0:
-            return 0.0
-        error = max(self.error_estimate.values())
-        return float(values[0]) * min(1.0, max(error, values.size * float(np.finfo(float).eps)))
+        return self._rounding * float(values[0]) if values.size else 0.0
 
     def reduce(self, order: int | None = None, *, energy: float | None = None) -> EmpiricalReduction:
         """Return the projection balanced by the two Gramians and, for a linear model, the reduced model.
@@ -545,6 +551,7 @@ def _result(
         done.factors.get("observability"),
         steady_state,
         model,
+        max(done.rounding, steady_state.size * EPS),
     )
 
 
@@ -570,8 +577,8 @@ def _from_simulator(
     if horizon is None or step is None:
         missing = "horizon=" if horizon is None else "step="
         raise HankelredError(
-            f"a simulator needs {missing}; give the time its responses take to die out as horizon= and, in continuous "
-            "time, the distance of its samples as step= (dt=True for discrete time)"
+            f"a simulator needs {missing}; give the time its responses take to die out as horizon= and, in "
+            "continuous time, the distance of its samples as step= (dt=True for discrete time)"
         )
     intervals = count_intervals(horizon, step)
     x_rest, u_rest = (
@@ -654,7 +661,8 @@ def _scale_table(scales: npt.ArrayLike, size: int, name: str) -> Array:
         table = np.broadcast_to(table, (size, table.size))
     if table.ndim != 2 or table.shape[0] != size or table.shape[1] == 0:
         raise HankelredError(
-            f"{name} must be a number, a list of magnitudes, or an array ({size}, k); got shape {np.shape(scales)}"
+            f"{name} must be a number, a list of magnitudes, or an array ({size}, k); got shape "
+            f"{np.shape(scales)}"
         )
     if not np.all(np.isfinite(table) & (table > 0)):
         raise HankelredError(

@@ -51,7 +51,8 @@ class TriangularFactor:
     def _compress(self) -> None:
         if self._pending:
             stacked = np.concatenate([self._triangle, *self._pending])
-            self._triangle = np.linalg.qr(stacked, mode="r")
+            triangle: Any = np.linalg.qr(stacked, mode="r")  # numpy's stubs know only mode="reduced"
+            self._triangle = triangle
             self._pending = []
             self._pending_rows = 0
 
@@ -237,7 +238,8 @@ class GramianEstimator:
         """
         if self.n_samples == 0:
             raise HankelredError("the estimator has seen no samples yet; call update(states) first")
-        return self._factor.triangle.conj().T / self.weight**0.5
+        L: Array = self._factor.triangle.conj().T / self.weight**0.5
+        return L
 
     def gramian(self) -> Array:
         """Return the weighted mean of x x^H.
@@ -264,7 +266,8 @@ class GramianEstimator:
             W: Array = L @ L.conj().T
         if not np.all(np.isfinite(W)):
             raise HankelredError(
-                f"the squares of states up to {np.abs(L).max():.1e} overflow; use factor(), which holds no squares"
+                f"the squares of states up to {np.abs(L).max():.1e} overflow; use factor(), which holds "
+                "no squares"
             )
         return W
 
