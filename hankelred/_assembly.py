@@ -152,7 +152,7 @@ def _tail_error(
     def missing(side: str) -> float:
         own = "controllability" if side == "x" else "observability"
         if responses.beyond is None:
-            return _decay(responses.fine[side], units[side], responses.rounding)
+            return _decay(responses.fine[side], responses.rounding)
         return _Size(squares[side], units[side], units[side]).of(
             _beyond(squares[side], *responses.beyond[own])
         )
@@ -182,28 +182,30 @@ def _beyond(W: Array, P: Array, Q: Array) -> Array:
     return total
 
 
-def _decay(values: Array, units: Array, rounding: float) -> float:
-    """Estimate the share of the energy that lies beyond the last sample, from how it decays.
+def _decay(values: Array, rounding: float) -> float:
+    """Estimate the largest share of a state's energy that lies beyond the last sample, from the decay.
 
     The energy in each of four windows; the slowest of the rates over the last one, two and three of
     them and the highest level they extrapolate to, so that an oscillation that happens to end in a
-    node does not look like decay; and a margin for one slower than the windows are long.
+    node does not look like decay; and a margin for one slower than the windows are long. The rate is
+    that of all states together, since the slowest one outlasts the others in all it touches.
     """
-    scale = np.where(units > 0, units, 1.0)
-    energy = np.sum(np.abs(values / scale[:, None]) ** 2, axis=(0, 1, 2))
-    total = float(energy.sum())
-    if total == 0:
-        return 0.0
-    width = energy.size // 4
+    width = values.shape[-1] // 4
     if width == 0:
         return math.inf
-    windows = [float(energy[energy.size - (i + 1) * width : energy.size - i * width].sum()) for i in range(4)]
-    last = windows[0]
-    if last <= rounding**2 * total:
-        return last / total  # down at rounding nothing decays any more
-    rate = max((last / windows[i]) ** (1 / i) if windows[i] > 0 else math.inf for i in (1, 2, 3))
+    energy = np.sum(np.abs(values) ** 2, axis=(0, 1))
+    total = energy.sum(axis=-1)
+    shares = energy[total > 0] / total[total > 0, None]
+    if shares.size == 0:
+        return 0.0
+    ends = shares.shape[1] - width * np.arange(4)
+    windows = np.array([shares[:, end - width : end].sum(axis=-1) for end in ends])
+    together = windows.sum(axis=1)
+    last = float(windows[0].max())
+    if last <= rounding**2:
+        return last  # down at rounding nothing decays any more
+    rate = max((together[0] / together[i]) ** (1 / i) if together[i] > 0 else math.inf for i in (1, 2, 3))
     if rate >= 1:
         return math.inf
-    level = max(window * rate**i for i, window in enumerate(windows))
-    # a share of the sum over the states, and all of it may be one state's
-    return _TAIL_MARGIN * level * rate / (1 - rate) / total * scale.size
+    level = float(np.max(windows * rate ** np.arange(4)[:, None]))
+    return _TAIL_MARGIN * level * rate / (1 - rate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +17,9 @@ from ._assembly import EPS, Assembled
 from ._errors import HankelredError, OrderError, ReductionWarning
 from ._excitations import Seed
 from ._experiments import Runner, Simulator, find_sizes
-from ._responses import (
-    CENTERINGS,
-    LinearJob,
-    SimulatorJob,
-    count_intervals,
-    cross_needs_square,
-    discrete_step,
-    of_model,
-    of_simulator,
-)
+from ._linear_responses import LinearJob, of_model
+from ._responses import CENTERINGS, count_intervals, cross_needs_square, discrete_step
+from ._simulator_responses import SimulatorJob, of_simulator
 from .models import Array, LinearModel, Timebase, as_model, is_discrete, validated_timebase
 
 _KINDS = ("controllability", "observability", "cross")
@@ -493,7 +487,7 @@ def empirical_gramians(
     for value, name in ((horizon, "horizon"), (step, "step")):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise HankelredError(f"{name} must be a positive number, got {value!r}")
-    if callable(system) and not hasattr(system, "__hankelred_model__") and not _is_model(system):
+    if _is_simulator(system):
         return _from_simulator(
             system,
             wanted,
@@ -527,9 +521,13 @@ def empirical_gramians(
     return _result(done, wanted, horizon, step, rest, model)
 
 
-def _is_model(system: Any) -> bool:
-    # python-control's models are callable: they evaluate themselves at a complex frequency
-    return any(hasattr(system, name) for name in ("ninputs", "A", "num"))
+def _is_simulator(system: Any) -> bool:
+    # Some models are callable too: python-control's evaluate themselves at a complex frequency.
+    control = sys.modules.get("control")
+    model = hasattr(system, "__hankelred_model__") or (
+        control is not None and isinstance(system, control.InputOutputSystem)
+    )
+    return callable(system) and not model
 
 
 def _result(

@@ -338,7 +338,7 @@ class GramianEstimator:
         FileNotFoundError: [Errno 2] No such file or directory: 'no/such/file.npz'
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
                 return cls._restored({key: data[key] for key in data.files})
         except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
             raise FileFormatError(
