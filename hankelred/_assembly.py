@@ -63,7 +63,7 @@ def assemble(responses: Responses, kinds: tuple[str, ...]) -> Assembled:
     out = Assembled(rounding=responses.rounding)
     samples = next(iter(responses.fine.values())).shape[-1]
     weights = _weights(responses, samples)
-    sides = {side: _rows(values, weights) for side, values in responses.fine.items()}
+    sides = {side: _rows(side, values, weights) for side, values in responses.fine.items()}
     # Errors are measured in the units of each state, which any scaling of the states leaves alone.
     units = {side: np.linalg.norm(rows, axis=0) for side, rows in sides.items()}
     squares = {side: rows.conj().T @ rows for side, rows in sides.items()}
@@ -88,9 +88,10 @@ def _weights(responses: Responses, samples: int) -> Array:
     return np.ones(samples) if responses.discrete else gregory_weights(samples) * responses.step
 
 
-def _rows(values: Array, weights: Array) -> Array:
+def _rows(side: str, values: Array, weights: Array) -> Array:
     """Return rows r with r^H r the integral, the mean over the variants: (v * channels * T, n)."""
-    scaled: Array = values.conj() * np.sqrt(weights / values.shape[0])
+    # x is a column of the integrand x x^H, y a row of Y^H Y
+    scaled: Array = (values.conj() if side == "x" else values) * np.sqrt(weights / values.shape[0])
     return scaled.transpose(0, 1, 3, 2).reshape(-1, values.shape[2])
 
 
@@ -98,10 +99,9 @@ def _gramian(responses: Responses, kind: str, values: dict[str, Array], weights:
     left, right = _SIDES[kind]
     if kind == "cross":
         # The sum over all pairs of variants is the product of the two means.
-        x, y = (values[side].mean(axis=0, keepdims=True) for side in (left, right))
-        return _rows(x, weights).conj().T @ _rows(y.conj(), weights)
-    rows = _rows(values[left], weights)
-    return rows.conj().T @ rows
+        values = {side: variants.mean(axis=0, keepdims=True) for side, variants in values.items()}
+    rows = {side: _rows(side, values[side], weights) for side in {left, right}}
+    return rows[left].conj().T @ rows[right]
 
 
 @dataclass(frozen=True)
