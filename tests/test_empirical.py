@@ -353,6 +353,12 @@ def test_scales_matter_for_a_nonlinear_system_and_are_averaged():
     for scale in (0.5, 2.0):  # x_k = tanh(c) 0.5^(k-1)
         assert W(scale) == pytest.approx((np.tanh(scale) / scale) ** 2 * 4 / 3, rel=1e-12)
     assert W([0.5, 2.0]) == pytest.approx((W(0.5) + W(2.0)) / 2, rel=1e-12)
+    # the cross Gramian is of mean responses; the outputs' are linear here, so their scales do nothing
+    found = gramians(
+        simulate, dt=True, horizon=60, input_scales=[0.5, 2.0], state_scales=[1.0, 3.0], kinds="cross"
+    )
+    gain = (np.tanh(0.5) / 0.5 + np.tanh(2.0) / 2.0) / 2
+    assert found.cross[0, 0] == pytest.approx(gain * 4 / 3, rel=1e-12)
 
 
 def test_signs_are_both_run():

@@ -66,6 +66,9 @@ def test_merging_is_associative_and_commutative(seed, n, sizes, forgetting):
     a, b, c = (fed(data(seed + i, n, size), forgetting=forgetting) for i, size in enumerate(sizes))
     assert same(a.merge(b).merge(c), a.merge(b.merge(c)))
     assert same(a.merge(b), b.merge(a))
+    if sizes[1] > 0:
+        mean = (a.weight * a.gramian() + b.weight * b.gramian()) / (a.weight + b.weight)
+        assert close(a.merge(b).gramian(), mean) < 1e-12
     if forgetting == 1:
         whole = np.concatenate([data(seed + i, n, size) for i, size in enumerate(sizes)], axis=1)
         assert same(a.merge(b).merge(c), fed(whole))
