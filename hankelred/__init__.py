@@ -12,6 +12,8 @@ from ._errors import (
     UnstableError,
 )
 from .convolution import Convolver, convolve, impulse_response, simulate
+from .empirical import EmpiricalGramians, EmpiricalReduction, empirical_gramians
+from .estimator import GramianEstimator
 from .gramians import gramian
 from .hankel import balanced_realization, hankel_singular_values
 from .modal import ModalSystem, modal_form
@@ -25,7 +27,10 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvergenceError",
     "Convolver",
+    "EmpiricalGramians",
+    "EmpiricalReduction",
     "FileFormatError",
+    "GramianEstimator",
     "HankelredError",
     "ModalSystem",
     "ModelError",
@@ -35,6 +40,7 @@ __all__ = [
     "UnstableError",
     "balanced_realization",
     "convolve",
+    "empirical_gramians",
     "gramian",
     "hankel_singular_values",
     "impulse_response",
