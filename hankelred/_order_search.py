@@ -30,6 +30,8 @@ _HORIZONS = (3, 5, 10, 15, 20, 30)
 _MAX_BLOCK_ROWS = 260
 #: Trial models of this many orders are refined.
 _REFINED = 5
+#: A refined model is preferred if its held-back error is below this share of that of the others.
+_REFINEMENT_PAYS = 0.9
 #: An order is preferred to a larger one whose held-back error is smaller by less than this share ...
 _PARSIMONY = 0.01
 #: ... or by less than this, in units of the output's own size: rounding.
@@ -47,6 +49,8 @@ class Recipe:
     order: int
     #: "linear" or "refined"
     kind: str
+    #: whether an output offset is estimated beyond the mean
+    offset: bool
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,9 @@ def trials(
             A, C = space.build(order)
             if not (np.all(np.isfinite(A)) and np.all(np.isfinite(C))):
                 continue
-            fitted = fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets)
-            if np.isfinite(fitted.loss):
-                yield Recipe(space.name, order, "linear"), fitted
+            for fitted in fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets):
+                if np.isfinite(fitted.loss):
+                    yield Recipe(space.name, order, "linear", bool(np.any(fitted.offset))), fitted
 
 
 @dataclass(frozen=True)
@@ -199,14 +203,14 @@ def evaluate(
 
     for recipe, model in trials(us, ys, spaces, orders, offsets=offsets, stable=stable):
         found[recipe] = Trial(score(model), model)
-    by_order: dict[int, list[Trial]] = {}
+    by_order: dict[tuple[int, bool], list[Trial]] = {}
     for recipe, trial in found.items():
-        by_order.setdefault(recipe.order, []).append(trial)
-    promising = sorted(by_order, key=lambda n: -max(t.score for t in by_order[n]))[:_REFINED]
-    for order in promising:
-        start = min((trial.model for trial in by_order[order]), key=lambda model: model.loss)
-        refined = refine(start, us, ys, offsets=offsets, stable=stable, max_steps=12, rtol=1e-4)
-        found[Recipe("", order, "refined")] = Trial(score(refined), refined)
+        by_order.setdefault((recipe.order, recipe.offset), []).append(trial)
+    promising = sorted(by_order, key=lambda key: -max(t.score for t in by_order[key]))[:_REFINED]
+    for order, offset in promising:
+        start = min((trial.model for trial in by_order[order, offset]), key=lambda model: model.loss)
+        refined = refine(start, us, ys, stable=stable, max_steps=12, rtol=1e-4)
+        found[Recipe("", order, "refined", offset)] = Trial(score(refined), refined)
     return found
 
 
@@ -237,10 +241,16 @@ def search(
 
 def choose(found: dict[Recipe, Trial]) -> Recipe:
     """Best score; of orders that differ by less than the parsimony share of the error, the smallest."""
-    best = max(trial.score for trial in found.values())
-    enough = 1 - (1 - best) * (1 + _PARSIMONY) - _EXACT
-    order = min(recipe.order for recipe, trial in found.items() if trial.score >= enough)
-    return max((r for r in found if r.order == order), key=lambda r: found[r].score)
+
+    def error(recipe: Recipe) -> float:
+        # A refined model has followed the estimation part more closely, its drifts and disturbances too: it
+        # has to be better by a clear margin.
+        margin = _REFINEMENT_PAYS if recipe.kind == "refined" else 1.0
+        return (1 - found[recipe].score) / margin
+
+    best = min(error(recipe) for recipe in found)
+    order = min(recipe.order for recipe in found if error(recipe) <= best * (1 + _PARSIMONY) + _EXACT)
+    return min((recipe for recipe in found if recipe.order == order), key=error)
 
 
 def _from_all(
@@ -248,13 +258,14 @@ def _from_all(
 ) -> Fitted:
     """Follow the recipe on all samples; keep the trial's dynamics where that turns out worse."""
     us, ys = data.inputs, data.outputs
-    candidates = [fit_inputs(trial.A, trial.C, us, ys, offsets)]
+    candidates = fit_inputs(trial.A, trial.C, us, ys, offsets)
     spaces = [s for h in sizes for s in subspaces(us, ys, h) if recipe.source in ("", s.name)]
-    candidates += [m for r, m in trials(us, ys, spaces, [recipe.order], offsets=offsets, stable=stable)]
-    model = min((m for m in candidates if m.order == recipe.order), key=lambda m: m.loss)
+    candidates += [m for _, m in trials(us, ys, spaces, [recipe.order], offsets=offsets, stable=stable)]
+    candidates = [m for m in candidates if m.order == recipe.order and bool(np.any(m.offset)) == recipe.offset]
+    model = min(candidates, key=lambda m: m.loss)
     # Data that a model explains to rounding deserve the last digits too.
     if recipe.kind == "refined" or model.loss < _NOISE_FREE:
-        model = refine(model, us, ys, offsets=offsets, stable=stable, max_steps=40, rtol=1e-6)
+        model = refine(model, us, ys, stable=stable, max_steps=40, rtol=1e-6)
     return model
 
 

@@ -129,11 +129,13 @@ def with_initial_states(model: Fitted, us: Sequence[Array], ys: Sequence[Array])
     return replace(out, loss=_mean_square(residuals(out, us, ys)))
 
 
-def fit_inputs(A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> Fitted:
-    """With A and C given the simulated output is linear in B, D, x0 and the offset: solve for all of them.
+def fit_inputs(A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> list[Fitted]:
+    """With A and C given the simulated output is linear in B, D, x0 and an output offset: solve for all of them.
 
     The classical second step of subspace methods (Verhaegen and Verdult, Filtering and System
-    Identification, 2007, section 9.2), here on the simulated output of every record.
+    Identification, 2007, section 9.2), here on the simulated output of every record. With `offsets` two
+    models come back, without and with an offset beyond the mean that was taken off already: for a record
+    that starts off balance it is needed, for one that drifts it is one more thing to go wrong.
     """
     n, p, m = A.shape[0], C.shape[0], us[0].shape[0]
     rows = []
@@ -148,17 +150,17 @@ def fit_inputs(A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], off
         if offsets:
             columns.append(np.broadcast_to(np.eye(p)[:, None], (p, T, p)))
         rows.append(np.concatenate(columns, axis=2).reshape(p * T, -1))
-    theta = _least_squares(np.concatenate(rows), np.concatenate([y.reshape(-1) for y in ys]))
-    B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * m, len(us) * n]))
-    model = Fitted(
-        A,
-        B.reshape(n, m),
-        C,
-        D.reshape(p, m),
-        tuple(x0.reshape(len(us), n)),
-        offset if offsets else np.zeros(p),
-    )
-    return replace(model, loss=_mean_square(residuals(model, us, ys)))
+    M, target = np.concatenate(rows), np.concatenate([y.reshape(-1) for y in ys])
+    inner = n * m + p * m + len(us) * n
+    solutions = [np.append(_least_squares(M[:, :inner], target), np.zeros(p))]
+    if offsets:
+        solutions.append(_least_squares(M, target))
+    models = []
+    for theta in solutions:
+        B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * m, len(us) * n]))
+        model = Fitted(A, B.reshape(n, m), C, D.reshape(p, m), tuple(x0.reshape(len(us), n)), offset)
+        models.append(_evaluated(model, us, ys))
+    return models
 
 
 def refine(
@@ -166,7 +168,6 @@ def refine(
     us: Sequence[Array],
     ys: Sequence[Array],
     *,
-    offsets: bool,
     stable: bool,
     max_steps: int,
     rtol: float,
@@ -178,6 +179,7 @@ def refine(
     (McKelvey, Helmersson and Ribarits, Automatica 40, 2004).
     """
     model = balanced(model)
+    offsets = bool(np.any(model.offset))  # refined only where the start has one
     damping = 1e-3
     for _ in range(max_steps):
         gram, gradient, update = _linearise(model, us, ys, offsets)
