@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
-import scipy.sparse as sps
 
 from ._errors import ModelError
 from ._rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
@@ -188,7 +187,7 @@ def validated_timebase(dt: Any) -> Timebase:
 
 
 def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
-    if sps.issparse(M):
+    if hasattr(M, "toarray"):  # sparse; scipy.sparse itself is slow to import
         if max(M.shape) > DENSE_LIMIT:
             raise ModelError(
                 f"{name} is sparse with shape {M.shape}; sparse models are worked on densely up to "
