@@ -17,14 +17,25 @@ from .modal import ModalSystem, modal_form
 from .norms import norm
 from .order import select_order
 from .plotting import plot_hankel_singular_values, plot_reduction
+from .realization import (
+    Comparison,
+    IdentifiedModel,
+    MarkovParameters,
+    identify,
+    markov_parameters,
+    realize,
+)
 from .reduction import Reduction, reduce
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "ConvergenceError",
     "FileFormatError",
     "HankelredError",
+    "IdentifiedModel",
+    "MarkovParameters",
     "ModalSystem",
     "ModelError",
     "OrderError",
@@ -34,10 +45,13 @@ __all__ = [
     "balanced_realization",
     "gramian",
     "hankel_singular_values",
+    "identify",
+    "markov_parameters",
     "modal_form",
     "norm",
     "plot_hankel_singular_values",
     "plot_reduction",
+    "realize",
     "reduce",
     "select_order",
 ]

@@ -13,7 +13,8 @@ import scipy.linalg as sla
 Array: TypeAlias = npt.NDArray[Any]
 
 #: Norm of a Hankel matrix of white noise over the root mean square of its singular values: it grows as the
-#: square root of the logarithm of the size (Meckes, Electronic Communications in Probability 12, 2007), and is
+#: square root of the logarithm of the size (Meckes, Electronic Communications in Probability 12, 2007), and
+#: is
 #: 2.1 to 2.6 for 100 to 10,000 rows.
 NOISE_NORM = 3.0
 
@@ -63,7 +64,8 @@ class HankelOperator:
     def adjoint_dot(self, x: Array) -> Array:
         """H^H @ x, x (rows p, k)."""
         b = self.blocks
-        # the adjoint is the block Hankel matrix of the adjoint blocks; conj(H^T conj(x)) needs no second spectrum
+        # the adjoint is the block Hankel matrix of the adjoint blocks; conj(H^T conj(x)) needs no second
+        # spectrum
         turned = self._fft(x.reshape(b, self.p, -1)[::-1].conj())
         out = self._ifft(self._spectrum.transpose(0, 2, 1) @ turned)[b - 1 : 2 * b - 1]
         return out.conj().reshape(self.shape[1], -1)
@@ -103,7 +105,9 @@ def leading_svd(operator: HankelOperator, order: int | None, tol: float | None) 
     while True:
         if 2 * width >= small:
             left, s, right = sla.svd(operator.dense(), full_matrices=False)
-            return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * np.finfo(float).eps * _top(s))
+            return HankelSVD(
+                left, s, right.conj().T, 0.0, max(operator.shape) * np.finfo(float).eps * _top(s)
+            )
         found = _randomised(operator, width, rng)
         if order is None:
             floor = max(found.rounding, NOISE_NORM * found.rest)

@@ -20,7 +20,9 @@ _MAX_ITERATIONS = 2000
 
 
 class ConvolutionMatrix:
-    """The matrix of ``y[t] = sum_k h[k] u[t - k]`` for the records, as an operator on h, unknowns (n m, columns).
+    """The matrix of ``y[t] = sum_k h[k] u[t - k]`` for the records, as an operator on h.
+
+    The unknowns are (n m, columns), one column an output.
 
     ``known_past``: u is zero before the record. Otherwise the first n - 1 samples of each record, which the
     unknown past reaches, are not used as equations.
@@ -42,7 +44,7 @@ class ConvolutionMatrix:
         return np.asarray((sfft.irfft if self._real else sfft.ifft)(x, length, axis=-1))
 
     def dot(self, h: Array) -> list[Array]:
-        """h (n m, k) -> outputs (k, equations) of each record."""
+        """H (n m, k) -> outputs (k, equations) of each record."""
         kernel = h.reshape(self.n, self.m, -1).transpose(2, 1, 0)
         out = []
         for u, spectrum, length in zip(self.us, self._spectra, self._lengths, strict=True):
@@ -51,19 +53,21 @@ class ConvolutionMatrix:
         return out
 
     def adjoint_dot(self, ys: Sequence[Array]) -> Array:
-        """Outputs (k, equations) of each record -> (n m, k)."""
+        """Apply the adjoint: outputs (k, equations) of each record -> (n m, k)."""
         total = np.zeros((self.n * self.m, ys[0].shape[0]), dtype=np.result_type(self.dtype, *ys))
         for y, spectrum, length in zip(ys, self._spectra, self._lengths, strict=True):
             padded = np.zeros((y.shape[0], y.shape[1] + self.first), dtype=y.dtype)
             padded[:, self.first :] = y
             product = self._fft(padded, length)[:, None] * spectrum.conj()
-            total += self._ifft(product, length)[..., : self.n].transpose(2, 1, 0).reshape(self.n * self.m, -1)
+            lags = self._ifft(product, length)[..., : self.n]
+            total += lags.transpose(2, 1, 0).reshape(self.n * self.m, -1)
         return total
 
     def edges(self) -> tuple[Array, Array]:
         """Return the columns S (n m, q) and signs (q,) by which the normal matrix fails to be block Toeplitz.
 
-        With G the normal matrix, ``G[1:, 1:] = G[:-1, :-1] + S diag(signs) S^H`` in blocks: a sample leaves at
+        With G the normal matrix, ``G[1:, 1:] = G[:-1, :-1] + S diag(signs) S^H`` in blocks: a sample leaves
+        at
         the end of each record and, where the past is unknown, another enters at its beginning.
         """
         lags = np.arange(self.n - 1)
@@ -77,7 +81,10 @@ class ConvolutionMatrix:
         return np.stack(columns, axis=1), np.array(signs)
 
     def lag_blocks(self) -> Array:
-        """Return the first block row of the normal matrix, (n, m, m): ``[l, a, b] = sum_t conj(u_a[t]) u_b[t-l]``."""
+        """Return the first block row of the normal matrix, (n, m, m).
+
+        ``[l, a, b] = sum_t conj(u_a[t]) u_b[t - l]``
+        """
         out = np.empty((self.n, self.m, self.m), dtype=self.dtype)
         for a in range(self.m):
             row = self.adjoint_dot([u[a : a + 1, self.first :] for u in self.us])
@@ -92,7 +99,9 @@ class ConvolutionMatrix:
         G = np.zeros((n, m, n, m), dtype=self.dtype)
         G[0] = self.lag_blocks().transpose(1, 0, 2)
         for i in range(1, n):
-            G[i, :, i:] = G[i - 1, :, i - 1 : n - 1] + np.einsum("aq,q,jbq->ajb", S[i - 1], signs, S[i - 1 :].conj())
+            G[i, :, i:] = G[i - 1, :, i - 1 : n - 1] + np.einsum(
+                "aq,q,jbq->ajb", S[i - 1], signs, S[i - 1 :].conj()
+            )
         flat = G.reshape(n * m, n * m)
         return np.asarray(np.triu(flat) + np.triu(flat, 1).conj().T)
 
@@ -122,11 +131,14 @@ def solve_least_squares(
     blocks = matrix.lag_blocks()
     weight = ridge * float(np.trace(blocks[0]).real) / m
     exact = n * m <= _EXACT_UNKNOWNS
+    precondition: Callable[[Array], Array]
     if exact:
         factor = _cholesky(matrix.gram() + weight * np.eye(n * m), n)
 
-        def precondition(x: Array) -> Array:
+        def by_factor(x: Array) -> Array:
             return np.asarray(sla.cho_solve(factor, x, check_finite=False))
+
+        precondition = by_factor
 
     else:
         precondition = _circulant(blocks, weight)
@@ -157,10 +169,11 @@ def _cholesky(G: Array, n: int) -> tuple[Array, bool]:
         rcond = 0.0
     if rcond < 1e-15:
         raise HankelredError(
-            f"the input does not excite {n} lags: the normal matrix has reciprocal condition number {rcond:.1e}; "
+            f"the input does not excite {n} lags: the normal matrix has reciprocal condition number "
+            f"{rcond:.1e}; "
             "ask for fewer parameters, use a richer record, or regularise with ridge=1e-8 or more"
         )
-    return factor  # type: ignore[no-any-return]
+    return factor
 
 
 def _circulant(blocks: Array, weight: float) -> Callable[[Array], Array]:
@@ -169,7 +182,8 @@ def _circulant(blocks: Array, weight: float) -> Callable[[Array], Array]:
     # block of lag -l is the adjoint of lag l; the wrapped average weighs each by how often it occurs
     wrapped = blocks[::-1].conj().transpose(0, 2, 1)
     wrapped = np.concatenate([np.zeros_like(blocks[:1]), wrapped[:-1]])
-    symbol = np.fft.fft(((n - k) * blocks.conj().transpose(0, 2, 1) + k * wrapped.conj().transpose(0, 2, 1)) / n, axis=0)
+    mean = ((n - k) * blocks + k * wrapped) / n
+    symbol = np.fft.fft(mean.conj().transpose(0, 2, 1), axis=0)
     symbol = (symbol + symbol.conj().transpose(0, 2, 1)) / 2
     values, vectors = np.linalg.eigh(symbol)
     # Frequencies the record does not excite must not be blown up by the preconditioner.
@@ -212,10 +226,10 @@ def _conjugate_gradients(
         before, rz = rz, np.einsum("ik,ik->k", r.conj(), z).real
         d = z + np.divide(rz, before, out=np.zeros_like(rz), where=before > 0) * d
     if np.any(best > 1e6 * target):
+        reached = float((best / target).max()) * 1e-14
         raise ConvergenceError(
-            f"the least-squares iteration stopped at a relative residual of {float((best / target).max()) * 1e-14:.1e} "
-            f"after {_MAX_ITERATIONS} steps at most; the input excites some frequencies hardly at all: ask for fewer "
-            "parameters, or regularise with ridge=1e-8 or more"
+            f"the least-squares iteration stopped at a relative residual of {reached:.1e}; the input excites "
+            "some frequencies hardly at all: ask for fewer parameters, or regularise with ridge=1e-8 or more"
         )
     return best_x
 
@@ -223,7 +237,8 @@ def _conjugate_gradients(
 def _inverse_diagonal(matrix: ConvolutionMatrix, solve: Callable[[Array], Array]) -> Array:
     """Diagonal of the inverse of the normal matrix, from a few solves.
 
-    The normal matrix has low displacement rank, so its inverse has too: its entries one block further down the
+    The normal matrix has low displacement rank, so its inverse has too: its entries one block further down
+    the
     diagonal differ by a product of thin matrices (Kailath and Sayed, SIAM Review 37, 1995). Adding up those
     differences gives the whole diagonal.
     """

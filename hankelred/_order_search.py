@@ -95,7 +95,10 @@ def scaled(us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> Scaled:
 
 
 def fits(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> Array:
-    """``1 - |y - yhat| / |y - mean|`` of each output, over all records together; a constant output counts as 0."""
+    """``1 - |y - yhat| / |y - mean|`` of each output, over all records together.
+
+    A constant output counts as 0.
+    """
     error = sum(np.sum(e**2, axis=1) for e in residuals(model, us, ys))
     spread = sum(np.sum((y - y.mean(axis=1, keepdims=True)) ** 2, axis=1) for y in ys)
     ratio = np.divide(error, spread, out=np.ones_like(spread), where=spread > 0)
@@ -193,11 +196,16 @@ def evaluate(
     found: dict[Recipe, Trial] = {}
 
     def score(model: Fitted) -> float:
-        # Offsets and the initial state of the held-back part are unknown in use, too: the offsets stay those of
+        # Offsets and the initial state of the held-back part are unknown in use, too: the offsets stay those
+        # of
         # the estimation part, the initial state is estimated.
         with np.errstate(over="ignore", invalid="ignore"):
             moved = with_initial_states(model, part.held_inputs, part.held_outputs)
             value = fits(moved, part.held_inputs, part.held_outputs)
+        # The initial state was fitted to the very samples it is judged by: as many of them are used up.
+        samples = sum(y.size for y in part.held_outputs)
+        used = model.order * len(part.held_outputs)
+        value = 1 - (1 - value) * np.sqrt(samples / max(samples - used, 1))
         # One output that fails counts as failed, not as arbitrarily bad: the others still tell models apart.
         return float(np.mean(np.clip(np.nan_to_num(value, nan=-1.0), -1.0, 1.0)))
 
@@ -226,7 +234,13 @@ class Identified:
 
 
 def search(
-    us: Sequence[Array], ys: Sequence[Array], orders: Sequence[int], sizes: Sequence[int], *, offsets: bool, stable: bool
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    orders: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    offsets: bool,
+    stable: bool,
 ) -> Identified:
     """Choose recipe and order by the held-back samples, then estimate from all of them."""
     part = fold(us, ys, offsets)
@@ -261,7 +275,9 @@ def _from_all(
     candidates = fit_inputs(trial.A, trial.C, us, ys, offsets)
     spaces = [s for h in sizes for s in subspaces(us, ys, h) if recipe.source in ("", s.name)]
     candidates += [m for _, m in trials(us, ys, spaces, [recipe.order], offsets=offsets, stable=stable)]
-    candidates = [m for m in candidates if m.order == recipe.order and bool(np.any(m.offset)) == recipe.offset]
+    candidates = [
+        m for m in candidates if m.order == recipe.order and bool(np.any(m.offset)) == recipe.offset
+    ]
     model = min(candidates, key=lambda m: m.loss)
     # Data that a model explains to rounding deserve the last digits too.
     if recipe.kind == "refined" or model.loss < _NOISE_FREE:
@@ -269,8 +285,13 @@ def _from_all(
     return model
 
 
-def largest(found: Identified, orders: Sequence[int], sizes: Sequence[int], *, offsets: bool, stable: bool) -> Fitted:
-    """Return the model of the largest order that the records bear, for its spectrum; at least the chosen one."""
+def largest(
+    found: Identified, orders: Sequence[int], sizes: Sequence[int], *, offsets: bool, stable: bool
+) -> Fitted:
+    """Return the model of the largest order that the records bear, for its spectrum.
+
+    At least it is the chosen one.
+    """
     us, ys = found.data.inputs, found.data.outputs
     spaces = [space for h in sizes for space in subspaces(us, ys, h)]
     limit = max(space.max_order for space in spaces)

@@ -73,36 +73,44 @@ def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
         us, ys, dt, labels = _from_responses(responses, dt)
     else:
         if y is None:
-            raise HankelredError("y is missing: pass u and y, or one control.TimeResponseData that holds both")
+            raise HankelredError(
+                "y is missing: pass u and y, or one control.TimeResponseData that holds both"
+            )
         us, ys = _as_list(u), _as_list(y)
     dt = validated_timebase(dt)
     if not dt:
         raise HankelredError(
-            f"dt is {dt!r}, but a record is sampled: pass the sampling time in seconds, or True where it has none"
+            f"dt is {dt!r}, but a record is sampled: pass the sampling time in seconds, or True where it "
+            f"has none"
         )
     if len(us) != len(ys):
-        raise HankelredError(f"there are {len(us)} input records and {len(ys)} output records; pass as many of each")
+        raise HankelredError(
+            f"there are {len(us)} input records and {len(ys)} output records; pass as many of each"
+        )
     if not us:
         raise HankelredError("there is no record: pass u and y, or lists of them with at least one entry")
     where = [f" of experiment {e}" if len(us) > 1 else "" for e in range(len(us))]
     us = [_channels(x, "u" + w) for x, w in zip(us, where, strict=True)]
     ys = [_channels(x, "y" + w) for x, w in zip(ys, where, strict=True)]
     for u_e, y_e, w in zip(us, ys, where, strict=True):
-        if u_e.shape[1] != y_e.shape[1]:
-            raise HankelredError(
-                f"u{w} has {u_e.shape[1]} samples and y{w} has {y_e.shape[1]} (shapes {u_e.shape} and {y_e.shape}); "
-                "time is the last axis and both must cover the same samples"
-            )
         for x, name in ((u_e, "u"), (y_e, "y")):
             if x.shape[0] > x.shape[1]:
                 raise HankelredError(
-                    f"{name}{w} has shape {x.shape}: {x.shape[0]} channels of only {x.shape[1]} samples. Time is the "
+                    f"{name}{w} has shape {x.shape}: {x.shape[0]} channels of only {x.shape[1]} samples. "
+                    f"Time is the "
                     f"last axis; if the rows are samples, pass {name}.T"
                 )
+        if u_e.shape[1] != y_e.shape[1]:
+            raise HankelredError(
+                f"u{w} has {u_e.shape[1]} samples and y{w} has {y_e.shape[1]} (shapes {u_e.shape} and "
+                f"{y_e.shape}); "
+                "time is the last axis and both must cover the same samples"
+            )
     for group, name in ((us, "u"), (ys, "y")):
         if len({x.shape[0] for x in group}) > 1:
             raise HankelredError(
-                f"the experiments have {', '.join(str(x.shape[0]) for x in group)} channels of {name}; they must "
+                f"the experiments have {', '.join(str(x.shape[0]) for x in group)} channels of {name}; "
+                f"they must "
                 "all have the same"
             )
     return Experiments(tuple(us), tuple(ys), dt, *labels)
@@ -111,7 +119,8 @@ def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
 def refuse_constant_channels(data: Experiments, *, outputs: bool = True) -> None:
     """Refuse a channel that never moves within any record: nothing can be learned from it.
 
-    A constant output is no obstacle to a linear regression (its parameters are zero): `outputs` False lets it pass.
+    A constant output is no obstacle to a linear regression (its parameters are zero): `outputs` False lets
+    it pass.
 
     Raises
     ------
@@ -127,7 +136,9 @@ def refuse_constant_channels(data: Experiments, *, outputs: bool = True) -> None
         for i in range(group[0].shape[0]):
             # A range at the rounding of the level is a constant that went through a unit conversion.
             if all(np.ptp(np.abs(x[i] - x[i, 0])) <= 1e-13 * np.abs(x[i, 0]) for x in group):
-                raise HankelredError(f"{name} {i} is constant ({group[0][i, 0]:.6g}) over the whole record: {advice}")
+                raise HankelredError(
+                    f"{name} {i} is constant ({group[0][i, 0]:.6g}) over the whole record: {advice}"
+                )
 
 
 def _time_responses(u: Any) -> list[Any] | None:
@@ -148,7 +159,9 @@ def _from_responses(
     steps = []
     for response in responses:
         if response.inputs is None:
-            raise HankelredError("the TimeResponseData holds no input (an initial response?); pass u and y as arrays")
+            raise HankelredError(
+                "the TimeResponseData holds no input (an initial response?); pass u and y as arrays"
+            )
         u, y = np.asarray(response.u), np.asarray(response.y)
         # A response "per input" (impulse, step) has a trace axis: each trace is an experiment.
         traces = range(u.shape[1]) if u.ndim == 3 else [None]
@@ -166,10 +179,14 @@ def _from_responses(
             steps.append(step)
     if steps:
         if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
-            raise HankelredError(f"the responses are sampled at different times ({steps}); resample them first")
+            raise HankelredError(
+                f"the responses are sampled at different times ({steps}); resample them first"
+            )
         given = not isinstance(dt, bool) and dt is not None
         if given and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
-            raise HankelredError(f"dt={dt!r} disagrees with the response's own time step {steps[0]:.6g}; leave dt out")
+            raise HankelredError(
+                f"dt={dt!r} disagrees with the response's own time step {steps[0]:.6g}; leave dt out"
+            )
         # Averaging over the record leaves rounding behind: 0.1 seconds should stay 0.1.
         dt = float(f"{steps[0]:.9g}")
     first = responses[0]
@@ -202,7 +219,8 @@ def _channels(x: Any, name: str) -> Array:
         out = out[np.newaxis]
     if out.ndim != 2:
         raise HankelredError(
-            f"{name} must be (channels, samples) or 1-D, got shape {out.shape}; pass several experiments as a list"
+            f"{name} must be (channels, samples) or 1-D, got shape {out.shape}; pass several experiments "
+            f"as a list"
         )
     if out.shape[0] == 0 or out.shape[1] == 0:
         raise HankelredError(f"{name} is empty (shape {out.shape}); a record needs channels and samples")
@@ -210,14 +228,15 @@ def _channels(x: Any, name: str) -> Array:
         channel, sample = np.argwhere(~np.isfinite(out))[0]
         bad = int(np.count_nonzero(~np.isfinite(out)))
         raise HankelredError(
-            f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel {channel}, "
+            f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel "
+            f"{channel}, "
             f"sample {sample}; interpolate them, or cut the record there and pass the pieces as a list"
         )
     return out
 
 
 def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
-    """Read a table of samples: whitespace or comma separated text (with or without a header), or .mat.
+    r"""Read a table of samples: whitespace or comma separated text (with or without a header), or .mat.
 
     Parameters
     ----------
@@ -240,14 +259,16 @@ def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
     --------
     >>> import tempfile, pathlib
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "record.csv"
-    >>> _ = file.write_text("u,y\\n1,0\\n0,0.5\\n")
+    >>> _ = file.write_text("u,y\n1,0\n0,0.5\n")
     >>> table, names = read_columns(file)
     >>> table.shape, names
     ((2, 2), ['u', 'y'])
     """
     path = Path(path)
     if not path.is_file():
-        raise FileFormatError(f"{path} is not a file; pass a record as whitespace or comma separated text, or .mat")
+        raise FileFormatError(
+            f"{path} is not a file; pass a record as whitespace or comma separated text, or .mat"
+        )
     if path.suffix.lower() == ".mat":
         return _read_mat(path)
     return _read_text(path)
@@ -272,10 +293,14 @@ def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
             columns.append(block[:, j].astype(float))
             names.append(key if block.shape[1] == 1 else f"{key}{j}")
     if not columns:
-        raise FileFormatError(f"{path} holds no real vector or matrix of samples; found {sorted(content)[:8]}")
+        raise FileFormatError(
+            f"{path} holds no real vector or matrix of samples; found {sorted(content)[:8]}"
+        )
     if len({c.size for c in columns}) > 1:
         sizes = ", ".join(f"{n} {c.size}" for n, c in zip(names, columns, strict=True))
-        raise FileFormatError(f"the variables of {path} have different lengths ({sizes}); keep one record a file")
+        raise FileFormatError(
+            f"the variables of {path} have different lengths ({sizes}); keep one record a file"
+        )
     return np.column_stack(columns), names
 
 
@@ -283,14 +308,15 @@ def _read_text(path: Path) -> tuple[Array, list[str] | None]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not text ({error}); pass whitespace or comma separated columns") from None
+        raise FileFormatError(f"{path} is not text ({error}); pass columns of numbers") from None
     rows = [(i, s) for i, line in enumerate(lines, 1) if (s := line.strip()) and s[0] not in "#%"]
     if not rows:
         raise FileFormatError(f"{path} has no samples in it")
     delimiter = next((d for d in ",;\t" if d in rows[0][1]), None)
     # A tab-separated file often has blanks beside its tabs: splitting on any white space reads both.
     cells = [
-        (i, next(csv.reader([s], delimiter=delimiter)) if delimiter in (",", ";") else s.split()) for i, s in rows
+        (i, next(csv.reader([s], delimiter=delimiter)) if delimiter in (",", ";") else s.split())
+        for i, s in rows
     ]
     names: list[str] | None = None
     if not _is_number(cells[0][1][0]):

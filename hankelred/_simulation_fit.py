@@ -16,7 +16,8 @@ import scipy.linalg as sla
 
 Array: TypeAlias = npt.NDArray[Any]
 
-#: The largest spectral radius of a model that has to be stable: an integrator stays one for as long as a record lasts.
+#: The largest spectral radius of a model that has to be stable: an integrator stays one for as long as a
+#: record lasts.
 STABLE_RADIUS = 1.0 - 1e-6
 
 #: Numbers held at a time for the states of forced responses: 64 MiB of them.
@@ -99,7 +100,10 @@ def free_responses(A: Array, C: Array, T: int) -> Array:
 
 
 def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> Array:
-    """Outputs (p, T, P) of the state forced by ``directions[j] @ signals``, (P, n, k) and (k, T)."""
+    """Return the outputs (p, T, P) of states forced by ``directions[j] @ signals``.
+
+    Directions are (P, n, k), signals (k, T).
+    """
     P, n, _ = directions.shape
     T = signals.shape[1]
     out = np.empty((C.shape[0], T, P))
@@ -130,7 +134,7 @@ def with_initial_states(model: Fitted, us: Sequence[Array], ys: Sequence[Array])
 
 
 def fit_inputs(A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> list[Fitted]:
-    """With A and C given the simulated output is linear in B, D, x0 and an output offset: solve for all of them.
+    """With A and C given the simulated output is linear in B, D, x0 and an offset: solve for all of them.
 
     The classical second step of subspace methods (Verhaegen and Verdult, Filtering and System
     Identification, 2007, section 9.2), here on the simulated output of every record. With `offsets` two
@@ -298,7 +302,7 @@ def stabilized(model: Fitted, radius: float = STABLE_RADIUS) -> Fitted:
 
 
 def stable_matrix(A: Array, radius: float = STABLE_RADIUS) -> Array:
-    """Return A with eigenvalues beyond a radius moved onto it along their direction; complex stays complex."""
+    """Return A with eigenvalues beyond a radius moved onto it, along their direction."""
     if spectral_radius(A) <= radius:
         return A
     w, v = np.linalg.eig(A)

@@ -47,7 +47,8 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
     """Return the subspaces of the records for one horizon.
 
     ``moesp``, ``n4sid`` and ``cva`` are weightings of one oblique projection (Van Overschee and De Moor,
-    Automatica 31, 1995), A and C coming from the shift structure of the observability matrix; ``n4sid-states``
+    Automatica 31, 1995), A and C coming from the shift structure of the observability matrix;
+    ``n4sid-states``
     and ``cva-states`` take A and C from a regression of the estimated states instead (the same authors,
     Automatica 30, 1994); ``arx`` realises the impulse response of a high-order ARX model.
     """

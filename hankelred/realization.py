@@ -13,12 +13,13 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from . import _order_search as order_search
-from ._errors import HankelredError, ModelError, OrderError, ReductionWarning
+from ._errors import HankelredError, OrderError, ReductionWarning
 from ._hankel_operator import NOISE_NORM, HankelOperator, HankelSVD, leading_svd
 from ._impulse_fit import ConvolutionMatrix, solve_least_squares
 from ._records import Experiments, as_experiments, refuse_constant_channels
 from ._response import largest_singular_value
 from ._simulation_fit import free_responses, residuals, stable_matrix, with_initial_states
+from ._split import STABILITY_TOL
 from .hankel import hankel_singular_values
 from .models import LinearModel, Timebase, validated_timebase
 from .norms import norm as system_norm
@@ -148,11 +149,14 @@ def _checked_length(n: Any, data: Experiments, at_rest: bool, regularised: bool)
         raise HankelredError(f"n must be a whole number of Markov parameters, got {n!r}") from None
     shortest = min(x.shape[1] for x in data.inputs)
     if not 1 <= number <= shortest:
-        raise HankelredError(f"n must be from 1 to the {shortest} samples of the (shortest) record, got {number}")
+        raise HankelredError(
+            f"n must be from 1 to the {shortest} samples of the (shortest) record, got {number}"
+        )
     equations = data.n_samples - (0 if at_rest else (number - 1) * len(data.inputs))
     if equations < number * data.n_inputs and not regularised:
         raise HankelredError(
-            f"{number} Markov parameters of {data.n_inputs} input(s) are {number * data.n_inputs} unknowns, the "
+            f"{number} Markov parameters of {data.n_inputs} input(s) are {number * data.n_inputs} "
+            f"unknowns, the "
             f"record gives {equations} usable samples; ask for fewer, or regularise with ridge=1e-6 or more"
         )
     return number
@@ -225,7 +229,7 @@ def realize(
     >>> np.round(np.sort(reduction.system.poles().real), 9)
     array([0.5, 0.9])
     """
-    check_rule(tol=tol)
+    check_rule(tol=tol, rtol=None, energy=None)
     if order is not None and tol is not None:
         raise OrderError("give the order or a tolerance to choose it, not both")
     error_size: float | None = None
@@ -244,7 +248,9 @@ def realize(
     svd = leading_svd(hankel, None if order is None else checked_order(order), tol)
     floor = max(svd.rounding, _noise_floor(svd, hankel.shape, hankel.blocks, error_size))
     if order is not None and order > np.count_nonzero(svd.singular_values > floor):
-        floor = svd.rounding  # asked for by number: what is noise and what is not is then the user's judgement
+        floor = (
+            svd.rounding
+        )  # asked for by number: what is noise and what is not is then the user's judgement
     source = RealizationSource(h, hankel, svd, floor, dt, stabilize)
     if order is None:
         order = select_order(svd.singular_values, tol=tol, noise_floor=floor)
@@ -260,14 +266,19 @@ def _checked_markov(markov: Any) -> Array:
     if h.ndim == 1:
         h = h[:, None, None]
     if h.ndim != 3 or 0 in h.shape:
-        raise HankelredError(f"markov must be (n, outputs, inputs), or 1-D for one channel, got shape {h.shape}")
+        raise HankelredError(
+            f"markov must be (n, outputs, inputs), or 1-D for one channel, got shape {h.shape}"
+        )
     if h.shape[0] < 3:
         raise HankelredError(
-            f"markov has {h.shape[0]} entries (shape {h.shape}); at least 3 are needed, samples are the first axis"
+            f"markov has {h.shape[0]} entries (shape {h.shape}); at least 3 are needed, samples are the "
+            f"first axis"
         )
     if not np.all(np.isfinite(h)):
         sample, row, column = np.argwhere(~np.isfinite(h))[0]
-        raise HankelredError(f"markov[{sample}, {row}, {column}] is {h[sample, row, column]}; every entry must be finite")
+        raise HankelredError(
+            f"markov[{sample}, {row}, {column}] is {h[sample, row, column]}; every entry must be finite"
+        )
     return h
 
 
@@ -303,6 +314,7 @@ class RealizationSource:
 
     @property
     def hankel_singular_values(self) -> Array:
+        """Of the data's Hankel matrix, as many as were computed."""
         return self.svd.singular_values
 
     @property
@@ -312,6 +324,7 @@ class RealizationSource:
         return self.svd.rounding / top if top else 0.0
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:
+        """Return the realisation of an order; there is no projection."""
         p, m = self.hankel.p, self.hankel.m
         root = np.sqrt(self.svd.singular_values[:order])
         observability = self.svd.left[:, :order] * root
@@ -329,7 +342,8 @@ class RealizationSource:
         poles = np.linalg.eigvals(A)
         worst = float(np.abs(poles).max())
         warnings.warn(
-            f"{int(np.count_nonzero(np.abs(poles) > 1))} pole(s) of the realisation were outside the unit circle (the "
+            f"{int(np.count_nonzero(np.abs(poles) > 1))} pole(s) of the realisation were outside the unit "
+            f"circle (the "
             f"largest of modulus {worst:.6g}); they were moved onto it and B was fitted again",
             ReductionWarning,
             stacklevel=5,
@@ -339,10 +353,15 @@ class RealizationSource:
         return moved, np.asarray(sla.lstsq(responses.reshape(target.shape[0], -1), target)[0])
 
     def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of the data minus the model's Markov parameters."""
         n = self.markov.shape[0]
         own = np.empty(self.markov.shape, dtype=np.result_type(self.markov, reduced.A))
         own[0] = reduced.D
-        own[1:] = (free_responses(reduced.A, reduced.C, n - 1).transpose(1, 0, 2) @ reduced.B) if reduced.n_states else 0
+        own[1:] = (
+            (free_responses(reduced.A, reduced.C, n - 1).transpose(1, 0, 2) @ reduced.B)
+            if reduced.n_states
+            else 0
+        )
         difference = self.markov - own
         if norm == "h2":
             return float(np.linalg.norm(difference))
@@ -429,7 +448,8 @@ class IdentifiedModel(Reduction):
         m, p = self.model.n_inputs, self.model.n_outputs
         if (data.n_inputs, data.n_outputs) != (m, p):
             raise HankelredError(
-                f"the model has {m} input(s) and {p} output(s), the record {data.n_inputs} and {data.n_outputs}"
+                f"the model has {m} input(s) and {p} output(s), the record {data.n_inputs} and "
+                f"{data.n_outputs}"
             )
         found = self.source.found(self.order)  # type: ignore[attr-defined]
         us, ys = found.data.apply(data.inputs, data.outputs)
@@ -525,11 +545,14 @@ def identify(
     data = as_experiments(u, y, dt)
     if data.is_complex:
         raise HankelredError(
-            "identify works on real records, and these are complex; estimate markov_parameters and realize them"
+            "identify works on real records, and these are complex; estimate markov_parameters and realize "
+            "them"
         )
     refuse_constant_channels(data)
     if order is not None and checked_order(order) < 1:
-        raise OrderError("order must be at least 1: a model without states is a static gain, fit it by least squares")
+        raise OrderError(
+            "order must be at least 1: a model without states is a static gain, fit it by least squares"
+        )
     kept = [round(order_search.ESTIMATION_SHARE * x.shape[1]) for x in data.inputs]
     channels = data.n_inputs + data.n_outputs
     sizes = order_search.horizons(kept, channels, data.n_outputs, order)
@@ -557,13 +580,12 @@ class IdentificationSource:
         self._found: dict[int, order_search.Identified] = {}
         self._largest = order_search.MAX_ORDER if order is None else max(order_search.MAX_ORDER, order)
         orders = self._orders() if order is None else [order]
-        chosen = order_search.search(
-            data.inputs, data.outputs, orders, sizes, offsets=offsets, stable=stable
-        )
+        chosen = order_search.search(data.inputs, data.outputs, orders, sizes, offsets=offsets, stable=stable)
         self.chosen_order = chosen.model.order
         if order is not None and self.chosen_order < order:
             warnings.warn(
-                f"order {order} was asked for, but the record bears only {self.chosen_order} states; the model has "
+                f"order {order} was asked for, but the record bears only {self.chosen_order} states; the "
+                f"model has "
                 "that order",
                 ReductionWarning,
                 stacklevel=3,
@@ -580,12 +602,18 @@ class IdentificationSource:
         """Return the model of an order, estimated on first use."""
         if order not in self._found:
             self._found[order] = order_search.search(
-                self._data.inputs, self._data.outputs, [order], self._sizes, offsets=self._offsets, stable=self._stable
+                self._data.inputs,
+                self._data.outputs,
+                [order],
+                self._sizes,
+                offsets=self._offsets,
+                stable=self._stable,
             )
         return self._found[order]
 
     @property
     def method(self) -> str:
+        """Name of the method."""
         return "identification"
 
     @cached_property
@@ -594,22 +622,30 @@ class IdentificationSource:
         chosen = self._found[self.chosen_order]
         orders = [n for n in self._orders() if n > self.chosen_order]
         model = order_search.largest(chosen, orders, self._sizes, offsets=self._offsets, stable=self._stable)
+        if _outside(model.A) != self.unstable_order:
+            # Noise pushes poles of a large model out: its spectrum would then say nothing of the chosen one.
+            model = chosen.model
         return LinearModel(*chosen.data.unscaled(model), self._data.dt)
 
     @cached_property
     def hankel_singular_values(self) -> Array:
+        """Of the pilot model."""
         return hankel_singular_values(self.pilot.as_tuple(), dt=self._data.dt)
 
     @property
     def unstable_order(self) -> int:
-        return int(np.count_nonzero(np.isinf(self.hankel_singular_values)))
+        """Poles on or outside the unit circle of the chosen model."""
+        return _outside(self._found[self.chosen_order].model.A)
 
     @cached_property
     def noise_floor(self) -> float:
+        """What the residual can contribute to a singular value."""
         chosen = self._found[self.chosen_order]
-        size = np.sqrt(np.mean(np.concatenate(residuals(chosen.model, chosen.data.inputs, chosen.data.outputs), axis=1) ** 2, axis=1)) * chosen.data.output_scale
+        left = np.concatenate(residuals(chosen.model, chosen.data.inputs, chosen.data.outputs), axis=1)
+        size = np.sqrt(np.mean(left**2, axis=1)) * chosen.data.output_scale
         error = size.max() / (chosen.data.input_scale.min() * np.sqrt(self._data.n_samples))
-        floor = NOISE_NORM * error * np.sqrt(max(self._sizes) * max(self._data.n_inputs, self._data.n_outputs))
+        width = max(self._sizes) * max(self._data.n_inputs, self._data.n_outputs)
+        floor = NOISE_NORM * error * np.sqrt(width)
         values = self.hankel_singular_values
         # What was asked for by number, or passed the held-back samples, is not noise.
         if np.count_nonzero(values > floor) < self.chosen_order:
@@ -617,11 +653,13 @@ class IdentificationSource:
         return float(floor)
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:
+        """Return the model of an order; there is no projection."""
         found = self.found(order)
         labels = self._data.input_labels, self._data.output_labels
         return LinearModel(*found.data.unscaled(found.model), self._data.dt, _to_control, *labels), None, None
 
     def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of the pilot model minus the reduced one."""
         pilot = self.pilot
         difference = (
             sla.block_diag(pilot.A, reduced.A),
@@ -630,6 +668,12 @@ class IdentificationSource:
             pilot.D - reduced.D,
         )
         return float(system_norm(difference, norm, dt=self._data.dt))  # type: ignore[arg-type]
+
+
+def _outside(A: Array) -> int:
+    return int(
+        np.count_nonzero(np.abs(np.linalg.eigvals(A)) >= 1 - STABILITY_TOL * max(1.0, np.linalg.norm(A)))
+    )
 
 
 def _with_fit(reduction: Reduction) -> IdentifiedModel:
