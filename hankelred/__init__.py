@@ -20,11 +20,13 @@ from .modal import ModalSystem, modal_form
 from .norms import norm
 from .order import select_order
 from .plotting import plot_hankel_singular_values, plot_reduction
+from .realization import Comparison, IdentifiedModel, MarkovParameters, identify, markov_parameters, realize
 from .reduction import Reduction, reduce
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "ConvergenceError",
     "Convolver",
     "EmpiricalGramians",
@@ -32,6 +34,8 @@ __all__ = [
     "FileFormatError",
     "GramianEstimator",
     "HankelredError",
+    "IdentifiedModel",
+    "MarkovParameters",
     "ModalSystem",
     "ModelError",
     "OrderError",
@@ -43,11 +47,14 @@ __all__ = [
     "empirical_gramians",
     "gramian",
     "hankel_singular_values",
+    "identify",
     "impulse_response",
+    "markov_parameters",
     "modal_form",
     "norm",
     "plot_hankel_singular_values",
     "plot_reduction",
+    "realize",
     "reduce",
     "select_order",
     "simulate",
