@@ -10,10 +10,11 @@ size. The block route does ``2 (p m L + (p + m) n + 2 n^2 / L)`` operations a sa
 against the bars 150, 60 and 30. Differences: rounding only, 1e-13 relative. ``convolve`` does the same
 transforms as ``oaconvolve`` for one channel, so a ratio near 1 there, and (m + p) / (3 m p) for more.
 
-Seen: 580, 140 and 97 times, differences near 1e-15, 24 to 34 % of the matrix product's rate on a busy
-machine. The operations per sample were overestimated (about 200 for (10, 1, 1) with L = 64), the rate too;
-what is left is memory traffic. For one channel ``convolve`` was faster than predicted, ratio 0.5 to 1,
-because its transforms run over blocks that fit the cache.
+Seen in two runs on a busy machine: 580 and 1440, 142 and 96, 97 and 87 times, differences near 1e-15, 23 to
+34 % of the matrix product's rate (49 % for n = 400). The operations per sample were overestimated (about 200
+for (10, 1, 1) with L = 64), and so was the rate; what is left is memory traffic. For one channel
+``convolve`` was faster than predicted, ratio 0.4 to 1, because its transforms run over blocks that fit the
+cache.
 """
 
 from __future__ import annotations

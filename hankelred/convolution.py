@@ -122,8 +122,8 @@ def simulate(
     a pairwise sweep, as in a parallel prefix sum [1]_. Powers of A are squared with their rounding
     errors carried along, so the result is as accurate as that of the plain loop, also for poles on the
     unit circle; where a power of A could do harm (strongly non-normal A) the blocks are made shorter, down
-    to the plain loop, and the error stays within some tens of the loop's. A sample of the input changes no bit of any earlier output. The discretisation is the
-    block matrix exponential of [2]_.
+    to the plain loop, which keeps the error within about a hundred times the loop's. A sample of the input
+    changes no bit of any earlier output. The discretisation is the block matrix exponential of [2]_.
 
     References
     ----------
