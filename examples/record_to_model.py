@@ -39,7 +39,9 @@ def synthetic(samples: int = 1200) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     """Identify, report and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("record", nargs="?", help="text file with columns")
     parser.add_argument("--inputs", default="0", help="columns, from 0, with commas")
     parser.add_argument("--outputs", default="1")
@@ -57,7 +59,12 @@ def main() -> None:
     model = hankelred.identify(u[:, :half], y[:, :half], args.order, dt=args.dt)
     check = model.compare(u[:, half:], y[:, half:])
     print(f"order {model.order}, dt {model.system.dt}")
-    print("fit of the first half: ", np.round(model.fit, 3), " held back in it:", np.round(model.held_back_fit, 3))
+    print(
+        "fit of the first half: ",
+        np.round(model.fit, 3),
+        " held back in it:",
+        np.round(model.held_back_fit, 3),
+    )
     print("fit of the second half:", np.round(check.fit, 3))
 
     p = y.shape[0]
