@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 
-MAX_SWEEPS = 40
+#: A chain of states with rates far from one (a companion matrix in rad/s) needs over a hundred.
+MAX_SWEEPS = 300
 
 
 def equilibrate(A: Array, B: Array, C: Array) -> Array:

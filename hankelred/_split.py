@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
+from scipy.linalg.lapack import ztrtrs
 
 from ._errors import ConvergenceError
 
@@ -98,12 +99,21 @@ def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
     stable = is_stable_pole(poles, size, discrete=discrete, tol=tol)
     distance = 1 - np.abs(poles) if discrete else -poles.real
     # A multiple pole on the boundary (a double integrator) splits by rounding into a cluster around
-    # it, some members on either side. A member that rounding alone could have moved across is
-    # marginal too.
-    for i in np.flatnonzero(stable & (distance < CLUSTER_REACH * size)):
-        gaps = np.abs(poles - poles[i])
-        gaps[i] = np.inf
-        if gaps.min() <= 10 * distance[i] and distance[i] <= 10 * EPS * size * _sensitivity(T, poles, int(i)):
+    # it, some members on either side. A member of a cluster centred on the boundary that rounding
+    # alone could have moved across is marginal too: k poles in one move by up to eps^(1/k), and a
+    # matrix within rounding of A has a pole on the boundary.
+    triangular: Array | None = None
+    for i in np.flatnonzero(stable & (distance < (100 * EPS) ** (1 / MAX_CLUSTER) * size)):
+        cluster = np.abs(poles - poles[i]) <= 4 * distance[i]
+        members = int(np.count_nonzero(cluster))
+        if not 2 <= members <= MAX_CLUSTER or distance[i] > (100 * EPS) ** (1 / members) * size:
+            continue
+        if abs(float(distance[cluster].mean())) > 0.1 * distance[i]:
+            continue
+        if triangular is None:
+            triangular = T if np.iscomplexobj(T) else sla.rsf2csf(T, np.eye(T.shape[0]))[0]
+        edge = poles[i] / abs(poles[i]) if discrete else 1j * poles[i].imag
+        if _distance_to_pole(triangular, edge) <= 10 * EPS * size:
             stable[i] = False
     # a conjugate pair stays together
     if not np.iscomplexobj(T):
@@ -113,36 +123,25 @@ def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
     return stable
 
 
-#: Clusters wider than this (relative to the size of A) are not looked for: up to triple poles.
-CLUSTER_REACH = 1e-5
+#: Clusters of more poles than this are not looked for.
+MAX_CLUSTER = 3
 
 
-def _sensitivity(T: Array, poles: Array, i: int) -> float:
-    """Return the condition number 1 / |y^H x| of pole i of a matrix in Schur form."""
-    if not np.iscomplexobj(T):
-        T = sla.rsf2csf(T, np.eye(T.shape[0]))[0]
-        i = int(np.argmin(np.abs(np.diag(T) - poles[i])))
-    n = T.shape[0]
-    pole = T[i, i]
+def _distance_to_pole(T: Array, point: complex) -> float:
+    """Return the size of the smallest change of a triangular T that puts a pole at a point.
 
-    def solved(block: Array, rhs: Array) -> Array:
-        # an equal pole elsewhere makes the block singular: perturb it by rounding
-        block = block - pole * np.eye(block.shape[0])
-        diagonal = np.diagonal(block).copy()
-        floor = EPS * max(float(np.abs(T).max()), np.finfo(float).tiny)
-        block[np.diag_indices_from(block)] = np.where(np.abs(diagonal) < floor, floor, diagonal)
-        return sla.solve_triangular(block, rhs, check_finite=False)
-
-    x, y = np.zeros(n, complex), np.zeros(n, complex)
-    x[i] = y[i] = 1
-    if i > 0:
-        x[:i] = solved(T[:i, :i], -T[:i, i])
-    if i < n - 1:
-        tail = slice(i + 1, n)
-        # y^H T = pole y^H, from the left
-        flipped = T[tail, tail][::-1, ::-1].T
-        y[tail] = solved(flipped, -T[i, tail][::-1])[::-1].conj()
-    return float(np.linalg.norm(x) * np.linalg.norm(y) / abs(np.vdot(y, x)))
+    That is the smallest singular value of T - point, found by inverse iteration.
+    """
+    shifted = T - point * np.eye(T.shape[0])
+    v: Any = np.random.default_rng(0).standard_normal(T.shape[0]) + 0j
+    size = 0.0
+    for step in range(6):
+        v = v / float(np.linalg.norm(v))
+        v, info = ztrtrs(shifted, v, trans=2 * (step % 2))
+        size = float(np.linalg.norm(v))
+        if info != 0 or not math.isfinite(size):
+            return 0.0
+    return 1 / size
 
 
 def schur_poles(T: Array) -> Array:

@@ -12,7 +12,7 @@ from ._errors import ConvergenceError, ModelError, UnstableError
 from ._scaling import equilibrate
 from ._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles
 from .hankel import checked_tol
-from .lyapunov import ACCEPTED_RESIDUAL, factorize
+from .lyapunov import ACCEPTED_RESIDUAL, check_sizes, factorize
 from .models import LinearModel, Timebase, as_model
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -108,6 +108,7 @@ def _cross(model: LinearModel, tol: float) -> Array:
     scales = equilibrate(model.A, model.B, model.C)
     A, B, C = model.A * scales / scales[:, None], model.B / scales[:, None], model.C * scales
     discrete = model.is_discrete
+    check_sizes(A, B, C, discrete)
     complex_form = discrete or np.iscomplexobj(A)
     T, Z = sla.schur(A, output="complex" if complex_form else "real", check_finite=False)
     poles = schur_poles(T)

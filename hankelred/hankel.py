@@ -15,6 +15,7 @@ from ._smith import compress
 from ._split import EPS, STABILITY_TOL
 from .lyapunov import FactoredSystem, factorize
 from .models import LinearModel, Timebase, as_model
+from .order import repeated
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -59,11 +60,56 @@ def factor_product(factored: FactoredSystem) -> tuple[Array, Array, Array, float
     return Lc, Lo, Lo.conj().T @ Lc, floor
 
 
-def balance(factored: FactoredSystem) -> Balancing:
-    """Return the singular values of the factor product and the balancing bases."""
+def balance(factored: FactoredSystem, *, reciprocal: bool = False) -> Balancing:
+    """Return the singular values of the factor product and the balancing bases.
+
+    Bases of repeated values are chosen for leaving states out of the system or, with ``reciprocal``,
+    of the system with s replaced by 1 / s, which is what residualization does.
+    """
     Lc, Lo, product, floor = factor_product(factored)
     U, values, Vh = _svd(product)
-    return Balancing(factored, values, Lo @ U, Lc @ Vh.conj().T, floor)
+    balancing = Balancing(factored, values, Lo @ U, Lc @ Vh.conj().T, floor)
+    clusters = repeated(values[: balancing.rank])
+    if clusters:
+        _untangle(balancing, clusters, reciprocal)
+    return balancing
+
+
+def _untangle(balancing: Balancing, clusters: list[slice], reciprocal: bool) -> None:
+    """Choose, in place, bases of repeated singular values in which they can be cut anywhere.
+
+    The SVD gives any basis of the space of such a value. A state of it that neither the input nor the
+    states before it drive would leave a pole on the stability boundary if the others were left out,
+    so the states are ordered by how they are reached: a staircase form.
+    """
+    left, right = balancing.bases(balancing.rank)
+    A, B = left.conj().T @ balancing.factored.A @ right, left.conj().T @ balancing.factored.B
+    if reciprocal:
+        A = np.linalg.inv(A)
+        B = A @ B
+    for cluster in clusters:
+        Q = _staircase(A[cluster, cluster], np.concatenate([B[cluster], A[cluster, : cluster.start]], axis=1))
+        A[cluster], B[cluster] = Q.conj().T @ A[cluster], Q.conj().T @ B[cluster]
+        A[:, cluster] = A[:, cluster] @ Q
+        for bases in (balancing.left, balancing.right):
+            bases[:, cluster] = bases[:, cluster] @ Q
+
+
+def _staircase(A: Array, B: Array) -> Array:
+    """Return a unitary basis: what B reaches, strongest first, then what that reaches, and so on."""
+    n = A.shape[0]
+    Q, reached = np.zeros((n, 0), A.dtype), B
+    size = max(float(np.linalg.norm(A)), float(np.linalg.norm(B)))
+    while Q.shape[1] < n:
+        for _ in range(2):
+            reached = reached - Q @ (Q.conj().T @ reached)
+        directions, strength, _ = np.linalg.svd(reached, full_matrices=False)
+        directions = directions[:, strength > 1e-12 * size]
+        if directions.shape[1] == 0:
+            directions = sla.null_space(Q.conj().T) if Q.shape[1] else np.eye(n)
+        Q = np.concatenate([Q, directions[:, : n - Q.shape[1]]], axis=1)
+        reached = A @ directions
+    return Q
 
 
 def singular_values(factored: FactoredSystem) -> tuple[Array, float]:

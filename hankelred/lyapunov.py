@@ -23,7 +23,7 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from ._cauchy import cauchy_factor
-from ._errors import ConvergenceError
+from ._errors import ConvergenceError, ModelError
 from ._hammarling import hammarling_factors
 from ._pairs import real_coordinates
 from ._scaling import equilibrate
@@ -39,6 +39,11 @@ EXPLICIT_POLES_TOL = 1e-9
 SMITH_RESIDUAL = 1e-11
 #: No solver with a larger relative residual is believed.
 ACCEPTED_RESIDUAL = 1e-8
+
+#: Outside these sizes of A (equilibrated) squares of Gramians would leave the range of double precision.
+RATES = (1e-70, 1e70)
+#: The same for B and C.
+PORTS = 1e100
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,19 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
     ------
     ConvergenceError
         No solver of the ladder reached its accuracy.
+    ModelError
+        Rates so large or small that their squares leave the range of double precision.
     """
     if model.log_poles is not None:
         return _factorize_modal(model, stability_tol)
+    if model.n_states == 0:  # LAPACK complains of empty matrices on stderr
+        none = np.zeros((0, 0))
+        stable = (model.A, model.B, model.C)
+        return _assembled(stable, none, none, none, none, None, "smith", 0.0)
     scales = equilibrate(model.A, model.B, model.C)
     A, B, C = model.A * scales / scales[:, None], model.B / scales[:, None], model.C * scales
     discrete = model.is_discrete
+    check_sizes(A, B, C, discrete)
     if stability_tol <= EXPLICIT_POLES_TOL:
         result = smith_factors(A, B, C, discrete=discrete)
         if result.controllability is not None and result.observability is not None:
@@ -106,6 +118,22 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
                     residual,
                 )
     return _factorize_schur(A, B, C, scales, discrete, stability_tol)
+
+
+def check_sizes(A: Array, B: Array, C: Array, discrete: bool) -> None:
+    """Refuse an equilibrated system that leaves no room for the squares of its Gramians."""
+    size = float(np.abs(A).max())
+    if size > RATES[1] or (0 < size < RATES[0] and not discrete):
+        raise ModelError(
+            f"the rates of the model, as large as {size:.1e}, are not between {RATES[0]:.0e} and "
+            f"{RATES[1]:.0e}: choose another unit of time"
+        )
+    size = max(float(np.abs(M).max(initial=0.0)) for M in (B, C))
+    if size > PORTS:
+        raise ModelError(
+            f"entries of B or C (in balanced units) reach {size:.1e}, more than {PORTS:.0e}: choose other "
+            "units of the inputs or outputs"
+        )
 
 
 def _factorize_schur(

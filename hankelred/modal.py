@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,7 +11,7 @@ import scipy.linalg as sla
 
 from ._errors import ModelError
 from ._pairs import real_coordinates
-from .models import LinearModel, Timebase, as_model, is_discrete, validated_timebase
+from .models import LARGEST, LinearModel, Timebase, as_model, is_discrete, validated_timebase
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -102,6 +103,17 @@ class ModalSystem:
                 where = tuple(int(i) for i in np.argwhere(~ok)[0])
                 raise ModelError(
                     f"{name}{list(where)} is {getattr(self, name)[where]}; every entry must be finite"
+                )
+        # the same room for squares that other models need; exp(log_poles) must have it too
+        logs = self.log_poles.real if is_discrete(self.dt) else np.zeros(0)
+        for name, size, largest in (
+            ("log_poles", float(logs.max(initial=0.0)), math.log(LARGEST)),
+            *((name, float(np.abs(getattr(self, name)).max(initial=0.0)), LARGEST) for name in "BCD"),
+        ):
+            if size > largest:
+                raise ModelError(
+                    f"the largest entry of {name} is {size:.1e}, and at most {largest:.3g} can be worked "
+                    "with: choose other units"
                 )
 
     @property

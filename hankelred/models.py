@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys as _sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from ._errors import ModelError
+from ._pairs import real_coordinates
 from ._rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -24,6 +26,9 @@ Timebase: TypeAlias = bool | int | float | None
 
 #: Sparse matrices are worked on densely up to this many states.
 DENSE_LIMIT = 5000
+
+#: Largest entry of a model whose square is still finite, with room for sums of squares.
+LARGEST = 1e152
 
 ACCEPTED = (
     "control.StateSpace, control.TransferFunction, a scipy.signal lti/dlti, "
@@ -80,6 +85,20 @@ class LinearModel:
     def as_tuple(self) -> tuple[Array, Array, Array, Array]:
         """Return (A, B, C, D)."""
         return self.A, self.B, self.C, self.D
+
+    def in_real_states(self) -> tuple[LinearModel, Array | None]:
+        """Return a real state space of a modal model that is real, and the unitary map to its states.
+
+        Any other model comes back as it is, with None.
+        """
+        if self.log_poles is None:
+            return self, None
+        unitary = real_coordinates(self.log_poles, self.B, self.C, self.D, discrete=self.is_discrete)
+        if unitary is None:
+            return self, None
+        back = unitary.conj().T
+        A, B, C = (unitary @ self.A @ back).real, (unitary @ self.B).real, (self.C @ back).real
+        return self.with_matrices(A, B, C, self.D.real), unitary
 
     def with_matrices(self, A: Array, B: Array, C: Array, D: Array) -> LinearModel:
         """Return the same kind of model (type, dt, names) with other matrices."""
@@ -146,10 +165,10 @@ def validated(
     n = A.shape[0]
     if A.shape != (n, n):
         raise ModelError(f"A must be square, got shape {A.shape}")
-    B = _matrix(B, "B", column=True)
-    C = _matrix(C, "C")
     if n == 0:
         B, C = _empty_ports(B, C, D)
+    B = _matrix(B, "B", column=True)
+    C = _matrix(C, "C")
     if B.shape[0] != n:
         raise ModelError(f"B must have {n} rows as A has, got shape {B.shape}")
     if C.shape[1] != n:
@@ -170,7 +189,19 @@ def validated(
     # one arithmetic for the whole model: complex only if something imaginary is there
     dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in (A, B, C, D)) else float
     A, B, C, D = (np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in (A, B, C, D))
+    _check_range(A, B, C, D)
     return A, B, C, D, validated_timebase(dt)
+
+
+def _check_range(A: Array, B: Array, C: Array, D: Array) -> None:
+    """Refuse entries whose squares would leave the range of double precision."""
+    for name, M in zip("ABCD", (A, B, C, D), strict=True):
+        size = float(np.abs(M).max(initial=0.0))
+        if size > LARGEST:
+            raise ModelError(
+                f"the largest entry of {name} is {size:.1e}, and at most {LARGEST:.0e} can be worked with: "
+                "choose other units"
+            )
 
 
 def validated_timebase(dt: Any) -> Timebase:
@@ -179,7 +210,7 @@ def validated_timebase(dt: Any) -> Timebase:
         return dt
     try:
         value = float(dt)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {dt!r}") from None
     if not math.isfinite(value) or value < 0:
         raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {dt!r}")
@@ -197,7 +228,7 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
     try:
         out = np.array(M, copy=True)
         out = out.astype(complex if np.iscomplexobj(out) else float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{name} is not a numeric matrix: {error}") from None
     if out.ndim < 2:
         out = out.reshape(-1, 1) if column else out.reshape(1, -1)
@@ -209,13 +240,17 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
     return out
 
 
-def _empty_ports(B: Array, C: Array, D: Any) -> tuple[Array, Array]:
-    # Without states the sizes come from D; B and C may be written as [] or with the right ports.
-    p, m = np.atleast_2d(np.asarray(D)).shape if D is not None else (0, 0)
-    return (
-        np.zeros((0, B.shape[1] if B.shape[0] == 0 else m)),
-        np.zeros((C.shape[0] if C.shape[1] == 0 and C.shape != (1, 0) else p, 0)),
-    )
+def _empty_ports(B: Any, C: Any, D: Any) -> tuple[Any, Any]:
+    """Give B and C without entries their numbers of ports: their own, or D's where they are written []."""
+    shapes = [getattr(M, "shape", None) or np.shape(M) for M in (B, C)]
+    if any(0 not in shape for shape in shapes):
+        return B, C  # refused by their shapes
+    ports = (1, 1) if D is None else np.shape(np.atleast_2d(D))[-2:]
+    if len(shapes[0]) != 2 or shapes[0] == (1, 0):
+        B = np.zeros((0, ports[1]))
+    if len(shapes[1]) != 2 or shapes[1] == (1, 0):
+        C = np.zeros((ports[0], 0))
+    return B, C
 
 
 def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
@@ -308,9 +343,12 @@ def _from_scipy(sys: Any) -> LinearModel:
             num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
             width = max(entry[0].size for entry in num)
             padded = [np.pad(entry[0], (width - entry[0].size, 0)) for entry in num]
-            return rebuild(
-                signal.TransferFunction, padded if len(padded) > 1 else padded[0], den[0][0], model=model
-            )
+            with warnings.catch_warnings():
+                # scipy.signal warns of leading zeros, which a zero or strictly proper numerator has
+                warnings.simplefilter("ignore", signal.BadCoefficients)
+                return rebuild(
+                    signal.TransferFunction, padded if len(padded) > 1 else padded[0], den[0][0], model=model
+                )
 
     elif isinstance(sys, signal.ZerosPolesGain):
         matrices = series_from_zpk(sys.zeros, sys.poles, sys.gain)

@@ -86,7 +86,9 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
     direct = float(np.linalg.norm(D))
     if not discrete and direct > 0:
         return math.inf
-    return math.hypot(float(np.linalg.norm(factored.C @ factored.controllability)), direct)
+    image = factored.C @ factored.controllability
+    size = float(np.abs(image).max(initial=0.0))  # taken out, so that tiny squares do not vanish
+    return math.hypot(size * float(np.linalg.norm(image / size)) if size > 0 else 0.0, direct)
 
 
 def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
@@ -234,14 +236,13 @@ class _HalfPlane:
         """Return, sorted, the angular frequencies at which the gain may cross the level."""
         A, B, C, D = self.A, self.B, self.C, self.D
         p, m = D.shape
-        R = level**2 * np.eye(m) - D.conj().T @ D
-        S = level**2 * np.eye(p) - D @ D.conj().T
+        # divided by the level, so that no square of a tiny or huge gain is formed
+        D, B, C = D / level, B / math.sqrt(level), C / math.sqrt(level)
+        R, S = np.eye(m) - D.conj().T @ D, np.eye(p) - D @ D.conj().T
         RB = np.linalg.solve(R, np.concatenate([D.conj().T @ C, B.conj().T], axis=1))
         n = A.shape[0]
         F = A + B @ RB[:, :n]
-        hamiltonian = np.block(
-            [[F, level * (B @ RB[:, n:])], [-level * (C.conj().T @ np.linalg.solve(S, C)), -F.conj().T]]
-        )
+        hamiltonian = np.block([[F, B @ RB[:, n:]], [-(C.conj().T @ np.linalg.solve(S, C)), -F.conj().T]])
         values = np.linalg.eigvals(hamiltonian)
         # a crossing is on the axis up to the square root of rounding; anything near it is a candidate
         size = float(np.abs(values).max())

@@ -108,6 +108,18 @@ def error_bounds(values: Array) -> Array:
     return bounds
 
 
+def repeated(values: Array) -> list[slice]:
+    """Return where values stand that count as one repeated value."""
+    clusters: list[slice] = []
+    start = 0
+    for k in range(1, values.size + 1):
+        if k == values.size or values[k] < values[start] * (1 - REPEATED):
+            if k - start > 1:
+                clusters.append(slice(start, k))
+            start = k
+    return clusters
+
+
 def check_rule(*, tol: float | None, rtol: float | None, energy: float | None, gap: bool = False) -> None:
     """Refuse more than one rule, and rules out of range."""
     given = {

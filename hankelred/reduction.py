@@ -233,7 +233,7 @@ def reduce(
     >>> bool(reduction.error("hinf") <= reduction.error_bound)
     True
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     check_rule(tol=tol, rtol=rtol, energy=energy)
     if order is not None:
@@ -241,7 +241,8 @@ def reduce(
         if any(rule is not None for rule in (tol, rtol, energy)):
             raise OrderError("give the order or a rule to choose it (tol, rtol, energy), not both")
     model = as_model(sys, dt)
-    balancing = balance(factorize(model, checked_tol(stability_tol)))
+    at_rest = method == "residualization" and not model.is_discrete
+    balancing = balance(factorize(model, checked_tol(stability_tol)), reciprocal=at_rest)
     source = METHODS[method](model, balancing)
     if order is None:
         order = select_order(
