@@ -29,11 +29,11 @@ def synthetic(samples: int = 1200) -> tuple[np.ndarray, np.ndarray]:
     tank = wall = drift = 0.0
     y = np.empty((2, samples))
     for t in range(samples):
-        y[:, t] = 18 + tank, 18 + wall
+        y[:, t] = 18 + tank + drift, 18 + wall + drift
         heat = u[t - 3] if t >= 3 else 20.0
-        drift = 0.99 * drift + 0.02 * rng.standard_normal()
+        drift = 0.98 * drift + 0.05 * rng.standard_normal()
         wall += 0.10 * (0.5 * heat - wall) + 0.05 * (tank - wall)
-        tank += 0.04 * (wall - tank) + drift
+        tank += 0.08 * (wall - tank)
     return u[None], y + 0.2 * rng.standard_normal(y.shape)
 
 

@@ -671,9 +671,8 @@ class IdentificationSource:
 
 
 def _outside(A: Array) -> int:
-    return int(
-        np.count_nonzero(np.abs(np.linalg.eigvals(A)) >= 1 - STABILITY_TOL * max(1.0, np.linalg.norm(A)))
-    )
+    size = max(1.0, float(np.linalg.norm(A)))
+    return int(np.count_nonzero(np.abs(np.linalg.eigvals(A)) >= 1 - STABILITY_TOL * size))
 
 
 def _with_fit(reduction: Reduction) -> IdentifiedModel:
