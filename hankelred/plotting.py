@@ -199,7 +199,9 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         )
     ax = ax if ax is not None else _new_axes()
     full, reduced = reduction.source.full, reduction.model
-    step = float(reduced.dt) if reduced.is_discrete and reduced.dt is not True else 1.0  # type: ignore[arg-type]
+    if reduced is None:
+        raise ModelError("a simulator was reduced, so there is no frequency response to draw")
+    step = float(reduced.dt) if reduced.is_discrete and reduced.dt is not True else 1.0
     w = _frequencies(full if full is not None else reduced)
     second = _response(reduced, w)
     curves = [(second, f"reduced ({_states(reduced.n_states)})", REDUCED, "--", 1.6)]
