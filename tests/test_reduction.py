@@ -347,12 +347,12 @@ def test_delay_line(method):
 def test_error_sees_a_needle():
     # Story: a resonance of relative width 1e-9 lies between the points of any grid.
     wn, damping = 1234.5678, 1e-9
-    A = sla.block_diag([[0, wn], [-wn, -2 * damping * wn]], -np.diag(np.arange(1.0, 11)))
-    B, C = np.concatenate([[[0], [1e-4]], np.ones((10, 1))]), np.concatenate([[[1e-3, 0]], np.ones((1, 10))], axis=1)
+    A = sla.block_diag([[0, wn], [-wn, -2 * damping * wn]], np.diag([-1.0, -2.0]))
+    B, C = np.array([[0], [1e-3], [1], [1]]), np.array([[1e-3, 0, 1, 1]])
     system = A, B, C, np.zeros((1, 1))
-    peak = 1e-7 / (2 * damping * wn)
+    peak = 1e-6 / (2 * damping * wn)
     missed = []
-    for order in range(12):
+    for order in range(5):
         r = hankelred.reduce(system, order)
         poles = np.linalg.eigvals(r.system[0]) if order else np.zeros(0)
         if not np.any(np.abs(np.abs(poles.imag) - wn) < 1):
