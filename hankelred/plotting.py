@@ -204,7 +204,8 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
     if full is not None:
         first = _response(full, w)
         curves.insert(0, (first, f"full ({_states(full.n_states)})", FULL, "-", 1.8))
-        curves.append((first - second, "error", ERROR, "-", 1.2))
+        with np.errstate(invalid="ignore"):  # both infinite exactly on a pole: a gap in the curve
+            curves.append((first - second, "error", ERROR, "-", 1.2))
     highest = 0.0
     for response, label, colour, style, width in curves:
         gain = largest_singular_value(response)
@@ -219,6 +220,8 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
     if highest > 0:
         low = ax.get_ylim()[0]
         ax.set_ylim(max(low, highest * 1e-14), None)
+    else:
+        ax.set_ylim(0.1, 1.0)  # identically zero: a logarithmic axis finds no range by itself
     seconds = not reduced.is_discrete or reduced.dt is not True
     ax.set_xlabel("angular frequency (rad/s)" if seconds else "angular frequency (rad/sample)")
     ax.set_ylabel("gain" if min(reduced.n_inputs, reduced.n_outputs) == 1 else "largest singular value")

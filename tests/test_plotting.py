@@ -132,7 +132,7 @@ def test_odd_spectra(source):
 
 
 def test_given_axes_are_used():
-    figure, axes = plt.subplots(1, 2)
+    _, axes = plt.subplots(1, 2)
     before = plt.get_fignums()
     assert plot_hankel_singular_values(HSV, ax=axes[0]) is axes[0]
     assert plot_reduction(hankelred.reduce(random_system(0, 4, 1, 1), 2), ax=axes[1]) is axes[1]
@@ -142,7 +142,8 @@ def test_given_axes_are_used():
 
 
 @pytest.mark.parametrize(
-    "options", [{"order": 2, "tol": 0.1}, {"order": 5}, {"order": -1}, {"order": 1.5}, {"tol": 0}, {"tol": np.nan}]
+    "options",
+    [{"order": 2, "tol": 0.1}, {"order": 5}, {"order": -1}, {"order": 1.5}, {"tol": 0}, {"tol": np.nan}],
 )
 def test_bad_choices(options):
     with pytest.raises(hankelred.OrderError):
@@ -155,7 +156,7 @@ def test_bad_sources(source):
         plot_hankel_singular_values(source)
 
 
-# reductions ------------------------------------------------------------------------------------------------------
+# reductions ------------------------------------------------
 
 
 @pytest.mark.parametrize("dt", [0, True, 0.5])
@@ -173,7 +174,9 @@ def test_full_reduced_error_and_bound(dt, method, ports):
     assert np.all(np.diff(w) > 0) and w[0] > 0 and w.size > 100
     for start, what in (("full", system), ("reduced", r.system), ("error", difference(system, r.system))):
         expected = gains(what, w, discrete=bool(dt))
-        np.testing.assert_allclose(curve(ax, start).get_ydata(), expected, rtol=1e-6, atol=1e-9 * expected.max())
+        np.testing.assert_allclose(
+            curve(ax, start).get_ydata(), expected, rtol=1e-6, atol=1e-9 * expected.max()
+        )
     assert np.all(curve(ax, "error").get_ydata() <= r.error_bound * (1 + 1e-9))
     np.testing.assert_array_equal(curve(ax, "bound").get_ydata(), [r.error_bound] * 2)
     assert ("rad/sample" in ax.get_xlabel()) == (dt is True)
