@@ -84,7 +84,7 @@ def norm(
 def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
     """Return the H2 norm of the stable part with this D."""
     direct = float(np.linalg.norm(D))
-    if not discrete and direct > 0:
+    if not discrete and np.any(D != 0):
         return math.inf
     image = factored.C @ factored.controllability
     size = float(np.abs(image).max(initial=0.0))  # taken out, so that tiny squares do not vanish

@@ -155,7 +155,7 @@ def test_arguments_are_copied():
         (dict(log_poles=[-1, -2], B=[[1]], C=[[1, 1]]), "B must have 2 rows"),
         (dict(log_poles=[-1, -2], B=[[1], [1]], C=[[1]]), "C must have 2 columns"),
         (dict(log_poles=[-1], B=[[1]], C=[[1]], D=[[1, 2]]), r"D must have shape \(1, 1\)"),
-        (dict(log_poles=[np.nan], B=[[1]], C=[[1]]), r"log_poles\[0\] is nan"),
+        (dict(log_poles=[np.nan], B=[[1]], C=[[1]]), r"log_poles\[0\] is .*nan"),
         (dict(log_poles=[-np.inf], B=[[1]], C=[[1]], dt=0), "log_poles"),
         (dict(log_poles=[np.inf], B=[[1]], C=[[1]]), "log_poles"),
         (dict(log_poles=[-1], B=[[np.inf]], C=[[1]]), r"B\[0, 0\]"),

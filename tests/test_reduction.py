@@ -141,7 +141,7 @@ def test_projection_identities(complex_, dt, margin):
     assert (base.unstable_order > 0) == (margin < 0)
     for order in range(base.unstable_order, 8):
         r = base.at(order)
-        A_r, B_r, C_r, D_r = r.system
+        A_r, B_r, C_r, _ = r.system
         assert r.left.shape == r.right.shape == (7, order)
         np.testing.assert_allclose(r.left.T @ r.right, np.eye(order), atol=1e-9)
         np.testing.assert_allclose(r.left.T @ A @ r.right, A_r, atol=1e-8)
@@ -207,7 +207,7 @@ def test_reduced_model_is_balanced():
     np.testing.assert_allclose((A.T * values) + (A.T * values).T + C.T @ C, 0, atol=1e-10)
 
 
-# the order ----------------------------------------------------------------------------------------------
+# the order ------------------------------------------------
 
 
 def test_clipping_warns_and_tells_the_true_number():
@@ -315,7 +315,7 @@ def test_noise_floor_is_where_the_digits_end():
     assert 1e-18 * exact[0] < r.noise_floor < 1e-14 * exact[0]
 
 
-# certificates -----------------------------------------------------------------------------------------------
+# certificates ------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -361,15 +361,12 @@ def test_delay_line(method):
 def test_error_sees_a_needle():
     # Story: a resonance of relative width 1e-9 lies between the points of any grid.
     wn, damping = 1234.5678, 1e-9
-    A = sla.block_diag([[0, wn], [-wn, -2 * damping * wn]], -np.diag(np.arange(1.0, 11)))
-    B, C = (
-        np.concatenate([[[0], [1e-4]], np.ones((10, 1))]),
-        np.concatenate([[[1e-3, 0]], np.ones((1, 10))], axis=1),
-    )
+    A = sla.block_diag([[0, wn], [-wn, -2 * damping * wn]], np.diag([-1.0, -2.0]))
+    B, C = np.array([[0], [1e-3], [1], [1]]), np.array([[1e-3, 0, 1, 1]])
     system = A, B, C, np.zeros((1, 1))
-    peak = 1e-7 / (2 * damping * wn)
+    peak = 1e-6 / (2 * damping * wn)
     missed = []
-    for order in range(12):
+    for order in range(5):
         r = hankelred.reduce(system, order)
         poles = np.linalg.eigvals(r.system[0]) if order else np.zeros(0)
         if not np.any(np.abs(np.abs(poles.imag) - wn) < 1):
@@ -402,7 +399,7 @@ def test_error_of_the_full_order_is_rounding():
         assert r.error("h2") <= 1e-7 * hankelred.norm((*system[:3], 0), "h2")
 
 
-# edges -----------------------------------------------------------------------------------------------------------
+# edges ------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)

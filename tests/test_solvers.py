@@ -113,7 +113,7 @@ def test_cauchy_with_poles_at_zero():
     np.testing.assert_allclose((L @ L.conj().T).real, W, rtol=1e-13, atol=1e-14)
 
 
-# the rule -------------------------------------------------------------------------------------------
+# the rule ------------------------------------------------
 
 
 def solver_of(system, **options):
@@ -248,7 +248,7 @@ def test_residual_is_reported(system, dt):
     assert 0 <= hankelred.reduce(system, dt=dt).residual < 1e-13
 
 
-# Gramians as the user gets them -----------------------------------------------------------------------
+# Gramians as the user gets them ------------------------------------------------
 
 
 @pytest.mark.parametrize("complex_", [False, True])
@@ -317,7 +317,7 @@ def test_gramian_refusals():
             hankelred.gramian((np.diag([1.0, 0.0, -1]), np.ones((3, 1)), np.ones((1, 3)), 0), kind)
 
 
-# pieces -----------------------------------------------------------------------------------------------
+# pieces ------------------------------------------------
 
 
 def test_cayley_keeps_both_gramians():

@@ -213,7 +213,7 @@ def test_bound_counts_only_stable_values():
     np.testing.assert_allclose(reduction.hankel_singular_values, [np.inf, *stable], rtol=1e-12)
     np.testing.assert_allclose(reduction.error_bound, 2 * stable[1:].sum(), rtol=1e-12)
     w = np.geomspace(1e-3, 1e3, 400)
-    A, B, C, D = system
+    A, B, C, _ = system
     full = (A, B, C, np.zeros((1, 1)))
     difference = np.abs(response(full, w) - response(reduction.system, w)).max()
     assert difference <= reduction.error() * (1 + 1e-9)
