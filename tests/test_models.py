@@ -280,7 +280,13 @@ def test_descriptor_form():
     values = hankel_singular_values((a, b, c, d))
     np.testing.assert_allclose(hankel_singular_values((E @ a, E @ b, c, d, E)), values, rtol=1e-9)
     rows, columns = 10.0 ** rng.uniform(-9, 9, (2, 6))
-    scaled = rows[:, None] * E @ a * columns, rows[:, None] * E @ b, c * columns, d, rows[:, None] * E * columns
+    scaled = (
+        rows[:, None] * E @ a * columns,
+        rows[:, None] * E @ b,
+        c * columns,
+        d,
+        rows[:, None] * E * columns,
+    )
     np.testing.assert_allclose(hankel_singular_values(scaled), values, rtol=1e-8)
     r = reduce(scaled, 3)
     assert len(r.system) == 4 and r.error() <= r.error_bound * (1 + 1e-9)
@@ -416,7 +422,10 @@ def test_a_high_degree_transfer_function_says_what_it_lost():
         num, den = transfer_entries(A24, np.ones((24, 1)), np.ones((1, 24)), np.zeros((1, 1)), discrete=False)
     w = np.geomspace(0.1, 1e7, 60)
     truth = response((A24, np.ones((24, 1)), np.ones((1, 24)), np.zeros((1, 1))), w)[:, 0, 0]
-    lost = np.abs(np.polyval(num[0][0], 1j * w) / np.polyval(den[0][0], 1j * w) - truth).max() / np.abs(truth).max()
+    lost = (
+        np.abs(np.polyval(num[0][0], 1j * w) / np.polyval(den[0][0], 1j * w) - truth).max()
+        / np.abs(truth).max()
+    )
     assert (lost > 1e-5) <= any(c.category is hankelred.ReductionWarning for c in caught)
 
 
