@@ -393,8 +393,8 @@ class IdentifiedModel(Reduction):
     hankel_singular_values : ndarray
         Of the pilot model: the largest one estimated from the record, in the units of the record.
     error_bound : float
-        Of truncating the pilot model to this order. ``system`` is not that truncation but estimated from
-        the data afresh; ``error()`` measures how far it is from the pilot model.
+        Always inf: ``system`` is no truncation of a known model but estimated from the data at its order,
+        so nothing bounds its error. ``error()`` measures how far it is from the pilot model.
     noise_floor : float
         What the part of the record that the model leaves unexplained can contribute to a singular value.
     fit : ndarray, shape (p,)
@@ -571,7 +571,7 @@ class IdentificationSource:
     """Records and the pilot model; the model of any order is estimated when it is asked for."""
 
     solver = "qr"
-    certified = True
+    certified = False
     full: LinearModel | None = None
     residual = 0.0
 
