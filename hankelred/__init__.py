@@ -11,20 +11,31 @@ from ._errors import (
     ReductionWarning,
     UnstableError,
 )
+from .convolution import Convolver, convolve, impulse_response, simulate
+from .empirical import EmpiricalGramians, EmpiricalReduction, empirical_gramians
+from .estimator import GramianEstimator
 from .gramians import gramian
 from .hankel import balanced_realization, hankel_singular_values
 from .modal import ModalSystem, modal_form
 from .norms import norm
 from .order import select_order
 from .plotting import plot_hankel_singular_values, plot_reduction
+from .realization import Comparison, IdentifiedModel, MarkovParameters, identify, markov_parameters, realize
 from .reduction import Reduction, reduce
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Comparison",
     "ConvergenceError",
+    "Convolver",
+    "EmpiricalGramians",
+    "EmpiricalReduction",
     "FileFormatError",
+    "GramianEstimator",
     "HankelredError",
+    "IdentifiedModel",
+    "MarkovParameters",
     "ModalSystem",
     "ModelError",
     "OrderError",
@@ -32,12 +43,19 @@ __all__ = [
     "ReductionWarning",
     "UnstableError",
     "balanced_realization",
+    "convolve",
+    "empirical_gramians",
     "gramian",
     "hankel_singular_values",
+    "identify",
+    "impulse_response",
+    "markov_parameters",
     "modal_form",
     "norm",
     "plot_hankel_singular_values",
     "plot_reduction",
+    "realize",
     "reduce",
     "select_order",
+    "simulate",
 ]

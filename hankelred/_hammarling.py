@@ -22,12 +22,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg as sla
-from scipy.linalg.lapack import ztrtrs
+from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
 Array: TypeAlias = npt.NDArray[Any]
 
-TILE = 64
+TILE = 40
 
 
 def hammarling_factors(T: Array, B: Array, C: Array, *, discrete: bool) -> tuple[Array, Array]:
@@ -110,7 +109,7 @@ def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tu
 def _root_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
     # (1 - |t|)(1 + |t|) keeps the digits of a pole near the circle
     length = math.sqrt((1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real)
-    size = float(np.linalg.norm(b))
+    size = math.hypot(*np.abs(b).tolist())  # safe from underflow
     return size / length, pole, b * (length / size) if size > 0 else b
 
 
@@ -122,6 +121,10 @@ def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     rewritten. The real root U has U U^T = V V^H, so V = U Q with a unitary Q, and S and M follow by
     Q instead of by the inverse of U.
     """
+    scale = float(np.abs(b).max(initial=0.0))
+    if scale == 0:
+        return np.zeros((2, 2)), T, np.zeros_like(b)
+    b = b / scale  # squares of a hardly controllable row must not underflow
     a = float(T[0, 0])
     skew = math.sqrt(float(T[1, 0]) / -float(T[0, 1]))
     w = math.copysign(math.sqrt(-float(T[0, 1]) * float(T[1, 0])), T[0, 1])
@@ -130,8 +133,6 @@ def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     beta = x + 1j * y  # the row of the pole; its conjugate is the row of the other
     xx, yy, xy = float(x @ x), float(y @ y), float(x @ y)
     size = xx + yy
-    if size == 0:
-        return np.zeros((2, 2)), T, np.zeros_like(b)
     bilinear = complex(xx - yy, 2 * xy)  # beta beta^T; |beta|^4 - |bilinear|^2 is 4 det of x and y
     larger, other = (x, y) if xx >= yy else (y, x)
     rest = other - larger * (xy / max(xx, yy))
@@ -146,24 +147,32 @@ def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     M1 = beta * (complex(gap * a, w) / pole)
     if b.shape[1] > 1:
         M1 = M1 - ratio * (beta.conj() - (bilinear.conjugate() / size) * beta)
-    M1 *= length / float(np.linalg.norm(M1))
-    # back to the two real states
-    V = np.array([[v11, v12 + v22], [1j * v11 * skew, 1j * (v12 - v22) * skew]]) * math.sqrt(0.5)
-    u22 = float(np.linalg.norm(V[1]))
-    u12 = float((V[0] @ V[1].conj()).real) / u22
-    first = V[0] - V[1] * (u12 / u22)
-    u11 = float(np.linalg.norm(first))
-    Q = np.array([first / u11, V[1] / u22])
-    S = np.array([[pole, -(M1 @ M2.conj())], [0, pole.conjugate()]])
-    U = np.array([[u11, u12], [0.0, u22]])
-    return U, (Q @ S @ Q.conj().T).real, (Q @ np.array([M1, M2])).real
+    M1 = M1 * (length / math.sqrt(np.vdot(M1, M1).real))
+    # back to the two real states; plain numbers, because arrays of two cost more than they do
+    half = math.sqrt(0.5)
+    first, second = (half * v11, half * (v12 + v22)), (half * skew * v11 * 1j, half * skew * (v12 - v22) * 1j)
+    u22 = math.hypot(abs(second[0]), abs(second[1]))
+    u12 = (first[0] * second[0].conjugate() + first[1] * second[1].conjugate()).real / u22
+    rest1 = (first[0] - second[0] * (u12 / u22), first[1] - second[1] * (u12 / u22))
+    u11 = math.hypot(abs(rest1[0]), abs(rest1[1]))
+    q1, q2 = (rest1[0] / u11, rest1[1] / u11), (second[0] / u22, second[1] / u22)
+    coupling = -complex(np.vdot(M2, M1))
+
+    def entry(left: tuple[complex, complex], right: tuple[complex, complex]) -> float:
+        through = left[0] * coupling + left[1] * pole.conjugate()
+        return (left[0] * pole * right[0].conjugate() + through * right[1].conjugate()).real
+
+    M = np.empty((2, b.shape[1]))
+    M[0], M[1] = (q1[0] * M1 + q1[1] * M2).real, (q2[0] * M1 + q2[1] * M2).real
+    S = np.array([[entry(q1, q1), entry(q1, q2)], [entry(q2, q1), entry(q2, q2)]])
+    return np.array([[u11 * scale, u12 * scale], [0.0, u22 * scale]]), S, M
 
 
 def _continuous_tile(
     T: Array, B: Array, U: Array, I: slice, J: slice, coupling: Array, S: Array, M: Array
 ) -> None:
     """Solve T_II X + X S^H = -coupling - B_I M^H for X = U[I, J] and update B_I."""
-    (trsyl,) = sla.get_lapack_funcs(("trsyl",), (U,))
+    trsyl = ztrsyl if np.iscomplexobj(U) else dtrsyl
     X, scale, info = trsyl(T[I, I], S, -coupling - B[I] @ M.conj().T, tranb="C")
     if info < 0 or scale == 0:
         raise np.linalg.LinAlgError("trsyl failed")

@@ -99,13 +99,16 @@ def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
     stable = is_stable_pole(poles, size, discrete=discrete, tol=tol)
     distance = 1 - np.abs(poles) if discrete else -poles.real
     # A multiple pole on the boundary (a double integrator) splits by rounding into a cluster around
-    # it, some members on either side. A member of a cluster that rounding alone could have moved
-    # across is marginal too: k poles in one move by up to (eps)^(1/k), and a matrix within rounding
-    # of A has a pole on the boundary.
-    triangular = None
+    # it, some members on either side. A member of a cluster centred on the boundary that rounding
+    # alone could have moved across is marginal too: k poles in one move by up to eps^(1/k), and a
+    # matrix within rounding of A has a pole on the boundary.
+    triangular: Array | None = None
     for i in np.flatnonzero(stable & (distance < (100 * EPS) ** (1 / MAX_CLUSTER) * size)):
-        members = int(np.count_nonzero(np.abs(poles - poles[i]) <= 10 * distance[i]))
+        cluster = np.abs(poles - poles[i]) <= 4 * distance[i]
+        members = int(np.count_nonzero(cluster))
         if not 2 <= members <= MAX_CLUSTER or distance[i] > (100 * EPS) ** (1 / members) * size:
+            continue
+        if abs(float(distance[cluster].mean())) > 0.1 * distance[i]:
             continue
         if triangular is None:
             triangular = T if np.iscomplexobj(T) else sla.rsf2csf(T, np.eye(T.shape[0]))[0]

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
-import scipy.sparse as sps
 
 from ._errors import ModelError
+from ._pairs import real_coordinates
 from ._rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -85,6 +85,20 @@ class LinearModel:
     def as_tuple(self) -> tuple[Array, Array, Array, Array]:
         """Return (A, B, C, D)."""
         return self.A, self.B, self.C, self.D
+
+    def in_real_states(self) -> tuple[LinearModel, Array | None]:
+        """Return a real state space of a modal model that is real, and the unitary map to its states.
+
+        Any other model comes back as it is, with None.
+        """
+        if self.log_poles is None:
+            return self, None
+        unitary = real_coordinates(self.log_poles, self.B, self.C, self.D, discrete=self.is_discrete)
+        if unitary is None:
+            return self, None
+        back = unitary.conj().T
+        A, B, C = (unitary @ self.A @ back).real, (unitary @ self.B).real, (self.C @ back).real
+        return self.with_matrices(A, B, C, self.D.real), unitary
 
     def with_matrices(self, A: Array, B: Array, C: Array, D: Array) -> LinearModel:
         """Return the same kind of model (type, dt, names) with other matrices."""
@@ -204,7 +218,7 @@ def validated_timebase(dt: Any) -> Timebase:
 
 
 def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
-    if sps.issparse(M):
+    if hasattr(M, "toarray"):  # sparse; scipy.sparse itself is slow to import
         if max(M.shape) > DENSE_LIMIT:
             raise ModelError(
                 f"{name} is sparse with shape {M.shape}; sparse models are worked on densely up to "
@@ -228,7 +242,7 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
 
 def _empty_ports(B: Any, C: Any, D: Any) -> tuple[Any, Any]:
     """Give B and C without entries their numbers of ports: their own, or D's where they are written []."""
-    shapes = [M.shape if sps.issparse(M) else np.shape(M) for M in (B, C)]
+    shapes = [getattr(M, "shape", None) or np.shape(M) for M in (B, C)]
     if any(0 not in shape for shape in shapes):
         return B, C  # refused by their shapes
     ports = (1, 1) if D is None else np.shape(np.atleast_2d(D))[-2:]

@@ -97,7 +97,9 @@ def plot_hankel_singular_values(
 
     ax.set_yscale("log")
     ax.set_ylim(bottom, top)
-    ax.set_xlim(0.4 if unstable or values.size < 2 else -0.2, values.size + 0.6)
+    # values below the picture need no room on the right
+    visible = max(int(np.count_nonzero(values > bottom)), marked or 0, 1)
+    ax.set_xlim(-0.2, min(values.size, math.ceil(1.05 * visible)) + 0.6)
     many = values.size > 120
     ax.plot(
         index[unstable:][positive],
@@ -197,7 +199,9 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         )
     ax = ax if ax is not None else _new_axes()
     full, reduced = reduction.source.full, reduction.model
-    step = float(reduced.dt) if reduced.is_discrete and reduced.dt is not True else 1.0  # type: ignore[arg-type]
+    if reduced is None:
+        raise ModelError("a simulator was reduced, so there is no frequency response to draw")
+    step = float(reduced.dt) if reduced.is_discrete and reduced.dt is not True else 1.0
     w = _frequencies(full if full is not None else reduced)
     second = _response(reduced, w)
     curves = [(second, f"reduced ({_states(reduced.n_states)})", REDUCED, "--", 1.6)]
@@ -206,10 +210,11 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         curves.insert(0, (first, f"full ({_states(full.n_states)})", FULL, "-", 1.8))
         with np.errstate(invalid="ignore"):  # both infinite exactly on a pole: a gap in the curve
             curves.append((first - second, "error", ERROR, "-", 1.2))
-    highest = 0.0
+    highest = peak_error = 0.0
     for response, label, colour, style, width in curves:
         gain = largest_singular_value(response)
-        highest = max(highest, float(gain[np.isfinite(gain)].max(initial=0.0)))
+        peak = float(gain[np.isfinite(gain)].max(initial=0.0))
+        highest, peak_error = max(highest, peak), peak if label == "error" else 0.0
         gain[(gain == 0) | ~np.isfinite(gain)] = np.nan  # a logarithmic axis has no place for them
         ax.plot(w / step, gain, color=colour, linestyle=style, linewidth=width, label=label)
     bound = reduction.error_bound
@@ -218,8 +223,9 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
     ax.set_xscale("log")
     ax.set_yscale("log")
     if highest > 0:
-        low = ax.get_ylim()[0]
-        ax.set_ylim(max(low, highest * 1e-14), None)
+        # down to where there is something to see, not to where a gain dies away
+        interesting = min(highest * 1e-5, peak_error * 1e-3) if peak_error > 0 else highest * 1e-5
+        ax.set_ylim(max(ax.get_ylim()[0], interesting, highest * 1e-16), None)
     else:
         ax.set_ylim(0.1, 1.0)  # identically zero: a logarithmic axis finds no range by itself
     seconds = not reduced.is_discrete or reduced.dt is not True

@@ -1,0 +1,199 @@
+"""Realisation speed against python-control, and fits on real records against nfoursid and python-control.
+
+    python benchmarks/bench_identification.py hankel
+    python benchmarks/bench_identification.py records [--shared ../shared] [NAME ...]
+
+Records: a model from the first half of each record, its fit on the second half. For every method alike the
+means of the first half are subtracted from both halves, every setting (order, block rows, number of
+Markov parameters) is chosen by the last 30 % of the first half with a model from its first 70 %, the model
+is then estimated from the whole first half, and on the second half its output is simulated from an initial
+state fitted by least squares over the whole second half. Nothing else is fitted there: the output offset
+that `identify` estimates is left out, since the others have none. The fit is 1 - |y - yhat| / |y - mean(y)|,
+averaged over the outputs. "best setting in hindsight" picks the peers' settings by the second half itself:
+it is what no user can do, and shows how much of a difference is luck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+
+import hankelred
+
+# columns of inputs and outputs, sampling time in seconds
+RECORDS: dict[str, tuple[list[int], list[int], float]] = {
+    "dryer": ([0], [1], 0.08),
+    "robot_arm": ([0], [1], 1.0),
+    "CD_player_arm": ([0, 1], [2, 3], 1.0),
+    "ballbeam": ([0], [1], 0.1),
+    "exchanger": ([1], [2], 1.0),
+    "heating_system": ([1], [2], 2.0),
+    "cstr": ([1], [2, 3], 0.1),
+    "steamgen": ([1, 2, 3, 4], [5, 6, 7, 8], 3.0),
+}
+ORDERS = range(1, 11)
+Matrices = tuple[Any, Any, Any, Any]
+Method = Callable[[Any, Any], Iterator[tuple[tuple[int, int], Matrices]]]
+
+
+def fit(model: Matrices, u: Any, y: Any) -> float:
+    """Mean fit of the simulated output, initial state by least squares over the whole record."""
+    A, B, C, D = model
+    n, T = A.shape[0], u.shape[1]
+    simulated, free = np.empty((y.shape[0], T)), np.empty((T, y.shape[0], n))
+    x, power = np.zeros(n), np.asarray(C)
+    with np.errstate(all="ignore"):
+        for t in range(T):
+            simulated[:, t], free[t] = C @ x + D @ u[:, t], power
+            x, power = A @ x + B @ u[:, t], power @ A
+    if not (np.isfinite(simulated).all() and np.isfinite(free).all()):
+        return -np.inf
+    weight = 1 / y.std(axis=1)
+    M, r = (free * weight[:, None]).reshape(-1, n), ((y - simulated).T * weight).reshape(-1)
+    x0 = np.linalg.lstsq(M, r, rcond=None)[0]
+    error = y - simulated - (free @ x0).T
+    spread = np.linalg.norm(y - y.mean(axis=1, keepdims=True), axis=1)
+    return float(np.mean(1 - np.linalg.norm(error, axis=1) / spread))
+
+
+def nfoursid(u: Any, y: Any) -> Iterator[tuple[tuple[int, int], Matrices]]:
+    import pandas as pd
+    from nfoursid.nfoursid import NFourSID
+
+    names_u, names_y = [f"u{i}" for i in range(len(u))], [f"y{i}" for i in range(len(y))]
+    frame = pd.DataFrame(np.vstack([u, y]).T, columns=names_u + names_y)
+    for rows in (5, 10, 15, 20) if len(u) > 1 else (5, 10, 20, 30):
+        method = NFourSID(frame, names_y, names_u, rows)
+        method.subspace_identification()
+        for order in ORDERS:
+            try:
+                found, _ = method.system_identification(order)
+            except Exception:  # the package raises on some orders; they are then not candidates
+                continue
+            yield (rows, order), (found.a, found.b, found.c, found.d)
+
+
+def control_era(u: Any, y: Any) -> Iterator[tuple[tuple[int, int], Matrices]]:
+    import control
+
+    for count in (21, 41, 81) if len(u) > 1 else (21, 51, 101, 201):
+        if count * len(u) > 0.6 * u.shape[1]:
+            continue
+        h = np.asarray(control.markov(y, u, count)).reshape(len(y), len(u), count)
+        for order in ORDERS:
+            half = (count - 1) // 2
+            s, _ = control.eigensys_realization(h, order, m=half, n=half, dt=True)
+            yield (count, order), (s.A, s.B, s.C, s.D)
+
+
+def peer(
+    method: Method, first: tuple[Any, Any], second: tuple[Any, Any]
+) -> tuple[float, tuple[int, int], float]:
+    """Fit with the setting the held-back samples choose, the setting, and the best fit in hindsight."""
+    u, y = first
+    cut = int(0.7 * u.shape[1])
+    held = {key: fit(m, u[:, cut:], y[:, cut:]) for key, m in method(u[:, :cut], y[:, :cut])}
+    final = {key: fit(m, *second) for key, m in method(u, y)}
+    key = max((k for k in held if k in final), key=lambda k: held[k])
+    return final[key], key, max(final.values())
+
+
+def bench_records(folder: Path, names: list[str]) -> None:
+    print("| record | hankelred | order | seconds | nfoursid | control | at least the best | hindsight |")
+    print("|---|---|---|---|---|---|---|---|")
+    won = won_hindsight = 0
+    for name in names:
+        cols_u, cols_y, dt = RECORDS[name]
+        table = np.loadtxt(folder / f"{name}.dat")
+        u, y = table[:, cols_u].T, table[:, cols_y].T
+        half = u.shape[1] // 2
+        mu, my = u[:, :half].mean(axis=1, keepdims=True), y[:, :half].mean(axis=1, keepdims=True)
+        first, second = (u[:, :half] - mu, y[:, :half] - my), (u[:, half:] - mu, y[:, half:] - my)
+        start = time.perf_counter()
+        model = hankelred.identify(u[:, :half], y[:, :half], dt=dt)
+        seconds = time.perf_counter() - start
+        s = model.system
+        own = fit((s.A, s.B, s.C, s.D), *second)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            n4, n4_key, n4_best = peer(nfoursid, first, second)
+            era, era_key, era_best = peer(control_era, first, second)
+        ok, hindsight = own >= max(n4, era), own >= max(n4_best, era_best)
+        won, won_hindsight = won + ok, won_hindsight + hindsight
+        print(
+            f"| {name} | {own:.4f} | {model.order} | {seconds:.1f} "
+            f"| {n4:.4f} (rows {n4_key[0]}, order {n4_key[1]}) "
+            f"| {era:.4f} ({era_key[0]} parameters, order {era_key[1]}) "
+            f"| {'yes' if ok else 'no'} | {max(n4_best, era_best):.4f} ({'yes' if hindsight else 'no'}) |",
+            flush=True,
+        )
+    print(
+        f"\nat least the best peer on {won} of {len(names)}; of peers tuned in hindsight on {won_hindsight}"
+    )
+
+
+def bench_hankel() -> None:
+    import control
+
+    k = np.arange(8001)
+    rng = np.random.default_rng(0)
+    poles = rng.uniform(0.95, 0.999, 20) * np.exp(1j * rng.uniform(0.01, 3, 20))
+    h = (rng.standard_normal(20) * poles ** k[:, None]).sum(axis=1).real
+    # a 2 x 2 system of 2000 x 2000 blocks, and one channel: 4000 x 4000 both
+    blocks = np.stack([np.roll(h, -i)[:4001] for i in range(4)], axis=1).reshape(-1, 2, 2)
+    for title, markov, order in (
+        ("1 x 1", h[:, None, None], None),
+        ("2 x 2", blocks, None),
+        ("order 10", h, 10),
+    ):
+        start = time.perf_counter()
+        found = hankelred.realize(markov, order)
+        print(f"4000 x 4000 block Hankel, {title}: {time.perf_counter() - start:.2f} s, order {found.order}")
+    from hankelred._hankel_operator import HankelOperator
+
+    small = h[:4001]
+    start = time.perf_counter()
+    found = hankelred.realize(small, 40)
+    own = time.perf_counter() - start
+    start = time.perf_counter()
+    _, s = control.eigensys_realization(small, 40, m=2000, n=2000, dt=True)
+    peer_time = time.perf_counter() - start
+    exact = sla.svdvals(HankelOperator(small[:, None, None]).dense())
+    size = found.hankel_singular_values.size
+    print(
+        f"2000 x 2000: hankelred {own:.3f} s, control.eigensys_realization {peer_time:.2f} s, "
+        f"{peer_time / own:.0f} times as fast; singular values differ by "
+        f"{np.abs(found.hankel_singular_values - exact[:size]).max() / exact[0]:.1e} of the largest "
+        f"(control: {np.abs(s - exact).max() / exact[0]:.1e})"
+    )
+    start = time.perf_counter()
+    hankelred.realize(h)
+    ratio = peer_time / (time.perf_counter() - start)
+    print(f"4000 x 4000 against control at 2000 x 2000: {ratio:.0f} times as fast")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["hankel", "records"])
+    parser.add_argument("names", nargs="*", help="records (default: all)")
+    default = os.environ.get("HANKELRED_SHARED", Path(__file__).parents[1] / "../shared")
+    parser.add_argument("--shared", type=Path, default=Path(default))
+    args = parser.parse_args()
+    if args.what == "hankel":
+        bench_hankel()
+    else:
+        bench_records(args.shared / "data" / "sysid", args.names or list(RECORDS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""`hankelred identify`: a record in a file to a model in a file. Mounted by :mod:`hankelred.cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from ._errors import FileFormatError, HankelredError
+from ._records import choose_columns, read_columns
+from .files import checked_suffix, write_model
+
+if TYPE_CHECKING:
+    from .realization import IdentifiedModel
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--inputs", required=True, help="Input columns: numbers from 0, or header names, with commas.")
+@click.option("--outputs", required=True, help="Output columns, likewise.")
+@click.option("--dt", type=float, help="Sampling time in seconds (default: unspecified).")
+@click.option("--order", type=int, help="Number of states (default: chosen by held-back samples).")
+@click.option("--unstable", is_flag=True, help="Let poles be outside the unit circle if the data say so.")
+@click.option("--keep-offsets", is_flag=True, help="Take the levels as they are instead of removing means.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the model (.mat, .npz, .json).")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Write spectrum, measured and simulated output as a picture.",
+)
+def identify(
+    data: Path,
+    inputs: str,
+    outputs: str,
+    dt: float | None,
+    order: int | None,
+    unstable: bool,
+    keep_offsets: bool,
+    out: Path | None,
+    plot: Path | None,
+) -> None:
+    """Identify a model from the record in DATA: columns of text, CSV (with or without header), or .mat.
+
+    \b
+    Example:
+      hankelred identify record.csv --inputs u --outputs y1,y2 --dt 0.1 --out model.json --plot model.png
+      hankelred identify dryer.dat --inputs 0 --outputs 1 --dt 0.08 --order 4
+    """
+    from .cli import check_folder, check_picture, save_picture
+    from .realization import identify as identify_record
+
+    check_picture(plot)
+    if out is not None:
+        checked_suffix(out)
+        check_folder(out)
+    if dt is not None and not dt > 0:
+        raise HankelredError(f"--dt must be a positive number of seconds, got {dt:g}")
+    table, names = read_columns(data)
+    chosen_u = choose_columns(_split(inputs), names, table.shape[1])
+    chosen_y = choose_columns(_split(outputs), names, table.shape[1])
+    both = sorted(set(chosen_u) & set(chosen_y))
+    if both:
+        raise FileFormatError(f"column {both[0]} is both an input and an output")
+    u, y = table[:, chosen_u].T, table[:, chosen_y].T
+    model = identify_record(
+        u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable
+    )
+    click.echo(
+        f"{u.shape[1]} samples, {u.shape[0]} input(s), {y.shape[0]} output(s) -> order {model.order}, dt = "
+        f"{model.model.dt}"
+    )
+    for i, column in enumerate(chosen_y):
+        label = names[column] if names else f"column {column}"
+        click.echo(f"fit of {label}: {model.fit[i]:.4f} (held back: {model.held_back_fit[i]:.4f})")
+    if out is not None:
+        write_model(model.model, out)
+        click.echo(f"wrote {out}")
+    if plot is not None:
+        save_picture(plot, lambda ax: draw_identification(model, u, y, ax))
+
+
+def _split(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def draw_identification(model: IdentifiedModel, u: Any, y: Any, ax: Any) -> None:
+    """Draw the spectrum, and below it every output as measured and as simulated, in the place of `ax`."""
+    from .plotting import FULL, REDUCED, plot_hankel_singular_values
+
+    figure = ax.figure
+    ax.remove()
+    p = y.shape[0]
+    figure.set_size_inches(8, 3.2 + 1.8 * p)
+    axes = figure.subplots(p + 1, 1, height_ratios=[1.6] + [1] * p)
+    plot_hankel_singular_values(model, ax=axes[0])
+    simulated = model.compare(u, y)
+    step = 1.0 if model.model.dt is True else float(model.model.dt or 1.0)
+    time = np.arange(y.shape[1]) * step
+    for i in range(p):
+        below = axes[i + 1]
+        below.plot(time, y[i], color=FULL, lw=1.2, label="measured")
+        below.plot(
+            time, simulated.output[i], color=REDUCED, lw=1.0, label=f"simulated, fit {simulated.fit[i]:.3f}"
+        )
+        below.set_ylabel(f"output {i}")
+        below.legend(loc="upper right", fontsize="small")
+    axes[-1].set_xlabel("time in seconds" if model.model.dt is not True else "sample")

@@ -1,0 +1,373 @@
+"""Recorded experiments: checking what the user passed, and reading it from files."""
+
+from __future__ import annotations
+
+import csv
+import sys as _sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import FileFormatError, HankelredError
+from .models import Timebase, validated_timebase
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """One or several records of the same process, checked.
+
+    ``inputs[e]`` is (m, T_e) and ``outputs[e]`` (p, T_e).
+    """
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+    dt: Timebase
+    input_labels: tuple[str, ...] | None = None
+    output_labels: tuple[str, ...] | None = None
+
+    @property
+    def n_inputs(self) -> int:
+        return int(self.inputs[0].shape[0])
+
+    @property
+    def n_outputs(self) -> int:
+        return int(self.outputs[0].shape[0])
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of all records together."""
+        return sum(u.shape[1] for u in self.inputs)
+
+    @property
+    def is_complex(self) -> bool:
+        return any(np.iscomplexobj(x) for x in (*self.inputs, *self.outputs))
+
+
+def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
+    """Check a record, or a list of records, and bring it to one form.
+
+    Parameters
+    ----------
+    u, y : array_like (m, T) and (p, T), or lists of arrays
+        Inputs and outputs, time last; 1-D for one channel. A list (or tuple) of arrays is several
+        experiments. ``u`` may be a ``control.TimeResponseData``, or a list of them, with ``y`` None.
+    dt : True or float
+        Sampling time in seconds. A ``TimeResponseData`` carries its own.
+
+    Raises
+    ------
+    HankelredError
+        Shapes that do not fit, NaN or Inf, a channel that never moves, swapped axes.
+    """
+    labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
+    responses = _time_responses(u)
+    if responses is not None:
+        if y is not None:
+            raise HankelredError("a TimeResponseData holds inputs and outputs: leave y out, or pass arrays")
+        us, ys, dt, labels = _from_responses(responses, dt)
+    else:
+        if y is None:
+            raise HankelredError(
+                "y is missing: pass u and y, or one control.TimeResponseData that holds both"
+            )
+        us, ys = _as_list(u), _as_list(y)
+    dt = validated_timebase(dt)
+    if not dt:
+        raise HankelredError(
+            f"dt is {dt!r}, but a record is sampled: pass the sampling time in seconds, or True where it "
+            f"has none"
+        )
+    if len(us) != len(ys):
+        raise HankelredError(
+            f"there are {len(us)} input records and {len(ys)} output records; pass as many of each"
+        )
+    if not us:
+        raise HankelredError("there is no record: pass u and y, or lists of them with at least one entry")
+    where = [f" of experiment {e}" if len(us) > 1 else "" for e in range(len(us))]
+    us = [_channels(x, "u" + w) for x, w in zip(us, where, strict=True)]
+    ys = [_channels(x, "y" + w) for x, w in zip(ys, where, strict=True)]
+    for u_e, y_e, w in zip(us, ys, where, strict=True):
+        for x, name in ((u_e, "u"), (y_e, "y")):
+            if x.shape[0] > x.shape[1]:
+                raise HankelredError(
+                    f"{name}{w} has shape {x.shape}: {x.shape[0]} channels of only {x.shape[1]} samples. "
+                    f"Time is the "
+                    f"last axis; if the rows are samples, pass {name}.T"
+                )
+        if u_e.shape[1] != y_e.shape[1]:
+            raise HankelredError(
+                f"u{w} has {u_e.shape[1]} samples and y{w} has {y_e.shape[1]} (shapes {u_e.shape} and "
+                f"{y_e.shape}); "
+                "time is the last axis and both must cover the same samples"
+            )
+    for group, name in ((us, "u"), (ys, "y")):
+        if len({x.shape[0] for x in group}) > 1:
+            raise HankelredError(
+                f"the experiments have {', '.join(str(x.shape[0]) for x in group)} channels of {name}; "
+                f"they must "
+                "all have the same"
+            )
+    return Experiments(tuple(us), tuple(ys), dt, *labels)
+
+
+def refuse_constant_channels(data: Experiments, *, outputs: bool = True) -> None:
+    """Refuse a channel that never moves within any record: nothing can be learned from it.
+
+    A constant output is no obstacle to a linear regression (its parameters are zero): `outputs` False lets
+    it pass.
+
+    Raises
+    ------
+    HankelredError
+        Naming the channel and its value.
+    """
+    for group, name, advice in (
+        (data.inputs, "input", "its effect cannot be told from an offset; leave it out"),
+        (data.outputs, "output", "there is nothing to model; leave it out"),
+    ):
+        if name == "output" and not outputs:
+            continue
+        for i in range(group[0].shape[0]):
+            # A range at the rounding of the level is a constant that went through a unit conversion.
+            if all(np.ptp(np.abs(x[i] - x[i, 0])) <= 1e-13 * np.abs(x[i, 0]) for x in group):
+                raise HankelredError(
+                    f"{name} {i} is constant ({group[0][i, 0]:.6g}) over the whole record: {advice}"
+                )
+
+
+def _time_responses(u: Any) -> list[Any] | None:
+    control = _sys.modules.get("control")
+    if control is None:  # then the user cannot hold one of its objects
+        return None
+    items = list(u) if isinstance(u, list | tuple) else [u]
+    if items and all(isinstance(item, control.TimeResponseData) for item in items):
+        return items
+    return None
+
+
+def _from_responses(
+    responses: list[Any], dt: Timebase
+) -> tuple[list[Any], list[Any], Timebase, tuple[tuple[str, ...] | None, tuple[str, ...] | None]]:
+    us: list[Any] = []
+    ys: list[Any] = []
+    steps = []
+    for response in responses:
+        if response.inputs is None:
+            raise HankelredError(
+                "the TimeResponseData holds no input (an initial response?); pass u and y as arrays"
+            )
+        u, y = np.asarray(response.u), np.asarray(response.y)
+        # A response "per input" (impulse, step) has a trace axis: each trace is an experiment.
+        traces = range(u.shape[1]) if u.ndim == 3 else [None]
+        for trace in traces:
+            us.append(u if trace is None else u[:, trace])
+            ys.append(y if trace is None else y[:, trace])
+        time = np.asarray(response.time, dtype=float)
+        if time.size > 1:
+            step = (time[-1] - time[0]) / (time.size - 1)
+            if not np.allclose(np.diff(time), step, rtol=1e-6, atol=0):
+                raise HankelredError(
+                    f"the time axis is not uniform: steps from {np.diff(time).min():.6g} to "
+                    f"{np.diff(time).max():.6g}; resample the record first"
+                )
+            steps.append(step)
+    if steps:
+        if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+            raise HankelredError(
+                f"the responses are sampled at different times ({steps}); resample them first"
+            )
+        given = not isinstance(dt, bool) and dt is not None
+        if given and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
+            raise HankelredError(
+                f"dt={dt!r} disagrees with the response's own time step {steps[0]:.6g}; leave dt out"
+            )
+        # Averaging over the record leaves rounding behind: 0.1 seconds should stay 0.1.
+        dt = float(f"{steps[0]:.9g}")
+    first = responses[0]
+    labels = (
+        tuple(first.input_labels) if first.input_labels else None,
+        tuple(first.output_labels) if first.output_labels else None,
+    )
+    return us, ys, dt, labels
+
+
+def _as_list(x: Any) -> list[Any]:
+    if isinstance(x, list | tuple) and x:
+        depth = np.ndim(x[0]) if isinstance(x[0], np.ndarray) else _depth(x[0]) - 1
+        if isinstance(x[0], np.ndarray) or depth >= 1:
+            return list(x)
+    return [x]
+
+
+def _depth(x: Any) -> int:
+    return 1 + _depth(x[0]) if isinstance(x, list | tuple) and x else int(np.ndim(x))
+
+
+def _channels(x: Any, name: str) -> Array:
+    try:
+        out = np.asarray(x)
+        out = out.astype(complex if np.iscomplexobj(out) else float)
+    except (TypeError, ValueError) as error:
+        raise HankelredError(f"{name} is not a numeric record: {error}") from None
+    if out.ndim == 1:
+        out = out[np.newaxis]
+    if out.ndim != 2:
+        raise HankelredError(
+            f"{name} must be (channels, samples) or 1-D, got shape {out.shape}; pass several experiments "
+            f"as a list"
+        )
+    if out.shape[0] == 0 or out.shape[1] == 0:
+        raise HankelredError(f"{name} is empty (shape {out.shape}); a record needs channels and samples")
+    if not np.all(np.isfinite(out)):
+        channel, sample = np.argwhere(~np.isfinite(out))[0]
+        bad = int(np.count_nonzero(~np.isfinite(out)))
+        raise HankelredError(
+            f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel "
+            f"{channel}, "
+            f"sample {sample}; interpolate them, or cut the record there and pass the pieces as a list"
+        )
+    return out
+
+
+def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
+    r"""Read a table of samples: whitespace or comma separated text (with or without a header), or .mat.
+
+    Parameters
+    ----------
+    path : path
+        A .mat file's numeric vectors and matrices are put side by side in the order of the file, rows
+        being samples; a lone matrix is taken as it is.
+
+    Returns
+    -------
+    table : ndarray (samples, columns)
+    names : list of str or None
+        From the header, or the .mat variables.
+
+    Raises
+    ------
+    FileFormatError
+        Missing, not a table, or a cell that is not a number (naming line and column).
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "record.csv"
+    >>> _ = file.write_text("u,y\n1,0\n0,0.5\n")
+    >>> table, names = read_columns(file)
+    >>> table.shape, names
+    ((2, 2), ['u', 'y'])
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileFormatError(
+            f"{path} is not a file; pass a record as whitespace or comma separated text, or .mat"
+        )
+    if path.suffix.lower() == ".mat":
+        return _read_mat(path)
+    return _read_text(path)
+
+
+def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
+    import scipy.io
+
+    try:
+        content = scipy.io.loadmat(path)
+    except Exception as error:  # scipy raises many types for a damaged file
+        raise FileFormatError(f"{path} cannot be read as a .mat file: {error}") from None
+    columns: list[Array] = []
+    names: list[str] = []
+    for key, value in content.items():
+        if key.startswith("__") or not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+            continue
+        if value.ndim != 2 or value.size < 2:  # scalars such as dt are not samples
+            continue
+        block = value if value.shape[0] >= value.shape[1] else value.T
+        for j in range(block.shape[1]):
+            columns.append(block[:, j].astype(float))
+            names.append(key if block.shape[1] == 1 else f"{key}{j}")
+    if not columns:
+        raise FileFormatError(
+            f"{path} holds no real vector or matrix of samples; found {sorted(content)[:8]}"
+        )
+    if len({c.size for c in columns}) > 1:
+        sizes = ", ".join(f"{n} {c.size}" for n, c in zip(names, columns, strict=True))
+        raise FileFormatError(
+            f"the variables of {path} have different lengths ({sizes}); keep one record a file"
+        )
+    return np.column_stack(columns), names
+
+
+def _read_text(path: Path) -> tuple[Array, list[str] | None]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise FileFormatError(f"{path} is not text ({error}); pass columns of numbers") from None
+    rows = [(i, s) for i, line in enumerate(lines, 1) if (s := line.strip()) and s[0] not in "#%"]
+    if not rows:
+        raise FileFormatError(f"{path} has no samples in it")
+    delimiter = next((d for d in ",;\t" if d in rows[0][1]), None)
+    # A tab-separated file often has blanks beside its tabs: splitting on any white space reads both.
+    cells = [
+        (i, next(csv.reader([s], delimiter=delimiter)) if delimiter in (",", ";") else s.split())
+        for i, s in rows
+    ]
+    names: list[str] | None = None
+    if not _is_number(cells[0][1][0]):
+        names = [c.strip() for c in cells[0][1]]
+        cells = cells[1:]
+        if not cells:
+            raise FileFormatError(f"{path} has a header and no samples")
+    width = len(names) if names else len(cells[0][1])
+    table = np.empty((len(cells), width))
+    for r, (line, row) in enumerate(cells):
+        if len(row) != width:
+            raise FileFormatError(f"{path}, line {line}: {len(row)} columns, where {width} were expected")
+        for c, cell in enumerate(row):
+            if not _is_number(cell):
+                raise FileFormatError(f"{path}, line {line}, column {c}: {cell!r} is not a number")
+            table[r, c] = float(cell)
+    return table, names
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: int) -> list[int]:
+    """Turn column numbers (from 0, negative from the end) or header names into column numbers.
+
+    Raises
+    ------
+    FileFormatError
+        No such column; lists what there is.
+
+    Examples
+    --------
+    >>> choose_columns(["u", "-1"], ["time", "u", "y"], 3)
+    [1, 2]
+    """
+    known = f"columns 0 to {width - 1}" + (f" ({', '.join(names)})" if names else "")
+    columns = []
+    for item in choice:
+        if names is not None and item in names:
+            columns.append(list(names).index(item))
+            continue
+        try:
+            number = int(item)
+        except ValueError:
+            raise FileFormatError(f"there is no column {item!r}; the file has {known}") from None
+        if not -width <= number < width:
+            raise FileFormatError(f"there is no column {number}; the file has {known}")
+        columns.append(number % width)
+    return columns

@@ -1,0 +1,240 @@
+"""The command line: `hankelred hsv`, `hankelred reduce`, `hankelred identify`."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from ._cli_identify import identify
+from ._errors import FileFormatError, HankelredError
+from .files import checked_suffix, read_model, write_atomically, write_model
+from .models import LinearModel, Timebase, validated_timebase
+from .reduction import METHODS, Reduction
+
+PICTURES = (".png", ".pdf", ".svg")
+
+
+class Timestep(click.ParamType[Any]):
+    """A timebase on the command line: 0, true, none or seconds."""
+
+    name = "0|true|SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Timebase:
+        """Turn the text into a timebase."""
+        try:
+            return validated_timebase(True if str(value).lower() == "true" else value)
+        except HankelredError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hankelred")
+def cli() -> None:
+    """Hankel singular values and certified model reduction.
+
+    MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt; DATA is a table of samples.
+
+    \b
+    Example:
+      hankelred hsv model.mat
+    """
+
+
+def model_options(function: Any) -> Any:
+    """Add the options that say how a model file is read."""
+    function = click.option(
+        "--stability-tol",
+        type=float,
+        default=1e-13,
+        show_default=True,
+        help="Relative width of the marginal zone.",
+    )(function)
+    function = click.option(
+        "--dt", type=Timestep(), help="Timebase, over that of the file (default there: 0, continuous)."
+    )(function)
+    return click.argument("model", type=click.Path(path_type=Path))(function)
+
+
+@cli.command()
+@model_options
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Write the spectrum as a picture (.png, .pdf, .svg)."
+)
+@click.option("--all", "show_all", is_flag=True, help="Print every value, not only the first 20.")
+def hsv(model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show_all: bool) -> None:
+    """Print the Hankel singular values of MODEL with the error bound of each order.
+
+    \b
+    Example:
+      hankelred hsv model.mat --plot spectrum.png
+    """
+    from .hankel import checked_tol, singular_values
+    from .lyapunov import factorize
+
+    check_picture(plot)
+    system = read_model(model, dt)
+    factored = factorize(system, checked_tol(stability_tol))
+    values, floor = singular_values(factored)
+    print_spectrum(system, values, floor, None if show_all else 20)
+    click.echo(f"solver: {factored.solver}, residual {factored.residual:.1e}")
+    if plot is not None:
+        from .plotting import plot_hankel_singular_values
+
+        save_picture(plot, lambda ax: plot_hankel_singular_values(system, ax=ax))
+
+
+@cli.command()
+@model_options
+@click.option("--order", type=int, help="Number of states to keep.")
+@click.option("--tol", type=float, help="Smallest order with an error bound of at most this.")
+@click.option("--rtol", type=float, help="The same, relative to the largest singular value.")
+@click.option("--energy", type=float, help="Smallest order with this share of the singular values.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="truncation", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the reduced model (.mat, .npz, .json).")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Write full, reduced, error and bound as a picture."
+)
+def reduce(
+    model: Path,
+    dt: Timebase,
+    stability_tol: float,
+    order: int | None,
+    tol: float | None,
+    rtol: float | None,
+    energy: float | None,
+    method: Any,
+    out: Path | None,
+    plot: Path | None,
+) -> None:
+    """Reduce MODEL and report the bound and the true error.
+
+    \b
+    Example:
+      hankelred reduce model.mat --order 10 --out reduced.mat --plot reduced.png
+      hankelred reduce model.json --tol 1e-3 --out reduced.json
+    """
+    from .reduction import reduce as reduce_model
+
+    check_picture(plot)
+    if out is not None:
+        checked_suffix(out)
+        check_folder(out)
+    system = read_model(model, dt)
+    reduction = reduce_model(
+        system, order, tol=tol, rtol=rtol, energy=energy, method=method, stability_tol=stability_tol
+    )
+    print_reduction(system, reduction)
+    if out is not None:
+        write_model(reduction.model, out)
+        click.echo(f"wrote {out}")
+    if plot is not None:
+        from .plotting import plot_reduction
+
+        save_picture(plot, lambda ax: plot_reduction(reduction, ax=ax))
+
+
+cli.add_command(identify)
+
+
+def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | None) -> None:
+    """Print the singular values as a table."""
+    from rich.table import Table
+
+    from .order import error_bounds
+
+    bounds = error_bounds(values)
+    click.echo(describe(system))
+    table = Table()
+    for heading in ("k", "sigma_k", "bound of order k"):
+        table.add_column(heading, justify="right")
+    shown = values if limit is None else values[:limit]
+    for k, value in enumerate(shown, start=1):
+        note = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
+        table.add_row(str(k), note, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
+    console().print(table)
+    if len(shown) < len(values):
+        click.echo(f"... {len(values) - len(shown)} more; --all prints them")
+    click.echo(f"noise floor: {floor:.1e} ({int((values > floor).sum())} of {len(values)} values above it)")
+
+
+def print_reduction(system: LinearModel, reduction: Reduction) -> None:
+    """Print what was reduced and its certificate."""
+    bound, error = reduction.error_bound, reduction.error("hinf")
+    click.echo(f"{describe(system)} -> order {reduction.order} by {reduction.method}")
+    click.echo(f"error bound (H-infinity): {bound:.6e}")
+    click.echo(f"true error  (H-infinity): {error:.6e}")
+    if reduction.unstable_order:
+        click.echo(f"unstable or marginal states kept exactly: {reduction.unstable_order}")
+    click.echo(f"solver: {reduction.solver}, residual {reduction.residual:.1e}")
+
+
+def describe(system: LinearModel) -> str:
+    """Return the sizes and timebase of a model in one line."""
+    time = "continuous" if not system.is_discrete else f"discrete, dt = {system.dt}"
+    return f"{system.n_states} states, {system.n_inputs} inputs, {system.n_outputs} outputs, {time}"
+
+
+def console() -> Any:
+    """Return a console for tables, as wide as needed where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+
+
+def check_picture(path: Path | None) -> None:
+    """Refuse an ending that is no picture, or a missing folder, before any work is done."""
+    if path is None:
+        return
+    if path.suffix.lower() not in PICTURES:
+        raise FileFormatError(
+            f"{path}: a picture ends in {', '.join(PICTURES)}, got {path.suffix or 'no ending'!r}"
+        )
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a folder that is not there before any work is done."""
+    if not path.parent.is_dir():
+        raise FileFormatError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def save_picture(path: Path, draw: Any) -> None:
+    """Draw on a new figure and write it; the file is complete or not there at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    write_atomically(path, lambda name: figure.savefig(name, format=path.suffix[1:].lower()))
+    click.echo(f"wrote {path}")
+
+
+def main() -> None:
+    """Run the command line; what is wrong is said in one line, with exit status 2."""
+    warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
+    try:
+        cli.main(prog_name="hankelred", standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("interrupted", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context is not None else ""
+        _stop(" ".join(error.format_message().split()) + hint, 2)
+    except HankelredError as error:
+        _stop(str(error), 2)
+    except MemoryError:
+        _stop("not enough memory for a model of this size", 2)
+
+
+def _stop(message: str, status: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,670 @@
+"""Empirical Gramians of linear models and of simulators, and the reductions they give."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._assembly import EPS, Assembled
+from ._errors import HankelredError, OrderError
+from ._excitations import Seed
+from ._experiments import Runner, Simulator, find_sizes
+from ._linear_responses import LinearJob, of_model
+from ._responses import CENTERINGS, count_intervals, cross_needs_square, discrete_step
+from ._simulator_responses import SimulatorJob, of_simulator
+from .models import Array, LinearModel, Timebase, as_model, is_discrete, validated_timebase
+from .norms import difference_norm
+from .order import check_rule, select_order
+from .reduction import Reduction, make_reduction
+
+_KINDS = ("controllability", "observability", "cross")
+
+
+@dataclass(frozen=True)
+class _Balancing:
+    """Factors of both Gramians and the SVD of their product."""
+
+    controllability: Array
+    observability: Array
+    left_vectors: Array
+    values: Array
+    right_vectors: Array
+
+    @classmethod
+    def of(cls, controllability: Array, observability: Array) -> _Balancing:
+        U, values, Vh = np.linalg.svd(observability.conj().T @ controllability, full_matrices=False)
+        return cls(controllability, observability, U, values, Vh.conj().T)
+
+    def projection(self, order: int) -> tuple[Array, Array]:
+        roots = np.sqrt(self.values[:order])
+        right = self.controllability @ self.right_vectors[:, :order] / roots
+        left = (self.observability @ self.left_vectors[:, :order] / roots).conj()
+        return left, right
+
+
+@dataclass(frozen=True, eq=False)
+class EmpiricalReduction(Reduction):
+    """A Petrov-Galerkin projection balanced by empirical Gramians, and the reduced model if there is one.
+
+    Glover's bound on the error needs exact Gramians of a linear system, so there is **no error bound**
+    here: ``error_bound`` is inf, the only bound known. Judge a reduction by its outputs on inputs it
+    was not made from, or for a linear model by :meth:`Reduction.error`.
+
+    Attributes
+    ----------
+    system : model or None
+        The reduced model, in the type the full one came in; None where a simulator was reduced (its
+        right-hand side is not known here: see :meth:`right_hand_side`).
+    mean : ndarray (n,)
+        The steady state, around which ``x = mean + right @ z``.
+    error_bound : float
+        Always inf.
+    residual : float
+        The larger error estimate of the two Gramians.
+
+    Notes
+    -----
+    All other attributes are those of :class:`Reduction`.
+    """
+
+    mean: Array
+    left: Array = field(repr=False)
+    right: Array = field(repr=False)
+
+    def at(self, order: int) -> EmpiricalReduction:
+        """Return the reduction to another order, with nothing computed anew but the projection.
+
+        Parameters
+        ----------
+        order : int
+
+        Examples
+        --------
+        >>> grams = empirical_gramians(([[-1.0, 0.5], [0.0, -3.0]], [[1.0], [1.0]], [[1.0, 1.0]], 0.0))
+        >>> grams.reduce(2).at(1).order
+        1
+        """
+        return _with_mean(make_reduction(self.source, order))
+
+    def restrict(self, x: npt.ArrayLike) -> Array:
+        """Return the reduced coordinates z of full states.
+
+        Parameters
+        ----------
+        x : array_like (n,) or (n, samples)
+
+        Returns
+        -------
+        ndarray (order,) or (order, samples)
+
+        Examples
+        --------
+        >>> grams = empirical_gramians(([[-1.0, 0.5], [0.0, -3.0]], [[1.0], [1.0]], [[1.0, 1.0]], 0.0))
+        >>> reduced = grams.reduce(1)
+        >>> bool(np.allclose(reduced.restrict(reduced.lift([2.0])), [2.0]))
+        True
+        """
+        states = np.asarray(x)
+        z: Array = self.left.T @ (states - (self.mean if states.ndim == 1 else self.mean[:, None]))
+        return z
+
+    def lift(self, z: npt.ArrayLike) -> Array:
+        """Return the full states that reduced coordinates stand for.
+
+        Parameters
+        ----------
+        z : array_like (order,) or (order, samples)
+
+        Returns
+        -------
+        ndarray (n,) or (n, samples)
+
+        Examples
+        --------
+        >>> grams = empirical_gramians(([[-1.0, 0.5], [0.0, -3.0]], [[1.0], [1.0]], [[1.0, 1.0]], 0.0))
+        >>> grams.reduce(1).lift([0.0])
+        array([0., 0.])
+        """
+        coordinates = np.asarray(z)
+        mean = self.mean if coordinates.ndim == 1 else self.mean[:, None]
+        x: Array = mean + self.right @ coordinates
+        return x
+
+    def right_hand_side(self, f: Callable[..., Array]) -> Callable[..., Array]:
+        """Project a right-hand side: from ``x' = f(x, ...)`` to ``z' = left.T f(mean + right z, ...)``.
+
+        In discrete time give the step ``f(x, ...) = x_next - x``, and add the result to z.
+
+        Parameters
+        ----------
+        f : callable
+            Takes the state (n,) or (n, samples) first, and whatever else it needs after it.
+
+        Returns
+        -------
+        callable
+            Takes z in place of the state.
+
+        Examples
+        --------
+        >>> A, B = np.array([[-1.0, 0.5], [0.0, -3.0]]), np.array([[1.0], [1.0]])
+        >>> reduced = empirical_gramians((A, B, [[1.0, 1.0]], 0.0)).reduce(1)
+        >>> rhs = reduced.right_hand_side(lambda x, u: A @ x + B @ u)
+        >>> Ar = reduced.system[0]
+        >>> bool(np.allclose(rhs(np.ones(1), np.zeros(1)), Ar @ np.ones(1)))
+        True
+        """
+
+        def reduced(z: npt.ArrayLike, *args: Any, **kwargs: Any) -> Array:
+            dz: Array = self.left.T @ np.asarray(f(self.lift(z), *args, **kwargs))
+            return dz
+
+        return reduced
+
+
+@dataclass(frozen=True, eq=False)
+class EmpiricalGramians:
+    """Empirical Gramians, how sure they are, and the reductions they give.
+
+    Made by :func:`empirical_gramians`.
+
+    Attributes
+    ----------
+    controllability, observability, cross : ndarray (n, n) or None
+        What was asked for; None for the rest.
+    error_estimate : dict of float
+        For each kind, the estimated error relative to the Gramian, both in the Frobenius norm and,
+        entry by entry, in units of the states concerned (``|dW_ij| <= e sqrt(W_ii W_jj)``). It covers
+        quadrature, truncation at the horizon and rounding. It does not cover errors that the simulator
+        makes itself, nor the difference between a nonlinear system and any Gramian. inf where the
+        responses have not begun to decay by the end of the horizon.
+    horizon, step : float
+        The grid, in seconds (samples, where a discrete system has no sampling time).
+    controllability_factor, observability_factor : ndarray (n, k) or None
+        L with W = L L^H, from QR of the responses, never from W.
+    steady_state : ndarray (n,)
+    """
+
+    controllability: Array | None
+    observability: Array | None
+    cross: Array | None
+    error_estimate: dict[str, float]
+    horizon: float
+    step: float
+    controllability_factor: Array | None = field(repr=False)
+    observability_factor: Array | None = field(repr=False)
+    steady_state: Array = field(repr=False)
+    _model: LinearModel | None = field(repr=False)
+    _rounding: float = field(repr=False)
+
+    def __repr__(self) -> str:
+        errors = ", ".join(f"{kind} to {error:.1e}" for kind, error in self.error_estimate.items())
+        return (
+            f"<EmpiricalGramians of {self.steady_state.size} states: {errors}; horizon {self.horizon:g}, "
+            f"step {self.step:g}>"
+        )
+
+    @cached_property
+    def _balancing(self) -> _Balancing:
+        if self.controllability_factor is None or self.observability_factor is None:
+            have = ", ".join(self.error_estimate)
+            raise HankelredError(
+                "this needs both the controllability and the observability Gramian, and there is "
+                f"{have} only; ask for them in kinds="
+            )
+        return _Balancing.of(self.controllability_factor, self.observability_factor)
+
+    @cached_property
+    def hankel_singular_values(self) -> Array:
+        """Hankel singular values (n,), descending.
+
+        From an SVD of the factor product where both Gramians are there. From the cross Gramian alone
+        they are the absolute eigenvalues, which is right for symmetric systems (every single-input
+        single-output one is) and an estimate otherwise.
+        """
+        n = self.steady_state.size
+        if self.cross is not None and (
+            self.controllability_factor is None or self.observability_factor is None
+        ):
+            return np.sort(np.abs(np.linalg.eigvals(self.cross)))[::-1]
+        values = self._balancing.values
+        return np.concatenate([values, np.zeros(n - values.size)])
+
+    @property
+    def noise_floor(self) -> float:
+        """Singular values below it are rounding, in the responses or in the SVD.
+
+        It knows nothing of the error estimate: a horizon that is too short gives the values of that
+        horizon, and small ones among them are no less right than large ones.
+        """
+        values = self.hankel_singular_values
+        return self._rounding * float(values[0]) if values.size else 0.0
+
+    def reduce(
+        self,
+        order: int | None = None,
+        *,
+        tol: float | None = None,
+        rtol: float | None = None,
+        energy: float | None = None,
+    ) -> EmpiricalReduction:
+        """Return the projection balanced by the two Gramians and, for a linear model, the reduced model.
+
+        No bound on the error comes with it (``error_bound`` is inf), and stability of the reduced
+        model is not guaranteed: both need exact Gramians.
+
+        Parameters
+        ----------
+        order : int, optional
+            Number of states to keep.
+        tol, rtol, energy : float, optional
+            Rules to choose the order from the empirical singular values, as in :func:`select_order`; the
+            sum that ``tol`` limits is a guide here, not a bound. Without any, everything above the noise
+            floor is kept.
+
+        Returns
+        -------
+        EmpiricalReduction
+
+        Raises
+        ------
+        OrderError
+            An order or rule out of range, or more than one.
+        HankelredError
+            One of the two Gramians is missing.
+
+        Warns
+        -----
+        ReductionWarning
+            The order is above the numerical rank, and was clipped to it.
+
+        References
+        ----------
+        S. Lall, J. E. Marsden, S. Glavaski, "A subspace approach to balanced truncation for model
+        reduction of nonlinear control systems", *Int. J. Robust Nonlinear Control* 12 (2002).
+
+        Examples
+        --------
+        >>> A, B, C = np.diag([-1.0, -2.0, -50.0]), np.ones((3, 1)), np.ones((1, 3))
+        >>> reduced = empirical_gramians((A, B, C, 0.0)).reduce(2)
+        >>> reduced.system[0].shape, reduced.error_bound
+        ((2, 2), inf)
+        >>> bool(np.allclose(reduced.left.T @ reduced.right, np.eye(2)))
+        True
+        """
+        check_rule(tol=tol, rtol=rtol, energy=energy)
+        source = _EmpiricalSource(self, self._balancing)
+        if order is None:
+            order = select_order(
+                source.hankel_singular_values,
+                tol=tol,
+                rtol=rtol,
+                energy=energy,
+                noise_floor=source.noise_floor,
+            )
+        elif any(rule is not None for rule in (tol, rtol, energy)):
+            raise OrderError("give the order or a rule to choose it (tol, rtol, energy), not both")
+        return _with_mean(make_reduction(source, order))
+
+
+class _EmpiricalSource:
+    """Empirical Gramians as a source of reductions."""
+
+    method = solver = "empirical"
+    certified = False
+    unstable_order = 0
+
+    def __init__(self, gramians: EmpiricalGramians, balancing: _Balancing):
+        self._balancing = balancing
+        self.full = gramians._model
+        self.mean = gramians.steady_state
+        self.hankel_singular_values = gramians.hankel_singular_values
+        self.noise_floor = gramians.noise_floor
+        self.residual = max(gramians.error_estimate[kind] for kind in ("controllability", "observability"))
+
+    def truncate(self, order: int) -> tuple[LinearModel | None, Array, Array]:
+        """Project onto the leading balanced directions."""
+        left, right = self._balancing.projection(order)
+        if self.full is None:
+            return None, left, right
+        A, B, C, D = self.full.as_tuple()
+        return self.full.with_matrices(left.T @ A @ right, left.T @ B, C @ right, D), left, right
+
+    def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of full minus reduced; inf where the projection made it unstable."""
+        assert self.full is not None
+        return difference_norm(self.full, reduced, norm)
+
+
+def _with_mean(reduction: Reduction) -> EmpiricalReduction:
+    own = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
+    return EmpiricalReduction(**own, mean=reduction.source.mean)  # type: ignore[attr-defined]
+
+
+def empirical_gramians(
+    system: Any,
+    *,
+    kinds: str | Sequence[str] = ("controllability", "observability"),
+    excitation: str | npt.ArrayLike = "impulse",
+    horizon: float | None = None,
+    step: float | None = None,
+    dt: Timebase = 0,
+    n_states: int | None = None,
+    n_inputs: int | None = None,
+    steady_state: npt.ArrayLike | None = None,
+    steady_input: npt.ArrayLike | None = None,
+    input_scales: npt.ArrayLike = 1.0,
+    state_scales: npt.ArrayLike = 1.0,
+    signs: Sequence[int] = (1, -1),
+    centering: str = "steady",
+    hold: str | None = None,
+    seed: Seed = 0,
+    batch_size: int | None = None,
+    n_jobs: int | None = None,
+    progress: bool | None = None,
+    stability_tol: float = 1e-13,
+) -> EmpiricalGramians:
+    """Compute Gramians from responses: of a linear model, or of any simulator that can be called.
+
+    A simulator is run with each input excited in turn, and from each state perturbed in turn; the
+    responses are normalised by what went in and integrated. For a linear system every excitation
+    gives the same, exact Gramian; for a nonlinear one the result depends on the scales of excitation
+    and perturbation, and should be made with those of use.
+
+    Parameters
+    ----------
+    system : model or callable
+        Any linear model, or a callable ``simulate(x0, u) -> (x, y)`` with x0 (n,), u (m, T), x (n, T),
+        y (p, T), time last, ``x[:, 0] = x0`` and T anything. With ``batch_size`` given: x0 (b, n),
+        u (b, m, T), x (b, n, T), y (b, p, T).
+    kinds : str or sequence of str
+        Of "controllability", "observability" and "cross" (as many outputs as inputs).
+    excitation : str or array_like
+        "impulse", "step", "prbs", "chirp", "multisine", "white_noise", or a record (samples,), fed to
+        each input in turn, or (m, samples), of which row i is fed to input i alone.
+    horizon : float
+        How long a response takes to die out (s; samples where dt is True). The runs of a broadband
+        excitation are longer. Linear models have a default, from their poles.
+    step : float
+        Distance of the samples of u, x and y (s). In discrete time it is the sampling time and may be left
+        out. Linear models have a default, from their poles.
+    dt : 0, True, float or None
+        Timebase of a tuple or a callable: 0 continuous (default), True or seconds discrete.
+    n_states, n_inputs : int, optional
+        Sizes n and m of a callable. Where they follow neither from these nor from the two below, they
+        are found by calling it with zeros of growing size.
+    steady_state, steady_input : array_like (n,) and (m,), optional
+        Operating point of a simulator, around which it is excited; zero by default.
+    input_scales, state_scales : float or array_like (k,), (m, k) or (n, k)
+        Magnitudes to use, averaged over; by input or state where they differ. An impulse has this
+        area (continuous) or height (discrete), a step this height, everything else this root mean
+        square value; a record is multiplied by it. Without effect on a linear model.
+    signs : sequence of int
+        (1, -1), (1,) or (-1,): signs the scales are used with. Without effect on a linear model.
+    centering : str
+        What is subtracted from the responses: "steady" the unperturbed run, which makes the result a
+        Gramian; "mean" their mean over the horizon, or "final" their last value, besides.
+    hold : "zoh", "foh" or None
+        How a continuous-time simulator holds u between samples: constant, or a straight line. None
+        (default) finds out by one short pulse on each input.
+    seed : int or numpy Generator
+        For the random excitations.
+    batch_size : int, optional
+        The callable takes this many experiments at once, stacked in front.
+    n_jobs : int, optional
+        Experiments at a time, as joblib means it; a backend chosen with ``joblib.parallel_config``
+        (Dask, Ray) is used.
+    progress : bool, optional
+        Show a progress bar. By default when it takes long and stderr is a terminal.
+    stability_tol : float
+        How near to the boundary a pole of a linear model counts as marginal.
+
+    Returns
+    -------
+    EmpiricalGramians
+
+    Raises
+    ------
+    UnstableError
+        A linear model with an unstable or marginal pole.
+    ModelError
+        A simulator that fails, or returns wrong shapes, NaN or Inf: the experiment is named. Or a
+        cross Gramian of a system that is not square.
+    HankelredError
+        Arguments that are unknown or do not fit together, a horizon shorter than the step, a record that
+        leaves frequencies unexcited, a model too stiff for a uniform grid.
+
+    Notes
+    -----
+    With g the normalised response of the states to input i (an impulse response), and y that of
+    the outputs to a perturbed initial state, averaged over scales and signs::
+
+        controllability   W_c = sum_i  integral  g_i g_i^H dt         A W + W A^H + B B^H = 0
+        observability     W_o =        integral  Y^H Y dt             A^H W + W A + C^H C = 0
+        cross             X   = sum_i  integral  g_i Y_i dt           A X + X A + B C = 0
+
+    In discrete time the integrals are sums. Integrals are of eighth order in the step (Gregory), the
+    derivatives that undo a hold of sixth. See the page "Empirical Gramians" of the documentation.
+
+    References
+    ----------
+    S. Lall, J. E. Marsden, S. Glavaski, "A subspace approach to balanced truncation for model reduction
+    of nonlinear control systems", *Int. J. Robust Nonlinear Control* 12 (2002) 519-535.
+    C. Himpe, "emgr - The Empirical Gramian Framework", *Algorithms* 11 (2018) 91.
+
+    Examples
+    --------
+    A linear model:
+
+    >>> A, B, C = [[-1.0, 1.0], [0.0, -2.0]], [[0.0], [1.0]], [[1.0, 0.0]]
+    >>> grams = empirical_gramians((A, B, C, 0.0))
+    >>> np.round(grams.controllability * 12, 6)
+    array([[1., 1.],
+           [1., 3.]])
+
+    A simulator, nonlinear, in discrete time:
+
+    >>> def simulate(x0, u):
+    ...     x = np.empty((2, u.shape[1]))
+    ...     state = x0
+    ...     for k in range(u.shape[1]):
+    ...         x[:, k] = state
+    ...         state = np.tanh([0.5 * state[0] + 0.2 * state[1], 0.4 * state[1] + u[0, k]])
+    ...     return x, x[:1]
+    >>> grams = empirical_gramians(simulate, dt=True, horizon=40, input_scales=[0.1, 0.5])
+    >>> grams.hankel_singular_values.shape
+    (2,)
+    """
+    wanted = _checked_kinds(kinds)
+    if centering not in CENTERINGS:
+        raise HankelredError(f"unknown centering {centering!r}; use one of {', '.join(CENTERINGS)}")
+    for value, name in ((horizon, "horizon"), (step, "step")):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise HankelredError(f"{name} must be a positive number, got {value!r}")
+    if _is_simulator(system):
+        return _from_simulator(
+            system,
+            wanted,
+            horizon,
+            step,
+            validated_timebase(dt),
+            sizes=(n_states, n_inputs),
+            rest=(steady_state, steady_input),
+            scales=(input_scales, state_scales),
+            runner=Runner(system, _checked_batch(batch_size), n_jobs, progress),
+            signs=_checked_signs(signs),
+            excitation=excitation,
+            centering=centering,
+            hold=_checked_hold(hold),
+            seed=seed,
+        )
+    model = as_model(system, dt)
+    if "cross" in wanted and model.n_inputs != model.n_outputs:
+        raise cross_needs_square(model.n_inputs, model.n_outputs)
+    rest = np.zeros(model.n_states)
+    if model.n_states == 0:
+        empty = Assembled(
+            {kind: np.zeros((0, 0)) for kind in wanted},
+            {kind: np.zeros((0, 0)) for kind in wanted},
+            dict.fromkeys(wanted, 0.0),
+            dict.fromkeys(wanted, 0.0),
+        )
+        return _result(empty, wanted, horizon or 0.0, step or 0.0, rest, model)
+    job = LinearJob(model, wanted, excitation, centering, seed, stability_tol)
+    done, horizon, step = of_model(job, horizon, step)
+    return _result(done, wanted, horizon, step, rest, model)
+
+
+def _is_simulator(system: Any) -> bool:
+    # Some models are callable too: python-control's evaluate themselves at a complex frequency.
+    control = sys.modules.get("control")
+    model = hasattr(system, "__hankelred_model__") or (
+        control is not None and isinstance(system, control.InputOutputSystem)
+    )
+    return callable(system) and not model
+
+
+def _result(
+    done: Assembled,
+    kinds: tuple[str, ...],
+    horizon: float,
+    step: float,
+    steady_state: Array,
+    model: LinearModel | None,
+) -> EmpiricalGramians:
+    return EmpiricalGramians(
+        done.gramians.get("controllability"),
+        done.gramians.get("observability"),
+        done.gramians.get("cross"),
+        {kind: done.error(kind) for kind in kinds},
+        horizon,
+        step,
+        done.factors.get("controllability"),
+        done.factors.get("observability"),
+        steady_state,
+        model,
+        max(done.rounding, steady_state.size * EPS),
+    )
+
+
+def _from_simulator(
+    simulate: Simulator,
+    kinds: tuple[str, ...],
+    horizon: float | None,
+    step: float | None,
+    dt: Timebase,
+    *,
+    sizes: tuple[int | None, int | None],
+    rest: tuple[npt.ArrayLike | None, npt.ArrayLike | None],
+    scales: tuple[npt.ArrayLike, npt.ArrayLike],
+    runner: Runner,
+    signs: tuple[int, ...],
+    excitation: str | npt.ArrayLike,
+    centering: str,
+    hold: str | None,
+    seed: Seed,
+) -> EmpiricalGramians:
+    if is_discrete(dt):
+        step = discrete_step(dt, step)
+    if horizon is None or step is None:
+        missing = "horizon=" if horizon is None else "step="
+        raise HankelredError(
+            f"a simulator needs {missing}; give the time its responses take to die out as horizon= and, in "
+            "continuous time, the distance of its samples as step= (dt=True for discrete time)"
+        )
+    intervals = count_intervals(horizon, step)
+    x_rest, u_rest = (
+        None if value is None else _vector(value, name)
+        for value, name in zip(rest, ("steady_state", "steady_input"), strict=True)
+    )
+    n, m = (
+        _size(count, vector, name)
+        for count, vector, name in zip(sizes, (x_rest, u_rest), ("n_states", "n_inputs"), strict=True)
+    )
+    if n is None or m is None:
+        n, m = find_sizes(simulate, intervals + 1, n, m, runner.batch_size is not None)
+    x_rest = np.zeros(n) if x_rest is None else x_rest
+    job = SimulatorJob(
+        runner,
+        kinds,
+        excitation,
+        dt,
+        hold,
+        x_rest,
+        np.zeros(m) if u_rest is None else u_rest,
+        _scale_table(scales[0], m, "input_scales"),
+        _scale_table(scales[1], n, "state_scales"),
+        signs,
+        centering,
+        seed,
+    )
+    return _result(of_simulator(job, intervals, step), kinds, intervals * step, step, x_rest, None)
+
+
+def _checked_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
+    wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    for kind in wanted:
+        if kind not in _KINDS:
+            raise HankelredError(f"unknown kind of Gramian {kind!r}; use some of {', '.join(_KINDS)}")
+    if not wanted:
+        raise HankelredError(f"no kind of Gramian asked for; use some of {', '.join(_KINDS)}")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _checked_signs(signs: Sequence[int]) -> tuple[int, ...]:
+    if not (len(signs) and set(signs) <= {1, -1}):
+        raise HankelredError(f"signs must be (1, -1), (1,) or (-1,), got {signs!r}")
+    return tuple(dict.fromkeys(signs))
+
+
+def _checked_hold(hold: str | None) -> str | None:
+    if hold not in (None, "zoh", "foh"):
+        raise HankelredError(f"hold must be 'zoh', 'foh' or None, got {hold!r}")
+    return hold
+
+
+def _checked_batch(batch_size: int | None) -> int | None:
+    if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
+        raise HankelredError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    return batch_size
+
+
+def _vector(value: npt.ArrayLike, name: str) -> Array:
+    vector = np.atleast_1d(np.asarray(value, dtype=float))
+    if vector.ndim != 1 or not np.all(np.isfinite(vector)):
+        raise HankelredError(f"{name} must be a vector of finite numbers, got {value!r}")
+    return vector
+
+
+def _size(count: int | None, vector: Array | None, name: str) -> int | None:
+    if count is not None and (int(count) != count or count < 1):
+        raise HankelredError(f"{name} must be a whole number of at least 1, got {count!r}")
+    if vector is None:
+        return count
+    if count is not None and count != vector.size:
+        raise HankelredError(f"{name}={count}, but the operating point has {vector.size} entries")
+    return vector.size
+
+
+def _scale_table(scales: npt.ArrayLike, size: int, name: str) -> Array:
+    """Return (size, k) magnitudes."""
+    table = np.atleast_1d(np.asarray(scales, dtype=float))
+    if table.ndim == 1:
+        table = np.broadcast_to(table, (size, table.size))
+    if table.ndim != 2 or table.shape[0] != size or table.shape[1] == 0:
+        raise HankelredError(
+            f"{name} must be a number, a list of magnitudes, or an array ({size}, k); got shape "
+            f"{np.shape(scales)}"
+        )
+    if not np.all(np.isfinite(table) & (table > 0)):
+        raise HankelredError(
+            f"{name} must be positive and finite (signs= makes the negative ones), got {scales!r}"
+        )
+    return table

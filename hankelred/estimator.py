@@ -1,0 +1,362 @@
+"""One-pass, mergeable estimate of a Gramian from a stream of states, kept as a factor."""
+
+from __future__ import annotations
+
+import os
+import uuid
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import FileFormatError, HankelredError
+from .models import Array
+
+_FORMAT = 1
+
+
+class TriangularFactor:
+    """R with R^H R = sum of r^H r over all rows r pushed so far, without ever forming a product.
+
+    Rows wait in a buffer until there are about as many as columns: a QR of an (n + 1, n) matrix
+    costs nearly as much as one of (2n, n).
+    """
+
+    def __init__(self, n_columns: int) -> None:
+        self.n_columns = n_columns
+        self._triangle: Array = np.zeros((0, n_columns))
+        self._pending: list[Array] = []
+        self._pending_rows = 0
+
+    @property
+    def _block(self) -> int:
+        return 4 * self.n_columns + 64
+
+    def push(self, rows: Array) -> None:
+        """Add rows (k, n)."""
+        for start in range(0, rows.shape[0], self._block):
+            part = rows[start : start + self._block]
+            self._pending.append(np.array(part))
+            self._pending_rows += part.shape[0]
+            if self._pending_rows >= self._block:
+                self._compress()
+
+    def scale(self, factor: float) -> None:
+        """Multiply all rows so far."""
+        self._triangle = self._triangle * factor
+        self._pending = [rows * factor for rows in self._pending]
+
+    def _compress(self) -> None:
+        if self._pending:
+            stacked = np.concatenate([self._triangle, *self._pending])
+            triangle: Any = np.linalg.qr(stacked, mode="r")  # numpy's stubs know only mode="reduced"
+            self._triangle = triangle
+            self._pending = []
+            self._pending_rows = 0
+
+    @property
+    def triangle(self) -> Array:
+        """R, (k, n) with k <= n, upper triangular once there are rows enough."""
+        self._compress()
+        return self._triangle
+
+
+class GramianEstimator:
+    r"""Streaming estimate of the Gramian :math:`\frac1N\sum_k x_k x_k^H` of a sequence of states.
+
+    One pass over the data, O(n^2) memory however long the stream is, and mergeable: estimators fed in
+    different processes give, merged in any order, what one estimator fed everything gives. Inside is
+    a triangular factor updated by QR, so that nothing is squared: directions 1e-12 times weaker than
+    the strongest are still right in :meth:`factor`, while they drown in rounding in any sum of
+    ``x x^H``.
+
+    Parameters
+    ----------
+    n_states : int
+        Length of a state, at least 1.
+    forgetting : float, optional
+        Factor in (0, 1] by which every older sample loses weight at each new one; 1 (default) weighs
+        all alike. With ``f < 1`` the estimate is that of the last ``1 / (1 - f)`` samples or so.
+
+    Attributes
+    ----------
+    n_states : int
+    forgetting : float
+    n_samples : int
+        Number of samples seen.
+    weight : float
+        Sum of the weights of the samples seen, which is ``n_samples`` without forgetting.
+
+    Raises
+    ------
+    HankelredError
+        A parameter out of range.
+
+    References
+    ----------
+    G. H. Golub, C. F. Van Loan, *Matrix Computations*, 4th ed., 2013, section 6.5 (updating a QR
+    factorisation).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> first, second = rng.standard_normal((2, 3, 500))
+    >>> a, b = GramianEstimator(3), GramianEstimator(3)
+    >>> a.update(first)
+    >>> b.update(second)
+    >>> both = np.concatenate([first, second], axis=1)
+    >>> bool(np.allclose(a.merge(b).gramian(), both @ both.T / 1000))
+    True
+    """
+
+    def __init__(self, n_states: int, *, forgetting: float = 1.0) -> None:
+        if isinstance(n_states, bool) or int(n_states) != n_states or n_states < 1:
+            raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
+        if not 0 < forgetting <= 1:
+            raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
+        self.n_states = int(n_states)
+        self.forgetting = float(forgetting)
+        self.n_samples = 0
+        self.weight = 0.0
+        self._factor = TriangularFactor(self.n_states)
+
+    def __repr__(self) -> str:
+        return (
+            f"GramianEstimator(n_states={self.n_states}, forgetting={self.forgetting:g}, "
+            f"n_samples={self.n_samples})"
+        )
+
+    def update(self, states: npt.ArrayLike) -> None:
+        """Add samples to the estimate.
+
+        Parameters
+        ----------
+        states : array_like (n_states, samples)
+            Time last; real or complex. A 1-D array is accepted for one state. No samples is no change.
+
+        Raises
+        ------
+        HankelredError
+            Wrong shape, or NaN or Inf among the samples (then nothing of them is added).
+
+        Examples
+        --------
+        >>> estimator = GramianEstimator(2)
+        >>> estimator.update([[1.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
+        >>> estimator.gramian() * 3
+        array([[2., 0.],
+               [0., 4.]])
+        """
+        x = np.asarray(states)
+        if x.ndim == 1 and self.n_states == 1:
+            x = x[None, :]
+        if x.ndim != 2 or x.shape[0] != self.n_states:
+            raise HankelredError(
+                f"states must have shape ({self.n_states}, samples), time last, got {x.shape}"
+                + ("; transpose them" if x.ndim == 2 and x.shape[1] == self.n_states else "")
+            )
+        x = x.astype(complex if np.iscomplexobj(x) else float)
+        if not np.all(np.isfinite(x)):
+            state, sample = np.argwhere(~np.isfinite(x))[0]
+            raise HankelredError(
+                f"states[{state}, {sample}] is {x[state, sample]}; every sample must be finite: "
+                "leave out or repair the bad samples"
+            )
+        samples = x.shape[1]
+        if samples == 0:
+            return
+        if self.forgetting < 1:
+            x = x * self.forgetting ** (np.arange(samples - 1, -1, -1) / 2)
+            remains = self.forgetting**samples
+            self._factor.scale(remains**0.5)
+            self.weight = self.weight * remains + (1 - remains) / (1 - self.forgetting)
+        else:
+            self.weight += samples
+        self._factor.push(x.conj().T)
+        self.n_samples += samples
+
+    def merge(self, other: GramianEstimator) -> GramianEstimator:
+        """Return a new estimator holding the samples of both.
+
+        Neither of the two is changed. With forgetting, the two count as parallel streams that end
+        at the same time, which keeps merging associative and commutative.
+
+        Parameters
+        ----------
+        other : GramianEstimator
+            With the same number of states and the same forgetting factor.
+
+        Raises
+        ------
+        HankelredError
+            The two do not fit together.
+
+        Examples
+        --------
+        >>> a, b = GramianEstimator(1), GramianEstimator(1)
+        >>> a.update([1.0, 1.0])
+        >>> b.update([3.0])
+        >>> a.merge(b).gramian() * 3
+        array([[11.]])
+        """
+        if not isinstance(other, GramianEstimator):
+            raise HankelredError(f"can only merge a GramianEstimator, got {type(other).__name__}")
+        for name in ("n_states", "forgetting"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise HankelredError(f"cannot merge estimators with {name} {mine} and {theirs}")
+        merged = GramianEstimator(self.n_states, forgetting=self.forgetting)
+        merged.n_samples = self.n_samples + other.n_samples
+        merged.weight = self.weight + other.weight
+        merged._factor.push(self._factor.triangle)
+        merged._factor.push(other._factor.triangle)
+        return merged
+
+    def factor(self) -> Array:
+        """Return L with W = L L^H, never having formed W.
+
+        Returns
+        -------
+        ndarray (n_states, k)
+            Lower triangular, ``k <= n_states`` the number of samples where there are fewer.
+
+        Raises
+        ------
+        HankelredError
+            No samples yet.
+
+        Examples
+        --------
+        >>> estimator = GramianEstimator(2)
+        >>> estimator.update([[3e-200, 0.0], [0.0, 1e200]])
+        >>> np.abs(estimator.factor()) * 2**0.5
+        array([[3.e-200, 0.e+000],
+               [0.e+000, 1.e+200]])
+        """
+        if self.n_samples == 0:
+            raise HankelredError("the estimator has seen no samples yet; call update(states) first")
+        L: Array = self._factor.triangle.conj().T / self.weight**0.5
+        return L
+
+    def gramian(self) -> Array:
+        """Return the weighted mean of x x^H.
+
+        Returns
+        -------
+        ndarray (n_states, n_states)
+            Hermitian, positive semidefinite.
+
+        Raises
+        ------
+        HankelredError
+            No samples yet, or states so large that their squares overflow.
+
+        Examples
+        --------
+        >>> estimator = GramianEstimator(1)
+        >>> estimator.update([1.0, 2.0, 2.0])
+        >>> estimator.gramian()
+        array([[3.]])
+        """
+        L = self.factor()
+        with np.errstate(over="ignore", invalid="ignore"):
+            W: Array = L @ L.conj().T
+        if not np.all(np.isfinite(W)):
+            raise HankelredError(
+                f"the squares of states up to {np.abs(L).max():.1e} overflow; use factor(), which holds "
+                "no squares"
+            )
+        return W
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the estimate to an .npz file, in one step: a reader sees the old file or the new one.
+
+        Parameters
+        ----------
+        path : path
+            Written under exactly this name.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; then there is no partial file.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> estimator = GramianEstimator(1)
+        >>> estimator.update([2.0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     estimator.save(folder + "/shard-0.npz")
+        ...     GramianEstimator.load(folder + "/shard-0.npz").gramian()
+        array([[4.]])
+        """
+        target = Path(path)
+        # In the target's own folder: os.replace is atomic only inside one file system.
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+        try:
+            with open(temporary, "xb") as file:
+                np.savez(
+                    file,
+                    format=_FORMAT,
+                    n_states=self.n_states,
+                    forgetting=self.forgetting,
+                    n_samples=self.n_samples,
+                    weight=self.weight,
+                    triangle=self._factor.triangle,
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> GramianEstimator:
+        """Read an estimate written by :meth:`save`; updating and merging go on from there.
+
+        Parameters
+        ----------
+        path : path
+
+        Raises
+        ------
+        FileFormatError
+            Not such a file, or a damaged one.
+        FileNotFoundError
+            No file there.
+
+        Examples
+        --------
+        >>> GramianEstimator.load("no/such/file.npz")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: [Errno 2] No such file or directory: 'no/such/file.npz'
+        """
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
+                return cls._restored({key: data[key] for key in data.files})
+        except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            raise FileFormatError(
+                f"{os.fspath(path)} is not a saved GramianEstimator ({error}); write it with save()"
+            ) from error
+
+    @classmethod
+    def _restored(cls, data: dict[str, Any]) -> GramianEstimator:
+        if int(data["format"]) != _FORMAT:
+            raise FileFormatError(f"format {int(data['format'])}, this version reads {_FORMAT}")
+        loaded = cls(int(data["n_states"]), forgetting=float(data["forgetting"]))
+        triangle, loaded.n_samples, loaded.weight = (
+            data["triangle"],
+            int(data["n_samples"]),
+            float(data["weight"]),
+        )
+        fits = triangle.ndim == 2 and triangle.shape[1] == loaded.n_states and np.all(np.isfinite(triangle))
+        if not fits or loaded.n_samples < 0 or not 0 <= loaded.weight < float("inf"):
+            raise FileFormatError(f"a factor of shape {triangle.shape} does not fit {loaded.n_states} states")
+        loaded._factor.push(triangle)
+        return loaded
