@@ -48,7 +48,8 @@ class BalancedSource:
         """Return the norm of full minus reduced; the kept parts are equal and cancel."""
         discrete = self.full.is_discrete
         f = self.balancing.factored
-        full: Quadruple = (f.A, f.B, f.C, self.full.D)
+        # the user's own matrices where they are all stable: other coordinates bring rounding of their own
+        full: Quadruple = (f.A, f.B, f.C, self.full.D) if f.n_kept else self.full.as_tuple()
         small = self._stable_part(self.minimal)
         other = negated(self._stable_part(reduced))
         if norm == "h2":

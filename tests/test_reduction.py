@@ -39,7 +39,7 @@ def certified(system, reduction, w, *, discrete, size):
     seen = float(gains(difference(system, reduced), w, discrete=discrete).max())
     measured = reduction.error()
     assert seen <= measured * (1 + 1e-6) + 1e-11 * size
-    assert measured <= reduction.error_bound * (1 + 1e-9) + 10 * reduction.noise_floor + 1e-12 * size
+    assert measured <= reduction.error_bound * (1 + 1e-9) + 10 * reduction.noise_floor + 1e-11 * size
     return seen, measured
 
 
@@ -564,3 +564,13 @@ def test_a_pole_that_rounding_moves_is_not_silent(monkeypatch):
     monkeypatch.setattr(_balanced, "is_stable_pole", lambda poles, size, **_: np.zeros(poles.size, bool))
     with pytest.warns(hankelred.ReductionWarning, match="rounding left a pole"):
         hankelred.reduce(random_system(0, 3, 1, 1), 1)
+
+
+def test_error_is_that_of_the_matrices_handed_out():
+    # Story: the error was measured in the coordinates of the solver, whose rounding the reduced model
+    # shares. A pole at 1 - 1e-9 moves by 1e-16 on the way to the user, and the gain there by 1e-7 of
+    # 1e9, but the difference of the two said 2.
+    S = np.diag([0.5, 1 - 1e-9]), np.ones((2, 1)), np.ones((1, 2)), np.zeros((1, 1))
+    for order in (1, 2):
+        r = hankelred.reduce(S, order, dt=True)
+        assert r.error() >= 0.99 * gains(difference(S, r.system), np.zeros(1), discrete=True).max()
