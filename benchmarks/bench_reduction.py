@@ -2,7 +2,8 @@
 
     make bench        or        python benchmarks/bench_reduction.py [--quick]
 
-One thread. Every time is the best of a few runs; what counts is the ratio inside one run.
+One thread. Every time is the processor time of the best of a few runs; what counts is the ratio inside
+one run.
 
 Predictions, written before the first measurement:
 - singular values decay quickly (convection-diffusion, random damped), n = 1000: at most 0.25 of
@@ -82,14 +83,14 @@ PEERS = {
 def timed(function, *arguments, repeat: int):
     best = np.inf
     for _ in range(repeat):
-        start = time.perf_counter()
+        start = time.process_time()
         result = function(*arguments)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best, np.asarray(result)
 
 
 def speed(quick: bool) -> None:
-    table = Table(title="Hankel singular values: seconds (ratio to slycot ab09ad), one thread")
+    table = Table(title="Hankel singular values: processor seconds (ratio to slycot ab09ad), one thread")
     table.add_column("system")
     table.add_column("solver")
     for name in PEERS:
@@ -108,7 +109,7 @@ def speed(quick: bool) -> None:
                     if slow and m > 1:
                         continue
                     try:
-                        times[name], values[name] = timed(peer, *system, repeat=1 if slow else 3)
+                        times[name], values[name] = timed(peer, *system, repeat=1 if slow else 5)
                     except Exception as error:  # a peer that fails is a result
                         values[name] = type(error).__name__
                 base = times["slycot ab09ad"]
