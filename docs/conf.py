@@ -1,0 +1,36 @@
+"""Configuration of the documentation site; `make docs` builds it, without any network access."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hankelred
+
+project = "hankelred"
+author = "The hankelred developers"
+copyright = author
+version = release = hankelred.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"hankelred {version}"
+html_show_sphinx = False
+
+# the docstrings are numpydoc and name every type in words
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
