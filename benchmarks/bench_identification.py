@@ -129,9 +129,10 @@ def bench_records(folder: Path, names: list[str]) -> None:
         ok, hindsight = own >= max(n4, era), own >= max(n4_best, era_best)
         won, won_hindsight = won + ok, won_hindsight + hindsight
         print(
-            f"| {name} | {own:.4f} | {model.order} | {seconds:.1f} | {n4:.4f} (rows {n4_key[0]}, order {n4_key[1]}) "
-            f"| {era:.4f} ({era_key[0]} parameters, order {era_key[1]}) | {'yes' if ok else 'no'} "
-            f"| {max(n4_best, era_best):.4f} ({'yes' if hindsight else 'no'}) |",
+            f"| {name} | {own:.4f} | {model.order} | {seconds:.1f} "
+            f"| {n4:.4f} (rows {n4_key[0]}, order {n4_key[1]}) "
+            f"| {era:.4f} ({era_key[0]} parameters, order {era_key[1]}) "
+            f"| {'yes' if ok else 'no'} | {max(n4_best, era_best):.4f} ({'yes' if hindsight else 'no'}) |",
             flush=True,
         )
     print(
@@ -175,9 +176,8 @@ def bench_hankel() -> None:
     )
     start = time.perf_counter()
     hankelred.realize(h)
-    print(
-        f"4000 x 4000 against control at 2000 x 2000: {peer_time / (time.perf_counter() - start):.0f} times as fast"
-    )
+    ratio = peer_time / (time.perf_counter() - start)
+    print(f"4000 x 4000 against control at 2000 x 2000: {ratio:.0f} times as fast")
 
 
 def main() -> None:

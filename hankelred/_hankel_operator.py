@@ -44,31 +44,36 @@ class HankelOperator:
         self.shape = (self.blocks * self.p, self.blocks * self.m)
         self.sequence = markov[1 : 2 * self.blocks]
         self.dtype = np.dtype(complex if np.iscomplexobj(markov) else float)
-        self._length = sfft.next_fast_len(3 * self.blocks, real=self.dtype.kind == "f")
-        self._spectrum = self._fft(self.sequence)
+        # What wraps round in a circular convolution of this length falls on entries that are not used.
+        self._length = sfft.next_fast_len(2 * self.blocks - 1, real=self.dtype.kind == "f")
+        self._spectrum = self._fft(self.sequence.transpose(1, 2, 0))
 
     def _fft(self, x: Array) -> Array:
-        return np.asarray((sfft.rfft if self.dtype.kind == "f" else sfft.fft)(x, self._length, axis=0))
+        return np.asarray((sfft.rfft if self.dtype.kind == "f" else sfft.fft)(x, self._length))
 
     def _ifft(self, x: Array) -> Array:
-        return np.asarray((sfft.irfft if self.dtype.kind == "f" else sfft.ifft)(x, self._length, axis=0))
+        return np.asarray((sfft.irfft if self.dtype.kind == "f" else sfft.ifft)(x, self._length))
 
     def dot(self, x: Array) -> Array:
         """H @ x, x (columns m, k)."""
-        # H is a Toeplitz matrix with its columns turned round: a product is a stretch of a convolution.
-        b = self.blocks
-        turned = self._fft(x.reshape(b, self.m, -1)[::-1])
-        out = self._ifft(self._spectrum @ turned)[b - 1 : 2 * b - 1]
-        return out.reshape(self.shape[0], -1)
+        return self._product(self._spectrum, x)
 
     def adjoint_dot(self, x: Array) -> Array:
         """H^H @ x, x (rows p, k)."""
-        b = self.blocks
-        # the adjoint is the block Hankel matrix of the adjoint blocks; conj(H^T conj(x)) needs no second
-        # spectrum
-        turned = self._fft(x.reshape(b, self.p, -1)[::-1].conj())
-        out = self._ifft(self._spectrum.transpose(0, 2, 1) @ turned)[b - 1 : 2 * b - 1]
-        return out.conj().reshape(self.shape[1], -1)
+        # conj(H^T conj(x)) needs no second spectrum: H^T is the block Hankel matrix of the transposed blocks
+        return self._product(self._spectrum.transpose(1, 0, 2), x.conj()).conj()
+
+    def _product(self, spectrum: Array, x: Array) -> Array:
+        # H is a Toeplitz matrix with its columns turned round: a product is a stretch of a convolution.
+        b, (rows, columns) = self.blocks, spectrum.shape[:2]
+        turned = self._fft(np.ascontiguousarray(x.reshape(b, columns, -1)[::-1].transpose(1, 2, 0)))
+        out = np.empty((b, rows, x.shape[1]), dtype=self.dtype)
+        for i in range(rows):
+            total = spectrum[i, 0] * turned[0]
+            for j in range(1, columns):
+                total += spectrum[i, j] * turned[j]
+            out[:, i] = self._ifft(total)[:, b - 1 : 2 * b - 1].T
+        return out.reshape(b * rows, -1)
 
     def dense(self) -> Array:
         """Return the matrix itself."""
@@ -98,55 +103,63 @@ def leading_svd(operator: HankelOperator, order: int | None, tol: float | None) 
     """
     small = min(operator.shape)
     if max(operator.shape) <= DENSE_SIZE:
-        left, s, right = sla.svd(operator.dense(), full_matrices=False)
-        return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * np.finfo(float).eps * _top(s))
-    width = 32 if order is None else order + _OVERSAMPLING
+        return _dense(operator)
     rng = np.random.default_rng(0)
-    while True:
-        if 2 * width >= small:
-            left, s, right = sla.svd(operator.dense(), full_matrices=False)
-            return HankelSVD(
-                left, s, right.conj().T, 0.0, max(operator.shape) * np.finfo(float).eps * _top(s)
-            )
-        found = _randomised(operator, width, rng)
-        if order is None:
-            floor = max(found.rounding, NOISE_NORM * found.rest)
-            # Halfway down the block the values are converged; those after it only have to be small.
-            settled = found.singular_values[width // 2] <= floor
-            if tol is not None:
-                settled = settled or found.singular_values[width // 2] * 2 * small <= tol
-            if not settled:
-                width *= 2
-                continue
-        return found
+    width = 32 if order is None else order + _OVERSAMPLING
+    while 2 * width < small:
+        basis = _orthonormal(operator.dot(_noise(operator, operator.shape[1], width, rng)))
+        if order is not None or _settled(operator, basis, tol, rng):
+            return _iterated(operator, basis, rng)
+        width *= 2
+    return _dense(operator)
 
 
-def _randomised(operator: HankelOperator, width: int, rng: np.random.Generator) -> HankelSVD:
-    def noise(rows: int, columns: int) -> Array:
-        x = rng.standard_normal((rows, columns))
-        return x + 1j * rng.standard_normal((rows, columns)) if operator.dtype.kind == "c" else x
+def _dense(operator: HankelOperator) -> HankelSVD:
+    left, s, right = sla.svd(operator.dense(), full_matrices=False)
+    return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * np.finfo(float).eps * _top(s))
 
-    basis = _orthonormal(operator.dot(noise(operator.shape[1], width)))
-    s = np.full(width, np.inf)
+
+def _settled(operator: HankelOperator, basis: Array, tol: float | None, rng: np.random.Generator) -> bool:
+    """Tell from a first basis whether a block of its width reaches down to noise, rounding or `tol`."""
+    s = sla.svdvals(operator.adjoint_dot(basis), check_finite=False)
+    last = s[-_OVERSAMPLING]  # those after it are underestimated by a basis without power steps
+    floor = max(_rounding(operator, s), NOISE_NORM * _remainder(operator, basis, rng))
+    return bool(last <= floor or (tol is not None and 2 * min(operator.shape) * last <= tol))
+
+
+def _rounding(operator: HankelOperator, s: Array) -> float:
     # An FFT product errs by a few eps of the norm of H, whatever the direction.
-    relative = 32 * np.finfo(float).eps * np.log2(operator.shape[0])
-    for step in range(_MAX_STEPS):
-        # orthonormalising between the two products keeps small singular values from drowning
-        image = operator.adjoint_dot(basis)
-        before, s = s, sla.svdvals(image, check_finite=False)
-        # The block's last values never settle in noise; the others converge as the square of their vectors.
-        if step >= 2 and np.abs(s - before)[: width - _OVERSAMPLING].max() <= relative * _top(s):
-            break
-        basis = _orthonormal(operator.dot(_orthonormal(image)))
-    right, s, left = sla.svd(operator.adjoint_dot(basis), full_matrices=False, check_finite=False)
-    left = basis @ left.conj().T
-    probes = noise(operator.shape[1], _PROBES)
-    image = operator.dot(probes)
+    return float(32 * np.finfo(float).eps * np.log2(operator.shape[0]) * _top(s))
+
+
+def _remainder(operator: HankelOperator, basis: Array, rng: np.random.Generator) -> float:
+    """Root mean square of the singular values that a basis leaves out, estimated with random vectors."""
+    image = operator.dot(_noise(operator, operator.shape[1], _PROBES, rng))
     image -= basis @ (basis.conj().T @ image)
     scale = 2.0 if operator.dtype.kind == "c" else 1.0
-    left_over = float(np.sqrt(np.sum(np.abs(image) ** 2) / (_PROBES * scale)))
-    rest = left_over / np.sqrt(max(min(operator.shape) - width, 1))
-    return HankelSVD(left, s, right, rest, relative * _top(s))
+    total = float(np.sum(np.abs(image) ** 2)) / (_PROBES * scale)
+    return float(np.sqrt(total / max(min(operator.shape) - basis.shape[1], 1)))
+
+
+def _noise(operator: HankelOperator, rows: int, columns: int, rng: np.random.Generator) -> Array:
+    x = rng.standard_normal((rows, columns))
+    return x + 1j * rng.standard_normal((rows, columns)) if operator.dtype.kind == "c" else x
+
+
+def _iterated(operator: HankelOperator, basis: Array, rng: np.random.Generator) -> HankelSVD:
+    s = np.full(basis.shape[1], np.inf)
+    for step in range(_MAX_STEPS):
+        image = operator.adjoint_dot(basis)
+        # The block's last values never settle in noise; the others converge as the square of their vectors.
+        before, s = s, sla.svdvals(image, check_finite=False)
+        if step and np.abs(s - before)[: s.size - _OVERSAMPLING].max() <= _rounding(operator, s):
+            break
+        # orthonormalising between the two products keeps small singular values from drowning
+        basis = _orthonormal(operator.dot(_orthonormal(image)))
+    right, s, left = sla.svd(operator.adjoint_dot(basis), full_matrices=False, check_finite=False)
+    return HankelSVD(
+        basis @ left.conj().T, s, right, _remainder(operator, basis, rng), _rounding(operator, s)
+    )
 
 
 def _orthonormal(x: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from . import __version__
+from ._cli_identify import identify
 from ._errors import FileFormatError, HankelredError
 from .files import checked_suffix, read_model, write_atomically, write_model
 from .models import LinearModel, Timebase, validated_timebase
@@ -36,7 +37,11 @@ class Timestep(click.ParamType[Any]):
 def cli() -> None:
     """Hankel singular values and certified model reduction.
 
-    MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt.
+    MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt; DATA is a table of samples.
+
+    \b
+    Example:
+      hankelred hsv model.mat
     """
 
 
@@ -68,12 +73,12 @@ def hsv(model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show
     Example:
       hankelred hsv model.mat --plot spectrum.png
     """
-    from .hankel import singular_values
+    from .hankel import checked_tol, singular_values
     from .lyapunov import factorize
 
     check_picture(plot)
     system = read_model(model, dt)
-    factored = factorize(system, stability_tol)
+    factored = factorize(system, checked_tol(stability_tol))
     values, floor = singular_values(factored)
     print_spectrum(system, values, floor, None if show_all else 20)
     click.echo(f"solver: {factored.solver}, residual {factored.residual:.1e}")
@@ -131,6 +136,9 @@ def reduce(
         from .plotting import plot_reduction
 
         save_picture(plot, lambda ax: plot_reduction(reduction, ax=ax))
+
+
+cli.add_command(identify)
 
 
 def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | None) -> None:

@@ -157,6 +157,16 @@ def simulate(
         )
     signal, flat = as_input(u, model.n_inputs)
     x = _initial_state(x0, model)
+    # a modal model of a real system has complex states but a real output: work on real states
+    real, unitary = model.in_real_states()
+    if np.iscomplexobj(signal):
+        unitary = None
+    if unitary is not None:
+        start = unitary @ x
+        if np.abs(start.imag).max(initial=0.0) <= 1e-12 * np.abs(start).max(initial=0.0):
+            model, x = real, start.real
+        else:
+            unitary = None
     dtype = np.result_type(model.A, model.B, signal, x)
     A, B, C, D = (M.astype(dtype) for M in model.as_tuple())
     signal, x = signal.astype(dtype, copy=False), x.astype(dtype)
@@ -181,9 +191,9 @@ def simulate(
     results = [as_output(y[:p], flat)]
     if return_state:
         check_overflow(x[:, None], "the state after the last sample")
-        results.append(x)
+        results.append(x if unitary is None else unitary.conj().T @ x)
     if return_states:
-        results.append(y[p:])
+        results.append(y[p:] if unitary is None else unitary.conj().T @ y[p:])
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -229,7 +239,7 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     >>> hankelred.impulse_response(([[0.5]], [[1.0]], [[1.0]], [[3.0]]), 4, dt=True).ravel()
     array([3.  , 1.  , 0.5 , 0.25])
     """
-    model = as_model(sys, dt)
+    model = as_model(sys, dt).in_real_states()[0]
     try:
         count = operator.index(n)
     except TypeError:

@@ -19,6 +19,7 @@ from .models import LinearModel, Timebase, validated
 Array: TypeAlias = npt.NDArray[Any]
 
 FORMATS = (".mat", ".npz", ".json")
+WORDS: dict[Any, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")
 
 
@@ -64,7 +65,10 @@ def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     suffix = checked_suffix(path)
     content: dict[str, Any] = dict(zip("ABCD", model.as_tuple(), strict=True))
-    content["dt"] = "None" if model.dt is None else model.dt
+    # only JSON can tell True from 1; the other formats hold the word
+    content["dt"] = (
+        str(model.dt) if model.dt is None or (model.dt is True and suffix != ".json") else model.dt
+    )
     if suffix == ".json":
         if model.is_complex:
             raise FileFormatError(f"{path}: JSON has no complex numbers; write the model to .npz or .mat")
@@ -125,7 +129,7 @@ def read_arrays(path: Path) -> dict[str, Any]:
                 raise FileFormatError(f"{path}: expected an object with the keys {', '.join(KEYS)}")
             return content
         if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         from scipy.io import loadmat
 
@@ -157,8 +161,8 @@ def _matrices(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             found[key] = content[names[0]]
     if "A" not in found and {"M", "K"} & {name.upper() for name in content}:
         raise FileFormatError(
-            f"{path} holds {', '.join(sorted(content))}: second-order models (M, D, K) are not read; write the "
-            "first-order form A, B, C, D, E"
+            f"{path} holds {', '.join(sorted(content))}: second-order models (M, D, K) are not read; write "
+            "the first-order form A, B, C, D, E"
         )
     return found
 
@@ -167,11 +171,11 @@ def _timebase(value: Any, path: Path) -> Any:
     if value is None:
         return 0
     if isinstance(value, str | bool):
-        return None if value == "None" else value
+        return WORDS.get(value, value)
     flat = np.asarray(value).ravel()
     if flat.size != 1:
         raise FileFormatError(f"{path}: dt must be one number, got shape {np.shape(value)}")
     item = flat[0]
     if isinstance(item, str | np.str_):
-        return None if item == "None" else str(item)
+        return WORDS.get(str(item), str(item))
     return bool(item) if flat.dtype == bool else float(item)

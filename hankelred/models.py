@@ -18,6 +18,7 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from ._errors import ModelError
+from ._pairs import real_coordinates
 from ._rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -84,6 +85,20 @@ class LinearModel:
     def as_tuple(self) -> tuple[Array, Array, Array, Array]:
         """Return (A, B, C, D)."""
         return self.A, self.B, self.C, self.D
+
+    def in_real_states(self) -> tuple[LinearModel, Array | None]:
+        """Return a real state space of a modal model that is real, and the unitary map to its states.
+
+        Any other model comes back as it is, with None.
+        """
+        if self.log_poles is None:
+            return self, None
+        unitary = real_coordinates(self.log_poles, self.B, self.C, self.D, discrete=self.is_discrete)
+        if unitary is None:
+            return self, None
+        back = unitary.conj().T
+        A, B, C = (unitary @ self.A @ back).real, (unitary @ self.B).real, (self.C @ back).real
+        return self.with_matrices(A, B, C, self.D.real), unitary
 
     def with_matrices(self, A: Array, B: Array, C: Array, D: Array) -> LinearModel:
         """Return the same kind of model (type, dt, names) with other matrices."""

@@ -1,0 +1,283 @@
+"""The command line, run as a user runs it: exit status, one line on error, files whole or absent."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+from _data import data_file
+
+import hankelred
+from hankelred import cli
+from hankelred.files import read_model, write_model
+from hankelred.models import as_model
+
+
+def system(n=12, seed=0):
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((n, n))
+    A -= (np.linalg.eigvals(A).real.max() + 0.2) * np.eye(n)
+    return A, rng.standard_normal((n, 2)), rng.standard_normal((3, n)), rng.standard_normal((3, 2))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a folder with the files that the examples of --help name."""
+    monkeypatch.chdir(tmp_path)
+    write_model(as_model(system()), "model.mat")
+    write_model(as_model(system()), "model.json")
+    write_model(as_model(system()), "model.npz")
+    u = np.random.default_rng(1).standard_normal(400)
+    A, B, C, D = system()
+    y = hankelred.simulate((A, B[:, :1], C[:2], D[:2, :1]), u, step=0.2)
+    table = np.column_stack([u, y.T])
+    np.savetxt("record.csv", table, delimiter=",", header="u,y1,y2", comments="")
+    np.savetxt("dryer.dat", table[:, :2])
+    return tmp_path
+
+
+def run(*arguments):
+    """Run in this process; return exit status, output and error output."""
+    import contextlib
+    import io
+
+    out, err = io.StringIO(), io.StringIO()
+    argv, sys.argv = sys.argv, ["hankelred", *map(str, arguments)]
+    status = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.simplefilter("default")
+            cli.main()
+    except SystemExit as stop:
+        status = stop.code or 0
+    finally:
+        sys.argv = argv
+    return status, out.getvalue(), err.getvalue()
+
+
+def help_examples():
+    for command in ("hsv", "reduce", "identify"):
+        text = cli.cli.commands[command].help
+        for line in text.splitlines():
+            if line.strip().startswith("hankelred "):
+                yield line.strip()
+
+
+@pytest.mark.parametrize("line", list(help_examples()))
+def test_every_example_of_help_works(folder, line):
+    arguments = shlex.split(line)[1:]
+    status, _, err = run(*arguments)
+    assert status == 0, err
+    for flag in ("--out", "--plot"):
+        if flag in arguments:
+            assert (folder / arguments[arguments.index(flag) + 1]).stat().st_size > 0
+    assert not list(folder.glob(".*"))  # no temporary file is left
+
+
+def test_help_shows_an_example_each(folder):
+    assert len(list(help_examples())) >= 4
+    for command in ([], ["hsv"], ["reduce"], ["identify"]):
+        status, out, _ = run(*command, "--help")
+        assert status == 0
+        assert "Example:" in out
+
+
+def test_hsv_prints_the_values(folder):
+    status, out, _ = run("hsv", "model.mat")
+    assert status == 0
+    values = hankelred.hankel_singular_values(system())
+    printed = [float(x) for x in re.findall(r"\d\.\d{6}e[+-]\d\d", out)]
+    for value in values:
+        assert any(abs(p - value) <= 1e-6 * value for p in printed)
+
+
+@pytest.mark.parametrize("name", ["model.mat", "model.json", "model.npz"])
+def test_formats_hold_the_same_model(folder, name):
+    for M, N in zip(read_model(name).as_tuple(), system(), strict=True):
+        np.testing.assert_array_equal(M, N)
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".json", ".npz"])
+@pytest.mark.parametrize("dt", [0, True, None, 0.25])
+def test_reduced_model_keeps_its_timebase(folder, suffix, dt):
+    A, B, C, D = system()
+    A = A / np.abs(np.linalg.eigvals(A)).max() * (0.9 if dt else 1)
+    model = as_model((A, B, C, D), dt)
+    write_model(model, f"in{suffix}")
+    status, _, err = run("reduce", f"in{suffix}", "--order", "3", "--out", f"out{suffix}")
+    assert status == 0, err
+    back = read_model(f"out{suffix}")
+    assert back.dt == dt
+    assert type(back.dt) is type(dt)
+    expected = hankelred.reduce((A, B, C, D), 3, dt=dt)
+    assert back.n_states == 3
+    np.testing.assert_allclose(
+        hankelred.hankel_singular_values(back.as_tuple(), dt=dt),
+        hankelred.hankel_singular_values(expected.system, dt=dt),
+        rtol=1e-10,
+    )
+
+
+def test_matlab_file_with_sparse_matrices_descriptor_and_lower_case(folder):
+    A, B, C, _ = system()
+    E = np.diag(np.arange(1.0, 13))
+    scipy.io.savemat("sparse.mat", {"a": scipy.sparse.csc_matrix(E @ A), "b": E @ B, "c": C, "e": E})
+    model = read_model("sparse.mat")
+    np.testing.assert_allclose(model.A, A, rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(model.D, np.zeros((3, 2)))
+    assert model.dt == 0
+
+
+def test_dt_option_comes_before_the_file(folder):
+    write_model(as_model(([[0.5]], [[1.0]], [[1.0]], 0), 0), "unit.json")
+    status, out, _ = run("hsv", "unit.json", "--dt", "0.1")
+    assert status == 0
+    assert "discrete, dt = 0.1" in out
+    assert f"{1 / 0.75:.6e}" in out
+
+
+def bad_files(folder):
+    (folder / "empty.mat").write_bytes(b"")
+    (folder / "empty.npz").write_bytes(b"")
+    (folder / "empty.json").write_text("")
+    for name in ("model.mat", "model.npz", "model.json"):
+        whole = (folder / name).read_bytes()
+        (folder / f"cut-{name}").write_bytes(whole[: len(whole) // 2])
+    (folder / "list.json").write_text("[1, 2]")
+    (folder / "no-c.json").write_text(json.dumps({"A": [[-1]], "B": [[1]]}))
+    (folder / "shape.json").write_text(json.dumps({"A": [[-1, 2]], "B": [[1]], "C": [[1]]}))
+    (folder / "nan.json").write_text('{"A": [[NaN]], "B": [[1]], "C": [[1]]}')
+    (folder / "text.json").write_text('{"A": "minus one", "B": [[1]], "C": [[1]]}')
+    (folder / "ragged.json").write_text('{"A": [[1, 2], [3]], "B": [[1]], "C": [[1]]}')
+    (folder / "twice.json").write_text('{"a": [[-1]], "A ": 0, "B": [[1]], "b": [[1]], "C": [[1]]}')
+    (folder / "dt.json").write_text('{"A": [[-1]], "B": [[1]], "C": [[1]], "dt": -2}')
+    (folder / "v73.mat").write_bytes(
+        b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM" + bytes(400)
+    )
+    np.savez(folder / "pickled.npz", A=np.array([{}], dtype=object), B=[[1]], C=[[1]])
+    (folder / "model.txt").write_text("1 2 3")
+    (folder / "directory.mat").mkdir()
+
+
+BAD = [
+    ("hsv", "missing.mat"),
+    ("hsv", "empty.mat"),
+    ("hsv", "empty.npz"),
+    ("hsv", "empty.json"),
+    ("hsv", "cut-model.mat"),
+    ("hsv", "cut-model.npz"),
+    ("hsv", "cut-model.json"),
+    ("hsv", "list.json"),
+    ("hsv", "no-c.json"),
+    ("hsv", "shape.json"),
+    ("hsv", "nan.json"),
+    ("hsv", "text.json"),
+    ("hsv", "ragged.json"),
+    ("hsv", "dt.json"),
+    ("hsv", "v73.mat"),
+    ("hsv", "pickled.npz"),
+    ("hsv", "model.txt"),
+    ("hsv", "directory.mat"),
+    ("hsv", "model.mat", "--plot", "picture.docx"),
+    ("hsv", "model.mat", "--plot", "nowhere/picture.png"),
+    ("hsv", "model.mat", "--dt", "soon"),
+    ("hsv", "model.mat", "--stability-tol", "-1"),
+    ("hsv",),
+    ("frobnicate",),
+    ("hsv", "model.mat", "--nonsense"),
+    ("reduce", "model.mat", "--order", "-1"),
+    ("reduce", "model.mat", "--order", "1.5"),
+    ("reduce", "model.mat", "--tol", "0"),
+    ("reduce", "model.mat", "--tol", "-3"),
+    ("reduce", "model.mat", "--energy", "1.2"),
+    ("reduce", "model.mat", "--order", "2", "--tol", "1"),
+    ("reduce", "model.mat", "--rtol", "1", "--tol", "1"),
+    ("reduce", "model.mat", "--method", "magic"),
+    ("reduce", "model.mat", "--order", "2", "--out", "reduced.xls"),
+    ("reduce", "model.mat", "--order", "2", "--out", "nowhere/reduced.mat"),
+    ("identify", "missing.csv", "--inputs", "0", "--outputs", "1"),
+    ("identify", "record.csv", "--inputs", "0"),
+    ("identify", "record.csv", "--inputs", "0", "--outputs", "7"),
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_what_is_wrong_is_said_in_one_line(folder, arguments):
+    bad_files(folder)
+    before = set(folder.iterdir())
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert re.fullmatch(r"error: [^\n]{10,400}\n", err), err
+    assert "Traceback" not in out + err
+    assert set(folder.iterdir()) == before
+
+
+def test_a_failed_write_leaves_the_old_file(folder, monkeypatch):
+    # A disk that fills up in the middle must not cost the result of yesterday.
+    (folder / "reduced.mat").write_bytes(b"yesterday")
+
+    def full(name, content):
+        with open(name, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scipy.io, "savemat", full)
+    status, _, err = run("reduce", "model.npz", "--order", "2", "--out", "reduced.mat")
+    assert status == 2
+    assert "No space left" in err
+    assert (folder / "reduced.mat").read_bytes() == b"yesterday"
+    assert not list(folder.glob(".reduced*"))
+
+
+def test_complex_models_go_to_every_format_but_json(folder):
+    model = as_model(([[-1 + 2j]], [[1.0]], [[1.0]], 0))
+    for name in ("z.mat", "z.npz"):
+        write_model(model, name)
+        np.testing.assert_array_equal(read_model(name).A, model.A)
+    with pytest.raises(hankelred.FileFormatError, match="complex"):
+        write_model(model, "z.json")
+    assert not (folder / "z.json").exists()
+
+
+def test_clipping_is_said_in_one_line(folder):
+    A, B = np.diag([-1.0, -2.0]), np.array([[1.0], [0.0]])
+    write_model(as_model((A, B, np.ones((1, 2)), 0)), "hidden.json")
+    status, out, err = run("reduce", "hidden.json", "--order", "2")
+    assert status == 0
+    assert "order 1" in out
+    assert err.startswith("warning: order 2 was asked for")
+    assert err.count("\n") == 1
+
+
+def test_python_m_is_the_console_script(folder):
+    result = subprocess.run(
+        [sys.executable, "-m", "hankelred", "hsv", "gone.mat"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: gone.mat does not exist\n"
+    assert result.stdout == ""
+
+
+def test_no_command_shows_the_help(folder):
+    status, out, _ = run()
+    assert status == 2
+    assert "Commands:" in out
+
+
+@pytest.mark.parametrize("name", ["iss", "build", "heat-cont", "pde", "MRdemo2M"])
+def test_real_models_are_reduced(folder, name):
+    path = data_file(f"lti/{name}.mat")
+    status, out, err = run("reduce", path, "--rtol", "1e-2", "--out", "small.npz", "--plot", "small.png")
+    assert status == 0, err
+    bound, error = (float(x) for x in re.findall(r"\(H-infinity\): (\S+)", out))
+    assert error <= bound * (1 + 1e-9)
+    assert read_model("small.npz").n_states < read_model(path).n_states
+    assert (folder / "small.png").read_bytes().startswith(b"\x89PNG")

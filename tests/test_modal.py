@@ -1,0 +1,178 @@
+"""Diagonal systems: the class, the way there, and that every function takes them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from _reference import random_system, response
+
+import hankelred
+from hankelred import ModalSystem, ModelError, hankel_singular_values, modal_form
+
+
+def same_response(first, second, *, discrete, rtol=1e-9):
+    w = np.concatenate([-np.geomspace(0.01, 3, 20), np.geomspace(0.01, 3, 20)])
+    G, H = (response(s, w, discrete=discrete) for s in (first, second))
+    np.testing.assert_allclose(H, G, rtol=rtol, atol=1e-11 * np.abs(G).max())
+
+
+def matrices_of(modal):
+    return np.diag(modal.poles), modal.B, modal.C, modal.D
+
+
+@pytest.mark.parametrize("dt", [0, True, 0.5, None])
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_form_is_the_same_system(seed, complex_, dt):
+    discrete = bool(dt)
+    system = random_system(seed, (1, 4, 7, 10)[seed], 2, 3, discrete=discrete, complex_=complex_)
+    modal = modal_form(system, dt=dt)
+    assert modal.dt is dt if isinstance(dt, bool) or dt is None else modal.dt == dt
+    same_response(system, matrices_of(modal), discrete=discrete)
+    assert all(np.isrealobj(M) for M in modal.state_space()) == (not complex_)
+    same_response(system, modal.state_space(), discrete=discrete)
+    values = hankel_singular_values(system, dt=dt)
+    np.testing.assert_allclose(hankel_singular_values(modal), values, rtol=1e-8, atol=1e-11 * values[0])
+
+
+@pytest.mark.parametrize("dt", [0, True])
+def test_order_of_the_poles(dt):
+    for seed in range(6):
+        modal = modal_form(random_system(seed, 9, 1, 1, discrete=bool(dt)), dt=dt)
+        poles = modal.poles
+        slow = np.abs(poles) if dt else poles.real
+        assert np.all(np.diff(slow) <= 1e-12 * np.abs(slow).max()), "slowest first"
+        k = 0
+        while k < 9:
+            if abs(poles[k].imag) > 1e-12:
+                assert poles[k].imag > 0 and poles[k + 1] == poles[k].conjugate()
+                np.testing.assert_array_equal(modal.B[k + 1], modal.B[k].conj())
+                np.testing.assert_array_equal(modal.C[:, k + 1], modal.C[:, k].conj())
+                k += 1
+            k += 1
+        np.testing.assert_allclose(np.linalg.norm(modal.B, axis=1), np.linalg.norm(modal.C, axis=0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize("method", ["truncation", "residualization"])
+def test_reduction_of_a_modal_system_is_one(dt, method):
+    discrete = bool(dt)
+    modal = modal_form(random_system(2, 8, 2, 2, discrete=discrete), dt=dt)
+    plain = modal.state_space()
+    for order in range(0, 9, 2):
+        r = hankelred.reduce(modal, order, method=method)
+        assert type(r.system) is ModalSystem and r.system.n_states == order
+        assert r.system.dt == dt and r.solver == "cauchy"
+        other = hankelred.reduce(plain, order, method=method, dt=dt)
+        same_response(other.system, matrices_of(r.system), discrete=discrete, rtol=1e-7)
+        np.testing.assert_allclose(r.error_bound, other.error_bound, rtol=1e-8, atol=1e-11)
+        assert r.error() <= r.error_bound * (1 + 1e-8) + 1e-12
+
+
+def test_projection_of_a_modal_system():
+    modal = modal_form(random_system(2, 8, 2, 2))
+    r = hankelred.reduce(modal, 3)
+    reduced = r.left.T @ np.diag(modal.poles) @ r.right
+    np.testing.assert_allclose(np.sort(np.linalg.eigvals(reduced)), np.sort(r.system.poles), rtol=1e-9)
+    np.testing.assert_allclose(r.left.T @ r.right, np.eye(3), atol=1e-11)
+
+
+def test_slow_decay_keeps_its_digits():
+    # 1 - exp(-1e-12) loses 4 digits in the pole, none in its logarithm
+    logs = np.array([-1e-12, -1e-9, -1e-3])
+    modal = ModalSystem(logs, np.ones((3, 1)), np.ones((1, 3)))
+    W = -1 / np.expm1(logs[:, None] + logs)
+    exact = np.sort(np.linalg.eigvalsh(W))[::-1]
+    values = hankel_singular_values(modal)
+    np.testing.assert_allclose(values[:2], exact[:2], rtol=1e-9)
+    np.testing.assert_allclose(hankelred.gramian(modal), W, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dt", [0, True])
+def test_unstable_modes(dt):
+    modal = ModalSystem([0.1 + 1j, 0.1 - 1j, -1.0], np.ones((3, 1)), np.ones((1, 3)), dt=dt)
+    values = hankel_singular_values(modal)
+    assert np.isinf(values).tolist() == [True, True, False]
+    r = hankelred.reduce(modal, 2)
+    assert r.unstable_order == 2 and r.error() <= r.error_bound * (1 + 1e-9)
+    np.testing.assert_allclose(np.sort(r.system.poles), np.sort(modal.poles[:2]), rtol=1e-12)
+    assert hankel_singular_values(ModalSystem([0.0, -1.0], np.ones((2, 1)), np.ones((1, 2)), dt=dt))[0] == np.inf
+
+
+def test_delay_and_alternation():
+    modal = ModalSystem([-np.inf, -0.1, -0.2 + 1j * np.pi], np.ones((3, 1)), np.ones((1, 3)))
+    plain = np.diag([0.0, np.exp(-0.1), -np.exp(-0.2)]), np.ones((3, 1)), np.ones((1, 3)), 0
+    np.testing.assert_allclose(hankel_singular_values(modal), hankel_singular_values(plain, dt=True), rtol=1e-12)
+    assert np.isrealobj(modal.state_space()[0])
+
+
+def test_defective_models_are_refused():
+    for jordan in (np.array([[-1.0, 1], [0, -1]]), np.diag(np.ones(3), 1) * 1.0):
+        n = jordan.shape[0]
+        with pytest.raises(ModelError, match="no diagonal form"):
+            modal_form((jordan, np.ones((n, 1)), np.ones((1, n)), 0), dt=True)
+
+
+def test_repeated_poles_with_enough_eigenvectors_are_fine():
+    modal = modal_form((-np.eye(3), np.ones((3, 2)), np.ones((2, 3)), 0))
+    np.testing.assert_array_equal(modal.log_poles, [-1, -1, -1])
+
+
+def test_no_states_and_no_coupling():
+    modal = modal_form((np.zeros((0, 0)), np.zeros((0, 2)), np.zeros((1, 0)), [[1, 2]]))
+    assert modal.n_states == 0 and modal.D.tolist() == [[1, 2]]
+    assert hankel_singular_values(modal).size == 0
+    modal = modal_form((np.diag([-1.0, -2]), np.zeros((2, 1)), np.ones((1, 2)), 0))
+    assert np.all(modal.B == 0) and np.all(np.isfinite(modal.C))
+    np.testing.assert_array_equal(hankel_singular_values(modal), [0, 0])
+
+
+def test_round_trip_of_a_modal_system():
+    modal = ModalSystem([-1 + 2j, -1 - 2j, -3], [[1 + 1j], [1 - 1j], [2]], [[1, 1, 0.5]], [[0.25]], dt=0)
+    again = modal_form(modal)
+    for name in ("log_poles", "B", "C", "D"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(modal, name))
+    assert repr(modal) == "ModalSystem(3 states, 1 inputs, 1 outputs, dt=0)"
+
+
+def test_arguments_are_copied():
+    logs, B, C = np.array([-1.0, -2.0]), np.ones((2, 1)), np.ones((1, 2))
+    modal = ModalSystem(logs, B, C)
+    logs[0] = B[0, 0] = C[0, 0] = 7
+    assert modal.log_poles[0] == -1 and modal.B[0, 0] == 1 and modal.C[0, 0] == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (dict(log_poles=[[-1]], B=[[1]], C=[[1]]), "one dimension"),
+        (dict(log_poles=[-1, -2], B=[[1]], C=[[1, 1]]), "B must have 2 rows"),
+        (dict(log_poles=[-1, -2], B=[[1], [1]], C=[[1]]), "C must have 2 columns"),
+        (dict(log_poles=[-1], B=[[1]], C=[[1]], D=[[1, 2]]), r"D must have shape \(1, 1\)"),
+        (dict(log_poles=[np.nan], B=[[1]], C=[[1]]), r"log_poles\[0\] is nan"),
+        (dict(log_poles=[-np.inf], B=[[1]], C=[[1]], dt=0), "log_poles"),
+        (dict(log_poles=[np.inf], B=[[1]], C=[[1]]), "log_poles"),
+        (dict(log_poles=[-1], B=[[np.inf]], C=[[1]]), r"B\[0, 0\]"),
+        (dict(log_poles=[-1], B=[[1]], C=[[np.nan]]), r"C\[0, 0\]"),
+        (dict(log_poles=[-1], B=[[1]], C=[[1]], D=[[np.nan]]), r"D\[0, 0\]"),
+        (dict(log_poles="x", B=[[1]], C=[[1]]), "numeric"),
+        (dict(log_poles=[-1], B=[[1]], C=[[1]], dt=-1), "dt"),
+        (dict(log_poles=[800.0], B=[[1]], C=[[1]]), "8.0e\\+02"),
+        (dict(log_poles=[-1], B=[[1e200]], C=[[1]]), "1.0e\\+200"),
+    ],
+)
+def test_bad_modal_systems(arguments, says):
+    with pytest.raises(ModelError, match=says):
+        ModalSystem(**arguments)
+
+
+def test_unpaired_poles_are_complex_systems():
+    modal = ModalSystem([-1 + 2j, -3], [[1], [1]], [[1, 1]], dt=0)
+    assert np.iscomplexobj(modal.state_space()[0])
+    plain = np.diag([-1 + 2j, -3]), np.ones((2, 1)), np.ones((1, 2)), 0
+    np.testing.assert_allclose(hankel_singular_values(modal), hankel_singular_values(plain), rtol=1e-13)
+
+
+def test_one_dimensional_ports():
+    modal = ModalSystem([-1.0, -2.0], [1, 1], [1, 1])
+    assert modal.B.shape == (2, 1) and modal.C.shape == (1, 2)
