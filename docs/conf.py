@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -34,3 +35,14 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+
+
+def separate_references(app, what, name, obj, options, lines):
+    """Give numbered references a name of their own: several docstrings stand on one page."""
+    label = name.rsplit(".", 1)[-1]
+    lines[:] = [re.sub(r"\[(\d+)\](?=_|\s)", rf"[{label}-\1]", line) for line in lines]
+
+
+def setup(app):
+    """Connect what is defined here."""
+    app.connect("autodoc-process-docstring", separate_references, priority=900)
