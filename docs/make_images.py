@@ -22,7 +22,10 @@ def masses(count: int = 3, damping: float = 0.02) -> tuple[np.ndarray, np.ndarra
     """Return masses between springs and walls; force on the first, position of the last."""
     stiffness = 2 * np.eye(count) - np.eye(count, k=1) - np.eye(count, k=-1)
     A = np.block(
-        [[np.zeros((count, count)), np.eye(count)], [-stiffness, -damping * np.eye(count) - damping * stiffness]]
+        [
+            [np.zeros((count, count)), np.eye(count)],
+            [-stiffness, -damping * np.eye(count) - damping * stiffness],
+        ]
     )
     B, C = np.zeros((2 * count, 1)), np.zeros((1, 2 * count))
     B[count, 0] = C[0, count - 1] = 1.0
@@ -52,9 +55,7 @@ def spectrum() -> None:
         start = np.eye(A.shape[0])[:, k] * np.sqrt(values[k])
         later = hankelred.simulate((A, B, C, 0.0), np.zeros(samples), x0=start, step=step)
         # the input of unit energy that reaches this state: the dual system run backwards
-        first = hankelred.simulate(
-            (A.T, C.T, B.T, 0.0), np.zeros(samples), x0=start / values[k], step=step
-        )
+        first = hankelred.simulate((A.T, C.T, B.T, 0.0), np.zeros(samples), x0=start / values[k], step=step)
         left.plot(-t, first, color=colour, linewidth=1)
         left.plot(t, later, color=colour, linewidth=1, label=f"$\\sigma_{k + 1}$ = {values[k]:.2f}")
     left.axvline(0, color="black", linewidth=0.8)
