@@ -107,7 +107,8 @@ def peer(
 
 
 def bench_records(folder: Path, names: list[str]) -> None:
-    print("| record | hankelred | order | seconds | nfoursid | control | at least the best | hindsight |")
+    heads = "record, hankelred, order, seconds, nfoursid, control, at least the best, best in hindsight"
+    print(f"| {heads.replace(', ', ' | ')} |")
     print("|---|---|---|---|---|---|---|---|")
     won = won_hindsight = 0
     for name in names:

@@ -38,7 +38,9 @@ def main() -> None:
     print(f"order {model.order}, noise floor {model.noise_floor:.3g}")
     for pole in sorted(poles[poles.imag > 0], key=lambda pole: pole.imag):
         print(f"mode at {abs(pole) / (2 * np.pi):.3f} Hz, damping ratio {-pole.real / abs(pole):.4f}")
-    print(f"error over all samples, H2: {model.error('h2'):.3g} (the noise alone: {0.005 * np.sqrt(3000):.3g})")
+    print(
+        f"error over all samples, H2: {model.error('h2'):.3g} (the noise alone: {0.005 * np.sqrt(3000):.3g})"
+    )
 
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), layout="constrained")
     hankelred.plot_hankel_singular_values(model, ax=top)

@@ -29,17 +29,19 @@ def synthetic(samples: int = 1200) -> tuple[np.ndarray, np.ndarray]:
     tank = wall = drift = 0.0
     y = np.empty((2, samples))
     for t in range(samples):
-        y[:, t] = 18 + tank, 18 + wall
+        y[:, t] = 18 + tank + drift, 18 + wall + drift
         heat = u[t - 3] if t >= 3 else 20.0
-        drift = 0.99 * drift + 0.02 * rng.standard_normal()
+        drift = 0.98 * drift + 0.05 * rng.standard_normal()
         wall += 0.10 * (0.5 * heat - wall) + 0.05 * (tank - wall)
-        tank += 0.04 * (wall - tank) + drift
+        tank += 0.08 * (wall - tank)
     return u[None], y + 0.2 * rng.standard_normal(y.shape)
 
 
 def main() -> None:
     """Identify, report and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("record", nargs="?", help="text file with columns")
     parser.add_argument("--inputs", default="0", help="columns, from 0, with commas")
     parser.add_argument("--outputs", default="1")
@@ -57,7 +59,12 @@ def main() -> None:
     model = hankelred.identify(u[:, :half], y[:, :half], args.order, dt=args.dt)
     check = model.compare(u[:, half:], y[:, half:])
     print(f"order {model.order}, dt {model.system.dt}")
-    print("fit of the first half: ", np.round(model.fit, 3), " held back in it:", np.round(model.held_back_fit, 3))
+    print(
+        "fit of the first half: ",
+        np.round(model.fit, 3),
+        " held back in it:",
+        np.round(model.held_back_fit, 3),
+    )
     print("fit of the second half:", np.round(check.fit, 3))
 
     p = y.shape[0]

@@ -9,14 +9,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg as sla
 
 from ._errors import ReductionWarning
 from ._split import is_stable_pole
 from .hankel import Balancing, padded, truncated
 from .lyapunov import factorize
 from .models import LinearModel
-from .norms import Quadruple, h2_norm, verified_hinf
+from .norms import Quadruple, h2_norm, negated, parallel, verified_hinf
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -25,6 +24,7 @@ class BalancedSource:
     """A balanced model; subclasses say how states are left out of it."""
 
     method: str
+    certified = True
 
     def __init__(self, model: LinearModel, balancing: Balancing):
         self.full = model
@@ -50,11 +50,11 @@ class BalancedSource:
         f = self.balancing.factored
         full: Quadruple = (f.A, f.B, f.C, self.full.D)
         small = self._stable_part(self.minimal)
-        other = _negated(self._stable_part(reduced))
+        other = negated(self._stable_part(reduced))
         if norm == "h2":
             if not discrete and np.any(self.full.D != reduced.D):
                 return math.inf
-            difference = LinearModel(*_parallel(full, other), dt=self.full.dt)
+            difference = LinearModel(*parallel([full, other]), dt=self.full.dt)
             return h2_norm(factorize(difference, 0.0), difference.D, discrete=discrete)
         noise = 2 * float(self.balancing.values[self.balancing.rank :].sum()) + self.noise_floor
         return verified_hinf([(small, full), (other, other)], discrete=discrete, noise=noise)
@@ -77,17 +77,6 @@ class BalancedSource:
                 ReductionWarning,
                 stacklevel=5,
             )
-
-
-def _negated(system: Quadruple) -> Quadruple:
-    A, B, C, D = system
-    return A, B, -C, -D
-
-
-def _parallel(first: Quadruple, second: Quadruple) -> Quadruple:
-    A1, B1, C1, D1 = first
-    A2, B2, C2, D2 = second
-    return sla.block_diag(A1, A2), np.concatenate([B1, B2]), np.concatenate([C1, C2], axis=1), D1 + D2
 
 
 class Truncation(BalancedSource):

@@ -22,12 +22,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg as sla
-from scipy.linalg.lapack import ztrtrs
+from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
 Array: TypeAlias = npt.NDArray[Any]
 
-TILE = 64
+TILE = 40
 
 
 def hammarling_factors(T: Array, B: Array, C: Array, *, discrete: bool) -> tuple[Array, Array]:
@@ -173,7 +172,7 @@ def _continuous_tile(
     T: Array, B: Array, U: Array, I: slice, J: slice, coupling: Array, S: Array, M: Array
 ) -> None:
     """Solve T_II X + X S^H = -coupling - B_I M^H for X = U[I, J] and update B_I."""
-    (trsyl,) = sla.get_lapack_funcs(("trsyl",), (U,))
+    trsyl = ztrsyl if np.iscomplexobj(U) else dtrsyl
     X, scale, info = trsyl(T[I, I], S, -coupling - B[I] @ M.conj().T, tranb="C")
     if info < 0 or scale == 0:
         raise np.linalg.LinAlgError("trsyl failed")

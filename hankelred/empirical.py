@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -14,13 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from ._assembly import EPS, Assembled
-from ._errors import HankelredError, OrderError, ReductionWarning
+from ._errors import HankelredError, OrderError
 from ._excitations import Seed
 from ._experiments import Runner, Simulator, find_sizes
 from ._linear_responses import LinearJob, of_model
 from ._responses import CENTERINGS, count_intervals, cross_needs_square, discrete_step
 from ._simulator_responses import SimulatorJob, of_simulator
 from .models import Array, LinearModel, Timebase, as_model, is_discrete, validated_timebase
+from .norms import difference_norm
+from .order import check_rule, select_order
+from .reduction import Reduction, make_reduction
 
 _KINDS = ("controllability", "observability", "cross")
 
@@ -48,54 +50,33 @@ class _Balancing:
 
 
 @dataclass(frozen=True, eq=False)
-class EmpiricalReduction:
+class EmpiricalReduction(Reduction):
     """A Petrov-Galerkin projection balanced by empirical Gramians, and the reduced model if there is one.
 
     Glover's bound on the error needs exact Gramians of a linear system, so there is **no error bound**
     here: ``error_bound`` is inf, the only bound known. Judge a reduction by its outputs on inputs it
-    was not made from.
+    was not made from, or for a linear model by :meth:`Reduction.error`.
 
     Attributes
     ----------
     system : model or None
         The reduced model, in the type the full one came in; None where a simulator was reduced (its
         right-hand side is not known here: see :meth:`right_hand_side`).
-    order : int
-        Number of states kept.
-    left, right : ndarray (n, order)
-        ``A_r = left.T @ A @ right``, and ``left.T @ right = I``.
     mean : ndarray (n,)
         The steady state, around which ``x = mean + right @ z``.
-    hankel_singular_values : ndarray (n,)
-        Empirical ones, descending, without unit.
     error_bound : float
         Always inf.
-    noise_floor : float
-        Singular values below it are rounding; in their unit.
-    numerical_rank : int
-        Number of singular values above the noise floor.
-    unstable_order : int
-        Always 0: only stable systems have these Gramians.
-    method : str
-        "empirical".
+    residual : float
+        The larger error estimate of the two Gramians.
+
+    Notes
+    -----
+    All other attributes are those of :class:`Reduction`.
     """
 
-    order: int
-    left: Array
-    right: Array
     mean: Array
-    hankel_singular_values: Array
-    noise_floor: float
-    system: Any
-    _source: EmpiricalGramians = field(repr=False)
-    error_bound: float = math.inf
-    unstable_order: int = 0
-    method: str = "empirical"
-
-    @property
-    def numerical_rank(self) -> int:
-        """Number of singular values above the noise floor."""
-        return int(np.sum(self.hankel_singular_values > self.noise_floor))
+    left: Array = field(repr=False)
+    right: Array = field(repr=False)
 
     def at(self, order: int) -> EmpiricalReduction:
         """Return the reduction to another order, with nothing computed anew but the projection.
@@ -110,7 +91,7 @@ class EmpiricalReduction:
         >>> grams.reduce(2).at(1).order
         1
         """
-        return self._source.reduce(order)
+        return _with_mean(make_reduction(self.source, order))
 
     def restrict(self, x: npt.ArrayLike) -> Array:
         """Return the reduced coordinates z of full states.
@@ -266,7 +247,14 @@ class EmpiricalGramians:
         values = self.hankel_singular_values
         return self._rounding * float(values[0]) if values.size else 0.0
 
-    def reduce(self, order: int | None = None, *, energy: float | None = None) -> EmpiricalReduction:
+    def reduce(
+        self,
+        order: int | None = None,
+        *,
+        tol: float | None = None,
+        rtol: float | None = None,
+        energy: float | None = None,
+    ) -> EmpiricalReduction:
         """Return the projection balanced by the two Gramians and, for a linear model, the reduced model.
 
         No bound on the error comes with it (``error_bound`` is inf), and stability of the reduced
@@ -276,9 +264,10 @@ class EmpiricalGramians:
         ----------
         order : int, optional
             Number of states to keep.
-        energy : float, optional
-            Share in (0, 1] of the sum of the singular values to keep, in place of an order.
-            Without either, everything above the noise floor is kept.
+        tol, rtol, energy : float, optional
+            Rules to choose the order from the empirical singular values, as in :func:`select_order`; the
+            sum that ``tol`` limits is a guide here, not a bound. Without any, everything above the noise
+            floor is kept.
 
         Returns
         -------
@@ -287,7 +276,7 @@ class EmpiricalGramians:
         Raises
         ------
         OrderError
-            An order or share out of range, or both given.
+            An order or rule out of range, or more than one.
         HankelredError
             One of the two Gramians is missing.
 
@@ -310,41 +299,53 @@ class EmpiricalGramians:
         >>> bool(np.allclose(reduced.left.T @ reduced.right, np.eye(2)))
         True
         """
-        balancing = self._balancing
-        values, floor = self.hankel_singular_values, self.noise_floor
-        rank = int(np.sum(values > floor))
-        kept = _chosen_order(values, rank, order, energy)
-        if kept > rank:
-            warnings.warn(
-                f"order {kept} is above the numerical rank {rank} (singular values below the noise floor "
-                f"{floor:.1e}); reduced to {rank} states",
-                ReductionWarning,
-                stacklevel=2,
+        check_rule(tol=tol, rtol=rtol, energy=energy)
+        source = _EmpiricalSource(self, self._balancing)
+        if order is None:
+            order = select_order(
+                source.hankel_singular_values,
+                tol=tol,
+                rtol=rtol,
+                energy=energy,
+                noise_floor=source.noise_floor,
             )
-            kept = rank
-        left, right = balancing.projection(kept)
-        system = None
-        if self._model is not None:
-            model = self._model
-            system = model.with_matrices(
-                left.T @ model.A @ right, left.T @ model.B, model.C @ right, model.D
-            ).to_user()
-        return EmpiricalReduction(kept, left, right, self.steady_state, values, floor, system, self)
+        elif any(rule is not None for rule in (tol, rtol, energy)):
+            raise OrderError("give the order or a rule to choose it (tol, rtol, energy), not both")
+        return _with_mean(make_reduction(source, order))
 
 
-def _chosen_order(values: Array, rank: int, order: int | None, energy: float | None) -> int:
-    if order is not None and energy is not None:
-        raise OrderError(f"give order or energy, not both (got order={order!r}, energy={energy!r})")
-    if energy is not None:
-        if not 0 < energy <= 1:
-            raise OrderError(f"energy is a share in (0, 1] of the singular values' sum, got {energy!r}")
-        cumulative = np.cumsum(values)
-        return min(rank, int(np.searchsorted(cumulative, energy * cumulative[-1])) + 1) if values.size else 0
-    if order is None:
-        return rank
-    if isinstance(order, bool) or int(order) != order or not 0 <= order <= values.size:
-        raise OrderError(f"order must be a whole number from 0 to {values.size}, got {order!r}")
-    return int(order)
+class _EmpiricalSource:
+    """Empirical Gramians as a source of reductions."""
+
+    method = solver = "empirical"
+    certified = False
+    unstable_order = 0
+
+    def __init__(self, gramians: EmpiricalGramians, balancing: _Balancing):
+        self._balancing = balancing
+        self.full = gramians._model
+        self.mean = gramians.steady_state
+        self.hankel_singular_values = gramians.hankel_singular_values
+        self.noise_floor = gramians.noise_floor
+        self.residual = max(gramians.error_estimate[kind] for kind in ("controllability", "observability"))
+
+    def truncate(self, order: int) -> tuple[LinearModel | None, Array, Array]:
+        """Project onto the leading balanced directions."""
+        left, right = self._balancing.projection(order)
+        if self.full is None:
+            return None, left, right
+        A, B, C, D = self.full.as_tuple()
+        return self.full.with_matrices(left.T @ A @ right, left.T @ B, C @ right, D), left, right
+
+    def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of full minus reduced; inf where the projection made it unstable."""
+        assert self.full is not None
+        return difference_norm(self.full, reduced, norm)
+
+
+def _with_mean(reduction: Reduction) -> EmpiricalReduction:
+    own = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
+    return EmpiricalReduction(**own, mean=reduction.source.mean)  # type: ignore[attr-defined]
 
 
 def empirical_gramians(

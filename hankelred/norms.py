@@ -84,7 +84,7 @@ def norm(
 def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
     """Return the H2 norm of the stable part with this D."""
     direct = float(np.linalg.norm(D))
-    if not discrete and direct > 0:
+    if not discrete and np.any(D != 0):
         return math.inf
     image = factored.C @ factored.controllability
     size = float(np.abs(image).max(initial=0.0))  # taken out, so that tiny squares do not vanish
@@ -108,8 +108,8 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
     and the value is the gain of the full forms there. Where the two do not agree the search is done
     again on the full forms.
     """
-    compact = _sum([small for small, _ in terms])
-    full = _sum([large for _, large in terms])
+    compact = parallel([small for small, _ in terms])
+    full = parallel([large for _, large in terms])
     value, frequency = hinf_norm(*compact, discrete=discrete)
     if full[0].shape == compact[0].shape:
         return value
@@ -119,8 +119,20 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
     return hinf_norm(*full, discrete=discrete)[0]
 
 
-def _sum(parts: list[Quadruple]) -> Quadruple:
-    """Return the parallel connection."""
+def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
+    """Return the norm of full minus reduced, two models with the same ports and timebase."""
+    difference = parallel([full.as_tuple(), negated(reduced.as_tuple())])
+    return norm(difference, kind, dt=full.dt)  # type: ignore[arg-type]
+
+
+def negated(system: Quadruple) -> Quadruple:
+    """Return the system with the opposite sign."""
+    A, B, C, D = system
+    return A, B, -C, -D
+
+
+def parallel(parts: list[Quadruple]) -> Quadruple:
+    """Return the sum of systems with the same ports."""
     n = sum(A.shape[0] for A, _, _, _ in parts)
     out = np.zeros((n, n), np.result_type(*(A for A, _, _, _ in parts)))
     at = 0

@@ -87,7 +87,10 @@ def select_order(
             return n_inf
         # the share left out is summed from the small end, so energy=1 keeps all that is not zero
         left_out = np.append(np.cumsum(finite[::-1])[::-1], 0.0)
-        return n_inf + int(np.argmax(left_out <= (1 - energy) * total))
+        allowed = (1 - energy) * total
+        if energy < 1:  # a share that is held exactly must not fail by rounding
+            allowed += 4 * finite.size * np.finfo(float).eps * total
+        return n_inf + int(np.argmax(left_out <= allowed))
     if gap:
         seen = values[n_inf:rank]
         if seen.size < 2:

@@ -199,14 +199,17 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         )
     ax = ax if ax is not None else _new_axes()
     full, reduced = reduction.source.full, reduction.model
-    step = float(reduced.dt) if reduced.is_discrete and reduced.dt is not True else 1.0  # type: ignore[arg-type]
+    if reduced is None:
+        raise ModelError("a simulator was reduced, so there is no frequency response to draw")
+    step = float(reduced.dt) if reduced.is_discrete and reduced.dt is not True else 1.0
     w = _frequencies(full if full is not None else reduced)
     second = _response(reduced, w)
     curves = [(second, f"reduced ({_states(reduced.n_states)})", REDUCED, "--", 1.6)]
     if full is not None:
         first = _response(full, w)
         curves.insert(0, (first, f"full ({_states(full.n_states)})", FULL, "-", 1.8))
-        curves.append((first - second, "error", ERROR, "-", 1.2))
+        with np.errstate(invalid="ignore"):  # both infinite exactly on a pole: a gap in the curve
+            curves.append((first - second, "error", ERROR, "-", 1.2))
     highest = peak_error = 0.0
     for response, label, colour, style, width in curves:
         gain = largest_singular_value(response)
@@ -223,6 +226,8 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         # down to where there is something to see, not to where a gain dies away
         interesting = min(highest * 1e-5, peak_error * 1e-3) if peak_error > 0 else highest * 1e-5
         ax.set_ylim(max(ax.get_ylim()[0], interesting, highest * 1e-16), None)
+    else:
+        ax.set_ylim(0.1, 1.0)  # identically zero: a logarithmic axis finds no range by itself
     seconds = not reduced.is_discrete or reduced.dt is not True
     ax.set_xlabel("angular frequency (rad/s)" if seconds else "angular frequency (rad/sample)")
     ax.set_ylabel("gain" if min(reduced.n_inputs, reduced.n_outputs) == 1 else "largest singular value")

@@ -22,7 +22,7 @@ from ._simulation_fit import free_responses, residuals, stable_matrix, with_init
 from ._split import STABILITY_TOL
 from .hankel import hankel_singular_values
 from .models import LinearModel, Timebase, validated_timebase
-from .norms import norm as system_norm
+from .norms import difference_norm
 from .order import check_rule, select_order
 from .reduction import Reduction, checked_order, make_reduction
 
@@ -309,6 +309,7 @@ class RealizationSource:
 
     method = "era"
     solver = "svd"
+    certified = True
     unstable_order = 0
     full: LinearModel | None = None
 
@@ -392,8 +393,8 @@ class IdentifiedModel(Reduction):
     hankel_singular_values : ndarray
         Of the pilot model: the largest one estimated from the record, in the units of the record.
     error_bound : float
-        Of truncating the pilot model to this order. ``system`` is not that truncation but estimated from
-        the data afresh; ``error()`` measures how far it is from the pilot model.
+        Always inf: ``system`` is no truncation of a known model but estimated from the data at its order,
+        so nothing bounds its error. ``error()`` measures how far it is from the pilot model.
     noise_floor : float
         What the part of the record that the model leaves unexplained can contribute to a singular value.
     fit : ndarray, shape (p,)
@@ -570,6 +571,7 @@ class IdentificationSource:
     """Records and the pilot model; the model of any order is estimated when it is asked for."""
 
     solver = "qr"
+    certified = False
     full: LinearModel | None = None
     residual = 0.0
 
@@ -660,20 +662,12 @@ class IdentificationSource:
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the pilot model minus the reduced one."""
-        pilot = self.pilot
-        difference = (
-            sla.block_diag(pilot.A, reduced.A),
-            np.concatenate([pilot.B, reduced.B]),
-            np.concatenate([pilot.C, -reduced.C], axis=1),
-            pilot.D - reduced.D,
-        )
-        return float(system_norm(difference, norm, dt=self._data.dt))  # type: ignore[arg-type]
+        return difference_norm(self.pilot, reduced, norm)
 
 
 def _outside(A: Array) -> int:
-    return int(
-        np.count_nonzero(np.abs(np.linalg.eigvals(A)) >= 1 - STABILITY_TOL * max(1.0, np.linalg.norm(A)))
-    )
+    size = max(1.0, float(np.linalg.norm(A)))
+    return int(np.count_nonzero(np.abs(np.linalg.eigvals(A)) >= 1 - STABILITY_TOL * size))
 
 
 def _with_fit(reduction: Reduction) -> IdentifiedModel:

@@ -7,6 +7,7 @@ happen here, once, for all of them.
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from dataclasses import dataclass, field
@@ -59,11 +60,15 @@ class ReductionSource(Protocol):
         """Relative residual of the solver."""
 
     @property
+    def certified(self) -> bool:
+        """Whether twice the sum of the values left out bounds the error."""
+
+    @property
     def full(self) -> LinearModel | None:
         """The model that is reduced; None where there is none, as for data."""
 
-    def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
-        """Return the reduced model and the projection (left, right), None if it is not one."""
+    def truncate(self, order: int) -> tuple[LinearModel | None, Array | None, Array | None]:
+        """Return the reduced model (None for a simulator) and the projection (left, right), if it is one."""
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm ("hinf" or "h2") of the full model minus the reduced one."""
@@ -83,7 +88,8 @@ class Reduction:
         Of the full model: falling, ``inf`` first for unstable and marginal poles.
     error_bound : float
         No frequency has a larger gain of (full minus reduced) than this, twice the sum of the
-        distinct singular values left out, up to rounding of the size of ``noise_floor``.
+        distinct singular values left out, up to rounding of the size of ``noise_floor``. inf where no
+        bound is known (empirical Gramians).
     noise_floor : float
         Singular values at or below it are rounding errors of the computation.
     unstable_order : int
@@ -114,7 +120,8 @@ class Reduction:
     solver: str
     residual: float
     source: ReductionSource = field(repr=False, compare=False)
-    model: LinearModel = field(repr=False, compare=False)
+    #: the reduced LinearModel; None where a simulator was reduced
+    model: Any = field(repr=False, compare=False)
 
     def at(self, order: int) -> Reduction:
         """Return the reduction to another order, from the same factors.
@@ -151,6 +158,8 @@ class Reduction:
         """
         if norm not in ("hinf", "h2"):
             raise ModelError(f"norm must be 'hinf' or 'h2', got {norm!r}")
+        if self.model is None:
+            raise ModelError("a simulator was reduced: there is no model to compare, so simulate both")
         return self.source.error(self.model, norm)
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
@@ -284,10 +293,10 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
         order = rank
     model, left, right = source.truncate(order)
     return Reduction(
-        system=model.to_user(),
+        system=None if model is None else model.to_user(),
         order=order,
         hankel_singular_values=values,
-        error_bound=float(error_bounds(values)[order]),
+        error_bound=float(error_bounds(values)[order]) if source.certified else math.inf,
         noise_floor=source.noise_floor,
         unstable_order=unstable,
         numerical_rank=rank,

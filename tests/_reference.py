@@ -101,7 +101,7 @@ def _to_numpy(flint, M):
     return np.array(entries).reshape(M.nrows(), M.ncols())
 
 
-# systems by formula -------------------------------------------------------------------------------
+# systems by formula ------------------------------------------------
 
 
 def random_system(seed, n, m=1, p=1, *, discrete=False, complex_=False, margin=0.1, direct=True):
@@ -189,7 +189,7 @@ def similar(A, B, C, D, rng, *, orthogonal=False):
     return T @ A @ np.linalg.inv(T), T @ B, C @ np.linalg.inv(T), D
 
 
-# independent measurements -------------------------------------------------------------------------
+# independent measurements ------------------------------------------------
 
 
 def response(system, w, *, discrete=False):

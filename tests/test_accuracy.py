@@ -120,7 +120,9 @@ def test_states_in_any_unit(seed, discrete):
         poles = np.linalg.eigvals(reduction.system[0])
         assert np.all(np.abs(poles) < 1) if discrete else np.all(poles.real < 0)
         assert 0 < reduction.error() <= reduction.error_bound * (1 + 1e-6)
-        np.testing.assert_allclose(reduction.left.T @ scaled[0] @ reduction.right, reduction.system[0], atol=1e-8)
+        np.testing.assert_allclose(
+            reduction.left.T @ scaled[0] @ reduction.right, reduction.system[0], atol=1e-8
+        )
 
 
 @pytest.mark.parametrize("rate", [1e-12, 1e-6, 1e6, 1e12])
@@ -155,7 +157,9 @@ def test_rates_far_from_one_in_a_transfer_function():
 @pytest.mark.parametrize("a", [1e-12, 0.5, 3.0, 1e12])
 def test_first_order_closed_form(a):
     # c b / (s + a) has the one value |c b| / 2a; in discrete time c b / (z - a) has |c b| / (1 - a^2)
-    np.testing.assert_allclose(hankel_singular_values(([[-a]], [[3.0]], [[-0.25]], 7.0)), [0.375 / a], rtol=1e-14)
+    np.testing.assert_allclose(
+        hankel_singular_values(([[-a]], [[3.0]], [[-0.25]], 7.0)), [0.375 / a], rtol=1e-14
+    )
     if a < 1:
         values = hankel_singular_values(([[-a]], [[3.0]], [[-0.25]], 7.0), dt=0.1)
         np.testing.assert_allclose(values, [0.75 / (1 - a * a)], rtol=1e-14)
@@ -201,7 +205,9 @@ def test_strongly_nonnormal():
 def test_gramians_against_multiprecision(discrete):
     A, B, C, D = random_system(11, 9, 2, 3, discrete=discrete)
     P, Q = exact_gramians(A, B, C, discrete=discrete)
-    np.testing.assert_allclose(hankelred.gramian((A, B, C, D), dt=discrete), P, rtol=1e-11, atol=1e-13 * P.max())
+    np.testing.assert_allclose(
+        hankelred.gramian((A, B, C, D), dt=discrete), P, rtol=1e-11, atol=1e-13 * P.max()
+    )
     W = hankelred.gramian((A, B, C, D), "observability", dt=discrete)
     np.testing.assert_allclose(W, Q, rtol=1e-11, atol=1e-13 * Q.max())
 
@@ -227,7 +233,9 @@ def test_agrees_with_slycot(seed):
     np.testing.assert_allclose(hankel_singular_values((A, B, C, D)), hsv, rtol=1e-9, atol=1e-12 * hsv[0])
     A, B, C, D = random_system(seed, 25, 3, 2, discrete=True)
     _, _, _, _, hsv = slycot.ab09ad("D", "B", "N", 25, 3, 2, A, B, C, nr=25)
-    np.testing.assert_allclose(hankel_singular_values((A, B, C, D), dt=True), hsv, rtol=1e-9, atol=1e-12 * hsv[0])
+    np.testing.assert_allclose(
+        hankel_singular_values((A, B, C, D), dt=True), hsv, rtol=1e-9, atol=1e-12 * hsv[0]
+    )
 
 
 def test_closed_form_of_a_slow_discrete_pole():

@@ -507,11 +507,11 @@ def test_choosing_an_order():
     share = values[:2].sum() / values.sum()
     assert grams.reduce(energy=share * 0.999).order == 2
     assert grams.reduce(energy=share * 1.001).order == 3
-    for bad in ({"order": -1}, {"order": 7}, {"order": 1.5}, {"energy": 0.0}, {"order": 1, "energy": 0.5}):
+    for bad in ({"order": -1}, {"order": 1.5}, {"energy": 0.0}, {"order": 1, "energy": 0.5}):
         with pytest.raises(OrderError):
             grams.reduce(**bad)
     flat = gramians((np.diag([-1.0, -2.0]), [[1.0], [0.0]], [[1.0, 1.0]], 0.0))
-    with pytest.warns(ReductionWarning, match="numerical rank 1"):
+    with pytest.warns(ReductionWarning, match="only 1 Hankel"):
         assert flat.reduce(2).order == 1
     with pytest.raises(HankelredError, match="observability"):
         gramians((np.diag([-1.0]), [[1.0]], [[1.0]], 0.0), kinds="controllability").reduce(1)

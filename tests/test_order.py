@@ -71,6 +71,17 @@ def test_rules(rule, order):
     assert isinstance(select_order(HSV.tolist(), **rule), int)
 
 
+@pytest.mark.parametrize("total", [7, 10, 13, 100])
+def test_energy_met_exactly_is_met(total):
+    # Story: [8, 4, 2, 1] at energy=0.8 kept three, because (1 - 0.8) * 15 rounds to below 3.
+    values = np.arange(total, 0, -1.0)
+    held = np.cumsum(values)
+    for k in range(1, total):
+        assert select_order(values, energy=held[k - 1] / held[-1]) == k
+    assert select_order([4.0, 3, 2, 1], energy=0.9) == 3
+    assert select_order([1.0, 1e-14], energy=1) == 2
+
+
 def test_gap():
     assert select_order([10.0, 9, 1, 0.9, 0.5], gap=True) == 2
     assert select_order([np.inf, 10.0, 9, 1, 0.9, 0.5], gap=True) == 3

@@ -113,7 +113,7 @@ def test_cauchy_with_poles_at_zero():
     np.testing.assert_allclose((L @ L.conj().T).real, W, rtol=1e-13, atol=1e-14)
 
 
-# the rule -------------------------------------------------------------------------------------------
+# the rule ------------------------------------------------
 
 
 def solver_of(system, **options):
@@ -248,7 +248,7 @@ def test_residual_is_reported(system, dt):
     assert 0 <= hankelred.reduce(system, dt=dt).residual < 1e-13
 
 
-# Gramians as the user gets them -----------------------------------------------------------------------
+# Gramians as the user gets them ------------------------------------------------
 
 
 @pytest.mark.parametrize("complex_", [False, True])
@@ -284,16 +284,22 @@ def test_gramian_is_in_the_users_states():
     # the solver works in scaled states; the Gramian it returns does not
     A, B, C, D = random_system(4, 5, 2, 2)
     unit = 10.0 ** np.array([-8, 8, 0, 5, -3])
-    P, Q, X = (hankelred.gramian((A, B, C, D), kind) for kind in ("controllability", "observability", "cross"))
+    P, Q, X = (
+        hankelred.gramian((A, B, C, D), kind) for kind in ("controllability", "observability", "cross")
+    )
     scaled = A * unit[:, None] / unit, B * unit[:, None], C / unit, D
     np.testing.assert_allclose(hankelred.gramian(scaled), P * unit[:, None] * unit, rtol=1e-7)
-    np.testing.assert_allclose(hankelred.gramian(scaled, "observability"), Q / unit[:, None] / unit, rtol=1e-7)
+    np.testing.assert_allclose(
+        hankelred.gramian(scaled, "observability"), Q / unit[:, None] / unit, rtol=1e-7
+    )
     np.testing.assert_allclose(hankelred.gramian(scaled, "cross"), X * unit[:, None] / unit, rtol=1e-7)
 
 
 def test_squared_cross_gramian_of_a_symmetric_system_is_pq():
     A, B, C, D = random_system(4, 6, 1, 1)
-    P, Q, X = (hankelred.gramian((A, B, C, D), kind) for kind in ("controllability", "observability", "cross"))
+    P, Q, X = (
+        hankelred.gramian((A, B, C, D), kind) for kind in ("controllability", "observability", "cross")
+    )
     np.testing.assert_allclose(X @ X, P @ Q, rtol=1e-8, atol=1e-10 * np.abs(P @ Q).max())
 
 
@@ -311,7 +317,7 @@ def test_gramian_refusals():
             hankelred.gramian((np.diag([1.0, 0.0, -1]), np.ones((3, 1)), np.ones((1, 3)), 0), kind)
 
 
-# pieces -----------------------------------------------------------------------------------------------
+# pieces ------------------------------------------------
 
 
 def test_cayley_keeps_both_gramians():

@@ -112,7 +112,9 @@ def test_everything_unstable():
         assert (reduction.order, reduction.unstable_order, reduction.numerical_rank) == (3, 3, 3)
         assert reduction.error_bound == reduction.error() == reduction.error("h2") == 0
         w = np.array([0.1, 1.0, 7.0])
-        np.testing.assert_allclose(response(reduction.system, w), response((*system[:3], np.zeros((1, 1))), w))
+        np.testing.assert_allclose(
+            response(reduction.system, w), response((*system[:3], np.zeros((1, 1))), w)
+        )
         with pytest.raises(hankelred.OrderError, match="least order possible is 3"):
             reduction.at(2)
 
@@ -135,7 +137,9 @@ def test_unstable_part_is_kept_exactly(discrete, method):
         assert (reduction.order, reduction.unstable_order) == (order, 2)
         poles = np.linalg.eigvals(reduction.system[0])
         outside = poles[np.abs(poles) > 1] if discrete else poles[poles.real > 0]
-        np.testing.assert_allclose(np.sort_complex(outside), np.sort_complex(np.linalg.eigvals(unstable)), rtol=1e-11)
+        np.testing.assert_allclose(
+            np.sort_complex(outside), np.sort_complex(np.linalg.eigvals(unstable)), rtol=1e-11
+        )
         full, reduced = (response(s, w, discrete=discrete) for s in (system, reduction.system))
         seen = np.linalg.svd(full - reduced, compute_uv=False).max()
         assert seen <= reduction.error() * (1 + 1e-9) + 1e-10
@@ -170,7 +174,9 @@ def test_split_decouples(discrete, complex_):
     k = parts.n_stable
     assert 0 < k < 12
     np.testing.assert_allclose(parts.left.conj().T @ parts.right, np.eye(12), atol=1e-10)
-    np.testing.assert_allclose(parts.left.conj().T @ A @ parts.right, sla.block_diag(parts.T, parts.kept), atol=1e-10)
+    np.testing.assert_allclose(
+        parts.left.conj().T @ A @ parts.right, sla.block_diag(parts.T, parts.kept), atol=1e-10
+    )
     poles = np.linalg.eigvals(parts.T)
     assert np.all(np.abs(poles) < 1) if discrete else np.all(poles.real < 0)
     kept = np.linalg.eigvals(parts.kept)
@@ -189,7 +195,9 @@ def test_pieces():
     assert poles.tolist() == [True, False, False, False]
     A = np.random.default_rng(1).standard_normal((9, 9))
     T, _ = sla.schur(A)
-    np.testing.assert_allclose(np.sort_complex(schur_poles(T)), np.sort_complex(np.linalg.eigvals(A)), rtol=1e-10)
+    np.testing.assert_allclose(
+        np.sort_complex(schur_poles(T)), np.sort_complex(np.linalg.eigvals(A)), rtol=1e-10
+    )
 
 
 def test_pole_on_minus_one_and_slow_alternation():
@@ -205,7 +213,7 @@ def test_bound_counts_only_stable_values():
     np.testing.assert_allclose(reduction.hankel_singular_values, [np.inf, *stable], rtol=1e-12)
     np.testing.assert_allclose(reduction.error_bound, 2 * stable[1:].sum(), rtol=1e-12)
     w = np.geomspace(1e-3, 1e3, 400)
-    A, B, C, D = system
+    A, B, C, _ = system
     full = (A, B, C, np.zeros((1, 1)))
     difference = np.abs(response(full, w) - response(reduction.system, w)).max()
     assert difference <= reduction.error() * (1 + 1e-9)
