@@ -41,6 +41,8 @@ def separate_references(app, what, name, obj, options, lines):
     """Give numbered references a name of their own: several docstrings stand on one page."""
     label = name.rsplit(".", 1)[-1]
     lines[:] = [re.sub(r"\[(\d+)\](?=_|\s)", rf"[{label}-\1]", line) for line in lines]
+    # two attributes described at once: the field must not have a blank in its name
+    lines[:] = [re.sub(r"^(:(?:ivar|vartype) \w+), (\w+:)", r"\1,\2", line) for line in lines]
 
 
 def setup(app):
