@@ -2,35 +2,39 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL ?=
 
 .PHONY: demo test lint docs bench clean
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,docs,slycot]'
-	@touch $@
+demo: $(VENV)/.package  ## reduce a model made by formula, or yours: make demo MODEL=path/to/model.mat
+	$(BIN)/python examples/demo.py $(if $(MODEL),"$(MODEL)")
 
-demo: $(STAMP)  ## reduce a model made by formula, or yours: make demo MODEL=path/to/model.mat
-	$(BIN)/python examples/demo.py $(MODEL)
+test: lint docs  ## style, types, documentation, tests
+	# one BLAS thread a process: two processes with two threads each wait for each other
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 
-test: $(STAMP) lint  ## style, types, tests, documentation
-	$(BIN)/python -m pytest -n 2
-	$(MAKE) docs
-
-lint: $(STAMP)
+lint: $(VENV)/.develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(STAMP)  ## the documentation site, in docs/_build/html
-	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+docs: $(VENV)/.develop  ## the documentation site, in docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-bench: $(STAMP)  ## accuracy and speed against python-control, slycot, pyMOR and scipy
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+bench: $(VENV)/.develop  ## accuracy and speed against python-control, slycot, pyMOR and scipy
+	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/bench_reduction.py
+
+$(VENV)/.package: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.develop: $(VENV)/.package
+	$(PIP) --editable '.[test,docs,slycot]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo-output docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,6 +48,13 @@ def test_control_state_space(dt):
     np.testing.assert_array_equal(system.A, matrices[0])
 
 
+def test_a_state_that_control_calls_useless_is_kept():
+    # control.ss can drop a state with an empty row; the order of a reduction must not change on the way out
+    system = control.ss(np.diag([0.0, -1.0]), [[0.0], [1.0]], [[1.0, 1.0]], 0, remove_useless_states=False)
+    r = hankelred.reduce(system, 2)
+    assert r.order == r.system.nstates == 2 and r.unstable_order == 1
+
+
 @pytest.mark.parametrize("dt", [0, True, 0.1, None])
 def test_control_transfer_function(dt):
     den = np.poly([0.5, 0.2, -0.3] if dt else [-1, -2, -3])

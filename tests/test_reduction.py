@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.linalg as sla
@@ -15,6 +17,7 @@ from _reference import (
     heat,
     random_system,
     response,
+    similar,
     slow_pole,
 )
 
@@ -126,6 +129,24 @@ def test_residualization_keeps_dc_below_the_noise_floor():
         np.testing.assert_allclose(response(reduced, [0.0]), response(system, [0.0]), rtol=1e-13)
 
 
+@pytest.mark.parametrize("dt", [0, True])
+def test_residualization_keeps_dc_of_states_it_never_sees(dt, monkeypatch):
+    # with a noise floor in the middle of the spectrum half of the states are in no reduced model
+    from hankelred import hankel, reduction
+
+    def with_floor(*args, **kwargs):
+        balancing = hankel.balance(*args, **kwargs)
+        return dataclasses.replace(balancing, noise_floor=float(balancing.values[3:5].mean()))
+
+    monkeypatch.setattr(reduction, "balance", with_floor)
+    system = random_system(2, 8, 2, 2, discrete=bool(dt))
+    for order in range(5):
+        r = hankelred.reduce(system, order, method="residualization", dt=dt)
+        assert r.numerical_rank == 4
+        full, small = (response(s, [0.0], discrete=bool(dt)) for s in (system, r.system))
+        np.testing.assert_allclose(small, full, rtol=1e-9, atol=1e-11 * np.abs(full).max())
+
+
 def test_truncation_keeps_the_direct_term():
     system = random_system(3, 6, 2, 2)
     for order in range(6):
@@ -148,6 +169,16 @@ def test_projection_identities(complex_, dt, margin):
         np.testing.assert_allclose(r.left.T @ B, B_r, rtol=1e-7, atol=1e-8)
         np.testing.assert_allclose(C @ r.right, C_r, rtol=1e-7, atol=1e-8)
         assert np.iscomplexobj(A_r) == complex_
+
+
+def test_projection_is_one_down_to_the_noise():
+    # the bases of sigma_k carry errors of size eps * sigma_1 / sigma_k, which are taken out again
+    r = hankelred.reduce(heat(30))
+    assert r.hankel_singular_values[r.order - 1] < 1e-14 * r.hankel_singular_values[0]
+    np.testing.assert_allclose(r.left.T @ r.right, np.eye(r.order), atol=1e-7)
+    np.testing.assert_allclose(
+        r.left.T @ heat(30)[0] @ r.right, r.system[0], atol=1e-6 * np.abs(r.system[0]).max()
+    )
 
 
 def test_projection_with_e_is_of_the_folded_model():
@@ -331,6 +362,28 @@ def test_repeated_values_count_once_and_can_be_cut(method):
             assert r.order == order
             assert r.error_bound == pytest.approx(4.0 if order < n else 0.0, rel=1e-9)
             certified(system, r, w, discrete=False, size=2.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [3, 4, 6])
+def test_all_pass_in_other_coordinates(method, n):
+    # the companion form of the story, and rotations: the SVD's basis of the space is another each time
+    roots = np.arange(1.0, n + 1)
+    den, num = np.poly(-roots), np.poly(roots)
+    A = sla.companion(den)
+    companion = A, np.eye(n)[:, :1], (num - den)[None, 1:], np.ones((1, 1))
+    balanced = all_pass(-roots)
+    rng = np.random.default_rng(n)
+    cases = [companion] + [similar(*balanced, rng, orthogonal=True) for _ in range(6)]
+    w = frequency_grid(A)
+    for system in cases:
+        base = hankelred.reduce(system, method=method)
+        for order in range(n):
+            r = base.at(order)
+            assert r.order == order and r.error_bound == pytest.approx(2, rel=1e-6)
+            poles = np.linalg.eigvals(r.system[0]) if order else np.zeros(0)
+            assert np.all(poles.real < -1e-9), "clear of the boundary, not there by rounding"
+            certified(system, r, w, discrete=False, size=1e3)
 
 
 @pytest.mark.parametrize("method", METHODS)
