@@ -82,7 +82,7 @@ def markov_parameters(
         "rest": input and state are zero before the record (as in ``control.markov``). "unknown": the first
         n - 1 samples of every record, which its past reaches, serve as input only.
     ridge : float
-        Weight of |h|^2 beside the squared residual, as a share of the mean square of the input times its
+        Weight of ``|h|^2`` beside the squared residual, as a share of the mean square of the input times its
         length. It bounds the parameters where the input excites little, at the price of a bias.
 
     Returns

@@ -1,0 +1,120 @@
+"""Make the pictures of the documentation again: `python docs/make_images.py`.
+
+Everything in them comes from hankelred and systems by formula.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import hankelred
+
+HERE = Path(__file__).resolve().parent
+IMAGES = HERE / "images"
+
+
+def masses(count: int = 3, damping: float = 0.02) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return masses between springs and walls; force on the first, position of the last."""
+    stiffness = 2 * np.eye(count) - np.eye(count, k=1) - np.eye(count, k=-1)
+    A = np.block(
+        [
+            [np.zeros((count, count)), np.eye(count)],
+            [-stiffness, -damping * np.eye(count) - damping * stiffness],
+        ]
+    )
+    B, C = np.zeros((2 * count, 1)), np.zeros((1, 2 * count))
+    B[count, 0] = C[0, count - 1] = 1.0
+    return A, B, C, np.zeros((1, 1))
+
+
+def line(n: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return heat on a rod: heated at one end, the temperature measured in the same place."""
+    h = 1 / (n + 1)
+    A = (np.eye(n, k=1) + np.eye(n, k=-1) - 2 * np.eye(n)) / h**2
+    B, C = np.zeros((n, 1)), np.zeros((1, n))
+    B[0, 0], C[0, 0] = 1 / h, 1.0
+    return A, B, C, np.zeros((1, 1))
+
+
+def spectrum() -> None:
+    """Draw the best past inputs and what they leave behind, beside the singular values."""
+    from matplotlib import pyplot
+
+    system = masses()
+    A, B, C, _ = hankelred.balanced_realization(system)
+    values = hankelred.hankel_singular_values(system)
+    step, samples = 0.05, 800
+    t = np.arange(samples) * step
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    for k, colour in ((0, "#0072B2"), (2, "#D55E00"), (4, "#009E73")):
+        start = np.eye(A.shape[0])[:, k] * np.sqrt(values[k])
+        later = hankelred.simulate((A, B, C, 0.0), np.zeros(samples), x0=start, step=step)
+        # the input of unit energy that reaches this state: the dual system run backwards
+        first = hankelred.simulate((A.T, C.T, B.T, 0.0), np.zeros(samples), x0=start / values[k], step=step)
+        left.plot(-t, first, color=colour, linewidth=1)
+        left.plot(t, later, color=colour, linewidth=1, label=f"$\\sigma_{k + 1}$ = {values[k]:.2f}")
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set(xlabel="time (s)", title="input until 0 (unit energy) | output after 0 (energy $\\sigma_k^2$)")
+    left.legend(loc="upper left", fontsize="small")
+    hankelred.plot_hankel_singular_values(system, ax=right)
+    save(figure, "spectrum")
+
+
+def order() -> None:
+    """Draw the two kinds of spectra one meets: one with a gap, one that decays evenly."""
+    from matplotlib import pyplot
+
+    # two strong resonances and twenty weak ones
+    poles = np.concatenate([[-0.05 + 1j, -0.05 + 3j], -0.2 + 1j * np.linspace(5, 40, 20)])
+    gains = np.concatenate([[1.0, 1.0], np.geomspace(0.02, 0.005, 20)])
+    poles = np.column_stack([poles, poles.conj()]).ravel()
+    gains = np.repeat(gains, 2)
+    gap = hankelred.ModalSystem(poles, gains, gains, dt=0)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    chosen = hankelred.select_order(hankelred.hankel_singular_values(gap), gap=True)
+    hankelred.plot_hankel_singular_values(gap, order=chosen, ax=left)
+    left.set_title("A gap: two resonances stand out")
+    hankelred.plot_hankel_singular_values(line(), tol=1e-6, ax=right)
+    right.set_title("No gap: a tolerance decides")
+    save(figure, "order")
+
+
+def certificate() -> None:
+    """Draw full, reduced, error and bound of a system whose error reaches the bound."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    for ax, system in zip(axes, (line(), masses(6)), strict=True):
+        hankelred.plot_reduction(hankelred.reduce(system, rtol=0.3), ax=ax)
+    axes[0].set_title("Heat on a rod: the bound is reached at frequency 0")
+    axes[1].set_title("Six masses: the bound is above the error")
+    save(figure, "certificate")
+
+
+def save(figure: object, name: str) -> None:
+    """Write one picture."""
+    figure.savefig(IMAGES / f"{name}.png", dpi=100)  # type: ignore[attr-defined]
+
+
+def demo() -> None:
+    """Take the picture of `make demo`."""
+    script = HERE.parent / "examples" / "demo.py"
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, str(script), "--out", folder], check=True)
+        (IMAGES / "demo.png").write_bytes((Path(folder) / "reduction.png").read_bytes())
+
+
+if __name__ == "__main__":
+    import matplotlib
+
+    matplotlib.use("Agg")
+    IMAGES.mkdir(exist_ok=True)
+    spectrum()
+    order()
+    certificate()
+    demo()
