@@ -199,8 +199,9 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
             ]
             best = int(np.argmin(errors))
             worst = max(worst, errors[best])
-            # D = 0 means the leading coefficient is zero, not the rounding that a route leaves there
-            chosen = candidates[best] if D[i, j] != 0 else candidates[best][1:]
+            # the leading coefficients are D, C B, C A B ... until one is not zero; where that is rounding,
+            # so is what a route leaves there
+            chosen = candidates[best][_leading_zeros(A, B[:, j], C[i], D[i, j]) :]
             num[i][j] = chosen if chosen.size and np.any(chosen) else np.zeros(1)
     if worst > 1e-6 * scale:
         warnings.warn(
@@ -210,6 +211,19 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
             stacklevel=2,
         )
     return num, [[den.copy() for _ in range(m)] for _ in range(p)]
+
+
+def _leading_zeros(A: Array, b: Array, c: Array, d: Any) -> int:
+    """Count the leading numerator coefficients that are zero: the relative degree."""
+    if d != 0:
+        return 0
+    row, count = c, 1
+    while count <= A.shape[0]:
+        size = float(np.linalg.norm(row) * np.linalg.norm(b))
+        if abs(row @ b) > 10 * A.shape[0] * np.finfo(float).eps * size:
+            break
+        row, count = row @ A, count + 1
+    return count
 
 
 def _poly(roots: Array, real: bool) -> Array:

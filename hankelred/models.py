@@ -7,6 +7,7 @@ This is the only room that knows which types of model exist. Everything else wor
 from __future__ import annotations
 
 import math
+import os
 import sys as _sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -152,6 +153,10 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
     signal = _sys.modules.get("scipy.signal")
     if signal is not None and isinstance(sys, signal.lti | signal.dlti):
         return _from_scipy(sys)
+    if isinstance(sys, str | os.PathLike):
+        raise ModelError(
+            f"{str(sys)!r} is a path, not a model; read it with hankelred.files.read_model(path)"
+        )
     raise ModelError(f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}")
 
 
@@ -287,8 +292,9 @@ _SINGULAR_E = (
 def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
     if len(sys) not in (4, 5):
         raise ModelError(
-            f"a tuple model has 4 or 5 entries, (A, B, C, D) or (A, B, C, D, E), got {len(sys)}; pass "
-            "numerator/denominator or zeros/poles/gain as scipy.signal.TransferFunction or ZerosPolesGain"
+            f"a tuple model has 4 or 5 entries, (A, B, C, D) or (A, B, C, D, E), got {len(sys)}; write D = 0 "
+            "where there is none; pass numerator/denominator or zeros/poles/gain as "
+            "scipy.signal.TransferFunction or ZerosPolesGain"
         )
     A, B, C, D, dt = validated(*sys, dt=dt)
     return LinearModel(A, B, C, D, dt)

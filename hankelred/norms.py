@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ._errors import ConvergenceError, ModelError
 from ._response import FrequencyResponse
+from ._scaling import equilibrate
 from ._split import STABILITY_TOL
 from .hankel import Balancing, balance, checked_tol, singular_values, truncated
 from .lyapunov import FactoredSystem, factorize
@@ -109,7 +110,7 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
     the two differ by more than noise the search is done again on the full forms.
     """
     compact = parallel([small for small, _ in terms])
-    full = parallel([large for _, large in terms])
+    full = _equilibrated(*parallel([large for _, large in terms]))
     value, frequency = hinf_norm(*compact, discrete=discrete)
     if full[0].size == 0 or 0 in full[3].shape:
         return value
@@ -216,6 +217,12 @@ def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
         resonance = np.sqrt(np.maximum(poles.imag**2 - poles.real**2, 0.0)) * np.sign(poles.imag)
         frequencies = np.concatenate([poles.imag, resonance, np.abs(poles), [0.0]])
     return np.unique(np.abs(frequencies) if real else frequencies)
+
+
+def _equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
+    """Scale the states by powers of two, which rounds nothing and takes bad units out of what follows."""
+    s = equilibrate(A, B, C)
+    return A * s / s[:, None], B / s[:, None], C * s, D
 
 
 def _sharpest(A: Array, *, discrete: bool, most: int = 40) -> Array:

@@ -76,6 +76,7 @@ def plot_hankel_singular_values(
             f"give the order to mark or a tolerance to choose it, not both (order={order}, tol={tol})"
         )
     values, floor, marked = _spectrum_of(source, dt)
+    certified = not isinstance(source, Reduction) or source.source.certified
     if tol is not None:
         marked = select_order(values, tol=tol, noise_floor=floor)
     if order is not None:
@@ -87,7 +88,8 @@ def plot_hankel_singular_values(
     finite = values[unstable:]
     index = np.arange(1, values.size + 1)
     positive = finite > 0
-    bounds = error_bounds(values)[unstable : values.size]
+    # nothing bounds the error of what was estimated from data or empirical Gramians
+    bounds = error_bounds(values)[unstable : values.size] if certified else np.zeros(finite.size)
     shown = np.concatenate([finite[positive], bounds[bounds > 0], [floor] if floor else []])
     top = float(shown.max(initial=1e-300)) * 4 if shown.size else 1.0
     bottom = (
@@ -124,14 +126,15 @@ def plot_hankel_singular_values(
             clip_on=False,
         )
     seen = bounds > 0
-    ax.step(
-        np.arange(unstable, values.size)[seen],
-        bounds[seen],
-        where="mid",
-        color=BOUND,
-        linewidth=1,
-        label="error bound of order $k$",
-    )
+    if np.any(seen):
+        ax.step(
+            np.arange(unstable, values.size)[seen],
+            bounds[seen],
+            where="mid",
+            color=BOUND,
+            linewidth=1,
+            label="error bound of order $k$",
+        )
     if floor > 0:
         ax.axhspan(
             bottom, max(floor, bottom), color=NOISE, alpha=0.35, linewidth=0, label=f"noise floor {floor:.1e}"
@@ -140,8 +143,8 @@ def plot_hankel_singular_values(
         ax.axhline(tol, color=ERROR, linewidth=1, linestyle="--", label=f"tolerance {tol:g}")
     if marked is not None:
         bound = float(error_bounds(values)[marked])
-        says = "exact" if bound == 0 else f"bound {bound:.2e}"
-        ax.axvline(marked + 0.5, color=REDUCED, linewidth=1.2, label=f"chosen order {marked} ({says})")
+        says = "" if not certified else " (exact)" if bound == 0 else f" (bound {bound:.2e})"
+        ax.axvline(marked + 0.5, color=REDUCED, linewidth=1.2, label=f"chosen order {marked}{says}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("order $k$")
     ax.set_ylabel("gain (output per input)")

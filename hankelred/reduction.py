@@ -123,6 +123,12 @@ class Reduction:
     #: the reduced LinearModel; None where a simulator was reduced
     model: Any = field(repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} of {self.hankel_singular_values.size} states to order {self.order} by "
+            f"{self.method}: error bound {self.error_bound:.3g}, solver {self.solver}>"
+        )
+
     def at(self, order: int) -> Reduction:
         """Return the reduction to another order, from the same factors.
 
@@ -176,6 +182,7 @@ def reduce(
     tol: float | None = None,
     rtol: float | None = None,
     energy: float | None = None,
+    gap: bool = False,
     method: Literal["truncation", "residualization"] = "truncation",
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
@@ -195,7 +202,9 @@ def reduce(
         The same with ``rtol`` times the largest finite Hankel singular value.
     energy : float in (0, 1], optional
         Take the smallest order that holds this share of the sum of the finite singular values.
-        Without ``order``, ``tol``, ``rtol`` and ``energy``, all above the noise floor are kept.
+    gap : bool
+        Cut at the largest ratio of neighbouring singular values above the noise floor. Without ``order``
+        and any of these rules, all above the noise floor are kept.
     method : {"truncation", "residualization"}
         "truncation" is exact at high frequency (continuous time), "residualization" at frequency
         zero. Both have the same error bound.
@@ -244,18 +253,23 @@ def reduce(
     """
     if not isinstance(method, str) or method not in METHODS:
         raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    check_rule(tol=tol, rtol=rtol, energy=energy)
+    check_rule(tol=tol, rtol=rtol, energy=energy, gap=gap)
     if order is not None:
         checked_order(order)
-        if any(rule is not None for rule in (tol, rtol, energy)):
-            raise OrderError("give the order or a rule to choose it (tol, rtol, energy), not both")
+        if gap or any(rule is not None for rule in (tol, rtol, energy)):
+            raise OrderError("give the order or a rule to choose it (tol, rtol, energy, gap), not both")
     model = as_model(sys, dt)
     at_rest = method == "residualization" and not model.is_discrete
     balancing = balance(factorize(model, checked_tol(stability_tol)), reciprocal=at_rest)
     source = METHODS[method](model, balancing)
     if order is None:
         order = select_order(
-            source.hankel_singular_values, tol=tol, rtol=rtol, energy=energy, noise_floor=source.noise_floor
+            source.hankel_singular_values,
+            tol=tol,
+            rtol=rtol,
+            energy=energy,
+            gap=gap,
+            noise_floor=source.noise_floor,
         )
     return make_reduction(source, order)
 

@@ -359,7 +359,7 @@ def test_entries_without_states_are_refused():
 @pytest.mark.parametrize(
     "system, says",
     [
-        ("model.mat", "str"),
+        ("model.mat", "is a path, not a model"),
         (None, "NoneType"),
         (5, "int"),
         (np.eye(3), "ndarray"),
