@@ -88,8 +88,9 @@ class Reduction:
         Of the full model: falling, ``inf`` first for unstable and marginal poles.
     error_bound : float
         No frequency has a larger gain of (full minus reduced) than this, twice the sum of the
-        distinct singular values left out, up to rounding of the size of ``noise_floor``. inf where no
-        bound is known (empirical Gramians).
+        distinct singular values left out, up to rounding: that of the arithmetic (``noise_floor``) and that
+        of the matrices handed out, which shows in the gain where a pole is near the stability boundary
+        (``error`` measures it). inf where no bound is known (empirical Gramians, models estimated from data).
     noise_floor : float
         Singular values at or below it are rounding errors of the computation.
     unstable_order : int
