@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._assembly import EPS, Assembled
-from ._errors import HankelredError, OrderError
+from ._errors import HankelredError
 from ._excitations import Seed
 from ._experiments import Runner, Simulator, find_sizes
 from ._linear_responses import LinearJob, of_model
@@ -21,8 +21,7 @@ from ._responses import CENTERINGS, count_intervals, cross_needs_square, discret
 from ._simulator_responses import SimulatorJob, of_simulator
 from .models import Array, LinearModel, Timebase, as_model, is_discrete, validated_timebase
 from .norms import difference_norm
-from .order import check_rule, select_order
-from .reduction import Reduction, make_reduction
+from .reduction import Reduction, checked_choice, chosen_order, make_reduction
 
 _KINDS = ("controllability", "observability", "cross")
 
@@ -299,19 +298,9 @@ class EmpiricalGramians:
         >>> bool(np.allclose(reduced.left.T @ reduced.right, np.eye(2)))
         True
         """
-        check_rule(tol=tol, rtol=rtol, energy=energy)
+        rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy)
         source = _EmpiricalSource(self, self._balancing)
-        if order is None:
-            order = select_order(
-                source.hankel_singular_values,
-                tol=tol,
-                rtol=rtol,
-                energy=energy,
-                noise_floor=source.noise_floor,
-            )
-        elif any(rule is not None for rule in (tol, rtol, energy)):
-            raise OrderError("give the order or a rule to choose it (tol, rtol, energy), not both")
-        return _with_mean(make_reduction(source, order))
+        return _with_mean(make_reduction(source, chosen_order(source, order, rule)))
 
 
 class _EmpiricalSource:

@@ -254,25 +254,29 @@ def reduce(
     """
     if not isinstance(method, str) or method not in METHODS:
         raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    check_rule(tol=tol, rtol=rtol, energy=energy, gap=gap)
-    if order is not None:
-        checked_order(order)
-        if gap or any(rule is not None for rule in (tol, rtol, energy)):
-            raise OrderError("give the order or a rule to choose it (tol, rtol, energy, gap), not both")
+    rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy, gap=gap)
     model = as_model(sys, dt)
     at_rest = method == "residualization" and not model.is_discrete
     balancing = balance(factorize(model, checked_tol(stability_tol)), reciprocal=at_rest)
     source = METHODS[method](model, balancing)
-    if order is None:
-        order = select_order(
-            source.hankel_singular_values,
-            tol=tol,
-            rtol=rtol,
-            energy=energy,
-            gap=gap,
-            noise_floor=source.noise_floor,
-        )
-    return make_reduction(source, order)
+    return make_reduction(source, chosen_order(source, order, rule))
+
+
+def checked_choice(order: Any, **rule: Any) -> dict[str, Any]:
+    """Check an order and the rules for choosing one, before any work is done; return the rules."""
+    check_rule(**rule)
+    if order is not None:
+        checked_order(order)
+        if any(value is not None and value is not False for value in rule.values()):
+            raise OrderError(f"give the order or a rule to choose it ({', '.join(rule)}), not both")
+    return rule
+
+
+def chosen_order(source: ReductionSource, order: int | None, rule: dict[str, Any]) -> int:
+    """Return the order itself, or the one that the rule chooses from the source's singular values."""
+    if order is not None:
+        return order
+    return select_order(source.hankel_singular_values, noise_floor=source.noise_floor, **rule)
 
 
 def checked_order(order: Any) -> int:
