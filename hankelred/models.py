@@ -37,6 +37,10 @@ ACCEPTED = (
 )
 
 
+def _to_tuple(model: LinearModel) -> tuple[Array, Array, Array, Array]:
+    return model.as_tuple()
+
+
 @dataclass(frozen=True)
 class LinearModel:
     """The internal state space, and the way back to the type the user came with.
@@ -51,7 +55,7 @@ class LinearModel:
     D: Array
     dt: Timebase = 0
     #: builds the user's type from (A, B, C, D)
-    export: Callable[[LinearModel], Any] = field(default=lambda model: model.as_tuple(), repr=False)
+    export: Callable[[LinearModel], Any] = field(default=_to_tuple, repr=False)
     input_labels: tuple[str, ...] | None = None
     output_labels: tuple[str, ...] | None = None
     name: str | None = None
@@ -301,27 +305,54 @@ def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
 
 
 def _from_control_ss(sys: Any) -> LinearModel:
-    def export(model: LinearModel) -> Any:
-        import control
-
-        return control.StateSpace(*model.as_tuple(), model.dt, remove_useless_states=False, **_names(model))
-
     A, B, C, D, dt = validated(sys.A, sys.B, sys.C, sys.D, dt=sys.dt)
-    return LinearModel(A, B, C, D, dt, export, tuple(sys.input_labels), tuple(sys.output_labels), sys.name)
+    return LinearModel(
+        A, B, C, D, dt, _to_control_ss, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
+    )
 
 
 def _from_control_tf(sys: Any) -> LinearModel:
-    def export(model: LinearModel) -> Any:
-        import control
-
-        num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
-        return control.TransferFunction(num, den, model.dt, **_names(model))
-
     p, m = sys.noutputs, sys.ninputs
     num = [[np.asarray(sys.num_array[i, j]) for j in range(m)] for i in range(p)]
     den = [[np.asarray(sys.den_array[i, j]) for j in range(m)] for i in range(p)]
     A, B, C, D, dt = validated(*state_space_from_rational(num, den), dt=sys.dt)
-    return LinearModel(A, B, C, D, dt, export, tuple(sys.input_labels), tuple(sys.output_labels), sys.name)
+    return LinearModel(
+        A, B, C, D, dt, _to_control_tf, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
+    )
+
+
+def _from_scipy(sys: Any) -> LinearModel:
+    import scipy.signal as signal
+
+    matrices: tuple[Any, ...]
+    export: Callable[[LinearModel], Any]
+    if isinstance(sys, signal.TransferFunction):
+        # scipy's transfer functions have one input; num is 2-D where there are several outputs
+        rows = np.atleast_2d(sys.num)
+        matrices = state_space_from_rational([[row] for row in rows], [[sys.den] for _ in rows])
+        export = _to_scipy_tf
+    elif isinstance(sys, signal.ZerosPolesGain):
+        matrices, export = series_from_zpk(sys.zeros, sys.poles, sys.gain), _to_scipy_zpk
+    else:
+        matrices, export = (sys.A, sys.B, sys.C, sys.D), _to_scipy_ss
+    A, B, C, D, dt = validated(*matrices, dt=0 if sys.dt is None else sys.dt)
+    return LinearModel(A, B, C, D, dt, export)
+
+
+# The ways back are functions of the module, not closures, so that results can be pickled.
+
+
+def _to_control_ss(model: LinearModel) -> Any:
+    import control
+
+    return control.StateSpace(*model.as_tuple(), model.dt, remove_useless_states=False, **_names(model))
+
+
+def _to_control_tf(model: LinearModel) -> Any:
+    import control
+
+    num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
+    return control.TransferFunction(num, den, model.dt, **_names(model))
 
 
 def _names(model: LinearModel) -> dict[str, Any]:
@@ -332,41 +363,29 @@ def _names(model: LinearModel) -> dict[str, Any]:
     }
 
 
-def _from_scipy(sys: Any) -> LinearModel:
+def _to_scipy_ss(model: LinearModel) -> Any:
     import scipy.signal as signal
 
-    dt = 0 if sys.dt is None else sys.dt
+    return _in_time(signal.StateSpace, model, *model.as_tuple())
 
-    def rebuild(kind: Any, *args: Any, model: LinearModel) -> Any:
-        return kind(*args, dt=model.dt) if model.is_discrete else kind(*args)
 
-    if isinstance(sys, signal.TransferFunction):
-        # scipy's transfer functions have one input; num is 2-D where there are several outputs
-        rows = np.atleast_2d(sys.num)
-        matrices = state_space_from_rational([[row] for row in rows], [[sys.den] for _ in rows])
+def _to_scipy_zpk(model: LinearModel) -> Any:
+    import scipy.signal as signal
 
-        def export(model: LinearModel) -> Any:
-            num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
-            width = max(entry[0].size for entry in num)
-            padded = [np.pad(entry[0], (width - entry[0].size, 0)) for entry in num]
-            with warnings.catch_warnings():
-                # scipy.signal warns of leading zeros, which a zero or strictly proper numerator has
-                warnings.simplefilter("ignore", signal.BadCoefficients)
-                return rebuild(
-                    signal.TransferFunction, padded if len(padded) > 1 else padded[0], den[0][0], model=model
-                )
+    return _in_time(signal.ZerosPolesGain, model, *zeros_poles_gain(*model.as_tuple()))
 
-    elif isinstance(sys, signal.ZerosPolesGain):
-        matrices = series_from_zpk(sys.zeros, sys.poles, sys.gain)
 
-        def export(model: LinearModel) -> Any:
-            return rebuild(signal.ZerosPolesGain, *zeros_poles_gain(*model.as_tuple()), model=model)
+def _to_scipy_tf(model: LinearModel) -> Any:
+    import scipy.signal as signal
 
-    else:
-        matrices = (sys.A, sys.B, sys.C, sys.D)
+    num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
+    width = max(entry[0].size for entry in num)
+    padded = [np.pad(entry[0], (width - entry[0].size, 0)) for entry in num]
+    with warnings.catch_warnings():
+        # scipy.signal warns of leading zeros, which a zero or strictly proper numerator has
+        warnings.simplefilter("ignore", signal.BadCoefficients)
+        return _in_time(signal.TransferFunction, model, padded if len(padded) > 1 else padded[0], den[0][0])
 
-        def export(model: LinearModel) -> Any:
-            return rebuild(signal.StateSpace, *model.as_tuple(), model=model)
 
-    A, B, C, D, dt = validated(*matrices, dt=dt)
-    return LinearModel(A, B, C, D, dt, export)
+def _in_time(kind: Any, model: LinearModel, *arguments: Any) -> Any:
+    return kind(*arguments, dt=model.dt) if model.is_discrete else kind(*arguments)

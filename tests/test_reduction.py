@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
+import control
 import numpy as np
 import pytest
 import scipy.linalg as sla
+import scipy.signal
 from _reference import (
     all_pass,
     damped_chain,
@@ -574,3 +578,24 @@ def test_error_is_that_of_the_matrices_handed_out():
     for order in (1, 2):
         r = hankelred.reduce(S, order, dt=True)
         assert r.error() >= 0.99 * gains(difference(S, r.system), np.zeros(1), discrete=True).max()
+
+
+@pytest.mark.parametrize("kind", ["tuple", "control.ss", "control.tf", "scipy.zpk", "scipy.tf", "modal"])
+def test_results_can_be_pickled_and_copied(kind):
+    # Story: the way back to the user's type was a closure, so no Reduction could be sent to a process.
+    A, B, C = np.diag([-1.0, -2.0, -50.0]), np.ones((3, 1)), np.array([[1.0, -2.0, 5.0]])
+    system = {
+        "tuple": lambda: (A, B, C, 0),
+        "control.ss": lambda: control.ss(A, B, C, 0),
+        "control.tf": lambda: control.tf([1, 2], [1, 6, 11, 6]),
+        "scipy.zpk": lambda: scipy.signal.ZerosPolesGain([-3], [-1, -2, -5], 2.0),
+        "scipy.tf": lambda: scipy.signal.TransferFunction([1, 2], [1, 6, 11, 6]),
+        "modal": lambda: hankelred.modal_form((A, B, C, 0)),
+    }[kind]()
+    r = hankelred.reduce(system, 2)
+    copies = [copy.deepcopy(r)]
+    if kind != "control.ss":  # python-control's StateSpace itself cannot be pickled
+        copies.append(pickle.loads(pickle.dumps(r)))
+    for again in copies:
+        assert type(again.system) is type(r.system)
+        assert again.at(1).error() == r.at(1).error()
