@@ -18,6 +18,7 @@ time; Kressner, "Block variants of Hammarling's method" (2008) for the idea of b
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,6 +28,8 @@ from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 Array: TypeAlias = npt.NDArray[Any]
 
 TILE = 40
+
+HALF = math.sqrt(0.5)
 
 
 def hammarling_factors(T: Array, B: Array, C: Array, *, discrete: bool) -> tuple[Array, Array]:
@@ -85,7 +88,9 @@ def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tu
     of S from S + S^H + M M^H = 0. So a state that is hardly controllable loses nothing.
     """
     size = J.stop - J.start
-    S, M = np.zeros((size, size), dtype=U.dtype, order="F"), np.zeros((size, B.shape[1]), dtype=U.dtype)
+    blocks = np.zeros((size, size), dtype=U.dtype, order="F")
+    within = np.zeros((size, size), dtype=bool)
+    M = np.zeros((size, B.shape[1]), dtype=U.dtype)
     solve_tile = _discrete_tile if discrete else _continuous_tile
     stop = J.stop
     while stop > J.start:
@@ -94,15 +99,18 @@ def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tu
             start -= 1
         block, local = slice(start, stop), slice(start - J.start, stop - J.start)
         if stop - start == 1:
-            U[start, start], S[local, local], M[local] = _root_of_pole(T[start, start], B[start], discrete)
+            U[start, start], blocks[local, local], M[local] = _root_of_pole(
+                T[start, start], B[start], discrete
+            )
         else:
-            U[block, block], S[local, local], M[local] = _root_of_pair(T[block, block], B[block])
-        S[local, local.stop :] = -(M[local] @ M[local.stop :].conj().T)
+            U[block, block], blocks[local, local], M[local] = _root_of_pair(T[block, block], B[block])
+        within[local, local] = True
         if start > J.start:
             above = slice(J.start, start)
             coupling = T[above, block] @ U[block, block]
-            solve_tile(T, B, U, above, block, coupling, S[local, local], M[local])
+            solve_tile(T, B, U, above, block, coupling, blocks[local, local], M[local])
         stop = start
+    S = np.asfortranarray(np.where(within, blocks, np.triu(-(M @ M.conj().T), 1)))
     return S, M
 
 
@@ -121,51 +129,59 @@ def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     rewritten. The real root U has U U^T = V V^H, so V = U Q with a unitary Q, and S and M follow by
     Q instead of by the inverse of U.
     """
-    scale = float(np.abs(b).max(initial=0.0))
+    # plain numbers throughout: a few inputs are faster so than as arrays
+    (a, above), (below, _) = T.tolist()
+    upper, lower = b.tolist()
+    scale = max(map(abs, upper + lower), default=0.0)
     if scale == 0:
         return np.zeros((2, 2)), T, np.zeros_like(b)
-    b = b / scale  # squares of a hardly controllable row must not underflow
-    a = float(T[0, 0])
-    skew = math.sqrt(float(T[1, 0]) / -float(T[0, 1]))
-    w = math.copysign(math.sqrt(-float(T[0, 1]) * float(T[1, 0])), T[0, 1])
+    skew = math.sqrt(below / -above)
+    w = math.copysign(math.sqrt(-above * below), above)
     pole = complex(a, w)
-    x, y = b[0] * math.sqrt(0.5), b[1] * (-math.sqrt(0.5) / skew)
-    beta = x + 1j * y  # the row of the pole; its conjugate is the row of the other
-    xx, yy, xy = float(x @ x), float(y @ y), float(x @ y)
+    # divided by their size first: squares of a hardly controllable row must not underflow
+    x = [v / scale * HALF for v in upper]
+    y = [-v / scale * HALF / skew for v in lower]
+    beta = list(map(complex, x, y))  # the row of the pole; its conjugate is the row of the other
+    xx, yy, xy = _dot(x, x), _dot(y, y), _dot(x, y)
     size = xx + yy
     bilinear = complex(xx - yy, 2 * xy)  # beta beta^T; |beta|^4 - |bilinear|^2 is 4 det of x and y
-    larger, other = (x, y) if xx >= yy else (y, x)
-    rest = other - larger * (xy / max(xx, yy))
-    gap = 4 * max(xx, yy) * float(rest @ rest) / size**2
-    # the Gramian of the complex states is [[p, q], [conj q, p]]
+    larger, other, most = (x, y, xx) if xx >= yy else (y, x, yy)
+    rest = [o - v * (xy / most) for o, v in zip(other, larger, strict=True)]
+    gap = 4 * most * _dot(rest, rest) / size**2
+    # the Gramian of the complex states is [[p, q], [conj q, p]], and ratio is q / p
     p, ratio = size / (-2 * a), bilinear / size * (a / pole)
     v22 = math.sqrt(p)
     v11 = math.sqrt(p * (gap * a * a + w * w)) / abs(pole)
     v12 = ratio * v22
     length = math.sqrt(-2 * a)
-    M2 = beta.conj() * (length / math.sqrt(size))
-    M1 = beta * (complex(gap * a, w) / pole)
-    if b.shape[1] > 1:
-        M1 = M1 - ratio * (beta.conj() - (bilinear.conjugate() / size) * beta)
-    M1 = M1 * (length / math.sqrt(np.vdot(M1, M1).real))
-    # back to the two real states; plain numbers, because arrays of two cost more than they do
-    half = math.sqrt(0.5)
-    first, second = (half * v11, half * (v12 + v22)), (half * skew * v11 * 1j, half * skew * (v12 - v22) * 1j)
+    M2 = [v.conjugate() * (length / math.sqrt(size)) for v in beta]
+    M1 = [v * (complex(gap * a, w) / pole) for v in beta]
+    if len(beta) > 1:
+        along = bilinear.conjugate() / size
+        M1 = [u - ratio * (v.conjugate() - along * v) for u, v in zip(M1, beta, strict=True)]
+    stretch = length / math.hypot(*map(abs, M1))
+    M1 = [v * stretch for v in M1]
+    # back to the two real states
+    first, second = (HALF * v11, HALF * (v12 + v22)), (HALF * skew * v11 * 1j, HALF * skew * (v12 - v22) * 1j)
     u22 = math.hypot(abs(second[0]), abs(second[1]))
     u12 = (first[0] * second[0].conjugate() + first[1] * second[1].conjugate()).real / u22
-    rest1 = (first[0] - second[0] * (u12 / u22), first[1] - second[1] * (u12 / u22))
-    u11 = math.hypot(abs(rest1[0]), abs(rest1[1]))
-    q1, q2 = (rest1[0] / u11, rest1[1] / u11), (second[0] / u22, second[1] / u22)
-    coupling = -complex(np.vdot(M2, M1))
+    left = (first[0] - second[0] * (u12 / u22), first[1] - second[1] * (u12 / u22))
+    u11 = math.hypot(abs(left[0]), abs(left[1]))
+    q1, q2 = (left[0] / u11, left[1] / u11), (second[0] / u22, second[1] / u22)
+    coupling = -sum((u * v.conjugate() for u, v in zip(M1, M2, strict=True)), 0j)
 
-    def entry(left: tuple[complex, complex], right: tuple[complex, complex]) -> float:
-        through = left[0] * coupling + left[1] * pole.conjugate()
-        return (left[0] * pole * right[0].conjugate() + through * right[1].conjugate()).real
+    def entry(row: tuple[complex, complex], column: tuple[complex, complex]) -> float:
+        through = row[0] * coupling + row[1] * pole.conjugate()
+        return (row[0] * pole * column[0].conjugate() + through * column[1].conjugate()).real
 
-    M = np.empty((2, b.shape[1]))
-    M[0], M[1] = (q1[0] * M1 + q1[1] * M2).real, (q2[0] * M1 + q2[1] * M2).real
+    U = np.array([[u11 * scale, u12 * scale], [0.0, u22 * scale]])
     S = np.array([[entry(q1, q1), entry(q1, q2)], [entry(q2, q1), entry(q2, q2)]])
-    return np.array([[u11 * scale, u12 * scale], [0.0, u22 * scale]]), S, M
+    M = [[(q[0] * u + q[1] * v).real for u, v in zip(M1, M2, strict=True)] for q in (q1, q2)]
+    return U, S, np.array(M)
+
+
+def _dot(x: list[float], y: list[float]) -> float:
+    return sum(map(operator.mul, x, y))
 
 
 def _continuous_tile(
