@@ -22,6 +22,9 @@ Quadruple = tuple[Array, Array, Array, Array]
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
 HINF_RTOL = 1e-6
 MAX_LEVELS = 60
+#: Local maxima of a grid that are climbed, and how often the bracket of each shrinks to a quarter.
+PEAKS = 4
+ZOOMS = 7
 
 
 def norm(
@@ -177,9 +180,8 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
     response = FrequencyResponse(A, B, C, D, discrete=discrete)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
     plane = _HalfPlane(A, B, C, D, discrete=discrete)
-    best, at = _best_gain(
-        response, np.append(_start_frequencies(A, discrete=discrete, real=real), plane.far_end)
-    )
+    start = np.append(_start_frequencies(A, discrete=discrete, real=real), plane.far_end)
+    best, at = _highest_peak(response, start)
     direct = float(np.linalg.norm(D, 2))
     if not discrete and direct > best:
         best, at = direct, math.inf
@@ -189,7 +191,7 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
         level = best * (1 + HINF_RTOL)
         crossings = plane.candidates(level, real=real)
         between = 0.5 * (crossings[1:] + crossings[:-1])
-        higher, where = _best_gain(response, np.concatenate([crossings, between]))
+        higher, where = _highest_peak(response, np.concatenate([crossings, between]))
         if higher <= level:
             if higher > best:
                 best, at = higher, where
@@ -200,22 +202,46 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
     )
 
 
-def _best_gain(response: FrequencyResponse, frequencies: Array) -> tuple[float, float]:
-    if frequencies.size == 0:
+def _highest_peak(response: FrequencyResponse, frequencies: Array) -> tuple[float, float]:
+    """Return the largest gain on a grid, after climbing from its highest points to the peaks beside them.
+
+    Where two large systems nearly cancel, the eigenvalues of the Hamiltonian carry their rounding, and a
+    level test alone would stop below the peak.
+    """
+    grid = np.unique(frequencies)
+    if grid.size == 0:
         return 0.0, 0.0
-    gains = response.gain(frequencies)
+    gains = response.gain(grid)
     k = int(np.argmax(gains))
-    return float(gains[k]), float(frequencies[k])
+    best, at = float(gains[k]), float(grid[k])
+    padded = np.concatenate([[-np.inf], gains, [-np.inf]])
+    tops = np.flatnonzero((gains >= padded[:-2]) & (gains >= padded[2:]))
+    tops = tops[np.argsort(-gains[tops])][:PEAKS]
+    below, above = grid[np.maximum(tops - 1, 0)], grid[np.minimum(tops + 1, grid.size - 1)]
+    for _ in range(ZOOMS):
+        if not math.isfinite(best):
+            break
+        lines = below + (above - below) * np.linspace(0, 1, 9)[:, None]
+        gains = response.gain(lines.ravel()).reshape(lines.shape)
+        highest, columns = gains.argmax(axis=0), np.arange(lines.shape[1])
+        k = int(np.argmax(gains[highest, columns]))
+        if gains[highest[k], k] > best:
+            best, at = float(gains[highest[k], k]), float(lines[highest[k], k])
+        below = lines[np.maximum(highest - 1, 0), columns]
+        above = lines[np.minimum(highest + 1, 8), columns]
+    return best, at
 
 
 def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
-    """Return the resonance of every pole, and both ends of the axis."""
+    """Return the resonance of every pole, both ends of the axis, and a coarse grid between."""
     poles = np.linalg.eigvals(A)
     if discrete:
-        frequencies = np.concatenate([np.angle(poles), [0.0, math.pi]])
+        frequencies = np.concatenate([np.angle(poles), np.linspace(-math.pi, math.pi, 65)])
     else:
         resonance = np.sqrt(np.maximum(poles.imag**2 - poles.real**2, 0.0)) * np.sign(poles.imag)
-        frequencies = np.concatenate([poles.imag, resonance, np.abs(poles), [0.0]])
+        sizes = np.abs(poles[poles != 0])
+        grid = np.geomspace(sizes.min() / 3, sizes.max() * 3, 65) if sizes.size else np.zeros(0)
+        frequencies = np.concatenate([poles.imag, resonance, np.abs(poles), grid, -grid, [0.0]])
     return np.unique(np.abs(frequencies) if real else frequencies)
 
 
