@@ -44,12 +44,16 @@ class MarkovParameters:
         Sampling time in seconds.
     residual : ndarray, shape (p,)
         Root mean square of what the parameters leave unexplained, per output.
+    input_labels, output_labels : tuple of str, or None
+        Names of the channels, where the record had any.
     """
 
     markov: Array
     standard_error: Array
     dt: Timebase
     residual: Array
+    input_labels: tuple[str, ...] | None = None
+    output_labels: tuple[str, ...] | None = None
 
 
 def markov_parameters(
@@ -139,6 +143,8 @@ def markov_parameters(
         error.reshape(n, m, p).transpose(0, 2, 1) / scale,
         data.dt,
         np.sqrt(squares / equations),
+        data.input_labels,
+        data.output_labels,
     )
 
 
@@ -186,7 +192,7 @@ def realize(
         Take the smallest order whose neglected singular values, summed and doubled, are at most this.
         Without ``order`` and ``tol``, every singular value above the noise floor is kept.
     dt : True or float
-        Sampling time in seconds of the model; that of a ``MarkovParameters`` is taken from it.
+        Sampling time in seconds of the model; those of a ``MarkovParameters``, and its names, win.
     stabilize : bool
         Move poles outside the unit circle onto it and fit B again; a ``ReductionWarning`` says so. Without
         it an unstable realisation is returned as it is.
@@ -233,7 +239,9 @@ def realize(
     if order is not None and tol is not None:
         raise OrderError("give the order or a tolerance to choose it, not both")
     error_size: float | None = None
+    labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
     if isinstance(markov, MarkovParameters):
+        labels = markov.input_labels, markov.output_labels
         finite = markov.standard_error[np.isfinite(markov.standard_error)]
         error_size = float(np.sqrt(np.mean(finite**2))) if finite.size else None
         markov, dt = markov.markov, markov.dt
@@ -251,7 +259,7 @@ def realize(
         floor = (
             svd.rounding
         )  # asked for by number: what is noise and what is not is then the user's judgement
-    source = RealizationSource(h, hankel, svd, floor, dt, stabilize)
+    source = RealizationSource(h, hankel, svd, floor, dt, stabilize, *labels)
     if order is None:
         order = select_order(svd.singular_values, tol=tol, noise_floor=floor)
     return make_reduction(source, order)
@@ -306,6 +314,8 @@ class RealizationSource:
     noise_floor: float
     dt: Timebase
     stabilize: bool
+    input_labels: tuple[str, ...] | None = None
+    output_labels: tuple[str, ...] | None = None
 
     method = "era"
     solver = "svd"
@@ -334,7 +344,8 @@ class RealizationSource:
         C = observability[:p]
         if self.stabilize:
             A, B = self._stable(A, B, C)
-        return LinearModel(A, B, C, self.markov[0].copy(), self.dt, _to_control), None, None
+        names = self.input_labels, self.output_labels
+        return LinearModel(A, B, C, self.markov[0].copy(), self.dt, _to_control, *names), None, None
 
     def _stable(self, A: Array, B: Array, C: Array) -> tuple[Array, Array]:
         moved = stable_matrix(A)

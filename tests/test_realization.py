@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import control
 import numpy as np
 import pytest
 import scipy.linalg as sla
@@ -528,3 +529,12 @@ def test_import_stays_light():
     code = f"import hankelred.realization, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_names_of_a_record_reach_the_realisation():
+    """Between a named record and its realisation the estimate of Markov parameters forgot the names."""
+    plant = control.StateSpace([[0.5]], [[1.0]], [[1.0]], [[0.0]], 0.1, inputs=["volt"], outputs=["angle"])
+    u = np.random.default_rng(0).standard_normal(300)
+    record = control.forced_response(plant, np.arange(300) * 0.1, u)
+    system = hankelred.realize(hankelred.markov_parameters(record, n=20)).system
+    assert (system.input_labels, system.output_labels, system.dt) == (["volt"], ["angle"], 0.1)
