@@ -41,7 +41,7 @@ def _to_tuple(model: LinearModel) -> tuple[Array, Array, Array, Array]:
     return model.as_tuple()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LinearModel:
     """The internal state space, and the way back to the type the user came with.
 

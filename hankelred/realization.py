@@ -29,7 +29,7 @@ from .reduction import Reduction, checked_order, make_reduction
 Array: TypeAlias = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MarkovParameters:
     """An estimated impulse response.
 
@@ -395,7 +395,7 @@ def _to_control(model: LinearModel) -> Any:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IdentifiedModel(Reduction):
     """A :class:`Reduction` made from recorded data, with how well it explains them.
 
@@ -470,7 +470,7 @@ class IdentifiedModel(Reduction):
         return Comparison(data.outputs[0] - error, order_search.fits(fitted, us, ys))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """A simulated record.
 

@@ -74,7 +74,7 @@ class ReductionSource(Protocol):
         """Return the norm ("hinf" or "h2") of the full model minus the reduced one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reduction:
     """A reduced model with its spectrum and certificate.
 
@@ -129,6 +129,18 @@ class Reduction:
             f"<{type(self).__name__} of {self.hankel_singular_values.size} states to order {self.order} by "
             f"{self.method}: error bound {self.error_bound:.3g}, solver {self.solver}>"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # python-control's StateSpace cannot be pickled, so the reduced model travels in the internal form
+        state = dict(self.__dict__)
+        if self.model is not None:
+            del state["system"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "system" not in state:
+            state = {**state, "system": state["model"].to_user()}
+        self.__dict__.update(state)
 
     def at(self, order: int) -> Reduction:
         """Return the reduction to another order, from the same factors.

@@ -593,9 +593,25 @@ def test_results_can_be_pickled_and_copied(kind):
         "modal": lambda: hankelred.modal_form((A, B, C, 0)),
     }[kind]()
     r = hankelred.reduce(system, 2)
-    copies = [copy.deepcopy(r)]
-    if kind != "control.ss":  # python-control's StateSpace itself cannot be pickled
-        copies.append(pickle.loads(pickle.dumps(r)))
-    for again in copies:
+    for again in (copy.deepcopy(r), pickle.loads(pickle.dumps(r))):
         assert type(again.system) is type(r.system)
         assert again.at(1).error() == r.at(1).error()
+
+
+def test_results_are_compared_without_asking_an_array_for_its_truth():
+    # Story: == between two reductions raised numpy's error about ambiguous arrays, and so did hash().
+    r = hankelred.reduce((np.diag([-1.0, -2.0]), np.ones((2, 1)), np.ones((1, 2)), 0), 1)
+    assert r == r and r != r.at(1)
+    assert len({r, r.at(1)}) == 2
+
+
+def test_a_named_state_space_comes_back_from_a_pickle():
+    # Story: python-control's StateSpace holds a lambda, so reductions, realisations and identified models
+    # of that type could not be sent to a worker process.
+    plant = control.StateSpace(
+        np.diag([0.5, 0.2]), np.ones((2, 1)), np.ones((1, 2)), 0, 0.1, inputs=["volt"], name="plant"
+    )
+    again = pickle.loads(pickle.dumps(hankelred.reduce(plant, 1))).system
+    assert (again.name[:5], again.input_labels, again.dt) == ("plant", ["volt"], 0.1)
+    era = hankelred.realize(hankelred.impulse_response(plant, 30), 2)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(era)).system.A, era.system.A)
