@@ -528,3 +528,14 @@ def test_import_stays_light():
     code = f"import hankelred.realization, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_results_print_in_one_line():
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal(300)
+    y = hankelred.simulate(([[0.8]], [[1.0]], [[1.0]], 0), u, dt=True) + 0.1 * rng.standard_normal(300)
+    model = hankelred.identify(u, y, 1, dt=0.5)
+    assert repr(model).startswith("<IdentifiedModel of order 1, dt = 0.5: fit 0.9")
+    for result in (model, model.compare(u, y), hankelred.markov_parameters(u, y, 20)):
+        assert len(repr(result)) < 120
+        assert "\n" not in repr(result)
