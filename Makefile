@@ -8,7 +8,8 @@ MODEL ?=
 .PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/.package  ## reduce a model made by formula, or yours: make demo MODEL=path/to/model.mat
-	$(BIN)/python examples/demo.py $(if $(MODEL),"$(MODEL)")
+	# two BLAS threads on a machine that is busy already wait for each other: 0.1 s becomes 10
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/demo.py $(if $(MODEL),"$(MODEL)")
 
 test: lint docs  ## style, types, documentation, tests
 	# one BLAS thread a process: two processes with two threads each wait for each other
@@ -28,8 +29,9 @@ bench: $(VENV)/.develop  ## accuracy and speed against python-control, slycot, p
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) --editable .
+	@echo "installing into $(VENV), once; about a minute"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.package

@@ -48,7 +48,7 @@ class _Balancing:
         return left, right
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EmpiricalReduction(Reduction):
     """A Petrov-Galerkin projection balanced by empirical Gramians, and the reduced model if there is one.
 

@@ -29,7 +29,7 @@ from .reduction import Reduction, checked_order, make_reduction
 Array: TypeAlias = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MarkovParameters:
     """An estimated impulse response.
 
@@ -54,6 +54,14 @@ class MarkovParameters:
     residual: Array
     input_labels: tuple[str, ...] | None = None
     output_labels: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        n, p, m = self.markov.shape
+        return (
+            f"<MarkovParameters: {n} of {p} output(s) by {m} input(s), dt = {self.dt}: largest "
+            f"{np.abs(self.markov).max(initial=0.0):.3g}, largest standard error "
+            f"{self.standard_error.max(initial=0.0):.2g}>"
+        )
 
 
 def markov_parameters(
@@ -395,7 +403,7 @@ def _to_control(model: LinearModel) -> Any:
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class IdentifiedModel(Reduction):
     """A :class:`Reduction` made from recorded data, with how well it explains them.
 
@@ -424,6 +432,12 @@ class IdentifiedModel(Reduction):
     input_offset: Array = field(default_factory=lambda: np.zeros(0), repr=False)
     output_offset: Array = field(default_factory=lambda: np.zeros(0), repr=False)
     initial_states: tuple[Array, ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"<IdentifiedModel of order {self.order}, dt = {self.model.dt}: fit {_figures(self.fit)}, "
+            f"held back {_figures(self.held_back_fit)}>"
+        )
 
     def at(self, order: int) -> IdentifiedModel:
         """Return the model of another order, estimated from the same records.
@@ -470,7 +484,11 @@ class IdentifiedModel(Reduction):
         return Comparison(data.outputs[0] - error, order_search.fits(fitted, us, ys))
 
 
-@dataclass(frozen=True, eq=False)
+def _figures(values: Array) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """A simulated record.
 
@@ -484,6 +502,9 @@ class Comparison:
 
     output: Array
     fit: Array
+
+    def __repr__(self) -> str:
+        return f"<Comparison over {self.output.shape[1]} samples: fit {_figures(self.fit)}>"
 
 
 def identify(

@@ -305,6 +305,18 @@ def checked_order(order: Any) -> int:
     return number
 
 
+def _other_timebase(model: LinearModel | None) -> str:
+    """Return advice where every pole would be stable with the other timebase: dt is easily forgotten."""
+    if model is None:
+        return ""
+    poles = np.linalg.eigvals(model.A)
+    if not model.is_discrete and np.all(np.abs(poles) < 1):
+        return "; all poles are inside the unit circle: a discrete model needs its dt"
+    if model.is_discrete and np.all(poles.real < 0):
+        return "; all poles are in the left half plane: a continuous model has dt = 0"
+    return ""
+
+
 def make_reduction(source: ReductionSource, order: int) -> Reduction:
     """Build the result at an order: refuse too small, clip too large."""
     order = checked_order(order)
@@ -313,7 +325,7 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
     if order < unstable:
         raise OrderError(
             f"order {order} is below the {unstable} unstable or marginal pole(s), which are kept; the "
-            f"least order possible is {unstable}"
+            f"least order possible is {unstable}{_other_timebase(source.full)}"
         )
     if order > rank:
         warnings.warn(

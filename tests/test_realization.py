@@ -538,3 +538,14 @@ def test_names_of_a_record_reach_the_realisation():
     record = control.forced_response(plant, np.arange(300) * 0.1, u)
     system = hankelred.realize(hankelred.markov_parameters(record, n=20)).system
     assert (system.input_labels, system.output_labels, system.dt) == (["volt"], ["angle"], 0.1)
+
+
+def test_results_print_in_one_line():
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal(300)
+    y = hankelred.simulate(([[0.8]], [[1.0]], [[1.0]], 0), u, dt=True) + 0.1 * rng.standard_normal(300)
+    model = hankelred.identify(u, y, 1, dt=0.5)
+    assert repr(model).startswith("<IdentifiedModel of order 1, dt = 0.5: fit 0.9")
+    for result in (model, model.compare(u, y), hankelred.markov_parameters(u, y, 20)):
+        assert len(repr(result)) < 120
+        assert "\n" not in repr(result)

@@ -558,6 +558,20 @@ def test_result_does_not_share_memory_with_the_model():
     assert D[0, 0] != 99
 
 
+@pytest.mark.parametrize(
+    ("poles", "dt", "advice"),
+    [
+        ([0.9, 0.5, 0.2], 0, "needs its dt"),
+        ([-1.0, -2.0, -3.0], 0.1, "has dt = 0"),
+        ([0.9, 0.5, 2.0], 0, "possible is 3"),
+        ([-1.0, -2.0, 3.0], 0.1, "possible is 3"),
+    ],
+)
+def test_a_forgotten_timebase_is_suspected(poles, dt, advice):
+    with pytest.raises(hankelred.OrderError, match=f"{advice}$"):
+        hankelred.reduce((np.diag(poles), np.ones((3, 1)), np.ones((1, 3)), 0), 1, dt=dt)
+
+
 def test_repr_is_short():
     assert len(repr(hankelred.reduce(random_system(0, 3, 1, 1), 1))) < 1500
 
