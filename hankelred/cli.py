@@ -20,7 +20,7 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 class Timestep(click.ParamType[Any]):
-    """A timebase on the command line: 0, true, none or seconds."""
+    """A timebase on the command line: 0, true or seconds."""
 
     name = "0|true|SECONDS"
 

@@ -186,10 +186,16 @@ def modal_form(sys: Any, *, dt: Timebase = 0) -> ModalSystem:
 
 
 def _modal_of_model(model: LinearModel) -> ModalSystem:
+    return diagonalised(model)[0]
+
+
+def diagonalised(model: LinearModel) -> tuple[ModalSystem, Array]:
+    """Return the modal system and the matrix from its states to those of the model."""
     if model.n_states == 0:
-        return ModalSystem(np.zeros(0), model.B, model.C, model.D, dt=model.dt)
+        return ModalSystem(np.zeros(0), model.B, model.C, model.D, dt=model.dt), np.zeros((0, 0))
     if model.log_poles is not None:
-        return ModalSystem(model.log_poles, model.B, model.C, model.D, dt=model.dt)
+        same = ModalSystem(model.log_poles, model.B, model.C, model.D, dt=model.dt)
+        return same, np.eye(model.n_states)
     poles, V = np.linalg.eig(model.A)
     condition = np.linalg.cond(V)
     if not condition < DEFECTIVE:
@@ -215,10 +221,10 @@ def _modal_of_model(model: LinearModel) -> ModalSystem:
         single = real[order]
         B[single], C[:, single] = B[single].real, C[:, single].real
     if not model.is_discrete:
-        return ModalSystem(poles, B, C, model.D, dt=model.dt)
+        return ModalSystem(poles, B, C, model.D, dt=model.dt), V / scale
     with np.errstate(divide="ignore"):
         logs = np.log(poles)
-    return ModalSystem(logs, B, C, model.D, dt=model.dt)
+    return ModalSystem(logs, B, C, model.D, dt=model.dt), V / scale
 
 
 def _pole_order(poles: Array, *, discrete: bool, paired: bool) -> tuple[Array, Array]:

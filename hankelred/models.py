@@ -215,6 +215,8 @@ def _check_range(A: Array, B: Array, C: Array, D: Array) -> None:
 
 def validated_timebase(dt: Any) -> Timebase:
     """Check a timebase: 0, True, a positive number of seconds, or None."""
+    if isinstance(dt, np.bool_):
+        dt = bool(dt)
     if dt is None or dt is True:
         return dt
     try:

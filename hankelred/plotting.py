@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from ._errors import ModelError, OrderError
 from ._response import FrequencyResponse, largest_singular_value
+from ._split import STABILITY_TOL
+from .empirical import EmpiricalGramians
 from .hankel import singular_values
 from .lyapunov import factorize
 from .models import LinearModel, Timebase, as_model
@@ -37,7 +39,7 @@ def plot_hankel_singular_values(
 
     Parameters
     ----------
-    source : model, Reduction, or array_like of Hankel singular values
+    source : model, Reduction, EmpiricalGramians, or array_like of Hankel singular values
         A model as in :func:`hankel_singular_values`; values in falling order, inf first.
     order : int, optional
         Order to mark. Default: the order of a Reduction; else none.
@@ -76,7 +78,11 @@ def plot_hankel_singular_values(
             f"give the order to mark or a tolerance to choose it, not both (order={order}, tol={tol})"
         )
     values, floor, marked = _spectrum_of(source, dt)
-    certified = not isinstance(source, Reduction) or source.source.certified
+    certified = (
+        source.source.certified
+        if isinstance(source, Reduction)
+        else not isinstance(source, EmpiricalGramians)
+    )
     if tol is not None:
         marked = select_order(values, tol=tol, noise_floor=floor)
     if order is not None:
@@ -163,7 +169,9 @@ def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None]:
         values = np.asarray(source, dtype=float)
         select_order(values)  # checks it
         return values, 0.0, None
-    values, floor = singular_values(factorize(as_model(source, dt), 1e-13))
+    if isinstance(source, EmpiricalGramians):
+        return source.hankel_singular_values, source.noise_floor, None
+    values, floor = singular_values(factorize(as_model(source, dt), STABILITY_TOL))
     return values, floor, None
 
 

@@ -21,6 +21,7 @@ from ._errors import ModelError, OrderError, ReductionWarning
 from ._split import STABILITY_TOL
 from .hankel import balance, checked_tol
 from .lyapunov import factorize
+from .modal import ModalSystem, diagonalised
 from .models import LinearModel, Timebase, as_model
 from .order import check_rule, error_bounds, select_order
 
@@ -336,8 +337,13 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
         )
         order = rank
     model, left, right = source.truncate(order)
+    system = None if model is None else model.to_user()
+    if isinstance(system, ModalSystem) and left is not None and right is not None:
+        # handed out in modal states, so the projection goes there too
+        system, to_model = diagonalised(model)  # type: ignore[arg-type]
+        left, right = left @ np.linalg.inv(to_model).T, right @ to_model
     return Reduction(
-        system=None if model is None else model.to_user(),
+        system=system,
         order=order,
         hankel_singular_values=values,
         error_bound=float(error_bounds(values)[order]) if source.certified else math.inf,

@@ -119,7 +119,8 @@ def test_states_in_any_unit(seed, discrete):
         reduction = hankelred.reduce(scaled, order, dt=discrete)
         poles = np.linalg.eigvals(reduction.system[0])
         assert np.all(np.abs(poles) < 1) if discrete else np.all(poles.real < 0)
-        assert 0 < reduction.error() <= reduction.error_bound * (1 + 1e-6)
+        # the error is that of two gains subtracted, so it carries their rounding
+        assert 0 < reduction.error() <= reduction.error_bound * (1 + 1e-6) + 1e-9 * values[0]
         np.testing.assert_allclose(
             reduction.left.T @ scaled[0] @ reduction.right, reduction.system[0], atol=1e-8
         )

@@ -182,3 +182,19 @@ def test_unpaired_poles_are_complex_systems():
 def test_one_dimensional_ports():
     modal = ModalSystem([-1.0, -2.0], [1, 1], [1, 1])
     assert modal.B.shape == (2, 1) and modal.C.shape == (1, 2)
+
+
+def test_projection_leads_to_the_modal_system_handed_out():
+    # Story: left and right led to the balanced states, while the system was handed out in modal ones.
+    rng = np.random.default_rng(4)
+    A = rng.standard_normal((7, 7))
+    A -= (np.linalg.eigvals(A).real.max() + 0.3) * np.eye(7)
+    modal = hankelred.modal_form((A, rng.standard_normal((7, 2)), rng.standard_normal((2, 7)), 0))
+    for order in (1, 3, 6):
+        r = hankelred.reduce(modal, order)
+        np.testing.assert_allclose(
+            r.left.T @ np.diag(modal.poles) @ r.right, np.diag(r.system.poles), atol=1e-10
+        )
+        np.testing.assert_allclose(r.left.T @ r.right, np.eye(order), atol=1e-10)
+        np.testing.assert_allclose(r.left.T @ modal.B, r.system.B, atol=1e-10)
+        np.testing.assert_allclose(modal.C @ r.right, r.system.C, atol=1e-10)
