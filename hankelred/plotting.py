@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ._errors import ModelError, OrderError
 from ._response import FrequencyResponse, largest_singular_value
+from .empirical import EmpiricalGramians
 from .hankel import singular_values
 from .lyapunov import factorize
 from .models import LinearModel, Timebase, as_model
@@ -37,7 +38,7 @@ def plot_hankel_singular_values(
 
     Parameters
     ----------
-    source : model, Reduction, or array_like of Hankel singular values
+    source : model, Reduction, EmpiricalGramians, or array_like of Hankel singular values
         A model as in :func:`hankel_singular_values`; values in falling order, inf first.
     order : int, optional
         Order to mark. Default: the order of a Reduction; else none.
@@ -76,7 +77,8 @@ def plot_hankel_singular_values(
             f"give the order to mark or a tolerance to choose it, not both (order={order}, tol={tol})"
         )
     values, floor, marked = _spectrum_of(source, dt)
-    certified = not isinstance(source, Reduction) or source.source.certified
+    empirical = isinstance(source, EmpiricalGramians)
+    certified = source.source.certified if isinstance(source, Reduction) else not empirical
     if tol is not None:
         marked = select_order(values, tol=tol, noise_floor=floor)
     if order is not None:
@@ -156,6 +158,8 @@ def plot_hankel_singular_values(
 def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None]:
     if isinstance(source, Reduction):
         return source.hankel_singular_values, source.noise_floor, source.order
+    if isinstance(source, EmpiricalGramians):
+        return source.hankel_singular_values, source.noise_floor, None
     array = isinstance(source, np.ndarray) or (
         isinstance(source, list) and source and np.ndim(source[0]) == 0
     )

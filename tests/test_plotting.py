@@ -228,3 +228,11 @@ def test_odd_reductions(system, order, dt):
 def test_only_reductions_are_drawn(bad):
     with pytest.raises(hankelred.ModelError, match="Reduction"):
         plot_reduction(bad)
+
+
+def test_empirical_gramians_as_source():
+    grams = hankelred.empirical_gramians(([[-1.0, 0.5], [0.0, -3.0]], [[1.0], [1.0]], [[1.0, 1.0]], 0.0))
+    ax = hankelred.plot_hankel_singular_values(grams)
+    draw(ax)
+    assert not any("bound" in text for text in labels(ax))  # no bound holds
+    np.testing.assert_allclose(curve(ax, "Hankel").get_ydata(), grams.hankel_singular_values)
