@@ -8,7 +8,7 @@ matrix shows where the states end and the noise begins. Writes impulse_response_
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import matplotlib
 
@@ -31,6 +31,9 @@ def measured(samples: int, dt: float) -> np.ndarray:
 
 def main() -> None:
     """Realise, report and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("picture", nargs="?", default="impulse_response_to_model.png")
+    path = parser.parse_args().picture
     dt = 0.05
     h = measured(3000, dt)
     model = hankelred.realize(h, dt=dt)
@@ -55,7 +58,6 @@ def main() -> None:
     bottom.set_xlabel("time in seconds")
     bottom.set_ylabel("impulse response")
     bottom.legend()
-    path = sys.argv[1] if len(sys.argv) > 1 else "impulse_response_to_model.png"
     figure.savefig(path, dpi=130)
     print(f"wrote {path}")
 

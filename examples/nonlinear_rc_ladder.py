@@ -12,7 +12,7 @@ Run ``python examples/nonlinear_rc_ladder.py [picture.png]``.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -164,4 +164,6 @@ def draw(
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("picture", nargs="?", default="nonlinear_rc_ladder.png")
+    main(parser.parse_args().picture)

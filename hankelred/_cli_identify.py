@@ -9,17 +9,21 @@ import click
 import numpy as np
 
 from ._errors import FileFormatError, HankelredError
-from ._records import choose_columns, read_columns
+from ._records import choose_columns, describe_columns, read_columns
 from .files import checked_suffix, write_model
 
 if TYPE_CHECKING:
     from .realization import IdentifiedModel
 
+POOR_FIT = 0.1
 
-@click.command()
+
+@click.command(short_help="A model from the record in DATA.")
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--inputs", required=True, help="Input columns: numbers from 0, or header names, with commas.")
-@click.option("--outputs", required=True, help="Output columns, likewise.")
+@click.option(
+    "--inputs", default="", help="Input columns: numbers from 0, or header names, with commas. [required]"
+)
+@click.option("--outputs", default="", help="Output columns, likewise. [required]")
 @click.option("--dt", type=float, help="Sampling time in seconds (default: unspecified).")
 @click.option("--order", type=int, help="Number of states (default: chosen by held-back samples).")
 @click.option("--unstable", is_flag=True, help="Let poles be outside the unit circle if the data say so.")
@@ -43,12 +47,14 @@ def identify(
 ) -> None:
     """Identify a model from the record in DATA: columns of text, CSV (with or without header), or .mat.
 
+    A fit of 1 is perfect, 0 no better than the mean; the held-back one is of samples the model did not see.
+
     \b
     Example:
       hankelred identify record.csv --inputs u --outputs y1,y2 --dt 0.1 --out model.json --plot model.png
       hankelred identify dryer.dat --inputs 0 --outputs 1 --dt 0.08 --order 4
     """
-    from .cli import check_folder, check_picture, save_picture
+    from .cli import check_folder, check_picture, count, save_picture, timestep
     from .realization import identify as identify_record
 
     check_picture(plot)
@@ -58,6 +64,11 @@ def identify(
     if dt is not None and not dt > 0:
         raise HankelredError(f"--dt must be a positive number of seconds, got {dt:g}")
     table, names = read_columns(data)
+    if not _split(inputs) or not _split(outputs):
+        raise FileFormatError(
+            f"say with --inputs and --outputs which columns are which; {data} has "
+            f"{describe_columns(names, table.shape[1])}"
+        )
     chosen_u = choose_columns(_split(inputs), names, table.shape[1])
     chosen_y = choose_columns(_split(outputs), names, table.shape[1])
     both = sorted(set(chosen_u) & set(chosen_y))
@@ -68,24 +79,31 @@ def identify(
         u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable
     )
     click.echo(
-        f"{u.shape[1]} samples, {u.shape[0]} input(s), {y.shape[0]} output(s) -> order {model.order}, dt = "
-        f"{model.model.dt}"
+        f"{u.shape[1]} samples, {count(u.shape[0], 'input')}, {count(y.shape[0], 'output')} -> order "
+        f"{model.order}, {timestep(model.model.dt)}"
     )
-    for i, column in enumerate(chosen_y):
-        label = names[column] if names else f"column {column}"
-        click.echo(f"fit of {label}: {model.fit[i]:.4f} (held back: {model.held_back_fit[i]:.4f})")
+    labels = [names[column] if names else f"column {column}" for column in chosen_y]
+    for label, fit, held_back in zip(labels, model.fit, model.held_back_fit, strict=True):
+        click.echo(f"fit of {label}: {fit:.4f} (held back: {held_back:.4f})")
+    for label, held_back in zip(labels, model.held_back_fit, strict=True):
+        if held_back < POOR_FIT:
+            click.echo(
+                f"warning: the model explains next to nothing of {label}; are inputs and outputs swapped, or "
+                "the order too small?",
+                err=True,
+            )
     if out is not None:
         write_model(model.model, out)
         click.echo(f"wrote {out}")
     if plot is not None:
-        save_picture(plot, lambda ax: draw_identification(model, u, y, ax))
+        save_picture(plot, lambda ax: draw_identification(model, u, y, labels, ax))
 
 
 def _split(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
-def draw_identification(model: IdentifiedModel, u: Any, y: Any, ax: Any) -> None:
+def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str], ax: Any) -> None:
     """Draw the spectrum, and below it every output as measured and as simulated, in the place of `ax`."""
     from .plotting import FULL, REDUCED, plot_hankel_singular_values
 
@@ -104,6 +122,6 @@ def draw_identification(model: IdentifiedModel, u: Any, y: Any, ax: Any) -> None
         below.plot(
             time, simulated.output[i], color=REDUCED, lw=1.0, label=f"simulated, fit {simulated.fit[i]:.3f}"
         )
-        below.set_ylabel(f"output {i}")
+        below.set_ylabel(labels[i])
         below.legend(loc="upper right", fontsize="small")
     axes[-1].set_xlabel("time in seconds" if model.model.dt is not True else "sample")

@@ -331,7 +331,9 @@ def _read_text(path: Path) -> tuple[Array, list[str] | None]:
             raise FileFormatError(f"{path}, line {line}: {len(row)} columns, where {width} were expected")
         for c, cell in enumerate(row):
             if not _is_number(cell):
-                raise FileFormatError(f"{path}, line {line}, column {c}: {cell!r} is not a number")
+                raise FileFormatError(
+                    f"{path}, line {line}, column {c}: {cell!r} is not a number{_advice(cell)}"
+                )
             table[r, c] = float(cell)
     return table, names
 
@@ -342,6 +344,15 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _advice(cell: str) -> str:
+    return "; write a decimal point" if _is_number(cell.replace(",", ".")) else ""
+
+
+def describe_columns(names: Sequence[str] | None, width: int) -> str:
+    """Say which columns there are."""
+    return f"columns 0 to {width - 1}" + (f" ({', '.join(names)})" if names else "")
 
 
 def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: int) -> list[int]:
@@ -357,7 +368,7 @@ def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: in
     >>> choose_columns(["u", "-1"], ["time", "u", "y"], 3)
     [1, 2]
     """
-    known = f"columns 0 to {width - 1}" + (f" ({', '.join(names)})" if names else "")
+    known = describe_columns(names, width)
     columns = []
     for item in choice:
         if names is not None and item in names:

@@ -21,18 +21,23 @@ def as_numbers(values: npt.ArrayLike, name: str) -> Array:
 
 
 def as_input(
-    u: npt.ArrayLike, m: int, *, finite: str | None = "remove or replace such samples first"
+    u: npt.ArrayLike,
+    m: int,
+    *,
+    finite: str | None = "remove or replace such samples first",
+    whose: str = "the model",
 ) -> tuple[Array, bool]:
     """Bring an input to (m, T) float64 or complex128; also tell whether it was 1-D.
 
-    ``finite`` is the advice that goes with the error for NaN or Inf; None lets them through.
+    ``finite`` is the advice that goes with the error for NaN or Inf; None lets them through. ``whose``
+    inputs these are is said where their number does not fit.
     """
     signal = as_numbers(u, "u")
     flat = signal.ndim == 1
     if flat:
         if m != 1:
             raise HankelredError(
-                f"u has one axis ({signal.shape[0]} samples) but the model has {m} inputs; give shape "
+                f"u has one axis ({signal.shape[0]} samples) but {whose} has {m} inputs; give shape "
                 f"({m}, samples)"
             )
         signal = signal[None]
@@ -40,7 +45,7 @@ def as_input(
         raise HankelredError(f"u must have shape (inputs, samples) or (samples,), got {signal.shape}")
     if signal.shape[0] != m:
         hint = "; time is the last axis, so pass u.T" if signal.shape[1] == m else ""
-        raise HankelredError(f"u has {signal.shape[0]} rows but the model has {m} inputs{hint}")
+        raise HankelredError(f"u has {signal.shape[0]} rows but {whose} has {m} inputs{hint}")
     signal = signal.astype(complex if np.iscomplexobj(signal) else float, copy=False)
     if finite is not None:
         good = np.isfinite(signal)

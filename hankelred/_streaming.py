@@ -108,7 +108,7 @@ class Convolver:
             Wrong number of channels, or NaN or Inf (then nothing was taken in and the stream can go on); an
             output too large for double precision.
         """
-        u, flat = as_input(u_block, self.n_inputs)
+        u, flat = as_input(u_block, self.n_inputs, whose="the impulse response")
         if np.iscomplexobj(u) and not np.iscomplexobj(self._inputs):
             self._inputs = self._inputs.astype(complex)
             self._outputs = self._outputs.astype(complex)

@@ -60,7 +60,7 @@ def model_options(function: Any) -> Any:
     return click.argument("model", type=click.Path(path_type=Path))(function)
 
 
-@cli.command()
+@cli.command(short_help="Hankel singular values of MODEL, and error bounds.")
 @model_options
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write the spectrum as a picture (.png, .pdf, .svg)."
@@ -88,7 +88,7 @@ def hsv(model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show
         save_picture(plot, lambda ax: plot_hankel_singular_values(system, ax=ax))
 
 
-@cli.command()
+@cli.command(short_help="A smaller MODEL, with error bound and true error.")
 @model_options
 @click.option("--order", type=int, help="Number of states to keep.")
 @click.option("--tol", type=float, help="Smallest order with an error bound of at most this.")
@@ -129,6 +129,8 @@ def reduce(
         system, order, tol=tol, rtol=rtol, energy=energy, method=method, stability_tol=stability_tol
     )
     print_reduction(system, reduction)
+    if (order, tol, rtol, energy) == (None, None, None, None):
+        click.echo("every value above the noise floor is kept; --order, --tol, --rtol or --energy keep fewer")
     if out is not None:
         write_model(reduction.model, out)
         click.echo(f"wrote {out}")
@@ -175,8 +177,19 @@ def print_reduction(system: LinearModel, reduction: Reduction) -> None:
 
 def describe(system: LinearModel) -> str:
     """Return the sizes and timebase of a model in one line."""
-    time = "continuous" if not system.is_discrete else f"discrete, dt = {system.dt}"
-    return f"{system.n_states} states, {system.n_inputs} inputs, {system.n_outputs} outputs, {time}"
+    sizes = (("state", system.n_states), ("input", system.n_inputs), ("output", system.n_outputs))
+    time = f"discrete, {timestep(system.dt)}" if system.is_discrete else "continuous"
+    return ", ".join([*(count(n, what) for what, n in sizes), time])
+
+
+def count(n: int, what: str) -> str:
+    """Return '1 input' or '2 inputs'."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def timestep(dt: Timebase) -> str:
+    """Return the step of a discrete model in words."""
+    return "dt unspecified" if dt is True else f"dt = {dt}"
 
 
 def console() -> Any:

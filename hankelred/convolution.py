@@ -312,6 +312,7 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
     signal, flat = as_input(
         u,
         m,
+        whose=f"markov of shape {np.shape(markov)} (samples, outputs, inputs)",
         finite='use method="direct", which keeps them from earlier outputs' if method != "direct" else None,
     )
     samples = signal.shape[1]

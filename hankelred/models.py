@@ -161,6 +161,9 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
         raise ModelError(
             f"{str(sys)!r} is a path, not a model; read it with hankelred.files.read_model(path)"
         )
+    if hasattr(sys, "hankel_singular_values"):
+        usable = "its .system" if hasattr(sys, "system") else "the model it came from"
+        raise ModelError(f"a {type(sys).__name__} is a result, not a model; pass {usable}")
     raise ModelError(f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}")
 
 
@@ -219,6 +222,8 @@ def validated_timebase(dt: Any) -> Timebase:
         dt = bool(dt)
     if dt is None or dt is True:
         return dt
+    if np.ndim(dt) > 0:
+        raise ModelError(f"dt must be one number, the seconds between samples, got shape {np.shape(dt)}")
     try:
         value = float(dt)
     except (TypeError, ValueError, OverflowError):

@@ -78,11 +78,8 @@ def plot_hankel_singular_values(
             f"give the order to mark or a tolerance to choose it, not both (order={order}, tol={tol})"
         )
     values, floor, marked = _spectrum_of(source, dt)
-    certified = (
-        source.source.certified
-        if isinstance(source, Reduction)
-        else not isinstance(source, EmpiricalGramians)
-    )
+    empirical = isinstance(source, EmpiricalGramians)
+    certified = source.source.certified if isinstance(source, Reduction) else not empirical
     if tol is not None:
         marked = select_order(values, tol=tol, noise_floor=floor)
     if order is not None:
@@ -107,7 +104,7 @@ def plot_hankel_singular_values(
     ax.set_ylim(bottom, top)
     # values below the picture need no room on the right
     visible = max(int(np.count_nonzero(values > bottom)), marked or 0, 1)
-    ax.set_xlim(-0.2, min(values.size, math.ceil(1.05 * visible)) + 0.6)
+    ax.set_xlim(-0.2, min(values.size, math.ceil(1.05 * visible)) + 0.8)
     many = values.size > 120
     ax.plot(
         index[unstable:][positive],
@@ -142,8 +139,14 @@ def plot_hankel_singular_values(
             label="error bound of order $k$",
         )
     if floor > 0:
+        below = " (below the picture)" if floor <= bottom else ""
         ax.axhspan(
-            bottom, max(floor, bottom), color=NOISE, alpha=0.35, linewidth=0, label=f"noise floor {floor:.1e}"
+            bottom,
+            max(floor, bottom),
+            color=NOISE,
+            alpha=0.35,
+            linewidth=0,
+            label=f"noise floor {floor:.1e}{below}",
         )
     if tol is not None:
         ax.axhline(tol, color=ERROR, linewidth=1, linestyle="--", label=f"tolerance {tol:g}")
@@ -162,6 +165,8 @@ def plot_hankel_singular_values(
 def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None]:
     if isinstance(source, Reduction):
         return source.hankel_singular_values, source.noise_floor, source.order
+    if isinstance(source, EmpiricalGramians):
+        return source.hankel_singular_values, source.noise_floor, None
     array = isinstance(source, np.ndarray) or (
         isinstance(source, list) and source and np.ndim(source[0]) == 0
     )
@@ -169,8 +174,6 @@ def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None]:
         values = np.asarray(source, dtype=float)
         select_order(values)  # checks it
         return values, 0.0, None
-    if isinstance(source, EmpiricalGramians):
-        return source.hankel_singular_values, source.noise_floor, None
     values, floor = singular_values(factorize(as_model(source, dt), STABILITY_TOL))
     return values, floor, None
 
@@ -222,11 +225,13 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         with np.errstate(invalid="ignore"):  # both infinite exactly on a pole: a gap in the curve
             curves.append((first - second, "error", ERROR, "-", 1.2))
     highest = peak_error = 0.0
+    gains = []
     for response, label, colour, style, width in curves:
         gain = largest_singular_value(response)
         peak = float(gain[np.isfinite(gain)].max(initial=0.0))
         highest, peak_error = max(highest, peak), peak if label == "error" else 0.0
         gain[(gain == 0) | ~np.isfinite(gain)] = np.nan  # a logarithmic axis has no place for them
+        gains.append(gain)
         ax.plot(w / step, gain, color=colour, linestyle=style, linewidth=width, label=label)
     bound = reduction.error_bound
     if full is not None and math.isfinite(bound) and bound > 0:
@@ -237,6 +242,8 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         # down to where there is something to see, not to where a gain dies away
         interesting = min(highest * 1e-5, peak_error * 1e-3) if peak_error > 0 else highest * 1e-5
         ax.set_ylim(max(ax.get_ylim()[0], interesting, highest * 1e-16), None)
+        drawn = np.flatnonzero((np.stack(gains) > ax.get_ylim()[0]).any(axis=0))
+        ax.set_xlim(w[drawn[0]] / step / 1.3, w[drawn[-1]] / step * 1.3)
     else:
         ax.set_ylim(0.1, 1.0)  # identically zero: a logarithmic axis finds no range by itself
     seconds = not reduced.is_discrete or reduced.dt is not True

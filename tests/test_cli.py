@@ -247,6 +247,31 @@ def test_complex_models_go_to_every_format_but_json(folder):
     assert not (folder / "z.json").exists()
 
 
+def test_columns_are_listed_where_none_is_chosen(folder):
+    status, _, err = run("identify", "record.csv", "--outputs", "y1")
+    assert status == 2
+    assert "record.csv has columns 0 to 2 (u, y1, y2)" in err
+
+
+def test_a_decimal_comma_is_recognised(folder):
+    (folder / "comma.csv").write_text("u;y\n" + "0,5;1\n" * 50)
+    _, _, err = run("identify", "comma.csv", "--inputs", "u", "--outputs", "y")
+    assert "'0,5' is not a number; write a decimal point" in err
+
+
+def test_a_model_that_explains_nothing_is_not_silent(folder):
+    rng = np.random.default_rng(0)
+    np.savetxt("noise.dat", rng.standard_normal((200, 2)))
+    status, out, err = run("identify", "noise.dat", "--inputs", "0", "--outputs", "1", "--order", "1")
+    assert status == 0 and "dt unspecified" in out
+    assert re.fullmatch(r"warning: [^\n]*column 1; are inputs and outputs swapped[^\n]*\n", err)
+
+
+def test_what_keeps_fewer_states_is_said(folder):
+    assert "--order, --tol, --rtol or --energy keep fewer" in run("reduce", "model.mat")[1]
+    assert "keep fewer" not in run("reduce", "model.mat", "--order", "2")[1]
+
+
 def test_clipping_is_said_in_one_line(folder):
     A, B = np.diag([-1.0, -2.0]), np.array([[1.0], [0.0]])
     write_model(as_model((A, B, np.ones((1, 2)), 0)), "hidden.json")

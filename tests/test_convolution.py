@@ -658,7 +658,7 @@ def test_convolve_is_linear_shift_invariant_and_causal(seed, n, samples, method)
     ("markov", "u", "options", "message"),
     [
         (np.ones((3, 2)), [1.0], {}, r"got \(3, 2\)"),
-        (np.ones((3, 2, 2)), np.ones((3, 5)), {}, "u has 3 rows but the model has 2 inputs"),
+        (np.ones((3, 2, 2)), np.ones((3, 5)), {}, "u has 3 rows but markov"),
         ([1.0, np.nan], [1.0], {}, r"markov\[1, 0, 0\] is nan"),
         ([1.0, np.inf], [1.0], {"method": "direct"}, r"markov\[1, 0, 0\] is inf"),
         ([1.0], [np.nan], {}, 'use method="direct"'),

@@ -117,6 +117,19 @@ def test_frequency_response_data_is_refused():
         hankel_singular_values(control.frd(control.ss(A, B, C, D), [1.0, 2.0]))
 
 
+def test_results_are_no_models():
+    reduction = hankelred.reduce(([[-1.0]], [[1.0]], [[1.0]], 0))
+    with pytest.raises(
+        hankelred.ModelError, match=r"a Reduction is a result, not a model; pass its \.system$"
+    ):
+        hankelred.reduce(reduction, 1)
+
+
+def test_a_time_axis_is_no_timebase():
+    with pytest.raises(hankelred.ModelError, match=r"got shape \(500,\)$"):
+        hankelred.hankel_singular_values(([[0.5]], [[1.0]], [[1.0]], 0), dt=np.arange(500) * 0.1)
+
+
 def test_nonlinear_systems_are_refused():
     plant = control.nlsys(lambda t, x, u, p: -x, lambda t, x, u, p: x, inputs=1, outputs=1, states=1)
     with pytest.raises(ModelError, match="NonlinearIOSystem"):

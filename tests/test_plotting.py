@@ -228,3 +228,28 @@ def test_odd_reductions(system, order, dt):
 def test_only_reductions_are_drawn(bad):
     with pytest.raises(hankelred.ModelError, match="Reduction"):
         plot_reduction(bad)
+
+
+def test_empirical_gramians_as_source():
+    grams = hankelred.empirical_gramians(([[-1.0, 0.5], [0.0, -3.0]], [[1.0], [1.0]], [[1.0, 1.0]], 0.0))
+    ax = hankelred.plot_hankel_singular_values(grams)
+    draw(ax)
+    assert not any("bound" in text for text in labels(ax))  # no bound holds
+    np.testing.assert_allclose(curve(ax, "Hankel").get_ydata(), grams.hankel_singular_values)
+
+
+def test_frequencies_where_nothing_is_seen_are_left_out():
+    stiff = np.diag([-1.0, -1e7])  # the fast pole adds little, and the gain is long gone where it is
+    r = hankelred.reduce((stiff, [[1.0], [0.0]], [[1.0, 1.0]], 0), 1)
+    ax = hankelred.plot_reduction(r)
+    draw(ax)
+    w, gain = curve(ax, "full").get_data()
+    bottom, right = ax.get_ylim()[0], ax.get_xlim()[1]
+    assert right < 1e6
+    assert np.all(gain[w > right] <= bottom)
+
+
+def test_a_floor_below_the_picture_is_said_to_be_there():
+    ax = hankelred.plot_hankel_singular_values(([[-1.0]], [[1.0]], [[1.0]], 0))
+    draw(ax)
+    assert any(text.endswith("(below the picture)") for text in labels(ax))
