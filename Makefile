@@ -7,8 +7,8 @@ MODEL ?=
 
 .PHONY: demo test lint docs bench clean
 
+# one BLAS thread: on a machine that is busy, two wait for each other and 0.1 s becomes several
 demo: $(VENV)/.package  ## reduce a model made by formula, or yours: make demo MODEL=path/to/model.mat
-	# two BLAS threads on a machine that is busy already wait for each other: 0.1 s becomes 10
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/demo.py $(if $(MODEL),"$(MODEL)")
 
 test: lint docs  ## style, types, documentation, tests
