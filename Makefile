@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# torch alone and first: asked for together with what needs it, pip may take a build with gigabytes of CUDA
+TORCH := torch==2.13.0
 MODEL ?=
 
 .PHONY: demo test lint docs bench clean
@@ -35,7 +37,8 @@ $(VENV)/.package: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.package
-	$(PIP) --editable '.[test,docs,slycot]'
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[llm,test,docs,slycot]'
 	@touch $@
 
 clean:

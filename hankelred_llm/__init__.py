@@ -1,0 +1,5 @@
+"""Stateful fine-tuning adapters: diagonal state-space residuals beside the blocks of a frozen language model."""
+
+from hankelred import __version__
+
+__all__ = ["__version__"]
