@@ -27,7 +27,9 @@ from torch import Tensor
 # Samples a chunk: a step's coefficient is rounded to float32, which 16 steps turn into at most 16 * 3e-8.
 CHUNK = 16
 # Elements a block: two float32 buffers of this size stay in a core's cache; other devices take all at once.
-_CPU_BLOCK = 2**18
+_CPU_BLOCK = 2**19
+# Chunks up to which recursive doubling joins them: log2 steps, each over all of them.
+_DOUBLING = 32
 
 
 @dataclass(frozen=True)
@@ -280,28 +282,54 @@ def _join(
     return to_columns(entering), [new[..., -1] for new in states]
 
 
+def _part(t, where):
+    return t if t is None or t.dim() == 2 else t[..., where]
+
+
+def _either(a, b):
+    return None if a is None else a | b
+
+
+def _advance(v: Tensor, factor: Tensor, before: Tensor, cut: Tensor | None) -> Tensor:
+    if cut is None:
+        return torch.addcmul(v, factor, before)
+    return v + torch.where(cut, v.new_zeros(()), factor * before)
+
+
 def _prefix(v: Tensor, factor: Tensor, state: Tensor, cut: Tensor | None) -> Tensor:
-    """Return the states ``s_j = factor_j s_(j-1) + v_j`` by recursive doubling; where `cut`, ``s_j = v_j``.
+    """Return the states ``s_j = factor_j s_(j-1) + v_j``; where `cut`, ``s_j = v_j``.
 
-    `v` is (batch, modes, chunks), `state` (batch, modes), `factor` one per mode, (modes, 1), or one per chunk too.
+    `v` is (batch, modes, chunks), `state` (batch, modes), `factor` (batch, modes, chunks) or, where it is the same
+    for all chunks, (modes, 1); `cut` is (batch, 1, chunks).
     """
-    zero = v.new_zeros(())
-    constant = factor.dim() == 2
+    first = _advance(v[..., :1], factor[..., :1], state[..., None], _part(cut, slice(1)))
+    return _inclusive(torch.cat([first, v[..., 1:]], -1), factor, cut)
 
-    def advance(v: Tensor, factor: Tensor, before: Tensor, cut: Tensor | None) -> Tensor:
-        if cut is None:
-            return torch.addcmul(v, factor, before)
-        return v + torch.where(cut, zero, factor * before)
 
-    first = advance(v[..., :1], factor[..., :1], state[..., None], None if cut is None else cut[..., :1])
-    v = torch.cat([first, v[..., 1:]], -1)
+def _inclusive(v: Tensor, factor: Tensor, cut: Tensor | None) -> Tensor:
+    """Do `_prefix` from zero: by halves while there are many chunks (less work), then by doubling (fewer steps)."""
+    count = v.shape[-1]
+    if count <= _DOUBLING:
+        return _doubling(v, factor, cut)
+    odd, even = slice(1, None, 2), slice(0, count - 1, 2)
+    joined = _advance(v[..., odd], _part(factor, odd), v[..., even], _part(cut, odd))
+    half = _inclusive(joined, _part(factor, odd) * _part(factor, even), _either(_part(cut, odd), _part(cut, even)))
+    out, later = torch.empty_like(v), slice(2, None, 2)
+    out[..., :1] = v[..., :1]
+    out[..., odd] = half
+    out[..., later] = _advance(v[..., later], _part(factor, later), half[..., : (count - 1) // 2], _part(cut, later))
+    return out
+
+
+def _doubling(v: Tensor, factor: Tensor, cut: Tensor | None) -> Tensor:
     distance = 1
     while distance < v.shape[-1]:
-        later = None if cut is None else cut[..., distance:]
-        far = factor if constant else factor[..., distance:]
-        v = torch.cat([v[..., :distance], advance(v[..., distance:], far, v[..., :-distance], later)], -1)
-        factor = factor * factor if constant else torch.cat([factor[..., :distance], far * factor[..., :-distance]], -1)
+        near, far, shifted = slice(distance), slice(distance, None), slice(-distance)
+        moved = _advance(v[..., far], _part(factor, far), v[..., shifted], _part(cut, far))
+        v = torch.cat([v[..., near], moved], -1)
+        product = _part(factor, far) * _part(factor, shifted)
+        factor = product if factor.dim() == 2 else torch.cat([factor[..., near], product], -1)
         if cut is not None:
-            cut = torch.cat([cut[..., :distance], cut[..., distance:] | cut[..., :-distance]], -1)
+            cut = torch.cat([cut[..., near], cut[..., far] | cut[..., shifted]], -1)
         distance *= 2
     return v
