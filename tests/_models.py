@@ -128,6 +128,7 @@ def tokens(*shape: int, seed: int = 2) -> Tensor:
 def error(seen: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest number where that exceeds 1."""
     assert seen.shape == expected.shape
+    seen, expected = seen.detach(), expected.detach()
     return float((seen - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
