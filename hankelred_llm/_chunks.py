@@ -27,7 +27,7 @@ from torch import Tensor
 # Samples a chunk: a step's coefficient is rounded to float32, which 16 steps turn into at most 16 * 3e-8.
 CHUNK = 16
 # Elements a block: two float32 buffers of this size stay in a core's cache; other devices take all at once.
-_CPU_BLOCK = 2**19
+_CPU_BLOCK = 2**20
 # Chunks up to which recursive doubling joins them: log2 steps, each over all of them.
 _DOUBLING = 32
 
@@ -189,7 +189,10 @@ def _load(block: Tensor, dtype: torch.dtype) -> Tensor:
     """Copy (batch, columns, samples) to (batch, columns, CHUNK, chunks), the last chunk filled up with zeros."""
     batch, columns, samples = block.shape
     whole, rest = divmod(samples, CHUNK)
-    x = block.new_empty(batch, columns, CHUNK, whole + (rest > 0), dtype=dtype)
+    chunks = whole + (rest > 0)
+    # rows a power of two apart would share few cache lines: an odd number of lines (16 floats) a row
+    row = ((chunks + 15) // 16 | 1) * 16
+    x = block.new_empty(batch, columns, CHUNK, row, dtype=dtype)[..., :chunks]
     if whole:
         x[..., :whole].copy_(block[..., : whole * CHUNK].unflatten(-1, (whole, CHUNK)).transpose(2, 3))
     if rest:
