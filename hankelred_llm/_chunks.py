@@ -93,10 +93,12 @@ class Masks:
 
 
 def to_modes(columns: Tensor, pairs: int) -> list[Tensor]:
-    """Turn (batch, columns, ...) into complex128 pairs and float64 real modes; an empty kind is left out."""
+    """Turn (batch, columns, ...) into complex128 pairs and float64 real modes; an empty kind beside another is left out."""
     columns = columns.double()
-    modes = [torch.complex(columns[:, :pairs], columns[:, pairs : 2 * pairs])] if pairs else []
-    return modes if columns.shape[1] == 2 * pairs else [*modes, columns[:, 2 * pairs :]]
+    if not pairs:
+        return [columns]
+    pair = torch.complex(columns[:, :pairs], columns[:, pairs : 2 * pairs])
+    return [pair] if columns.shape[1] == 2 * pairs else [pair, columns[:, 2 * pairs :]]
 
 
 def to_columns(modes: list[Tensor]) -> list[Tensor]:
@@ -158,7 +160,7 @@ def one_step_back(modes: Modes, h: Tensor, masks: Masks) -> Tensor:
     """Return the gradient to the initial state, float64 (batch, columns), from the first sample's adjoint."""
     factors = [power.conj() for power in modes.powers(torch.ones(1, device=h.device, dtype=torch.float64))]
     moved = [f.squeeze(1) * m for f, m in zip(factors, to_modes(h, modes.pairs), strict=True)]
-    back = torch.cat(to_columns(moved), 1) if moved else h.double()
+    back = torch.cat(to_columns(moved), 1)
     if masks.keep is not None:
         back = torch.where(masks.keep[:, :1], back, h.double())
     return back if masks.reset is None else torch.where(masks.reset[:, :1], 0.0, back)
@@ -225,7 +227,7 @@ def _scan_block(
 ) -> list[Tensor]:
     """Turn the inputs (batch, columns, CHUNK, chunks) into states in place; return the state carried on."""
     pairs = coefficients.pairs
-    sizes = [pairs, pairs] * (pairs > 0) + [x.shape[1] - 2 * pairs] * (x.shape[1] > 2 * pairs)
+    sizes = [end.shape[1] for mode in carry for end in ((mode, mode) if mode.is_complex() else (mode,))]
     # every position a list of its parts: real parts, imaginary parts, real modes
     positions = list(zip(*(part.unbind(2) for part in x.split_with_sizes(sizes, 1)), strict=True))
     keeps = None if keep is None else keep.unbind(2)
@@ -253,12 +255,18 @@ def _scan_block(
     for k in order[1:]:
         step(buffers[k % 2], k, ends)
         ends = buffers[k % 2]
-    incoming, carry = _join(coefficients, ends, carry, keep, reset, reverse)
-    before: Sequence[Tensor] = [part.to(x.dtype) for part in incoming]
+    entering, leaving = _join(coefficients, ends, carry, keep, reset, reverse)
+    before: Sequence[Tensor] = [part.to(x.dtype) for part in to_columns(entering)]
     for k in order:
         step(positions[k], k, before)
         before = positions[k]
-    return carry
+    if keep is not None and not reverse:
+        # a skipped step repeats the bits, also from one chunk to the next: the state after a chunk's last event
+        # is the one that enters the next chunk, rounded from float64
+        event = keep if reset is None else keep | reset
+        settled = event.flip(2).cumsum(2).flip(2) <= event
+        torch.where(settled, torch.cat(to_columns(leaving), 1).to(x.dtype)[:, :, None], x, out=x)
+    return [mode[..., 0 if reverse else -1] for mode in leaving]
 
 
 def _join(
@@ -269,7 +277,7 @@ def _join(
     reset: Tensor | None,
     reverse: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the state that enters each chunk, as columns, and the one that leaves the last, as modes."""
+    """Return the states that enter and leave each chunk, as modes (batch, modes, chunks)."""
     if keep is None:
         factors = [powers[:, -1:] for powers in coefficients.table]
     else:
@@ -289,8 +297,8 @@ def _join(
         torch.cat([old[..., None], new[..., :-1]], -1) for old, new in zip(carry, states, strict=True)
     ]
     if reverse:
-        entering = [t.flip(-1) for t in entering]
-    return to_columns(entering), [new[..., -1] for new in states]
+        return [t.flip(-1) for t in entering], [t.flip(-1) for t in states]
+    return entering, states
 
 
 @overload
