@@ -4,6 +4,7 @@ from hankelred import __version__
 
 from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError, StateError
 from .config import HRMConfig
+from .recurrence import linear_recurrence
 from .systems import get_systems, set_systems
 from .tuner import attach, register
 
@@ -19,5 +20,6 @@ __all__ = [
     "__version__",
     "attach",
     "get_systems",
+    "linear_recurrence",
     "set_systems",
 ]
