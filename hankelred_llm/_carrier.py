@@ -117,7 +117,8 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     given = dict(zip(names, args, strict=False))
     given.update(kwargs)
     config = backbone.config
-    if "paged" in str(getattr(config, "_attn_implementation", "")):
+    paged = "paged" in str(getattr(config, "_attn_implementation", ""))
+    if paged or given.get("write_index") is not None:
         raise StateError(
             "continuous batching (generate_batch) keeps keys and values in a paged cache, which has no "
             "room for a recurrent state; use generate"

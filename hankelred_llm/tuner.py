@@ -358,16 +358,16 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
             raise ConfigError(
                 f"layers_to_transform names layer {index}; the model has layers 0 to {count - 1}"
             )
-    blocks = [target.rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
+    adapted = [target.rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     for field in ("rank_pattern", "mode_pattern"):
         for key in getattr(config, field):
             named = (
-                names_block(key, f"{decoder.name}.{i}.{block}") for i in range(count) for block in blocks
+                names_block(key, f"{decoder.name}.{i}.{block}") for i in range(count) for block in adapted
             )
-            if blocks and not any(named):
+            if adapted and not any(named):
                 raise ConfigError(
                     f"{field} names {key!r}, which is no adapted block; names are like "
-                    f"'{decoder.name.rpartition('.')[2]}.0.{blocks[0]}', up to layer {count - 1}"
+                    f"'{decoder.name.rpartition('.')[2]}.0.{adapted[0]}', up to layer {count - 1}"
                 )
 
 

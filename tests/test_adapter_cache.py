@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from _models import PAD, adapted, awake, base_model, error, padded, step_by_step, system_of, tokens
-from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StaticCache
 from transformers.cache_utils import QuantizedCache
 
 import hankelred_llm
@@ -386,6 +386,13 @@ class TestRefusals:
         for call in (model.generate_batch, model.base_model.generate_batch):
             with pytest.raises(hankelred_llm.AdapterError, match="paged cache"):
                 call([[1, 2, 3]])
+
+    def test_continuous_batching_of_the_bare_model(self, model):
+        base = model.get_base_model()
+        options = GenerationConfig(max_new_tokens=3, do_sample=False)
+        seen = base.generate_batch([[5, 6, 7]], generation_config=options, progress_bar=False)
+        (request,) = seen.values()
+        assert "paged cache" in request.error and not request.generated_tokens
 
     def test_paged_attention(self, model):
         base = model.get_base_model()
