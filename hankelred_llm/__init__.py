@@ -1,4 +1,4 @@
-"""Stateful fine-tuning adapters: diagonal state-space residuals beside the blocks of a frozen language model."""
+"""Stateful fine-tuning adapters: state-space residuals beside the blocks of a frozen language model."""
 
 from hankelred import __version__
 
