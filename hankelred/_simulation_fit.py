@@ -66,22 +66,23 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
     # what each block hands to the next is added afterwards. Two passes of sqrt(T) steps instead of T.
     L = max(int(np.sqrt(T)), 1)
     blocks = -(-T // L)
-    F = np.zeros((L, n, blocks, P))
-    padded = np.zeros((n, blocks * L, P))
+    dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
+    F = np.zeros((L, n, blocks, P), dtype)
+    padded = np.zeros((n, blocks * L, P), dtype)
     padded[:, :T] = forcing
     F[:] = padded.reshape(n, blocks, L, P).transpose(2, 0, 1, 3)
-    Z = np.zeros((n, blocks * P))
-    local = np.empty((L, n, blocks * P))
-    powers = np.empty((L, n, n))
-    power = np.eye(n)
+    Z = np.zeros((n, blocks * P), dtype)
+    local = np.empty((L, n, blocks * P), dtype)
+    powers = np.empty((L, n, n), dtype)
+    power = np.eye(n, dtype=dtype)
     for s in range(L):
         local[s] = Z
         powers[s] = power
         Z = A @ Z + F[s].reshape(n, -1)
         power = A @ power
     ends = Z.reshape(n, blocks, P)
-    carry = np.empty((n, blocks, P))
-    x = np.zeros((n, P)) if start is None else start
+    carry = np.empty((n, blocks, P), dtype)
+    x = np.zeros((n, P), dtype) if start is None else start
     for b in range(blocks):
         carry[:, b] = x
         x = power @ x + ends[:, b]

@@ -7,7 +7,6 @@ happen here, once, for all of them.
 
 from __future__ import annotations
 
-import math
 import operator
 import warnings
 from dataclasses import dataclass, field
@@ -62,7 +61,10 @@ class ReductionSource(Protocol):
 
     @property
     def certified(self) -> bool:
-        """Whether twice the sum of the values left out bounds the error."""
+        """Whether twice the sum of the values left out bounds the error of every order."""
+
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return what of `bound`, twice the sum of the values left out, holds for this reduced model."""
 
     @property
     def full(self) -> LinearModel | None:
@@ -346,7 +348,7 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
         system=system,
         order=order,
         hankel_singular_values=values,
-        error_bound=float(error_bounds(values)[order]) if source.certified else math.inf,
+        error_bound=source.certificate(float(error_bounds(values)[order]), model),
         noise_floor=source.noise_floor,
         unstable_order=unstable,
         numerical_rank=rank,
