@@ -53,4 +53,5 @@ def _rouge() -> Any:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError:
         raise TaskError("ROUGE needs the library rouge-score; pip install 'hankelred[evaluate]'") from None
+
     return RougeScorer(["rougeL", "rouge1", "rouge2"], use_stemmer=True)

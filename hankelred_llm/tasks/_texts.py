@@ -328,7 +328,7 @@ def disjoint(
         kept[name] = [d for d in documents if d.key not in seen and _text_key(d) not in seen]
         dropped[name] = len(documents) - len(kept[name])
         seen.update(x for d in documents for x in (d.key, _text_key(d)))
-    return kept, dropped
+    return {name: kept[name] for name in parts}, dropped
 
 
 def _parted(documents: list[Document], of: int) -> tuple[list[Document], list[Document]]:

@@ -81,7 +81,7 @@ class Quality(DocumentTask):
         """Return one document a story, from rows of L-Eval or of the hub."""
         questions: dict[str, list[Question]] = {}
         for record in records:
-            if "article" in record.content:
+            if isinstance(record.content, dict) and "article" in record.content:
                 questions.setdefault(record.text("article"), []).append(_from_hub(record))
             else:
                 questions.setdefault(record.text("input"), []).extend(_from_leval(record))
