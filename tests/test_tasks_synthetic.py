@@ -257,7 +257,7 @@ def test_drawn_automata_keep_their_promises(seed, states, symbols):
 
 
 def test_three_states_that_move_alike_are_never_told_apart():
-    """Two outcomes cannot tell three of them apart; such tables are drawn rarely, so one is handed in first."""
+    """Two outcomes cannot tell three apart; such tables are drawn rarely, so one is handed in first."""
     alike = np.array([[1, 2, 3], [3, 0, 1], [3, 0, 1], [3, 0, 1]])
     drawn = [alike] * 50
 

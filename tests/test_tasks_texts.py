@@ -611,12 +611,12 @@ def test_floors_of_qmsum():
     """On validation meetings, the test meetings not being there; published for the test: .128 and .389."""
     pytest.importorskip("rouge_score")
     task = get_task("qmsum", data_dir=shared("qmsum/val.jsonl"))
-    floors = task.floors(task.validation(8192, size=15))
-    split = task.test(8192, size=100)
+    floors = task.floors(task.validation(8192, size=8))
+    split = task.test(8192, size=60)
     answers = sorted({q.answers[0] for d in task.documents()["train"] for q in d.questions}, key=len)
     long = task.score(split, [answers[int(0.99 * len(answers))]] * len(split)).means
-    assert long["rougeL_f1"] == pytest.approx(0.127, abs=0.002)
-    assert long["rouge1_recall"] == pytest.approx(0.413, abs=0.01)
+    assert long["rougeL_f1"] == pytest.approx(0.127, abs=0.005)
+    assert long["rouge1_recall"] == pytest.approx(0.413, abs=0.02)
     # recall is won by length; the floor that is reported is the constant with more F1
     assert 0.12 < floors["constant"]["rougeL_f1"] < 0.17
     assert floors["constant"]["rouge1_recall"] < long["rouge1_recall"]
