@@ -38,7 +38,7 @@ $(VENV)/.package: pyproject.toml constraints.txt
 
 $(VENV)/.develop: $(VENV)/.package
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[llm,test,docs,slycot]'
+	$(PIP) --editable '.[llm,evaluate,test,docs,slycot]'
 	@touch $@
 
 clean:
