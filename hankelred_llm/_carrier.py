@@ -12,13 +12,13 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.cache_utils import Cache
 
 from ._errors import StateError
 from ._tokens import Tokens, read_tokens
 from .adapter import HRMLayer
-from .state import HRMState, checked_cache, find_state, open_state
+from .state import HRMState, checked_cache, find_state, open_state, tokens_seen
 
 _CACHE_NAMES = ("past_key_values", "layer_past")
 
@@ -29,15 +29,14 @@ class Pass:
     def __init__(self, batch: int, time: int, tokens: Tokens, n_layers: int):
         self.batch, self.time, self.tokens, self.n_layers = batch, time, tokens, n_layers
         self._cache: Cache | None = None
-        self._seen: int | Tensor = 0
+        self._seen = 0
         self._state: HRMState | None = None
-        self._counted = False
 
     def enter(self, cache: object) -> None:
         """Note the cache that the first layer gets, before keys and values are added."""
         if self._cache is None and cache is not None:
             self._cache = checked_cache(cache)
-            self._seen = self._cache.get_seq_length()
+            self._seen = tokens_seen(self._cache)
 
     def tokens_on(self, device: torch.device) -> Tokens:
         """Return padding and document starts on the device of a layer."""
@@ -109,6 +108,7 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         return  # the model itself says what is missing
     batch, time = inputs.shape[:2]
     cache = given.get("past_key_values")
+    cache = None if cache is None else checked_cache(cache)
     layers = getattr(backbone, backbone.__dict__["_hrm_layers"])
     tokens = read_tokens(
         batch,
@@ -117,7 +117,7 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         positions=given.get("position_ids"),
         starts=given.get("cu_seq_lens_q"),
         documents=given.get("seq_idx"),
-        cache=cache if isinstance(cache, Cache) else None,
+        cache=cache,
         window=getattr(config, "sliding_window", None),
     )
     this = Pass(batch, time, tokens, len(layers))

@@ -248,11 +248,6 @@ class HRMLayer(nn.Module, BaseTunerLayer):
             system = self.system(name)
             identity = system.identity.value
             before = None if state is None else state.previous(self.place, identity)
-            if before is not None and before.shape[0] != this.batch:
-                raise StateError(
-                    f"the cache holds states of {before.shape[0]} rows, but the batch has {this.batch}; a "
-                    "cache goes on with the rows it was filled with"
-                )
             x = hidden if self.taps[name] == "input" else head
             y, states[identity] = system(x, state=before, keep=keep, reset=reset)
             head = (head + y).to(head.dtype)

@@ -249,15 +249,24 @@ def find_state(cache: Cache) -> HRMState | None:
     return next((layer for layer in reversed(cache.layers) if isinstance(layer, HRMState)), None)
 
 
-def open_state(cache: Cache, *, seen: int | Tensor, n_layers: int) -> HRMState:
+def tokens_seen(cache: Cache) -> int:
+    """Return how many tokens keys and values are held of; 0 where that would be read from a device in vain."""
+    seen = cache.get_seq_length()
+    if isinstance(seen, int):
+        return seen
+    # a static cache counts on the device: it is asked once, before there are states, and not while it is traced
+    return 0 if find_state(cache) is not None or torch.compiler.is_compiling() else int(seen)
+
+
+def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:
     """Return the states in a cache, appending an empty entry to an empty cache.
 
     Parameters
     ----------
     cache : Cache
         That of ``n_layers`` decoder layers.
-    seen : int or Tensor
-        How many tokens keys and values are held of.
+    seen : int
+        What :func:`tokens_seen` said before this pass.
 
     Raises
     ------
@@ -266,11 +275,10 @@ def open_state(cache: Cache, *, seen: int | Tensor, n_layers: int) -> HRMState:
     """
     state = find_state(cache)
     if state is None:
-        # a tensor belongs to a static cache: it is read this once, and not while it is traced
-        if not (isinstance(seen, Tensor) and torch.compiler.is_compiling()) and int(seen):
+        if seen:
             raise StateError(
-                f"the cache holds {int(seen)} tokens that no adapter has seen: it was filled with the "
-                f"adapter off, or by the base model; {_NEW_CACHE}"
+                f"the cache holds {seen} tokens that no adapter has seen: it was filled with the adapter off, "
+                f"or by the base model; {_NEW_CACHE}"
             )
         # a DynamicCache without config grows a layer at a time, and would take the entry for one of them
         while cache.layer_class_to_replicate is not None and len(cache.layers) < n_layers:
@@ -279,8 +287,8 @@ def open_state(cache: Cache, *, seen: int | Tensor, n_layers: int) -> HRMState:
         cache.layers.append(state)
     elif not state.static and state.tokens != seen:
         raise StateError(
-            f"the cache holds {seen} tokens, of which the adapter has followed {state.tokens}: it was off, "
-            f"or another model wrote into the cache; {_NEW_CACHE}"
+            f"the cache holds {seen} tokens, of which the adapter has followed {state.tokens}: it was off, or "
+            f"another model wrote into the cache; {_NEW_CACHE}"
         )
     return state
 

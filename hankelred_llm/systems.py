@@ -162,12 +162,13 @@ def _system_of(system: HRMSystem) -> System:
     upper = decay[:pairs] + 1j * phase
     B_upper = B[:pairs] + 1j * B[pairs : 2 * pairs]
     C_upper = (C[:, :pairs] - 1j * C[:, pairs : 2 * pairs]) / 2
+    d = B.shape[1]
     # (pairs, 2, ...) flattened: conjugates side by side
     log_poles = np.concatenate([np.stack([upper, upper.conj()], 1).ravel(), decay[pairs:]])
-    B_all = np.concatenate([np.stack([B_upper, B_upper.conj()], 1).reshape(2 * pairs, -1), B[2 * pairs :]])
-    C_all = np.concatenate(
-        [np.stack([C_upper, C_upper.conj()], 2).reshape(-1, 2 * pairs), C[:, 2 * pairs :]], 1
-    )
+    B_pairs = np.stack([B_upper, B_upper.conj()], 1).reshape(2 * pairs, d)
+    C_pairs = np.stack([C_upper, C_upper.conj()], 2).reshape(d, 2 * pairs)
+    B_all = np.concatenate([B_pairs, B[2 * pairs :]])
+    C_all = np.concatenate([C_pairs, C[:, 2 * pairs :]], 1)
     return log_poles, B_all, C_all
 
 
@@ -226,9 +227,9 @@ def _columns_of(system: System, index: int) -> _Columns:
         i = left.pop(0)
         pole, b, c = log_poles[i], B[i], C[:, i]
         if abs(math.remainder(pole.imag, 2 * math.pi)) == 0:
-            b, c = _turned(b, c)
-            if not np.any(b.imag) and not np.any(c.imag):
-                single.append((pole.real, b.real, c.real))
+            real_b, real_c = _turned(b, c)
+            if not np.any(real_b.imag) and not np.any(real_c.imag):
+                single.append((pole.real, real_b.real, real_c.real))
                 continue
         partner = next((j for j in left if _conjugate(log_poles, B, C, i, j)), None)
         if partner is not None:
