@@ -27,7 +27,9 @@ def add_batch(digest: Any, batch: Mapping[str, Any]) -> None:
 
 def model_tag(model: nn.Module) -> dict[str, str]:
     """Return name and fingerprint of a model without its HRM adapters."""
-    digest = hashlib.sha256()
+    config = getattr(model, "config", None)
+    model_type = str(getattr(config, "model_type", "a model"))
+    digest = hashlib.sha256(model_type.encode())
     for name, parameter in model.named_parameters():
         if ".hrm_system." in name:
             continue
@@ -36,8 +38,7 @@ def model_tag(model: nn.Module) -> dict[str, str]:
             flat = parameter.detach().reshape(-1)
             some = flat[:: max(1, flat.numel() // FINGERPRINT)][:FINGERPRINT]
             digest.update(some.cpu().double().numpy().tobytes())
-    config = getattr(model, "config", None)
-    name = str(getattr(config, "_name_or_path", "") or getattr(config, "model_type", "a model"))
+    name = str(getattr(config, "_name_or_path", "") or model_type)
     return {"name": name, "fingerprint": digest.hexdigest()}
 
 

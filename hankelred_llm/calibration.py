@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import hankelred
@@ -241,8 +241,9 @@ class Calibration:
         # in the target's own folder: os.replace is atomic only inside one file system
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
         try:
-            save_file(tensors, temporary, metadata=metadata)
-            with open(temporary, "rb+") as file:
+            with open(temporary, "xb") as file:
+                file.write(save(tensors, metadata=metadata))
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except BaseException:
@@ -488,7 +489,13 @@ class _Collector:
             for i, old in before.layers.items()
         }
         loss, count = (0.0, 0) if outcome is None else outcome
-        bad = [i for i, s in sums.items() if not np.all(np.isfinite([s.states, s.outputs]))]
+        # the states first: gradients that come down from a bad layer are bad in the layers below
+        bad = [
+            i
+            for kind in ("states", "outputs")
+            for i, one in sums.items()
+            if not np.all(np.isfinite(getattr(one, kind)))
+        ]
         if bad or not np.isfinite(loss):
             what = f"states or gradients of layer {bad[0]} are" if bad else f"the loss {loss} is"
             raise CalibrationError(
