@@ -554,7 +554,7 @@ def _empty(model: nn.Module, sites: Sites, held_out: int) -> Calibration:
         adapter=adapter_tag(sites),
         data=({"digest": hashlib.sha256().hexdigest(), "batches": 0, "rows": 0, "tokens": 0},),
         layers={
-            i: LayerSums(s.pairs, np.zeros((s.order, s.order)), np.zeros((s.order, s.order)))
+            i: LayerSums(s.modes.pairs, *np.zeros((2, s.modes.order, s.modes.order)))
             for i, s in sites.systems.items()
         },
         tokens=0,
