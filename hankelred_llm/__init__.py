@@ -12,6 +12,7 @@ from ._errors import (
 )
 from .calibration import Calibration, calibrate
 from .config import HRMConfig
+from .recurrence import linear_recurrence
 from .reduction import ReductionReport, reduce
 from .spectra import HankelSpectra, hankel_spectra
 from .systems import get_systems, set_systems
@@ -35,6 +36,7 @@ __all__ = [
     "calibrate",
     "get_systems",
     "hankel_spectra",
+    "linear_recurrence",
     "reduce",
     "set_systems",
 ]
