@@ -226,9 +226,9 @@ def reduce(
     >>> config = transformers.MistralConfig(
     ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...     num_attention_heads=2, num_key_value_heads=1)
-    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=8, gate_init=0.0)
-    >>> model.base_model.model.model.layers[0].mlp.hrm_system["default"].gate.data.fill_(1.0)
-    tensor([1.])
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=8)
+    >>> log_poles, B, _ = hankelred_llm.get_systems(model)[0]
+    >>> hankelred_llm.set_systems(model, {0: (log_poles, B, B.conj().T)})  # in place of training
     >>> report = hankelred_llm.reduce(model, ranks={0: 4})
     >>> report.orders, bool(report.errors[0] <= report.bounds[0])
     ({0: 4}, True)
