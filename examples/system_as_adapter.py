@@ -7,7 +7,8 @@ trains on from there like any other. Run with
 
     python examples/system_as_adapter.py
 
-It writes system_as_adapter.png: the process's impulse response, and the adapter's.
+It writes system_as_adapter.png: the process's impulse response, and the adapter's. An adapter's state holds
+the token of the moment already, so it answers one token sooner than the core's ``x[k+1] = A x[k] + B u[k]``.
 """
 
 from __future__ import annotations
