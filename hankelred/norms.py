@@ -130,7 +130,7 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
 
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
     """Return the norm of full minus reduced, two models with the same ports and timebase."""
-    difference = parallel([full.as_tuple(), negated(reduced.as_tuple())])
+    difference = with_few_ports(*parallel([full.as_tuple(), negated(reduced.as_tuple())]))
     return norm(difference, kind, dt=full.dt)  # type: ignore[arg-type]
 
 
