@@ -2,8 +2,18 @@
 
 from hankelred import __version__
 
-from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError, StateError
+from ._errors import (
+    AdapterError,
+    AdapterFileError,
+    ArchitectureError,
+    CalibrationError,
+    ConfigError,
+    StateError,
+)
+from .calibration import Calibration, calibrate
 from .config import HRMConfig
+from .reduction import ReductionReport, reduce
+from .spectra import HankelSpectra, hankel_spectra
 from .systems import get_systems, set_systems
 from .tuner import attach, register
 
@@ -13,11 +23,18 @@ __all__ = [
     "AdapterError",
     "AdapterFileError",
     "ArchitectureError",
+    "Calibration",
+    "CalibrationError",
     "ConfigError",
     "HRMConfig",
+    "HankelSpectra",
+    "ReductionReport",
     "StateError",
     "__version__",
     "attach",
+    "calibrate",
     "get_systems",
+    "hankel_spectra",
+    "reduce",
     "set_systems",
 ]

@@ -18,7 +18,7 @@ but multiplies later samples by zero, which turns an Inf there into a NaN here; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,9 @@ from torch import Tensor
 # Samples a chunk: a step's coefficient is rounded to float32, which 16 steps turn into at most 16 * 3e-8.
 CHUNK = 16
 # Elements a block: two float32 buffers of this size stay in a core's cache; other devices take all at once.
-_CPU_BLOCK = 2**18
+_CPU_BLOCK = 2**19
+# Chunks up to which recursive doubling joins them: log2 steps, each over all of them.
+_DOUBLING = 32
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,16 @@ class Modes:
         """Number of conjugate pairs."""
         return self.phase.shape[0]
 
-    def powers(self, exponents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``exp(k lambda)``, complex (pairs, k) and real (real modes, k); never powers of a rounded a."""
+    def powers(self, exponents: Tensor) -> list[Tensor]:
+        """Return ``exp(k lambda)``, never powers of a rounded a: complex (pairs, k), real (real modes, k).
+
+        As in `to_modes`, a kind that is empty is left out.
+        """
         radius = (self.log_decay[:, None] * exponents).exp()
-        angle = self.phase[:, None] * exponents
-        return torch.polar(radius[: self.pairs], angle), radius[self.pairs :]
+        if not self.pairs:
+            return [radius]
+        pair = torch.polar(radius[: self.pairs], self.phase[:, None] * exponents)
+        return [pair] if self.pairs == radius.shape[0] else [pair, radius[self.pairs :]]
 
     def conjugate(self) -> Modes:
         """Return the modes of the adjoint recurrence."""
@@ -83,15 +90,16 @@ class Masks:
         )
 
 
-def to_modes(columns: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """Turn (batch, columns, ...) into complex128 (batch, pairs, ...) and float64 (batch, real modes, ...)."""
+def to_modes(columns: Tensor, pairs: int) -> list[Tensor]:
+    """Turn columns (batch, columns, ...) into complex128 pairs and float64 real modes; an empty kind is left out."""
     columns = columns.double()
-    return torch.complex(columns[:, :pairs], columns[:, pairs : 2 * pairs]), columns[:, 2 * pairs :]
+    modes = [torch.complex(columns[:, :pairs], columns[:, pairs : 2 * pairs])] if pairs else []
+    return modes if columns.shape[1] == 2 * pairs else [*modes, columns[:, 2 * pairs :]]
 
 
-def to_columns(pair_modes: Tensor, real_modes: Tensor) -> Tensor:
-    """Undo `to_modes`, in float64."""
-    return torch.cat([pair_modes.real, pair_modes.imag, real_modes], 1)
+def to_columns(modes: list[Tensor]) -> list[Tensor]:
+    """Undo `to_modes`, short of joining: real parts, imaginary parts, real modes."""
+    return [part for mode in modes for part in ((mode.real, mode.imag) if mode.is_complex() else (mode,))]
 
 
 def block_length(u: Tensor) -> int:
@@ -122,9 +130,8 @@ def scan(
         From the last sample to the first: ``s_t = a s_(t+1) + u_t``, the step's masks being those at t.
     """
     batch, columns, time = u.shape
-    carry = u.new_zeros(batch, columns, dtype=torch.float64)
-    if state is not None and not reverse:
-        carry = state.double()
+    start_state = u.new_zeros(batch, columns) if state is None or reverse else state
+    carry = to_modes(start_state, modes.pairs)
     coefficients = _Coefficients.of(modes, out.dtype)
     length = block_length(u)
     starts = range(0, time, length)
@@ -139,7 +146,7 @@ def scan(
             x.masked_fill_(~keep, 0)
         if state is not None and reverse and stop == time:
             chunk, position = divmod(stop - 1 - start, CHUNK)
-            x[position, ..., chunk] += state
+            x[:, :, position, chunk] += state
         carry = _scan_block(coefficients, x, carry, keep, reset, reverse)
         _store(x, out[..., start:stop])
         yield start, stop
@@ -147,12 +154,12 @@ def scan(
 
 def one_step_back(modes: Modes, h: Tensor, masks: Masks) -> Tensor:
     """Return the gradient to the initial state, float64 (batch, columns), from the adjoint at the first sample."""
-    pair, real = (power.squeeze(1) for power in modes.powers(torch.ones(1, device=h.device, dtype=torch.float64)))
-    h_pair, h_real = to_modes(h, modes.pairs)
-    moved = to_columns(pair.conj() * h_pair, real * h_real)
+    factors = [power.conj() for power in modes.powers(torch.ones(1, device=h.device, dtype=torch.float64))]
+    moved = [f.squeeze(1) * m for f, m in zip(factors, to_modes(h, modes.pairs), strict=True)]
+    back = torch.cat(to_columns(moved), 1) if moved else h.double()
     if masks.keep is not None:
-        moved = torch.where(masks.keep[:, :1], moved, h.double())
-    return moved if masks.reset is None else torch.where(masks.reset[:, :1], 0.0, moved)
+        back = torch.where(masks.keep[:, :1], back, h.double())
+    return back if masks.reset is None else torch.where(masks.reset[:, :1], 0.0, back)
 
 
 @dataclass(frozen=True)
@@ -162,33 +169,32 @@ class _Coefficients:
     Parameters
     ----------
     pairs : int
-    step : Tensor, three of (modes, 1)
+    step : list of Tensor, (modes, 1)
         Real and imaginary part of a for the pairs, a for the real modes, in the type computed in.
-    table : Tensor, complex (pairs, CHUNK + 1) and real (real modes, CHUNK + 1)
+    table : list of Tensor, complex (pairs, CHUNK + 1) and real (real modes, CHUNK + 1)
         The powers 0 to CHUNK, in float64.
     """
 
     pairs: int
-    step: tuple[Tensor, Tensor, Tensor]
-    table: tuple[Tensor, Tensor]
+    step: list[Tensor]
+    table: list[Tensor]
 
     @classmethod
     def of(cls, modes: Modes, dtype: torch.dtype) -> _Coefficients:
         table = modes.powers(torch.arange(CHUNK + 1, device=modes.log_decay.device, dtype=torch.float64))
-        pair, real = (powers[:, 1:2] for powers in table)
-        return cls(modes.pairs, (pair.real.to(dtype), pair.imag.to(dtype), real.to(dtype)), table)
+        return cls(modes.pairs, [a.to(dtype) for a in to_columns([powers[:, 1:2] for powers in table])], table)
 
 
 def _load(block: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copy (batch, columns, samples) to (CHUNK, batch, columns, chunks), the last chunk filled up with zeros."""
+    """Copy (batch, columns, samples) to (batch, columns, CHUNK, chunks), the last chunk filled up with zeros."""
     batch, columns, samples = block.shape
     whole, rest = divmod(samples, CHUNK)
-    x = block.new_empty(CHUNK, batch, columns, whole + (rest > 0), dtype=dtype)
+    x = block.new_empty(batch, columns, CHUNK, whole + (rest > 0), dtype=dtype)
     if whole:
-        x[..., :whole].copy_(block[..., : whole * CHUNK].unflatten(-1, (whole, CHUNK)).permute(3, 0, 1, 2))
+        x[..., :whole].copy_(block[..., : whole * CHUNK].unflatten(-1, (whole, CHUNK)).transpose(2, 3))
     if rest:
-        x[:rest, ..., whole].copy_(block[..., whole * CHUNK :].permute(2, 0, 1))
-        x[rest:, ..., whole].zero_()
+        x[:, :, :rest, whole].copy_(block[..., whole * CHUNK :])
+        x[:, :, rest:, whole].zero_()
     return x
 
 
@@ -196,105 +202,134 @@ def _store(x: Tensor, block: Tensor) -> None:
     """Undo `_load`."""
     whole, rest = divmod(block.shape[-1], CHUNK)
     if whole:
-        block[..., : whole * CHUNK].unflatten(-1, (whole, CHUNK)).copy_(x[..., :whole].permute(1, 2, 3, 0))
+        block[..., : whole * CHUNK].unflatten(-1, (whole, CHUNK)).copy_(x[..., :whole].transpose(2, 3))
     if rest:
-        block[..., whole * CHUNK :].copy_(x[:rest, ..., whole].permute(1, 2, 0))
+        block[..., whole * CHUNK :].copy_(x[:, :, :rest, whole])
 
 
 def _scan_block(
     coefficients: _Coefficients,
     x: Tensor,
-    carry: Tensor,
+    carry: list[Tensor],
     keep: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
-) -> Tensor:
-    """Turn the inputs (CHUNK, batch, columns, chunks) into states in place, and return the state carried on."""
-    order = range(CHUNK - 1, -1, -1) if reverse else range(CHUNK)
+) -> list[Tensor]:
+    """Turn the inputs (batch, columns, CHUNK, chunks) into states in place; return the state carried on."""
     pairs = coefficients.pairs
-    zero = x.new_zeros(())
+    sizes = [pairs, pairs] * (pairs > 0) + [x.shape[1] - 2 * pairs] * (x.shape[1] > 2 * pairs)
+    # every position a list of its parts: real parts, imaginary parts, real modes
+    positions = list(zip(*(part.unbind(2) for part in x.split(sizes, 1)), strict=True))
+    keeps = None if keep is None else keep.unbind(2)
+    resets = None if reset is None else reset.unbind(2)
+    zero, one = x.new_zeros(()), x.new_ones(())
 
-    def step(into: Tensor, k: int, before: Tensor) -> None:
-        a_real, a_imag, a = coefficients.step
-        if reset is not None:
-            before = torch.where(reset[k], zero, before)  # not a factor 0: the past may be Inf
-        if keep is not None:
-            a_real, a_imag, a = (
-                torch.where(keep[k], factor, skip) for factor, skip in ((a_real, 1.0), (a_imag, 0.0), (a, 1.0))
-            )
+    def step(into: Sequence[Tensor], k: int, before: Sequence[Tensor]) -> None:
+        now, factors = positions[k], coefficients.step
+        if resets is not None:
+            before = [torch.where(resets[k], zero, part) for part in before]  # not 0 * part, which may be Inf
+        if keeps is not None:
+            skip = [one, zero] * (pairs > 0) + [one]
+            factors = [torch.where(keeps[k], a, b) for a, b in zip(factors, skip, strict=False)]
         if pairs:
-            (real, imag), (old_real, old_imag) = (
-                (t[:, :pairs], t[:, pairs : 2 * pairs]) for t in (x[k], before)
-            )
-            into_real, into_imag = into[:, :pairs], into[:, pairs : 2 * pairs]
-            torch.addcmul(real, old_real, a_real, out=into_real).addcmul_(old_imag, a_imag, value=-1)
-            torch.addcmul(imag, old_imag, a_real, out=into_imag).addcmul_(old_real, a_imag)
-        if 2 * pairs < x.shape[2]:
-            torch.addcmul(x[k, :, 2 * pairs :], before[:, 2 * pairs :], a, out=into[:, 2 * pairs :])
+            a_real, a_imag = factors[:2]
+            torch.addcmul(now[0], before[0], a_real, out=into[0]).addcmul_(before[1], a_imag, value=-1)
+            torch.addcmul(now[1], before[1], a_real, out=into[1]).addcmul_(before[0], a_imag)
+        if len(now) != 2:
+            torch.addcmul(now[-1], before[-1], factors[-1], out=into[-1])
 
-    ends, spare = x[order[0]], (torch.empty_like(x[0]), torch.empty_like(x[0]))
+    order = range(CHUNK - 1, -1, -1) if reverse else range(CHUNK)
+    ends, spares = positions[order[0]], torch.empty_like(x[:, :, :2]).unbind(2)
+    buffers = [spare.split(sizes, 1) for spare in spares]
     for k in order[1:]:
-        step(spare[k % 2], k, ends)
-        ends = spare[k % 2]
+        step(buffers[k % 2], k, ends)
+        ends = buffers[k % 2]
     incoming, carry = _join(coefficients, ends, carry, keep, reset, reverse)
-    before = incoming.to(x.dtype)
+    before = [part.to(x.dtype) for part in incoming]
     for k in order:
-        step(x[k], k, before)
-        before = x[k]
+        step(positions[k], k, before)
+        before = positions[k]
     return carry
 
 
 def _join(
     coefficients: _Coefficients,
-    ends: Tensor,
-    carry: Tensor,
+    ends: Sequence[Tensor],
+    carry: list[Tensor],
     keep: Tensor | None,
     reset: Tensor | None,
     reverse: bool,
-) -> tuple[Tensor, Tensor]:
-    """Return the state that enters each chunk, (batch, columns, chunks), and the one that leaves the last."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the state that enters each chunk, as columns, and the one that leaves the last, as modes."""
     if keep is None:
         factors = [powers[:, -1:] for powers in coefficients.table]
     else:
-        kept = keep.sum(0).squeeze(1)
+        kept = keep.sum(2).squeeze(1)
         factors = [powers[:, kept].transpose(0, 1) for powers in coefficients.table]
-    cut = None if reset is None else reset.any(0)
+    cut = None if reset is None else reset.any(2)
+    if coefficients.pairs:
+        real, imag, *rest = (end.double() for end in ends)
+        v = [torch.complex(real, imag), *rest]
+    else:
+        v = [end.double() for end in ends]
     if reverse:
-        ends = ends.flip(-1)
-        factors = [factor.flip(-1) for factor in factors]
+        v, factors = [t.flip(-1) for t in v], [t.flip(-1) for t in factors]
         cut = None if cut is None else cut.flip(-1)
-    entering, leaving = [], []
-    for end, factor, old in zip(
-        to_modes(ends, coefficients.pairs), factors, to_modes(carry, coefficients.pairs), strict=True
-    ):
-        states = _prefix(end, factor, cut, old[..., None])
-        entering.append(torch.cat([old[..., None], states[..., :-1]], -1))
-        leaving.append(states[..., -1])
-    incoming = to_columns(*entering)
-    return incoming.flip(-1) if reverse else incoming, to_columns(*leaving)
+    states = [_prefix(*each, cut) for each in zip(v, factors, carry, strict=True)]
+    entering = [torch.cat([old[..., None], new[..., :-1]], -1) for old, new in zip(carry, states, strict=True)]
+    if reverse:
+        entering = [t.flip(-1) for t in entering]
+    return to_columns(entering), [new[..., -1] for new in states]
 
 
-def _prefix(v: Tensor, factor: Tensor, cut: Tensor | None, state: Tensor) -> Tensor:
-    """Return the states ``s_j = factor_j s_(j-1) + v_j`` by recursive doubling; where `cut`, ``s_j = v_j``."""
-    zero = v.new_zeros(())
+def _part(t, where):
+    return t if t is None or t.dim() == 2 else t[..., where]
 
-    def advance(v: Tensor, factor: Tensor, before: Tensor, cut: Tensor | None) -> Tensor:
-        old = factor * before
-        return v + (old if cut is None else torch.where(cut, zero, old))
 
-    constant = factor.shape[-1] == 1 and factor.dim() == 2
-    first = advance(v[..., :1], factor[..., :1], state, None if cut is None else cut[..., :1])
-    v = torch.cat([first, v[..., 1:]], -1)
+def _either(a, b):
+    return None if a is None else a | b
+
+
+def _advance(v: Tensor, factor: Tensor, before: Tensor, cut: Tensor | None) -> Tensor:
+    if cut is None:
+        return torch.addcmul(v, factor, before)
+    return v + torch.where(cut, v.new_zeros(()), factor * before)
+
+
+def _prefix(v: Tensor, factor: Tensor, state: Tensor, cut: Tensor | None) -> Tensor:
+    """Return the states ``s_j = factor_j s_(j-1) + v_j``; where `cut`, ``s_j = v_j``.
+
+    `v` is (batch, modes, chunks), `state` (batch, modes), `factor` (batch, modes, chunks) or, where it is the same
+    for all chunks, (modes, 1); `cut` is (batch, 1, chunks).
+    """
+    first = _advance(v[..., :1], factor[..., :1], state[..., None], _part(cut, slice(1)))
+    return _inclusive(torch.cat([first, v[..., 1:]], -1), factor, cut)
+
+
+def _inclusive(v: Tensor, factor: Tensor, cut: Tensor | None) -> Tensor:
+    """Do `_prefix` from zero: by halves while there are many chunks (less work), then by doubling (fewer steps)."""
+    count = v.shape[-1]
+    if count <= _DOUBLING:
+        return _doubling(v, factor, cut)
+    odd, even = slice(1, None, 2), slice(0, count - 1, 2)
+    joined = _advance(v[..., odd], _part(factor, odd), v[..., even], _part(cut, odd))
+    half = _inclusive(joined, _part(factor, odd) * _part(factor, even), _either(_part(cut, odd), _part(cut, even)))
+    out, later = torch.empty_like(v), slice(2, None, 2)
+    out[..., :1] = v[..., :1]
+    out[..., odd] = half
+    out[..., later] = _advance(v[..., later], _part(factor, later), half[..., : (count - 1) // 2], _part(cut, later))
+    return out
+
+
+def _doubling(v: Tensor, factor: Tensor, cut: Tensor | None) -> Tensor:
     distance = 1
     while distance < v.shape[-1]:
-        later = None if cut is None else cut[..., distance:]
-        far = factor if constant else factor[..., distance:]
-        v = torch.cat([v[..., :distance], advance(v[..., distance:], far, v[..., :-distance], later)], -1)
-        if constant:
-            factor = factor * factor
-        else:
-            factor = torch.cat([factor[..., :distance], far * factor[..., :-distance]], -1)
+        near, far, shifted = slice(distance), slice(distance, None), slice(-distance)
+        moved = _advance(v[..., far], _part(factor, far), v[..., shifted], _part(cut, far))
+        v = torch.cat([v[..., near], moved], -1)
+        product = _part(factor, far) * _part(factor, shifted)
+        factor = product if factor.dim() == 2 else torch.cat([factor[..., near], product], -1)
         if cut is not None:
-            cut = torch.cat([cut[..., :distance], cut[..., distance:] | cut[..., :-distance]], -1)
+            cut = torch.cat([cut[..., near], cut[..., far] | cut[..., shifted]], -1)
         distance *= 2
     return v

@@ -170,8 +170,8 @@ def _column_scan_backward(
             correlation += _correlate(block[..., before + 1 - start :], s[..., before : stop - 1], modes.pairs)
     if s.shape[-1]:
         h_first = _chunks.one_step_back(modes, h_first, masks)
-    pair, real = modes.powers(torch.ones(1, device=s.device, dtype=torch.float64))
-    correlation *= torch.cat([pair.conj(), real]).squeeze(1)
+    a = torch.cat(modes.powers(torch.ones(1, device=s.device, dtype=torch.float64)))
+    correlation *= a.squeeze(1).conj()
     rows = slice(None) if parameters else slice(0)
     return h, correlation.real[rows].clone(), correlation.imag[: modes.pairs][rows].clone(), h_first.to(s.dtype)
 

@@ -16,7 +16,7 @@ from ._starts import STARTS
 
 if TYPE_CHECKING:
     from ._carrier import Pass
-    from .config import HRMConfig
+    from .config import HRMConfig, Modes
 
 
 class HRMSystem(nn.Module):
@@ -30,13 +30,14 @@ class HRMSystem(nn.Module):
     ----------
     width : int
         d.
-    order, pairs : int
-        Number of columns, and of conjugate pairs among them.
+    modes : Modes
+        Numbers of columns, and of conjugate pairs and negative real modes among them.
     dtype, device
         Of the parameters.
 
     Attributes
     ----------
+    modes : Modes
     log_rate : Parameter, shape (order - pairs,)
         ``log(-log|A|)``, so that ``|A| < 1`` whatever its value.
     phase : Parameter, shape (pairs,), or None without pairs
@@ -52,7 +53,8 @@ class HRMSystem(nn.Module):
     --------
     >>> import torch
     >>> from hankelred_llm.adapter import HRMSystem
-    >>> system = HRMSystem(4, order=3, pairs=1, dtype=torch.float64, device="cpu")
+    >>> from hankelred_llm.config import Modes
+    >>> system = HRMSystem(4, Modes(order=3, pairs=1, negative=0), dtype=torch.float64, device="cpu")
     >>> system.start("ring", gate=1.0)
     >>> y, s = system(torch.randn(2, 5, 4, dtype=torch.float64))
     >>> y.shape, s.shape
@@ -62,9 +64,10 @@ class HRMSystem(nn.Module):
     phase: nn.Parameter | None
     identity: Identity
 
-    def __init__(self, width: int, *, order: int, pairs: int, dtype: torch.dtype, device: Any):
+    def __init__(self, width: int, modes: Modes, *, dtype: torch.dtype, device: Any):
         super().__init__()
-        self.width, self.order, self.pairs = width, order, pairs
+        self.width, self.modes = width, modes
+        order, pairs = modes.order, modes.pairs
         place = {"dtype": dtype, "device": device}
         self.log_rate = nn.Parameter(torch.empty(order - pairs, **place))
         self.phase = nn.Parameter(torch.empty(pairs, **place)) if pairs else None
@@ -85,7 +88,7 @@ class HRMSystem(nn.Module):
             With 0 the output map is random, otherwise it is zero: were both zero, nothing could be learned.
         """
         deviation = (2 * self.width) ** -0.5
-        poles = STARTS[start](self.order - self.pairs, self.pairs)
+        poles = STARTS[start](self.modes.order - self.modes.pairs, self.modes.pairs)
         self.log_rate.copy_((-poles.log_decay).log())
         if self.phase is not None:
             self.phase.copy_(poles.phase)
@@ -127,18 +130,37 @@ class HRMSystem(nn.Module):
         """
         dtype = torch.promote_types(self.B.dtype, torch.float32)
         batch, time, width = x.shape
+        order = self.modes.order
         with _full_precision(x.device.type):
             rows = x.reshape(batch * time, width).to(dtype)
             # channel first: one product for the whole batch, in the layout the scan is fast in
-            u = (self.B.to(dtype) @ rows.t()).view(self.order, batch, time).transpose(0, 1)
+            u = (self.B.to(dtype) @ rows.t()).view(order, batch, time).transpose(0, 1)
+            signs = self._signs(u, keep) if self.modes.negative else None
+            u = self._flipped(u, signs)
             s, _ = column_scan(self.log_decay(), self.phase, u, state=state, keep=keep, reset=reset)
+            s = self._flipped(s, signs)
             out = (self.gate * self.C).to(dtype)
-            y = s.transpose(1, 2).reshape(batch * time, self.order) @ out.t()
+            y = s.transpose(1, 2).reshape(batch * time, order) @ out.t()
         return y.view(batch, time, width), s
+
+    def _signs(self, u: Tensor, keep: Tensor | None) -> Tensor:
+        """Return -1 and 1 in turns, one turn for each kept token: (batch or 1, 1, time)."""
+        ones = torch.ones(1, u.shape[-1], dtype=torch.long, device=u.device) if keep is None else keep.long()
+        return (1 - 2 * (ones.cumsum(1) % 2)).to(u.dtype)[:, None]
+
+    def _flipped(self, columns: Tensor, signs: Tensor | None) -> Tensor:
+        """Change signs of the last columns: an alternating state is a steady one seen with alternating signs.
+
+        With v_t = (-1)^t s_t, s_t = -a s_{t-1} + u_t is v_t = a v_{t-1} + (-1)^t u_t; the scan knows a > 0 only.
+        """
+        if signs is None:
+            return columns
+        steady = columns.shape[1] - self.modes.negative
+        return torch.cat([columns[:, :steady], columns[:, steady:] * signs], 1)
 
     def extra_repr(self) -> str:
         """Return the sizes, for printing."""
-        return f"width={self.width}, order={self.order}, pairs={self.pairs}"
+        return f"width={self.width}, {self.modes}"
 
 
 class Identity:
@@ -195,12 +217,12 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         self.method_adapters: tuple[str, ...] = ()  # all of this method in the model
         self._pass: Pass | None = None
 
-    def update_layer(self, adapter_name: str, config: HRMConfig, *, order: int, pairs: int) -> None:
+    def update_layer(self, adapter_name: str, config: HRMConfig, modes: Modes) -> None:
         """Put a fresh adapter in."""
         weight = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
         dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
         device = None if weight is None else weight.device
-        system = HRMSystem(self.width, order=order, pairs=pairs, dtype=dtype, device=device)
+        system = HRMSystem(self.width, modes, dtype=dtype, device=device)
         system.start(config.init_weights, gate=config.gate_init)
         system.train(self.training)
         self.hrm_system[adapter_name] = system

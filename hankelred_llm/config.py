@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
@@ -19,6 +20,17 @@ from ._starts import STARTS
 
 EIGENVALUES = ("complex", "real")
 TAPS = ("input", "output")
+
+
+_T = TypeVar("_T")
+
+
+class Modes(NamedTuple):
+    """Numbers of real states of a system, and of conjugate pairs and negative real eigenvalues among them."""
+
+    order: int
+    pairs: int
+    negative: int
 
 
 class HRMType(StrEnum):
@@ -58,9 +70,10 @@ class HRMConfig(PeftConfig):
         Only these layers get an adapter. Default: all.
     rank_pattern : dict
         ``r`` of single layers, by names as in ``"layers.3.mlp"``.
-    pair_pattern : dict
-        Number of conjugate pairs of single layers, by the same names. It is written when a system is put
-        into a layer whose mix of real poles and pairs is not the usual one.
+    mode_pattern : dict
+        Numbers of conjugate pairs and of negative real eigenvalues, ``[pairs, negative]``, of single layers,
+        by the same names. It is written when a system with another mix than the usual one is put into a
+        layer.
     modules_to_save : list of str, optional
         Modules of the base model that are trained and saved too.
     base_shape : dict, optional
@@ -96,7 +109,7 @@ class HRMConfig(PeftConfig):
     target_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
-    pair_pattern: dict[str, int] = field(default_factory=dict)
+    mode_pattern: dict[str, list[int]] = field(default_factory=dict)
     modules_to_save: list[str] | None = None
     base_shape: dict[str, Any] | None = None
 
@@ -115,8 +128,13 @@ class HRMConfig(PeftConfig):
         _check_count("r", self.r, least=1)
         for key, order in self.rank_pattern.items():
             _check_count(f"rank_pattern[{key!r}]", order, least=1)
-        for key, pairs in self.pair_pattern.items():
-            _check_count(f"pair_pattern[{key!r}]", pairs, least=0)
+        for key, modes in self.mode_pattern.items():
+            if not isinstance(modes, (list, tuple)) or len(modes) != 2:
+                raise ConfigError(
+                    f"mode_pattern[{key!r}]={modes!r} must be [pairs, negative real eigenvalues]"
+                )
+            for count in modes:
+                _check_count(f"mode_pattern[{key!r}]", count, least=0)
         if not _is_number(self.gate_init) or not math.isfinite(self.gate_init):
             raise ConfigError(f"gate_init={self.gate_init!r} is no finite number; 1.0 is the default")
         if isinstance(self.target_modules, (set, tuple)):
@@ -124,8 +142,8 @@ class HRMConfig(PeftConfig):
         if isinstance(self.layers_to_transform, (range, tuple, set)):
             self.layers_to_transform = sorted(self.layers_to_transform)
 
-    def shape_of(self, module_name: str) -> tuple[int, int]:
-        """Return the number of real states and of conjugate pairs of one block.
+    def modes_of(self, module_name: str) -> Modes:
+        """Return the numbers of states, conjugate pairs and negative real eigenvalues of one block.
 
         Parameters
         ----------
@@ -134,24 +152,25 @@ class HRMConfig(PeftConfig):
 
         Returns
         -------
-        order, pairs : int
-            ``2 * pairs <= order``.
+        Modes
+            Named ``order``, ``pairs`` and ``negative``.
 
         Examples
         --------
         >>> from hankelred_llm import HRMConfig
-        >>> HRMConfig(r=8, rank_pattern={"layers.1.mlp": 5}).shape_of("model.layers.1.mlp")
-        (5, 2)
+        >>> HRMConfig(r=8, rank_pattern={"layers.1.mlp": 5}).modes_of("model.layers.1.mlp")
+        Modes(order=5, pairs=2, negative=0)
         """
         order = _by_name(self.rank_pattern, module_name, self.r)
-        usual = order // 2 if self.eigenvalues == "complex" else 0
-        pairs = _by_name(self.pair_pattern, module_name, usual)
-        if 2 * pairs > order:
+        usual = [order // 2 if self.eigenvalues == "complex" else 0, 0]
+        pairs, negative = _by_name(self.mode_pattern, module_name, usual)
+        if 2 * pairs + negative > order:
             raise ConfigError(
-                f"{module_name}: {pairs} conjugate pairs need {2 * pairs} states, but its order is {order}; "
-                "set rank_pattern and pair_pattern together"
+                f"{module_name}: {pairs} conjugate pairs and {negative} negative eigenvalues need "
+                f"{2 * pairs + negative} states, but its order is {order}; set rank_pattern and "
+                "mode_pattern together"
             )
-        return order, pairs
+        return Modes(order, pairs, negative)
 
     @classmethod
     def from_pretrained(
@@ -191,7 +210,7 @@ def names_block(key: str, module_name: str) -> bool:
     return module_name == key or module_name.endswith("." + key)
 
 
-def _by_name(pattern: dict[str, int], module_name: str, default: int) -> int:
+def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
     found = [value for key, value in pattern.items() if names_block(key, module_name)]
     return found[0] if found else default
 

@@ -250,11 +250,12 @@ def find_state(cache: Cache) -> HRMState | None:
 
 
 def tokens_seen(cache: Cache) -> int:
-    """Return how many tokens keys and values are held of; 0 where that would be read from a device in vain."""
+    """Return how many tokens the cache holds keys of; 0 where asking a device would be in vain."""
     seen = cache.get_seq_length()
     if isinstance(seen, int):
         return seen
-    # a static cache counts on the device: it is asked once, before there are states, and not while it is traced
+    # a static cache counts on the device: it is asked once, before there are states, and not while it is
+    # traced
     return 0 if find_state(cache) is not None or torch.compiler.is_compiling() else int(seen)
 
 
@@ -277,8 +278,8 @@ def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:
     if state is None:
         if seen:
             raise StateError(
-                f"the cache holds {seen} tokens that no adapter has seen: it was filled with the adapter off, "
-                f"or by the base model; {_NEW_CACHE}"
+                f"the cache holds {seen} tokens that no adapter has seen: it was filled with the adapter "
+                f"off, or by the base model; {_NEW_CACHE}"
             )
         # a DynamicCache without config grows a layer at a time, and would take the entry for one of them
         while cache.layer_class_to_replicate is not None and len(cache.layers) < n_layers:
@@ -287,8 +288,8 @@ def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:
         cache.layers.append(state)
     elif not state.static and state.tokens != seen:
         raise StateError(
-            f"the cache holds {seen} tokens, of which the adapter has followed {state.tokens}: it was off, or "
-            f"another model wrote into the cache; {_NEW_CACHE}"
+            f"the cache holds {seen} tokens, of which the adapter has followed {state.tokens}: it was off, "
+            f"or another model wrote into the cache; {_NEW_CACHE}"
         )
     return state
 

@@ -15,7 +15,7 @@ import hankelred
 
 from ._errors import AdapterError
 from .adapter import HRMLayer, HRMSystem
-from .config import HRMConfig, names_block
+from .config import HRMConfig, Modes, names_block
 from .tuner import hrm_layers
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -90,8 +90,7 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
 
     Notes
     -----
-    A negative real pole, and one whose B and C cannot be made real together, takes two states, those of a
-    conjugate pair.
+    A real pole whose B and C cannot be made real together takes two states, those of a conjugate pair.
 
     Examples
     --------
@@ -114,7 +113,7 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
                 f"adapter '{name}' has no layer {index!r}; it has layers {', '.join(map(str, by_index))}"
             )
     # all are read before any is written
-    columns = {i: _columns_of(_triple(s, i, by_index[i].width), i) for i, s in systems.items()}
+    columns = {i: _columns_of(_triple(s, i, by_index[i].width)) for i, s in systems.items()}
     config = cast(dict[str, HRMConfig], model.peft_config)[name]
     names = {id(module): key for key, module in model.named_modules() if isinstance(module, HRMLayer)}
     for index, system in columns.items():
@@ -124,12 +123,17 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
 
 
 class _Columns(NamedTuple):
-    """A system in the order of the layer's columns: pairs, then real modes."""
+    """A system in the order of the layer's columns: pairs, then positive and negative real modes."""
 
     log_decay: Array  # (modes,)
     phase: Array  # (pairs,)
+    negative: int
     B: Array  # (order, d)
     C: Array  # (d, order)
+
+    @property
+    def modes(self) -> Modes:
+        return Modes(order=self.B.shape[0], pairs=self.phase.size, negative=self.negative)
 
 
 def _adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[HRMLayer]]:
@@ -154,17 +158,18 @@ def _system_of(system: HRMSystem) -> System:
     def numpy(tensor: torch.Tensor) -> Array:
         return tensor.detach().double().cpu().numpy()
 
-    pairs = system.pairs
+    pairs, negative = system.modes.pairs, system.modes.negative
     B = numpy(system.B)
     C = numpy(system.gate) * numpy(system.C)
     decay = -np.exp(numpy(system.log_rate))
     phase = np.zeros(0) if system.phase is None else numpy(system.phase)
+    real = decay[pairs:] + 1j * np.pi * (np.arange(decay.size - pairs) >= decay.size - pairs - negative)
     upper = decay[:pairs] + 1j * phase
     B_upper = B[:pairs] + 1j * B[pairs : 2 * pairs]
     C_upper = (C[:, :pairs] - 1j * C[:, pairs : 2 * pairs]) / 2
     d = B.shape[1]
     # (pairs, 2, ...) flattened: conjugates side by side
-    log_poles = np.concatenate([np.stack([upper, upper.conj()], 1).ravel(), decay[pairs:]])
+    log_poles = np.concatenate([np.stack([upper, upper.conj()], 1).ravel(), real])
     B_pairs = np.stack([B_upper, B_upper.conj()], 1).reshape(2 * pairs, d)
     C_pairs = np.stack([C_upper, C_upper.conj()], 2).reshape(d, 2 * pairs)
     B_all = np.concatenate([B_pairs, B[2 * pairs :]])
@@ -217,18 +222,21 @@ def _triple(system: Any, index: int, width: int) -> System:
     return log_poles, B, C
 
 
-def _columns_of(system: System, index: int) -> _Columns:
+def _columns_of(system: System) -> _Columns:
     """Sort the modes into conjugate pairs and real ones."""
     log_poles, B, C = system
-    single: list[tuple[float, Array, Array]] = []
+    positive: list[tuple[float, Array, Array]] = []
+    negative: list[tuple[float, Array, Array]] = []
     paired: list[tuple[complex, Array, Array]] = []
     left = list(range(log_poles.size))
     while left:
         i = left.pop(0)
         pole, b, c = log_poles[i], B[i], C[:, i]
-        if abs(math.remainder(pole.imag, 2 * math.pi)) == 0:
+        half_turns = pole.imag / math.pi
+        if abs(half_turns - round(half_turns)) <= 1e-12:
             real_b, real_c = _turned(b, c)
             if not np.any(real_b.imag) and not np.any(real_c.imag):
+                single = negative if round(half_turns) % 2 else positive
                 single.append((pole.real, real_b.real, real_c.real))
                 continue
         partner = next((j for j in left if _conjugate(log_poles, B, C, i, j)), None)
@@ -237,10 +245,11 @@ def _columns_of(system: System, index: int) -> _Columns:
             c = 2 * c
         paired.append((pole, b, c))
     poles = np.array([p for p, _, _ in paired], dtype=complex)
-    decay = np.concatenate([poles.real, [p for p, _, _ in single]])
-    rows = [b.real for _, b, _ in paired] + [b.imag for _, b, _ in paired] + [b for _, b, _ in single]
-    outs = [c.real for _, _, c in paired] + [-c.imag for _, _, c in paired] + [c for _, _, c in single]
-    return _Columns(np.maximum(decay, _FASTEST), poles.imag, np.array(rows), np.array(outs).T)
+    real = positive + negative
+    decay = np.concatenate([poles.real, [p for p, _, _ in real]])
+    rows = [b.real for _, b, _ in paired] + [b.imag for _, b, _ in paired] + [b for _, b, _ in real]
+    outs = [c.real for _, _, c in paired] + [-c.imag for _, _, c in paired] + [c for _, _, c in real]
+    return _Columns(np.maximum(decay, _FASTEST), poles.imag, len(negative), np.array(rows), np.array(outs).T)
 
 
 def _turned(b: Array, c: Array) -> tuple[Array, Array]:
@@ -269,13 +278,7 @@ def _conjugate(log_poles: Array, B: Array, C: Array, i: int, j: int) -> bool:
 def _write(layer: HRMLayer, name: str, columns: _Columns) -> None:
     old = layer.system(name)
     trainable = old.B.requires_grad
-    new = HRMSystem(
-        old.width,
-        order=columns.B.shape[0],
-        pairs=columns.phase.size,
-        dtype=old.B.dtype,
-        device=old.B.device,
-    )
+    new = HRMSystem(old.width, columns.modes, dtype=old.B.dtype, device=old.B.device)
     with torch.no_grad():
         new.log_rate.copy_(torch.from_numpy(np.log(-columns.log_decay)))
         if new.phase is not None:
@@ -291,11 +294,11 @@ def _write(layer: HRMLayer, name: str, columns: _Columns) -> None:
 def _remember(config: HRMConfig, module_name: str, columns: _Columns) -> None:
     """Write the layer's order into the configuration, where it differs from what is there."""
     key = ".".join(module_name.split(".")[-3:])
-    order, pairs = columns.B.shape[0], columns.phase.size
-    for pattern in (config.rank_pattern, config.pair_pattern):
-        for old in [k for k in pattern if names_block(k, module_name)]:
-            del pattern[old]
-    if config.r != order:
-        config.rank_pattern[key] = order
-    if config.shape_of(module_name) != (order, pairs):
-        config.pair_pattern[key] = pairs
+    for old in (config.rank_pattern, config.mode_pattern):
+        for name in [name for name in old if names_block(name, module_name)]:
+            del old[name]
+    modes = columns.modes
+    if config.r != modes.order:
+        config.rank_pattern[key] = modes.order
+    if config.modes_of(module_name) != modes:
+        config.mode_pattern[key] = [modes.pairs, modes.negative]

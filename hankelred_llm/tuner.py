@@ -98,7 +98,6 @@ class HRMModel(BaseTuner):
                 f"{current_key} is no block of a decoder layer; target_modules must name blocks such as "
                 f"'{self.decoder.block_name('mlp')}' or '{self.decoder.block_name('attention')}'"
             )
-        order, pairs = peft_config.shape_of(current_key)
         layer = (
             target
             if isinstance(target, HRMLayer)
@@ -108,7 +107,7 @@ class HRMModel(BaseTuner):
         if layer is not target:
             layer.train(target.training)
             setattr(parent, target_name, layer)
-        layer.update_layer(adapter_name, peft_config, order=order, pairs=pairs)
+        layer.update_layer(adapter_name, peft_config, peft_config.modes_of(current_key))
 
     @classmethod
     def _get_adapter_state_dict(
@@ -358,7 +357,7 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
             raise ConfigError(
                 f"layers_to_transform names layer {index}; the model has layers 0 to {count - 1}"
             )
-    for field in ("rank_pattern", "pair_pattern"):
+    for field in ("rank_pattern", "mode_pattern"):
         for key in getattr(config, field):
             if not any(names_block(key, f"{decoder.name}.{i}.{site}") for i in range(count)):
                 raise ConfigError(

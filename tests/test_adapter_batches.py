@@ -73,9 +73,7 @@ def test_the_adapter_computes_what_its_systems_say(eigenvalues):
     model, ids = adapted("mistral", eigenvalues=eigenvalues, r=5), tokens(2, 20)
     everywhere = torch.ones_like(ids).bool()
     with torch.no_grad():
-        assert (
-            error(model(ids).logits, whole_model_oracle(model, ids, everywhere, ~everywhere)) < TOLERANCE
-        )
+        assert error(model(ids).logits, whole_model_oracle(model, ids, everywhere, ~everywhere)) < TOLERANCE
 
 
 @pytest.mark.parametrize("gap", [slice(0, 4), slice(17, 21), slice(6, 10)], ids=["left", "right", "middle"])
@@ -128,7 +126,9 @@ def test_a_hole_in_a_row_without_positions_is_an_identity_step():
     mask[:, 5:8] = 0
     system = model.get_base_model().model.layers[0].mlp.system("default")
     seen = []
-    handle = system.register_forward_hook(lambda _, args, kwargs, out: seen.append((args, kwargs, out)), with_kwargs=True)
+    handle = system.register_forward_hook(
+        lambda _, args, kwargs, out: seen.append((args, kwargs, out)), with_kwargs=True
+    )
     with torch.no_grad():
         model(ids, attention_mask=mask)
         handle.remove()
@@ -269,7 +269,9 @@ def test_a_layer_outside_its_model_is_refused():
 
 def test_hidden_states_of_another_shape_are_refused():
     model = adapted()
-    model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(lambda _, args: args[0].flatten(0, 1))
+    model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(
+        lambda _, args: args[0].flatten(0, 1)
+    )
     with pytest.raises(StateError, match=r"\(16, 32\) for a batch of 2 rows of 8 tokens"):
         model(tokens(2, 8))
 

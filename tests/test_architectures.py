@@ -6,7 +6,23 @@ import inspect
 
 import pytest
 import torch
-from _models import ARCHITECTURES, adapted, awake, base_model, checkpointed, error, padded, step_by_step, tokens
+from _models import (
+    ARCHITECTURES,
+    adapted,
+    awake,
+    base_model,
+    checkpointed,
+    error,
+    padded,
+    step_by_step,
+    tokens,
+)
+from transformers import (
+    AutoModelForSequenceClassification,
+    MistralConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import hankelred_llm
 
@@ -109,13 +125,10 @@ def test_a_block_that_returns_the_residual_stream_has_no_output_tap(site):
 
 
 def test_encoder_decoders_and_classifiers_are_refused():
-    from transformers import AutoModelForSequenceClassification, MistralConfig, T5Config
-    from transformers import T5ForConditionalGeneration
-
     t5 = T5ForConditionalGeneration(
         T5Config(vocab_size=32, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8)
     )
-    with pytest.raises(hankelred_llm.ArchitectureError, match="'t5'.* no causal language model"):
+    with pytest.raises(hankelred_llm.ArchitectureError, match=r"'t5'.* no causal language model"):
         hankelred_llm.attach(t5)
     config = MistralConfig(
         vocab_size=32,

@@ -6,7 +6,7 @@ import control
 import numpy as np
 import pytest
 import torch
-from _models import WIDTH, adapted, base_model, error, tokens
+from _models import WIDTH, adapted, base_model, error, padded, step_by_step, tokens
 from peft import PeftModel
 
 import hankelred
@@ -45,7 +45,9 @@ def said_by(model, layer, x):
     return y, expected
 
 
-@pytest.mark.parametrize("fields", [{}, {"eigenvalues": "real"}, {"r": 5}, {"r": 1}, {"init_weights": "s4d_real"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"eigenvalues": "real"}, {"r": 5}, {"r": 1}, {"init_weights": "s4d_real"}]
+)
 def test_systems_are_what_the_layers_compute(fields):
     model = adapted(**fields)
     with torch.no_grad():
@@ -64,7 +66,9 @@ def test_systems_are_what_the_layers_compute(fields):
         np.testing.assert_allclose(y, expected, atol=3e-6 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("fields", [{}, {"eigenvalues": "real", "r": 5}, {"r": 5}, {"init_weights": "s4d_real"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"eigenvalues": "real", "r": 5}, {"r": 5}, {"init_weights": "s4d_real"}]
+)
 def test_there_and_back_changes_no_output(fields):
     model, ids = adapted(**fields), tokens(2, 20)
     with torch.no_grad():
@@ -89,9 +93,9 @@ def test_a_mixed_system_is_computed_saved_and_loaded(tmp_path):
     np.testing.assert_allclose(response(back), response(system), atol=1e-5)
     y, expected = said_by(model, 1, RNG.normal(size=(25, WIDTH)))
     np.testing.assert_allclose(y, expected, atol=3e-6 * np.abs(expected).max())
-    order = len(back[0])
+    assert len(back[0]) == 7
     config = model.peft_config["default"]
-    assert config.rank_pattern == {"layers.1.mlp": order}
+    assert config.rank_pattern == {"layers.1.mlp": 7} and config.mode_pattern == {"layers.1.mlp": [2, 1]}
     with torch.no_grad():
         before = model(ids).logits
         model.save_pretrained(tmp_path)
@@ -120,8 +124,34 @@ def test_every_kind_of_system(kind):
     model, system = adapted(), mixed()
     hankelred_llm.set_systems(model, {0: KINDS[kind](system)})
     np.testing.assert_allclose(
-        response(hankelred_llm.get_systems(model)[0]), response(system), atol=1e-5 * np.abs(response(system)).max()
+        response(hankelred_llm.get_systems(model)[0]),
+        response(system),
+        atol=1e-5 * np.abs(response(system)).max(),
     )
+
+
+def test_negative_poles_pass_over_padding_and_through_a_cache():
+    """Their states alternate with every kept token, not with every place."""
+    model, ids = adapted(base={"sliding_window": None}), tokens(2, 17)
+    hankelred_llm.set_systems(model, {0: mixed(), 1: mixed()})
+    with torch.no_grad():
+        full = model(ids).logits
+        assert error(step_by_step(model, ids, size=3), full) < 2e-6
+        assert error(step_by_step(model, ids), full) < 2e-6
+        for gap in (slice(0, 4), slice(5, 8), slice(14, 17)):
+            width = 17 + gap.stop - gap.start
+            batch = padded(ids, gap, width)
+            kept = batch["attention_mask"][0].bool()
+            assert error(model(**batch).logits[:, kept], full) < 2e-6
+
+
+@pytest.mark.parametrize("order", range(1, 12))
+def test_a_reduction_has_as_many_states_as_it_says(order):
+    model = adapted(r=12)
+    full = hankelred_llm.get_systems(model)[0]
+    hankelred_llm.set_systems(model, {0: hankelred.reduce(hankelred.ModalSystem(*full), order)})
+    reduced = hankelred_llm.get_systems(model)[0]
+    assert len(reduced[0]) == order == model.get_base_model().model.layers[0].mlp.system("default").B.shape[0]
 
 
 def test_spectra_survive():
@@ -143,7 +173,10 @@ def test_a_pole_at_zero_is_there_for_one_token():
 
 def test_a_complex_pole_without_partner_counts_by_its_real_part():
     model = adapted()
-    system = (np.array([-0.1 + 0.5j]), *(RNG.normal(size=s) + 1j * RNG.normal(size=s) for s in ((1, WIDTH), (WIDTH, 1))))
+    system = (
+        np.array([-0.1 + 0.5j]),
+        *(RNG.normal(size=s) + 1j * RNG.normal(size=s) for s in ((1, WIDTH), (WIDTH, 1))),
+    )
     hankelred_llm.set_systems(model, {0: system})
     np.testing.assert_allclose(response(hankelred_llm.get_systems(model)[0]), response(system), atol=1e-5)
 
