@@ -29,7 +29,9 @@ import torch
 from torch import Tensor
 
 import hankelred
-from hankelred import HankelredError, ReductionWarning
+from hankelred import ReductionWarning
+
+from ._errors import CalibrationError
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -55,10 +57,6 @@ MARGIN = 1.5
 SLOWEST = 0.999
 
 
-class CollectorError(HankelredError):
-    """Activations and gradients that do not fit together, or of which there are too few."""
-
-
 class _Maps(NamedTuple):
     """Random maps of a sketch: the same for every collector of a width, so that sums can be added."""
 
@@ -70,14 +68,14 @@ class _Maps(NamedTuple):
 
 @lru_cache(maxsize=4)
 def _maps(width: int, dtype: torch.dtype, device: torch.device) -> _Maps:
-    rng = np.random.default_rng(0)
+    rng, size = np.random.default_rng(0), min(width, SKETCH)
     inputs, outputs = (
-        torch.from_numpy(np.linalg.qr(rng.standard_normal((width, SKETCH)))[0]).to(device, dtype)
+        torch.from_numpy(np.linalg.qr(rng.standard_normal((width, size)))[0]).to(device, dtype)
         for _ in range(2)
     )
     past, future = (
         torch.fft.rfft(
-            torch.from_numpy(rng.standard_normal((LAGS, SKETCH, RANGE)) / math.sqrt(LAGS * RANGE)).to(
+            torch.from_numpy(rng.standard_normal((LAGS, size, RANGE)) / math.sqrt(LAGS * RANGE)).to(
                 device, dtype
             ),
             n=2 * (LAGS + 1),
@@ -108,7 +106,7 @@ class Sums:
 
     @classmethod
     def zero(cls, width: int, device: torch.device) -> Sums:
-        size, rank = (width, 0) if width <= SKETCH else (SKETCH, RANGE)
+        size, rank = (width, 0) if width <= RANGE else (min(width, SKETCH), RANGE)
         shapes = (LAGS, size, size), (width, rank), (width, rank)
         return cls(*(torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes))
 
@@ -165,7 +163,7 @@ class GradientOperator:
     width : int
         Channels d of the site's input and of its output.
     device : torch.device
-        Where the sums are kept. In float64 they take 2 LAGS d^2 numbers up to d = SKETCH, beyond it
+        Where the sums are kept. In float64 they take 2 LAGS d^2 numbers up to d = RANGE, beyond it
         2 (LAGS SKETCH^2 + 2 RANGE d): 25 MB at d = 4096.
 
     Notes
@@ -213,17 +211,17 @@ class GradientOperator:
 
         Raises
         ------
-        CollectorError
+        CalibrationError
             Shapes that do not fit, or a number that is not finite.
         """
         if x.shape != g.shape or x.ndim != 3 or x.shape[2] != self.width:
-            raise CollectorError(
+            raise CalibrationError(
                 f"inputs and gradients must both be (batch, time, {self.width}), got {tuple(x.shape)} and "
                 f"{tuple(g.shape)}"
             )
         lengths, x, g = _sequences(x, g, keep, reset)
         if not (torch.isfinite(x).all() and torch.isfinite(g).all()):
-            raise CollectorError(
+            raise CalibrationError(
                 "an activation or a gradient is not finite; run the model in bfloat16 or float32, and "
                 "look at its loss"
             )
@@ -250,7 +248,7 @@ class GradientOperator:
     def merge(self, other: GradientOperator) -> GradientOperator:
         """Return the collector of both parts of the data."""
         if other.width != self.width:
-            raise CollectorError(
+            raise CalibrationError(
                 f"collectors of widths {self.width} and {other.width} do not belong to one site"
             )
         merged = GradientOperator(self.width, self.own.core.device)
@@ -275,14 +273,14 @@ class GradientOperator:
 
         Raises
         ------
-        CollectorError
+        CalibrationError
             A tensor is missing or has another shape.
         """
         try:
             collector = cls(int(state["own.inputs"].shape[0]), state["own.inputs"].device)
             for name, tensor in collector.state().items():
                 if state[name].shape != tensor.shape:
-                    raise CollectorError(
+                    raise CalibrationError(
                         f"{name} has shape {tuple(state[name].shape)} and should have "
                         f"{tuple(tensor.shape)}; the sums "
                         "come from another version: collect them again"
@@ -290,7 +288,7 @@ class GradientOperator:
                 tensor.copy_(state[name])
             collector.tokens = int(state["tokens"])
         except KeyError as missing:
-            raise CollectorError(f"there is no {missing} among the sums of a gradient operator") from None
+            raise CalibrationError(f"there is no {missing} among the sums of a gradient operator") from None
         return collector
 
     def spectrum(self) -> GradientSpectrum:
@@ -298,11 +296,11 @@ class GradientOperator:
 
         Raises
         ------
-        CollectorError
+        CalibrationError
             There were no three sequences to pair with each other, or no gradients.
         """
         if self.tokens == 0:
-            raise CollectorError(
+            raise CalibrationError(
                 "no token had a partner: the gradient operator needs at least three sequences, so "
                 "that it can be told "
                 "from one of unrelated sequences"
