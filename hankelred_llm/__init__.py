@@ -12,6 +12,7 @@ from ._errors import (
 )
 from .calibration import Calibration, calibrate
 from .config import HRMConfig
+from .initialization import InitializationReport, initialize
 from .reduction import ReductionReport, reduce
 from .spectra import HankelSpectra, hankel_spectra
 from .systems import get_systems, set_systems
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigError",
     "HRMConfig",
     "HankelSpectra",
+    "InitializationReport",
     "ReductionReport",
     "StateError",
     "__version__",
@@ -35,6 +37,7 @@ __all__ = [
     "calibrate",
     "get_systems",
     "hankel_spectra",
+    "initialize",
     "reduce",
     "set_systems",
 ]

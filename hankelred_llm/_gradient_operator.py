@@ -117,16 +117,16 @@ class Sums:
         a, c = (x @ maps.inputs, g @ maps.outputs) if maps else (x, g)
         A, C = _spectra(a, c, place)
         core = torch.fft.irfft(torch.einsum("bfp,bfm->fpm", C, A.conj()), n=2 * (LAGS + 1), dim=0)
-        self.core += core[:LAGS]
+        self.core += core[:LAGS].to(self.core.device)
         if maps is None:
             return
         block = LAGS + 1
         z = torch.fft.irfft(torch.einsum("bfs,fsr->bfr", A, maps.past), n=2 * block, dim=1)[:, block:]
-        self.outputs += g.T @ z.reshape(-1, RANGE)[place]
+        self.outputs += (g.T @ z.reshape(-1, RANGE)[place]).to(self.core.device)
         # pieces of two blocks, of which the first lies on the block before
         w = torch.fft.irfft(torch.einsum("bfs,fsr->bfr", C, maps.future.conj()), n=2 * block, dim=1)
         w = w[:, block:] + torch.nn.functional.pad(w[1:, :block], (0, 0, 0, 0, 0, 1))
-        self.inputs += x.T @ w.reshape(-1, RANGE)[place]
+        self.inputs += (x.T @ w.reshape(-1, RANGE)[place]).to(self.core.device)
 
     def markov(self) -> tuple[Array, Array | None, Array | None]:
         """Return -dL/dH_k between the found subspaces, (LAGS, p, m), and their bases (d, p) and (d, m)."""

@@ -17,9 +17,12 @@ import hankelred
 from hankelred import OrderError, ReductionWarning
 
 from ._errors import AdapterError
+from ._gradient_operator import MARGIN
 from ._passes import Sites, find_sites
+from ._tags import compare, model_tag
 from .calibration import Calibration
 from .systems import get_systems
+from .tuner import hrm_layers
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -43,8 +46,9 @@ class HankelSpectra(Mapping[int, Array]):
         that the loss feels (without labels: of all outputs alike). They are in the units of the data, so
         they compare layers with each other, not with the exact values. No bound follows from them.
     gradient, null : dict of ndarray or None
-        Before training: of the Hankel operator of the loss's gradient, and of the same with inputs and
-        gradients of different sequences, which is what chance gives.
+        Before training: of the Hankel operator of the loss's gradient, in loss per token and unit of gain,
+        and of the same with inputs and gradients of different sequences, which is what chance gives. A value
+        counts from 1.5 times the largest of the null on.
     names : dict of str
         Module names of the layers.
     """
@@ -86,7 +90,8 @@ class HankelSpectra(Mapping[int, Array]):
         if self.exact:
             floor = self.noise_floors.get(layer, 0.0)
         else:
-            floor = float(self.null[layer].max(initial=0.0)) if self.null else 0.0
+            # one null operator is all there is, and the next would differ: chance reaches further than it
+            floor = MARGIN * float(self.null[layer].max(initial=0.0)) if self.null else 0.0
         return int(np.count_nonzero(self[layer] > floor))
 
     def suggest_ranks(self, *, tol: float | None = None, budget: int | None = None) -> dict[int, int]:
@@ -180,14 +185,15 @@ class HankelSpectra(Mapping[int, Array]):
 def hankel_spectra(
     model: nn.Module, calibration: Calibration | None = None, *, adapter_name: str | None = None
 ) -> HankelSpectra:
-    """Return the Hankel singular values of a model's adapters.
+    """Return the Hankel singular values of a model's adapters, or what the data ask of fresh ones.
 
     Parameters
     ----------
     model : PeftModel or PreTrainedModel
-        With an HRM adapter.
+        With an HRM adapter; or, with a calibration that had labels, without one.
     calibration : Calibration, optional
-        Of this model and adapter: adds the empirical values.
+        Of this model and adapter: adds the empirical values. Where the adapter adds nothing yet, or there is
+        none, the values are those of the gradient of the loss, beside those of their null.
     adapter_name : str, optional
         Default: the active adapter.
 
@@ -213,9 +219,14 @@ def hankel_spectra(
     >>> spectra[1].shape
     (4,)
     """
+    if calibration is not None and calibration.gradients and not hrm_layers(model):
+        compare(calibration.model, model_tag(model), "model")
+        return _before_training(calibration, {})
     sites = find_sites(model, adapter_name)
     if calibration is not None:
         calibration.check(model, sites.adapter)
+        if len(calibration.gradients) == len(sites.systems) and calibration.labels:
+            return _before_training(calibration, dict(sites.names))
     exact, floors, empirical = {}, {}, {}
     for i, system in modal_systems(model, sites).items():
         few = with_few_ports(system)
@@ -225,6 +236,16 @@ def hankel_spectra(
             empirical[i] = balanced(few, *calibration.factors(i, few)).hankel_singular_values
     return HankelSpectra(
         exact, floors, empirical if calibration is not None else None, names=dict(sites.names)
+    )
+
+
+def _before_training(calibration: Calibration, names: dict[int, str]) -> HankelSpectra:
+    found = {i: operator.spectrum() for i, operator in calibration.gradients.items()}
+    return HankelSpectra(
+        {},
+        gradient={i: spectrum.values for i, spectrum in found.items()},
+        null={i: spectrum.null for i, spectrum in found.items()},
+        names=names,
     )
 
 
