@@ -10,6 +10,10 @@ of *other* sequences at the same positions. With x' and x'' those of two others,
 (x' + x'')/2 and its null that of (x' - x'') sqrt(3)/2. Where a sequence says nothing about its own gradients
 the two are alike in mean and covariance; what the operator has beyond its null is what the data ask for.
 
+How far one null differs from the next is seen by keeping the sums of every second sequence apart: the sum
+and the difference of the two halves of the null are two nulls, and the difference of the two halves of the
+operator, from which what the halves agree in is gone, is a third.
+
 Nothing here knows models or adapters: streams of x and g come in, sums are kept, all of them linear, so that
 two halves of the data give by addition what the whole gives.
 """
@@ -49,8 +53,8 @@ RANGE = SKETCH // 2
 #: threshold. And how many of the null.
 VALUES, NULL_VALUES = (32, 64, 128), 8
 
-#: How far above the largest value of the null a value must lie to count. One null operator is all there is,
-#: and two of the same data differ: see docs/spectra_before_training.md for how often noise passes this.
+#: How far above the largest value of any null a value must lie to count. Three nulls are all there are, and
+#: the next would differ: see docs/spectra_before_training.md for how often noise passes this.
 MARGIN = 1.5
 
 #: Slowest pole that is read off: a window of LAGS lags cannot tell slower ones apart.
@@ -128,6 +132,12 @@ class Sums:
         w = w[:, block:] + torch.nn.functional.pad(w[1:, :block], (0, 0, 0, 0, 0, 1))
         self.inputs += (x.T @ w.reshape(-1, RANGE)[place]).to(self.core.device)
 
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(self.core + other.core, self.outputs + other.outputs, self.inputs + other.inputs)
+
+    def __sub__(self, other: Sums) -> Sums:
+        return Sums(self.core - other.core, self.outputs - other.outputs, self.inputs - other.inputs)
+
     def markov(self) -> tuple[Array, Array | None, Array | None]:
         """Return -dL/dH_k between the found subspaces, (LAGS, p, m), and their bases (d, p) and (d, m)."""
         core, outputs, inputs = (m.cpu().numpy() for m in (self.core, self.outputs, self.inputs))
@@ -163,8 +173,8 @@ class GradientOperator:
     width : int
         Channels d of the site's input and of its output.
     device : torch.device
-        Where the sums are kept. In float64 they take 2 LAGS d^2 numbers up to d = RANGE, beyond it
-        2 (LAGS SKETCH^2 + 2 RANGE d): 25 MB at d = 4096.
+        Where the sums are kept. In float64 they take 4 LAGS d^2 numbers up to d = RANGE, beyond it
+        4 (LAGS SKETCH^2 + 2 RANGE d): 50 MB at d = 4096.
 
     Notes
     -----
@@ -192,8 +202,10 @@ class GradientOperator:
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.width = width
-        self.own = Sums.zero(width, torch.device(device))
-        self.null = Sums.zero(width, torch.device(device))
+        place = torch.device(device)
+        #: sums of every second sequence, and of the others
+        self.own = Sums.zero(width, place), Sums.zero(width, place)
+        self.null = Sums.zero(width, place), Sums.zero(width, place)
         self.tokens = 0
         self._held: list[Tensor] = []
 
@@ -232,18 +244,16 @@ class GradientOperator:
             self._held = [*torch.split(x, lengths), *self._held][:2]
         if len(sizes) < 3:
             return
-        first, second, place = _partners(lengths, sizes)
-        used = first >= 0
-        index = used.nonzero()[:, 0].to(x.device)
-        if len(index) == 0:
-            return
-        first, second, place = (t[used].to(x.device) for t in (first, second, place))
-        # what has no partner counts nowhere, as if it were masked, but lags go on over it
-        x, g = x[index], g[index]
-        one, other = pool[first], pool[second]
-        self.own.add(x - (one + other) / 2, g, place)
-        self.null.add((one - other) * math.sqrt(0.75), g, place)
-        self.tokens += len(index)
+        first, second, place, number = _partners(lengths, sizes)
+        for half in (0, 1):
+            # what has no partner counts nowhere, as if it were masked, but lags go on over it
+            index = ((first >= 0) & (number % 2 == half)).nonzero()[:, 0]
+            if len(index):
+                one, other = pool[first[index].to(x.device)], pool[second[index].to(x.device)]
+                mine, theirs, where = x[index.to(x.device)], g[index.to(x.device)], place[index].to(x.device)
+                self.own[half].add(mine - (one + other) / 2, theirs, where)
+                self.null[half].add((one - other) * math.sqrt(0.75), theirs, where)
+                self.tokens += len(index)
 
     def merge(self, other: GradientOperator) -> GradientOperator:
         """Return the collector of both parts of the data."""
@@ -251,18 +261,20 @@ class GradientOperator:
             raise CalibrationError(
                 f"collectors of widths {self.width} and {other.width} do not belong to one site"
             )
-        merged = GradientOperator(self.width, self.own.core.device)
+        merged = GradientOperator(self.width, self.own[0].core.device)
         merged.tokens = self.tokens + other.tokens
-        for total, a, b in ((merged.own, self.own, other.own), (merged.null, self.null, other.null)):
-            for part in fields(Sums):
-                getattr(total, part.name).copy_(getattr(a, part.name)).add_(getattr(b, part.name))
+        mine, theirs = self.state(), other.state()
+        for name, total in merged.state().items():
+            if name != "tokens":
+                total.copy_(mine[name]).add_(theirs[name].to(total.device))
         return merged
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums; sums of parts of the data, added tensor by tensor, are those of the whole."""
         tensors = {
-            f"{kind}.{part.name}": getattr(sums, part.name)
-            for kind, sums in (("own", self.own), ("null", self.null))
+            f"{kind}.{half}.{part.name}": getattr(halves[half], part.name)
+            for kind, halves in (("own", self.own), ("null", self.null))
+            for half in (0, 1)
             for part in fields(Sums)
         }
         return {**tensors, "tokens": torch.tensor(self.tokens, dtype=torch.float64)}
@@ -277,7 +289,7 @@ class GradientOperator:
             A tensor is missing or has another shape.
         """
         try:
-            collector = cls(int(state["own.inputs"].shape[0]), state["own.inputs"].device)
+            collector = cls(int(state["own.0.inputs"].shape[0]), state["own.0.inputs"].device)
             for name, tensor in collector.state().items():
                 if state[name].shape != tensor.shape:
                     raise CalibrationError(
@@ -305,13 +317,16 @@ class GradientOperator:
                 "that it can be told "
                 "from one of unrelated sequences"
             )
-        markov, outputs, inputs = self.own.markov()
-        null, _, _ = self.null.markov()
-        least = _realized(null / self.tokens, NULL_VALUES).hankel_singular_values[:NULL_VALUES]
+        nulls = [
+            _realized(sums.markov()[0] / self.tokens, NULL_VALUES).hankel_singular_values[:NULL_VALUES]
+            for sums in (self.null[0] + self.null[1], self.null[0] - self.null[1], self.own[0] - self.own[1])
+        ]
+        largest = max(nulls, key=lambda values: float(values[0]))
+        markov, outputs, inputs = (self.own[0] + self.own[1]).markov()
         for count in VALUES:
             full = _realized(markov / self.tokens, count)
             found = GradientSpectrum(
-                full.hankel_singular_values[:count], least, self.tokens, full, outputs, inputs
+                full.hankel_singular_values[:count], largest, self.tokens, full, outputs, inputs
             )
             if found.significant < count:
                 break
@@ -327,6 +342,7 @@ class GradientSpectrum:
     values : ndarray, descending
         In units of loss per token and unit of gain.
     null : ndarray, descending
+        Of the largest of the nulls.
     tokens : int
     full : hankelred.Reduction
         Of -dL/dH_k per token, between the subspaces.
@@ -402,16 +418,15 @@ def _sequences(
     return lengths[falling].tolist(), x, g
 
 
-def _partners(lengths: list[int], pool: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """For each token, return those of two other sequences at its position, and its place on the time axis.
+def _partners(lengths: list[int], pool: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each token, return those of two other sequences at its position, its place, and its sequence.
 
     A sequence takes those next to it in length, which are longer where there are any. -1: at least one of
-    them is too short.
+    them is too short. Places keep sequences LAGS apart.
     """
     starts = np.concatenate([[0], np.cumsum(pool)])
-    first, second, place = [], [], []
-    at = 0
     by_length = np.argsort(-np.array(pool), kind="stable")
+    rows, at = [], 0
     for i, length in enumerate(lengths):
         where = int(np.flatnonzero(by_length == i)[0])
         around = [int(by_length[j]) for j in (where - 1, where - 2) if j >= 0]
@@ -419,12 +434,11 @@ def _partners(lengths: list[int], pool: list[int]) -> tuple[Tensor, Tensor, Tens
         near, far = around[:2]
         offset = np.arange(length)
         missing = offset >= min(pool[near], pool[far])
-        first.append(np.where(missing, -1, starts[near] + offset))
-        second.append(np.where(missing, -1, starts[far] + offset))
-        place.append(at + offset)
+        partners = [np.where(missing, -1, starts[k] + offset) for k in (near, far)]
+        rows.append(np.stack([*partners, at + offset, np.full(length, i)]))
         at += length + LAGS
-    one, other, places = (torch.from_numpy(np.concatenate(m)) for m in (first, second, place))
-    return one, other, places
+    first, second, place, number = torch.from_numpy(np.concatenate(rows, axis=1))
+    return first, second, place, number
 
 
 def _realized(markov: Array, order: int) -> hankelred.Reduction:

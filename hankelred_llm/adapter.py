@@ -223,7 +223,9 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
         device = None if weight is None else weight.device
         system = HRMSystem(self.width, modes, dtype=dtype, device=device)
-        system.start(config.init_weights, gate=config.gate_init)
+        # a start from data goes on from the ring, once all layers are there
+        start = "ring" if config.init_weights == "balanced" else config.init_weights
+        system.start(start, gate=config.gate_init)
         system.train(self.training)
         self.hrm_system[adapter_name] = system
         self.taps[adapter_name] = config.tap
