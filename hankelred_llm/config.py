@@ -66,8 +66,8 @@ class HRMConfig(PeftConfig):
         model starts as the base model. Once a start is made from data it is in the weights, and ``"ring"``
         is put here.
     calibration : str, optional
-        With ``init_weights="balanced"``: the file of a :class:`Calibration` of the same model, made with batches that
-        had labels before anything was trained.
+        With ``init_weights="balanced"``: the file of a :class:`Calibration` of the same model, made with
+        batches that had labels before anything was trained.
     gate_init : float
         First value of the gate. With 0 the output map C starts at random, else at zero.
     target_modules : list of str or str, optional

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ._errors import AdapterError, CalibrationError, ConfigError
+from ._gradient_operator import GradientSpectrum
 from ._passes import Sites, check_heard, find_sites, listening
 from ._tags import compare, model_tag
 from .calibration import Calibration, calibrate
@@ -163,8 +164,12 @@ def initialize(
                 "calibrate with "
                 "held_out=4096, and with more than a few rows"
             )
-    report = start_from(model, calibration, what, sites.adapter)
-    return _with_gain(model, calibration, report, sites.adapter) if what == "ABC" else report
+    spectra = _spectra(model, calibration, sites.adapter)
+    report = _start_from(model, spectra, what, sites.adapter)
+    if what != "ABC":
+        return report
+    largest = max((float(spectra[i].values[0]) for i, n in report.orders.items() if n), default=0.0)
+    return _with_gain(model, calibration.held_out, report, largest, sites.adapter)
 
 
 def balanced_start(model: nn.Module, adapter_name: str, path: str | os.PathLike[str]) -> None:
@@ -177,26 +182,30 @@ def balanced_start(model: nn.Module, adapter_name: str, path: str | os.PathLike[
     """
     calibration = Calibration.load(path)
     compare(calibration.model, model_tag(model), "model")
-    start_from(model, calibration, "AB", adapter_name)
+    _start_from(model, _spectra(model, calibration, adapter_name), "AB", adapter_name)
 
 
-def start_from(
-    model: nn.Module, calibration: Calibration, what: str, adapter_name: str
-) -> InitializationReport:
-    """Set poles and rows from what a calibration holds; "ABC" sets C in the unit of -dL/dH per token."""
-    systems = get_systems(model, adapter_name)
-    missing = sorted(set(systems) - set(calibration.gradients))
+def _spectra(model: nn.Module, calibration: Calibration, adapter_name: str) -> dict[int, GradientSpectrum]:
+    """Return what the data of a calibration ask of each layer of an adapter."""
+    layers = get_systems(model, adapter_name)
+    missing = sorted(set(layers) - set(calibration.gradients))
     if missing or not calibration.labels:
         raise CalibrationError(
             f"there are no gradients of layers {missing} in the calibration: it was made with an "
-            f"adapter that was "
-            "trained, or elsewhere; calibrate a fresh adapter"
+            "adapter that was trained, or elsewhere; calibrate a fresh adapter"
             if missing
             else "there are no gradients in the calibration: its batches had no labels"
         )
+    return {i: calibration.gradients[i].spectrum() for i in layers}
+
+
+def _start_from(
+    model: nn.Module, spectra: Mapping[int, GradientSpectrum], what: str, adapter_name: str
+) -> InitializationReport:
+    """Set poles and rows; "ABC" sets C in the unit of -dL/dH per token."""
     new, significant, orders = {}, {}, {}
-    for index, old in systems.items():
-        spectrum = calibration.gradients[index].spectrum()
+    for index, old in get_systems(model, adapter_name).items():
+        spectrum = spectra[index]
         significant[index] = spectrum.significant
         orders[index] = min(significant[index], old[0].size)
         if orders[index]:
@@ -279,15 +288,15 @@ def _modes(system: System, count: int) -> tuple[Array, Array]:
 
 
 def _with_gain(
-    model: nn.Module, calibration: Calibration, report: InitializationReport, adapter_name: str
+    model: nn.Module,
+    rows: Iterable[Mapping[str, Any]],
+    report: InitializationReport,
+    largest: float,
+    adapter_name: str,
 ) -> InitializationReport:
     """Find the size of C: doubled as long as the loss on the rows held back falls."""
     sites = find_sites(model, adapter_name)
     outputs = {i: system.C.detach().clone() for i, system in sites.systems.items()}
-    largest = max(
-        (float(calibration.gradients[i].spectrum().values[0]) for i, n in report.orders.items() if n),
-        default=0.0,
-    )
 
     def set_gain(gain: float) -> None:
         with torch.no_grad():
@@ -296,7 +305,7 @@ def _with_gain(
 
     def loss() -> float:
         with listening(model, sites, lambda index, seen: None, gradients=False) as run:
-            done = [outcome for row in calibration.held_out if (outcome := run(row)) is not None]
+            done = [outcome for row in rows if (outcome := run(row)) is not None]
         return sum(mean * count for mean, count in done) / max(1, sum(count for _, count in done))
 
     set_gain(0.0)

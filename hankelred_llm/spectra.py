@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from ._tags import compare, model_tag
 from .calibration import Calibration
 from .systems import get_systems
 from .tuner import hrm_layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -87,12 +90,66 @@ class HankelSpectra(Mapping[int, Array]):
         >>> HankelSpectra({0: np.array([1.0, 1e-20])}, noise_floors={0: 1e-16}).significant(0)
         1
         """
+        return int(np.count_nonzero(self[layer] > self.threshold(layer)))
+
+    def threshold(self, layer: int) -> float:
+        """Return the level above which a value of a layer counts.
+
+        Parameters
+        ----------
+        layer : int
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> before = HankelSpectra({}, gradient={0: np.array([1.0, 0.2])}, null={0: np.array([0.2])})
+        >>> round(before.threshold(0), 3), before.significant(0)
+        (0.3, 1)
+        """
         if self.exact:
-            floor = self.noise_floors.get(layer, 0.0)
-        else:
-            # one null operator is all there is, and the next would differ: chance reaches further than it
-            floor = MARGIN * float(self.null[layer].max(initial=0.0)) if self.null else 0.0
-        return int(np.count_nonzero(self[layer] > floor))
+            return self.noise_floors.get(layer, 0.0)
+        # three null operators are all there are, and the next would differ: chance reaches further than they
+        return MARGIN * float(self.null[layer].max(initial=0.0)) if self.null else 0.0
+
+    def plot(
+        self, ax: Axes | None = None, *, kind: str = "curves", ranks: Mapping[int, int] | None = None
+    ) -> Axes:
+        """Draw the spectra.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; default: a new figure.
+        kind : {"curves", "heatmap"}
+            "curves": one for each layer, dark for the last ones, with their median and quartiles, and the
+            level above which values count; empirical values are dashed, null ones grey. "heatmap": layer by
+            index.
+        ranks : dict of int, optional
+            Orders to mark, by layer, such as from :meth:`suggest_ranks`.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ConfigError
+            Another kind, or there are no layers.
+
+        Examples
+        --------
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> spectra = HankelSpectra({0: np.array([3.0, 0.2, 0.1]), 1: np.array([1.0, 0.5, 0.01])})
+        >>> ax = spectra.plot(ranks=spectra.suggest_ranks(budget=4))
+        >>> ax.get_yscale()
+        'log'
+        """
+        from ._spectra_plot import draw
+
+        return draw(self, ax, kind=kind, ranks=ranks)
 
     def suggest_ranks(self, *, tol: float | None = None, budget: int | None = None) -> dict[int, int]:
         """Return an order for each layer; :func:`reduce` with the same rule takes the same.

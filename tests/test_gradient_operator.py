@@ -35,7 +35,7 @@ def orthonormal(rows, columns, seed):
 
 
 def dense(documents, partners):
-    """-sum over pairs, written with loops: for documents (x, g), each with the numbers of its two partners."""
+    """-sum over pairs, in loops: for documents (x, g), each with the numbers of its two partners."""
     d = documents[0][0].shape[1]
     own, null = torch.zeros(LAGS, d, d).double(), torch.zeros(LAGS, d, d).double()
     tokens = 0
@@ -180,7 +180,9 @@ class TestSketch:
         width, poles = 70, [0.9, 0.6]
         B, C = orthonormal(width, 2, 2).T, orthonormal(width, 2, 3)
         x = noise(24, 256, width, dtype=torch.float32)
-        g = -teacher(x, poles, B.float(), C.float()) + 0.3 * noise(24, 256, width, seed=1, dtype=torch.float32)
+        g = -teacher(x, poles, B.float(), C.float()) + 0.3 * noise(
+            24, 256, width, seed=1, dtype=torch.float32
+        )
         operator = GradientOperator(width)
         operator.update(x, g)
         assert width > RANGE
@@ -238,7 +240,9 @@ class TestRecovery:
         bit = torch.where(written, bit, torch.zeros(())).double()
         held = torch.zeros(128, 128).double()
         for t in range(128):
-            held[:, t] = torch.where(written[:, t], bit[:, t], held[:, t - 1] if t else torch.zeros(()).double())
+            held[:, t] = torch.where(
+                written[:, t], bit[:, t], held[:, t - 1] if t else torch.zeros(()).double()
+            )
         operator = GradientOperator(2)
         operator.update(torch.stack([bit, written.double()], 2), -torch.stack([held, 0 * held], 2))
         found = operator.spectrum()
