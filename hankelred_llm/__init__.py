@@ -13,6 +13,7 @@ from ._errors import (
 from .calibration import Calibration, calibrate
 from .config import HRMConfig
 from .initialization import InitializationReport, initialize
+from .recurrence import linear_recurrence
 from .reduction import ReductionReport, reduce
 from .spectra import HankelSpectra, hankel_spectra
 from .systems import get_systems, set_systems
@@ -38,6 +39,7 @@ __all__ = [
     "get_systems",
     "hankel_spectra",
     "initialize",
+    "linear_recurrence",
     "reduce",
     "set_systems",
 ]

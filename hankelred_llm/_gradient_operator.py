@@ -10,12 +10,11 @@ of *other* sequences at the same positions. With x' and x'' those of two others,
 (x' + x'')/2 and its null that of (x' - x'') sqrt(3)/2. Where a sequence says nothing about its own gradients
 the two are alike in mean and covariance; what the operator has beyond its null is what the data ask for.
 
-How far one null differs from the next is seen by keeping the sums of every second sequence apart: the sum
-and the difference of the two halves of the null are two nulls, and the difference of the two halves of the
-operator, from which what the halves agree in is gone, is a third.
-
-Nothing here knows models or adapters: streams of x and g come in, sums are kept, all of them linear, so that
-two halves of the data give by addition what the whole gives.
+How far one null differs from the next is seen by keeping the sums over two halves of the sequences apart: the
+sum and the difference of the halves of the null are two nulls, and the difference of the halves of the
+operator, from which what they agree in is gone, is a third. A half is a run of sequences, of which each is a
+partner of the next two: in the sum over a run the mean of g meets the x of almost every sequence once with
+each sign, and what would be the largest part of the noise is gone.
 """
 
 from __future__ import annotations
@@ -56,6 +55,9 @@ VALUES, NULL_VALUES = (32, 64, 128), 8
 #: How far above the largest value of any null a value must lie to count. Three nulls are all there are, and
 #: the next would differ: see docs/spectra_before_training.md for how often noise passes this.
 MARGIN = 1.5
+
+#: Where sequences come one at a time, so many in a row belong to one half.
+RUN = 8
 
 #: Slowest pole that is read off: a window of LAGS lags cannot tell slower ones apart.
 SLOWEST = 0.999
@@ -203,11 +205,12 @@ class GradientOperator:
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
         self.width = width
         place = torch.device(device)
-        #: sums of every second sequence, and of the others
+        #: sums over each half of the sequences
         self.own = Sums.zero(width, place), Sums.zero(width, place)
         self.null = Sums.zero(width, place), Sums.zero(width, place)
         self.tokens = 0
         self._held: list[Tensor] = []
+        self._seen = 0  # sequences that came alone
 
     def update(self, x: Tensor, g: Tensor, keep: Tensor | None = None, reset: Tensor | None = None) -> None:
         """Add the tokens of one backward pass.
@@ -245,9 +248,13 @@ class GradientOperator:
         if len(sizes) < 3:
             return
         first, second, place, number = _partners(lengths, sizes)
+        halves = number * 2 // len(lengths)
+        if len(lengths) == 1:
+            halves = halves + self._seen // RUN % 2
+            self._seen += 1
         for half in (0, 1):
             # what has no partner counts nowhere, as if it were masked, but lags go on over it
-            index = ((first >= 0) & (number % 2 == half)).nonzero()[:, 0]
+            index = ((first >= 0) & (halves == half)).nonzero()[:, 0]
             if len(index):
                 one, other = pool[first[index].to(x.device)], pool[second[index].to(x.device)]
                 mine, theirs, where = x[index.to(x.device)], g[index.to(x.device)], place[index].to(x.device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ._errors import AdapterError, CalibrationError
 from .adapter import HRMSystem
+from .systems import find_adapter
 from .tuner import hrm_layers
 
 
@@ -42,27 +43,14 @@ def find_sites(model: nn.Module, adapter_name: str | None) -> Sites:
     Raises
     ------
     AdapterError
-        There is no such adapter, or it is not active alone.
+        There is no such adapter, or none is named and not exactly one is active.
     """
-    layers = hrm_layers(model)
-    known = sorted({name for layer in layers for name in layer.hrm_system})
-    if not known:
-        raise AdapterError("the model has no HRM adapter; put one in with hankelred_llm.attach(model)")
-    active = sorted({name for layer in layers for name in layer.active_systems()})
-    if adapter_name is None:
-        if len(active) != 1:
-            raise AdapterError(f"pass adapter_name: {len(active)} of the adapters {known} are active")
-        adapter_name = active[0]
-    if adapter_name not in known:
-        raise AdapterError(
-            f"there is no adapter '{adapter_name}'; the model has {', '.join(map(repr, known))}"
-        )
-    names = {id(module): name for name, module in model.named_modules()}
-    own = [layer for layer in layers if adapter_name in layer.hrm_system]
+    adapter, layers = find_adapter(model, adapter_name)
+    parents = {id(module): name.rpartition(".")[0] for name, module in model.named_modules()}
     return Sites(
-        adapter_name,
-        {layer.index: layer.system(adapter_name) for layer in own},
-        {layer.index: ".".join(names[id(layer)].split(".")[-3:]) for layer in own},
+        adapter,
+        {layer.index: layer.system(adapter) for layer in layers},
+        {layer.index: ".".join([*parents[id(layer)].split(".")[-2:], layer.block]) for layer in layers},
     )
 
 

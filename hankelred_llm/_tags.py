@@ -47,8 +47,9 @@ def adapter_tag(sites: Sites) -> dict[str, str]:
     """Return name and fingerprint of an adapter."""
     digest = hashlib.sha256()
     for index, system in sites.systems.items():
+        digest.update(f"{index}{system.modes}".encode())
         for name, parameter in system.named_parameters():
-            digest.update(f"{index}{name}{tuple(parameter.shape)}".encode())
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().cpu().double().numpy().tobytes())
     return {"name": sites.adapter, "fingerprint": digest.hexdigest()}
 

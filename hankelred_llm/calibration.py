@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,8 +16,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -28,6 +25,7 @@ import hankelred
 from ._errors import CalibrationError
 from ._gradient_operator import GradientOperator
 from ._passes import Seen, Sites, check_heard, checked_batch, find_sites, listening
+from ._progress import watched
 from ._tags import adapter_tag, add_batch, compare, model_tag
 from .tuner import attach, hrm_layers
 
@@ -415,11 +413,8 @@ def calibrate(
     total = _Collector(_empty(model, sites, held_out), sites)
     earlier = None if checkpoint is None else _Checkpoint(checkpoint, model, sites)
     digest = hashlib.sha256()
-    shown = sys.stderr.isatty() if progress is None else progress
-    console = Console(stderr=True)
-    watched = track(batches, "calibrating", console=console, disable=not shown, transient=console.is_terminal)
     with listening(model, sites, total.hear, gradients=True) as run:
-        for number, raw in enumerate(watched):
+        for number, raw in enumerate(watched(batches, "calibrating", progress)):
             batch = checked_batch(raw, number)
             add_batch(digest, batch)
             if earlier is not None and number < earlier.batches:

@@ -18,6 +18,7 @@ import hankelred
 from hankelred import ModalSystem, OrderError, ReductionWarning
 
 from ._passes import Seen, Sites, check_heard, find_sites, listening
+from ._progress import watched
 from ._scan import column_scan
 from .calibration import Calibration
 from .spectra import HankelSpectra, balanced, modal_systems, table, whole_number, with_few_ports
@@ -164,6 +165,7 @@ def reduce(
     budget: int | None = None,
     calibration: Calibration | None = None,
     adapter_name: str | None = None,
+    progress: bool | None = None,
 ) -> ReductionReport:
     """Reduce an adapter by balanced truncation, in place.
 
@@ -189,6 +191,8 @@ def reduce(
         that were held out is kept. The orders are those without it.
     adapter_name : str, optional
         Default: the active adapter.
+    progress : bool, optional
+        Show bars on stderr. Default: where that is a terminal.
 
     Returns
     -------
@@ -246,8 +250,10 @@ def reduce(
     exact = {i: balanced(system) for i, system in few.items()}
     wanted = _orders(exact, sites, order=order, tol=tol, ranks=ranks, budget=budget)
     held = None if calibration is None else _hold(model, sites, calibration)
+    shrunk = [i for i, n in wanted.items() if n < few[i].n_states]
     plans = {
-        i: _plan(i, few[i], exact[i], n, calibration, held) for i, n in wanted.items() if n < few[i].n_states
+        i: _plan(i, few[i], exact[i], wanted[i], calibration, held)
+        for i in watched(shrunk, "reducing", progress)
     }
     before = _parameters(sites)
     # in all the ports of the layer again, by the projection
@@ -256,7 +262,8 @@ def reduce(
     sites = find_sites(model, sites.adapter)
     stored = modal_systems(model, sites)
     layers = {
-        i: _layer(sites.names[i], full[i], few[i], stored[i], small.get(i), plans.get(i)) for i in wanted
+        i: _layer(sites.names[i], full[i], few[i], stored[i], small.get(i), plans.get(i))
+        for i in watched(list(wanted), "measuring", progress)
     }
     if held is None or calibration is None:
         return ReductionReport(layers, before, _parameters(sites))

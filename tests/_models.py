@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hankelred_llm
+from hankelred_llm.adapter import HRMSystem
 from hankelred_llm.tuner import hrm_layers
 
 VOCAB = 61
@@ -114,6 +115,11 @@ def adapted(model_type: str = "mistral", *, base: dict[str, Any] | None = None, 
     return awake(model).eval()
 
 
+def system_of(model: Any, layer: int = 0, adapter_name: str = "default") -> HRMSystem:
+    """The system of an adapter beside one layer."""
+    return next(each for each in hrm_layers(model) if each.index == layer).system(adapter_name)
+
+
 def tokens(*shape: int, seed: int = 2) -> Tensor:
     """Random token ids, never padding."""
     return torch.randint(3, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
@@ -122,6 +128,7 @@ def tokens(*shape: int, seed: int = 2) -> Tensor:
 def error(seen: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest number where that exceeds 1."""
     assert seen.shape == expected.shape
+    seen, expected = seen.detach(), expected.detach()
     return float((seen - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
