@@ -6,7 +6,8 @@ that nothing was made from: the error of the layers' outputs, and the loss. Run 
 
     python examples/reduce_adapter.py
 
-The model and the text are looked for in ../shared/data, or below the folder that HANKELRED_SHARED names.
+It writes reduce_adapter.png. The model and the text are looked for in ../shared/data, or below the folder
+that HANKELRED_SHARED names.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import copy
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
 import transformers
 
@@ -26,6 +28,7 @@ MODEL = SHARED / "models" / "stories260K"
 TEXT = SHARED / "text" / "tinyshakespeare.txt"
 
 STEPS, LENGTH, ROWS, STATES = 80, 256, 8, 16
+ORDERS = (12, 8, 4)
 
 
 def batches_of(tokens: torch.Tensor, count: int) -> list[dict[str, torch.Tensor]]:
@@ -71,27 +74,41 @@ def main() -> None:
     model = hankelred_llm.attach(base, r=STATES)
     train(model, for_training)
     model.eval()
-    print(f"trained adapter: loss {loss_on(model, unseen):.4f}\n")
+    full_loss = loss_on(model, unseen)
+    print(f"trained adapter: loss {full_loss:.4f}\n")
 
     calibration = hankelred_llm.calibrate(model, for_calibration)
     spectra = hankelred_llm.hankel_spectra(model, calibration)
     print(spectra, "\n")
 
-    for order in (12, 8, 4):
+    losses: dict[str, list[float]] = {"exact truncation": [], "chosen on held-out rows": []}
+    for order in ORDERS:
         by_bound, by_data = copy.deepcopy(model), copy.deepcopy(model)
         exact = hankelred_llm.reduce(by_bound, order=order)
         best = hankelred_llm.reduce(by_data, order=order, calibration=calibration)
         print(f"--- {order} of {STATES} states a layer\n{best}")
-        print(
-            f"loss on unseen text: exact truncation {loss_on(by_bound, unseen):.4f}, "
-            f"candidates chosen on held-out rows {loss_on(by_data, unseen):.4f}"
-        )
+        for name, reduced in zip(losses, (by_bound, by_data), strict=True):
+            losses[name].append(loss_on(reduced, unseen))
+            print(f"loss on unseen text, {name}: {losses[name][-1]:.4f}")
         gains = [layer.held_out["exact"] / layer.held_out[layer.kept] for layer in best.layers.values()]
         vacuous = sum(layer.vacuous for layer in exact.layers.values())
         print(
             f"output error of exact truncation over the kept one's: {min(gains):.2f} to {max(gains):.2f}; "
             f"the bound says nothing in {vacuous} of {len(gains)} layers\n"
         )
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for layer, values in spectra.items():
+        left.semilogy(range(1, len(values) + 1), values / values[0], ".-", label=spectra.names[layer])
+    left.set(xlabel="index", ylabel="Hankel singular value, relative to the first")
+    left.legend()
+    for name, values in losses.items():
+        right.plot(ORDERS, values, "o-", label=name)
+    right.axhline(full_loss, color="grey", linestyle=":", label=f"all {STATES} states")
+    right.set(xlabel="states in each layer", ylabel="loss on unseen text")
+    right.legend()
+    figure.savefig("reduce_adapter.png", dpi=130)
+    print("wrote reduce_adapter.png")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ states that are chosen here: the adapter then adds to the residual stream what t
 trains on from there like any other. Run with
 
     python examples/system_as_adapter.py
+
+It writes system_as_adapter.png: the process's impulse response, and the adapter's. An adapter's state holds
+the token of the moment already, so it answers one token sooner than the core's ``x[k+1] = A x[k] + B u[k]``.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import transformers
@@ -22,13 +26,15 @@ import hankelred_llm
 WIDTH = 32
 
 
+POLES = np.array([0.98, 0.9 * np.exp(0.6j), 0.9 * np.exp(-0.6j)])
+PROCESS = hankelred.ModalSystem(np.log(POLES), np.ones((3, 1)), [[0.1, 0.3 - 0.2j, 0.3 + 0.2j]])
+
+
 def record(samples: int = 4000) -> tuple[np.ndarray, np.ndarray]:
     """Return an input and a noisy output (1, samples) of a process with a slow and a ringing mode."""
     rng = np.random.default_rng(0)
-    poles = np.array([0.98, 0.9 * np.exp(0.6j), 0.9 * np.exp(-0.6j)])
-    process = hankelred.ModalSystem(np.log(poles), np.ones((3, 1)), [[0.1, 0.3 - 0.2j, 0.3 + 0.2j]])
     u = rng.standard_normal((1, samples))
-    y = hankelred.simulate(process, u)
+    y = hankelred.simulate(PROCESS, u)
     return u, y + 0.05 * rng.standard_normal(y.shape)
 
 
@@ -65,6 +71,17 @@ def main() -> None:
     u_new = rng.standard_normal((WIDTH, 200))
     difference = hankelred.simulate(there, u_new) - hankelred.simulate(placed, u_new)
     print(f"in the adapter's float32 parameters its answers differ by {np.abs(difference).max():.1e}")
+
+    # read in the chosen directions, which are not of unit length
+    scale = (into @ into) * (out_of @ out_of)
+    answer = np.einsum("i,tij,j->t", out_of, hankelred.impulse_response(there, 120), into) / scale
+    _, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(hankelred.impulse_response(PROCESS, 120)[:, 0, 0], label="process", linewidth=3, alpha=0.5)
+    axes.plot(answer, "k--", label="adapter, from the noisy record")
+    axes.set(xlabel="tokens", ylabel="impulse response")
+    axes.legend()
+    axes.figure.savefig("system_as_adapter.png", dpi=130)
+    print("wrote system_as_adapter.png")
 
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []

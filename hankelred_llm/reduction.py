@@ -17,6 +17,7 @@ from torch import nn
 import hankelred
 from hankelred import ModalSystem, OrderError, ReductionWarning
 
+from ._errors import AdapterError
 from ._passes import Seen, Sites, check_heard, find_sites, listening
 from ._progress import watched
 from ._scan import column_scan
@@ -203,7 +204,7 @@ def reduce(
     OrderError
         Not exactly one of order, tol, ranks and budget, or a value that makes no sense.
     AdapterError
-        No such adapter or layer, or parameters that are not finite.
+        No such adapter, parameters that are not finite, or a layer with no diagonal form at its order.
     CalibrationError
         The calibration is of another model or adapter, or of other parameters.
 
@@ -217,8 +218,8 @@ def reduce(
     Candidates: "exact", balanced truncation, to which Glover's bound applies; "empirical", with the
     controllability Gramian of the states in the data; "empirical, loss", also with the outputs weighted by
     what the loss feels; "output POD", the projection that best keeps C s_t of the states in the data. See
-    ``docs/spectra_and_reduction.md`` for what is certain of them. If anything fails the adapter is as
-    before.
+    ``docs/spectra_and_reduction.md`` for what is certain of them. The adapter is changed at once, after
+    everything is decided: what fails before that leaves it as it was.
 
     Examples
     --------
@@ -226,9 +227,9 @@ def reduce(
     >>> config = transformers.MistralConfig(
     ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...     num_attention_heads=2, num_key_value_heads=1)
-    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=8, gate_init=0.0)
-    >>> model.base_model.model.model.layers[0].mlp.hrm_system["default"].gate.data.fill_(1.0)
-    tensor([1.])
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=8)
+    >>> log_poles, B, _ = hankelred_llm.get_systems(model)[0]
+    >>> hankelred_llm.set_systems(model, {0: (log_poles, B, B.conj().T)})  # in place of training
     >>> report = hankelred_llm.reduce(model, ranks={0: 4})
     >>> report.orders, bool(report.errors[0] <= report.bounds[0])
     ({0: 4}, True)
@@ -375,40 +376,41 @@ def _plan(
     """Return the candidate with the smallest error on what was held out; the exact one without that."""
     if exact.numerical_rank == 0:
         return _silent(system)
-    reductions = {"exact": exact.at(order)}
+    balancings = {"exact": exact}
     if calibration is not None and held is not None:
         states, outputs = calibration.factors(index, system)
-        reductions |= _by_data(system, order, states, outputs)
-    candidates = {name: one for name, one in reductions.items() if one.order == order and _stable(one.system)}
+        balancings["empirical"] = balanced(system, states)
+        if outputs is not None:
+            balancings["empirical, loss"] = balanced(system, states, outputs)
+        balancings["output POD"] = balanced(system, states, system.C.conj().T)
+    candidates = {name: one for name, b in balancings.items() if (one := _usable(b, order)) is not None}
+    if not candidates:
+        raise AdapterError(
+            f"layer {index}: its system has no stable diagonal form of order {order}, because of poles "
+            "within rounding of the stability boundary or of each other; ask for another order in ranks="
+        )
     errors = {}
     if held is not None:
         seen = _Responses(system, held.inputs[index], held.starts)
         errors = {
-            name: seen.error(one) if name in candidates else math.inf for name, one in reductions.items()
+            name: seen.error(candidates[name]) if name in candidates else math.inf for name in balancings
         }
     # the first of equals, so that a certificate is not given away for nothing
     kept = min(candidates, key=lambda name: errors.get(name, 0.0))
     best = candidates[kept]
-    bound = best.error_bound
-    return _Plan(kept, best.system, best.left, best.right, bound, errors)  # type: ignore[arg-type]
+    assert best.left is not None and best.right is not None
+    return _Plan(kept, best.system, best.left, best.right, best.error_bound, errors)
 
 
-def _by_data(
-    system: ModalSystem, order: int, states: Array, outputs: Array | None
-) -> dict[str, hankelred.Reduction]:
-    """Return the candidates that need a calibration."""
-    ways: dict[str, Array | None] = {"empirical": None}
-    if outputs is not None:
-        ways["empirical, loss"] = outputs
-    ways["output POD"] = system.C.conj().T
+def _usable(balancing: hankelred.Reduction, order: int) -> hankelred.Reduction | None:
+    """Return the reduction to an order, None where it has another one, no diagonal form, or is not stable."""
     with warnings.catch_warnings():
-        # one of lower rank than the order, or unstable, is left out by whoever asked
         warnings.simplefilter("ignore", ReductionWarning)
-        return {name: balanced(system, states, factor).at(order) for name, factor in ways.items()}
-
-
-def _stable(system: ModalSystem) -> bool:
-    return bool(np.all(system.log_poles.real < 0))
+        try:
+            one = balancing.at(order)
+        except hankelred.ModelError:
+            return None
+    return one if one.order == order and np.all(one.system.log_poles.real < 0) else None
 
 
 def _silent(system: ModalSystem) -> _Plan:

@@ -271,7 +271,7 @@ def hankel_spectra(
     >>> config = transformers.MistralConfig(
     ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
     ...     num_attention_heads=2, num_key_value_heads=1)
-    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4, gate_init=0.1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
     >>> spectra = hankelred_llm.hankel_spectra(model)
     >>> spectra[1].shape
     (4,)

@@ -300,6 +300,19 @@ def test_models_without_adapter_and_adapters_with_nan_are_refused():
         reduce(adapted(), order=2, adapter_name="other")
 
 
+def test_a_layer_that_cannot_be_diagonal_is_refused_before_anything_changes(monkeypatch):
+    model = adapted()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def defective(*args):
+        raise hankelred.ModelError("no diagonal form")
+
+    monkeypatch.setattr(hankelred.Reduction, "at", defective)
+    with pytest.raises(AdapterError, match="layer 0: its system has no stable diagonal form of order 2"):
+        reduce(model, order=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_layers_that_are_not_named_stay():
     model = adapted()
     before = get_systems(model)[1]

@@ -112,8 +112,8 @@ def test_gradient_checkpointing_counts_nothing_twice(reentrant):
     checkpointed(model, reentrant=reentrant)
     model.train()
     recomputed = []
-    layer = model.base_model.model.model.layers[0].mlp.base_layer
-    handle = layer.register_forward_hook(lambda *_: recomputed.append(1))
+    layer = model.base_model.model.model.layers[0].mlp
+    handle = layer.register_forward_pre_hook(lambda *_: recomputed.append(1))
     found = calibrate(model, [batch], held_out=0)
     handle.remove()
     assert len(recomputed) == 2  # it was on
