@@ -81,7 +81,8 @@ class Calibration:
     """Statistics of an adapter on data; made by :func:`calibrate`.
 
     It holds 2 r^2 numbers a layer, whatever the amount of data, and the tokens of a few rows that were held
-    out of the statistics, to compare candidates of a reduction on them.
+    out of the statistics, to compare candidates of a reduction on them. Of a fresh adapter, and batches with
+    labels, also the gradient operator: 8 MB a layer for a width of 64, 50 MB at d = 4096.
 
     Attributes
     ----------
