@@ -159,7 +159,9 @@ class TestMarkovParameters:
 
 
 class TestHankelOperator:
-    @pytest.mark.parametrize(("p", "m", "cplx"), [(1, 1, False), (2, 3, False), (3, 1, True)])
+    @pytest.mark.parametrize(
+        ("p", "m", "cplx"), [(1, 1, False), (2, 3, False), (3, 1, True), (16, 17, False), (17, 16, True)]
+    )
     def test_products(self, p, m, cplx):
         rng = np.random.default_rng(8)
         h = rng.standard_normal((41, p, m)) + (1j * rng.standard_normal((41, p, m)) if cplx else 0)
