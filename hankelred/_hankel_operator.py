@@ -127,7 +127,7 @@ def leading_svd(operator: HankelOperator, order: int | None, tol: float | None) 
 
 
 def _dense(operator: HankelOperator) -> HankelSVD:
-    left, s, right = sla.svd(operator.dense(), full_matrices=False)
+    left, s, right = _svd(operator.dense())
     return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * np.finfo(float).eps * _top(s))
 
 
@@ -168,10 +168,19 @@ def _iterated(operator: HankelOperator, basis: Array, rng: np.random.Generator) 
             break
         # orthonormalising between the two products keeps small singular values from drowning
         basis = _orthonormal(operator.dot(_orthonormal(image)))
-    right, s, left = sla.svd(operator.adjoint_dot(basis), full_matrices=False, check_finite=False)
+    right, s, left = _svd(operator.adjoint_dot(basis))
     return HankelSVD(
         basis @ left.conj().T, s, right, _remainder(operator, basis, rng), _rounding(operator, s)
     )
+
+
+def _svd(x: Array) -> tuple[Array, Array, Array]:
+    try:
+        left, s, right = sla.svd(x, full_matrices=False, check_finite=False)
+    except np.linalg.LinAlgError:
+        # divide and conquer fails on some matrices of low rank; QR iteration does not, and is slower
+        left, s, right = sla.svd(x, full_matrices=False, check_finite=False, lapack_driver="gesvd")
+    return left, s, right
 
 
 def _orthonormal(x: Array) -> Array:
