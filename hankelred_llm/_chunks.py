@@ -3,8 +3,8 @@
 Nothing here knows of autograd; `_scan.py` makes differentiable operators of it. The recurrence runs on real
 columns: the real parts of the conjugate pairs, their imaginary parts, the real modes.
 
-A block of samples is copied to ``(batch, column, chunk position, chunk)``, so that one step of all chunks is one
-elementwise operation on contiguous memory. Then
+A block of samples is copied to ``(batch, column, chunk position, chunk)``, so that one step of all chunks is
+one elementwise operation on contiguous memory. Then
 
 1. a sweep over the 16 positions runs every chunk from zero;
 2. the states the chunks end with are joined over the chunks, in float64, by `_prefix.py`;
@@ -29,7 +29,8 @@ from hankelred_llm._prefix import prefix
 
 # Samples a chunk: the sweep's coefficient is rounded to float32, which 15 steps turn into at most 15 * 3e-8.
 CHUNK = 16
-# Numbers a block: few enough to stay in a cache, many enough to pay for 60 calls. Other devices take all at once.
+# Numbers a block: few enough to stay in a cache, many enough to pay for 60 calls. Other devices take all at
+# once.
 _CPU_BLOCK = 2**20
 
 
@@ -149,13 +150,19 @@ def scan(
             for mask in (masks.keep, masks.reset)
         )
         if keep is not None and not reverse:
-            x.masked_fill_(~keep, 0)
+            hide(x, keep)
         if state is not None and reverse and stop == time:
             chunk, position = divmod(stop - 1 - start, CHUNK)
             x[:, :, position, chunk] += state
         carry = _scan_block(coefficients, x, carry, keep, reset, reverse)
         _store(x, out[..., start:stop])
         yield start, stop
+
+
+def hide(x: Tensor, keep: Tensor) -> None:
+    """Put 0 in place where `keep` is False, whatever was there."""
+    # twice as fast as masked_fill_
+    torch.where(keep, x, x.new_zeros(()), out=x)
 
 
 def one_step_back(modes: Modes, h: Tensor, masks: Masks) -> Tensor:
@@ -235,8 +242,8 @@ def _scan_block(
     entering, leaving = _join(coefficients, x[:, :, end], carry, steps, cut, reverse)
     _add_entering(coefficients, x, entering, steps, cut, reverse)
     if keep is not None and not reverse:
-        # a skipped step repeats the bits, from one chunk to the next too: what follows a chunk's last event is
-        # the state that enters the next chunk, rounded from float64
+        # a skipped step repeats the bits, from one chunk to the next too: what follows a chunk's last event
+        # is the state that enters the next chunk, rounded from float64
         event = keep if reset is None else keep | reset
         settled = _running(event, reverse=True) <= event
         torch.where(settled, torch.cat(to_columns(leaving), 1).to(x.dtype)[:, :, None], x, out=x)
@@ -244,7 +251,7 @@ def _scan_block(
 
 
 def _running(mask: Tensor, reverse: bool) -> Tensor:
-    """Count True along the positions of each chunk, (batch, 1, CHUNK, chunks), in the direction of the scan."""
+    """Count True along the positions of each chunk, (batch, 1, CHUNK, chunks), in the scan's direction."""
     return mask.flip(2).cumsum(2).flip(2) if reverse else mask.cumsum(2)
 
 
@@ -270,6 +277,12 @@ def _sweep(
         _add_product(now, factors, before, pairs)
 
 
+def _choose(powers: Tensor, steps: Tensor) -> Tensor:
+    """Return (batch, modes, ...) from the powers (modes, CHUNK + 1) and their numbers (batch, ...)."""
+    # index_select: four times as fast as an index in brackets
+    return powers.index_select(1, steps.flatten()).view(-1, *steps.shape).transpose(0, 1)
+
+
 def _add_product(into: Sequence[Tensor], a: Sequence[Tensor], s: Sequence[Tensor], pairs: int) -> None:
     """Add the product of two sets of columns to a third, in place."""
     if pairs:
@@ -292,7 +305,7 @@ def _add_entering(
         powers = [column[:, 1:, None] for column in coefficients.powers]
         powers = [column.flip(1) for column in powers] if reverse else powers
     else:
-        powers = [column[:, steps].transpose(0, 1) for column in coefficients.powers]
+        powers = [_choose(column, steps) for column in coefficients.powers]
     states = [part.to(x.dtype)[:, :, None] for part in to_columns(entering)]
     into = x if cut is None else x.clone()
     sizes = [len(column) for column in coefficients.powers]
@@ -317,7 +330,7 @@ def _join(
     if steps is None:
         factors = [powers[:, -1:] for powers in coefficients.table]
     else:
-        factors = [powers[:, steps[:, end]].transpose(0, 1) for powers in coefficients.table]
+        factors = [_choose(powers, steps[:, end]) for powers in coefficients.table]
     cut = None if cut is None else cut[:, :, end]
     v = to_modes(ends, coefficients.pairs)
     if reverse:

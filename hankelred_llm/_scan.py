@@ -6,7 +6,7 @@ them; a single token goes through plain operations instead, which it may fuse wi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def column_scan(
     True
     """
     if u.shape[-1] == 1:
-        return _one_step(log_decay, phase, u, state, keep, reset)
+        return one_step(StepFactors.of(log_decay, phase), u, state, keep=keep, reset=reset)
     return _column_scan(u, log_decay, phase, state, keep, reset)
 
 
@@ -66,32 +66,46 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _one_step(
-    log_decay: Tensor,
-    phase: Tensor | None,
+class StepFactors(NamedTuple):
+    """What one step multiplies states with: the same for every token while the parameters stand still.
+
+    In float64: at a decay rate of 1e-6, a rounded to float32 has lost 1 % of ``1 - a``, and token by token
+    that adds up.
+    """
+
+    own: Tensor  # (columns,)
+    other: Tensor | None  # (2 pairs,): multiplies the other part of the pair
+
+    @classmethod
+    def of(cls, log_decay: Tensor, phase: Tensor | None) -> StepFactors:
+        """Take parameters as `column_scan` does."""
+        radius = log_decay.double().exp()
+        if phase is None:
+            return cls(radius, None)
+        angle, pairs = phase.double(), phase.shape[0]
+        real, imag = radius[:pairs] * angle.cos(), radius[:pairs] * angle.sin()
+        return cls(torch.cat([real, real, radius[pairs:]]), torch.cat([-imag, imag]))
+
+
+def one_step(
+    factors: StepFactors,
     u: Tensor,
     state: Tensor | None,
-    keep: Tensor | None,
-    reset: Tensor | None,
+    *,
+    keep: Tensor | None = None,
+    reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Decode one token; in float64, as a product with a rounded a would add up over very many tokens."""
+    """Run `column_scan` for a single sample: u (batch, columns, 1), keep and reset (batch, 1)."""
     dtype = state_dtype(u.dtype)
-    if state is None:
-        s = u.to(dtype) if keep is None else torch.where(keep[:, None], u.to(dtype), 0.0)
-        return s, s[..., 0]
-    before = state if reset is None else torch.where(reset, 0.0, state)
-    decay = log_decay.double().exp()
-    if phase is None:
-        after = torch.addcmul(u[..., 0], decay, before)
-    else:
-        pairs = phase.shape[0]
-        angle = phase.double()
-        a_real, a_imag = decay[:pairs] * angle.cos(), decay[:pairs] * angle.sin()
-        real, imag, rest = before[:, :pairs], before[:, pairs : 2 * pairs], before[:, 2 * pairs :]
-        moved = [a_real * real - a_imag * imag, a_real * imag + a_imag * real]
-        if pairs < decay.shape[0]:
-            moved.append(decay[pairs:] * rest)
-        after = u[..., 0] + torch.cat(moved, 1)
+    before = torch.zeros_like(u[..., 0], dtype=dtype) if state is None else state
+    if reset is not None:
+        before = torch.where(reset, 0.0, before)
+    after = torch.addcmul(u[..., 0], factors.own, before)
+    if factors.other is not None:
+        columns = factors.other.shape[0]
+        swapped = before[:, :columns].roll(columns // 2, 1)
+        pairs = torch.addcmul(after[:, :columns], factors.other, swapped)
+        after = pairs if columns == after.shape[1] else torch.cat([pairs, after[:, columns:]], 1)
     s = after.to(dtype)
     if keep is not None:
         s = torch.where(keep, s, before.to(dtype))
@@ -161,10 +175,10 @@ def _column_scan_backward(
         if start == 0:
             h_first = block[..., 0].clone()
         if keep is not None:
-            block.masked_fill_(~keep[:, None, start:stop], 0)
+            _chunks.hide(block, keep[:, None, start:stop])
         if parameters:
             if reset is not None:
-                block = block.masked_fill(reset[:, None, start:stop], 0)
+                block = block * (~reset[:, None, start:stop]).to(block.dtype)
             if start == 0:
                 correlation += _correlate(block[..., :1], first[..., None], modes.pairs)
             before = max(start - 1, 0)

@@ -543,7 +543,7 @@ def test_operators_keep_their_promises_to_torch():
     torch.library.opcheck(torch.ops.hankelred_llm.column_scan.default, inputs)
 
 
-def test_functional_transforms_are_refused_but_for_the_plain_loop():
+def test_functional_transforms_are_right_or_refused():
     arguments = problem("real", 30, masks=False)
 
     def loss(u, method="auto"):
@@ -555,8 +555,8 @@ def test_functional_transforms_are_refused_but_for_the_plain_loop():
     torch.testing.assert_close(seen, expected)
     with pytest.raises(RuntimeError, match="functorch transforms"):
         torch.func.grad(loss)(arguments["u"])
-    with pytest.raises(RuntimeError, match=r"functorch transforms|vmap"):
-        torch.func.vmap(loss)(arguments["u"][None])
+    stacked = torch.func.vmap(loss)(torch.stack([arguments["u"], 2 * arguments["u"]]))
+    torch.testing.assert_close(stacked, torch.stack([loss(arguments["u"]), loss(2 * arguments["u"])]))
 
 
 # ---- shards
