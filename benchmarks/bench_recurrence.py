@@ -1,7 +1,7 @@
-"""The chunked recurrence against the zero-padded FFT convolution: time, local error, saved memory, in one run.
+"""The chunked recurrence against the zero-padded FFT convolution: time, local error, saved memory.
 
-Run with ``python benchmarks/bench_recurrence.py``: about three minutes; ``--threads`` (2), ``--quick`` for up to
-8192 samples. The FFT scan is what the paper's method is known for, with its gradient by autograd.
+Run with ``python benchmarks/bench_recurrence.py``: about three minutes; ``--threads`` (2; CPU time
+with 1), ``--quick`` for up to 8192 samples. The FFT scan is what the paper's method is known for, with its gradient by autograd.
 
 Predictions, each written before the measurement it speaks of; one thread, CPU time, nanoseconds per number.
 
@@ -11,15 +11,17 @@ Predictions, each written before the measurement it speaks of; one thread, CPU t
    2.5 ns. Seen: copy in 1.0, copy out 1.6, sweeps and prefix 1.3, so 3.9 forward.
 2. The copy out should not cost more than the copy in. Rows a power of two apart share cache lines; an odd
    number of lines a row should bring 1.6 down to 0.7. Seen: 1.64 to 0.67.
-3. Recursive doubling over the 2048 chunks of a block is 11 rounds in float64 over all of them, half of all the
-   work at 16 samples a chunk. By halves down to 32 chunks it is 4 passes in all. Seen at 131072 samples:
+3. Recursive doubling over the 2048 chunks of a block is 11 rounds in float64 over all of them, half of all
+   the work at 16 samples a chunk. By halves down to 32 chunks it is 4 passes in all. Seen at 131072:
    55-60 ms before, 41-50 after, on a machine that was busy.
 4. Adding the state that enters a chunk by exact powers takes 1 to 4 calls where a second sweep takes 16 to 64,
-   and rounds once instead of 16 times: a fifth less time, half the error. Seen: 40 ms to 31-33, local error
-   of a constant input 1.6e-6 to what the table says.
+   and rounds once instead of 16 times: a fifth less time, half the error. Seen: 40 ms to 31-33, largest local
+   error 1.6e-6 to 4e-7.
 5. Together 7 ns forward and backward, so 30 ms of CPU time at 131072 samples and r = 32. Seen: 31-33 ms where
-   the FFT scan took 770. Two threads need both cores at once, some 100 times a scan: on a busy machine each of
-   these may wait, and two threads are then slower than one.
+   the FFT scan took 770.
+6. Two threads must meet at the end of every call that is split, 190 times a scan at 131072 samples. On a
+   machine with other work on both cores each meeting may wait for a time slice: seen, 730 ms where one thread
+   took 100. With the steps of a sweep below the size that torch splits, some 70 meetings are left.
 """
 
 from __future__ import annotations
@@ -61,13 +63,17 @@ def problem(samples: int, kind: str, batch: int = 1) -> tuple[list[Tensor], Tens
 
 
 def in_turn(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the least milliseconds of each; taken in turn, so that a busy moment hits all of them."""
+    """Return the least milliseconds of each; taken in turn, so that a busy moment hits all of them.
+
+    On one thread it is CPU time, which other programs disturb less.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     least = [math.inf] * len(functions)
     for _ in range(repeats):
         for i, function in enumerate(functions):
-            start = time.perf_counter()
+            start = clock()
             function()
-            least[i] = min(least[i], 1e3 * (time.perf_counter() - start))
+            least[i] = min(least[i], 1e3 * (clock() - start))
     return least
 
 

@@ -95,7 +95,7 @@ def test_states_are_those_of_the_numpy_loop(kind, time, masks):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_blocks_are_one_scan(kind, monkeypatch):
-    monkeypatch.setattr(_chunks, "_CPU_BLOCK", 1)
+    monkeypatch.setattr(_chunks, "_CPU_STEP", 1)
     arguments = problem(kind, 3000, seed=1)
     assert _chunks.block_length(torch.empty(2, 6, 3000)) < 1100
     expected, _ = numpy_loop(**arguments)
@@ -212,7 +212,7 @@ def test_gradcheck(kind, method, time, masks):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("masks", [True, False])
 def test_gradients_are_those_of_the_loop(kind, masks, monkeypatch):
-    monkeypatch.setattr(_chunks, "_CPU_BLOCK", 1)
+    monkeypatch.setattr(_chunks, "_CPU_STEP", 1)
     arguments = problem(kind, 2100, masks=masks, seed=5)
     names = ["log_decay", "u", "state"] + (["phase"] if kind == "complex" else [])
     inputs = [arguments[name].requires_grad_() for name in names]
