@@ -16,8 +16,8 @@ Predictions, each written before the measurement it speaks of; one thread, CPU t
    the work at 16 samples a chunk. By halves down to 32 chunks it is 4 passes in all. Seen at 131072:
    55-60 ms before, 41-50 after, on a machine that was busy.
 4. Adding the state that enters a chunk by exact powers takes 1 to 4 calls where a second sweep takes 16 to
-   64, and rounds once instead of 16 times: a fifth less time, half the error. Seen: 40 ms to 31-33, largest local
-   error 1.6e-6 to 4e-7.
+   64, and rounds once instead of 16 times: a fifth less time, half the error. Seen: 40 ms to 31-33,
+   largest local error 1.6e-6 to 4e-7.
 5. Together 7 ns forward and backward, so 30 ms of CPU time at 131072 samples and r = 32. Seen: 31-33 ms where
    the FFT scan took 770.
 6. Two threads must meet at the end of every call that is split, 190 times a scan at 131072 samples. On a
