@@ -1,8 +1,8 @@
 """The chunked recurrence against the zero-padded FFT convolution: time, local error, saved memory.
 
-Run with ``python benchmarks/bench_recurrence.py``: about three minutes; ``--threads`` (2; CPU time
-with 1), ``--quick`` for up to 8192 samples. The FFT scan is what the paper's method is known for, with its
-gradient by autograd.
+Run with ``python benchmarks/bench_recurrence.py``: about three minutes; ``--threads`` (2; CPU time with 1),
+``--quick`` for up to 8192 samples. The FFT scan is what the paper's method is known for, with its gradient by
+autograd.
 
 Predictions, each written before the measurement it speaks of; one thread, CPU time, nanoseconds per number.
 
@@ -15,9 +15,9 @@ Predictions, each written before the measurement it speaks of; one thread, CPU t
 3. Recursive doubling over the 2048 chunks of a block is 11 rounds in float64 over all of them, half of all
    the work at 16 samples a chunk. By halves down to 32 chunks it is 4 passes in all. Seen at 131072:
    55-60 ms before, 41-50 after, on a machine that was busy.
-4. Adding the state that enters a chunk by exact powers takes 1 to 4 calls where a second sweep takes 16 to
-   64, and rounds once instead of 16 times: a fifth less time, half the error. Seen: 40 ms to 31-33,
-   largest local error 1.6e-6 to 4e-7.
+4. Adding the state that enters a chunk by exact powers takes 1 to 4 calls, a second sweep takes 16 to 64,
+   and rounds once instead of 16 times: a fifth less time, half the error. Seen: 40 ms to 31-33, largest local
+   error 1.6e-6 to 4e-7.
 5. Together 7 ns forward and backward, so 30 ms of CPU time at 131072 samples and r = 32. Seen: 31-33 ms where
    the FFT scan took 770.
 6. Two threads must meet at the end of every call that is split, 190 times a scan at 131072 samples. On a
