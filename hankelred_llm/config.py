@@ -138,7 +138,16 @@ class HRMConfig(PeftConfig):
                 f"together: a start "
                 "from data is init_weights='balanced' with the path of a saved Calibration"
             )
+        if self.task_type not in (None, "CAUSAL_LM"):
+            raise ConfigError(
+                f"task_type={self.task_type!r} is not possible: an adapter stands in a causal language "
+                "model; leave it at 'CAUSAL_LM'"
+            )
         _check_count("r", self.r, least=1)
+        for name in ("rank_pattern", "mode_pattern"):
+            pattern = getattr(self, name)
+            if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
+                raise ConfigError(f"{name}={pattern!r} must be a dict by names such as 'layers.3.mlp'")
         for key, order in self.rank_pattern.items():
             _check_count(f"rank_pattern[{key!r}]", order, least=1)
         for key, modes in self.mode_pattern.items():
@@ -154,6 +163,7 @@ class HRMConfig(PeftConfig):
             self.target_modules = sorted(self.target_modules)
         if isinstance(self.layers_to_transform, (range, tuple, set)):
             self.layers_to_transform = sorted(self.layers_to_transform)
+        _check_layers(self.layers_to_transform)
 
     def modes_of(self, module_name: str) -> Modes:
         """Return the numbers of states, conjugate pairs and negative real eigenvalues of one block.
@@ -212,6 +222,15 @@ class HRMConfig(PeftConfig):
 def _check_count(name: str, value: Any, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _check_layers(value: Any) -> None:
+    layers = value if isinstance(value, list) else [] if value is None else [value]
+    if value == [] or any(isinstance(index, bool) or not isinstance(index, int) for index in layers):
+        raise ConfigError(
+            f"layers_to_transform={value!r} must be a layer index or a list of them, such as [0, 1]; leave "
+            "it out for all layers"
+        )
 
 
 def _is_number(value: Any) -> bool:

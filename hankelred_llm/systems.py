@@ -151,7 +151,15 @@ def find_adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[
         raise AdapterError(
             f"there is no adapter '{adapter_name}'; the model has {', '.join(map(repr, known))}"
         )
-    return adapter_name, [layer for layer in layers if adapter_name in layer.hrm_system]
+    own = [layer for layer in layers if adapter_name in layer.hrm_system]
+    if len({layer.index for layer in own}) < len(own):
+        blocks = ", ".join(sorted({layer.block for layer in own}))
+        raise AdapterError(
+            f"adapter '{adapter_name}' has more than one system in a decoder layer ({blocks}), and systems "
+            "are named by layer index here; give each block an adapter of its own, with add_adapter and "
+            "target_modules or site"
+        )
+    return adapter_name, own
 
 
 def _system_of(system: HRMSystem) -> System:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from typing import Any, NoReturn
 
@@ -150,6 +151,11 @@ class HRMModel(BaseTuner):
                     "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
                     "adapter of another model?"
                 )
+            if not mapped[key].is_floating_point():
+                raise AdapterFileError(
+                    f"{key} has type {mapped[key].dtype} in the file; parameters of an adapter are "
+                    "floating-point numbers: save it again from the trained model"
+                )
         return mapped
 
     def unload(self) -> nn.Module:
@@ -253,7 +259,8 @@ def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: A
     AdapterError
         The model has an HRM adapter, or is wrapped in a PeftModel.
     ConfigError
-        A field has a value that means nothing, or names a layer that does not exist.
+        A field has a value that means nothing, or names a layer that does not exist; or the configuration is
+        one of another method.
 
     Notes
     -----
@@ -276,6 +283,16 @@ def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: A
     if config is not None and config_fields:
         raise ConfigError(
             f"pass either config or its fields, not both ({', '.join(config_fields)} came with a config)"
+        )
+    if config is not None and not isinstance(config, HRMConfig):
+        raise ConfigError(
+            f"config is a {type(config).__name__}, and attach takes an HRMConfig, or its fields as in "
+            "attach(model, r=16); for an adapter of another method call peft.get_peft_model"
+        )
+    if not isinstance(model, nn.Module):
+        raise ArchitectureError(
+            f"{model!r} is no model but a {type(model).__name__}; load one with "
+            "transformers.AutoModelForCausalLM"
         )
     if isinstance(model, PeftModel):
         raise AdapterError(
@@ -339,18 +356,23 @@ def _check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
 
 def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
     """Refuse names of layers and blocks that are not there."""
-    count, targets = len(decoder.layers), config.target_modules
-    if isinstance(targets, list) and not any(
-        names_block(target, f"{decoder.name}.{i}.{name}")
-        for target in targets
+    count, site = len(decoder.layers), decoder.block_name(config.site)
+    targets = config.target_modules
+    blocks = [
+        (i, name, f"{decoder.name}.{i}.{name}")
         for i, layer in enumerate(decoder.layers)
         for name, _ in layer.named_children()
-    ):
-        blocks = ", ".join(sorted({name for layer in decoder.layers for name, _ in layer.named_children()}))
-        raise ArchitectureError(
-            f"model_type '{decoder.model_type}' has no block {targets} in its decoder layers, only {blocks}; "
-            "choose one with target_modules if it takes and returns hidden states"
-        )
+    ]
+    if isinstance(targets, list):
+        blocks_named = [block for block in blocks if any(names_block(t, block[2]) for t in targets)]
+        if not blocks_named:
+            there = ", ".join(sorted({name for _, name, _ in blocks}))
+            raise ArchitectureError(
+                f"model_type '{decoder.model_type}' has no block {targets} in its decoder layers, only "
+                f"{there}; choose one with target_modules if it takes and returns hidden states"
+            )
+    else:
+        blocks_named = [block for block in blocks if re.fullmatch(str(targets), block[2])]
     if (decoder.model_type, config.site) in ADDS_RESIDUAL and config.tap == "output":
         raise ConfigError(
             f"tap='output' is not possible at site='{config.site}' of model_type '{decoder.model_type}': "
@@ -359,22 +381,22 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
     chosen = config.layers_to_transform
     if chosen == []:
         raise ConfigError("layers_to_transform=[] leaves no layer to adapt; leave it out for all layers")
-    layers = [] if chosen is None else [chosen] if isinstance(chosen, int) else chosen
+    layers = range(count) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
     for index in layers:
         if not 0 <= index < count:
             raise ConfigError(
                 f"layers_to_transform names layer {index}; the model has layers 0 to {count - 1}"
             )
-    adapted = [target.rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
+    adapted = [full for i, _, full in blocks_named if i in layers]
     for field in ("rank_pattern", "mode_pattern"):
         for key in getattr(config, field):
-            named = (
-                names_block(key, f"{decoder.name}.{i}.{block}") for i in range(count) for block in adapted
-            )
-            if adapted and not any(named):
+            if not any(names_block(key, full) for full in adapted):
+                example = adapted[0] if adapted else f"{decoder.name}.0.{site}"
+                only = "" if chosen is None else f", and layers_to_transform={chosen!r}"
                 raise ConfigError(
                     f"{field} names {key!r}, which is no adapted block; names are like "
-                    f"'{decoder.name.rpartition('.')[2]}.0.{adapted[0]}', up to layer {count - 1}"
+                    f"'{example.removeprefix(decoder.name.rpartition('.')[0] + '.')}', up to layer "
+                    f"{count - 1}{only}"
                 )
 
 

@@ -630,3 +630,72 @@ def test_auto_class(tmp_path, ids):
     model.save_pretrained(tmp_path / "adapter")
     again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+@pytest.mark.parametrize("config", [LoraConfig(r=2), {"r": 4}, 16])
+def test_configuration_of_another_method(config):
+    # attach(model, LoraConfig(r=4)) returned a model with a LoRA in it and no HRM adapter, without a word; a
+    # dict ended in "'dict' object has no attribute 'base_model_name_or_path'".
+    base = base_model()
+    with pytest.raises(ConfigError, match=rf"{type(config).__name__}.*attach takes an HRMConfig"):
+        hankelred_llm.attach(base, config)
+    assert not [name for name, _ in base.named_parameters() if "lora" in name]
+
+
+@pytest.mark.parametrize("model", [None, "mistralai/Mistral-7B-v0.1"])
+def test_no_model(model):
+    # The name of a model in its place gave "'str' object has no attribute 'modules'".
+    with pytest.raises(
+        hankelred_llm.ArchitectureError, match=r"is no model.*from_pretrained|is no model.*Auto"
+    ):
+        hankelred_llm.attach(model)
+
+
+@pytest.mark.parametrize("layers", [[], "0", ["0"], [True], 1.0])
+def test_layers_that_are_no_indices(layers):
+    # An empty list of layers, the outcome of a filter that matches nothing, adapted all of them; a string
+    # gave "'<=' not supported between instances of 'int' and 'str'".
+    with pytest.raises(ConfigError, match=r"layers_to_transform=.*such as"):
+        HRMConfig(layers_to_transform=layers)
+
+
+@pytest.mark.parametrize("pattern", [{0: 4}, ["layers.0.mlp"]])
+def test_rank_pattern_by_index(pattern):
+    # rank_pattern={0: 4} is how reduce names layers; here it gave "can only concatenate str".
+    with pytest.raises(ConfigError, match=r"rank_pattern=.*by names such as 'layers\.3\.mlp'"):
+        HRMConfig(rank_pattern=pattern)
+
+
+def test_rank_of_a_layer_that_is_not_adapted():
+    # The rank of a layer outside layers_to_transform was ignored without a word.
+    with pytest.raises(
+        ConfigError, match=r"'layers\.0\.mlp'.*like 'layers\.1\.mlp'.*layers_to_transform=\[1\]"
+    ):
+        hankelred_llm.attach(base_model(), layers_to_transform=[1], rank_pattern={"layers.0.mlp": 4})
+
+
+@pytest.mark.parametrize("target", [["self_attn"], r".*\.self_attn"])
+def test_rank_of_a_named_block(target):
+    # With target_modules of one's own, ranks were compared with the block of the site: rank_pattern could
+    # not be used, and an adapter that reduce had written could not be loaded.
+    model = hankelred_llm.attach(
+        base_model(), target_modules=target, rank_pattern={"layers.0.self_attn": 3}, r=5
+    )
+    orders = {index: len(system[0]) for index, system in hankelred_llm.get_systems(model).items()}
+    assert (orders.pop(0), set(orders.values())) == (3, {5})
+
+
+def test_task_of_another_kind():
+    # task_type="SEQ_CLS" was accepted, and written to a file that peft then loads as a classifier.
+    with pytest.raises(ConfigError, match=r"task_type='SEQ_CLS'.*CAUSAL_LM"):
+        HRMConfig(task_type="SEQ_CLS")
+    assert HRMConfig(task_type=peft.TaskType.CAUSAL_LM).task_type == "CAUSAL_LM"
+
+
+def test_file_of_whole_numbers(tmp_path):
+    # A file of integers was loaded: every phase rounded to whole radians.
+    adapted().save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({key: value.to(torch.int32) for key, value in load_file(path).items()}, path)
+    with pytest.raises(AdapterFileError, match=r"has type torch\.int32"):
+        PeftModel.from_pretrained(base_model(), tmp_path)

@@ -248,3 +248,20 @@ def test_models_without_adapter_and_unknown_names():
         hankelred_llm.get_systems(base_model())
     with pytest.raises(AdapterError, match="no adapter 'x'; the model has 'default'"):
         hankelred_llm.get_systems(adapted(), "x")
+
+
+def test_two_blocks_of_a_layer():
+    # With target_modules=["mlp", "self_attn"] get_systems returned the systems beside one of the two blocks,
+    # and reduce shrank only these, without a word about the other half.
+    model = adapted(target_modules=["mlp", "self_attn"], r=4)
+    for call in (
+        hankelred_llm.get_systems,
+        hankelred_llm.hankel_spectra,
+        lambda model: hankelred_llm.reduce(model, order=2),
+        lambda model: hankelred_llm.set_systems(model, {}),
+        lambda model: hankelred_llm.calibrate(model, [{"input_ids": tokens(1, 4)}]),
+    ):
+        with pytest.raises(
+            AdapterError, match=r"'default' has more than one system.*mlp, self_attn.*add_adapter"
+        ):
+            call(model)
