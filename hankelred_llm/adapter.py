@@ -207,6 +207,9 @@ class Decoder(NamedTuple):
             s = torch.where(keep, s, before)
         return torch.mm(s, self.out).view(batch, 1, width), s[..., None]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
+        return self  # copies of a cache share it: nothing in it is ever changed
+
 
 class Identity:
     """Tells systems apart: copies differ, pickles do not."""

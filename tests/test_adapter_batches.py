@@ -320,5 +320,30 @@ def test_chunks_of_packed_rows_go_on_with_a_cache():
     assert torch.equal(torch.cat(chunks, 1), positions == 0)
 
 
+def test_only_kept_tokens_are_compared():
+    """Packed rows with padding in and between documents, and a 2-D mask."""
+    from hankelred_llm._tokens import read_tokens
+
+    positions = torch.tensor([[0, 1, 2, 0, 0, 3, 4, 0, 1, 0, 2, 0], [9, 9, 0, 1, 9, 2, 5, 6, 0, 0, 0, 7]])
+    mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0]])
+    starts = torch.tensor([[1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0]])
+    seen = read_tokens(
+        2, 12, mask=mask, positions=positions, starts=None, documents=None, cache=None, window=None
+    )
+    assert torch.equal(seen.keep, mask.bool()) and torch.equal(seen.reset, starts.bool())
+    # a call that goes on: its first kept token starts nothing unless its position is 0
+    later = read_tokens(
+        2,
+        6,
+        mask=mask,
+        positions=positions[:, 6:],
+        starts=None,
+        documents=None,
+        cache=DynamicCache(),
+        window=None,
+    )
+    assert torch.equal(later.reset[:, 1:], starts[:, 7:].bool()) and not later.reset[:, 0].any()
+
+
 def test_the_vocabulary_is_as_the_tests_think():
     assert tokens(2, 50).min() > PAD and tokens(2, 50).max() < VOCAB
