@@ -379,8 +379,6 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
             "its block returns the residual stream with its output; use tap='input'"
         )
     chosen = config.layers_to_transform
-    if chosen == []:
-        raise ConfigError("layers_to_transform=[] leaves no layer to adapt; leave it out for all layers")
     layers = range(count) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
     for index in layers:
         if not 0 <= index < count:

@@ -486,7 +486,7 @@ class TestConfig:
         [
             ({"layers_to_transform": [0, 2]}, "layer 2; the model has layers 0 to 1"),
             ({"layers_to_transform": -1}, "layer -1"),
-            ({"layers_to_transform": []}, "leaves no layer"),
+            ({"layers_to_transform": []}, "leave it out for all layers"),
             ({"rank_pattern": {"layers.2.mlp": 4}}, r"'layers.2.mlp'.*like 'layers.0.mlp', up to layer 1"),
             ({"rank_pattern": {"layers.0.self_attn": 4}}, "no adapted block"),
             ({"mode_pattern": {"layers.0.mlp": [4, 0]}, "r": 6}, "need 8 states, but its order is 6"),
