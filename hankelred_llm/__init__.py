@@ -1,5 +1,23 @@
-"""Stateful fine-tuning adapters: diagonal state-space residuals beside the blocks of a frozen language model."""
+"""Stateful fine-tuning adapters: diagonal linear systems beside the blocks of a frozen language model."""
 
 from hankelred import __version__
 
-__all__ = ["__version__"]
+from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError, StateError
+from .config import HRMConfig
+from .systems import get_systems, set_systems
+from .tuner import attach, register
+
+register()
+
+__all__ = [
+    "AdapterError",
+    "AdapterFileError",
+    "ArchitectureError",
+    "ConfigError",
+    "HRMConfig",
+    "StateError",
+    "__version__",
+    "attach",
+    "get_systems",
+    "set_systems",
+]

@@ -1,0 +1,189 @@
+"""How padding, document starts and states come to the adapters.
+
+What counts is read once per forward pass, where the decoder is called, and handed to each decoder layer as
+one more keyword. The layers get a subclass of their class that takes this keyword and shows it to the
+adapters in it. Gradient checkpointing runs the forward function of that class again with the same keywords,
+so a recomputed layer sees what it saw at first; hooks on the layer would not be run again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from ._errors import StateError
+from ._tokens import Tokens, read_tokens
+from .adapter import HRMLayer
+from .state import HRMState, checked_cache, find_state, open_state, tokens_seen
+
+_CACHE_NAMES = ("past_key_values", "layer_past")
+
+
+class Pass:
+    """One forward pass of a decoder, as its layers share it."""
+
+    def __init__(self, batch: int, time: int, tokens: Tokens, n_layers: int):
+        self.batch, self.time, self.tokens, self.n_layers = batch, time, tokens, n_layers
+        self._cache: Cache | None = None
+        self._seen = 0
+        self._state: HRMState | None = None
+
+    def enter(self, cache: object) -> None:
+        """Note the cache that the first layer gets, before keys and values are added."""
+        if self._cache is None and cache is not None:
+            self._cache = checked_cache(cache)
+            self._seen = tokens_seen(self._cache)
+
+    def tokens_on(self, device: torch.device) -> Tokens:
+        """Return padding and document starts on the device of a layer."""
+        return Tokens(*(None if flags is None else flags.to(device) for flags in self.tokens))
+
+    def follow(self) -> HRMState | None:
+        """Return the states to go on from, and count the tokens of this pass."""
+        if self._state is None and self._cache is not None:
+            self._state = open_state(self._cache, seen=self._seen, n_layers=self.n_layers)
+        return self._state
+
+    def skip(self, block: str) -> None:
+        """Note that the adapter of a block does not see these tokens."""
+        state = None if self._cache is None else find_state(self._cache)
+        if state is not None:
+            state.drop(block)
+
+    def leave(self) -> None:
+        """Count the tokens, once all layers are through."""
+        if self._state is not None:
+            self._state.started = True
+            if not self._state.static:
+                self._state.tokens += self.time
+
+
+def install(backbone: nn.Module, layers: nn.ModuleList) -> None:
+    """Make a decoder and its layers carry passes; a second time does nothing."""
+    if "_hrm_hooks" in backbone.__dict__:
+        return
+    backbone.__dict__["_hrm_arguments"] = tuple(inspect.signature(type(backbone).forward).parameters)[1:]
+    backbone.__dict__["_hrm_layers"] = next(n for n, module in backbone.named_children() if module is layers)
+    backbone.__dict__["_hrm_hooks"] = [
+        backbone.register_forward_pre_hook(_start_pass, with_kwargs=True),
+        backbone.register_forward_hook(_end_pass, always_call=True),
+        *(layer.register_forward_pre_hook(_hand_over, with_kwargs=True) for layer in layers),
+    ]
+    for layer in layers:
+        layer.__class__ = _carrying(type(layer))
+        if "_old_forward" in layer.__dict__:  # accelerate's offloading calls what was there before
+            layer.__dict__["_old_forward"] = type(layer).forward.__get__(layer)
+
+
+def remove(backbone: nn.Module, layers: nn.ModuleList) -> None:
+    """Undo :func:`install`."""
+    for hook in backbone.__dict__.pop("_hrm_hooks", ()):
+        hook.remove()
+    for name in ("_hrm_arguments", "_hrm_layers"):
+        backbone.__dict__.pop(name, None)
+    for layer in layers:
+        layer.__dict__.pop("_hrm_pass", None)
+        if isinstance(layer, _Carrier):
+            layer.__class__ = type(layer).carried  # type: ignore[assignment]
+            if "_old_forward" in layer.__dict__:
+                layer.__dict__["_old_forward"] = type(layer).forward.__get__(layer)
+
+
+def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = dict(zip(backbone.__dict__["_hrm_arguments"], args, strict=False))
+    given.update(kwargs)
+    config = backbone.config
+    if "paged" in str(getattr(config, "_attn_implementation", "")):
+        raise StateError(
+            "continuous batching (generate_batch) keeps keys and values in a paged cache, which has no "
+            "room for a recurrent state; use generate"
+        )
+    inputs = given.get("inputs_embeds")
+    inputs = given.get("input_ids") if inputs is None else inputs
+    if inputs is None:
+        return  # the model itself says what is missing
+    batch, time = inputs.shape[:2]
+    cache = given.get("past_key_values")
+    cache = None if cache is None else checked_cache(cache)
+    layers = getattr(backbone, backbone.__dict__["_hrm_layers"])
+    tokens = read_tokens(
+        batch,
+        time,
+        mask=given.get("attention_mask"),
+        positions=given.get("position_ids"),
+        starts=given.get("cu_seq_lens_q"),
+        documents=given.get("seq_idx"),
+        cache=cache,
+        window=getattr(config, "sliding_window", None),
+    )
+    this = Pass(batch, time, tokens, len(layers))
+    backbone.__dict__["_hrm_pass"] = this
+    for layer in layers:
+        layer.__dict__["_hrm_pass"] = this
+
+
+def _end_pass(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    this = backbone.__dict__.pop("_hrm_pass", None)
+    if this is not None and output is not None:
+        this.leave()
+    for layer in getattr(backbone, backbone.__dict__["_hrm_layers"]):
+        layer.__dict__.pop("_hrm_pass", None)
+
+
+def _hand_over(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, {**kwargs, "hrm_pass": layer.__dict__.get("_hrm_pass")}
+
+
+class _Carrier:
+    """A decoder layer that shows its adapters the pass they are in."""
+
+    carried: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # the class has the name of the one it was made from, by which it cannot be found
+        return _restore, (type(self).carried,), self.__dict__
+
+
+def _restore(cls: type[nn.Module]) -> nn.Module:
+    carrying = _carrying(cls)
+    return carrying.__new__(carrying)
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _carrying(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of a decoder layer that carries passes, always the same one."""
+    if cls not in _CLASSES:
+        _CLASSES[cls] = _make_carrying(cls)
+    return _CLASSES[cls]
+
+
+def _make_carrying(cls: type[nn.Module]) -> type[nn.Module]:
+    names = list(inspect.signature(cls.forward).parameters)[1:]
+    places = [names.index(name) for name in _CACHE_NAMES if name in names]
+
+    def forward(self: nn.Module, *args: Any, hrm_pass: Pass | None = None, **kwargs: Any) -> Any:
+        adapters = [block for block in self.children() if isinstance(block, HRMLayer)]
+        if hrm_pass is not None:
+            cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
+            for place in places:
+                cache = args[place] if cache is None and place < len(args) else cache
+            hrm_pass.enter(cache)
+        for adapter in adapters:
+            adapter.show(hrm_pass)
+        try:
+            return cls.forward(self, *args, **kwargs)
+        finally:
+            for adapter in adapters:
+                adapter.show(None)
+
+    # the name stays: sharding policies and device maps find decoder layers by it
+    members = {"forward": forward, "carried": cls, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (_Carrier, cls), members)

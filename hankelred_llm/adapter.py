@@ -1,0 +1,317 @@
+"""The HRM layer: a diagonal linear system beside a block of a decoder layer."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ._errors import AdapterError, StateError
+from ._scan import column_scan
+from ._starts import STARTS
+
+if TYPE_CHECKING:
+    from ._carrier import Pass
+    from .config import HRMConfig, Modes
+
+
+class HRMSystem(nn.Module):
+    r"""A diagonal linear system from width d to width d, in real columns.
+
+    ``s_t = A s_{t-1} + B x_t``, ``y_t = gate * C s_t``. The first ``pairs`` modes stand for conjugate pairs:
+    each is one complex state, held as two columns, its real and its imaginary part. The others are real.
+    Columns are ordered: real parts, imaginary parts, real modes.
+
+    Parameters
+    ----------
+    width : int
+        d.
+    modes : Modes
+        Numbers of columns, and of conjugate pairs and negative real modes among them.
+    dtype, device
+        Of the parameters.
+
+    Attributes
+    ----------
+    modes : Modes
+    log_rate : Parameter, shape (order - pairs,)
+        ``log(-log|A|)``, so that ``|A| < 1`` whatever its value.
+    phase : Parameter, shape (pairs,), or None without pairs
+        Angle of A, radians per token.
+    B : Parameter, shape (order, d)
+    C : Parameter, shape (d, order)
+    gate : Parameter, shape (1,)
+    identity : str
+        Changes with the parameters' owner: a copy of the model, or another system in its place, has another
+        one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hankelred_llm.adapter import HRMSystem
+    >>> from hankelred_llm.config import Modes
+    >>> system = HRMSystem(4, Modes(order=3, pairs=1, negative=0), dtype=torch.float64, device="cpu")
+    >>> system.start("ring", gate=1.0)
+    >>> y, s = system(torch.randn(2, 5, 4, dtype=torch.float64))
+    >>> y.shape, s.shape
+    (torch.Size([2, 5, 4]), torch.Size([2, 3, 5]))
+    """
+
+    phase: nn.Parameter | None
+    identity: Identity
+
+    def __init__(self, width: int, modes: Modes, *, dtype: torch.dtype, device: Any):
+        super().__init__()
+        self.width, self.modes = width, modes
+        order, pairs = modes.order, modes.pairs
+        place = {"dtype": dtype, "device": device}
+        self.log_rate = nn.Parameter(torch.empty(order - pairs, **place))
+        self.phase = nn.Parameter(torch.empty(pairs, **place)) if pairs else None
+        self.B = nn.Parameter(torch.empty(order, width, **place))
+        self.C = nn.Parameter(torch.empty(width, order, **place))
+        self.gate = nn.Parameter(torch.empty(1, **place))
+        self.identity = Identity()
+
+    @torch.no_grad()
+    def start(self, start: str, *, gate: float) -> None:
+        """Set the parameters of a fresh adapter, which adds nothing to the output.
+
+        Parameters
+        ----------
+        start : str
+            As ``HRMConfig.init_weights``.
+        gate : float
+            With 0 the output map is random, otherwise it is zero: were both zero, nothing could be learned.
+        """
+        deviation = (2 * self.width) ** -0.5
+        poles = STARTS[start](self.modes.order - self.modes.pairs, self.modes.pairs)
+        self.log_rate.copy_((-poles.log_decay).log())
+        if self.phase is not None:
+            self.phase.copy_(poles.phase)
+        self.B.normal_(std=deviation)
+        self.gate.fill_(gate)
+        if gate == 0:
+            self.C.normal_(std=deviation)
+        else:
+            self.C.zero_()
+
+    def log_decay(self) -> Tensor:
+        """Return log|A|, (modes,)."""
+        return -self.log_rate.exp()
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        state: Tensor | None = None,
+        keep: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the system.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, time, d)
+        state : Tensor, shape (batch, order), optional
+            State before the first token; default zero.
+        keep : Tensor of bool, shape (batch, time), optional
+            False: the state stays, the token is not read.
+        reset : Tensor of bool, shape (batch, time), optional
+            True: what came before is forgotten.
+
+        Returns
+        -------
+        y : Tensor, shape (batch, time, d)
+        s : Tensor, shape (batch, order, time)
+        """
+        dtype = torch.promote_types(self.B.dtype, torch.float32)
+        batch, time, width = x.shape
+        order = self.modes.order
+        with _full_precision(x.device.type):
+            rows = x.reshape(batch * time, width).to(dtype)
+            # channel first: one product for the whole batch, in the layout the scan is fast in
+            u = (self.B.to(dtype) @ rows.t()).view(order, batch, time).transpose(0, 1)
+            signs = self._signs(u, keep) if self.modes.negative else None
+            u = self._flipped(u, signs)
+            s, _ = column_scan(self.log_decay(), self.phase, u, state=state, keep=keep, reset=reset)
+            s = self._flipped(s, signs)
+            out = (self.gate * self.C).to(dtype)
+            y = s.transpose(1, 2).reshape(batch * time, order) @ out.t()
+        return y.view(batch, time, width), s
+
+    def _signs(self, u: Tensor, keep: Tensor | None) -> Tensor:
+        """Return -1 and 1 in turns, one turn for each kept token: (batch or 1, 1, time)."""
+        ones = torch.ones(1, u.shape[-1], dtype=torch.long, device=u.device) if keep is None else keep.long()
+        return (1 - 2 * (ones.cumsum(1) % 2)).to(u.dtype)[:, None]
+
+    def _flipped(self, columns: Tensor, signs: Tensor | None) -> Tensor:
+        """Change signs of the last columns: an alternating state is a steady one seen with alternating signs.
+
+        With v_t = (-1)^t s_t, s_t = -a s_{t-1} + u_t is v_t = a v_{t-1} + (-1)^t u_t; the scan knows a > 0 only.
+        """
+        if signs is None:
+            return columns
+        steady = columns.shape[1] - self.modes.negative
+        return torch.cat([columns[:, :steady], columns[:, steady:] * signs], 1)
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for printing."""
+        return f"width={self.width}, {self.modes}"
+
+
+class Identity:
+    """Tells systems apart: copies differ, pickles do not."""
+
+    def __init__(self) -> None:
+        self.value = uuid.uuid4().hex
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Identity:
+        return Identity()
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Keep autocast out: a state that has run for thousands of tokens needs its digits."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+class HRMLayer(nn.Module, BaseTunerLayer):
+    """A block of a decoder layer with adapters beside it; peft puts it in the block's place.
+
+    Parameters
+    ----------
+    base_layer : Module
+        The block: it takes hidden states first, or by the name ``hidden_states``, and returns hidden states,
+        or a tuple that starts with them.
+    index : int
+        Number of the decoder layer.
+    block : str
+        Name of the block in it.
+    width : int
+        d.
+
+    Attributes
+    ----------
+    hrm_system : ModuleDict of HRMSystem
+        By adapter name. Its modules are called with x (batch, time, d), after the tap, and the keywords
+        ``keep`` and ``reset``; they return ``(y, s)``. So hooks on them see input, mask, output and states.
+    """
+
+    adapter_layer_names = ("hrm_system",)
+    other_param_names = ()
+    hrm_system: nn.ModuleDict
+
+    def __init__(self, base_layer: nn.Module, index: int, block: str, width: int):
+        super().__init__()
+        self.base_layer = base_layer
+        self.index, self.block, self.width = index, block, width
+        self.place = f"{index}.{block}"  # of its states in a cache
+        self.hrm_system = nn.ModuleDict()
+        self.merged_adapters: list[str] = []
+        self.taps: dict[str, str] = {}
+        self.method_adapters: tuple[str, ...] = ()  # all of this method in the model
+        self._pass: Pass | None = None
+
+    def update_layer(self, adapter_name: str, config: HRMConfig, modes: Modes) -> None:
+        """Put a fresh adapter in."""
+        weight = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
+        dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
+        device = None if weight is None else weight.device
+        system = HRMSystem(self.width, modes, dtype=dtype, device=device)
+        system.start(config.init_weights, gate=config.gate_init)
+        system.train(self.training)
+        self.hrm_system[adapter_name] = system
+        self.taps[adapter_name] = config.tap
+        self.set_adapter(cast(list[str], self.active_adapters))
+
+    def system(self, adapter_name: str) -> HRMSystem:
+        """Return the system of an adapter."""
+        return cast(HRMSystem, self.hrm_system[adapter_name])
+
+    def active_systems(self) -> list[str]:
+        """Return the names of the adapters that take part in the forward pass."""
+        names = [] if self.disable_adapters else cast(list[str], self.active_adapters)
+        return [name for name in names if name in self.hrm_system]
+
+    def show(self, this: Pass | None) -> None:
+        """Say which forward pass of the decoder comes, None after it."""
+        self._pass = this
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block, and add what the active adapters say."""
+        active = self.active_systems()
+        if not active:
+            if self._pass is not None:
+                self._pass.skip(self.place)
+            return self.base_layer(*args, **kwargs)
+        this = self._pass
+        if this is None:
+            raise StateError(
+                f"block {self.place} was called outside the forward pass of its model, so padding and "
+                "document starts are unknown; call the model, or its decoder"
+            )
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if hidden.shape[:-1] != (this.batch, this.time):
+            raise StateError(
+                f"block {self.place} got hidden states of shape {tuple(hidden.shape)} for a batch of "
+                f"{this.batch} rows of {this.time} tokens; an adapter needs them as (batch, time, width)"
+            )
+        out = self.base_layer(*args, **kwargs)
+        head, *rest = out if isinstance(out, tuple) else (out,)
+        keep, reset = this.tokens_on(head.device)
+        state = this.follow()
+        states = {}
+        for name in active:
+            system = self.system(name)
+            identity = system.identity.value
+            before = None if state is None else state.previous(self.place, identity)
+            x = hidden if self.taps[name] == "input" else head
+            y, states[identity] = system(x, state=before, keep=keep, reset=reset)
+            head = (head + y).to(head.dtype)
+        if state is not None:
+            state.store(self.place, states)
+        return (head, *rest) if isinstance(out, tuple) else head
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapters; names of other methods on the model, such as LoRA, change nothing."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if not names or any(name in self.method_adapters for name in names):
+            super().set_adapter(names, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Take an adapter out."""
+        super().delete_adapter(adapter_name)
+        self.taps.pop(adapter_name, None)
+        self.method_adapters = tuple(name for name in self.method_adapters if name != adapter_name)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse: a recurrence cannot be merged into weights."""
+        raise cannot_merge()
+
+    def unmerge(self) -> None:
+        """Refuse: nothing can have been merged."""
+        raise cannot_merge()
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        # peft would also cast to the block's type, and bfloat16 is too coarse for poles and states
+        weight = next(self.base_layer.parameters(), None)
+        place = device if device is not None else None if weight is None else weight.device
+        if place is not None and adapter_name in self.hrm_system:
+            system = self.hrm_system[adapter_name]
+            if not any(parameter.is_meta for parameter in system.parameters()):
+                system.to(place)
+
+
+def cannot_merge() -> AdapterError:
+    """Return the refusal to merge."""
+    return AdapterError(
+        "an HRM adapter has a state that runs along the tokens, so it cannot be merged into weights; keep "
+        "the PeftModel for inference, or call unload() to get the base model back"
+    )

@@ -1,0 +1,239 @@
+"""The configuration of an adapter: what peft stores beside its weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple, TypeVar
+
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils.other import check_file_exists_on_hf_hub
+from safetensors import SafetensorError, safe_open
+
+from ._architectures import SITES
+from ._errors import AdapterFileError, ConfigError
+from ._starts import STARTS
+
+EIGENVALUES = ("complex", "real")
+TAPS = ("input", "output")
+
+
+_T = TypeVar("_T")
+
+
+class Modes(NamedTuple):
+    """Numbers of real states of a system, and of conjugate pairs and negative real eigenvalues among them."""
+
+    order: int
+    pairs: int
+    negative: int
+
+
+class HRMType(StrEnum):
+    """The name of the method in peft, whose own enumeration cannot be extended."""
+
+    HRM = "HRM"
+
+
+@dataclass
+class HRMConfig(PeftConfig):
+    """Configuration of a Hankel reduced-order model (HRM) adapter.
+
+    Beside one block of every decoder layer, with input x_t of width d, runs a diagonal linear system of
+    ``r`` real states: ``s_t = A s_{t-1} + B x_t``, and ``gate * C s_t`` is added to the block's output.
+    It costs ``2 r d`` parameters and O(r) more; ``r = 26`` equals LoRA of rank 16 on the query and value
+    projections of Mistral-7B.
+
+    Parameters
+    ----------
+    r : int
+        Number of real states in each layer. A conjugate pair of eigenvalues is two of them.
+    eigenvalues : {"complex", "real"}
+        Conjugate pairs (with one real state more if ``r`` is odd), or real ones only.
+    site : {"mlp", "attention"}
+        The block the system stands beside.
+    tap : {"input", "output"}
+        Whether x_t is what goes into that block or what comes out of it.
+    init_weights : str
+        Where training starts. ``"ring"``: ``|A|^2`` uniform in [0.9^2, 0.999^2], phases uniform, B normal
+        with variance 1/(2d). ``"s4d_real"``: decay rates n + 1 (n = 0, 1, ...) times a step that is
+        log-uniform in [1e-4, 0.1], phases zero. In both the adapted model starts as the base model.
+    gate_init : float
+        First value of the gate. With 0 the output map C starts at random, else at zero.
+    target_modules : list of str or str, optional
+        Names of the blocks; found from the architecture by default.
+    layers_to_transform : list of int or int, optional
+        Only these layers get an adapter. Default: all.
+    rank_pattern : dict
+        ``r`` of single layers, by names as in ``"layers.3.mlp"``.
+    mode_pattern : dict
+        Numbers of conjugate pairs and of negative real eigenvalues, ``[pairs, negative]``, of single layers,
+        by the same names. It is written when a system with another mix than the usual one is put into a
+        layer.
+    modules_to_save : list of str, optional
+        Modules of the base model that are trained and saved too.
+    base_shape : dict, optional
+        What the adapter was made for: written at attaching, compared at loading.
+
+    Raises
+    ------
+    ConfigError
+        A field has a value that means nothing.
+
+    Notes
+    -----
+    ``task_type``, ``inference_mode`` and the other fields of :class:`peft.PeftConfig` work as there.
+
+    Examples
+    --------
+    >>> from hankelred_llm import HRMConfig
+    >>> HRMConfig(r=26, layers_to_transform=[0, 1]).site
+    'mlp'
+    >>> HRMConfig(site="norm")
+    Traceback (most recent call last):
+    ...
+    hankelred_llm._errors.ConfigError: site='norm' is unknown; choose one of 'mlp', 'attention'
+    """
+
+    task_type: str | None = "CAUSAL_LM"
+    r: int = 32
+    eigenvalues: str = "complex"
+    site: str = "mlp"
+    tap: str = "input"
+    init_weights: str = "ring"
+    gate_init: float = 1.0
+    target_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    mode_pattern: dict[str, list[int]] = field(default_factory=dict)
+    modules_to_save: list[str] | None = None
+    base_shape: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = HRMType.HRM
+        for name, known in (
+            ("eigenvalues", EIGENVALUES),
+            ("site", tuple(SITES)),
+            ("tap", TAPS),
+            ("init_weights", tuple(STARTS)),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, known))}")
+        _check_count("r", self.r, least=1)
+        for key, order in self.rank_pattern.items():
+            _check_count(f"rank_pattern[{key!r}]", order, least=1)
+        for key, modes in self.mode_pattern.items():
+            if not isinstance(modes, (list, tuple)) or len(modes) != 2:
+                raise ConfigError(
+                    f"mode_pattern[{key!r}]={modes!r} must be [pairs, negative real eigenvalues]"
+                )
+            for count in modes:
+                _check_count(f"mode_pattern[{key!r}]", count, least=0)
+        if not _is_number(self.gate_init) or not math.isfinite(self.gate_init):
+            raise ConfigError(f"gate_init={self.gate_init!r} is no finite number; 1.0 is the default")
+        if isinstance(self.target_modules, (set, tuple)):
+            self.target_modules = sorted(self.target_modules)
+        if isinstance(self.layers_to_transform, (range, tuple, set)):
+            self.layers_to_transform = sorted(self.layers_to_transform)
+
+    def modes_of(self, module_name: str) -> Modes:
+        """Return the numbers of states, conjugate pairs and negative real eigenvalues of one block.
+
+        Parameters
+        ----------
+        module_name : str
+            Such as ``"model.layers.3.mlp"``.
+
+        Returns
+        -------
+        Modes
+            Named ``order``, ``pairs`` and ``negative``.
+
+        Examples
+        --------
+        >>> from hankelred_llm import HRMConfig
+        >>> HRMConfig(r=8, rank_pattern={"layers.1.mlp": 5}).modes_of("model.layers.1.mlp")
+        Modes(order=5, pairs=2, negative=0)
+        """
+        order = _by_name(self.rank_pattern, module_name, self.r)
+        usual = [order // 2 if self.eigenvalues == "complex" else 0, 0]
+        pairs, negative = _by_name(self.mode_pattern, module_name, usual)
+        if 2 * pairs + negative > order:
+            raise ConfigError(
+                f"{module_name}: {pairs} conjugate pairs and {negative} negative eigenvalues need "
+                f"{2 * pairs + negative} states, but its order is {order}; set rank_pattern and "
+                "mode_pattern together"
+            )
+        return Modes(order, pairs, negative)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> HRMConfig:
+        """Load the configuration from a folder or a repository, and refuse weights that are unfit to load.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path, subfolder, **kwargs
+            As in :meth:`peft.PeftConfig.from_pretrained`.
+
+        Returns
+        -------
+        HRMConfig
+
+        Raises
+        ------
+        AdapterFileError
+            The weights are pickled, or the safetensors file is damaged.
+        """
+        _check_weights(str(pretrained_model_name_or_path), subfolder)
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+
+
+def _check_count(name: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def names_block(key: str, module_name: str) -> bool:
+    """Tell whether a key such as "layers.3.mlp" means this module."""
+    return module_name == key or module_name.endswith("." + key)
+
+
+def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
+    found = [value for key, value in pattern.items() if names_block(key, module_name)]
+    return found[0] if found else default
+
+
+def _check_weights(where: str, subfolder: str | None) -> None:
+    """Nothing is ever unpickled; peft itself falls back on a pickle when there is no safetensors file."""
+    folder = os.path.join(where, subfolder) if subfolder else where
+    if not os.path.isdir(folder):
+        name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
+        if check_file_exists_on_hf_hub(where, name) is False:
+            raise AdapterFileError(f"{where} has no {name}; adapters are loaded from safetensors files only")
+        return
+    path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
+    if not os.path.isfile(path):
+        seen = f"only {WEIGHTS_NAME}" if os.path.isfile(os.path.join(folder, WEIGHTS_NAME)) else "no weights"
+        raise AdapterFileError(
+            f"{folder} has {seen}, and adapters are never unpickled; save again with safe_serialization=True "
+            f"to get {SAFETENSORS_WEIGHTS_NAME}"
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(
+            f"{path} ({os.path.getsize(path)} bytes) is no complete safetensors file ({error}); copy it again"
+        ) from None

@@ -1,0 +1,310 @@
+"""The recurrent state inside the cache of transformers.
+
+A cache of transformers is a list of layers, one for each decoder layer, that it reorders, crops, resets and
+copies. The states of all adapters are one more entry at its end, so whatever happens to keys and values
+happens to them too.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache, StaticLayer
+
+from ._errors import StateError
+
+#: How many tokens a cache can always be cropped by: drafts of prompt lookup and assisted decoding are
+#: shorter.
+TAIL = 64
+
+_NEW_CACHE = "start with a new cache (past_key_values=None)"
+
+
+class HRMState(DummyLayer):
+    """States of all adapters of a model, as one more layer of its cache.
+
+    Growing caches keep the states after each of the last tokens, so that they can be cropped; static ones
+    keep the last state only, at an address that never changes.
+
+    Parameters
+    ----------
+    static : bool
+        Whether the cache is a static one.
+
+    Attributes
+    ----------
+    tokens : int
+        Number of tokens followed (growing caches).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hankelred_llm.state import HRMState
+    >>> state = HRMState(static=False)
+    >>> state.store("0.mlp", {"adapter": torch.arange(6.0).reshape(1, 2, 3)})
+    >>> state.tokens = 3
+    >>> state.previous("0.mlp", "adapter")
+    tensor([[2., 5.]])
+    >>> state.crop(-1)
+    >>> state.tokens, state.previous("0.mlp", "adapter")
+    (2, tensor([[1., 4.]]))
+    """
+
+    is_croppable = True
+
+    def __init__(self, static: bool):
+        super().__init__()
+        self.static = static
+        self.started = False
+        self.tokens = 0
+        self.record_past = False
+        self._tracks: dict[str, dict[str, _Track]] = {}  # by block, then by adapter
+
+    def previous(self, block: str, adapter: str) -> Tensor | None:
+        """Return the state an adapter left beside a block, (batch, states), None at the start.
+
+        Raises
+        ------
+        StateError
+            The cache holds tokens that this adapter has not seen.
+        """
+        track = self._tracks.get(block, {}).get(adapter)
+        if track is not None:
+            return track.last()
+        if self.started:
+            raise StateError(
+                f"the cache holds tokens that the adapter of block {block} has not seen: it was filled with "
+                f"the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
+            )
+        return None
+
+    def store(self, block: str, states: dict[str, Tensor]) -> None:
+        """Keep states (batch, states, time) of the adapters active beside a block, and drop all others."""
+        old = self._tracks.get(block, {})
+        tracks = {}
+        for adapter, s in states.items():
+            track = old.get(adapter) or (_Slot() if self.static else _Tail())
+            track.append(s, unlimited=self.record_past)
+            tracks[adapter] = track
+        self._tracks[block] = tracks
+
+    def drop(self, block: str) -> None:
+        """Forget a block, whose adapter does not see the tokens that come now."""
+        self._tracks.pop(block, None)
+
+    # what transformers calls
+
+    def activate_past_recording(self) -> None:
+        """Keep every state until the next :meth:`crop`: drafts may be longer than the tail."""
+        self.record_past = True
+
+    def reset(self) -> None:
+        """Go back to the empty cache."""
+        self.started, self.tokens = False, 0
+        if self.static:
+            self._rows(torch.zeros_like)
+        else:
+            self._tracks.clear()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, ``-tokens_to_remove`` of them.
+
+        Raises
+        ------
+        StateError
+            More than the kept tail, but not all.
+        """
+        removed = -tokens_to_remove
+        if removed < 0:
+            raise StateError(
+                f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number"
+            )
+        if removed >= self.tokens > 0:
+            self.reset()
+            return
+        for track in self._all():
+            track.crop(removed, self.tokens)
+        self.tokens -= removed
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the rows, for beam search."""
+        self._rows(lambda states: states.index_select(0, beam_idx.to(states.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        self._rows(lambda states: states.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows only."""
+        self._rows(lambda states: states[indices.to(states.device)])
+
+    def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        for track in self._all():
+            track.rows(change)
+
+    def _all(self) -> list[_Track]:
+        return [track for tracks in self._tracks.values() for track in tracks.values()]
+
+
+class _Track(ABC):
+    """States of one adapter beside one block."""
+
+    @abstractmethod
+    def last(self) -> Tensor:
+        """Return the last state, (batch, states)."""
+
+    @abstractmethod
+    def append(self, s: Tensor, *, unlimited: bool) -> None:
+        """Go on by the states (batch, states, time), of which some are kept, or all."""
+
+    @abstractmethod
+    def crop(self, removed: int, tokens: int) -> None:
+        """Go back by some of the tokens."""
+
+    @abstractmethod
+    def rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace the rows of the batch."""
+
+
+class _Slot(_Track):
+    """The last state, in a static cache: a compiled model finds it at the same address every time."""
+
+    def __init__(self) -> None:
+        self._state: Tensor | None = None
+
+    def last(self) -> Tensor:
+        if self._state is None:
+            raise StateError("the static cache has no state yet")
+        # it is overwritten below, which a backward pass must not see
+        return self._state.clone() if torch.is_grad_enabled() else self._state
+
+    def append(self, s: Tensor, *, unlimited: bool) -> None:
+        last = s[..., -1]
+        if self._state is None:
+            self._state = torch.zeros_like(last)
+        self._state.copy_(last)
+
+    def crop(self, removed: int, tokens: int) -> None:
+        if removed:
+            raise StateError(
+                "a static cache cannot be cropped: it keeps the last state only; use a DynamicCache"
+            )
+
+    def rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        if self._state is not None:
+            changed = change(self._state)
+            if changed.shape == self._state.shape:
+                self._state.copy_(changed)
+            else:
+                self._state = changed
+
+
+class _Tail(_Track):
+    """States after each of the last tokens: pieces (batch, states, time), in order."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Tensor] = []
+        self._length = 0
+
+    def last(self) -> Tensor:
+        return self._pieces[-1][..., -1]
+
+    def append(self, s: Tensor, *, unlimited: bool) -> None:
+        kept = TAIL + 1  # one state more than can be cropped: the one to go back to
+        if not unlimited and s.shape[-1] > kept:
+            s = s[..., -kept:].clone()  # a view would hold on to the states of a whole prompt
+        self._pieces.append(s)
+        self._length += s.shape[-1]
+        if not unlimited:
+            while self._length - self._pieces[0].shape[-1] >= kept:
+                self._length -= self._pieces.pop(0).shape[-1]
+
+    def crop(self, removed: int, tokens: int) -> None:
+        if removed >= self._length:
+            raise StateError(
+                f"the cache cannot be cropped by {removed} of its {tokens} tokens: states are kept for the "
+                f"last {self._length - 1}; crop less, or call cache.activate_past_recording() before these "
+                "tokens"
+            )
+        self._length -= removed
+        while removed:
+            piece = self._pieces.pop()
+            if piece.shape[-1] > removed:
+                self._pieces.append(piece[..., :-removed])
+            removed -= min(removed, piece.shape[-1])
+        # a prompt or a draft may have been longer than the tail; what lies before it is not needed any more
+        if self._length > 2 * TAIL:
+            self.rows(lambda states: states[..., -TAIL - 1 :].clone())
+
+    def rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        piece = change(torch.cat(self._pieces, -1) if len(self._pieces) > 1 else self._pieces[0])
+        self._pieces, self._length = [piece], piece.shape[-1]
+
+
+def find_state(cache: Cache) -> HRMState | None:
+    """Return the states in a cache, None where there are none."""
+    return next((layer for layer in reversed(cache.layers) if isinstance(layer, HRMState)), None)
+
+
+def tokens_seen(cache: Cache) -> int:
+    """Return how many tokens the cache holds keys of; 0 where asking a device would be in vain."""
+    seen = cache.get_seq_length()
+    if isinstance(seen, int):
+        return seen
+    # a static cache counts on the device: it is asked once, before there are states, and not while it is
+    # traced
+    return 0 if find_state(cache) is not None or torch.compiler.is_compiling() else int(seen)
+
+
+def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:
+    """Return the states in a cache, appending an empty entry to an empty cache.
+
+    Parameters
+    ----------
+    cache : Cache
+        That of ``n_layers`` decoder layers.
+    seen : int
+        What :func:`tokens_seen` said before this pass.
+
+    Raises
+    ------
+    StateError
+        The cache holds tokens that no adapter has seen.
+    """
+    state = find_state(cache)
+    if state is None:
+        if seen:
+            raise StateError(
+                f"the cache holds {seen} tokens that no adapter has seen: it was filled with the adapter "
+                f"off, or by the base model; {_NEW_CACHE}"
+            )
+        # a DynamicCache without config grows a layer at a time, and would take the entry for one of them
+        while cache.layer_class_to_replicate is not None and len(cache.layers) < n_layers:
+            cache.layers.append(cache.layer_class_to_replicate())
+        state = HRMState(static=any(isinstance(layer, StaticLayer) for layer in cache.layers))
+        cache.layers.append(state)
+    elif not state.static and state.tokens != seen:
+        raise StateError(
+            f"the cache holds {seen} tokens, of which the adapter has followed {state.tokens}: it was off, "
+            f"or another model wrote into the cache; {_NEW_CACHE}"
+        )
+    return state
+
+
+def checked_cache(cache: object) -> Cache:
+    """Return the cache, unless it is of a kind that cannot hold a recurrent state.
+
+    Raises
+    ------
+    StateError
+        It is none of the caches of decoder-only models.
+    """
+    if isinstance(cache, EncoderDecoderCache) or not isinstance(cache, Cache):
+        raise StateError(
+            f"a recurrent state cannot be kept in a {type(cache).__name__}; use a DynamicCache or a "
+            "StaticCache"
+        )
+    return cache

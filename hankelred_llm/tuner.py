@@ -1,0 +1,373 @@
+"""HRM as a method of peft: registration, and putting adapters into a model."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NoReturn
+
+from peft import PeftModel
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.peft_model import PeftModelForCausalLM
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+
+from . import _carrier
+from ._architectures import ADDS_RESIDUAL, Decoder, find_decoder
+from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
+from .adapter import HRMLayer, cannot_merge
+from .config import HRMConfig, HRMType, names_block
+
+#: Where the configuration stands in ``model.peft_config`` beside those of other methods. peft leaves
+#: parameters with this in their name out of what it saves for the others.
+_BOOK_ENTRY = "hrm_system"
+
+
+class HRMModel(BaseTuner):
+    """The model with HRM adapters in it, as peft wraps it; users get it through :func:`attach`.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    peft_config : HRMConfig or dict of HRMConfig
+    adapter_name : str
+    **options
+        As for every tuner of peft.
+    """
+
+    prefix = "hrm_"
+    tuner_layer_cls = HRMLayer
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any):
+        if not isinstance(peft_config, dict):  # injected by transformers: one book for all methods
+            super().__init__(model, peft_config, adapter_name, **options)
+            return
+        others = model.__dict__.pop("peft_config", {})
+        try:
+            super().__init__(model, peft_config, adapter_name, **options)
+        finally:
+            # peft's own entry would be taken for that of another adapter of the same name
+            model.__dict__.pop("peft_config", None)
+            if others:
+                model.__dict__["peft_config"] = others
+        model.__dict__["peft_config"] = {**others, _BOOK_ENTRY: self.peft_config[adapter_name]}
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter into a model.
+
+        Raises
+        ------
+        ArchitectureError
+            The model is none that an adapter can stand beside.
+        AdapterFileError
+            The adapter was made for another base.
+        ConfigError
+            A layer named in the configuration does not exist.
+        """
+        config = self.peft_config[adapter_name]
+        decoder = find_decoder(model)
+        _check_base(config, model, decoder)
+        block = decoder.block_name(config.site)
+        if config.target_modules is None:
+            config.target_modules = [block]
+        _check_layers(config, decoder)
+        self.decoder = decoder
+        self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
+        for layer in hrm_layers(model):
+            layer.method_adapters = self.method_adapters
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        _carrier.install(decoder.backbone, decoder.layers)
+
+    def _create_and_replace(
+        self,
+        peft_config: HRMConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        index = next((i for i, layer in enumerate(self.decoder.layers) if layer is parent), None)
+        if index is None:
+            raise ArchitectureError(
+                f"{current_key} is no block of a decoder layer; target_modules must name blocks such as "
+                f"'{self.decoder.block_name('mlp')}' or '{self.decoder.block_name('attention')}'"
+            )
+        layer = (
+            target
+            if isinstance(target, HRMLayer)
+            else HRMLayer(target, index, target_name, self.decoder.width)
+        )
+        layer.method_adapters = self.method_adapters
+        if layer is not target:
+            layer.train(target.training)
+            setattr(parent, target_name, layer)
+        layer.update_layer(adapter_name, peft_config, peft_config.modes_of(current_key))
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: HRMConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        # peft would take all of its layers, those of other methods on the same model too
+        return {key: state_dict[key] for key in _parameter_names(model, adapter_name) if key in state_dict}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: HRMConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        own = model.state_dict()
+        expected = _parameter_names(model, adapter_name)
+        missing = [key for key in expected if key not in mapped]
+        unknown = [key for key in mapped if key not in own]
+        if missing or unknown:
+            raise AdapterFileError(
+                f"the adapter's weights do not fit: {len(missing)} are missing ({', '.join(missing[:2])}), "
+                f"{len(unknown)} are unknown ({', '.join(unknown[:2])}); were r, site or layers changed in "
+                "its adapter_config.json, or is it an adapter of another model?"
+            )
+        for key in expected:
+            if mapped[key].shape != own[key].shape:
+                raise AdapterFileError(
+                    f"{key} has shape {tuple(mapped[key].shape)} in the file and {tuple(own[key].shape)} in "
+                    "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
+                    "adapter of another model?"
+                )
+        return mapped
+
+    def unload(self) -> nn.Module:
+        """Take all HRM adapters out and return the base model; adapters of other methods stay.
+
+        Examples
+        --------
+        >>> import transformers, hankelred_llm
+        >>> config = transformers.MistralConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2, num_key_value_heads=1)
+        >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+        >>> base = model.unload()
+        >>> type(base.model.layers[0].mlp).__name__
+        'MistralMLP'
+        """
+        _carrier.remove(self.decoder.backbone, self.decoder.layers)
+        for layer in self.decoder.layers:
+            for name, block in layer.named_children():
+                if isinstance(block, HRMLayer):
+                    setattr(layer, name, block.base_layer)
+        book = self.model.__dict__.get("peft_config", {})
+        for name in [n for n, c in book.items() if isinstance(c, HRMConfig)]:
+            del book[name]
+        if not book:
+            self.model.__dict__.pop("peft_config", None)
+        return self.model
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a recurrence cannot be merged into weights.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise cannot_merge()
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse, as :meth:`merge_and_unload`.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise cannot_merge()
+
+    def unmerge_adapter(self) -> NoReturn:
+        """Refuse: nothing can have been merged.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise cannot_merge()
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: the paged cache of continuous batching has no room for a recurrent state.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise AdapterError(
+            "continuous batching (generate_batch) keeps keys and values in a paged cache, which has no "
+            "room for a recurrent state; use generate, on padded batches"
+        )
+
+    init_continuous_batching = generate_batch
+    continuous_batching_context_manager = generate_batch
+
+
+def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: Any) -> PeftModel:
+    """Put an HRM adapter into a causal language model.
+
+    The base is frozen, and until the first training step the output is the base's to the bit.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model of transformers. It is changed in place. It may have a LoRA from
+        ``model.add_adapter``, which stays as it is, trainable or not.
+    config : HRMConfig, optional
+    **config_fields
+        Fields of :class:`HRMConfig`, instead of ``config``.
+
+    Returns
+    -------
+    PeftModel
+        It trains in transformers' Trainer and in TRL, generates with every cache, and is saved and loaded
+        like any adapter of peft.
+
+    Raises
+    ------
+    ArchitectureError
+        The model is no causal language model, or has no block to stand beside.
+    AdapterError
+        The model has an HRM adapter, or is wrapped in a PeftModel.
+    ConfigError
+        A field has a value that means nothing, or names a layer that does not exist.
+
+    Notes
+    -----
+    ``peft.get_peft_model(model, HRMConfig(...))`` does the same. The method is that of [1]_.
+
+    References
+    ----------
+    .. [1] arXiv:2606.26290.
+
+    Examples
+    --------
+    >>> import transformers, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    >>> model.get_nb_trainable_parameters()[0]  # 2 layers of 2 * 4 * 16, 4 for the poles and the gate
+    266
+    """
+    if config is not None and config_fields:
+        raise ConfigError(
+            f"pass either config or its fields, not both ({', '.join(config_fields)} came with a config)"
+        )
+    if isinstance(model, PeftModel):
+        raise AdapterError(
+            "the model is a PeftModel already; for a second HRM adapter call model.add_adapter(name, "
+            "HRMConfig(...)), to combine with LoRA call base.add_adapter(LoraConfig(...)) on the base "
+            "model and attach to that"
+        )
+    if hrm_layers(model):
+        raise AdapterError(
+            "the model has an HRM adapter already; add a second one with add_adapter(name, HRMConfig(...)) "
+            "on the PeftModel, or call its unload() first"
+        )
+    config = HRMConfig(**config_fields) if config is None else config
+    config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    return PeftModelForCausalLM(model, config)
+
+
+def hrm_layers(model: nn.Module) -> list[HRMLayer]:
+    """Return the HRM layers of a model, by layer index.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hankelred_llm.tuner import hrm_layers
+    >>> hrm_layers(nn.Linear(2, 2))
+    []
+    """
+    found = [module for module in model.modules() if isinstance(module, HRMLayer)]
+    return sorted(found, key=lambda layer: layer.index)
+
+
+def _parameter_names(model: nn.Module, adapter_name: str) -> list[str]:
+    return [
+        f"{name}.hrm_system.{adapter_name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, HRMLayer) and adapter_name in module.hrm_system
+        for parameter, _ in module.system(adapter_name).named_parameters()
+    ]
+
+
+def _check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
+    """Refuse another base than the adapter was made for; write that down in a new one."""
+    shape = {
+        "model_type": decoder.model_type,
+        "hidden_size": decoder.width,
+        "num_hidden_layers": len(decoder.layers),
+    }
+    if config.base_shape is None:
+        config.base_shape = shape
+    elif config.base_shape != shape:
+        raise AdapterFileError(f"the adapter was made for {config.base_shape}, and the model is {shape}")
+    made_for, name = config.base_model_name_or_path, getattr(model, "name_or_path", None)
+    if made_for and name and made_for != name:
+        warnings.warn(
+            f"the adapter was trained on '{made_for}', and is put into '{name}'; with other weights it "
+            "computes something else",
+            stacklevel=2,
+        )
+
+
+def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
+    """Refuse names of layers and blocks that are not there."""
+    count, site = len(decoder.layers), decoder.block_name(config.site)
+    targets = config.target_modules
+    if isinstance(targets, list) and not any(
+        names_block(target, f"{decoder.name}.{i}.{name}")
+        for target in targets
+        for i, layer in enumerate(decoder.layers)
+        for name, _ in layer.named_children()
+    ):
+        blocks = ", ".join(sorted({name for layer in decoder.layers for name, _ in layer.named_children()}))
+        raise ArchitectureError(
+            f"model_type '{decoder.model_type}' has no block {targets} in its decoder layers, only {blocks}; "
+            "choose one with target_modules if it takes and returns hidden states"
+        )
+    if (decoder.model_type, config.site) in ADDS_RESIDUAL and config.tap == "output":
+        raise ConfigError(
+            f"tap='output' is not possible at site='{config.site}' of model_type '{decoder.model_type}': "
+            "its block returns the residual stream with its output; use tap='input'"
+        )
+    chosen = config.layers_to_transform
+    layers = [] if chosen is None else [chosen] if isinstance(chosen, int) else chosen
+    for index in layers:
+        if not 0 <= index < count:
+            raise ConfigError(
+                f"layers_to_transform names layer {index}; the model has layers 0 to {count - 1}"
+            )
+    for field in ("rank_pattern", "mode_pattern"):
+        for key in getattr(config, field):
+            if not any(names_block(key, f"{decoder.name}.{i}.{site}") for i in range(count)):
+                raise ConfigError(
+                    f"{field} names {key!r}, which is no adapted block; names are like "
+                    f"'{decoder.name.rpartition('.')[2]}.0.{site}', up to layer {count - 1}"
+                )
+
+
+def register() -> None:
+    """Enter HRM in the tables of peft, whose own register function takes no new names."""
+    PEFT_TYPE_TO_CONFIG_MAPPING[HRMType.HRM] = HRMConfig
+    PEFT_TYPE_TO_TUNER_MAPPING[HRMType.HRM] = HRMModel
+    PEFT_TYPE_TO_PREFIX_MAPPING[HRMType.HRM] = HRMModel.prefix

@@ -1,0 +1,158 @@
+"""Tiny causal language models with random weights, and batches to feed them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import hankelred_llm
+from hankelred_llm.tuner import hrm_layers
+
+VOCAB = 61
+PAD = 0
+WIDTH = 32
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+_HEADS = {"head_dim": 8}
+_GPT = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 48}
+
+#: Architectures under test: what their configuration needs beside the sizes above.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "arcee": {},
+    "bloom": {},
+    "codegen": {**_GPT, "rotary_dim": 4},
+    "cohere": {},
+    "cohere2": {"sliding_window": 8},
+    "ernie4_5": {},
+    "exaone4": {"sliding_window": 8},
+    "falcon": {"multi_query": False},
+    "gemma": _HEADS,
+    "gemma2": {**_HEADS, "sliding_window": 8},
+    "gemma3_text": {**_HEADS, "sliding_window": 8},
+    "glm": _HEADS,
+    "glm4": _HEADS,
+    "gpt2": _GPT,
+    "gpt_neo": {
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 8,
+    },
+    "gpt_neox": {},
+    "gptj": {**_GPT, "rotary_dim": 4},
+    "granite": {},
+    "granitemoe": {"num_local_experts": 4},
+    "helium": _HEADS,
+    "llama": {},
+    "mistral": {"sliding_window": 8},
+    "mixtral": {"num_local_experts": 4},
+    "mpt": {"d_model": WIDTH, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "max_seq_len": 512},
+    "nemotron": {},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 8},
+    "persimmon": {},
+    "phi": {},
+    "phi3": {},
+    "qwen2": {},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3": _HEADS,
+    "qwen3_moe": {**_HEADS, "num_experts": 4, "moe_intermediate_size": 32, "num_experts_per_tok": 2},
+    "seed_oss": {**_HEADS, "attention_dropout": 0.0, "residual_dropout": 0.0},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": {"sliding_window": 8},
+}
+
+
+def base_model(model_type: str = "mistral", *, seed: int = 0, **fields: Any) -> PreTrainedModel:
+    """A tiny model in float32, ready for inference."""
+    config = AutoConfig.for_model(model_type, **{**_SIZES, **ARCHITECTURES.get(model_type, {}), **fields})
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # transformers zeroes the embedding of padding, which would hide adapters that read it
+    with torch.no_grad():
+        model.get_input_embeddings().weight[PAD].normal_(std=3.0)
+    return model.eval()
+
+
+def awake(model: nn.Module, *, seed: int = 1, scale: float = 0.3) -> nn.Module:
+    """The model with random output maps, so that its adapters say something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in hrm_layers(model):
+            for name in layer.hrm_system:
+                C = layer.system(name).C
+                C.copy_(scale * torch.randn(C.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def adapted(model_type: str = "mistral", *, base: dict[str, Any] | None = None, **fields: Any) -> Any:
+    """A tiny model with an adapter that says something."""
+    torch.manual_seed(7)
+    model = hankelred_llm.attach(base_model(model_type, **(base or {})), **{"r": 6, **fields})
+    return awake(model).eval()
+
+
+def tokens(*shape: int, seed: int = 2) -> Tensor:
+    """Random token ids, never padding."""
+    return torch.randint(3, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(seen: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest number where that exceeds 1."""
+    assert seen.shape == expected.shape
+    return float((seen - expected).abs().max() / expected.abs().max().clamp(min=1.0))
+
+
+@torch.no_grad()
+def step_by_step(model: Any, ids: Tensor, *, cache: Any = None, size: int = 1, **inputs: Any) -> Tensor:
+    """Logits from a cache, some tokens at a time; other inputs are cut as the tokens are."""
+    logits = []
+    for start in range(0, ids.shape[1], size):
+        part = {key: value[..., start : start + size] for key, value in inputs.items()}
+        out = model(ids[:, start : start + size], past_key_values=cache, use_cache=True, **part)
+        cache = out.past_key_values
+        logits.append(out.logits)
+    return torch.cat(logits, 1)
+
+
+def padded(ids: Tensor, gap: slice, width: int) -> dict[str, Tensor]:
+    """The rows with padding in a gap, positions counting kept tokens only."""
+    keep = torch.ones(width, dtype=torch.bool)
+    keep[gap] = False
+    padded = torch.full((ids.shape[0], width), PAD)
+    padded[:, keep] = ids
+    mask = keep.long().expand(ids.shape[0], -1)
+    positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 0)
+    return {"input_ids": padded, "attention_mask": mask, "position_ids": positions}
+
+
+def checkpointed(model: Any, *, reentrant: bool = False) -> Any:
+    """The model, recomputing its layers in the backward pass."""
+    base = model.get_base_model()
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+    if reentrant:
+        base.enable_input_require_grads()
+    return model

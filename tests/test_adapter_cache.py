@@ -1,0 +1,401 @@
+"""The recurrent state in the cache: generation computes what the full pass computes, or is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from _models import PAD, adapted, awake, base_model, error, padded, step_by_step, tokens
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.cache_utils import QuantizedCache
+
+import hankelred_llm
+from hankelred_llm import StateError
+from hankelred_llm.state import TAIL, HRMState
+
+TOLERANCE = 2e-6
+WINDOWS = [None, 8]
+KINDS = [
+    {},
+    {"eigenvalues": "real"},
+    {"tap": "output", "r": 5},
+    {"site": "attention"},
+    {"site": "attention", "tap": "output", "eigenvalues": "real"},
+]
+
+
+def model_of(window=None, **fields):
+    return adapted("mistral", base={"sliding_window": window}, **fields)
+
+
+def states(cache):
+    return next(layer for layer in cache.layers if isinstance(layer, HRMState))
+
+
+@pytest.fixture(params=WINDOWS, ids=["full attention", "window"])
+def model(request):
+    return model_of(request.param)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+@pytest.mark.parametrize("size", [1, 5])
+def test_pieces_are_the_full_pass(window, fields, size):
+    model, ids = model_of(window, **fields), tokens(2, 20)
+    with torch.no_grad():
+        full = model(ids).logits
+    assert error(step_by_step(model, ids, size=size), full) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["lazy", "configured", "static", "inside", "quantized"])
+def test_every_cache(model, kind):
+    ids, config = tokens(2, 20), model.config
+    if kind == "quantized":
+        if config.sliding_window is not None:
+            pytest.skip("transformers has no quantized cache for windows")
+        cache = QuantizedCache("fp8", config)
+    else:
+        cache = {
+            "lazy": DynamicCache,
+            "configured": lambda: DynamicCache(config=config),
+            "static": lambda: StaticCache(config, max_cache_len=24),
+            "inside": lambda: None,
+        }[kind]()
+    with torch.no_grad():
+        full = model(ids).logits
+    # keys and values lose digits in a quantized cache, the state does not
+    assert error(step_by_step(model, ids, cache=cache), full) < (0.05 if kind == "quantized" else TOLERANCE)
+
+
+def test_a_quantized_cache_keeps_the_state_exact():
+    model, ids, cache = model_of(), tokens(2, 12), None
+    cache, inputs, outputs = QuantizedCache("fp8", model.config), [], []
+    system = model.get_base_model().model.layers[0].mlp.system("default")
+
+    def record(_, args, out):
+        inputs.append(args[0])
+        outputs.append(out[0])
+
+    with torch.no_grad():
+        with system.register_forward_hook(record):
+            step_by_step(model, ids, cache=cache)
+        assert error(torch.cat(outputs, 1), system(torch.cat(inputs, 1))[0]) < TOLERANCE
+
+
+def test_generate_is_the_full_pass(model):
+    ids = tokens(2, 9)
+    out = model.generate(
+        ids,
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    with torch.no_grad():
+        full = model(out.sequences).logits
+    assert error(torch.stack(out.logits, 1), full[:, 8:-1]) < TOLERANCE
+
+
+def test_generate_on_padded_rows(model):
+    rows = [tokens(1, 9, seed=3), tokens(1, 5, seed=4)]
+    alone = [model.generate(row, max_new_tokens=8, min_new_tokens=8, do_sample=False)[0, -8:] for row in rows]
+    ids = torch.cat([rows[0], torch.nn.functional.pad(rows[1], (4, 0), value=PAD)])
+    for implementation in (None, "static"):
+        both = model.generate(
+            ids,
+            attention_mask=(ids != PAD).long(),
+            max_new_tokens=8,
+            min_new_tokens=8,
+            do_sample=False,
+            cache_implementation=implementation,
+        )
+        assert torch.equal(both[:, -8:], torch.stack(alone))
+
+
+def test_generate_in_chunks_of_the_prompt(model):
+    ids = tokens(2, 20)
+    whole = model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert torch.equal(
+        whole, model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False, prefill_chunk_size=7)
+    )
+
+
+def test_generate_from_embeddings(model):
+    ids = tokens(2, 9)
+    from_ids = model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    embeddings = model.get_input_embeddings()(ids)
+    from_embeddings = model.generate(
+        inputs_embeds=embeddings, max_new_tokens=6, min_new_tokens=6, do_sample=False
+    )
+    assert torch.equal(from_ids[:, 9:], from_embeddings)
+
+
+def test_beam_search_is_beam_search_without_cache(model):
+    ids = tokens(2, 9)
+    options = {"num_beams": 4, "max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False}
+    options.update(num_return_sequences=2, output_scores=True, return_dict_in_generate=True)
+    cached, plain = model.generate(ids, **options), model.generate(ids, **options, use_cache=False)
+    assert torch.equal(cached.sequences, plain.sequences)
+    assert error(cached.sequences_scores, plain.sequences_scores) < TOLERANCE
+
+
+def test_sampled_rows_go_their_own_ways(model):
+    ids = tokens(2, 9)
+    torch.manual_seed(0)
+    out = model.generate(
+        ids,
+        num_return_sequences=3,
+        do_sample=True,
+        max_new_tokens=8,
+        min_new_tokens=8,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    with torch.no_grad():
+        full = model(out.sequences).logits
+    assert error(torch.stack(out.logits, 1), full[:, 8:-1]) < TOLERANCE
+
+
+def test_prompt_lookup_and_assisted_decoding(model):
+    ids = tokens(1, 4).repeat(1, 5)
+    options = {"max_new_tokens": 24, "min_new_tokens": 24, "do_sample": False}
+    greedy = model.generate(ids, **options)
+    assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=10))
+    # drafts longer than the tail that is always kept
+    assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=TAIL + 30))
+    assistant = awake(model_of(model.config.sliding_window), seed=5)
+    assert torch.equal(greedy, model.generate(ids, **options, assistant_model=assistant))
+
+
+def test_a_conversation_goes_on_with_its_cache(model):
+    first, second = tokens(2, 9), tokens(2, 5, seed=8)
+    cache = DynamicCache(config=model.config)
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    turn = torch.cat([model.generate(first, past_key_values=cache, **options), second], 1)
+    again = model.generate(turn, past_key_values=cache, **options)
+    assert torch.equal(again, model.generate(turn, **options))
+
+
+def test_one_prompt_serves_many(model):
+    prompt, ends = tokens(1, 11), [tokens(1, 4, seed=s) for s in (8, 9)]
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(prompt, past_key_values=cache)
+        for end in ends:
+            out = model(end, past_key_values=copy.deepcopy(cache)).logits
+            assert error(out, model(torch.cat([prompt, end], 1)).logits[:, 11:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("change", ["reorder", "repeat", "select"])
+def test_rows_of_the_cache_move_with_keys_and_values(change):
+    model, ids, end = model_of(), tokens(3, 9), tokens(6, 3, seed=9)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        if change == "reorder":
+            rows = torch.tensor([2, 0, 0])
+            cache.reorder_cache(rows)
+        elif change == "repeat":
+            rows = torch.tensor([0, 0, 1, 1, 2, 2])
+            cache.batch_repeat_interleave(2)
+        else:
+            rows = torch.tensor([2, 1])
+            cache.batch_select_indices(rows)
+        end = end[: len(rows)]
+        out = model(end, past_key_values=cache).logits
+        assert error(out, model(torch.cat([ids[rows], end], 1)).logits[:, 9:]) < TOLERANCE
+        # and once more, from one piece
+        cache.reorder_cache(torch.arange(len(rows)).flip(0))
+        ids = torch.cat([ids[rows], end], 1).flip(0)
+        out = model(end, past_key_values=cache).logits
+        assert error(out, model(torch.cat([ids, end], 1)).logits[:, 12:]) < TOLERANCE
+
+
+@pytest.mark.parametrize("removed", [1, 5, TAIL])
+def test_crop_goes_back(removed):
+    model, ids, end = model_of(), tokens(2, TAIL + 20), tokens(2, 3, seed=9)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids[:, :-7], past_key_values=cache)
+        for t in range(-7, 0):
+            model(ids[:, t:][:, :1], past_key_values=cache)
+        cache.crop(-removed)
+        left = ids[:, :-removed]
+        out = model(end, past_key_values=cache).logits
+        assert error(out, model(torch.cat([left, end], 1)).logits[:, left.shape[1] :]) < TOLERANCE
+
+
+def test_crop_further_than_the_tail_is_refused():
+    model, ids = model_of(), tokens(1, TAIL + 20)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        with pytest.raises(StateError, match=rf"by {TAIL + 1} of its {TAIL + 20} tokens.*last {TAIL};"):
+            cache.crop(-TAIL - 1)
+
+
+def test_crop_to_nothing_and_reset_are_new_caches(model):
+    ids = tokens(2, 7)
+    with torch.no_grad():
+        full = model(ids).logits
+        for empty in (lambda c: c.crop(-7), lambda c: c.reset()):
+            cache = DynamicCache()
+            model(ids.flip(1), past_key_values=cache)
+            empty(cache)
+            assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
+
+
+def test_a_static_cache_can_be_reset():
+    model, ids = model_of(), tokens(2, 7)
+    cache = StaticCache(model.config, max_cache_len=16)
+    with torch.no_grad():
+        full = model(ids).logits
+        model(ids.flip(1), past_key_values=cache)
+        cache.reset()
+        assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
+
+
+def test_the_tail_is_bounded_and_holds_no_prompt():
+    model, ids = model_of(), tokens(1, 300)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        for t in range(100):
+            model(ids[:, t : t + 1], past_key_values=cache)
+    (track,) = states(cache)._tracks["0.mlp"].values()
+    assert track._length == sum(piece.shape[-1] for piece in track._pieces) == TAIL + 1
+    stored = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in track._pieces}
+    assert sum(stored.values()) <= 4 * 6 * (TAIL + 1)
+
+
+def test_training_through_a_cache_gives_the_full_gradient():
+    model, ids = model_of(), tokens(2, 12)
+    model(ids).logits.square().mean().backward()
+    full = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    cache, out = DynamicCache(config=model.config), []
+    for t in range(0, 12, 4):
+        out.append(model(ids[:, t : t + 4], past_key_values=cache).logits)
+    torch.cat(out, 1).square().mean().backward()
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            assert error(p.grad / full[name].abs().max(), full[name] / full[name].abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+def test_padding_at_any_place_with_a_cache(model, static):
+    ids = tokens(2, 17)
+    batch = padded(ids, slice(0, 4), 21)
+    kept = batch["attention_mask"][0].bool()
+    for with_positions in (True, False):
+        cache = StaticCache(model.config, max_cache_len=24) if static else DynamicCache(config=model.config)
+        logits = []
+        with torch.no_grad():
+            for start, end in ((0, 3), (3, 12), (12, 13), (13, 21)):
+                more = {"position_ids": batch["position_ids"][:, start:end]} if with_positions else {}
+                logits.append(
+                    model(
+                        batch["input_ids"][:, start:end],
+                        attention_mask=batch["attention_mask"][:, :end],
+                        past_key_values=cache,
+                        **more,
+                    ).logits
+                )
+            assert error(torch.cat(logits, 1)[:, kept], model(ids).logits) < TOLERANCE
+
+
+class TestRefusals:
+    """A cache that an adapter has not followed from its first token is refused."""
+
+    def fill(self, model, cache, ids):
+        with torch.no_grad():
+            model(ids, past_key_values=cache)
+
+    @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+    def test_filled_with_the_adapter_off(self, model, static):
+        ids = tokens(1, 6)
+        cache = StaticCache(model.config, max_cache_len=32) if static else DynamicCache(config=model.config)
+        with model.disable_adapter():
+            self.fill(model, cache, ids)
+        with pytest.raises(StateError, match="6 tokens that no adapter has seen"):
+            self.fill(model, cache, ids)
+
+    @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+    def test_switched_off_in_between(self, model, static):
+        ids = tokens(1, 6)
+        cache = StaticCache(model.config, max_cache_len=32) if static else DynamicCache(config=model.config)
+        self.fill(model, cache, ids)
+        with model.disable_adapter():
+            self.fill(model, cache, ids)
+        with pytest.raises(StateError, match=r"has followed 6|has not seen"):
+            self.fill(model, cache, ids)
+
+    @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+    def test_filled_with_another_adapter(self, model, static):
+        ids = tokens(1, 6)
+        model.add_adapter("other", hankelred_llm.HRMConfig(r=4))
+        cache = StaticCache(model.config, max_cache_len=32) if static else DynamicCache(config=model.config)
+        self.fill(model, cache, ids)
+        model.set_adapter("other")
+        with pytest.raises(StateError, match="has not seen"):
+            self.fill(model, cache, ids)
+
+    def test_switched_there_and_back(self, model):
+        ids, cache = tokens(1, 6), DynamicCache(config=model.config)
+        model.add_adapter("other", hankelred_llm.HRMConfig(r=4))
+        model.base_model.set_adapter(["default", "other"])
+        self.fill(model, cache, ids)
+        model.set_adapter("default")
+        self.fill(model, cache, ids)
+        model.base_model.set_adapter(["default", "other"])
+        with pytest.raises(StateError, match="has not seen"):
+            self.fill(model, cache, ids)
+
+    def test_filled_by_another_model(self, model):
+        ids, cache = tokens(1, 6), DynamicCache(config=model.config)
+        self.fill(copy.deepcopy(model), cache, ids)
+        with pytest.raises(StateError, match="another model"):
+            self.fill(model, cache, ids)
+
+    def test_written_by_a_model_without_adapter(self, model):
+        ids, cache = tokens(1, 6), DynamicCache(config=model.config)
+        self.fill(model, cache, ids)
+        self.fill(base_model(sliding_window=model.config.sliding_window), cache, ids)
+        with pytest.raises(StateError, match="12 tokens, of which the adapter has followed 6"):
+            self.fill(model, cache, ids)
+
+    def test_another_system_in_its_place(self, model):
+        ids, cache = tokens(1, 6), DynamicCache(config=model.config)
+        self.fill(model, cache, ids)
+        hankelred_llm.set_systems(model, hankelred_llm.get_systems(model))
+        with pytest.raises(StateError, match="has not seen"):
+            self.fill(model, cache, ids)
+
+    def test_encoder_decoder_caches(self, model):
+        cache = EncoderDecoderCache(
+            DynamicCache(config=model.config),
+            DynamicCache(config=model.config),
+        )
+        with pytest.raises(StateError, match="EncoderDecoderCache"):
+            self.fill(model, cache, tokens(1, 6))
+
+    def test_paged_caches(self, model):
+        for call in (model.generate_batch, model.base_model.generate_batch):
+            with pytest.raises(hankelred_llm.AdapterError, match="paged cache"):
+                call([[1, 2, 3]])
+
+    def test_paged_attention(self, model):
+        base = model.get_base_model()
+        base.config._attn_implementation = "paged|sdpa"
+        with pytest.raises(StateError, match="paged cache"):
+            base(tokens(1, 6))
+
+
+def test_no_cache_is_left_alone_by_a_model_that_was_unloaded():
+    model = model_of()
+    base, ids = model.unload(), tokens(1, 6)
+    with torch.no_grad():
+        out = base(ids, use_cache=True)
+    assert len(out.past_key_values.layers) == 2
