@@ -177,12 +177,12 @@ def _make_carrying(cls: type[nn.Module]) -> type[nn.Module]:
                 cache = args[place] if cache is None and place < len(args) else cache
             hrm_pass.enter(cache)
         for adapter in adapters:
-            adapter.show(hrm_pass)
+            adapter.enter(hrm_pass)
         try:
             return cls.forward(self, *args, **kwargs)
         finally:
             for adapter in adapters:
-                adapter.show(None)
+                adapter.enter(None)
 
     # the name stays: sharding policies and device maps find decoder layers by it
     members = {"forward": forward, "carried": cls, "__module__": cls.__module__, "__doc__": cls.__doc__}

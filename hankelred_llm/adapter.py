@@ -151,7 +151,8 @@ class HRMSystem(nn.Module):
     def _flipped(self, columns: Tensor, signs: Tensor | None) -> Tensor:
         """Change signs of the last columns: an alternating state is a steady one seen with alternating signs.
 
-        With v_t = (-1)^t s_t, s_t = -a s_{t-1} + u_t is v_t = a v_{t-1} + (-1)^t u_t; the scan knows a > 0 only.
+        With v_t = (-1)^t s_t, s_t = -a s_{t-1} + u_t is v_t = a v_{t-1} + (-1)^t u_t; the scan knows
+        a > 0 only.
         """
         if signs is None:
             return columns
@@ -181,11 +182,14 @@ def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
 
 
 class HRMLayer(nn.Module, BaseTunerLayer):
-    """A block of a decoder layer with adapters beside it; peft puts it in the block's place.
+    """The adapters beside one block of a decoder layer: a child of that layer, next to the block.
+
+    The block stays where it is, so names of the base model's parameters do not change, and adapters of other
+    methods inside the block are found and saved as ever.
 
     Parameters
     ----------
-    base_layer : Module
+    target : Module
         The block: it takes hidden states first, or by the name ``hidden_states``, and returns hidden states,
         or a tuple that starts with them.
     index : int
@@ -206,9 +210,8 @@ class HRMLayer(nn.Module, BaseTunerLayer):
     other_param_names = ()
     hrm_system: nn.ModuleDict
 
-    def __init__(self, base_layer: nn.Module, index: int, block: str, width: int):
+    def __init__(self, target: nn.Module, index: int, block: str, width: int):
         super().__init__()
-        self.base_layer = base_layer
         self.index, self.block, self.width = index, block, width
         self.place = f"{index}.{block}"  # of its states in a cache
         self.hrm_system = nn.ModuleDict()
@@ -216,10 +219,19 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         self.taps: dict[str, str] = {}
         self.method_adapters: tuple[str, ...] = ()  # all of this method in the model
         self._pass: Pass | None = None
+        # past the registry of modules: neither is a child of the other
+        self.__dict__["_target"] = target
+        target.__dict__["_hrm_layer"] = self
+        self.__dict__["_hook"] = target.register_forward_hook(_add_adapters, with_kwargs=True)
+
+    @property
+    def target(self) -> nn.Module:
+        """The block."""
+        return cast(nn.Module, self.__dict__["_target"])
 
     def update_layer(self, adapter_name: str, config: HRMConfig, modes: Modes) -> None:
         """Put a fresh adapter in."""
-        weight = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
+        weight = next((p for p in self.target.parameters() if p.is_floating_point()), None)
         dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
         device = None if weight is None else weight.device
         system = HRMSystem(self.width, modes, dtype=dtype, device=device)
@@ -238,44 +250,56 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         names = [] if self.disable_adapters else cast(list[str], self.active_adapters)
         return [name for name in names if name in self.hrm_system]
 
-    def show(self, this: Pass | None) -> None:
+    def enter(self, this: Pass | None) -> None:
         """Say which forward pass of the decoder comes, None after it."""
         self._pass = this
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the block, and add what the active adapters say."""
-        active = self.active_systems()
+    def forward(self, hidden: Tensor, head: Tensor) -> Tensor:
+        """Add what the active adapters say to the output of the block.
+
+        Parameters
+        ----------
+        hidden, head : Tensor, shape (batch, time, d)
+            Input and output of the block.
+
+        Returns
+        -------
+        Tensor, shape (batch, time, d)
+
+        Raises
+        ------
+        StateError
+            The block was called by itself, or its cache is another adapter's.
+        """
+        this, active = self._pass, self.active_systems()
         if not active:
-            if self._pass is not None:
-                self._pass.skip(self.place)
-            return self.base_layer(*args, **kwargs)
-        this = self._pass
+            if this is not None:
+                this.skip(self.place)
+            return head
         if this is None:
             raise StateError(
                 f"block {self.place} was called outside the forward pass of its model, so padding and "
                 "document starts are unknown; call the model, or its decoder"
             )
-        hidden = args[0] if args else kwargs["hidden_states"]
         if hidden.shape[:-1] != (this.batch, this.time):
             raise StateError(
                 f"block {self.place} got hidden states of shape {tuple(hidden.shape)} for a batch of "
                 f"{this.batch} rows of {this.time} tokens; an adapter needs them as (batch, time, width)"
             )
-        out = self.base_layer(*args, **kwargs)
-        head, *rest = out if isinstance(out, tuple) else (out,)
         keep, reset = this.tokens_on(head.device)
         state = this.follow()
         states = {}
+        own = head
         for name in active:
             system = self.system(name)
             identity = system.identity.value
             before = None if state is None else state.previous(self.place, identity)
-            x = hidden if self.taps[name] == "input" else head
+            x = hidden if self.taps[name] == "input" else own
             y, states[identity] = system(x, state=before, keep=keep, reset=reset)
-            head = (head + y).to(head.dtype)
+            head = (head + y).to(own.dtype)
         if state is not None:
             state.store(self.place, states)
-        return (head, *rest) if isinstance(out, tuple) else head
+        return head
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapters; names of other methods on the model, such as LoRA, change nothing."""
@@ -289,6 +313,11 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         self.taps.pop(adapter_name, None)
         self.method_adapters = tuple(name for name in self.method_adapters if name != adapter_name)
 
+    def detach(self) -> None:
+        """Leave the block alone."""
+        self.__dict__["_hook"].remove()
+        self.target.__dict__.pop("_hrm_layer", None)
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: a recurrence cannot be merged into weights."""
         raise cannot_merge()
@@ -297,16 +326,33 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         """Refuse: nothing can have been merged."""
         raise cannot_merge()
 
+    @property
+    def weight(self) -> Tensor:
+        """None: what peft thinks a tuner layer wraps."""
+        raise AttributeError("weight")
+
+    @property
+    def bias(self) -> Tensor:
+        """None, as the weight."""
+        raise AttributeError("bias")
+
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         # peft would also cast to the block's type, and bfloat16 is too coarse for poles and states
-        weight = next(self.base_layer.parameters(), None)
+        weight = next(self.target.parameters(), None)
         place = device if device is not None else None if weight is None else weight.device
         if place is not None and adapter_name in self.hrm_system:
             system = self.hrm_system[adapter_name]
             if not any(parameter.is_meta for parameter in system.parameters()):
                 system.to(place)
+
+
+def _add_adapters(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    """Forward hook of a block."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    layer = block.__dict__["_hrm_layer"]
+    return (layer(hidden, out[0]), *out[1:]) if isinstance(out, tuple) else layer(hidden, out)
 
 
 def cannot_merge() -> AdapterError:

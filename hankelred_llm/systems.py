@@ -115,11 +115,11 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
     # all are read before any is written
     columns = {i: _columns_of(_triple(s, i, by_index[i].width)) for i, s in systems.items()}
     config = cast(dict[str, HRMConfig], model.peft_config)[name]
-    names = {id(module): key for key, module in model.named_modules() if isinstance(module, HRMLayer)}
+    parents = {id(module): key.rpartition(".")[0] for key, module in model.named_modules()}
     for index, system in columns.items():
         layer = by_index[index]
         _write(layer, name, system)
-        _remember(config, names[id(layer)], system)
+        _remember(config, f"{parents[id(layer)]}.{layer.block}", system)
 
 
 class _Columns(NamedTuple):

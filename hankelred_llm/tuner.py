@@ -98,15 +98,12 @@ class HRMModel(BaseTuner):
                 f"{current_key} is no block of a decoder layer; target_modules must name blocks such as "
                 f"'{self.decoder.block_name('mlp')}' or '{self.decoder.block_name('attention')}'"
             )
-        layer = (
-            target
-            if isinstance(target, HRMLayer)
-            else HRMLayer(target, index, target_name, self.decoder.width)
-        )
+        beside = f"{target_name}_adapter"
+        if not hasattr(parent, beside):
+            new = HRMLayer(target, index, target_name, self.decoder.width)
+            setattr(parent, beside, new.train(target.training))
+        layer = getattr(parent, beside)
         layer.method_adapters = self.method_adapters
-        if layer is not target:
-            layer.train(target.training)
-            setattr(parent, target_name, layer)
         layer.update_layer(adapter_name, peft_config, peft_config.modes_of(current_key))
 
     @classmethod
@@ -163,9 +160,10 @@ class HRMModel(BaseTuner):
         """
         _carrier.remove(self.decoder.backbone, self.decoder.layers)
         for layer in self.decoder.layers:
-            for name, block in layer.named_children():
+            for name, block in list(layer.named_children()):
                 if isinstance(block, HRMLayer):
-                    setattr(layer, name, block.base_layer)
+                    block.detach()
+                    delattr(layer, name)
         book = self.model.__dict__.get("peft_config", {})
         for name in [n for n, c in book.items() if isinstance(c, HRMConfig)]:
             del book[name]

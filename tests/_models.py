@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hankelred_llm
+from hankelred_llm.adapter import HRMSystem
 from hankelred_llm.tuner import hrm_layers
 
 VOCAB = 61
@@ -112,6 +113,11 @@ def adapted(model_type: str = "mistral", *, base: dict[str, Any] | None = None, 
     torch.manual_seed(7)
     model = hankelred_llm.attach(base_model(model_type, **(base or {})), **{"r": 6, **fields})
     return awake(model).eval()
+
+
+def system_of(model: Any, layer: int = 0, adapter_name: str = "default") -> HRMSystem:
+    """The system of an adapter beside one layer."""
+    return next(each for each in hrm_layers(model) if each.index == layer).system(adapter_name)
 
 
 def tokens(*shape: int, seed: int = 2) -> Tensor:

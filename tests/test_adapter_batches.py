@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _models import PAD, VOCAB, adapted, base_model, error, padded, tokens
+from _models import PAD, VOCAB, adapted, base_model, error, padded, system_of, tokens
 from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 
 import hankelred_llm
@@ -124,7 +124,7 @@ def test_a_hole_in_a_row_without_positions_is_an_identity_step():
     model = adapted("mistral", base={"sliding_window": None})
     ids, mask = tokens(1, 14), torch.ones(1, 14, dtype=torch.long)
     mask[:, 5:8] = 0
-    system = model.get_base_model().model.layers[0].mlp.system("default")
+    system = system_of(model)
     seen = []
     handle = system.register_forward_hook(
         lambda _, args, kwargs, out: seen.append((args, kwargs, out)), with_kwargs=True

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from _models import PAD, adapted, awake, base_model, error, padded, step_by_step, tokens
+from _models import PAD, adapted, awake, base_model, error, padded, step_by_step, system_of, tokens
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 from transformers.cache_utils import QuantizedCache
 
@@ -71,7 +71,7 @@ def test_every_cache(model, kind):
 def test_a_quantized_cache_keeps_the_state_exact():
     model, ids, cache = model_of(), tokens(2, 12), None
     cache, inputs, outputs = QuantizedCache("fp8", model.config), [], []
-    system = model.get_base_model().model.layers[0].mlp.system("default")
+    system = system_of(model)
 
     def record(_, args, out):
         inputs.append(args[0])

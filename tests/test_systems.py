@@ -6,7 +6,7 @@ import control
 import numpy as np
 import pytest
 import torch
-from _models import WIDTH, adapted, base_model, error, padded, step_by_step, tokens
+from _models import WIDTH, adapted, base_model, error, padded, step_by_step, system_of, tokens
 from peft import PeftModel
 
 import hankelred
@@ -37,7 +37,7 @@ def mixed(width=WIDTH):
 
 def said_by(model, layer, x):
     """What the adapter of a layer adds for an input (time, width), and its response to it by definition."""
-    system = model.get_base_model().model.layers[layer].mlp.system("default")
+    system = system_of(model, layer)
     with torch.no_grad():
         y = system(torch.from_numpy(x).to(system.B.dtype)[None])[0][0].double().numpy()
     markov = response(hankelred_llm.get_systems(model)[layer], len(x))
@@ -52,7 +52,7 @@ def test_systems_are_what_the_layers_compute(fields):
     model = adapted(**fields)
     with torch.no_grad():
         for layer in (0, 1):
-            model.get_base_model().model.layers[layer].mlp.system("default").gate.fill_(-0.7)
+            system_of(model, layer).gate.fill_(-0.7)
     systems = hankelred_llm.get_systems(model)
     assert sorted(systems) == [0, 1]
     for layer, (log_poles, B, C) in systems.items():
@@ -72,7 +72,7 @@ def test_systems_are_what_the_layers_compute(fields):
 def test_there_and_back_changes_no_output(fields):
     model, ids = adapted(**fields), tokens(2, 20)
     with torch.no_grad():
-        for p in model.get_base_model().model.layers[1].mlp.parameters():
+        for p in model.get_base_model().model.layers[1].parameters():
             if p.requires_grad and p.shape == (1,):
                 p.fill_(2.5)
         before, systems = model(ids).logits, hankelred_llm.get_systems(model)
@@ -151,7 +151,7 @@ def test_a_reduction_has_as_many_states_as_it_says(order):
     full = hankelred_llm.get_systems(model)[0]
     hankelred_llm.set_systems(model, {0: hankelred.reduce(hankelred.ModalSystem(*full), order)})
     reduced = hankelred_llm.get_systems(model)[0]
-    assert len(reduced[0]) == order == model.get_base_model().model.layers[0].mlp.system("default").B.shape[0]
+    assert len(reduced[0]) == order == system_of(model).B.shape[0]
 
 
 def test_spectra_survive():
