@@ -23,3 +23,7 @@ class AdapterFileError(HankelredError):
 
 class StateError(HankelredError):
     """The recurrent state, or which tokens it should follow, cannot be known."""
+
+
+class ExperimentError(HankelredError):
+    """A training, an evaluation or a comparison cannot be run as asked; nothing has been trained."""
