@@ -37,6 +37,9 @@ _SMALL_CONFIG: dict[str, Any] = {
     "pad_token_id": ByteTokenizer.pad_token_id,
     "tie_word_embeddings": False,
 }
+#: With the usual 0.02, logits of random weights are below 1.3 whatever an adapter does.
+_RANDOM_RANGE = _SMALL_CONFIG["hidden_size"] ** -0.5
+
 _PRETRAINING: dict[str, Any] = {
     "steps": 600,
     "rows": 16,
@@ -109,7 +112,7 @@ class BaseModel:
 
     @cached_property
     def version(self) -> str:
-        """By which another version of a model of the same name is told apart: a commit, or a hash of files."""
+        """What tells another version of the same name apart: a commit, or a hash of files."""
         commit = getattr(self.config, "_commit_hash", None)
         if commit:
             return str(commit)
@@ -171,7 +174,7 @@ def small_model(folder: str | os.PathLike[str] | None = None, *, pretrained: boo
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     set_seed(0)
-    model = AutoModelForCausalLM.from_config(MistralConfig(**_SMALL_CONFIG))
+    model = AutoModelForCausalLM.from_config(_small_config(pretrained))
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".small-") as scratch:
         if pretrained:
             _pretrain(model, Path(scratch))
@@ -183,8 +186,14 @@ def small_model(folder: str | os.PathLike[str] | None = None, *, pretrained: boo
     return path
 
 
+def _small_config(pretrained: bool) -> MistralConfig:
+    spread = {} if pretrained else {"initializer_range": _RANDOM_RANGE}
+    return MistralConfig(**_SMALL_CONFIG, **spread)
+
+
 def _cached(pretrained: bool) -> Path:
-    recipe = repr((_SMALL_CONFIG, _PRETRAINING if pretrained else None, sys.version_info[:3]))
+    config = _small_config(pretrained).to_diff_dict()
+    recipe = repr((config, _PRETRAINING if pretrained else None, sys.version_info[:3]))
     name = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "hankelred" / f"{'small' if pretrained else 'small-random'}-{name}"

@@ -1,8 +1,9 @@
-"""The same number of trainable parameters for every method: ranks from a budget, counted on the meta device."""
+"""The same number of trainable parameters for every method: ranks from a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -54,7 +55,8 @@ def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> Fitte
     """Return a method with ranks that come to a budget within 2 %.
 
     The rank is the largest whole one within the budget; then single blocks or linear layers get one more,
-    dear ones first, as long as they fit. AdaLoRA has one rank for all; what it starts with is counted.
+    dear ones first, as long as that comes nearer. AdaLoRA has one rank for all; what it starts with is
+    counted.
 
     Parameters
     ----------
@@ -82,29 +84,50 @@ def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> Fitte
     count = _count(parts, skeleton)
     if abs(count - budget) > TOLERANCE * budget:
         raise ExperimentError(
-            f"method {method.name!r} comes to {count:,} trainable parameters at most within a budget of "
-            f"{budget:,}, {count / budget - 1:+.1%}; {TOLERANCE:.0%} are allowed; give a budget of {count:,}"
+            f"method {method.name!r} comes no nearer to a budget of {budget:,} trainable parameters than "
+            f"{count:,}, {count / budget - 1:+.1%}; {TOLERANCE:.0%} are allowed; give a budget of {count:,}"
         )
     return FittedMethod(method, parts, count)
+
+
+def check_equal(methods: Iterable[FittedMethod]) -> None:
+    """Refuse methods of which one is above the budget and one below, and that are too far apart.
+
+    Raises
+    ------
+    ExperimentError
+        Naming the two, with the numbers.
+    """
+    ordered = sorted(methods, key=lambda m: m.parameters)
+    least, most = ordered[0], ordered[-1]
+    if most.parameters > (1 + TOLERANCE) * least.parameters:
+        raise ExperimentError(
+            f"method {most.method.name!r} comes to {most.parameters:,} trainable parameters and "
+            f"{least.method.name!r} to {least.parameters:,}, "
+            f"{most.parameters / least.parameters - 1:.1%} apart; {TOLERANCE:.0%} are allowed; give a larger budget"
+        )
 
 
 def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], nn.Module]) -> FittedPart:
     one, two = (_count((FittedPart(part, r),), skeleton) for r in (1, 2))
     each = two - one
-    r = int((budget - one) // each) + 1
+    exact = (budget - one) / each + 1
+    if part.kind == "adalora":
+        return FittedPart(part, max(1, round(exact)))
+    r = math.floor(exact)
     if r < 1:
         raise ExperimentError(
             f"method {method.name!r} has {one:,} trainable parameters at rank 1, and the budget for it is "
             f"{budget:,.0f}; give a larger budget"
         )
     left = budget - one - (r - 1) * each
-    larger = []
-    if part.kind != "adalora":
-        for name, cost in sorted(_costs(part, skeleton()).items(), key=lambda item: -item[1]):
-            if cost <= left:
-                larger.append(name)
-                left -= cost
-    return FittedPart(part, r, tuple(larger))
+    costs, larger = _costs(part, skeleton()), []
+    for name, cost in sorted(costs.items(), key=lambda item: -item[1]):
+        # also a little above the budget, where that is nearer to it
+        if cost < 2 * left:
+            larger.append(name)
+            left -= cost
+    return FittedPart(part, r, tuple(larger)) if len(larger) < len(costs) else FittedPart(part, r + 1)
 
 
 def _costs(part: Part, model: nn.Module) -> dict[str, int]:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import set_seed
 
 from ._base_models import BaseModel, find_model
-from ._budget import fit, fixed, parameters_of
+from ._budget import check_equal, fit, fixed, parameters_of
 from ._errors import ExperimentError
 from ._methods import FittedMethod, check_available, parse_method, put_into
 from ._settings import Settings
@@ -110,6 +110,8 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
             if method in free
             else fit(method, experiment.budget or 0, base.skeleton)
         )
+    if not by_hand:
+        check_equal(experiment.methods.values())
     return experiment
 
 
@@ -118,8 +120,8 @@ def _check_fit(experiment: Experiment) -> None:
     settings, task, base = experiment.settings, experiment.task, experiment.base
     if task.vocab_size is not None and task.vocab_size > base.vocabulary:
         raise ExperimentError(
-            f"task {task.name} has {task.vocab_size} ids, and model {base.name} knows {base.vocabulary}; take another "
-            "model, or 'small'"
+            f"task {task.name} has {task.vocab_size} ids, and model {base.name} knows {base.vocabulary}; "
+            "take another model, or 'small'"
         )
     longest = {f"test length {n}": experiment.validation(n).positions for n in settings.lengths}
     trained = experiment.validation(settings.length).positions
@@ -127,6 +129,6 @@ def _check_fit(experiment: Experiment) -> None:
     for what, needed in {f"length {settings.length}": trained, **longest}.items():
         if base.positions is not None and needed > base.positions:
             raise ExperimentError(
-                f"model {base.name} holds {base.positions} positions (max_position_embeddings), and {what} of task "
-                f"{task.name} needs {needed}; take a smaller length or another model"
+                f"model {base.name} holds {base.positions} positions (max_position_embeddings), and {what} "
+                f"of task {task.name} needs {needed}; take a smaller length or another model"
             )

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -141,10 +143,8 @@ def parse_method(text: str) -> Method:
             raise ExperimentError(f"method {text!r}: {word!r} is no option; write it as NAME=VALUE")
         value = yaml.safe_load(written)
         if isinstance(value, str):
-            try:
+            with suppress(ValueError):
                 value = float(value)  # 1e-3, which YAML takes for a text
-            except ValueError:
-                pass
         if key == "share" and len(parts) > 1:
             share = value
             if isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
@@ -175,8 +175,8 @@ def check_available(method: Method) -> None:
     """
     if method.quantized and importlib.util.find_spec("bitsandbytes") is None:
         raise ExperimentError(
-            f"method {method.name!r} needs bitsandbytes, which is not installed; pip install bitsandbytes (on a "
-            "machine with a GPU), or leave the method out"
+            f"method {method.name!r} needs bitsandbytes, which is not installed; pip install bitsandbytes "
+            "(on a machine with a GPU), or leave the method out"
         )
 
 
@@ -210,8 +210,8 @@ def linear_layers(model: nn.Module, where: str) -> dict[str, int]:
                 found[f"{decoder.name}.{i}.{name}"] = sum(features)  # type: ignore[arg-type]
     if not found:
         raise ExperimentError(
-            f"model_type '{decoder.model_type}' has no linear layers for LoRA at {where!r}; take lora-all or another "
-            "model"
+            f"model_type '{decoder.model_type}' has no linear layers for LoRA at {where!r}; take lora-all or "
+            "another model"
         )
     return found
 
@@ -328,7 +328,10 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
     """Put the adapters of a folder into a model, which is changed in place."""
     if (folder / LORA_BESIDE).is_dir():
         base.load_adapter(str(folder / LORA_BESIDE))  # type: ignore[operator]
-    return PeftModel.from_pretrained(base, str(folder))
+    with warnings.catch_warnings():
+        # AdaLoRA names its ranks otherwise than the check of LoRA's names expects
+        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+        return PeftModel.from_pretrained(base, str(folder))
 
 
 def _has_lora_beside(model: PeftModel) -> bool:

@@ -1,4 +1,7 @@
-"""Results in the schema of peft's method_comparison (huggingface/peft, method_comparison/MetaMathQA/results)."""
+"""Results in the schema of peft's method_comparison.
+
+That of huggingface/peft, ``method_comparison/MetaMathQA/results``.
+"""
 
 from __future__ import annotations
 
@@ -45,11 +48,12 @@ def peft_record(experiment: Experiment, run: Record, scores: list[Record], path:
         final.setdefault(name, score["means"][metric])
         final[f"{name} at length {score['length']}"] = score["means"][metric]
     final["train samples"] = settings.steps * settings.batch_size
+    name_of_experiment = f"{experiment.task.name}-{Path(settings.model).name}-seed{run['seed']}"
     content = {
         "run_info": {
             "created_at": run["created_at"],
             "total_time": run["seconds_total"],
-            "experiment_name": f"{run['method']}/{experiment.task.name}-{Path(settings.model).name}-seed{run['seed']}",
+            "experiment_name": f"{run['method']}/{name_of_experiment}",
             "peft_branch": None,
             "train_config": {
                 "model_id": settings.model,

@@ -47,8 +47,9 @@ def headline(comparison: Comparison) -> str:
     s = comparison.settings
     first = next(iter(comparison.lines.values()))[0]
     return (
-        f"{s.task} on {s.model}: {first.parameters:,} parameters within 2 %, {s.steps} steps of {s.batch_size} rows of "
-        f"length {s.length}, {len(s.seeds)} seeds, weight decay {s.weight_decay:g}; reference: {comparison.reference}"
+        f"{s.task} on {s.model}: {first.parameters:,} parameters within 2 %, {s.steps} steps of "
+        f"{s.batch_size} rows of length {s.length}, {len(s.seeds)} seeds, weight decay {s.weight_decay:g}; "
+        f"reference: {comparison.reference}"
     )
 
 
@@ -63,7 +64,8 @@ def caption(comparison: Comparison, length: int) -> str:
         parts.append(f"{split['cut_share']:.0%} of rows cut, by {split['cut_mean']:.0f} tokens on average")
     if split["evidence_share"] is not None:
         parts.append(
-            f"{split['evidence_share']:.0%} of the marked evidence kept, none of it in {split['evidence_none']:.0%} of rows"
+            f"{split['evidence_share']:.0%} of the marked evidence kept, none of it in "
+            f"{split['evidence_none']:.0%} of rows"
         )
     floors = ", ".join(f"{name} {values[comparison.metric]:.3f}" for name, values in split["floors"].items())
     return "; ".join([*parts, f"floors: {floors}"])
@@ -114,9 +116,9 @@ def tables(comparison: Comparison) -> Group:
 
 
 FOOTNOTE = (
-    "± is the standard deviation over seeds. Intervals are of 95 %: over seeds by Student's t, over units or documents "
-    "by bootstrap, both of paired differences. * marks differences that both leave on one side of zero. (edge): the "
-    "first or last of the learning rates that were tried."
+    "± is the standard deviation over seeds. Intervals are of 95 %: over seeds by Student's t, over units or "
+    "documents by bootstrap, both of paired differences. * marks differences that both leave on one side of "
+    "zero. (edge): the first or last of the learning rates that were tried."
 )
 
 
@@ -160,7 +162,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
 
 
 def draw(comparison: Comparison) -> Any:
-    """Return a figure: a panel for each length, a row for each method, a dot for each seed, lines for floors."""
+    """Return a figure: a panel a length, a row a method, a dot a seed, lines for floors."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -42,12 +42,12 @@ class ResultsFile:
     >>> ResultsFile(path, {"steps": 20})
     Traceback (most recent call last):
     ...
-    hankelred_llm._errors.ExperimentError: ... is that of another configuration: steps is 10 there and 20 here...
+    hankelred_llm._errors.ExperimentError: ...another configuration: steps is 10 there and 20 here...
     """
 
     def __init__(self, path: Path, identity: Record, *, write: bool = True) -> None:
         self.path, self._write = path, write
-        self.records = _read(path) if path.exists() else []
+        self.records = read_records(path) if path.exists() else []
         # as JSON gives it back
         identity = json.loads(json.dumps(identity, default=str))
         if self.records:
@@ -81,7 +81,14 @@ class ResultsFile:
         return [r for r in self.records if all(r.get(key) == value for key, value in values.items())]
 
 
-def _read(path: Path) -> list[Record]:
+def read_records(path: Path) -> list[Record]:
+    """Return the records of a file; a last line that was cut off is none.
+
+    Raises
+    ------
+    ExperimentError
+        A line is no record, or there is none.
+    """
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
@@ -90,7 +97,8 @@ def _read(path: Path) -> list[Record]:
                 raise ValueError
         except ValueError:
             raise ExperimentError(
-                f"{path}, line {number}: is no record of a comparison; take another folder with out, or remove the line"
+                f"{path}, line {number}: is no record of results; take another folder with out, "
+                "or remove the line"
             ) from None
         records.append(record)
     return records
@@ -106,7 +114,8 @@ def _compare(path: Path, first: Record, identity: Record) -> None:
             f"{key} is {there.get(key)!r} there and {identity.get(key)!r} here" for key in different
         )
         raise ExperimentError(
-            f"{path} is that of another configuration: {said}; take another folder with out, or the same settings"
+            f"{path} is that of another configuration: {said}; take another folder with out, or the same "
+            "settings"
         )
 
 

@@ -153,7 +153,7 @@ class Settings:
         return {**values, "test_lengths": list(self.lengths)}
 
 
-def read_settings(file: Path | None, flags: Mapping[str, Any], **defaults: Any) -> Settings:
+def read_settings(file: Path | None, flags: Mapping[str, Any]) -> Settings:
     """Return settings from a YAML file, over which flags go.
 
     Parameters
@@ -162,8 +162,6 @@ def read_settings(file: Path | None, flags: Mapping[str, Any], **defaults: Any) 
         Keys are the fields of :class:`Settings`.
     flags : mapping
         Values given on the command line.
-    **defaults
-        Used where neither says anything.
 
     Returns
     -------
@@ -180,21 +178,32 @@ def read_settings(file: Path | None, flags: Mapping[str, Any], **defaults: Any) 
     >>> read_settings(None, {"task": "parity", "steps": 10}).steps
     10
     """
-    content: Any = {}
-    if file is not None:
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ExperimentError(f"{file} cannot be read ({error.strerror}); give a YAML file") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ExperimentError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise ExperimentError(f"{file} has no keys with values; see hankelred-llm compare --help")
-        known = [f.name for f in fields(Settings)]
-        for key in content:
-            if key not in known:
-                raise ExperimentError(f"{file}: unknown key {key!r}{nearest(str(key), known)}")
-    return Settings(**{**defaults, **content, **flags})
+    return Settings(**{**read_values(file), **flags})
+
+
+def read_values(file: Path | None) -> dict[str, Any]:
+    """Return the keys and values of a YAML file, of none where there is no file.
+
+    Raises
+    ------
+    ExperimentError
+        No such file, no mapping in it, or an unknown key.
+    """
+    if file is None:
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ExperimentError(f"{file} cannot be read ({error.strerror}); give a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ExperimentError(f"{file} has no keys with values; see hankelred-llm compare --help")
+    known = [f.name for f in fields(Settings)]
+    for key in content:
+        if key not in known:
+            raise ExperimentError(f"{file}: unknown key {key!r}{nearest(str(key), known)}")
+    return content
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

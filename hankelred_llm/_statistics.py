@@ -89,8 +89,8 @@ def paired_difference(
     resampled = "documents"
     if len(names) < FEWEST_DOCUMENTS:
         group, resampled = np.arange(len(weights)), "units"
-    total = np.bincount(group, weights=weights * apart.mean(axis=0))
-    weight = np.bincount(group, weights=weights)
+    total = np.bincount(group, weights=weights * apart.mean(axis=0)).astype(np.float64)
+    weight = np.bincount(group, weights=weights).astype(np.float64)
     return Difference(float(by_seed.mean()), over_seeds, _bootstrap(total, weight), resampled)
 
 

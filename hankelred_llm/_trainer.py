@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,8 @@ def arguments(
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if rows % (world * accumulation):
         raise ExperimentError(
-            f"batch_size {rows} cannot be split over {world} devices in {accumulation} parts each; take a multiple of "
-            f"{world * accumulation}"
+            f"batch_size {rows} cannot be split over {world} devices in {accumulation} parts each; take a "
+            f"multiple of {world * accumulation}"
         )
     every = max(1, steps // RECORDS)
     return TrainingArguments(
@@ -115,8 +116,7 @@ class AdapterTrainer(Trainer):
     def __init__(
         self, *, chunk: int | None = None, title: str = "", progress: Progress | None = None, **options: Any
     ) -> None:
-        self.meter = Meter()
-        own = [self.meter, _Marker()]
+        own: list[TrainerCallback] = [Meter(), _Marker()]
         if progress is not None:
             own.append(_Bar(progress, title))
         super().__init__(callbacks=own, **options)
@@ -127,6 +127,11 @@ class AdapterTrainer(Trainer):
             raise ExperimentError(f"{type(self.model).__name__} cannot be trained in chunks; leave chunk out")
         if (adalora := _adalora(self.model)) is not None:
             self.add_callback(_Allocation(adalora))
+
+    @property
+    def meter(self) -> Meter:
+        """What the steps cost so far. A Trainer that resumes puts another one in its place."""
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, Meter))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -165,7 +170,7 @@ class AdapterTrainer(Trainer):
         given = dict(self.model.named_parameters()) if state_dict is None else state_dict
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         weights = {name: given[name].detach().cpu().contiguous() for name in names}
-        notes = {}
+        notes: dict[str, str] = {}
         if (adalora := _adalora(self.model)) is not None:
             tensors, notes = _allocation(adalora)
             weights.update(tensors)
@@ -226,10 +231,8 @@ class Meter(TrainerCallback, ExportableState):
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         elif sys.platform == "linux":
-            try:
+            with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")  # the system's way to reset the peak
-            except OSError:
-                pass
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""

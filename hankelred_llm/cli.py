@@ -49,6 +49,14 @@ def console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
+def progress() -> Any:
+    """Return bars for runs and steps, which vanish when they are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, transient=True)
+
+
 def main() -> None:
     """Run the command line; what is wrong is said in one line, with exit status 2."""
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)

@@ -1,4 +1,4 @@
-"""Comparing methods: equal budgets, each at its own learning rate, over several seeds, tested once at the end."""
+"""Comparing methods: equal budgets, own learning rates, several seeds, one test at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from ._errors import ExperimentError
 from ._experiment import Experiment, open_experiment
@@ -107,18 +107,18 @@ class Comparison:
         return next(line for line in self.lines[length] if line.method == method)
 
 
-def compare(settings: Settings, *, progress: bool = True) -> Comparison:
+def compare(settings: Settings, *, progress: Progress | None = None) -> Comparison:
     """Run a comparison, or what is left of it, and write table, plot and JSON files.
 
     Everything is checked before anything is trained. Each method is trained at every rate of its grid on
-    `tuning_seeds`; the rate with the best validation score at the training length is taken for `seeds`. At the
-    end the test split is read once for each length, and all adapters are scored on the same rows.
+    `tuning_seeds`; the rate with the best validation score at the training length is taken for `seeds`.
+    At the end the test split is read once for each length, and all adapters are scored on the same rows.
 
     Parameters
     ----------
     settings : Settings
-    progress : bool
-        Whether bars are drawn.
+    progress : rich.progress.Progress, optional
+        Where bars of runs and steps are drawn; none are without it.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def compare(settings: Settings, *, progress: bool = True) -> Comparison:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     found = compare(Settings(
     ...         task="flip_flop", model="small-random", methods=["hrm", "lora-qv"], learning_rates=[1e-2],
-    ...         length=8, steps=2, batch_size=2, seeds=[0, 1], test_size=8, out=folder), progress=False)
+    ...         length=8, steps=2, batch_size=2, seeds=[0, 1], test_size=8, out=folder))
     >>> [line.method for line in found.lines[32]]
     ['hrm', 'lora-qv']
     """
@@ -146,11 +146,12 @@ def compare(settings: Settings, *, progress: bool = True) -> Comparison:
 class _Study:
     """The order of things in a comparison."""
 
-    def __init__(self, settings: Settings, progress: bool) -> None:
+    def __init__(self, settings: Settings, progress: Progress | None) -> None:
         self.settings = settings
         if settings.reference is not None and settings.reference not in settings.methods:
             raise ExperimentError(
-                f"reference {settings.reference!r} is not among methods{nearest(settings.reference, settings.methods)}"
+                f"reference {settings.reference!r} is not among methods"
+                f"{nearest(settings.reference, settings.methods)}"
             )
         self.process = PartialState()
         self.experiment: Experiment = open_experiment(settings, settings.methods)
@@ -162,7 +163,7 @@ class _Study:
         self.names = list(self.experiment.methods)
         self.split_name = "validation" if settings.validation_only else "test"
         self._refuse_training_after_test()
-        self.bars = _bars() if progress and main else None
+        self.bars = progress if main else None
 
     def run(self) -> Comparison:
         with self.bars or nullcontext(), self._all() as done:
@@ -188,12 +189,13 @@ class _Study:
 
     @contextmanager
     def _all(self) -> Iterator[Any]:
-        if self.bars is None:
+        bars = self.bars
+        if bars is None:
             yield lambda: None
             return
         runs = sum(len(self._tuning(name)) + len(self.settings.seeds) for name in self.names)
-        bar = self.bars.add_task("all runs", total=runs)
-        yield lambda: self.bars.advance(bar)  # type: ignore[union-attr]
+        bar = bars.add_task("all runs", total=runs)
+        yield lambda: bars.advance(bar)
 
     def _refuse_training_after_test(self) -> None:
         if self.settings.validation_only or not self.results.all(kind="split", split="test"):
@@ -208,8 +210,8 @@ class _Study:
 
     def _refuse(self, name: str) -> None:
         raise ExperimentError(
-            f"{self.results.path}: the test split has been read, and method {name!r} would be trained after it; "
-            "compare it in another folder (out), together with the methods it is to be compared with"
+            f"{self.results.path}: the test split has been read, and method {name!r} would be trained after "
+            "it; compare it in another folder (out), with the methods it is to be compared with"
         )
 
     def _run(self, phase: str, name: str, rate: float, seed: int) -> Record | None:
@@ -259,9 +261,10 @@ class _Study:
             (self._run("tuning", name, rate, seed) or {}).get("validation")
             for seed in self.settings.tuning_seeds
         ]
-        if any(m is None for m in means):
+        scores = [m[task.metric] for m in means if m is not None]
+        if len(scores) < len(means):
             return None
-        return float(np.mean([m[task.metric] for m in means])) * (1 if task.higher_is_better else -1)
+        return float(np.mean(scores)) * (1 if task.higher_is_better else -1)
 
     def _score_all(self) -> None:
         """Score every adapter on the split that is reported, which is made once."""
@@ -390,13 +393,3 @@ class _Study:
                 scores = [self._score(name, seed, length) or {} for length in self.settings.lengths]
                 slug = self.experiment.methods[name].method.slug
                 peft_record(self.experiment, run, scores, folder / f"{slug}--seed{seed}.json")
-
-
-def _bars() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        transient=True,
-    )

@@ -55,8 +55,8 @@ def train(
 ) -> Run:
     """Train an adapter, from the last checkpoint in the folder where there is one.
 
-    AdamW, the learning rate warmed up over a tenth of the steps and then lowered by a cosine, gradients clipped
-    at norm 1: the same for every method, on the same rows in the same order.
+    AdamW, the learning rate warmed up over a tenth of the steps and then lowered by a cosine, gradients
+    clipped at norm 1: the same for every method, on the same rows in the same order.
 
     Parameters
     ----------
