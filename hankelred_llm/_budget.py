@@ -104,7 +104,8 @@ def check_equal(methods: Iterable[FittedMethod]) -> None:
         raise ExperimentError(
             f"method {most.method.name!r} comes to {most.parameters:,} trainable parameters and "
             f"{least.method.name!r} to {least.parameters:,}, "
-            f"{most.parameters / least.parameters - 1:.1%} apart; {TOLERANCE:.0%} are allowed; give a larger budget"
+            f"{most.parameters / least.parameters - 1:.1%} apart; {TOLERANCE:.0%} are allowed; give a larger "
+            "budget"
         )
 
 

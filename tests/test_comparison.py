@@ -206,11 +206,11 @@ def test_validation_only_leaves_the_test_unread(settings, tmp_path, monkeypatch)
 
 
 def test_a_rate_that_diverges_is_not_chosen(settings, tmp_path):
-    values = {"methods": ["lora-qv"], "learning_rates": [1e-2, 1e30], "seeds": [0], "test_lengths": [8]}
+    values = {"methods": ["lora-qv"], "learning_rates": [1e-2, 1e38], "seeds": [0], "test_lengths": [8]}
     found = compare(replace(settings, out=str(tmp_path / "one"), **values))
     assert found.lines[8][0].learning_rate == 1e-2
     with pytest.raises(ExperimentError, match="diverged at every learning rate"):
-        compare(replace(settings, out=str(tmp_path / "two"), **{**values, "learning_rates": [1e29, 1e30]}))
+        compare(replace(settings, out=str(tmp_path / "two"), **{**values, "learning_rates": [1e37, 1e38]}))
 
 
 # the command line
@@ -337,8 +337,8 @@ def test_the_papers_rows_are_ready(name):
     """Every configuration parses, and has the paper's methods, context and model."""
     found = read_settings(EXAMPLES / "paper" / f"{name}.yaml", {})
     assert (found.task, found.length, found.model) == (name, 2048, "mistralai/Mistral-7B-v0.1")
-    kinds = {part for method in found.methods for part in parse_method(method).parts}
-    assert {METHODS[m] for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora")} <= kinds
+    parts = [part for method in found.methods for part in parse_method(method).parts]
+    assert all(METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
     assert len(found.seeds) >= 3 and found.lengths == (2048,)
 
 
