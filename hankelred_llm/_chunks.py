@@ -8,18 +8,20 @@ one elementwise operation on contiguous memory. Two sweeps over the 16 positions
 them give every state:
 
 1. from zero, for the state each chunk ends with;
-2. the prefix: those ends joined over the chunks by recursive doubling, in float64;
+2. the prefix: those ends joined over the chunks in float64;
 3. from the true incoming state, writing every state down.
 
-Only elementwise operations are used, on purpose. A matrix product with a triangular Toeplitz matrix is as fast
-but multiplies later samples by zero, which turns an Inf there into a NaN here; and it obeys the global switches
-(TF32, bfloat16) that trade accuracy for speed. Here a sample meets the past only, whatever its value.
+Only elementwise operations are used, on purpose. A matrix product with a triangular Toeplitz matrix is as
+fast but multiplies later samples by zero, which turns an Inf there into a NaN here; and it obeys the global
+switches (TF32, bfloat16) that trade accuracy for speed. Here a sample meets the past only, whatever its
+value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from torch import Tensor
 # Samples a chunk: a step's coefficient is rounded to float32, which 16 steps turn into at most 16 * 3e-8.
 CHUNK = 16
 # Elements a block: two float32 buffers of this size stay in a core's cache; other devices take all at once.
-_CPU_BLOCK = 2**19
+_CPU_BLOCK = 2**20
 # Chunks up to which recursive doubling joins them: log2 steps, each over all of them.
 _DOUBLING = 32
 
@@ -91,10 +93,12 @@ class Masks:
 
 
 def to_modes(columns: Tensor, pairs: int) -> list[Tensor]:
-    """Turn columns (batch, columns, ...) into complex128 pairs and float64 real modes; an empty kind is left out."""
+    """Turn (batch, columns, ...) into complex128 pairs and float64 real modes; an empty kind beside another is left out."""
     columns = columns.double()
-    modes = [torch.complex(columns[:, :pairs], columns[:, pairs : 2 * pairs])] if pairs else []
-    return modes if columns.shape[1] == 2 * pairs else [*modes, columns[:, 2 * pairs :]]
+    if not pairs:
+        return [columns]
+    pair = torch.complex(columns[:, :pairs], columns[:, pairs : 2 * pairs])
+    return [pair] if columns.shape[1] == 2 * pairs else [pair, columns[:, 2 * pairs :]]
 
 
 def to_columns(modes: list[Tensor]) -> list[Tensor]:
@@ -153,10 +157,10 @@ def scan(
 
 
 def one_step_back(modes: Modes, h: Tensor, masks: Masks) -> Tensor:
-    """Return the gradient to the initial state, float64 (batch, columns), from the adjoint at the first sample."""
+    """Return the gradient to the initial state, float64 (batch, columns), from the first sample's adjoint."""
     factors = [power.conj() for power in modes.powers(torch.ones(1, device=h.device, dtype=torch.float64))]
     moved = [f.squeeze(1) * m for f, m in zip(factors, to_modes(h, modes.pairs), strict=True)]
-    back = torch.cat(to_columns(moved), 1) if moved else h.double()
+    back = torch.cat(to_columns(moved), 1)
     if masks.keep is not None:
         back = torch.where(masks.keep[:, :1], back, h.double())
     return back if masks.reset is None else torch.where(masks.reset[:, :1], 0.0, back)
@@ -182,16 +186,21 @@ class _Coefficients:
     @classmethod
     def of(cls, modes: Modes, dtype: torch.dtype) -> _Coefficients:
         table = modes.powers(torch.arange(CHUNK + 1, device=modes.log_decay.device, dtype=torch.float64))
-        return cls(modes.pairs, [a.to(dtype) for a in to_columns([powers[:, 1:2] for powers in table])], table)
+        return cls(
+            modes.pairs, [a.to(dtype) for a in to_columns([powers[:, 1:2] for powers in table])], table
+        )
 
 
 def _load(block: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copy (batch, columns, samples) to (batch, columns, CHUNK, chunks), the last chunk filled up with zeros."""
+    """Copy (batch, columns, samples) to (batch, columns, CHUNK, chunks), filled up with zeros at the end."""
     batch, columns, samples = block.shape
     whole, rest = divmod(samples, CHUNK)
-    x = block.new_empty(batch, columns, CHUNK, whole + (rest > 0), dtype=dtype)
+    chunks = whole + (rest > 0)
+    # rows a power of two apart would share few cache lines: an odd number of lines (16 floats) a row
+    row = ((chunks + 15) // 16 | 1) * 16
+    x = block.new_empty(batch, columns, CHUNK, row, dtype=dtype)[..., :chunks]
     if whole:
-        x[..., :whole].copy_(block[..., : whole * CHUNK].unflatten(-1, (whole, CHUNK)).transpose(2, 3))
+        x[..., :whole].copy_(block[..., : whole * CHUNK].view(batch, columns, whole, CHUNK).transpose(2, 3))
     if rest:
         x[:, :, :rest, whole].copy_(block[..., whole * CHUNK :])
         x[:, :, rest:, whole].zero_()
@@ -200,9 +209,10 @@ def _load(block: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _store(x: Tensor, block: Tensor) -> None:
     """Undo `_load`."""
-    whole, rest = divmod(block.shape[-1], CHUNK)
+    batch, columns, samples = block.shape
+    whole, rest = divmod(samples, CHUNK)
     if whole:
-        block[..., : whole * CHUNK].unflatten(-1, (whole, CHUNK)).copy_(x[..., :whole].transpose(2, 3))
+        block[..., : whole * CHUNK].view(batch, columns, whole, CHUNK).copy_(x[..., :whole].transpose(2, 3))
     if rest:
         block[..., whole * CHUNK :].copy_(x[:, :, :rest, whole])
 
@@ -217,9 +227,9 @@ def _scan_block(
 ) -> list[Tensor]:
     """Turn the inputs (batch, columns, CHUNK, chunks) into states in place; return the state carried on."""
     pairs = coefficients.pairs
-    sizes = [pairs, pairs] * (pairs > 0) + [x.shape[1] - 2 * pairs] * (x.shape[1] > 2 * pairs)
+    sizes = [end.shape[1] for mode in carry for end in ((mode, mode) if mode.is_complex() else (mode,))]
     # every position a list of its parts: real parts, imaginary parts, real modes
-    positions = list(zip(*(part.unbind(2) for part in x.split(sizes, 1)), strict=True))
+    positions = list(zip(*(part.unbind(2) for part in x.split_with_sizes(sizes, 1)), strict=True))
     keeps = None if keep is None else keep.unbind(2)
     resets = None if reset is None else reset.unbind(2)
     zero, one = x.new_zeros(()), x.new_ones(())
@@ -239,17 +249,24 @@ def _scan_block(
             torch.addcmul(now[-1], before[-1], factors[-1], out=into[-1])
 
     order = range(CHUNK - 1, -1, -1) if reverse else range(CHUNK)
-    ends, spares = positions[order[0]], torch.empty_like(x[:, :, :2]).unbind(2)
-    buffers = [spare.split(sizes, 1) for spare in spares]
+    ends: Sequence[Tensor] = positions[order[0]]
+    spares = torch.empty_like(x[:, :, :2]).unbind(2)
+    buffers = [spare.split_with_sizes(sizes, 1) for spare in spares]
     for k in order[1:]:
         step(buffers[k % 2], k, ends)
         ends = buffers[k % 2]
-    incoming, carry = _join(coefficients, ends, carry, keep, reset, reverse)
-    before = [part.to(x.dtype) for part in incoming]
+    entering, leaving = _join(coefficients, ends, carry, keep, reset, reverse)
+    before: Sequence[Tensor] = [part.to(x.dtype) for part in to_columns(entering)]
     for k in order:
         step(positions[k], k, before)
         before = positions[k]
-    return carry
+    if keep is not None and not reverse:
+        # a skipped step repeats the bits, also from one chunk to the next: the state after a chunk's last event
+        # is the one that enters the next chunk, rounded from float64
+        event = keep if reset is None else keep | reset
+        settled = event.flip(2).cumsum(2).flip(2) <= event
+        torch.where(settled, torch.cat(to_columns(leaving), 1).to(x.dtype)[:, :, None], x, out=x)
+    return [mode[..., 0 if reverse else -1] for mode in leaving]
 
 
 def _join(
@@ -260,7 +277,7 @@ def _join(
     reset: Tensor | None,
     reverse: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the state that enters each chunk, as columns, and the one that leaves the last, as modes."""
+    """Return the states that enter and leave each chunk, as modes (batch, modes, chunks)."""
     if keep is None:
         factors = [powers[:, -1:] for powers in coefficients.table]
     else:
@@ -276,21 +293,29 @@ def _join(
         v, factors = [t.flip(-1) for t in v], [t.flip(-1) for t in factors]
         cut = None if cut is None else cut.flip(-1)
     states = [_prefix(*each, cut) for each in zip(v, factors, carry, strict=True)]
-    entering = [torch.cat([old[..., None], new[..., :-1]], -1) for old, new in zip(carry, states, strict=True)]
+    entering = [
+        torch.cat([old[..., None], new[..., :-1]], -1) for old, new in zip(carry, states, strict=True)
+    ]
     if reverse:
-        entering = [t.flip(-1) for t in entering]
-    return to_columns(entering), [new[..., -1] for new in states]
+        return [t.flip(-1) for t in entering], [t.flip(-1) for t in states]
+    return entering, states
 
 
-def _part(t, where):
-    return t if t is None or t.dim() == 2 else t[..., where]
+@overload
+def _part(values: Tensor, where: slice) -> Tensor: ...
+@overload
+def _part(values: None, where: slice) -> None: ...
+def _part(values: Tensor | None, where: slice) -> Tensor | None:
+    """Choose chunks, where there is something and it differs from chunk to chunk."""
+    return values if values is None or values.dim() == 2 else values[..., where]
 
 
-def _either(a, b):
-    return None if a is None else a | b
+def _either(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return None if a is None or b is None else a | b
 
 
 def _advance(v: Tensor, factor: Tensor, before: Tensor, cut: Tensor | None) -> Tensor:
+    """Return ``factor before + v``, and v where the past is cut off, whatever it holds."""
     if cut is None:
         return torch.addcmul(v, factor, before)
     return v + torch.where(cut, v.new_zeros(()), factor * before)
@@ -299,29 +324,34 @@ def _advance(v: Tensor, factor: Tensor, before: Tensor, cut: Tensor | None) -> T
 def _prefix(v: Tensor, factor: Tensor, state: Tensor, cut: Tensor | None) -> Tensor:
     """Return the states ``s_j = factor_j s_(j-1) + v_j``; where `cut`, ``s_j = v_j``.
 
-    `v` is (batch, modes, chunks), `state` (batch, modes), `factor` (batch, modes, chunks) or, where it is the same
-    for all chunks, (modes, 1); `cut` is (batch, 1, chunks).
+    `v` is (batch, modes, chunks), `state` (batch, modes), `factor` (batch, modes, chunks) or, where it is the
+    same for all chunks, (modes, 1); `cut` is (batch, 1, chunks).
     """
     first = _advance(v[..., :1], factor[..., :1], state[..., None], _part(cut, slice(1)))
     return _inclusive(torch.cat([first, v[..., 1:]], -1), factor, cut)
 
 
 def _inclusive(v: Tensor, factor: Tensor, cut: Tensor | None) -> Tensor:
-    """Do `_prefix` from zero: by halves while there are many chunks (less work), then by doubling (fewer steps)."""
+    """Do `_prefix` from zero: by halves while there are many chunks, which is less work, then by doubling."""
     count = v.shape[-1]
     if count <= _DOUBLING:
         return _doubling(v, factor, cut)
     odd, even = slice(1, None, 2), slice(0, count - 1, 2)
     joined = _advance(v[..., odd], _part(factor, odd), v[..., even], _part(cut, odd))
-    half = _inclusive(joined, _part(factor, odd) * _part(factor, even), _either(_part(cut, odd), _part(cut, even)))
+    half = _inclusive(
+        joined, _part(factor, odd) * _part(factor, even), _either(_part(cut, odd), _part(cut, even))
+    )
     out, later = torch.empty_like(v), slice(2, None, 2)
     out[..., :1] = v[..., :1]
     out[..., odd] = half
-    out[..., later] = _advance(v[..., later], _part(factor, later), half[..., : (count - 1) // 2], _part(cut, later))
+    out[..., later] = _advance(
+        v[..., later], _part(factor, later), half[..., : (count - 1) // 2], _part(cut, later)
+    )
     return out
 
 
 def _doubling(v: Tensor, factor: Tensor, cut: Tensor | None) -> Tensor:
+    """Do `_inclusive` in log2(chunks) steps, each of which reaches twice as far back."""
     distance = 1
     while distance < v.shape[-1]:
         near, far, shifted = slice(distance), slice(distance, None), slice(-distance)

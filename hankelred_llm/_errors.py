@@ -26,4 +26,8 @@ class StateError(HankelredError):
 
 
 class ExperimentError(HankelredError):
-    """A training, an evaluation or a comparison cannot be run as asked; nothing has been trained."""
+    """A training, an evaluation or a comparison cannot be run as asked."""
+
+
+class CalibrationError(HankelredError):
+    """Statistics cannot be collected from these batches, or belong to another model, adapter or data."""

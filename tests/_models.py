@@ -110,8 +110,9 @@ def awake(model: nn.Module, *, seed: int = 1, scale: float = 0.3) -> nn.Module:
 
 def adapted(model_type: str = "mistral", *, base: dict[str, Any] | None = None, **fields: Any) -> Any:
     """A tiny model with an adapter that says something."""
+    plain = base_model(model_type, **(base or {}))
     torch.manual_seed(7)
-    model = hankelred_llm.attach(base_model(model_type, **(base or {})), **{"r": 6, **fields})
+    model = hankelred_llm.attach(plain, **{"r": 6, **fields})
     return awake(model).eval()
 
 
@@ -128,6 +129,7 @@ def tokens(*shape: int, seed: int = 2) -> Tensor:
 def error(seen: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest number where that exceeds 1."""
     assert seen.shape == expected.shape
+    seen, expected = seen.detach(), expected.detach()
     return float((seen - expected).abs().max() / expected.abs().max().clamp(min=1.0))
 
 
