@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
 import sysconfig
 import tempfile
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MistralConfig, set_seed
 
 from ._errors import ExperimentError
+from ._processes import this_process
 from .tasks import ByteTokenizer, Collator, get_task
 
 SMALL = {"small": True, "small-random": False}
@@ -132,6 +133,10 @@ def find_model(name: str, dtype: str) -> BaseModel:
     ExperimentError
         There is no such model.
     """
+    if name in SMALL and this_process().num_processes > 1 and not _cached(SMALL[name]).is_dir():
+        raise ExperimentError(
+            f"model {name!r} is made by one process; give the command once without accelerate"
+        )
     source = str(small_model(pretrained=SMALL[name])) if name in SMALL else name
     try:
         config = AutoConfig.from_pretrained(source)
@@ -180,9 +185,12 @@ def small_model(folder: str | os.PathLike[str] | None = None, *, pretrained: boo
             _pretrain(model, Path(scratch))
         done = Path(scratch) / "model"
         model.save_pretrained(done)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(done, path)  # whole or not there
+        try:
+            os.replace(done, path)  # whole or not there
+        except OSError:
+            # made by another process meanwhile; anything else is no place for a model
+            if not (path / "config.json").is_file():
+                raise ExperimentError(f"{path} is no place for the small model; give a new folder") from None
     return path
 
 
@@ -207,6 +215,7 @@ def _pretrain(model: nn.Module, scratch: Path) -> None:
     text.write_bytes(_library(_PRETRAINING["text"]))
     task = get_task("byte_lm", path=text)
     steps, rows = _PRETRAINING["steps"], _PRETRAINING["rows"]
+    progress = Progress(transient=True)
     trainer = AdapterTrainer(
         model=model,
         args=arguments(
@@ -220,8 +229,10 @@ def _pretrain(model: nn.Module, scratch: Path) -> None:
         train_dataset=task.train(_PRETRAINING["length"], size=steps * rows, seed=0),
         data_collator=Collator(task.pad_token_id),
         title="pretraining the small model, once",
+        progress=progress,
     )
-    trainer.train()
+    with progress:
+        trainer.train()
     model.to("cpu")
 
 

@@ -186,7 +186,7 @@ def draw(comparison: Comparison) -> Any:
         ax.set_xlabel(comparison.metric.replace("_", " "))
         ax.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(names) - 0.5, -0.5)  # the first method on top
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     better = "right" if comparison.higher_is_better else "left"

@@ -34,8 +34,7 @@ class ResultsFile:
     >>> import tempfile
     >>> from pathlib import Path
     >>> from hankelred_llm._results_file import ResultsFile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> path = Path(folder.name) / "results.jsonl"
+    >>> path = Path(tempfile.mkdtemp()) / "results.jsonl"
     >>> ResultsFile(path, {"steps": 10}).append({"kind": "run", "seed": 0})
     >>> ResultsFile(path, {"steps": 10}).find(kind="run")["seed"]
     0

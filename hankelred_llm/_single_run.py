@@ -8,12 +8,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from rich.progress import Progress
 
 from ._errors import ExperimentError
 from ._experiment import Experiment, open_experiment
 from ._methods import load_adapter
+from ._processes import this_process
 from ._results_file import Record, ResultsFile, read_records
 from ._settings import Settings
 from .evaluate import evaluate
@@ -39,6 +39,8 @@ def train_into(settings: Settings, *, progress: Progress | None = None) -> Recor
     if (known := results.find(kind="run")) is not None:
         return known
     folder = Path(settings.out)
+    if not this_process().is_main_process:
+        progress = None
     with progress or nullcontext():
         run = train(experiment, method, learning_rate=rate, seed=seed, folder=folder, progress=progress)
     split = experiment.validation(settings.length)
@@ -71,7 +73,7 @@ def score_folder(
         if record is None:
             if model is None:
                 base = experiment.bare(own["method"])
-                model = load_adapter(base, folder / ADAPTER).to(PartialState().device)
+                model = load_adapter(base, folder / ADAPTER).to(this_process().device)
             record = _score(experiment, model, split_name, length)
             results.append(record)
         found.append(record)
@@ -96,7 +98,7 @@ def _score(experiment: Experiment, model: Any, split_name: str, length: int) -> 
 
 def _open(settings: Settings, own: Record) -> tuple[Experiment, ResultsFile]:
     experiment = open_experiment(settings, settings.methods, by_hand=True)
-    process = PartialState()
+    process = this_process()
     path = Path(settings.out) / RESULTS
     results = ResultsFile(path, {**experiment.identity(), **own}, write=process.is_main_process)
     process.wait_for_everyone()

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from rich.progress import Progress
 
 from ._errors import ExperimentError
 from ._experiment import Experiment, open_experiment
 from ._methods import load_adapter, parse_method
 from ._peft_schema import peft_record
+from ._processes import this_process
 from ._results_file import Record, ResultsFile
 from ._settings import Settings, nearest, read_settings
 from ._statistics import Difference, paired_difference
@@ -153,7 +153,7 @@ class _Study:
                 f"reference {settings.reference!r} is not among methods"
                 f"{nearest(settings.reference, settings.methods)}"
             )
-        self.process = PartialState()
+        self.process = this_process()
         self.experiment: Experiment = open_experiment(settings, settings.methods)
         self.folder = Path(settings.out)
         main = self.process.is_main_process

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from ._processes import this_process
 from .tasks import Collator, Example, Scores, Split, Task
 
 __all__ = ["evaluate", "predict"]
@@ -79,7 +79,7 @@ def predict(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32)
     [(1,), (1,)]
     """
     asking = {"tokens": _tokens, "bits": _bits, "options": _options, "text": _text}[task.asks]
-    process = PartialState()
+    process = this_process()
     # neighbours are about equally long, and so are the shares of the processes
     mine = range(process.process_index, len(split), process.num_processes)
     training = model.training

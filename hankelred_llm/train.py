@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from peft import PeftModel
 from rich.progress import Progress
 
 from ._experiment import Experiment
 from ._methods import save_adapter, trainable
+from ._processes import this_process
 from ._trainer import AdapterTrainer, arguments, last_checkpoint
 from .tasks import Collator
 
@@ -79,7 +79,7 @@ def train(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     model = experiment.fresh(method, seed)
     parameters, total = trainable(model), sum(p.numel() for p in model.parameters())
-    process = PartialState()
+    process = this_process()
     resumed = last_checkpoint(folder) if process.is_main_process else None
     process.wait_for_everyone()
     if not process.is_main_process:

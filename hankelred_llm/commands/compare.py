@@ -27,10 +27,13 @@ def compare(config: Path | None, **flags: Any) -> None:
 
     settings = read_settings(config, given(flags))
     from hankelred_llm import comparison
+    from hankelred_llm._processes import this_process
     from hankelred_llm._reporting import tables
     from hankelred_llm.cli import console, progress
 
     found = comparison.compare(settings, progress=progress())
+    if not this_process().is_main_process:
+        return
     console().print(tables(found))
     click.echo(f"wrote table.md, scores.png, summary.json, results.jsonl and peft/ into {found.folder}")
 

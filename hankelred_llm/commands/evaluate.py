@@ -33,10 +33,13 @@ def evaluate(folder: Path, split_name: str, lengths: tuple[int, ...], eval_batch
     """
     from rich.table import Table
 
+    from hankelred_llm._processes import this_process
     from hankelred_llm._single_run import score_folder
     from hankelred_llm.cli import console
 
     records = score_folder(folder, split_name, lengths, eval_batch_size)
+    if not this_process().is_main_process:
+        return
     table = Table(title=f"{folder}, {split_name}", title_justify="left")
     columns = ["length", "rows", "context", "cut", "evidence kept"]
     metrics = list(records[0]["means"])

@@ -28,6 +28,7 @@ def train(
       hankelred-llm train --task flip_flop --method "hrm-attention r=16" --learning-rate 0.03 --out adapter
       hankelred-llm evaluate adapter --length 64 --length 256
     """
+    from hankelred_llm._processes import this_process
     from hankelred_llm._settings import read_values
     from hankelred_llm._single_run import one_run, train_into
     from hankelred_llm.cli import progress
@@ -35,6 +36,8 @@ def train(
     values = {"out": "training", **read_values(config), **given(flags)}
     settings = one_run(method or "hrm", 0.01 if learning_rate is None else learning_rate, seed or 0, **values)
     run = train_into(settings, progress=progress())
+    if not this_process().is_main_process:
+        return
     scores = ", ".join(f"{name} {value:.4f}" for name, value in run["validation"].items())
     click.echo(
         f"{run['method']} (r {run['ranks']}, {run['parameters']:,} parameters) on {settings.task}, rate "
