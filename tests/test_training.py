@@ -121,7 +121,7 @@ def test_the_saved_adapter_is_the_trained_one(base, tmp_path, method):
     trained = run(found, tmp_path, method)
     loaded = load_adapter(found.bare(method), tmp_path / "adapter")
     split = found.validation(16)
-    batch = Collator(found.task.pad_token_id)(split[:4])
+    batch = Collator(found.task.pad_token_id, prompts=True)(split[:4])
     with torch.no_grad():
         ours, theirs = (m.eval()(**batch).logits for m in (loaded, trained.model))
     assert torch.allclose(ours, theirs, atol=1e-5)
