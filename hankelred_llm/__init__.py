@@ -8,6 +8,7 @@ from ._errors import (
     ArchitectureError,
     CalibrationError,
     ConfigError,
+    ExperimentError,
     StateError,
 )
 from .calibration import Calibration, calibrate
@@ -28,6 +29,7 @@ __all__ = [
     "Calibration",
     "CalibrationError",
     "ConfigError",
+    "ExperimentError",
     "HRMConfig",
     "HankelSpectra",
     "InitializationReport",

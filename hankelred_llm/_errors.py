@@ -25,5 +25,9 @@ class StateError(HankelredError):
     """The recurrent state, or which tokens it should follow, cannot be known."""
 
 
+class ExperimentError(HankelredError):
+    """A training, an evaluation or a comparison cannot be run as asked."""
+
+
 class CalibrationError(HankelredError):
     """Statistics cannot be collected from these batches, or belong to another model, adapter or data."""

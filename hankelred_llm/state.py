@@ -116,6 +116,10 @@ class HRMState(DummyLayer):
         """Keep every state until the next :meth:`crop`: drafts may be longer than the tail."""
         self.record_past = True
 
+    def detach(self) -> None:
+        """Cut the states off from the passes that made them: gradients end here, values go on."""
+        self._rows(torch.Tensor.detach)
+
     def reset(self) -> None:
         """Go back to the empty cache."""
         self.started, self.tokens = False, 0

@@ -1,0 +1,88 @@
+"""The command line `hankelred-llm`: one subcommand for each file of the folder `commands`."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import sys
+import warnings
+from importlib import import_module
+from typing import Any
+
+import click
+
+from hankelred import HankelredError, __version__
+
+from . import commands
+
+
+class _Commands(click.Group):
+    """Subcommands found by their files, and imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(m.name for m in pkgutil.iter_modules(commands.__path__) if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        found: click.Command = import_module(f"{commands.__name__}.{cmd_name}").COMMAND
+        return found
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="hankelred-llm")
+def cli() -> None:
+    """Adapters with a memory for language models: train, evaluate and compare them.
+
+    \b
+    Example:
+      hankelred-llm compare --task flip_flop
+    """
+
+
+def console() -> Any:
+    """Return a console for tables, as wide as needed where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def progress() -> Any:
+    """Return bars for runs and steps, which vanish when they are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, transient=True)
+
+
+def main() -> None:
+    """Run the command line; what is wrong is said in one line, with exit status 2."""
+    warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
+    # what libraries say to each other of their next versions is nothing a user can act on
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # the bars of the libraries below would run through those of the command
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        cli.main(prog_name="hankelred-llm", standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("interrupted; the same command goes on from here", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context is not None else ""
+        _stop(" ".join(error.format_message().split()) + hint, 2)
+    except HankelredError as error:
+        _stop(str(error), 2)
+
+
+def _stop(message: str, status: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(status)
