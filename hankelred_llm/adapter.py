@@ -181,6 +181,15 @@ class HRMSystem(nn.Module):
         steady = columns.shape[1] - self.modes.negative
         return torch.cat([columns[:, :steady], columns[:, steady:] * signs], 1)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        def kept_precise(tensor: Tensor) -> Tensor:
+            # model.to(bfloat16) is meant for the base: in eight bits poles would be other poles
+            out = cast(Tensor, fn(tensor))
+            rounded = out.is_floating_point() and out.dtype.itemsize < 4 <= tensor.dtype.itemsize
+            return tensor.to(out.device) if rounded else out
+
+        return super()._apply(kept_precise, recurse)  # type: ignore[no-untyped-call]
+
     def extra_repr(self) -> str:
         """Return the sizes, for printing."""
         return f"width={self.width}, {self.modes}"

@@ -13,6 +13,7 @@ import sys
 import peft
 import pytest
 import torch
+import transformers
 from _models import (
     WIDTH,
     adapted,
@@ -699,3 +700,24 @@ def test_file_of_whole_numbers(tmp_path):
     save_file({key: value.to(torch.int32) for key, value in load_file(path).items()}, path)
     with pytest.raises(AdapterFileError, match=r"has type torch\.int32"):
         PeftModel.from_pretrained(base_model(), tmp_path)
+
+
+@pytest.mark.parametrize("cast", [lambda m: m.to(torch.bfloat16), lambda m: m.half()], ids=["to", "half"])
+def test_casting_the_model_does_not_round_the_poles(cast):
+    """model.to(bfloat16) after attaching, as bf16_full_eval does, once changed the logits by 0.74."""
+    config = transformers.MistralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    before = hankelred_llm.get_systems(model)[0][0]
+    cast(model)
+    assert next(model.get_base_model().model.embed_tokens.parameters()).dtype in (
+        torch.bfloat16,
+        torch.float16,
+    )
+    assert (hankelred_llm.get_systems(model)[0][0] == before).all()
