@@ -279,6 +279,13 @@ class Calibration:
                 )
                 for index, pairs in facts.pop("pairs").items()
             }
+            for index, sums in layers.items():
+                r = len(sums.states)
+                if sums.states.shape != (r, r) or sums.outputs.shape != (r, r) or 2 * sums.pairs > r:
+                    raise ValueError(
+                        f"layer {index} has sums of shapes {sums.states.shape} and {sums.outputs.shape} for "
+                        f"{sums.pairs} conjugate pairs"
+                    )
             held: dict[int, dict[str, Tensor]] = {}
             for name, tensor in tensors.items():
                 kind, number, key = name.split(".", 2)
@@ -287,7 +294,7 @@ class Calibration:
             del facts["format"]
             facts["data"] = tuple(facts["data"])
             return cls(layers=layers, held_out=tuple(held[k] for k in sorted(held)), **facts)
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        except (SafetensorError, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
             raise CalibrationError(
                 f"{os.fspath(path)} is no complete calibration ({error}); write it with Calibration.save"
             ) from error
