@@ -126,6 +126,11 @@ class HRMConfig(PeftConfig):
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, known))}")
         _check_count("r", self.r, least=1)
+        for name in ("rank_pattern", "mode_pattern"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} must be a dict from names such as 'layers.3.mlp'"
+                )
         for key, order in self.rank_pattern.items():
             _check_count(f"rank_pattern[{key!r}]", order, least=1)
         for key, modes in self.mode_pattern.items():
@@ -141,6 +146,14 @@ class HRMConfig(PeftConfig):
             self.target_modules = sorted(self.target_modules)
         if isinstance(self.layers_to_transform, (range, tuple, set)):
             self.layers_to_transform = sorted(self.layers_to_transform)
+        chosen = self.layers_to_transform
+        if chosen is not None and not isinstance(chosen, int) and not isinstance(chosen, list):
+            raise ConfigError(f"layers_to_transform={chosen!r} must be a list of layer numbers, or None")
+        if chosen == []:  # peft takes it for all of them
+            raise ConfigError("layers_to_transform=[] names no layer; None, the default, means all of them")
+        for index in [] if chosen is None else [chosen] if isinstance(chosen, int) else chosen:
+            if isinstance(index, bool) or not isinstance(index, int):
+                raise ConfigError(f"layers_to_transform names layer {index!r}, which is no whole number")
 
     def modes_of(self, module_name: str) -> Modes:
         """Return the numbers of states, conjugate pairs and negative real eigenvalues of one block.

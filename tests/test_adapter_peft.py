@@ -471,6 +471,13 @@ class TestConfig:
             ({"rank_pattern": {"layers.0.mlp": 0}}, r"rank_pattern\['layers.0.mlp'\]=0"),
             ({"mode_pattern": {"layers.0.mlp": 1}}, r"mode_pattern\['layers.0.mlp'\]=1"),
             ({"mode_pattern": {"layers.0.mlp": [1, -1]}}, r"mode_pattern\['layers.0.mlp'\]=-1"),
+            # these came out as AttributeError and TypeError, or, the last two, were taken: [] for all layers
+            ({"rank_pattern": None}, "rank_pattern=None must be a dict"),
+            ({"mode_pattern": [1]}, r"mode_pattern=\[1\] must be a dict"),
+            ({"layers_to_transform": "0"}, "layers_to_transform='0' must be a list"),
+            ({"layers_to_transform": ["0"]}, "names layer '0'"),
+            ({"layers_to_transform": [0.0]}, "names layer 0.0"),
+            ({"layers_to_transform": []}, "names no layer"),
         ],
     )
     def test_values_that_mean_nothing(self, fields, message):

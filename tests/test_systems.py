@@ -248,3 +248,10 @@ def test_models_without_adapter_and_unknown_names():
         hankelred_llm.get_systems(base_model())
     with pytest.raises(AdapterError, match="no adapter 'x'; the model has 'default'"):
         hankelred_llm.get_systems(adapted(), "x")
+
+
+def test_systems_that_are_no_mapping_are_refused():
+    # a list came out as "'list' object has no attribute 'items'"
+    model = adapted()
+    with pytest.raises(AdapterError, match=r"must be a mapping from layer index to system.*got a list"):
+        hankelred_llm.set_systems(model, [mixed()])
