@@ -14,6 +14,9 @@ from .adapter import HRMSystem
 from .systems import find_adapter
 from .tuner import hrm_layers
 
+#: The Trainer's number of labels in several batches: the loss is then no mean over those of this batch.
+_CHANGES_THE_LOSS = ("num_items_in_batch",)
+
 
 class Seen(NamedTuple):
     """What the system of one layer got and made of a batch."""
@@ -117,19 +120,23 @@ def listening(
         nonlocal forward
         forward = True
         placed = {
-            key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()
+            key: value.to(device) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+            if key not in _CHANGES_THE_LOSS
         }
         labels = placed.get("labels")
-        with torch.set_grad_enabled(gradients and labels is not None):
+        # the caller may be under no_grad or inference_mode, as one is with a frozen model
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients and labels is not None):
             loss = model(**{"use_cache": False, **placed}).loss
-        if labels is None:
-            return None
-        count = int((labels[..., 1:] != -100).sum())
-        mean = float(loss.detach()) if count else 0.0  # a mean over no labels is NaN
+            if labels is None:
+                return None
+            count = int((labels[..., 1:] != -100).sum())
+            mean = float(loss.detach()) if count else 0.0  # a mean over no labels is NaN
+            # of the sum over labels, whatever the batch's size; it also keeps float16 from underflowing
+            total = loss * count
         if gradients and count:
             forward = False
-            # of the sum over labels, whatever the batch's size; it also keeps float16 from underflowing
-            (loss * count).backward()
+            total.backward()
             for system in sites.systems.values():
                 system.gate.grad = None
         return mean, count

@@ -290,6 +290,13 @@ class Calibration:
                 )
                 for index, pairs in facts.pop("pairs").items()
             }
+            for index, sums in layers.items():
+                r = len(sums.states)
+                if sums.states.shape != (r, r) or sums.outputs.shape != (r, r) or 2 * sums.pairs > r:
+                    raise ValueError(
+                        f"layer {index} has sums of shapes {sums.states.shape} and {sums.outputs.shape} for "
+                        f"{sums.pairs} conjugate pairs"
+                    )
             states: dict[int, dict[str, Tensor]] = {}
             held: dict[int, dict[str, Tensor]] = {}
             for name, tensor in tensors.items():
@@ -304,7 +311,7 @@ class Calibration:
             return cls(
                 layers=layers, gradients=gradients, held_out=tuple(held[k] for k in sorted(held)), **facts
             )
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        except (SafetensorError, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
             raise CalibrationError(
                 f"{os.fspath(path)} is no complete calibration ({error}); write it with Calibration.save"
             ) from error
@@ -382,7 +389,7 @@ def calibrate(
         The model has no such adapter, or it is not active.
     CalibrationError
         No batches, batches that cannot be used or that give numbers that are not finite, a checkpoint of
-        other data, another model or another adapter.
+        other data, another model or another adapter, or made with another ``held_out``.
 
     Notes
     -----
@@ -412,7 +419,7 @@ def calibrate(
     sites = find_sites(model, adapter_name)
     check_heard(model, sites)
     total = _Collector(_empty(model, sites, held_out), sites)
-    earlier = None if checkpoint is None else _Checkpoint(checkpoint, model, sites)
+    earlier = None if checkpoint is None else _Checkpoint(checkpoint, model, sites, held_out)
     digest = hashlib.sha256()
     with listening(model, sites, total.hear, gradients=True) as run:
         for number, raw in enumerate(watched(batches, "calibrating", progress)):
@@ -442,11 +449,16 @@ def calibrate(
 class _Checkpoint:
     """The file of an interrupted pass, and when to write it again."""
 
-    def __init__(self, path: str | os.PathLike[str], model: nn.Module, sites: Sites):
+    def __init__(self, path: str | os.PathLike[str], model: nn.Module, sites: Sites, held_out: int):
         self.path = path
         self._done = Calibration.load(path) if os.path.exists(path) else None
         if self._done is not None:
             self._done.check(model, sites.adapter)
+            if self._done.held_out_limit != held_out:
+                raise CalibrationError(
+                    f"the checkpoint {os.fspath(path)} was made with held_out={self._done.held_out_limit}, "
+                    f"and held_out={held_out} was passed; delete it, or pass the same"
+                )
         self.batches = 0 if self._done is None else int(self._done.data[0]["batches"])
         self._saved = time.monotonic()
 

@@ -232,8 +232,9 @@ def _fft(log_decay: Tensor, phase: Tensor | None, u: Tensor, state: Tensor | Non
     """Convolve with the powers of a by zero-padded FFT."""
     time, dtype = u.shape[1], _result_dtype(u, phase)
     powers = _powers(log_decay, phase, torch.arange(time + 1, device=u.device))
-    if time == 0:
-        return u.to(dtype), (u.new_zeros(u.shape[0], u.shape[2]) if state is None else state).to(dtype)
+    if not u.numel():  # which torch.fft refuses
+        last = u.new_zeros(u.shape[0], u.shape[2]) if state is None else state
+        return u.to(dtype), last.to(dtype)
     kernel, x, n = powers[:-1].to(dtype).mT, u.to(dtype).mT, 2 * time
     if phase is None:
         s = torch.fft.irfft(torch.fft.rfft(kernel, n) * torch.fft.rfft(x, n), n)

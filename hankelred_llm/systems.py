@@ -105,6 +105,11 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
     >>> model.peft_config["default"].rank_pattern
     {'layers.1.mlp': 2}
     """
+    if not isinstance(systems, Mapping):
+        raise AdapterError(
+            f"systems must be a mapping from layer index to system, as get_systems returns, got a "
+            f"{type(systems).__name__}"
+        )
     name, layers = find_adapter(model, adapter_name)
     by_index = {layer.index: layer for layer in layers}
     for index in systems:

@@ -9,6 +9,7 @@ from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 
 import hankelred_llm
 from hankelred_llm import StateError
+from hankelred_llm._tokens import read_tokens
 
 TOLERANCE = 2e-6
 LENGTHS = (9, 1, 14, 6)
@@ -347,3 +348,27 @@ def test_only_kept_tokens_are_compared():
 
 def test_the_vocabulary_is_as_the_tests_think():
     assert tokens(2, 50).min() > PAD and tokens(2, 50).max() < VOCAB
+
+
+@pytest.mark.parametrize(("gap", "starts"), [(1, True), (2, True), (3, False), (4, False)])
+def test_what_a_window_hides_is_no_document_start(gap, starts):
+    # A token that may not look at the kept one before it starts a document, unless the window ends between
+    # them; at a distance of exactly the window's width no test told the two apart.
+    time, window = 8, 3
+    here = torch.arange(time)
+    keep = (here == 0) | (here >= gap)
+    near = (here[:, None] >= here) & (here[:, None] - here < window) & keep
+    near[gap:, 0] = False  # cut off by the mask, or by the window where that is narrower anyway
+    seen = read_tokens(
+        1,
+        time,
+        mask=near[None, None],
+        positions=None,
+        starts=None,
+        documents=None,
+        cache=None,
+        window=window,
+    )
+    assert seen.reset is not None
+    assert bool(seen.reset[0, gap]) is starts
+    assert not seen.reset[0, gap + 1 :].any()

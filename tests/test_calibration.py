@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from _models import PAD, VOCAB, adapted, base_model, checkpointed, tokens
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import hankelred
 import hankelred_llm
@@ -328,6 +329,69 @@ def test_another_model_or_adapter_is_refused(change):
     ):
         with pytest.raises(CalibrationError, match=what):
             refused()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_collected_where_the_caller_has_them_off(mode):
+    # A frozen model is mostly run under no_grad: the backward pass then failed with "element 0 of tensors
+    # does not require grad", because the sum of the losses was made outside of enable_grad.
+    model = adapted(r=5)
+    batches = [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}]
+    expected = calibrate(model, batches)
+    with mode():
+        found = calibrate(model, batches)
+    assert np.any(found.layers[0].outputs)
+    np.testing.assert_array_equal(found.layers[0].outputs, expected.layers[0].outputs)
+
+
+def test_the_number_of_items_of_a_training_step_changes_no_loss():
+    # num_items_in_batch turns the model's loss into another one than the mean over the batch's labels: taken
+    # for the mean, 1000 in place of 92 made the loss 11 times too small and the gradients' sums 118 times.
+    model = adapted(r=5)
+    batch = {"input_ids": tokens(4, 12), "labels": tokens(4, 12)}
+    plain = calibrate(model, [batch])
+    counted = calibrate(model, [{**batch, "num_items_in_batch": torch.tensor(1000)}])
+    assert counted.loss == plain.loss
+    np.testing.assert_array_equal(counted.layers[0].outputs, plain.layers[0].outputs)
+
+
+def test_a_checkpoint_with_other_held_out_rows_is_refused(tmp_path):
+    # It went on with the rows of before: asked for 4096 tokens to compare reductions on, it returned none.
+    model, batches = adapted(r=5), [{"input_ids": tokens(4, 12)}]
+    calibrate(model, batches, checkpoint=tmp_path / "sums", held_out=0)
+    with pytest.raises(CalibrationError, match=r"made with held_out=0, and held_out=48 was passed"):
+        calibrate(model, batches, checkpoint=tmp_path / "sums", held_out=48)
+
+
+@pytest.mark.parametrize(
+    "change", [{"pairs": [1]}, {"pairs": {"0": 99, "1": 2}}, {"states": torch.zeros(2, 5)}], ids=str
+)
+def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path, change):
+    # A list in place of a mapping came out as an AttributeError, and sums of another shape than r x r were
+    # loaded without a word.
+    path = tmp_path / "calibration.safetensors"
+    calibrate(adapted(r=5), [{"input_ids": tokens(4, 12)}]).save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if "pairs" in change:
+        metadata["calibration"] = json.dumps(json.loads(metadata["calibration"]) | change)
+    else:
+        tensors["layers.0.states"] = change["states"]
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CalibrationError, match="no complete calibration"):
+        Calibration.load(path)
+
+
+def test_merged_parts_keep_the_wider_spacing_of_held_out_rows():
+    # With the narrower one, further batches would hold out too many rows of the longer part.
+    model = adapted(r=5)
+    short = calibrate(model, [{"input_ids": tokens(4, 12)}], held_out=24)
+    long = calibrate(model, [{"input_ids": tokens(4, 12, seed=k)} for k in range(9)], held_out=24)
+    assert short.stride < long.stride
+    for merged in (short.merge(long), long.merge(short)):
+        assert merged.stride >= long.stride
+        assert sum(row["input_ids"].shape[1] for row in merged.held_out) <= 24
 
 
 def test_the_same_model_loaded_again_is_the_same(tmp_path):

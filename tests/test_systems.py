@@ -265,3 +265,25 @@ def test_two_blocks_of_a_layer():
             AdapterError, match=r"'default' has more than one system.*mlp, self_attn.*add_adapter"
         ):
             call(model)
+
+
+def test_systems_that_are_no_mapping_are_refused():
+    # a list came out as "'list' object has no attribute 'items'"
+    model = adapted()
+    with pytest.raises(AdapterError, match=r"must be a mapping from layer index to system.*got a list"):
+        hankelred_llm.set_systems(model, [mixed()])
+
+
+@pytest.mark.parametrize("other", [-0.1 - 0.7j, -0.2 - 0.5j])
+def test_poles_that_are_no_conjugates_are_no_pair(other):
+    # Conjugate B and C alone do not make a pair; no test looked at the poles' phases.
+    model = adapted()
+    b = RNG.normal(size=(1, WIDTH)) + 1j * RNG.normal(size=(1, WIDTH))
+    c = RNG.normal(size=(WIDTH, 1)) + 1j * RNG.normal(size=(WIDTH, 1))
+    system = (
+        np.array([-0.1 + 0.5j, other]),
+        np.concatenate([b, b.conj()]),
+        np.concatenate([c, c.conj()], 1),
+    )
+    hankelred_llm.set_systems(model, {0: system})
+    np.testing.assert_allclose(response(hankelred_llm.get_systems(model)[0]), response(system), atol=1e-4)
