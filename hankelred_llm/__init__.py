@@ -4,6 +4,7 @@ from hankelred import __version__
 
 from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError, StateError
 from .config import HRMConfig
+from .parallel import context_parallel
 from .recurrence import linear_recurrence
 from .systems import get_systems, set_systems
 from .tuner import attach, register
@@ -19,6 +20,7 @@ __all__ = [
     "StateError",
     "__version__",
     "attach",
+    "context_parallel",
     "get_systems",
     "linear_recurrence",
     "set_systems",

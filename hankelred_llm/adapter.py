@@ -16,6 +16,7 @@ from ._starts import STARTS
 
 if TYPE_CHECKING:
     from ._carrier import Pass
+    from ._shards import Shards
     from .config import HRMConfig, Modes
 
 
@@ -110,6 +111,7 @@ class HRMSystem(nn.Module):
         state: Tensor | None = None,
         keep: Tensor | None = None,
         reset: Tensor | None = None,
+        shards: Shards | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the system.
 
@@ -122,6 +124,8 @@ class HRMSystem(nn.Module):
             False: the state stays, the token is not read.
         reset : Tensor of bool, shape (batch, time), optional
             True: what came before is forgotten.
+        shards : Shards, optional
+            The tokens are one shard of a sequence; the state comes from the process before.
 
         Returns
         -------
@@ -135,18 +139,24 @@ class HRMSystem(nn.Module):
             rows = x.reshape(batch * time, width).to(dtype)
             # channel first: one product for the whole batch, in the layout the scan is fast in
             u = (self.B.to(dtype) @ rows.t()).view(order, batch, time).transpose(0, 1)
-            signs = self._signs(u, keep) if self.modes.negative else None
+            signs = self._signs(u, keep, shards) if self.modes.negative else None
             u = self._flipped(u, signs)
-            s, _ = column_scan(self.log_decay(), self.phase, u, state=state, keep=keep, reset=reset)
+            if shards is None:
+                s, _ = column_scan(self.log_decay(), self.phase, u, state=state, keep=keep, reset=reset)
+            else:
+                s = shards.scan(self.log_decay(), self.phase, u, keep=keep, reset=reset)
             s = self._flipped(s, signs)
             out = (self.gate * self.C).to(dtype)
             y = s.transpose(1, 2).reshape(batch * time, order) @ out.t()
         return y.view(batch, time, width), s
 
-    def _signs(self, u: Tensor, keep: Tensor | None) -> Tensor:
-        """Return -1 and 1 in turns, one turn for each kept token: (batch or 1, 1, time)."""
+    def _signs(self, u: Tensor, keep: Tensor | None, shards: Shards | None) -> Tensor:
+        """Return -1 and 1 in turns, one turn for each kept token of the sequence: (batch or 1, 1, time)."""
         ones = torch.ones(1, u.shape[-1], dtype=torch.long, device=u.device) if keep is None else keep.long()
-        return (1 - 2 * (ones.cumsum(1) % 2)).to(u.dtype)[:, None]
+        turns = ones.cumsum(1)
+        if shards is not None:
+            turns = turns + shards.kept_before()[:, None]
+        return (1 - 2 * (turns % 2)).to(u.dtype)[:, None]
 
     def _flipped(self, columns: Tensor, signs: Tensor | None) -> Tensor:
         """Change signs of the last columns: an alternating state is a steady one seen with alternating signs.
@@ -295,7 +305,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
             identity = system.identity.value
             before = None if state is None else state.previous(self.place, identity)
             x = hidden if self.taps[name] == "input" else own
-            y, states[identity] = system(x, state=before, keep=keep, reset=reset)
+            y, states[identity] = system(x, state=before, keep=keep, reset=reset, shards=this.shards)
             head = (head + y).to(own.dtype)
         if state is not None:
             state.store(self.place, states)
