@@ -7,11 +7,17 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TORCH := torch==2.13.0
 MODEL ?=
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo demo-core demo-llm test lint docs bench clean
+
+# with a model of your own it is the core that is wanted
+demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter
 
 # one BLAS thread: on a machine that is busy, two wait for each other and 0.1 s becomes several
-demo: $(VENV)/.package  ## reduce a model made by formula, or yours: make demo MODEL=path/to/model.mat
+demo-core: $(VENV)/.package  ## without torch; a model made by formula, or yours: make demo-core MODEL=path/to/model.mat
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/demo.py $(if $(MODEL),"$(MODEL)")
+
+demo-llm: $(VENV)/.llm  ## pretrain a small language model, train, save and reload an adapter
+	@$(BIN)/python examples/demo_llm.py
 
 test: lint docs  ## style, types, documentation, tests
 	# one BLAS thread a process: two processes with two threads each wait for each other
@@ -36,9 +42,14 @@ $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.develop: $(VENV)/.package
-	$(PIP) $(TORCH)
-	$(PIP) --editable '.[llm,test,docs,slycot]'
+$(VENV)/.llm: $(VENV)/.package
+	@echo "installing torch and transformers, once; about a minute"
+	@$(PIP) $(TORCH)
+	@$(PIP) --editable '.[llm]'
+	@touch $@
+
+$(VENV)/.develop: $(VENV)/.llm
+	$(PIP) --editable '.[llm,evaluate,test,docs,slycot]'
 	@touch $@
 
 clean:

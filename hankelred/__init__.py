@@ -14,7 +14,7 @@ from ._errors import (
 from .convolution import Convolver, convolve, impulse_response, simulate
 from .empirical import EmpiricalGramians, EmpiricalReduction, empirical_gramians
 from .estimator import GramianEstimator
-from .gramians import gramian
+from .gramians import gramian, gramian_factor
 from .hankel import balanced_realization, hankel_singular_values
 from .modal import ModalSystem, modal_form
 from .norms import norm
@@ -46,6 +46,7 @@ __all__ = [
     "convolve",
     "empirical_gramians",
     "gramian",
+    "gramian_factor",
     "hankel_singular_values",
     "identify",
     "impulse_response",

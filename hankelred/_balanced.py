@@ -15,7 +15,7 @@ from ._split import is_stable_pole
 from .hankel import Balancing, padded, truncated
 from .lyapunov import factorize
 from .models import LinearModel
-from .norms import Quadruple, h2_norm, negated, parallel, verified_hinf
+from .norms import Quadruple, difference_norm, h2_norm, negated, parallel, verified_hinf
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -25,6 +25,8 @@ class BalancedSource:
 
     method: str
     certified = True
+    #: what leaves a pole outside the stability region, and why
+    instability = ("rounding left", "the full model has a pole as near to the boundary")
 
     def __init__(self, model: LinearModel, balancing: Balancing):
         self.full = model
@@ -38,6 +40,10 @@ class BalancedSource:
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         raise NotImplementedError
+
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return the bound: Enns and Glover have proved it."""
+        return bound
 
     @cached_property
     def minimal(self) -> LinearModel:
@@ -65,7 +71,7 @@ class BalancedSource:
         return model.A[k:, k:], model.B[k:], model.C[:, k:], model.D
 
     def _warn_if_unstable(self, model: LinearModel) -> None:
-        """Say so where rounding moved a pole across the boundary: never an unstable model in silence."""
+        """Say so where a pole of the reduced model lies outside: never an unstable model in silence."""
         A = self._stable_part(model)[0]
         poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
         discrete = self.full.is_discrete
@@ -73,8 +79,8 @@ class BalancedSource:
         if not np.all(stable):
             worst = poles[~stable][0]
             warnings.warn(
-                f"rounding left a pole of the reduced model at {worst:.3g}, outside the stability region: "
-                "the full model has a pole as near to the boundary; ask for a smaller order",
+                f"{self.instability[0]} a pole of the reduced model at {worst:.3g}, outside the stability "
+                f"region: {self.instability[1]}; ask for another order",
                 ReductionWarning,
                 stacklevel=5,
             )
@@ -90,6 +96,21 @@ class Truncation(BalancedSource):
         model, left, right = truncated(self.full, self.balancing, order - self.unstable_order)
         self._warn_if_unstable(model)
         return model, left, right
+
+
+class GivenFactors(Truncation):
+    """Truncation by Gramian factors that were handed in, such as those of real inputs: nothing is proved."""
+
+    certified = False
+    instability = ("the projection put", "only the model's own Gramians guarantee stability")
+
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return inf: the proofs of Enns and Glover need the model's own Gramians."""
+        return math.inf
+
+    def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of full minus reduced; the given factors may miss states that matter to it."""
+        return difference_norm(self.full, reduced, norm)
 
 
 class Residualization(BalancedSource):

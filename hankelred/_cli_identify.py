@@ -15,8 +15,6 @@ from .files import checked_suffix, write_model
 if TYPE_CHECKING:
     from .realization import IdentifiedModel
 
-POOR_FIT = 0.1
-
 
 @click.command(short_help="A model from the record in DATA.")
 @click.argument("data", type=click.Path(path_type=Path))
@@ -85,13 +83,6 @@ def identify(
     labels = [names[column] if names else f"column {column}" for column in chosen_y]
     for label, fit, held_back in zip(labels, model.fit, model.held_back_fit, strict=True):
         click.echo(f"fit of {label}: {fit:.4f} (held back: {held_back:.4f})")
-    for label, held_back in zip(labels, model.held_back_fit, strict=True):
-        if held_back < POOR_FIT:
-            click.echo(
-                f"warning: the model explains next to nothing of {label}; are inputs and outputs swapped, or "
-                "the order too small?",
-                err=True,
-            )
     if out is not None:
         write_model(model.model, out)
         click.echo(f"wrote {out}")

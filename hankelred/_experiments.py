@@ -1,17 +1,17 @@
-"""Running a simulator many times: sizes, checks, batches, processes, the progress bar."""
+"""Running a simulator many times: sizes, checks, batches, processes."""
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ._errors import ModelError
+from ._progress import on_terminal, watched
 from .models import Array
 
 Simulator: TypeAlias = Callable[[Array, Array], tuple[Any, Any]]
@@ -75,9 +75,9 @@ class Runner:
             # backend (Dask's does not) can hand results back one by one.
             shown = self.progress
             if shown is None:
-                shown = sys.stderr.isatty() and seconds_each * len(experiments) / workers > _LONG
+                shown = on_terminal() and seconds_each * len(experiments) / workers > _LONG
             rounds = _rounds(batches, 2 * workers) if shown else [batches]
-            for done in _watched(rounds, want, shown, len(batches)):
+            for done in watched(rounds, f"Experiments ({want})", shown, len(batches), len):
                 tasks = (
                     delayed(_run_batch)(self.simulate, batch, self.batch_size is not None, want, n_outputs)
                     for batch in done
@@ -88,22 +88,6 @@ class Runner:
 
 def _rounds(batches: list[Sequence[Experiment]], size: int) -> list[list[Sequence[Experiment]]]:
     return [batches[i : i + size] for i in range(0, len(batches), size)]
-
-
-def _watched(
-    rounds: list[list[Sequence[Experiment]]], want: str, shown: bool, total: int
-) -> Iterator[list[Sequence[Experiment]]]:
-    if not shown:
-        yield from rounds
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"Experiments ({want})", total=total)
-        for batches in rounds:
-            yield batches
-            bar.advance(task, len(batches))
 
 
 def _run_batch(

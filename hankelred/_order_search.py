@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from ._progress import watched
 from ._simulation_fit import (
     Fitted,
     fit_inputs,
+    on_limit,
     refine,
     residuals,
     stable_matrix,
+    truncated,
     with_initial_states,
 )
 from ._subspace import Subspace, subspaces
@@ -27,15 +30,26 @@ ESTIMATION_SHARE = 0.7
 #: The largest order tried where none is asked for.
 MAX_ORDER = 12
 _HORIZONS = (3, 5, 10, 15, 20, 30)
+#: One more, whose models serve as starts of a refinement only: by themselves they are of large variance.
+_START_HORIZON = 60
 _MAX_BLOCK_ROWS = 260
-#: Trial models of this many orders are refined.
-_REFINED = 5
+#: Steps of refinement that every order gets before the choice.
+_FIRST_STEPS = 12
 #: A refined model is preferred if its held-back error is below this share of that of the others.
 _REFINEMENT_PAYS = 0.9
+#: So is a model with a pole on the stability limit to those without.
+_LIMIT_PAYS = 0.9
 #: An order is preferred to a larger one whose held-back error is smaller by less than this share ...
 _PARSIMONY = 0.01
+#: ... or by less than this many standard errors of the difference, but at most by this share ...
+_STANDARD_ERRORS = 1.0
+_UNCERTAIN = 0.1
 #: ... or by less than this, in units of the output's own size: rounding.
 _EXACT = 1e-9
+#: The held-back samples are cut into this many pieces, left out in turn, to tell how sure a score is.
+_PIECES = 10
+#: A held-back error, in units of the output's own size, below which a linear model leaves nothing to refine.
+_NOTHING_LEFT = 1e-6
 #: Mean square of the residual, in units of the output's own size, below which a record counts as noise-free.
 _NOISE_FREE = 1e-8
 
@@ -108,8 +122,10 @@ def fits(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> Array:
 def horizons(lengths: Sequence[int], n_channels: int, n_outputs: int, order: int | None) -> list[int]:
     """Return the numbers of block rows that records of these lengths bear, for an order if one is given."""
     chosen = [h for h in _HORIZONS if _bears(lengths, n_channels, h)]
-    # The longer ones see slow states; four are enough to choose from.
+    # The longer ones see slow states, and responses that arrive late; four are enough to choose from.
     chosen = chosen[-4:]
+    if _bears(lengths, n_channels, _START_HORIZON):
+        chosen.append(_START_HORIZON)
     if order is not None:
         least = _least_horizon(n_outputs, order)
         chosen = [h for h in chosen if h >= least]
@@ -137,7 +153,7 @@ def trials(
     us: Sequence[Array],
     ys: Sequence[Array],
     spaces: Sequence[Subspace],
-    orders: Sequence[int],
+    orders: Iterable[int],
     *,
     offsets: bool,
     stable: bool,
@@ -161,6 +177,8 @@ class Trial:
 
     score: float
     model: Fitted
+    #: the score without each of the pieces of the held-back part in turn
+    partial: Array
 
 
 @dataclass(frozen=True)
@@ -186,40 +204,83 @@ def fold(us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> Fold:
 
 
 def evaluate(
-    part: Fold, orders: Sequence[int], sizes: Sequence[int], *, offsets: bool, stable: bool
+    part: Fold,
+    orders: Sequence[int],
+    sizes: Sequence[int],
+    above: Sequence[int] = (),
+    *,
+    offsets: bool,
+    stable: bool,
+    progress: bool = False,
 ) -> dict[Recipe, Trial]:
-    """Estimate every recipe on one fold, and score each by the held-back samples."""
+    """Estimate every recipe on one fold, and score each by the held-back samples.
+
+    Of the orders `above` models are made only for what they are as starts of the smaller ones.
+    """
     us, ys = part.estimation.inputs, part.estimation.outputs
-    spaces = [space for h in sizes for space in subspaces(us, ys, h)]
+    horizons = watched(sizes, "Subspaces (horizons)", progress, len(sizes))
+    spaces = [space for h in horizons for space in subspaces(us, ys, h)]
     limit = max(space.max_order for space in spaces)
     orders = sorted({min(n, limit) for n in orders})
+    ladder = sorted({*orders, *(n for n in above if orders[-1] < n <= limit)})
     found: dict[Recipe, Trial] = {}
+    only_starts: dict[int, list[tuple[Recipe, Fitted]]] = {}
+    rising = watched(ladder, "Trial models (orders)", progress, len(ladder))
+    for recipe, model in trials(us, ys, spaces, rising, offsets=offsets, stable=stable):
+        if recipe.source.endswith(f"-{_START_HORIZON}"):
+            only_starts.setdefault(recipe.order, []).append((recipe, model))
+        else:
+            found[recipe] = judged(model, part)
+    wanted = {recipe: trial for recipe, trial in found.items() if recipe.order in orders}
+    if not wanted or max(trial.score for trial in wanted.values()) > 1 - _NOTHING_LEFT:
+        return wanted
+    # From the largest order down: what an order has found is, without its weakest state, one more start for
+    # the next. Subspace starts alone are poor where noise hides the weaker modes from every horizon.
+    larger: Fitted | None = None
+    for order in watched(ladder[::-1], "Refinement (orders)", progress, len(ladder)):
+        own = [(recipe, trial) for recipe, trial in found.items() if recipe.order == order]
+        if not own:
+            continue
+        offset = max(own, key=lambda item: (item[1].score, not item[0].offset))[0].offset
+        starts = [trial.model for recipe, trial in own if recipe.offset == offset]
+        starts += [model for recipe, model in only_starts.get(order, []) if recipe.offset == offset]
+        if larger is not None:
+            A, C = truncated(larger, order)
+            more = fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets)
+            starts += [model for model in more if bool(np.any(model.offset)) == offset]
+        start = min(starts, key=lambda model: model.loss)
+        larger = refine(start, us, ys, stable=stable, max_steps=_FIRST_STEPS, rtol=1e-4)
+        found[Recipe("", order, "refined", offset)] = judged(larger, part)
+    return {recipe: trial for recipe, trial in found.items() if recipe.order in orders}
 
-    def score(model: Fitted) -> float:
-        # Offsets and the initial state of the held-back part are unknown in use, too: the offsets stay those
-        # of
-        # the estimation part, the initial state is estimated.
-        with np.errstate(over="ignore", invalid="ignore"):
-            moved = with_initial_states(model, part.held_inputs, part.held_outputs)
-            value = fits(moved, part.held_inputs, part.held_outputs)
-        # The initial state was fitted to the very samples it is judged by: as many of them are used up.
-        samples = sum(y.size for y in part.held_outputs)
-        used = model.order * len(part.held_outputs)
-        value = 1 - (1 - value) * np.sqrt(samples / max(samples - used, 1))
+
+def judged(model: Fitted, part: Fold) -> Trial:
+    """Score a model by the held-back samples."""
+    us, ys = part.held_inputs, part.held_outputs
+    # Offsets and the initial state of the held-back part are unknown in use, too: the offsets stay those of
+    # the estimation part, the initial state is estimated.
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = with_initial_states(model, us, ys)
+        error = np.concatenate(residuals(moved, us, ys), axis=1) ** 2
+    spread = np.concatenate([y - y.mean(axis=1, keepdims=True) for y in ys], axis=1) ** 2
+    # The initial state was fitted to the very samples it is judged by: as many of them are used up.
+    lost = spread.size / max(spread.size - model.order * len(ys), 1)
+
+    def pieces(x: Array) -> Array:
+        edges = np.linspace(0, x.shape[1], min(_PIECES, x.shape[1]), endpoint=False).astype(int)
+        return np.asarray(np.add.reduceat(x, edges, axis=1))
+
+    def score(error: Array, spread: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            ratio = np.divide(error, spread, out=np.ones_like(spread), where=spread > 0)
+            value = 1 - np.sqrt(ratio * lost)
         # One output that fails counts as failed, not as arbitrarily bad: the others still tell models apart.
-        return float(np.mean(np.clip(np.nan_to_num(value, nan=-1.0), -1.0, 1.0)))
+        return np.asarray(np.mean(np.clip(np.nan_to_num(value, nan=-1.0), -1.0, 1.0), axis=0))
 
-    for recipe, model in trials(us, ys, spaces, orders, offsets=offsets, stable=stable):
-        found[recipe] = Trial(score(model), model)
-    by_order: dict[tuple[int, bool], list[Trial]] = {}
-    for recipe, trial in found.items():
-        by_order.setdefault((recipe.order, recipe.offset), []).append(trial)
-    promising = sorted(by_order, key=lambda key: -max(t.score for t in by_order[key]))[:_REFINED]
-    for order, offset in promising:
-        start = min((trial.model for trial in by_order[order, offset]), key=lambda model: model.loss)
-        refined = refine(start, us, ys, stable=stable, max_steps=12, rtol=1e-4)
-        found[Recipe("", order, "refined", offset)] = Trial(score(refined), refined)
-    return found
+    e, y = pieces(error), pieces(spread)
+    total_e, total_y = e.sum(axis=1, keepdims=True), y.sum(axis=1, keepdims=True)
+    whole = float(score(total_e, total_y)[0])
+    return Trial(whole, model, score(np.maximum(total_e - e, 0), np.maximum(total_y - y, 0)))
 
 
 @dataclass(frozen=True)
@@ -238,13 +299,15 @@ def search(
     ys: Sequence[Array],
     orders: Sequence[int],
     sizes: Sequence[int],
+    above: Sequence[int] = (),
     *,
     offsets: bool,
     stable: bool,
+    progress: bool = False,
 ) -> Identified:
     """Choose recipe and order by the held-back samples, then estimate from all of them."""
     part = fold(us, ys, offsets)
-    found = evaluate(part, orders, sizes, offsets=offsets, stable=stable)
+    found = evaluate(part, orders, sizes, above, offsets=offsets, stable=stable, progress=progress)
     recipe = choose(found)
     data = scaled(us, ys, offsets)
     trial = found[recipe].model
@@ -254,17 +317,26 @@ def search(
 
 
 def choose(found: dict[Recipe, Trial]) -> Recipe:
-    """Best score; of orders that differ by less than the parsimony share of the error, the smallest."""
+    """Best score; of orders that differ by less than can be told from the held-back part, the smallest."""
 
-    def error(recipe: Recipe) -> float:
-        # A refined model has followed the estimation part more closely, its drifts and disturbances too: it
-        # has to be better by a clear margin.
+    def handicap(recipe: Recipe) -> float:
+        # A refined model has followed the estimation part more closely, its drifts and disturbances too, and
+        # a pole on the stability limit wanted to be beyond: both have to be better by a clear margin.
         margin = _REFINEMENT_PAYS if recipe.kind == "refined" else 1.0
-        return (1 - found[recipe].score) / margin
+        return margin * _LIMIT_PAYS if on_limit(found[recipe].model.A) else margin
 
-    best = min(error(recipe) for recipe in found)
-    order = min(recipe.order for recipe in found if error(recipe) <= best * (1 + _PARSIMONY) + _EXACT)
-    return min((recipe for recipe in found if recipe.order == order), key=error)
+    errors = {recipe: (1 - trial.score) / handicap(recipe) for recipe, trial in found.items()}
+    best = min(found, key=lambda recipe: errors[recipe])
+
+    def tolerance(recipe: Recipe) -> float:
+        # the jackknife's standard error of the difference of the two on the same samples
+        parts = found[best].partial / handicap(best) - found[recipe].partial / handicap(recipe)
+        deviation = np.sqrt((parts.size - 1) * np.mean((parts - parts.mean()) ** 2))
+        unsure = min(_STANDARD_ERRORS * float(deviation), _UNCERTAIN * errors[best])
+        return max(unsure, _PARSIMONY * errors[best]) + _EXACT
+
+    order = min(recipe.order for recipe in found if errors[recipe] <= errors[best] + tolerance(recipe))
+    return min((recipe for recipe in found if recipe.order == order), key=lambda recipe: errors[recipe])
 
 
 def _from_all(
@@ -278,10 +350,16 @@ def _from_all(
     candidates = [
         m for m in candidates if m.order == recipe.order and bool(np.any(m.offset)) == recipe.offset
     ]
+    if not on_limit(trial.A):
+        inside = [m for m in candidates if not on_limit(m.A)]
+        candidates = inside or candidates
     model = min(candidates, key=lambda m: m.loss)
     # Data that a model explains to rounding deserve the last digits too.
     if recipe.kind == "refined" or model.loss < _NOISE_FREE:
-        model = refine(model, us, ys, stable=stable, max_steps=40, rtol=1e-6)
+        refined = refine(model, us, ys, stable=stable, max_steps=40, rtol=1e-6)
+        # What the held-back part has chosen had all poles inside the stability limit.
+        if on_limit(trial.A) or not on_limit(refined.A):
+            model = refined
     return model
 
 

@@ -20,8 +20,10 @@ Array: TypeAlias = npt.NDArray[Any]
 #: record lasts.
 STABLE_RADIUS = 1.0 - 1e-6
 
-#: Numbers held at a time for the states of forced responses: 64 MiB of them.
-_WORKING_SIZE = 1 << 23
+#: Numbers of one sample of forced states that are stepped together: half a MiB, to stay in the cache.
+_CACHED_SIZE = 1 << 16
+#: Mean square of the residual, in units of the output's own size, that is rounding: nothing to gain below.
+_ROUNDING = 1e-28
 
 #: Below this reciprocal condition number of M^T M, M itself is factored: several times slower.
 _GRAM_RCOND = 1e-10
@@ -64,22 +66,23 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
     # what each block hands to the next is added afterwards. Two passes of sqrt(T) steps instead of T.
     L = max(int(np.sqrt(T)), 1)
     blocks = -(-T // L)
-    F = np.zeros((L, n, blocks, P))
-    padded = np.zeros((n, blocks * L, P))
+    dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
+    F = np.zeros((L, n, blocks, P), dtype)
+    padded = np.zeros((n, blocks * L, P), dtype)
     padded[:, :T] = forcing
     F[:] = padded.reshape(n, blocks, L, P).transpose(2, 0, 1, 3)
-    Z = np.zeros((n, blocks * P))
-    local = np.empty((L, n, blocks * P))
-    powers = np.empty((L, n, n))
-    power = np.eye(n)
+    Z = np.zeros((n, blocks * P), dtype)
+    local = np.empty((L, n, blocks * P), dtype)
+    powers = np.empty((L, n, n), dtype)
+    power = np.eye(n, dtype=dtype)
     for s in range(L):
         local[s] = Z
         powers[s] = power
         Z = A @ Z + F[s].reshape(n, -1)
         power = A @ power
     ends = Z.reshape(n, blocks, P)
-    carry = np.empty((n, blocks, P))
-    x = np.zeros((n, P)) if start is None else start
+    carry = np.empty((n, blocks, P), dtype)
+    x = np.zeros((n, P), dtype) if start is None else start
     for b in range(blocks):
         carry[:, b] = x
         x = power @ x + ends[:, b]
@@ -104,14 +107,37 @@ def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> A
 
     Directions are (P, n, k), signals (k, T).
     """
-    P, n, _ = directions.shape
-    T = signals.shape[1]
-    out = np.empty((C.shape[0], T, P))
-    step = max(1, _WORKING_SIZE // (n * T))
+    P, n, k = directions.shape
+    p, T = C.shape[0], signals.shape[1]
+    # The blocks of `recurrence`, but neither the forcing nor the states are ever held for all samples.
+    L = max(int(np.sqrt(T)), 1)
+    blocks = -(-T // L)
+    padded = np.zeros((k, blocks * L))
+    padded[:, :T] = signals
+    side_by_side = np.ascontiguousarray(padded.reshape(k, blocks, L).transpose(2, 0, 1))
+    out = np.empty((p, blocks, L, P))
+    step = max(1, _CACHED_SIZE // (n * blocks))
     for j in range(0, P, step):
-        forcing = np.tensordot(directions[j : j + step], signals, axes=(2, 0)).transpose(1, 2, 0)
-        out[:, :, j : j + step] = np.tensordot(C, recurrence(A, forcing), axes=(1, 0))
-    return out
+        drive = directions[j : j + step].transpose(1, 0, 2)
+        width = drive.shape[1]
+        drive = drive.reshape(n * width, k)
+        local = np.empty((L, p, width * blocks))
+        seen = np.empty((L, p, n))
+        Z, row, power = np.zeros((n, width * blocks)), C, np.eye(n)
+        for s in range(L):
+            local[s], seen[s] = C @ Z, row
+            Z = A @ Z
+            Z += (drive @ side_by_side[s]).reshape(n, -1)
+            row, power = row @ A, A @ power
+        ends = Z.reshape(n, width, blocks)
+        carry = np.empty((n, width, blocks))
+        x = np.zeros((n, width))
+        for b in range(blocks):
+            carry[:, :, b] = x
+            x = power @ x + ends[:, :, b]
+        local += (seen.reshape(L * p, n) @ carry.reshape(n, -1)).reshape(local.shape)
+        out[..., j : j + step] = local.reshape(L, p, width, blocks).transpose(1, 3, 0, 2)
+    return out.reshape(p, blocks * L, P)[:, :T]
 
 
 def residuals(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
@@ -186,6 +212,8 @@ def refine(
     offsets = bool(np.any(model.offset))  # refined only where the start has one
     damping = 1e-3
     for _ in range(max_steps):
+        if model.loss < _ROUNDING:
+            break
         gram, gradient, update = _linearise(model, us, ys, offsets)
         size = np.sqrt(np.maximum(np.diag(gram), np.diag(gram).max() * 1e-14))
         scaled = gram / np.outer(size, size)
@@ -289,6 +317,17 @@ def balanced(model: Fitted) -> Fitted:
     return replace(
         model, A=Ti @ model.A @ T, B=Ti @ model.B, C=model.C @ T, x0=tuple(Ti @ x for x in model.x0)
     )
+
+
+def truncated(model: Fitted, order: int) -> tuple[Array, Array]:
+    """Return (A, C) of fewer states: the weakest of a balanced model are left out."""
+    model = balanced(model)
+    return model.A[:order, :order], model.C[:, :order]
+
+
+def on_limit(A: Array) -> bool:
+    """Whether a pole lies where `stable_matrix` puts those that are not stable."""
+    return spectral_radius(A) > 2 * STABLE_RADIUS - 1
 
 
 def spectral_radius(A: Array) -> float:

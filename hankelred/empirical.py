@@ -318,6 +318,10 @@ class _EmpiricalSource:
         self.noise_floor = gramians.noise_floor
         self.residual = max(gramians.error_estimate[kind] for kind in ("controllability", "observability"))
 
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return inf: nothing is proved of estimates."""
+        return math.inf
+
     def truncate(self, order: int) -> tuple[LinearModel | None, Array, Array]:
         """Project onto the leading balanced directions."""
         left, right = self._balancing.projection(order)
@@ -328,7 +332,8 @@ class _EmpiricalSource:
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced; inf where the projection made it unstable."""
-        assert self.full is not None
+        if self.full is None:
+            raise HankelredError("the error is that of a linear model; compare a simulator's outputs instead")
         return difference_norm(self.full, reduced, norm)
 
 

@@ -17,6 +17,9 @@ from .models import LinearModel, Timebase, as_model
 
 Array: TypeAlias = npt.NDArray[Any]
 
+#: How far from semidefinite a Gramian may be by rounding, for each of its states.
+SEMIDEFINITE = 1e-10
+
 KINDS = ("controllability", "observability", "cross")
 
 
@@ -88,6 +91,66 @@ def gramian(
     else:
         L = factored.left @ factored.observability
     return L if factor else L @ L.conj().T
+
+
+def gramian_factor(gramian: npt.ArrayLike) -> Array:
+    """Return L with W = L L^H of a Gramian that is at hand as a matrix, such as a sum of x x^H.
+
+    A factor from the model (``gramian(sys, factor=True)``) or from the states themselves
+    (:class:`GramianEstimator`) has twice the digits in small directions; this is for where only the
+    matrix is left.
+
+    Parameters
+    ----------
+    gramian : array_like, shape (n, n)
+        Hermitian and positive semidefinite, up to rounding.
+
+    Returns
+    -------
+    ndarray, shape (n, k)
+        Without the directions that are rounding, so k may be less than n.
+
+    Raises
+    ------
+    ModelError
+        Not a square, finite, Hermitian, positive semidefinite matrix.
+
+    Notes
+    -----
+    From the eigenvectors of W scaled to a unit diagonal, so that the units of the states do not matter and
+    singular matrices are as good as any: no Cholesky factorisation, which fails on them.
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> W = np.array([[4.0, 2.0], [2.0, 1.0]])
+    >>> L = hankelred.gramian_factor(W)
+    >>> L.shape, bool(np.allclose(L @ L.T, W))
+    ((2, 1), True)
+    """
+    try:
+        W = np.asarray(gramian, dtype=complex if np.iscomplexobj(gramian) else float)
+    except (TypeError, ValueError):
+        raise ModelError("the Gramian must be a numeric array") from None
+    if W.ndim != 2 or W.shape[0] != W.shape[1]:
+        raise ModelError(f"a Gramian is a square matrix, got shape {W.shape}")
+    if not np.all(np.isfinite(W)):
+        raise ModelError("the Gramian has entries that are not finite")
+    n = W.shape[0]
+    units = np.sqrt(np.maximum(np.diag(W).real, 0.0))
+    inverse = np.divide(1.0, units, out=np.zeros(n), where=units > 0)
+    scaled = inverse[:, None] * W * inverse
+    size = max(n, 1) * SEMIDEFINITE
+    asymmetry = float(np.abs(scaled - scaled.conj().T).max(initial=0.0))
+    alone = float(np.abs(W[units == 0]).max(initial=0.0))
+    values, vectors = np.linalg.eigh((scaled + scaled.conj().T) / 2)
+    if asymmetry > size or alone > 0 or (n and values[0] < -size):
+        raise ModelError(
+            "not a Gramian: it must be Hermitian and positive semidefinite, and scaled to a unit diagonal "
+            f"it has asymmetry {asymmetry:.1e} and least eigenvalue {values[0]:.1e}"
+        )
+    kept = values > n * np.finfo(float).eps
+    return units[:, None] * vectors[:, kept] * np.sqrt(values[kept])
 
 
 def _no_gramian(poles: Array) -> str:

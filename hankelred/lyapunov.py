@@ -15,7 +15,7 @@ Both Gramians of a stable system come as factors L with W = L L^H; W itself is n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,6 +118,41 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
                     residual,
                 )
     return _factorize_schur(A, B, C, scales, discrete, stability_tol)
+
+
+def with_given_factors(
+    factored: FactoredSystem, controllability: Array | None, observability: Array | None
+) -> FactoredSystem:
+    """Return the system with other factors, (n, k) in the model's states, in place of its own.
+
+    Those of unstable and marginal poles are left aside, as these poles are kept.
+
+    Raises
+    ------
+    ModelError
+        A real system whose given Gramian is not real in real states.
+    """
+    Lc, Lo = factored.controllability, factored.observability
+    if controllability is not None:
+        Lc = _in_real_states(factored, factored.left.conj().T @ controllability, "controllability_factor")
+    if observability is not None:
+        Lo = _in_real_states(factored, factored.right.conj().T @ observability, "observability_factor")
+    return replace(factored, controllability=Lc, observability=Lo, solver="given")
+
+
+def _in_real_states(factored: FactoredSystem, L: Array, name: str) -> Array:
+    """Return a real factor where the system is in real states."""
+    if any(np.iscomplexobj(M) for M in (factored.A, factored.B, factored.C)):
+        return L
+    W = L @ L.conj().T
+    if np.iscomplexobj(W) and np.abs(W.imag).max(initial=0.0) > ACCEPTED_RESIDUAL * np.abs(W).max(
+        initial=0.0
+    ):
+        raise ModelError(
+            f"{name} belongs to a Gramian with an imaginary part of size {np.abs(W.imag).max():.1e} in real "
+            "states, but the model is real: its factor must treat both members of a conjugate pair alike"
+        )
+    return real_factor(L)
 
 
 def check_sizes(A: Array, B: Array, C: Array, discrete: bool) -> None:

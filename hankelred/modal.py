@@ -88,8 +88,8 @@ class ModalSystem:
         self.D: Array = np.zeros(shape) if direct is None else direct
         if self.D.shape != shape:
             raise ModelError(f"D must have shape {shape} (outputs, inputs), got {self.D.shape}")
-        if not np.any(self.D.imag):
-            self.D = self.D.real.copy()
+        if direct is not None and not np.any(direct.imag):
+            self.D = direct.real.copy()
         finite_poles = np.isfinite(self.log_poles)
         if is_discrete(self.dt):
             finite_poles |= np.isneginf(self.log_poles.real) & np.isfinite(self.log_poles.imag)
@@ -97,7 +97,7 @@ class ModalSystem:
             ("log_poles", finite_poles),
             ("B", np.isfinite(self.B)),
             ("C", np.isfinite(self.C)),
-            ("D", np.isfinite(self.D)),
+            ("D", np.isfinite(() if direct is None else direct)),
         ):
             if not np.all(ok):
                 where = tuple(int(i) for i in np.argwhere(~ok)[0])
@@ -108,7 +108,9 @@ class ModalSystem:
         logs = self.log_poles.real if is_discrete(self.dt) else np.zeros(0)
         for name, size, largest in (
             ("log_poles", float(logs.max(initial=0.0)), math.log(LARGEST)),
-            *((name, float(np.abs(getattr(self, name)).max(initial=0.0)), LARGEST) for name in "BCD"),
+            ("B", float(np.abs(self.B).max(initial=0.0)), LARGEST),
+            ("C", float(np.abs(self.C).max(initial=0.0)), LARGEST),
+            ("D", 0.0 if direct is None else float(np.abs(direct).max(initial=0.0)), LARGEST),
         ):
             if size > largest:
                 raise ModelError(
@@ -191,10 +193,12 @@ def _modal_of_model(model: LinearModel) -> ModalSystem:
 
 def diagonalised(model: LinearModel) -> tuple[ModalSystem, Array]:
     """Return the modal system and the matrix from its states to those of the model."""
+    # thousands of inputs and outputs without a direct term: a D of zeros is not worth checking
+    D = model.D if np.any(model.D) else None
     if model.n_states == 0:
-        return ModalSystem(np.zeros(0), model.B, model.C, model.D, dt=model.dt), np.zeros((0, 0))
+        return ModalSystem(np.zeros(0), model.B, model.C, D, dt=model.dt), np.zeros((0, 0))
     if model.log_poles is not None:
-        same = ModalSystem(model.log_poles, model.B, model.C, model.D, dt=model.dt)
+        same = ModalSystem(model.log_poles, model.B, model.C, D, dt=model.dt)
         return same, np.eye(model.n_states)
     poles, V = np.linalg.eig(model.A)
     condition = np.linalg.cond(V)
@@ -221,10 +225,10 @@ def diagonalised(model: LinearModel) -> tuple[ModalSystem, Array]:
         single = real[order]
         B[single], C[:, single] = B[single].real, C[:, single].real
     if not model.is_discrete:
-        return ModalSystem(poles, B, C, model.D, dt=model.dt), V / scale
+        return ModalSystem(poles, B, C, D, dt=model.dt), V / scale
     with np.errstate(divide="ignore"):
         logs = np.log(poles)
-    return ModalSystem(logs, B, C, model.D, dt=model.dt), V / scale
+    return ModalSystem(logs, B, C, D, dt=model.dt), V / scale
 
 
 def _pole_order(poles: Array, *, discrete: bool, paired: bool) -> tuple[Array, Array]:

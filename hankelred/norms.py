@@ -112,8 +112,8 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
     their poles nearest the stability boundary, where the rounding of other coordinates shows most. If
     the two differ by more than noise the search is done again on the full forms.
     """
-    compact = parallel([small for small, _ in terms])
-    full = _equilibrated(*parallel([large for _, large in terms]))
+    compact = with_few_ports(*parallel([small for small, _ in terms]))
+    full = _equilibrated(*with_few_ports(*parallel([large for _, large in terms])))
     value, frequency = hinf_norm(*compact, discrete=discrete)
     if full[0].size == 0 or 0 in full[3].shape:
         return value
@@ -130,14 +130,14 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
 
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
     """Return the norm of full minus reduced, two models with the same ports and timebase."""
-    difference = parallel([full.as_tuple(), negated(reduced.as_tuple())])
+    difference = with_few_ports(*parallel([full.as_tuple(), negated(reduced.as_tuple())]))
     return norm(difference, kind, dt=full.dt)  # type: ignore[arg-type]
 
 
 def negated(system: Quadruple) -> Quadruple:
     """Return the system with the opposite sign."""
     A, B, C, D = system
-    return A, B, -C, -D
+    return A, B, -C, -D if np.any(D) else D
 
 
 def parallel(parts: list[Quadruple]) -> Quadruple:
@@ -151,8 +151,26 @@ def parallel(parts: list[Quadruple]) -> Quadruple:
         at += k
     B = np.concatenate([B for _, B, _, _ in parts])
     C = np.concatenate([C for _, _, C, _ in parts], axis=1)
-    D = np.sum([D for _, _, _, D in parts], axis=0)
-    return out, B, C, D
+    # zeros between thousands of channels are not worth adding
+    direct = [D for _, _, _, D in parts if np.any(D)]
+    return out, B, C, np.sum(direct, axis=0) if direct else parts[0][3]
+
+
+def with_few_ports(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
+    """Return a system with the same gain at every frequency and no more ports than its rank can fill.
+
+    Thousands of channels on a few states are isometries around a small system: C = Q R has the gains of R.
+    """
+    direct = bool(np.any(D))
+    seen = np.concatenate([C, D], axis=1) if direct else C
+    if seen.shape[0] > seen.shape[1]:
+        seen = np.asarray(np.linalg.qr(seen, mode="r"))
+        C, D = seen[:, : C.shape[1]], seen[:, C.shape[1] :] if direct else D[: seen.shape[0]]
+    fed = np.concatenate([B, D]) if direct else B
+    if fed.shape[1] > fed.shape[0]:
+        fed = np.asarray(np.linalg.qr(fed.conj().T, mode="r")).conj().T
+        B, D = fed[: B.shape[0]], fed[B.shape[0] :] if direct else D[:, : fed.shape[1]]
+    return A, B, C, D
 
 
 def gain_at(system: Quadruple, frequency: float, *, discrete: bool) -> float:

@@ -151,7 +151,8 @@ def plot_hankel_singular_values(
     if tol is not None:
         ax.axhline(tol, color=ERROR, linewidth=1, linestyle="--", label=f"tolerance {tol:g}")
     if marked is not None:
-        bound = float(error_bounds(values)[marked])
+        same = isinstance(source, Reduction) and source.order == marked
+        bound = source.error_bound if same else float(error_bounds(values)[marked])
         says = "" if not certified else " (exact)" if bound == 0 else f" (bound {bound:.2e})"
         ax.axvline(marked + 0.5, color=REDUCED, linewidth=1.2, label=f"chosen order {marked}{says}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

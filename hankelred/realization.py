@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from dataclasses import dataclass, field, fields
@@ -16,9 +17,17 @@ from . import _order_search as order_search
 from ._errors import HankelredError, OrderError, ReductionWarning
 from ._hankel_operator import NOISE_NORM, HankelOperator, HankelSVD, leading_svd
 from ._impulse_fit import ConvolutionMatrix, solve_least_squares
+from ._progress import on_terminal
 from ._records import Experiments, as_experiments, refuse_constant_channels
 from ._response import largest_singular_value
-from ._simulation_fit import free_responses, residuals, stable_matrix, with_initial_states
+from ._simulation_fit import (
+    STABLE_RADIUS,
+    free_responses,
+    on_limit,
+    residuals,
+    stable_matrix,
+    with_initial_states,
+)
 from ._split import STABILITY_TOL
 from .hankel import hankel_singular_values
 from .models import LinearModel, Timebase, validated_timebase
@@ -27,6 +36,9 @@ from .order import check_rule, select_order
 from .reduction import Reduction, checked_order, make_reduction
 
 Array: TypeAlias = npt.NDArray[Any]
+
+#: Fit to the held-back samples below which `identify` warns.
+_POOR_FIT = 0.1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -336,6 +348,17 @@ class RealizationSource:
         """Of the data's Hankel matrix, as many as were computed."""
         return self.svd.singular_values
 
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return the bound unless the data contradict it.
+
+        It is proved for a whole impulse response. Where a window has cut off one that is still ringing the
+        model can miss the data by more, and then nothing is known.
+        """
+        if reduced is None:
+            return math.inf
+        slack = self.noise_floor + self.svd.rounding * self.markov.shape[0]
+        return bound if self.error(reduced, "hinf") <= bound * (1 + 1e-6) + slack else math.inf
+
     @property
     def residual(self) -> float:
         """Numerical uncertainty of the singular values, relative to the largest."""
@@ -515,13 +538,14 @@ def identify(
     dt: Timebase = True,
     offsets: bool = True,
     stable: bool = True,
+    progress: bool | None = None,
 ) -> IdentifiedModel:
     """Identify a state-space model from recorded inputs and outputs, in one call.
 
     Subspace methods of several kinds and horizons, and a high-order ARX model, give trial models of every
-    order; the last 30 % of every record, held back, chooses among them by simulated output. The promising
-    ones are refined by minimising the error of the simulated output. The chosen recipe is then followed on
-    the whole record.
+    order, which are refined by minimising the error of the simulated output. The last 30 % of every record,
+    held back, chooses among them: the smallest order that is not worse than the best by more than the
+    held-back part can tell. The chosen recipe is then followed on the whole record.
 
     Parameters
     ----------
@@ -538,6 +562,8 @@ def identify(
     stable : bool
         Return a stable model (the default). An integrator then becomes a pole just inside the unit circle.
         False lets poles be where the data put them.
+    progress : bool, optional
+        Show a progress bar on stderr. By default where that is a terminal.
 
     Returns
     -------
@@ -555,7 +581,8 @@ def identify(
     Warns
     -----
     ReductionWarning
-        The data do not bear the order that was asked for.
+        The data do not bear the order that was asked for, the model has a pole on the stability limit, or it
+        explains next to nothing of an output in the held-back samples.
 
     Notes
     -----
@@ -595,8 +622,19 @@ def identify(
             + (f" for order {order}" if order is not None else "")
             + f"; about {order_search.least_samples(channels, data.n_outputs, order)} in one piece are needed"
         )
-    source = IdentificationSource(data, tuple(sizes), offsets, stable, order)
-    return _with_fit(make_reduction(source, source.chosen_order))
+    shown = on_terminal() if progress is None else progress
+    source = IdentificationSource(data, tuple(sizes), offsets, stable, order, shown)
+    model = _with_fit(make_reduction(source, source.chosen_order))
+    for i, held_back in enumerate(model.held_back_fit):
+        if held_back < _POOR_FIT:
+            label = f"output {data.output_labels[i] if data.output_labels else i}"
+            warnings.warn(
+                f"the model explains next to nothing of {label}: its held-back fit is {held_back:.3g}. Are "
+                "inputs and outputs swapped, is the order too small, or the output driven by something else?",
+                ReductionWarning,
+                stacklevel=2,
+            )
+    return model
 
 
 class IdentificationSource:
@@ -608,13 +646,22 @@ class IdentificationSource:
     residual = 0.0
 
     def __init__(
-        self, data: Experiments, sizes: tuple[int, ...], offsets: bool, stable: bool, order: int | None
+        self,
+        data: Experiments,
+        sizes: tuple[int, ...],
+        offsets: bool,
+        stable: bool,
+        order: int | None,
+        progress: bool,
     ) -> None:
         self._data, self._sizes, self._offsets, self._stable = data, sizes, offsets, stable
         self._found: dict[int, order_search.Identified] = {}
         self._largest = order_search.MAX_ORDER if order is None else max(order_search.MAX_ORDER, order)
         orders = self._orders() if order is None else [order]
-        chosen = order_search.search(data.inputs, data.outputs, orders, sizes, offsets=offsets, stable=stable)
+        above = self._above(order) if order is not None else ()
+        chosen = order_search.search(
+            data.inputs, data.outputs, orders, sizes, above, offsets=offsets, stable=stable, progress=progress
+        )
         self.chosen_order = chosen.model.order
         if order is not None and self.chosen_order < order:
             warnings.warn(
@@ -624,13 +671,28 @@ class IdentificationSource:
                 ReductionWarning,
                 stacklevel=3,
             )
+        if stable and on_limit(chosen.model.A):
+            warnings.warn(
+                f"the model of order {self.chosen_order} has a pole on the stability limit "
+                f"({STABLE_RADIUS:.7g}): the record asks for an integrator, an unstable pole or "
+                "a slow drift. Compare other orders on another record, or pass stable=False",
+                ReductionWarning,
+                stacklevel=3,
+            )
         self._found[self.chosen_order] = chosen
+
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return inf: the model of each order is estimated afresh."""
+        return math.inf
 
     def _orders(self) -> list[int]:
         # a quarter of the samples as parameters is the most that a held-back part can still judge
         per_state = self._data.n_inputs + self._data.n_outputs
         most = self._data.n_samples * self._data.n_outputs // (4 * per_state)
         return list(range(1, max(2, min(self._largest, most) + 1)))
+
+    def _above(self, order: int) -> list[int]:
+        return [n for n in self._orders() if n > order and (n - order) % 2 == 0]
 
     def found(self, order: int) -> order_search.Identified:
         """Return the model of an order, estimated on first use."""
@@ -640,6 +702,7 @@ class IdentificationSource:
                 self._data.outputs,
                 [order],
                 self._sizes,
+                self._above(order),
                 offsets=self._offsets,
                 stable=self._stable,
             )

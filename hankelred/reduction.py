@@ -7,7 +7,6 @@ happen here, once, for all of them.
 
 from __future__ import annotations
 
-import math
 import operator
 import warnings
 from dataclasses import dataclass, field
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ._balanced import BalancedSource, Residualization, Truncation
+from ._balanced import BalancedSource, GivenFactors, Residualization, Truncation
 from ._errors import ModelError, OrderError, ReductionWarning
 from ._split import STABILITY_TOL
 from .hankel import balance, checked_tol
-from .lyapunov import factorize
+from .lyapunov import factorize, with_given_factors
 from .modal import ModalSystem, diagonalised
 from .models import LinearModel, Timebase, as_model
 from .order import check_rule, error_bounds, select_order
@@ -62,7 +61,10 @@ class ReductionSource(Protocol):
 
     @property
     def certified(self) -> bool:
-        """Whether twice the sum of the values left out bounds the error."""
+        """Whether twice the sum of the values left out bounds the error of every order."""
+
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return what of `bound`, twice the sum of the values left out, holds for this reduced model."""
 
     @property
     def full(self) -> LinearModel | None:
@@ -105,8 +107,9 @@ class Reduction:
         "truncation", "residualization", or how a model was made from data.
     solver : str
         Which Gramian solver was used: "smith", "hammarling" or "cauchy"; see the ladder in the docs.
+        "given" where a factor was handed in.
     residual : float
-        Largest relative residual of the Gramian equations with the factors used.
+        Largest relative residual of the Gramian equations with the factors the solver made.
     """
 
     system: Any
@@ -199,6 +202,8 @@ def reduce(
     energy: float | None = None,
     gap: bool = False,
     method: Literal["truncation", "residualization"] = "truncation",
+    controllability_factor: npt.ArrayLike | None = None,
+    observability_factor: npt.ArrayLike | None = None,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
 ) -> Reduction:
@@ -223,6 +228,12 @@ def reduce(
     method : {"truncation", "residualization"}
         "truncation" is exact at high frequency (continuous time), "residualization" at frequency
         zero. Both have the same error bound.
+    controllability_factor, observability_factor : array_like, shape (n, k), optional
+        L with W = L L^H, to balance by these Gramians in place of the model's own: those of the states
+        that real inputs excite (:class:`GramianEstimator`, :func:`gramian_factor`), or of outputs that do not
+        all matter alike. No bound follows (``error_bound`` is inf; ``tol`` and the other rules read these
+        singular values, as a guide), and stability is not guaranteed. In the states of ``sys``; for a
+        :class:`ModalSystem` those are its modes. With "truncation" only.
     dt : 0, True, float or None
         Timebase of a tuple.
     stability_tol : float
@@ -239,15 +250,15 @@ def reduce(
         An order that is no whole number >= 0, or below the number of unstable poles; a tolerance that
         is not positive; more than one rule.
     ModelError
-        The model cannot be used, or the method is unknown.
+        The model cannot be used, the method is unknown, or a given factor does not fit.
     ConvergenceError
         No solver reached its accuracy.
 
     Warns
     -----
     ReductionWarning
-        The order was clipped to the numerical rank, or rounding left a pole of the reduced model
-        unstable.
+        The order was clipped to the numerical rank, or rounding (or a given factor) left a pole of
+        the reduced model unstable.
 
     Notes
     -----
@@ -265,15 +276,49 @@ def reduce(
     (2, 2)
     >>> bool(reduction.error("hinf") <= reduction.error_bound)
     True
+
+    By the states that a recorded input excites:
+
+    >>> states = hankelred.GramianEstimator(3)
+    >>> states.update(np.random.default_rng(0).standard_normal((3, 500)) * [[1.0], [0.1], [1e-3]])
+    >>> weighted = hankelred.reduce((A, B, C, 0), 1, controllability_factor=states.factor())
+    >>> weighted.error_bound
+    inf
     """
     if not isinstance(method, str) or method not in METHODS:
         raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy, gap=gap)
     model = as_model(sys, dt)
     at_rest = method == "residualization" and not model.is_discrete
-    balancing = balance(factorize(model, checked_tol(stability_tol)), reciprocal=at_rest)
-    source = METHODS[method](model, balancing)
+    given = {
+        name: None if L is None else checked_factor(L, name, model.n_states)
+        for name, L in (
+            ("controllability_factor", controllability_factor),
+            ("observability_factor", observability_factor),
+        )
+    }
+    names = [name for name, L in given.items() if L is not None]
+    if names and method != "truncation":
+        raise ModelError(f"{names[0]} serves method='truncation' only, got method={method!r}")
+    factored = factorize(model, checked_tol(stability_tol))
+    if names:
+        factored = with_given_factors(factored, *given.values())
+    source = (GivenFactors if names else METHODS[method])(model, balance(factored, reciprocal=at_rest))
     return make_reduction(source, chosen_order(source, order, rule))
+
+
+def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
+    """Return a given Gramian factor as a finite (n, k) array."""
+    try:
+        factor = np.asarray(L, dtype=complex if np.iscomplexobj(L) else float)
+    except (TypeError, ValueError):
+        raise ModelError(f"{name} must be a numeric array") from None
+    if factor.ndim != 2 or factor.shape[0] != n:
+        raise ModelError(f"{name} must have a row for each of the {n} states, got shape {factor.shape}")
+    if not np.all(np.isfinite(factor)):
+        row, column = np.argwhere(~np.isfinite(factor))[0]
+        raise ModelError(f"{name}[{row}, {column}] is {factor[row, column]}; every entry must be finite")
+    return factor
 
 
 def checked_choice(order: Any, **rule: Any) -> dict[str, Any]:
@@ -346,7 +391,7 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
         system=system,
         order=order,
         hankel_singular_values=values,
-        error_bound=float(error_bounds(values)[order]) if source.certified else math.inf,
+        error_bound=source.certificate(float(error_bounds(values)[order]), model),
         noise_floor=source.noise_floor,
         unstable_order=unstable,
         numerical_rank=rank,

@@ -2,10 +2,20 @@
 
 from hankelred import __version__
 
-from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError, StateError
+from ._errors import (
+    AdapterError,
+    AdapterFileError,
+    ArchitectureError,
+    CalibrationError,
+    ConfigError,
+    StateError,
+)
+from .calibration import Calibration, calibrate
 from .config import HRMConfig
 from .parallel import context_parallel
 from .recurrence import linear_recurrence
+from .reduction import ReductionReport, reduce
+from .spectra import HankelSpectra, hankel_spectra
 from .systems import get_systems, set_systems
 from .tuner import attach, register
 
@@ -15,13 +25,20 @@ __all__ = [
     "AdapterError",
     "AdapterFileError",
     "ArchitectureError",
+    "Calibration",
+    "CalibrationError",
     "ConfigError",
     "HRMConfig",
+    "HankelSpectra",
+    "ReductionReport",
     "StateError",
     "__version__",
     "attach",
+    "calibrate",
     "context_parallel",
     "get_systems",
+    "hankel_spectra",
     "linear_recurrence",
+    "reduce",
     "set_systems",
 ]

@@ -1,14 +1,15 @@
 """How padding, document starts and states come to the adapters.
 
 What counts is read once per forward pass, where the decoder is called, and handed to each decoder layer as
-one more keyword. The layers get a subclass of their class that takes this keyword and shows it to the
-adapters in it. Gradient checkpointing runs the forward function of that class again with the same keywords,
-so a recomputed layer sees what it saw at first; hooks on the layer would not be run again.
+one more keyword. The layers get a subclass of their class that takes this keyword and makes it the current
+pass while the layer runs. Gradient checkpointing runs the forward function of that class again with the same
+keywords, so a recomputed layer sees what it saw at first; hooks on the layer would not be run again.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 from typing import Any
 
 import torch
@@ -18,10 +19,23 @@ from transformers.cache_utils import Cache
 from ._errors import StateError
 from ._shards import Shards, check_ring, read_shards
 from ._tokens import Tokens, read_tokens
-from .adapter import HRMLayer
 from .state import HRMState, checked_cache, find_state, open_state, tokens_seen
 
 _CACHE_NAMES = ("past_key_values", "layer_past")
+
+
+class _Current(threading.local):
+    """The pass that runs in this thread: one model may serve several at once."""
+
+    value: Pass | None = None
+
+
+_current = _Current()
+
+
+def current_pass() -> Pass | None:
+    """Return the forward pass that runs now, None outside of one."""
+    return _current.value
 
 
 class Pass:
@@ -30,9 +44,15 @@ class Pass:
     def __init__(self, batch: int, time: int, tokens: Tokens, n_layers: int, shards: Shards | None):
         self.batch, self.time, self.tokens, self.n_layers = batch, time, tokens, n_layers
         self.shards = shards
+        self.plain = tokens.keep is None and tokens.reset is None
         self._cache: Cache | None = None
         self._seen = 0
         self._state: HRMState | None = None
+        self._outer: Pass | None = None
+
+    def start(self) -> None:
+        """Become the current pass, within another one if there is."""
+        self._outer, _current.value = _current.value, self
 
     def enter(self, cache: object) -> None:
         """Note the cache that the first layer gets, before keys and values are added."""
@@ -65,9 +85,10 @@ class Pass:
         if state is not None:
             state.drop(block)
 
-    def leave(self) -> None:
-        """Count the tokens, once all layers are through."""
-        if self._state is not None:
+    def leave(self, *, finished: bool) -> None:
+        """Stop being the current pass; count the tokens if all layers are through."""
+        _current.value = self._outer
+        if finished and self._state is not None:
             self._state.started = True
             if not self._state.static:
                 self._state.tokens += self.time
@@ -77,8 +98,8 @@ def install(backbone: nn.Module, layers: nn.ModuleList) -> None:
     """Make a decoder and its layers carry passes; a second time does nothing."""
     if "_hrm_hooks" in backbone.__dict__:
         return
-    backbone.__dict__["_hrm_arguments"] = tuple(inspect.signature(type(backbone).forward).parameters)[1:]
-    backbone.__dict__["_hrm_layers"] = next(n for n, module in backbone.named_children() if module is layers)
+    names = tuple(inspect.signature(type(backbone).forward).parameters)[1:]
+    backbone.__dict__["_hrm_decoder"] = (names, len(layers))
     backbone.__dict__["_hrm_hooks"] = [
         backbone.register_forward_pre_hook(_start_pass, with_kwargs=True),
         backbone.register_forward_hook(_end_pass, always_call=True),
@@ -94,10 +115,9 @@ def remove(backbone: nn.Module, layers: nn.ModuleList) -> None:
     """Undo :func:`install`."""
     for hook in backbone.__dict__.pop("_hrm_hooks", ()):
         hook.remove()
-    for name in ("_hrm_arguments", "_hrm_layers", "_hrm_group"):
+    for name in ("_hrm_decoder", "_hrm_group"):
         backbone.__dict__.pop(name, None)
     for layer in layers:
-        layer.__dict__.pop("_hrm_pass", None)
         if isinstance(layer, _Carrier):
             layer.__class__ = type(layer).carried  # type: ignore[assignment]
             if "_old_forward" in layer.__dict__:
@@ -110,10 +130,12 @@ def carrying_decoders(model: nn.Module) -> list[nn.Module]:
 
 
 def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    given = dict(zip(backbone.__dict__["_hrm_arguments"], args, strict=False))
+    names, n_layers = backbone.__dict__["_hrm_decoder"]
+    given = dict(zip(names, args, strict=False))
     given.update(kwargs)
     config = backbone.config
-    if "paged" in str(getattr(config, "_attn_implementation", "")):
+    paged = "paged" in str(getattr(config, "_attn_implementation", ""))
+    if paged or given.get("write_index") is not None:
         raise StateError(
             "continuous batching (generate_batch) keeps keys and values in a paged cache, which has no "
             "room for a recurrent state; use generate"
@@ -125,7 +147,6 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     batch, time = inputs.shape[:2]
     cache = given.get("past_key_values")
     cache = None if cache is None else checked_cache(cache)
-    layers = getattr(backbone, backbone.__dict__["_hrm_layers"])
     told = {
         "mask": given.get("attention_mask"),
         "positions": given.get("position_ids"),
@@ -136,28 +157,23 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     check_ring(group)
     tokens = read_tokens(batch, time, **told, cache=cache, window=getattr(config, "sliding_window", None))
     shards = None if group is None else read_shards(group, batch, time, tokens, **told)
-    this = Pass(batch, time, tokens, len(layers), shards)
-    backbone.__dict__["_hrm_pass"] = this
-    for layer in layers:
-        layer.__dict__["_hrm_pass"] = this
+    Pass(batch, time, tokens, n_layers, shards).start()
 
 
 def _end_pass(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    this = backbone.__dict__.pop("_hrm_pass", None)
-    if this is not None and output is not None:
-        this.leave()
-    for layer in getattr(backbone, backbone.__dict__["_hrm_layers"]):
-        layer.__dict__.pop("_hrm_pass", None)
+    this = _current.value
+    if this is not None:
+        this.leave(finished=output is not None)
 
 
 def _hand_over(
     layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "hrm_pass": layer.__dict__.get("_hrm_pass")}
+    return args, {**kwargs, "hrm_pass": _current.value}
 
 
 class _Carrier:
-    """A decoder layer that shows its adapters the pass they are in."""
+    """A decoder layer that runs in the pass it was handed."""
 
     carried: type[nn.Module]
 
@@ -186,19 +202,16 @@ def _make_carrying(cls: type[nn.Module]) -> type[nn.Module]:
     places = [names.index(name) for name in _CACHE_NAMES if name in names]
 
     def forward(self: nn.Module, *args: Any, hrm_pass: Pass | None = None, **kwargs: Any) -> Any:
-        adapters = [block for block in self.children() if isinstance(block, HRMLayer)]
         if hrm_pass is not None:
             cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
             for place in places:
                 cache = args[place] if cache is None and place < len(args) else cache
             hrm_pass.enter(cache)
-        for adapter in adapters:
-            adapter.enter(hrm_pass)
+        before, _current.value = _current.value, hrm_pass
         try:
             return cls.forward(self, *args, **kwargs)
         finally:
-            for adapter in adapters:
-                adapter.enter(None)
+            _current.value = before
 
     # the name stays: sharding policies and device maps find decoder layers by it
     members = {"forward": forward, "carried": cls, "__module__": cls.__module__, "__doc__": cls.__doc__}

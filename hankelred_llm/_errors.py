@@ -23,3 +23,7 @@ class AdapterFileError(HankelredError):
 
 class StateError(HankelredError):
     """The recurrent state, or which tokens it should follow, cannot be known."""
+
+
+class CalibrationError(HankelredError):
+    """Statistics cannot be collected from these batches, or belong to another model, adapter or data."""

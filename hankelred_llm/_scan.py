@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hankelred_llm import _chunks
 from hankelred_llm._chunks import Masks, Modes
+from hankelred_llm._step import Step
 
 
 def column_scan(
@@ -74,27 +75,15 @@ def _one_step(
     keep: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Decode one token; in float64, as a product with a rounded a would add up over very many tokens."""
+    """Take one sample."""
     dtype = state_dtype(u.dtype)
     if state is None:
         s = u.to(dtype) if keep is None else torch.where(keep[:, None], u.to(dtype), 0.0)
         return s, s[..., 0]
-    before = state if reset is None else torch.where(reset, 0.0, state)
-    decay = log_decay.double().exp()
-    if phase is None:
-        after = torch.addcmul(u[..., 0], decay, before)
-    else:
-        pairs = phase.shape[0]
-        angle = phase.double()
-        a_real, a_imag = decay[:pairs] * angle.cos(), decay[:pairs] * angle.sin()
-        real, imag, rest = before[:, :pairs], before[:, pairs : 2 * pairs], before[:, 2 * pairs :]
-        moved = [a_real * real - a_imag * imag, a_real * imag + a_imag * real]
-        if pairs < decay.shape[0]:
-            moved.append(decay[pairs:] * rest)
-        after = u[..., 0] + torch.cat(moved, 1)
-    s = after.to(dtype)
+    before = (state if reset is None else torch.where(reset, 0.0, state)).to(dtype)
+    s = Step.of(log_decay, phase).advance(u[..., 0], before)
     if keep is not None:
-        s = torch.where(keep, s, before.to(dtype))
+        s = torch.where(keep, s, before)
     return s[..., None], s
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import uuid
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from ._carrier import current_pass
 from ._errors import AdapterError, StateError
 from ._scan import column_scan
 from ._starts import STARTS
+from ._step import Step
 
 if TYPE_CHECKING:
-    from ._carrier import Pass
     from ._shards import Shards
     from .config import HRMConfig, Modes
 
@@ -111,6 +114,7 @@ class HRMSystem(nn.Module):
         state: Tensor | None = None,
         keep: Tensor | None = None,
         reset: Tensor | None = None,
+        decoder: Decoder | None = None,
         shards: Shards | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the system.
@@ -124,6 +128,8 @@ class HRMSystem(nn.Module):
             False: the state stays, the token is not read.
         reset : Tensor of bool, shape (batch, time), optional
             True: what came before is forgotten.
+        decoder : Decoder, optional
+            What :meth:`decoder` returns, for a single token that goes on from a state.
         shards : Shards, optional
             The tokens are one shard of a sequence; the state comes from the process before.
 
@@ -132,13 +138,17 @@ class HRMSystem(nn.Module):
         y : Tensor, shape (batch, time, d)
         s : Tensor, shape (batch, order, time)
         """
-        dtype = torch.promote_types(self.B.dtype, torch.float32)
+        if decoder is not None and state is not None:
+            if not torch.is_autocast_enabled(x.device.type):
+                return decoder.run(x, state, keep, reset)
+            with _full_precision(x.device.type):
+                return decoder.run(x, state, keep, reset)
         batch, time, width = x.shape
-        order = self.modes.order
         with _full_precision(x.device.type):
-            rows = x.reshape(batch * time, width).to(dtype)
+            B, out = self._maps()
+            rows = x.reshape(batch * time, width).to(B.dtype)
             # channel first: one product for the whole batch, in the layout the scan is fast in
-            u = (self.B.to(dtype) @ rows.t()).view(order, batch, time).transpose(0, 1)
+            u = (B @ rows.t()).view(-1, batch, time).transpose(0, 1)
             signs = self._signs(u, keep, shards) if self.modes.negative else None
             u = self._flipped(u, signs)
             if shards is None:
@@ -146,9 +156,20 @@ class HRMSystem(nn.Module):
             else:
                 s = shards.scan(self.log_decay(), self.phase, u, keep=keep, reset=reset)
             s = self._flipped(s, signs)
-            out = (self.gate * self.C).to(dtype)
-            y = s.transpose(1, 2).reshape(batch * time, order) @ out.t()
+            y = s.transpose(1, 2).reshape(batch * time, -1) @ out
         return y.view(batch, time, width), s
+
+    def _maps(self) -> tuple[Tensor, Tensor]:
+        """Return B, and gate * C turned, in single precision at least."""
+        dtype = torch.promote_types(self.B.dtype, torch.float32)
+        return self.B.to(dtype), (self.gate * self.C).to(dtype).t()
+
+    def decoder(self) -> Decoder:
+        """Return what a single token takes, of use as long as the parameters stay what they are."""
+        B, out = self._maps()
+        return Decoder(
+            Step.of(self.log_decay(), self.phase, negative=self.modes.negative), B, out.contiguous()
+        )
 
     def _signs(self, u: Tensor, keep: Tensor | None, shards: Shards | None) -> Tensor:
         """Return -1 and 1 in turns, one turn for each kept token of the sequence: (batch or 1, 1, time)."""
@@ -172,6 +193,28 @@ class HRMSystem(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes, for printing."""
         return f"width={self.width}, {self.modes}"
+
+
+class Decoder(NamedTuple):
+    """A system prepared for one token at a time."""
+
+    step: Step
+    B: Tensor  # (order, d)
+    out: Tensor  # (order, d), contiguous: a product with one row reads it twice as fast as C
+
+    def run(
+        self, x: Tensor, state: Tensor, keep: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one token, in as few operations as can be."""
+        batch, _, width = x.shape
+        row = x.reshape(batch, width)
+        before = state if reset is None else torch.where(reset, 0.0, state)
+        s = self.step.advance(
+            linear(row if row.dtype == state.dtype else row.to(state.dtype), self.B), before
+        )
+        if keep is not None:
+            s = torch.where(keep, s, before)
+        return torch.mm(s, self.out).view(batch, 1, width), s[..., None]
 
 
 class Identity:
@@ -228,7 +271,6 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.taps: dict[str, str] = {}
         self.method_adapters: tuple[str, ...] = ()  # all of this method in the model
-        self._pass: Pass | None = None
         # past the registry of modules: neither is a child of the other
         self.__dict__["_target"] = target
         target.__dict__["_hrm_layer"] = self
@@ -241,10 +283,9 @@ class HRMLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: HRMConfig, modes: Modes) -> None:
         """Put a fresh adapter in."""
-        weight = next((p for p in self.target.parameters() if p.is_floating_point()), None)
-        dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
-        device = None if weight is None else weight.device
-        system = HRMSystem(self.width, modes, dtype=dtype, device=device)
+        double = any(p.dtype == torch.float64 for p in self.target.parameters())
+        dtype = torch.float64 if double else torch.float32
+        system = HRMSystem(self.width, modes, dtype=dtype, device=self._target_device())
         system.start(config.init_weights, gate=config.gate_init)
         system.train(self.training)
         self.hrm_system[adapter_name] = system
@@ -259,10 +300,6 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         """Return the names of the adapters that take part in the forward pass."""
         names = [] if self.disable_adapters else cast(list[str], self.active_adapters)
         return [name for name in names if name in self.hrm_system]
-
-    def enter(self, this: Pass | None) -> None:
-        """Say which forward pass of the decoder comes, None after it."""
-        self._pass = this
 
     def forward(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Add what the active adapters say to the output of the block.
@@ -281,7 +318,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         StateError
             The block was called by itself, or its cache is another adapter's.
         """
-        this, active = self._pass, self.active_systems()
+        this, active = current_pass(), self.active_systems()
         if not active:
             if this is not None:
                 this.skip(self.place)
@@ -296,7 +333,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
                 f"block {self.place} got hidden states of shape {tuple(hidden.shape)} for a batch of "
                 f"{this.batch} rows of {this.time} tokens; an adapter needs them as (batch, time, width)"
             )
-        keep, reset = this.tokens_on(head.device)
+        keep, reset = this.tokens if this.plain else this.tokens_on(head.device)
         state = this.follow()
         states = {}
         own = head
@@ -305,8 +342,14 @@ class HRMLayer(nn.Module, BaseTunerLayer):
             identity = system.identity.value
             before = None if state is None else state.previous(self.place, identity)
             x = hidden if self.taps[name] == "input" else own
-            y, states[identity] = system(x, state=before, keep=keep, reset=reset, shards=this.shards)
-            head = (head + y).to(own.dtype)
+            decoder = None
+            if before is not None and state is not None and this.time == 1 and not torch.is_grad_enabled():
+                decoder = state.decoder(self.place, identity, system.decoder)
+            y, states[identity] = system(
+                x, state=before, keep=keep, reset=reset, decoder=decoder, shards=this.shards
+            )
+            head = head + y
+            head = head if head.dtype == own.dtype else head.to(own.dtype)
         if state is not None:
             state.store(self.place, states)
         return head
@@ -346,12 +389,21 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         """None, as the weight."""
         raise AttributeError("bias")
 
+    def _target_device(self) -> torch.device | None:
+        # weights that accelerate has taken away come back to the device they run on
+        for module in self.target.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        # quantized blocks may hold their weights as buffers
+        tensors = itertools.chain(self.target.parameters(), self.target.buffers())
+        return next((tensor.device for tensor in tensors), None)
+
     def _move_adapter_to_device_of_base_layer(
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         # peft would also cast to the block's type, and bfloat16 is too coarse for poles and states
-        weight = next(self.target.parameters(), None)
-        place = device if device is not None else None if weight is None else weight.device
+        place = self._target_device() if device is None else device
         if place is not None and adapter_name in self.hrm_system:
             system = self.hrm_system[adapter_name]
             if not any(parameter.is_meta for parameter in system.parameters()):
@@ -362,7 +414,9 @@ def _add_adapters(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     """Forward hook of a block."""
     hidden = args[0] if args else kwargs["hidden_states"]
     layer = block.__dict__["_hrm_layer"]
-    return (layer(hidden, out[0]), *out[1:]) if isinstance(out, tuple) else layer(hidden, out)
+    if isinstance(out, tuple):
+        return (layer.forward(hidden, out[0]), *out[1:])
+    return layer.forward(hidden, out)
 
 
 def cannot_merge() -> AdapterError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hankelred._errors import ModelError
+from hankelred import ModelError
 from hankelred_llm._chunks import Modes
 from hankelred_llm._scan import column_scan, state_dtype
 

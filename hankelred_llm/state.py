@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache, StaticLayer
 
 from ._errors import StateError
+
+if TYPE_CHECKING:
+    from .adapter import Decoder
 
 #: How many tokens a cache can always be cropped by: drafts of prompt lookup and assisted decoding are
 #: shorter.
@@ -81,15 +85,26 @@ class HRMState(DummyLayer):
             )
         return None
 
+    def decoder(self, block: str, adapter: str, make: Callable[[], Decoder]) -> Decoder:
+        """Return an adapter prepared for one token.
+
+        It is prepared once: a cache is of no use after parameters have changed.
+        """
+        if torch.compiler.is_compiling():
+            return make()
+        track = self._tracks[block][adapter]
+        if track.decoder is None:
+            track.decoder = make()
+        return track.decoder
+
     def store(self, block: str, states: dict[str, Tensor]) -> None:
         """Keep states (batch, states, time) of the adapters active beside a block, and drop all others."""
-        old = self._tracks.get(block, {})
-        tracks = {}
+        tracks = self._tracks.get(block, {})
+        if tracks.keys() != states.keys():
+            tracks = {name: tracks.get(name) or (_Slot() if self.static else _Tail()) for name in states}
+            self._tracks[block] = tracks
         for adapter, s in states.items():
-            track = old.get(adapter) or (_Slot() if self.static else _Tail())
-            track.append(s, unlimited=self.record_past)
-            tracks[adapter] = track
-        self._tracks[block] = tracks
+            tracks[adapter].append(s, unlimited=self.record_past)
 
     def drop(self, block: str) -> None:
         """Forget a block, whose adapter does not see the tokens that come now."""
@@ -106,6 +121,8 @@ class HRMState(DummyLayer):
         self.started, self.tokens = False, 0
         if self.static:
             self._rows(torch.zeros_like)
+            for track in self._all():
+                track.decoder = None
         else:
             self._tracks.clear()
 
@@ -151,6 +168,8 @@ class HRMState(DummyLayer):
 
 class _Track(ABC):
     """States of one adapter beside one block."""
+
+    decoder: Decoder | None = None
 
     @abstractmethod
     def last(self) -> Tensor:

@@ -61,7 +61,7 @@ def get_systems(model: nn.Module, adapter_name: str | None = None) -> dict[int, 
     >>> hankelred.hankel_singular_values(hankelred.ModalSystem(log_poles, B, C)).shape
     (4,)
     """
-    name, layers = _adapter(model, adapter_name)
+    name, layers = find_adapter(model, adapter_name)
     return {layer.index: _system_of(layer.system(name)) for layer in layers}
 
 
@@ -105,7 +105,7 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
     >>> model.peft_config["default"].rank_pattern
     {'layers.1.mlp': 2}
     """
-    name, layers = _adapter(model, adapter_name)
+    name, layers = find_adapter(model, adapter_name)
     by_index = {layer.index: layer for layer in layers}
     for index in systems:
         if index not in by_index:
@@ -136,7 +136,7 @@ class _Columns(NamedTuple):
         return Modes(order=self.B.shape[0], pairs=self.phase.size, negative=self.negative)
 
 
-def _adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[HRMLayer]]:
+def find_adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[HRMLayer]]:
     """Return the name of an adapter, and its layers."""
     layers = hrm_layers(model)
     known = sorted({name for layer in layers for name in layer.hrm_system})

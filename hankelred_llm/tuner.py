@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any, NoReturn
 
@@ -320,7 +321,8 @@ def _check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
     elif config.base_shape != shape:
         raise AdapterFileError(f"the adapter was made for {config.base_shape}, and the model is {shape}")
     made_for, name = config.base_model_name_or_path, getattr(model, "name_or_path", None)
-    if made_for and name and made_for != name:
+    # the same model may lie in another folder
+    if made_for and name and os.path.basename(made_for) != os.path.basename(name):
         warnings.warn(
             f"the adapter was trained on '{made_for}', and is put into '{name}'; with other weights it "
             "computes something else",
@@ -330,8 +332,7 @@ def _check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
 
 def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
     """Refuse names of layers and blocks that are not there."""
-    count, site = len(decoder.layers), decoder.block_name(config.site)
-    targets = config.target_modules
+    count, targets = len(decoder.layers), config.target_modules
     if isinstance(targets, list) and not any(
         names_block(target, f"{decoder.name}.{i}.{name}")
         for target in targets
@@ -349,18 +350,24 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
             "its block returns the residual stream with its output; use tap='input'"
         )
     chosen = config.layers_to_transform
+    if chosen == []:
+        raise ConfigError("layers_to_transform=[] leaves no layer to adapt; leave it out for all layers")
     layers = [] if chosen is None else [chosen] if isinstance(chosen, int) else chosen
     for index in layers:
         if not 0 <= index < count:
             raise ConfigError(
                 f"layers_to_transform names layer {index}; the model has layers 0 to {count - 1}"
             )
+    adapted = [target.rpartition(".")[2] for target in targets] if isinstance(targets, list) else []
     for field in ("rank_pattern", "mode_pattern"):
         for key in getattr(config, field):
-            if not any(names_block(key, f"{decoder.name}.{i}.{site}") for i in range(count)):
+            named = (
+                names_block(key, f"{decoder.name}.{i}.{block}") for i in range(count) for block in adapted
+            )
+            if adapted and not any(named):
                 raise ConfigError(
                     f"{field} names {key!r}, which is no adapted block; names are like "
-                    f"'{decoder.name.rpartition('.')[2]}.0.{site}', up to layer {count - 1}"
+                    f"'{decoder.name.rpartition('.')[2]}.0.{adapted[0]}', up to layer {count - 1}"
                 )
 
 

@@ -110,8 +110,9 @@ def awake(model: nn.Module, *, seed: int = 1, scale: float = 0.3) -> nn.Module:
 
 def adapted(model_type: str = "mistral", *, base: dict[str, Any] | None = None, **fields: Any) -> Any:
     """A tiny model with an adapter that says something."""
+    plain = base_model(model_type, **(base or {}))
     torch.manual_seed(7)
-    model = hankelred_llm.attach(base_model(model_type, **(base or {})), **{"r": 6, **fields})
+    model = hankelred_llm.attach(plain, **{"r": 6, **fields})
     return awake(model).eval()
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from _models import PAD, adapted, awake, base_model, error, padded, step_by_step, system_of, tokens
-from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StaticCache
 from transformers.cache_utils import QuantizedCache
 
 import hankelred_llm
@@ -386,11 +387,47 @@ class TestRefusals:
             with pytest.raises(hankelred_llm.AdapterError, match="paged cache"):
                 call([[1, 2, 3]])
 
+    def test_continuous_batching_of_the_bare_model(self, model):
+        base = model.get_base_model()
+        options = GenerationConfig(max_new_tokens=3, do_sample=False)
+        seen = base.generate_batch([[5, 6, 7]], generation_config=options, progress_bar=False)
+        (request,) = seen.values()
+        assert "paged cache" in request.error and not request.generated_tokens
+
     def test_paged_attention(self, model):
         base = model.get_base_model()
         base.config._attn_implementation = "paged|sdpa"
         with pytest.raises(StateError, match="paged cache"):
             base(tokens(1, 6))
+
+
+def test_threads_do_not_meet(model):
+    """Two generations at once, of rows padded differently."""
+    prompts = [tokens(2, length, seed=length) for length in (6, 9, 12, 15)]
+    alone = [model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False) for ids in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(
+            pool.map(
+                lambda ids: model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False),
+                prompts,
+            )
+        )
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_an_interrupted_pass_leaves_nothing_behind():
+    model, ids = model_of(), tokens(1, 6)
+    with torch.no_grad():
+        expected = model(ids).logits
+        handle = model.get_base_model().model.layers[1].register_forward_pre_hook(_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(ids)
+        handle.remove()
+        assert torch.equal(model(ids).logits, expected)
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
 
 
 def test_no_cache_is_left_alone_by_a_model_that_was_unloaded():

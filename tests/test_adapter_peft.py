@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -272,6 +273,8 @@ class TestFiles:
             base_model(seed=len(name)).save_pretrained(tmp_path / name)
         one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
         hankelred_llm.attach(one, r=4).save_pretrained(tmp_path / "adapter")
+        moved = shutil.copytree(tmp_path / "one", tmp_path / "elsewhere" / "one")
+        PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(moved), tmp_path / "adapter")
         with pytest.warns(UserWarning, match=r"trained on '.*one', and is put into '.*two'"):
             PeftModel.from_pretrained(two, tmp_path / "adapter")
 
@@ -483,6 +486,7 @@ class TestConfig:
         [
             ({"layers_to_transform": [0, 2]}, "layer 2; the model has layers 0 to 1"),
             ({"layers_to_transform": -1}, "layer -1"),
+            ({"layers_to_transform": []}, "leaves no layer"),
             ({"rank_pattern": {"layers.2.mlp": 4}}, r"'layers.2.mlp'.*like 'layers.0.mlp', up to layer 1"),
             ({"rank_pattern": {"layers.0.self_attn": 4}}, "no adapted block"),
             ({"mode_pattern": {"layers.0.mlp": [4, 0]}, "r": 6}, "need 8 states, but its order is 6"),
@@ -509,6 +513,11 @@ class TestConfig:
         model.save_pretrained(tmp_path)
         again = PeftModel.from_pretrained(base_model(num_hidden_layers=4), tmp_path)
         assert torch.equal(logits(again, ids), expected)
+
+    def test_a_block_by_name(self, ids):
+        model = adapted(target_modules=["self_attn"], rank_pattern={"layers.0.self_attn": 3})
+        assert [len(s[0]) for s in hankelred_llm.get_systems(model).values()] == [3, 6]
+        assert error(step_by_step(model, ids), logits(model, ids)) < 2e-6
 
     def test_one_layer_by_number(self):
         model = hankelred_llm.attach(base_model(), r=4, layers_to_transform=1)
@@ -601,6 +610,18 @@ class TestStart:
             for value in (-80.0, -5.0, 0.0, 5.0, 80.0):
                 system.log_rate.fill_(value)
                 assert (system.log_decay() < 0).all()
+
+
+def test_offloaded_models(tmp_path, ids):
+    """accelerate puts functions of its own in the place of forward."""
+    accelerate = pytest.importorskip("accelerate")
+    expected = logits(adapted(), ids)
+    base = accelerate.cpu_offload(base_model(), execution_device=torch.device("cpu"))
+    torch.manual_seed(7)
+    model = awake(hankelred_llm.attach(base, r=6)).eval()
+    assert error(logits(model, ids), expected) < 2e-6
+    model.unload()
+    assert error(logits(base, ids), logits(base_model(), ids)) < 2e-6
 
 
 def test_auto_class(tmp_path, ids):

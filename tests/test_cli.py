@@ -264,7 +264,9 @@ def test_a_model_that_explains_nothing_is_not_silent(folder):
     np.savetxt("noise.dat", rng.standard_normal((200, 2)))
     status, out, err = run("identify", "noise.dat", "--inputs", "0", "--outputs", "1", "--order", "1")
     assert status == 0 and "dt unspecified" in out
-    assert re.fullmatch(r"warning: [^\n]*column 1; are inputs and outputs swapped[^\n]*\n", err)
+    assert re.fullmatch(
+        r"warning: [^\n]*next to nothing of output 0[^\n]* inputs and outputs swapped[^\n]*\n", err
+    )
 
 
 def test_what_keeps_fewer_states_is_said(folder):

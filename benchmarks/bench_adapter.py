@@ -1,0 +1,161 @@
+"""Speed of an HRM adapter against LoRA as peft computes it, on the shapes of Mistral-7B.
+
+    python benchmarks/bench_adapter.py [--threads 1] [--tokens 2048 8192]
+
+One layer: width 4096; HRM with r = 26 beside the MLP, LoRA with r = 16 on q_proj (4096 to 4096) and v_proj
+(4096 to 1024), which have the same number of parameters. The blocks themselves cost nothing here: they return
+a tensor that is there already, so only what the adapters add is timed. Both are run in turns in one process,
+and medians compared.
+
+Prediction, before measuring: both are bound by skinny matrix products, 2 against 4 in the forward pass, of
+equal numbers of operations. LoRA also writes its scaled update and the sum once each for q and v, where HRM
+writes its own once, and the sum. The scan is 1-2 %. So .5-.8 in training. One token: 2 products and one step
+against 4 products in two modules; .5-.8.
+
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from hankelred_llm._carrier import Pass
+from hankelred_llm._tokens import Tokens
+from hankelred_llm.adapter import HRMLayer
+from hankelred_llm.config import HRMConfig
+from hankelred_llm.state import HRMState
+
+WIDTH, VALUES = 4096, 1024
+
+
+class Free(nn.Linear):
+    """A projection whose output is there already."""
+
+    output: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.output
+
+
+class FreeBlock(nn.Module):
+    """A block whose output is there already."""
+
+    output: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return self.output
+
+
+def lora_layer() -> nn.Module:
+    layer = nn.Module()
+    layer.q_proj, layer.v_proj = Free(WIDTH, WIDTH, bias=False), Free(WIDTH, VALUES, bias=False)
+    config = LoraConfig(r=16, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return inject_adapter_in_model(config, layer)
+
+
+def hrm_layer() -> tuple[nn.Module, HRMLayer]:
+    block = FreeBlock()
+    layer = HRMLayer(block, 0, "mlp", WIDTH)
+    layer.method_adapters = ("default",)
+    config = HRMConfig(r=26, gate_init=0.0)
+    layer.update_layer("default", config, config.modes_of("layers.0.mlp"))
+    with torch.no_grad():
+        layer.system("default").gate.fill_(1.0)
+    return block, layer
+
+
+def run_in_turns(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats + 2):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seen[2:]) for name, seen in times.items()}
+
+
+def training(tokens: int, repeats: int) -> dict[str, float]:
+    """Forward and backward pass, gradients to the input too, as in every layer but the first."""
+    x = torch.randn(1, tokens, WIDTH, requires_grad=True)
+    into_block, into_values = torch.randn(1, tokens, WIDTH), torch.randn(1, tokens, VALUES)
+    lora = lora_layer()
+    lora.q_proj.base_layer.output, lora.v_proj.base_layer.output = (
+        torch.zeros_like(into_block),
+        torch.zeros_like(into_values),
+    )
+    block, _ = hrm_layer()
+    block.output = torch.zeros_like(into_block)
+    Pass(1, tokens, Tokens(None, None), 1).start()
+
+    def run_lora() -> None:
+        torch.autograd.backward([lora.q_proj(x), lora.v_proj(x)], [into_block, into_values])
+
+    def run_hrm() -> None:
+        torch.autograd.backward([block(x)], [into_block])
+
+    return run_in_turns({"LoRA": run_lora, "HRM": run_hrm}, repeats)
+
+
+@torch.no_grad()
+def decoding(repeats: int) -> dict[str, float]:
+    """One token, its state taken from the cache and put back."""
+    x = torch.randn(1, 1, WIDTH)
+    lora = lora_layer()
+    lora.q_proj.base_layer.output, lora.v_proj.base_layer.output = (
+        torch.zeros(1, 1, WIDTH),
+        torch.zeros(1, 1, VALUES),
+    )
+    block, hrm = hrm_layer()
+    block.output = torch.zeros(1, 1, WIDTH)
+    state = HRMState(static=False)
+    state.store("0.mlp", {hrm.system("default").identity.value: torch.randn(1, 26, 40)})
+    this = Pass(1, 1, Tokens(None, None), 1)
+    this._state = state
+    this.start()
+
+    def run_lora() -> None:
+        for _ in range(50):
+            lora.q_proj(x)
+            lora.v_proj(x)
+
+    def run_hrm() -> None:
+        for _ in range(50):
+            block(x)
+
+    return {
+        name: seconds / 50
+        for name, seconds in run_in_turns({"LoRA": run_lora, "HRM": run_hrm}, repeats).items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192])
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    rows = [(f"training, {n} tokens", training(n, options.repeats)) for n in options.tokens]
+    rows.append(("decoding, 1 token", decoding(options.repeats)))
+    print(f"{'':24}{'LoRA ms':>10}{'HRM ms':>10}{'ratio':>8}")
+    for name, seen in rows:
+        print(
+            f"{name:24}{1e3 * seen['LoRA']:10.3f}{1e3 * seen['HRM']:10.3f}{seen['HRM'] / seen['LoRA']:8.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""An adapter on a frozen language model: attach, train, generate, save, reload in a fresh process.
+
+    python examples/train_adapter.py --model FOLDER --text FILE [--out FOLDER]
+
+The model is a folder, or with a connection to the Hugging Face hub a name such as
+mistralai/Mistral-7B-v0.1. The adapter is trained on the first nine tenths of the text and judged by the
+last; the text it goes on with must be the same from a fresh process that loads what was saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import torch
+from matplotlib import pyplot
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
+
+import hankelred_llm
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def blocks(text: str, tokenizer, length: int) -> torch.Tensor:
+    """Return the text as token ids, (n, length); what does not fill a block is left out."""
+    ids = tokenizer(text, return_tensors="pt").input_ids[0]
+    n = ids.numel() // length
+    if n < 1:
+        sys.exit(f"error: the text has {ids.numel()} tokens, less than one block of {length}; see --length")
+    return ids[: n * length].view(n, length)
+
+
+@torch.no_grad()
+def bits_per_token(model, ids: torch.Tensor) -> float:
+    """Return the mean cross-entropy in bits, over blocks that the adapter was not trained on."""
+    model.eval()
+    losses = [model(input_ids=rows, labels=rows).loss.item() for rows in ids.split(8)]
+    return sum(losses) / len(losses) / math.log(2)
+
+
+def train(model, ids: torch.Tensor, out: Path, *, steps: int, batch: int, learning_rate: float):
+    """Train the adapter with transformers' Trainer; return the loss, in bits per token, by step."""
+    arguments = TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=steps // 10,
+        weight_decay=0.0,
+        save_strategy="no",
+        logging_steps=max(steps // 20, 1),
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return [(entry["step"], float(entry["loss"]) / math.log(2)) for entry in logs]
+
+
+def poles(model) -> dict[int, torch.Tensor]:
+    """Return the poles of every layer's system, complex."""
+    systems = hankelred_llm.get_systems(model)
+    return {layer: torch.as_tensor(log_poles).exp() for layer, (log_poles, _, _) in systems.items()}
+
+
+def draw(losses, before, after, path: Path) -> None:
+    """Draw the loss, and where training has moved the poles: the nearer the circle, the longer the memory."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    left.plot(*zip(*losses, strict=True), color="#1f77b4")
+    left.set(xlabel="step", ylabel="bits per token", title="training")
+    circle = torch.linspace(0, 2 * math.pi, 200)
+    right.plot(circle.cos(), circle.sin(), color="0.6", linewidth=0.8)
+    for layer, moved in after.items():
+        color = pyplot.get_cmap("viridis")(layer / max(len(after) - 1, 1))
+        right.plot(before[layer].real, before[layer].imag, "o", color=color, markersize=3, alpha=0.3)
+        right.plot(moved.real, moved.imag, "o", color=color, markersize=4, label=f"layer {layer}")
+    right.set(aspect="equal", xlabel="real", ylabel="imaginary", title="poles: start (pale), trained")
+    right.legend(fontsize="small", loc="center", ncols=2)
+    figure.savefig(path, dpi=120)
+
+
+@torch.no_grad()
+def go_on(model, tokenizer, prompt: str, tokens: int) -> list[int]:
+    """Return the token ids of the prompt and what the model goes on with, always the most probable."""
+    model.eval()
+    given = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    return model.generate(
+        **given, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id or 0
+    )[0].tolist()
+
+
+def load(name: str):
+    """Return the frozen model and its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, and compare with a fresh process."""
+    torch.manual_seed(0)
+    base, tokenizer = load(arguments.model)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    ids = blocks(Path(arguments.text).read_text(encoding="utf-8"), tokenizer, arguments.length)
+    held_back = max(1, len(ids) // 10)
+    learn, judge = ids[:-held_back], ids[-held_back:][:64]
+
+    model = hankelred_llm.attach(base, r=arguments.r)
+    model.print_trainable_parameters()
+    before, poles_before = bits_per_token(model, judge), poles(model)
+    began = time.perf_counter()
+    losses = train(
+        model,
+        learn,
+        arguments.out,
+        steps=arguments.steps,
+        batch=arguments.batch,
+        learning_rate=arguments.learning_rate,
+    )
+    after = bits_per_token(model, judge)
+    print(f"{judge.numel()} unseen tokens: {before:.3f} bits each frozen, {after:.3f} with the adapter")
+    print(f"{arguments.steps} steps in {time.perf_counter() - began:.0f} s")
+
+    draw(losses, poles_before, poles(model), arguments.out / "training.png")
+    model.save_pretrained(arguments.out)
+    tokens = go_on(model, tokenizer, arguments.prompt, arguments.tokens)
+    print("\n" + tokenizer.decode(tokens, skip_special_tokens=True) + "\n")
+    command = [sys.executable, __file__, "--model", arguments.model, "--adapter", str(arguments.out)]
+    command += ["--prompt", arguments.prompt, "--tokens", str(arguments.tokens)]
+    fresh = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    same = json.loads(fresh.splitlines()[-1]) == tokens
+    print(f"adapter saved to {arguments.out}; a fresh process goes on with the same tokens: {same}")
+    if not same:
+        sys.exit("error: the saved adapter does not generate what the trained one does")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default=str(SHARED / "models" / "stories260K"), help="folder or hub name")
+    parser.add_argument("--text", default=str(SHARED / "text" / "tinyshakespeare.txt"), help="plain text")
+    parser.add_argument("--adapter", type=Path, help="only load this one, go on with the prompt, print ids")
+    parser.add_argument("--out", type=Path, default=Path("demo-output/adapter"), help="folder of the adapter")
+    parser.add_argument("--r", type=int, default=16, help="states per layer")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--batch", type=int, default=8, help="blocks per step")
+    parser.add_argument("--length", type=int, default=256, help="tokens per block")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-2, help="a large model wants less, about 1e-3"
+    )
+    parser.add_argument("--prompt", default="My lord, ", help="what to go on from")
+    parser.add_argument("--tokens", type=int, default=60, help="how many tokens to go on for")
+    arguments = parser.parse_args(argv)
+    if arguments.adapter is not None:
+        base, tokenizer = load(arguments.model)
+        model = PeftModel.from_pretrained(base, str(arguments.adapter))
+        print(json.dumps(go_on(model, tokenizer, arguments.prompt, arguments.tokens)))
+        return
+    if not Path(arguments.text).is_file():
+        parser.error(f"no text file {arguments.text}; name one with --text")
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()

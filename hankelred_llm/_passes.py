@@ -1,0 +1,200 @@
+"""Running batches through a model and listening to its adapters, leaving everything as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ._errors import AdapterError, CalibrationError
+from .adapter import HRMSystem
+from .systems import find_adapter
+from .tuner import hrm_layers
+
+
+class Seen(NamedTuple):
+    """What the system of one layer got and made of a batch."""
+
+    x: Tensor  # (batch, time, d)
+    s: Tensor  # (batch, order, time)
+    keep: Tensor | None  # (batch, time)
+    reset: Tensor | None  # (batch, time)
+
+
+#: Gets the layer index and what was seen; may return what is to be called with the gradient of the summed
+#: loss at the system's output, (batch, time, d).
+Listener = Callable[[int, Seen], Callable[[Tensor], None] | None]
+
+
+class Sites(NamedTuple):
+    """The systems of one adapter, by layer index."""
+
+    adapter: str
+    systems: dict[int, HRMSystem]
+    names: dict[int, str]
+
+
+def find_sites(model: nn.Module, adapter_name: str | None) -> Sites:
+    """Return the systems of the adapter that is active, or of the one that is named.
+
+    Raises
+    ------
+    AdapterError
+        There is no such adapter, or none is named and not exactly one is active.
+    """
+    adapter, layers = find_adapter(model, adapter_name)
+    parents = {id(module): name.rpartition(".")[0] for name, module in model.named_modules()}
+    return Sites(
+        adapter,
+        {layer.index: layer.system(adapter) for layer in layers},
+        {layer.index: ".".join([*parents[id(layer)].split(".")[-2:], layer.block]) for layer in layers},
+    )
+
+
+def check_heard(model: nn.Module, sites: Sites) -> None:
+    """Refuse where a forward pass would not go through the adapter.
+
+    Raises
+    ------
+    AdapterError
+        The adapter is not active.
+    """
+    for layer in hrm_layers(model):
+        if layer.index in sites.systems and sites.adapter not in layer.active_systems():
+            raise AdapterError(
+                f"adapter '{sites.adapter}' is not active, so it sees no batch; call "
+                f"model.set_adapter('{sites.adapter}'), outside of disable_adapter()"
+            )
+
+
+@contextlib.contextmanager
+def listening(
+    model: nn.Module, sites: Sites, listener: Listener, *, gradients: bool
+) -> Iterator[Callable[[Mapping[str, Any]], tuple[float, int] | None]]:
+    """Prepare a model for passes; what is yielded runs one batch.
+
+    The model evaluates (no dropout). Gradients are those with respect to what the systems put out; only the
+    gates take part in the graph, so nothing is computed for weights. Gradient checkpointing stays on where
+    it was: a recomputed forward pass is told apart because it comes during the backward pass.
+
+    Parameters
+    ----------
+    gradients : bool
+        Go backward through batches with labels.
+
+    Yields
+    ------
+    callable
+        From a batch to (mean loss, number of labels), None for a batch without labels.
+
+    Notes
+    -----
+    Hooks, mode, gradients, requires_grad and the random state are as before afterwards, whatever happens.
+    """
+    modes = {module: module.training for module in model.modules()}
+    parameters = list(model.parameters())
+    trainable = [parameter.requires_grad for parameter in parameters]
+    kept_gradients = {system: system.gate.grad for system in sites.systems.values()}
+    handles: list[Any] = []
+    forward = True
+
+    def hook(index: int) -> Callable[..., None]:
+        def hear(_: nn.Module, args: Any, kwargs: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
+            y, s = output
+            seen = Seen(args[0].detach(), s.detach(), kwargs.get("keep"), kwargs.get("reset"))
+            # with reentrant checkpointing the graph is that of the recomputed pass, else that of the first;
+            # a hook on the other one's output is never called
+            heard = listener(index, seen) if forward or y.requires_grad else None
+            if heard is not None and y.requires_grad:
+                y.register_hook(heard)  # type: ignore[no-untyped-call]
+
+        return hear
+
+    def run(batch: Mapping[str, Any]) -> tuple[float, int] | None:
+        nonlocal forward
+        forward = True
+        placed = {
+            key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()
+        }
+        labels = placed.get("labels")
+        with torch.set_grad_enabled(gradients and labels is not None):
+            loss = model(**{"use_cache": False, **placed}).loss
+        if labels is None:
+            return None
+        count = int((labels[..., 1:] != -100).sum())
+        mean = float(loss.detach()) if count else 0.0  # a mean over no labels is NaN
+        if gradients and count:
+            forward = False
+            # of the sum over labels, whatever the batch's size; it also keeps float16 from underflowing
+            (loss * count).backward()
+            for system in sites.systems.values():
+                system.gate.grad = None
+        return mean, count
+
+    device = next(iter(sites.systems.values())).B.device
+    place = getattr(model, "device", device)
+    device = place if isinstance(place, torch.device) and place.type != "meta" else device
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices):
+            model.eval()
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            if gradients:
+                _checkpoint(model, modes, handles)
+                for system in sites.systems.values():
+                    system.gate.requires_grad_(True)
+                    system.gate.grad = None
+            for index, system in sites.systems.items():
+                handles.append(system.register_forward_hook(hook(index), with_kwargs=True))
+            yield run
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, wanted in zip(parameters, trainable, strict=True):
+            parameter.requires_grad_(wanted)
+        for system, gradient in kept_gradients.items():
+            system.gate.grad = gradient
+
+
+def _checkpoint(model: Any, modes: dict[nn.Module, bool], handles: list[Any]) -> None:
+    """Leave gradient checkpointing on where the model trains with it: its memory may not do without."""
+    on = [
+        module for module, mode in modes.items() if mode and getattr(module, "gradient_checkpointing", False)
+    ]
+    for module in on:
+        module.training = True  # of this module alone, not of the dropout in it
+    embeddings = model.get_input_embeddings() if on and hasattr(model, "get_input_embeddings") else None
+    if isinstance(embeddings, nn.Module):
+        # reentrant checkpointing makes a graph only for inputs that have one
+        handles.append(embeddings.register_forward_hook(lambda _, __, out: out.requires_grad_(True)))
+
+
+def checked_batch(batch: Any, number: int) -> Mapping[str, Any]:
+    """Return a batch that a pass can be made of.
+
+    Raises
+    ------
+    CalibrationError
+        It is no mapping, has no inputs, or comes with a cache.
+    """
+    if not isinstance(batch, Mapping):
+        raise CalibrationError(
+            f"batch {number} is a {type(batch).__name__}; batches are dicts for model(**batch), with "
+            "input_ids and attention_mask, and labels for the statistics of the loss"
+        )
+    inputs = batch.get("input_ids", batch.get("inputs_embeds"))
+    if not isinstance(inputs, Tensor) or inputs.ndim < 2:
+        raise CalibrationError(
+            f"batch {number} has no input_ids (batch, time) as a tensor; it has {', '.join(map(str, batch))}"
+        )
+    if batch.get("past_key_values") is not None:
+        raise CalibrationError(
+            f"batch {number} has past_key_values; calibration reads whole sequences: leave the cache out"
+        )
+    return batch

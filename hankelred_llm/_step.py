@@ -1,0 +1,41 @@
+"""One step of the recurrence on real columns, by plain operations: what decoding runs on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Step(NamedTuple):
+    """The coefficients of a step, in float64: rounded ones would add up over very many tokens."""
+
+    own: Tensor  # (columns,): of the column itself
+    other: Tensor | None  # (columns,): of the other column of its pair, None without pairs
+    partner: Tensor | None  # (columns,): which column that is
+
+    @classmethod
+    def of(cls, log_decay: Tensor, phase: Tensor | None, *, negative: int = 0) -> Step:
+        """Take eigenvalues as in `column_scan`; the last ones may be negative."""
+        decay = log_decay.double().exp()
+        if negative:
+            decay = torch.cat([decay[:-negative], -decay[-negative:]])
+        if phase is None:
+            return cls(decay, None, None)
+        pairs, modes = phase.shape[0], decay.shape[0]
+        angle = phase.double()
+        real, imag = decay[:pairs] * angle.cos(), decay[:pairs] * angle.sin()
+        index = torch.arange(modes + pairs, device=decay.device)
+        return cls(
+            torch.cat([real, real, decay[pairs:]]),
+            torch.cat([-imag, imag, decay.new_zeros(modes - pairs)]),
+            torch.cat([index[pairs : 2 * pairs], index[:pairs], index[2 * pairs :]]),
+        )
+
+    def advance(self, u: Tensor, before: Tensor) -> Tensor:
+        """Return the state after one sample, both (batch, columns), in the type of the state."""
+        after = torch.addcmul(u, self.own, before)
+        if self.other is not None and self.partner is not None:
+            after = torch.addcmul(after, self.other, before.index_select(1, self.partner))
+        return after.to(before.dtype)

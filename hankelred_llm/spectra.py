@@ -1,0 +1,303 @@
+"""Hankel spectra of adapters, and the ranks they suggest."""
+
+from __future__ import annotations
+
+import json
+import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+import hankelred
+from hankelred import OrderError, ReductionWarning
+
+from ._errors import AdapterError
+from ._passes import Sites, find_sites
+from .calibration import Calibration
+from .systems import get_systems
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class HankelSpectra(Mapping[int, Array]):
+    """Hankel singular values by layer: how much memory each layer uses, or its data asks for.
+
+    A mapping from layer index to values in falling order (float64): those of the trained adapters where there
+    are any, else those of the gradient. Printing it gives a table.
+
+    Attributes
+    ----------
+    exact : dict of ndarray
+        Of the systems (A, B, gate C), by closed-form Gramians; a layer of r states has r values. Empty for a
+        model without adapters.
+    noise_floors : dict of float
+        Exact values at or below it are rounding errors.
+    empirical : dict of ndarray or None
+        By the Gramians of a :class:`Calibration`: of the states that the data excite and of the outputs
+        that the loss feels (without labels: of all outputs alike). They are in the units of the data, so
+        they compare layers with each other, not with the exact values. No bound follows from them.
+    gradient, null : dict of ndarray or None
+        Before training: of the Hankel operator of the loss's gradient, and of the same with inputs and
+        gradients of different sequences, which is what chance gives.
+    names : dict of str
+        Module names of the layers.
+    """
+
+    exact: dict[int, Array]
+    noise_floors: dict[int, float] = field(default_factory=dict)
+    empirical: dict[int, Array] | None = None
+    gradient: dict[int, Array] | None = None
+    null: dict[int, Array] | None = None
+    names: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def _values(self) -> dict[int, Array]:
+        return self.exact or self.gradient or {}
+
+    def __getitem__(self, layer: int) -> Array:
+        return self._values[layer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def significant(self, layer: int) -> int:
+        """Return how many values of a layer are more than rounding or, before training, more than chance.
+
+        Parameters
+        ----------
+        layer : int
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> HankelSpectra({0: np.array([1.0, 1e-20])}, noise_floors={0: 1e-16}).significant(0)
+        1
+        """
+        if self.exact:
+            floor = self.noise_floors.get(layer, 0.0)
+        else:
+            floor = float(self.null[layer].max(initial=0.0)) if self.null else 0.0
+        return int(np.count_nonzero(self[layer] > floor))
+
+    def suggest_ranks(self, *, tol: float | None = None, budget: int | None = None) -> dict[int, int]:
+        """Return an order for each layer; :func:`reduce` with the same rule takes the same.
+
+        Parameters
+        ----------
+        tol : float, optional
+            Absolute, for each layer: the smallest order of at least 1 whose error bound, twice the sum of the
+            distinct values left out, is at most this.
+        budget : int, optional
+            Number of states over all layers, 2 d parameters each. One threshold for all layers: each gets one
+            state, and the rest go to the largest values wherever they are; of equal ones to the lower
+            layer. Values that are rounding (or chance) get none, so the sum may be smaller.
+
+        Returns
+        -------
+        dict of int
+
+        Raises
+        ------
+        OrderError
+            Not exactly one rule, or a value that makes no sense.
+
+        Notes
+        -----
+        The ranks follow the exact values where there are any: they bound the error whatever the input.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> spectra = HankelSpectra({0: np.array([3.0, 0.2, 0.1]), 1: np.array([1.0, 0.5, 0.01])})
+        >>> spectra.suggest_ranks(budget=4)
+        {0: 2, 1: 2}
+        >>> spectra.suggest_ranks(tol=0.25)
+        {0: 2, 1: 2}
+        """
+        if (tol is None) == (budget is None):
+            raise OrderError("give exactly one of tol= and budget=")
+        most = {i: max(1, self.significant(i)) for i in self}
+        if tol is not None:
+            return {i: min(max(1, hankelred.select_order(self[i], tol=tol)), most[i]) for i in self}
+        total = whole_number(budget, "budget")
+        if total < len(self):
+            raise OrderError(
+                f"budget={total} is less than one state for each of the {len(self)} layers; the least is "
+                f"{len(self)}"
+            )
+        further = sorted((-float(self[i][k]), i, k) for i in self for k in range(1, most[i]))
+        ranks = dict.fromkeys(self, 1)
+        for _, i, _ in further[: total - len(self)]:
+            ranks[i] += 1
+        return ranks
+
+    def to_json(self) -> str:
+        """Return all values as JSON, layers by index.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> HankelSpectra({0: np.array([3.0, 0.2])}, names={0: "layers.0.mlp"}).to_json()
+        '{"layers": {"0": {"name": "layers.0.mlp", "exact": [3.0, 0.2]}}}'
+        """
+        layers = {}
+        for i in self:
+            kinds = {
+                kind: values[i].tolist()
+                for kind in ("exact", "empirical", "gradient", "null")
+                if (values := getattr(self, kind)) and i in values
+            }
+            floor = {"noise_floor": self.noise_floors[i]} if i in self.noise_floors else {}
+            layers[str(i)] = {"name": self.names.get(i, ""), **kinds, **floor}
+        return json.dumps({"layers": layers})
+
+    def __str__(self) -> str:
+        kinds = [kind for kind in ("exact", "empirical", "gradient") if getattr(self, kind)]
+        heads = [f"{kind}: first, at 1/4, 1/2, 3/4, last" for kind in kinds]
+        rows = [["layer", "values", "counted", *heads]]
+        for i in self:
+            cells = []
+            for kind in kinds:
+                values = getattr(self, kind)[i]
+                at = np.unique(np.linspace(0, values.size - 1, 5).round().astype(int))
+                cells.append("  ".join(f"{values[k]:.2e}" for k in at))
+            rows.append([self.names.get(i, str(i)), str(self[i].size), str(self.significant(i)), *cells])
+        return table(rows)
+
+
+def hankel_spectra(
+    model: nn.Module, calibration: Calibration | None = None, *, adapter_name: str | None = None
+) -> HankelSpectra:
+    """Return the Hankel singular values of a model's adapters.
+
+    Parameters
+    ----------
+    model : PeftModel or PreTrainedModel
+        With an HRM adapter.
+    calibration : Calibration, optional
+        Of this model and adapter: adds the empirical values.
+    adapter_name : str, optional
+        Default: the active adapter.
+
+    Returns
+    -------
+    HankelSpectra
+
+    Raises
+    ------
+    AdapterError
+        There is no such adapter, or its parameters are not finite.
+    CalibrationError
+        The calibration is of another model or adapter, or of other parameters.
+
+    Examples
+    --------
+    >>> import transformers, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    >>> spectra = hankelred_llm.hankel_spectra(model)
+    >>> spectra[1].shape
+    (4,)
+    """
+    sites = find_sites(model, adapter_name)
+    if calibration is not None:
+        calibration.check(model, sites.adapter)
+    exact, floors, empirical = {}, {}, {}
+    for i, system in modal_systems(model, sites).items():
+        few = with_few_ports(system)
+        own = balanced(few)
+        exact[i], floors[i] = own.hankel_singular_values, own.noise_floor
+        if calibration is not None:
+            empirical[i] = balanced(few, *calibration.factors(i, few)).hankel_singular_values
+    return HankelSpectra(
+        exact, floors, empirical if calibration is not None else None, names=dict(sites.names)
+    )
+
+
+def modal_systems(model: nn.Module, sites: Sites) -> dict[int, hankelred.ModalSystem]:
+    """Return the systems of an adapter for the core.
+
+    Raises
+    ------
+    AdapterError
+        A parameter is not finite.
+    """
+    for i, site in sites.systems.items():
+        for name, parameter in site.named_parameters():
+            bad = ~parameter.detach().isfinite()
+            if bool(bad.any()):
+                raise AdapterError(
+                    f"layer {i}: {int(bad.sum())} of the {bad.numel()} entries of {name} are NaN or "
+                    "infinite; the training has diverged: go back to a saved adapter"
+                )
+    return {i: hankelred.ModalSystem(*system) for i, system in get_systems(model, sites.adapter).items()}
+
+
+def with_few_ports(*systems: hankelred.ModalSystem) -> Any:
+    """Return systems with the same ports brought onto an orthonormal basis of what their B and C span.
+
+    d inputs on r states are an isometry around at most 2 r of them: nothing that the core measures changes,
+    and d = 4096 costs no more than d = 64.
+    """
+    inputs = _basis(np.concatenate([s.B for s in systems]).T)
+    outputs = _basis(np.concatenate([s.C for s in systems], axis=1))
+    few = [hankelred.ModalSystem(s.log_poles, s.B @ inputs, outputs.T @ s.C) for s in systems]
+    return few[0] if len(few) == 1 else few
+
+
+def _basis(M: Array) -> Array:
+    """Return a real orthonormal basis of the real and imaginary parts of the columns."""
+    columns = np.concatenate([M.real, M.imag], axis=1)
+    return np.linalg.qr(columns)[0] if columns.shape[0] > columns.shape[1] else np.eye(columns.shape[0])
+
+
+def balanced(
+    system: hankelred.ModalSystem, states: Array | None = None, outputs: Array | None = None
+) -> hankelred.Reduction:
+    """Return the balancing of a system as its reduction to one state, from which any order follows."""
+    with warnings.catch_warnings():
+        # of this first order alone: a system that does nothing has none, and factors of data may fail at one
+        warnings.simplefilter("ignore", ReductionWarning)
+        return hankelred.reduce(system, 1, controllability_factor=states, observability_factor=outputs)
+
+
+def whole_number(value: Any, name: str) -> int:
+    """Return a whole number of at least 1.
+
+    Raises
+    ------
+    OrderError
+        It is none.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise OrderError(f"{name} must be a whole number of states, got {value!r}") from None
+    if number < 1:
+        raise OrderError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return rows of cells as text, the first row being the head."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(
+        [lines[0].rstrip(), "-" * (sum(widths) + 2 * len(widths) - 2), *map(str.rstrip, lines[1:])]
+    )

@@ -1,0 +1,105 @@
+"""Tasks: data, prompts, labels, metrics and floors, one file each.
+
+A file of this folder without an underscore is a task. It holds one subclass of `Task`, bound to ``TASK``;
+most need only `SyntheticTask.draw`, `DocumentTask.parse` or `ByteTask.streams`. Nothing has to be registered.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import pkgutil
+from importlib import import_module
+from typing import Any
+
+from ._collate import Collator
+from ._errors import SplitReadError, TaskDataError, TaskError
+from ._task import Example, Scores, Split, Task
+from ._tokens import ByteTokenizer
+
+__all__ = [
+    "ByteTokenizer",
+    "Collator",
+    "Example",
+    "Scores",
+    "Split",
+    "SplitReadError",
+    "Task",
+    "TaskDataError",
+    "TaskError",
+    "get_task",
+    "list_tasks",
+]
+
+
+def list_tasks() -> dict[str, str]:
+    """Return the name of every task and what it asks.
+
+    Returns
+    -------
+    dict of str to str
+
+    Examples
+    --------
+    >>> from hankelred_llm.tasks import list_tasks
+    >>> list_tasks()["parity"]
+    'parity of the bits read so far, after every bit'
+    """
+    return {name: _task_class(name).summary for name in _names()}
+
+
+def get_task(name: str, **options: Any) -> Task:
+    """Make a task.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_tasks`.
+    **options
+        Those of the task. Synthetic tasks: ``seed`` (draws what is fixed, and the rows) and what their page
+        lists. Byte tasks: ``path``. Texts: ``data_dir`` (None: the hub, where the task is there) and
+        ``tokenizer`` (None: bytes).
+
+    Returns
+    -------
+    Task
+
+    Raises
+    ------
+    TaskError
+        Unknown name or option, or a value the task cannot take.
+    TaskDataError
+        Files that are not there or do not parse, found when the first split is made.
+
+    Examples
+    --------
+    >>> from hankelred_llm.tasks import get_task
+    >>> task = get_task("prefix_dfa", transitions=[[2, 1], [0, 3], [0, 2], [0, 3]])
+    >>> row = task.train(6)[0]
+    >>> bytes(row.input_ids[:-1].tolist()), bytes(row.targets.tolist())
+    (b'...', b'...')
+    >>> task.floors(task.validation(32))["chance"]
+    {'accuracy': 0.25}
+    """
+    if name not in _names():
+        near = difflib.get_close_matches(str(name), _names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise TaskError(f"there is no task {name!r}; {hint}There are: {', '.join(_names())}")
+    task = _task_class(name)
+    known = [p for p in inspect.signature(task).parameters]
+    for option in options:
+        if option not in known:
+            raise TaskError(f"task {name} has no option {option!r}; it has: {', '.join(known)}")
+    for parameter in inspect.signature(task).parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise TaskError(f"task {name} needs the option {parameter.name!r}")
+    return task(**options)
+
+
+def _names() -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def _task_class(name: str) -> type[Task]:
+    found: type[Task] = import_module(f"{__name__}.{name}").TASK
+    return found

@@ -1,0 +1,451 @@
+"""Calibration: sums against a plain computation, what does not count, what stays as it was, files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from _models import PAD, VOCAB, adapted, base_model, checkpointed, tokens
+from safetensors import safe_open
+
+import hankelred
+import hankelred_llm
+from hankelred_llm import AdapterError, Calibration, CalibrationError, calibrate, calibration
+from hankelred_llm.tuner import hrm_layers
+
+
+def plain_sums(model, rows):
+    """Sums of s s^T and (C^T g)(C^T g)^T over unpadded rows, by a loop over time and an added probe."""
+    layers = {layer.index: layer.system("default") for layer in hrm_layers(model)}
+    sums = {i: [*np.zeros((2, s.modes.order, s.modes.order))] for i, s in layers.items()}
+    for row in rows:
+        seen, probes, handles = {}, {}, []
+        for i, system in layers.items():
+
+            def hook(_, args, __, output, i=i, seen=seen, probes=probes):
+                seen[i] = args[0].detach().double()[0]
+                probes[i] = torch.zeros_like(output[0], requires_grad=True)
+                return output[0] + probes[i], output[1]
+
+            handles.append(system.register_forward_hook(hook, with_kwargs=True))
+        out = model(input_ids=row[None], labels=row[None], use_cache=False)
+        gradients = torch.autograd.grad(out.loss * (len(row) - 1), list(probes.values()))
+        for handle in handles:
+            handle.remove()
+        for (i, x), g in zip(seen.items(), gradients, strict=True):
+            system, p = layers[i], layers[i].modes.pairs
+            a = -np.exp(system.log_rate.detach().double().numpy())
+            phase = system.phase.detach().double().numpy()
+            u = (x @ system.B.detach().double().T).numpy()
+            z, real = np.zeros(p, complex), np.zeros(system.modes.order - 2 * p)
+            for t in range(len(row)):
+                z = np.exp(a[:p] + 1j * phase) * z + u[t, :p] + 1j * u[t, p : 2 * p]
+                real = np.exp(a[p:]) * real + u[t, 2 * p :]
+                s = np.concatenate([z.real, z.imag, real])
+                sums[i][0] += np.outer(s, s)
+            v = (g[0].double() @ (system.gate * system.C).detach().double()).numpy()
+            sums[i][1] += v.T @ v
+    return sums
+
+
+def assert_sums(found, expected, rtol=2e-4):
+    for i, (states, outputs) in expected.items():
+        for mine, theirs in ((found.layers[i].states, states), (found.layers[i].outputs, outputs)):
+            assert np.abs(mine - theirs).max() <= rtol * np.abs(theirs).max()
+
+
+def rows_of(*lengths):
+    return [tokens(length, seed=10 + k) for k, length in enumerate(lengths)]
+
+
+def padded(rows, side):
+    width = max(map(len, rows))
+    batch = {"input_ids": [], "attention_mask": [], "labels": []}
+    for row in rows:
+        pad = torch.full((width - len(row),), PAD)
+        ones, zeros, ignored = torch.ones_like(row), torch.zeros_like(pad), torch.full_like(pad, -100)
+        labels = torch.cat([torch.tensor([-100]), row[1:]])  # nothing is predicted from padding
+        for key, own, fill in (
+            ("input_ids", row, pad),
+            ("attention_mask", ones, zeros),
+            ("labels", labels, ignored),
+        ):
+            batch[key].append(torch.cat([own, fill] if side == "right" else [fill, own]))
+    return {key: torch.stack(value) for key, value in batch.items()}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sums_of_a_padded_batch_are_those_of_its_rows(side):
+    model, rows = adapted(r=5), rows_of(9, 14, 5)
+    batch = padded(rows, side)
+    if side == "left":
+        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    found = calibrate(model, [batch], held_out=0)
+    assert_sums(found, plain_sums(model, rows))
+    assert found.tokens == found.labelled_tokens == 28
+    assert found.labels == 25
+
+
+def test_packed_documents_are_kept_apart():
+    model, rows = adapted(), rows_of(9, 14, 5)
+    packed = {
+        "input_ids": torch.cat(rows)[None],
+        "labels": torch.cat([torch.cat([torch.tensor([-100]), row[1:]]) for row in rows])[None],
+        "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None],
+    }
+    assert_sums(calibrate(model, [packed], held_out=0), plain_sums(model, rows))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_counts_nothing_twice(reentrant):
+    model, rows = adapted(), rows_of(8, 8)
+    batch = {"input_ids": torch.stack(rows), "labels": torch.stack(rows)}
+    expected = plain_sums(model, rows)
+    checkpointed(model, reentrant=reentrant)
+    model.train()
+    recomputed = []
+    layer = model.base_model.model.model.layers[0].mlp
+    handle = layer.register_forward_pre_hook(lambda *_: recomputed.append(1))
+    found = calibrate(model, [batch], held_out=0)
+    handle.remove()
+    assert len(recomputed) == 2  # it was on
+    assert_sums(found, expected)
+
+
+def test_without_labels_there_is_no_backward_pass():
+    model, rows = adapted(), rows_of(7, 7)
+    found = calibrate(model, [{"input_ids": torch.stack(rows)}], held_out=0)
+    expected = plain_sums(model, rows)
+    assert found.labelled_tokens == 0 and found.loss is None
+    assert_sums(found, {i: (states, 0 * outputs) for i, (states, outputs) in expected.items()})
+
+
+def test_positions_of_documents_that_the_mask_leaves_out_do_not_even_need_to_be_finite():
+    model = adapted()
+    rows = rows_of(6, 6)
+    batch = padded([rows[0], rows[1][:4]], "right")
+    embedded = {
+        "inputs_embeds": model.get_input_embeddings()(batch["input_ids"]).detach(),
+        "attention_mask": batch["attention_mask"],
+    }
+    a = calibrate(model, [embedded], held_out=0)
+    embedded["inputs_embeds"][1, 4:] = 1e6
+    b = calibrate(model, [embedded], held_out=0)
+    np.testing.assert_allclose(a.layers[0].states, b.layers[0].states, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models(dtype):
+    model, rows = adapted(), rows_of(12, 12)
+    batch = {"input_ids": torch.stack(rows), "labels": torch.stack(rows)}
+    expected = calibrate(model, [batch], held_out=0)
+    for name, parameter in model.named_parameters():
+        if "hrm_system" not in name:
+            parameter.data = parameter.data.to(dtype)
+    found = calibrate(model, [batch], held_out=0)
+    for i in expected.layers:
+        for kind in ("states", "outputs"):
+            mine, theirs = getattr(found.layers[i], kind), getattr(expected.layers[i], kind)
+            assert np.abs(mine - theirs).max() < 0.1 * np.abs(theirs).max()
+
+
+# what stays as it was ------------------------------------------------
+
+
+def everything(model):
+    return {
+        "parameters": [p.detach().clone() for p in model.parameters()],
+        "trainable": [p.requires_grad for p in model.parameters()],
+        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "identity of gradients": [id(p.grad) for p in model.parameters() if p.grad is not None],
+        "mode": [m.training for m in model.modules()],
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()],
+        "random state": torch.get_rng_state(),
+    }
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_model_stays_as_it_was(frozen, fails):
+    model = adapted(base={"attention_dropout": 0.5}).train()
+    checkpointed(model, reentrant=False)
+    good = tokens(3, 8)
+    model(input_ids=good, labels=good).loss.backward()
+    model.base_model.model.model.layers[1].mlp.eval()
+    if frozen:
+        model.requires_grad_(False)
+    before = everything(model)
+    batch = {"input_ids": good, "labels": good}
+    if fails:
+        with pytest.raises(IndexError):
+            calibrate(model, [batch, {"input_ids": good + VOCAB, "labels": good}])
+    else:
+        first, second = calibrate(model, [batch]), calibrate(model, [batch])
+        np.testing.assert_array_equal(first.layers[0].states, second.layers[0].states)  # no dropout
+    after = everything(model)
+    for what in before:
+        assert equal(before[what], after[what]), what
+
+
+# merging, resuming, files ------------------------------------------------
+
+
+def batches(count=6, rows=4, length=10):
+    return [{"input_ids": (t := tokens(rows, length, seed=40 + k)), "labels": t} for k in range(count)]
+
+
+def test_parts_merge_to_the_whole():
+    model, data = adapted(), batches()
+    whole = calibrate(model, data)
+    parts = calibrate(model, data[:4]), calibrate(model, data[4:])
+    for merged in (parts[0].merge(parts[1]), parts[1].merge(parts[0])):
+        for i, sums in whole.layers.items():
+            np.testing.assert_allclose(merged.layers[i].states, sums.states, rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(merged.layers[i].outputs, sums.outputs, rtol=1e-6, atol=1e-9)
+        assert (merged.tokens, merged.rows, merged.labels) == (whole.tokens, whole.rows, whole.labels)
+        assert merged.loss == pytest.approx(whole.loss)
+        assert len(merged.held_out) == len(whole.held_out)
+    assert parts[0].merge(parts[1]).data == parts[1].merge(parts[0]).data
+
+
+def test_held_out_rows_are_spread_over_the_data_and_bounded():
+    model = adapted()
+    for count in (1, 6, 30):
+        found = calibrate(model, [{"input_ids": b["input_ids"]} for b in batches(count)], held_out=100)
+        kept = [int(row["input_ids"].numel()) for row in found.held_out]
+        assert 0 < sum(kept) <= 100
+        assert found.tokens + sum(kept) <= 40 * count
+        rows = torch.cat([b["input_ids"] for b in batches(count)])
+        places = [int((rows == row["input_ids"]).all(1).nonzero()[0]) for row in found.held_out]
+        assert places == list(range(1, 4 * count, found.stride))[: len(places)]
+        assert places[-1] >= 4 * count - 2 * found.stride  # up to the end
+
+
+def test_held_out_rows_are_in_no_sum():
+    model = adapted()
+    data = batches(1)
+    found = calibrate(model, data)
+    others = [data[0]["input_ids"][k] for k in (0, 2, 3)]
+    assert_sums(found, plain_sums(model, others))
+
+
+def test_save_and_load(tmp_path):
+    model = adapted()
+    found = calibrate(model, batches(2))
+    path = tmp_path / "calibration.safetensors"
+    found.save(path)
+    found.save(path)
+    assert os.listdir(tmp_path) == [path.name]
+    loaded = Calibration.load(path)
+    for name in ("model", "adapter", "data", "tokens", "labels", "loss_sum", "stride", "rows"):
+        assert getattr(loaded, name) == getattr(found, name)
+    for i in found.layers:
+        np.testing.assert_array_equal(loaded.layers[i].outputs, found.layers[i].outputs)
+    assert all(
+        torch.equal(a["labels"], b["labels"]) for a, b in zip(loaded.held_out, found.held_out, strict=True)
+    )
+    loaded.check(model)
+    assert loaded.merge(found).tokens == 2 * found.tokens
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["calibration"])["adapter"]["name"] == "default"
+
+
+def test_files_that_are_none(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(FileNotFoundError):
+        Calibration.load(path)
+    calibrate(adapted(), batches(1)).save(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], whole[:-50], b"x" * 200):
+        path.write_bytes(damaged)
+        with pytest.raises(CalibrationError, match="no complete calibration"):
+            Calibration.load(path)
+    with pytest.raises(OSError):
+        calibrate(adapted(), batches(1)).save(tmp_path / "no" / "file")
+
+
+def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "SAVE_EVERY", 0.0)
+    model, data, path = adapted(), batches(), tmp_path / "checkpoint"
+
+    def interrupted():
+        yield from data[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, interrupted(), checkpoint=path)
+    assert Calibration.load(path).rows == 16
+    calls = []
+    handle = model.register_forward_hook(lambda *_: calls.append(1))
+    found = calibrate(model, data, checkpoint=path)
+    assert len(calls) == 2
+    whole = calibrate(model, data)
+    handle.remove()
+    np.testing.assert_allclose(found.layers[1].outputs, whole.layers[1].outputs)
+    assert found.data == whole.data == Calibration.load(path).data
+    with pytest.raises(CalibrationError, match="6 batches, and these are others"):
+        calibrate(model, batches(6, length=9), checkpoint=path)
+    with pytest.raises(CalibrationError, match="6 batches, and fewer were passed"):
+        calibrate(model, data[:3], checkpoint=path)
+
+
+@pytest.mark.parametrize("change", ["adapter", "model", "one base weight"])
+def test_another_model_or_adapter_is_refused(change):
+    model = adapted()
+    found = calibrate(model, batches(1))
+    if change == "adapter":
+        with torch.no_grad():
+            hrm_layers(model)[1].system("default").B[0, 0] += 1e-3
+        other, what = (
+            model,
+            r"adapter 'default' \(\w{12}\), and this is 'default' \(\w{12}\).*calibrate again",
+        )
+    elif change == "model":
+        other, what = adapted("llama"), r"model 'mistral' \(\w{12}\), and this is 'llama'"
+    else:
+        other, what = adapted(base={"seed": 5}), "model 'mistral'"
+    for refused in (
+        lambda: found.check(other),
+        lambda: found.merge(calibrate(other, batches(1))),
+        lambda: hankelred_llm.hankel_spectra(other, found),
+        lambda: hankelred_llm.reduce(other, order=2, calibration=found),
+    ):
+        with pytest.raises(CalibrationError, match=what):
+            refused()
+
+
+def test_the_same_model_loaded_again_is_the_same(tmp_path):
+    model = adapted()
+    found = calibrate(model, batches(1))
+    model.save_pretrained(tmp_path)
+    again = hankelred_llm.tuner.PeftModel.from_pretrained(base_model(), tmp_path)
+    found.check(again)
+
+
+def test_ranks_merge_over_processes(tmp_path):
+    # the recipe of the documentation, in two processes
+    script = textwrap.dedent(
+        """
+        import sys
+        sys.path.insert(0, "tests")
+        from test_calibration import on_rank
+        on_rank(1, sys.argv[1])
+        """
+    )
+    store = str(tmp_path / "store")
+    other = subprocess.Popen([sys.executable, "-c", script, store])
+    whole = on_rank(0, store)
+    assert other.wait(120) == 0
+    again = Calibration.load(store + "-1")
+    expected = calibrate(adapted(), batches())
+    assert whole.tokens == again.tokens == expected.tokens
+    np.testing.assert_array_equal(whole.layers[0].states, again.layers[0].states)
+    assert_sums(whole, plain_sums(adapted(), counted_rows()))
+
+
+def counted_rows():
+    """Every row that is in the sums when each of two ranks holds out its own."""
+    rows = []
+    for rank in range(2):
+        own = torch.cat([b["input_ids"] for b in batches()[rank::2]])
+        rows += [row for k, row in enumerate(own) if k % 4 != 1]
+    return rows
+
+
+def on_rank(rank, store):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        own = calibrate(adapted(), batches()[rank::2])
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, own)
+        whole = functools.reduce(Calibration.merge, parts)
+    finally:
+        dist.destroy_process_group()
+    if rank:
+        whole.save(f"{store}-{rank}")
+    return whole
+
+
+# refusals ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "no batches"),
+        ({"input_ids": tokens(1, 4)}, r"pass a list of batches"),
+        ([tokens(1, 4)], "batch 0 is a Tensor; batches are dicts"),
+        ([{"labels": tokens(1, 4)}], "batch 0 has no input_ids"),
+        ([{"input_ids": [[3, 4]]}], "no input_ids"),
+        ([{"input_ids": tokens(1, 4), "past_key_values": object()}], "leave the cache out"),
+        ([{"input_ids": tokens(2, 4), "attention_mask": torch.zeros(2, 4, dtype=torch.long)}], "mask"),
+    ],
+)
+def test_batches_that_cannot_be_used(data, message):
+    with pytest.raises(CalibrationError, match=message):
+        calibrate(adapted(), data)
+
+
+def test_models_and_adapters_that_cannot_be_calibrated():
+    with pytest.raises(AdapterError, match="no HRM adapter"):
+        calibrate(base_model(), batches(1))
+    model = adapted()
+    with pytest.raises(AdapterError, match="no adapter 'other'"):
+        calibrate(model, batches(1), adapter_name="other")
+    with model.disable_adapter(), pytest.raises(AdapterError, match="active"):
+        calibrate(model, batches(1))
+    model.add_adapter("second", hankelred_llm.HRMConfig(r=4))
+    with pytest.raises(AdapterError, match="'second' is not active"):
+        calibrate(model, batches(1), adapter_name="second")
+    with pytest.raises(CalibrationError, match="held_out"):
+        calibrate(model, batches(1), held_out=-1)
+
+
+def test_numbers_that_are_not_finite_name_the_batch():
+    model = adapted()
+    with torch.no_grad():
+        hrm_layers(model)[1].system("default").B[0, 0] = float("nan")
+    with pytest.raises(CalibrationError, match=r"batch 0: states or gradients of layer 1 are not finite"):
+        calibrate(model, batches(1))
+
+
+# factors ------------------------------------------------
+
+
+def test_factors_are_those_of_the_modes():
+    model = adapted(r=5)
+    found = calibrate(model, batches(2))
+    for i, (log_poles, B, C) in hankelred_llm.get_systems(model).items():
+        states, outputs = found.factors(i, hankelred.ModalSystem(log_poles, B, C))
+        # stationary relations in the modes: the pair's second state is the conjugate of the first
+        W = states @ states.conj().T
+        np.testing.assert_allclose(W[0, 0], W[1, 1])
+        np.testing.assert_allclose(W[0, 2], W[1, 3].conj())
+        sums = found.layers[i]
+        np.testing.assert_allclose(
+            np.trace(sums.states[:2, :2] + sums.states[2:4, 2:4]) * 2 / found.tokens, np.trace(W[:4, :4]).real
+        )
+        # A^H W A - W + Q = 0, with Q real between the columns again
+        Wo = outputs @ outputs.conj().T
+        a = np.exp(log_poles)
+        Q = Wo - a.conj()[:, None] * Wo * a
+        T = sums.to_modes()
+        np.testing.assert_allclose(
+            T.conj().T @ Q @ T, sums.outputs / found.labelled_tokens, atol=1e-9 * np.abs(Q).max()
+        )

@@ -1,0 +1,103 @@
+"""The adapter package as a whole: what it imports, what it exports, how it is documented."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hankelred
+import hankelred_llm
+
+PACKAGE = Path(hankelred_llm.__file__).parent
+ROOT = PACKAGE.parent
+ROOMS = sorted(PACKAGE.rglob("*.py"))
+#: what trains and evaluates, and pictures: not needed to attach an adapter and to generate
+HEAVY = ("trl", "datasets", "transformers.trainer", "matplotlib", "rouge_score", "bitsandbytes", "control")
+
+
+def imports(path):
+    """Yield (module, whether at import time)."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), id(node) in top
+
+
+def test_import_is_lean():
+    code = f"import hankelred_llm, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_all_is_what_exists():
+    assert hankelred_llm.__all__ == sorted(hankelred_llm.__all__)
+    public = {
+        name
+        for name, value in vars(hankelred_llm).items()
+        if not name.startswith("_")
+        and not inspect.ismodule(value)
+        and name not in ("annotations", "register")
+    }
+    assert public == set(hankelred_llm.__all__) - {"__version__"}
+    assert (PACKAGE / "py.typed").is_file()
+    assert hankelred_llm.__version__ == hankelred.__version__
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_private_room_of_the_core_is_entered(room):
+    for module, _ in imports(room):
+        assert not module.startswith("hankelred._"), f"{room.name} imports {module}"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_is_loaded_by_pickle(room):
+    text = room.read_text(encoding="utf-8")
+    assert "torch.load" not in text and "weights_only=False" not in text
+    assert not {"pickle", "dill", "cloudpickle"} & {module for module, _ in imports(room)}
+
+
+def public_functions():
+    for name in hankelred_llm.__all__:
+        value = getattr(hankelred_llm, name)
+        if inspect.isfunction(value):
+            yield name, value
+
+
+@pytest.mark.parametrize("name, function", list(public_functions()))
+def test_docstring(name, function):
+    doc = inspect.getdoc(function)
+    returns = () if inspect.signature(function).return_annotation in (None, "None") else ("Returns",)
+    for section in ("Parameters", *returns, "Raises", "Examples"):
+        assert re.search(rf"^{section}\n-+$", doc, re.M), f"{name} has no section {section}"
+    described = re.search(r"^Parameters\n-+\n(.*?)(?=\n\n[A-Z]\w+\n-+\n|\Z)", doc, re.S | re.M).group(1)
+    heads = " ".join(line for line in described.splitlines() if line and not line.startswith(" "))
+    for parameter in inspect.signature(function).parameters:
+        assert re.search(rf"\b{parameter}\b", heads), f"{name}: {parameter} is not described"
+    assert ">>>" in doc
+
+
+def test_errors_are_those_of_the_core():
+    for name in hankelred_llm.__all__:
+        if name.endswith("Error"):
+            assert issubclass(getattr(hankelred_llm, name), hankelred.HankelredError)
+
+
+def test_reference_has_every_public_name():
+    text = (ROOT / "docs" / "api_llm.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"auto(?:function|class|exception):: ([\w.]+)", text))
+    assert documented >= set(hankelred_llm.__all__) - {"__version__"}
+
+
+def test_contributing_maps_every_room():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for room in PACKAGE.glob("*.py"):
+        assert room.name == "__init__.py" or f"`{room.name}`" in text, room.name
