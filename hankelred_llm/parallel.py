@@ -32,6 +32,11 @@ def context_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) -
         The processes that hold the shards, in order; default all. Of a ``DeviceMesh``,
         ``mesh["cp"].get_group()``.
 
+    Returns
+    -------
+    context manager
+        It may span one pass or a whole training.
+
     Raises
     ------
     AdapterError

@@ -13,7 +13,7 @@ import traceback
 
 import torch
 import torch.distributed as dist
-from _models import PAD, adapted, awake, base_model, checkpointed, error, tokens
+from _models import PAD, adapted, awake, base_model, checkpointed, error, step_by_step, tokens
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -149,11 +149,13 @@ def check_fsdp(rank, size, folder):
     again = shard_model(PeftModel.from_pretrained(base_model(sliding_window=None), folder / "adapter"))
     with torch.no_grad():
         found["sharded again"] = error(again(**part, use_cache=False).logits, mine(rank, size, right))
+        ids = mine(rank, size, tokens(4, 9))
+        found["token by token"] = error(step_by_step(again, ids), single(ids).logits)
     return found
 
 
 def check_fsdp_half_precision(rank, size, folder):
-    """A base in bfloat16, the adapter left in float32 by the policy of its own."""
+    """A base in bfloat16, its adapters sharded by themselves, so that they stay in float32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     from hankelred_llm.tuner import hrm_layers
@@ -170,7 +172,7 @@ def check_fsdp_half_precision(rank, size, folder):
         (loss_of(single, part).float() / size).backward()
     model = build()
     for layer in hrm_layers(model):
-        fully_shard(layer, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        fully_shard(layer.system("default"))
     seen = []
     hrm_layers(model)[0].system("default").register_forward_hook(
         lambda module, args, out: seen.append(str(module.log_rate.dtype))
@@ -363,7 +365,7 @@ def check_model(rank, size, folder):
 
         def build():
             base = {"sliding_window": None, "attn_implementation": "by_hand"}
-            return adapted(r=5, base=base).train()
+            return adapted(r=5, base=base).double().train()
 
         ALLOWED.update(mask=allowed, size=1)
         single = build()
@@ -465,7 +467,7 @@ def main(check, rank, size, folder):
     }
     os.environ.update({key: str(value) for key, value in place.items()})
     store = dist.FileStore(str(folder / "store"), size)
-    timeout = datetime.timedelta(seconds=60)  # so that a process whose peer failed does not wait for ever
+    timeout = datetime.timedelta(seconds=120)  # so that a process whose peer failed does not wait for ever
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         result = globals()[f"check_{check}"](rank, size, folder)

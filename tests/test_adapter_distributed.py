@@ -28,7 +28,7 @@ PRELOADED = [
     "transformers.trainer",
     "torch.distributed.fsdp",
 ]
-LIMIT = 150.0  # seconds for one check; it takes a few
+LIMIT = 300.0  # seconds for one check; it takes a few, but the machine may be busy
 
 
 def run(check, size, folder):
@@ -69,7 +69,7 @@ def check_small(found, tolerance):
 @pytest.mark.parametrize("check", ["ddp", "fsdp"])
 def test_gradients_steps_and_files_are_those_of_one_process(check, tmp_path):
     found = run(check, 2, tmp_path)
-    assert len(found[0]) == (6 if check == "ddp" else 8)
+    assert len(found[0]) == (6 if check == "ddp" else 9)
     check_small(found, TOLERANCE)
 
 
@@ -110,7 +110,7 @@ def test_a_layer_on_a_cut_sequence(size, tmp_path):
 @needs_processes
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_model_on_a_cut_sequence(size, tmp_path):
-    check_small(run("model", size, tmp_path), TOLERANCE)
+    check_small(run("model", size, tmp_path), 1e-12)
 
 
 @needs_processes
