@@ -12,6 +12,7 @@ from ._errors import (
 )
 from .calibration import Calibration, calibrate
 from .config import HRMConfig
+from .initialization import InitializationReport, initialize
 from .recurrence import linear_recurrence
 from .reduction import ReductionReport, reduce
 from .spectra import HankelSpectra, hankel_spectra
@@ -29,6 +30,7 @@ __all__ = [
     "ConfigError",
     "HRMConfig",
     "HankelSpectra",
+    "InitializationReport",
     "ReductionReport",
     "StateError",
     "__version__",
@@ -36,6 +38,7 @@ __all__ = [
     "calibrate",
     "get_systems",
     "hankel_spectra",
+    "initialize",
     "linear_recurrence",
     "reduce",
     "set_systems",
