@@ -1,23 +1,28 @@
-"""The chunked recurrence against the zero-padded FFT convolution: local error, saved memory, time, in one run.
+"""The chunked recurrence against the zero-padded FFT convolution: time, local error, saved memory.
 
-Run with ``python benchmarks/bench_recurrence.py``: about three minutes; ``--threads`` (2), ``--quick`` up to 8192
-samples. The FFT scan is what the paper's method is known for, with its gradient by autograd.
+Run with ``python benchmarks/bench_recurrence.py``: about three minutes; ``--threads`` (2; CPU time
+with 1), ``--quick`` for up to 8192 samples. The FFT scan is what the paper's method is known for, with its
+gradient by autograd.
 
 Predictions, each written before the measurement it speaks of; one thread, CPU time, nanoseconds per number.
 
-1. A matrix product with the Toeplitz matrix of a chunk costs 64 operations a number at 32 samples a chunk, some
-   2.5 ns, and needs three more passes to keep an Inf from reaching earlier states through a factor 0. Elementwise
-   sweeps over transposed blocks: two copies at 0.7 (strided), four passes at 0.15 to 0.3: 2 to 2.5 ns, the same
-   without those passes. Seen: copy in 1.0, copy out 1.6, sweeps and prefix 1.3, so 3.9 forward.
-2. The copy out should not cost more than the copy in. Rows of 4096 bytes times a power of two share cache lines;
-   an odd number of lines a row should bring 1.6 down to 0.7. Seen: 1.64 to 0.67.
-3. Recursive doubling over the 2048 chunks of a block is 11 steps in float64 over all of them, about half of all the
-   work at 16 samples a chunk. By halves down to 32 chunks it is 4 passes in all. Seen: 55-60 ms at 131072 samples
-   before, 41-50 after, on a machine that was busy.
-4. Together 7 ns forward and backward, so 30 ms of CPU time at 131072 samples and r = 32, and 15 on two threads that
-   have a core each; the FFT scan takes 600 by the reference's figures. Seen: 40 and 890 ms of CPU time on one
-   thread with other work on both cores. Two threads need both cores at once, some 100 times a scan: on a busy
-   machine each of these may wait, and two threads are then slower than one.
+1. A matrix product with the Toeplitz matrix of a chunk costs 64 operations a number at 32 samples a chunk,
+   some 2.5 ns, and needs three more passes to keep an Inf from reaching earlier states through a factor 0.
+   Elementwise sweeps over transposed blocks: two strided copies at 0.7, four passes at 0.15 to 0.3: 2 to
+   2.5 ns. Seen: copy in 1.0, copy out 1.6, sweeps and prefix 1.3, so 3.9 forward.
+2. The copy out should not cost more than the copy in. Rows a power of two apart share cache lines; an odd
+   number of lines a row should bring 1.6 down to 0.7. Seen: 1.64 to 0.67.
+3. Recursive doubling over the 2048 chunks of a block is 11 rounds in float64 over all of them, half of all
+   the work at 16 samples a chunk. By halves down to 32 chunks it is 4 passes in all. Seen at 131072:
+   55-60 ms before, 41-50 after, on a machine that was busy.
+4. Adding the state that enters a chunk by exact powers takes 1 to 4 calls where a second sweep takes 16 to
+   64, and rounds once instead of 16 times: a fifth less time, half the error. Seen: 40 ms to 31-33,
+   largest local error 1.6e-6 to 4e-7.
+5. Together 7 ns forward and backward, so 30 ms of CPU time at 131072 samples and r = 32. Seen: 31-33 ms where
+   the FFT scan took 770.
+6. Two threads must meet at the end of every call that is split, 190 times a scan at 131072 samples. On a
+   machine with other work on both cores each meeting may wait for a time slice: seen, 730 ms where one thread
+   took 100. With the steps of a sweep below the size that torch splits, some 70 meetings are left.
 """
 
 from __future__ import annotations
@@ -31,12 +36,14 @@ import torch
 from torch import Tensor
 
 from hankelred_llm import linear_recurrence
+from hankelred_llm._scan import column_scan
+from hankelred_llm._step import Step
 
 BARS = {8192: 3, 32768: 10, 131072: 20}
 R = 32
 
 
-def fft_scan(log_decay: Tensor, phase: Tensor | None, u: Tensor) -> Tensor:
+def fft_scan(u: Tensor, log_decay: Tensor, phase: Tensor | None = None) -> Tensor:
     """Convolve (batch, r, time) by zero-padded FFT; autograd does the rest."""
     samples = u.shape[-1]
     if phase is None:
@@ -58,76 +65,82 @@ def problem(samples: int, kind: str, batch: int = 1) -> tuple[list[Tensor], Tens
 
 
 def in_turn(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Return the least milliseconds of each; taken in turn, so that a busy moment hits all of them."""
+    """Return the least milliseconds of each; taken in turn, so that a busy moment hits all of them.
+
+    On one thread it is CPU time, which other programs disturb less.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     least = [math.inf] * len(functions)
     for _ in range(repeats):
         for i, function in enumerate(functions):
-            start = time.perf_counter()
+            start = clock()
             function()
-            least[i] = min(least[i], 1e3 * (time.perf_counter() - start))
+            least[i] = min(least[i], 1e3 * (clock() - start))
     return least
 
 
+def gradients(
+    scan: Callable[..., Tensor], parameters: list[Tensor], u: Tensor, **masks: Tensor
+) -> Callable[[], object]:
+    """Return a function that runs a scan forward and backward."""
+    leaves = [
+        x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in (u, *parameters)
+    ]
+    ones = torch.ones_like(scan(*leaves, **masks))
+    return lambda: torch.autograd.grad(scan(*leaves, **masks), leaves, ones)
+
+
 def speed(lengths: list[int]) -> bool:
-    print("\nforward and backward, milliseconds, r = 32 real states, batch 1 unless said")
-    print(
-        f"{'T':>7} {'modes':>8} {'chunked':>8} {'plain':>8} {'masks':>8} {'batch 8':>8} {'FFT scan':>9} {'ratio':>6}  bar"
-    )
+    print("\nforward and backward, milliseconds, r = 32 real states; batch 8 has T / 8 samples a row")
+    names = ("chunked", "plain", "masks", "batch 8")
+    print(f"{'T':>7} {'modes':>8} " + " ".join(f"{name:>8}" for name in names) + "  FFT scan  ratio  bar")
     met = True
+
+    def channel_first(u: Tensor, log_decay: Tensor, phase: Tensor | None = None, **masks: Tensor) -> Tensor:
+        return linear_recurrence(log_decay, phase, u.mT, **masks)[0].mT
+
+    def plain(u: Tensor, log_decay: Tensor, phase: Tensor | None = None) -> Tensor:
+        return linear_recurrence(log_decay, phase, u)[0]
+
     for samples in lengths:
         for kind in ("real", "complex"):
             parameters, u = problem(samples, kind)
-            _, wide = problem(samples // 8, kind, batch=8)
             keep, reset = torch.rand(1, samples) > 0.1, torch.rand(1, samples) > 0.99
-            gradient = torch.randn_like(u)
-
-            def run(u: Tensor = u, parameters: list[Tensor] = parameters, **masks: Tensor) -> None:
-                leaves = [x.detach().requires_grad_() for x in (u, *parameters)]
-                phase = leaves[2] if len(leaves) == 3 else None
-                s, _ = linear_recurrence(leaves[1], phase, leaves[0].mT, **masks)
-                torch.autograd.grad(s, leaves, torch.ones_like(s) if s.shape[0] > 1 else gradient.mT)
-
-            def run_plain(u: Tensor = u.mT.contiguous(), parameters: list[Tensor] = parameters) -> None:
-                leaves = [x.detach().requires_grad_() for x in (u, *parameters)]
-                s, _ = linear_recurrence(leaves[1], leaves[2] if len(leaves) == 3 else None, leaves[0])
-                torch.autograd.grad(s, leaves, gradient.mT)
-
-            def run_fft(u: Tensor = u, parameters: list[Tensor] = parameters) -> None:
-                leaves = [x.detach().requires_grad_() for x in (u, *parameters)]
-                s = fft_scan(leaves[1], leaves[2] if len(leaves) == 3 else None, leaves[0])
-                torch.autograd.grad(s, leaves, gradient)
-
-            functions = [
-                run,
-                run_plain,
-                lambda run=run, keep=keep, reset=reset: run(keep=keep, reset=reset),
-                lambda run=run, wide=wide: run(u=wide),
-                run_fft,
-            ]
-            chunked, plain, masked, batch, fft = in_turn(functions, 12 if samples < 50_000 else 6)
+            chunked, *others, fft = in_turn(
+                [
+                    gradients(channel_first, parameters, u),
+                    gradients(plain, parameters, u.mT.contiguous()),
+                    gradients(channel_first, parameters, u, keep=keep, reset=reset),
+                    gradients(channel_first, *problem(samples // 8, kind, batch=8)),
+                    gradients(fft_scan, parameters, u),
+                ],
+                12 if samples < 50_000 else 6,
+            )
             bar = BARS.get(samples, 1) if kind == "real" else 1
             met &= fft / chunked >= bar
             print(
-                f"{samples:>7} {kind:>8} {chunked:8.2f} {plain:8.2f} {masked:8.2f} {batch:8.2f} {fft:9.2f} "
-                f"{fft / chunked:6.1f}  {bar} {'met' if fft / chunked >= bar else 'MISSED'}"
+                f"{samples:>7} {kind:>8} {chunked:8.2f} "
+                + " ".join(f"{other:8.2f}" for other in others)
+                + f" {fft:9.2f} {fft / chunked:6.1f}  {bar} {'met' if fft / chunked >= bar else 'MISSED'}"
             )
     return met
 
 
 def decode() -> None:
-    parameters, u = problem(1, "complex", batch=1)
-    state = torch.randn(1, R // 2, dtype=torch.complex64)
-    from hankelred_llm._scan import column_scan
+    log_decay, phase = -torch.rand(R // 2), torch.rand(R // 2)
+    u, state, factors = torch.randn(1, R, 1), torch.randn(1, R), Step.of(log_decay, phase)
 
-    columns, before = torch.randn(1, R, 1), torch.cat([state.real, state.imag], 1)
+    def repeat(step: Callable[[], object]) -> Callable[[], None]:
+        return lambda: [step() for _ in range(200)] and None
 
-    def steps() -> None:
-        for _ in range(200):
-            column_scan(*parameters, columns, state=before)
-
-    with torch.no_grad():
-        (least,) = in_turn([steps], 10)
-    print(f"\none token, {R // 2} pairs: {least / 200 * 1e3:.0f} microseconds")
+    whole, kept = in_turn(
+        [
+            repeat(lambda: column_scan(log_decay, phase, u, state=state)),
+            repeat(lambda: factors.advance(u[..., 0], state)),
+        ],
+        10,
+    )
+    print(f"\none token, {R // 2} pairs: {whole * 5:.0f} microseconds, {kept * 5:.0f} with the factors kept")
 
 
 def signals(samples: int, modes: int) -> dict[str, Tensor]:
@@ -174,7 +187,7 @@ def memory(samples: int) -> bool:
     met = True
     for name, function in (
         ("chunked", lambda p, u: linear_recurrence(p, None, u.mT)[0]),
-        ("FFT scan", lambda p, u: fft_scan(p, None, u)),
+        ("FFT scan", lambda p, u: fft_scan(u, p)),
     ):
         (log_decay,), u = problem(samples, "real")
         log_decay.requires_grad_()

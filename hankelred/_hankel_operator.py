@@ -21,6 +21,11 @@ NOISE_NORM = 3.0
 #: Up to this many rows or columns a dense singular value decomposition is as fast and simpler.
 DENSE_SIZE = 500
 
+#: From this many pairs of an output and an input on, a product is a matrix product at each frequency instead
+#: of a sum over pairs: 64 x 64 channels, 63 lags, 44 columns took 18 ms instead of 51, 16 x 16 channels 1.8
+#: instead of 2.4; fewer channels, or thousands of lags, are no faster for it.
+MANY_CHANNELS = 256
+
 _MAX_STEPS = 12
 _OVERSAMPLING = 12
 _PROBES = 4
@@ -67,6 +72,13 @@ class HankelOperator:
         # H is a Toeplitz matrix with its columns turned round: a product is a stretch of a convolution.
         b, (rows, columns) = self.blocks, spectrum.shape[:2]
         turned = self._fft(np.ascontiguousarray(x.reshape(b, columns, -1)[::-1].transpose(1, 2, 0)))
+        if rows * columns >= MANY_CHANNELS:
+            # one matrix product at each frequency
+            products = np.ascontiguousarray(spectrum.transpose(2, 0, 1)) @ np.ascontiguousarray(
+                turned.transpose(2, 0, 1)
+            )
+            responses = self._ifft(np.ascontiguousarray(products.transpose(1, 2, 0)))
+            return responses[..., b - 1 : 2 * b - 1].transpose(2, 0, 1).reshape(b * rows, -1)
         out = np.empty((b, rows, x.shape[1]), dtype=self.dtype)
         for i in range(rows):
             total = spectrum[i, 0] * turned[0]
@@ -115,7 +127,7 @@ def leading_svd(operator: HankelOperator, order: int | None, tol: float | None) 
 
 
 def _dense(operator: HankelOperator) -> HankelSVD:
-    left, s, right = sla.svd(operator.dense(), full_matrices=False)
+    left, s, right = _svd(operator.dense())
     return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * np.finfo(float).eps * _top(s))
 
 
@@ -156,10 +168,19 @@ def _iterated(operator: HankelOperator, basis: Array, rng: np.random.Generator) 
             break
         # orthonormalising between the two products keeps small singular values from drowning
         basis = _orthonormal(operator.dot(_orthonormal(image)))
-    right, s, left = sla.svd(operator.adjoint_dot(basis), full_matrices=False, check_finite=False)
+    right, s, left = _svd(operator.adjoint_dot(basis))
     return HankelSVD(
         basis @ left.conj().T, s, right, _remainder(operator, basis, rng), _rounding(operator, s)
     )
+
+
+def _svd(x: Array) -> tuple[Array, Array, Array]:
+    try:
+        left, s, right = sla.svd(x, full_matrices=False, check_finite=False)
+    except np.linalg.LinAlgError:
+        # divide and conquer fails on some matrices of low rank; QR iteration does not, and is slower
+        left, s, right = sla.svd(x, full_matrices=False, check_finite=False, lapack_driver="gesvd")
+    return left, s, right
 
 
 def _orthonormal(x: Array) -> Array:

@@ -12,6 +12,7 @@ from ._errors import (
 )
 from .calibration import Calibration, calibrate
 from .config import HRMConfig
+from .initialization import InitializationReport, initialize
 from .parallel import context_parallel
 from .recurrence import linear_recurrence
 from .reduction import ReductionReport, reduce
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "HRMConfig",
     "HankelSpectra",
+    "InitializationReport",
     "ReductionReport",
     "StateError",
     "__version__",
@@ -38,6 +40,7 @@ __all__ = [
     "context_parallel",
     "get_systems",
     "hankel_spectra",
+    "initialize",
     "linear_recurrence",
     "reduce",
     "set_systems",

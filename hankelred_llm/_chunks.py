@@ -3,13 +3,12 @@
 Nothing here knows of autograd; `_scan.py` makes differentiable operators of it. The recurrence runs on real
 columns: the real parts of the conjugate pairs, their imaginary parts, the real modes.
 
-A block of samples is copied to ``(chunk position, batch, column, chunk)``, so that one step of all chunks is
-one elementwise operation on contiguous memory. Two sweeps over the 16 positions and a short prefix between
-them give every state:
+A block of samples is copied to ``(batch, column, chunk position, chunk)``, so that one step of all chunks is
+one elementwise operation on contiguous memory. Then
 
-1. from zero, for the state each chunk ends with;
-2. the prefix: those ends joined over the chunks in float64;
-3. from the true incoming state, writing every state down.
+1. a sweep over the 16 positions runs every chunk from zero;
+2. the states the chunks end with are joined over the chunks, in float64, by `_prefix.py`;
+3. the state that enters a chunk is added to its positions, times the powers of a.
 
 Only elementwise operations are used, on purpose. A matrix product with a triangular Toeplitz matrix is as
 fast but multiplies later samples by zero, which turns an Inf there into a NaN here; and it obeys the global
@@ -21,17 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-# Samples a chunk: a step's coefficient is rounded to float32, which 16 steps turn into at most 16 * 3e-8.
+from hankelred_llm._prefix import prefix
+
+# Samples a chunk: the sweep's coefficient is rounded to float32, which 15 steps turn into at most 15 * 3e-8.
 CHUNK = 16
-# Elements a block: two float32 buffers of this size stay in a core's cache; other devices take all at once.
-_CPU_BLOCK = 2**20
-# Chunks up to which recursive doubling joins them: log2 steps, each over all of them.
-_DOUBLING = 32
+# Numbers in one step of all chunks of a block. The block then stays in a cache, and torch does the steps of
+# a sweep on one thread (it splits from 32768 numbers on): waiting for a second one, 15 times a sweep, costs
+# more than it saves, and very much more on a busy machine. Copies in and out are large enough to be split.
+_CPU_STEP = 2**15 - 1
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ class Masks:
 
 
 def to_modes(columns: Tensor, pairs: int) -> list[Tensor]:
-    """Turn (batch, columns, ...) into complex128 pairs and float64 real modes; an empty kind beside another is left out."""
+    """Turn (batch, columns, ...) into complex128 pairs and float64 real modes.
+
+    A kind that is empty is left out; without any column, there is an empty tensor of real modes.
+    """
     columns = columns.double()
     if not pairs:
         return [columns]
@@ -111,7 +115,7 @@ def block_length(u: Tensor) -> int:
     batch, columns, time = u.shape
     if u.device.type != "cpu":
         return time
-    return max(64, _CPU_BLOCK // max(1, batch * columns * CHUNK)) * CHUNK
+    return max(64, _CPU_STEP // max(1, batch * columns)) * CHUNK
 
 
 def scan(
@@ -147,13 +151,19 @@ def scan(
             for mask in (masks.keep, masks.reset)
         )
         if keep is not None and not reverse:
-            x.masked_fill_(~keep, 0)
+            hide(x, keep)
         if state is not None and reverse and stop == time:
             chunk, position = divmod(stop - 1 - start, CHUNK)
             x[:, :, position, chunk] += state
         carry = _scan_block(coefficients, x, carry, keep, reset, reverse)
         _store(x, out[..., start:stop])
         yield start, stop
+
+
+def hide(x: Tensor, keep: Tensor) -> None:
+    """Put 0 in place where `keep` is False, whatever was there."""
+    # twice as fast as masked_fill_
+    torch.where(keep, x, x.new_zeros(()), out=x)
 
 
 def one_step_back(modes: Modes, h: Tensor, masks: Masks) -> Tensor:
@@ -168,27 +178,26 @@ def one_step_back(modes: Modes, h: Tensor, masks: Masks) -> Tensor:
 
 @dataclass(frozen=True)
 class _Coefficients:
-    """What a block needs of the eigenvalues.
+    """What a block needs of the eigenvalues: their powers 0 to CHUNK.
 
     Parameters
     ----------
     pairs : int
-    step : list of Tensor, (modes, 1)
-        Real and imaginary part of a for the pairs, a for the real modes, in the type computed in.
     table : list of Tensor, complex (pairs, CHUNK + 1) and real (real modes, CHUNK + 1)
-        The powers 0 to CHUNK, in float64.
+        In float64.
+    powers : list of Tensor, (modes, CHUNK + 1)
+        The same in the type computed in: real parts, imaginary parts, real modes.
     """
 
     pairs: int
-    step: list[Tensor]
     table: list[Tensor]
+    powers: list[Tensor]
 
     @classmethod
     def of(cls, modes: Modes, dtype: torch.dtype) -> _Coefficients:
         table = modes.powers(torch.arange(CHUNK + 1, device=modes.log_decay.device, dtype=torch.float64))
-        return cls(
-            modes.pairs, [a.to(dtype) for a in to_columns([powers[:, 1:2] for powers in table])], table
-        )
+        # with strides of its own: the parts of a complex tensor are two apart
+        return cls(modes.pairs, table, [column.to(dtype).contiguous() for column in to_columns(table)])
 
 
 def _load(block: Tensor, dtype: torch.dtype) -> Tensor:
@@ -226,140 +235,112 @@ def _scan_block(
     reverse: bool,
 ) -> list[Tensor]:
     """Turn the inputs (batch, columns, CHUNK, chunks) into states in place; return the state carried on."""
-    pairs = coefficients.pairs
-    sizes = [end.shape[1] for mode in carry for end in ((mode, mode) if mode.is_complex() else (mode,))]
-    # every position a list of its parts: real parts, imaginary parts, real modes
-    positions = list(zip(*(part.unbind(2) for part in x.split_with_sizes(sizes, 1)), strict=True))
-    keeps = None if keep is None else keep.unbind(2)
-    resets = None if reset is None else reset.unbind(2)
-    zero, one = x.new_zeros(()), x.new_ones(())
-
-    def step(into: Sequence[Tensor], k: int, before: Sequence[Tensor]) -> None:
-        now, factors = positions[k], coefficients.step
-        if resets is not None:
-            before = [torch.where(resets[k], zero, part) for part in before]  # not 0 * part, which may be Inf
-        if keeps is not None:
-            skip = [one, zero] * (pairs > 0) + [one]
-            factors = [torch.where(keeps[k], a, b) for a, b in zip(factors, skip, strict=False)]
-        if pairs:
-            a_real, a_imag = factors[:2]
-            torch.addcmul(now[0], before[0], a_real, out=into[0]).addcmul_(before[1], a_imag, value=-1)
-            torch.addcmul(now[1], before[1], a_real, out=into[1]).addcmul_(before[0], a_imag)
-        if len(now) != 2:
-            torch.addcmul(now[-1], before[-1], factors[-1], out=into[-1])
-
-    order = range(CHUNK - 1, -1, -1) if reverse else range(CHUNK)
-    ends: Sequence[Tensor] = positions[order[0]]
-    spares = torch.empty_like(x[:, :, :2]).unbind(2)
-    buffers = [spare.split_with_sizes(sizes, 1) for spare in spares]
-    for k in order[1:]:
-        step(buffers[k % 2], k, ends)
-        ends = buffers[k % 2]
-    entering, leaving = _join(coefficients, ends, carry, keep, reset, reverse)
-    before: Sequence[Tensor] = [part.to(x.dtype) for part in to_columns(entering)]
-    for k in order:
-        step(positions[k], k, before)
-        before = positions[k]
+    _sweep(coefficients, x, keep, reset, reverse)
+    # how many steps lead from the state that enters the chunk to each position, and where none does
+    steps = None if keep is None else _running(keep, reverse).squeeze(1)
+    cut = None if reset is None else _running(reset, reverse) > 0
+    end = 0 if reverse else CHUNK - 1
+    entering, leaving = _join(coefficients, x[:, :, end], carry, steps, cut, reverse)
+    _add_entering(coefficients, x, entering, steps, cut, reverse)
     if keep is not None and not reverse:
-        # a skipped step repeats the bits, also from one chunk to the next: the state after a chunk's last event
-        # is the one that enters the next chunk, rounded from float64
+        # a skipped step repeats the bits, from one chunk to the next too: what follows a chunk's last event
+        # is the state that enters the next chunk, rounded from float64
         event = keep if reset is None else keep | reset
-        settled = event.flip(2).cumsum(2).flip(2) <= event
+        settled = _running(event, reverse=True) <= event
         torch.where(settled, torch.cat(to_columns(leaving), 1).to(x.dtype)[:, :, None], x, out=x)
     return [mode[..., 0 if reverse else -1] for mode in leaving]
 
 
+def _running(mask: Tensor, reverse: bool) -> Tensor:
+    """Count True along the positions of each chunk, (batch, 1, CHUNK, chunks), in the scan's direction."""
+    return mask.flip(2).cumsum(2).flip(2) if reverse else mask.cumsum(2)
+
+
+def _sweep(
+    coefficients: _Coefficients, x: Tensor, keep: Tensor | None, reset: Tensor | None, reverse: bool
+) -> None:
+    """Run the recurrence inside every chunk from zero, in place."""
+    pairs, zero, one = coefficients.pairs, x.new_zeros(()), x.new_ones(())
+    sizes = [len(column) for column in coefficients.powers]
+    # every position a list of its parts: real parts, imaginary parts, real modes
+    positions = list(zip(*(part.unbind(2) for part in x.split_with_sizes(sizes, 1)), strict=True))
+    keeps = None if keep is None else keep.unbind(2)
+    resets = None if reset is None else reset.unbind(2)
+    a = [column[:, 1:2] for column in coefficients.powers]
+    skip = [one, zero, one] if pairs else [one]
+    order = range(CHUNK - 1, -1, -1) if reverse else range(CHUNK)
+    for before_k, k in pairwise(order):
+        now, before, factors = positions[k], positions[before_k], a
+        if resets is not None:
+            before = tuple(torch.where(resets[k], zero, part) for part in before)  # not 0 * part: may be Inf
+        if keeps is not None:
+            factors = [torch.where(keeps[k], f, s) for f, s in zip(a, skip, strict=False)]
+        _add_product(now, factors, before, pairs)
+
+
+def _choose(powers: Tensor, steps: Tensor) -> Tensor:
+    """Return (batch, modes, ...) from the powers (modes, CHUNK + 1) and their numbers (batch, ...)."""
+    # index_select: four times as fast as an index in brackets
+    return powers.index_select(1, steps.flatten()).view(-1, *steps.shape).transpose(0, 1)
+
+
+def _add_product(into: Sequence[Tensor], a: Sequence[Tensor], s: Sequence[Tensor], pairs: int) -> None:
+    """Add the product of two sets of columns to a third, in place."""
+    if pairs:
+        into[0].addcmul_(a[0], s[0]).addcmul_(a[1], s[1], value=-1)
+        into[1].addcmul_(a[0], s[1]).addcmul_(a[1], s[0])
+    if len(into) != 2:
+        into[-1].addcmul_(a[-1], s[-1])
+
+
+def _add_entering(
+    coefficients: _Coefficients,
+    x: Tensor,
+    entering: list[Tensor],
+    steps: Tensor | None,
+    cut: Tensor | None,
+    reverse: bool,
+) -> None:
+    """Add to every position of a chunk what has become of the state that entered it, in place."""
+    if steps is None:
+        powers = [column[:, 1:, None] for column in coefficients.powers]
+        powers = [column.flip(1) for column in powers] if reverse else powers
+    else:
+        powers = [_choose(column, steps) for column in coefficients.powers]
+    states = [part.to(x.dtype)[:, :, None] for part in to_columns(entering)]
+    into = x if cut is None else x.clone()
+    sizes = [len(column) for column in coefficients.powers]
+    _add_product(into.split_with_sizes(sizes, 1), powers, states, coefficients.pairs)
+    if cut is not None:
+        torch.where(cut, x, into, out=x)
+
+
 def _join(
     coefficients: _Coefficients,
-    ends: Sequence[Tensor],
+    ends: Tensor,
     carry: list[Tensor],
-    keep: Tensor | None,
-    reset: Tensor | None,
+    steps: Tensor | None,
+    cut: Tensor | None,
     reverse: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the states that enter and leave each chunk, as modes (batch, modes, chunks)."""
-    if keep is None:
+    """Return the states that enter and leave each chunk, as modes (batch, modes, chunks).
+
+    `ends` are the states each chunk ends with when it starts from zero, (batch, columns, chunks).
+    """
+    end = 0 if reverse else CHUNK - 1
+    if steps is None:
         factors = [powers[:, -1:] for powers in coefficients.table]
     else:
-        kept = keep.sum(2).squeeze(1)
-        factors = [powers[:, kept].transpose(0, 1) for powers in coefficients.table]
-    cut = None if reset is None else reset.any(2)
-    if coefficients.pairs:
-        real, imag, *rest = (end.double() for end in ends)
-        v = [torch.complex(real, imag), *rest]
-    else:
-        v = [end.double() for end in ends]
+        factors = [_choose(powers, steps[:, end]) for powers in coefficients.table]
+    cut = None if cut is None else cut[:, :, end]
+    v = to_modes(ends, coefficients.pairs)
     if reverse:
         v, factors = [t.flip(-1) for t in v], [t.flip(-1) for t in factors]
         cut = None if cut is None else cut.flip(-1)
-    states = [_prefix(*each, cut) for each in zip(v, factors, carry, strict=True)]
+    states = [prefix(*each, cut) for each in zip(v, factors, carry, strict=True)]
     entering = [
         torch.cat([old[..., None], new[..., :-1]], -1) for old, new in zip(carry, states, strict=True)
     ]
     if reverse:
         return [t.flip(-1) for t in entering], [t.flip(-1) for t in states]
     return entering, states
-
-
-@overload
-def _part(values: Tensor, where: slice) -> Tensor: ...
-@overload
-def _part(values: None, where: slice) -> None: ...
-def _part(values: Tensor | None, where: slice) -> Tensor | None:
-    """Choose chunks, where there is something and it differs from chunk to chunk."""
-    return values if values is None or values.dim() == 2 else values[..., where]
-
-
-def _either(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return None if a is None or b is None else a | b
-
-
-def _advance(v: Tensor, factor: Tensor, before: Tensor, cut: Tensor | None) -> Tensor:
-    """Return ``factor before + v``, and v where the past is cut off, whatever it holds."""
-    if cut is None:
-        return torch.addcmul(v, factor, before)
-    return v + torch.where(cut, v.new_zeros(()), factor * before)
-
-
-def _prefix(v: Tensor, factor: Tensor, state: Tensor, cut: Tensor | None) -> Tensor:
-    """Return the states ``s_j = factor_j s_(j-1) + v_j``; where `cut`, ``s_j = v_j``.
-
-    `v` is (batch, modes, chunks), `state` (batch, modes), `factor` (batch, modes, chunks) or, where it is the
-    same for all chunks, (modes, 1); `cut` is (batch, 1, chunks).
-    """
-    first = _advance(v[..., :1], factor[..., :1], state[..., None], _part(cut, slice(1)))
-    return _inclusive(torch.cat([first, v[..., 1:]], -1), factor, cut)
-
-
-def _inclusive(v: Tensor, factor: Tensor, cut: Tensor | None) -> Tensor:
-    """Do `_prefix` from zero: by halves while there are many chunks, which is less work, then by doubling."""
-    count = v.shape[-1]
-    if count <= _DOUBLING:
-        return _doubling(v, factor, cut)
-    odd, even = slice(1, None, 2), slice(0, count - 1, 2)
-    joined = _advance(v[..., odd], _part(factor, odd), v[..., even], _part(cut, odd))
-    half = _inclusive(
-        joined, _part(factor, odd) * _part(factor, even), _either(_part(cut, odd), _part(cut, even))
-    )
-    out, later = torch.empty_like(v), slice(2, None, 2)
-    out[..., :1] = v[..., :1]
-    out[..., odd] = half
-    out[..., later] = _advance(
-        v[..., later], _part(factor, later), half[..., : (count - 1) // 2], _part(cut, later)
-    )
-    return out
-
-
-def _doubling(v: Tensor, factor: Tensor, cut: Tensor | None) -> Tensor:
-    """Do `_inclusive` in log2(chunks) steps, each of which reaches twice as far back."""
-    distance = 1
-    while distance < v.shape[-1]:
-        near, far, shifted = slice(distance), slice(distance, None), slice(-distance)
-        moved = _advance(v[..., far], _part(factor, far), v[..., shifted], _part(cut, far))
-        v = torch.cat([v[..., near], moved], -1)
-        product = _part(factor, far) * _part(factor, shifted)
-        factor = product if factor.dim() == 2 else torch.cat([factor[..., near], product], -1)
-        if cut is not None:
-            cut = torch.cat([cut[..., near], cut[..., far] | cut[..., shifted]], -1)
-        distance *= 2
-    return v

@@ -150,10 +150,10 @@ def _column_scan_backward(
         if start == 0:
             h_first = block[..., 0].clone()
         if keep is not None:
-            block.masked_fill_(~keep[:, None, start:stop], 0)
+            _chunks.hide(block, keep[:, None, start:stop])
         if parameters:
             if reset is not None:
-                block = block.masked_fill(reset[:, None, start:stop], 0)
+                block = block * (~reset[:, None, start:stop]).to(block.dtype)
             if start == 0:
                 correlation += _correlate(block[..., :1], first[..., None], modes.pairs)
             before = max(start - 1, 0)

@@ -33,7 +33,8 @@ def model_tag(model: nn.Module) -> dict[str, str]:
     for name, parameter in model.named_parameters():
         if ".hrm_system." in name:
             continue
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        # not the name: it is another one in a PeftModel, and the model with and without adapters is the same
+        digest.update(f"{tuple(parameter.shape)}".encode())
         if not parameter.is_meta:
             flat = parameter.detach().reshape(-1)
             some = flat[:: max(1, flat.numel() // FINGERPRINT)][:FINGERPRINT]

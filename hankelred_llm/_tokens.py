@@ -69,11 +69,10 @@ def read_tokens(
                 f"padding cannot be read from an attention mask of kind {seen}; pass one of shape (batch, "
                 "tokens)"
             )
-        columns = _columns(mask.shape[-1], time, cache, mask.device)
         if mask.ndim == 2:
-            keep = mask[:, columns].bool().expand(batch, time)
+            keep = mask[:, _columns(mask, time, cache)].bool().expand(batch, time)
         else:
-            links = _allowed(mask, columns).expand(batch, time, time)
+            links = _allowed(mask, _columns(mask, time, cache)).expand(batch, time, time)
             keep = links.diagonal(dim1=1, dim2=2)
     before = None if keep is None else _previous_kept(keep)
     reset: Tensor | None = None
@@ -98,21 +97,25 @@ def read_tokens(
     return Tokens(keep, reset)
 
 
-def _columns(width: int, time: int, cache: Cache | None, device: torch.device) -> Any:
+def _columns(mask: Tensor, time: int, cache: Cache | None) -> Any:
     """Where the tokens of this batch stand in a mask that also covers the cache."""
+    width = mask.shape[-1]
     if width < time:
         raise StateError(f"the attention mask covers {width} tokens, fewer than the {time} given")
-    if width == time:
-        return slice(None)
-    if cache is None or not (
-        static := [i for i, kv in enumerate(cache.layers) if isinstance(kv, StaticLayer)]
-    ):
+    layers = [] if cache is None else [i for i, kv in enumerate(cache.layers) if isinstance(kv, StaticLayer)]
+    if cache is None or not layers:
+        if mask.ndim == 4 and cache is not None and cache.get_seq_length() > 0:
+            raise StateError(
+                "a 4-D attention mask does not say which tokens in the cache a document goes on from; pass a "
+                "mask of shape (batch, tokens)"
+            )
         return slice(width - time, width)
-    # masks of a static cache are as wide as the layer they were made for, or as all tokens so far
-    layer = next((i for i in static if cache.layers[i].get_max_length() == width), static[0])
-    offset = cache.get_mask_sizes(time, layer)[1] if cache.layers[layer].is_sliding else 0
-    first = cache.get_seq_length(layer) - offset
-    return torch.arange(time, device=device) + first
+    # 4-D masks of a static cache are as wide as the layer they were made for, and may begin later
+    layer = next((i for i in layers if cache.layers[i].get_max_length() == width), layers[0])
+    first = cache.get_seq_length(layer)
+    if mask.ndim == 4 and cache.layers[layer].is_sliding:
+        first -= cache.get_mask_sizes(time, layer)[1]
+    return torch.arange(time, device=mask.device) + first
 
 
 def _allowed(mask: Tensor, columns: Any) -> Tensor:

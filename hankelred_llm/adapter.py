@@ -216,6 +216,9 @@ class Decoder(NamedTuple):
             s = torch.where(keep, s, before)
         return torch.mm(s, self.out).view(batch, 1, width), s[..., None]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Decoder:
+        return self  # copies of a cache share it: nothing in it is ever changed
+
 
 class Identity:
     """Tells systems apart: copies differ, pickles do not."""
@@ -286,7 +289,9 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         double = any(p.dtype == torch.float64 for p in self.target.parameters())
         dtype = torch.float64 if double else torch.float32
         system = HRMSystem(self.width, modes, dtype=dtype, device=self._target_device())
-        system.start(config.init_weights, gate=config.gate_init)
+        # a start from data goes on from the ring, once all layers are there
+        start = "ring" if config.init_weights == "balanced" else config.init_weights
+        system.start(start, gate=config.gate_init)
         system.train(self.training)
         self.hrm_system[adapter_name] = system
         self.taps[adapter_name] = config.tap

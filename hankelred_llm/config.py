@@ -61,7 +61,13 @@ class HRMConfig(PeftConfig):
     init_weights : str
         Where training starts. ``"ring"``: ``|A|^2`` uniform in [0.9^2, 0.999^2], phases uniform, B normal
         with variance 1/(2d). ``"s4d_real"``: decay rates n + 1 (n = 0, 1, ...) times a step that is
-        log-uniform in [1e-4, 0.1], phases zero. In both the adapted model starts as the base model.
+        log-uniform in [1e-4, 0.1], phases zero. ``"balanced"``: poles and rows of B that the data in
+        ``calibration`` ask for, the rest as ``"ring"``; see :func:`initialize`. In all of them the adapted
+        model starts as the base model. Once a start is made from data it is in the weights, and ``"ring"``
+        is put here.
+    calibration : str, optional
+        With ``init_weights="balanced"``: the file of a :class:`Calibration` of the same model, made with
+        batches that had labels before anything was trained.
     gate_init : float
         First value of the gate. With 0 the output map C starts at random, else at zero.
     target_modules : list of str or str, optional
@@ -105,6 +111,7 @@ class HRMConfig(PeftConfig):
     site: str = "mlp"
     tap: str = "input"
     init_weights: str = "ring"
+    calibration: str | None = None
     gate_init: float = 1.0
     target_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
@@ -120,11 +127,17 @@ class HRMConfig(PeftConfig):
             ("eigenvalues", EIGENVALUES),
             ("site", tuple(SITES)),
             ("tap", TAPS),
-            ("init_weights", tuple(STARTS)),
+            ("init_weights", (*STARTS, "balanced")),
         ):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, known))}")
+        if (self.init_weights == "balanced") != (self.calibration is not None):
+            raise ConfigError(
+                f"init_weights={self.init_weights!r} and calibration={self.calibration!r} do not go "
+                f"together: a start "
+                "from data is init_weights='balanced' with the path of a saved Calibration"
+            )
         _check_count("r", self.r, least=1)
         for key, order in self.rank_pattern.items():
             _check_count(f"rank_pattern[{key!r}]", order, least=1)

@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,15 @@ import hankelred
 from hankelred import OrderError, ReductionWarning
 
 from ._errors import AdapterError
+from ._gradient_operator import MARGIN
 from ._passes import Sites, find_sites
+from ._tags import compare, model_tag
 from .calibration import Calibration
 from .systems import get_systems
+from .tuner import hrm_layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -43,8 +49,9 @@ class HankelSpectra(Mapping[int, Array]):
         that the loss feels (without labels: of all outputs alike). They are in the units of the data, so
         they compare layers with each other, not with the exact values. No bound follows from them.
     gradient, null : dict of ndarray or None
-        Before training: of the Hankel operator of the loss's gradient, and of the same with inputs and
-        gradients of different sequences, which is what chance gives.
+        Before training: of the Hankel operator of the loss's gradient, in loss per token and unit of gain,
+        and of the same with inputs and gradients of different sequences, which is what chance gives. A value
+        counts from 1.5 times the largest of the null on.
     names : dict of str
         Module names of the layers.
     """
@@ -83,11 +90,66 @@ class HankelSpectra(Mapping[int, Array]):
         >>> HankelSpectra({0: np.array([1.0, 1e-20])}, noise_floors={0: 1e-16}).significant(0)
         1
         """
+        return int(np.count_nonzero(self[layer] > self.threshold(layer)))
+
+    def threshold(self, layer: int) -> float:
+        """Return the level above which a value of a layer counts.
+
+        Parameters
+        ----------
+        layer : int
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> before = HankelSpectra({}, gradient={0: np.array([1.0, 0.2])}, null={0: np.array([0.2])})
+        >>> round(before.threshold(0), 3), before.significant(0)
+        (0.3, 1)
+        """
         if self.exact:
-            floor = self.noise_floors.get(layer, 0.0)
-        else:
-            floor = float(self.null[layer].max(initial=0.0)) if self.null else 0.0
-        return int(np.count_nonzero(self[layer] > floor))
+            return self.noise_floors.get(layer, 0.0)
+        # three null operators are all there are, and the next would differ: chance reaches further than they
+        return MARGIN * float(self.null[layer].max(initial=0.0)) if self.null else 0.0
+
+    def plot(
+        self, ax: Axes | None = None, *, kind: str = "curves", ranks: Mapping[int, int] | None = None
+    ) -> Axes:
+        """Draw the spectra.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; default: a new figure.
+        kind : {"curves", "heatmap"}
+            "curves": one for each layer, dark for the last ones, with their median and quartiles, and the
+            level above which values count; empirical values are dashed, null ones grey. "heatmap": layer by
+            index.
+        ranks : dict of int, optional
+            Orders to mark, by layer, such as from :meth:`suggest_ranks`.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ConfigError
+            Another kind, or there are no layers.
+
+        Examples
+        --------
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> spectra = HankelSpectra({0: np.array([3.0, 0.2, 0.1]), 1: np.array([1.0, 0.5, 0.01])})
+        >>> ax = spectra.plot(ranks=spectra.suggest_ranks(budget=4))
+        >>> ax.get_yscale()
+        'log'
+        """
+        from ._spectra_plot import draw
+
+        return draw(self, ax, kind=kind, ranks=ranks)
 
     def suggest_ranks(self, *, tol: float | None = None, budget: int | None = None) -> dict[int, int]:
         """Return an order for each layer; :func:`reduce` with the same rule takes the same.
@@ -180,14 +242,15 @@ class HankelSpectra(Mapping[int, Array]):
 def hankel_spectra(
     model: nn.Module, calibration: Calibration | None = None, *, adapter_name: str | None = None
 ) -> HankelSpectra:
-    """Return the Hankel singular values of a model's adapters.
+    """Return the Hankel singular values of a model's adapters, or what the data ask of fresh ones.
 
     Parameters
     ----------
     model : PeftModel or PreTrainedModel
-        With an HRM adapter.
+        With an HRM adapter; or, with a calibration that had labels, without one.
     calibration : Calibration, optional
-        Of this model and adapter: adds the empirical values.
+        Of this model and adapter: adds the empirical values. Where the adapter adds nothing yet, or there is
+        none, the values are those of the gradient of the loss, beside those of their null.
     adapter_name : str, optional
         Default: the active adapter.
 
@@ -213,9 +276,14 @@ def hankel_spectra(
     >>> spectra[1].shape
     (4,)
     """
+    if calibration is not None and calibration.gradients and not hrm_layers(model):
+        compare(calibration.model, model_tag(model), "model")
+        return _before_training(calibration, {})
     sites = find_sites(model, adapter_name)
     if calibration is not None:
         calibration.check(model, sites.adapter)
+        if len(calibration.gradients) == len(sites.systems) and calibration.labels:
+            return _before_training(calibration, dict(sites.names))
     exact, floors, empirical = {}, {}, {}
     for i, system in modal_systems(model, sites).items():
         few = with_few_ports(system)
@@ -225,6 +293,16 @@ def hankel_spectra(
             empirical[i] = balanced(few, *calibration.factors(i, few)).hankel_singular_values
     return HankelSpectra(
         exact, floors, empirical if calibration is not None else None, names=dict(sites.names)
+    )
+
+
+def _before_training(calibration: Calibration, names: dict[int, str]) -> HankelSpectra:
+    found = {i: operator.spectrum() for i, operator in calibration.gradients.items()}
+    return HankelSpectra(
+        {},
+        gradient={i: spectrum.values for i, spectrum in found.items()},
+        null={i: spectrum.null for i, spectrum in found.items()},
+        names=names,
     )
 
 

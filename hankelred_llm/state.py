@@ -139,7 +139,7 @@ class HRMState(DummyLayer):
             raise StateError(
                 f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number"
             )
-        if removed >= self.tokens > 0:
+        if removed >= self.tokens and not self.static:
             self.reset()
             return
         for track in self._all():

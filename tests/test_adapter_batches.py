@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _models import PAD, VOCAB, adapted, base_model, error, padded, system_of, tokens
+from _models import PAD, VOCAB, adapted, awake, base_model, error, padded, system_of, tokens
 from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 
 import hankelred_llm
@@ -74,6 +74,30 @@ def test_the_adapter_computes_what_its_systems_say(eigenvalues):
     everywhere = torch.ones_like(ids).bool()
     with torch.no_grad():
         assert error(model(ids).logits, whole_model_oracle(model, ids, everywhere, ~everywhere)) < TOLERANCE
+
+
+@pytest.mark.parametrize("site", ["mlp", "attention"])
+@pytest.mark.parametrize("tap", ["input", "output"])
+def test_the_tap_is_where_it_is_said_to_be(site, tap):
+    base = base_model()
+    layer = base.model.layers[0]
+    block = layer.mlp if site == "mlp" else layer.self_attn
+    seen = {}
+
+    def before(_, args, kwargs, out):
+        seen["input"] = args[0] if args else kwargs["hidden_states"]
+        seen["output"] = out[0] if isinstance(out, tuple) else out
+
+    def after(_, args, kwargs, out):
+        seen["sum"] = out[0] if isinstance(out, tuple) else out
+
+    block.register_forward_hook(before, with_kwargs=True)
+    model = awake(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
+    block.register_forward_hook(after, with_kwargs=True)
+    with torch.no_grad():
+        model(tokens(2, 9))
+        y, _ = system_of(model)(seen[tap])
+        assert torch.equal(seen["sum"], seen["output"] + y)
 
 
 @pytest.mark.parametrize("gap", [slice(0, 4), slice(17, 21), slice(6, 10)], ids=["left", "right", "middle"])
@@ -318,6 +342,31 @@ def test_chunks_of_packed_rows_go_on_with_a_cache():
         for start in (0, 10, 20)
     ]
     assert torch.equal(torch.cat(chunks, 1), positions == 0)
+
+
+def test_only_kept_tokens_are_compared():
+    """Packed rows with padding in and between documents, and a 2-D mask."""
+    from hankelred_llm._tokens import read_tokens
+
+    positions = torch.tensor([[0, 1, 2, 0, 0, 3, 4, 0, 1, 0, 2, 0], [9, 9, 0, 1, 9, 2, 5, 6, 0, 0, 0, 7]])
+    mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0]])
+    starts = torch.tensor([[1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0]])
+    seen = read_tokens(
+        2, 12, mask=mask, positions=positions, starts=None, documents=None, cache=None, window=None
+    )
+    assert torch.equal(seen.keep, mask.bool()) and torch.equal(seen.reset, starts.bool())
+    # a call that goes on: its first kept token starts nothing unless its position is 0
+    later = read_tokens(
+        2,
+        6,
+        mask=mask,
+        positions=positions[:, 6:],
+        starts=None,
+        documents=None,
+        cache=DynamicCache(),
+        window=None,
+    )
+    assert torch.equal(later.reset[:, 1:], starts[:, 7:].bool()) and not later.reset[:, 0].any()
 
 
 def test_the_vocabulary_is_as_the_tests_think():

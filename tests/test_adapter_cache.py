@@ -237,6 +237,21 @@ def test_crop_further_than_the_tail_is_refused():
             cache.crop(-TAIL - 1)
 
 
+def test_crop_by_a_positive_number_is_refused():
+    with pytest.raises(StateError, match="negative number"):
+        HRMState(static=False).crop(3)
+
+
+def test_an_empty_cache_can_be_cropped(model):
+    ids, cache = tokens(2, 7), DynamicCache()
+    with torch.no_grad():
+        full = model(ids).logits
+        model(ids, past_key_values=cache)
+        cache.reset()
+        cache.crop(-3)
+        assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
+
+
 def test_crop_to_nothing_and_reset_are_new_caches(model):
     ids = tokens(2, 7)
     with torch.no_grad():
@@ -305,6 +320,18 @@ def test_padding_at_any_place_with_a_cache(model, static):
                     ).logits
                 )
             assert error(torch.cat(logits, 1)[:, kept], model(ids).logits) < TOLERANCE
+
+
+def test_a_mask_as_wide_as_the_window_of_a_static_cache():
+    model, ids = model_of(8), tokens(2, 7)
+    batch = padded(ids, slice(0, 1), 8)
+    cache, logits = StaticCache(model.config, max_cache_len=16), []
+    with torch.no_grad():
+        for start, end in ((0, 5), (5, 8)):
+            part = batch["input_ids"][:, start:end]
+            out = model(part, attention_mask=batch["attention_mask"][:, :end], past_key_values=cache)
+            logits.append(out.logits)
+        assert error(torch.cat(logits, 1)[:, 1:], model(ids).logits) < TOLERANCE
 
 
 class TestRefusals:
@@ -381,6 +408,12 @@ class TestRefusals:
         )
         with pytest.raises(StateError, match="EncoderDecoderCache"):
             self.fill(model, cache, tokens(1, 6))
+
+    def test_four_dimensional_masks_over_a_growing_cache(self, model):
+        cache = DynamicCache(config=model.config)
+        self.fill(model, cache, tokens(1, 6))
+        with pytest.raises(StateError, match="which tokens in the cache"):
+            model(tokens(1, 2), attention_mask=torch.ones(1, 1, 2, 8).bool(), past_key_values=cache)
 
     def test_paged_caches(self, model):
         for call in (model.generate_batch, model.base_model.generate_batch):

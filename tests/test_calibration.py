@@ -404,7 +404,7 @@ def test_batches_that_cannot_be_used(data, message):
 
 def test_models_and_adapters_that_cannot_be_calibrated():
     with pytest.raises(AdapterError, match="no HRM adapter"):
-        calibrate(base_model(), batches(1))
+        calibrate(base_model(), batches(1), adapter_name="default")
     model = adapted()
     with pytest.raises(AdapterError, match="no adapter 'other'"):
         calibrate(model, batches(1), adapter_name="other")

@@ -159,7 +159,9 @@ class TestMarkovParameters:
 
 
 class TestHankelOperator:
-    @pytest.mark.parametrize(("p", "m", "cplx"), [(1, 1, False), (2, 3, False), (3, 1, True)])
+    @pytest.mark.parametrize(
+        ("p", "m", "cplx"), [(1, 1, False), (2, 3, False), (3, 1, True), (16, 17, False), (17, 16, True)]
+    )
     def test_products(self, p, m, cplx):
         rng = np.random.default_rng(8)
         h = rng.standard_normal((41, p, m)) + (1j * rng.standard_normal((41, p, m)) if cplx else 0)
@@ -169,6 +171,21 @@ class TestHankelOperator:
         x, z = rng.standard_normal((20 * m, 2)), rng.standard_normal((20 * p, 2))
         assert relative_error(H.dot(x), dense @ x) < 1e-13
         assert relative_error(H.adjoint_dot(z), dense.conj().T @ z) < 1e-13
+
+    def test_a_decomposition_that_does_not_converge_is_done_by_another_method(self, monkeypatch):
+        """Seen of LAPACK's gesdd on the 256 x 256 Hankel matrix of a delay by 8 samples of 8 symbols."""
+        h = np.random.default_rng(0).standard_normal((21, 2, 2))
+        expected = leading_svd(HankelOperator(h), None, None).singular_values
+        svd = sla.svd
+
+        def failing(*args, lapack_driver="gesdd", **kwargs):
+            if lapack_driver == "gesdd":
+                raise np.linalg.LinAlgError("SVD did not converge")
+            return svd(*args, lapack_driver=lapack_driver, **kwargs)
+
+        monkeypatch.setattr(sla, "svd", failing)
+        found = leading_svd(HankelOperator(h), None, None).singular_values
+        assert np.abs(found - expected).max() < 1e-13 * expected[0]
 
     @pytest.mark.parametrize("cplx", [False, True])
     def test_randomised_equals_dense(self, cplx):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -95,7 +93,7 @@ def test_states_are_those_of_the_numpy_loop(kind, time, masks):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_blocks_are_one_scan(kind, monkeypatch):
-    monkeypatch.setattr(_chunks, "_CPU_BLOCK", 1)
+    monkeypatch.setattr(_chunks, "_CPU_STEP", 1)
     arguments = problem(kind, 3000, seed=1)
     assert _chunks.block_length(torch.empty(2, 6, 3000)) < 1100
     expected, _ = numpy_loop(**arguments)
@@ -212,7 +210,7 @@ def test_gradcheck(kind, method, time, masks):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("masks", [True, False])
 def test_gradients_are_those_of_the_loop(kind, masks, monkeypatch):
-    monkeypatch.setattr(_chunks, "_CPU_BLOCK", 1)
+    monkeypatch.setattr(_chunks, "_CPU_STEP", 1)
     arguments = problem(kind, 2100, masks=masks, seed=5)
     names = ["log_decay", "u", "state"] + (["phase"] if kind == "complex" else [])
     inputs = [arguments[name].requires_grad_() for name in names]
@@ -543,7 +541,7 @@ def test_operators_keep_their_promises_to_torch():
     torch.library.opcheck(torch.ops.hankelred_llm.column_scan.default, inputs)
 
 
-def test_functional_transforms_are_refused_but_for_the_plain_loop():
+def test_functional_transforms_are_right_or_refused():
     arguments = problem("real", 30, masks=False)
 
     def loss(u, method="auto"):
@@ -555,8 +553,8 @@ def test_functional_transforms_are_refused_but_for_the_plain_loop():
     torch.testing.assert_close(seen, expected)
     with pytest.raises(RuntimeError, match="functorch transforms"):
         torch.func.grad(loss)(arguments["u"])
-    with pytest.raises(RuntimeError, match=r"functorch transforms|vmap"):
-        torch.func.vmap(loss)(arguments["u"][None])
+    stacked = torch.func.vmap(loss)(torch.stack([arguments["u"], 2 * arguments["u"]]))
+    torch.testing.assert_close(stacked, torch.stack([loss(arguments["u"]), loss(2 * arguments["u"])]))
 
 
 # ---- shards
@@ -620,12 +618,3 @@ def test_refusals_name_what_was_seen_and_the_remedy(change, message):
     arguments = dict(log_decay=torch.zeros(3), phase=None, u=torch.zeros(2, 5, 3))
     with pytest.raises(HankelredError, match=message):
         linear_recurrence(**(arguments | change))
-
-
-def test_the_recurrence_does_not_import_the_training_stack():
-    code = (
-        "import sys, hankelred_llm; linear = hankelred_llm.linear_recurrence; "
-        "print(sorted({'trl', 'accelerate', 'datasets'} & set(sys.modules)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
