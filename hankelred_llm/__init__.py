@@ -14,6 +14,7 @@ from ._errors import (
 from .calibration import Calibration, calibrate
 from .config import HRMConfig
 from .initialization import InitializationReport, initialize
+from .parallel import context_parallel
 from .recurrence import linear_recurrence
 from .reduction import ReductionReport, reduce
 from .spectra import HankelSpectra, hankel_spectra
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "attach",
     "calibrate",
+    "context_parallel",
     "get_systems",
     "hankel_spectra",
     "initialize",

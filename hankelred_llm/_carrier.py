@@ -17,6 +17,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from ._errors import StateError
+from ._shards import Shards, check_ring, read_shards
 from ._tokens import Tokens, read_tokens
 from .state import HRMState, checked_cache, find_state, open_state, tokens_seen
 
@@ -40,8 +41,9 @@ def current_pass() -> Pass | None:
 class Pass:
     """One forward pass of a decoder, as its layers share it."""
 
-    def __init__(self, batch: int, time: int, tokens: Tokens, n_layers: int):
+    def __init__(self, batch: int, time: int, tokens: Tokens, n_layers: int, shards: Shards | None):
         self.batch, self.time, self.tokens, self.n_layers = batch, time, tokens, n_layers
+        self.shards = shards
         self.plain = tokens.keep is None and tokens.reset is None
         self._cache: Cache | None = None
         self._seen = 0
@@ -64,6 +66,15 @@ class Pass:
 
     def follow(self) -> HRMState | None:
         """Return the states to go on from, and count the tokens of this pass."""
+        if self.shards is not None:
+            # a cache that the model makes for itself is left alone: who goes on from it is refused, as it has
+            # tokens and no states
+            if self._seen:
+                raise StateError(
+                    f"a shard of a sequence came with a cache of {self._seen} tokens; context parallelism "
+                    "knows no cache: pass the whole sequence in shards, and use_cache=False"
+                )
+            return None
         if self._state is None and self._cache is not None:
             self._state = open_state(self._cache, seen=self._seen, n_layers=self.n_layers)
         return self._state
@@ -104,12 +115,18 @@ def remove(backbone: nn.Module, layers: nn.ModuleList) -> None:
     """Undo :func:`install`."""
     for hook in backbone.__dict__.pop("_hrm_hooks", ()):
         hook.remove()
-    backbone.__dict__.pop("_hrm_decoder", None)
+    for name in ("_hrm_decoder", "_hrm_group"):
+        backbone.__dict__.pop(name, None)
     for layer in layers:
         if isinstance(layer, _Carrier):
             layer.__class__ = type(layer).carried  # type: ignore[assignment]
             if "_old_forward" in layer.__dict__:
                 layer.__dict__["_old_forward"] = type(layer).forward.__get__(layer)
+
+
+def carrying_decoders(model: nn.Module) -> list[nn.Module]:
+    """Return the decoders in a model that carry passes."""
+    return [module for module in model.modules() if "_hrm_hooks" in module.__dict__]
 
 
 def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -130,17 +147,17 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     batch, time = inputs.shape[:2]
     cache = given.get("past_key_values")
     cache = None if cache is None else checked_cache(cache)
-    tokens = read_tokens(
-        batch,
-        time,
-        mask=given.get("attention_mask"),
-        positions=given.get("position_ids"),
-        starts=given.get("cu_seq_lens_q"),
-        documents=given.get("seq_idx"),
-        cache=cache,
-        window=getattr(config, "sliding_window", None),
-    )
-    Pass(batch, time, tokens, n_layers).start()
+    told = {
+        "mask": given.get("attention_mask"),
+        "positions": given.get("position_ids"),
+        "starts": given.get("cu_seq_lens_q"),
+        "documents": given.get("seq_idx"),
+    }
+    group = backbone.__dict__.get("_hrm_group")
+    check_ring(group)
+    tokens = read_tokens(batch, time, **told, cache=cache, window=getattr(config, "sliding_window", None))
+    shards = None if group is None else read_shards(group, batch, time, tokens, **told)
+    Pass(batch, time, tokens, n_layers, shards).start()
 
 
 def _end_pass(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:

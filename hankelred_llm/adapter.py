@@ -19,6 +19,7 @@ from ._starts import STARTS
 from ._step import Step
 
 if TYPE_CHECKING:
+    from ._shards import Shards
     from .config import HRMConfig, Modes
 
 
@@ -114,6 +115,7 @@ class HRMSystem(nn.Module):
         keep: Tensor | None = None,
         reset: Tensor | None = None,
         decoder: Decoder | None = None,
+        shards: Shards | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the system.
 
@@ -128,6 +130,8 @@ class HRMSystem(nn.Module):
             True: what came before is forgotten.
         decoder : Decoder, optional
             What :meth:`decoder` returns, for a single token that goes on from a state.
+        shards : Shards, optional
+            The tokens are one shard of a sequence; the state comes from the process before.
 
         Returns
         -------
@@ -145,10 +149,12 @@ class HRMSystem(nn.Module):
             rows = x.reshape(batch * time, width).to(B.dtype)
             # channel first: one product for the whole batch, in the layout the scan is fast in
             u = (B @ rows.t()).view(-1, batch, time).transpose(0, 1)
-            signs = self._signs(u, keep) if self.modes.negative else None
-            s, _ = column_scan(
-                self.log_decay(), self.phase, self._flipped(u, signs), state=state, keep=keep, reset=reset
-            )
+            signs = self._signs(u, keep, shards) if self.modes.negative else None
+            u = self._flipped(u, signs)
+            if shards is None:
+                s, _ = column_scan(self.log_decay(), self.phase, u, state=state, keep=keep, reset=reset)
+            else:
+                s = shards.scan(self.log_decay(), self.phase, u, keep=keep, reset=reset)
             s = self._flipped(s, signs)
             y = s.transpose(1, 2).reshape(batch * time, -1) @ out
         return y.view(batch, time, width), s
@@ -165,10 +171,13 @@ class HRMSystem(nn.Module):
             Step.of(self.log_decay(), self.phase, negative=self.modes.negative), B, out.contiguous()
         )
 
-    def _signs(self, u: Tensor, keep: Tensor | None) -> Tensor:
-        """Return -1 and 1 in turns, one turn for each kept token: (batch or 1, 1, time)."""
+    def _signs(self, u: Tensor, keep: Tensor | None, shards: Shards | None) -> Tensor:
+        """Return -1 and 1 in turns, one turn for each kept token of the sequence: (batch or 1, 1, time)."""
         ones = torch.ones(1, u.shape[-1], dtype=torch.long, device=u.device) if keep is None else keep.long()
-        return (1 - 2 * (ones.cumsum(1) % 2)).to(u.dtype)[:, None]
+        turns = ones.cumsum(1)
+        if shards is not None:
+            turns = turns + shards.kept_before()[:, None]
+        return (1 - 2 * (turns % 2)).to(u.dtype)[:, None]
 
     def _flipped(self, columns: Tensor, signs: Tensor | None) -> Tensor:
         """Change signs of the last columns: an alternating state is a steady one seen with alternating signs.
@@ -350,7 +359,9 @@ class HRMLayer(nn.Module, BaseTunerLayer):
             decoder = None
             if before is not None and state is not None and this.time == 1 and not torch.is_grad_enabled():
                 decoder = state.decoder(self.place, identity, system.decoder)
-            y, states[identity] = system(x, state=before, keep=keep, reset=reset, decoder=decoder)
+            y, states[identity] = system(
+                x, state=before, keep=keep, reset=reset, decoder=decoder, shards=this.shards
+            )
             head = head + y
             head = head if head.dtype == own.dtype else head.to(own.dtype)
         if state is not None:

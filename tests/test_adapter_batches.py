@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _models import PAD, VOCAB, adapted, base_model, error, padded, system_of, tokens
+from _models import PAD, VOCAB, adapted, awake, base_model, error, padded, system_of, tokens
 from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 
 import hankelred_llm
@@ -75,6 +75,30 @@ def test_the_adapter_computes_what_its_systems_say(eigenvalues):
     everywhere = torch.ones_like(ids).bool()
     with torch.no_grad():
         assert error(model(ids).logits, whole_model_oracle(model, ids, everywhere, ~everywhere)) < TOLERANCE
+
+
+@pytest.mark.parametrize("site", ["mlp", "attention"])
+@pytest.mark.parametrize("tap", ["input", "output"])
+def test_the_tap_is_where_it_is_said_to_be(site, tap):
+    base = base_model()
+    layer = base.model.layers[0]
+    block = layer.mlp if site == "mlp" else layer.self_attn
+    seen = {}
+
+    def before(_, args, kwargs, out):
+        seen["input"] = args[0] if args else kwargs["hidden_states"]
+        seen["output"] = out[0] if isinstance(out, tuple) else out
+
+    def after(_, args, kwargs, out):
+        seen["sum"] = out[0] if isinstance(out, tuple) else out
+
+    block.register_forward_hook(before, with_kwargs=True)
+    model = awake(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
+    block.register_forward_hook(after, with_kwargs=True)
+    with torch.no_grad():
+        model(tokens(2, 9))
+        y, _ = system_of(model)(seen[tap])
+        assert torch.equal(seen["sum"], seen["output"] + y)
 
 
 @pytest.mark.parametrize("gap", [slice(0, 4), slice(17, 21), slice(6, 10)], ids=["left", "right", "middle"])
