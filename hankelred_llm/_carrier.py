@@ -41,7 +41,7 @@ def current_pass() -> Pass | None:
 class Pass:
     """One forward pass of a decoder, as its layers share it."""
 
-    def __init__(self, batch: int, time: int, tokens: Tokens, n_layers: int, shards: Shards | None):
+    def __init__(self, batch: int, time: int, tokens: Tokens, n_layers: int, shards: Shards | None = None):
         self.batch, self.time, self.tokens, self.n_layers = batch, time, tokens, n_layers
         self.shards = shards
         self.plain = tokens.keep is None and tokens.reset is None
