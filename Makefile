@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TORCH := torch==2.13.0
 MODEL ?=
 
-.PHONY: demo demo-core demo-llm test lint docs bench clean
+.PHONY: demo demo-core demo-llm test lint docs check-site bench clean
 
 # with a model of your own it is the core that is wanted
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter
@@ -30,6 +30,10 @@ lint: $(VENV)/.develop
 
 docs: $(VENV)/.develop  ## the documentation site, in docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+check-site: docs  ## every page in a headless browser; needs a Chromium or Chrome
+	$(PIP) --editable '.[browser]'
+	$(BIN)/python docs/check_site.py
 
 bench: $(VENV)/.develop  ## accuracy and speed against python-control, slycot, pyMOR and scipy
 	$(PIP) --editable '.[bench]'
