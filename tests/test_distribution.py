@@ -1,4 +1,4 @@
-"""What is published: a wheel and a source archive that hold the two packages and work without the repository."""
+"""What is published: wheel and source archive hold the packages, and work without the repository."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_wheel_is_small_and_holds_the_packages_only(built):
 
 def test_source_archive_can_be_tested(built):
     _, source, _ = built
-    names = {name.split("/", 1)[1] for name in tarfile.open(source).getnames() if "/" in name}
+    with tarfile.open(source) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert source.stat().st_size < 2_000_000
     for needed in (
         "Makefile",
