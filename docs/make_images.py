@@ -109,6 +109,30 @@ def demo() -> None:
         (IMAGES / "demo.png").write_bytes((Path(folder) / "reduction.png").read_bytes())
 
 
+#: examples whose picture stands in the gallery
+GALLERY = (
+    "record_to_model",
+    "impulse_response_to_model",
+    "nonlinear_rc_ladder",
+    "long_simulation",
+    "ranks_from_data",
+    "system_as_adapter",
+)
+
+
+def gallery() -> None:
+    """Run the examples of the gallery and take their pictures, small and in few colours."""
+    from PIL import Image
+
+    for name in GALLERY:
+        script = HERE.parent / "examples" / f"{name}.py"
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, str(script)], check=True, cwd=folder)
+            picture = Image.open(next(Path(folder).rglob("*.png"))).convert("RGB")
+            picture = picture.resize((900, picture.height * 900 // picture.width), Image.Resampling.LANCZOS)
+            picture.quantize(64).save(IMAGES / f"{name}.png", optimize=True)
+
+
 if __name__ == "__main__":
     import matplotlib
 
@@ -118,3 +142,4 @@ if __name__ == "__main__":
     order()
     certificate()
     demo()
+    gallery()
