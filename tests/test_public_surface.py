@@ -1,7 +1,7 @@
 """Everything a user can name stands in `public_surface.txt`, so that it changes on purpose only.
 
-After a change that is wanted: `python tests/test_public_surface.py` writes the file again, and the difference is
-part of the change.
+After a change that is wanted, `python tests/test_public_surface.py` writes the file again, and the difference
+is part of the change.
 """
 
 from __future__ import annotations
