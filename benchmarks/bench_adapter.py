@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import _baseline
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192])
     parser.add_argument("--repeats", type=int, default=7)
+    _baseline.add_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -155,6 +157,8 @@ def main() -> None:
         print(
             f"{name:24}{1e3 * seen['LoRA']:10.3f}{1e3 * seen['HRM']:10.3f}{seen['HRM'] / seen['LoRA']:8.2f}"
         )
+    ratios = {name: seen["HRM"] / seen["LoRA"] for name, seen in rows}
+    _baseline.compare("adapter", ratios, save=options.save_baseline)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import math
 import time
 from collections.abc import Callable
 
+import _baseline
 import torch
 from torch import Tensor
 
@@ -90,11 +91,11 @@ def gradients(
     return lambda: torch.autograd.grad(scan(*leaves, **masks), leaves, ones)
 
 
-def speed(lengths: list[int]) -> bool:
+def speed(lengths: list[int]) -> tuple[bool, dict[str, float]]:
     print("\nforward and backward, milliseconds, r = 32 real states; batch 8 has T / 8 samples a row")
     names = ("chunked", "plain", "masks", "batch 8")
     print(f"{'T':>7} {'modes':>8} " + " ".join(f"{name:>8}" for name in names) + "  FFT scan  ratio  bar")
-    met = True
+    met, ratios = True, {}
 
     def channel_first(u: Tensor, log_decay: Tensor, phase: Tensor | None = None, **masks: Tensor) -> Tensor:
         return linear_recurrence(log_decay, phase, u.mT, **masks)[0].mT
@@ -118,12 +119,13 @@ def speed(lengths: list[int]) -> bool:
             )
             bar = BARS.get(samples, 1) if kind == "real" else 1
             met &= fft / chunked >= bar
+            ratios[f"{kind}, {samples} samples"] = chunked / fft
             print(
                 f"{samples:>7} {kind:>8} {chunked:8.2f} "
                 + " ".join(f"{other:8.2f}" for other in others)
                 + f" {fft:9.2f} {fft / chunked:6.1f}  {bar} {'met' if fft / chunked >= bar else 'MISSED'}"
             )
-    return met
+    return met, ratios
 
 
 def decode() -> None:
@@ -212,17 +214,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 8192 samples")
     parser.add_argument("--threads", type=int, default=2)
+    _baseline.add_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     lengths = [2048, 8192] if options.quick else [2048, 8192, 32768, 131072]
     print(f"{options.threads} threads")
-    met = speed(lengths)
+    met, ratios = speed(lengths)
     with torch.no_grad():
         decode()
         met &= accuracy([lengths[0], lengths[-1]])
     met &= memory(8192)
     print("\nevery bar met" if met else "\nA BAR WAS MISSED")
+    _baseline.compare("recurrence", ratios, save=options.save_baseline)
 
 
 if __name__ == "__main__":

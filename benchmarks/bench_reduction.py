@@ -35,6 +35,7 @@ import hankelred
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import _baseline
 import _data
 import _reference
 import _systems
@@ -89,7 +90,8 @@ def timed(function, *arguments, repeat: int):
     return best, np.asarray(result)
 
 
-def speed(quick: bool) -> None:
+def speed(quick: bool) -> dict[str, float]:
+    ratios = {}
     table = Table(title="Hankel singular values: processor seconds (ratio to slycot ab09ad), one thread")
     table.add_column("system")
     table.add_column("solver")
@@ -113,6 +115,7 @@ def speed(quick: bool) -> None:
                     except Exception as error:  # a peer that fails is a result
                         values[name] = type(error).__name__
                 base = times["slycot ab09ad"]
+                ratios[row[0]] = times["hankelred"] / base
                 for name in PEERS:
                     if name in times:
                         row.append(f"{times[name]:.3f} ({times[name] / base:.2f})")
@@ -123,6 +126,7 @@ def speed(quick: bool) -> None:
                 row.append(f"{np.max(np.abs(ours[seen] / theirs[seen] - 1)):.0e}")
                 table.add_row(*row)
     console.print(table)
+    return ratios
 
 
 def accuracy_systems():
@@ -196,6 +200,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="leave out n = 1000")
+    _baseline.add_option(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -204,7 +209,8 @@ def main() -> None:
     with threadpool_limits(1):
         accuracy()
         failures()
-        speed(arguments.quick)
+        ratios = speed(arguments.quick)
+    _baseline.compare("reduction", ratios, save=arguments.save_baseline)
 
 
 if __name__ == "__main__":
