@@ -98,11 +98,17 @@ def _run_batch(
     x0s = [experiment.x0.copy() for experiment in experiments]
     us = [experiment.inputs() for experiment in experiments]
     try:
-        x, y = simulate(np.stack(x0s), np.stack(us)) if batched else simulate(x0s[0], us[0])
+        returned = simulate(np.stack(x0s), np.stack(us)) if batched else simulate(x0s[0], us[0])
     except Exception as error:
         raise ModelError(
             f"the simulator failed in experiment '{names}': {type(error).__name__}: {error}"
         ) from error
+    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+        raise ModelError(
+            f"in experiment '{names}' the simulator returned a {type(returned).__name__}; return two arrays, "
+            "the states x (n, T) and the outputs y (p, T)"
+        )
+    x, y = returned
     if not batched:
         x, y = [x], [y]
     if len(x) != len(experiments) or len(y) != len(experiments):

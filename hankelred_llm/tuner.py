@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from peft import PeftModel
@@ -305,6 +306,9 @@ def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: A
             "the model has an HRM adapter already; add a second one with add_adapter(name, HRMConfig(...)) "
             "on the PeftModel, or call its unload() first"
         )
+    own = [f.name for f in fields(HRMConfig) if f.name in HRMConfig.__annotations__]
+    for name in config_fields.keys() - {f.name for f in fields(HRMConfig)}:
+        raise ConfigError(f"HRMConfig has no field {name!r}; it has {', '.join(own)}")
     config = HRMConfig(**config_fields) if config is None else config
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
     return PeftModelForCausalLM(model, config)

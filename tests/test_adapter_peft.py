@@ -495,6 +495,8 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
+            # a TypeError of HRMConfig.__init__ that named no remedy
+            ({"rank": 4}, "has no field 'rank'; it has .*r, eigenvalues, site"),
             ({"layers_to_transform": [0, 2]}, "layer 2; the model has layers 0 to 1"),
             ({"layers_to_transform": -1}, "layer -1"),
             ({"layers_to_transform": []}, "leave it out for all layers"),

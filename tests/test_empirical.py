@@ -551,6 +551,9 @@ def spoiled(how):
         (lambda x0, x, y: (np.roll(x, -1, axis=1), y), "start from x0"),
         (lambda x0, x, y: (x.astype(str), y), "expected numbers"),
         (lambda x0, x, y: [][0], "failed in experiment 'unperturbed': IndexError"),
+        # "cannot unpack non-iterable", or three arrays that were taken for x and y and something
+        (lambda x0, x, y: None, "returned a NoneType; return two arrays"),
+        (lambda x0, x, y: (x, y, 0), "returned a tuple; return two arrays"),
     ],
 )
 def test_bad_simulators_name_the_experiment(how, message):
