@@ -17,12 +17,14 @@ from torch import nn
 import hankelred
 from hankelred import ModalSystem, OrderError, ReductionWarning
 
+from ._balancing import balanced, modal_systems, whole_number, with_few_ports
 from ._errors import AdapterError
 from ._passes import Seen, Sites, check_heard, find_sites, listening
 from ._progress import watched
 from ._scan import column_scan
+from ._tables import table
 from .calibration import Calibration
-from .spectra import HankelSpectra, balanced, modal_systems, table, whole_number, with_few_ports
+from .spectra import HankelSpectra
 from .systems import set_systems
 
 Array: TypeAlias = npt.NDArray[Any]
