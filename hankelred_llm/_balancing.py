@@ -42,11 +42,13 @@ def modal_systems(model: nn.Module, sites: Sites) -> dict[int, hankelred.ModalSy
 def with_few_ports(*systems: hankelred.ModalSystem) -> Any:
     """Return systems with the same ports brought onto an orthonormal basis of what their B and C span.
 
-    d inputs on r states are an isometry around at most 2 r of them: nothing that the core measures changes,
-    and d = 4096 costs no more than d = 64.
+    d inputs on r real states are an isometry around at most r of them: nothing that the core measures
+    changes, and d = 4096 costs no more than d = 64. Of each conjugate pair one mode is listed above the real
+    axis, and spans what the pair does.
     """
-    inputs = _basis(np.concatenate([s.B for s in systems]).T)
-    outputs = _basis(np.concatenate([s.C for s in systems], axis=1))
+    upper = np.concatenate([s.log_poles for s in systems]).imag >= 0
+    inputs = _basis(np.concatenate([s.B for s in systems])[upper].T)
+    outputs = _basis(np.concatenate([s.C for s in systems], axis=1)[:, upper])
     few = [hankelred.ModalSystem(s.log_poles, s.B @ inputs, outputs.T @ s.C) for s in systems]
     return few[0] if len(few) == 1 else few
 
@@ -54,6 +56,7 @@ def with_few_ports(*systems: hankelred.ModalSystem) -> Any:
 def _basis(M: Array) -> Array:
     """Return a real orthonormal basis of the real and imaginary parts of the columns."""
     columns = np.concatenate([M.real, M.imag], axis=1)
+    columns = columns[:, columns.any(axis=0)]  # real modes have no imaginary part
     return np.linalg.qr(columns)[0] if columns.shape[0] > columns.shape[1] else np.eye(columns.shape[0])
 
 

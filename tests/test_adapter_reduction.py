@@ -571,4 +571,7 @@ def test_wide_layers_cost_no_more_than_narrow_ones():
     few = with_few_ports(system)
     values = hankelred.hankel_singular_values(few)
     assert time.perf_counter() - started < 5
+    # as many ports as real states: those of one mode of each pair
+    assert few.B.shape == few.C.shape == (32, 32)
+    assert hankelred.norm(few, "hinf") == pytest.approx(hankelred.norm(system, "hinf"), rel=1e-6)
     np.testing.assert_allclose(values, hankelred.hankel_singular_values(system), rtol=1e-9)
