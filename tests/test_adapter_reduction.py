@@ -559,6 +559,18 @@ def test_a_bound_that_says_nothing_is_called_so():
     assert report.errors[0] <= report.bounds[0]
 
 
+def test_a_calibration_without_held_out_rows_is_said_not_to_be_used(trained):
+    # It was taken in silence, and the reduction was the one without data.
+    model, plain = copied(trained), copied(trained)
+    found = calibrate(model, batches(), held_out=0)
+    with pytest.warns(hankelred.ReductionWarning, match="held no rows out.*calibrate with held_out=4096"):
+        report = reduce(model, order=3, calibration=found)
+    assert report.held_out_rows == 0 and "not used: the calibration held no rows out" in str(report)
+    assert json.loads(report.to_json())["held_out_rows"] == 0
+    assert {layer.kept for layer in report.layers.values()} == {"exact"}
+    assert reduce(plain, order=3).held_out_rows is None
+
+
 def test_wide_layers_cost_no_more_than_narrow_ones():
     # 4096 channels, 32 states: a second is a generous limit for one layer
     import time
