@@ -159,7 +159,8 @@ class ReductionReport:
                 says,
             ]
             if held:
-                cells.append(", ".join(f"{name} {value:.2%}" for name, value in layer.held_out.items()))
+                # one of the names has a comma
+                cells.append("; ".join(f"{name} {value:.2%}" for name, value in layer.held_out.items()))
             rows.append(cells)
         lines = [
             table(rows),

@@ -14,9 +14,11 @@ from torch import nn
 import hankelred
 from hankelred import OrderError
 
+from ._architectures import find_decoder
 from ._balancing import balanced, modal_systems, whole_number, with_few_ports
 from ._gradient_operator import MARGIN
 from ._passes import find_sites
+from ._progress import watched
 from ._tables import table
 from ._tags import compare, model_tag
 from .calibration import Calibration
@@ -276,7 +278,9 @@ def hankel_spectra(
     """
     if calibration is not None and calibration.gradients and not hrm_layers(model):
         compare(calibration.model, model_tag(model), "model")
-        return _before_training(calibration, {})
+        decoder = find_decoder(model)
+        where = f"{decoder.name.rpartition('.')[2]}.{{}}.{decoder.block_name('mlp')}"
+        return _before_training(calibration, {i: where.format(i) for i in calibration.gradients})
     sites = find_sites(model, adapter_name)
     if calibration is not None:
         calibration.check(model, sites.adapter)
@@ -295,7 +299,8 @@ def hankel_spectra(
 
 
 def _before_training(calibration: Calibration, names: dict[int, str]) -> HankelSpectra:
-    found = {i: operator.spectrum() for i, operator in calibration.gradients.items()}
+    operators = watched(calibration.gradients.items(), "spectra", None)
+    found = {i: operator.spectrum() for i, operator in operators}
     return HankelSpectra(
         {},
         gradient={i: spectrum.values for i, spectrum in found.items()},
