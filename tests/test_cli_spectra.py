@@ -133,8 +133,13 @@ def test_an_interrupted_command_goes_on(folder, monkeypatch):
     status, _, err = command(*arguments)
     assert status == 130 and "with --save it could be gone on with" in err
     passes.clear()
+    with monkeypatch.context() as rarely:
+        rarely.setattr(calibration, "SAVE_EVERY", 60.0)
+        status, _, err = command(*arguments, "--save", "seen.safetensors")
+    assert status == 130 and "seen.safetensors was not written yet" in err
+    passes.clear()
     status, _, err = command(*arguments, "--save", "seen.safetensors")
-    assert status == 130 and "the same command goes on from here" in err
+    assert status == 130 and "the same command goes on from seen.safetensors" in err
     passes.clear()
     status, out, _ = command(*arguments, "--save", "seen.safetensors")
     assert status == 0 and len(passes) == 1

@@ -85,8 +85,7 @@ def spectra(
             calibration = calibrate(opened.model, rows, checkpoint=save, **more)
         found = hankel_spectra(opened.model, calibration)
     except KeyboardInterrupt:
-        again = "the same command goes on from here" if save else "with --save it could be gone on with"
-        raise click.Abort(f"interrupted; {again}") from None
+        raise click.Abort(f"interrupted; {_goes_on(save)}") from None
     click.echo(_headline(model, found, calibration))
     click.echo(str(found))
     ranks = None if tol is None and budget is None else found.suggest_ranks(tol=tol, budget=budget)
@@ -106,6 +105,14 @@ def spectra(
         save_picture(layers, lambda ax: found.plot(ax, kind="heatmap", ranks=ranks))
     if save is not None:
         click.echo(f"wrote {save}")
+
+
+def _goes_on(save: Path | None) -> str:
+    if save is None:
+        return "with --save it could be gone on with"
+    if not save.is_file():
+        return f"{save} was not written yet, which is done once a minute"
+    return f"the same command goes on from {save}, which was written less than a minute or a batch ago"
 
 
 def _headline(model: str, found: HankelSpectra, calibration: Any) -> str:
