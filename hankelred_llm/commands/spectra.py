@@ -116,7 +116,7 @@ def _goes_on(save: Path | None) -> str:
 
 
 def _headline(model: str, found: HankelSpectra, calibration: Any) -> str:
-    what = "the adapter" if found.exact else "what the loss asks for, before training"
+    what = "values of the adapter" if found.exact else "what the loss asks for, before training"
     if calibration is None:
         return f"{model}: {what}"
     return f"{model}: {what}; {calibration.tokens:,} tokens, loss {calibration.loss:.4f}"
