@@ -496,7 +496,9 @@ def test_without_labels_and_without_held_out_rows(trained):
     report = reduce(copied(trained), order=3, calibration=calibrate(trained, unlabelled))
     assert set(report.layers[0].held_out) == {"exact", "empirical", "output POD"}
     assert report.loss_before is None and report.loss_after is None
-    report = reduce(copied(trained), order=3, calibration=calibrate(trained, unlabelled, held_out=0))
+    nothing_held = calibrate(trained, unlabelled, held_out=0)
+    with pytest.warns(hankelred.ReductionWarning, match="held no rows out"):
+        report = reduce(copied(trained), order=3, calibration=nothing_held)
     assert report.layers[0].kept == "exact" and report.layers[0].held_out == {}
 
 
