@@ -68,7 +68,8 @@ def _curves(spectra: HankelSpectra, ax: Axes, ranks: Mapping[int, int] | None) -
     layers = list(spectra)
     name = "exact" if spectra.exact else "gradient"
     top = max(float(values.max(initial=0.0)) for values in spectra.values()) or 1.0
-    bottom = top * 10.0**-DECADES
+    lowest = min(float(v[v > 0].min(initial=top)) for v in spectra.values())
+    bottom = max(top * 10.0**-DECADES, lowest / 3)
     shades = _shades(len(layers))
     for layer, shade in zip(layers, shades, strict=True):
         values = _positive(spectra[layer])
@@ -89,14 +90,17 @@ def _curves(spectra: HankelSpectra, ax: Axes, ranks: Mapping[int, int] | None) -
             ax.plot(_index(values), values, color=OTHER, linestyle="--", linewidth=0.9, label=label)
     if name == "gradient" and spectra.null:
         levels = [spectra.threshold(layer) for layer in layers]
-        for k, level in enumerate(sorted({min(levels), max(levels)})):
-            label = "level that counts, above the null" if k == 0 else None
+        ends = sorted({min(levels), max(levels)})
+        for k, level in enumerate(ends):
+            words = "level that counts, above the null" + ("" if len(ends) == 1 else " (least, greatest)")
+            label = words if k == 0 else None
             ax.axhline(level, color=CHOSEN, linestyle=":", linewidth=1.2, label=label)
         for k, layer in enumerate(layers):
             values = _positive(spectra.null[layer])
             label = "null: unrelated sequences" if k == 0 else None
             ax.plot(_index(values), values, color=NULL, linewidth=1.0, marker=".", markersize=3, label=label)
-        bottom = max(bottom, min(float(v[v > 0].min(initial=top)) for v in spectra.null.values()) / 5)
+        nulls = [float(v[v > 0].min(initial=top)) for v in spectra.null.values()]
+        bottom = max(top * 10.0**-DECADES, min(lowest, *nulls) / 3)
     elif name == "exact":
         floor = max(spectra.threshold(layer) for layer in layers)
         if floor > bottom:

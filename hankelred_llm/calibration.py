@@ -16,12 +16,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import hankelred
 
+from ._calibration_file import FORMAT, read
 from ._errors import CalibrationError
 from ._gradient_operator import GradientOperator
 from ._passes import Seen, Sites, check_heard, checked_batch, find_sites, listening
@@ -30,8 +31,6 @@ from ._tags import adapter_tag, add_batch, compare, model_tag
 from .tuner import attach, hrm_layers
 
 Array: TypeAlias = npt.NDArray[Any]
-
-_FORMAT = 1
 
 #: One row in so many is held out, from the second one on, until there are more tokens than asked for.
 HELD_OUT_STRIDE = 4
@@ -160,6 +159,24 @@ class Calibration:
         sites = find_sites(model, adapter_name)
         compare(self.model, model_tag(model), "model")
         compare(self.adapter, adapter_tag(sites), "adapter")
+        self._check_sizes(sites)
+
+    def _check_sizes(self, sites: Sites) -> None:
+        """Refuse sums of other sizes than the adapter has: a file may name it and still hold others."""
+        mine = {i: (len(sums.states), sums.pairs) for i, sums in self.layers.items()}
+        theirs = {i: (system.modes.order, system.modes.pairs) for i, system in sites.systems.items()}
+        for i in sorted({*mine, *theirs}):
+            if mine.get(i) != theirs.get(i):
+                raise CalibrationError(
+                    f"layer {i}: the calibration has (states, conjugate pairs) {mine.get(i)}, and adapter "
+                    f"'{sites.adapter}' has {theirs.get(i)}; calibrate again"
+                )
+        for i, operator in self.gradients.items():
+            if operator.width != sites.systems[i].width:
+                raise CalibrationError(
+                    f"layer {i}: the calibration has gradients of width {operator.width}, and the model has "
+                    f"width {sites.systems[i].width}; calibrate again"
+                )
 
     def merge(self, other: Calibration) -> Calibration:
         """Return the calibration of both parts of the data; neither of the two is changed.
@@ -246,7 +263,7 @@ class Calibration:
             )
         }
         pairs = {str(index): sums.pairs for index, sums in self.layers.items()}
-        metadata = {"calibration": json.dumps({"format": _FORMAT, "pairs": pairs, **numbers})}
+        metadata = {"calibration": json.dumps({"format": FORMAT, "pairs": pairs, **numbers})}
         # in the target's own folder: os.replace is atomic only inside one file system
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
         try:
@@ -270,51 +287,23 @@ class Calibration:
         Raises
         ------
         CalibrationError
-            Not such a file, or a damaged one.
+            Not such a file, a damaged one, or one with parts that are unknown or do not fit each other.
         FileNotFoundError
             No file there.
         """
         if not os.path.exists(path):
             raise FileNotFoundError(f"no calibration at {os.fspath(path)}")
         try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads((file.metadata() or {})["calibration"])
-                if facts["format"] != _FORMAT:
-                    raise ValueError(f"it has format {facts['format']}, this version reads {_FORMAT}")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            layers = {
-                int(index): LayerSums(
-                    pairs,
-                    tensors[f"layers.{index}.states"].numpy(),
-                    tensors[f"layers.{index}.outputs"].numpy(),
-                )
-                for index, pairs in facts.pop("pairs").items()
-            }
-            for index, sums in layers.items():
-                r = len(sums.states)
-                if sums.states.shape != (r, r) or sums.outputs.shape != (r, r) or 2 * sums.pairs > r:
-                    raise ValueError(
-                        f"layer {index} has sums of shapes {sums.states.shape} and {sums.outputs.shape} for "
-                        f"{sums.pairs} conjugate pairs"
-                    )
-            states: dict[int, dict[str, Tensor]] = {}
-            held: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in tensors.items():
-                kind, number, key = name.split(".", 2)
-                if kind == "held_out":
-                    held.setdefault(int(number), {})[key] = tensor
-                elif kind == "gradients":
-                    states.setdefault(int(number), {})[key] = tensor
-            gradients = {i: GradientOperator.from_state(states[i]) for i in sorted(states)}
-            del facts["format"]
-            facts["data"] = tuple(facts["data"])
-            return cls(
-                layers=layers, gradients=gradients, held_out=tuple(held[k] for k in sorted(held)), **facts
-            )
-        except (SafetensorError, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+            content = read(path)
+        except (SafetensorError, CalibrationError, ValueError, OSError) as error:
             raise CalibrationError(
                 f"{os.fspath(path)} is no complete calibration ({error}); write it with Calibration.save"
             ) from error
+        layers = {
+            i: LayerSums(pairs, content.sums[i]["states"].numpy(), content.sums[i]["outputs"].numpy())
+            for i, pairs in content.pairs.items()
+        }
+        return cls(layers=layers, gradients=content.gradients, held_out=content.held_out, **content.numbers)
 
     def factors(self, index: int, system: hankelred.ModalSystem) -> tuple[Array, Array | None]:
         """Return factors of the empirical Gramians of a layer, in the modes of its system.

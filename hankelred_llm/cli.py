@@ -34,7 +34,7 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="hankelred-llm")
 def cli() -> None:
-    """Adapters with a memory for language models: train, evaluate and compare them.
+    """Adapters with a memory for language models: look, train, reduce, evaluate and compare.
 
     \b
     Example:
@@ -70,8 +70,8 @@ def main() -> None:
     logging.set_verbosity_error()
     try:
         cli.main(prog_name="hankelred-llm", standalone_mode=False)
-    except click.exceptions.Abort:
-        _stop("interrupted; the same command goes on from here", 130)
+    except click.exceptions.Abort as stop:
+        _stop(str(stop) or "interrupted; the same command goes on from here", 130)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)

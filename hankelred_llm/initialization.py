@@ -16,9 +16,9 @@ from torch import nn
 from ._errors import AdapterError, CalibrationError, ConfigError
 from ._gradient_operator import GradientSpectrum
 from ._passes import Sites, check_heard, find_sites, listening
+from ._tables import table
 from ._tags import compare, model_tag
 from .calibration import Calibration, calibrate
-from .spectra import table
 from .systems import get_systems, set_systems
 
 Array: TypeAlias = npt.NDArray[Any]

@@ -17,18 +17,25 @@ from torch import nn
 import hankelred
 from hankelred import ModalSystem, OrderError, ReductionWarning
 
+from ._balancing import balanced, modal_systems, whole_number, with_few_ports
 from ._errors import AdapterError
 from ._passes import Seen, Sites, check_heard, find_sites, listening
 from ._progress import watched
 from ._scan import column_scan
+from ._tables import table
 from .calibration import Calibration
-from .spectra import HankelSpectra, balanced, modal_systems, table, whole_number, with_few_ports
+from .spectra import HankelSpectra
 from .systems import set_systems
 
 Array: TypeAlias = npt.NDArray[Any]
 
 #: Below this decay a pole holds nothing after one token; logarithms of zero are replaced by it.
 _FASTEST = -700.0
+
+_NOTHING_HELD_OUT = (
+    "the calibration held no rows out to compare candidates on, so the exact ones were taken; calibrate with "
+    "held_out=4096, on more than one row"
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,9 @@ class ReductionReport:
         Of the adapter.
     loss_before, loss_after : float or None
         Mean loss over the labels of the rows that the calibration held out; None where there are none.
+    held_out_rows : int or None
+        Rows that the candidates were compared on; None without calibration. 0: the calibration held none
+        out, so it was not used.
     """
 
     layers: dict[int, LayerReduction]
@@ -95,6 +105,7 @@ class ReductionReport:
     parameters_after: int
     loss_before: float | None = None
     loss_after: float | None = None
+    held_out_rows: int | None = None
 
     @property
     def orders(self) -> dict[int, int]:
@@ -121,7 +132,10 @@ class ReductionReport:
         layers = {str(i): {**asdict(layer), "vacuous": layer.vacuous} for i, layer in self.layers.items()}
         numbers = {
             name: getattr(self, name)
-            for name in ("parameters_before", "parameters_after", "loss_before", "loss_after")
+            for name in (
+                *("parameters_before", "parameters_after"),
+                *("loss_before", "loss_after", "held_out_rows"),
+            )
         }
         return json.dumps(_without_infinity({"layers": layers, **numbers}), allow_nan=False)
 
@@ -145,7 +159,8 @@ class ReductionReport:
                 says,
             ]
             if held:
-                cells.append(", ".join(f"{name} {value:.2%}" for name, value in layer.held_out.items()))
+                # one of the names has a comma
+                cells.append("; ".join(f"{name} {value:.2%}" for name, value in layer.held_out.items()))
             rows.append(cells)
         lines = [
             table(rows),
@@ -154,6 +169,8 @@ class ReductionReport:
         ]
         if self.loss_before is not None and self.loss_after is not None:
             lines.append(f"loss on held-out rows: {self.loss_before:.4f} -> {self.loss_after:.4f}")
+        if self.held_out_rows == 0:
+            lines.append(f"not used: {_NOTHING_HELD_OUT}")
         return "\n".join(lines)
 
 
@@ -211,7 +228,8 @@ def reduce(
     Warns
     -----
     ReductionWarning
-        Layers have fewer states that do anything than were asked for, and keep those.
+        Layers have fewer states that do anything than were asked for, and keep those. Or: the calibration
+        held no rows out, and is not used.
 
     Notes
     -----
@@ -251,6 +269,8 @@ def reduce(
     exact = {i: balanced(system) for i, system in few.items()}
     wanted = _orders(exact, sites, order=order, tol=tol, ranks=ranks, budget=budget)
     held = None if calibration is None else _hold(model, sites, calibration)
+    if calibration is not None and held is None:
+        warnings.warn(_NOTHING_HELD_OUT, ReductionWarning, stacklevel=2)
     shrunk = [i for i, n in wanted.items() if n < few[i].n_states]
     plans = {
         i: _plan(i, few[i], exact[i], wanted[i], calibration, held)
@@ -266,9 +286,11 @@ def reduce(
         i: _layer(sites.names[i], full[i], few[i], stored[i], small.get(i), plans.get(i))
         for i in watched(list(wanted), "measuring", progress)
     }
-    if held is None or calibration is None:
-        return ReductionReport(layers, before, _parameters(sites))
-    return ReductionReport(layers, before, _parameters(sites), held.loss, _loss(model, sites, calibration))
+    after = _parameters(sites)
+    if calibration is None:
+        return ReductionReport(layers, before, after)
+    losses = (None, None) if held is None else (held.loss, _loss(model, sites, calibration))
+    return ReductionReport(layers, before, after, *losses, held_out_rows=len(calibration.held_out))
 
 
 def _orders(

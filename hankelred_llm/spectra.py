@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import operator
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,14 +12,16 @@ import numpy.typing as npt
 from torch import nn
 
 import hankelred
-from hankelred import OrderError, ReductionWarning
+from hankelred import OrderError
 
-from ._errors import AdapterError
+from ._architectures import find_decoder
+from ._balancing import balanced, modal_systems, whole_number, with_few_ports
 from ._gradient_operator import MARGIN
-from ._passes import Sites, find_sites
+from ._passes import find_sites
+from ._progress import watched
+from ._tables import table
 from ._tags import compare, model_tag
 from .calibration import Calibration
-from .systems import get_systems
 from .tuner import hrm_layers
 
 if TYPE_CHECKING:
@@ -278,7 +278,9 @@ def hankel_spectra(
     """
     if calibration is not None and calibration.gradients and not hrm_layers(model):
         compare(calibration.model, model_tag(model), "model")
-        return _before_training(calibration, {})
+        decoder = find_decoder(model)
+        where = f"{decoder.name.rpartition('.')[2]}.{{}}.{decoder.block_name('mlp')}"
+        return _before_training(calibration, {i: where.format(i) for i in calibration.gradients})
     sites = find_sites(model, adapter_name)
     if calibration is not None:
         calibration.check(model, sites.adapter)
@@ -297,85 +299,11 @@ def hankel_spectra(
 
 
 def _before_training(calibration: Calibration, names: dict[int, str]) -> HankelSpectra:
-    found = {i: operator.spectrum() for i, operator in calibration.gradients.items()}
+    operators = watched(calibration.gradients.items(), "spectra", None)
+    found = {i: operator.spectrum() for i, operator in operators}
     return HankelSpectra(
         {},
         gradient={i: spectrum.values for i, spectrum in found.items()},
         null={i: spectrum.null for i, spectrum in found.items()},
         names=names,
-    )
-
-
-def modal_systems(model: nn.Module, sites: Sites) -> dict[int, hankelred.ModalSystem]:
-    """Return the systems of an adapter for the core.
-
-    Raises
-    ------
-    AdapterError
-        A parameter is not finite.
-    """
-    for i, site in sites.systems.items():
-        for name, parameter in site.named_parameters():
-            bad = ~parameter.detach().isfinite()
-            if bool(bad.any()):
-                raise AdapterError(
-                    f"layer {i}: {int(bad.sum())} of the {bad.numel()} entries of {name} are NaN or "
-                    "infinite; the training has diverged: go back to a saved adapter"
-                )
-    return {i: hankelred.ModalSystem(*system) for i, system in get_systems(model, sites.adapter).items()}
-
-
-def with_few_ports(*systems: hankelred.ModalSystem) -> Any:
-    """Return systems with the same ports brought onto an orthonormal basis of what their B and C span.
-
-    d inputs on r states are an isometry around at most 2 r of them: nothing that the core measures changes,
-    and d = 4096 costs no more than d = 64.
-    """
-    inputs = _basis(np.concatenate([s.B for s in systems]).T)
-    outputs = _basis(np.concatenate([s.C for s in systems], axis=1))
-    few = [hankelred.ModalSystem(s.log_poles, s.B @ inputs, outputs.T @ s.C) for s in systems]
-    return few[0] if len(few) == 1 else few
-
-
-def _basis(M: Array) -> Array:
-    """Return a real orthonormal basis of the real and imaginary parts of the columns."""
-    columns = np.concatenate([M.real, M.imag], axis=1)
-    return np.linalg.qr(columns)[0] if columns.shape[0] > columns.shape[1] else np.eye(columns.shape[0])
-
-
-def balanced(
-    system: hankelred.ModalSystem, states: Array | None = None, outputs: Array | None = None
-) -> hankelred.Reduction:
-    """Return the balancing of a system as its reduction to one state, from which any order follows."""
-    with warnings.catch_warnings():
-        # of this first order alone: a system that does nothing has none, and factors of data may fail at one
-        warnings.simplefilter("ignore", ReductionWarning)
-        return hankelred.reduce(system, 1, controllability_factor=states, observability_factor=outputs)
-
-
-def whole_number(value: Any, name: str) -> int:
-    """Return a whole number of at least 1.
-
-    Raises
-    ------
-    OrderError
-        It is none.
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise OrderError(f"{name} must be a whole number of states, got {value!r}") from None
-    if number < 1:
-        raise OrderError(f"{name} must be at least 1, got {number}")
-    return number
-
-
-def table(rows: list[list[str]]) -> str:
-    """Return rows of cells as text, the first row being the head."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(
-        [lines[0].rstrip(), "-" * (sum(widths) + 2 * len(widths) - 2), *map(str.rstrip, lines[1:])]
     )

@@ -15,6 +15,7 @@ import hankelred
 import hankelred_llm
 from hankelred import OrderError
 from hankelred_llm import AdapterError, calibrate, get_systems, hankel_spectra, reduce, set_systems
+from hankelred_llm._balancing import with_few_ports
 from hankelred_llm.tuner import PeftModel, hrm_layers
 
 WIDTH = 32
@@ -495,7 +496,9 @@ def test_without_labels_and_without_held_out_rows(trained):
     report = reduce(copied(trained), order=3, calibration=calibrate(trained, unlabelled))
     assert set(report.layers[0].held_out) == {"exact", "empirical", "output POD"}
     assert report.loss_before is None and report.loss_after is None
-    report = reduce(copied(trained), order=3, calibration=calibrate(trained, unlabelled, held_out=0))
+    nothing_held = calibrate(trained, unlabelled, held_out=0)
+    with pytest.warns(hankelred.ReductionWarning, match="held no rows out"):
+        report = reduce(copied(trained), order=3, calibration=nothing_held)
     assert report.layers[0].kept == "exact" and report.layers[0].held_out == {}
 
 
@@ -558,6 +561,18 @@ def test_a_bound_that_says_nothing_is_called_so():
     assert report.errors[0] <= report.bounds[0]
 
 
+def test_a_calibration_without_held_out_rows_is_said_not_to_be_used(trained):
+    # It was taken in silence, and the reduction was the one without data.
+    model, plain = copied(trained), copied(trained)
+    found = calibrate(model, batches(), held_out=0)
+    with pytest.warns(hankelred.ReductionWarning, match="held no rows out.*calibrate with held_out=4096"):
+        report = reduce(model, order=3, calibration=found)
+    assert report.held_out_rows == 0 and "not used: the calibration held no rows out" in str(report)
+    assert json.loads(report.to_json())["held_out_rows"] == 0
+    assert {layer.kept for layer in report.layers.values()} == {"exact"}
+    assert reduce(plain, order=3).held_out_rows is None
+
+
 def test_wide_layers_cost_no_more_than_narrow_ones():
     # 4096 channels, 32 states: a second is a generous limit for one layer
     import time
@@ -567,7 +582,10 @@ def test_wide_layers_cost_no_more_than_narrow_ones():
     B = rng.standard_normal((16, 4096)) + 1j * rng.standard_normal((16, 4096))
     system = hankelred.ModalSystem(*paired(log_poles, B, B.T.copy()))
     started = time.perf_counter()
-    few = hankelred_llm.spectra.with_few_ports(system)
+    few = with_few_ports(system)
     values = hankelred.hankel_singular_values(few)
     assert time.perf_counter() - started < 5
+    # as many ports as real states: those of one mode of each pair
+    assert few.B.shape == few.C.shape == (32, 32)
+    assert hankelred.norm(few, "hinf") == pytest.approx(hankelred.norm(system, "hinf"), rel=1e-6)
     np.testing.assert_allclose(values, hankelred.hankel_singular_values(system), rtol=1e-9)

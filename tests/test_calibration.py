@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from _models import PAD, VOCAB, adapted, base_model, checkpointed, tokens
+from _models import PAD, VOCAB, WIDTH, adapted, base_model, checkpointed, tokens
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 import hankelred
 import hankelred_llm
 from hankelred_llm import AdapterError, Calibration, CalibrationError, calibrate, calibration
+from hankelred_llm._gradient_operator import GradientOperator
 from hankelred_llm.tuner import hrm_layers
 
 
@@ -363,24 +364,111 @@ def test_a_checkpoint_with_other_held_out_rows_is_refused(tmp_path):
         calibrate(model, batches, checkpoint=tmp_path / "sums", held_out=48)
 
 
-@pytest.mark.parametrize(
-    "change", [{"pairs": [1]}, {"pairs": {"0": 99, "1": 2}}, {"states": torch.zeros(2, 5)}], ids=str
-)
-def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path, change):
-    # A list in place of a mapping came out as an AttributeError, and sums of another shape than r x r were
-    # loaded without a word.
-    path = tmp_path / "calibration.safetensors"
-    calibrate(adapted(r=5), [{"input_ids": tokens(4, 12)}]).save(path)
+def edited_file(path, found, facts=None, tensors=None):
+    """Write a calibration with entries of its metadata and tensors replaced; None takes one away."""
+    found.save(path)
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if "pairs" in change:
-        metadata["calibration"] = json.dumps(json.loads(metadata["calibration"]) | change)
-    else:
-        tensors["layers.0.states"] = change["states"]
-    save_file(tensors, path, metadata=metadata)
-    with pytest.raises(CalibrationError, match="no complete calibration"):
+        metadata = json.loads(file.metadata()["calibration"])
+        content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    metadata = {key: value for key, value in (metadata | (facts or {})).items() if value is not None}
+    content = {key: value for key, value in (content | (tensors or {})).items() if value is not None}
+    save_file(content, path, metadata={"calibration": json.dumps(metadata)})
+
+
+@pytest.fixture(scope="module")
+def fresh_calibration():
+    """Return a calibration that has everything a file can hold, of layers with 5 states, 2 pairs each."""
+    model = hankelred_llm.attach(base_model(), r=5)
+    data = [{"input_ids": tokens(4, 12, seed=k), "labels": tokens(4, 12, seed=k)} for k in (0, 1)]
+    return calibrate(model, data, held_out=24)
+
+
+EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "rows": 8, "tokens": 72}
+
+
+@pytest.mark.parametrize(
+    ("facts", "tensors", "message"),
+    [
+        ({"format": 2}, {}, "it has format 2, this version reads 1"),
+        ({"format": None}, {}, "it has format None"),
+        ({"tokens": None}, {}, "has no 'tokens'"),
+        ({"colour": "red"}, {}, "has 'colour', which means nothing here"),
+        ({"tokens": 1.5}, {}, "tokens is 1.5, not a whole number"),
+        ({"rows": True}, {}, "rows is True, not a whole number"),
+        ({"labels": -1}, {}, "labels is -1, not a whole number of at least 0"),
+        ({"stride": 0}, {}, "stride is 0, not a whole number of at least 1"),
+        ({"labelled_tokens": 99}, {}, "99 of 72 tokens have labels"),
+        ({"loss_sum": float("nan")}, {}, "loss_sum is nan"),
+        ({"loss_sum": "much"}, {}, "loss_sum is 'much'"),
+        ({"model": "mistral"}, {}, "model is 'mistral', not a dict"),
+        ({"adapter": {"name": "default"}}, {}, "adapter has no 'fingerprint'"),
+        ({"adapter": {"name": "default", "fingerprint": 5}}, {}, "not two texts"),
+        ({"data": []}, {}, "data is \\[\\], not a list of parts"),
+        ({"data": [{**PART, "tokens": "all"}]}, {}, "tokens of a part of data is 'all'"),
+        ({"data": [{**PART, "digest": 5}]}, {}, "a digest is 5"),
+        ({"data": [{**PART, "rows": 7}]}, {}, "its parts have 7 rows, and the whole has 8"),
+        ({"pairs": [1]}, {}, "pairs is \\[1\\], not a dict by layer index"),
+        ({"pairs": {"0": 99, "1": 2}}, {}, "layer 0 has 99 conjugate pairs among 5 states"),
+        ({"pairs": {"0": 2, "01": 2}}, {}, "not a dict by layer index"),
+        ({"pairs": {"0": 2}}, {}, r"sums of layers \[0, 1\], and pairs of layers \[0\]"),
+        ({}, {"layers.0.states": None}, "layer 0 has no 'states'"),
+        ({}, {"layers.0.inputs": EYE}, "layer 0 has 'inputs', which means nothing here"),
+        ({}, {"layers.0.states": torch.zeros(2, 5).double()}, r"states of layer 0 have shape \(2, 5\)"),
+        ({}, {"layers.0.states": torch.tensor(1.0).double()}, r"states of layer 0 have shape \(\)"),
+        ({}, {"layers.0.outputs": torch.eye(4).double()}, r"outputs of layer 0 have shape \(4, 4\)"),
+        ({}, {"layers.0.states": EYE.float()}, "states of layer 0 is of type torch.float32"),
+        ({}, {"layers.0.states": EYE * float("nan")}, "states of layer 0 holds numbers that are not finite"),
+        ({}, {"layers.0.states": -EYE}, "states of layer 0 are no sums of squares"),
+        ({}, {"weights": EYE}, "'weights' is nothing that a calibration has"),
+        ({}, {"layers.first.states": EYE}, "'layers.first.states' is nothing that"),
+        ({}, {"gradients.7.tokens": EYE}, "gradients of layer 7, and sums of layers"),
+        ({}, {"gradients.0.own.0.core": EYE}, "own.0.core has shape"),
+        ({}, {"gradients.0.own.0.core": None}, "no 'own.0.core'"),
+        ({}, {"gradients.0.tokens": torch.tensor(1)}, "tokens of the gradients of layer 0 is of type"),
+        ({}, {"gradients.0.more": EYE}, "the gradients of layer 0 has 'more', which means nothing"),
+        ({}, {"held_out.9.input_ids": torch.ones(1, 4).long()}, r"numbered \[0, 1, 9\]"),
+        ({}, {"held_out.0.input_ids": None}, "held-out row 0 has no input_ids of one sequence"),
+        ({}, {"held_out.0.input_ids": torch.ones(2, 4).long()}, "held-out row 0 has no input_ids of one"),
+        ({}, {"held_out.0.input_ids": torch.ones(1, 4)}, "input_ids of held-out row 0 are of type"),
+    ],
+)
+def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path, fresh_calibration, facts, tensors, message):
+    # A list in place of a mapping came out as an AttributeError, and sums of another shape than r x r, wrong
+    # types and unknown entries were loaded without a word.
+    path = tmp_path / "calibration.safetensors"
+    edited_file(path, fresh_calibration, facts, tensors)
+    with pytest.raises(CalibrationError, match=f"no complete calibration.*{message}"):
         Calibration.load(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"calibration": "{"}, {"calibration": "[1]"}], ids=str)
+def test_another_safetensors_file_is_refused(tmp_path, metadata):
+    save_file({"weight": torch.eye(2)}, tmp_path / "file", metadata=metadata)
+    with pytest.raises(CalibrationError, match="no complete calibration"):
+        Calibration.load(tmp_path / "file")
+
+
+def test_sums_of_other_sizes_than_the_named_adapter_has_are_refused(tmp_path):
+    # A file can name the model and the adapter by their fingerprints and hold sums of other layers.
+    model, path = hankelred_llm.attach(base_model(), r=5), tmp_path / "file"
+    found = calibrate(model, [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}])
+    small = {f"layers.0.{name}": torch.eye(4, dtype=torch.float64) for name in ("states", "outputs")}
+    narrow = GradientOperator(3).state()
+    gone = {f"layers.1.{name}": None for name in ("states", "outputs")}
+    gone |= {f"gradients.1.{name}": None for name in narrow}
+    for facts, tensors, message in (
+        ({}, small, r"layer 0: .* \(4, 2\), and adapter 'default' has \(5, 2\)"),
+        ({"pairs": {"0": 1, "1": 2}}, {}, r"layer 0: .* \(5, 1\), and adapter 'default' has \(5, 2\)"),
+        ({"pairs": {"0": 2}}, gone, r"layer 1: .* None, and adapter 'default' has \(5, 2\)"),
+        (
+            {},
+            {f"gradients.0.{name}": tensor for name, tensor in narrow.items()},
+            f"gradients of width 3, and the model has width {WIDTH}",
+        ),
+    ):
+        edited_file(path, found, facts, tensors)
+        with pytest.raises(CalibrationError, match=message):
+            Calibration.load(path).check(model)
 
 
 def test_merged_parts_keep_the_wider_spacing_of_held_out_rows():

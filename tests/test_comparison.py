@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from _commands import command
 
 from hankelred_llm import comparison as comparison_module
 from hankelred_llm._base_models import small_model
@@ -214,24 +211,6 @@ def test_a_rate_that_diverges_is_not_chosen(settings, tmp_path):
 
 
 # the command line
-
-
-def command(*arguments):
-    """Run in this process; return exit status, output and error output."""
-    from hankelred_llm import cli
-
-    out, err = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, ["hankelred-llm", *map(str, arguments)]
-    status = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            warnings.simplefilter("default")
-            cli.main()
-    except SystemExit as stop:
-        status = stop.code or 0
-    finally:
-        sys.argv = argv
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

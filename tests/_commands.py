@@ -1,0 +1,26 @@
+"""The command line `hankelred-llm`, run in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+
+
+def command(*arguments):
+    """Run in this process; return exit status, output and error output."""
+    from hankelred_llm import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    argv, sys.argv = sys.argv, ["hankelred-llm", *map(str, arguments)]
+    status = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            warnings.simplefilter("default")
+            cli.main()
+    except SystemExit as stop:
+        status = stop.code or 0
+    finally:
+        sys.argv = argv
+    return status, out.getvalue(), err.getvalue()
