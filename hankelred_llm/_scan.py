@@ -122,7 +122,7 @@ def _(
 
 
 @torch.library.custom_op("hankelred_llm::column_scan_backward", mutates_args=())
-def _column_scan_backward(
+def column_scan_backward(
     s_gradient: Tensor,
     last_gradient: Tensor | None,
     s: Tensor,
@@ -173,7 +173,7 @@ def _column_scan_backward(
     )
 
 
-@_column_scan_backward.register_fake
+@column_scan_backward.register_fake
 def _(
     s_gradient: Tensor,
     last_gradient: Tensor | None,
@@ -220,7 +220,7 @@ def _backward(ctx: Any, s_gradient: Tensor | None, last_gradient: Tensor | None)
     s, log_decay, phase, state, keep, reset = ctx.saved_tensors
     if s_gradient is None:
         s_gradient = torch.zeros_like(s)
-    u_gradient, decay_gradient, phase_gradient, state_gradient = _column_scan_backward(
+    u_gradient, decay_gradient, phase_gradient, state_gradient = column_scan_backward(
         s_gradient,
         last_gradient,
         s,

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ._chunks import to_columns, to_modes
 from ._errors import StateError
-from ._scan import _column_scan_backward, column_scan
+from ._scan import column_scan, column_scan_backward
 from ._tokens import Tokens
 from .recurrence import states_between_shards
 
@@ -120,9 +120,9 @@ class _ShardScan(torch.autograd.Function):
     def backward(ctx: Any, s_gradient: Tensor) -> tuple[Tensor | None, ...]:
         s, log_decay, phase, state, keep, reset = ctx.saved_tensors
         rest = (s, log_decay, phase, state, keep, reset)
-        *_, first = _column_scan_backward(s_gradient, None, *rest, False)
+        *_, first = column_scan_backward(s_gradient, None, *rest, False)
         last = ctx.shards.join(log_decay, phase, first, reverse=True).to(s.dtype)
-        u_gradient, decay_gradient, phase_gradient, _ = _column_scan_backward(s_gradient, last, *rest, True)
+        u_gradient, decay_gradient, phase_gradient, _ = column_scan_backward(s_gradient, last, *rest, True)
         return (
             None,
             u_gradient,
