@@ -169,7 +169,7 @@ class HRMState(_WithoutKeys):
         StateError
             More than the kept tail, but not all.
         """
-        removed = -tokens_to_remove
+        removed = -int(tokens_to_remove)  # transformers 5.17 gives a tensor
         if removed < 0:
             raise StateError(
                 f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number"

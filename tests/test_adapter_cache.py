@@ -281,7 +281,7 @@ def test_an_empty_cache_can_be_cropped(model):
     with torch.no_grad():
         full = model(ids).logits
         model(ids, past_key_values=cache)
-        cache.reset()
+        cache.crop(-7)
         cache.crop(-3)
         assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
 
@@ -294,7 +294,24 @@ def test_crop_to_nothing_and_reset_are_new_caches(model):
             cache = DynamicCache()
             model(ids.flip(1), past_key_values=cache)
             empty(cache)
+            if cache.get_seq_length():
+                # transformers 5.17 resets a growing cache to as many keys of zeros, which the base reads
+                with pytest.raises(StateError, match="7 tokens, of which the adapter has followed 0"):
+                    model(ids, past_key_values=cache)
+                continue
             assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
+
+
+def test_cropping_by_a_tensor():
+    # assisted decoding of transformers 5.17 gives the number in a tensor, which was counted down in place:
+    # the states were cropped, their number was not
+    model, ids, cache, number = model_of(), tokens(2, 12), DynamicCache(), torch.tensor(-5)
+    with torch.no_grad():
+        full = model(ids).logits
+        model(ids, past_key_values=cache)
+        cache.crop(number)
+        assert number == -5
+        assert error(model(ids[:, 7:], past_key_values=cache).logits, full[:, 7:]) < TOLERANCE
 
 
 def test_a_static_cache_can_be_reset():
