@@ -287,3 +287,29 @@ def test_poles_that_are_no_conjugates_are_no_pair(other):
     )
     hankelred_llm.set_systems(model, {0: system})
     np.testing.assert_allclose(response(hankelred_llm.get_systems(model)[0]), response(system), atol=1e-4)
+
+
+@pytest.mark.parametrize("log_rate", [120.0, 89.0, -104.0, -200.0])
+def test_extreme_rates_are_harmless(log_rate):
+    # exp(89) is infinite in single precision: gradients were not finite. exp(-104) is 0: the pole was on the
+    # unit circle
+    model = adapted(r=5)
+    system = system_of(model)
+    with torch.no_grad():
+        system.log_rate.fill_(log_rate)
+    ids = tokens(2, 9)
+    model(ids, labels=ids).loss.backward()
+    assert all(p.grad.isfinite().all() for p in system.parameters())
+    assert (system.log_decay() < 0).all() and system.log_decay().isfinite().all()
+    log_poles, B, C = hankelred_llm.get_systems(model)[0]
+    assert (np.abs(np.exp(log_poles)) < 1).all()
+    hankelred_llm.set_systems(model, {0: (log_poles, B, C)})
+    np.testing.assert_allclose(hankelred_llm.get_systems(model)[0][0].real, log_poles.real, rtol=1e-5)
+
+
+def test_a_pole_that_rounds_to_the_circle_is_kept_inside():
+    # log|a| = -1e-20 is below 0, and exp of it is 1: an adapter was written that never forgets
+    model = adapted(r=4)
+    _, B, C = hankelred_llm.get_systems(model)[0]
+    hankelred_llm.set_systems(model, {0: (np.full(4, -1e-20, complex), B.real.copy(), C.real.copy())})
+    assert (np.abs(np.exp(hankelred_llm.get_systems(model)[0][0])) < 1).all()
