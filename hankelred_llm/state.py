@@ -308,9 +308,11 @@ def tokens_seen(cache: Cache) -> int:
     seen = cache.get_seq_length()
     if isinstance(seen, int):
         return seen
+    state = find_state(cache)
     # a static cache counts on the device: it is asked once, before there are states, and not while it is
-    # traced
-    return 0 if find_state(cache) is not None or torch.compiler.is_compiling() else int(seen)
+    # traced; so does a window of transformers 5.17 once it was cropped, but that one grows and is compared
+    followed = state is not None and state.static
+    return 0 if followed or torch.compiler.is_compiling() else int(seen)
 
 
 def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:

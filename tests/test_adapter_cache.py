@@ -302,6 +302,19 @@ def test_crop_to_nothing_and_reset_are_new_caches(model):
             assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
 
 
+def test_gradients_through_a_static_cache():
+    # the slot is overwritten by the next tokens; without a copy the backward pass read those, or failed
+    state = HRMState(static=True)
+    state.store("0.mlp", {"a": torch.ones(1, 2, 1)})
+    weight = torch.tensor(2.0, requires_grad=True)
+    before = state.previous("0.mlp", "a")
+    product = weight * before
+    with torch.no_grad():
+        state.store("0.mlp", {"a": torch.full((1, 2, 1), 5.0)})
+    product.sum().backward()
+    assert torch.equal(before, torch.ones(1, 2)) and weight.grad == 2
+
+
 def test_cropping_by_a_tensor():
     # assisted decoding of transformers 5.17 gives the number in a tensor, which was counted down in place:
     # the states were cropped, their number was not
