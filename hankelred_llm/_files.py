@@ -51,7 +51,7 @@ def guard_files() -> None:
     ):
         function = getattr(owner, name)
         if not hasattr(function, "_hrm_wrapped"):
-            wrapped = functools.wraps(function)(wrap(function))
+            wrapped: Any = functools.wraps(function)(wrap(function))
             wrapped._hrm_wrapped = True
             setattr(owner, name, wrapped)
 
