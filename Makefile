@@ -7,7 +7,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TORCH := torch==2.13.0
 MODEL ?=
 
-.PHONY: demo demo-core demo-llm test lint docs check-site bench clean
+# the oldest that are supported, as in pyproject.toml, with what they need in another version than the newest
+FLOORS := transformers==5.17.0 peft==0.21.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9 h11==0.16.0
+
+.PHONY: demo demo-core demo-llm test test-floors lint docs check-site bench clean
 
 # with a model of your own it is the core that is wanted
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter
@@ -22,6 +25,11 @@ demo-llm: $(VENV)/.llm  ## pretrain a small language model, train, save and relo
 test: lint docs  ## style, types, documentation, tests
 	# one BLAS thread a process: two processes with two threads each wait for each other
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
+
+test-floors: $(VENV)/.develop  ## the tests of adapters with the oldest transformers and peft, laid over the environment
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .floors $(FLOORS)
+	PYTHONPATH=.floors OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 \
+		hankelred_llm $(shell grep -l hankelred_llm tests/test_*.py)
 
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .
@@ -57,4 +65,4 @@ $(VENV)/.develop: $(VENV)/.llm
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo-output docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .floors demo-output docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis

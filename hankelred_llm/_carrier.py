@@ -1,9 +1,9 @@
 """How padding, document starts and states come to the adapters.
 
 What counts is read once per forward pass, where the decoder is called, and handed to each decoder layer as
-one more keyword. The layers get a subclass of their class that takes this keyword and makes it the current
-pass while the layer runs. Gradient checkpointing runs the forward function of that class again with the same
-keywords, so a recomputed layer sees what it saw at first; hooks on the layer would not be run again.
+one more keyword. The layers get a subclass of their class that adds this keyword where it is called, and
+makes it the current pass while the layer runs. Gradient checkpointing runs the layer again with the same
+keywords, so a recomputed layer sees what it saw at first.
 """
 
 from __future__ import annotations
@@ -103,7 +103,6 @@ def install(backbone: nn.Module, layers: nn.ModuleList) -> None:
     backbone.__dict__["_hrm_hooks"] = [
         backbone.register_forward_pre_hook(_start_pass, with_kwargs=True),
         backbone.register_forward_hook(_end_pass, always_call=True),
-        *(layer.register_forward_pre_hook(_hand_over, with_kwargs=True) for layer in layers),
     ]
     for layer in layers:
         layer.__class__ = _carrying(type(layer))
@@ -166,16 +165,15 @@ def _end_pass(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         this.leave(finished=output is not None)
 
 
-def _hand_over(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return args, {**kwargs, "hrm_pass": _current.value}
-
-
 class _Carrier:
     """A decoder layer that runs in the pass it was handed."""
 
     carried: type[nn.Module]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # not by a hook: in transformers 5.17 gradient checkpointing runs hooks again too, after the pass
+        kwargs.setdefault("hrm_pass", _current.value)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # the class has the name of the one it was made from, by which it cannot be found

@@ -142,7 +142,8 @@ def column_scan_backward(
     first = s.new_zeros(s.shape[:2]) if state is None else state.to(s.dtype)
     h = torch.empty_like(s)
     correlation = s.new_zeros(modes.log_decay.shape, dtype=torch.complex128)
-    h_first = s.new_zeros(s.shape[:2]) if last_gradient is None else last_gradient
+    # without any samples this is what is returned, and an operator may not return what it was given
+    h_first = s.new_zeros(s.shape[:2]) if last_gradient is None else last_gradient.clone()
     for start, stop in _chunks.scan(
         modes.conjugate(), s_gradient, h, last_gradient, masks.adjoint(), reverse=True
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -21,6 +22,14 @@ from ._step import Step
 if TYPE_CHECKING:
     from ._shards import Shards
     from .config import HRMConfig, Modes
+
+#: log|A| of poles that decay faster is taken for this: after one token nothing is left, and ``-inf``, the
+#: pole 0, has no place among parameters.
+FASTEST = -60.0
+#: log|A| of poles that decay more slowly: |A| in float64 is still below 1, after a rotation too.
+SLOWEST = -(2.0**-50)
+#: The same as values of ``log_rate``.
+RATES = math.log(-SLOWEST), math.log(-FASTEST)
 
 
 class HRMSystem(nn.Module):
@@ -43,7 +52,8 @@ class HRMSystem(nn.Module):
     ----------
     modes : Modes
     log_rate : Parameter, shape (order - pairs,)
-        ``log(-log|A|)``, so that ``|A| < 1`` whatever its value.
+        ``log(-log|A|)``, so that ``|A| < 1`` whatever its value; beyond |A| of exp(-60) and 1 - 9e-16, where
+        exp would overflow or give 1, a value counts as that limit.
     phase : Parameter, shape (pairs,), or None without pairs
         Angle of A, radians per token.
     B : Parameter, shape (order, d)
@@ -105,7 +115,7 @@ class HRMSystem(nn.Module):
 
     def log_decay(self) -> Tensor:
         """Return log|A|, (modes,)."""
-        return -self.log_rate.exp()
+        return -self.log_rate.clamp(*RATES).exp()
 
     def forward(
         self,

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
 from peft import PeftConfig
@@ -33,7 +33,7 @@ class Modes(NamedTuple):
     negative: int
 
 
-class HRMType(StrEnum):
+class HRMType(str, Enum):  # noqa: UP042, peft reports what comes after the point in str()
     """The name of the method in peft, whose own enumeration cannot be extended."""
 
     HRM = "HRM"
@@ -215,7 +215,7 @@ class HRMConfig(PeftConfig):
         AdapterFileError
             The weights are pickled, or the safetensors file is damaged.
         """
-        _check_weights(str(pretrained_model_name_or_path), subfolder)
+        check_weights(str(pretrained_model_name_or_path), subfolder)
         return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
 
@@ -247,8 +247,14 @@ def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
     return found[0] if found else default
 
 
-def _check_weights(where: str, subfolder: str | None) -> None:
-    """Nothing is ever unpickled; peft itself falls back on a pickle when there is no safetensors file."""
+def check_weights(where: str, subfolder: str | None) -> None:
+    """Refuse a folder or repository without a whole safetensors file; peft would fall back on a pickle.
+
+    Raises
+    ------
+    AdapterFileError
+        Nothing is ever unpickled.
+    """
     folder = os.path.join(where, subfolder) if subfolder else where
     if not os.path.isdir(folder):
         name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME

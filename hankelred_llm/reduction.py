@@ -23,14 +23,12 @@ from ._passes import Seen, Sites, check_heard, find_sites, listening
 from ._progress import watched
 from ._scan import column_scan
 from ._tables import table
+from .adapter import FASTEST
 from .calibration import Calibration
 from .spectra import HankelSpectra
 from .systems import set_systems
 
 Array: TypeAlias = npt.NDArray[Any]
-
-#: Below this decay a pole holds nothing after one token; logarithms of zero are replaced by it.
-_FASTEST = -700.0
 
 _NOTHING_HELD_OUT = (
     "the calibration held no rows out to compare candidates on, so the exact ones were taken; calibrate with "
@@ -472,7 +470,7 @@ def _run(log_poles: Array, inputs: Array, starts: Array) -> Array:
     """Return the states (n, tokens) of a modal system, every mode as a complex one of its own."""
     n = log_poles.size
     u = torch.from_numpy(np.concatenate([inputs.real, inputs.imag]))[None]
-    decay = torch.from_numpy(np.maximum(log_poles.real, _FASTEST))
+    decay = torch.from_numpy(np.maximum(log_poles.real, FASTEST))
     phase = torch.from_numpy(np.ascontiguousarray(log_poles.imag))
     s, _ = column_scan(decay, phase, u, reset=torch.from_numpy(starts)[None])
     columns = s[0].numpy()

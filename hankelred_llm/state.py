@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache, StaticLayer
+from transformers import cache_utils
+from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 
 from ._errors import StateError
 
@@ -26,8 +27,12 @@ TAIL = 64
 
 _NEW_CACHE = "start with a new cache (past_key_values=None)"
 
+#: Since 5.23 transformers has a class for entries without keys, and passes over them in more places. Nothing
+#: of that class is used but its name.
+_WithoutKeys: type = getattr(cache_utils, "DummyLayer", object)
 
-class HRMState(DummyLayer):
+
+class HRMState(_WithoutKeys):
     """States of all adapters of a model, as one more layer of its cache.
 
     Growing caches keep the states after each of the last tokens, so that they can be cropped; static ones
@@ -42,6 +47,11 @@ class HRMState(DummyLayer):
     ----------
     tokens : int
         Number of tokens followed (growing caches).
+    is_sliding : bool
+        As all other layers of the cache: transformers takes sizes of masks from the first layer of a kind,
+        which must not be this one.
+    first : object, optional
+        The layer that is needed after this one, when a cache is kept off the device.
 
     Examples
     --------
@@ -57,11 +67,14 @@ class HRMState(DummyLayer):
     (2, tensor([[1., 4.]]))
     """
 
+    supports_early_init = False
+    is_initialized = True
+    is_compileable = True
     is_croppable = True
+    keys = values = None
 
-    def __init__(self, static: bool):
-        super().__init__()
-        self.static = static
+    def __init__(self, static: bool, *, is_sliding: bool = False, first: Any = None):
+        self.static, self.is_sliding, self.first = static, is_sliding, first
         self.started = False
         self.tokens = 0
         self.record_past = False
@@ -112,6 +125,24 @@ class HRMState(DummyLayer):
 
     # what transformers calls
 
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[None, None]:
+        """Refuse keys; a cache that is put together again from its keys hands over the absence of any."""
+        if key_states is not None or value_states is not None:
+            raise StateError("the states of an adapter are no layer to keep keys in")
+        return None, None
+
+    def get_max_length(self) -> int:
+        """Return -1: there is no limit."""
+        return -1
+
+    def offload(self) -> None:
+        """Stay: a state is small."""
+
+    def prefetch(self) -> None:
+        """Hand on to the layer whose turn it is next; transformers before 5.23 takes this one for it."""
+        if self.first is not None:
+            self.first.prefetch()
+
     def activate_past_recording(self) -> None:
         """Keep every state until the next :meth:`crop`: drafts may be longer than the tail."""
         self.record_past = True
@@ -138,7 +169,7 @@ class HRMState(DummyLayer):
         StateError
             More than the kept tail, but not all.
         """
-        removed = -tokens_to_remove
+        removed = -int(tokens_to_remove)  # transformers 5.17 gives a tensor
         if removed < 0:
             raise StateError(
                 f"crop({tokens_to_remove}): pass the number of tokens to remove as a negative number"
@@ -277,9 +308,11 @@ def tokens_seen(cache: Cache) -> int:
     seen = cache.get_seq_length()
     if isinstance(seen, int):
         return seen
+    state = find_state(cache)
     # a static cache counts on the device: it is asked once, before there are states, and not while it is
-    # traced
-    return 0 if find_state(cache) is not None or torch.compiler.is_compiling() else int(seen)
+    # traced; so does a window of transformers 5.17 once it was cropped, but that one grows and is compared
+    followed = state is not None and state.static
+    return 0 if followed or torch.compiler.is_compiling() else int(seen)
 
 
 def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:
@@ -307,7 +340,16 @@ def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:
         # a DynamicCache without config grows a layer at a time, and would take the entry for one of them
         while cache.layer_class_to_replicate is not None and len(cache.layers) < n_layers:
             cache.layers.append(cache.layer_class_to_replicate())
-        state = HRMState(static=any(isinstance(layer, StaticLayer) for layer in cache.layers))
+        sliding = cache.is_sliding
+        passed_over = [
+            linear or (slides and cache.offloading and cache.only_non_sliding)
+            for linear, slides in zip(cache.is_linear, sliding, strict=True)
+        ]
+        state = HRMState(
+            static=any(isinstance(layer, StaticLayer) for layer in cache.layers),
+            is_sliding=bool(sliding) and all(sliding),
+            first=next((x for x, no in zip(cache.layers, passed_over, strict=True) if not no), None),
+        )
         cache.layers.append(state)
     elif not state.static and state.tokens != seen:
         raise StateError(

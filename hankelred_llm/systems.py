@@ -14,16 +14,12 @@ from torch import nn
 import hankelred
 
 from ._errors import AdapterError
-from .adapter import HRMLayer, HRMSystem
+from .adapter import FASTEST, RATES, SLOWEST, HRMLayer, HRMSystem
 from .config import HRMConfig, Modes, names_block
 from .tuner import hrm_layers
 
 Array: TypeAlias = npt.NDArray[Any]
 System: TypeAlias = tuple[Array, Array, Array]
-
-#: Poles that decay faster than this hold nothing after one token; ``-inf``, the pole 0, has no place among
-#: parameters.
-_FASTEST = -60.0
 
 
 def get_systems(model: nn.Module, adapter_name: str | None = None) -> dict[int, System]:
@@ -174,7 +170,7 @@ def _system_of(system: HRMSystem) -> System:
     pairs, negative = system.modes.pairs, system.modes.negative
     B = numpy(system.B)
     C = numpy(system.gate) * numpy(system.C)
-    decay = -np.exp(numpy(system.log_rate))
+    decay = -np.exp(np.clip(numpy(system.log_rate), *RATES))
     phase = np.zeros(0) if system.phase is None else numpy(system.phase)
     real = decay[pairs:] + 1j * np.pi * (np.arange(decay.size - pairs) >= decay.size - pairs - negative)
     upper = decay[:pairs] + 1j * phase
@@ -262,7 +258,8 @@ def _columns_of(system: System) -> _Columns:
     decay = np.concatenate([poles.real, [p for p, _, _ in real]])
     rows = [b.real for _, b, _ in paired] + [b.imag for _, b, _ in paired] + [b for _, b, _ in real]
     outs = [c.real for _, _, c in paired] + [-c.imag for _, _, c in paired] + [c for _, _, c in real]
-    return _Columns(np.maximum(decay, _FASTEST), poles.imag, len(negative), np.array(rows), np.array(outs).T)
+    decay = np.clip(decay, FASTEST, SLOWEST)
+    return _Columns(decay, poles.imag, len(negative), np.array(rows), np.array(outs).T)
 
 
 def _turned(b: Array, c: Array) -> tuple[Array, Array]:

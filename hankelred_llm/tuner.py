@@ -8,6 +8,7 @@ import warnings
 from dataclasses import fields
 from typing import Any, NoReturn
 
+import peft
 from peft import PeftModel
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from . import _carrier
 from ._architectures import ADDS_RESIDUAL, Decoder, find_decoder
 from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
+from ._files import check_numbers, does_not_fit, guard_files
 from .adapter import HRMLayer, cannot_merge
 from .config import HRMConfig, HRMType, names_block
 
@@ -140,11 +142,7 @@ class HRMModel(BaseTuner):
         missing = [key for key in expected if key not in mapped]
         unknown = [key for key in mapped if key not in own]
         if missing or unknown:
-            raise AdapterFileError(
-                f"the adapter's weights do not fit: {len(missing)} are missing ({', '.join(missing[:2])}), "
-                f"{len(unknown)} are unknown ({', '.join(unknown[:2])}); were r, site or layers changed in "
-                "its adapter_config.json, or is it an adapter of another model?"
-            )
+            raise does_not_fit({"are missing": missing, "are unknown": unknown})
         for key in expected:
             if mapped[key].shape != own[key].shape:
                 raise AdapterFileError(
@@ -152,11 +150,7 @@ class HRMModel(BaseTuner):
                     "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
                     "adapter of another model?"
                 )
-            if not mapped[key].is_floating_point():
-                raise AdapterFileError(
-                    f"{key} has type {mapped[key].dtype} in the file; parameters of an adapter are "
-                    "floating-point numbers: save it again from the trained model"
-                )
+        check_numbers({key: mapped[key] for key in expected})
         return mapped
 
     def unload(self) -> nn.Module:
@@ -403,7 +397,19 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
 
 
 def register() -> None:
-    """Enter HRM in the tables of peft, whose own register function takes no new names."""
+    """Enter HRM in the tables of peft, whose own register function takes no new names.
+
+    Raises
+    ------
+    ImportError
+        This peft saves its own methods only, which would be found out when training is over.
+    """
+    if not hasattr(BaseTuner, "_get_adapter_state_dict"):
+        raise ImportError(
+            f"hankelred_llm needs peft 0.21 or newer, and this is {peft.__version__}, which cannot save "
+            "adapters of other packages; run: pip install --upgrade 'peft>=0.21'"
+        )
     PEFT_TYPE_TO_CONFIG_MAPPING[HRMType.HRM] = HRMConfig
     PEFT_TYPE_TO_TUNER_MAPPING[HRMType.HRM] = HRMModel
     PEFT_TYPE_TO_PREFIX_MAPPING[HRMType.HRM] = HRMModel.prefix
+    guard_files()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from transformers.cache_utils import QuantizedCache
 
 import hankelred_llm
 from hankelred_llm import StateError
-from hankelred_llm.state import TAIL, HRMState
+from hankelred_llm.state import TAIL, HRMState, open_state
 
 TOLERANCE = 2e-6
 WINDOWS = [None, 8]
@@ -55,7 +56,7 @@ def test_every_cache(model, kind):
     if kind == "quantized":
         if config.sliding_window is not None:
             pytest.skip("transformers has no quantized cache for windows")
-        cache = QuantizedCache("fp8", config)
+        cache = quantized_cache(config)
     else:
         cache = {
             "lazy": DynamicCache,
@@ -69,9 +70,42 @@ def test_every_cache(model, kind):
     assert error(step_by_step(model, ids, cache=cache), full) < (0.05 if kind == "quantized" else TOLERANCE)
 
 
+def quantized_cache(config):
+    try:
+        return QuantizedCache("fp8", config)
+    except ValueError as error:
+        if "Unknown quantization backend" not in str(error):
+            raise
+        pytest.skip("the quantized caches of this transformers need packages of their own")
+
+
+def test_masks_are_not_made_from_the_states(model):
+    # a model with both kinds of masks, all of whose layers slide, asked the adapter's entry for the size of
+    # its keys: it was the only layer in the cache that did not slide
+    cache = DynamicCache(config=model.config)
+    sliding = cache.is_sliding[0]
+    with torch.no_grad():
+        model(tokens(2, 6), past_key_values=cache)
+    assert len(set(cache.is_sliding)) == 1 and cache.is_sliding[0] == sliding
+    assert cache.get_mask_sizes(1, cache.is_sliding.index(sliding))[0] == 7
+    assert cache.get_max_length() in (-1, getattr(model.config, "sliding_window", None))
+
+
+def test_an_offloaded_cache_goes_round(model):
+    # before 5.23 transformers took the states for the layer to fetch after the last one, so that the keys of
+    # the first layer stayed away from the device they were needed on
+    cache = DynamicCache(config=model.config)
+    cache.offloading, cache.only_non_sliding = True, False
+    open_state(cache, seen=0, n_layers=len(cache.layers))
+    cache.prefetch_stream, fetched = contextlib.nullcontext(), []
+    cache.layers[0].prefetch = lambda: fetched.append(0)
+    cache.prefetch(2, only_non_sliding=False)
+    assert fetched == [0]
+
+
 def test_a_quantized_cache_keeps_the_state_exact():
     model, ids, cache = model_of(), tokens(2, 12), None
-    cache, inputs, outputs = QuantizedCache("fp8", model.config), [], []
+    cache, inputs, outputs = quantized_cache(model.config), [], []
     system = system_of(model)
 
     def record(_, args, out):
@@ -247,7 +281,7 @@ def test_an_empty_cache_can_be_cropped(model):
     with torch.no_grad():
         full = model(ids).logits
         model(ids, past_key_values=cache)
-        cache.reset()
+        cache.crop(-7)
         cache.crop(-3)
         assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
 
@@ -260,7 +294,37 @@ def test_crop_to_nothing_and_reset_are_new_caches(model):
             cache = DynamicCache()
             model(ids.flip(1), past_key_values=cache)
             empty(cache)
+            if cache.get_seq_length():
+                # transformers 5.17 resets a growing cache to as many keys of zeros, which the base reads
+                with pytest.raises(StateError, match="7 tokens, of which the adapter has followed 0"):
+                    model(ids, past_key_values=cache)
+                continue
             assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
+
+
+def test_gradients_through_a_static_cache():
+    # the slot is overwritten by the next tokens; without a copy the backward pass read those, or failed
+    state = HRMState(static=True)
+    state.store("0.mlp", {"a": torch.ones(1, 2, 1)})
+    weight = torch.tensor(2.0, requires_grad=True)
+    before = state.previous("0.mlp", "a")
+    product = weight * before
+    with torch.no_grad():
+        state.store("0.mlp", {"a": torch.full((1, 2, 1), 5.0)})
+    product.sum().backward()
+    assert torch.equal(before, torch.ones(1, 2)) and weight.grad == 2
+
+
+def test_cropping_by_a_tensor():
+    # assisted decoding of transformers 5.17 gives the number in a tensor, which was counted down in place:
+    # the states were cropped, their number was not
+    model, ids, cache, number = model_of(), tokens(2, 12), DynamicCache(), torch.tensor(-5)
+    with torch.no_grad():
+        full = model(ids).logits
+        model(ids, past_key_values=cache)
+        cache.crop(number)
+        assert number == -5
+        assert error(model(ids[:, 7:], past_key_values=cache).logits, full[:, 7:]) < TOLERANCE
 
 
 def test_a_static_cache_can_be_reset():

@@ -34,6 +34,7 @@ from hankelred_llm import AdapterError, AdapterFileError, ConfigError, HRMConfig
 from hankelred_llm.adapter import HRMLayer
 
 WEIGHTS = "adapter_model.safetensors"
+BLOCK_7 = "base_model.model.model.layers.7.mlp_adapter.hrm_system.B"
 
 
 @pytest.fixture
@@ -235,6 +236,71 @@ class TestFiles:
         os.remove(tmp_path / "adapter_model.bin")
         with pytest.raises(AdapterFileError, match="no weights"):
             PeftModel.from_pretrained(base_model(), tmp_path)
+
+    def test_a_pickle_is_refused_with_a_configuration_of_ones_own(self, tmp_path):
+        # the folder was looked at where its configuration is read: with config=HRMConfig(...) it is not read,
+        # and peft unpickled the weights
+        adapted(r=6).save_pretrained(tmp_path)
+        torch.save(load_file(tmp_path / WEIGHTS), tmp_path / "adapter_model.bin")
+        os.remove(tmp_path / WEIGHTS)
+        with pytest.raises(AdapterFileError, match=r"only adapter_model.bin.*never unpickled"):
+            PeftModel.from_pretrained(base_model(), tmp_path, config=HRMConfig(r=6))
+
+    def test_no_pickle_is_written(self, tmp_path):
+        # peft wrote a file that could not be loaded any more
+        with pytest.raises(AdapterFileError, match=r"safe_serialization=False.*leave it out"):
+            adapted().save_pretrained(tmp_path, safe_serialization=False)
+        assert not list(tmp_path.iterdir())
+        lora = peft.get_peft_model(base_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+        lora.save_pretrained(tmp_path, safe_serialization=False)
+        assert (tmp_path / "adapter_model.bin").is_file()
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda w: w.pop(next(iter(w))), "1 are missing"),
+            (lambda w: w.update({BLOCK_7: torch.zeros(6, WIDTH)}), "1 are unknown"),
+            (lambda w: w.update({k: v[:4] for k, v in w.items() if k.endswith(".B")}), "shape"),
+            (lambda w: w.update({k: v.int() for k, v in w.items()}), r"has type torch\.int32"),
+            (lambda w: w.update({k: v.mul(torch.nan) for k, v in w.items()}), "not finite.*earlier"),
+        ],
+        ids=["less", "more", "shape", "integers", "NaN"],
+    )
+    @pytest.mark.parametrize("route", ["peft", "transformers"])
+    def test_unfit_weights_are_refused_on_both_routes(self, tmp_path, change, message, route, ids):
+        # transformers' load_adapter went round the checks: missing weights stayed random with a warning,
+        # and NaN or whole numbers were loaded
+        adapted(r=6).save_pretrained(tmp_path)
+        weights = load_file(tmp_path / WEIGHTS)
+        change(weights)
+        save_file({key: value.contiguous() for key, value in weights.items()}, tmp_path / WEIGHTS)
+        base = base_model()
+        with pytest.raises(AdapterFileError, match=message):
+            if route == "peft":
+                PeftModel.from_pretrained(base, tmp_path)
+            else:
+                base.load_adapter(str(tmp_path))
+        if route == "transformers":
+            assert torch.equal(logits(base, ids), logits(base_model(), ids))
+
+    def test_damaged_files_are_refused_by_transformers(self, tmp_path):
+        # a truncated file gave a raw error of safetensors, and a pickle was loaded
+        adapted().save_pretrained(tmp_path)
+        content = (tmp_path / WEIGHTS).read_bytes()
+        (tmp_path / WEIGHTS).write_bytes(content[:200])
+        with pytest.raises(AdapterFileError, match=r"no complete safetensors file.*copy it again"):
+            base_model().load_adapter(str(tmp_path))
+        os.rename(tmp_path / WEIGHTS, tmp_path / "adapter_model.bin")
+        with pytest.raises(AdapterFileError, match="never unpickled"):
+            base_model().load_adapter(str(tmp_path))
+
+    def test_other_methods_load_by_transformers(self, tmp_path, ids):
+        base = base_model()
+        base.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        base.save_pretrained(tmp_path)
+        again = base_model()
+        again.load_adapter(str(tmp_path))
+        assert error(logits(again, ids), logits(base, ids)) < 2e-6
 
     @pytest.mark.parametrize("size", [0, 5, 200, -1])
     def test_a_truncated_file_is_refused(self, tmp_path, size):
@@ -733,3 +799,9 @@ def test_casting_the_model_does_not_round_the_poles(cast):
         torch.float16,
     )
     assert (hankelred_llm.get_systems(model)[0][0] == before).all()
+
+
+def test_status_names_the_method():
+    # peft prints what comes after the point in str(peft_type), which was nothing
+    model = adapted()
+    assert peft.get_model_status(model).peft_types == {"default": "HRM"}

@@ -440,6 +440,11 @@ def test_empty(kind, method, shape):
     assert not s.requires_grad or torch.autograd.grad(s.abs().sum(), u)[0].shape == u.shape
     if time == 0:
         torch.testing.assert_close(last, arguments["state"])
+        # the gradient at the last state was returned as it came, which an operator must not do
+        state = arguments["state"].requires_grad_()
+        _, last = linear_recurrence(**(arguments | dict(state=state)), method=method)
+        assert torch.equal(torch.autograd.grad(last.abs().sum(), state)[0], state.detach().sgn())
+        arguments["state"] = state.detach()
         assert linear_recurrence(**(arguments | dict(state=None)), method=method)[1].abs().sum() == 0
 
 

@@ -1,0 +1,142 @@
+"""What peft and transformers may read and write for an adapter.
+
+Neither asks a method before it loads or saves weights, so three of their functions are wrapped here. For
+adapters of other methods they do what they did.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, load_peft_weights
+from torch import Tensor
+from transformers.integrations.peft import PeftAdapterMixin
+
+from ._errors import AdapterFileError
+from .config import HRMConfig, check_weights
+
+
+def check_numbers(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are no finite floating-point numbers.
+
+    Raises
+    ------
+    AdapterFileError
+        With the name of the parameter.
+    """
+    for key, value in weights.items():
+        if not value.is_floating_point():
+            raise AdapterFileError(
+                f"{key} has type {value.dtype} in the file; parameters of an adapter are floating-point "
+                "numbers: save it again from the trained model"
+            )
+        if not value.is_meta and not bool(torch.isfinite(value).all()):
+            raise AdapterFileError(
+                f"{key} has entries that are not finite in the file; its training diverged: take an earlier "
+                "checkpoint, or train with a lower learning rate"
+            )
+
+
+def guard_files() -> None:
+    """Wrap what reads and writes adapters; a second time does nothing."""
+    for owner, name, wrap in (
+        (PeftModel, "load_adapter", _load_by_peft),
+        (PeftModel, "save_pretrained", _save),
+        (PeftAdapterMixin, "load_adapter", _load_by_transformers),
+    ):
+        function = getattr(owner, name)
+        if not hasattr(function, "_hrm_wrapped"):
+            wrapped: Any = functools.wraps(function)(wrap(function))
+            wrapped._hrm_wrapped = True
+            setattr(owner, name, wrapped)
+
+
+def _load_by_peft(load: Callable[..., Any]) -> Callable[..., Any]:
+    def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        # a configuration that was handed in has not looked at any file
+        if isinstance(self.peft_config.get(adapter_name), HRMConfig):
+            check_weights(str(model_id), kwargs.get("subfolder"))
+        return load(self, model_id, adapter_name, *args, **kwargs)
+
+    return load_adapter
+
+
+def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
+    def load_adapter(
+        self: Any,
+        peft_model_id: str | None = None,
+        adapter_name: str | None = None,
+        peft_config: Any = None,
+        adapter_state_dict: dict[str, Tensor] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        given = (peft_model_id, adapter_name, peft_config, adapter_state_dict)
+        settings = kwargs.get("load_config")
+        where = peft_model_id or getattr(settings, "pretrained_model_name_or_path", None)
+        hub = {**getattr(settings, "download_kwargs", {}), **kwargs, **(kwargs.get("adapter_kwargs") or {})}
+        hub = {key: hub[key] for key in ("subfolder", "revision", "token", "cache_dir") if hub.get(key)}
+        if not isinstance(peft_config if peft_config is not None else _config(where, hub), HRMConfig):
+            return load(self, *given, *args, **kwargs)
+        if adapter_state_dict is None:
+            check_weights(str(where), hub.get("subfolder"))
+            check_numbers(load_peft_weights(str(where), device="cpu", **hub))
+        else:
+            check_numbers(adapter_state_dict)
+        # other sizes are reported below, as everything that does not fit
+        info = load(self, *given, *args, **{**kwargs, "ignore_mismatched_sizes": True})
+        wrong = {
+            "are missing": sorted(info.missing_keys),
+            "are unknown": sorted(info.unexpected_keys),
+            "have another shape": sorted(key for key, *_ in info.mismatched_keys),
+        }
+        if any(wrong.values()):
+            self.delete_adapter(adapter_name or "default")
+            raise does_not_fit(wrong)
+        return info
+
+    return load_adapter
+
+
+def does_not_fit(wrong: Mapping[str, list[str]]) -> AdapterFileError:
+    """Return the refusal of weights of another adapter, by what is wrong with which of them."""
+    found = ", ".join(f"{len(keys)} {what} ({', '.join(keys[:2])})" for what, keys in wrong.items())
+    return AdapterFileError(
+        f"the adapter's weights do not fit: {found}; were r, site or layers changed in its "
+        "adapter_config.json, or is it an adapter of another model?"
+    )
+
+
+def _config(where: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> PeftConfig | None:
+    """Return the configuration in a folder or repository, None where whoever loads will say what is wrong."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they come again when it is loaded
+            return PeftConfig.from_pretrained(str(where), **hub)
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+
+
+def _save(save: Callable[..., Any]) -> Callable[..., Any]:
+    def save_pretrained(
+        self: Any,
+        save_directory: Any,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        names = self.peft_config if selected_adapters is None else selected_adapters
+        if not safe_serialization and any(isinstance(self.peft_config.get(n), HRMConfig) for n in names):
+            raise AdapterFileError(
+                "safe_serialization=False writes a pickle, and adapters are never unpickled: it could not be "
+                "loaded; leave it out to get a safetensors file"
+            )
+        return save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+
+    return save_pretrained
