@@ -79,6 +79,11 @@ class HRMModel(BaseTuner):
         block = decoder.block_name(config.site)
         if config.target_modules is None:
             config.target_modules = [block]
+        elif config.site != HRMConfig.site and decoder.block_name(HRMConfig.site) in config.target_modules:
+            raise ConfigError(
+                f"site={config.site!r} and target_modules={config.target_modules!r} name different blocks; "
+                "give one of them"
+            )
         _check_layers(config, decoder)
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))

@@ -561,6 +561,8 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
+            # the site was passed over without a word
+            ({"site": "attention", "target_modules": ["mlp"]}, "name different blocks"),
             # a TypeError of HRMConfig.__init__ that named no remedy
             ({"rank": 4}, "has no field 'rank'; it has .*r, eigenvalues, site"),
             ({"layers_to_transform": [0, 2]}, "layer 2; the model has layers 0 to 1"),
