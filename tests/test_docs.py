@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import hankelred
 from hankelred.cli import cli
+from hankelred_llm.cli import cli as adapters
 
 matplotlib.use("Agg")
 
@@ -68,6 +69,10 @@ def test_readme_snippets_run(code, folder):
 def test_readme_commands_are_understood():
     lines = [line for _, code in blocks(ROOT / "README.md", "sh") for line in code.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("hankelred ")]
+    for line in lines:
+        if line.startswith("hankelred-llm "):
+            name, *arguments = shlex.split(line)[1:]
+            adapters.get_command(click.Context(adapters), name).make_context(name, arguments)
     assert {arguments[0] for arguments in commands} == set(cli.commands)
     for name, *arguments in commands:
         cli.commands[name].make_context(name, arguments)
