@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 TORCH := torch==2.13.0
 MODEL ?=
 
-.PHONY: demo demo-core demo-llm test lint docs bench clean
+.PHONY: demo demo-core demo-llm test lint docs bench results clean
 
 # with a model of your own it is the core that is wanted
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter
@@ -34,6 +34,12 @@ docs: $(VENV)/.develop  ## the documentation site, in docs/_build/html
 bench: $(VENV)/.develop  ## accuracy and speed against python-control, slycot, pyMOR and scipy
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/bench_reduction.py
+
+results: $(VENV)/.develop  ## the comparisons behind docs/results.md, hours; what is finished is not repeated
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py run comparisons
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py costs
+	$(BIN)/python benchmarks/bench_comparison.py collect comparisons
+	$(BIN)/python docs/make_results.py
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
