@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import math
 import os
 import platform
 import resource
@@ -152,6 +151,7 @@ def condensed(s: Settings, summary: Record, records: list[Record]) -> Record:
                 for r in runs
                 if r["method"] == name and r["phase"] == "tuning"
             },
+            "step_seconds": float(np.median(np.concatenate([r["seconds_steps"] for r in final]))),
             "calibration_seconds": max(r.get("seconds_calibration", 0.0) for r in final),
         }
     keys = ("examples", "context_mean", "floors")
@@ -240,56 +240,48 @@ def _layers(model: Any) -> list[Record]:
     ]
 
 
-SCANS: dict[str, str] = {"hrm-attention": "auto", "sequential": "sequential", "FFT": "fft"}
+SCANS = {"FFT": "fft", "sequential": "sequential"}
 COST_TOKENS = (512, 2048, 8192)
 
 
-def costs(repeats: int = 3) -> None:
-    """Measure a step of every method on one row: CPU time, the least of some, and memory beyond the model."""
+def costs(rounds: int = 3) -> None:
+    """Measure a step of every method on one row: CPU time and memory beyond the model.
+
+    Methods are taken in turn, so that a busy moment of the machine hits all of them, and the least is kept.
+    """
     settings = settings_of("prefix_dfa", Path("unused"))
-    experiment = open_experiment(settings, [*settings.methods, "hrm-attention init_weights=balanced"])
-    found: dict[str, Any] = {
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "model": settings.model,
-        "rows": {},
-    }
+    experiment = open_experiment(settings, settings.methods)
     cases = [(name, name, "auto") for name in settings.methods]
-    cases += [(f"hrm-attention, {scan} scan", "hrm-attention", SCANS[scan]) for scan in ("FFT", "sequential")]
-    for title, name, scan in cases:
-        found["rows"][title] = {
-            str(tokens): in_a_fork(lambda n=name, s=scan, t=tokens: one_cost(experiment, n, s, t, repeats))
-            for tokens in COST_TOKENS
-        }
-        print(title, found["rows"][title], flush=True)
-    write("costs.json", found)
+    cases += [(f"hrm-attention, {title} scan", "hrm-attention", scan) for title, scan in SCANS.items()]
+    rows: dict[str, dict[str, Record]] = {title: {} for title, _, _ in cases}
+    for done in range(1, rounds + 1):
+        for tokens in COST_TOKENS:
+            for title, name, scan in cases:
+                new = in_a_fork(lambda n=name, s=scan, t=tokens: one_cost(experiment, n, s, t))
+                known = rows[title].setdefault(str(tokens), new)
+                rows[title][str(tokens)] = {key: min(known[key], value) for key, value in new.items()}
+        print(f"round {done} of {rounds}", flush=True)
+        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+        write("costs.json", {**machine, "threads": torch.get_num_threads(), "rounds": done, "rows": rows})
 
 
-def one_cost(experiment: Experiment, name: str, scan: str, tokens: int, repeats: int) -> Record:
+def one_cost(experiment: Experiment, name: str, scan: str, tokens: int) -> Record:
     """Return seconds and bytes of a step: forward, backward, AdamW."""
     model = experiment.fresh(name, 0).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    ids = torch.randint(256, (1, tokens), generator=torch.Generator().manual_seed(0))
     if scan != "auto":
         hankelred_llm.adapter.column_scan = scan_by(scan)  # type: ignore[attr-defined]
 
-    def step() -> None:
+    def step(ids: Tensor) -> None:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    seconds, peak = math.inf, 0
-    for i in range(repeats + 1):
-        before = _resident()
-        began = time.process_time()
-        step()
-        if i or scan == "sequential":  # the first one makes what later ones find
-            seconds = min(seconds, time.process_time() - began)
-        peak = max(peak, _peak() - before)
-        if scan == "sequential" and i:
-            break
-    return {"seconds": seconds, "bytes": peak}
+    ids = torch.randint(256, (1, tokens), generator=torch.Generator().manual_seed(0))
+    step(ids[:, :64])  # makes what all later ones find: moments, buffers
+    before, began = _resident(), time.process_time()
+    step(ids)
+    return {"seconds": time.process_time() - began, "bytes": _peak() - before}
 
 
 def scan_by(method: str) -> Callable[..., tuple[Tensor, Tensor]]:
