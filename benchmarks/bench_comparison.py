@@ -227,7 +227,7 @@ def learned(settings: Settings, rate: float) -> Record:
 
 
 def _layers(model: Any) -> list[Record]:
-    gates = [float(p) for n, p in model.named_parameters() if n.rpartition(".")[2] == "gate"]
+    gates = [p.item() for n, p in model.named_parameters() if n.rpartition(".")[2] == "gate"]
     layers = get_systems(model)
     return [
         {

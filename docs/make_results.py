@@ -315,7 +315,8 @@ def costs(found: Found) -> str:
         ({found["processor"]}, torch {found["torch"]}), the least of {found["rounds"]}
         rounds of all methods in turn on a machine that was busy otherwise; in brackets over LoRA on query
         and value. Ratios within a third of 1 are noise. Memory is the peak of the process beyond what it held
-        before the step, activations of the base included. `hrm-*` use the chunked scan of this package. FFT is the zero-padded convolution with
+        before the step, activations of the base included. `hrm-*` use the chunked
+        scan of this package. FFT is the zero-padded convolution with
         its gradient by autograd, sequential is one sample after the other, as in the tables of the paper;
         both in the same adapter otherwise. The base is so small here that adapters are a large part of a
         step.

@@ -8,17 +8,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from hankelred_llm._results_file import read_records
+from hankelred_llm._scan import column_scan
+from hankelred_llm.comparison import Settings, compare
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def script(path):
+    """Return a command as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def made():
     """The command that writes the page, as a module."""
-    spec = importlib.util.spec_from_file_location("make_results", DOCS / "make_results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(DOCS / "make_results.py")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The command that writes the files, as a module."""
+    return script(DOCS.parent / "benchmarks/bench_comparison.py")
 
 
 def test_the_page_is_what_its_command_writes(made):
@@ -79,3 +95,47 @@ def test_a_file_without_its_costs_makes_a_page(made):
     found = json.loads(json.dumps(made.read()))
     found["costs"] = {}
     assert "## What a step costs" not in made.page(found)
+
+
+@pytest.mark.parametrize("method", ["fft", "sequential"])
+def test_the_scans_whose_cost_is_shown_are_the_same_recurrence(bench, method):
+    generator = torch.Generator().manual_seed(0)
+    phase = torch.linspace(0.1, 3, 4)
+    log_decay = -torch.linspace(0.01, 0.5, 4)
+    u = torch.randn(2, 8, 50, generator=generator)
+    masks = {"state": None, "keep": None, "reset": None}
+    ours, theirs = (scan(log_decay, phase, u, **masks) for scan in (bench.scan_by(method), column_scan))
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_what_goes_into_the_files_comes_from_the_runs(bench, tmp_path):
+    settings = Settings(
+        task="flip_flop",
+        model="small-random",
+        methods=["hrm-attention", "lora-qv", "lora-all"],
+        learning_rates=[1e-2],
+        length=8,
+        steps=2,
+        batch_size=2,
+        seeds=[0, 1],
+        test_size=16,
+        validation_size=8,
+        out=str(tmp_path),
+    )
+    comparison = compare(settings)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    found = bench.condensed(settings, summary, read_records(tmp_path / "results.jsonl"))
+    assert [(d["method"], d["minus"]) for d in found["lengths"]["32"]["differences"]] == [
+        ("hrm-attention", "lora-qv"),
+        ("hrm-attention", "lora-all"),
+    ]
+    line = comparison.line("hrm-attention", 32)
+    assert found["lengths"]["32"]["scores"]["hrm-attention"] == list(line.scores)
+    known = next(d for d in found["lengths"]["32"]["differences"] if d["minus"] == comparison.reference)
+    assert known["mean"] == line.difference.mean and known["clear"] == line.difference.clear
+    learned = bench.learned(settings, 1e-2)
+    for before, after in zip(learned["before"], learned["after"], strict=True):
+        assert before["gate"] == 1 and not any(before["gain"]) and any(after["gain"])
+        moved = np.abs(np.log(np.divide(after["decay"], before["decay"])))
+        assert 0 < moved.max() < 1  # two steps from the same start
