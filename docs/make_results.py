@@ -20,6 +20,8 @@ RESULTS, IMAGES = HERE / "results", HERE / "images"
 ALONE = "hrm-attention"
 TOGETHER = "hrm-attention+lora-all share=0.4 lora_lr_ratio=0.3"
 CLEAR_AT_FOUR = ("prefix_dfa", "flip_flop", "lag_copy")
+#: How many tasks have their modes drawn.
+PICTURED = 5
 TASKS = {
     "prefix_dfa": "automaton of four states",
     "flip_flop": "flip-flop",
@@ -296,7 +298,7 @@ def shift(systems: dict[str, Found]) -> str:
     smaller = [a for _, a in layers if a["gate"] < 1]
     return (
         f"The median time scale became shorter in {len(shorter)} of {len(layers)} layers, "
-        f"and the gate smaller in {len(smaller)}."
+        f"and the gate smaller in {len(smaller)}. The picture has the first {PICTURED} tasks."
     )
 
 
@@ -490,6 +492,8 @@ def draw_scores(found: dict[str, Found]) -> None:
         ax.set_xlabel(c["metric"].replace("_", " "), fontsize=7)
         ax.tick_params(axis="x", labelsize=7)
         ax.grid(axis="x", alpha=0.3)
+        if c["higher_is_better"]:
+            ax.set_xlim(0, 1.03)
     figure.suptitle(
         "a dot for each seed: hollow at the trained length, filled at four times it; dashed: best floor",
         fontsize=9,
@@ -501,7 +505,7 @@ def draw_systems(found: dict[str, Found]) -> None:
     """Draw the modes before and after training, tasks side by side and layers below each other."""
     from matplotlib import pyplot
 
-    names = [n for n in TASKS if n in found["systems"]][:5]
+    names = [n for n in TASKS if n in found["systems"]][:PICTURED]
     layers = len(found["systems"][names[0]]["after"])
     figure, axes = pyplot.subplots(
         layers,
@@ -546,7 +550,7 @@ def points(layer: Found) -> list[tuple[float, float, float]]:
 
 def save(figure: Any, name: str) -> None:
     """Write one picture."""
-    figure.savefig(IMAGES / f"{name}.png", dpi=90)
+    figure.savefig(IMAGES / f"{name}.png", dpi=80)
 
 
 if __name__ == "__main__":
