@@ -336,7 +336,8 @@ def costs(found: Found) -> str:
         scan of this package. FFT is the zero-padded convolution with
         its gradient by autograd, sequential is one sample after the other, as in the tables of the paper;
         both in the same adapter otherwise. The base is so small here that adapters are a large part of a
-        step.
+        step, and it has two layers only: beside a block nothing asks for a backward pass through the
+        attention of the first one, which a LoRA inside of it needs, and at 8192 tokens that is most of it.
     """
     return f"""## What a step costs
 
