@@ -365,7 +365,7 @@ def which_start(starts: dict[str, Found]) -> str:
                     continue
                 d = difference(at, method, c["reference"])
                 verdict = judge(d, c["higher_is_better"])
-                wins.setdefault(SHORT[method], []).append(verdict)
+                wins.setdefault((m["ranks"], SHORT[method]), []).append(verdict)
                 row.append(f"{signed(d['mean'])} {interval(d['over_seeds'])} {verdict}")
             rows.append(row)
     first = next(iter(starts.values()))
@@ -375,8 +375,8 @@ def which_start(starts: dict[str, Found]) -> str:
     replaced = first["calibration_steps"] * float(np.median(steps))
     kinds = ["**better**", "ahead", "level", "behind", "**worse**"]
     summed = "; ".join(
-        f"{name}: {', '.join(f'{n} {kind}' for kind in kinds if (n := v.count(kind)))}"
-        for name, v in wins.items()
+        f"{name} at r = {r}: {', '.join(f'{n} {kind}' for kind in kinds if (n := v.count(kind)))}"
+        for (r, name), v in sorted(wins.items(), key=lambda item: int(item[0][0]))
     )
     headings = ["task", "r", "start", "rate", "1x", "minus ring", "4x", "minus ring"]
     text = f"""
@@ -410,6 +410,7 @@ def not_run(comparisons: dict[str, Found], starts: dict[str, Found]) -> str:
     lines += [
         "- Training a large adapter and reducing it; ranks by a global threshold against equal ranks.",
         "- Learning rates beyond the two, and other lengths, shares of the budget and ratios of rates.",
+        "- The base with random weights on other tasks; DoRA and AdaLoRA but on the automaton.",
         "- A model of more than a tenth of a million parameters, and a GPU.",
         "",
     ]
