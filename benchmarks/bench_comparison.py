@@ -18,10 +18,10 @@ tens of times as much.
 Seen: the first sentence held. LoRA on all layers won key retrieval (1.000 against .090 for HRM alone) and,
 with LoRA on the MLP, bytes (by .07 to .09 bits); half of each lost half of key retrieval and was not clearly
 better on flip-flop and lag copy at 4x. Nothing solved parity, modular sum or S3. Of the starts, poles from
-data were behind ring on lag copy at 16 states and ahead of it, within noise, on flip-flop and automaton at
-4; the paper's start lost. FFT cost no more than chunks at any length, since the scan is a small part of a
-step at 16 states; one sample after the other cost 1.6 to 2.8 times a step, not tens. A calibration takes as
-many passes as the steps it replaces and 4 to 40 times their seconds.
+data were behind ring on lag copy and flip-flop at 16 states and ahead of it on flip-flop and automaton at 4,
+all within noise; the paper's start lost. FFT cost no more than chunks at any length, since the scan is a
+small part of a step at 16 states; one sample after the other cost 1.6 to 2.8 times a step, not tens. A
+calibration takes as many passes as the steps it replaces and 4 to 40 times their seconds.
 """
 
 from __future__ import annotations
