@@ -10,7 +10,7 @@ MODEL ?=
 # the oldest that are supported, as in pyproject.toml, with what they need in another version than the newest
 FLOORS := transformers==5.17.0 peft==0.21.0 huggingface_hub==1.33.0 httpx==0.28.1 httpcore==1.0.9 h11==0.16.0
 
-.PHONY: demo demo-core demo-llm test test-floors lint docs check-site bench clean
+.PHONY: demo demo-core demo-llm test test-floors lint docs check-site bench results clean
 
 # with a model of your own it is the core that is wanted
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter
@@ -46,6 +46,12 @@ check-site: docs  ## every page in a headless browser; needs a Chromium or Chrom
 bench: $(VENV)/.develop  ## accuracy and speed against python-control, slycot, pyMOR and scipy
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/bench_reduction.py
+
+results: $(VENV)/.develop  ## the comparisons behind docs/results.md, hours; what is finished is not repeated
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py run comparisons
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py costs
+	$(BIN)/python benchmarks/bench_comparison.py collect comparisons
+	$(BIN)/python docs/make_results.py
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

@@ -53,6 +53,10 @@ class Experiment:
         rows = self.settings.steps * self.settings.batch_size
         return self.task.train(self.settings.length, size=rows, seed=seed)
 
+    def calibration_steps(self, name: str) -> int:
+        """Return how many of the steps of a method its start takes."""
+        return self.settings.calibration_steps if self.methods[name].method.balanced else 0
+
     def fresh(self, name: str, seed: int) -> PeftModel:
         """Return the base with the fresh adapters of a method."""
         fitted = self.methods[name]
@@ -89,6 +93,11 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
     parsed = [parse_method(name) for name in methods]
     for method in parsed:
         check_available(method)
+        if method.balanced and settings.calibration_steps >= settings.steps:
+            raise ExperimentError(
+                f"method {method.name!r}: calibration_steps is {settings.calibration_steps}, and nothing is "
+                f"left of {settings.steps} steps to train; give fewer"
+            )
     options = dict(settings.task_options)
     if settings.data_dir is not None:
         folder = Path(settings.data_dir)

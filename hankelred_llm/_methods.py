@@ -2,7 +2,8 @@
 
 A method is one part (an HRM or a member of the LoRA family) or an HRM and a LoRA that share one budget. It is
 written as a name and options: ``hrm-attention``, ``hrm-mlp init_weights=s4d_real eigenvalues=real``,
-``hrm-mlp+lora-all share=0.25``. Options are fields of `HRMConfig` or of peft's `LoraConfig`.
+``hrm-mlp+lora-all share=0.25 lora_lr_ratio=0.3``. Options are fields of `HRMConfig` or of peft's
+`LoraConfig`.
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
     quantized: bool = False
 
+    @property
+    def balanced(self) -> str | None:
+        """What of a balanced start is taken, "B", "AB" or "ABC"; None for another start."""
+        name = str(self.options.get("init_weights")) if self.kind == "hrm" else ""
+        return BALANCED.get(name)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -65,11 +72,14 @@ class Method:
     parts : tuple of Part
     share : float
         Share of the budget that the first of two parts gets.
+    lora_lr_ratio : float
+        Learning rate of a LoRA beside an HRM, as a multiple of that of the HRM.
     """
 
     name: str
     parts: tuple[Part, ...]
     share: float = 1.0
+    lora_lr_ratio: float = 1.0
 
     @property
     def quantized(self) -> bool:
@@ -80,6 +90,11 @@ class Method:
     def stateful(self) -> bool:
         """Whether an HRM is among the parts."""
         return any(part.kind == "hrm" for part in self.parts)
+
+    @property
+    def balanced(self) -> str | None:
+        """What of a balanced start its HRM takes, if it takes any."""
+        return self.parts[0].balanced
 
     @property
     def slug(self) -> str:
@@ -102,10 +117,13 @@ METHODS: dict[str, Part] = {
     "qlora": Part("lora", "qv", quantized=True),
 }
 
+#: Starts from data by the value of ``init_weights``, and what of the realisation they take.
+BALANCED = {"balanced-B": "B", "balanced": "AB", "balanced-ABC": "ABC"}
+
 _CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig, "adalora": AdaLoraConfig}
 
-#: Set by the budget, not by hand.
-_COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r"})
+#: Set by the budget or from training rows, not by hand.
+_COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r", "calibration"})
 
 
 def parse_method(text: str) -> Method:
@@ -136,7 +154,7 @@ def parse_method(text: str) -> Method:
         parts.append(METHODS[name])
     if len(parts) > 1 and [part.kind for part in parts] != ["hrm", "lora"]:
         raise ExperimentError(f"{words[0]!r}: only an HRM and a LoRA share a budget, in this order")
-    share = 0.5 if len(parts) > 1 else 1.0
+    share, ratio = 0.5 if len(parts) > 1 else 1.0, 1.0
     for word in words[1:]:
         key, equals, written = word.partition("=")
         if not equals:
@@ -150,13 +168,21 @@ def parse_method(text: str) -> Method:
             if isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
                 raise ExperimentError(f"method {text!r}: share is {written}; give a number between 0 and 1")
             continue
+        if key == "lora_lr_ratio" and len(parts) > 1:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ExperimentError(
+                    f"method {text!r}: lora_lr_ratio is {written}; give a positive number, the learning rate "
+                    "of the LoRA over that of the HRM"
+                )
+            ratio = float(value)
+            continue
         parts = _with_option(text, parts, key, value)
-    return Method(" ".join(words), tuple(parts), share)
+    return Method(" ".join(words), tuple(parts), share, ratio)
 
 
 def _with_option(text: str, parts: list[Part], key: str, value: Any) -> list[Part]:
     """Return the parts with one option more, given to the first part that has such a field."""
-    known: list[str] = ["share"] if len(parts) > 1 else []
+    known: list[str] = ["share", "lora_lr_ratio"] if len(parts) > 1 else []
     for i, part in enumerate(parts):
         names = [f.name for f in fields(_CONFIGS[part.kind]) if f.name not in _COMPUTED]
         if key in names:
@@ -278,6 +304,8 @@ def put_into(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int) -> 
 def _config(model: nn.Module, fitted: FittedPart, steps: int) -> Any:
     part, r = fitted.part, fitted.r
     options = {key: value for key, value in part.options.items() if key != "r"}
+    if part.balanced is not None:
+        del options["init_weights"]  # a start of its own first: data are asked later what they would change
     if part.kind == "hrm":
         return HRMConfig(r=r, rank_pattern={_short(name): r + 1 for name in fitted.larger}, **options)
     targets = sorted(linear_layers(model, part.where))

@@ -86,6 +86,10 @@ class Settings:
     )
     dtype: str = _option("Weights of the base: float32 or bfloat16. Adapters are float32.", "float32")
     gradient_checkpointing: bool = _option("Recompute layers in the backward pass, to save memory.", False)
+    calibration_steps: int = _option(
+        "Steps that a balanced start takes: so many batches are calibrated on and not trained on.",
+        25,
+    )
     chunk: int | None = _option(
         "Train through rows in chunks of so many tokens: cache and state go on, gradients stop at borders.",
         None,
@@ -104,6 +108,7 @@ class Settings:
             raise ExperimentError("no task is named; give task (in YAML) or --task")
         for name in ("steps", "batch_size", "accumulation", "length", "eval_batch_size", "save_every"):
             _at_least(name, getattr(self, name), 1)
+        _at_least("calibration_steps", self.calibration_steps, 1)
         for name in ("chunk", "validation_size", "test_size"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)

@@ -105,6 +105,8 @@ class AdapterTrainer(Trainer):
     ----------
     chunk : int, optional
         Train through rows in chunks of so many tokens, the cache going on from one to the next.
+    lora_lr_ratio : float
+        Learning rate of parameters of LoRA as a multiple of that of all others.
     title : str
         For the progress bar.
     progress : rich.progress.Progress, optional
@@ -114,7 +116,13 @@ class AdapterTrainer(Trainer):
     """
 
     def __init__(
-        self, *, chunk: int | None = None, title: str = "", progress: Progress | None = None, **options: Any
+        self,
+        *,
+        chunk: int | None = None,
+        lora_lr_ratio: float = 1.0,
+        title: str = "",
+        progress: Progress | None = None,
+        **options: Any,
     ) -> None:
         own: list[TrainerCallback] = [Meter(), _Marker()]
         if progress is not None:
@@ -122,7 +130,7 @@ class AdapterTrainer(Trainer):
         super().__init__(callbacks=own, **options)
         for unwanted in (PrinterCallback, ProgressCallback):
             self.remove_callback(unwanted)
-        self.chunk = chunk
+        self.chunk, self.lora_lr_ratio = chunk, lora_lr_ratio
         if chunk is not None and not self.model_accepts_loss_kwargs:
             raise ExperimentError(f"{type(self.model).__name__} cannot be trained in chunks; leave chunk out")
         if (adalora := _adalora(self.model)) is not None:
@@ -132,6 +140,23 @@ class AdapterTrainer(Trainer):
     def meter(self) -> Meter:
         """What the steps cost so far. A Trainer that resumes puts another one in its place."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Meter))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return AdamW, in which LoRA has groups of its own where its rate is another."""
+        fresh = self.optimizer is None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if self.lora_lr_ratio == 1.0 or not fresh:
+            return optimizer
+        lora = {id(p) for name, p in (model or self.model).named_parameters() if "lora_" in name}
+        for group in list(optimizer.param_groups):
+            apart = [p for p in group["params"] if id(p) in lora]
+            if not apart:
+                continue
+            group["params"] = [p for p in group["params"] if id(p) not in lora]
+            optimizer.add_param_group(
+                {**group, "params": apart, "lr": self.lora_lr_ratio * group["lr"]}  # the schedule scales both
+            )
+        return optimizer
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

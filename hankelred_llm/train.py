@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,8 @@ from ._experiment import Experiment
 from ._methods import save_adapter, trainable
 from ._processes import this_process
 from ._trainer import AdapterTrainer, arguments, last_checkpoint
-from .tasks import Collator
+from .initialization import initialize
+from .tasks import Collator, Example
 
 __all__ = ["Run", "train"]
 
@@ -56,7 +58,9 @@ def train(
     """Train an adapter, from the last checkpoint in the folder where there is one.
 
     AdamW, the learning rate warmed up over a tenth of the steps and then lowered by a cosine, gradients
-    clipped at norm 1: the same for every method, on the same rows in the same order.
+    clipped at norm 1: the same for every method, on the same rows in the same order. A balanced start is
+    calibrated on the rows of the first steps, which are then not trained on: forward and backward passes are
+    as many as without.
 
     Parameters
     ----------
@@ -80,6 +84,10 @@ def train(
     model = experiment.fresh(method, seed)
     parameters, total = trainable(model), sum(p.numel() for p in model.parameters())
     process = this_process()
+    rows, spent = experiment.train_rows(seed), experiment.calibration_steps(method)
+    # also of a run that goes on: its checkpoint fits the systems of this start
+    used = spent * settings.batch_size
+    seconds_calibration = _start(model, experiment, method, rows[:used] if used else [])
     resumed = last_checkpoint(folder) if process.is_main_process else None
     process.wait_for_everyone()
     if not process.is_main_process:
@@ -88,7 +96,7 @@ def train(
         model=model,
         args=arguments(
             folder,
-            steps=settings.steps,
+            steps=settings.steps - spent,
             rows=settings.batch_size,
             learning_rate=learning_rate,
             seed=seed,
@@ -97,9 +105,10 @@ def train(
             accumulation=settings.accumulation,
             gradient_checkpointing=settings.gradient_checkpointing,
         ),
-        train_dataset=experiment.train_rows(seed),
+        train_dataset=rows[used:] if used else rows,
         data_collator=Collator(experiment.task.pad_token_id),
         chunk=settings.chunk,
+        lora_lr_ratio=experiment.methods[method].method.lora_lr_ratio,
         title=f"{method}, rate {learning_rate:g}, seed {seed}",
         progress=progress,
     )
@@ -112,6 +121,8 @@ def train(
         "seed": seed,
         "created_at": created,
         "seconds_total": time.perf_counter() - began,
+        "calibration_steps": spent,
+        "seconds_calibration": seconds_calibration,
         "seconds_steps": trainer.meter.seconds,
         "memory": trainer.meter.memory,
         "parameters": parameters,
@@ -126,6 +137,18 @@ def train(
         record["file_size"] = sum(f.stat().st_size for f in (folder / ADAPTER).rglob("*.safetensors"))
     process.wait_for_everyone()
     return Run(model, record, folder)
+
+
+def _start(model: PeftModel, experiment: Experiment, method: str, rows: Sequence[Example]) -> float:
+    """Set a fresh adapter from rows, where its method wants that, and return the seconds it took."""
+    what, began = experiment.methods[method].method.balanced, time.perf_counter()
+    if what is None:
+        return 0.0
+    collate, size = Collator(experiment.task.pad_token_id), experiment.settings.batch_size
+    batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+    model.to(this_process().device)
+    initialize(model, batches, what, progress=False)
+    return time.perf_counter() - began
 
 
 def _write_adapter(model: PeftModel, folder: Path) -> None:

@@ -15,7 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hankelred_llm import initialize
 from hankelred_llm._base_models import small_model
+from hankelred_llm._errors import ExperimentError
 from hankelred_llm._experiment import open_experiment
 from hankelred_llm._methods import load_adapter
 from hankelred_llm._results_file import read_records
@@ -34,6 +36,7 @@ def base(tmp_path_factory):
 
 def experiment(base, method, **values):
     sizes = {"length": 16, "steps": 12, "batch_size": 4, "save_every": 4, "test_lengths": [16]}
+    sizes["calibration_steps"] = 2
     settings = Settings(task="flip_flop", model=base, methods=[method], **{**sizes, **values})
     return open_experiment(settings, [method])
 
@@ -42,7 +45,9 @@ def run(found, folder, method, **values):
     return train(found, method, learning_rate=1e-2, seed=3, folder=folder, **values)
 
 
-@pytest.mark.parametrize("method", ["hrm-mlp+lora-qv", "adalora", "dora"])
+@pytest.mark.parametrize(
+    "method", ["hrm-mlp+lora-qv lora_lr_ratio=0.3", "adalora", "dora", "hrm-mlp init_weights=balanced"]
+)
 def test_a_run_stopped_at_a_checkpoint_goes_on_to_the_same_curve(base, tmp_path, method, monkeypatch):
     found = experiment(base, method)
     whole = run(found, tmp_path / "whole", method)
@@ -59,7 +64,7 @@ def test_a_run_stopped_at_a_checkpoint_goes_on_to_the_same_curve(base, tmp_path,
     assert last_checkpoint(tmp_path / "parts").name == "checkpoint-4"
     parts = run(found, tmp_path / "parts", method)
     assert parts.record["losses"] == whole.record["losses"]
-    assert len(parts.record["seconds_steps"]) == 12
+    assert len(parts.record["seconds_steps"]) == 12 - parts.record["calibration_steps"]
     ours, theirs = dict(parts.model.named_parameters()), dict(whole.model.named_parameters())
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -128,6 +133,56 @@ def test_the_saved_adapter_is_the_trained_one(base, tmp_path, method):
     assert all(
         map(np.array_equal, predict(loaded, found.task, split), predict(trained.model, found.task, split))
     )
+
+
+def test_the_rate_of_a_lora_beside_an_hrm_is_a_multiple(base, tmp_path):
+    """Adam's first step has the size of the learning rate, whatever the gradient."""
+    moved = {}
+    for name in ("", " lora_lr_ratio=0.25"):
+        method = f"hrm-mlp+lora-qv{name}"
+        found = experiment(base, method, steps=1)
+        start = {n: p.detach().clone() for n, p in found.fresh(method, 3).named_parameters()}
+        trained = run(found, tmp_path / f"run{len(moved)}", method).model
+        moved[name] = {n: (p - start[n]).abs().max().item() for n, p in trained.named_parameters()}
+    ours, theirs = moved[" lora_lr_ratio=0.25"], moved[""]
+    lora = [n for n in ours if "lora_B" in n]
+    hrm = [n for n in ours if "hrm" in n and n.endswith("C")]
+    assert lora and hrm
+    for name in lora:
+        assert ours[name] == pytest.approx(0.25 * theirs[name], rel=1e-3)
+    for name in hrm:
+        assert ours[name] == theirs[name] > 0
+
+
+@pytest.mark.parametrize("what", ["balanced-B", "balanced", "balanced-ABC"])
+def test_a_balanced_start_takes_its_rows_from_the_steps(base, tmp_path, monkeypatch, what):
+    """What it is calibrated on comes first in the rows of the run, and the rest is trained on."""
+    method = f"hrm-mlp init_weights={what}"
+    found = experiment(base, method, steps=6)
+    calibrated, trained = [], []
+    step, start = AdapterTrainer.training_step, initialize
+
+    def spy(trainer, model, inputs, items=None):
+        trained.append(inputs["input_ids"].clone())
+        return step(trainer, model, inputs, items)
+
+    def started(model, batches, parts, **options):
+        calibrated.extend(batch["input_ids"] for batch in batches)
+        assert parts == {"balanced-B": "B", "balanced": "AB", "balanced-ABC": "ABC"}[what]
+        return start(model, batches, parts, **options)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", spy)
+    monkeypatch.setattr("hankelred_llm.train.initialize", started)
+    record = run(found, tmp_path, method).record
+    assert (len(calibrated), len(trained), record["calibration_steps"]) == (2, 4, 2)
+    assert record["seconds_calibration"] > 0 and len(record["seconds_steps"]) == 4
+    expected = np.stack([row.input_ids for row in found.train_rows(3)])
+    assert np.array_equal(torch.cat(calibrated + trained).numpy(), expected)
+
+
+def test_a_start_that_leaves_nothing_to_train_is_refused(base):
+    with pytest.raises(ExperimentError, match="calibration_steps is 6, and nothing is left of 6 steps"):
+        experiment(base, "hrm-mlp init_weights=balanced", steps=6, calibration_steps=6)
 
 
 def test_rows_and_their_order_are_those_of_the_seed(base, tmp_path, monkeypatch):
