@@ -97,10 +97,9 @@ STARTS = [
 ]
 FOUR = {"methods": STARTS, "seeds": [0, 1, 2, 3], "reference": "hrm-attention"}
 FEW_STATES = {**FOUR, "budget": "1034"}
-#: Whether a LoRA that waits leaves to the state what the state can learn. Half of the budget each.
-BESIDE = "hrm-attention+lora-all lora_lr_ratio=0.3"
+#: Whether a LoRA that waits leaves to the state what the state can learn; with longer training.
 LATE = {
-    "methods": [BESIDE, f"{BESIDE} lora_start=0.3", "lora-all"],
+    "methods": [HYBRID, f"{HYBRID} lora_start=0.3", "lora-all"],
     "steps": 400,
     "reference": "lora-all",
 }
