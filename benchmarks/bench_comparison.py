@@ -105,17 +105,6 @@ STARTS = [
 ]
 FOUR = {"methods": STARTS, "seeds": [0, 1, 2, 3], "reference": "hrm-attention"}
 FEW_STATES = {**FOUR, "budget": "1034"}
-#: Whether a LoRA that waits leaves to the state what the state can learn; with longer training.
-LATE = {
-    "methods": [HYBRID, f"{HYBRID} lora_start=0.3", "lora-all"],
-    "steps": 400,
-    "reference": "lora-all",
-}
-STUDIES |= {
-    "late-lag_copy": {"task": "lag_copy", "task_options": {"lag": 8}, **LATE},
-    "late-flip_flop": {"task": "flip_flop", **LATE},
-    "late-key_retrieval": {"task": "key_retrieval", **LATE},
-}
 STUDIES |= {
     "starts-lag_copy-16": {"task": "lag_copy", "task_options": {"lag": 8}, **FOUR},
     "starts-flip_flop-4": {"task": "flip_flop", **FEW_STATES},

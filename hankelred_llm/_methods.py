@@ -74,15 +74,12 @@ class Method:
         Share of the budget that the first of two parts gets.
     lora_lr_ratio : float
         Learning rate of a LoRA beside an HRM, as a multiple of that of the HRM.
-    lora_start : float
-        Share of the steps before a LoRA beside an HRM is trained too.
     """
 
     name: str
     parts: tuple[Part, ...]
     share: float = 1.0
     lora_lr_ratio: float = 1.0
-    lora_start: float = 0.0
 
     @property
     def quantized(self) -> bool:
@@ -157,7 +154,7 @@ def parse_method(text: str) -> Method:
         parts.append(METHODS[name])
     if len(parts) > 1 and [part.kind for part in parts] != ["hrm", "lora"]:
         raise ExperimentError(f"{words[0]!r}: only an HRM and a LoRA share a budget, in this order")
-    share, ratio, start = 0.5 if len(parts) > 1 else 1.0, 1.0, 0.0
+    share, ratio = 0.5 if len(parts) > 1 else 1.0, 1.0
     for word in words[1:]:
         key, equals, written = word.partition("=")
         if not equals:
@@ -179,21 +176,13 @@ def parse_method(text: str) -> Method:
                 )
             ratio = float(value)
             continue
-        if key == "lora_start" and len(parts) > 1:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ExperimentError(
-                    f"method {text!r}: lora_start is {written}; give the share of the steps before the LoRA "
-                    "is trained too, at least 0 and below 1"
-                )
-            start = float(value)
-            continue
         parts = _with_option(text, parts, key, value)
-    return Method(" ".join(words), tuple(parts), share, ratio, start)
+    return Method(" ".join(words), tuple(parts), share, ratio)
 
 
 def _with_option(text: str, parts: list[Part], key: str, value: Any) -> list[Part]:
     """Return the parts with one option more, given to the first part that has such a field."""
-    known: list[str] = ["share", "lora_lr_ratio", "lora_start"] if len(parts) > 1 else []
+    known: list[str] = ["share", "lora_lr_ratio"] if len(parts) > 1 else []
     for i, part in enumerate(parts):
         names = [f.name for f in fields(_CONFIGS[part.kind]) if f.name not in _COMPUTED]
         if key in names:

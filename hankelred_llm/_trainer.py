@@ -8,9 +8,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +107,6 @@ class AdapterTrainer(Trainer):
         Train through rows in chunks of so many tokens, the cache going on from one to the next.
     lora_lr_ratio : float
         Learning rate of parameters of LoRA as a multiple of that of all others.
-    lora_start : float
-        Share of the steps before parameters of LoRA are trained too, with a warm-up of their own.
     title : str
         For the progress bar.
     progress : rich.progress.Progress, optional
@@ -124,7 +120,6 @@ class AdapterTrainer(Trainer):
         *,
         chunk: int | None = None,
         lora_lr_ratio: float = 1.0,
-        lora_start: float = 0.0,
         title: str = "",
         progress: Progress | None = None,
         **options: Any,
@@ -135,7 +130,7 @@ class AdapterTrainer(Trainer):
         super().__init__(callbacks=own, **options)
         for unwanted in (PrinterCallback, ProgressCallback):
             self.remove_callback(unwanted)
-        self.chunk, self.lora_lr_ratio, self.lora_start = chunk, lora_lr_ratio, lora_start
+        self.chunk, self.lora_lr_ratio = chunk, lora_lr_ratio
         if chunk is not None and not self.model_accepts_loss_kwargs:
             raise ExperimentError(f"{type(self.model).__name__} cannot be trained in chunks; leave chunk out")
         if (adalora := _adalora(self.model)) is not None:
@@ -147,10 +142,10 @@ class AdapterTrainer(Trainer):
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Meter))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return AdamW, in which LoRA has groups of its own where its rate or its start is another."""
+        """Return AdamW, in which LoRA has groups of its own where its rate is another."""
         fresh = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if (self.lora_lr_ratio == 1.0 and not self.lora_start) or not fresh:
+        if self.lora_lr_ratio == 1.0 or not fresh:
             return optimizer
         lora = {id(p) for name, p in (model or self.model).named_parameters() if "lora_" in name}
         for group in list(optimizer.param_groups):
@@ -159,30 +154,9 @@ class AdapterTrainer(Trainer):
                 continue
             group["params"] = [p for p in group["params"] if id(p) not in lora]
             optimizer.add_param_group(
-                # the schedule scales both
-                {**group, "params": apart, "lr": self.lora_lr_ratio * group["lr"], "late": True}
+                {**group, "params": apart, "lr": self.lora_lr_ratio * group["lr"]}  # the schedule scales both
             )
         return optimizer
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Return the schedule of the arguments; that of a LoRA that starts late is 0 until then."""
-        fresh = self.lr_scheduler is None
-        schedule: Any = super().create_scheduler(num_training_steps, optimizer)
-        if not self.lora_start or not fresh:
-            return schedule
-        first = self.lora_start * num_training_steps
-        warmup = max(1, self.args.get_warmup_steps(num_training_steps))
-
-        def late(step: int, usual: Callable[[int], float]) -> float:
-            return min(1.0, max(0.0, step - first) / warmup) * usual(step)
-
-        schedule.lr_lambdas = [
-            partial(late, usual=usual) if group.get("late") else usual
-            for usual, group in zip(schedule.lr_lambdas, schedule.optimizer.param_groups, strict=True)
-        ]
-        return schedule
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

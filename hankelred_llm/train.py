@@ -109,7 +109,6 @@ def train(
         data_collator=Collator(experiment.task.pad_token_id),
         chunk=settings.chunk,
         lora_lr_ratio=experiment.methods[method].method.lora_lr_ratio,
-        lora_start=experiment.methods[method].method.lora_start,
         title=f"{method}, rate {learning_rate:g}, seed {seed}",
         progress=progress,
     )
