@@ -105,6 +105,13 @@ STARTS = [
 ]
 FOUR = {"methods": STARTS, "seeds": [0, 1, 2, 3], "reference": "hrm-attention"}
 FEW_STATES = {**FOUR, "budget": "1034"}
+#: Both against LoRA with longer training, where the short one leaves the two behind or undecided.
+LONGER = {"methods": [HYBRID, "lora-all"], "steps": 400, "reference": "lora-all"}
+STUDIES |= {
+    "longer-lag_copy": {"task": "lag_copy", "task_options": {"lag": 8}, **LONGER},
+    "longer-flip_flop": {"task": "flip_flop", **LONGER},
+    "longer-key_retrieval": {"task": "key_retrieval", **LONGER},
+}
 STUDIES |= {
     "starts-lag_copy-16": {"task": "lag_copy", "task_options": {"lag": 8}, **FOUR},
     "starts-flip_flop-4": {"task": "flip_flop", **FEW_STATES},

@@ -66,6 +66,7 @@ def page(found: dict[str, Found]) -> str:
         every_task(ordered),
         learned(found["systems"]),
         costs(found["costs"]),
+        longer({n: c for n, c in found["comparisons"].items() if n.startswith("longer")}),
         which_start(starts),
         not_run(ordered, starts),
     ]
@@ -340,6 +341,36 @@ def costs(found: Found) -> str:
         attention of the first one, which a LoRA inside of it needs, and at 8192 tokens that is most of it.
     """
     return f"""## What a step costs
+
+{prose(text)}
+
+{table(headings, rows)}
+"""
+
+
+def longer(comparisons: dict[str, Found]) -> str:
+    """Return what longer training changes for both together."""
+    if not comparisons:
+        return ""
+    rows = []
+    for c in comparisons.values():
+        for method, m in c["methods"].items():
+            row = [TASKS[c["task"]], SHORT.get(method, method), f"{m['learning_rate']:g}"]
+            for at in c["lengths"].values():
+                row.append(score(at["scores"][method]))
+                if method == c["reference"]:
+                    row.append("")
+                    continue
+                d = difference(at, method, c["reference"])
+                verdict = judge(d, c["higher_is_better"])
+                row.append(f"{signed(d['mean'])} {interval(d['over_seeds'])} {verdict}")
+            rows.append(row)
+    first = next(iter(comparisons.values()))
+    headings = ["task", "method", "rate", "1x", "minus lora-all", "4x", "minus lora-all"]
+    text = f"""
+        HRM + LoRA (`{TOGETHER}`) beside `lora-all` with {first["steps"]} steps, all else as above.
+    """
+    return f"""## Longer training
 
 {prose(text)}
 
