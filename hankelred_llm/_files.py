@@ -6,6 +6,7 @@ adapters of other methods they do what they did.
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import warnings
@@ -79,7 +80,11 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
         given = (peft_model_id, adapter_name, peft_config, adapter_state_dict)
         settings = kwargs.get("load_config")
         where = peft_model_id or getattr(settings, "pretrained_model_name_or_path", None)
-        hub = {**getattr(settings, "download_kwargs", {}), **kwargs, **(kwargs.get("adapter_kwargs") or {})}
+        hub = {
+            **(getattr(settings, "download_kwargs", None) or {}),
+            **kwargs,
+            **(kwargs.get("adapter_kwargs") or {}),
+        }
         hub = {key: hub[key] for key in ("subfolder", "revision", "token", "cache_dir") if hub.get(key)}
         if not isinstance(peft_config if peft_config is not None else _config(where, hub), HRMConfig):
             return load(self, *given, *args, **kwargs)
@@ -88,15 +93,24 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
             check_numbers(load_peft_weights(str(where), device="cpu", **hub))
         else:
             check_numbers(adapter_state_dict)
-        # other sizes are reported below, as everything that does not fit
-        info = load(self, *given, *args, **{**kwargs, "ignore_mismatched_sizes": True})
+        trained = [p for p in self.parameters() if p.requires_grad]
+        # other sizes are reported below, as everything that does not fit; load writes it into load_config
+        options = {**kwargs, "ignore_mismatched_sizes": True}
+        if settings is not None:
+            options["load_config"] = copy.copy(settings)
+        info = load(self, *given, *args, **options)
+        # transformers names all that is not in the file and has the adapter's name, or "hrm", somewhere in
+        # its own
+        places = [f".{kind}.{adapter_name or 'default'}." for kind in ("hrm_system", "modules_to_save")]
         wrong = {
-            "are missing": sorted(info.missing_keys),
+            "are missing": sorted(k for k in info.missing_keys if any(place in k for place in places)),
             "are unknown": sorted(info.unexpected_keys),
             "have another shape": sorted(key for key, *_ in info.mismatched_keys),
         }
         if any(wrong.values()):
             self.delete_adapter(adapter_name or "default")
+            for parameter in trained:  # training an adapter froze the base
+                parameter.requires_grad_(True)
             raise does_not_fit(wrong)
         return info
 

@@ -14,13 +14,16 @@ from torch import nn
 
 from ._base_models import BaseModel, find_model
 from ._errors import AdapterFileError, ExperimentError
-from ._methods import load_adapter, save_adapter
+from ._methods import LORA_BESIDE, load_adapter, save_adapter
 from ._processes import this_process
 from ._text_rows import text_batches
 from .config import HRMType
 from .tasks import ByteTokenizer
 
 CONFIG = "adapter_config.json"
+
+#: What a folder of an adapter holds when it was written by peft, or here.
+WRITTEN = {CONFIG, "adapter_model.safetensors", "README.md", "reduction.json", LORA_BESIDE}
 
 
 class Opened(NamedTuple):
@@ -155,6 +158,12 @@ def check_place(out: Path, *, overwrite: bool) -> None:
         return
     if not (out / CONFIG).is_file():
         raise AdapterFileError(f"{out} is there already, and no adapter; give another --out")
+    others = sorted(path.name for path in out.iterdir() if path.name not in WRITTEN)
+    if others:
+        raise AdapterFileError(
+            f"{out} holds more than an adapter ({', '.join(others[:3])}), which would be lost; give "
+            "another --out"
+        )
     if not overwrite:
         raise AdapterFileError(
             f"{out} holds an adapter already; give another --out, or --overwrite to replace it"
@@ -180,8 +189,8 @@ def write_adapter(model: Any, out: Path, texts: Mapping[str, str]) -> None:
                 os.replace(out, old)
             try:
                 os.replace(new, out)
-            except OSError:
-                if old.exists():
+            except BaseException:  # also an interruption: the old one must not go with the scratch folder
+                if old.exists() and not out.exists():
                     os.replace(old, out)
                 raise
     except OSError as error:

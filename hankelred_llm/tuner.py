@@ -79,11 +79,6 @@ class HRMModel(BaseTuner):
         block = decoder.block_name(config.site)
         if config.target_modules is None:
             config.target_modules = [block]
-        elif config.site != HRMConfig.site and decoder.block_name(HRMConfig.site) in config.target_modules:
-            raise ConfigError(
-                f"site={config.site!r} and target_modules={config.target_modules!r} name different blocks; "
-                "give one of them"
-            )
         _check_layers(config, decoder)
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
@@ -376,6 +371,11 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
             )
     else:
         blocks_named = [block for block in blocks if re.fullmatch(str(targets), block[2])]
+    # the default says nothing of what its user meant
+    if config.site != HRMConfig.site and blocks_named and site not in {name for _, name, _ in blocks_named}:
+        raise ConfigError(
+            f"site={config.site!r} and target_modules={targets!r} name different blocks; give one of them"
+        )
     if (decoder.model_type, config.site) in ADDS_RESIDUAL and config.tap == "output":
         raise ConfigError(
             f"tap='output' is not possible at site='{config.site}' of model_type '{decoder.model_type}': "

@@ -191,6 +191,30 @@ class TestFiles:
         base.save_pretrained(tmp_path / "again")
         assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path / "again"), ids), expected)
 
+    @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+    def test_more_adapters_by_transformers(self, tmp_path, ids):
+        # All that is not in the file and has "hrm", or the adapter's name, somewhere in its own counts as
+        # missing for transformers: a second adapter was refused for the parameters of the first, one called
+        # "a" for those of the base, and one called style for those of a LoRA called style-lora.
+        model = adapted()
+        expected = logits(model, ids)
+        model.save_pretrained(tmp_path)
+        base = base_model()
+        base.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]), "style-lora")
+        for name in ("first", "a", "style"):
+            base.load_adapter(str(tmp_path), adapter_name=name)
+        base.set_adapter("style")
+        torch.testing.assert_close(logits(base, ids), expected, rtol=0, atol=2e-6)
+
+    def test_a_refused_adapter_leaves_the_base_trainable(self, tmp_path):
+        adapted(r=4).save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "adapter_config.json").read_text())
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"r": 6}))
+        base = base_model()
+        with pytest.raises(AdapterFileError, match="do not fit"):
+            base.load_adapter(str(tmp_path), is_trainable=True)
+        assert all(p.requires_grad for p in base.parameters())
+
     def test_trained_modules_of_the_base_are_saved_too(self, tmp_path, ids):
         model = adapted(modules_to_save=["lm_head"])
         with torch.no_grad():
@@ -563,6 +587,7 @@ class TestConfig:
         [
             # the site was passed over without a word
             ({"site": "attention", "target_modules": ["mlp"]}, "name different blocks"),
+            ({"site": "attention", "target_modules": ["layers.0.mlp"]}, "name different blocks"),
             # a TypeError of HRMConfig.__init__ that named no remedy
             ({"rank": 4}, "has no field 'rank'; it has .*r, eigenvalues, site"),
             ({"layers_to_transform": [0, 2]}, "layer 2; the model has layers 0 to 1"),

@@ -197,6 +197,15 @@ def test_reduce_on_a_text_and_by_its_calibration(folder):
     assert status == 2 and "calibrate again" in err and not (folder / "x").exists()
 
 
+def test_reduce_keeps_what_else_is_in_the_folder_of_an_adapter(folder):
+    # --overwrite took whole folders that had an adapter_config.json, checkpoints of a training with them
+    (folder / "adapter" / "checkpoint-100").mkdir()
+    status, _, err = command("reduce", "adapter", "--order", 2, "--out", "adapter", "--overwrite")
+    assert status == 2 and "holds more than an adapter (checkpoint-100), which would be lost" in err
+    assert (folder / "adapter" / "checkpoint-100").is_dir()
+    (folder / "adapter" / "checkpoint-100").rmdir()
+
+
 def test_reduce_overwrites_adapters_only_and_only_when_told(folder):
     kept = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     status, _, err = command("reduce", "adapter", "--order", 2, "--out", "adapter")

@@ -145,8 +145,11 @@ def _pattern(found: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str
     """Return the configuration of a new adapter with these ranks, to be pasted."""
     most = max(ranks.values())
     fields = [f"r={most}"]
-    if config is not None and config.get("site", "mlp") != "mlp":
-        fields.append(f"site={config['site']!r}")
+    for name, usual in (("site", "mlp"), ("tap", "input"), ("eigenvalues", "complex")):
+        if config is not None and config.get(name, usual) != usual:
+            fields.append(f"{name}={config[name]!r}")
+    if config is not None and config.get("layers_to_transform") is not None:
+        fields.append(f"layers_to_transform={sorted(ranks)}")
     pattern = {found.names[i]: rank for i, rank in ranks.items() if rank != most}
     if pattern:
         fields.append(f"rank_pattern={pattern}")
