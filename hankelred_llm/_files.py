@@ -61,7 +61,7 @@ def _load_by_peft(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         # a configuration that was handed in has not looked at any file
         if isinstance(self.peft_config.get(adapter_name), HRMConfig):
-            check_weights(str(model_id), kwargs.get("subfolder"))
+            check_weights(str(model_id), kwargs.get("subfolder"), kwargs)
         return load(self, model_id, adapter_name, *args, **kwargs)
 
     return load_adapter
@@ -89,7 +89,7 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(peft_config if peft_config is not None else _config(where, hub), HRMConfig):
             return load(self, *given, *args, **kwargs)
         if adapter_state_dict is None:
-            check_weights(str(where), hub.get("subfolder"))
+            check_weights(str(where), hub.get("subfolder"), hub)
             check_numbers(load_peft_weights(str(where), device="cpu", **hub))
         else:
             check_numbers(adapter_state_dict)

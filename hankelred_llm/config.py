@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from peft.utils.other import check_file_exists_on_hf_hub
@@ -215,7 +217,7 @@ class HRMConfig(PeftConfig):
         AdapterFileError
             The weights are pickled, or the safetensors file is damaged.
         """
-        check_weights(str(pretrained_model_name_or_path), subfolder)
+        check_weights(str(pretrained_model_name_or_path), subfolder, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
 
@@ -247,8 +249,23 @@ def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
     return found[0] if found else default
 
 
-def check_weights(where: str, subfolder: str | None) -> None:
+def _is_on_hub(where: str, name: str, hub: Mapping[str, Any]) -> bool:
+    there = check_file_exists_on_hf_hub(
+        where, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
+    )
+    if there is not None:
+        return bool(there)
+    try:  # without a connection what is in the cache will be loaded
+        cached = try_to_load_from_cache(where, name, hub.get("cache_dir"), hub.get("revision"))
+    except HFValidationError:
+        return True  # neither folder nor repository: whoever loads says so
+    return isinstance(cached, str)
+
+
+def check_weights(where: str, subfolder: str | None, hub: Mapping[str, Any]) -> None:
     """Refuse a folder or repository without a whole safetensors file; peft would fall back on a pickle.
+
+    `hub` may hold the revision, token and cache_dir that it will be loaded with.
 
     Raises
     ------
@@ -258,8 +275,11 @@ def check_weights(where: str, subfolder: str | None) -> None:
     folder = os.path.join(where, subfolder) if subfolder else where
     if not os.path.isdir(folder):
         name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
-        if check_file_exists_on_hf_hub(where, name) is False:
-            raise AdapterFileError(f"{where} has no {name}; adapters are loaded from safetensors files only")
+        if not _is_on_hub(where, name, hub):
+            raise AdapterFileError(
+                f"{where} has no {name}, or the hub cannot be reached and it is not in the cache; adapters "
+                "are loaded from safetensors files only"
+            )
         return
     path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
     if not os.path.isfile(path):

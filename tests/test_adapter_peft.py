@@ -206,6 +206,22 @@ class TestFiles:
         base.set_adapter("style")
         torch.testing.assert_close(logits(base, ids), expected, rtol=0, atol=2e-6)
 
+    def test_the_file_on_the_hub_that_is_checked_is_the_one_that_is_loaded(self, monkeypatch, tmp_path):
+        # Revision and token were left out: a private adapter was refused, and a revision with nothing but a
+        # pickle passed where the main branch had a safetensors file. Without a connection all passed.
+        asked = []
+
+        def exists(repo, name, **hub):
+            asked.append(hub)
+            return None if hub.get("token") == "none" else hub.get("revision") == "v2"
+
+        monkeypatch.setattr("hankelred_llm.config.check_file_exists_on_hf_hub", exists)
+        with pytest.raises(AdapterFileError, match=r"someone/adapter has no adapter_model.safetensors"):
+            HRMConfig.from_pretrained("someone/adapter", revision="v1", token="mine")
+        assert asked == [{"revision": "v1", "token": "mine"}]
+        with pytest.raises(AdapterFileError, match="not in the cache"):
+            HRMConfig.from_pretrained("someone/adapter", token="none", cache_dir=str(tmp_path))
+
     def test_a_refused_adapter_leaves_the_base_trainable(self, tmp_path):
         adapted(r=4).save_pretrained(tmp_path)
         config = json.loads((tmp_path / "adapter_config.json").read_text())
