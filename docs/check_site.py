@@ -11,9 +11,11 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from playwright.sync_api import Browser, sync_playwright
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HERE = Path(__file__).resolve().parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -52,6 +54,9 @@ def read_page(browser: Browser, path: Path) -> tuple[dict, list[str]]:
 
 def main() -> int:
     """Check the site and say what is wrong."""
+    # here, since the tests import every module of this folder and need no browser
+    from playwright.sync_api import sync_playwright
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("site", nargs="?", type=Path, default=HERE / "_build" / "html")
     parser.add_argument("--browser", help="path of a Chromium or Chrome; default: the first one found")
