@@ -9,7 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from _models import PAD, adapted, awake, base_model, error, padded, step_by_step, system_of, tokens
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, StaticCache
+from transformers import (
+    ContinuousBatchingConfig,
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    StaticCache,
+)
 from transformers.cache_utils import QuantizedCache
 
 import hankelred_llm
@@ -487,7 +493,11 @@ class TestRefusals:
     def test_continuous_batching_of_the_bare_model(self, model):
         base = model.get_base_model()
         options = GenerationConfig(max_new_tokens=3, do_sample=False)
-        seen = base.generate_batch([[5, 6, 7]], generation_config=options, progress_bar=False)
+        # few blocks: without a number, the cache takes most of the memory of the machine
+        few = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=32)
+        seen = base.generate_batch(
+            [[5, 6, 7]], generation_config=options, continuous_batching_config=few, progress_bar=False
+        )
         (request,) = seen.values()
         assert "paged cache" in request.error and not request.generated_tokens
 
