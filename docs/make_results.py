@@ -356,15 +356,7 @@ def longer(comparisons: dict[str, Found]) -> str:
     for c in comparisons.values():
         for method, m in c["methods"].items():
             row = [TASKS[c["task"]], SHORT.get(method, method), f"{m['learning_rate']:g}"]
-            for at in c["lengths"].values():
-                row.append(score(at["scores"][method]))
-                if method == c["reference"]:
-                    row.append("")
-                    continue
-                d = difference(at, method, c["reference"])
-                verdict = judge(d, c["higher_is_better"])
-                row.append(f"{signed(d['mean'])} {interval(d['over_seeds'])} {verdict}")
-            rows.append(row)
+            rows.append(row + beside_reference(c, method))
     first = next(iter(comparisons.values()))
     headings = ["task", "method", "rate", "1x", "minus lora-all", "4x", "minus lora-all"]
     text = f"""
@@ -378,6 +370,19 @@ def longer(comparisons: dict[str, Found]) -> str:
 """
 
 
+def beside_reference(c: Found, method: str) -> list[str]:
+    """Return the cells of a method at each length: its score, and how far it is from the reference."""
+    cells = []
+    for at in c["lengths"].values():
+        cells.append(score(at["scores"][method]))
+        if method == c["reference"]:
+            cells.append("")
+            continue
+        d = difference(at, method, c["reference"])
+        cells.append(f"{signed(d['mean'])} {interval(d['over_seeds'])} {judge(d, c['higher_is_better'])}")
+    return cells
+
+
 def which_start(starts: dict[str, Found]) -> str:
     """Return the comparison of starts."""
     if not starts:
@@ -385,20 +390,14 @@ def which_start(starts: dict[str, Found]) -> str:
     rows = []
     wins = {}
     for c in starts.values():
-        one, four = c["lengths"]
         for method, m in c["methods"].items():
             row = [TASKS[c["task"]], m["ranks"], SHORT.get(method, "ring"), f"{m['learning_rate']:g}"]
-            for length in (one, four):
-                at = c["lengths"][length]
-                row.append(score(at["scores"][method]))
-                if method == c["reference"]:
-                    row.append("")
-                    continue
-                d = difference(at, method, c["reference"])
-                verdict = judge(d, c["higher_is_better"])
-                wins.setdefault((m["ranks"], SHORT[method]), []).append(verdict)
-                row.append(f"{signed(d['mean'])} {interval(d['over_seeds'])} {verdict}")
-            rows.append(row)
+            rows.append(row + beside_reference(c, method))
+            if method != c["reference"]:
+                for at in c["lengths"].values():
+                    d = difference(at, method, c["reference"])
+                    verdict = judge(d, c["higher_is_better"])
+                    wins.setdefault((m["ranks"], SHORT[method]), []).append(verdict)
     first = next(iter(starts.values()))
     spent = [m["calibration_seconds"] for c in starts.values() for m in c["methods"].values()]
     least, most = min(s for s in spent if s), max(spent)

@@ -1,4 +1,4 @@
-"""The command line `hankelred-llm`, run in this process."""
+"""The command lines, run in this process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ import warnings
 
 
 def command(*arguments):
-    """Run in this process; return exit status, output and error output."""
+    """Run `hankelred-llm`; return exit status, output and error output."""
     from hankelred_llm import cli
 
+    return run_main(cli.main, "hankelred-llm", *arguments)
+
+
+def run_main(main, program, *arguments):
+    """Run a command line by its function."""
     out, err = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, ["hankelred-llm", *map(str, arguments)]
+    argv, sys.argv = sys.argv, [program, *map(str, arguments)]
     status = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
             warnings.simplefilter("default")
-            cli.main()
+            main()
     except SystemExit as stop:
         status = stop.code or 0
     finally:

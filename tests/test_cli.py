@@ -7,12 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse
+from _commands import run_main
 from _data import data_file
 
 import hankelred
@@ -45,22 +45,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    """Run in this process; return exit status, output and error output."""
-    import contextlib
-    import io
-
-    out, err = io.StringIO(), io.StringIO()
-    argv, sys.argv = sys.argv, ["hankelred", *map(str, arguments)]
-    status = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-            warnings.simplefilter("default")
-            cli.main()
-    except SystemExit as stop:
-        status = stop.code or 0
-    finally:
-        sys.argv = argv
-    return status, out.getvalue(), err.getvalue()
+    """Run `hankelred`; return exit status, output and error output."""
+    return run_main(cli.main, "hankelred", *arguments)
 
 
 def help_examples():
