@@ -15,6 +15,7 @@ import math
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -26,6 +27,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
 
 import hankelred_llm
+
+# what libraries say to each other of their next versions is nothing a user can act on
+warnings.filterwarnings("ignore", category=FutureWarning)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

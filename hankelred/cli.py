@@ -230,11 +230,25 @@ def save_picture(path: Path, draw: Any) -> None:
 
 def main() -> None:
     """Run the command line; what is wrong is said in one line, with exit status 2."""
+    run(cli, "hankelred")
+
+
+def run(commands: click.Group, program: str, *, interrupted: str = "interrupted") -> None:
+    """Run the commands of a program; what is wrong is said in one line, with exit status 2.
+
+    Parameters
+    ----------
+    commands : click.Group
+    program : str
+        The name it was called by.
+    interrupted : str
+        What is said after Ctrl-C where the command itself says nothing.
+    """
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     try:
-        cli.main(prog_name="hankelred", standalone_mode=False)
-    except click.exceptions.Abort:
-        _stop("interrupted", 130)
+        commands.main(prog_name=program, standalone_mode=False)
+    except click.exceptions.Abort as stop:
+        _stop(str(stop) or interrupted, 130)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from hankelred import HankelredError, __version__
+from hankelred import __version__
+from hankelred.cli import run
 
 from . import commands
 
@@ -59,7 +60,6 @@ def progress() -> Any:
 
 def main() -> None:
     """Run the command line; what is wrong is said in one line, with exit status 2."""
-    warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     # what libraries say to each other of their next versions is nothing a user can act on
     warnings.filterwarnings("ignore", category=FutureWarning)
     # the bars of the libraries below would run through those of the command
@@ -68,21 +68,4 @@ def main() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    try:
-        cli.main(prog_name="hankelred-llm", standalone_mode=False)
-    except click.exceptions.Abort as stop:
-        _stop(str(stop) or "interrupted; the same command goes on from here", 130)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see '{context.command_path} --help')" if context is not None else ""
-        _stop(" ".join(error.format_message().split()) + hint, 2)
-    except HankelredError as error:
-        _stop(str(error), 2)
-
-
-def _stop(message: str, status: int) -> None:
-    click.echo(f"error: {message}", err=True)
-    sys.exit(status)
+    run(cli, "hankelred-llm", interrupted="interrupted; the same command goes on from here")
