@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hankelred_llm import _chunks
-from hankelred_llm._chunks import Masks, Modes
+from hankelred_llm._modes import Masks, Modes
 from hankelred_llm._step import Step
+from hankelred_llm._sweeps import hide
 
 
 def column_scan(
@@ -133,7 +134,7 @@ def column_scan_backward(
     reset: Tensor | None,
     parameters: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients to u, log_decay, phase and state; the middle two are empty unless `parameters`.
+    """Return the gradients to u, log_decay, phase and state; all but the first are empty where not asked for.
 
     The adjoint ``h_t = g_t + conj(a) h_(t+1)`` is the same recurrence from the end; the gradient to u is h,
     and the one to log a is the sum of ``h_t conj(a s_(t-1))``, real part to log|a|, imaginary to the phase.
@@ -151,7 +152,7 @@ def column_scan_backward(
         if start == 0:
             h_first = block[..., 0].clone()
         if keep is not None:
-            _chunks.hide(block, keep[:, None, start:stop])
+            hide(block, keep[:, None, start:stop])
         if parameters:
             if reset is not None:
                 block = block * (~reset[:, None, start:stop]).to(block.dtype)
@@ -161,7 +162,9 @@ def column_scan_backward(
             correlation += _correlate(
                 block[..., before + 1 - start :], s[..., before : stop - 1], modes.pairs
             )
-    if s.shape[-1]:
+    if state is None:
+        h_first = h_first[:0].clone()
+    elif s.shape[-1]:
         h_first = _chunks.one_step_back(modes, h_first, masks)
     a = torch.cat(modes.powers(torch.ones(1, device=s.device, dtype=torch.float64)))
     correlation *= a.squeeze(1).conj()
@@ -192,7 +195,7 @@ def _(
         torch.empty_like(s),
         s.new_empty(modes, dtype=torch.float64),
         s.new_empty(pairs, dtype=torch.float64),
-        s.new_empty(s.shape[:2]),
+        s.new_empty(s.shape[:2] if state is not None else (0, s.shape[1])),
     )
 
 
@@ -203,11 +206,12 @@ def _correlate(h: Tensor, s: Tensor, pairs: int) -> Tensor:
         # float32 sums a block pairwise; the blocks are added in float64
         return product.sum((0, 2)).double()
 
+    if not pairs:
+        return total(h * s)
     h_real, h_imag, s_real, s_imag = (t[:, i : i + pairs] for t in (h, s) for i in (0, pairs))
-    rest = total(h[:, 2 * pairs :] * s[:, 2 * pairs :])
     real = total((h_real * s_real).addcmul_(h_imag, s_imag))
     imag = total((h_imag * s_real).addcmul_(h_real, s_imag, value=-1))
-    return torch.cat([torch.complex(real, imag), rest])
+    return torch.cat([torch.complex(real, imag), total(h[:, 2 * pairs :] * s[:, 2 * pairs :])])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ._chunks import to_columns, to_modes
 from ._errors import StateError
+from ._modes import to_columns, to_modes
 from ._scan import column_scan, column_scan_backward
 from ._tokens import Tokens
 from .recurrence import states_between_shards

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hankelred import ModelError
-from hankelred_llm._chunks import Modes
+from hankelred_llm._modes import Modes
 from hankelred_llm._scan import column_scan, state_dtype
 
 METHODS = ("auto", "chunked", "fft", "sequential")

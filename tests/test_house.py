@@ -16,7 +16,10 @@ ROOMS = {
 }
 #: rooms of the adapters, from the one that knows least to the one that knows most
 STOREYS = (
-    {"_errors", "_tokens", "_step", "_prefix", "_chunks"},
+    {"_errors", "_tokens", "_step", "_modes"},
+    {"_prefix"},
+    {"_sweeps", "_products"},
+    {"_chunks"},
     {"recurrence", "_scan", "_starts", "config", "state"},
     {"adapter", "_carrier", "_shards"},
     {"tuner"},
