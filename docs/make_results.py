@@ -49,7 +49,7 @@ Found = dict[str, Any]
 def read() -> dict[str, Found]:
     """Return the files of results by name; an empty one where there is none."""
     found = {}
-    for name in ("comparisons", "systems", "costs"):
+    for name in ("comparisons", "systems", "costs", "ranks"):
         path = RESULTS / f"{name}.json"
         found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
@@ -68,6 +68,7 @@ def page(found: dict[str, Found]) -> str:
         costs(found["costs"]),
         longer({n: c for n, c in found["comparisons"].items() if n.startswith("longer")}),
         which_start(starts),
+        large_first(found["ranks"]),
         not_run(ordered, starts),
     ]
     return "\n".join(part for part in parts if part)
@@ -185,15 +186,13 @@ def nothing_learned(comparisons: dict[str, Found]) -> str:
 
 def counted(verdicts: list[Any]) -> str:
     """Return how often each verdict was given, and where it was a loss."""
-    kinds = ["**better**", "ahead", "level", "behind", "**worse**"]
-    said = [f"{n} {kind}" for kind in kinds if (n := sum(v[2] == kind for v in verdicts))]
     losses = [
         f"{TASKS[name]} at {times}x ({signed(d['mean'])})"
         for name, times, verdict, d in verdicts
         if verdict in ("**worse**", "behind")
     ]
     where = f"; the losses: {', '.join(losses)}" if losses else ""
-    return f"of {len(verdicts)} lines {', '.join(said)}{where}"
+    return f"of {len(verdicts)} lines {verdicts_in_words([v[2] for v in verdicts])}{where}"
 
 
 def asked(verdicts: list[Any]) -> str:
@@ -403,9 +402,8 @@ def which_start(starts: dict[str, Found]) -> str:
     least, most = min(s for s in spent if s), max(spent)
     steps = [m["step_seconds"] for c in starts.values() for m in c["methods"].values()]
     replaced = first["calibration_steps"] * float(np.median(steps))
-    kinds = ["**better**", "ahead", "level", "behind", "**worse**"]
     summed = "; ".join(
-        f"{name} at r = {r}: {', '.join(f'{n} {kind}' for kind in kinds if (n := v.count(kind)))}"
+        f"{name} at r = {r}: {verdicts_in_words(v)}"
         for (r, name), v in sorted(wins.items(), key=lambda item: int(item[0][0]))
     )
     headings = ["task", "r", "start", "rate", "1x", "minus ring", "4x", "minus ring"]
@@ -427,6 +425,56 @@ def which_start(starts: dict[str, Found]) -> str:
 """
 
 
+def large_first(ranks: dict[str, Found]) -> str:
+    """Compare small adapters with large ones that were reduced, equally or by one threshold."""
+    if not ranks:
+        return ""
+    rows, wins, thresholds = [], {}, []
+    for c in ranks.values():
+        for way, m in c["ways"].items():
+            orders = sorted({"+".join(map(str, o)) for o in m["orders"]})
+            row = [TASKS[c["task"]], way, ", ".join(orders), f"{m['learning_rate']:g}", f"{m['seconds']:.0f}"]
+            rows.append(row + beside_reference(c, way))
+        _, equal, threshold = c["ways"]
+        for way in (equal, threshold):
+            wins.setdefault(way, []).extend(
+                judge(difference(at, way, c["reference"]), c["higher_is_better"])
+                for at in c["lengths"].values()
+            )
+        thresholds += [
+            judge(difference(at, threshold, equal), c["higher_is_better"]) for at in c["lengths"].values()
+        ]
+    first = next(iter(ranks.values()))
+    reference = first["reference"]
+    text = f"""
+        HRM beside attention, `python benchmarks/bench_ranks.py`. A training of {first["steps"]} steps in one
+        piece, or 150 steps with four times the states, `reduce` to as many states in all as the other has,
+        in every layer the same or by one threshold for all layers, and the rest of the steps. The same rows
+        for all, {len(first["seeds"])} seeds that did not choose the rate; seconds are those of a whole
+        training, on one thread of a machine that was busy otherwise.
+    """
+    said = "; ".join(f"{way}: {verdicts_in_words(v)}" for way, v in wins.items())
+    text_below = f"""
+        Lines above against {reference}: {said}. One threshold against equal orders:
+        {verdicts_in_words(thresholds)}.
+    """
+    headings = ["task", "states", "orders", "rate", "seconds", "1x", "difference", "4x", "difference"]
+    return f"""## Large first, then reduced?
+
+{prose(text)}
+
+{table(headings, rows)}
+
+{prose(text_below)}
+"""
+
+
+def verdicts_in_words(verdicts: list[str]) -> str:
+    """Return how often each verdict was given."""
+    kinds = ["**better**", "ahead", "level", "behind", "**worse**"]
+    return ", ".join(f"{n} {kind}" for kind in kinds if (n := verdicts.count(kind)))
+
+
 def not_run(comparisons: dict[str, Found], starts: dict[str, Found]) -> str:
     """Name what is missing."""
     missing = [title for name, title in TASKS.items() if name not in comparisons]
@@ -438,7 +486,6 @@ def not_run(comparisons: dict[str, Found], starts: dict[str, Found]) -> str:
     if lacking:
         lines.append(f"- Starts (task and r): {', '.join(lacking)}.")
     lines += [
-        "- Training a large adapter and reducing it; ranks by a global threshold against equal ranks.",
         "- Learning rates beyond the two, and other lengths, shares of the budget and ratios of rates.",
         "- The base with random weights on other tasks; DoRA and AdaLoRA but on the automaton.",
         "- A model of more than a tenth of a million parameters, and a GPU.",

@@ -80,6 +80,9 @@ class Settings:
     )
     weight_decay: float = _option("Decoupled weight decay of every method.", 0.0)
     tuning_seeds: list[int] = _option("Seeds of the runs that choose the learning rate.", [100])
+    tuning_lengths: list[int] = _option(
+        "Lengths whose validation scores, averaged, choose the learning rate (default: the length).", []
+    )
     seeds: list[int] = _option("Seeds of the runs that are reported.", [0, 1, 2])
     reference: str | None = _option(
         "Method the others are compared with (default: the best on validation of those without HRM).", None
@@ -148,6 +151,11 @@ class Settings:
         """Lengths of the test, once and four times that of training unless given."""
         return tuple(sorted(set(self.test_lengths))) or (self.length, 4 * self.length)
 
+    @property
+    def validated(self) -> tuple[int, ...]:
+        """Lengths that are validated to choose a learning rate, that of training unless given."""
+        return tuple(sorted(set(self.tuning_lengths))) or (self.length,)
+
     def rates(self, method: str) -> list[float]:
         """Return the learning rates a method chooses from."""
         return sorted(set(self.learning_rates.get(method, self.learning_rates.get("default", DEFAULT_GRID))))
@@ -155,7 +163,7 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """Return what must be the same for runs to stand in one results file."""
         values = {name: value for name, value in asdict(self).items() if name not in _SELECTION}
-        return {**values, "test_lengths": list(self.lengths)}
+        return {**values, "test_lengths": list(self.lengths), "tuning_lengths": list(self.validated)}
 
 
 def read_settings(file: Path | None, flags: Mapping[str, Any]) -> Settings:

@@ -111,7 +111,8 @@ def compare(settings: Settings, *, progress: Progress | None = None) -> Comparis
     """Run a comparison, or what is left of it, and write table, plot and JSON files.
 
     Everything is checked before anything is trained. Each method is trained at every rate of its grid on
-    `tuning_seeds`; the rate with the best validation score at the training length is taken for `seeds`.
+    `tuning_seeds`; the rate with the best validation score, at the training length or averaged over
+    `tuning_lengths`, is taken for `seeds`.
     At the end the test split is read once for each length, and all adapters are scored on the same rows.
 
     Parameters
@@ -227,19 +228,27 @@ class _Study:
             return
         folder = self._run_folder(phase, name, rate, seed)
         run = train(self.experiment, name, learning_rate=rate, seed=seed, folder=folder, progress=self.bars)
-        task, split = self.experiment.task, self.experiment.validation(self.settings.length)
-        try:
-            means = evaluate(run.model, task, split, batch_size=self.settings.eval_batch_size).means
-        except TaskError:  # it is not finite
-            means = None
-        status = run.record["status"] if means is not None else "failed"
+        validation = self._validated(run.model)
+        status = run.record["status"] if validation is not None else "failed"
         self.results.append(
-            {"kind": "run", "phase": phase, **run.record, "validation": means, "status": status}
+            {"kind": "run", "phase": phase, **run.record, "validation": validation, "status": status}
         )
         if self.process.is_main_process:
             # recorded: the checkpoints of a run, and the adapters of tuning, are not needed any more
             for path in [folder] if phase == "tuning" else folder.glob("checkpoint-*"):
                 shutil.rmtree(path)
+
+    def _validated(self, model: Any) -> dict[str, float] | None:
+        """Return the means over the lengths that choose; None where the model diverged."""
+        task, found = self.experiment.task, []
+        for length in self.settings.validated:
+            split = self.experiment.validation(length)
+            try:
+                scores = evaluate(model, task, split, batch_size=self.settings.eval_batch_size)
+            except TaskError:  # it is not finite
+                return None
+            found.append(scores.means)
+        return {metric: float(np.mean([means[metric] for means in found])) for metric in found[0]}
 
     def chosen(self, name: str) -> float:
         """Return the learning rate with the best validation score."""
