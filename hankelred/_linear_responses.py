@@ -13,6 +13,7 @@ from ._assembly import EPS, Assembled, Responses, assemble
 from ._errors import HankelredError, UnstableError
 from ._excitations import Seed, impulse_response, make_excitation
 from ._responses import amplification, centred, count_intervals, discrete_step, leakage
+from ._split import suspected_timebase
 from .models import Array, LinearModel
 
 #: What the default grid of a linear model aims at, for each source of error.
@@ -90,6 +91,7 @@ def _require_stable(poles: Array, A: Array, discrete: bool, tol: float) -> None:
         raise UnstableError(
             f"the model has a pole at {poles[worst]:.6g}, not {region}: its Gramians do not exist; "
             "reduce the stable part, or pass a simulator and a finite horizon"
+            f"{suspected_timebase(poles, discrete=discrete)}"
         )
 
 

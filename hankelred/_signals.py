@@ -16,6 +16,8 @@ def as_numbers(values: npt.ArrayLike, name: str) -> Array:
     except ValueError as error:
         raise HankelredError(f"{name} is not an array of numbers: {error}") from None
     if array.dtype.kind not in "biufc":
+        if hasattr(values, "markov"):
+            raise HankelredError(f"{name} must hold numbers, got a {type(values).__name__}: pass its .markov")
         raise HankelredError(f"{name} must hold numbers, got an array of {array.dtype}")
     return array
 

@@ -52,6 +52,15 @@ def is_stable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> 
     return -poles.real > tol * size
 
 
+def suspected_timebase(poles: Array, *, discrete: bool) -> str:
+    """Return advice where every pole would be stable with the other timebase: dt is easily forgotten."""
+    if not discrete and np.all(np.abs(poles) < 1):
+        return "; all poles are inside the unit circle: a discrete model needs its dt"
+    if discrete and np.all(poles.real < 0):
+        return "; all poles are in the left half plane: a continuous model has dt = 0"
+    return ""
+
+
 def split(A: Array, *, discrete: bool, tol: float) -> Split:
     """Bring A to Schur form with the stable poles first and decouple the rest.
 

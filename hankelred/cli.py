@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from . import __version__
 from ._cli_identify import identify
 from ._errors import FileFormatError, HankelredError
+from ._split import suspected_timebase
 from .files import checked_suffix, read_model, write_atomically, write_model
 from .models import LinearModel, Timebase, validated_timebase
 from .reduction import METHODS, Reduction
@@ -82,6 +84,11 @@ def hsv(model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show
     values, floor = singular_values(factored)
     print_spectrum(system, values, floor, None if show_all else 20)
     click.echo(f"solver: {factored.solver}, residual {factored.residual:.1e}")
+    if factored.n_kept == system.n_states:
+        poles = np.linalg.eigvals(system.A)
+        advice = suspected_timebase(poles, discrete=system.is_discrete).removeprefix("; ")
+        if advice:
+            click.echo(f"warning: {advice} (--dt)", err=True)
     if plot is not None:
         from .plotting import plot_hankel_singular_values
 

@@ -7,7 +7,6 @@ Time is the last axis of inputs and outputs and the first of impulse responses.
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -16,6 +15,7 @@ import scipy.linalg as sla
 
 from . import _blocks, _kernels
 from ._errors import HankelredError, ModelError
+from ._numbers import real, whole
 from ._signals import as_input, as_kernel, as_numbers, as_output, check_overflow
 from ._streaming import Convolver
 from .models import Array, LinearModel, Timebase, as_model
@@ -240,11 +240,8 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     array([3.  , 1.  , 0.5 , 0.25])
     """
     model = as_model(sys, dt).in_real_states()[0]
-    try:
-        count = operator.index(n)
-    except TypeError:
-        count = -1
-    if count < 0 or isinstance(n, bool):
+    count = whole(n)
+    if count is None or count < 0:
         raise HankelredError(f"n must be a whole number of samples >= 0, got {n!r}")
     interval = _interval(model, step)
     A, B, C, D = model.as_tuple()
@@ -348,11 +345,8 @@ def _initial_state(x0: npt.ArrayLike | None, model: LinearModel) -> Array:
 def _interval(model: LinearModel, step: float | None) -> float | None:
     """Return the step to discretise with; None where there is nothing to discretise."""
     if step is not None:
-        try:
-            seconds = float(step)
-        except (TypeError, ValueError):
-            seconds = np.nan
-        if not (np.isfinite(seconds) and seconds > 0):
+        seconds = real(step)
+        if not 0 < seconds < np.inf:
             raise ModelError(f"step must be a positive number of seconds, got {step!r}")
         if model.is_discrete:
             if model.dt is not True and abs(seconds - float(model.dt or 0)) > _STEP_TOLERANCE * seconds:

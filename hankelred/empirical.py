@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,9 @@ from ._errors import HankelredError
 from ._excitations import Seed
 from ._experiments import Runner, Simulator, find_sizes
 from ._linear_responses import LinearJob, of_model
-from ._responses import CENTERINGS, count_intervals, cross_needs_square, discrete_step
+from ._numbers import whole
+from ._responses import CENTERINGS, check_span, count_intervals, cross_needs_square, discrete_step
+from ._signals import as_numbers
 from ._simulator_responses import SimulatorJob, of_simulator
 from .models import Array, LinearModel, Timebase, as_model, is_discrete, validated_timebase
 from .norms import difference_norm
@@ -110,7 +112,7 @@ class EmpiricalReduction(Reduction):
         >>> bool(np.allclose(reduced.restrict(reduced.lift([2.0])), [2.0]))
         True
         """
-        states = np.asarray(x)
+        states = _coordinates(x, "x", self.mean.size, "state")
         z: Array = self.left.T @ (states - (self.mean if states.ndim == 1 else self.mean[:, None]))
         return z
 
@@ -131,7 +133,7 @@ class EmpiricalReduction(Reduction):
         >>> grams.reduce(1).lift([0.0])
         array([0., 0.])
         """
-        coordinates = np.asarray(z)
+        coordinates = _coordinates(z, "z", self.order, "reduced state")
         mean = self.mean if coordinates.ndim == 1 else self.mean[:, None]
         x: Array = mean + self.right @ coordinates
         return x
@@ -160,12 +162,25 @@ class EmpiricalReduction(Reduction):
         >>> bool(np.allclose(rhs(np.ones(1), np.zeros(1)), Ar @ np.ones(1)))
         True
         """
+        if not callable(f):
+            raise HankelredError(
+                f"f must be a function of the state, x' = f(x, ...), got a {type(f).__name__}"
+            )
 
         def reduced(z: npt.ArrayLike, *args: Any, **kwargs: Any) -> Array:
             dz: Array = self.left.T @ np.asarray(f(self.lift(z), *args, **kwargs))
             return dz
 
         return reduced
+
+
+def _coordinates(values: npt.ArrayLike, name: str, size: int, what: str) -> Array:
+    array = as_numbers(values, name)
+    if array.ndim not in (1, 2) or array.shape[0] != size:
+        raise HankelredError(
+            f"{name} must have one row per {what}, shape ({size},) or ({size}, samples), got {array.shape}"
+        )
+    return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -480,8 +495,8 @@ def empirical_gramians(
     if centering not in CENTERINGS:
         raise HankelredError(f"unknown centering {centering!r}; use one of {', '.join(CENTERINGS)}")
     for value, name in ((horizon, "horizon"), (step, "step")):
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise HankelredError(f"{name} must be a positive number, got {value!r}")
+        if value is not None:
+            check_span(value, name)
     if _is_simulator(system):
         return _from_simulator(
             system,
@@ -492,7 +507,7 @@ def empirical_gramians(
             sizes=(n_states, n_inputs),
             rest=(steady_state, steady_input),
             scales=(input_scales, state_scales),
-            runner=Runner(system, _checked_batch(batch_size), n_jobs, progress),
+            runner=Runner(system, _checked_batch(batch_size), _checked_jobs(n_jobs), progress),
             signs=_checked_signs(signs),
             excitation=excitation,
             centering=centering,
@@ -603,7 +618,7 @@ def _from_simulator(
 
 
 def _checked_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
-    wanted = (kinds,) if isinstance(kinds, str) else tuple(kinds)
+    wanted = (kinds,) if isinstance(kinds, str) or not isinstance(kinds, Iterable) else tuple(kinds)
     for kind in wanted:
         if kind not in _KINDS:
             raise HankelredError(f"unknown kind of Gramian {kind!r}; use some of {', '.join(_KINDS)}")
@@ -613,7 +628,7 @@ def _checked_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _checked_signs(signs: Sequence[int]) -> tuple[int, ...]:
-    if not (len(signs) and set(signs) <= {1, -1}):
+    if not isinstance(signs, Iterable) or not (set(signs) and set(signs) <= {1, -1}):
         raise HankelredError(f"signs must be (1, -1), (1,) or (-1,), got {signs!r}")
     return tuple(dict.fromkeys(signs))
 
@@ -630,8 +645,23 @@ def _checked_batch(batch_size: int | None) -> int | None:
     return batch_size
 
 
+def _checked_jobs(n_jobs: int | None) -> int | None:
+    if n_jobs is not None and not whole(n_jobs):
+        raise HankelredError(
+            f"n_jobs must be None, a number of processes, or negative (-1: one a core), got {n_jobs!r}"
+        )
+    return n_jobs
+
+
+def _reals(values: npt.ArrayLike, name: str) -> Array:
+    array = as_numbers(values, name)
+    if np.iscomplexobj(array):
+        raise HankelredError(f"{name} must be real, got {values!r}")
+    return array.astype(float)
+
+
 def _vector(value: npt.ArrayLike, name: str) -> Array:
-    vector = np.atleast_1d(np.asarray(value, dtype=float))
+    vector = np.atleast_1d(_reals(value, name))
     if vector.ndim != 1 or not np.all(np.isfinite(vector)):
         raise HankelredError(f"{name} must be a vector of finite numbers, got {value!r}")
     return vector
@@ -649,7 +679,7 @@ def _size(count: int | None, vector: Array | None, name: str) -> int | None:
 
 def _scale_table(scales: npt.ArrayLike, size: int, name: str) -> Array:
     """Return (size, k) magnitudes."""
-    table = np.atleast_1d(np.asarray(scales, dtype=float))
+    table = np.atleast_1d(_reals(scales, name))
     if table.ndim == 1:
         table = np.broadcast_to(table, (size, table.size))
     if table.ndim != 2 or table.shape[0] != size or table.shape[1] == 0:

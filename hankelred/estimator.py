@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import FileFormatError, HankelredError
+from ._numbers import real
+from ._signals import as_numbers
 from .models import Array
 
 _FORMAT = 1
@@ -115,7 +117,7 @@ class GramianEstimator:
     def __init__(self, n_states: int, *, forgetting: float = 1.0) -> None:
         if isinstance(n_states, bool) or int(n_states) != n_states or n_states < 1:
             raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
-        if not 0 < forgetting <= 1:
+        if not 0 < real(forgetting) <= 1:
             raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
         self.n_states = int(n_states)
         self.forgetting = float(forgetting)
@@ -150,7 +152,7 @@ class GramianEstimator:
         array([[2., 0.],
                [0., 4.]])
         """
-        x = np.asarray(states)
+        x = as_numbers(states, "states")
         if x.ndim == 1 and self.n_states == 1:
             x = x[None, :]
         if x.ndim != 2 or x.shape[0] != self.n_states:
@@ -341,8 +343,10 @@ class GramianEstimator:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
                 return cls._restored({key: data[key] for key in data.files})
         except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            # numpy takes whatever is no .npz for a pickle, and its advice is to trust it: not here
+            detail = "no .npz file" if "pickle" in str(error) else error
             raise FileFormatError(
-                f"{os.fspath(path)} is not a saved GramianEstimator ({error}); write it with save()"
+                f"{os.fspath(path)} is not a saved GramianEstimator ({detail}); write it with save()"
             ) from error
 
     @classmethod

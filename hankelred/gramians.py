@@ -10,7 +10,7 @@ import scipy.linalg as sla
 
 from ._errors import ConvergenceError, ModelError, UnstableError
 from ._scaling import equilibrate
-from ._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles
+from ._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles, suspected_timebase
 from .hankel import checked_tol
 from .lyapunov import ACCEPTED_RESIDUAL, check_sizes, factorize
 from .models import LinearModel, Timebase, as_model
@@ -85,7 +85,7 @@ def gramian(
     factored = factorize(model, tol)
     if factored.n_kept:
         poles = np.linalg.eigvals(factored.kept_A)
-        raise UnstableError(_no_gramian(poles))
+        raise UnstableError(_no_gramian(poles, model))
     if kind == "controllability":
         L = factored.right @ factored.controllability
     else:
@@ -153,11 +153,12 @@ def gramian_factor(gramian: npt.ArrayLike) -> Array:
     return units[:, None] * vectors[:, kept] * np.sqrt(values[kept])
 
 
-def _no_gramian(poles: Array) -> str:
+def _no_gramian(poles: Array, model: LinearModel) -> str:
     shown = ", ".join(f"{pole:.3g}" for pole in poles[:3]) + (", ..." if poles.size > 3 else "")
     return (
         f"the model has {poles.size} unstable or marginal pole(s) ({shown}), so "
         "no Gramian exists; reduce() and hankel_singular_values() split such poles off by themselves"
+        f"{suspected_timebase(np.linalg.eigvals(model.A), discrete=model.is_discrete)}"
     )
 
 
@@ -177,7 +178,7 @@ def _cross(model: LinearModel, tol: float) -> Array:
     poles = schur_poles(T)
     stable = is_stable_pole(poles, matrix_size(A), discrete=discrete, tol=tol)
     if not np.all(stable):
-        raise UnstableError(_no_gramian(poles[~stable]))
+        raise UnstableError(_no_gramian(poles[~stable], model))
     source = (Z.conj().T @ B) @ (C @ Z)
     X = _cross_discrete(T, source) if discrete else _cross_continuous(T, source)
     X = Z @ X @ Z.conj().T

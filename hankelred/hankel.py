@@ -11,6 +11,7 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from ._errors import OrderError, ReductionWarning
+from ._numbers import real
 from ._smith import compress
 from ._split import EPS, STABILITY_TOL
 from .lyapunov import FactoredSystem, factorize
@@ -284,10 +285,7 @@ def _block_diagonal(first: Array, second: Array) -> Array:
 
 def checked_tol(stability_tol: float) -> float:
     """Check the tolerance that tells marginal poles from stable ones."""
-    try:
-        value = float(stability_tol)
-    except (TypeError, ValueError):
-        value = float("nan")
+    value = real(stability_tol)
     if not 0 <= value < 1:
         raise OrderError(f"stability_tol must be a number in [0, 1), got {stability_tol!r}")
     return value

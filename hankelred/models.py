@@ -154,17 +154,25 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
                 "a FrequencyResponseData holds a response at some frequencies, not a model; fit a "
                 "transfer function or state space to it first"
             )
+        if isinstance(sys, control.InputOutputSystem):
+            raise ModelError(
+                f"a {type(sys).__name__} is not a linear model; linearise it (its .linearize(x0, u0)), or "
+                "hand a simulator of it to empirical_gramians"
+            )
     signal = _sys.modules.get("scipy.signal")
     if signal is not None and isinstance(sys, signal.lti | signal.dlti):
         return _from_scipy(sys)
     if isinstance(sys, str | os.PathLike):
         raise ModelError(
-            f"{str(sys)!r} is a path, not a model; read it with hankelred.files.read_model(path)"
+            f"{str(sys)!r} is a path, not a model; read it with `from hankelred.files import read_model`"
         )
     if hasattr(sys, "hankel_singular_values"):
         usable = "its .system" if hasattr(sys, "system") else "the model it came from"
         raise ModelError(f"a {type(sys).__name__} is a result, not a model; pass {usable}")
-    raise ModelError(f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}")
+    advice = "; a simulator goes to empirical_gramians" if callable(sys) else ""
+    raise ModelError(
+        f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}{advice}"
+    )
 
 
 def validated(

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import OrderError
+from ._numbers import real
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -74,6 +75,8 @@ def select_order(
     finite = values[n_inf:]
     if noise_floor is None:
         noise_floor = float(values.size * np.finfo(float).eps * finite.max(initial=0.0))
+    elif not real(noise_floor) >= 0:
+        raise OrderError(f"noise_floor must be a number >= 0, got {noise_floor!r}")
     rank = n_inf + int(np.count_nonzero(finite > noise_floor))
     if rtol is not None:
         tol = rtol * float(finite.max(initial=0.0))
@@ -134,16 +137,16 @@ def check_rule(*, tol: float | None, rtol: float | None, energy: float | None, g
         raise OrderError(
             f"give at most one rule for the order, got {', '.join(f'{k}={v}' for k, v in given.items())}"
         )
+    if not isinstance(gap, bool | np.bool_):
+        raise OrderError(
+            f"gap must be True or False, got {gap!r}: the largest ratio is cut at, whatever it is"
+        )
     for name, value in (("tol", tol), ("rtol", rtol), ("energy", energy)):
         if value is None:
             continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise OrderError(f"{name} must be a number, got {value!r}") from None
-        if not (np.isfinite(number) and number > 0):
+        if not 0 < real(value) < np.inf:
             raise OrderError(f"{name} must be a positive finite number, got {value!r}")
-        if name == "energy" and number > 1:
+        if name == "energy" and value > 1:
             raise OrderError(f"energy is a share and must be in (0, 1], got {value!r}")
 
 

@@ -86,7 +86,7 @@ def plot_hankel_singular_values(
         marked = checked_order(order)
         if marked > values.size:
             raise OrderError(f"order {marked} is above the {values.size} singular values there are")
-    ax = ax if ax is not None else _new_axes()
+    ax = _axes(ax)
     unstable = int(np.isinf(values).sum())
     finite = values[unstable:]
     index = np.arange(1, values.size + 1)
@@ -172,9 +172,8 @@ def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None]:
         isinstance(source, list) and source and np.ndim(source[0]) == 0
     )
     if array:
-        values = np.asarray(source, dtype=float)
-        select_order(values)  # checks it
-        return values, 0.0, None
+        select_order(source)  # checks it
+        return np.asarray(source, dtype=float), 0.0, None
     values, floor = singular_values(factorize(as_model(source, dt), STABILITY_TOL))
     return values, floor, None
 
@@ -212,7 +211,7 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         raise ModelError(
             f"plot_reduction takes a Reduction, got {type(reduction).__name__}; make one with reduce()"
         )
-    ax = ax if ax is not None else _new_axes()
+    ax = _axes(ax)
     full, reduced = reduction.source.full, reduction.model
     if reduced is None:
         raise ModelError("a simulator was reduced, so there is no frequency response to draw")
@@ -284,7 +283,13 @@ def _frequencies(model: LinearModel) -> Array:
     return np.unique(np.concatenate([grid, around[around <= high]]))
 
 
-def _new_axes() -> Axes:
+def _axes(ax: Axes | None) -> Axes:
+    if ax is not None:
+        if not hasattr(ax, "axhline"):
+            raise ModelError(
+                f"ax must be matplotlib Axes, got a {type(ax).__name__}; a figure's are figure.add_subplot()"
+            )
+        return ax
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=(7, 4.5), layout="constrained")[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -17,6 +16,7 @@ from . import _order_search as order_search
 from ._errors import HankelredError, OrderError, ReductionWarning
 from ._hankel_operator import NOISE_NORM, HankelOperator, HankelSVD, leading_svd
 from ._impulse_fit import ConvolutionMatrix, solve_least_squares
+from ._numbers import real, whole
 from ._progress import on_terminal
 from ._records import Experiments, as_experiments, refuse_constant_channels
 from ._response import largest_singular_value
@@ -140,7 +140,7 @@ def markov_parameters(
     refuse_constant_channels(data, outputs=False)
     if past not in ("rest", "unknown"):
         raise HankelredError(f"past must be 'rest' or 'unknown', got {past!r}")
-    if not (np.isfinite(ridge) and ridge >= 0):
+    if not 0 <= real(ridge) < np.inf:
         raise HankelredError(f"ridge must be a finite number >= 0, got {ridge!r}")
     n = _checked_length(n, data, past == "rest", ridge > 0)
     joined = np.concatenate(data.inputs, axis=1)
@@ -169,10 +169,9 @@ def markov_parameters(
 
 
 def _checked_length(n: Any, data: Experiments, at_rest: bool, regularised: bool) -> int:
-    try:
-        number = operator.index(n)
-    except TypeError:
-        raise HankelredError(f"n must be a whole number of Markov parameters, got {n!r}") from None
+    number = whole(n)
+    if number is None:
+        raise HankelredError(f"n must be a whole number of Markov parameters, got {n!r}")
     shortest = min(x.shape[1] for x in data.inputs)
     if not 1 <= number <= shortest:
         raise HankelredError(
@@ -181,9 +180,8 @@ def _checked_length(n: Any, data: Experiments, at_rest: bool, regularised: bool)
     equations = data.n_samples - (0 if at_rest else (number - 1) * len(data.inputs))
     if equations < number * data.n_inputs and not regularised:
         raise HankelredError(
-            f"{number} Markov parameters of {data.n_inputs} input(s) are {number * data.n_inputs} "
-            f"unknowns, the "
-            f"record gives {equations} usable samples; ask for fewer, or regularise with ridge=1e-6 or more"
+            f"{number} Markov parameters of {data.n_inputs} input(s) are {number * data.n_inputs} unknowns, "
+            f"the record gives {equations} usable samples; ask for fewer, or regularise with ridge=1e-6 or more"
         )
     return number
 
@@ -257,7 +255,9 @@ def realize(
     """
     check_rule(tol=tol, rtol=None, energy=None)
     if order is not None and tol is not None:
-        raise OrderError("give the order or a tolerance to choose it, not both")
+        raise OrderError(
+            f"give the order or a tolerance to choose it, not both: got order={order} and tol={tol}"
+        )
     error_size: float | None = None
     labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
     if isinstance(markov, MarkovParameters):
@@ -470,6 +470,7 @@ class IdentifiedModel(Reduction):
         order : int
             Number of states.
         """
+        _refuse_static(order)
         return _with_fit(make_reduction(self.source, order))
 
     def compare(self, u: Any, y: Any = None) -> Comparison:
@@ -505,6 +506,14 @@ class IdentifiedModel(Reduction):
         fitted = with_initial_states(found.model, us, ys)
         error = residuals(fitted, us, ys)[0] * found.data.output_scale[:, None]
         return Comparison(data.outputs[0] - error, order_search.fits(fitted, us, ys))
+
+
+def _refuse_static(order: Any) -> None:
+    if checked_order(order) < 1:
+        raise OrderError(
+            f"order must be at least 1, got {order}: a model without states is a static gain, fit it by "
+            "least squares"
+        )
 
 
 def _figures(values: Array) -> str:
@@ -609,10 +618,8 @@ def identify(
             "them"
         )
     refuse_constant_channels(data)
-    if order is not None and checked_order(order) < 1:
-        raise OrderError(
-            "order must be at least 1: a model without states is a static gain, fit it by least squares"
-        )
+    if order is not None:
+        _refuse_static(order)
     kept = [round(order_search.ESTIMATION_SHARE * x.shape[1]) for x in data.inputs]
     channels = data.n_inputs + data.n_outputs
     sizes = order_search.horizons(kept, channels, data.n_outputs, order)

@@ -7,7 +7,6 @@ happen here, once, for all of them.
 
 from __future__ import annotations
 
-import operator
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -17,7 +16,8 @@ import numpy.typing as npt
 
 from ._balanced import BalancedSource, GivenFactors, Residualization, Truncation
 from ._errors import ModelError, OrderError, ReductionWarning
-from ._split import STABILITY_TOL
+from ._numbers import whole
+from ._split import STABILITY_TOL, suspected_timebase
 from .hankel import balance, checked_tol
 from .lyapunov import factorize, with_given_factors
 from .modal import ModalSystem, diagonalised
@@ -326,8 +326,14 @@ def checked_choice(order: Any, **rule: Any) -> dict[str, Any]:
     check_rule(**rule)
     if order is not None:
         checked_order(order)
-        if any(value is not None and value is not False for value in rule.values()):
-            raise OrderError(f"give the order or a rule to choose it ({', '.join(rule)}), not both")
+        given = [
+            f"{name}={value}" for name, value in rule.items() if value is not None and value is not False
+        ]
+        if given:
+            raise OrderError(
+                f"give the order or a rule to choose it ({', '.join(rule)}), not both: got order={order} and "
+                f"{given[0]}"
+            )
     return rule
 
 
@@ -340,27 +346,12 @@ def chosen_order(source: ReductionSource, order: int | None, rule: dict[str, Any
 
 def checked_order(order: Any) -> int:
     """Return the order as an int; refuse fractions, negative numbers and booleans."""
-    try:
-        if isinstance(order, bool | np.bool_):
-            raise TypeError
-        number = operator.index(order)
-    except TypeError:
-        raise OrderError(f"order must be a whole number, got {order!r}") from None
+    number = whole(order)
+    if number is None:
+        raise OrderError(f"order must be a whole number, got {order!r}")
     if number < 0:
         raise OrderError(f"order must not be negative, got {number}")
     return number
-
-
-def _other_timebase(model: LinearModel | None) -> str:
-    """Return advice where every pole would be stable with the other timebase: dt is easily forgotten."""
-    if model is None:
-        return ""
-    poles = np.linalg.eigvals(model.A)
-    if not model.is_discrete and np.all(np.abs(poles) < 1):
-        return "; all poles are inside the unit circle: a discrete model needs its dt"
-    if model.is_discrete and np.all(poles.real < 0):
-        return "; all poles are in the left half plane: a continuous model has dt = 0"
-    return ""
 
 
 def make_reduction(source: ReductionSource, order: int) -> Reduction:
@@ -369,9 +360,11 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
     values, unstable = source.hankel_singular_values, source.unstable_order
     rank = unstable + int(np.count_nonzero(values[unstable:] > source.noise_floor))
     if order < unstable:
+        full = source.full
+        advice = suspected_timebase(np.linalg.eigvals(full.A), discrete=full.is_discrete) if full else ""
         raise OrderError(
             f"order {order} is below the {unstable} unstable or marginal pole(s), which are kept; the "
-            f"least order possible is {unstable}{_other_timebase(source.full)}"
+            f"least order possible is {unstable}{advice}"
         )
     if order > rank:
         warnings.warn(
