@@ -13,7 +13,7 @@ from ._records import choose_columns, describe_columns, read_columns
 from .files import checked_suffix, write_model
 
 if TYPE_CHECKING:
-    from .realization import IdentifiedModel
+    from .identification import IdentifiedModel
 
 
 @click.command(short_help="A model from the record in DATA.")
@@ -53,7 +53,7 @@ def identify(
       hankelred identify dryer.dat --inputs 0 --outputs 1 --dt 0.08 --order 4
     """
     from .cli import check_folder, check_picture, count, save_picture, timestep
-    from .realization import identify as identify_record
+    from .identification import identify as identify_record
 
     check_picture(plot)
     if out is not None:

@@ -14,8 +14,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 #: Norm of a Hankel matrix of white noise over the root mean square of its singular values: it grows as the
 #: square root of the logarithm of the size (Meckes, Electronic Communications in Probability 12, 2007), and
-#: is
-#: 2.1 to 2.6 for 100 to 10,000 rows.
+#: is 2.1 to 2.6 for 100 to 10,000 rows.
 NOISE_NORM = 3.0
 
 #: Up to this many rows or columns a dense singular value decomposition is as fast and simpler.

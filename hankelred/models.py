@@ -322,7 +322,7 @@ def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
 def _from_control_ss(sys: Any) -> LinearModel:
     A, B, C, D, dt = validated(sys.A, sys.B, sys.C, sys.D, dt=sys.dt)
     return LinearModel(
-        A, B, C, D, dt, _to_control_ss, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
+        A, B, C, D, dt, to_control, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
     )
 
 
@@ -357,7 +357,10 @@ def _from_scipy(sys: Any) -> LinearModel:
 # The ways back are functions of the module, not closures, so that results can be pickled.
 
 
-def _to_control_ss(model: LinearModel) -> Any:
+def to_control(model: LinearModel) -> Any:
+    """Return a control.StateSpace, or the matrices of a complex model, which control has no type for."""
+    if model.is_complex:
+        return model.as_tuple()
     import control
 
     return control.StateSpace(*model.as_tuple(), model.dt, remove_useless_states=False, **_names(model))
