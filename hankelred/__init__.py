@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._empirical_results import EmpiricalGramians, EmpiricalReduction
 from ._errors import (
     ConvergenceError,
     FileFormatError,
@@ -12,7 +13,7 @@ from ._errors import (
     UnstableError,
 )
 from .convolution import Convolver, convolve, impulse_response, simulate
-from .empirical import EmpiricalGramians, EmpiricalReduction, empirical_gramians
+from .empirical import empirical_gramians
 from .estimator import GramianEstimator
 from .gramians import gramian, gramian_factor
 from .hankel import balanced_realization, hankel_singular_values

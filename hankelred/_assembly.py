@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ._quadrature import gregory_weights
-from .estimator import TriangularFactor
+from ._triangle import TriangularFactor
 from .models import Array
 
 EPS = float(np.finfo(float).eps)
@@ -16,7 +16,7 @@ EPS = float(np.finfo(float).eps)
 #: Which responses make a kind of Gramian, W = rows(left)^H rows(right): of states "x" or outputs "y".
 _SIDES = {"controllability": ("x", "x"), "observability": ("y", "y"), "cross": ("x", "y")}
 
-
+#: For a state that decays more slowly than the windows can see: the tail they foretell is taken this often.
 _TAIL_MARGIN = 2.0
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._empirical_results import EmpiricalGramians
 from ._errors import ModelError, OrderError
 from ._response import FrequencyResponse, largest_singular_value
 from ._split import STABILITY_TOL
-from .empirical import EmpiricalGramians
 from .hankel import singular_values
 from .lyapunov import factorize
 from .models import LinearModel, Timebase, as_model
