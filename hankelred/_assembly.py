@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ._arrays import EPS, Array
 from ._quadrature import gregory_weights
 from ._triangle import TriangularFactor
-from .models import Array
-
-EPS = float(np.finfo(float).eps)
 
 #: Which responses make a kind of Gramian, W = rows(left)^H rows(right): of states "x" or outputs "y".
 _SIDES = {"controllability": ("x", "x"), "observability": ("y", "y"), "cross": ("x", "y")}

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ._arrays import Array
 from ._scaling import balance
-from .models import Array
 
 #: Working set of one chunk in bytes, about one second-level cache.
 _CHUNK_BYTES = 1 << 20

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg as sla
 
+from ._arrays import Array
 from ._errors import ModelError
 from ._scaling import balance
-from .models import Array
 
 
 def discretise(A: Array, B: Array, step: float, hold: str) -> tuple[Array, Array, Array]:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import HankelredError
 from ._signals import as_numbers
-from .models import Array, LinearModel
+from .models import LinearModel
 from .norms import difference_norm
 from .reduction import Reduction, checked_choice, chosen_order, make_reduction
 

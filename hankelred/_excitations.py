@@ -15,9 +15,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import HankelredError
 from ._quadrature import derivative
-from .models import Array
 
 Seed: TypeAlias = int | np.random.Generator
 

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import Array
 
 TILE = 40
 

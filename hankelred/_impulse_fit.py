@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.fft as sfft
 import scipy.linalg as sla
 
+from ._arrays import Array
 from ._errors import ConvergenceError, HankelredError
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: Up to this many unknowns per output the preconditioner is the exact Cholesky factor.
 _EXACT_UNKNOWNS = 2500

@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
 
-from ._assembly import EPS, Assembled, Responses, assemble
+from ._arrays import EPS, Array
+from ._assembly import Assembled, Responses, assemble
 from ._discretisation import discretise
 from ._errors import HankelredError, UnstableError
 from ._excitations import Seed, impulse_response, make_excitation
 from ._responses import amplification, centred, count_intervals, discrete_step, leakage
 from ._scaling import balance
 from ._split import suspected_timebase
-from .models import Array, LinearModel
+from .models import LinearModel
 
 #: What the default grid of a linear model aims at, for each source of error.
 _TARGET = 1e-8

@@ -7,15 +7,13 @@ import sys as _sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import FileFormatError, HankelredError
 from .models import Timebase, validated_timebase
-
-Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

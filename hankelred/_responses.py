@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ._arrays import Array
 from ._errors import HankelredError, ModelError
 from ._excitations import Excitation
 from ._numbers import real
-from .models import Array, Timebase
+from .models import Timebase
 
 CENTERINGS = ("steady", "mean", "final")
 

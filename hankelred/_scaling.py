@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import Array
 
 #: A chain of states with rates far from one (a companion matrix in rad/s) needs over a hundred.
 MAX_SWEEPS = 300

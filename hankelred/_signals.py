@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import HankelredError
-from .models import Array
 
 
 def as_numbers(values: npt.ArrayLike, name: str) -> Array:

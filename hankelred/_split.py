@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 from scipy.linalg.lapack import ztrtrs
 
+from ._arrays import EPS, Array
 from ._errors import ConvergenceError
-
-Array: TypeAlias = npt.NDArray[Any]
-
-EPS = float(np.finfo(float).eps)
 
 STABILITY_TOL = 1e-13
 

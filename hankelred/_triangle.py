@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .models import Array
+from ._arrays import Array
 
 
 class TriangularFactor:

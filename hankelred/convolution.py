@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _blocks, _kernels
+from ._arrays import Array
 from ._discretisation import discretise
 from ._errors import HankelredError, ModelError
 from ._numbers import real, whole
 from ._scaling import balance
 from ._signals import as_input, as_kernel, as_numbers, as_output, check_overflow
 from ._streaming import Convolver
-from .models import Array, LinearModel, Timebase, as_model
+from .models import LinearModel, Timebase, as_model
 
 __all__ = ["Convolver", "convolve", "impulse_response", "simulate"]
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._assembly import EPS, Assembled
+from ._arrays import EPS, Array
+from ._assembly import Assembled
 from ._empirical_results import EmpiricalGramians
 from ._errors import HankelredError
 from ._excitations import Seed
@@ -19,7 +20,7 @@ from ._numbers import whole
 from ._responses import CENTERINGS, check_span, count_intervals, cross_needs_square, discrete_step
 from ._signals import as_numbers
 from ._simulator_responses import SimulatorJob, of_simulator
-from .models import Array, LinearModel, Timebase, as_model, is_discrete, validated_timebase
+from .models import LinearModel, Timebase, as_model, is_discrete, validated_timebase
 
 _KINDS = ("controllability", "observability", "cross")
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import FileFormatError, HankelredError
 from ._numbers import real
 from ._signals import as_numbers
 from ._triangle import TriangularFactor
-from .models import Array
 
 _FORMAT = 1
 

@@ -8,15 +8,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ._errors import FileFormatError
 from .models import LinearModel, Timebase, validated
-
-Array: TypeAlias = npt.NDArray[Any]
 
 FORMATS = (".mat", ".npz", ".json")
 WORDS: dict[Any, Timebase] = {"None": None, "True": True}

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import EPS, Array
 from ._errors import ConvergenceError, ModelError, UnstableError
 from ._scaling import equilibrate
 from ._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles, suspected_timebase
 from .hankel import checked_tol
 from .lyapunov import ACCEPTED_RESIDUAL, check_sizes, factorize
 from .models import LinearModel, Timebase, as_model
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: How far from semidefinite a Gramian may be by rounding, for each of its states.
 SEMIDEFINITE = 1e-10
@@ -149,7 +148,7 @@ def gramian_factor(gramian: npt.ArrayLike) -> Array:
             "not a Gramian: it must be Hermitian and positive semidefinite, and scaled to a unit diagonal "
             f"it has asymmetry {asymmetry:.1e} and least eigenvalue {values[0]:.1e}"
         )
-    kept = values > n * np.finfo(float).eps
+    kept = values > n * EPS
     return units[:, None] * vectors[:, kept] * np.sqrt(values[kept])
 
 

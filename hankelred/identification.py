@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import _order_search as order_search
+from ._arrays import EPS, Array
 from ._errors import HankelredError, OrderError, ReductionWarning
 from ._hankel_operator import NOISE_NORM
 from ._progress import on_terminal
@@ -18,7 +19,7 @@ from ._records import Experiments, as_experiments, refuse_constant_channels
 from ._simulation_fit import STABLE_RADIUS, on_limit, residuals, with_initial_states
 from ._split import STABILITY_TOL
 from .hankel import hankel_singular_values
-from .models import Array, LinearModel, Timebase, to_control
+from .models import LinearModel, Timebase, to_control
 from .norms import difference_norm
 from .reduction import Reduction, checked_order, make_reduction
 
@@ -352,7 +353,7 @@ class IdentificationSource:
         values = self.hankel_singular_values
         # What was asked for by number, or passed the held-back samples, is not noise.
         if np.count_nonzero(values > floor) < self.chosen_order:
-            return float(values.size * np.finfo(float).eps * values[np.isfinite(values)].max(initial=0.0))
+            return float(values.size * EPS * values[np.isfinite(values)].max(initial=0.0))
         return float(floor)
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:

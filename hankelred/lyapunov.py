@@ -16,12 +16,11 @@ Both Gramians of a stable system come as factors L with W = L L^H; W itself is n
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import Array
 from ._cauchy import cauchy_factor
 from ._errors import ConvergenceError, ModelError
 from ._hammarling import hammarling_factors
@@ -30,8 +29,6 @@ from ._scaling import equilibrate
 from ._smith import smith_factors
 from ._split import is_stable_pole, matrix_size, split
 from .models import LinearModel
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: A stability tolerance above this is the user's own and needs the poles, so doubling is skipped.
 EXPLICIT_POLES_TOL = 1e-9

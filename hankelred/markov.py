@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ._arrays import Array
 from ._errors import HankelredError
 from ._impulse_fit import ConvolutionMatrix, solve_least_squares
 from ._numbers import real, whole
 from ._records import Experiments, as_experiments, refuse_constant_channels
-from .models import Array, Timebase
+from .models import Timebase
 
 
 @dataclass(frozen=True, eq=False, repr=False)

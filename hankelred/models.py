@@ -15,14 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import EPS, Array
 from ._errors import ModelError
 from ._pairs import real_coordinates
 from ._rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
-Array: TypeAlias = npt.NDArray[Any]
 Timebase: TypeAlias = bool | int | float | None
 
 #: Sparse matrices are worked on densely up to this many states.
@@ -295,7 +294,7 @@ def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
     gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled,))
     lu, piv, info = getrf(scaled)
     rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(scaled, 1))[0])
-    if rcond < n * np.finfo(float).eps:
+    if rcond < n * EPS:
         raise ModelError(_SINGULAR_E.format(f"its reciprocal condition number is {rcond:.1e}"))
     rhs = np.concatenate([A, B], axis=1) / rows[:, None]
     solved = getrs(lu, piv, rhs.astype(np.result_type(lu, rhs)))[0] / cols[:, None]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import EPS, Array
 from ._errors import OrderError
 from ._numbers import real
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: Values nearer than this, relatively, count as one repeated value in the error bound.
 REPEATED = 1e-10
@@ -74,7 +71,7 @@ def select_order(
     n_inf = int(np.isinf(values).sum())
     finite = values[n_inf:]
     if noise_floor is None:
-        noise_floor = float(values.size * np.finfo(float).eps * finite.max(initial=0.0))
+        noise_floor = float(values.size * EPS * finite.max(initial=0.0))
     elif not real(noise_floor) >= 0:
         raise OrderError(f"noise_floor must be a number >= 0, got {noise_floor!r}")
     rank = n_inf + int(np.count_nonzero(finite > noise_floor))
@@ -92,7 +89,7 @@ def select_order(
         left_out = np.append(np.cumsum(finite[::-1])[::-1], 0.0)
         allowed = (1 - energy) * total
         if energy < 1:  # a share that is held exactly must not fail by rounding
-            allowed += 4 * finite.size * np.finfo(float).eps * total
+            allowed += 4 * finite.size * EPS * total
         return n_inf + int(np.argmax(left_out <= allowed))
     if gap:
         seen = values[n_inf:rank]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ._arrays import Array
 from ._empirical_results import EmpiricalGramians
 from ._errors import ModelError, OrderError
 from ._response import FrequencyResponse, largest_singular_value
@@ -21,7 +21,6 @@ from .reduction import Reduction, checked_order
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Array: TypeAlias = npt.NDArray[Any]
 
 # one colour a role, readable without colour vision (Okabe and Ito)
 FULL, REDUCED, ERROR, BOUND, NOISE = "#0072B2", "#D55E00", "#009E73", "#555555", "#BBBBBB"

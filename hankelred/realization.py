@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import scipy.linalg as sla
 
+from ._arrays import Array
 from ._errors import HankelredError, OrderError, ReductionWarning
 from ._hankel_operator import NOISE_NORM, HankelOperator, HankelSVD, leading_svd
 from ._response import largest_singular_value
 from ._simulation_fit import free_responses, stable_matrix
 from .markov import MarkovParameters
-from .models import Array, LinearModel, Timebase, to_control, validated_timebase
+from .models import LinearModel, Timebase, to_control, validated_timebase
 from .order import check_rule, select_order
 from .reduction import Reduction, checked_order, make_reduction
 

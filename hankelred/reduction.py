@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._balanced import BalancedSource, GivenFactors, Residualization, Truncation
 from ._errors import ModelError, OrderError, ReductionWarning
 from ._numbers import whole
@@ -27,7 +28,6 @@ from .order import check_rule, error_bounds, select_order
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Array: TypeAlias = npt.NDArray[Any]
 
 METHODS: dict[str, type[BalancedSource]] = {"truncation": Truncation, "residualization": Residualization}
 
