@@ -172,8 +172,8 @@ class Reduction:
         norm : {"hinf", "h2"}
             "hinf": largest gain of the difference over all frequencies, found from level sets to a
             relative accuracy of 1e-6, and no better than the rounding of the two gains that are
-            subtracted. "h2": energy of the difference of the impulse responses; inf in continuous time
-            if the direct terms differ.
+            subtracted. "h2": root of the energy of the difference of the impulse responses; inf in
+            continuous time if the direct terms differ.
 
         Raises
         ------
