@@ -68,7 +68,7 @@ def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
     if responses is not None:
         if y is not None:
             raise HankelredError("a TimeResponseData holds inputs and outputs: leave y out, or pass arrays")
-        us, ys, dt, labels = _from_responses(responses, dt)
+        us, ys, dt, labels = _from_responses(responses, validated_timebase(dt))
     else:
         if y is None:
             raise HankelredError(

@@ -107,7 +107,8 @@ class Reduction:
         "truncation", "residualization", or how a model was made from data.
     solver : str
         Which Gramian solver was used: "smith", "hammarling" or "cauchy"; see the ladder in the docs.
-        "given" where a factor was handed in.
+        "given" where a factor was handed in, "empirical" for empirical Gramians, "svd" and "qr" for
+        models from data.
     residual : float
         Largest relative residual of the Gramian equations with the factors the solver made.
     """
@@ -178,7 +179,7 @@ class Reduction:
         Raises
         ------
         ModelError
-            Unknown norm, or no full model to compare with (a reduction from data).
+            Unknown norm, or a simulator was reduced, so that there is no model to compare.
         """
         if norm not in ("hinf", "h2"):
             raise ModelError(f"norm must be 'hinf' or 'h2', got {norm!r}")

@@ -70,6 +70,12 @@ def nonlinear(t, x, u, params):
             lambda: hankelred.convolve(hankelred.markov_parameters(INPUT, OUTPUT, 5), INPUT),
             "got a MarkovParameters: pass its .markov",
         ),
+        (
+            lambda: hankelred.identify(
+                control.forced_response(control.ss([[0.8]], [[1.0]], [[1.0]], 0, True), U=INPUT), dt="1 s"
+            ),
+            "dt must be 0, True, a positive number of seconds or None, got '1 s'",
+        ),
         (lambda: hankelred.realize(OUTPUT, 2, tol=0.1), "not both: got order=2 and tol=0.1"),
         (lambda: hankelred.identify(INPUT, OUTPUT, 1).at(0), "order must be at least 1, got 0"),
         (
