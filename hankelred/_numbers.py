@@ -21,6 +21,12 @@ def real(value: Any) -> float:
         return float("nan")
 
 
+def count(value: Any) -> int | None:
+    """Return a number of things, at least one, as an int; None for anything else. 3.0 is three."""
+    number = float("nan") if isinstance(value, bool | np.bool_) else real(value)
+    return int(number) if number >= 1 and number.is_integer() else None
+
+
 def whole(value: Any) -> int | None:
     """Return a whole number as an int, and None for anything else: fractions, booleans, strings."""
     if isinstance(value, bool | np.bool_):

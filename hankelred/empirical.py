@@ -16,10 +16,11 @@ from ._errors import HankelredError
 from ._excitations import Seed
 from ._experiments import Runner, Simulator, find_sizes
 from ._linear_responses import LinearJob, of_model
-from ._numbers import whole
+from ._numbers import count, whole
 from ._responses import CENTERINGS, check_span, count_intervals, cross_needs_square, discrete_step
 from ._signals import as_numbers
 from ._simulator_responses import SimulatorJob, of_simulator
+from .hankel import checked_tol
 from .models import LinearModel, Timebase, as_model, is_discrete, validated_timebase
 
 _KINDS = ("controllability", "observability", "cross")
@@ -194,7 +195,7 @@ def empirical_gramians(
             dict.fromkeys(wanted, 0.0),
         )
         return _result(empty, wanted, horizon or 0.0, step or 0.0, rest, model)
-    job = LinearJob(model, wanted, excitation, centering, seed, stability_tol)
+    job = LinearJob(model, wanted, excitation, centering, seed, checked_tol(stability_tol))
     done, horizon, step = of_model(job, horizon, step)
     return _result(done, wanted, horizon, step, rest, model)
 
@@ -262,8 +263,8 @@ def _from_simulator(
         for value, name in zip(rest, ("steady_state", "steady_input"), strict=True)
     )
     n, m = (
-        _size(count, vector, name)
-        for count, vector, name in zip(sizes, (x_rest, u_rest), ("n_states", "n_inputs"), strict=True)
+        _size(given, vector, name)
+        for given, vector, name in zip(sizes, (x_rest, u_rest), ("n_states", "n_inputs"), strict=True)
     )
     if n is None or m is None:
         n, m = find_sizes(simulate, intervals + 1, n, m, runner.batch_size is not None)
@@ -308,9 +309,12 @@ def _checked_hold(hold: str | None) -> str | None:
 
 
 def _checked_batch(batch_size: int | None) -> int | None:
-    if batch_size is not None and (int(batch_size) != batch_size or batch_size < 1):
+    if batch_size is None:
+        return None
+    size = count(batch_size)
+    if size is None:
         raise HankelredError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
-    return batch_size
+    return size
 
 
 def _checked_jobs(n_jobs: int | None) -> int | None:
@@ -335,13 +339,14 @@ def _vector(value: npt.ArrayLike, name: str) -> Array:
     return vector
 
 
-def _size(count: int | None, vector: Array | None, name: str) -> int | None:
-    if count is not None and (int(count) != count or count < 1):
-        raise HankelredError(f"{name} must be a whole number of at least 1, got {count!r}")
+def _size(given: int | None, vector: Array | None, name: str) -> int | None:
+    size = None if given is None else count(given)
+    if given is not None and size is None:
+        raise HankelredError(f"{name} must be a whole number of at least 1, got {given!r}")
     if vector is None:
-        return count
-    if count is not None and count != vector.size:
-        raise HankelredError(f"{name}={count}, but the operating point has {vector.size} entries")
+        return size
+    if size is not None and size != vector.size:
+        raise HankelredError(f"{name}={size}, but the operating point has {vector.size} entries")
     return vector.size
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ._arrays import Array
 from ._errors import FileFormatError, HankelredError
-from ._numbers import real
+from ._numbers import count, real
 from ._signals import as_numbers
 from ._triangle import TriangularFactor
 
@@ -70,11 +70,12 @@ class GramianEstimator:
     """
 
     def __init__(self, n_states: int, *, forgetting: float = 1.0) -> None:
-        if isinstance(n_states, bool) or int(n_states) != n_states or n_states < 1:
+        states = count(n_states)
+        if states is None:
             raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
         if not 0 < real(forgetting) <= 1:
             raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
-        self.n_states = int(n_states)
+        self.n_states = states
         self.forgetting = float(forgetting)
         self.n_samples = 0
         self.weight = 0.0

@@ -134,7 +134,10 @@ def gramian_factor(gramian: npt.ArrayLike) -> Array:
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
         raise ModelError(f"a Gramian is a square matrix, got shape {W.shape}")
     if not np.all(np.isfinite(W)):
-        raise ModelError("the Gramian has entries that are not finite")
+        row, column = np.argwhere(~np.isfinite(W))[0]
+        raise ModelError(
+            f"the Gramian's entry [{row}, {column}] is {W[row, column]}; every entry must be finite"
+        )
     n = W.shape[0]
     units = np.sqrt(np.maximum(np.diag(W).real, 0.0))
     inverse = np.divide(1.0, units, out=np.zeros(n), where=units > 0)

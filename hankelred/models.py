@@ -241,6 +241,10 @@ def validated_timebase(dt: Any) -> Timebase:
 
 
 def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
+    if M is None:
+        raise ModelError(
+            f"{name} is None; a model needs A, B and C (and D = 0 where there is no direct term)"
+        )
     if hasattr(M, "toarray"):  # sparse; scipy.sparse itself is slow to import
         if max(M.shape) > DENSE_LIMIT:
             raise ModelError(

@@ -349,7 +349,8 @@ def checked_order(order: Any) -> int:
     """Return the order as an int; refuse fractions, negative numbers and booleans."""
     number = whole(order)
     if number is None:
-        raise OrderError(f"order must be a whole number, got {order!r}")
+        seen = repr(order) if np.ndim(order) == 0 else f"an array of shape {np.shape(order)}"
+        raise OrderError(f"order must be a whole number, got {seen}")
     if number < 0:
         raise OrderError(f"order must not be negative, got {number}")
     return number

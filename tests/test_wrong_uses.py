@@ -86,6 +86,22 @@ def nonlinear(t, x, u, params):
             lambda: hankelred.empirical_gramians(MODEL, kinds=None),
             "unknown kind of Gramian None; use some of",
         ),
+        (
+            lambda: hankelred.empirical_gramians(MODEL, stability_tol="x"),
+            "stability_tol must be a number in [0, 1)",
+        ),
+        (lambda: gramians(n_states=[2]), "n_states must be a whole number of at least 1, got [2]"),
+        (lambda: gramians(batch_size=[2]), "batch_size must be a whole number of at least 1, got [2]"),
+        (lambda: hankelred.GramianEstimator(None), "n_states must be a whole number of at least 1, got None"),
+        (
+            lambda: hankelred.GramianEstimator(np.nan),
+            "n_states must be a whole number of at least 1, got nan",
+        ),
+        # as in other toolboxes, with the time first: the message was the record itself
+        (lambda: hankelred.identify(np.arange(300), INPUT, OUTPUT), "got an array of shape (300,)"),
+        # was said to be nan
+        (lambda: hankelred.reduce((None, [[1.0]], [[1.0]], 0), 1), "A is None; a model needs A, B and C"),
+        (lambda: hankelred.gramian_factor([[1.0, 0.0], [0.0, np.nan]]), "entry [1, 1] is nan"),
         (lambda: gramians(signs=1), "signs must be (1, -1), (1,) or (-1,), got 1"),
         (lambda: gramians(input_scales="a"), "input_scales must hold numbers"),
         (lambda: gramians(state_scales=1j), "state_scales must be real, got 1j"),
