@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._empirical_results import EmpiricalGramians, EmpiricalReduction
 from ._errors import (
     ConvergenceError,
     FileFormatError,
@@ -12,15 +13,17 @@ from ._errors import (
     UnstableError,
 )
 from .convolution import Convolver, convolve, impulse_response, simulate
-from .empirical import EmpiricalGramians, EmpiricalReduction, empirical_gramians
+from .empirical import empirical_gramians
 from .estimator import GramianEstimator
 from .gramians import gramian, gramian_factor
 from .hankel import balanced_realization, hankel_singular_values
+from .identification import Comparison, IdentifiedModel, identify
+from .markov import MarkovParameters, markov_parameters
 from .modal import ModalSystem, modal_form
 from .norms import norm
 from .order import select_order
 from .plotting import plot_hankel_singular_values, plot_reduction
-from .realization import Comparison, IdentifiedModel, MarkovParameters, identify, markov_parameters, realize
+from .realization import realize
 from .reduction import Reduction, reduce
 
 __version__ = "0.1.0"

@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ._arrays import EPS, Array
 from ._quadrature import gregory_weights
-from .estimator import TriangularFactor
-from .models import Array
-
-EPS = float(np.finfo(float).eps)
+from ._triangle import TriangularFactor
 
 #: Which responses make a kind of Gramian, W = rows(left)^H rows(right): of states "x" or outputs "y".
 _SIDES = {"controllability": ("x", "x"), "observability": ("y", "y"), "cross": ("x", "y")}
 
-
+#: For a state that decays more slowly than the windows can see: the tail they foretell is taken this often.
 _TAIL_MARGIN = 2.0
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from functools import cached_property
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from ._arrays import Array, Quadruple
 from ._errors import ReductionWarning
 from ._split import is_stable_pole
 from .hankel import Balancing, padded, truncated
 from .lyapunov import factorize
 from .models import LinearModel
-from .norms import Quadruple, difference_norm, h2_norm, negated, parallel, verified_hinf
-
-Array: TypeAlias = npt.NDArray[Any]
+from .norms import difference_norm, h2_norm, negated, parallel, verified_hinf
 
 
 class BalancedSource:

@@ -15,9 +15,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg as sla
 
-from .models import Array
+from ._arrays import Array
+from ._scaling import balance
 
 #: Working set of one chunk in bytes, about one second-level cache.
 _CHUNK_BYTES = 1 << 20
@@ -36,23 +36,6 @@ _BLOCK_START = 8.0e6
 _MAX_GROWTH = 100.0
 _MAX_SIZE = 1e100
 _GELFAND_SQUARINGS = 20
-
-
-def balance(A: Array) -> tuple[Array, Array]:
-    """Scale the states by powers of two: ``A = diag(t) Ab diag(1 / t)``; return ``Ab, t``.
-
-    The scaling is exact, so it changes no result; it makes norms mean something for states in
-    mixed units, both here and inside the matrix exponential.
-    """
-    if A.shape[0] == 0:
-        return A, np.ones(0)
-    # LAPACK's routine itself: scipy.linalg.matrix_balance casts the factors to integers and warns
-    # when they are large.
-    gebal = sla.get_lapack_funcs("gebal", (A,))
-    scale = gebal(A, scale=1, permute=0)[3]
-    # Within limits, so that scaling B, C and x cannot leave the range of double precision.
-    scale = np.clip(scale, 2.0**-100, 2.0**100)
-    return A * scale / scale[:, None], scale
 
 
 def safe_squares(A: Array, count: int) -> list[Array]:

@@ -9,16 +9,15 @@ Source: Gohberg, Kailath, Olshevsky, Math. Comp. 64 (1995); Demmel, SIAM J. Matr
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import EPS, Array
 
 #: Columns smaller than this, relative to the first, end the factor: far below rounding, because the
 #: closed form keeps the digits of tiny columns.
-STOP = float(np.finfo(float).eps) * 1e-10
+STOP = EPS * 1e-10
 
 
 def cauchy_factor(log_poles: Array, B: Array, *, discrete: bool) -> Array:

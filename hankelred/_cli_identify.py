@@ -10,10 +10,11 @@ import numpy as np
 
 from ._errors import FileFormatError, HankelredError
 from ._records import choose_columns, describe_columns, read_columns
+from .console import check_folder, check_picture, count, save_picture, timestep
 from .files import checked_suffix, write_model
 
 if TYPE_CHECKING:
-    from .realization import IdentifiedModel
+    from .identification import IdentifiedModel
 
 
 @click.command(short_help="A model from the record in DATA.")
@@ -52,8 +53,7 @@ def identify(
       hankelred identify record.csv --inputs u --outputs y1,y2 --dt 0.1 --out model.json --plot model.png
       hankelred identify dryer.dat --inputs 0 --outputs 1 --dt 0.08 --order 4
     """
-    from .cli import check_folder, check_picture, count, save_picture, timestep
-    from .realization import identify as identify_record
+    from .identification import identify as identify_record
 
     check_picture(plot)
     if out is not None:

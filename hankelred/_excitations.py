@@ -15,9 +15,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import HankelredError
 from ._quadrature import derivative
-from .models import Array
 
 Seed: TypeAlias = int | np.random.Generator
 
@@ -112,10 +112,17 @@ def make_excitation(
         )
     # One period at least as long as the memory, after a lead-in that lets the start die out: the
     # recorded period is then the circular convolution of input and pulse response.
-    one = periods[name](samples, np.random.default_rng(seed))
+    one = periods[name](samples, _generator(seed))
     lead_in = np.tile(one, -(-samples // one.size))[-samples:]
     waveform = np.concatenate([lead_in, one])
     return Excitation(name, "periodic", _for_all(waveform, n_inputs), samples, period=one.size, hold=hold)
+
+
+def _generator(seed: Seed) -> np.random.Generator:
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError):
+        raise HankelredError(f"seed must be a whole number >= 0 or a numpy Generator, got {seed!r}") from None
 
 
 def _for_all(waveform: Array, n_inputs: int) -> Array:

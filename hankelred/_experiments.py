@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ._arrays import Array
 from ._errors import ModelError
 from ._progress import on_terminal, watched
-from .models import Array
 
 Simulator: TypeAlias = Callable[[Array, Array], tuple[Any, Any]]
 

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import Array
+from ._errors import ConvergenceError
 
 TILE = 40
 
@@ -180,6 +180,13 @@ def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     return U, S, np.array(M)
 
 
+def _no_factor(routine: str, info: int) -> ConvergenceError:
+    return ConvergenceError(
+        f"the factor of a Gramian could not be computed: LAPACK's {routine} reports {info}, as for two "
+        "poles that are mirrored at the stability boundary; check the units and time step of the model"
+    )
+
+
 def _dot(x: list[float], y: list[float]) -> float:
     return sum(map(operator.mul, x, y))
 
@@ -191,7 +198,7 @@ def _continuous_tile(
     trsyl = ztrsyl if np.iscomplexobj(U) else dtrsyl
     X, scale, info = trsyl(T[I, I], S, -coupling - B[I] @ M.conj().T, tranb="C")
     if info < 0 or scale == 0:
-        raise np.linalg.LinAlgError("trsyl failed")
+        raise _no_factor("trsyl", info)
     U[I, J] = X if scale == 1 else X / scale
     B[I] -= U[I, J] @ M
 
@@ -209,7 +216,7 @@ def _discrete_tile(
         shifted[diagonal, diagonal] -= 1
         x, info = ztrtrs(shifted, -pole.conjugate() * coupling[:, k] - along)
         if info != 0:
-            raise np.linalg.LinAlgError("ztrtrs failed")
+            raise _no_factor("ztrtrs", info)
         U[I, J.start + k] = x
         # the isometry that leaves B of the remaining states with m columns
         modulus = abs(pole)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.fft as sfft
 import scipy.linalg as sla
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import EPS, Array
 
 #: Norm of a Hankel matrix of white noise over the root mean square of its singular values: it grows as the
 #: square root of the logarithm of the size (Meckes, Electronic Communications in Probability 12, 2007), and
-#: is
-#: 2.1 to 2.6 for 100 to 10,000 rows.
+#: is 2.1 to 2.6 for 100 to 10,000 rows.
 NOISE_NORM = 3.0
 
 #: Up to this many rows or columns a dense singular value decomposition is as fast and simpler.
@@ -128,7 +125,7 @@ def leading_svd(operator: HankelOperator, order: int | None, tol: float | None) 
 
 def _dense(operator: HankelOperator) -> HankelSVD:
     left, s, right = _svd(operator.dense())
-    return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * np.finfo(float).eps * _top(s))
+    return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * EPS * _top(s))
 
 
 def _settled(operator: HankelOperator, basis: Array, tol: float | None, rng: np.random.Generator) -> bool:
@@ -141,7 +138,7 @@ def _settled(operator: HankelOperator, basis: Array, tol: float | None, rng: np.
 
 def _rounding(operator: HankelOperator, s: Array) -> float:
     # An FFT product errs by a few eps of the norm of H, whatever the direction.
-    return float(32 * np.finfo(float).eps * np.log2(operator.shape[0]) * _top(s))
+    return float(32 * EPS * np.log2(operator.shape[0]) * _top(s))
 
 
 def _remainder(operator: HankelOperator, basis: Array, rng: np.random.Generator) -> float:

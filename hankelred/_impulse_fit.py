@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.fft as sfft
 import scipy.linalg as sla
 
+from ._arrays import Array
 from ._errors import ConvergenceError, HankelredError
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: Up to this many unknowns per output the preconditioner is the exact Cholesky factor.
 _EXACT_UNKNOWNS = 2500
@@ -67,8 +64,7 @@ class ConvolutionMatrix:
         """Return the columns S (n m, q) and signs (q,) by which the normal matrix fails to be block Toeplitz.
 
         With G the normal matrix, ``G[1:, 1:] = G[:-1, :-1] + S diag(signs) S^H`` in blocks: a sample leaves
-        at
-        the end of each record and, where the past is unknown, another enters at its beginning.
+        at the end of each record and, where the past is unknown, another enters at its beginning.
         """
         lags = np.arange(self.n - 1)
         columns, signs = [], []
@@ -170,8 +166,8 @@ def _cholesky(G: Array, n: int) -> tuple[Array, bool]:
     if rcond < 1e-15:
         raise HankelredError(
             f"the input does not excite {n} lags: the normal matrix has reciprocal condition number "
-            f"{rcond:.1e}; "
-            "ask for fewer parameters, use a richer record, or regularise with ridge=1e-8 or more"
+            f"{rcond:.1e}; ask for fewer parameters, use a richer record, or regularise with "
+            "ridge=1e-8 or more"
         )
     return factor
 
@@ -238,9 +234,8 @@ def _inverse_diagonal(matrix: ConvolutionMatrix, solve: Callable[[Array], Array]
     """Diagonal of the inverse of the normal matrix, from a few solves.
 
     The normal matrix has low displacement rank, so its inverse has too: its entries one block further down
-    the
-    diagonal differ by a product of thin matrices (Kailath and Sayed, SIAM Review 37, 1995). Adding up those
-    differences gives the whole diagonal.
+    the diagonal differ by a product of thin matrices (Kailath and Sayed, SIAM Review 37, 1995). Adding up
+    those differences gives the whole diagonal.
     """
     n, m = matrix.n, matrix.m
     S, signs = matrix.edges()

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.fft as sfft
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .models import Array
+from ._arrays import Array
 
 #: Samples of one row of the direct product, and columns of the input window taken at once.
 _DIRECT_BLOCK = 64

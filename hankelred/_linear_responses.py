@@ -9,11 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
 
-from ._assembly import EPS, Assembled, Responses, assemble
+from ._arrays import EPS, Array
+from ._assembly import Assembled, Responses, assemble
+from ._discretisation import discretise
 from ._errors import HankelredError, UnstableError
 from ._excitations import Seed, impulse_response, make_excitation
 from ._responses import amplification, centred, count_intervals, discrete_step, leakage
-from .models import Array, LinearModel
+from ._scaling import balance
+from ._split import suspected_timebase
+from .models import LinearModel
 
 #: What the default grid of a linear model aims at, for each source of error.
 _TARGET = 1e-8
@@ -40,8 +44,8 @@ class LinearJob:
 def of_model(job: LinearJob, horizon: float | None, step: float | None) -> tuple[Assembled, float, float]:
     """Return the Gramians of a linear model, the horizon, and the step they were computed with."""
     model = job.model
-    # Powers of two undo exactly, and states in wild units would cost the matrix exponential its digits.
-    A, (scaling, _) = sla.matrix_balance(model.A, permute=False, separate=True)
+    # States in wild units would cost the matrix exponential its digits.
+    A, scaling = balance(model.A)
     system = _Scaled(A, model.B / scaling[:, None], model.C * scaling, scaling)
     poles = np.linalg.eigvals(A)
     _require_stable(poles, A, model.is_discrete, job.stability_tol)
@@ -90,6 +94,7 @@ def _require_stable(poles: Array, A: Array, discrete: bool, tol: float) -> None:
         raise UnstableError(
             f"the model has a pole at {poles[worst]:.6g}, not {region}: its Gramians do not exist; "
             "reduce the stable part, or pass a simulator and a finite horizon"
+            f"{suspected_timebase(poles, discrete=discrete)}"
         )
 
 
@@ -130,7 +135,9 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
                 discrete=discrete,
                 seed=job.seed,
             )
-            runs = _simulate_channels(transition, B if discrete else _zoh_input(A, B, step), feed.waveforms)
+            runs = _simulate_channels(
+                transition, B if discrete else discretise(A, B, step, "zoh")[1], feed.waveforms
+            )
             pulses = np.stack([feed.pulse_response(run, channel) for channel, run in enumerate(runs)])
             both = (
                 impulse_response(pulses, hold="zoh", step=step, discrete=discrete),
@@ -179,14 +186,6 @@ def _powers(A: Array, start: Array, samples: int) -> Array:
         out[have : have + more] = power @ out[:more]
         have, power = have + more, power @ power
     return out
-
-
-def _zoh_input(A: Array, B: Array, step: float) -> Array:
-    n, m = B.shape
-    both = np.zeros((n + m, n + m), dtype=np.result_type(A, B))
-    both[:n, :n], both[:n, n:] = A, B
-    held: Array = sla.expm(both * step)[:n, n:]
-    return held
 
 
 def _simulate_channels(A: Array, B: Array, waveforms: Array) -> Array:

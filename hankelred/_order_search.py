@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from ._arrays import Array
 from ._progress import watched
 from ._simulation_fit import (
     Fitted,
@@ -21,9 +20,6 @@ from ._simulation_fit import (
     with_initial_states,
 )
 from ._subspace import Subspace, subspaces
-
-Array: TypeAlias = npt.NDArray[Any]
-Records: TypeAlias = tuple[tuple[Array, ...], tuple[Array, ...]]
 
 #: Share of every record that a trial model is estimated from; the other samples are held back.
 ESTIMATION_SHARE = 0.7

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import Array
 
 TOLERANCE = 1e-9
 

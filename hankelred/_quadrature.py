@@ -12,7 +12,7 @@ from math import comb, factorial
 
 import numpy as np
 
-from .models import Array
+from ._arrays import Array
 
 #: Points of the end correction; q points make the rule of order q + 1.
 _END_POINTS = 7

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import EPS, Array, Quadruple
 from ._errors import ModelError, ReductionWarning
 
-Array = npt.NDArray[Any]
 Entries = list[list[Array]]
-Quadruple = tuple[Array, Array, Array, Array]
 
 
 def state_space_from_rational(num: Sequence[Sequence[Array]], den: Sequence[Sequence[Array]]) -> Quadruple:
@@ -220,7 +218,7 @@ def _leading_zeros(A: Array, b: Array, c: Array, d: Any) -> int:
     row, count = c, 1
     while count <= A.shape[0]:
         size = float(np.linalg.norm(row) * np.linalg.norm(b))
-        if abs(row @ b) > 10 * A.shape[0] * np.finfo(float).eps * size:
+        if abs(row @ b) > 10 * A.shape[0] * EPS * size:
             break
         row, count = row @ A, count + 1
     return count

@@ -7,15 +7,13 @@ import sys as _sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import FileFormatError, HankelredError
 from .models import Timebase, validated_timebase
-
-Array: TypeAlias = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
     if responses is not None:
         if y is not None:
             raise HankelredError("a TimeResponseData holds inputs and outputs: leave y out, or pass arrays")
-        us, ys, dt, labels = _from_responses(responses, dt)
+        us, ys, dt, labels = _from_responses(responses, validated_timebase(dt))
     else:
         if y is None:
             raise HankelredError(
@@ -81,7 +79,7 @@ def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
     if not dt:
         raise HankelredError(
             f"dt is {dt!r}, but a record is sampled: pass the sampling time in seconds, or True where it "
-            f"has none"
+            "has none"
         )
     if len(us) != len(ys):
         raise HankelredError(
@@ -97,21 +95,18 @@ def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
             if x.shape[0] > x.shape[1]:
                 raise HankelredError(
                     f"{name}{w} has shape {x.shape}: {x.shape[0]} channels of only {x.shape[1]} samples. "
-                    f"Time is the "
-                    f"last axis; if the rows are samples, pass {name}.T"
+                    f"Time is the last axis; if the rows are samples, pass {name}.T"
                 )
         if u_e.shape[1] != y_e.shape[1]:
             raise HankelredError(
                 f"u{w} has {u_e.shape[1]} samples and y{w} has {y_e.shape[1]} (shapes {u_e.shape} and "
-                f"{y_e.shape}); "
-                "time is the last axis and both must cover the same samples"
+                f"{y_e.shape}); time is the last axis and both must cover the same samples"
             )
     for group, name in ((us, "u"), (ys, "y")):
         if len({x.shape[0] for x in group}) > 1:
             raise HankelredError(
                 f"the experiments have {', '.join(str(x.shape[0]) for x in group)} channels of {name}; "
-                f"they must "
-                "all have the same"
+                "they must all have the same"
             )
     return Experiments(tuple(us), tuple(ys), dt, *labels)
 
@@ -220,7 +215,7 @@ def _channels(x: Any, name: str) -> Array:
     if out.ndim != 2:
         raise HankelredError(
             f"{name} must be (channels, samples) or 1-D, got shape {out.shape}; pass several experiments "
-            f"as a list"
+            "as a list"
         )
     if out.shape[0] == 0 or out.shape[1] == 0:
         raise HankelredError(f"{name} is empty (shape {out.shape}); a record needs channels and samples")
@@ -229,8 +224,8 @@ def _channels(x: Any, name: str) -> Array:
         bad = int(np.count_nonzero(~np.isfinite(out)))
         raise HankelredError(
             f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel "
-            f"{channel}, "
-            f"sample {sample}; interpolate them, or cut the record there and pass the pieces as a list"
+            f"{channel}, sample {sample}; interpolate them, or cut the record there and pass the "
+            "pieces as a list"
         )
     return out
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
 from scipy.linalg.lapack import ztrtrs
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import Array
 
 #: Up to this size all frequencies are solved in one batch; beyond, A is brought to Schur form once.
 BATCH_SIZE = 40

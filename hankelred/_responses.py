@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from ._arrays import Array
 from ._errors import HankelredError, ModelError
 from ._excitations import Excitation
-from .models import Array, Timebase
+from ._numbers import real
+from .models import Timebase
 
 CENTERINGS = ("steady", "mean", "final")
 
@@ -19,11 +22,16 @@ def centred(responses: Array, centering: str) -> Array:
     return responses - centre
 
 
+def check_span(value: Any, name: str) -> None:
+    """Refuse what is no length of time."""
+    if not 0 < real(value) < math.inf:
+        raise HankelredError(f"{name} must be a positive number, got {value!r}")
+
+
 def count_intervals(horizon: float, step: float) -> int:
     """Whole steps in the horizon."""
-    for value, name in ((horizon, "horizon"), (step, "step")):
-        if not (math.isfinite(value) and value > 0):
-            raise HankelredError(f"{name} must be a positive number, got {value!r}")
+    check_span(horizon, "horizon")
+    check_span(step, "step")
     intervals = round(horizon / step)
     if intervals < 1:
         raise HankelredError(

@@ -1,13 +1,11 @@
-"""Equilibration of the states: powers of two that undo bad units without a rounding error."""
+"""Scaling of the states by powers of two, which undoes bad units without a rounding error."""
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
+import scipy.linalg as sla
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import Array
 
 #: A chain of states with rates far from one (a companion matrix in rad/s) needs over a hundred.
 MAX_SWEEPS = 300
@@ -54,3 +52,19 @@ def equilibrate(A: Array, B: Array, C: Array) -> Array:
             break
     scales: Array = np.ldexp(1.0, exponents)
     return scales
+
+
+def balance(A: Array) -> tuple[Array, Array]:
+    """Scale the states by A alone: ``A = diag(t) Ab diag(1 / t)``; return ``Ab, t``.
+
+    Norms of Ab mean something for states in mixed units, also inside the matrix exponential.
+    """
+    if A.shape[0] == 0:
+        return A, np.ones(0)
+    # LAPACK's routine itself: scipy.linalg.matrix_balance casts the factors to integers and warns
+    # when they are large.
+    gebal = sla.get_lapack_funcs("gebal", (A,))
+    scale = gebal(A, scale=1, permute=0)[3]
+    # Within limits, so that scaling B, C and x cannot leave the range of double precision.
+    scale = np.clip(scale, 2.0**-100, 2.0**100)
+    return A * scale / scale[:, None], scale

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import HankelredError
-from .models import Array
 
 
 def as_numbers(values: npt.ArrayLike, name: str) -> Array:
@@ -16,6 +16,8 @@ def as_numbers(values: npt.ArrayLike, name: str) -> Array:
     except ValueError as error:
         raise HankelredError(f"{name} is not an array of numbers: {error}") from None
     if array.dtype.kind not in "biufc":
+        if hasattr(values, "markov"):
+            raise HankelredError(f"{name} must hold numbers, got a {type(values).__name__}: pass its .markov")
         raise HankelredError(f"{name} must hold numbers, got an array of {array.dtype}")
     return array
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import EPS, Array
 
 #: The largest spectral radius of a model that has to be stable: an integrator stays one for as long as a
 #: record lasts.
@@ -304,7 +302,7 @@ def balanced(model: Fitted) -> Fitted:
     try:
         P = sla.solve_discrete_lyapunov(A, model.B @ model.B.T)
         Q = sla.solve_discrete_lyapunov(A.T, model.C.T @ model.C)
-        ridge = np.eye(n) * np.finfo(float).eps
+        ridge = np.eye(n) * EPS
         L = np.linalg.cholesky(P + ridge * np.trace(P))
         M = np.linalg.cholesky(Q + ridge * np.trace(Q))
     except (np.linalg.LinAlgError, ValueError):

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ._assembly import EPS, Assembled, Responses, assemble
+from ._arrays import EPS, Array
+from ._assembly import Assembled, Responses, assemble
 from ._errors import HankelredError
 from ._excitations import Excitation, Seed, impulse_response, make_excitation
 from ._experiments import Experiment, Runner, timed
 from ._responses import amplification, centred, cross_needs_square, leakage
-from .models import Array, Timebase, is_discrete
+from .models import Timebase, is_discrete
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
-Array: TypeAlias = npt.NDArray[Any]
-
-EPS = float(np.finfo(float).eps)
+from ._arrays import EPS, Array
 
 #: Columns smaller than this, relative to the largest, are dropped from a factor. Far below rounding
 #: for small systems: tiny columns cost nothing there and keep digits of the smallest singular values.

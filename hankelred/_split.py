@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 from scipy.linalg.lapack import ztrtrs
 
+from ._arrays import EPS, Array
 from ._errors import ConvergenceError
-
-Array: TypeAlias = npt.NDArray[Any]
-
-EPS = float(np.finfo(float).eps)
 
 STABILITY_TOL = 1e-13
 
@@ -50,6 +46,15 @@ def is_stable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> 
     if discrete:
         return 1 - np.abs(poles) > tol * max(1.0, size)
     return -poles.real > tol * size
+
+
+def suspected_timebase(poles: Array, *, discrete: bool) -> str:
+    """Return advice where every pole would be stable with the other timebase: dt is easily forgotten."""
+    if not discrete and np.all(np.abs(poles) < 1):
+        return "; all poles are inside the unit circle: a discrete model needs its dt"
+    if discrete and np.all(poles.real < 0):
+        return "; all poles are in the left half plane: a continuous model has dt = 0"
+    return ""
 
 
 def split(A: Array, *, discrete: bool, tol: float) -> Split:

@@ -7,8 +7,8 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from . import _kernels
+from ._arrays import Array
 from ._signals import as_input, as_kernel, as_output, check_overflow
-from .models import Array
 
 #: Samples that are summed directly; a power of two.
 _BASE = 64

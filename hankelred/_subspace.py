@@ -10,13 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
-Array: TypeAlias = npt.NDArray[Any]
+from ._arrays import Array
 
 #: Columns of block rows that are stacked at a time before they are compressed.
 _CHUNK = 20_000
@@ -48,9 +46,8 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
 
     ``moesp``, ``n4sid`` and ``cva`` are weightings of one oblique projection (Van Overschee and De Moor,
     Automatica 31, 1995), A and C coming from the shift structure of the observability matrix;
-    ``n4sid-states``
-    and ``cva-states`` take A and C from a regression of the estimated states instead (the same authors,
-    Automatica 30, 1994); ``arx`` realises the impulse response of a high-order ARX model.
+    ``n4sid-states`` and ``cva-states`` take A and C from a regression of the estimated states instead (the
+    same authors, Automatica 30, 1994); ``arx`` realises the impulse response of a high-order ARX model.
     """
     rows = _compressed(us, ys, horizon)
     m, p = us[0].shape[0], ys[0].shape[0]

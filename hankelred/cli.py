@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from . import __version__
 from ._cli_identify import identify
-from ._errors import FileFormatError, HankelredError
-from .files import checked_suffix, read_model, write_atomically, write_model
+from ._errors import HankelredError
+from ._split import suspected_timebase
+from .console import check_folder, check_picture, console, count, run, save_picture, timestep
+from .files import checked_suffix, read_model, write_model
 from .models import LinearModel, Timebase, validated_timebase
 from .reduction import METHODS, Reduction
-
-PICTURES = (".png", ".pdf", ".svg")
 
 
 class Timestep(click.ParamType[Any]):
@@ -82,6 +81,11 @@ def hsv(model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show
     values, floor = singular_values(factored)
     print_spectrum(system, values, floor, None if show_all else 20)
     click.echo(f"solver: {factored.solver}, residual {factored.residual:.1e}")
+    if factored.n_kept == system.n_states:
+        poles = np.linalg.eigvals(system.A)
+        advice = suspected_timebase(poles, discrete=system.is_discrete).removeprefix("; ")
+        if advice:
+            click.echo(f"warning: {advice} (--dt)", err=True)
     if plot is not None:
         from .plotting import plot_hankel_singular_values
 
@@ -182,86 +186,6 @@ def describe(system: LinearModel) -> str:
     return ", ".join([*(count(n, what) for what, n in sizes), time])
 
 
-def count(n: int, what: str) -> str:
-    """Return '1 input' or '2 inputs'."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
-
-
-def timestep(dt: Timebase) -> str:
-    """Return the step of a discrete model in words."""
-    return "dt unspecified" if dt is True else f"dt = {dt}"
-
-
-def console() -> Any:
-    """Return a console for tables, as wide as needed where the output is no terminal."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-
-
-def check_picture(path: Path | None) -> None:
-    """Refuse an ending that is no picture, or a missing folder, before any work is done."""
-    if path is None:
-        return
-    if path.suffix.lower() not in PICTURES:
-        raise FileFormatError(
-            f"{path}: a picture ends in {', '.join(PICTURES)}, got {path.suffix or 'no ending'!r}"
-        )
-    check_folder(path)
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a folder that is not there before any work is done."""
-    if not path.parent.is_dir():
-        raise FileFormatError(f"cannot write {path}: the folder {path.parent} does not exist")
-
-
-def save_picture(path: Path, draw: Any) -> None:
-    """Draw on a new figure and write it; the file is complete or not there at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    draw(figure.add_subplot())
-    write_atomically(path, lambda name: figure.savefig(name, format=path.suffix[1:].lower()))
-    click.echo(f"wrote {path}")
-
-
 def main() -> None:
     """Run the command line; what is wrong is said in one line, with exit status 2."""
     run(cli, "hankelred")
-
-
-def run(commands: click.Group, program: str, *, interrupted: str = "interrupted") -> None:
-    """Run the commands of a program; what is wrong is said in one line, with exit status 2.
-
-    Parameters
-    ----------
-    commands : click.Group
-    program : str
-        The name it was called by.
-    interrupted : str
-        What is said after Ctrl-C where the command itself says nothing.
-    """
-    warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
-    try:
-        commands.main(prog_name=program, standalone_mode=False)
-    except click.exceptions.Abort as stop:
-        _stop(str(stop) or interrupted, 130)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" (see '{context.command_path} --help')" if context is not None else ""
-        _stop(" ".join(error.format_message().split()) + hint, 2)
-    except HankelredError as error:
-        _stop(str(error), 2)
-    except MemoryError:
-        _stop("not enough memory for a model of this size", 2)
-
-
-def _stop(message: str, status: int) -> None:
-    click.echo(f"error: {message}", err=True)
-    sys.exit(status)

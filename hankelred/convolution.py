@@ -7,18 +7,20 @@ Time is the last axis of inputs and outputs and the first of impulse responses.
 
 from __future__ import annotations
 
-import operator
 from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg as sla
 
 from . import _blocks, _kernels
+from ._arrays import Array
+from ._discretisation import discretise
 from ._errors import HankelredError, ModelError
+from ._numbers import real, whole
+from ._scaling import balance
 from ._signals import as_input, as_kernel, as_numbers, as_output, check_overflow
 from ._streaming import Convolver
-from .models import Array, LinearModel, Timebase, as_model
+from .models import LinearModel, Timebase, as_model
 
 __all__ = ["Convolver", "convolve", "impulse_response", "simulate"]
 
@@ -173,7 +175,7 @@ def simulate(
     interval = _interval(model, step)
     ahead = np.zeros_like(B)
     if interval is not None:
-        A, B, ahead = _discretise(A, B, interval, hold)
+        A, B, ahead = discretise(A, B, interval, hold)
     n, p = model.n_states, model.n_outputs
     if return_states:
         C = np.concatenate([C, np.eye(n, dtype=dtype)])
@@ -240,20 +242,17 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     array([3.  , 1.  , 0.5 , 0.25])
     """
     model = as_model(sys, dt).in_real_states()[0]
-    try:
-        count = operator.index(n)
-    except TypeError:
-        count = -1
-    if count < 0 or isinstance(n, bool):
+    count = whole(n)
+    if count is None or count < 0:
         raise HankelredError(f"n must be a whole number of samples >= 0, got {n!r}")
     interval = _interval(model, step)
     A, B, C, D = model.as_tuple()
     if interval is not None:
-        A = _discretise(A, B, interval, "zoh")[0]
+        A = discretise(A, B, interval, "zoh")[0]
         lead = np.zeros((0, *D.shape), dtype=D.dtype)
     else:
         lead = D[None][:count]
-    balanced, scale = _blocks.balance(A)
+    balanced, scale = balance(A)
     with np.errstate(over="ignore", invalid="ignore"):
         tail = _blocks.free_response(balanced, B / scale[:, None], C * scale, count - len(lead))
         markov = np.concatenate([lead, tail])
@@ -348,11 +347,8 @@ def _initial_state(x0: npt.ArrayLike | None, model: LinearModel) -> Array:
 def _interval(model: LinearModel, step: float | None) -> float | None:
     """Return the step to discretise with; None where there is nothing to discretise."""
     if step is not None:
-        try:
-            seconds = float(step)
-        except (TypeError, ValueError):
-            seconds = np.nan
-        if not (np.isfinite(seconds) and seconds > 0):
+        seconds = real(step)
+        if not 0 < seconds < np.inf:
             raise ModelError(f"step must be a positive number of seconds, got {step!r}")
         if model.is_discrete:
             if model.dt is not True and abs(seconds - float(model.dt or 0)) > _STEP_TOLERANCE * seconds:
@@ -370,38 +366,6 @@ def _interval(model: LinearModel, step: float | None) -> float | None:
     return None
 
 
-def _discretise(A: Array, B: Array, step: float, hold: str) -> tuple[Array, Array, Array]:
-    """Return ``F, G, H`` of ``x[k+1] = F x[k] + G u[k] + H u[k+1]``, exact for the given hold."""
-    n, m = B.shape
-    # The exponential is accurate relative to the norm of its argument: mixed units in the states, or
-    # an input much larger than A, would cost digits. Powers of two cost nothing.
-    balanced, scale = _blocks.balance(A)
-    drive = B / scale[:, None] * step
-    size = max(1.0, float(np.linalg.norm(balanced * step)))
-    columns = np.linalg.norm(drive, axis=0)
-    gain = np.exp2(np.ceil(np.log2(np.maximum(columns / size, np.finfo(float).tiny))))
-    gain[columns == 0] = 1.0
-    order = 2 if hold == "foh" else 1
-    block = np.zeros((n + order * m, n + order * m), dtype=A.dtype)
-    block[:n, :n] = balanced * step
-    block[:n, n : n + m] = drive / gain
-    if hold == "foh":
-        block[n : n + m, n + m :] = np.eye(m)
-    with np.errstate(over="ignore", invalid="ignore"):
-        full = sla.expm(block)
-    if not np.isfinite(full).all():
-        raise ModelError(
-            f"expm(A * step) overflows for step={step}; the model grows too fast for this step, take a "
-            "smaller one"
-        )
-    F = full[:n, :n] * (scale[:, None] / scale)
-    G = full[:n, n : n + m] * gain * scale[:, None]
-    if hold == "zoh":
-        return F, G, np.zeros_like(G)
-    H = full[:n, n + m :] * gain * scale[:, None]
-    return F, G - H, H
-
-
 def _run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, method: str) -> tuple[Array, Array]:
     n, samples = A.shape[0], u.shape[1]
     if n == 0:
@@ -409,7 +373,7 @@ def _run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, method: str
     plan = _blocks.plan(n, B.shape[1], C.shape[0], samples)
     with np.errstate(over="ignore", invalid="ignore"):
         if method == "blocks" or (method == "auto" and plan.blocks_pay):
-            balanced, scale = _blocks.balance(A)
+            balanced, scale = balance(A)
             y, last = _blocks.block_run(balanced, B / scale[:, None], C * scale, D, u, x / scale, plan)
             last = last * scale
             if np.isfinite(y).all() and np.isfinite(last).all():

@@ -11,56 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._errors import FileFormatError, HankelredError
-from .models import Array
+from ._numbers import count, real
+from ._signals import as_numbers
+from ._triangle import TriangularFactor
 
 _FORMAT = 1
-
-
-class TriangularFactor:
-    """R with R^H R = sum of r^H r over all rows r pushed so far, without ever forming a product.
-
-    Rows wait in a buffer until there are about as many as columns: a QR of an (n + 1, n) matrix
-    costs nearly as much as one of (2n, n).
-    """
-
-    def __init__(self, n_columns: int) -> None:
-        self.n_columns = n_columns
-        self._triangle: Array = np.zeros((0, n_columns))
-        self._pending: list[Array] = []
-        self._pending_rows = 0
-
-    @property
-    def _block(self) -> int:
-        return 4 * self.n_columns + 64
-
-    def push(self, rows: Array) -> None:
-        """Add rows (k, n)."""
-        for start in range(0, rows.shape[0], self._block):
-            part = rows[start : start + self._block]
-            self._pending.append(np.array(part))
-            self._pending_rows += part.shape[0]
-            if self._pending_rows >= self._block:
-                self._compress()
-
-    def scale(self, factor: float) -> None:
-        """Multiply all rows so far."""
-        self._triangle = self._triangle * factor
-        self._pending = [rows * factor for rows in self._pending]
-
-    def _compress(self) -> None:
-        if self._pending:
-            stacked = np.concatenate([self._triangle, *self._pending])
-            triangle: Any = np.linalg.qr(stacked, mode="r")  # numpy's stubs know only mode="reduced"
-            self._triangle = triangle
-            self._pending = []
-            self._pending_rows = 0
-
-    @property
-    def triangle(self) -> Array:
-        """R, (k, n) with k <= n, upper triangular once there are rows enough."""
-        self._compress()
-        return self._triangle
 
 
 class GramianEstimator:
@@ -113,11 +70,12 @@ class GramianEstimator:
     """
 
     def __init__(self, n_states: int, *, forgetting: float = 1.0) -> None:
-        if isinstance(n_states, bool) or int(n_states) != n_states or n_states < 1:
+        states = count(n_states)
+        if states is None:
             raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
-        if not 0 < forgetting <= 1:
+        if not 0 < real(forgetting) <= 1:
             raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
-        self.n_states = int(n_states)
+        self.n_states = states
         self.forgetting = float(forgetting)
         self.n_samples = 0
         self.weight = 0.0
@@ -150,7 +108,7 @@ class GramianEstimator:
         array([[2., 0.],
                [0., 4.]])
         """
-        x = np.asarray(states)
+        x = as_numbers(states, "states")
         if x.ndim == 1 and self.n_states == 1:
             x = x[None, :]
         if x.ndim != 2 or x.shape[0] != self.n_states:
@@ -341,8 +299,10 @@ class GramianEstimator:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
                 return cls._restored({key: data[key] for key in data.files})
         except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            # numpy takes whatever is no .npz for a pickle, and its advice is to trust it: not here
+            detail = "no .npz file" if "pickle" in str(error) else error
             raise FileFormatError(
-                f"{os.fspath(path)} is not a saved GramianEstimator ({error}); write it with save()"
+                f"{os.fspath(path)} is not a saved GramianEstimator ({detail}); write it with save()"
             ) from error
 
     @classmethod

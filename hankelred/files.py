@@ -8,15 +8,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ._errors import FileFormatError
 from .models import LinearModel, Timebase, validated
-
-Array: TypeAlias = npt.NDArray[Any]
 
 FORMATS = (".mat", ".npz", ".json")
 WORDS: dict[Any, Timebase] = {"None": None, "True": True}
@@ -42,11 +39,13 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
         The matrices do not make a model.
     """
     path = Path(path)
-    found = _matrices(read_arrays(path), path)
+    content = read_arrays(path)
+    found = _matrices(content, path)
     missing = [key for key in "ABC" if key not in found]
     if missing:
         raise FileFormatError(
-            f"{path} has no {', '.join(missing)}; a model file has the keys A, B, C and optionally D, E, dt"
+            f"{path} has no {', '.join(missing)}; a model file has the keys A, B, C and optionally D, E, dt, "
+            f"and this one has {', '.join(list(content)[:8]) or 'none'}"
         )
     if dt is None:
         dt = _timebase(found.get("dt"), path)

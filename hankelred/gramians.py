@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import EPS, Array
 from ._errors import ConvergenceError, ModelError, UnstableError
 from ._scaling import equilibrate
-from ._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles
+from ._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles, suspected_timebase
 from .hankel import checked_tol
 from .lyapunov import ACCEPTED_RESIDUAL, check_sizes, factorize
 from .models import LinearModel, Timebase, as_model
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: How far from semidefinite a Gramian may be by rounding, for each of its states.
 SEMIDEFINITE = 1e-10
@@ -85,7 +84,7 @@ def gramian(
     factored = factorize(model, tol)
     if factored.n_kept:
         poles = np.linalg.eigvals(factored.kept_A)
-        raise UnstableError(_no_gramian(poles))
+        raise UnstableError(_no_gramian(poles, model))
     if kind == "controllability":
         L = factored.right @ factored.controllability
     else:
@@ -135,7 +134,10 @@ def gramian_factor(gramian: npt.ArrayLike) -> Array:
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
         raise ModelError(f"a Gramian is a square matrix, got shape {W.shape}")
     if not np.all(np.isfinite(W)):
-        raise ModelError("the Gramian has entries that are not finite")
+        row, column = np.argwhere(~np.isfinite(W))[0]
+        raise ModelError(
+            f"the Gramian's entry [{row}, {column}] is {W[row, column]}; every entry must be finite"
+        )
     n = W.shape[0]
     units = np.sqrt(np.maximum(np.diag(W).real, 0.0))
     inverse = np.divide(1.0, units, out=np.zeros(n), where=units > 0)
@@ -149,15 +151,16 @@ def gramian_factor(gramian: npt.ArrayLike) -> Array:
             "not a Gramian: it must be Hermitian and positive semidefinite, and scaled to a unit diagonal "
             f"it has asymmetry {asymmetry:.1e} and least eigenvalue {values[0]:.1e}"
         )
-    kept = values > n * np.finfo(float).eps
+    kept = values > n * EPS
     return units[:, None] * vectors[:, kept] * np.sqrt(values[kept])
 
 
-def _no_gramian(poles: Array) -> str:
+def _no_gramian(poles: Array, model: LinearModel) -> str:
     shown = ", ".join(f"{pole:.3g}" for pole in poles[:3]) + (", ..." if poles.size > 3 else "")
     return (
         f"the model has {poles.size} unstable or marginal pole(s) ({shown}), so "
         "no Gramian exists; reduce() and hankel_singular_values() split such poles off by themselves"
+        f"{suspected_timebase(np.linalg.eigvals(model.A), discrete=model.is_discrete)}"
     )
 
 
@@ -177,7 +180,7 @@ def _cross(model: LinearModel, tol: float) -> Array:
     poles = schur_poles(T)
     stable = is_stable_pole(poles, matrix_size(A), discrete=discrete, tol=tol)
     if not np.all(stable):
-        raise UnstableError(_no_gramian(poles[~stable]))
+        raise UnstableError(_no_gramian(poles[~stable], model))
     source = (Z.conj().T @ B) @ (C @ Z)
     X = _cross_discrete(T, source) if discrete else _cross_continuous(T, source)
     X = Z @ X @ Z.conj().T

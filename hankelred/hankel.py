@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import EPS, Array
 from ._errors import OrderError, ReductionWarning
+from ._numbers import real
 from ._smith import compress
-from ._split import EPS, STABILITY_TOL
+from ._split import STABILITY_TOL
 from .lyapunov import FactoredSystem, factorize
 from .models import LinearModel, Timebase, as_model
 from .order import repeated
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: Factor products up to this size go through one-sided Jacobi, which keeps the digits of small
 #: singular values; larger ones through bidiagonalisation, which is some ten times faster there.
@@ -284,10 +283,7 @@ def _block_diagonal(first: Array, second: Array) -> Array:
 
 def checked_tol(stability_tol: float) -> float:
     """Check the tolerance that tells marginal poles from stable ones."""
-    try:
-        value = float(stability_tol)
-    except (TypeError, ValueError):
-        value = float("nan")
+    value = real(stability_tol)
     if not 0 <= value < 1:
         raise OrderError(f"stability_tol must be a number in [0, 1), got {stability_tol!r}")
     return value

@@ -16,12 +16,11 @@ Both Gramians of a stable system come as factors L with W = L L^H; W itself is n
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import Array
 from ._cauchy import cauchy_factor
 from ._errors import ConvergenceError, ModelError
 from ._hammarling import hammarling_factors
@@ -30,8 +29,6 @@ from ._scaling import equilibrate
 from ._smith import smith_factors
 from ._split import is_stable_pole, matrix_size, split
 from .models import LinearModel
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: A stability tolerance above this is the user's own and needs the poles, so doubling is skipped.
 EXPLICIT_POLES_TOL = 1e-9
@@ -92,7 +89,7 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
         Rates so large or small that their squares leave the range of double precision.
     """
     if model.log_poles is not None:
-        return _factorize_modal(model, stability_tol)
+        return _factorize_modal(model, model.log_poles, stability_tol)
     if model.n_states == 0:  # LAPACK complains of empty matrices on stderr
         none = np.zeros((0, 0))
         stable = (model.A, model.B, model.C)
@@ -196,10 +193,9 @@ def _factorize_schur(
     return _assembled((T, Bs, Cs), Lc, Lo, right, left, kept, "hammarling", residual)
 
 
-def _factorize_modal(model: LinearModel, stability_tol: float) -> FactoredSystem:
+def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> FactoredSystem:
     """Split by the given poles and factor in closed form; real systems are worked on in real states."""
-    assert model.log_poles is not None
-    logs, discrete = model.log_poles, model.is_discrete
+    discrete = model.is_discrete
     poles = np.exp(logs) if discrete else logs
     size = float(np.abs(poles).max(initial=0.0))
     if discrete:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import Array
 from ._errors import ModelError
 from ._pairs import real_coordinates
 from .models import LARGEST, LinearModel, Timebase, as_model, is_discrete, validated_timebase
-
-Array: TypeAlias = npt.NDArray[Any]
 
 #: Eigenvectors with a larger condition number are taken for those of a defective matrix.
 DEFECTIVE = 1e12

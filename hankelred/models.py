@@ -15,14 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import scipy.linalg as sla
 
+from ._arrays import EPS, Array
 from ._errors import ModelError
 from ._pairs import real_coordinates
 from ._rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
-Array: TypeAlias = npt.NDArray[Any]
 Timebase: TypeAlias = bool | int | float | None
 
 #: Sparse matrices are worked on densely up to this many states.
@@ -154,17 +153,25 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
                 "a FrequencyResponseData holds a response at some frequencies, not a model; fit a "
                 "transfer function or state space to it first"
             )
+        if isinstance(sys, control.InputOutputSystem):
+            raise ModelError(
+                f"a {type(sys).__name__} is not a linear model; linearise it (its .linearize(x0, u0)), or "
+                "hand a simulator of it to empirical_gramians"
+            )
     signal = _sys.modules.get("scipy.signal")
     if signal is not None and isinstance(sys, signal.lti | signal.dlti):
         return _from_scipy(sys)
     if isinstance(sys, str | os.PathLike):
         raise ModelError(
-            f"{str(sys)!r} is a path, not a model; read it with hankelred.files.read_model(path)"
+            f"{str(sys)!r} is a path, not a model; read it with `from hankelred.files import read_model`"
         )
     if hasattr(sys, "hankel_singular_values"):
         usable = "its .system" if hasattr(sys, "system") else "the model it came from"
         raise ModelError(f"a {type(sys).__name__} is a result, not a model; pass {usable}")
-    raise ModelError(f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}")
+    advice = "; a simulator goes to empirical_gramians" if callable(sys) else ""
+    raise ModelError(
+        f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}{advice}"
+    )
 
 
 def validated(
@@ -234,6 +241,10 @@ def validated_timebase(dt: Any) -> Timebase:
 
 
 def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
+    if M is None:
+        raise ModelError(
+            f"{name} is None; a model needs A, B and C (and D = 0 where there is no direct term)"
+        )
     if hasattr(M, "toarray"):  # sparse; scipy.sparse itself is slow to import
         if max(M.shape) > DENSE_LIMIT:
             raise ModelError(
@@ -287,7 +298,7 @@ def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
     gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled,))
     lu, piv, info = getrf(scaled)
     rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(scaled, 1))[0])
-    if rcond < n * np.finfo(float).eps:
+    if rcond < n * EPS:
         raise ModelError(_SINGULAR_E.format(f"its reciprocal condition number is {rcond:.1e}"))
     rhs = np.concatenate([A, B], axis=1) / rows[:, None]
     solved = getrs(lu, piv, rhs.astype(np.result_type(lu, rhs)))[0] / cols[:, None]
@@ -314,7 +325,7 @@ def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
 def _from_control_ss(sys: Any) -> LinearModel:
     A, B, C, D, dt = validated(sys.A, sys.B, sys.C, sys.D, dt=sys.dt)
     return LinearModel(
-        A, B, C, D, dt, _to_control_ss, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
+        A, B, C, D, dt, to_control, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
     )
 
 
@@ -349,7 +360,10 @@ def _from_scipy(sys: Any) -> LinearModel:
 # The ways back are functions of the module, not closures, so that results can be pickled.
 
 
-def _to_control_ss(model: LinearModel) -> Any:
+def to_control(model: LinearModel) -> Any:
+    """Return a control.StateSpace, or the matrices of a complex model, which control has no type for."""
+    if model.is_complex:
+        return model.as_tuple()
     import control
 
     return control.StateSpace(*model.as_tuple(), model.dt, remove_useless_states=False, **_names(model))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
+from ._arrays import Array, Quadruple
 from ._errors import ConvergenceError, ModelError
 from ._response import FrequencyResponse
 from ._scaling import equilibrate
@@ -15,9 +15,6 @@ from ._split import STABILITY_TOL
 from .hankel import Balancing, balance, checked_tol, singular_values, truncated
 from .lyapunov import FactoredSystem, factorize
 from .models import LinearModel, Timebase, as_model
-
-Array: TypeAlias = npt.NDArray[Any]
-Quadruple = tuple[Array, Array, Array, Array]
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
 HINF_RTOL = 1e-6

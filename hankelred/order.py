@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import EPS, Array
 from ._errors import OrderError
-
-Array: TypeAlias = npt.NDArray[Any]
+from ._numbers import real
 
 #: Values nearer than this, relatively, count as one repeated value in the error bound.
 REPEATED = 1e-10
@@ -73,7 +71,9 @@ def select_order(
     n_inf = int(np.isinf(values).sum())
     finite = values[n_inf:]
     if noise_floor is None:
-        noise_floor = float(values.size * np.finfo(float).eps * finite.max(initial=0.0))
+        noise_floor = float(values.size * EPS * finite.max(initial=0.0))
+    elif not real(noise_floor) >= 0:
+        raise OrderError(f"noise_floor must be a number >= 0, got {noise_floor!r}")
     rank = n_inf + int(np.count_nonzero(finite > noise_floor))
     if rtol is not None:
         tol = rtol * float(finite.max(initial=0.0))
@@ -89,7 +89,7 @@ def select_order(
         left_out = np.append(np.cumsum(finite[::-1])[::-1], 0.0)
         allowed = (1 - energy) * total
         if energy < 1:  # a share that is held exactly must not fail by rounding
-            allowed += 4 * finite.size * np.finfo(float).eps * total
+            allowed += 4 * finite.size * EPS * total
         return n_inf + int(np.argmax(left_out <= allowed))
     if gap:
         seen = values[n_inf:rank]
@@ -134,16 +134,16 @@ def check_rule(*, tol: float | None, rtol: float | None, energy: float | None, g
         raise OrderError(
             f"give at most one rule for the order, got {', '.join(f'{k}={v}' for k, v in given.items())}"
         )
+    if not isinstance(gap, bool | np.bool_):
+        raise OrderError(
+            f"gap must be True or False, got {gap!r}: the largest ratio is cut at, whatever it is"
+        )
     for name, value in (("tol", tol), ("rtol", rtol), ("energy", energy)):
         if value is None:
             continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise OrderError(f"{name} must be a number, got {value!r}") from None
-        if not (np.isfinite(number) and number > 0):
+        if not 0 < real(value) < np.inf:
             raise OrderError(f"{name} must be a positive finite number, got {value!r}")
-        if name == "energy" and number > 1:
+        if name == "energy" and value > 1:
             raise OrderError(f"energy is a share and must be in (0, 1], got {value!r}")
 
 

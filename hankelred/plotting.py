@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ._arrays import Array
+from ._empirical_results import EmpiricalGramians
 from ._errors import ModelError, OrderError
 from ._response import FrequencyResponse, largest_singular_value
 from ._split import STABILITY_TOL
-from .empirical import EmpiricalGramians
 from .hankel import singular_values
 from .lyapunov import factorize
 from .models import LinearModel, Timebase, as_model
@@ -21,7 +21,6 @@ from .reduction import Reduction, checked_order
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Array: TypeAlias = npt.NDArray[Any]
 
 # one colour a role, readable without colour vision (Okabe and Ito)
 FULL, REDUCED, ERROR, BOUND, NOISE = "#0072B2", "#D55E00", "#009E73", "#555555", "#BBBBBB"
@@ -86,7 +85,7 @@ def plot_hankel_singular_values(
         marked = checked_order(order)
         if marked > values.size:
             raise OrderError(f"order {marked} is above the {values.size} singular values there are")
-    ax = ax if ax is not None else _new_axes()
+    ax = _axes(ax)
     unstable = int(np.isinf(values).sum())
     finite = values[unstable:]
     index = np.arange(1, values.size + 1)
@@ -172,9 +171,8 @@ def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None]:
         isinstance(source, list) and source and np.ndim(source[0]) == 0
     )
     if array:
-        values = np.asarray(source, dtype=float)
-        select_order(values)  # checks it
-        return values, 0.0, None
+        select_order(source)  # checks it
+        return np.asarray(source, dtype=float), 0.0, None
     values, floor = singular_values(factorize(as_model(source, dt), STABILITY_TOL))
     return values, floor, None
 
@@ -212,7 +210,7 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         raise ModelError(
             f"plot_reduction takes a Reduction, got {type(reduction).__name__}; make one with reduce()"
         )
-    ax = ax if ax is not None else _new_axes()
+    ax = _axes(ax)
     full, reduced = reduction.source.full, reduction.model
     if reduced is None:
         raise ModelError("a simulator was reduced, so there is no frequency response to draw")
@@ -284,7 +282,13 @@ def _frequencies(model: LinearModel) -> Array:
     return np.unique(np.concatenate([grid, around[around <= high]]))
 
 
-def _new_axes() -> Axes:
+def _axes(ax: Axes | None) -> Axes:
+    if ax is not None:
+        if not hasattr(ax, "axhline"):
+            raise ModelError(
+                f"ax must be matplotlib Axes, got a {type(ax).__name__}; a figure's are figure.add_subplot()"
+            )
+        return ax
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=(7, 4.5), layout="constrained")[1]

@@ -7,17 +7,18 @@ happen here, once, for all of them.
 
 from __future__ import annotations
 
-import operator
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ._arrays import Array
 from ._balanced import BalancedSource, GivenFactors, Residualization, Truncation
 from ._errors import ModelError, OrderError, ReductionWarning
-from ._split import STABILITY_TOL
+from ._numbers import whole
+from ._split import STABILITY_TOL, suspected_timebase
 from .hankel import balance, checked_tol
 from .lyapunov import factorize, with_given_factors
 from .modal import ModalSystem, diagonalised
@@ -27,7 +28,6 @@ from .order import check_rule, error_bounds, select_order
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Array: TypeAlias = npt.NDArray[Any]
 
 METHODS: dict[str, type[BalancedSource]] = {"truncation": Truncation, "residualization": Residualization}
 
@@ -107,7 +107,8 @@ class Reduction:
         "truncation", "residualization", or how a model was made from data.
     solver : str
         Which Gramian solver was used: "smith", "hammarling" or "cauchy"; see the ladder in the docs.
-        "given" where a factor was handed in.
+        "given" where a factor was handed in, "empirical" for empirical Gramians, "svd" and "qr" for
+        models from data.
     residual : float
         Largest relative residual of the Gramian equations with the factors the solver made.
     """
@@ -172,13 +173,13 @@ class Reduction:
         norm : {"hinf", "h2"}
             "hinf": largest gain of the difference over all frequencies, found from level sets to a
             relative accuracy of 1e-6, and no better than the rounding of the two gains that are
-            subtracted. "h2": energy of the difference of the impulse responses; inf in continuous time
-            if the direct terms differ.
+            subtracted. "h2": root of the energy of the difference of the impulse responses; inf in
+            continuous time if the direct terms differ.
 
         Raises
         ------
         ModelError
-            Unknown norm, or no full model to compare with (a reduction from data).
+            Unknown norm, or a simulator was reduced, so that there is no model to compare.
         """
         if norm not in ("hinf", "h2"):
             raise ModelError(f"norm must be 'hinf' or 'h2', got {norm!r}")
@@ -326,8 +327,14 @@ def checked_choice(order: Any, **rule: Any) -> dict[str, Any]:
     check_rule(**rule)
     if order is not None:
         checked_order(order)
-        if any(value is not None and value is not False for value in rule.values()):
-            raise OrderError(f"give the order or a rule to choose it ({', '.join(rule)}), not both")
+        given = [
+            f"{name}={value}" for name, value in rule.items() if value is not None and value is not False
+        ]
+        if given:
+            raise OrderError(
+                f"give the order or a rule to choose it ({', '.join(rule)}), not both: got order={order} and "
+                f"{given[0]}"
+            )
     return rule
 
 
@@ -340,27 +347,13 @@ def chosen_order(source: ReductionSource, order: int | None, rule: dict[str, Any
 
 def checked_order(order: Any) -> int:
     """Return the order as an int; refuse fractions, negative numbers and booleans."""
-    try:
-        if isinstance(order, bool | np.bool_):
-            raise TypeError
-        number = operator.index(order)
-    except TypeError:
-        raise OrderError(f"order must be a whole number, got {order!r}") from None
+    number = whole(order)
+    if number is None:
+        seen = repr(order) if np.ndim(order) == 0 else f"an array of shape {np.shape(order)}"
+        raise OrderError(f"order must be a whole number, got {seen}")
     if number < 0:
         raise OrderError(f"order must not be negative, got {number}")
     return number
-
-
-def _other_timebase(model: LinearModel | None) -> str:
-    """Return advice where every pole would be stable with the other timebase: dt is easily forgotten."""
-    if model is None:
-        return ""
-    poles = np.linalg.eigvals(model.A)
-    if not model.is_discrete and np.all(np.abs(poles) < 1):
-        return "; all poles are inside the unit circle: a discrete model needs its dt"
-    if model.is_discrete and np.all(poles.real < 0):
-        return "; all poles are in the left half plane: a continuous model has dt = 0"
-    return ""
 
 
 def make_reduction(source: ReductionSource, order: int) -> Reduction:
@@ -369,9 +362,11 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
     values, unstable = source.hankel_singular_values, source.unstable_order
     rank = unstable + int(np.count_nonzero(values[unstable:] > source.noise_floor))
     if order < unstable:
+        full = source.full
+        advice = suspected_timebase(np.linalg.eigvals(full.A), discrete=full.is_discrete) if full else ""
         raise OrderError(
             f"order {order} is below the {unstable} unstable or marginal pole(s), which are kept; the "
-            f"least order possible is {unstable}{_other_timebase(source.full)}"
+            f"least order possible is {unstable}{advice}"
         )
     if order > rank:
         warnings.warn(

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from hankelred import __version__
-from hankelred.cli import run
+from hankelred.console import run
 
 from . import commands
 

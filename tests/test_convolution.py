@@ -19,12 +19,13 @@ from hankelred import (
     HankelredError,
     _blocks,
     _kernels,
-    convolution,
     convolve,
     impulse_response,
     simulate,
 )
+from hankelred._discretisation import discretise
 from hankelred._errors import ModelError
+from hankelred._scaling import balance
 
 METHODS = ["blocks", "steps", "auto"]
 
@@ -195,8 +196,8 @@ def test_discretisation_keeps_digits_in_mixed_units_and_for_large_inputs():
         truth = simulate((A, B, C, D), u, step=0.3, hold=hold)
         size = np.abs(truth).max()
         scale = 2.0 ** np.array([-50.0, 0.0, 50.0, 10.0])
-        F, G, H = convolution._discretise(A, B, 0.3, hold)
-        got = convolution._discretise(A * scale / scale[:, None], B / scale[:, None], 0.3, hold)
+        F, G, H = discretise(A, B, 0.3, hold)
+        got = discretise(A * scale / scale[:, None], B / scale[:, None], 0.3, hold)
         wanted = (F * scale / scale[:, None], G / scale[:, None], H / scale[:, None])
         for one, other in zip(got, wanted, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12)
@@ -342,7 +343,7 @@ def test_accurate_as_the_loop(name):
 def test_filters_in_companion_form_run_in_long_blocks():
     # Powers of a companion matrix grow before they decay, and the loop rounds one entry per step only.
     model = scipy.signal.tf2ss(*scipy.signal.butter(4, 0.1))
-    assert len(_blocks.safe_squares(_blocks.balance(model[0])[0], 14)) == 15
+    assert len(_blocks.safe_squares(balance(model[0])[0], 14)) == 15
     rng = np.random.default_rng(24)
     no_worse_than_the_loop(model, rng.standard_normal((1, 5000)), rng.standard_normal(4), factor=30)
 

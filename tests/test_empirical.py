@@ -210,6 +210,19 @@ def test_complex_model():
     np.testing.assert_allclose(reduced.left.T @ reduced.right, np.eye(2), atol=1e-12)
 
 
+def test_states_in_units_beyond_those_of_integers():
+    # Story: scipy.linalg.matrix_balance takes its factors through 64-bit integers, and a model with states in
+    # units 2^63 apart ended in "invalid value encountered in cast", from numpy.
+    A = np.array([[-1.0, 0.5, 0.1], [0.3, -2.0, 0.4], [0.1, 0.2, -3.0]])
+    B, C, t = np.ones((3, 1)), np.ones((1, 3)), 2.0 ** np.array([90, 0, -90])
+    plain = gramians((A, B, C, 0.0))
+    for excitation in ("impulse", "step"):
+        wild = gramians(
+            (A * t[:, None] / t, B * t[:, None], C / t, 0.0), excitation=excitation, step=plain.step
+        )
+        assert np.allclose(wild.hankel_singular_values, plain.hankel_singular_values, rtol=1e-7)
+
+
 def test_states_scaled_from_1e_minus_8_to_1e8():
     rng = np.random.default_rng(3)
     A, B, C, D = random_model(rng, 6, 2, 2)

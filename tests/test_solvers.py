@@ -348,3 +348,12 @@ def test_equilibrate_by_powers_of_two_and_independent_of_units():
     assert np.all(np.log2(scales) == np.round(np.log2(scales)))
     assert np.ptp(np.log2(scales / unit)) <= 4
     assert np.all(equilibrate(np.diag([-1.0, -1e9]), np.zeros((2, 1)), np.zeros((1, 2))) == 1)
+
+
+def test_mirrored_poles_are_an_error_of_ours():
+    # Story: where LAPACK gave up inside Hammarling's method the user read "LinAlgError: ztrtrs failed", which
+    # is no error of this package and says nothing of the model.
+    T, ones, U = np.diag([2.0 + 0j, 0.5]), np.ones((2, 1), complex), np.zeros((2, 2), complex)
+    first, second = slice(0, 1), slice(1, 2)
+    with pytest.raises(hankelred.ConvergenceError, match="LAPACK's ztrtrs reports 1, as for two poles"):
+        _hammarling._discrete_tile(T, ones, U, first, second, U[:1, 1:], T[1:, 1:], ones[1:])

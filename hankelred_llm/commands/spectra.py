@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hankelred.cli import check_folder, check_picture, save_picture
+from hankelred.console import check_folder, check_picture, save_picture
 
 from ._data_options import data_options
 

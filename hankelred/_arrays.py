@@ -1,0 +1,14 @@
+"""What every room means by an array, by the four matrices of a model, and by rounding."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+#: A, B, C, D
+Quadruple: TypeAlias = tuple[Array, Array, Array, Array]
+
+EPS = float(np.finfo(float).eps)
