@@ -47,6 +47,7 @@ from hankelred_llm import linear_recurrence
 from hankelred_llm._experiment import Experiment, open_experiment
 from hankelred_llm._methods import load_adapter, parse_method
 from hankelred_llm._results_file import Record, read_records
+from hankelred_llm._settings import HRM_FAMILY
 from hankelred_llm._statistics import paired_difference
 from hankelred_llm.comparison import RESULTS, Settings, compare
 from hankelred_llm.systems import get_systems
@@ -72,12 +73,8 @@ COMMON: dict[str, Any] = {
 }
 #: What was measured first, and still is for starts and longer training: one seed chooses of two rates.
 FIRST = {"learning_rates": [1e-2, 3e-2], "tuning_seeds": [100], "tuning_lengths": [32]}
-OURS = [
-    "hrm-attention",
-    "hrm-attention+lora-mlp share=0.3",
-    "hrm-attention+lora-all share=0.4 lora_lr_ratio=3",
-]
-MAIN = [*OURS, "lora-qv", "lora-mlp", "lora-all"]
+MAIN = [*HRM_FAMILY, "lora-qv", "lora-mlp", "lora-all"]
+ALONE = ["hrm-attention", "lora-all"]
 MORE = ["hrm-mlp", "hrm-s4d"]
 FAMILY = ["dora-all", "adalora"]
 
@@ -94,10 +91,18 @@ STUDIES: dict[str, dict[str, Any]] = {
         "task": "prefix_dfa",
         "task_options": DFA,
         "model": "small-random",
-        "methods": ["hrm-attention", "lora-all"],
+        "methods": ALONE,
     },
-    "parity": {"task": "parity", "methods": ["hrm-attention", "lora-all"]},
-    "s3_words": {"task": "s3_words", "methods": ["hrm-attention", "lora-all"]},
+    "flip_flop-random": {"task": "flip_flop", "model": "small-random", "methods": ALONE},
+    "lag_copy-random": {
+        "task": "lag_copy",
+        "task_options": {"lag": 8},
+        "model": "small-random",
+        "methods": ALONE,
+    },
+    "key_retrieval-random": {"task": "key_retrieval", "model": "small-random", "methods": ALONE},
+    "parity": {"task": "parity", "methods": ALONE},
+    "s3_words": {"task": "s3_words", "methods": ALONE},
 }
 
 #: Starts are compared on the site that did best, at the usual number of states (16 a layer) and at a few (4).
@@ -134,9 +139,9 @@ def run(out: Path, names: list[str]) -> None:
 
 
 def collect(out: Path) -> None:
-    """Write what the page needs of all comparisons that are finished."""
+    """Write what the page needs of all comparisons that are finished; what was collected before stays."""
     finished = [name for name in STUDIES if (out / name / "summary.json").is_file()]
-    found, systems = {}, {}
+    found, systems = (collected(name) for name in ("comparisons.json", "systems.json"))
     for name in finished:
         settings = settings_of(name, out)
         summary = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))
@@ -146,6 +151,13 @@ def collect(out: Path) -> None:
         print(f"collected {name}", flush=True)
     write("comparisons.json", found)
     write("systems.json", systems)
+
+
+def collected(name: str) -> dict[str, Record]:
+    """Return what a file of results holds of the studies there are."""
+    path = RESULTS_OF_PAGE / name
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {study: entry for study, entry in known.items() if study in STUDIES}
 
 
 def condensed(s: Settings, summary: Record, records: list[Record]) -> Record:
@@ -159,11 +171,7 @@ def condensed(s: Settings, summary: Record, records: list[Record]) -> Record:
             "ranks": final[0]["ranks"],
             "parameters": final[0]["parameters"],
             "learning_rate": final[0]["learning_rate"],
-            "tuned": {
-                f"{r['learning_rate']:g}": (r["validation"] or {}).get(metric)
-                for r in runs
-                if r["method"] == name and r["phase"] == "tuning"
-            },
+            "tuned": tuned([r for r in runs if r["method"] == name and r["phase"] == "tuning"], metric),
             "step_seconds": float(np.median(np.concatenate([r["seconds_steps"] for r in final]))),
             "calibration_seconds": max(r.get("seconds_calibration", 0.0) for r in final),
         }
@@ -179,6 +187,7 @@ def condensed(s: Settings, summary: Record, records: list[Record]) -> Record:
         "batch_size": s.batch_size,
         "seeds": s.seeds,
         "tuning_seeds": s.tuning_seeds,
+        "tuning_lengths": list(s.validated),
         "calibration_steps": s.calibration_steps,
         "reference": summary["reference"],
         "methods": methods,
@@ -191,6 +200,15 @@ def condensed(s: Settings, summary: Record, records: list[Record]) -> Record:
             for length, found in summary["lengths"].items()
         },
     }
+
+
+def tuned(runs: list[Record], metric: str) -> dict[str, float | None]:
+    """Return the mean validation score of every learning rate; None where a run of it diverged."""
+    found: dict[str, float | None] = {}
+    for rate in sorted({r["learning_rate"] for r in runs}):
+        scores = [(r["validation"] or {}).get(metric) for r in runs if r["learning_rate"] == rate]
+        found[f"{rate:g}"] = None if None in scores else float(np.mean(scores))
+    return found
 
 
 def _differences(settings: Settings, metric: str, length: int, records: list[Record]) -> list[Record]:

@@ -50,11 +50,10 @@ TASKS: dict[str, dict[str, Any]] = {
 SEEDS, TUNING = [0, 1, 2, 3], 100
 
 
-def experiment_of(task: str, states: int) -> Experiment:
+def experiment_of(task: str, states: int, folder: Path) -> Experiment:
     """Return the experiment in which an adapter has so many states a layer."""
-    settings = Settings(
-        **{**COMMON, "task": task, "task_options": TASKS[task], "methods": [f"hrm-attention r={states}"]}
-    )
+    own = {"task": task, "task_options": TASKS[task], "methods": [f"hrm-attention r={states}"]}
+    settings = Settings(**{**COMMON, **own, "out": str(folder / "scratch")})
     return open_experiment(settings, settings.methods, by_hand=True)
 
 
@@ -86,7 +85,7 @@ def fit(model: Any, experiment: Experiment, rows: Any, rate: float, seed: int) -
 
 def study(task: str, folder: Path) -> Record:
     """Compare the ways on a task."""
-    experiments = {name: experiment_of(task, LARGE if way else STATES) for name, way in WAYS.items()}
+    experiments = {name: experiment_of(task, LARGE if way else STATES, folder) for name, way in WAYS.items()}
     one = next(iter(experiments.values()))
     metric, size = one.task.metric, one.settings.eval_batch_size
     results = ResultsFile(folder / f"{task}.jsonl", one.identity())

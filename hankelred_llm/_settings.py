@@ -15,6 +15,13 @@ from ._errors import ExperimentError
 #: One grid for all methods is the plainest of fair ones; a method that chooses an end of it is marked.
 DEFAULT_GRID = (3e-3, 1e-2, 3e-2)
 
+#: HRM alone, for what a state can hold; with LoRA where features, or attention itself, must change too.
+HRM_FAMILY = (
+    "hrm-attention",
+    "hrm-attention+lora-mlp share=0.3",
+    "hrm-attention+lora-all share=0.4 lora_lr_ratio=3",
+)
+
 #: Fields that say which runs are wanted and where they go, not what a run is.
 _SELECTION = frozenset(
     {"methods", "learning_rates", "tuning_seeds", "seeds", "reference", "out", "validation_only"}
@@ -62,7 +69,7 @@ class Settings:
     )
     methods: list[str] = _option(
         "Methods, such as 'hrm-attention', 'lora-all', 'hrm-mlp+lora-all share=0.5'.",
-        ["hrm-mlp", "hrm-attention", "hrm-mlp+lora-all", "lora-qv", "lora-mlp", "lora-all"],
+        [*HRM_FAMILY, "lora-qv", "lora-mlp", "lora-all"],
     )
     budget: str = _option(
         "Trainable parameters of every method: a number, or a method with its r.", "lora-qv r=16"
