@@ -57,6 +57,11 @@ def experiment_of(task: str, states: int, folder: Path) -> Experiment:
     return open_experiment(settings, settings.methods, by_hand=True)
 
 
+def rates_of(experiment: Experiment) -> list[float]:
+    """Return the learning rates to choose from."""
+    return experiment.settings.rates(experiment.settings.methods[0])
+
+
 def train(experiment: Experiment, way: dict[str, int], rate: float, seed: int) -> tuple[Any, Record]:
     """Train in one piece or in two, and return the model and what there is to say of it."""
     settings, (method,), began = experiment.settings, experiment.settings.methods, time.perf_counter()
@@ -90,7 +95,7 @@ def study(task: str, folder: Path) -> Record:
     metric, size = one.task.metric, one.settings.eval_batch_size
     results = ResultsFile(folder / f"{task}.jsonl", one.identity())
     for name, experiment in experiments.items():
-        for rate in experiment.settings.learning_rates:
+        for rate in rates_of(experiment):
             key = {"kind": "tuning", "way": name, "rate": rate}
             if results.find(**key) is None:
                 model, record = train(experiment, WAYS[name], rate, TUNING)
@@ -100,7 +105,7 @@ def study(task: str, folder: Path) -> Record:
                 print(f"{task}, {name}, rate {rate:g}: {found:.3f} {record}", flush=True)
     chosen = {}
     for name, experiment in experiments.items():
-        tried = [results.find(kind="tuning", way=name, rate=r) for r in experiment.settings.learning_rates]
+        tried = [results.find(kind="tuning", way=name, rate=r) for r in rates_of(experiment)]
         chosen[name] = max((t for t in tried if t), key=lambda t: float(t["validation"]))
     models: dict[str, list[tuple[Any, Record]]] = {
         name: [train(experiment, WAYS[name], chosen[name]["rate"], seed) for seed in SEEDS]
