@@ -14,20 +14,7 @@ from torch import Tensor
 
 from hankelred_llm import _products, _sweeps
 from hankelred_llm._modes import Masks, Modes, to_columns, to_modes
-from hankelred_llm._products import CHUNK, Products
-
-# Numbers in one step of all chunks of a block. The block then stays in a cache, and torch does the steps of
-# a sweep on one thread (it splits from 32768 numbers on): waiting for a second one, 15 times a sweep, costs
-# more than it saves, and very much more on a busy machine. Copies in and out are large enough to be split.
-_CPU_STEP = 2**15 - 1
-
-
-def block_length(u: Tensor) -> int:
-    """Return how many samples of (batch, columns, time) are worked on at once."""
-    batch, columns, time = u.shape
-    if u.device.type != "cpu":
-        return time
-    return max(64, _CPU_STEP // max(1, batch * columns)) * _sweeps.CHUNK
+from hankelred_llm._products import Products
 
 
 def scan(
@@ -63,7 +50,7 @@ def scan(
         else:
             after = products.scan_block(x, s, carry)
             if not all(mode.isfinite().all() for mode in after):
-                after = _with_what_is_not_finite(modes, products, x, s, carry)
+                after = _mended(modes, products, x, s, carry)
             carry = after
         yield start, stop
 
@@ -75,10 +62,10 @@ def _blocks(
     time = u.shape[-1]
     blocks: list[tuple[int, int, Products | None]]
     if masks.keep is not None or masks.reset is not None or not _products.allowed(u, dtype):
-        blocks = [(*block, None) for block in _cut(time, block_length(u))]
+        blocks = [(*block, None) for block in _cut(time, _sweeps.block_length(u))]
     else:
-        rest = time % CHUNK
-        products = Products.of(modes, CHUNK, dtype, reverse)
+        rest = time % _products.CHUNK
+        products = Products.of(modes, _products.CHUNK, dtype, reverse)
         blocks = [(*block, products) for block in _cut(time - rest, _products.block_length(u))]
         if rest:  # a chunk that is shorter
             blocks.append((time - rest, time, Products.of(modes, rest, dtype, reverse)))
@@ -89,18 +76,15 @@ def _cut(time: int, length: int) -> list[tuple[int, int]]:
     return [(start, min(start + length, time)) for start in range(0, time, length)]
 
 
-def _with_what_is_not_finite(
-    modes: Modes, products: Products, x: Tensor, s: Tensor, carry: list[Tensor]
-) -> list[Tensor]:
-    """Do `Products.scan_block` where a sample is not finite: by products up to it, to the bit as ever."""
-    later = torch.empty_like(s)
-    swept = _sweeps.scan_block(modes, x, later, carry, None, None, products.reverse)
-    bad = ~later.isfinite()
-    count = bad.flip(2).cumsum(2).flip(2) if products.reverse else bad.cumsum(2)
-    after = products.scan_block(torch.where(count == 0, x, 0.0), s, carry)
-    torch.where(count == 0, s, later, out=s)
-    fine = to_modes(~bad.any(2), modes.pairs)
-    return [torch.where(f.real == 1, a, b) for f, a, b in zip(fine, after, swept, strict=True)]
+def _mended(modes: Modes, products: Products, u: Tensor, out: Tensor, carry: list[Tensor]) -> list[Tensor]:
+    """Do `Products.scan_block` where something is not finite: by products before it, by sweeps after."""
+    swept = torch.empty_like(out)
+    after_sweeps = _sweeps.scan_block(modes, u, swept, carry, None, None, products.reverse)
+    after, right, whole = products.scan_block_up_to(u, out, carry)
+    torch.where(right, out, swept, out=out)
+    p = modes.pairs
+    of_modes = [whole[:, :p], whole[:, 2 * p :]] if p else [whole]
+    return [torch.where(w, a, b) for w, a, b in zip(of_modes, after, after_sweeps, strict=False)]
 
 
 def one_step_back(modes: Modes, h: Tensor, masks: Masks) -> Tensor:

@@ -23,6 +23,18 @@ from hankelred_llm._prefix import choose, join
 
 # Samples a chunk: the sweep's coefficient is rounded to float32, which 15 steps turn into at most 15 * 3e-8.
 CHUNK = 16
+# Numbers in one step of all chunks of a block. The block then stays in a cache, and torch does the steps of
+# a sweep on one thread (it splits from 32768 numbers on): waiting for a second one, 15 times a sweep, costs
+# more than it saves, and very much more on a busy machine. Copies in and out are large enough to be split.
+_CPU_STEP = 2**15 - 1
+
+
+def block_length(u: Tensor) -> int:
+    """Return how many samples of (batch, columns, time) are worked on at once."""
+    batch, columns, time = u.shape
+    if u.device.type != "cpu":
+        return time
+    return max(64, _CPU_STEP // max(1, batch * columns)) * CHUNK
 
 
 def scan_block(

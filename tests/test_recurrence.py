@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred import HankelredError
-from hankelred_llm import _chunks, _products, linear_recurrence
+from hankelred_llm import _products, _sweeps, linear_recurrence
 from hankelred_llm._scan import column_scan
 from hankelred_llm.recurrence import add_entering_state, states_between_shards
 
@@ -93,9 +93,18 @@ def test_states_are_those_of_the_numpy_loop(kind, time, masks):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(_chunks, "_CPU_STEP", 1)
+    monkeypatch.setattr(_sweeps, "_CPU_STEP", 1)
     monkeypatch.setattr(_products, "_BLOCK", 12_000)
-    assert max(x.block_length(torch.empty(2, 6, 3000)) for x in (_chunks, _products)) < 1100
+    assert max(x.block_length(torch.empty(2, 6, 3000)) for x in (_sweeps, _products)) < 1100
+
+
+@pytest.fixture(autouse=True, scope="module", params=["as chosen", "products from one chunk on"])
+def shortest(request):
+    """Short sequences are left to sweeps; here they show what products do, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "as chosen":
+            patch.setattr(_products, "_FEWEST", 0)
+        yield request.param
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,6 +137,39 @@ def test_columns_are_real_parts_imaginary_parts_real_modes(pairs, reals, time):
         expected, expected_last = numpy_loop(ld, p, x.mT, state=x0, **masks)
         np.testing.assert_allclose(y.mT.numpy(), expected, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(y_last.numpy(), expected_last, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("time", [16, 70, 3000])
+def test_pairs_and_real_modes_together_and_all_their_gradients(time):
+    """With masks they are sweeps; chunks by products know both kinds too, and join many chunks twice."""
+    g = torch.Generator().manual_seed(3)
+    log_decay = -(10.0 ** (-3 * torch.rand(5, generator=g, dtype=torch.float64)))
+    phase = math.pi * torch.rand(2, generator=g, dtype=torch.float64)
+    u, weights = torch.randn(2, 2, 7, time, generator=g, dtype=torch.float64)
+    state = torch.randn(2, 7, generator=g, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (log_decay, phase, u, state)]
+
+    def plain(log_decay, phase, u, state):
+        pair = linear_recurrence(
+            log_decay[:2],
+            phase,
+            torch.complex(u[:, :2], u[:, 2:4]).mT,
+            state=torch.complex(state[:, :2], state[:, 2:4]),
+            method="sequential",
+        )
+        real = linear_recurrence(log_decay[2:], None, u[:, 4:].mT, state=state[:, 4:], method="sequential")
+        return [torch.cat([p.real, p.imag, r], -1) for p, r in zip(pair, real, strict=True)]
+
+    s, last = column_scan(log_decay, phase, u, state=state)
+    expected, expected_last = plain(*inputs)
+    torch.testing.assert_close(s.mT, expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(last, expected_last, rtol=1e-11, atol=1e-11)
+    loss = (s * weights).sum() + last.square().sum()
+    truth = (expected.mT * weights).sum() + expected_last.square().sum()
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, inputs), torch.autograd.grad(truth, inputs), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 def signal(name, time, r, g):
@@ -330,6 +372,45 @@ def test_what_is_not_finite_stays_in_its_row_channel_and_future(kind, value, sma
     assert not back_struck[touched].abs().isfinite().any()
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_chunk_that_overflows_from_zero_leaves_earlier_states_alone(reverse):
+    """A chunk ended at -Inf, though its states, with what entered it, were finite: every state was NaN.
+
+    Where chunks are joined an Inf met the zeros of a triangle. The sweeps that should have mended it saw
+    nothing, as they round and cut otherwise.
+    """
+    u = torch.zeros(1, 128, 1)
+    u[0, :32, 0] = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    u[0, [40, 67, 84], 0] = torch.tensor([3e38, -3e38, -3e38])
+    log_decay = torch.tensor([-1e-6])
+
+    def run(u):
+        if not reverse:
+            return linear_recurrence(log_decay, None, u)[0]
+        x = torch.zeros_like(u).requires_grad_()
+        s, _ = linear_recurrence(log_decay, None, x)
+        return torch.autograd.grad(s, x, u.flip(1))[0].flip(1)
+
+    calm = u.clone()
+    calm[0, 67:] = 0
+    assert same_bits(run(u)[:, :67], run(calm)[:, :67])
+    assert run(u).isfinite().all()
+    true, _ = linear_recurrence(log_decay, None, u, method="sequential")
+    torch.testing.assert_close(run(u), true, rtol=1e-5, atol=1e32)
+
+
+def test_nan_in_an_imaginary_part_at_the_end_of_a_block_goes_on():
+    """It was in no real part, so the state was carried on as if the sample had been 0."""
+    u = torch.zeros(1, 40, 1, dtype=torch.complex64)
+    for end in (15, 31):
+        struck = u.clone()
+        struck[0, end, 0] = complex(1, math.nan)
+        s, last = linear_recurrence(torch.tensor([-0.1]), torch.tensor([0.5]), struck)
+        assert torch.equal(s[:, :end], u[:, :end])
+        assert not s[:, end:].abs().isfinite().any()
+        assert not last.abs().isfinite().any()
+
+
 @pytest.mark.parametrize("value", [math.inf, -math.inf])
 def test_infinity_stays_infinity_in_real_modes(value):
     u = torch.ones(1, 100, 1)
@@ -528,6 +609,7 @@ def test_autocast_and_matmul_precision_have_no_influence(kind, time, masks):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
+        assert not _products.allowed(torch.empty(1, 1, 2**20), torch.float32)  # whatever this processor does
         coarse = run()
     finally:
         torch.set_float32_matmul_precision(before)
