@@ -25,11 +25,11 @@ Predictions, each written before the measurement it speaks of; one thread, CPU t
    took 100. With the steps of a sweep below the size that torch splits, some 70 meetings are left.
 7. Prediction 1 forgot that a row of samples, time contiguous, is a matrix with a chunk a row already: neither
    copy is needed, nor the passes that guard against Inf, if one looks at the state carried on and mends only
-   where it is not finite. At 32 samples a chunk .4 ns a number, one more pass for what enters: forward 2 ms
-   and backward 4 at 131072 samples where sweeps took 12 and 14, so 40 times faster than the FFT scan. Seen on
-   two threads: the product .2 ns, the pass .1; forward and backward together 8 to 12 ms alone and 13 to 15
-   right after an FFT scan, whose buffers have driven everything out of the caches: 20 to 30 times. At 32768
-   samples a third of what is left is the time of some 250 calls.
+   where it is not finite. .4 ns a number, one more pass for what enters: forward 2 ms and backward 4 at 131072
+   samples where sweeps took 12 and 14, so 40 times faster than the FFT scan. Seen on two threads: the product
+   .2 ns, the pass .1; forward and backward together as printed below, 20 to 30 times. Right after an FFT scan,
+   whose buffers have driven everything out of the caches, 15 ms (20 times), and 7.6 ms at 32768 (8.5 times).
+   At 32768 a third of what is left is the time of some 250 calls; below 16384 samples sweeps are as fast.
 """
 
 from __future__ import annotations
@@ -75,12 +75,14 @@ def problem(samples: int, kind: str, batch: int = 1) -> tuple[list[Tensor], Tens
 def in_turn(functions: list[Callable[[], object]], repeats: int) -> list[float]:
     """Return the least milliseconds of each; taken in turn, so that a busy moment hits all of them.
 
+    Each is called once before it is timed, so that none pays for what the one before it left in the caches.
     On one thread it is CPU time, which other programs disturb less.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     least = [math.inf] * len(functions)
     for _ in range(repeats):
         for i, function in enumerate(functions):
+            function()
             start = clock()
             function()
             least[i] = min(least[i], 1e3 * (clock() - start))

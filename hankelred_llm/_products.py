@@ -30,7 +30,7 @@ _FEWEST = 2**14
 # Numbers in a block: what is held beside the input and the output. More blocks are more calls.
 _BLOCK = 2**21
 # Steps that are run by one product where chunk ends are joined.
-_AT_ONCE = 64
+_AT_ONCE = 96
 
 
 def allowed(u: Tensor, dtype: torch.dtype) -> bool:
