@@ -14,12 +14,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, load_peft_weights
+from huggingface_hub import hf_hub_download
+from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.integrations.peft import PeftAdapterMixin
 
+from ._architectures import find_decoder
 from ._errors import AdapterFileError
+from .adapter import hrm_layers, take_out
 from .config import HRMConfig, check_weights
+
+#: What says where on the hub an adapter is looked for, and whether there at all.
+_HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 
 def check_numbers(weights: Mapping[str, Tensor]) -> None:
@@ -85,12 +93,12 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
             **kwargs,
             **(kwargs.get("adapter_kwargs") or {}),
         }
-        hub = {key: hub[key] for key in ("subfolder", "revision", "token", "cache_dir") if hub.get(key)}
+        hub = {key: hub[key] for key in _HUB_OPTIONS if hub.get(key)}
         if not isinstance(peft_config if peft_config is not None else _config(where, hub), HRMConfig):
             return load(self, *given, *args, **kwargs)
         if adapter_state_dict is None:
             check_weights(str(where), hub.get("subfolder"), hub)
-            check_numbers(load_peft_weights(str(where), device="cpu", **hub))
+            check_numbers(_weights(str(where), hub))
         else:
             check_numbers(adapter_state_dict)
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -109,6 +117,8 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
         }
         if any(wrong.values()):
             self.delete_adapter(adapter_name or "default")
+            if not any(layer.hrm_system for layer in hrm_layers(self)):
+                take_out(find_decoder(self))
             for parameter in trained:  # training an adapter froze the base
                 parameter.requires_grad_(True)
             raise does_not_fit(wrong)
@@ -134,6 +144,14 @@ def _config(where: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> Pef
             return PeftConfig.from_pretrained(str(where), **hub)
     except (ValueError, KeyError, TypeError, OSError):
         return None
+
+
+def _weights(where: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the weights that :func:`check_weights` has found; peft would ask the hub for them again."""
+    path = os.path.join(where, hub.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
+    return load_file(
+        path if os.path.isfile(path) else hf_hub_download(where, SAFETENSORS_WEIGHTS_NAME, **hub)
+    )
 
 
 def _save(save: Callable[..., Any]) -> Callable[..., Any]:

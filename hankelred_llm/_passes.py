@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import AdapterError, CalibrationError
-from .adapter import HRMSystem
+from .adapter import HRMSystem, hrm_layers
 from .systems import find_adapter
-from .tuner import hrm_layers
 
 #: The Trainer's number of labels in several batches: the loss is then no mean over those of this batch.
 _CHANGES_THE_LOSS = ("num_items_in_batch",)

@@ -13,13 +13,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ._carrier import current_pass
+from . import _carrier
 from ._errors import AdapterError, StateError
 from ._scan import column_scan
 from ._starts import STARTS
 from ._step import Step
 
 if TYPE_CHECKING:
+    from . import _architectures
     from ._shards import Shards
     from .config import HRMConfig, Modes
 
@@ -342,7 +343,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         StateError
             The block was called by itself, or its cache is another adapter's.
         """
-        this, active = current_pass(), self.active_systems()
+        this, active = _carrier.current_pass(), self.active_systems()
         if not active:
             if this is not None:
                 this.skip(self.place)
@@ -441,6 +442,30 @@ def _add_adapters(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if isinstance(out, tuple):
         return (layer.forward(hidden, out[0]), *out[1:])
     return layer.forward(hidden, out)
+
+
+def hrm_layers(model: nn.Module) -> list[HRMLayer]:
+    """Return the HRM layers of a model, by layer index.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hankelred_llm.adapter import hrm_layers
+    >>> hrm_layers(nn.Linear(2, 2))
+    []
+    """
+    found = [module for module in model.modules() if isinstance(module, HRMLayer)]
+    return sorted(found, key=lambda layer: layer.index)
+
+
+def take_out(decoder: _architectures.Decoder) -> None:
+    """Leave a decoder as it was before any adapter stood in it."""
+    _carrier.remove(decoder.backbone, decoder.layers)
+    for layer in decoder.layers:
+        for name, block in list(layer.named_children()):
+            if isinstance(block, HRMLayer):
+                block.detach()
+                delattr(layer, name)
 
 
 def cannot_merge() -> AdapterError:

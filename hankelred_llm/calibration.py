@@ -28,7 +28,8 @@ from ._gradient_operator import GradientOperator
 from ._passes import Seen, Sites, check_heard, checked_batch, find_sites, listening
 from ._progress import watched
 from ._tags import adapter_tag, add_batch, compare, model_tag
-from .tuner import attach, hrm_layers
+from .adapter import hrm_layers
+from .tuner import attach
 
 Array: TypeAlias = npt.NDArray[Any]
 

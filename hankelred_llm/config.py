@@ -250,11 +250,12 @@ def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
 
 
 def _is_on_hub(where: str, name: str, hub: Mapping[str, Any]) -> bool:
-    there = check_file_exists_on_hf_hub(
-        where, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
-    )
-    if there is not None:
-        return bool(there)
+    if not hub.get("local_files_only"):
+        there = check_file_exists_on_hf_hub(
+            where, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
+        )
+        if there is not None:
+            return bool(there)
     try:  # without a connection what is in the cache will be loaded
         cached = try_to_load_from_cache(where, name, hub.get("cache_dir"), hub.get("revision"))
     except HFValidationError:
@@ -265,7 +266,7 @@ def _is_on_hub(where: str, name: str, hub: Mapping[str, Any]) -> bool:
 def check_weights(where: str, subfolder: str | None, hub: Mapping[str, Any]) -> None:
     """Refuse a folder or repository without a whole safetensors file; peft would fall back on a pickle.
 
-    `hub` may hold the revision, token and cache_dir that it will be loaded with.
+    `hub` may hold the revision, token, cache_dir and local_files_only that it will be loaded with.
 
     Raises
     ------

@@ -21,8 +21,8 @@ from ._passes import find_sites
 from ._progress import watched
 from ._tables import table
 from ._tags import compare, model_tag
+from .adapter import hrm_layers
 from .calibration import Calibration
-from .tuner import hrm_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,8 @@ from torch import nn
 import hankelred
 
 from ._errors import AdapterError
-from .adapter import FASTEST, RATES, SLOWEST, HRMLayer, HRMSystem
+from .adapter import FASTEST, RATES, SLOWEST, HRMLayer, HRMSystem, hrm_layers
 from .config import HRMConfig, Modes, names_block
-from .tuner import hrm_layers
 
 Array: TypeAlias = npt.NDArray[Any]
 System: TypeAlias = tuple[Array, Array, Array]

@@ -23,7 +23,7 @@ from . import _carrier
 from ._architectures import ADDS_RESIDUAL, Decoder, find_decoder
 from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ._files import check_numbers, does_not_fit, guard_files
-from .adapter import HRMLayer, cannot_merge
+from .adapter import HRMLayer, cannot_merge, hrm_layers, take_out
 from .config import HRMConfig, HRMType, names_block
 
 #: Where the configuration stands in ``model.peft_config`` beside those of other methods. peft leaves
@@ -167,12 +167,7 @@ class HRMModel(BaseTuner):
         >>> type(base.model.layers[0].mlp).__name__
         'MistralMLP'
         """
-        _carrier.remove(self.decoder.backbone, self.decoder.layers)
-        for layer in self.decoder.layers:
-            for name, block in list(layer.named_children()):
-                if isinstance(block, HRMLayer):
-                    block.detach()
-                    delattr(layer, name)
+        take_out(self.decoder)
         book = self.model.__dict__.get("peft_config", {})
         for name in [n for n, c in book.items() if isinstance(c, HRMConfig)]:
             del book[name]
@@ -306,20 +301,6 @@ def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: A
     config = HRMConfig(**config_fields) if config is None else config
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
     return PeftModelForCausalLM(model, config)
-
-
-def hrm_layers(model: nn.Module) -> list[HRMLayer]:
-    """Return the HRM layers of a model, by layer index.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> from hankelred_llm.tuner import hrm_layers
-    >>> hrm_layers(nn.Linear(2, 2))
-    []
-    """
-    found = [module for module in model.modules() if isinstance(module, HRMLayer)]
-    return sorted(found, key=lambda layer: layer.index)
 
 
 def _parameter_names(model: nn.Module, adapter_name: str) -> list[str]:

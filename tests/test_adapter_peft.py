@@ -323,6 +323,65 @@ class TestFiles:
         if route == "transformers":
             assert torch.equal(logits(base, ids), logits(base_model(), ids))
 
+    def test_a_refusal_by_transformers_leaves_the_base_as_it_was(self, tmp_path):
+        # the decoder kept hooks, its layers another class, and empty modules beside their blocks
+        adapted(r=6).save_pretrained(tmp_path / "whole")
+        weights = load_file(tmp_path / "whole" / WEIGHTS)
+        shutil.copytree(tmp_path / "whole", tmp_path / "torn")
+        weights.pop(next(iter(weights)))
+        save_file(weights, tmp_path / "torn" / WEIGHTS)
+        plain, base = base_model(), base_model()
+        with pytest.raises(AdapterFileError, match="1 are missing"):
+            base.load_adapter(str(tmp_path / "torn"))
+        assert [type(m) for m in base.modules()] == [type(m) for m in plain.modules()]
+        assert not any(module._forward_pre_hooks or module._forward_hooks for module in base.modules())
+        base.load_adapter(str(tmp_path / "whole"))
+        # one that was there before stays, at work
+        with (
+            pytest.raises(AdapterFileError, match="1 are missing"),
+            pytest.warns(UserWarning, match="multiple adapters|is now deleted"),
+        ):
+            base.load_adapter(str(tmp_path / "torn"), adapter_name="other")
+        base.set_adapter("default")
+        ids = tokens(2, 12)
+        expected = logits(adapted(r=6), ids)
+        assert torch.equal(logits(base, ids), expected)
+        assert error(step_by_step(base, ids), expected) < 2e-6
+
+    @pytest.mark.parametrize("method", ["lora", "hrm"])
+    def test_who_asks_for_local_files_is_not_looked_up_on_the_hub(self, tmp_path, monkeypatch, method, ids):
+        # an adapter of any method was looked up on the hub once more, whatever the caller had said of local
+        # files: offline that waited, and one of ours was then loaded without any check
+        if method == "lora":
+            saved = base_model()
+            saved.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        else:
+            saved = adapted(r=6)
+        saved.save_pretrained(tmp_path / "adapter")
+        cache = tmp_path / "cache"
+        snapshot = cache / "models--someone--something" / "snapshots" / ("0" * 40)
+        shutil.copytree(tmp_path / "adapter", snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+
+        asked = []
+
+        def no_connection(*args, **kwargs):
+            asked.append(args)
+            raise ConnectionError("no connection")
+
+        monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", no_connection)
+        base = base_model()
+        only = {"cache_dir": str(cache), "local_files_only": True}
+        base.load_adapter("someone/something", adapter_kwargs=only)
+        assert error(logits(base, ids), logits(saved, ids)) < 2e-6
+        if method == "hrm":
+            weights = load_file(snapshot / WEIGHTS)
+            save_file({key: value * torch.nan for key, value in weights.items()}, snapshot / WEIGHTS)
+            with pytest.raises(AdapterFileError, match="not finite"):
+                base_model().load_adapter("someone/something", adapter_kwargs=only)
+        assert not asked
+
     def test_damaged_files_are_refused_by_transformers(self, tmp_path):
         # a truncated file gave a raw error of safetensors, and a pickle was loaded
         adapted().save_pretrained(tmp_path)
