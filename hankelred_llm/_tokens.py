@@ -77,10 +77,10 @@ def read_tokens(
     before = None if keep is None else _previous_kept(keep)
     reset: Tensor | None = None
     if positions is not None:
-        if positions.ndim != 2:
+        if positions.ndim != 2 or positions.shape[0] not in (1, batch) or positions.shape[1] != time:
             raise StateError(
                 f"document starts cannot be read from position_ids of shape {tuple(positions.shape)}; pass "
-                "(batch, time)"
+                f"(batch, time) = ({batch}, {time})"
             )
         reset = _jumps(positions.expand(batch, time), before)
     for extra in (

@@ -359,6 +359,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
                 f"{this.batch} rows of {this.time} tokens; an adapter needs them as (batch, time, width)"
             )
         keep, reset = this.tokens if this.plain else this.tokens_on(head.device)
+        shards = this.shards_on(head.device)
         state = this.follow()
         states = {}
         own = head
@@ -371,7 +372,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
             if before is not None and state is not None and this.time == 1 and not torch.is_grad_enabled():
                 decoder = state.decoder(self.place, identity, system.decoder)
             y, states[identity] = system(
-                x, state=before, keep=keep, reset=reset, decoder=decoder, shards=this.shards
+                x, state=before, keep=keep, reset=reset, decoder=decoder, shards=shards
             )
             head = head + y
             head = head if head.dtype == own.dtype else head.to(own.dtype)
