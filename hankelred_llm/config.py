@@ -35,6 +35,10 @@ class Modes(NamedTuple):
     negative: int
 
 
+class _Unasked(str):
+    """A default, told from the same value given by a user."""
+
+
 class HRMType(str, Enum):  # noqa: UP042, peft reports what comes after the point in str()
     """The name of the method in peft, whose own enumeration cannot be extended."""
 
@@ -57,7 +61,7 @@ class HRMConfig(PeftConfig):
     eigenvalues : {"complex", "real"}
         Conjugate pairs (with one real state more if ``r`` is odd), or real ones only.
     site : {"mlp", "attention"}
-        The block the system stands beside.
+        The block the system stands beside. With ``target_modules`` it may be left out.
     tap : {"input", "output"}
         Whether x_t is what goes into that block or what comes out of it.
     init_weights : str
@@ -110,7 +114,7 @@ class HRMConfig(PeftConfig):
     task_type: str | None = "CAUSAL_LM"
     r: int = 32
     eigenvalues: str = "complex"
-    site: str = "mlp"
+    site: str = _Unasked("mlp")
     tap: str = "input"
     init_weights: str = "ring"
     calibration: str | None = None
@@ -125,6 +129,9 @@ class HRMConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = HRMType.HRM
+        # no field: a saved configuration does not say what was written and what was left out
+        self.site_given = not isinstance(self.site, _Unasked)
+        self.site = str(self.site)
         for name, known in (
             ("eigenvalues", EIGENVALUES),
             ("site", tuple(SITES)),

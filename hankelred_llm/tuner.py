@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from . import _carrier
-from ._architectures import ADDS_RESIDUAL, Decoder, find_decoder
+from ._architectures import ADDS_RESIDUAL, SITES, Decoder, find_decoder
 from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ._files import check_numbers, does_not_fit, guard_files
 from .adapter import HRMLayer, cannot_merge, hrm_layers, take_out
@@ -75,11 +75,11 @@ class HRMModel(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         decoder = find_decoder(model)
+        fresh = config.base_shape is None
         _check_base(config, model, decoder)
-        block = decoder.block_name(config.site)
         if config.target_modules is None:
-            config.target_modules = [block]
-        _check_layers(config, decoder)
+            config.target_modules = [decoder.block_name(config.site)]
+        _check_layers(config, decoder, fresh=fresh)
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
         for layer in hrm_layers(model):
@@ -333,7 +333,7 @@ def _check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
         )
 
 
-def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
+def _check_layers(config: HRMConfig, decoder: Decoder, *, fresh: bool) -> None:
     """Refuse names of layers and blocks that are not there."""
     count, site = len(decoder.layers), decoder.block_name(config.site)
     targets = config.target_modules
@@ -352,14 +352,17 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
             )
     else:
         blocks_named = [block for block in blocks if re.fullmatch(str(targets), block[2])]
-    # the default says nothing of what its user meant
-    if config.site != HRMConfig.site and blocks_named and site not in {name for _, name, _ in blocks_named}:
+    names = {name for _, name, _ in blocks_named}
+    # the default says nothing of what its user meant, and a file does not say whether it was the default
+    wished = config.site != HRMConfig.site or (fresh and config.site_given)
+    if wished and names and site not in names:
         raise ConfigError(
             f"site={config.site!r} and target_modules={targets!r} name different blocks; give one of them"
         )
-    if (decoder.model_type, config.site) in ADDS_RESIDUAL and config.tap == "output":
+    adding = [s for s in SITES if decoder.block_name(s) in names and (decoder.model_type, s) in ADDS_RESIDUAL]
+    if adding and config.tap == "output":
         raise ConfigError(
-            f"tap='output' is not possible at site='{config.site}' of model_type '{decoder.model_type}': "
+            f"tap='output' is not possible at site={adding[0]!r} of model_type '{decoder.model_type}': "
             "its block returns the residual stream with its output; use tap='input'"
         )
     chosen = config.layers_to_transform

@@ -663,6 +663,9 @@ class TestConfig:
             # the site was passed over without a word
             ({"site": "attention", "target_modules": ["mlp"]}, "name different blocks"),
             ({"site": "attention", "target_modules": ["layers.0.mlp"]}, "name different blocks"),
+            # the default was not told from a wish
+            ({"site": "mlp", "target_modules": ["self_attn"]}, "site='mlp' and .* name different blocks"),
+            ({"site": "mlp", "target_modules": r".*self_attn"}, "site='mlp' and .* name different blocks"),
             # a TypeError of HRMConfig.__init__ that named no remedy
             ({"rank": 4}, "has no field 'rank'; it has .*r, eigenvalues, site"),
             ({"layers_to_transform": [0, 2]}, "layer 2; the model has layers 0 to 1"),
@@ -699,6 +702,22 @@ class TestConfig:
         model = adapted(target_modules=["self_attn"], rank_pattern={"layers.0.self_attn": 3})
         assert [len(s[0]) for s in hankelred_llm.get_systems(model).values()] == [3, 6]
         assert error(step_by_step(model, ids), logits(model, ids)) < 2e-6
+
+    def test_a_site_that_was_not_asked_for_follows_from_the_block(self, tmp_path, ids):
+        model = adapted(target_modules=["self_attn"])
+        model.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert (saved["site"], saved["target_modules"]) == ("mlp", ["self_attn"])
+        # whoever loads it passes both on, and copies of a configuration do as well
+        assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), logits(model, ids))
+        config = copy.deepcopy(HRMConfig(r=3, target_modules=["self_attn"]))
+        assert config.site == HRMConfig().site == "mlp" and type(config.site) is str
+        hankelred_llm.attach(base_model(), config)
+        # of bloom's and mpt's blocks, mpt's attention alone returns nothing but its output
+        hankelred_llm.attach(base_model("mpt"), r=3, target_modules=["attn"], tap="output")
+        for model_type, block in (("mpt", "ffn"), ("bloom", "self_attention"), ("bloom", "mlp")):
+            with pytest.raises(ConfigError, match="returns the residual stream"):
+                hankelred_llm.attach(base_model(model_type), r=3, target_modules=[block], tap="output")
 
     def test_one_layer_by_number(self):
         model = hankelred_llm.attach(base_model(), r=4, layers_to_transform=1)
