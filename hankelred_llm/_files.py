@@ -21,9 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers.integrations.peft import PeftAdapterMixin
 
-from ._architectures import find_decoder
 from ._errors import AdapterFileError
-from .adapter import hrm_layers, take_out
+from ._sites import hrm_layers, take_out
 from .config import HRMConfig, check_weights
 
 #: What says where on the hub an adapter is looked for, and whether there at all.
@@ -118,7 +117,7 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
         if any(wrong.values()):
             self.delete_adapter(adapter_name or "default")
             if not any(layer.hrm_system for layer in hrm_layers(self)):
-                take_out(find_decoder(self))
+                take_out(self)
             for parameter in trained:  # training an adapter froze the base
                 parameter.requires_grad_(True)
             raise does_not_fit(wrong)

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._errors import AdapterError, CalibrationError
-from .adapter import HRMSystem, hrm_layers
-from .systems import find_adapter
+from ._errors import CalibrationError
+from ._sites import Sites
 
 #: The Trainer's number of labels in several batches: the loss is then no mean over those of this batch.
 _CHANGES_THE_LOSS = ("num_items_in_batch",)
@@ -29,47 +28,6 @@ class Seen(NamedTuple):
 #: Gets the layer index and what was seen; may return what is to be called with the gradient of the summed
 #: loss at the system's output, (batch, time, d).
 Listener = Callable[[int, Seen], Callable[[Tensor], None] | None]
-
-
-class Sites(NamedTuple):
-    """The systems of one adapter, by layer index."""
-
-    adapter: str
-    systems: dict[int, HRMSystem]
-    names: dict[int, str]
-
-
-def find_sites(model: nn.Module, adapter_name: str | None) -> Sites:
-    """Return the systems of the adapter that is active, or of the one that is named.
-
-    Raises
-    ------
-    AdapterError
-        There is no such adapter, or none is named and not exactly one is active.
-    """
-    adapter, layers = find_adapter(model, adapter_name)
-    parents = {id(module): name.rpartition(".")[0] for name, module in model.named_modules()}
-    return Sites(
-        adapter,
-        {layer.index: layer.system(adapter) for layer in layers},
-        {layer.index: ".".join([*parents[id(layer)].split(".")[-2:], layer.block]) for layer in layers},
-    )
-
-
-def check_heard(model: nn.Module, sites: Sites) -> None:
-    """Refuse where a forward pass would not go through the adapter.
-
-    Raises
-    ------
-    AdapterError
-        The adapter is not active.
-    """
-    for layer in hrm_layers(model):
-        if layer.index in sites.systems and sites.adapter not in layer.active_systems():
-            raise AdapterError(
-                f"adapter '{sites.adapter}' is not active, so it sees no batch; call "
-                f"model.set_adapter('{sites.adapter}'), outside of disable_adapter()"
-            )
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from ._starts import STARTS
 from ._step import Step
 
 if TYPE_CHECKING:
-    from . import _architectures
     from ._shards import Shards
     from .config import HRMConfig, Modes
 
@@ -443,30 +442,6 @@ def _add_adapters(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if isinstance(out, tuple):
         return (layer.forward(hidden, out[0]), *out[1:])
     return layer.forward(hidden, out)
-
-
-def hrm_layers(model: nn.Module) -> list[HRMLayer]:
-    """Return the HRM layers of a model, by layer index.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> from hankelred_llm.adapter import hrm_layers
-    >>> hrm_layers(nn.Linear(2, 2))
-    []
-    """
-    found = [module for module in model.modules() if isinstance(module, HRMLayer)]
-    return sorted(found, key=lambda layer: layer.index)
-
-
-def take_out(decoder: _architectures.Decoder) -> None:
-    """Leave a decoder as it was before any adapter stood in it."""
-    _carrier.remove(decoder.backbone, decoder.layers)
-    for layer in decoder.layers:
-        for name, block in list(layer.named_children()):
-            if isinstance(block, HRMLayer):
-                block.detach()
-                delattr(layer, name)
 
 
 def cannot_merge() -> AdapterError:

@@ -25,10 +25,10 @@ import hankelred
 from ._calibration_file import FORMAT, read
 from ._errors import CalibrationError
 from ._gradient_operator import GradientOperator
-from ._passes import Seen, Sites, check_heard, checked_batch, find_sites, listening
+from ._passes import Seen, checked_batch, listening
 from ._progress import watched
+from ._sites import Sites, check_heard, find_sites, hrm_layers
 from ._tags import adapter_tag, add_batch, compare, model_tag
-from .adapter import hrm_layers
 from .tuner import attach
 
 Array: TypeAlias = npt.NDArray[Any]

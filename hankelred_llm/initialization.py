@@ -15,7 +15,8 @@ from torch import nn
 
 from ._errors import AdapterError, CalibrationError, ConfigError
 from ._gradient_operator import GradientSpectrum
-from ._passes import Sites, check_heard, find_sites, listening
+from ._passes import listening
+from ._sites import Sites, check_heard, find_sites
 from ._tables import table
 from ._tags import compare, model_tag
 from .calibration import Calibration, calibrate

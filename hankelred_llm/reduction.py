@@ -19,9 +19,10 @@ from hankelred import ModalSystem, OrderError, ReductionWarning
 
 from ._balancing import balanced, modal_systems, whole_number, with_few_ports
 from ._errors import AdapterError
-from ._passes import Seen, Sites, check_heard, find_sites, listening
+from ._passes import Seen, listening
 from ._progress import watched
 from ._scan import column_scan
+from ._sites import Sites, check_heard, find_sites
 from ._tables import table
 from .adapter import FASTEST
 from .calibration import Calibration

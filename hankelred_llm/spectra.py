@@ -17,11 +17,10 @@ from hankelred import OrderError
 from ._architectures import find_decoder
 from ._balancing import balanced, modal_systems, whole_number, with_few_ports
 from ._gradient_operator import MARGIN
-from ._passes import find_sites
 from ._progress import watched
+from ._sites import find_sites, hrm_layers
 from ._tables import table
 from ._tags import compare, model_tag
-from .adapter import hrm_layers
 from .calibration import Calibration
 
 if TYPE_CHECKING:

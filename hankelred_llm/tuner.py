@@ -23,7 +23,8 @@ from . import _carrier
 from ._architectures import ADDS_RESIDUAL, SITES, Decoder, find_decoder
 from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ._files import check_numbers, does_not_fit, guard_files
-from .adapter import HRMLayer, cannot_merge, hrm_layers, take_out
+from ._sites import hrm_layers, take_out
+from .adapter import HRMLayer, cannot_merge
 from .config import HRMConfig, HRMType, names_block
 
 #: Where the configuration stands in ``model.peft_config`` beside those of other methods. peft leaves
@@ -167,12 +168,7 @@ class HRMModel(BaseTuner):
         >>> type(base.model.layers[0].mlp).__name__
         'MistralMLP'
         """
-        take_out(self.decoder)
-        book = self.model.__dict__.get("peft_config", {})
-        for name in [n for n, c in book.items() if isinstance(c, HRMConfig)]:
-            del book[name]
-        if not book:
-            self.model.__dict__.pop("peft_config", None)
+        take_out(self.model)
         return self.model
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hankelred_llm
-from hankelred_llm.adapter import HRMSystem, hrm_layers
+from hankelred_llm._sites import hrm_layers
+from hankelred_llm.adapter import HRMSystem
 
 VOCAB = 61
 PAD = 0

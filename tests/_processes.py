@@ -158,7 +158,7 @@ def check_fsdp_half_precision(rank, size, folder):
     """A base in bfloat16, its adapters sharded by themselves, so that they stay in float32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    from hankelred_llm.adapter import hrm_layers
+    from hankelred_llm._sites import hrm_layers
 
     def build():
         torch.manual_seed(7)

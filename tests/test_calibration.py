@@ -21,7 +21,7 @@ import hankelred
 import hankelred_llm
 from hankelred_llm import AdapterError, Calibration, CalibrationError, calibrate, calibration
 from hankelred_llm._gradient_operator import GradientOperator
-from hankelred_llm.adapter import hrm_layers
+from hankelred_llm._sites import hrm_layers
 
 
 def plain_sums(model, rows):

@@ -19,7 +19,7 @@ STOREYS = (
     {"_errors", "_tokens", "_step", "_prefix", "_chunks"},
     {"recurrence", "_scan", "_starts", "config", "state"},
     {"adapter", "_carrier", "_shards"},
-    {"tuner"},
+    {"tuner", "_sites"},
     {"systems", "parallel", "calibration", "_passes"},
     {"spectra", "initialization", "reduction"},
     {"comparison", "train", "evaluate", "_trainer", "_experiment"},
