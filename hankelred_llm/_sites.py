@@ -16,6 +16,11 @@ from .config import HRMConfig
 def hrm_layers(model: nn.Module) -> list[HRMLayer]:
     """Return the HRM layers of a model, by layer index.
 
+    Raises
+    ------
+    AdapterError
+        It is no model, but the name of one say.
+
     Examples
     --------
     >>> from torch import nn
@@ -23,6 +28,11 @@ def hrm_layers(model: nn.Module) -> list[HRMLayer]:
     >>> hrm_layers(nn.Linear(2, 2))
     []
     """
+    if not isinstance(model, nn.Module):
+        raise AdapterError(
+            f"{model!r} is no model but a {type(model).__name__}; load it first, an adapter with "
+            "peft.PeftModel.from_pretrained(base, folder)"
+        )
     found = [module for module in model.modules() if isinstance(module, HRMLayer)]
     return sorted(found, key=lambda layer: layer.index)
 

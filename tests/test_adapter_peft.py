@@ -393,6 +393,49 @@ class TestFiles:
         with pytest.raises(AdapterFileError, match="never unpickled"):
             base_model().load_adapter(str(tmp_path))
 
+    @pytest.mark.parametrize("wrong", ["NaN", "no file"])
+    def test_a_refusal_by_peft_leaves_the_base_as_it_was(self, tmp_path, wrong):
+        # the base kept an adapter that nobody had a hold of: attach then refused, and told to call unload()
+        # on a PeftModel that did not exist
+        adapted(r=6).save_pretrained(tmp_path)
+        weights = load_file(tmp_path / WEIGHTS)
+        if wrong == "NaN":
+            save_file({key: value * torch.nan for key, value in weights.items()}, tmp_path / WEIGHTS)
+        else:
+            os.remove(tmp_path / WEIGHTS)
+        plain, base = base_model(), base_model()
+        config = HRMConfig(r=6)  # one that is handed in has looked at no file
+        with pytest.raises(AdapterFileError):
+            PeftModel.from_pretrained(base, tmp_path, config=config)
+        assert [type(m) for m in base.modules()] == [type(m) for m in plain.modules()]
+        assert all(p.requires_grad for p in base.parameters()) and not hasattr(base, "peft_config")
+        hankelred_llm.attach(base, r=6)
+
+    @pytest.mark.filterwarnings("ignore:You are trying to modify a model")
+    def test_a_base_with_an_adapter_is_not_wrapped_again(self, tmp_path):
+        # a second PeftModel took the place of the first, and both went on with one adapter
+        model = adapted(r=6)
+        model.save_pretrained(tmp_path)
+        B = system_of(model).B.clone()
+        for call in (
+            lambda base: PeftModel.from_pretrained(base, tmp_path),
+            lambda base: peft.get_peft_model(base, HRMConfig(r=4)),
+        ):
+            with pytest.raises(AdapterError, match="the model has an HRM adapter already"):
+                call(model.get_base_model())
+            with pytest.raises(AdapterError, match=r"is a PeftModel already.*load_adapter\(folder"):
+                call(model)
+        assert torch.equal(system_of(model).B, B)
+
+    def test_saving_the_base_with_an_adapter_in_it_is_warned_of(self, tmp_path):
+        # a Trainer that was given the base instead of what attach returned wrote all of it at each
+        # checkpoint, with adapters that no from_pretrained reads
+        base = base_model()
+        model = hankelred_llm.attach(base, r=4)
+        with pytest.warns(UserWarning, match="the PeftModel that attach returned"):
+            base.save_pretrained(tmp_path)
+        model.unload().save_pretrained(tmp_path)
+
     def test_other_methods_load_by_transformers(self, tmp_path, ids):
         base = base_model()
         base.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
@@ -718,6 +761,24 @@ class TestConfig:
         for model_type, block in (("mpt", "ffn"), ("bloom", "self_attention"), ("bloom", "mlp")):
             with pytest.raises(ConfigError, match="returns the residual stream"):
                 hankelred_llm.attach(base_model(model_type), r=3, target_modules=[block], tap="output")
+
+    @pytest.mark.parametrize("names", ["all-linear", "q_proj"])
+    def test_a_pattern_that_names_no_block(self, names):
+        # a string is a pattern for whole names: peft said that they were not found, and not what is there
+        with pytest.raises(
+            hankelred_llm.ArchitectureError, match=rf"target_modules='{names}'.*'\.\*mlp'.*\['mlp'\]"
+        ):
+            hankelred_llm.attach(base_model(), target_modules=names)
+
+    def test_a_model_without_mlp_is_told_the_other_site(self):
+        # only target_modules was named as the way out
+        with pytest.raises(hankelred_llm.ArchitectureError, match="site='attention'"):
+            hankelred_llm.attach(base_model("opt", word_embed_proj_dim=WIDTH))
+
+    def test_modules_to_save_that_do_not_exist(self):
+        # they were passed over without a word, and nothing of them was trained
+        with pytest.raises(ConfigError, match=r"modules_to_save names 'lm_heads'.*lm_head"):
+            hankelred_llm.attach(base_model(), modules_to_save=["lm_heads"])
 
     def test_one_layer_by_number(self):
         model = hankelred_llm.attach(base_model(), r=4, layers_to_transform=1)
