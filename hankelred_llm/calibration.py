@@ -206,8 +206,7 @@ class Calibration:
         >>> parts[0].merge(parts[1]).tokens
         96
         """
-        if not isinstance(other, Calibration):
-            raise CalibrationError(f"only a Calibration can be merged, got a {type(other).__name__}")
+        check_calibration(other)
         compare(self.model, other.model, "model")
         compare(self.adapter, other.adapter, "adapter")
         merged = replace(
@@ -293,7 +292,9 @@ class Calibration:
             No file there.
         """
         if not os.path.exists(path):
-            raise FileNotFoundError(f"no calibration at {os.fspath(path)}")
+            raise FileNotFoundError(
+                f"no calibration at {os.fspath(path)}; write one with calibrate(model, batches).save(path)"
+            )
         try:
             content = read(path)
         except (SafetensorError, CalibrationError, ValueError, OSError) as error:
@@ -332,6 +333,21 @@ class Calibration:
         seen = hankelred.gramian_factor(sums.outputs / self.labelled_tokens)
         weighted = hankelred.ModalSystem(system.log_poles, system.B, seen.T @ np.linalg.inv(T))
         return states, hankelred.gramian(weighted, "observability", factor=True)
+
+
+def check_calibration(calibration: object) -> None:
+    """Refuse what is none, such as the name of its file.
+
+    Raises
+    ------
+    CalibrationError
+    """
+    if not isinstance(calibration, Calibration):
+        remedy = "Calibration.load" if isinstance(calibration, str | os.PathLike) else "calibrate"
+        raise CalibrationError(
+            f"calibration={calibration!r} is a {type(calibration).__name__}, not a Calibration; get one from "
+            f"hankelred_llm.{remedy}"
+        )
 
 
 def calibrate(

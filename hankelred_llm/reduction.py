@@ -25,7 +25,7 @@ from ._scan import column_scan
 from ._sites import Sites, check_heard, find_sites
 from ._tables import table
 from .adapter import FASTEST
-from .calibration import Calibration
+from .calibration import Calibration, check_calibration
 from .spectra import HankelSpectra
 from .systems import set_systems
 
@@ -261,6 +261,7 @@ def reduce(
         )
     sites = find_sites(model, adapter_name)
     if calibration is not None:
+        check_calibration(calibration)
         check_heard(model, sites)
         calibration.check(model, sites.adapter)
     full = modal_systems(model, sites)

@@ -21,7 +21,7 @@ from ._progress import watched
 from ._sites import find_sites, hrm_layers
 from ._tables import table
 from ._tags import compare, model_tag
-from .calibration import Calibration
+from .calibration import Calibration, check_calibration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -275,6 +275,8 @@ def hankel_spectra(
     >>> spectra[1].shape
     (4,)
     """
+    if calibration is not None:
+        check_calibration(calibration)
     if calibration is not None and calibration.gradients and not hrm_layers(model):
         compare(calibration.model, model_tag(model), "model")
         decoder = find_decoder(model)

@@ -481,6 +481,22 @@ def test_sums_of_other_sizes_than_the_named_adapter_has_are_refused(tmp_path):
             Calibration.load(path).check(model)
 
 
+def test_the_name_of_a_file_is_no_calibration(tmp_path):
+    # AttributeErrors of str, in functions that take a Calibration
+    model = adapted()
+    name = str(tmp_path / "seen.safetensors")
+    for call in (
+        lambda: hankelred_llm.hankel_spectra(model, name),
+        lambda: hankelred_llm.reduce(model, order=2, calibration=name),
+    ):
+        with pytest.raises(CalibrationError, match=r"is a str, not a Calibration; .*Calibration\.load"):
+            call()
+    with pytest.raises(hankelred_llm.AdapterError, match=r"'adapter' is no model but a str; load it first"):
+        hankelred_llm.hankel_spectra("adapter")
+    with pytest.raises(FileNotFoundError, match=r"calibrate\(model, batches\)\.save"):
+        Calibration.load(name)
+
+
 def test_merged_parts_keep_the_wider_spacing_of_held_out_rows():
     # With the narrower one, further batches would hold out too many rows of the longer part.
     model = adapted(r=5)
