@@ -9,7 +9,8 @@ from torch import nn
 from . import _carrier
 from ._architectures import find_decoder
 from ._errors import AdapterError
-from .adapter import HRMLayer, HRMSystem
+from ._layer import HRMLayer
+from .adapter import HRMSystem
 from .config import HRMConfig
 
 

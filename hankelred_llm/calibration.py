@@ -614,7 +614,7 @@ def _empty(model: nn.Module, sites: Sites, held_out: int) -> Calibration:
         gradients={
             i: GradientOperator(s.width, "cpu" if s.B.device.type == "mps" else s.B.device)
             for i, s in sites.systems.items()
-            if not bool(((s.gate * s.C) != 0).any())
+            if s.adds_nothing()
         },
         tokens=0,
         labelled_tokens=0,

@@ -219,7 +219,7 @@ def _start_from(
 
 def _check_fresh(sites: Sites) -> None:
     for index, system in sites.systems.items():
-        if bool(((system.gate * system.C) != 0).any()):
+        if not system.adds_nothing():
             raise AdapterError(
                 f"the adapter of layer {index} adds something to the output already: it was trained or "
                 f"set, and that "

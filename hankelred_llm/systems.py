@@ -14,8 +14,9 @@ from torch import nn
 import hankelred
 
 from ._errors import AdapterError
+from ._layer import HRMLayer
 from ._sites import find_adapter
-from .adapter import FASTEST, RATES, SLOWEST, HRMLayer, HRMSystem
+from .adapter import FASTEST, RATES, SLOWEST, HRMSystem
 from .config import HRMConfig, Modes, names_block
 
 Array: TypeAlias = npt.NDArray[Any]

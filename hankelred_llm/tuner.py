@@ -24,8 +24,8 @@ from . import _carrier
 from ._architectures import ADDS_RESIDUAL, SITES, Decoder, find_decoder
 from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ._files import check_numbers, does_not_fit, guard_files
+from ._layer import HRMLayer, cannot_merge
 from ._sites import hrm_layers, take_out
-from .adapter import HRMLayer, cannot_merge
 from .config import HRMConfig, HRMType, names_block
 
 #: Where the configuration stands in ``model.peft_config`` beside those of other methods. peft leaves

@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM
 import hankelred
 import hankelred_llm
 from hankelred_llm import AdapterError, AdapterFileError, ConfigError, HRMConfig
-from hankelred_llm.adapter import HRMLayer
+from hankelred_llm._layer import HRMLayer
 
 WEIGHTS = "adapter_model.safetensors"
 BLOCK_7 = "base_model.model.model.layers.7.mlp_adapter.hrm_system.B"

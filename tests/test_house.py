@@ -18,7 +18,7 @@ ROOMS = {
 STOREYS = (
     {"_errors", "_tokens", "_step", "_prefix", "_chunks"},
     {"recurrence", "_scan", "_starts", "config", "state"},
-    {"adapter", "_carrier", "_shards"},
+    {"adapter", "_layer", "_carrier", "_shards"},
     {"tuner", "_sites"},
     {"systems", "parallel", "calibration", "_passes"},
     {"spectra", "initialization", "reduction"},
