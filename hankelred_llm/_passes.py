@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -126,6 +126,23 @@ def listening(
             system.gate.grad = gradient
 
 
+def mean_loss(
+    model: nn.Module, sites: Sites, rows: Iterable[Mapping[str, Any]], listener: Listener | None = None
+) -> float | None:
+    """Return the mean loss over the labels of all rows, None without labels; nothing goes backward."""
+    total, labels = 0.0, 0
+    with listening(model, sites, listener or (lambda index, seen: None), gradients=False) as run:
+        for row in rows:
+            mean, count = run(row) or (0.0, 0)
+            total, labels = total + mean * count, labels + count
+    return total / labels if labels else None
+
+
+def inputs_of(batch: Mapping[str, Any]) -> Any:
+    """Return the token ids of a batch, or what is given in their place."""
+    return batch.get("input_ids", batch.get("inputs_embeds"))
+
+
 def _checkpoint(model: Any, modes: dict[nn.Module, bool], handles: list[Any]) -> None:
     """Leave gradient checkpointing on where the model trains with it: its memory may not do without."""
     on = [
@@ -152,7 +169,7 @@ def checked_batch(batch: Any, number: int) -> Mapping[str, Any]:
             f"batch {number} is a {type(batch).__name__}; batches are dicts for model(**batch), with "
             "input_ids and attention_mask, and labels for the statistics of the loss"
         )
-    inputs = batch.get("input_ids", batch.get("inputs_embeds"))
+    inputs = inputs_of(batch)
     if not isinstance(inputs, Tensor) or inputs.ndim < 2:
         raise CalibrationError(
             f"batch {number} has no input_ids (batch, time) as a tensor; it has {', '.join(map(str, batch))}"

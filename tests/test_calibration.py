@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import hankelred
 import hankelred_llm
-from hankelred_llm import AdapterError, Calibration, CalibrationError, calibrate, calibration
+from hankelred_llm import AdapterError, Calibration, CalibrationError, _collecting, calibrate
 from hankelred_llm._gradient_operator import GradientOperator
 from hankelred_llm._sites import hrm_layers
 
@@ -293,7 +293,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(_collecting, "SAVE_EVERY", 0.0)
     model, data, path = adapted(), batches(), tmp_path / "checkpoint"
 
     def interrupted():

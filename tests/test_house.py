@@ -21,6 +21,7 @@ STOREYS = (
     {"adapter", "_layer", "_carrier", "_shards"},
     {"tuner", "_sites"},
     {"systems", "parallel", "calibration", "_passes"},
+    {"_collecting", "_candidates"},
     {"spectra", "initialization", "reduction"},
     {"comparison", "train", "evaluate", "_trainer", "_experiment"},
     {"cli"},
