@@ -27,8 +27,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from hankelred_llm._carrier import Pass
+from hankelred_llm._layer import HRMLayer
 from hankelred_llm._tokens import Tokens
-from hankelred_llm.adapter import HRMLayer
 from hankelred_llm.config import HRMConfig
 from hankelred_llm.state import HRMState
 

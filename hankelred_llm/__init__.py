@@ -2,6 +2,7 @@
 
 from hankelred import __version__
 
+from ._collecting import calibrate
 from ._errors import (
     AdapterError,
     AdapterFileError,
@@ -11,7 +12,7 @@ from ._errors import (
     ExperimentError,
     StateError,
 )
-from .calibration import Calibration, calibrate
+from .calibration import Calibration
 from .config import HRMConfig
 from .initialization import InitializationReport, initialize
 from .parallel import context_parallel

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peft import PeftModel
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel
 
-from ._errors import ArchitectureError
+from ._errors import AdapterError, ArchitectureError
 
 #: Name of the block by the ``site`` of a configuration, unless BLOCK_NAMES says otherwise.
 SITES = {"mlp": "mlp", "attention": "self_attn"}
@@ -53,10 +54,18 @@ def find_decoder(model: nn.Module) -> Decoder:
 
     Raises
     ------
+    AdapterError
+        The model is wrapped in a PeftModel.
     ArchitectureError
         The model is no causal language model, or its layers were not found.
     """
     kind = type(model).__name__
+    if isinstance(model, PeftModel):
+        raise AdapterError(
+            "the model is a PeftModel already; for a second HRM adapter call model.add_adapter(name, "
+            "HRMConfig(...)), or model.load_adapter(folder, name) for a saved one; to combine with LoRA call "
+            "base.add_adapter(LoraConfig(...)) on the base model and attach to that"
+        )
     if not isinstance(model, PreTrainedModel):
         raise ArchitectureError(
             f"{kind} is no model of transformers; load one with transformers.AutoModelForCausalLM"

@@ -14,7 +14,7 @@ import hankelred
 from hankelred import OrderError, ReductionWarning
 
 from ._errors import AdapterError
-from ._passes import Sites
+from ._sites import Sites
 from .systems import get_systems
 
 Array: TypeAlias = npt.NDArray[Any]

@@ -33,7 +33,13 @@ def parameters_of(text: str, skeleton: Callable[[], nn.Module]) -> int:
     """
     if text.replace("_", "").isdigit():
         return int(text)
-    method = parse_method(text)
+    try:
+        method = parse_method(text)
+    except ExperimentError as error:
+        raise ExperimentError(
+            f"budget {text!r} is neither a number of parameters nor a method with its r, as 'lora-qv r=16': "
+            f"{error}"
+        ) from None
     if any("r" not in part.options for part in method.parts[:1]) or len(method.parts) > 1:
         raise ExperimentError(
             f"budget {text!r} says no number of parameters; give a number, or one method with its r, as in "

@@ -1,24 +1,30 @@
-"""Reading the file of a calibration: all that it must and may hold is checked before any of it is used."""
+"""The file of a calibration: safetensors with JSON metadata, all of it checked before any is used."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from ._gradient_operator import GradientOperator
+from ._passes import inputs_of
 
 FORMAT = 1
 
 _COUNTS = ("tokens", "labelled_tokens", "labels", "held_out_limit", "stride", "rows")
 _TAGS = ("model", "adapter")
-_KEYS = {"format", "pairs", "loss_sum", "data", *_COUNTS, *_TAGS}
+#: Fields of a calibration that are no tensors.
+NUMBERS = (*_COUNTS, "loss_sum", *_TAGS, "data")
+_KEYS = {"format", "pairs", *NUMBERS}
 _PART_COUNTS = ("batches", "rows", "tokens")
 
 
@@ -30,6 +36,40 @@ class Content(NamedTuple):
     sums: dict[int, dict[str, Tensor]]  # by layer: states and outputs
     gradients: dict[int, GradientOperator]  # by layer
     held_out: tuple[dict[str, Tensor], ...]
+
+
+def write(path: str | os.PathLike[str], content: Content) -> None:
+    """Write a file in one step: a reader sees the old or the new one.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; then there is no partial file.
+    """
+    target = Path(path)
+    tensors = {
+        f"{kind}.{index}.{key}": value.cpu().contiguous()
+        for kind, groups in (
+            ("layers", content.sums),
+            ("gradients", {i: operator.state() for i, operator in content.gradients.items()}),
+            ("held_out", dict(enumerate(content.held_out))),
+        )
+        for index, group in groups.items()
+        for key, value in group.items()
+    }
+    pairs = {str(index): count for index, count in content.pairs.items()}
+    facts = json.dumps({"format": FORMAT, "pairs": pairs, **content.numbers})
+    # in the target's own folder: os.replace is atomic only inside one file system
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(save(tensors, metadata={"calibration": facts}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read(path: str | os.PathLike[str]) -> Content:
@@ -142,7 +182,7 @@ def _rows(rows: Mapping[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], ...
     if sorted(rows) != list(range(len(rows))):
         raise ValueError(f"its held-out rows are numbered {sorted(rows)}")
     for k, row in rows.items():
-        inputs = row.get("input_ids", row.get("inputs_embeds"))
+        inputs = inputs_of(row)
         if inputs is None or inputs.ndim < 2 or inputs.shape[0] != 1:
             raise ValueError(f"held-out row {k} has no input_ids of one sequence")
         if "input_ids" in row and inputs.dtype not in (torch.int64, torch.int32):

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers.cache_utils import Cache
 
 from ._errors import StateError
-from ._shards import Shards, check_ring, read_shards
+from ._shards import Shards, check_ring, compare_shards, meeting_place, read_shard, tell_refusal
 from ._tokens import Tokens, read_tokens
 from .state import HRMState, checked_cache, find_state, open_state, tokens_seen
 
@@ -64,16 +66,15 @@ class Pass:
         """Return padding and document starts on the device of a layer."""
         return Tokens(*(None if flags is None else flags.to(device) for flags in self.tokens))
 
+    def shards_on(self, device: torch.device) -> Shards | None:
+        """Return where this shard stands, known on the device of a layer."""
+        return None if self.shards is None else self.shards.on(device)
+
     def follow(self) -> HRMState | None:
         """Return the states to go on from, and count the tokens of this pass."""
         if self.shards is not None:
             # a cache that the model makes for itself is left alone: who goes on from it is refused, as it has
             # tokens and no states
-            if self._seen:
-                raise StateError(
-                    f"a shard of a sequence came with a cache of {self._seen} tokens; context parallelism "
-                    "knows no cache: pass the whole sequence in shards, and use_cache=False"
-                )
             return None
         if self._state is None and self._cache is not None:
             self._state = open_state(self._cache, seen=self._seen, n_layers=self.n_layers)
@@ -130,9 +131,52 @@ def carrying_decoders(model: nn.Module) -> list[nn.Module]:
 
 def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     names, n_layers = backbone.__dict__["_hrm_decoder"]
-    given = dict(zip(names, args, strict=False))
-    given.update(kwargs)
-    config = backbone.config
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    group = backbone.__dict__.get("_hrm_group")
+    if group is None:
+        this = _read_pass(backbone.config, given, n_layers)
+    else:
+        this = _read_pass_of_shard(backbone, given, n_layers, group)
+    if this is not None:
+        this.start()
+
+
+def _read_pass(config: Any, given: Mapping[str, Any], n_layers: int) -> Pass | None:
+    """Read what a decoder is called with; None where there are no tokens: it will complain itself."""
+    check_ring(None)
+    size = _size(config, given)
+    if size is None:
+        return None
+    return Pass(*size, _tokens(config, given, *size), n_layers)
+
+
+def _read_pass_of_shard(
+    backbone: nn.Module, given: Mapping[str, Any], n_layers: int, group: dist.ProcessGroup
+) -> Pass:
+    """Read the same of a shard, and meet the processes that hold the others."""
+    place = meeting_place(group, backbone)
+    try:
+        check_ring(group)
+        size = _size(backbone.config, given)
+        if size is None:
+            raise StateError("a shard of a sequence came without input_ids or inputs_embeds; pass its tokens")
+        cache = given.get("past_key_values")
+        seen = 0 if cache is None else tokens_seen(checked_cache(cache))
+        if seen:
+            raise StateError(
+                f"a shard of a sequence came with a cache of {seen} tokens; context parallelism "
+                "knows no cache: pass the whole sequence in shards, and use_cache=False"
+            )
+        tokens = _tokens(backbone.config, given, *size)
+        own = read_shard(*size, tokens, **_told(given))
+    except Exception:
+        tell_refusal(group, place)  # the others wait for this process
+        raise
+    return Pass(*size, tokens, n_layers, compare_shards(group, own, place))
+
+
+def _size(config: Any, given: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the numbers of rows and of tokens in each, None where there are none."""
     paged = "paged" in str(getattr(config, "_attn_implementation", ""))
     if paged or given.get("write_index") is not None:
         raise StateError(
@@ -141,22 +185,24 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         )
     inputs = given.get("inputs_embeds")
     inputs = given.get("input_ids") if inputs is None else inputs
-    if inputs is None:
-        return  # the model itself says what is missing
-    batch, time = inputs.shape[:2]
-    cache = given.get("past_key_values")
-    cache = None if cache is None else checked_cache(cache)
-    told = {
+    return None if inputs is None else inputs.shape[:2]
+
+
+def _told(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what says where padding is and where documents start."""
+    return {
         "mask": given.get("attention_mask"),
         "positions": given.get("position_ids"),
         "starts": given.get("cu_seq_lens_q"),
         "documents": given.get("seq_idx"),
     }
-    group = backbone.__dict__.get("_hrm_group")
-    check_ring(group)
-    tokens = read_tokens(batch, time, **told, cache=cache, window=getattr(config, "sliding_window", None))
-    shards = None if group is None else read_shards(group, batch, time, tokens, **told)
-    Pass(batch, time, tokens, n_layers, shards).start()
+
+
+def _tokens(config: Any, given: Mapping[str, Any], batch: int, time: int) -> Tokens:
+    cache = given.get("past_key_values")
+    cache = None if cache is None else checked_cache(cache)
+    window = getattr(config, "sliding_window", None)
+    return read_tokens(batch, time, **_told(given), cache=cache, window=window)
 
 
 def _end_pass(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:

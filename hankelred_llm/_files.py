@@ -1,6 +1,6 @@
 """What peft and transformers may read and write for an adapter.
 
-Neither asks a method before it loads or saves weights, so three of their functions are wrapped here. For
+Neither asks a method before it loads or saves weights, so five of their functions are wrapped here. For
 adapters of other methods they do what they did.
 """
 
@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, load_peft_weights
+from huggingface_hub import hf_hub_download
+from peft import PeftConfig, PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
 from ._errors import AdapterFileError
+from ._sites import hrm_layers, take_out
 from .config import HRMConfig, check_weights
+
+#: What says where on the hub an adapter is looked for, and whether there at all.
+_HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 
 def check_numbers(weights: Mapping[str, Tensor]) -> None:
@@ -46,15 +55,35 @@ def check_numbers(weights: Mapping[str, Tensor]) -> None:
 def guard_files() -> None:
     """Wrap what reads and writes adapters; a second time does nothing."""
     for owner, name, wrap in (
+        (PeftModel, "from_pretrained", _open_by_peft),
         (PeftModel, "load_adapter", _load_by_peft),
         (PeftModel, "save_pretrained", _save),
         (PeftAdapterMixin, "load_adapter", _load_by_transformers),
+        (PreTrainedModel, "save_pretrained", _save_base),
     ):
-        function = getattr(owner, name)
+        found = inspect.getattr_static(owner, name)
+        function = getattr(found, "__func__", found)  # of a class method
         if not hasattr(function, "_hrm_wrapped"):
             wrapped: Any = functools.wraps(function)(wrap(function))
             wrapped._hrm_wrapped = True
-            setattr(owner, name, wrapped)
+            setattr(owner, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
+
+
+def _open_by_peft(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
+    def open_adapter(cls: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        free = isinstance(model, PreTrainedModel) and not hrm_layers(model)
+        trained = [p for p in model.parameters() if p.requires_grad] if free else []
+        try:
+            return from_pretrained(cls, model, *args, **kwargs)
+        except Exception:
+            # nobody has a hold of the wrapper that was half made
+            if free and hrm_layers(model):
+                take_out(model)
+                for parameter in trained:
+                    parameter.requires_grad_(True)
+            raise
+
+    return open_adapter
 
 
 def _load_by_peft(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,12 +114,12 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
             **kwargs,
             **(kwargs.get("adapter_kwargs") or {}),
         }
-        hub = {key: hub[key] for key in ("subfolder", "revision", "token", "cache_dir") if hub.get(key)}
+        hub = {key: hub[key] for key in _HUB_OPTIONS if hub.get(key)}
         if not isinstance(peft_config if peft_config is not None else _config(where, hub), HRMConfig):
             return load(self, *given, *args, **kwargs)
         if adapter_state_dict is None:
             check_weights(str(where), hub.get("subfolder"), hub)
-            check_numbers(load_peft_weights(str(where), device="cpu", **hub))
+            check_numbers(_weights(str(where), hub))
         else:
             check_numbers(adapter_state_dict)
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -109,6 +138,8 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
         }
         if any(wrong.values()):
             self.delete_adapter(adapter_name or "default")
+            if not any(layer.hrm_system for layer in hrm_layers(self)):
+                take_out(self)
             for parameter in trained:  # training an adapter froze the base
                 parameter.requires_grad_(True)
             raise does_not_fit(wrong)
@@ -134,6 +165,28 @@ def _config(where: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> Pef
             return PeftConfig.from_pretrained(str(where), **hub)
     except (ValueError, KeyError, TypeError, OSError):
         return None
+
+
+def _weights(where: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the weights that :func:`check_weights` has found; peft would ask the hub for them again."""
+    path = os.path.join(where, hub.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
+    return load_file(
+        path if os.path.isfile(path) else hf_hub_download(where, SAFETENSORS_WEIGHTS_NAME, **hub)
+    )
+
+
+def _save_base(save: Callable[..., Any]) -> Callable[..., Any]:
+    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # with adapters of its own it saves those alone, as LoRA beside an HRM
+        if not getattr(self, "_hf_peft_config_loaded", False) and hrm_layers(self):
+            warnings.warn(
+                "the base model is saved with an HRM adapter in it, which from_pretrained will not read; "
+                "save (and give to a Trainer) the PeftModel that attach returned, or call its unload() first",
+                stacklevel=2,
+            )
+        return save(self, *args, **kwargs)
+
+    return save_pretrained
 
 
 def _save(save: Callable[..., Any]) -> Callable[..., Any]:

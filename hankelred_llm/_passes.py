@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ._errors import AdapterError, CalibrationError
-from .adapter import HRMSystem
-from .systems import find_adapter
-from .tuner import hrm_layers
+from ._errors import CalibrationError
+from ._sites import Sites
 
 #: The Trainer's number of labels in several batches: the loss is then no mean over those of this batch.
 _CHANGES_THE_LOSS = ("num_items_in_batch",)
@@ -30,47 +28,6 @@ class Seen(NamedTuple):
 #: Gets the layer index and what was seen; may return what is to be called with the gradient of the summed
 #: loss at the system's output, (batch, time, d).
 Listener = Callable[[int, Seen], Callable[[Tensor], None] | None]
-
-
-class Sites(NamedTuple):
-    """The systems of one adapter, by layer index."""
-
-    adapter: str
-    systems: dict[int, HRMSystem]
-    names: dict[int, str]
-
-
-def find_sites(model: nn.Module, adapter_name: str | None) -> Sites:
-    """Return the systems of the adapter that is active, or of the one that is named.
-
-    Raises
-    ------
-    AdapterError
-        There is no such adapter, or none is named and not exactly one is active.
-    """
-    adapter, layers = find_adapter(model, adapter_name)
-    parents = {id(module): name.rpartition(".")[0] for name, module in model.named_modules()}
-    return Sites(
-        adapter,
-        {layer.index: layer.system(adapter) for layer in layers},
-        {layer.index: ".".join([*parents[id(layer)].split(".")[-2:], layer.block]) for layer in layers},
-    )
-
-
-def check_heard(model: nn.Module, sites: Sites) -> None:
-    """Refuse where a forward pass would not go through the adapter.
-
-    Raises
-    ------
-    AdapterError
-        The adapter is not active.
-    """
-    for layer in hrm_layers(model):
-        if layer.index in sites.systems and sites.adapter not in layer.active_systems():
-            raise AdapterError(
-                f"adapter '{sites.adapter}' is not active, so it sees no batch; call "
-                f"model.set_adapter('{sites.adapter}'), outside of disable_adapter()"
-            )
 
 
 @contextlib.contextmanager
@@ -169,6 +126,23 @@ def listening(
             system.gate.grad = gradient
 
 
+def mean_loss(
+    model: nn.Module, sites: Sites, rows: Iterable[Mapping[str, Any]], listener: Listener | None = None
+) -> float | None:
+    """Return the mean loss over the labels of all rows, None without labels; nothing goes backward."""
+    total, labels = 0.0, 0
+    with listening(model, sites, listener or (lambda index, seen: None), gradients=False) as run:
+        for row in rows:
+            mean, count = run(row) or (0.0, 0)
+            total, labels = total + mean * count, labels + count
+    return total / labels if labels else None
+
+
+def inputs_of(batch: Mapping[str, Any]) -> Any:
+    """Return the token ids of a batch, or what is given in their place."""
+    return batch.get("input_ids", batch.get("inputs_embeds"))
+
+
 def _checkpoint(model: Any, modes: dict[nn.Module, bool], handles: list[Any]) -> None:
     """Leave gradient checkpointing on where the model trains with it: its memory may not do without."""
     on = [
@@ -195,7 +169,7 @@ def checked_batch(batch: Any, number: int) -> Mapping[str, Any]:
             f"batch {number} is a {type(batch).__name__}; batches are dicts for model(**batch), with "
             "input_ids and attention_mask, and labels for the statistics of the loss"
         )
-    inputs = batch.get("input_ids", batch.get("inputs_embeds"))
+    inputs = inputs_of(batch)
     if not isinstance(inputs, Tensor) or inputs.ndim < 2:
         raise CalibrationError(
             f"batch {number} has no input_ids (batch, time) as a tensor; it has {', '.join(map(str, batch))}"

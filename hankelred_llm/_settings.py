@@ -82,7 +82,7 @@ class Settings:
     batch_size: int = _option("Rows of a step, over all devices.", 16)
     accumulation: int = _option("Parts that the rows of a step are computed in, to save memory.", 1)
     learning_rates: dict[str, list[float]] = _option(
-        "Learning rates to choose from: a list for all methods, or lists by method.",
+        "Learning rates to choose from, for all methods; in YAML also lists by method.",
         {"default": list(DEFAULT_GRID)},
     )
     weight_decay: float = _option("Decoupled weight decay of every method.", 0.0)
@@ -115,7 +115,10 @@ class Settings:
         for f in fields(self):
             object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
         if not self.task:
-            raise ExperimentError("no task is named; give task (in YAML) or --task")
+            raise ExperimentError(
+                "no task is named; give task (in YAML) or --task, as in --task flip_flop: an unknown name "
+                "lists all"
+            )
         for name in ("steps", "batch_size", "accumulation", "length", "eval_batch_size", "save_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("calibration_steps", self.calibration_steps, 1)

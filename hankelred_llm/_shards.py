@@ -10,12 +10,12 @@ parameters' gradients; the shares add up to the gradient of the whole sequence.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ._errors import StateError
@@ -57,6 +57,10 @@ class Shards:
     def kept_before(self) -> Tensor:
         """Return how many tokens before this shard are no padding, (batch,)."""
         return self.kept[: self.rank].sum(0)
+
+    def on(self, device: torch.device) -> Shards:
+        """Return the same, known on another device: a model may stand on several."""
+        return replace(self, kept=self.kept.to(device), cut=self.cut.to(device))
 
     def scan(
         self, log_decay: Tensor, phase: Tensor | None, u: Tensor, *, keep: Tensor | None, reset: Tensor | None
@@ -141,8 +145,21 @@ def gather(mine: Tensor, group: dist.ProcessGroup) -> Tensor:
     return everyone
 
 
-def read_shards(
-    group: dist.ProcessGroup,
+def meeting_place(group: dist.ProcessGroup, decoder: nn.Module) -> torch.device:
+    """Return a device that the processes of a group can talk on, whatever each of them was called with."""
+    kinds = [entry.partition(":")[0] for entry in dist.get_backend_config(group).split(",")]
+    if "cpu" in kinds:
+        return torch.device("cpu")
+    own = (p.device for p in decoder.parameters() if p.device.type in kinds)
+    return next(own, torch.device(kinds[0]))
+
+
+def tell_refusal(group: dist.ProcessGroup, place: torch.device) -> None:
+    """Let the others know that this process does not run the pass they are waiting for."""
+    gather(torch.tensor([-1], device=place), group)
+
+
+def read_shard(
     batch: int,
     time: int,
     tokens: Tokens,
@@ -151,27 +168,27 @@ def read_shards(
     positions: Tensor | None,
     starts: Tensor | None,
     documents: Tensor | None,
-) -> Shards:
-    """Compare the shards of all processes.
-
-    One number is read from the device: whether the shards follow one another. All processes see the same
-    numbers, so where one refuses all do.
+) -> Tensor:
+    """Read from the shard of this process what the others have to know of it.
 
     Parameters
     ----------
-    group : ProcessGroup
     batch, time : int
-        Size of this process's shard; shards may differ in time.
+        Size of the shard.
     tokens : Tokens
-        What was read of this shard.
+        What was read of it.
     mask, positions, starts, documents
         As for :func:`read_tokens`.
+
+    Returns
+    -------
+    Tensor of int, (4, batch)
+        Kept tokens, whether a document starts, positions of the first and of the last kept token.
 
     Raises
     ------
     StateError
-        There are no positions, something else than tokens is cut, or a shard does not go on where the one
-        before it ends.
+        There are no positions, or something else than tokens is cut.
     """
     if positions is None:
         raise StateError(
@@ -195,15 +212,49 @@ def read_shards(
     first = torch.where(keep, index, time - 1).amin(1, keepdim=True)
     last = torch.where(keep, index, 0).amax(1, keepdim=True)
     reset = torch.zeros_like(keep) if tokens.reset is None else tokens.reset
-    mine = [keep.sum(1), reset.any(1), positions.gather(1, first)[:, 0], positions.gather(1, last)[:, 0]]
-    kept, cut, opening, closing = gather(torch.stack([each.long() for each in mine]), group).unbind(1)
+    own = [keep.sum(1), reset.any(1), positions.gather(1, first)[:, 0], positions.gather(1, last)[:, 0]]
+    return torch.stack([each.long() for each in own])
+
+
+def compare_shards(group: dist.ProcessGroup, own: Tensor, place: torch.device) -> Shards:
+    """Compare the shards of all processes; where one refuses its shard, or the pieces do not fit, all refuse.
+
+    Two answers are waited for: whether all have as many rows, and whether shards follow one another.
+
+    Parameters
+    ----------
+    group : ProcessGroup
+    own : Tensor of int, (4, batch)
+        What :func:`read_shard` said of the shard of this process.
+    place : torch.device
+        Where the processes meet.
+
+    Raises
+    ------
+    StateError
+        A process has refused its shard, has another number of rows, or a shard does not go on where the one
+        before it ends.
+    """
+    rows = gather(torch.tensor([own.shape[1]], device=place), group)[:, 0].tolist()
+    refusing = [number for number, count in enumerate(rows) if count < 0]
+    if refusing:
+        raise StateError(
+            f"process {refusing[0]} of the group refused its shard of the sequence, and its own error says "
+            "why; the others stop with it, for its state would be missing"
+        )
+    if len(set(rows)) > 1:
+        raise StateError(
+            f"the shards of the processes have {', '.join(map(str, rows))} rows; cut every row of the batch "
+            "into as many pieces as there are processes"
+        )
+    kept, cut, opening, closing = gather(own.to(place), group).unbind(1)
     if bool(_breaks(kept, opening, closing)):
         raise StateError(
             "a shard starts at a position that is neither 0 nor the one after the last position of the shard "
             "before, as in load-balanced (zigzag, head-tail) sharding; a state runs along the sequence: "
             f"{_CONTIGUOUS}"
         )
-    return Shards(group, kept, cut.bool())
+    return Shards(group, kept, cut.bool()).on(own.device)
 
 
 def _breaks(kept: Tensor, opening: Tensor, closing: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 
 class Step(NamedTuple):
@@ -39,3 +40,28 @@ class Step(NamedTuple):
         if self.other is not None and self.partner is not None:
             after = torch.addcmul(after, self.other, before.index_select(1, self.partner))
         return after.to(before.dtype)
+
+
+class Stepper(NamedTuple):
+    """A system prepared for one token at a time."""
+
+    step: Step
+    B: Tensor  # (order, d)
+    out: Tensor  # (order, d), contiguous: a product with one row reads it twice as fast as C
+
+    def run(
+        self, x: Tensor, state: Tensor, keep: Tensor | None, reset: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run one token, in as few operations as can be."""
+        batch, _, width = x.shape
+        row = x.reshape(batch, width)
+        before = state if reset is None else torch.where(reset, 0.0, state)
+        s = self.step.advance(
+            linear(row if row.dtype == state.dtype else row.to(state.dtype), self.B), before
+        )
+        if keep is not None:
+            s = torch.where(keep, s, before)
+        return torch.mm(s, self.out).view(batch, 1, width), s[..., None]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
+        return self  # copies of a cache share it: nothing in it is ever changed

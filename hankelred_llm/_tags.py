@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._errors import CalibrationError
-from ._passes import Sites
+from ._sites import Sites
 
 #: Values of each weight that go into the fingerprint of a model: enough to tell two trainings apart.
 FINGERPRINT = 16

@@ -77,10 +77,10 @@ def read_tokens(
     before = None if keep is None else _previous_kept(keep)
     reset: Tensor | None = None
     if positions is not None:
-        if positions.ndim != 2:
+        if positions.ndim != 2 or positions.shape[0] not in (1, batch) or positions.shape[1] != time:
             raise StateError(
                 f"document starts cannot be read from position_ids of shape {tuple(positions.shape)}; pass "
-                "(batch, time)"
+                f"(batch, time) = ({batch}, {time})"
             )
         reset = _jumps(positions.expand(batch, time), before)
     for extra in (
@@ -101,7 +101,10 @@ def _columns(mask: Tensor, time: int, cache: Cache | None) -> Any:
     """Where the tokens of this batch stand in a mask that also covers the cache."""
     width = mask.shape[-1]
     if width < time:
-        raise StateError(f"the attention mask covers {width} tokens, fewer than the {time} given")
+        raise StateError(
+            f"the attention mask covers {width} tokens, fewer than the {time} given; pass one that covers "
+            "them and all that are in the cache"
+        )
     layers = [] if cache is None else [i for i, kv in enumerate(cache.layers) if isinstance(kv, StaticLayer)]
     if cache is None or not layers:
         if mask.ndim == 4 and cache is not None and cache.get_seq_length() > 0:

@@ -35,6 +35,10 @@ class Modes(NamedTuple):
     negative: int
 
 
+class _Unasked(str):
+    """A default, told from the same value given by a user."""
+
+
 class HRMType(str, Enum):  # noqa: UP042, peft reports what comes after the point in str()
     """The name of the method in peft, whose own enumeration cannot be extended."""
 
@@ -57,7 +61,7 @@ class HRMConfig(PeftConfig):
     eigenvalues : {"complex", "real"}
         Conjugate pairs (with one real state more if ``r`` is odd), or real ones only.
     site : {"mlp", "attention"}
-        The block the system stands beside.
+        The block the system stands beside. With ``target_modules`` it may be left out.
     tap : {"input", "output"}
         Whether x_t is what goes into that block or what comes out of it.
     init_weights : str
@@ -110,7 +114,7 @@ class HRMConfig(PeftConfig):
     task_type: str | None = "CAUSAL_LM"
     r: int = 32
     eigenvalues: str = "complex"
-    site: str = "mlp"
+    site: str = _Unasked("mlp")
     tap: str = "input"
     init_weights: str = "ring"
     calibration: str | None = None
@@ -125,6 +129,9 @@ class HRMConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = HRMType.HRM
+        # no field: a saved configuration does not say what was written and what was left out
+        self.site_given = not isinstance(self.site, _Unasked)
+        self.site = str(self.site)
         for name, known in (
             ("eigenvalues", EIGENVALUES),
             ("site", tuple(SITES)),
@@ -250,11 +257,12 @@ def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
 
 
 def _is_on_hub(where: str, name: str, hub: Mapping[str, Any]) -> bool:
-    there = check_file_exists_on_hf_hub(
-        where, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
-    )
-    if there is not None:
-        return bool(there)
+    if not hub.get("local_files_only"):
+        there = check_file_exists_on_hf_hub(
+            where, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
+        )
+        if there is not None:
+            return bool(there)
     try:  # without a connection what is in the cache will be loaded
         cached = try_to_load_from_cache(where, name, hub.get("cache_dir"), hub.get("revision"))
     except HFValidationError:
@@ -265,7 +273,7 @@ def _is_on_hub(where: str, name: str, hub: Mapping[str, Any]) -> bool:
 def check_weights(where: str, subfolder: str | None, hub: Mapping[str, Any]) -> None:
     """Refuse a folder or repository without a whole safetensors file; peft would fall back on a pickle.
 
-    `hub` may hold the revision, token and cache_dir that it will be loaded with.
+    `hub` may hold the revision, token, cache_dir and local_files_only that it will be loaded with.
 
     Raises
     ------

@@ -13,12 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ._collecting import calibrate
 from ._errors import AdapterError, CalibrationError, ConfigError
 from ._gradient_operator import GradientSpectrum
-from ._passes import Sites, check_heard, find_sites, listening
+from ._passes import mean_loss
+from ._sites import Sites, check_heard, find_sites
 from ._tables import table
 from ._tags import compare, model_tag
-from .calibration import Calibration, calibrate
+from .calibration import Calibration
 from .systems import get_systems, set_systems
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -218,7 +220,7 @@ def _start_from(
 
 def _check_fresh(sites: Sites) -> None:
     for index, system in sites.systems.items():
-        if bool(((system.gate * system.C) != 0).any()):
+        if not system.adds_nothing():
             raise AdapterError(
                 f"the adapter of layer {index} adds something to the output already: it was trained or "
                 f"set, and that "
@@ -304,9 +306,7 @@ def _with_gain(
                 system.C.copy_(outputs[i] * gain)
 
     def loss() -> float:
-        with listening(model, sites, lambda index, seen: None, gradients=False) as run:
-            done = [outcome for row in rows if (outcome := run(row)) is not None]
-        return sum(mean * count for mean, count in done) / max(1, sum(count for _, count in done))
+        return mean_loss(model, sites, rows) or 0.0
 
     set_gain(0.0)
     before = best = loss()

@@ -42,13 +42,14 @@ def context_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) -
     AdapterError
         The model has no HRM adapter, there are no processes, or this one is not in the group.
     StateError
-        Inside: the shards are not contiguous, came without ``position_ids`` or with a filled cache.
+        Inside, in all processes: the shards are not contiguous or differ in rows, or one came without
+        ``position_ids`` or with a filled cache.
 
     Notes
     -----
     Each adapter exchanges batch times states numbers in the forward pass, and as many in the backward pass.
-    So all processes must run the same passes, forward and backward, in the same order. One number is read
-    from the device in each forward pass, whether the shards are contiguous.
+    So all processes must run the same passes, forward and backward, in the same order. In each forward pass
+    two answers are waited for: whether all processes take part, and whether the shards are contiguous.
 
     Examples
     --------

@@ -7,28 +7,23 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import nn
 
 import hankelred
 from hankelred import ModalSystem, OrderError, ReductionWarning
 
 from ._balancing import balanced, modal_systems, whole_number, with_few_ports
-from ._errors import AdapterError
-from ._passes import Seen, Sites, check_heard, find_sites, listening
+from ._candidates import Plan, choose, hold
+from ._passes import mean_loss
 from ._progress import watched
-from ._scan import column_scan
+from ._sites import Sites, check_heard, find_sites
 from ._tables import table
-from .adapter import FASTEST
-from .calibration import Calibration
+from .calibration import Calibration, check_calibration
 from .spectra import HankelSpectra
 from .systems import set_systems
-
-Array: TypeAlias = npt.NDArray[Any]
 
 _NOTHING_HELD_OUT = (
     "the calibration held no rows out to compare candidates on, so the exact ones were taken; calibrate with "
@@ -260,18 +255,19 @@ def reduce(
         )
     sites = find_sites(model, adapter_name)
     if calibration is not None:
+        check_calibration(calibration)
         check_heard(model, sites)
         calibration.check(model, sites.adapter)
     full = modal_systems(model, sites)
     few = {i: with_few_ports(system) for i, system in full.items()}
     exact = {i: balanced(system) for i, system in few.items()}
     wanted = _orders(exact, sites, order=order, tol=tol, ranks=ranks, budget=budget)
-    held = None if calibration is None else _hold(model, sites, calibration)
+    held = None if calibration is None else hold(model, sites, calibration)
     if calibration is not None and held is None:
         warnings.warn(_NOTHING_HELD_OUT, ReductionWarning, stacklevel=2)
     shrunk = [i for i, n in wanted.items() if n < few[i].n_states]
     plans = {
-        i: _plan(i, few[i], exact[i], wanted[i], calibration, held)
+        i: choose(i, few[i], exact[i], wanted[i], calibration, held)
         for i in watched(shrunk, "reducing", progress)
     }
     before = _parameters(sites)
@@ -287,7 +283,7 @@ def reduce(
     after = _parameters(sites)
     if calibration is None:
         return ReductionReport(layers, before, after)
-    losses = (None, None) if held is None else (held.loss, _loss(model, sites, calibration))
+    losses = (None, None) if held is None else (held.loss, mean_loss(model, sites, calibration.held_out))
     return ReductionReport(layers, before, after, *losses, held_out_rows=len(calibration.held_out))
 
 
@@ -328,162 +324,13 @@ def _orders(
     return orders
 
 
-class _HeldOut(NamedTuple):
-    """What the systems meet on the rows that were held out, document after document."""
-
-    inputs: dict[int, Array]  # by layer: B x_t in the modes, (r, tokens)
-    starts: Array  # (tokens,) bool
-    loss: float | None
-
-
-def _hold(model: nn.Module, sites: Sites, calibration: Calibration) -> _HeldOut | None:
-    """Run the held-out rows once; r numbers a token and layer are kept, whatever the width of the model."""
-    if not calibration.held_out:
-        return None
-    inputs: dict[int, list[Array]] = {i: [] for i in sites.systems}
-    starts: list[Array] = []
-
-    def hear(index: int, seen: Seen) -> None:
-        system = sites.systems[index]
-        keep = torch.ones(seen.x.shape[:2], dtype=torch.bool) if seen.keep is None else seen.keep.cpu()
-        rows = seen.x[keep.to(seen.x.device)].to(system.B.dtype)
-        inputs[index].append((rows @ system.B.detach().t()).cpu().double().numpy().T)
-        if index == next(iter(sites.systems)):
-            first = torch.zeros_like(keep) if seen.reset is None else seen.reset.cpu().clone()
-            # an identity step changes nothing, so what is masked is left out; a row starts anew
-            first[torch.arange(len(keep)), keep.int().argmax(1)] = True
-            starts.append(first[keep].numpy())
-
-    loss = _loss(model, sites, calibration, hear)
-    T = {i: calibration.layers[i].to_modes() for i in inputs}
-    return _HeldOut({i: T[i] @ np.concatenate(u, 1) for i, u in inputs.items()}, np.concatenate(starts), loss)
-
-
-def _loss(model: nn.Module, sites: Sites, calibration: Calibration, hear: Any = None) -> float | None:
-    """Return the mean loss over the labels of the held-out rows."""
-    total, labels = 0.0, 0
-    with listening(model, sites, hear or (lambda index, seen: None), gradients=False) as run:
-        for row in calibration.held_out:
-            outcome = run(row)
-            if outcome is not None:
-                total, labels = total + outcome[0] * outcome[1], labels + outcome[1]
-    return total / labels if labels else None
-
-
-class _Plan(NamedTuple):
-    """The reduction of a layer that was chosen, and how the candidates did."""
-
-    kept: str
-    system: ModalSystem  # in few ports
-    left: Array  # (r, order): B of the layer goes to left.T B
-    right: Array  # (r, order): C to C right
-    bound: float
-    held_out: dict[str, float]
-
-    def expanded(self, full: ModalSystem) -> ModalSystem:
-        """Return the reduced system between all the ports of the layer."""
-        return ModalSystem(self.system.log_poles, self.left.T @ full.B, full.C @ self.right)
-
-
-def _plan(
-    index: int,
-    system: ModalSystem,
-    exact: hankelred.Reduction,
-    order: int,
-    calibration: Calibration | None,
-    held: _HeldOut | None,
-) -> _Plan:
-    """Return the candidate with the smallest error on what was held out; the exact one without that."""
-    if exact.numerical_rank == 0:
-        return _silent(system)
-    balancings = {"exact": exact}
-    if calibration is not None and held is not None:
-        states, outputs = calibration.factors(index, system)
-        balancings["empirical"] = balanced(system, states)
-        if outputs is not None:
-            balancings["empirical, loss"] = balanced(system, states, outputs)
-        balancings["output POD"] = balanced(system, states, system.C.conj().T)
-    candidates = {name: one for name, b in balancings.items() if (one := _usable(b, order)) is not None}
-    if not candidates:
-        raise AdapterError(
-            f"layer {index}: its system has no stable diagonal form of order {order}, because of poles "
-            "within rounding of the stability boundary or of each other; ask for another order in ranks="
-        )
-    errors = {}
-    if held is not None:
-        seen = _Responses(system, held.inputs[index], held.starts)
-        errors = {
-            name: seen.error(candidates[name]) if name in candidates else math.inf for name in balancings
-        }
-    # the first of equals, so that a certificate is not given away for nothing
-    kept = min(candidates, key=lambda name: errors.get(name, 0.0))
-    best = candidates[kept]
-    assert best.left is not None and best.right is not None
-    return _Plan(kept, best.system, best.left, best.right, best.error_bound, errors)
-
-
-def _usable(balancing: hankelred.Reduction, order: int) -> hankelred.Reduction | None:
-    """Return the reduction to an order, None where it has another one, no diagonal form, or is not stable."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ReductionWarning)
-        try:
-            one = balancing.at(order)
-        except hankelred.ModelError:
-            return None
-    return one if one.order == order and np.all(one.system.log_poles.real < 0) else None
-
-
-def _silent(system: ModalSystem) -> _Plan:
-    """Return one real state for a layer that does nothing: the side that is not zero is kept, to train on."""
-    size = np.linalg.norm(system.B, axis=1) if np.any(system.B) else np.linalg.norm(system.C, axis=0)
-    strongest = int(np.argmax(size))
-    pole = system.log_poles[strongest]
-    # of a pair the real parts
-    twin = int(np.argmin(np.abs(system.log_poles - pole.conj())))
-    left = np.zeros((system.n_states, 1))
-    left[strongest] += 0.5
-    left[twin] += 0.5
-    right = 0 * left if np.any(system.B) else left
-    reduced = ModalSystem([pole.real], left.T @ system.B, system.C @ right)
-    return _Plan("exact", reduced, left, right, 0.0, {})
-
-
-class _Responses:
-    """Outputs of a system and of its reductions, on what was held out."""
-
-    def __init__(self, system: ModalSystem, inputs: Array, starts: Array):
-        self.system, self.inputs, self.starts = system, inputs, starts
-        self.states = _run(system.log_poles, inputs, starts)
-        self.size = float(np.linalg.norm(np.linalg.qr(system.C, mode="r") @ self.states))
-
-    def error(self, reduction: hankelred.Reduction) -> float:
-        """Return the root mean square of the output error relative to the output."""
-        assert reduction.left is not None
-        reduced = reduction.system
-        states = _run(reduced.log_poles, reduction.left.T @ self.inputs, self.starts)
-        seen = np.linalg.qr(np.concatenate([self.system.C, -reduced.C], axis=1), mode="r")
-        error = float(np.linalg.norm(seen @ np.concatenate([self.states, states])))
-        return error / self.size if self.size > 0 else 0.0
-
-
-def _run(log_poles: Array, inputs: Array, starts: Array) -> Array:
-    """Return the states (n, tokens) of a modal system, every mode as a complex one of its own."""
-    n = log_poles.size
-    u = torch.from_numpy(np.concatenate([inputs.real, inputs.imag]))[None]
-    decay = torch.from_numpy(np.maximum(log_poles.real, FASTEST))
-    phase = torch.from_numpy(np.ascontiguousarray(log_poles.imag))
-    s, _ = column_scan(decay, phase, u, reset=torch.from_numpy(starts)[None])
-    columns = s[0].numpy()
-    return columns[:n] + 1j * columns[n:]
-
-
 def _layer(
     name: str,
     full: ModalSystem,
     few: ModalSystem,
     stored: ModalSystem,
     small: ModalSystem | None,
-    plan: _Plan | None,
+    plan: Plan | None,
 ) -> LayerReduction:
     """Measure what was done to a layer."""
     norm = hankelred.norm(few, "hinf")

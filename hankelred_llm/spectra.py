@@ -17,12 +17,11 @@ from hankelred import OrderError
 from ._architectures import find_decoder
 from ._balancing import balanced, modal_systems, whole_number, with_few_ports
 from ._gradient_operator import MARGIN
-from ._passes import find_sites
 from ._progress import watched
+from ._sites import find_sites, hrm_layers
 from ._tables import table
 from ._tags import compare, model_tag
-from .calibration import Calibration
-from .tuner import hrm_layers
+from .calibration import Calibration, check_calibration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -276,6 +275,8 @@ def hankel_spectra(
     >>> spectra[1].shape
     (4,)
     """
+    if calibration is not None:
+        check_calibration(calibration)
     if calibration is not None and calibration.gradients and not hrm_layers(model):
         compare(calibration.model, model_tag(model), "model")
         decoder = find_decoder(model)

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 from ._errors import StateError
 
 if TYPE_CHECKING:
-    from .adapter import Decoder
+    from ._step import Stepper
 
 #: How many tokens a cache can always be cropped by: drafts of prompt lookup and assisted decoding are
 #: shorter.
@@ -98,7 +98,7 @@ class HRMState(_WithoutKeys):
             )
         return None
 
-    def decoder(self, block: str, adapter: str, make: Callable[[], Decoder]) -> Decoder:
+    def stepper(self, block: str, adapter: str, make: Callable[[], Stepper]) -> Stepper:
         """Return an adapter prepared for one token.
 
         It is prepared once: a cache is of no use after parameters have changed.
@@ -106,9 +106,9 @@ class HRMState(_WithoutKeys):
         if torch.compiler.is_compiling():
             return make()
         track = self._tracks[block][adapter]
-        if track.decoder is None:
-            track.decoder = make()
-        return track.decoder
+        if track.stepper is None:
+            track.stepper = make()
+        return track.stepper
 
     def store(self, block: str, states: dict[str, Tensor]) -> None:
         """Keep states (batch, states, time) of the adapters active beside a block, and drop all others."""
@@ -157,7 +157,7 @@ class HRMState(_WithoutKeys):
         if self.static:
             self._rows(torch.zeros_like)
             for track in self._all():
-                track.decoder = None
+                track.stepper = None
         else:
             self._tracks.clear()
 
@@ -204,7 +204,7 @@ class HRMState(_WithoutKeys):
 class _Track(ABC):
     """States of one adapter beside one block."""
 
-    decoder: Decoder | None = None
+    stepper: Stepper | None = None
 
     @abstractmethod
     def last(self) -> Tensor:

@@ -14,9 +14,10 @@ from torch import nn
 import hankelred
 
 from ._errors import AdapterError
-from .adapter import FASTEST, RATES, SLOWEST, HRMLayer, HRMSystem
+from ._layer import HRMLayer
+from ._sites import find_adapter
+from .adapter import FASTEST, RATES, SLOWEST, HRMSystem
 from .config import HRMConfig, Modes, names_block
-from .tuner import hrm_layers
 
 Array: TypeAlias = npt.NDArray[Any]
 System: TypeAlias = tuple[Array, Array, Array]
@@ -135,32 +136,6 @@ class _Columns(NamedTuple):
     @property
     def modes(self) -> Modes:
         return Modes(order=self.B.shape[0], pairs=self.phase.size, negative=self.negative)
-
-
-def find_adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[HRMLayer]]:
-    """Return the name of an adapter, and its layers."""
-    layers = hrm_layers(model)
-    known = sorted({name for layer in layers for name in layer.hrm_system})
-    if not known:
-        raise AdapterError("the model has no HRM adapter; put one in with hankelred_llm.attach(model)")
-    if adapter_name is None:
-        active = sorted({name for layer in layers for name in layer.active_systems()})
-        if len(active) != 1:
-            raise AdapterError(f"pass adapter_name: {len(active)} of the adapters {known} are active")
-        adapter_name = active[0]
-    if adapter_name not in known:
-        raise AdapterError(
-            f"there is no adapter '{adapter_name}'; the model has {', '.join(map(repr, known))}"
-        )
-    own = [layer for layer in layers if adapter_name in layer.hrm_system]
-    if len({layer.index for layer in own}) < len(own):
-        blocks = ", ".join(sorted({layer.block for layer in own}))
-        raise AdapterError(
-            f"adapter '{adapter_name}' has more than one system in a decoder layer ({blocks}), and systems "
-            "are named by layer index here; give each block an adapter of its own, with add_adapter and "
-            "target_modules or site"
-        )
-    return adapter_name, own
 
 
 def _system_of(system: HRMSystem) -> System:

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import peft
@@ -20,10 +21,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from . import _carrier
-from ._architectures import ADDS_RESIDUAL, Decoder, find_decoder
+from ._architectures import ADDS_RESIDUAL, SITES, Decoder, find_decoder
 from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ._files import check_numbers, does_not_fit, guard_files
-from .adapter import HRMLayer, cannot_merge
+from ._layer import HRMLayer, cannot_merge
+from ._sites import hrm_layers, take_out
 from .config import HRMConfig, HRMType, names_block
 
 #: Where the configuration stands in ``model.peft_config`` beside those of other methods. peft leaves
@@ -51,6 +53,7 @@ class HRMModel(BaseTuner):
         if not isinstance(peft_config, dict):  # injected by transformers: one book for all methods
             super().__init__(model, peft_config, adapter_name, **options)
             return
+        _check_free(model)
         others = model.__dict__.pop("peft_config", {})
         try:
             super().__init__(model, peft_config, adapter_name, **options)
@@ -75,11 +78,11 @@ class HRMModel(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         decoder = find_decoder(model)
+        fresh = config.base_shape is None
         _check_base(config, model, decoder)
-        block = decoder.block_name(config.site)
         if config.target_modules is None:
-            config.target_modules = [block]
-        _check_layers(config, decoder)
+            config.target_modules = [decoder.block_name(config.site)]
+        _check_names(config, model, decoder, fresh=fresh)
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
         for layer in hrm_layers(model):
@@ -167,17 +170,7 @@ class HRMModel(BaseTuner):
         >>> type(base.model.layers[0].mlp).__name__
         'MistralMLP'
         """
-        _carrier.remove(self.decoder.backbone, self.decoder.layers)
-        for layer in self.decoder.layers:
-            for name, block in list(layer.named_children()):
-                if isinstance(block, HRMLayer):
-                    block.detach()
-                    delattr(layer, name)
-        book = self.model.__dict__.get("peft_config", {})
-        for name in [n for n, c in book.items() if isinstance(c, HRMConfig)]:
-            del book[name]
-        if not book:
-            self.model.__dict__.pop("peft_config", None)
+        take_out(self.model)
         return self.model
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -289,37 +282,23 @@ def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: A
             f"{model!r} is no model but a {type(model).__name__}; load one with "
             "transformers.AutoModelForCausalLM"
         )
-    if isinstance(model, PeftModel):
-        raise AdapterError(
-            "the model is a PeftModel already; for a second HRM adapter call model.add_adapter(name, "
-            "HRMConfig(...)), to combine with LoRA call base.add_adapter(LoraConfig(...)) on the base "
-            "model and attach to that"
-        )
-    if hrm_layers(model):
-        raise AdapterError(
-            "the model has an HRM adapter already; add a second one with add_adapter(name, HRMConfig(...)) "
-            "on the PeftModel, or call its unload() first"
-        )
     own = [f.name for f in fields(HRMConfig) if f.name in HRMConfig.__annotations__]
     for name in config_fields.keys() - {f.name for f in fields(HRMConfig)}:
         raise ConfigError(f"HRMConfig has no field {name!r}; it has {', '.join(own)}")
+    _check_free(model)
     config = HRMConfig(**config_fields) if config is None else config
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
     return PeftModelForCausalLM(model, config)
 
 
-def hrm_layers(model: nn.Module) -> list[HRMLayer]:
-    """Return the HRM layers of a model, by layer index.
-
-    Examples
-    --------
-    >>> from torch import nn
-    >>> from hankelred_llm.tuner import hrm_layers
-    >>> hrm_layers(nn.Linear(2, 2))
-    []
-    """
-    found = [module for module in model.modules() if isinstance(module, HRMLayer)]
-    return sorted(found, key=lambda layer: layer.index)
+def _check_free(model: nn.Module) -> None:
+    """Refuse a model that is wrapped, or has an adapter: a second wrapper would know nothing of the first."""
+    find_decoder(model)
+    if hrm_layers(model):
+        raise AdapterError(
+            "the model has an HRM adapter already; add a second one with add_adapter(name, HRMConfig(...)) "
+            "or load_adapter(folder, name) on the PeftModel, or call its unload() first"
+        )
 
 
 def _parameter_names(model: nn.Module, adapter_name: str) -> list[str]:
@@ -341,7 +320,11 @@ def _check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
     if config.base_shape is None:
         config.base_shape = shape
     elif config.base_shape != shape:
-        raise AdapterFileError(f"the adapter was made for {config.base_shape}, and the model is {shape}")
+        base = f"'{config.base_model_name_or_path}'" if config.base_model_name_or_path else "that it had"
+        raise AdapterFileError(
+            f"the adapter was made for {dict(sorted(config.base_shape.items()))}, and the model is "
+            f"{dict(sorted(shape.items()))}; load the base {base}, or train an adapter of this one"
+        )
     made_for, name = config.base_model_name_or_path, getattr(model, "name_or_path", None)
     # the same model may lie in another folder
     if made_for and name and os.path.basename(made_for) != os.path.basename(name):
@@ -352,8 +335,8 @@ def _check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
         )
 
 
-def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
-    """Refuse names of layers and blocks that are not there."""
+def _check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh: bool) -> None:
+    """Refuse names of layers, blocks and modules that are not there."""
     count, site = len(decoder.layers), decoder.block_name(config.site)
     targets = config.target_modules
     blocks = [
@@ -364,23 +347,39 @@ def _check_layers(config: HRMConfig, decoder: Decoder) -> None:
     if isinstance(targets, list):
         blocks_named = [block for block in blocks if any(names_block(t, block[2]) for t in targets)]
         if not blocks_named:
-            there = ", ".join(sorted({name for _, name, _ in blocks}))
+            there = sorted({name for _, name, _ in blocks})
+            sites = [f"site='{s}'" for s in SITES if decoder.block_name(s) in there]
             raise ArchitectureError(
                 f"model_type '{decoder.model_type}' has no block {targets} in its decoder layers, only "
-                f"{there}; choose one with target_modules if it takes and returns hidden states"
+                f"{', '.join(there)}; give {' or '.join([*sites, 'target_modules'])}, with a block that "
+                "takes and returns hidden states"
             )
     else:
         blocks_named = [block for block in blocks if re.fullmatch(str(targets), block[2])]
-    # the default says nothing of what its user meant
-    if config.site != HRMConfig.site and blocks_named and site not in {name for _, name, _ in blocks_named}:
+        if not blocks_named:
+            raise ArchitectureError(
+                f"target_modules={targets!r} is a pattern that matches the whole name of no block, such as "
+                f"'{decoder.name}.0.{site}'; write '.*{site}', or a list as in ['{site}']"
+            )
+    names = {name for _, name, _ in blocks_named}
+    # the default says nothing of what its user meant, and a file does not say whether it was the default
+    wished = config.site != HRMConfig.site or (fresh and config.site_given)
+    if wished and names and site not in names:
         raise ConfigError(
             f"site={config.site!r} and target_modules={targets!r} name different blocks; give one of them"
         )
-    if (decoder.model_type, config.site) in ADDS_RESIDUAL and config.tap == "output":
+    adding = [s for s in SITES if decoder.block_name(s) in names and (decoder.model_type, s) in ADDS_RESIDUAL]
+    if adding and config.tap == "output":
         raise ConfigError(
-            f"tap='output' is not possible at site='{config.site}' of model_type '{decoder.model_type}': "
+            f"tap='output' is not possible at site={adding[0]!r} of model_type '{decoder.model_type}': "
             "its block returns the residual stream with its output; use tap='input'"
         )
+    parts = [name for name, _ in model.named_modules() if name]
+    for wanted in config.modules_to_save or ():
+        if not any(names_block(wanted, name) for name in parts):
+            near = get_close_matches(wanted, {name.rpartition(".")[2] for name in parts}, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ", of which print(model) shows all"
+            raise ConfigError(f"modules_to_save names {wanted!r}, which is no module of the model{hint}")
     chosen = config.layers_to_transform
     layers = range(count) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
     for index in layers:

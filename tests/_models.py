@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hankelred_llm
+from hankelred_llm._sites import hrm_layers
 from hankelred_llm.adapter import HRMSystem
-from hankelred_llm.tuner import hrm_layers
 
 VOCAB = 61
 PAD = 0

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 import hankelred_llm
 from hankelred_llm import StateError
-from hankelred_llm._shards import Shards, read_shards
+from hankelred_llm._shards import Shards, compare_shards, read_shard
 from hankelred_llm._tokens import read_tokens
 from hankelred_llm.adapter import HRMSystem
 from hankelred_llm.config import Modes
@@ -158,7 +158,7 @@ def check_fsdp_half_precision(rank, size, folder):
     """A base in bfloat16, its adapters sharded by themselves, so that they stay in float32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    from hankelred_llm.tuner import hrm_layers
+    from hankelred_llm._sites import hrm_layers
 
     def build():
         torch.manual_seed(7)
@@ -296,8 +296,8 @@ def check_system(rank, size, folder):
                     cut(rank, size, positions),
                     own.shape[1],
                 )
-                shards = read_shards(dist.group.WORLD, 2, own.shape[1], part, **told)
-                assert isinstance(shards, Shards)
+                known = read_shard(2, own.shape[1], part, **told)
+                shards = compare_shards(dist.group.WORLD, known, known.device)
                 seen, _ = system(own, keep=part.keep, reset=part.reset, shards=shards)
                 seen.square().sum().backward()
                 for p in system.parameters():
@@ -452,6 +452,54 @@ def check_refusals(rank, size, folder):
         # legal outside: tokens that start late, with no state
         model(**part, **at, use_cache=False)
     return found
+
+
+def check_alone(rank, size, folder):
+    """The last process alone hands over something wrong; all the others hand over their shards."""
+    model = adapted(base={"sliding_window": None})
+    whole = {"input_ids": tokens(2, 16), "position_ids": torch.arange(16).expand(2, -1)}
+    part = {key: value.chunk(size, 1)[rank] for key, value in whole.items()}
+    alone = rank == size - 1
+    with torch.no_grad():
+        cache = model(part["input_ids"]).past_key_values
+        time = part["input_ids"].shape[1]
+        wrong = {
+            "no positions": {"position_ids": None},
+            "positions of another length": {"position_ids": torch.arange(time + 1)[None]},
+            "wide mask": {"attention_mask": torch.ones(2, 16)},
+            "flat mask": {"attention_mask": torch.ones(time)},
+            "lengths": {"cu_seq_lens_q": torch.tensor([0, time], dtype=torch.int32)},
+            "filled cache": {"past_key_values": cache, "use_cache": True},
+            "other rows": {key: value[:1] for key, value in part.items()},
+            "no tokens": {"input_ids": None},
+        }
+        found = {}
+        with hankelred_llm.context_parallel(model):
+            for name, change in wrong.items():
+                given = {**part, "use_cache": False, **(change if alone else {})}
+                found[name] = refused(lambda given=given: model(**given))
+            model(**part, use_cache=False)  # and on they go
+    return found
+
+
+def check_devices(rank, size, folder):
+    """A model on two devices, of which one has no numbers: what meets there must have come over."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.destroy_process_group()
+    dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    here = Shards(dist.group.WORLD, torch.full((2, 2), 5), torch.zeros(2, 2, dtype=torch.bool))
+    there = here.on(torch.device("meta"))
+    u, log_decay, phase = (
+        torch.empty(shape, device="meta", requires_grad=True) for shape in ((2, 6, 5), (4,), (2,))
+    )
+    s = there.scan(log_decay, phase, u, keep=None, reset=None)
+    s.sum().backward()
+    return {
+        "states": str(s.device),
+        "gradient": str(u.grad.device),
+        "tokens": str(there.kept_before().device),
+    }
 
 
 def main(check, rank, size, folder):

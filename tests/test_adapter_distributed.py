@@ -135,6 +135,39 @@ def test_refusals_on_a_cut_sequence(tmp_path):
             assert "enable_load_balance = False" in result[case], case
 
 
+@needs_processes
+@pytest.mark.parametrize("size", [2, 3])
+def test_where_one_process_refuses_its_shard_all_do(size, tmp_path):
+    # Positions and masks were looked at before the processes had met: one that refused its shard left the
+    # others waiting for it, until the group's timeout and then without a reason.
+    reasons = {
+        "no positions": "without position_ids",
+        "positions of another length": "position_ids of shape (1, ",
+        "wide mask": "cut like the tokens",
+        "flat mask": "pass one of shape (batch, tokens)",
+        "lengths": "by position_ids",
+        "filled cache": "use_cache=False",
+        "other rows": "cut every row",
+        "no tokens": "without input_ids",
+    }
+    *others, alone = run("alone", size, tmp_path)
+    assert alone.keys() == reasons.keys()
+    for case, reason in reasons.items():
+        assert reason in alone[case], case
+        for other in others:
+            expected = (
+                reason if case == "other rows" else f"process {size - 1} of the group refused its shard"
+            )
+            assert expected in other[case], case
+
+
+@needs_processes
+def test_a_shard_of_a_model_on_several_devices(tmp_path):
+    # How many tokens the shards keep was known on the device of the positions only, and met the poles of
+    # layers on other devices there.
+    assert run("devices", 1, tmp_path) == [dict.fromkeys(("states", "gradient", "tokens"), "meta")]
+
+
 def test_context_without_processes_or_adapter():
     model = adapted()
     with pytest.raises(AdapterError, match="init_process_group"), hankelred_llm.context_parallel(model):

@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM
 import hankelred
 import hankelred_llm
 from hankelred_llm import AdapterError, AdapterFileError, ConfigError, HRMConfig
-from hankelred_llm.adapter import HRMLayer
+from hankelred_llm._layer import HRMLayer
 
 WEIGHTS = "adapter_model.safetensors"
 BLOCK_7 = "base_model.model.model.layers.7.mlp_adapter.hrm_system.B"
@@ -323,6 +323,65 @@ class TestFiles:
         if route == "transformers":
             assert torch.equal(logits(base, ids), logits(base_model(), ids))
 
+    def test_a_refusal_by_transformers_leaves_the_base_as_it_was(self, tmp_path):
+        # the decoder kept hooks, its layers another class, and empty modules beside their blocks
+        adapted(r=6).save_pretrained(tmp_path / "whole")
+        weights = load_file(tmp_path / "whole" / WEIGHTS)
+        shutil.copytree(tmp_path / "whole", tmp_path / "torn")
+        weights.pop(next(iter(weights)))
+        save_file(weights, tmp_path / "torn" / WEIGHTS)
+        plain, base = base_model(), base_model()
+        with pytest.raises(AdapterFileError, match="1 are missing"):
+            base.load_adapter(str(tmp_path / "torn"))
+        assert [type(m) for m in base.modules()] == [type(m) for m in plain.modules()]
+        assert not any(module._forward_pre_hooks or module._forward_hooks for module in base.modules())
+        base.load_adapter(str(tmp_path / "whole"))
+        # one that was there before stays, at work
+        with (
+            pytest.raises(AdapterFileError, match="1 are missing"),
+            pytest.warns(UserWarning, match="multiple adapters|is now deleted"),
+        ):
+            base.load_adapter(str(tmp_path / "torn"), adapter_name="other")
+        base.set_adapter("default")
+        ids = tokens(2, 12)
+        expected = logits(adapted(r=6), ids)
+        assert torch.equal(logits(base, ids), expected)
+        assert error(step_by_step(base, ids), expected) < 2e-6
+
+    @pytest.mark.parametrize("method", ["lora", "hrm"])
+    def test_who_asks_for_local_files_is_not_looked_up_on_the_hub(self, tmp_path, monkeypatch, method, ids):
+        # an adapter of any method was looked up on the hub once more, whatever the caller had said of local
+        # files: offline that waited, and one of ours was then loaded without any check
+        if method == "lora":
+            saved = base_model()
+            saved.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+        else:
+            saved = adapted(r=6)
+        saved.save_pretrained(tmp_path / "adapter")
+        cache = tmp_path / "cache"
+        snapshot = cache / "models--someone--something" / "snapshots" / ("0" * 40)
+        shutil.copytree(tmp_path / "adapter", snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+
+        asked = []
+
+        def no_connection(*args, **kwargs):
+            asked.append(args)
+            raise ConnectionError("no connection")
+
+        monkeypatch.setattr("huggingface_hub.file_download.get_hf_file_metadata", no_connection)
+        base = base_model()
+        only = {"cache_dir": str(cache), "local_files_only": True}
+        base.load_adapter("someone/something", adapter_kwargs=only)
+        assert error(logits(base, ids), logits(saved, ids)) < 2e-6
+        if method == "hrm":
+            weights = load_file(snapshot / WEIGHTS)
+            save_file({key: value * torch.nan for key, value in weights.items()}, snapshot / WEIGHTS)
+            with pytest.raises(AdapterFileError, match="not finite"):
+                base_model().load_adapter("someone/something", adapter_kwargs=only)
+        assert not asked
+
     def test_damaged_files_are_refused_by_transformers(self, tmp_path):
         # a truncated file gave a raw error of safetensors, and a pickle was loaded
         adapted().save_pretrained(tmp_path)
@@ -333,6 +392,49 @@ class TestFiles:
         os.rename(tmp_path / WEIGHTS, tmp_path / "adapter_model.bin")
         with pytest.raises(AdapterFileError, match="never unpickled"):
             base_model().load_adapter(str(tmp_path))
+
+    @pytest.mark.parametrize("wrong", ["NaN", "no file"])
+    def test_a_refusal_by_peft_leaves_the_base_as_it_was(self, tmp_path, wrong):
+        # the base kept an adapter that nobody had a hold of: attach then refused, and told to call unload()
+        # on a PeftModel that did not exist
+        adapted(r=6).save_pretrained(tmp_path)
+        weights = load_file(tmp_path / WEIGHTS)
+        if wrong == "NaN":
+            save_file({key: value * torch.nan for key, value in weights.items()}, tmp_path / WEIGHTS)
+        else:
+            os.remove(tmp_path / WEIGHTS)
+        plain, base = base_model(), base_model()
+        config = HRMConfig(r=6)  # one that is handed in has looked at no file
+        with pytest.raises(AdapterFileError):
+            PeftModel.from_pretrained(base, tmp_path, config=config)
+        assert [type(m) for m in base.modules()] == [type(m) for m in plain.modules()]
+        assert all(p.requires_grad for p in base.parameters()) and not hasattr(base, "peft_config")
+        hankelred_llm.attach(base, r=6)
+
+    @pytest.mark.filterwarnings("ignore:You are trying to modify a model")
+    def test_a_base_with_an_adapter_is_not_wrapped_again(self, tmp_path):
+        # a second PeftModel took the place of the first, and both went on with one adapter
+        model = adapted(r=6)
+        model.save_pretrained(tmp_path)
+        B = system_of(model).B.clone()
+        for call in (
+            lambda base: PeftModel.from_pretrained(base, tmp_path),
+            lambda base: peft.get_peft_model(base, HRMConfig(r=4)),
+        ):
+            with pytest.raises(AdapterError, match="the model has an HRM adapter already"):
+                call(model.get_base_model())
+            with pytest.raises(AdapterError, match=r"is a PeftModel already.*load_adapter\(folder"):
+                call(model)
+        assert torch.equal(system_of(model).B, B)
+
+    def test_saving_the_base_with_an_adapter_in_it_is_warned_of(self, tmp_path):
+        # a Trainer that was given the base instead of what attach returned wrote all of it at each
+        # checkpoint, with adapters that no from_pretrained reads
+        base = base_model()
+        model = hankelred_llm.attach(base, r=4)
+        with pytest.warns(UserWarning, match="the PeftModel that attach returned"):
+            base.save_pretrained(tmp_path)
+        model.unload().save_pretrained(tmp_path)
 
     def test_other_methods_load_by_transformers(self, tmp_path, ids):
         base = base_model()
@@ -604,6 +706,9 @@ class TestConfig:
             # the site was passed over without a word
             ({"site": "attention", "target_modules": ["mlp"]}, "name different blocks"),
             ({"site": "attention", "target_modules": ["layers.0.mlp"]}, "name different blocks"),
+            # the default was not told from a wish
+            ({"site": "mlp", "target_modules": ["self_attn"]}, "site='mlp' and .* name different blocks"),
+            ({"site": "mlp", "target_modules": r".*self_attn"}, "site='mlp' and .* name different blocks"),
             # a TypeError of HRMConfig.__init__ that named no remedy
             ({"rank": 4}, "has no field 'rank'; it has .*r, eigenvalues, site"),
             ({"layers_to_transform": [0, 2]}, "layer 2; the model has layers 0 to 1"),
@@ -640,6 +745,40 @@ class TestConfig:
         model = adapted(target_modules=["self_attn"], rank_pattern={"layers.0.self_attn": 3})
         assert [len(s[0]) for s in hankelred_llm.get_systems(model).values()] == [3, 6]
         assert error(step_by_step(model, ids), logits(model, ids)) < 2e-6
+
+    def test_a_site_that_was_not_asked_for_follows_from_the_block(self, tmp_path, ids):
+        model = adapted(target_modules=["self_attn"])
+        model.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert (saved["site"], saved["target_modules"]) == ("mlp", ["self_attn"])
+        # whoever loads it passes both on, and copies of a configuration do as well
+        assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), logits(model, ids))
+        config = copy.deepcopy(HRMConfig(r=3, target_modules=["self_attn"]))
+        assert config.site == HRMConfig().site == "mlp" and type(config.site) is str
+        hankelred_llm.attach(base_model(), config)
+        # of bloom's and mpt's blocks, mpt's attention alone returns nothing but its output
+        hankelred_llm.attach(base_model("mpt"), r=3, target_modules=["attn"], tap="output")
+        for model_type, block in (("mpt", "ffn"), ("bloom", "self_attention"), ("bloom", "mlp")):
+            with pytest.raises(ConfigError, match="returns the residual stream"):
+                hankelred_llm.attach(base_model(model_type), r=3, target_modules=[block], tap="output")
+
+    @pytest.mark.parametrize("names", ["all-linear", "q_proj"])
+    def test_a_pattern_that_names_no_block(self, names):
+        # a string is a pattern for whole names: peft said that they were not found, and not what is there
+        with pytest.raises(
+            hankelred_llm.ArchitectureError, match=rf"target_modules='{names}'.*'\.\*mlp'.*\['mlp'\]"
+        ):
+            hankelred_llm.attach(base_model(), target_modules=names)
+
+    def test_a_model_without_mlp_is_told_the_other_site(self):
+        # only target_modules was named as the way out
+        with pytest.raises(hankelred_llm.ArchitectureError, match="site='attention'"):
+            hankelred_llm.attach(base_model("opt", word_embed_proj_dim=WIDTH))
+
+    def test_modules_to_save_that_do_not_exist(self):
+        # they were passed over without a word, and nothing of them was trained
+        with pytest.raises(ConfigError, match=r"modules_to_save names 'lm_heads'.*lm_head"):
+            hankelred_llm.attach(base_model(), modules_to_save=["lm_heads"])
 
     def test_one_layer_by_number(self):
         model = hankelred_llm.attach(base_model(), r=4, layers_to_transform=1)

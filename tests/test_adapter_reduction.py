@@ -16,7 +16,8 @@ import hankelred_llm
 from hankelred import OrderError
 from hankelred_llm import AdapterError, calibrate, get_systems, hankel_spectra, reduce, set_systems
 from hankelred_llm._balancing import with_few_ports
-from hankelred_llm.tuner import PeftModel, hrm_layers
+from hankelred_llm._sites import hrm_layers
+from hankelred_llm.tuner import PeftModel
 
 WIDTH = 32
 DIGITS = 120

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 import hankelred
 import hankelred_llm
-from hankelred_llm import AdapterError, Calibration, CalibrationError, calibrate, calibration
+from hankelred_llm import AdapterError, Calibration, CalibrationError, _collecting, calibrate
 from hankelred_llm._gradient_operator import GradientOperator
-from hankelred_llm.tuner import hrm_layers
+from hankelred_llm._sites import hrm_layers
 
 
 def plain_sums(model, rows):
@@ -293,7 +293,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(_collecting, "SAVE_EVERY", 0.0)
     model, data, path = adapted(), batches(), tmp_path / "checkpoint"
 
     def interrupted():
@@ -479,6 +479,22 @@ def test_sums_of_other_sizes_than_the_named_adapter_has_are_refused(tmp_path):
         edited_file(path, found, facts, tensors)
         with pytest.raises(CalibrationError, match=message):
             Calibration.load(path).check(model)
+
+
+def test_the_name_of_a_file_is_no_calibration(tmp_path):
+    # AttributeErrors of str, in functions that take a Calibration
+    model = adapted()
+    name = str(tmp_path / "seen.safetensors")
+    for call in (
+        lambda: hankelred_llm.hankel_spectra(model, name),
+        lambda: hankelred_llm.reduce(model, order=2, calibration=name),
+    ):
+        with pytest.raises(CalibrationError, match=r"is a str, not a Calibration; .*Calibration\.load"):
+            call()
+    with pytest.raises(hankelred_llm.AdapterError, match=r"'adapter' is no model but a str; load it first"):
+        hankelred_llm.hankel_spectra("adapter")
+    with pytest.raises(FileNotFoundError, match=r"calibrate\(model, batches\)\.save"):
+        Calibration.load(name)
 
 
 def test_merged_parts_keep_the_wider_spacing_of_held_out_rows():

@@ -320,19 +320,15 @@ def test_a_calibration_without_held_out_rows_is_a_warning(folder):
 
 
 def test_help_shows_examples_that_work(folder):
+    # they named the folder of a training, in which the adapter is in a folder of its own
+    shutil.copytree(folder / "adapter", folder / "training" / "adapter")
     for name in ("spectra", "reduce"):
         status, out, _ = command(name, "--help")
         lines = [line.split() for line in out.splitlines() if line.startswith("    hankelred-llm ")]
         assert status == 0 and len(lines) == 2
         for _, *arguments in lines if name == "reduce" else reversed(lines):
             if name == "reduce" and "--calibration" in arguments:
-                assert (
-                    command(
-                        "spectra", "adapter", "--data", "corpus.txt", "--save", "calibration.safetensors"
-                    )[0]
-                    == 0
-                )
-                shutil.rmtree(folder / "smaller")
+                shutil.rmtree(folder / "smaller")  # of the example before; those of spectra wrote the file
             # the pretrained small model takes a minute to make where it is not there yet
             arguments = ["base" if argument == "small" else argument for argument in arguments]
             status, _, err = command(*arguments)

@@ -270,7 +270,9 @@ def test_help_has_an_example_for_every_command():
         (["--task", "parity", "--seed", 100], "seed 100 would both choose"),
         (["--task", "parity", "--steps", 0], "steps is 0"),
         (["--task", "parity", "--config", "no.yaml"], "no.yaml cannot be read"),
-        ([], "no task is named"),
+        ([], "no task is named; give task (in YAML) or --task, as in --task flip_flop"),
+        # it said of the number that there is no such method
+        (["--task", "parity", "--budget", "huge"], "budget 'huge' is neither a number of parameters nor"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(flags, tmp_path, monkeypatch, arguments, message):

@@ -46,8 +46,8 @@ def reduce(
 
     \b
     Example:
-      hankelred-llm reduce adapter --order 8 --data corpus.txt --out smaller
-      hankelred-llm reduce adapter --budget 12 --calibration calibration.safetensors --out smaller
+      hankelred-llm reduce training/adapter --order 8 --data corpus.txt --out smaller
+      hankelred-llm reduce training/adapter --budget 12 --calibration calibration.safetensors --out smaller
     """
     rules = {"--order": order, "--tol": tol, "--budget": budget}
     given = [name for name, value in rules.items() if value is not None]

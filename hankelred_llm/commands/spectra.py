@@ -58,7 +58,7 @@ def spectra(
     \b
     Example:
       hankelred-llm spectra small --data corpus.txt --budget 16 --plot before.png
-      hankelred-llm spectra adapter --data corpus.txt --save calibration.safetensors --plot after.png
+      hankelred-llm spectra training/adapter --data corpus.txt --plot after.png --save calibration.safetensors
     """
     if tol is not None and budget is not None:
         raise click.UsageError("--tol and --budget are two rules for the ranks; give one of them")

@@ -14,7 +14,9 @@ from ._settings_options import given, settings_options
 @click.option("--method", help="Such as 'hrm-attention' or 'hrm r=26'; without r it follows from --budget.")
 @click.option("--learning-rate", type=float, help="Default: 0.01.")
 @click.option("--seed", type=int, help="Default: 0.")
-@settings_options("methods", "learning_rates", "seeds", "tuning_seeds", "reference", "validation_only")
+@settings_options(
+    "methods", "learning_rates", "seeds", "tuning_seeds", "reference", "validation_only", out="training"
+)
 def train(
     config: Path | None, method: str | None, learning_rate: float | None, seed: int | None, **flags: Any
 ) -> None:
@@ -25,8 +27,8 @@ def train(
 
     \b
     Example:
-      hankelred-llm train --task flip_flop --method "hrm-attention r=16" --learning-rate 0.03 --out adapter
-      hankelred-llm evaluate adapter --length 64 --length 256
+      hankelred-llm train --task flip_flop --method "hrm-attention r=16" --learning-rate 0.03
+      hankelred-llm evaluate training --length 64 --length 256
     """
     from hankelred_llm._processes import this_process
     from hankelred_llm._settings import read_values

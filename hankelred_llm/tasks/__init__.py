@@ -83,8 +83,8 @@ def get_task(name: str, **options: Any) -> Task:
     """
     if name not in _names():
         near = difflib.get_close_matches(str(name), _names(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TaskError(f"there is no task {name!r}; {hint}There are: {', '.join(_names())}")
+        hint = f"did you mean {near[0]!r}? There" if near else "there"
+        raise TaskError(f"there is no task {name!r}; {hint} are: {', '.join(_names())}")
     task = _task_class(name)
     known = [p for p in inspect.signature(task).parameters]
     for option in options:
