@@ -25,10 +25,10 @@ Predictions, each written before the measurement it speaks of; one thread, CPU t
    took 100. With the steps of a sweep below the size that torch splits, some 70 meetings are left.
 7. Prediction 1 forgot that a row of samples, time contiguous, is a matrix with a chunk a row already: neither
    copy is needed, nor the passes that guard against Inf, if one looks at the state carried on and mends only
-   where it is not finite. .4 ns a number, one more pass for what enters: forward 2 ms and backward 4 at 131072
-   samples where sweeps took 12 and 14, so 40 times faster than the FFT scan. Seen on two threads: the product
-   .2 ns, the pass .1; forward and backward together as printed below, 20 to 30 times. Right after an FFT scan,
-   whose buffers have driven everything out of the caches, 15 ms (20 times), and 7.6 ms at 32768 (8.5 times).
+   where it is not finite. .4 ns a number, one more pass for what enters: forward 2 ms and backward 4 at
+   131072 samples where sweeps took 12 and 14, so 40 times faster than the FFT scan. Seen on two threads: the
+   product .2 ns, the pass .1; forward and backward 12 to 17 ms, 20 to 26 times. An FFT scan before it drives
+   everything out of the caches: 15 to 17 ms then, and 5 to 7 at 32768 samples (8 to 10 times) for 4 alone.
    At 32768 a third of what is left is the time of some 250 calls; below 16384 samples sweeps are as fast.
 """
 
