@@ -20,10 +20,10 @@ the MLP bytes. Half of each beside attention, LoRA at a third of the rate, lost 
 trials on validation rows (seeds 100 to 103) three times the rate cured that, and on text a small HRM beside
 LoRA on the MLP was as good as LoRA. There, slow poles, poles with small phases and input maps scaled to
 states of equal size lost to the ring or changed nothing. No mixture was best on all tasks, so validation
-chooses of three. Nothing solved parity, modular sum or S3. Of the starts, poles from data were within noise of ring; the
-paper's start lost. FFT cost no more than chunks at any length, since the scan is a small part of a step at 16
-states; one sample after the other cost 2.2 to 3 times a step, not tens. A calibration takes as many passes
-as the steps it replaces and 4 to 40 times their seconds.
+chooses of three. Nothing solved parity, modular sum or S3. Of the starts, poles from data were within noise
+of ring; the paper's start lost. FFT cost no more than chunks at any length, since the scan is a small part
+of a step at 16 states; one sample after the other cost 2.2 to 3 times a step, not tens. A calibration takes
+as many passes as the steps it replaces and 4 to 40 times their seconds.
 """
 
 from __future__ import annotations
