@@ -137,8 +137,8 @@ def goal(comparisons: dict[str, Found]) -> str:
     family = [TASKS[n] for n, c in comparisons.items() if "adalora" in c["methods"]]
     text += f" DoRA and AdaLoRA were run on: {', '.join(family)}. Bytes of text are tiny Shakespeare."
     text += """
-        On the base with random weights the HRM alone was run, for key retrieval, after that had failed, the one
-        with LoRA on all layers too; of LoRA, the one on all layers.
+        On the base with random weights the HRM alone was run, for key retrieval, after that had failed, the
+        one with LoRA on all layers too; of LoRA, the one on all layers.
     """
     if {"parity", "modular_sum", "s3_words"} & set(comparisons):
         text += """
