@@ -684,7 +684,7 @@ def points(layer: Found) -> list[tuple[float, float, float]]:
 
 def save(figure: Any, name: str) -> None:
     """Write one picture."""
-    figure.savefig(IMAGES / f"{name}.png", dpi=80)
+    figure.savefig(IMAGES / f"{name}.png", dpi=68)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,14 @@ from ._settings_options import given, settings_options
 @click.option("--learning-rate", type=float, help="Default: 0.01.")
 @click.option("--seed", type=int, help="Default: 0.")
 @settings_options(
-    "methods", "learning_rates", "seeds", "tuning_seeds", "reference", "validation_only", out="training"
+    "methods",
+    "learning_rates",
+    "seeds",
+    "tuning_seeds",
+    "tuning_lengths",
+    "reference",
+    "validation_only",
+    out="training",
 )
 def train(
     config: Path | None, method: str | None, learning_rate: float | None, seed: int | None, **flags: Any
