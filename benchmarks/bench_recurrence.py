@@ -28,7 +28,7 @@ Predictions, each written before the measurement it speaks of; one thread, CPU t
    where it is not finite. .4 ns a number, one more pass for what enters: forward 2 ms and backward 4 at
    131072 samples where sweeps took 12 and 14, so 40 times faster than the FFT scan. Seen on two threads: the
    product .2 ns, the pass .1; forward and backward 12 to 17 ms, 20 to 26 times. An FFT scan before it drives
-   everything out of the caches: 15 to 17 ms then, and 5 to 7 at 32768 samples (8 to 10 times) for 4 alone.
+   everything out of the caches: 15 to 17 ms then, and 5 to 7 at 32768 samples (8 to 10 times).
    At 32768 a third of what is left is the time of some 250 calls; below 16384 samples sweeps are as fast.
 """
 

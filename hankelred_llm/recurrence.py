@@ -28,8 +28,9 @@ def linear_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Run ``s_t = a s_(t-1) + u_t`` with ``a = exp(log_decay + i phase)``, channel by channel.
 
-    Differentiable once in `log_decay`, `phase`, `u` and `state`. There is no branch on data, no
-    synchronisation with the device and, under `torch.compile`, no graph break.
+    Differentiable once in `log_decay`, `phase`, `u` and `state`. There is no synchronisation with the device
+    and, under `torch.compile`, no graph break. On a CPU, long sequences without masks are looked at once a
+    block, whether the state is finite; elsewhere there is no branch on data.
 
     Parameters
     ----------
