@@ -15,6 +15,7 @@ from torch import Tensor
 from hankelred_llm import _products, _sweeps
 from hankelred_llm._modes import Masks, Modes, to_columns, to_modes
 from hankelred_llm._products import Products
+from hankelred_llm._triangles import CHUNK
 
 
 def scan(
@@ -64,11 +65,11 @@ def _blocks(
     if masks.keep is not None or masks.reset is not None or not _products.allowed(u, dtype):
         blocks = [(*block, None) for block in _cut(time, _sweeps.block_length(u))]
     else:
-        rest = time % _products.CHUNK
-        products = Products.of(modes, _products.CHUNK, dtype, reverse)
-        blocks = [(*block, products) for block in _cut(time - rest, _products.block_length(u))]
+        rest, block = time % CHUNK, _products.block_length(u)
+        products = Products.of(modes, CHUNK, min(block, time) // CHUNK, dtype, reverse)
+        blocks = [(*samples, products) for samples in _cut(time - rest, block)]
         if rest:  # a chunk that is shorter
-            blocks.append((time - rest, time, Products.of(modes, rest, dtype, reverse)))
+            blocks.append((time - rest, time, Products.of(modes, rest, 1, dtype, reverse)))
     return blocks[::-1] if reverse else blocks
 
 

@@ -19,23 +19,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from hankelred_llm._modes import Modes, to_columns, to_modes
+from hankelred_llm._modes import Modes, to_columns
+from hankelred_llm._triangles import CHUNK, Join, entering_of, powers_of, triangle_of
 
-# Samples a chunk, as of the sweeps: powers of fast modes must not underflow before their states do.
-CHUNK = 16
-# Samples of a row below which sweeps are as fast: laying out the matrices costs some 0.3 ms.
-_FEWEST = 2**14
+# What pays for laying out a column's matrices: its samples, those of all rows together. And what pays for the
+# calls that a row takes: its numbers. Below, sweeps are as fast.
+_FEWEST_SAMPLES = 2**13
+_FEWEST_NUMBERS = 2**15
 # Numbers in a block: what is held beside the input and the output. More blocks are more calls.
 _BLOCK = 2**21
-# Steps that are run by one product where chunk ends are joined.
-_AT_ONCE = 96
 
 
 def allowed(u: Tensor, dtype: torch.dtype) -> bool:
     """Whether products serve for inputs (batch, columns, time): long ones, on a CPU, in full precision."""
-    if u.device.type != "cpu" or u.shape[-1] < max(_FEWEST, CHUNK) or not u.numel():
+    batch, columns, time = u.shape
+    if u.device.type != "cpu" or batch * time < _FEWEST_SAMPLES or columns * time < _FEWEST_NUMBERS:
         return False
     backends: Any = torch.backends
     switches = (backends, backends.mkldnn, backends.mkldnn.matmul)
@@ -55,8 +54,6 @@ class Products:
 
     Parameters
     ----------
-    logs : list of Tensor, complex128 (pairs,) and float64 (real modes,)
-        Logarithms of the eigenvalues.
     pairs : int
     length : int
         Samples a chunk.
@@ -64,25 +61,32 @@ class Products:
         ``x @ triangle`` is the recurrence from zero along the last axis of x.
     entering : list of Tensor, (modes, 1, length)
         The powers that lead from the state that enters a chunk to each of its positions.
+    joins : list of Join
+        Of each kind of modes: pairs, real modes.
     reverse : bool
         From the last sample to the first.
     """
 
-    logs: list[Tensor]
     pairs: int
     length: int
     triangles: list[Tensor]
     entering: list[Tensor]
+    joins: list[Join]
     reverse: bool
 
     @classmethod
-    def of(cls, modes: Modes, length: int, dtype: torch.dtype, reverse: bool) -> Products:
-        """Lay out the powers of the modes."""
-        logs = modes.logs()
-        powers = [_normal(part.to(dtype)) for part in to_columns(_powers(log, length) for log in logs)]
-        triangles = [_triangle(part[:, :-1], reverse) for part in powers]
-        entering = [_entering(part, reverse) for part in powers]
-        return cls(logs, modes.pairs, length, triangles, entering, reverse)
+    def of(cls, modes: Modes, length: int, chunks: int, dtype: torch.dtype, reverse: bool) -> Products:
+        """Lay out the powers of the modes, for blocks of up to so many chunks of a length."""
+        exact = [powers_of(log, length, chunks) for log in modes.logs()]
+        powers = [_normal(part.to(dtype)) for part in to_columns(p[0, :, : length + 1] for p in exact)]
+        return cls(
+            modes.pairs,
+            length,
+            [triangle_of(part, reverse) for part in powers],
+            [entering_of(part, reverse) for part in powers],
+            [Join.of(p[1:], reverse) for p in exact],
+            reverse,
+        )
 
     def scan_block(self, u: Tensor, out: Tensor, carry: list[Tensor]) -> list[Tensor]:
         """Write the states of whole chunks, (batch, columns, samples); return the state carried on.
@@ -118,14 +122,13 @@ class Products:
         """Do `scan_block`, and say which samples are lost behind a chunk whose end overflows, under guard."""
         batch, columns = u.shape[:2]
         sizes = [len(triangle) for triangle in self.triangles]
-        # chunks of all rows one below the other: a view of one row, a copy of several
-        x = u.to(out.dtype).view(batch, columns, -1, self.length).transpose(0, 1).flatten(1, 2)
-        if x.stride(-1) != 1:
-            x = x.contiguous()
-        # torch multiplies batches at once only into memory without gaps
-        s = x.new_empty(x.shape)
-        self._multiply(x.split_with_sizes(sizes), s.split_with_sizes(sizes))
-        s = s.view(columns, batch, -1, self.length).transpose(0, 1)
+        x = u.to(out.dtype).view(batch, columns, -1, self.length)
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        into = out.view(batch, columns, -1, self.length)
+        # torch multiplies batches at once only into memory without gaps, and only matrices of one distance
+        s = into if into.is_contiguous() else into.new_empty(into.shape)
+        for row, row_into in zip(x, s, strict=True):
+            self._multiply(row.split_with_sizes(sizes), row_into.split_with_sizes(sizes))
         ends = s[..., 0 if self.reverse else -1]
         lost = ends.new_zeros((), dtype=torch.bool)
         if guard:
@@ -137,8 +140,7 @@ class Products:
             lost = (beyond & ~first).repeat_interleave(self.length, 2)
         entering, after = self._join(ends, carry)
         states = [part.to(s.dtype)[..., None] for part in to_columns(entering)]
-        into = out.view(batch, columns, -1, self.length).split_with_sizes(sizes, 1)
-        self._add(s.split_with_sizes(sizes, 1), states, into)
+        self._add(s.split_with_sizes(sizes, 1), states, into.split_with_sizes(sizes, 1))
         return after, lost
 
     def _coupled(self, flags: Tensor) -> Tensor:
@@ -157,13 +159,13 @@ class Products:
 
     def _join(self, ends: Tensor, carry: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the states that enter each chunk and the one that leaves the last, as modes in float64."""
-        entering, after = [], []
-        for log, start, v in zip(self.logs, carry, to_modes(ends, self.pairs), strict=True):
-            order = (v, start[..., None]) if self.reverse else (start[..., None], v)
-            states = _scan_from_zero(self.length * log, torch.cat(order, -1), self.reverse)
-            entering.append(states[..., 1:] if self.reverse else states[..., :-1])
+        p, before, after = self.pairs, [], []
+        kinds = ([(ends[:, :p], ends[:, p : 2 * p])] if p else []) + [(ends[:, 2 * p :],)]
+        for join, start, parts in zip(self.joins, carry, kinds, strict=False):  # without real modes, no join
+            states = join.states(start, parts)
+            before.append(states[..., 1:] if self.reverse else states[..., :-1])
             after.append(states[..., 0 if self.reverse else -1])
-        return entering, after
+        return before, after
 
     def _multiply(self, x: Sequence[Tensor], into: Sequence[Tensor]) -> None:
         """Run every chunk from zero."""
@@ -185,43 +187,6 @@ class Products:
             torch.addcmul(s[-1], states[-1], a[-1], out=into[-1])
 
 
-def _powers(log: Tensor, length: int) -> Tensor:
-    """Return the powers 0 to `length` of eigenvalues in float64, (modes, length + 1)."""
-    return torch.exp(log[:, None] * torch.arange(length + 1, dtype=torch.float64, device=log.device))
-
-
 def _normal(powers: Tensor) -> Tensor:
     """Put 0 for powers so small that they have no full precision, and cost processors ten times the time."""
     return torch.where(powers.abs() < torch.finfo(powers.dtype).tiny, 0.0, powers)
-
-
-def _triangle(powers: Tensor, reverse: bool) -> Tensor:
-    """Return matrices (modes, n, n) with a^(i - j) at [j, i], 0 where i < j, from the powers 0 to n - 1.
-
-    Rows of 2 n numbers, one after the other and read in rows of 2 n - 1: each is moved on by one.
-    """
-    modes, n = powers.shape
-    rows = pad(powers, (0, n)).repeat(1, n)
-    triangle = rows[:, : n * (2 * n - 1)].view(modes, n, 2 * n - 1)[..., :n]
-    return triangle.mT if reverse else triangle
-
-
-def _entering(powers: Tensor, reverse: bool) -> Tensor:
-    """Return the powers from the state that enters a chunk to its positions, (modes, 1, n)."""
-    return (powers[:, 1:].flip(1) if reverse else powers[:, 1:])[:, None]
-
-
-def _scan_from_zero(log: Tensor, v: Tensor, reverse: bool) -> Tensor:
-    """Run the recurrence of one kind of modes along the last axis of (batch, modes, n), the same way."""
-    batch, modes, n = v.shape
-    length = n if n <= _AT_ONCE else _AT_ONCE // 2
-    powers = _powers(log, length)
-    triangle = _triangle(powers[:, :-1], reverse)
-    whole = pad(v, (0, -n % length)) if n % length else v
-    rows = whole.transpose(0, 1).reshape(modes, -1, length)
-    s = torch.bmm(rows, triangle).view(modes, batch, -1, length).transpose(0, 1)
-    if n > length:
-        ends = _scan_from_zero(length * log, s[..., 0 if reverse else -1], reverse)
-        inner, enter = (s[..., :-1, :], ends[..., 1:]) if reverse else (s[..., 1:, :], ends[..., :-1])
-        inner.addcmul_(enter[..., None], _entering(powers, reverse))
-    return s.flatten(2)[..., :n]

@@ -16,6 +16,9 @@ from hankelred_llm._modes import Masks, Modes
 from hankelred_llm._step import Step
 from hankelred_llm._sweeps import hide
 
+# Numbers in a piece of a sum of products: the products then stay in a cache.
+_CPU_PIECE = 2**18
+
 
 def column_scan(
     log_decay: Tensor,
@@ -140,7 +143,6 @@ def column_scan_backward(
     and the one to log a is the sum of ``h_t conj(a s_(t-1))``, real part to log|a|, imaginary to the phase.
     """
     modes, masks = Modes.of(log_decay, phase), Masks(keep, reset)
-    first = s.new_zeros(s.shape[:2]) if state is None else state.to(s.dtype)
     h = torch.empty_like(s)
     correlation = s.new_zeros(modes.log_decay.shape, dtype=torch.complex128)
     # without any samples this is what is returned, and an operator may not return what it was given
@@ -156,8 +158,8 @@ def column_scan_backward(
         if parameters:
             if reset is not None:
                 block = block * (~reset[:, None, start:stop]).to(block.dtype)
-            if start == 0:
-                correlation += _correlate(block[..., :1], first[..., None], modes.pairs)
+            if start == 0 and state is not None:
+                correlation += _correlate(block[..., :1], state[..., None], modes.pairs)
             before = max(start - 1, 0)
             correlation += _correlate(
                 block[..., before + 1 - start :], s[..., before : stop - 1], modes.pairs
@@ -201,9 +203,19 @@ def _(
 
 def _correlate(h: Tensor, s: Tensor, pairs: int) -> Tensor:
     """Sum ``h conj(s)`` over batch and time; complex (modes,), from columns (batch, columns, time)."""
+    rows, time = h.shape[0] * h.shape[1], h.shape[2]
+    length = max(1, _CPU_PIECE // max(1, rows)) if h.device.type == "cpu" else max(1, time)
+    # float32 sums a piece pairwise; the pieces are added in float64
+    total = h.new_zeros(h.shape[1] - pairs, dtype=torch.complex128 if pairs else torch.float64)
+    for h_piece, s_piece in zip(torch.split(h, length, 2), torch.split(s, length, 2), strict=True):
+        total += _correlate_piece(h_piece, s_piece, pairs)
+    return total
+
+
+def _correlate_piece(h: Tensor, s: Tensor, pairs: int) -> Tensor:
+    """Do `_correlate` in float32, products and sums."""
 
     def total(product: Tensor) -> Tensor:
-        # float32 sums a block pairwise; the blocks are added in float64
         return product.sum((0, 2)).double()
 
     if not pairs:

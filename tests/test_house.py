@@ -16,7 +16,7 @@ ROOMS = {
 }
 #: rooms of the adapters, from the one that knows least to the one that knows most
 STOREYS = (
-    {"_errors", "_tokens", "_step", "_modes"},
+    {"_errors", "_tokens", "_step", "_modes", "_triangles"},
     {"_prefix"},
     {"_sweeps", "_products"},
     {"_chunks"},

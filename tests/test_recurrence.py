@@ -103,7 +103,8 @@ def shortest(request):
     """Short sequences are left to sweeps; here they show what products do, too."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "as chosen":
-            patch.setattr(_products, "_FEWEST", 0)
+            patch.setattr(_products, "_FEWEST_NUMBERS", 1)
+            patch.setattr(_products, "_FEWEST_SAMPLES", 1)
         yield request.param
 
 
@@ -515,6 +516,21 @@ def test_channels_and_rows_are_independent_and_may_be_reordered():
     turned |= {name: arguments[name][rows] for name in ("keep", "reset")}
     turned |= {name: arguments[name][rows][..., channels] for name in ("u", "state")}
     torch.testing.assert_close(linear_recurrence(**turned)[0], s[rows][..., channels])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("time", [2048, 2061])
+def test_rows_that_pay_for_products_together_give_what_each_gives_alone(kind, time, shortest):
+    r = 26 if kind == "real" else 13
+    arguments = problem(kind, time, batch=8, r=r, masks=False)
+    assert _products.allowed(torch.empty(8, 26, time), torch.float64)
+    assert _products.allowed(torch.empty(1, 26, time), torch.float64) == (shortest != "as chosen")
+    together, last = linear_recurrence(**arguments)
+    for b in range(8):
+        row = arguments | dict(u=arguments["u"][b : b + 1], state=arguments["state"][b : b + 1])
+        alone, alone_last = linear_recurrence(**row)
+        torch.testing.assert_close(together[b : b + 1], alone, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(last[b : b + 1], alone_last, rtol=1e-11, atol=1e-11)
 
 
 # ---- types, shapes, layouts
