@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ._errors import StateError
@@ -51,6 +51,9 @@ class Pass:
         self._seen = 0
         self._state: HRMState | None = None
         self._outer: Pass | None = None
+        # what adapters made of the input of the block that runs, by block and adapter; of one block only, as
+        # a recomputed layer may stop before its adapters are added
+        self.heard: tuple[str, dict[str, tuple[Tensor, Tensor]]] | None = None
 
     def start(self) -> None:
         """Become the current pass, within another one if there is."""
@@ -79,6 +82,12 @@ class Pass:
         if self._state is None and self._cache is not None:
             self._state = open_state(self._cache, seen=self._seen, n_layers=self.n_layers)
         return self._state
+
+    def take_heard(self, block: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return what adapters made of the input of a block, and forget it."""
+        place, heard = self.heard or ("", {})
+        self.heard = None
+        return heard if place == block else {}
 
     def skip(self, block: str) -> None:
         """Note that the adapter of a block does not see these tokens."""

@@ -9,7 +9,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ._carrier import current_pass
+from ._carrier import Pass, current_pass
 from ._errors import AdapterError, StateError
 from .adapter import HRMSystem
 
@@ -57,7 +57,10 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         # past the registry of modules: neither is a child of the other
         self.__dict__["_target"] = target
         target.__dict__["_hrm_layer"] = self
-        self.__dict__["_hook"] = target.register_forward_hook(_add_adapters, with_kwargs=True)
+        self.__dict__["_hooks"] = (
+            target.register_forward_pre_hook(_listen, with_kwargs=True),
+            target.register_forward_hook(_add_adapters, with_kwargs=True),
+        )
 
     @property
     def target(self) -> nn.Module:
@@ -86,6 +89,22 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         names = [] if self.disable_adapters else cast(list[str], self.active_adapters)
         return [name for name in names if name in self.hrm_system]
 
+    def listen(self, hidden: Tensor) -> None:
+        """Run the active adapters that tap the input of the block, before the block.
+
+        What the backward pass needs is there then before the block's last product, which activation
+        checkpointing therefore leaves out where it computes the layer again: a tenth of a frozen layer.
+
+        Raises
+        ------
+        StateError
+            The block was called by itself, or its cache is another adapter's.
+        """
+        names = [name for name in self.active_systems() if self.taps[name] == "input"]
+        if names:
+            this = self._pass_of(hidden)
+            this.heard = (self.place, {name: self._run(this, name, hidden) for name in names})
+
     def forward(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Add what the active adapters say to the output of the block.
 
@@ -101,13 +120,31 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         Raises
         ------
         StateError
-            The block was called by itself, or its cache is another adapter's.
+            As :meth:`listen`.
         """
         this, active = current_pass(), self.active_systems()
         if not active:
             if this is not None:
                 this.skip(self.place)
             return head
+        this = self._pass_of(hidden)
+        heard = this.take_heard(self.place)
+        states = {}
+        own = head
+        for name in active:
+            if name not in heard:
+                heard[name] = self._run(this, name, hidden if self.taps[name] == "input" else own)
+            y, states[self.system(name).identity.value] = heard[name]
+            head = head + y
+            head = head if head.dtype == own.dtype else head.to(own.dtype)
+        state = this.follow()
+        if state is not None:
+            state.store(self.place, states)
+        return head
+
+    def _pass_of(self, hidden: Tensor) -> Pass:
+        """Return the pass that runs, of which these are the hidden states."""
+        this = current_pass()
         if this is None:
             raise StateError(
                 f"block {self.place} was called outside the forward pass of its model, so padding and "
@@ -118,27 +155,22 @@ class HRMLayer(nn.Module, BaseTunerLayer):
                 f"block {self.place} got hidden states of shape {tuple(hidden.shape)} for a batch of "
                 f"{this.batch} rows of {this.time} tokens; an adapter needs them as (batch, time, width)"
             )
-        keep, reset = this.tokens if this.plain else this.tokens_on(head.device)
-        shards = this.shards_on(head.device)
+        return this
+
+    def _run(self, this: Pass, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what an adapter says, and its states."""
+        system = self.system(name)
+        identity = system.identity.value
+        keep, reset = this.tokens if this.plain else this.tokens_on(x.device)
         state = this.follow()
-        states = {}
-        own = head
-        for name in active:
-            system = self.system(name)
-            identity = system.identity.value
-            before = None if state is None else state.previous(self.place, identity)
-            x = hidden if self.taps[name] == "input" else own
-            stepper = None
-            if before is not None and state is not None and this.time == 1 and not torch.is_grad_enabled():
-                stepper = state.stepper(self.place, identity, system.stepper)
-            y, states[identity] = system(
-                x, state=before, keep=keep, reset=reset, stepper=stepper, shards=shards
-            )
-            head = head + y
-            head = head if head.dtype == own.dtype else head.to(own.dtype)
-        if state is not None:
-            state.store(self.place, states)
-        return head
+        before = None if state is None else state.previous(self.place, identity)
+        stepper = None
+        if before is not None and state is not None and this.time == 1 and not torch.is_grad_enabled():
+            stepper = state.stepper(self.place, identity, system.stepper)
+        y, s = system(
+            x, state=before, keep=keep, reset=reset, stepper=stepper, shards=this.shards_on(x.device)
+        )
+        return y, s
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapters; names of other methods on the model, such as LoRA, change nothing."""
@@ -154,7 +186,8 @@ class HRMLayer(nn.Module, BaseTunerLayer):
 
     def detach(self) -> None:
         """Leave the block alone."""
-        self.__dict__["_hook"].remove()
+        for hook in self.__dict__["_hooks"]:
+            hook.remove()
         self.target.__dict__.pop("_hrm_layer", None)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -196,13 +229,21 @@ class HRMLayer(nn.Module, BaseTunerLayer):
                 system.to(place)
 
 
+def _listen(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Listen to what goes into a block, as its hook."""
+    block.__dict__["_hrm_layer"].listen(_hidden_states(args, kwargs))
+
+
 def _add_adapters(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-    """Forward hook of a block."""
-    hidden = args[0] if args else kwargs["hidden_states"]
-    layer = block.__dict__["_hrm_layer"]
+    """Add to what comes out of a block, as its hook."""
+    hidden, layer = _hidden_states(args, kwargs), block.__dict__["_hrm_layer"]
     if isinstance(out, tuple):
         return (layer.forward(hidden, out[0]), *out[1:])
     return layer.forward(hidden, out)
+
+
+def _hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return cast(Tensor, args[0] if args else kwargs["hidden_states"])
 
 
 def cannot_merge() -> AdapterError:

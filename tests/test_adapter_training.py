@@ -199,6 +199,38 @@ def test_decoding_asks_no_device(monkeypatch):
         system(torch.randn(2, 40, 32), keep=torch.ones(2, 40, dtype=torch.bool))
 
 
+def test_a_recomputed_layer_leaves_out_the_last_product_of_a_frozen_block():
+    """Adapters ran after their block, so that recomputing what they need ran all of it: 7 % of a step."""
+    model = checkpointed(adapted().train(), reentrant=False)
+    calls = []
+    for layer in model.get_base_model().model.layers:
+        for name in ("up_proj", "down_proj"):
+            layer.mlp.get_submodule(name).register_forward_hook(lambda *_, name=name: calls.append(name))
+    gradients(model, input_ids=tokens(2, 20))
+    assert calls.count("up_proj") == 4 and calls.count("down_proj") == 2
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed", "plain"])
+def test_a_step_reads_no_number_and_stays_on_the_device(monkeypatch, kind):
+    """On the device "meta" there are no numbers, and it takes the way of a GPU: reading one, which would wait
+    for a GPU, is an error, and so is a tensor made on the CPU. The base masks by `eager`: with `sdpa`
+    transformers itself reads whether there is padding."""
+    enabled = torch.is_autocast_enabled  # knows no "meta"
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *of: of != ("meta",) and enabled(*of))
+    model = adapted(base={"attn_implementation": "eager"}).to("meta")
+    batch = {name: value.to("meta") for name, value in batches()[kind].items()}
+    model(**batch, labels=batch["input_ids"]).loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == 10 and all(p.grad.device.type == "meta" for p in trained)
+    with torch.no_grad():
+        cache = model(**batch, use_cache=True).past_key_values
+        ids = batch["input_ids"][:, :1]
+        more = {}
+        if kind == "padded":
+            more["attention_mask"] = torch.ones(2, batch["attention_mask"].shape[1] + 1, device="meta")
+        assert model(ids, past_key_values=cache, **more).logits.device.type == "meta"
+
+
 class TestTrainer:
     def arguments(self, folder, **more):
         from transformers import TrainingArguments

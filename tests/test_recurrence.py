@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred import HankelredError
-from hankelred_llm import _products, _sweeps, linear_recurrence
+from hankelred_llm import _products, _scan, _sweeps, linear_recurrence
 from hankelred_llm._scan import column_scan
 from hankelred_llm.recurrence import add_entering_state, states_between_shards
 
@@ -683,6 +683,29 @@ def test_operators_keep_their_promises_to_torch():
     inputs[0] = inputs[0].mT.contiguous().requires_grad_()
     inputs[1].requires_grad_()
     torch.library.opcheck(torch.ops.hankelred_llm.column_scan.default, inputs)
+
+
+@pytest.mark.parametrize("pairs", [0, 2, 4])
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_operators_read_no_number_and_stay_on_the_device(pairs, masks):
+    """On the device "meta", which has no numbers, what a GPU would do runs up to the first that is read."""
+    u, state = torch.empty(2, 4 + pairs, 2000, device="meta"), torch.empty(2, 4 + pairs, device="meta")
+    log_decay, phase = torch.empty(4, device="meta"), torch.empty(pairs, device="meta") if pairs else None
+    keep = torch.empty(2, 2000, dtype=torch.bool, device="meta") if masks else None
+    forward, backward = _scan._column_scan._init_fn, _scan.column_scan_backward._init_fn
+    s, last = forward(u, log_decay, phase, state, keep, keep)
+    gradients = backward(s, last, s, log_decay, phase, state, keep, keep, True)
+    assert [x.shape for x in (s, last, *gradients)] == [
+        u.shape,
+        state.shape,
+        u.shape,
+        (4,),
+        (pairs,),
+        state.shape,
+    ]
+    assert all(x.device.type == "meta" for x in (s, last, *gradients))
+    with pytest.raises(RuntimeError, match="meta"):
+        bool(s.isfinite().all())
 
 
 def test_functional_gradients_are_refused_but_for_the_plain_loop():
