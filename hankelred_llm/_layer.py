@@ -103,7 +103,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         names = [name for name in self.active_systems() if self.taps[name] == "input"]
         if names:
             this = self._pass_of(hidden)
-            this.heard = (self.place, {name: self._run(this, name, hidden) for name in names})
+            this.heard = (self.place, hidden, {name: self._run(this, name, hidden) for name in names})
 
     def forward(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Add what the active adapters say to the output of the block.
@@ -128,7 +128,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
                 this.skip(self.place)
             return head
         this = self._pass_of(hidden)
-        heard = this.take_heard(self.place)
+        heard = this.take_heard(self.place, hidden)
         states = {}
         own = head
         for name in active:
