@@ -2,7 +2,7 @@
 
     python benchmarks/bench_mistral.py [--tokens 2048 8192 32768 131072] [--out FILE]
 
-For a GPU with 48 GB or more. The shapes are the true ones, the weights random and bfloat16, so nothing is
+For a GPU with 48 GB, or 80 GB for the longest. True shapes, weights random and bfloat16, so nothing is
 fetched; full attention (no window), gradient checkpointing, one sequence. HRM with r = 26 beside the MLP
 and LoRA with r = 16 on q_proj and v_proj have the same number of parameters. The loss is that of the last
 64 tokens: the logits of 131072 tokens would take more memory than the model, for every adapter the same.
@@ -167,9 +167,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--width", type=int, default=4096, help="a multiple of 128")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--out", type=Path, help="a file for the table")
     options = parser.parse_args()
+    if options.layers < 1 or options.width < 128 or options.width % 128 or min(options.tokens) < LOSS_TOKENS:
+        parser.error(
+            f"it takes a layer, a width that is a multiple of 128, and {LOSS_TOKENS} tokens at least"
+        )
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error(
             "there is no GPU here; --device cpu with few layers and a small width shows that this runs"

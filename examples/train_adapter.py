@@ -47,7 +47,8 @@ def blocks(text: str, tokenizer, length: int) -> torch.Tensor:
 def bits_per_token(model, ids: torch.Tensor) -> float:
     """Return the mean cross-entropy in bits, over blocks that the adapter was not trained on."""
     model.eval()
-    losses = [model(input_ids=rows, labels=rows).loss.item() for rows in ids.split(8)]
+    rows = ids.to(model.device).split(8)  # the Trainer may have moved the model to a GPU
+    losses = [model(input_ids=some, labels=some).loss.item() for some in rows]
     return sum(losses) / len(losses) / math.log(2)
 
 
@@ -132,12 +133,12 @@ def run(arguments: argparse.Namespace) -> None:
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,
     )
+    model.save_pretrained(arguments.out)  # before anything else can fail
     after = bits_per_token(model, judge)
     print(f"{judge.numel()} unseen tokens: {before:.3f} bits each frozen, {after:.3f} with the adapter")
     print(f"{arguments.steps} steps in {time.perf_counter() - began:.0f} s")
 
     draw(losses, poles_before, poles(model), arguments.out / "training.png")
-    model.save_pretrained(arguments.out)
     tokens = go_on(model, tokenizer, arguments.prompt, arguments.tokens)
     print("\n" + tokenizer.decode(tokens, skip_special_tokens=True) + "\n")
     command = [sys.executable, __file__, "--model", arguments.model, "--adapter", str(arguments.out)]
