@@ -29,7 +29,8 @@ Predictions, each written before the measurement it speaks of; one thread, CPU t
    131072 samples where sweeps took 12 and 14, so 40 times faster than the FFT scan. Seen on two threads: the
    product .2 ns, the pass .1; forward and backward 12 to 17 ms, 20 to 26 times. An FFT scan before it drives
    everything out of the caches: 15 to 17 ms then, and 5 to 7 at 32768 samples (8 to 10 times).
-   At 32768 a third of what is left is the time of some 250 calls; below 16384 samples sweeps are as fast.
+   At 32768 a third of what is left is the time of some 250 calls; below 16384 samples sweeps are as fast
+   (8192 after 8).
 8. Those calls: joins cost a third of a block, because torch falls back to one product a mode where rows
    are a strided view, and the triangles of 48 are 1.2 MB of float64, written twice. Whole rows,
    triangles of 16 laid out for all levels at once, chunks written where the states go: 3 ms by itself

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ._errors import FileFormatError, HankelredError
 from ._numbers import count, real
 from ._signals import as_numbers
 from ._triangle import TriangularFactor
+from .files import replace_file
 
 _FORMAT = 1
 
@@ -252,26 +252,20 @@ class GramianEstimator:
         ...     GramianEstimator.load(folder + "/shard-0.npz").gramian()
         array([[4.]])
         """
-        target = Path(path)
-        # In the target's own folder: os.replace is atomic only inside one file system.
-        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-        try:
-            with open(temporary, "xb") as file:
-                np.savez(
-                    file,
-                    format=_FORMAT,
-                    n_states=self.n_states,
-                    forgetting=self.forgetting,
-                    n_samples=self.n_samples,
-                    weight=self.weight,
-                    triangle=self._factor.triangle,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        content: dict[str, Any] = {
+            "format": _FORMAT,
+            "n_states": self.n_states,
+            "forgetting": self.forgetting,
+            "n_samples": self.n_samples,
+            "weight": self.weight,
+            "triangle": self._factor.triangle,
+        }
+
+        def write(name: str) -> None:
+            with open(name, "wb") as file:  # given a name, savez may add an ending
+                np.savez(file, **content)
+
+        replace_file(Path(path), write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GramianEstimator:

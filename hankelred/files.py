@@ -94,20 +94,28 @@ def checked_suffix(path: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:
-    """Write beside the target under another name, then move it there: never half a file."""
+    """Do `replace_file`, and say what is in the way: a FileFormatError."""
     if not path.parent.is_dir():
         raise FileFormatError(f"cannot write {path}: the folder {path.parent} does not exist")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        try:
-            write(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        replace_file(path, write)
     except OSError as error:
         raise FileFormatError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def replace_file(path: Path, write: Callable[[str], object]) -> None:
+    """Write beside the target under another name, then move it there: never half a file."""
+    # in the target's own folder: os.replace is atomic only inside one file system
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from hankelred.files import replace_file
 
 from ._gradient_operator import GradientOperator
 from ._passes import inputs_of
@@ -46,7 +47,6 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     OSError
         It cannot be written; then there is no partial file.
     """
-    target = Path(path)
     tensors = {
         f"{kind}.{index}.{key}": value.cpu().contiguous()
         for kind, groups in (
@@ -59,17 +59,8 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
     }
     pairs = {str(index): count for index, count in content.pairs.items()}
     facts = json.dumps({"format": FORMAT, "pairs": pairs, **content.numbers})
-    # in the target's own folder: os.replace is atomic only inside one file system
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(save(tensors, metadata={"calibration": facts}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    data = save(tensors, metadata={"calibration": facts})
+    replace_file(Path(path), lambda name: Path(name).write_bytes(data))
 
 
 def read(path: str | os.PathLike[str]) -> Content:

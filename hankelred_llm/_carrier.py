@@ -51,8 +51,8 @@ class Pass:
         self._seen = 0
         self._state: HRMState | None = None
         self._outer: Pass | None = None
-        # what adapters made of the input of the block that runs: by block and adapter, with that input
-        self.heard: tuple[str, Tensor, dict[str, tuple[Tensor, Tensor]]] | None = None
+        # what adapters made of the input of the block that runs, by block and adapter
+        self.heard: tuple[str, dict[str, tuple[Tensor, Tensor]]] | None = None
 
     def start(self) -> None:
         """Become the current pass, within another one if there is."""
@@ -82,10 +82,10 @@ class Pass:
             self._state = open_state(self._cache, seen=self._seen, n_layers=self.n_layers)
         return self._state
 
-    def take_heard(self, block: str, hidden: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return what adapters made of the input of a block, if that is what the block got, and forget it."""
-        heard, self.heard = self.heard, None
-        return heard[2] if heard is not None and heard[0] == block and heard[1] is hidden else {}
+    def take_heard(self, block: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return what adapters made of the input of a block, and forget it."""
+        (place, heard), self.heard = self.heard or ("", {}), None
+        return heard if place == block else {}
 
     def skip(self, block: str) -> None:
         """Note that the adapter of a block does not see these tokens."""

@@ -93,7 +93,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         """Run the active adapters that tap the input of the block, before the block.
 
         What the backward pass needs is there then before the block's last product, which activation
-        checkpointing therefore leaves out where it computes the layer again: a tenth of a frozen layer.
+        checkpointing therefore leaves out where it computes the layer again.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         names = [name for name in self.active_systems() if self.taps[name] == "input"]
         if names:
             this = self._pass_of(hidden)
-            this.heard = (self.place, hidden, {name: self._run(this, name, hidden) for name in names})
+            this.heard = (self.place, {name: self._run(this, name, hidden) for name in names})
 
     def forward(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Add what the active adapters say to the output of the block.
@@ -128,13 +128,13 @@ class HRMLayer(nn.Module, BaseTunerLayer):
                 this.skip(self.place)
             return head
         this = self._pass_of(hidden)
-        heard = this.take_heard(self.place, hidden)
+        heard = this.take_heard(self.place)
         states = {}
         own = head
         for name in active:
-            if name not in heard:
-                heard[name] = self._run(this, name, hidden if self.taps[name] == "input" else own)
-            y, states[self.system(name).identity.value] = heard[name]
+            x = hidden if self.taps[name] == "input" else own
+            y, s = heard[name] if name in heard else self._run(this, name, x)
+            states[self.system(name).identity.value] = s
             head = head + y
             head = head if head.dtype == own.dtype else head.to(own.dtype)
         state = this.follow()
@@ -167,10 +167,9 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         stepper = None
         if before is not None and state is not None and this.time == 1 and not torch.is_grad_enabled():
             stepper = state.stepper(self.place, identity, system.stepper)
-        y, s = system(
-            x, state=before, keep=keep, reset=reset, stepper=stepper, shards=this.shards_on(x.device)
-        )
-        return y, s
+        shards = this.shards_on(x.device)
+        found = system(x, state=before, keep=keep, reset=reset, stepper=stepper, shards=shards)
+        return cast("tuple[Tensor, Tensor]", found)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapters; names of other methods on the model, such as LoRA, change nothing."""
@@ -230,8 +229,9 @@ class HRMLayer(nn.Module, BaseTunerLayer):
 
 
 def _listen(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Listen to what goes into a block, as its hook."""
-    block.__dict__["_hrm_layer"].listen(_hidden_states(args, kwargs))
+    """Listen to what goes into a block, as its hook; a hook that comes later may still change that."""
+    if next(reversed(block._forward_pre_hooks.values())) is _listen:
+        block.__dict__["_hrm_layer"].listen(_hidden_states(args, kwargs))
 
 
 def _add_adapters(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:

@@ -160,8 +160,10 @@ class Products:
     def _join(self, ends: Tensor, carry: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the states that enter each chunk and the one that leaves the last, as modes in float64."""
         p, before, after = self.pairs, [], []
-        kinds = ([(ends[:, :p], ends[:, p : 2 * p])] if p else []) + [(ends[:, 2 * p :],)]
-        for join, start, parts in zip(self.joins, carry, kinds, strict=False):  # without real modes, no join
+        kinds: list[tuple[Tensor, ...]] = [(ends[:, :p], ends[:, p : 2 * p])] if p else []
+        if len(kinds) < len(self.joins):
+            kinds.append((ends[:, 2 * p :],))
+        for join, start, parts in zip(self.joins, carry, kinds, strict=True):
             states = join.states(start, parts)
             before.append(states[..., 1:] if self.reverse else states[..., :-1])
             after.append(states[..., 0 if self.reverse else -1])

@@ -28,7 +28,9 @@ def powers_of(log: Tensor, length: int, chunks: int) -> Tensor:
     while joined <= chunks:
         steps.append(length * joined)
         joined *= CHUNK
-    exponents = torch.tensor(steps, dtype=torch.float64)[:, None] * torch.arange(CHUNK + 1)
+    exponents = log.new_tensor(steps, dtype=torch.float64)[:, None] * torch.arange(
+        CHUNK + 1, device=log.device
+    )
     return torch.exp(log[:, None] * exponents[:, None])
 
 

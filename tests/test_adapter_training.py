@@ -204,7 +204,7 @@ def test_decoding_asks_no_device(monkeypatch):
 
 
 def test_a_recomputed_layer_leaves_out_the_last_product_of_a_frozen_block():
-    """Adapters ran after their block, so that recomputing what they need ran all of it: 7 % of a step."""
+    """Adapters ran after their block, so that recomputing what they need ran all of it."""
     model = checkpointed(adapted().train(), reentrant=False)
     calls = []
     for layer in model.get_base_model().model.layers:
@@ -244,25 +244,27 @@ def test_a_step_that_stops_half_way_is_freed(where):
 
 
 @pytest.mark.parametrize("first", ["adapter", "hook"])
-def test_an_adapter_hears_what_its_block_gets(first):
-    """A hook that changes what goes into the block counts, whether it was there before the adapter or not."""
+@pytest.mark.parametrize("double", [lambda _, args: (2 * args[0],), lambda _, args: (args[0].mul_(2),)])
+def test_an_adapter_hears_what_its_block_gets(first, double):
+    """A hook that changes what goes into the block counts, whether it was there before the adapter or not.
+
+    An adapter that listened before the hook heard the old input, and of a new tensor both in turn.
+    """
     base = base_model()
     block = base.model.layers[0].mlp
-    heard = []
-
-    def double(_, args):
-        return (2 * args[0],)
-
+    heard, runs = [], []
     if first == "hook":
         block.register_forward_pre_hook(double)
     model = awake(hankelred_llm.attach(base, r=6)).eval()
     if first == "adapter":
         block.register_forward_pre_hook(double)
     block.register_forward_hook(lambda _, args, out: heard.append((args[0], out)))
+    system_of(model).register_forward_hook(lambda _, args, out: runs.append(args[0].clone()))
     before = []
     block.down_proj.register_forward_hook(lambda _, args, out: before.append(out))
     with torch.no_grad():
         model(tokens(2, 9))
+        assert len(runs) == 1 and torch.equal(runs[0], heard[0][0])
         y, _ = system_of(model)(heard[0][0])
         assert torch.equal(heard[0][1], before[0] + y)
 
