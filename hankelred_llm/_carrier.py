@@ -8,28 +8,29 @@ keywords, so a recomputed layer sees what it saw at first.
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ._errors import StateError
+from ._decoder_call import DecoderCall, argument_names
+from ._errors import AdapterError, StateError
 from ._shards import Shards, check_ring, compare_shards, meeting_place, read_shard, tell_refusal
 from ._tokens import Tokens, read_tokens
-from .state import HRMState, checked_cache, find_state, open_state, tokens_seen
-
-_CACHE_NAMES = ("past_key_values", "layer_past")
+from .state import HRMState, find_cache, find_state, open_state, tokens_seen
 
 
 class _Current(threading.local):
     """The pass that runs in this thread: one model may serve several at once."""
 
     value: Pass | None = None
+    row_adapters: tuple[str, ...] | None = None
 
 
 _current = _Current()
@@ -40,12 +41,35 @@ def current_pass() -> Pass | None:
     return _current.value
 
 
+@contextlib.contextmanager
+def row_adapters(names: Sequence[str]) -> Iterator[None]:
+    """Give each row of the batches that run inside an adapter of its own.
+
+    Parameters
+    ----------
+    names : sequence of str
+        One for each row. A name that no adapter has stands for the base model.
+    """
+    before, _current.row_adapters = _current.row_adapters, tuple(names)
+    try:
+        yield
+    finally:
+        _current.row_adapters = before
+
+
 class Pass:
     """One forward pass of a decoder, as its layers share it."""
 
-    def __init__(self, batch: int, time: int, tokens: Tokens, n_layers: int, shards: Shards | None = None):
-        self.batch, self.time, self.tokens, self.n_layers = batch, time, tokens, n_layers
+    def __init__(self, call: DecoderCall, tokens: Tokens, n_layers: int, shards: Shards | None = None):
+        self.call, self.tokens, self.n_layers = call, tokens, n_layers
+        self.batch, self.time = call.batch, call.time
         self.shards = shards
+        self.row_adapters = _current.row_adapters
+        if self.row_adapters is not None and len(self.row_adapters) != self.batch:
+            raise AdapterError(
+                f"adapter_names has {len(self.row_adapters)} names for a batch of {self.batch} rows; give "
+                "one for each row"
+            )
         self.plain = tokens.keep is None and tokens.reset is None
         self._cache: Cache | None = None
         self._seen = 0
@@ -58,11 +82,11 @@ class Pass:
         """Become the current pass, within another one if there is."""
         self._outer, _current.value = _current.value, self
 
-    def enter(self, cache: object) -> None:
+    def enter(self, cache: Cache | None) -> None:
         """Note the cache that the first layer gets, before keys and values are added."""
         if self._cache is None and cache is not None:
-            self._cache = checked_cache(cache)
-            self._seen = tokens_seen(self._cache)
+            self._cache = cache
+            self._seen = tokens_seen(cache)
 
     def tokens_on(self, device: torch.device) -> Tokens:
         """Return padding and document starts on the device of a layer."""
@@ -71,6 +95,12 @@ class Pass:
     def shards_on(self, device: torch.device) -> Shards | None:
         """Return where this shard stands, known on the device of a layer."""
         return None if self.shards is None else self.shards.on(device)
+
+    def rows_of(self, adapter: str) -> Tensor | None:
+        """Return which rows an adapter takes part in, (batch, 1, 1); None where in all."""
+        if self.row_adapters is None or set(self.row_adapters) == {adapter}:
+            return None
+        return torch.tensor([name == adapter for name in self.row_adapters])[:, None, None]
 
     def follow(self) -> HRMState | None:
         """Return the states to go on from, and count the tokens of this pass."""
@@ -101,13 +131,48 @@ class Pass:
             if not self._state.static:
                 self._state.tokens += self.time
 
+    def check_cache(self, output: Any, *, recomputing: bool) -> None:
+        """Refuse a cache that was filled in this pass without the states of the adapters.
+
+        Parameters
+        ----------
+        output : Any
+            What the decoder returned.
+        recomputing : bool
+            Whether layers are computed again in the backward pass: transformers then keeps no cache.
+
+        Raises
+        ------
+        StateError
+            Where this went unnoticed, the next tokens would start from a state of zero.
+        """
+        if self.shards is not None or torch.compiler.is_compiling():
+            return
+        shown = find_cache(output.values() if isinstance(output, Mapping) else _as_tuple(output))
+        for cache in (self.call.cache, shown):
+            if cache is None or cache is self._cache or not (seen := tokens_seen(cache)):
+                continue
+            raise StateError(
+                f"the cache holds {seen} tokens, and no decoder layer was called with it, so the states of "
+                f"the adapters are not in it (transformers {transformers.__version__}); pass use_cache=False"
+            )
+        if self.call.use_cache and self._cache is None and shown is None and not recomputing:
+            raise StateError(
+                "use_cache=True was given, and neither the decoder's layers nor its output show a cache "
+                f"(transformers {transformers.__version__}), so the next tokens would start from a state of "
+                "zero; pass use_cache=False"
+            )
+
+
+def _as_tuple(output: Any) -> tuple[Any, ...]:
+    return output if isinstance(output, tuple) else (output,)
+
 
 def install(backbone: nn.Module, layers: nn.ModuleList) -> None:
     """Make a decoder and its layers carry passes; a second time does nothing."""
     if "_hrm_hooks" in backbone.__dict__:
         return
-    names = tuple(inspect.signature(type(backbone).forward).parameters)[1:]
-    backbone.__dict__["_hrm_decoder"] = (names, len(layers))
+    backbone.__dict__["_hrm_decoder"] = (argument_names(backbone), len(layers))
     backbone.__dict__["_hrm_hooks"] = [
         backbone.register_forward_pre_hook(_start_pass, with_kwargs=True),
         backbone.register_forward_hook(_end_pass, always_call=True),
@@ -138,84 +203,82 @@ def carrying_decoders(model: nn.Module) -> list[nn.Module]:
 
 def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     names, n_layers = backbone.__dict__["_hrm_decoder"]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
     group = backbone.__dict__.get("_hrm_group")
     if group is None:
-        this = _read_pass(backbone.config, given, n_layers)
+        this = _read_pass(backbone.config, names, args, kwargs, n_layers)
     else:
-        this = _read_pass_of_shard(backbone, given, n_layers, group)
+        this = _read_pass_of_shard(backbone, names, args, kwargs, n_layers, group)
     if this is not None:
         this.start()
 
 
-def _read_pass(config: Any, given: Mapping[str, Any], n_layers: int) -> Pass | None:
+def _read_pass(
+    config: Any, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], n_layers: int
+) -> Pass | None:
     """Read what a decoder is called with; None where there are no tokens: it will complain itself."""
     check_ring(None)
-    size = _size(config, given)
-    if size is None:
-        return None
-    return Pass(*size, _tokens(config, given, *size), n_layers)
+    call = DecoderCall.read(config, names, args, kwargs)
+    return None if call is None else Pass(call, _tokens(config, call), n_layers)
 
 
 def _read_pass_of_shard(
-    backbone: nn.Module, given: Mapping[str, Any], n_layers: int, group: dist.ProcessGroup
+    backbone: nn.Module,
+    names: tuple[str, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    n_layers: int,
+    group: dist.ProcessGroup,
 ) -> Pass:
     """Read the same of a shard, and meet the processes that hold the others."""
     place = meeting_place(group, backbone)
     try:
         check_ring(group)
-        size = _size(backbone.config, given)
-        if size is None:
+        call = DecoderCall.read(backbone.config, names, args, kwargs)
+        if call is None:
             raise StateError("a shard of a sequence came without input_ids or inputs_embeds; pass its tokens")
-        cache = given.get("past_key_values")
-        seen = 0 if cache is None else tokens_seen(checked_cache(cache))
+        seen = 0 if call.cache is None else tokens_seen(call.cache)
         if seen:
             raise StateError(
                 f"a shard of a sequence came with a cache of {seen} tokens; context parallelism "
                 "knows no cache: pass the whole sequence in shards, and use_cache=False"
             )
-        tokens = _tokens(backbone.config, given, *size)
-        own = read_shard(*size, tokens, **_told(given))
+        tokens = _tokens(backbone.config, call)
+        own = read_shard(
+            call.batch,
+            call.time,
+            tokens,
+            mask=call.mask,
+            positions=call.positions,
+            starts=call.starts,
+            documents=call.documents,
+        )
     except Exception:
         tell_refusal(group, place)  # the others wait for this process
         raise
-    return Pass(*size, tokens, n_layers, compare_shards(group, own, place))
+    return Pass(call, tokens, n_layers, compare_shards(group, own, place))
 
 
-def _size(config: Any, given: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return the numbers of rows and of tokens in each, None where there are none."""
-    paged = "paged" in str(getattr(config, "_attn_implementation", ""))
-    if paged or given.get("write_index") is not None:
-        raise StateError(
-            "continuous batching (generate_batch) keeps keys and values in a paged cache, which has no "
-            "room for a recurrent state; use generate"
-        )
-    inputs = given.get("inputs_embeds")
-    inputs = given.get("input_ids") if inputs is None else inputs
-    return None if inputs is None else inputs.shape[:2]
-
-
-def _told(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what says where padding is and where documents start."""
-    return {
-        "mask": given.get("attention_mask"),
-        "positions": given.get("position_ids"),
-        "starts": given.get("cu_seq_lens_q"),
-        "documents": given.get("seq_idx"),
-    }
-
-
-def _tokens(config: Any, given: Mapping[str, Any], batch: int, time: int) -> Tokens:
-    cache = given.get("past_key_values")
-    cache = None if cache is None else checked_cache(cache)
-    window = getattr(config, "sliding_window", None)
-    return read_tokens(batch, time, **_told(given), cache=cache, window=window)
+def _tokens(config: Any, call: DecoderCall) -> Tokens:
+    return read_tokens(
+        call.batch,
+        call.time,
+        mask=call.mask,
+        positions=call.positions,
+        starts=call.starts,
+        documents=call.documents,
+        cache=call.cache,
+        window=getattr(config, "sliding_window", None),
+    )
 
 
 def _end_pass(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     this = _current.value
-    if this is not None:
-        this.leave(finished=output is not None)
+    if this is None:
+        return
+    this.leave(finished=output is not None)
+    if output is not None:
+        layers = (getattr(m, "gradient_checkpointing", False) and m.training for m in backbone.modules())
+        this.check_cache(output, recomputing=any(layers))
 
 
 class _Carrier:
@@ -249,15 +312,9 @@ def _carrying(cls: type[nn.Module]) -> type[nn.Module]:
 
 
 def _make_carrying(cls: type[nn.Module]) -> type[nn.Module]:
-    names = list(inspect.signature(cls.forward).parameters)[1:]
-    places = [names.index(name) for name in _CACHE_NAMES if name in names]
-
     def forward(self: nn.Module, *args: Any, hrm_pass: Pass | None = None, **kwargs: Any) -> Any:
         if hrm_pass is not None:
-            cache = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
-            for place in places:
-                cache = args[place] if cache is None and place < len(args) else cache
-            hrm_pass.enter(cache)
+            hrm_pass.enter(find_cache((*args, *kwargs.values())))
         before, _current.value = _current.value, hrm_pass
         try:
             return cls.forward(self, *args, **kwargs)

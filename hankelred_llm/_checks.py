@@ -39,8 +39,8 @@ def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
         )
 
 
-def check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh: bool) -> None:
-    """Refuse names of layers, blocks and modules that are not there."""
+def check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh: bool) -> list[str]:
+    """Refuse names of layers, blocks and modules that are not there; return the blocks that are adapted."""
     count, site = len(decoder.layers), decoder.block_name(config.site)
     targets = config.target_modules
     blocks = [
@@ -92,6 +92,8 @@ def check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh:
                 f"layers_to_transform names layer {index}; the model has layers 0 to {count - 1}"
             )
     adapted = [full for i, _, full in blocks_named if i in layers]
+    if config.exclude_modules:
+        adapted = _without(adapted, config.exclude_modules)
     for field in ("rank_pattern", "mode_pattern"):
         for key in getattr(config, field):
             if not any(names_block(key, full) for full in adapted):
@@ -102,3 +104,30 @@ def check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh:
                     f"'{example.removeprefix(decoder.name.rpartition('.')[0] + '.')}', up to layer "
                     f"{count - 1}{only}"
                 )
+    return adapted
+
+
+def _without(blocks: list[str], excluded: list[str] | str) -> list[str]:
+    """Return the blocks that are not excluded: a list excludes by name, a string by a pattern of whole names.
+
+    Raises
+    ------
+    ConfigError
+        A name means none of the blocks, or no block is left.
+    """
+    left = list(blocks)
+    for wanted in [excluded] if isinstance(excluded, str) else excluded:
+        matched = [
+            block
+            for block in blocks
+            if (re.fullmatch(wanted, block) if isinstance(excluded, str) else names_block(wanted, block))
+        ]
+        if not matched:
+            raise ConfigError(
+                f"exclude_modules has {wanted!r}, which is no adapted block; they are {', '.join(blocks[:3])}"
+                f"{', ...' if len(blocks) > 3 else ''}"
+            )
+        left = [block for block in left if block not in matched]
+    if not left:
+        raise ConfigError(f"exclude_modules={excluded!r} leaves no block for an adapter; exclude fewer")
+    return left

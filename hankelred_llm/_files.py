@@ -6,12 +6,13 @@ adapters of other methods they do what they did.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -69,12 +70,21 @@ def guard_files() -> None:
             setattr(owner, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
 
 
+@contextlib.contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Leave out what transformers says to peft alone: the user has no part in how one calls the other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def _open_by_peft(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
     def open_adapter(cls: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
         free = isinstance(model, PreTrainedModel) and not hrm_layers(model)
         trained = [p for p in model.parameters() if p.requires_grad] if free else []
         try:
-            return from_pretrained(cls, model, *args, **kwargs)
+            with without_deprecations():
+                return from_pretrained(cls, model, *args, **kwargs)
         except Exception:
             # nobody has a hold of the wrapper that was half made
             if free and hrm_layers(model):

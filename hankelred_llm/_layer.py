@@ -89,6 +89,12 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         names = [] if self.disable_adapters else cast(list[str], self.active_adapters)
         return [name for name in names if name in self.hrm_system]
 
+    def systems_of(self, this: Pass | None) -> list[str]:
+        """Return the names of the adapters that take part in one forward pass."""
+        if this is None or this.row_adapters is None or self.disable_adapters:
+            return self.active_systems()
+        return [name for name in dict.fromkeys(this.row_adapters) if name in self.hrm_system]
+
     def listen(self, hidden: Tensor) -> None:
         """Run the active adapters that tap the input of the block, before the block.
 
@@ -100,7 +106,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         StateError
             The block was called by itself, or its cache is another adapter's.
         """
-        names = [name for name in self.active_systems() if self.taps[name] == "input"]
+        names = [name for name in self.systems_of(current_pass()) if self.taps[name] == "input"]
         if names:
             this = self._pass_of(hidden)
             this.heard = (self.place, {name: self._run(this, name, hidden) for name in names})
@@ -122,7 +128,8 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         StateError
             As :meth:`listen`.
         """
-        this, active = current_pass(), self.active_systems()
+        this = current_pass()
+        active = self.systems_of(this)
         if not active:
             if this is not None:
                 this.skip(self.place)
@@ -135,6 +142,9 @@ class HRMLayer(nn.Module, BaseTunerLayer):
             x = hidden if self.taps[name] == "input" else own
             y, s = heard[name] if name in heard else self._run(this, name, x)
             states[self.system(name).identity.value] = s
+            rows = this.rows_of(name)
+            if rows is not None:
+                y = torch.where(rows.to(y.device), y, 0)
             head = head + y
             head = head if head.dtype == own.dtype else head.to(own.dtype)
         state = this.follow()

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
 from torch import nn
 
 from ._architectures import find_decoder
@@ -296,7 +298,8 @@ def put_into(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int) -> 
     """
     configs = [(part.part.kind, _config(model, part, steps)) for part in parts]
     if len(configs) == 2:
-        model.add_adapter(configs[1][1])  # type: ignore[operator]
+        # not by add_adapter of transformers, which may need a newer peft than there is
+        get_peft_model(model, configs[1][1])
     kind, config = configs[0]
     return attach(model, config) if kind == "hrm" else get_peft_model(model, config)
 
@@ -349,13 +352,18 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     base = model.get_base_model()
     model.save_pretrained(str(folder))
     if _has_lora_beside(model):
-        base.save_pretrained(str(folder / LORA_BESIDE))
+        beside = folder / LORA_BESIDE
+        base.peft_config["default"].save_pretrained(str(beside))
+        weights = get_peft_model_state_dict(base, adapter_name="default")
+        # under the names that they have in a PeftModel, which loads them
+        weights = {f"base_model.model.{key}": value.contiguous() for key, value in weights.items()}
+        save_file(weights, beside / SAFETENSORS_WEIGHTS_NAME)
 
 
 def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
     """Put the adapters of a folder into a model, which is changed in place."""
     if (folder / LORA_BESIDE).is_dir():
-        base.load_adapter(str(folder / LORA_BESIDE))  # type: ignore[operator]
+        PeftModel.from_pretrained(base, str(folder / LORA_BESIDE))
     with warnings.catch_warnings():
         # AdaLoRA names its ranks otherwise than the check of LoRA's names expects
         warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)

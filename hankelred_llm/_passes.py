@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ._errors import CalibrationError
 from ._sites import Sites
+from .state import find_cache
 
 #: The Trainer's number of labels in several batches: the loss is then no mean over those of this batch.
 _CHANGES_THE_LOSS = ("num_items_in_batch",)
@@ -174,8 +175,8 @@ def checked_batch(batch: Any, number: int) -> Mapping[str, Any]:
         raise CalibrationError(
             f"batch {number} has no input_ids (batch, time) as a tensor; it has {', '.join(map(str, batch))}"
         )
-    if batch.get("past_key_values") is not None:
+    if find_cache(batch.values()) is not None:
         raise CalibrationError(
-            f"batch {number} has past_key_values; calibration reads whole sequences: leave the cache out"
+            f"batch {number} has a cache; calibration reads whole sequences: leave the cache out"
         )
     return batch

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.adalora import AdaLoraModel
 from rich.progress import Progress
 from safetensors import safe_open
@@ -29,7 +30,7 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from ._errors import ExperimentError
-from .state import HRMState
+from .state import HRMState, cache_argument
 
 #: The same for every method, and written beside every result.
 WARMUP, CLIP, SCHEDULE = 0.1, 1.0, "cosine"
@@ -171,7 +172,9 @@ class AdapterTrainer(Trainer):
             return super().training_step(model, inputs, num_items_in_batch)
         # shifted before it is cut: the last token of a chunk is asked for the first of the next
         asked = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
-        cache = DynamicCache(config=self.accelerator.unwrap_model(self.model).config)
+        base = self.accelerator.unwrap_model(self.model)
+        base = base.get_base_model() if isinstance(base, PeftModel) else base
+        cache, cache_name = DynamicCache(config=base.config), cache_argument(type(base).forward)
         losses = []
         for start in range(0, time, self.chunk):
             part = slice(start, start + self.chunk)
@@ -180,7 +183,7 @@ class AdapterTrainer(Trainer):
                 "attention_mask": inputs["attention_mask"][:, : part.stop],
                 "labels": asked[:, part],
                 "shift_labels": asked[:, part].contiguous(),
-                "past_key_values": cache,
+                cache_name: cache,
                 "use_cache": True,
             }
             losses.append(super().training_step(model, chunk, num_items_in_batch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +22,17 @@ from ._starts import STARTS
 
 EIGENVALUES = ("complex", "real")
 TAPS = ("input", "output")
+
+#: Fields of other methods of peft that have no counterpart, and what to do instead.
+_NOT_OFFERED = {
+    "layers_pattern": (
+        "the decoder layers are found from the architecture; choose among them with layers_to_transform"
+    ),
+    "trainable_token_indices": ("train the whole embedding with modules_to_save=['embed_tokens']"),
+    "lora_alpha": "the output is scaled by a gate that is learned; its first value is gate_init",
+    "lora_dropout": "there is no dropout in a recurrence; use that of the base model",
+    "bias": "biases of the base model stay frozen; name whole modules in modules_to_save",
+}
 
 
 _T = TypeVar("_T")
@@ -78,6 +89,8 @@ class HRMConfig(PeftConfig):
         First value of the gate. With 0 the output map C starts at random, else at zero.
     target_modules : list of str or str, optional
         Names of the blocks; found from the architecture by default.
+    exclude_modules : list of str or str, optional
+        Blocks that get no adapter, by names as in ``"layers.3.mlp"``, or a pattern of their whole names.
     layers_to_transform : list of int or int, optional
         Only these layers get an adapter. Default: all.
     rank_pattern : dict
@@ -111,6 +124,17 @@ class HRMConfig(PeftConfig):
     hankelred_llm._errors.ConfigError: site='norm' is unknown; choose one of 'mlp', 'attention'
     """
 
+    def __new__(cls, *args: Any, **fields_given: Any) -> HRMConfig:
+        """Refuse fields that there are not, by name: those of other methods most of all."""
+        known = [f.name for f in fields(cls)]
+        for name in fields_given:
+            if name in _NOT_OFFERED:
+                raise ConfigError(f"HRMConfig has no field {name!r}: {_NOT_OFFERED[name]}")
+            if name not in known:
+                own = [other for other in known if other in cls.__annotations__]
+                raise ConfigError(f"HRMConfig has no field {name!r}; it has {', '.join(own)}")
+        return super().__new__(cls)
+
     task_type: str | None = "CAUSAL_LM"
     r: int = 32
     eigenvalues: str = "complex"
@@ -120,6 +144,7 @@ class HRMConfig(PeftConfig):
     calibration: str | None = None
     gate_init: float = 1.0
     target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     mode_pattern: dict[str, list[int]] = field(default_factory=dict)
@@ -168,8 +193,9 @@ class HRMConfig(PeftConfig):
                 _check_count(f"mode_pattern[{key!r}]", count, least=0)
         if not _is_number(self.gate_init) or not math.isfinite(self.gate_init):
             raise ConfigError(f"gate_init={self.gate_init!r} is no finite number; 1.0 is the default")
-        if isinstance(self.target_modules, (set, tuple)):
-            self.target_modules = sorted(self.target_modules)
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), (set, tuple)):
+                setattr(self, name, sorted(value))
         if isinstance(self.layers_to_transform, (range, tuple, set)):
             self.layers_to_transform = sorted(self.layers_to_transform)
         _check_layers(self.layers_to_transform)

@@ -7,11 +7,14 @@ happens to them too.
 
 from __future__ import annotations
 
+import inspect
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 #: shorter.
 TAIL = 64
 
-_NEW_CACHE = "start with a new cache (past_key_values=None)"
+_NEW_CACHE = "start with a new, empty cache"
 
 #: Since 5.23 transformers has a class for entries without keys, and passes over them in more places. Nothing
 #: of that class is used but its name.
@@ -359,17 +362,75 @@ def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:
     return state
 
 
-def checked_cache(cache: object) -> Cache:
-    """Return the cache, unless it is of a kind that cannot hold a recurrent state.
+def find_cache(values: Iterable[object]) -> Cache | None:
+    """Return the cache among the arguments, or the outputs, of a call: found by its type.
+
+    The name of the argument differs between architectures, and has changed between versions of transformers.
+
+    Parameters
+    ----------
+    values : iterable
+        All positional and keyword arguments, or all outputs.
 
     Raises
     ------
     StateError
-        It is none of the caches of decoder-only models.
+        A cache is of a kind that cannot hold a recurrent state, or there are two of them.
+
+    Examples
+    --------
+    >>> from transformers import DynamicCache
+    >>> from hankelred_llm.state import find_cache
+    >>> cache = DynamicCache()
+    >>> find_cache([None, True, cache, cache]) is cache
+    True
     """
-    if isinstance(cache, EncoderDecoderCache) or not isinstance(cache, Cache):
+    found: Cache | None = None
+    for value in values:
+        if value is None or isinstance(value, (Tensor, bool, int, float, str)):
+            continue
+        if not isinstance(value, Cache) or isinstance(value, EncoderDecoderCache):
+            if not _holds_keys(value):
+                continue
+            raise StateError(
+                f"a recurrent state cannot be kept in a {type(value).__name__}; use a DynamicCache or a "
+                "StaticCache"
+            )
+        if found is not None and found is not value:
+            raise StateError(
+                f"the model was called with two caches, a {type(found).__name__} and a "
+                f"{type(value).__name__}; the state can be kept in one of them only: pass one"
+            )
+        found = value
+    return found
+
+
+def _holds_keys(value: object) -> bool:
+    """Tell whether a value serves as a cache: one of another kind, or pairs of keys and values by layer."""
+    if isinstance(value, (tuple, list)):
+        first = value[0] if value else None
+        return isinstance(first, (tuple, list)) and any(isinstance(x, Tensor) and x.ndim == 4 for x in first)
+    return isinstance(value, Cache) or (hasattr(value, "get_seq_length") and hasattr(value, "update"))
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """Return the name of the argument of a forward function that is annotated as a cache.
+
+    Raises
+    ------
+    StateError
+        There is none, or more than one.
+    """
+    names = [
+        name
+        for name, parameter in inspect.signature(forward).parameters.items()
+        if re.search(r"\bCache\b", str(parameter.annotation))
+    ]
+    if len(names) != 1:
+        seen = ", ".join(inspect.signature(forward).parameters)
         raise StateError(
-            f"a recurrent state cannot be kept in a {type(cache).__name__}; use a DynamicCache or a "
-            "StaticCache"
+            f"transformers {transformers.__version__}: {len(names)} of the arguments of "
+            f"{forward.__qualname__} ({seen}) are annotated as a Cache, where one is expected; use a version "
+            "of transformers that this version of hankelred_llm knows"
         )
-    return cache
+    return names[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import contextlib
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import peft
@@ -14,20 +15,26 @@ from peft.mapping import (
 )
 from peft.peft_model import PeftModelForCausalLM
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from . import _carrier
 from ._architectures import find_decoder
 from ._checks import check_base, check_names
-from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
-from ._files import check_numbers, does_not_fit, guard_files
+from ._decoder_call import check_arguments
+from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError, StateError
+from ._files import check_numbers, does_not_fit, guard_files, without_deprecations
 from ._layer import HRMLayer, cannot_merge
+from ._self_check import check_copy, check_model
 from ._sites import hrm_layers, take_out
 from .config import HRMConfig, HRMType
 
 #: Where the configuration stands in ``model.peft_config`` beside those of other methods. peft leaves
 #: parameters with this in their name out of what it saves for the others.
 _BOOK_ENTRY = "hrm_system"
+
+#: What peft calls the base model where each row names its adapter.
+_BASE_ROW = "__base__"
 
 
 class HRMModel(BaseTuner):
@@ -75,17 +82,29 @@ class HRMModel(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         decoder = find_decoder(model)
+        check_arguments(decoder)
         fresh = config.base_shape is None
         check_base(config, model, decoder)
         if config.target_modules is None:
             config.target_modules = [decoder.block_name(config.site)]
-        check_names(config, model, decoder, fresh=fresh)
+        adapted = check_names(config, model, decoder, fresh=fresh)
+        # a refusal leaves the model as it was
+        checked = check_copy(model, config, {name.rpartition(".")[2] for name in adapted})
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
         for layer in hrm_layers(model):
             layer.method_adapters = self.method_adapters
+        trained = [p for p in model.parameters() if p.requires_grad]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         _carrier.install(decoder.backbone, decoder.layers)
+        if not checked:
+            try:
+                check_model(model)
+            except StateError:
+                take_out(model)
+                for parameter in trained:
+                    parameter.requires_grad_(True)
+                raise
         if config.calibration is not None:
             # here, because what reads a calibration needs models with adapters, and so this module
             from .initialization import balanced_start
@@ -152,6 +171,60 @@ class HRMModel(BaseTuner):
                 )
         check_numbers({key: mapped[key] for key in expected})
         return mapped
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Give each row the adapter that ``adapter_names`` of forward or generate names for it.
+
+        Raises
+        ------
+        AdapterError
+            The model is in training mode, a name is no adapter, or modules of the base are trained with an
+            adapter.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise AdapterError("adapter_names is for inference; call model.eval() first")
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise AdapterError(
+                f"adapter_names={names!r} must be a list with the name of an adapter for each row"
+            )
+        known = [*self.method_adapters, _BASE_ROW]
+        if unknown := sorted(set(names) - set(known)):
+            raise AdapterError(
+                f"adapter_names names {', '.join(map(repr, unknown))}; the model has "
+                f"{', '.join(map(repr, known))}, the last of which is the base model"
+            )
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
+            raise AdapterError(
+                "adapter_names cannot be used with modules_to_save, which are the same for all rows; call "
+                "the model once for each adapter, after set_adapter"
+            )
+        options = kwargs.get("generation_config")
+        copies = [
+            kwargs.get(name) or getattr(options, name, None) or 1
+            for name in ("num_beams", "num_return_sequences")
+        ]
+        # generate repeats every row
+        with _carrier.row_adapters([name for name in names for _ in range(max(copies))]):
+            yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a weighted sum of recurrent systems is a system of all their states.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise AdapterError(
+            "add_weighted_adapter is not offered: the sum of two state-space systems has the states of both; "
+            "activate both with model.base_model.set_adapter([name, other]), or build the sum with "
+            "get_systems and set_systems"
+        )
 
     def unload(self) -> nn.Module:
         """Take all HRM adapters out and return the base model; adapters of other methods stay.
@@ -279,13 +352,11 @@ def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: A
             f"{model!r} is no model but a {type(model).__name__}; load one with "
             "transformers.AutoModelForCausalLM"
         )
-    own = [f.name for f in fields(HRMConfig) if f.name in HRMConfig.__annotations__]
-    for name in config_fields.keys() - {f.name for f in fields(HRMConfig)}:
-        raise ConfigError(f"HRMConfig has no field {name!r}; it has {', '.join(own)}")
     _check_free(model)
     config = HRMConfig(**config_fields) if config is None else config
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
-    return PeftModelForCausalLM(model, config)
+    with without_deprecations():
+        return PeftModelForCausalLM(model, config)
 
 
 def _check_free(model: nn.Module) -> None:

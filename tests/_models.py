@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    MistralForCausalLM,
+    PreTrainedModel,
+    integrations,
+)
+from transformers.utils import check_peft_version
 
 import hankelred_llm
 from hankelred_llm._sites import hrm_layers
 from hankelred_llm.adapter import HRMSystem
+from hankelred_llm.state import cache_argument, find_cache
 
 VOCAB = 61
 PAD = 0
@@ -139,10 +149,37 @@ def step_by_step(model: Any, ids: Tensor, *, cache: Any = None, size: int = 1, *
     logits = []
     for start in range(0, ids.shape[1], size):
         part = {key: value[..., start : start + size] for key, value in inputs.items()}
-        out = model(ids[:, start : start + size], past_key_values=cache, use_cache=True, **part)
-        cache = out.past_key_values
+        out = model(ids[:, start : start + size], **with_cache(cache), use_cache=True, **part)
+        cache = cache_of(out)
         logits.append(out.logits)
     return torch.cat(logits, 1)
+
+
+def _has_adapter_methods() -> bool:
+    """Tell whether transformers' own load_adapter takes this peft: that of 5.24 waits for the next one."""
+    try:
+        check_peft_version(min_version=integrations.peft.MIN_PEFT_VERSION)
+    except ValueError:
+        return False
+    return True
+
+
+needs_adapter_methods = pytest.mark.skipif(
+    not _has_adapter_methods(),
+    reason="load_adapter and add_adapter of this transformers need a newer peft than is installed",
+)
+
+
+def with_cache(cache: Cache | None) -> dict[str, Cache | None]:
+    """The keyword argument a model takes a cache by: transformers 5.24 renamed it."""
+    return {cache_argument(MistralForCausalLM.forward): cache}
+
+
+def cache_of(out: Any) -> Cache:
+    """The cache in the output of a model."""
+    cache = find_cache(out.values())
+    assert cache is not None
+    return cache
 
 
 def padded(ids: Tensor, gap: slice, width: int) -> dict[str, Tensor]:

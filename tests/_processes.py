@@ -13,7 +13,18 @@ import traceback
 
 import torch
 import torch.distributed as dist
-from _models import PAD, adapted, awake, base_model, checkpointed, error, step_by_step, tokens
+from _models import (
+    PAD,
+    adapted,
+    awake,
+    base_model,
+    cache_of,
+    checkpointed,
+    error,
+    step_by_step,
+    tokens,
+    with_cache,
+)
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -446,9 +457,9 @@ def check_refusals(rank, size, folder):
             found["gap"] = refused(
                 lambda: model(**part, position_ids=positions[:, half] + rank, use_cache=False)
             )
-            cache = model(**part, **at).past_key_values
-            found["filled cache"] = refused(lambda: model(**part, **at, past_key_values=cache))
-        found["cache of a shard"] = refused(lambda: model(ids[:, :1], past_key_values=cache))
+            cache = cache_of(model(**part, **at))
+            found["filled cache"] = refused(lambda: model(**part, **at, **with_cache(cache)))
+        found["cache of a shard"] = refused(lambda: model(ids[:, :1], **with_cache(cache)))
         # legal outside: tokens that start late, with no state
         model(**part, **at, use_cache=False)
     return found
@@ -461,7 +472,7 @@ def check_alone(rank, size, folder):
     part = {key: value.chunk(size, 1)[rank] for key, value in whole.items()}
     alone = rank == size - 1
     with torch.no_grad():
-        cache = model(part["input_ids"]).past_key_values
+        cache = cache_of(model(part["input_ids"]))
         time = part["input_ids"].shape[1]
         wrong = {
             "no positions": {"position_ids": None},
@@ -469,7 +480,7 @@ def check_alone(rank, size, folder):
             "wide mask": {"attention_mask": torch.ones(2, 16)},
             "flat mask": {"attention_mask": torch.ones(time)},
             "lengths": {"cu_seq_lens_q": torch.tensor([0, time], dtype=torch.int32)},
-            "filled cache": {"past_key_values": cache, "use_cache": True},
+            "filled cache": {**with_cache(cache), "use_cache": True},
             "other rows": {key: value[:1] for key, value in part.items()},
             "no tokens": {"input_ids": None},
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from _models import PAD, VOCAB, adapted, awake, base_model, error, padded, system_of, tokens
+from _models import PAD, VOCAB, adapted, awake, base_model, error, padded, system_of, tokens, with_cache
 from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 
 import hankelred_llm
@@ -313,7 +313,7 @@ def test_a_static_cache_with_the_masks_of_generate(model):
         for start, end in ((0, 14), (14, 15), (15, 21)):
             inputs = base.prepare_inputs_for_generation(
                 batch["input_ids"][:, start:end],
-                past_key_values=cache,
+                **with_cache(cache),
                 attention_mask=batch["attention_mask"][:, :end],
                 is_first_iteration=start == 0,
                 use_cache=True,

@@ -8,7 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from _models import PAD, adapted, awake, base_model, error, padded, step_by_step, system_of, tokens
+from _models import (
+    PAD,
+    adapted,
+    awake,
+    base_model,
+    cache_of,
+    error,
+    padded,
+    step_by_step,
+    system_of,
+    tokens,
+    with_cache,
+)
 from transformers import (
     ContinuousBatchingConfig,
     DynamicCache,
@@ -91,7 +103,7 @@ def test_masks_are_not_made_from_the_states(model):
     cache = DynamicCache(config=model.config)
     sliding = cache.is_sliding[0]
     with torch.no_grad():
-        model(tokens(2, 6), past_key_values=cache)
+        model(tokens(2, 6), **with_cache(cache))
     assert len(set(cache.is_sliding)) == 1 and cache.is_sliding[0] == sliding
     assert cache.get_mask_sizes(1, cache.is_sliding.index(sliding))[0] == 7
     assert cache.get_max_length() in (-1, getattr(model.config, "sliding_window", None))
@@ -214,8 +226,8 @@ def test_a_conversation_goes_on_with_its_cache(model):
     first, second = tokens(2, 9), tokens(2, 5, seed=8)
     cache = DynamicCache(config=model.config)
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-    turn = torch.cat([model.generate(first, past_key_values=cache, **options), second], 1)
-    again = model.generate(turn, past_key_values=cache, **options)
+    turn = torch.cat([model.generate(first, **with_cache(cache), **options), second], 1)
+    again = model.generate(turn, **with_cache(cache), **options)
     assert torch.equal(again, model.generate(turn, **options))
 
 
@@ -223,9 +235,9 @@ def test_one_prompt_serves_many(model):
     prompt, ends = tokens(1, 11), [tokens(1, 4, seed=s) for s in (8, 9)]
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(prompt, past_key_values=cache)
+        model(prompt, **with_cache(cache))
         for end in ends:
-            out = model(end, past_key_values=copy.deepcopy(cache)).logits
+            out = model(end, **with_cache(copy.deepcopy(cache))).logits
             assert error(out, model(torch.cat([prompt, end], 1)).logits[:, 11:]) < TOLERANCE
 
 
@@ -234,7 +246,7 @@ def test_rows_of_the_cache_move_with_keys_and_values(change):
     model, ids, end = model_of(), tokens(3, 9), tokens(6, 3, seed=9)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **with_cache(cache))
         if change == "reorder":
             rows = torch.tensor([2, 0, 0])
             cache.reorder_cache(rows)
@@ -245,12 +257,12 @@ def test_rows_of_the_cache_move_with_keys_and_values(change):
             rows = torch.tensor([2, 1])
             cache.batch_select_indices(rows)
         end = end[: len(rows)]
-        out = model(end, past_key_values=cache).logits
+        out = model(end, **with_cache(cache)).logits
         assert error(out, model(torch.cat([ids[rows], end], 1)).logits[:, 9:]) < TOLERANCE
         # and once more, from one piece
         cache.reorder_cache(torch.arange(len(rows)).flip(0))
         ids = torch.cat([ids[rows], end], 1).flip(0)
-        out = model(end, past_key_values=cache).logits
+        out = model(end, **with_cache(cache)).logits
         assert error(out, model(torch.cat([ids, end], 1)).logits[:, 12:]) < TOLERANCE
 
 
@@ -259,12 +271,12 @@ def test_crop_goes_back(removed):
     model, ids, end = model_of(), tokens(2, TAIL + 20), tokens(2, 3, seed=9)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :-7], past_key_values=cache)
+        model(ids[:, :-7], **with_cache(cache))
         for t in range(-7, 0):
-            model(ids[:, t:][:, :1], past_key_values=cache)
+            model(ids[:, t:][:, :1], **with_cache(cache))
         cache.crop(-removed)
         left = ids[:, :-removed]
-        out = model(end, past_key_values=cache).logits
+        out = model(end, **with_cache(cache)).logits
         assert error(out, model(torch.cat([left, end], 1)).logits[:, left.shape[1] :]) < TOLERANCE
 
 
@@ -272,7 +284,7 @@ def test_crop_further_than_the_tail_is_refused():
     model, ids = model_of(), tokens(1, TAIL + 20)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **with_cache(cache))
         with pytest.raises(StateError, match=rf"by {TAIL + 1} of its {TAIL + 20} tokens.*last {TAIL};"):
             cache.crop(-TAIL - 1)
 
@@ -286,10 +298,10 @@ def test_an_empty_cache_can_be_cropped(model):
     ids, cache = tokens(2, 7), DynamicCache()
     with torch.no_grad():
         full = model(ids).logits
-        model(ids, past_key_values=cache)
+        model(ids, **with_cache(cache))
         cache.crop(-7)
         cache.crop(-3)
-        assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
+        assert error(model(ids, **with_cache(cache)).logits, full) < TOLERANCE
 
 
 def test_crop_to_nothing_and_reset_are_new_caches(model):
@@ -298,14 +310,14 @@ def test_crop_to_nothing_and_reset_are_new_caches(model):
         full = model(ids).logits
         for empty in (lambda c: c.crop(-7), lambda c: c.reset()):
             cache = DynamicCache()
-            model(ids.flip(1), past_key_values=cache)
+            model(ids.flip(1), **with_cache(cache))
             empty(cache)
             if cache.get_seq_length():
                 # transformers 5.17 resets a growing cache to as many keys of zeros, which the base reads
                 with pytest.raises(StateError, match="7 tokens, of which the adapter has followed 0"):
-                    model(ids, past_key_values=cache)
+                    model(ids, **with_cache(cache))
                 continue
-            assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
+            assert error(model(ids, **with_cache(cache)).logits, full) < TOLERANCE
 
 
 def test_gradients_through_a_static_cache():
@@ -327,10 +339,10 @@ def test_cropping_by_a_tensor():
     model, ids, cache, number = model_of(), tokens(2, 12), DynamicCache(), torch.tensor(-5)
     with torch.no_grad():
         full = model(ids).logits
-        model(ids, past_key_values=cache)
+        model(ids, **with_cache(cache))
         cache.crop(number)
         assert number == -5
-        assert error(model(ids[:, 7:], past_key_values=cache).logits, full[:, 7:]) < TOLERANCE
+        assert error(model(ids[:, 7:], **with_cache(cache)).logits, full[:, 7:]) < TOLERANCE
 
 
 def test_a_static_cache_can_be_reset():
@@ -338,18 +350,18 @@ def test_a_static_cache_can_be_reset():
     cache = StaticCache(model.config, max_cache_len=16)
     with torch.no_grad():
         full = model(ids).logits
-        model(ids.flip(1), past_key_values=cache)
+        model(ids.flip(1), **with_cache(cache))
         cache.reset()
-        assert error(model(ids, past_key_values=cache).logits, full) < TOLERANCE
+        assert error(model(ids, **with_cache(cache)).logits, full) < TOLERANCE
 
 
 def test_the_tail_is_bounded_and_holds_no_prompt():
     model, ids = model_of(), tokens(1, 300)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **with_cache(cache))
         for t in range(100):
-            model(ids[:, t : t + 1], past_key_values=cache)
+            model(ids[:, t : t + 1], **with_cache(cache))
     (track,) = states(cache)._tracks["0.mlp"].values()
     assert track._length == sum(piece.shape[-1] for piece in track._pieces) == TAIL + 1
     stored = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in track._pieces}
@@ -363,7 +375,7 @@ def test_training_through_a_cache_gives_the_full_gradient():
     model.zero_grad()
     cache, out = DynamicCache(config=model.config), []
     for t in range(0, 12, 4):
-        out.append(model(ids[:, t : t + 4], past_key_values=cache).logits)
+        out.append(model(ids[:, t : t + 4], **with_cache(cache)).logits)
     torch.cat(out, 1).square().mean().backward()
     for name, p in model.named_parameters():
         if p.requires_grad:
@@ -385,7 +397,7 @@ def test_padding_at_any_place_with_a_cache(model, static):
                     model(
                         batch["input_ids"][:, start:end],
                         attention_mask=batch["attention_mask"][:, :end],
-                        past_key_values=cache,
+                        **with_cache(cache),
                         **more,
                     ).logits
                 )
@@ -399,7 +411,7 @@ def test_a_mask_as_wide_as_the_window_of_a_static_cache():
     with torch.no_grad():
         for start, end in ((0, 5), (5, 8)):
             part = batch["input_ids"][:, start:end]
-            out = model(part, attention_mask=batch["attention_mask"][:, :end], past_key_values=cache)
+            out = model(part, attention_mask=batch["attention_mask"][:, :end], **with_cache(cache))
             logits.append(out.logits)
         assert error(torch.cat(logits, 1)[:, 1:], model(ids).logits) < TOLERANCE
 
@@ -409,7 +421,7 @@ class TestRefusals:
 
     def fill(self, model, cache, ids):
         with torch.no_grad():
-            model(ids, past_key_values=cache)
+            model(ids, **with_cache(cache))
 
     @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
     def test_filled_with_the_adapter_off(self, model, static):
@@ -483,7 +495,7 @@ class TestRefusals:
         cache = DynamicCache(config=model.config)
         self.fill(model, cache, tokens(1, 6))
         with pytest.raises(StateError, match="which tokens in the cache"):
-            model(tokens(1, 2), attention_mask=torch.ones(1, 1, 2, 8).bool(), past_key_values=cache)
+            model(tokens(1, 2), attention_mask=torch.ones(1, 1, 2, 8).bool(), **with_cache(cache))
 
     def test_paged_caches(self, model):
         for call in (model.generate_batch, model.base_model.generate_batch):
@@ -542,4 +554,4 @@ def test_no_cache_is_left_alone_by_a_model_that_was_unloaded():
     base, ids = model.unload(), tokens(1, 6)
     with torch.no_grad():
         out = base(ids, use_cache=True)
-    assert len(out.past_key_values.layers) == 2
+    assert len(cache_of(out).layers) == 2

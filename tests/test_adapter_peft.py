@@ -20,6 +20,7 @@ from _models import (
     awake,
     base_model,
     error,
+    needs_adapter_methods,
     step_by_step,
     system_of,
     tokens,
@@ -177,6 +178,7 @@ class TestFiles:
         for key, value in peft.get_peft_model_state_dict(again).items():
             assert torch.equal(value, kept[key])
 
+    @needs_adapter_methods
     def test_into_a_model_by_transformers(self, tmp_path, ids):
         model = adapted()
         expected = logits(model, ids)
@@ -192,6 +194,7 @@ class TestFiles:
         assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path / "again"), ids), expected)
 
     @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+    @needs_adapter_methods
     def test_more_adapters_by_transformers(self, tmp_path, ids):
         # All that is not in the file and has "hrm", or the adapter's name, somewhere in its own counts as
         # missing for transformers: a second adapter was refused for the parameters of the first, one called
@@ -222,6 +225,7 @@ class TestFiles:
         with pytest.raises(AdapterFileError, match="not in the cache"):
             HRMConfig.from_pretrained("someone/adapter", token="none", cache_dir=str(tmp_path))
 
+    @needs_adapter_methods
     def test_a_refused_adapter_leaves_the_base_trainable(self, tmp_path):
         adapted(r=4).save_pretrained(tmp_path)
         config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -307,6 +311,7 @@ class TestFiles:
         ids=["less", "more", "shape", "integers", "NaN"],
     )
     @pytest.mark.parametrize("route", ["peft", "transformers"])
+    @needs_adapter_methods
     def test_unfit_weights_are_refused_on_both_routes(self, tmp_path, change, message, route, ids):
         # transformers' load_adapter went round the checks: missing weights stayed random with a warning,
         # and NaN or whole numbers were loaded
@@ -323,6 +328,7 @@ class TestFiles:
         if route == "transformers":
             assert torch.equal(logits(base, ids), logits(base_model(), ids))
 
+    @needs_adapter_methods
     def test_a_refusal_by_transformers_leaves_the_base_as_it_was(self, tmp_path):
         # the decoder kept hooks, its layers another class, and empty modules beside their blocks
         adapted(r=6).save_pretrained(tmp_path / "whole")
@@ -349,6 +355,7 @@ class TestFiles:
         assert error(step_by_step(base, ids), expected) < 2e-6
 
     @pytest.mark.parametrize("method", ["lora", "hrm"])
+    @needs_adapter_methods
     def test_who_asks_for_local_files_is_not_looked_up_on_the_hub(self, tmp_path, monkeypatch, method, ids):
         # an adapter of any method was looked up on the hub once more, whatever the caller had said of local
         # files: offline that waited, and one of ours was then loaded without any check
@@ -382,6 +389,7 @@ class TestFiles:
                 base_model().load_adapter("someone/something", adapter_kwargs=only)
         assert not asked
 
+    @needs_adapter_methods
     def test_damaged_files_are_refused_by_transformers(self, tmp_path):
         # a truncated file gave a raw error of safetensors, and a pickle was loaded
         adapted().save_pretrained(tmp_path)
@@ -436,6 +444,7 @@ class TestFiles:
             base.save_pretrained(tmp_path)
         model.unload().save_pretrained(tmp_path)
 
+    @needs_adapter_methods
     def test_other_methods_load_by_transformers(self, tmp_path, ids):
         base = base_model()
         base.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
@@ -572,6 +581,7 @@ class TestBesideLora:
         optimizer.step()
         return model
 
+    @needs_adapter_methods
     def test_lora_first(self, tmp_path, ids):
         base = base_model()
         base.add_adapter(copy.deepcopy(self.LORA))
@@ -580,6 +590,7 @@ class TestBesideLora:
         assert torch.equal(logits(model, ids), only_lora)
         self.check_training_and_files(model, base, tmp_path, ids)
 
+    @needs_adapter_methods
     def test_hrm_first(self, tmp_path, ids):
         base = base_model()
         model = hankelred_llm.attach(base, r=6)
@@ -592,6 +603,7 @@ class TestBesideLora:
         assert names == {name for name in adapted().get_base_model().state_dict() if "hrm_system" not in name}
 
     @pytest.mark.parametrize("name", ["default", "lora"])
+    @needs_adapter_methods
     def test_names_of_one_do_not_switch_the_other(self, name, ids):
         base = base_model()
         base.add_adapter(copy.deepcopy(self.LORA), adapter_name=name)
@@ -627,6 +639,7 @@ class TestBesideLora:
         fresh.load_adapter(str(tmp_path / "lora"))
         assert torch.equal(logits(PeftModel.from_pretrained(fresh, tmp_path / "hrm"), ids), both)
 
+    @needs_adapter_methods
     def test_unload_leaves_lora(self, ids):
         base = base_model()
         base.add_adapter(copy.deepcopy(self.LORA))

@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from _models import adapted, awake, base_model, tokens
+from _models import adapted, awake, base_model, cache_of, tokens, with_cache
 
 import hankelred
 import hankelred_llm
@@ -400,8 +400,8 @@ def test_a_reduced_adapter_saves_loads_generates_and_trains(trained, order, tmp_
         # token by token, and generate
         cache, parts = None, []
         for t in range(ids.shape[1]):
-            out = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(ids[:, t : t + 1], **with_cache(cache), use_cache=True)
+            cache = cache_of(out)
             parts.append(out.logits)
         torch.testing.assert_close(torch.cat(parts, 1), logits, atol=2e-5, rtol=1e-4)
         grown = ids

@@ -14,12 +14,14 @@ from _models import (
     adapted,
     awake,
     base_model,
+    cache_of,
     checkpointed,
     error,
     padded,
     step_by_step,
     system_of,
     tokens,
+    with_cache,
 )
 from safetensors.torch import load_file
 from transformers import DynamicCache, StaticCache
@@ -182,10 +184,10 @@ class TestCompiled:
         cache = StaticCache(model.config, max_cache_len=32)
         with torch.no_grad():
             full = model(ids).logits
-            model(ids[:, :10], past_key_values=cache)
+            model(ids[:, :10], **with_cache(cache))
             compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
             for t in range(10, 20):
-                out = compiled(ids[:, t : t + 1], past_key_values=cache).logits
+                out = compiled(ids[:, t : t + 1], **with_cache(cache)).logits
                 assert error(out, full[:, t : t + 1]) < TOLERANCE
             assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
@@ -195,7 +197,7 @@ def test_decoding_asks_no_device(monkeypatch):
     model, ids = adapted(), tokens(2, 12)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :10], past_key_values=cache)
+        model(ids[:, :10], **with_cache(cache))
         for name in ("__bool__", "__int__", "__float__", "item", "tolist"):
             monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a number was read"))
         system = system_of(model)
@@ -282,12 +284,12 @@ def test_a_step_reads_no_number_and_stays_on_the_device(monkeypatch, kind):
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(trained) == 10 and all(p.grad.device.type == "meta" for p in trained)
     with torch.no_grad():
-        cache = model(**batch, use_cache=True).past_key_values
+        cache = cache_of(model(**batch, use_cache=True))
         ids = batch["input_ids"][:, :1]
         more = {}
         if kind == "padded":
             more["attention_mask"] = torch.ones(2, batch["attention_mask"].shape[1] + 1, device="meta")
-        assert model(ids, past_key_values=cache, **more).logits.device.type == "meta"
+        assert model(ids, **with_cache(cache), **more).logits.device.type == "meta"
 
 
 class TestTrainer:

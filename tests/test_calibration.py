@@ -16,6 +16,7 @@ import torch.distributed as dist
 from _models import PAD, VOCAB, WIDTH, adapted, base_model, checkpointed, tokens
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import DynamicCache
 
 import hankelred
 import hankelred_llm
@@ -571,7 +572,7 @@ def on_rank(rank, store):
         ([tokens(1, 4)], "batch 0 is a Tensor; batches are dicts"),
         ([{"labels": tokens(1, 4)}], "batch 0 has no input_ids"),
         ([{"input_ids": [[3, 4]]}], "no input_ids"),
-        ([{"input_ids": tokens(1, 4), "past_key_values": object()}], "leave the cache out"),
+        ([{"input_ids": tokens(1, 4), "any_name": DynamicCache()}], "leave the cache out"),
         ([{"input_ids": tokens(2, 4), "attention_mask": torch.zeros(2, 4, dtype=torch.long)}], "mask"),
     ],
 )

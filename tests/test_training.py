@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _models import cache_of, with_cache
 from safetensors.torch import load_file
 
 from hankelred_llm import initialize
@@ -264,8 +265,8 @@ def test_gradients_stop_at_the_border_of_a_chunk(trainer):
     losses = []
     for start in range(0, time, 10):
         with torch.no_grad():
-            cache = model(ids[:, :start], use_cache=True).past_key_values if start else None
-        logits = model(ids[:, start : start + 10], past_key_values=cache).logits
+            cache = cache_of(model(ids[:, :start], use_cache=True)) if start else None
+        logits = model(ids[:, start : start + 10], **with_cache(cache)).logits
         part = asked[:, start : start + 10]
         losses.append(
             torch.nn.functional.cross_entropy(logits.flatten(0, 1), part.flatten(), reduction="sum")
