@@ -98,13 +98,13 @@ def draw(losses, before, after, path: Path) -> None:
 
 
 @torch.no_grad()
-def go_on(model, tokenizer, prompt: str, tokens: int) -> list[int]:
+def go_on(model, tokenizer, prompt: str, tokens: int, *, use_cache: bool = True) -> list[int]:
     """Return the token ids of the prompt and what the model goes on with, always the most probable."""
     model.eval()
     given = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
-    return model.generate(
-        **given, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id or 0
-    )[0].tolist()
+    options = {"max_new_tokens": tokens, "min_new_tokens": min(tokens, 16), "do_sample": False}
+    options["pad_token_id"] = tokenizer.pad_token_id or 0
+    return model.generate(**given, **options, use_cache=use_cache)[0].tolist()
 
 
 def load(name: str):
@@ -141,13 +141,18 @@ def run(arguments: argparse.Namespace) -> None:
     draw(losses, poles_before, poles(model), arguments.out / "training.png")
     tokens = go_on(model, tokenizer, arguments.prompt, arguments.tokens)
     print("\n" + tokenizer.decode(tokens, skip_special_tokens=True) + "\n")
+    without_cache = go_on(model, tokenizer, arguments.prompt, arguments.tokens, use_cache=False)
+    carried = without_cache == tokens
+    print(f"the same {len(tokens)} tokens with the state in the cache and without a cache: {carried}")
     command = [sys.executable, __file__, "--model", arguments.model, "--adapter", str(arguments.out)]
     command += ["--prompt", arguments.prompt, "--tokens", str(arguments.tokens)]
     fresh = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     same = json.loads(fresh.splitlines()[-1]) == tokens
     print(f"adapter saved to {arguments.out}; a fresh process goes on with the same tokens: {same}")
-    if not same:
-        sys.exit("error: the saved adapter does not generate what the trained one does")
+    if not same or not carried:
+        sys.exit(
+            "error: " + ("the cache loses the state" if same else "the saved adapter is not the trained one")
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

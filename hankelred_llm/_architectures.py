@@ -66,8 +66,8 @@ def find_decoder(model: nn.Module) -> Decoder:
     if isinstance(model, PeftModel):
         raise AdapterError(
             "the model is a PeftModel already; for a second HRM adapter call model.add_adapter(name, "
-            "HRMConfig(...)), or model.load_adapter(folder, name) for a saved one; to combine with LoRA call "
-            "base.add_adapter(LoraConfig(...)) on the base model and attach to that"
+            "HRMConfig(...)), or model.load_adapter(folder, name) for a saved one; to combine with LoRA "
+            "attach to model.get_base_model(), or call base.add_adapter(LoraConfig(...)) and attach to that"
         )
     if not isinstance(model, PreTrainedModel):
         raise ArchitectureError(
