@@ -24,9 +24,12 @@ from ._errors import StateError
 if TYPE_CHECKING:
     from ._step import Stepper
 
-#: How many tokens a cache can always be cropped by: drafts of prompt lookup and assisted decoding are
-#: shorter.
+#: How many tokens a cache can always be cropped by.
 TAIL = 64
+
+#: How many tokens of the last call a cache of a single row can be cropped by: drafts of prompt lookup and
+#: assisted decoding, which are for single rows, may be longer than the tail.
+DRAFT = 1024
 
 _NEW_CACHE = "start with a new, empty cache"
 
@@ -271,8 +274,9 @@ class _Tail(_Track):
 
     def append(self, s: Tensor, *, unlimited: bool) -> None:
         kept = TAIL + 1  # one state more than can be cropped: the one to go back to
-        if not unlimited and s.shape[-1] > kept:
-            s = s[..., -kept:].clone()  # a view would hold on to the states of a whole prompt
+        longest = kept if s.shape[0] > 1 else DRAFT + 1
+        if not unlimited and s.shape[-1] > longest:
+            s = s[..., -longest:].clone()  # a view would hold on to the states of a whole prompt
         self._pieces.append(s)
         self._length += s.shape[-1]
         if not unlimited:

@@ -222,6 +222,30 @@ def test_prompt_lookup_and_assisted_decoding(model):
     assert torch.equal(greedy, model.generate(ids, **options, assistant_model=assistant))
 
 
+def test_drafts_longer_than_the_tail(model):
+    # transformers announces that it will crop before there are states in the cache, so drafts of more than 64
+    # tokens ended in an error in the middle of an answer
+    ids = tokens(1, 110).repeat(1, 2)
+    options = {"max_new_tokens": 150, "min_new_tokens": 150, "do_sample": False}
+    greedy = model.generate(ids, **options)
+    crops, crop = [], HRMState.crop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HRMState, "crop", lambda self, n: (crops.append(-int(n)), crop(self, n)))
+        assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=TAIL + 40))
+    assert max(crops) > TAIL
+
+
+def test_drafts_with_a_static_cache_are_refused():
+    # before 5.24 by transformers itself
+    with pytest.raises((StateError, ValueError), match=r"cannot be cropped|Static cache"):
+        model_of().generate(
+            tokens(1, 4).repeat(1, 5),
+            max_new_tokens=9,
+            cache_implementation="static",
+            prompt_lookup_num_tokens=3,
+        )
+
+
 def test_a_conversation_goes_on_with_its_cache(model):
     first, second = tokens(2, 9), tokens(2, 5, seed=8)
     cache = DynamicCache(config=model.config)
@@ -281,7 +305,7 @@ def test_crop_goes_back(removed):
 
 
 def test_crop_further_than_the_tail_is_refused():
-    model, ids = model_of(), tokens(1, TAIL + 20)
+    model, ids = model_of(), tokens(2, TAIL + 20)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(ids, **with_cache(cache))

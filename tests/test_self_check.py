@@ -197,13 +197,13 @@ def test_the_check_disturbs_nothing():
             model = hankelred_llm.attach(base, r=4)
         return model, torch.rand(1), seen
 
-    base = base_model()
+    base, verbosity = base_model(), transformers.logging.get_verbosity()
     first, after_first, seen = attached(base)
     second, after_second, _ = attached(base_model())  # the result is known
     assert torch.equal(after_first, after_second) and not seen
     for (name, p), q in zip(first.named_parameters(), second.parameters(), strict=True):
         assert torch.equal(p, q), name
-    assert transformers.logging.get_verbosity() == transformers.logging.WARNING
+    assert transformers.logging.get_verbosity() == verbosity
 
 
 def test_a_base_in_half_precision_under_autocast_is_checked_in_single():
