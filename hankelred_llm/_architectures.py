@@ -33,9 +33,6 @@ BLOCK_NAMES: dict[str, dict[str, str]] = {
 #: Blocks that add the residual stream themselves, so that their output is more than the block's.
 ADDS_RESIDUAL = {("bloom", "mlp"), ("bloom", "attention"), ("mpt", "mlp")}
 
-#: Decoders that take no position_ids: attention counts distances itself.
-WITHOUT_POSITIONS = {"bloom", "mpt"}
-
 
 @dataclass(frozen=True)
 class Decoder:

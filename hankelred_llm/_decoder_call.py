@@ -10,12 +10,14 @@ import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ._architectures import WITHOUT_POSITIONS, Decoder
 from ._errors import AdapterError, ArchitectureError, StateError
 from .state import find_cache
 
 #: Arguments without which padding and document starts cannot be read. The cache is found by its type instead.
 _READ = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+
+#: Decoders that take no position_ids, by ``model_type``: their attention counts distances itself.
+WITHOUT_POSITIONS = {"bloom", "mpt"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def argument_names(backbone: nn.Module) -> tuple[str, ...]:
     return tuple(inspect.signature(type(backbone).forward).parameters)[1:]
 
 
-def check_arguments(decoder: Decoder) -> None:
+def check_arguments(backbone: nn.Module, model_type: str) -> None:
     """Refuse a decoder in which padding and document starts would be looked for under wrong names.
 
     Raises
@@ -107,13 +109,13 @@ def check_arguments(decoder: Decoder) -> None:
     ArchitectureError
         An argument that says where they are is not among those it takes.
     """
-    names = argument_names(decoder.backbone)
+    names = argument_names(backbone)
     missing = [name for name in _READ if name not in names]
-    if decoder.model_type in WITHOUT_POSITIONS and "position_ids" in missing:
+    if model_type in WITHOUT_POSITIONS and "position_ids" in missing:
         missing.remove("position_ids")
     if missing:
         raise ArchitectureError(
-            f"{type(decoder.backbone).__name__} (model_type '{decoder.model_type}') of transformers "
+            f"{type(backbone).__name__} (model_type '{model_type}') of transformers "
             f"{transformers.__version__} takes {', '.join(names)}, and not {', '.join(missing)}, from which "
             "an adapter reads padding and document starts; use a version of transformers in the range that "
             "hankelred_llm declares"

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ._architectures import WITHOUT_POSITIONS, find_decoder
+from ._architectures import find_decoder
+from ._decoder_call import WITHOUT_POSITIONS
 from ._errors import StateError
 from ._sites import hrm_layers
 from .adapter import HRMSystem

@@ -82,7 +82,7 @@ class HRMModel(BaseTuner):
         """
         config = self.peft_config[adapter_name]
         decoder = find_decoder(model)
-        check_arguments(decoder)
+        check_arguments(decoder.backbone, decoder.model_type)
         fresh = config.base_shape is None
         check_base(config, model, decoder)
         if config.target_modules is None:
