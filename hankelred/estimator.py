@@ -15,7 +15,7 @@ from ._errors import FileFormatError, HankelredError
 from ._numbers import count, real
 from ._signals import as_numbers
 from ._triangle import TriangularFactor
-from .files import replace_file
+from ._writing import replace_file
 
 _FORMAT = 1
 
