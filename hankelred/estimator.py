@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ._arrays import Array
 from ._errors import FileFormatError, HankelredError
 from ._numbers import count, real
+from ._sharing import Shared
 from ._signals import as_numbers
 from ._triangle import TriangularFactor
 from ._writing import replace_file
@@ -20,7 +21,7 @@ from ._writing import replace_file
 _FORMAT = 1
 
 
-class GramianEstimator:
+class GramianEstimator(Shared):
     r"""Streaming estimate of the Gramian :math:`\frac1N\sum_k x_k x_k^H` of a sequence of states.
 
     One pass over the data, O(n^2) memory however long the stream is, and mergeable: estimators fed in
@@ -28,6 +29,9 @@ class GramianEstimator:
     a triangular factor updated by QR, so that nothing is squared: directions 1e-12 times weaker than
     the strongest are still right in :meth:`factor`, while they drown in rounding in any sum of
     ``x x^H``.
+
+    Threads may share an estimator: updates wait for each other, in an order that matters only with
+    forgetting. What is read belongs to whole updates.
 
     Parameters
     ----------
@@ -75,6 +79,7 @@ class GramianEstimator:
             raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
         if not 0 < real(forgetting) <= 1:
             raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
+        super().__init__()
         self.n_states = states
         self.forgetting = float(forgetting)
         self.n_samples = 0
@@ -128,13 +133,20 @@ class GramianEstimator:
             return
         if self.forgetting < 1:
             x = x * self.forgetting ** (np.arange(samples - 1, -1, -1) / 2)
-            remains = self.forgetting**samples
-            self._factor.scale(remains**0.5)
-            self.weight = self.weight * remains + (1 - remains) / (1 - self.forgetting)
-        else:
-            self.weight += samples
-        self._factor.push(x.conj().T)
-        self.n_samples += samples
+        with self._lock:
+            if self.forgetting < 1:
+                remains = self.forgetting**samples
+                self._factor.scale(remains**0.5)
+                self.weight = self.weight * remains + (1 - remains) / (1 - self.forgetting)
+            else:
+                self.weight += samples
+            self._factor.push(x.conj().T)
+            self.n_samples += samples
+
+    def _content(self) -> tuple[Array, int, float]:
+        """Return triangle, number of samples and weight of the same moment."""
+        with self._lock:
+            return self._factor.triangle, self.n_samples, self.weight
 
     def merge(self, other: GramianEstimator) -> GramianEstimator:
         """Return a new estimator holding the samples of both.
@@ -167,10 +179,11 @@ class GramianEstimator:
             if mine != theirs:
                 raise HankelredError(f"cannot merge estimators with {name} {mine} and {theirs}")
         merged = GramianEstimator(self.n_states, forgetting=self.forgetting)
-        merged.n_samples = self.n_samples + other.n_samples
-        merged.weight = self.weight + other.weight
-        merged._factor.push(self._factor.triangle)
-        merged._factor.push(other._factor.triangle)
+        for part in (self, other):
+            triangle, samples, weight = part._content()
+            merged._factor.push(triangle)
+            merged.n_samples += samples
+            merged.weight += weight
         return merged
 
     def factor(self) -> Array:
@@ -194,9 +207,10 @@ class GramianEstimator:
         array([[3.e-200, 0.e+000],
                [0.e+000, 1.e+200]])
         """
-        if self.n_samples == 0:
+        triangle, samples, weight = self._content()
+        if samples == 0:
             raise HankelredError("the estimator has seen no samples yet; call update(states) first")
-        L: Array = self._factor.triangle.conj().T / self.weight**0.5
+        L: Array = triangle.conj().T / weight**0.5
         return L
 
     def gramian(self) -> Array:
@@ -252,13 +266,14 @@ class GramianEstimator:
         ...     GramianEstimator.load(folder + "/shard-0.npz").gramian()
         array([[4.]])
         """
+        triangle, samples, weight = self._content()
         content: dict[str, Any] = {
             "format": _FORMAT,
             "n_states": self.n_states,
             "forgetting": self.forgetting,
-            "n_samples": self.n_samples,
-            "weight": self.weight,
-            "triangle": self._factor.triangle,
+            "n_samples": samples,
+            "weight": weight,
+            "triangle": triangle,
         }
 
         def write(name: str) -> None:
