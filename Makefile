@@ -24,11 +24,11 @@ demo-llm: $(VENV)/.llm  ## pretrain a small language model, train, save and relo
 
 test: lint docs  ## style, types, documentation, tests
 	# one BLAS thread a process: two processes with two threads each wait for each other
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 
 test-floors: $(VENV)/.develop  ## the tests of adapters with the oldest transformers and peft, laid over the environment
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .floors $(FLOORS)
-	PYTHONPATH=.floors OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 \
+	CI=1 PYTHONPATH=.floors OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 \
 		hankelred_llm $(shell grep -l hankelred_llm tests/test_*.py)
 
 lint: $(VENV)/.develop
