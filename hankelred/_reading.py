@@ -71,7 +71,7 @@ def check_readable(path: Path) -> None:
         raise FileFormatError(f"{named} is not a file")
 
 
-class _Archive(Mapping[str, Array]):
+class Archive(Mapping[str, Array]):
     """The arrays of an .npz file by name; a member is unpacked when it is looked up, up to a limit."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -119,7 +119,7 @@ def _read_json(file: BinaryIO) -> dict[str, Any]:
 
 _READERS: dict[str, Callable[[BinaryIO], Mapping[str, Any]]] = {
     ".mat": MatFile,
-    ".npz": _Archive,
+    ".npz": Archive,
     ".json": _read_json,
 }
 

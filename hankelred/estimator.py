@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array
-from ._errors import FileFormatError, HankelredError
+from ._errors import FileFormatError, HankelredError, in_one_line
 from ._numbers import count, real
+from ._reading import Archive
 from ._sharing import Shared
 from ._signals import as_numbers
 from ._triangle import TriangularFactor
@@ -304,18 +305,19 @@ class GramianEstimator(Shared):
         ...
         FileNotFoundError: [Errno 2] No such file or directory: 'no/such/file.npz'
         """
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-                return cls._restored({key: data[key] for key in data.files})
-        except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            # numpy takes whatever is no .npz for a pickle, and its advice is to trust it: not here
-            detail = "no .npz file" if "pickle" in str(error) else error
-            raise FileFormatError(
-                f"{os.fspath(path)} is not a saved GramianEstimator ({detail}); write it with save()"
-            ) from error
+        with open(path, "rb") as file:
+            try:
+                return cls._restored(Archive(file))
+            except Exception as error:  # the readers of zip and numpy raise many types on damaged files
+                # a zip file ends with its list of contents; without one it is something else, or cut off
+                detail = "no .npz file" if "not a zip file" in str(error) else in_one_line(error, 120)
+                raise FileFormatError(
+                    f"{in_one_line(os.fspath(path))} is not a saved GramianEstimator ({detail}); write it "
+                    "with save()"
+                ) from error
 
     @classmethod
-    def _restored(cls, data: dict[str, Any]) -> GramianEstimator:
+    def _restored(cls, data: Mapping[str, Array]) -> GramianEstimator:
         if int(data["format"]) != _FORMAT:
             raise FileFormatError(f"format {int(data['format'])}, this version reads {_FORMAT}")
         loaded = cls(int(data["n_states"]), forgetting=float(data["forgetting"]))
@@ -324,7 +326,8 @@ class GramianEstimator(Shared):
             int(data["n_samples"]),
             float(data["weight"]),
         )
-        fits = triangle.ndim == 2 and triangle.shape[1] == loaded.n_states and np.all(np.isfinite(triangle))
+        fits = triangle.shape[1:] == (loaded.n_states,) and triangle.dtype.kind in "fc"
+        fits = fits and bool(np.all(np.isfinite(triangle)))
         if not fits or loaded.n_samples < 0 or not 0 <= loaded.weight < float("inf"):
             raise FileFormatError(f"a factor of shape {triangle.shape} does not fit {loaded.n_states} states")
         loaded._factor.push(triangle)

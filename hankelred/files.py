@@ -23,7 +23,7 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
     """Read a model from a file.
 
     Every length and index in the file is checked before it is used, and nothing in it is executed: files of
-    strangers are safe to read. Only the keys of a model are read, each up to 1 GiB.
+    strangers are safe to read. Only the keys of a model are read, each up to 512 MiB.
 
     Parameters
     ----------

@@ -269,7 +269,7 @@ def _is_step_test(data: Experiments) -> bool:
     def starts_at_zero(y: Array) -> bool:
         size = np.ptp(y)
         last = y[-max(y.size // 4, 2) :]
-        scatter = float(np.sqrt(np.mean(np.diff(last) ** 2) / 2))
+        scatter = float(np.sqrt(np.mean(np.diff(last) ** 2) / 2)) if y.size > 1 else 0.0
         return bool(np.abs(y[0]) <= max(min(3 * scatter, 0.05 * size), 1e-9 * size))
 
     return len(constant_channels(data.inputs)) == data.n_inputs and all(

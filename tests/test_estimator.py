@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -171,6 +172,50 @@ def test_load_refuses_other_files(tmp_path):
     for path in (text, other, pickled, wrong, later, cut):
         with pytest.raises(FileFormatError, match=path.name):
             GramianEstimator.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n_samples", np.inf),  # was an OverflowError
+        ("n_samples", -1),
+        ("n_samples", "many"),
+        ("n_states", 0),
+        ("n_states", [3, 3]),
+        ("forgetting", 2.0),
+        ("weight", np.nan),
+        ("weight", 1j),
+        ("triangle", np.full((3, 3), np.nan)),
+        ("triangle", np.ones(3)),
+        ("triangle", np.ones((2, 3)).astype("m8[s]")),
+        ("triangle", np.ones((2, 3)).astype(str)),
+        ("format", None),
+    ],
+    ids=str,
+)
+def test_load_refuses_odd_values(tmp_path, key, value):
+    path = tmp_path / "a\nb.npz"
+    parts = {"format": 1, "n_states": 3, "forgetting": 1.0, "n_samples": 1, "weight": 1.0}
+    parts["triangle"] = np.ones((1, 3))
+    np.savez(path, **parts)
+    assert GramianEstimator.load(path).n_samples == 1
+    np.savez(path, **(parts | {key: np.array(value)}), allow_pickle=True)
+    with pytest.raises(FileFormatError, match="is not a saved GramianEstimator") as caught:
+        GramianEstimator.load(path)
+    assert str(caught.value).isprintable()
+
+
+def test_load_unpacks_only_what_belongs_to_an_estimator(tmp_path):
+    path = tmp_path / "bomb.npz"
+    estimator = fed(data(0, 3, 10))
+    estimator.save(path)
+    with np.load(path) as content:
+        np.savez_compressed(path, junk=np.zeros(20_000_000), **dict(content))
+    tracemalloc.start()
+    loaded = GramianEstimator.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 2e6
+    tracemalloc.stop()
+    assert same(loaded, estimator)
 
 
 def test_what_goes_wrong_is_said():

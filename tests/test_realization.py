@@ -615,6 +615,8 @@ class TestStepTests:
             (np.ones((2, 80)), 1 - 0.9 ** np.arange(80.0), {}, "inputs 0, 1 move together"),
             (np.ones(80), np.ones(80), {"offsets": False}, "output 0 is constant"),
             (np.ones(8), 1 - 0.9 ** np.arange(8.0), {}, "too few samples: 8 in 1"),
+            (np.ones(1), np.ones(1), {}, "input 0 is constant"),
+            (np.ones(1), np.zeros(1), {}, "output 0 is constant"),
         ],
     )
     def test_what_a_step_does_not_determine_is_refused(self, u, y, options, words):
