@@ -51,6 +51,8 @@ class Convolver(Shared):
     complete [1]_ [2]_, so a sample costs O(log(n)^2) operations whatever the block size, and one push in
     every ``64 * 2**j`` samples takes longer than the others.
 
+    A stream belongs to one thread at a time; a second one at the same time is refused.
+
     References
     ----------
     .. [1] W. G. Gardner, "Efficient convolution without input-output delay", J. Audio Eng. Soc. 43
