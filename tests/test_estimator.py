@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred import FileFormatError, GramianEstimator, HankelredError
+from hankelred._triangle import TriangularFactor
 
 
 def fed(*blocks, n=None, **options):
@@ -320,6 +322,25 @@ class TestThreads:
             lambda: [a.merge(b) for _ in range(300)][-1], lambda: [b.merge(a) for _ in range(300)][-1]
         )
         assert same(*results)
+
+    @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+    def test_a_copy_waits_for_the_update_in_progress(self, monkeypatch, duplicate):
+        shared, inside = fed(data(0, 3, 10)), threading.Event()
+        push = TriangularFactor.push
+
+        def slow(factor, rows):
+            inside.set()
+            time.sleep(0.1)  # the weight is that of the new samples already
+            push(factor, rows)
+
+        monkeypatch.setattr(TriangularFactor, "push", slow)
+        thread = threading.Thread(target=shared.update, args=(data(1, 3, 10),))
+        thread.start()
+        inside.wait()
+        other = duplicate(shared)
+        thread.join()
+        assert (other.n_samples, other.weight) == (20, 20.0)
+        assert same(other, shared)
 
     def test_copies_and_pickles_go_on_by_themselves(self):
         original = fed(data(0, 3, 10), forgetting=0.9)

@@ -254,6 +254,25 @@ def test_a_checksum_that_is_wrong_is_seen(tmp_path):
     data[136 + size - 1] ^= 1
     path.write_bytes(data)
     assert "cannot be inflated" in refusal(path)
+    # and one that is missing, though every number is there
+    whole = mat({"A": A}, do_compression=True)
+    size = struct.unpack("<I", whole[132:136])[0]
+    others = mat({"B": MODEL["B"], "C": MODEL["C"]}, do_compression=True)[128:]
+    path.write_bytes(whole[:132] + struct.pack("<I", size - 4) + whole[136:-4] + others)
+    assert "does not end where it should" in refusal(path)
+
+
+def test_a_sparse_matrix_with_fewer_numbers_than_entries_is_refused(tmp_path):
+    S = sps.csc_matrix(A)
+    data = mat({**MODEL, "A": S})
+    numbers = struct.pack("<II", 9, 8 * S.nnz) + S.data.tobytes()
+    fewer = (
+        struct.pack("<II", 9, 8 * S.nnz - 16) + S.data.tobytes()[:-16] + struct.pack("<II", 9, 8) + bytes(8)
+    )
+    assert data.count(numbers) == 1 and len(fewer) == len(numbers)
+    path = tmp_path / "x.mat"
+    path.write_bytes(data.replace(numbers, fewer))
+    assert f"{S.nnz} entries with less numbers" in refusal(path)
 
 
 def test_variables_that_are_not_wanted_are_not_read(tmp_path):
@@ -639,6 +658,7 @@ def test_a_writer_that_lives_keeps_its_temporary_file(tmp_path):
     other = tmp_path / "other.json"
 
     def write(name):
+        Path(name).write_text("half")
         # while this one writes, another finishes in the same folder, in this process and in another one
         code = (
             "from hankelred.files import write_model; from hankelred.models import as_model; "
@@ -646,6 +666,7 @@ def test_a_writer_that_lives_keeps_its_temporary_file(tmp_path):
         )
         subprocess.run([sys.executable, "-c", code], check=True)
         write_atomically(tmp_path / "third.txt", lambda name: Path(name).write_text("third"))
+        assert Path(name).read_text() == "half"
         Path(name).write_text("whole")
 
     replace_file(tmp_path / "mine.txt", write)
