@@ -43,7 +43,7 @@ from hankelred._reading import opened
 from hankelred.files import read_model
 
 SEED = 20260
-CASES = 26000
+CASES = 40000
 TARGETS = (*["read_model"] * 5, "estimator", "hsv", "reduce", "identify", "identify")
 COLUMNS = (
     "clean error",

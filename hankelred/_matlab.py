@@ -30,9 +30,8 @@ _LONGEST_HEADER = 1 << 16
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 _TEXTS = {1: "latin-1", 2: "latin-1", 4: "utf-16", 16: "utf-8", 17: "utf-16", 18: "utf-32"}
 _MATRIX, _COMPRESSED = 14, 15
-_CLASSES = {1: "cell", 2: "struct", 3: "object", 4: "text", 5: "sparse", 16: "function", 17: "object"} | {
-    number: "numbers" for number in range(6, 16)
-}
+_CLASSES = {1: "cell", 2: "struct", 3: "object", 4: "text", 5: "sparse", 16: "function", 17: "object"}
+_CLASSES |= dict.fromkeys(range(6, 16), "numbers")
 _LOGICAL, _COMPLEX = 0x02, 0x08
 
 # Level 4: digits of the type of a variable
@@ -145,10 +144,12 @@ class MatFile(Mapping[str, Any]):
             return self._text(variable.shape, stream)
         if variable.kind == "sparse":
             rows, columns = self._numbers(stream), self._numbers(stream)
-        parts = [self._numbers(stream) for _ in range(1 + variable.is_complex)]
-        if variable.kind == "sparse":
-            return _sparse_columns(variable.shape, rows, columns, parts)
-        return _shaped(variable, parts)
+            return _sparse_columns(variable.shape, rows, columns, self._parts(variable, stream))
+        return _shaped(variable, self._parts(variable, stream))
+
+    def _parts(self, variable: _Variable, stream: _Stream) -> list[Array]:
+        """Return the real parts, and the imaginary ones where there are some."""
+        return [self._numbers(stream) for _ in range(1 + variable.is_complex)]
 
     def _numbers(self, stream: _Stream) -> Array:
         kind, data = _element(stream, self._order)
@@ -305,7 +306,7 @@ def _header(stream: _Stream, order: str, compressed: bool) -> tuple[str, str, tu
             raise _damaged(f"a variable of shape {shape}")
     name = _element(stream, order, _LONGEST_HEADER)[1].decode("latin-1")
     if is_logical:
-        kind = "logicals" if kind == "numbers" else f"{kind} logical matrix" if kind == "sparse" else kind
+        kind = {"numbers": "logicals", "sparse": "sparse logical matrix"}.get(kind, kind)
     return name, kind, shape, is_complex
 
 
@@ -346,7 +347,7 @@ def _sparse_columns(shape: tuple[int, ...], rows: Array, columns: Array, parts: 
     count = int(columns[-1])
     # there may be more space than entries
     if count > min(rows.size, *(part.size for part in parts)):
-        raise _damaged(f"a sparse matrix of {count} entries with less numbers than that")
+        raise _damaged(f"a sparse matrix of {count} entries with fewer numbers")
     rows = rows[:count]
     if np.any((rows < 0) | (rows >= shape[0])):
         raise _damaged(f"a sparse matrix of {shape[0]} rows with an entry in row {rows.max(initial=0)}")

@@ -20,6 +20,8 @@ from ._triangle import TriangularFactor
 from ._writing import replace_file
 
 _FORMAT = 1
+#: The largest sample: the squares of as many as there can be add up to less than double precision can hold.
+_LARGEST = 1e300
 
 
 class GramianEstimator(Shared):
@@ -104,7 +106,7 @@ class GramianEstimator(Shared):
         Raises
         ------
         HankelredError
-            Wrong shape, or NaN or Inf among the samples (then nothing of them is added).
+            Wrong shape, or NaN, Inf or more than 1e300 among the samples (then nothing of them is added).
 
         Examples
         --------
@@ -132,6 +134,11 @@ class GramianEstimator(Shared):
         samples = x.shape[1]
         if samples == 0:
             return
+        if np.abs(x).max() > _LARGEST:
+            raise HankelredError(
+                f"the samples are as large as {np.abs(x).max():.1e}; of up to {_LARGEST:.0e} a sum can be "
+                "kept: choose other units"
+            )
         if self.forgetting < 1:
             x = x * self.forgetting ** (np.arange(samples - 1, -1, -1) / 2)
         with self._lock:
@@ -327,7 +334,9 @@ class GramianEstimator(Shared):
             float(data["weight"]),
         )
         fits = triangle.shape[1:] == (loaded.n_states,) and triangle.dtype.kind in "fc"
-        fits = fits and bool(np.all(np.isfinite(triangle)))
+        # a mean square of the samples, times their number
+        most = _LARGEST * max(loaded.n_samples, 0) ** 0.5
+        fits = fits and bool(np.all(np.abs(triangle) <= most))
         if not fits or loaded.n_samples < 0 or not 0 <= loaded.weight < float("inf"):
             raise FileFormatError(f"a factor of shape {triangle.shape} does not fit {loaded.n_states} states")
         loaded._factor.push(triangle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
     """
     path = Path(path)
     with opened(path) as content:
-        found = _matrices(content)
+        found = _matrices(content, KEYS if dt is None else KEYS[:-1])
         if dt is None:
             dt = _timebase(found.get("dt"))
     A, B, C, D, dt = validated(*(found.get(key) for key in "ABCDE"), dt=dt)
@@ -76,7 +76,9 @@ def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
     )
     if suffix == ".json":
         if model.is_complex:
-            raise FileFormatError(f"{path}: JSON has no complex numbers; write the model to .npz or .mat")
+            raise FileFormatError(
+                f"{in_one_line(path)}: JSON has no complex numbers; write the model to .npz or .mat"
+            )
         text = json.dumps(
             {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in content.items()}, indent=1
         )
@@ -89,9 +91,9 @@ def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
         write_atomically(path, lambda name: savemat(name, content))
 
 
-def _matrices(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the keys of a model, in upper or lower case, and nothing else."""
-    names = {key: [name for name in content if name.lower() == key.lower()] for key in KEYS}
+def _matrices(content: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Read these keys, in upper or lower case, and nothing else."""
+    names = {key: [name for name in content if name.lower() == key.lower()] for key in keys}
     for key, same in names.items():
         names[key] = [key] if key in same else same
         if len(names[key]) > 1:

@@ -188,6 +188,7 @@ def test_load_refuses_other_files(tmp_path):
         ("weight", np.nan),
         ("weight", 1j),
         ("triangle", np.full((3, 3), np.nan)),
+        ("triangle", np.full((3, 3), 1.7e308)),  # was NaN after the next QR
         ("triangle", np.ones(3)),
         ("triangle", np.ones((2, 3)).astype("m8[s]")),
         ("triangle", np.ones((2, 3)).astype(str)),
@@ -248,6 +249,12 @@ def test_what_goes_wrong_is_said():
     with pytest.raises(HankelredError, match=r"overflow.*factor"):
         fed(np.full((2, 3), 1e200)).gramian()
     assert np.isfinite(fed(np.full((2, 3), 1e200)).factor()).all()
+    # what a QR makes infinite is refused: the factor of three samples of 1.7e308 was NaN
+    for size in (1.1e300, 1.7e308):
+        with pytest.raises(HankelredError, match=r"as large as 1\.\de\+30\d.*other units"):
+            fed(np.full((2, 3), size))
+    many = fed(*[np.full((2, 1000), 1e300 * sign) for sign in (1, -1, 1j)])
+    assert np.isfinite(many.factor()).all() and np.isfinite(many.merge(many).factor()).all()
 
 
 class TestThreads:

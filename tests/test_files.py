@@ -272,7 +272,7 @@ def test_a_sparse_matrix_with_fewer_numbers_than_entries_is_refused(tmp_path):
     assert data.count(numbers) == 1 and len(fewer) == len(numbers)
     path = tmp_path / "x.mat"
     path.write_bytes(data.replace(numbers, fewer))
-    assert f"{S.nnz} entries with less numbers" in refusal(path)
+    assert f"{S.nnz} entries with fewer numbers" in refusal(path)
 
 
 def test_variables_that_are_not_wanted_are_not_read(tmp_path):
@@ -514,6 +514,7 @@ def test_odd_timebases_in_mat_files(tmp_path, value, words):
     path = tmp_path / "x.mat"
     path.write_bytes(mat({**MODEL, "dt": value}))
     assert words in refusal(path)
+    assert read_model(path, dt=0.5).dt == 0.5  # then that of the file is not read
 
 
 @pytest.mark.parametrize(
