@@ -349,8 +349,9 @@ def _sparse_columns(shape: tuple[int, ...], rows: Array, columns: Array, parts: 
     if count > min(rows.size, *(part.size for part in parts)):
         raise _damaged(f"a sparse matrix of {count} entries with fewer numbers")
     rows = rows[:count]
-    if np.any((rows < 0) | (rows >= shape[0])):
-        raise _damaged(f"a sparse matrix of {shape[0]} rows with an entry in row {rows.max(initial=0)}")
+    outside = (rows < 0) | (rows >= shape[0])
+    if np.any(outside):
+        raise _damaged(f"a sparse matrix of {shape[0]} rows with an entry in row {rows[outside][0]} (from 0)")
     parts = [part[:count] for part in parts]
     from scipy.sparse import csc_matrix  # slow to import, and few files need it
 
