@@ -24,13 +24,13 @@ demo-llm: $(VENV)/.llm  ## pretrain a small language model, train, save and relo
 
 test: lint docs  ## style, types, documentation, tests
 	# one BLAS thread a process: two processes with two threads each wait for each other
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 
 test-floors: .floors/.ready  ## all tests with the oldest versions that pyproject.toml declares, in .floors
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .floors/bin/python -m pytest -n 2 $(OTHERS)
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .floors/bin/python -m pytest -n 2 $(OTHERS)
 
 test-newest: .newest/.ready  ## all tests with the newest release of everything but torch, in .newest
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .newest/bin/python -m pytest -n 2 $(OTHERS)
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .newest/bin/python -m pytest -n 2 $(OTHERS)
 
 lint: $(VENV)/.develop
 	$(BIN)/ruff check .

@@ -12,3 +12,7 @@ Array: TypeAlias = npt.NDArray[Any]
 Quadruple: TypeAlias = tuple[Array, Array, Array, Array]
 
 EPS = float(np.finfo(float).eps)
+
+#: Bytes of the largest array that is read from a file: 512 MiB, 8192 states in double precision. A small
+#: compressed file can unfold into more than any memory.
+LARGEST_IN_FILE = 2**29

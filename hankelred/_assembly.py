@@ -48,17 +48,19 @@ class Assembled:
     factors: dict[str, Array] = field(default_factory=dict)
     quadrature: dict[str, float] = field(default_factory=dict)
     tail: dict[str, float] = field(default_factory=dict)
-    rounding: float = 0.0
+    rounding: dict[str, float] = field(default_factory=dict)
+    #: of the responses themselves
+    response_rounding: float = 0.0
 
     def error(self, kind: str) -> float:
         """Return the error estimate of a kind, all sources together, relative to the exact Gramian."""
-        of_computed = self.quadrature[kind] + self.tail[kind] + self.rounding
+        of_computed = self.quadrature[kind] + self.tail[kind] + self.rounding[kind]
         return of_computed / (1 - of_computed) if of_computed < 1 else math.inf
 
 
 def assemble(responses: Responses, kinds: tuple[str, ...]) -> Assembled:
     """Integrate the responses."""
-    out = Assembled(rounding=responses.rounding)
+    out = Assembled(response_rounding=responses.rounding)
     samples = next(iter(responses.fine.values())).shape[-1]
     weights = _weights(responses, samples)
     sides = {side: _rows(side, values, weights) for side, values in responses.fine.items()}
@@ -79,6 +81,8 @@ def assemble(responses: Responses, kinds: tuple[str, ...]) -> Assembled:
         size = _Size(W, units[left], units[right])
         out.quadrature[kind] = _quadrature_error(responses, kind, size)
         out.tail[kind] = _tail_error(responses, kind, size, squares, units)
+        # rounding is as large as the terms of the sum; what they leave of each other may be much smaller
+        out.rounding[kind] = size.of_share(responses.rounding)
     return out
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from ._errors import FileFormatError, HankelredError
+from ._errors import FileFormatError, HankelredError, in_one_line
+from ._reading import checked_suffix
 from ._records import choose_columns, describe_columns, read_columns
-from .console import check_folder, check_picture, count, save_picture, timestep
-from .files import checked_suffix, write_model
+from .console import check_picture, check_target, count, force_option, save_picture, timestep
+from .files import write_model
 
 if TYPE_CHECKING:
     from .identification import IdentifiedModel
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Write spectrum, measured and simulated output as a picture.",
 )
+@force_option
 def identify(
     data: Path,
     inputs: str,
@@ -43,6 +45,7 @@ def identify(
     keep_offsets: bool,
     out: Path | None,
     plot: Path | None,
+    force: bool,
 ) -> None:
     """Identify a model from the record in DATA: columns of text, CSV (with or without header), or .mat.
 
@@ -58,13 +61,14 @@ def identify(
     check_picture(plot)
     if out is not None:
         checked_suffix(out)
-        check_folder(out)
+    check_target(out, data, force)
+    check_target(plot, data, force)
     if dt is not None and not dt > 0:
         raise HankelredError(f"--dt must be a positive number of seconds, got {dt:g}")
     table, names = read_columns(data)
     if not _split(inputs) or not _split(outputs):
         raise FileFormatError(
-            f"say with --inputs and --outputs which columns are which; {data} has "
+            f"say with --inputs and --outputs which columns are which; {in_one_line(data)} has "
             f"{describe_columns(names, table.shape[1])}"
         )
     chosen_u = choose_columns(_split(inputs), names, table.shape[1])
@@ -82,10 +86,10 @@ def identify(
     )
     labels = [names[column] if names else f"column {column}" for column in chosen_y]
     for label, fit, held_back in zip(labels, model.fit, model.held_back_fit, strict=True):
-        click.echo(f"fit of {label}: {fit:.4f} (held back: {held_back:.4f})")
+        click.echo(f"fit of {in_one_line(label, 60)}: {fit:.4f} (held back: {held_back:.4f})")
     if out is not None:
         write_model(model.model, out)
-        click.echo(f"wrote {out}")
+        click.echo(f"wrote {in_one_line(out)}")
     if plot is not None:
         save_picture(plot, lambda ax: draw_identification(model, u, y, labels, ax))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class HankelredError(ValueError):
     """Base of every error hankelred raises on purpose."""
@@ -29,3 +31,25 @@ class FileFormatError(HankelredError):
 
 class ReductionWarning(UserWarning):
     """The reduction differs from what was asked in a way the result records."""
+
+
+def in_one_line(text: object, longest: int = 1000) -> str:
+    """Return a name or message as part of one line: no control characters, not endless."""
+    text = str(text)
+    cut = text if len(text) <= longest else text[:longest] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def shown(value: object) -> str:
+    """Return a value as messages quote it: as Python writes it, in one line, not endless."""
+    try:
+        return in_one_line(repr(value), 60)
+    except ValueError:  # Python does not write out the longest whole numbers
+        return "a number of thousands of digits"
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Return the first of some names as part of one line."""
+    lines = [in_one_line(name, 60) for name in names]
+    more = [f"{len(lines) - most} more"] if len(lines) > most else []
+    return ", ".join(lines[:most] + more) or "none"

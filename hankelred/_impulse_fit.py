@@ -91,7 +91,7 @@ class ConvolutionMatrix:
         """Return the normal matrix (n m, n m), down its diagonals from the first block row and the edges."""
         n, m = self.n, self.m
         S, signs = self.edges()
-        S = S.reshape(n - 1, m, -1)
+        S = S.reshape(n - 1, m, signs.size)
         G = np.zeros((n, m, n, m), dtype=self.dtype)
         G[0] = self.lag_blocks().transpose(1, 0, 2)
         for i in range(1, n):

@@ -12,11 +12,11 @@ def real(value: Any) -> float:
     """Return a real number as a float, and NaN for anything else, which no comparison lets pass.
 
     A string is no number, even where float() would read it: it would fail later, in the middle of the work.
+    Of a complex number float() would drop the imaginary part, of a time span the unit.
     """
-    if isinstance(value, str | bytes) or np.ndim(value) > 0:
-        return float("nan")
     try:
-        return float(value)
+        number = np.asarray(value)
+        return float(value) if number.ndim == 0 and number.dtype.kind in "biufO" else float("nan")
     except (TypeError, ValueError, OverflowError):
         return float("nan")
 
@@ -35,3 +35,8 @@ def whole(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def is_rounded_to_zero(digits: str) -> bool:
+    """Tell whether a number in decimal digits is not zero, and too small for double precision."""
+    return float(digits) == 0 and any(digit in "123456789" for digit in digits.lower().partition("e")[0])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._arrays import Array
+from ._errors import HankelredError
 from ._progress import watched
 from ._simulation_fit import (
     Fitted,
@@ -28,6 +29,8 @@ MAX_ORDER = 12
 _HORIZONS = (3, 5, 10, 15, 20, 30)
 #: One more, whose models serve as starts of a refinement only: by themselves they are of large variance.
 _START_HORIZON = 60
+#: Zeros put before a record that starts from rest, at most: what the block rows of the longest horizon take.
+REST = 2 * _START_HORIZON + 1
 _MAX_BLOCK_ROWS = 260
 #: Steps of refinement that every order gets before the choice.
 _FIRST_STEPS = 12
@@ -104,15 +107,22 @@ def scaled(us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> Scaled:
     return Scaled(u, y, uo, yo, us_, ys_)
 
 
-def fits(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> Array:
+def fits(
+    model: Fitted, us: Sequence[Array], ys: Sequence[Array], *, rest: int = 0, centred: bool = True
+) -> Array:
     """``1 - |y - yhat| / |y - mean|`` of each output, over all records together.
 
-    A constant output counts as 0.
+    A constant output counts as 0. The first `rest` samples are left out; where levels are known (not
+    `centred`), the output is measured from zero instead of from its mean.
     """
-    error = sum(np.sum(e**2, axis=1) for e in residuals(model, us, ys))
-    spread = sum(np.sum((y - y.mean(axis=1, keepdims=True)) ** 2, axis=1) for y in ys)
+    error = sum(np.sum(e[:, rest:] ** 2, axis=1) for e in residuals(model, us, ys))
+    spread = sum(np.sum((_centred(y[:, rest:]) if centred else y) ** 2, axis=1) for y in ys)
     ratio = np.divide(error, spread, out=np.ones_like(spread), where=spread > 0)
     return np.asarray(1 - np.sqrt(ratio))
+
+
+def _centred(y: Array) -> Array:
+    return np.asarray(y - y.mean(axis=1, keepdims=True))
 
 
 def horizons(lengths: Sequence[int], n_channels: int, n_outputs: int, order: int | None) -> list[int]:
@@ -184,19 +194,33 @@ class Fold:
     estimation: Scaled
     held_inputs: tuple[Array, ...]
     held_outputs: tuple[Array, ...]
+    #: zeros before every record, which then starts from rest
+    rest: int
+    #: the records with these zeros
+    from_rest: tuple[tuple[Array, ...], tuple[Array, ...]]
 
 
-def fold(us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> Fold:
-    """Hold back the last part of every record."""
+def estimation_length(samples: int, rest: int) -> int:
+    """Return how many samples of a record trial models are estimated from."""
+    return rest + round(ESTIMATION_SHARE * (samples - rest))
+
+
+def fold(us: Sequence[Array], ys: Sequence[Array], offsets: bool, rest: int) -> Fold:
+    """Hold back the last part of every record; of its first `rest` samples, put there as zeros, none."""
 
     def cut(x: Array) -> tuple[Array, Array]:
-        at = round(ESTIMATION_SHARE * x.shape[1])
+        at = estimation_length(x.shape[1], rest)
         return x[:, :at], x[:, at:]
 
     kept_u, held_u = zip(*(cut(u) for u in us), strict=True)
     kept_y, held_y = zip(*(cut(y) for y in ys), strict=True)
+    if not any(np.ptp(y, axis=1).any() for y in kept_y):
+        raise HankelredError(
+            f"no output moves in the first {ESTIMATION_SHARE:.0%} of the record, which trial models are "
+            "estimated from; pass a record that moves early on, or leave out its beginning"
+        )
     data = scaled(kept_u, kept_y, offsets)
-    return Fold(data, *data.apply(held_u, held_y))
+    return Fold(data, *data.apply(held_u, held_y), rest, data.apply(us, ys))
 
 
 def evaluate(
@@ -217,6 +241,11 @@ def evaluate(
     horizons = watched(sizes, "Subspaces (horizons)", progress, len(sizes))
     spaces = [space for h in horizons for space in subspaces(us, ys, h)]
     limit = max(space.max_order for space in spaces)
+    if limit == 0:
+        raise HankelredError(
+            "the record shows no state: the output follows the input at once; fit a static gain by least "
+            "squares"
+        )
     orders = sorted({min(n, limit) for n in orders})
     ladder = sorted({*orders, *(n for n in above if orders[-1] < n <= limit)})
     found: dict[Recipe, Trial] = {}
@@ -251,16 +280,21 @@ def evaluate(
 
 
 def judged(model: Fitted, part: Fold) -> Trial:
-    """Score a model by the held-back samples."""
-    us, ys = part.held_inputs, part.held_outputs
+    """Score a model by the held-back samples; of a step test, whose end says little, by all samples."""
+    us, ys = part.from_rest if part.rest else (part.held_inputs, part.held_outputs)
     # Offsets and the initial state of the held-back part are unknown in use, too: the offsets stay those of
     # the estimation part, the initial state is estimated.
     with np.errstate(over="ignore", invalid="ignore"):
         moved = with_initial_states(model, us, ys)
-        error = np.concatenate(residuals(moved, us, ys), axis=1) ** 2
-    spread = np.concatenate([y - y.mean(axis=1, keepdims=True) for y in ys], axis=1) ** 2
-    # The initial state was fitted to the very samples it is judged by: as many of them are used up.
-    lost = spread.size / max(spread.size - model.order * len(ys), 1)
+        error = np.concatenate([e[:, part.rest :] for e in residuals(moved, us, ys)], axis=1) ** 2
+    spread = np.concatenate([_centred(y[:, part.rest :]) for y in ys], axis=1) ** 2
+    if part.rest:
+        # Akaike's final prediction error: the model was fitted to (most of) these samples
+        free = model.B.size + model.C.size + model.D.size
+        lost = (spread.size + free) / max(spread.size - free, 1)
+    else:
+        # The initial state was fitted to the very samples it is judged by: as many of them are used up.
+        lost = spread.size / max(spread.size - model.order * len(ys), 1)
 
     def pieces(x: Array) -> Array:
         edges = np.linspace(0, x.shape[1], min(_PIECES, x.shape[1]), endpoint=False).astype(int)
@@ -299,17 +333,19 @@ def search(
     *,
     offsets: bool,
     stable: bool,
+    rest: int = 0,
     progress: bool = False,
 ) -> Identified:
     """Choose recipe and order by the held-back samples, then estimate from all of them."""
-    part = fold(us, ys, offsets)
+    part = fold(us, ys, offsets, rest)
     found = evaluate(part, orders, sizes, above, offsets=offsets, stable=stable, progress=progress)
     recipe = choose(found)
     data = scaled(us, ys, offsets)
     trial = found[recipe].model
     model = _from_all(recipe, trial, data, sizes, offsets=offsets, stable=stable)
     moved = with_initial_states(trial, part.held_inputs, part.held_outputs)
-    return Identified(model, data, recipe, fits(moved, part.held_inputs, part.held_outputs))
+    held_back_fit = fits(moved, part.held_inputs, part.held_outputs, centred=not rest)
+    return Identified(model, data, recipe, held_back_fit)
 
 
 def choose(found: dict[Recipe, Trial]) -> Recipe:

@@ -7,13 +7,15 @@ import sys as _sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from ._arrays import Array
-from ._errors import FileFormatError, HankelredError
-from .models import Timebase, validated_timebase
+from ._arrays import LARGEST_IN_FILE, Array
+from ._errors import FileFormatError, HankelredError, in_one_line, listed, shown
+from ._matlab import MatFile
+from ._reading import check_readable, opened
+from .models import LARGEST, Timebase, validated_timebase
 
 
 @dataclass(frozen=True)
@@ -111,29 +113,67 @@ def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
     return Experiments(tuple(us), tuple(ys), dt, *labels)
 
 
-def refuse_constant_channels(data: Experiments, *, outputs: bool = True) -> None:
+def refuse_constant_channels(data: Experiments, *, outputs: bool = True, from_rest: bool = False) -> None:
     """Refuse a channel that never moves within any record: nothing can be learned from it.
 
     A constant output is no obstacle to a linear regression (its parameters are zero): `outputs` False lets
-    it pass.
+    it pass. `from_rest` says that everything was zero before the record: a constant input is then a step at
+    its first sample, and only zero never moves.
 
     Raises
     ------
     HankelredError
         Naming the channel and its value.
     """
-    for group, name, advice in (
-        (data.inputs, "input", "its effect cannot be told from an offset; leave it out"),
-        (data.outputs, "output", "there is nothing to model; leave it out"),
-    ):
-        if name == "output" and not outputs:
-            continue
-        for i in range(group[0].shape[0]):
-            # A range at the rounding of the level is a constant that went through a unit conversion.
-            if all(np.ptp(np.abs(x[i] - x[i, 0])) <= 1e-13 * np.abs(x[i, 0]) for x in group):
-                raise HankelredError(
-                    f"{name} {i} is constant ({group[0][i, 0]:.6g}) over the whole record: {advice}"
-                )
+    for i in constant_channels(data.inputs):
+        level = data.inputs[0][i, 0]
+        if not from_rest or not any(x[i].any() for x in data.inputs):
+            advice = (
+                "there is no effect to see; leave it out"
+                if from_rest
+                else "its effect cannot be told from an offset; leave it out, or, where everything was zero "
+                "before the record, say so (offsets=False, or past='rest')"
+            )
+            raise HankelredError(f"input {i} is constant ({level:.6g}) over the whole record: {advice}")
+    for i in constant_channels(data.outputs) if outputs else ():
+        level = data.outputs[0][i, 0]
+        raise HankelredError(
+            f"output {i} is constant ({level:.6g}) over the whole record: there is nothing to model; "
+            "leave it out"
+        )
+
+
+def refuse_dependent_inputs(data: Experiments, *, offsets: bool) -> None:
+    """Refuse inputs that always move together: which of them has an effect cannot be told.
+
+    Raises
+    ------
+    HankelredError
+        Naming the channels.
+    """
+    joined = np.concatenate(data.inputs, axis=1)
+    if offsets:
+        joined = joined - joined.mean(axis=1, keepdims=True)
+    left, sizes, _ = np.linalg.svd(
+        joined / np.linalg.norm(joined, axis=1, keepdims=True), full_matrices=False
+    )
+    # a unit conversion leaves rounding between two copies of a channel
+    if sizes[-1] <= 1e-12 * sizes[0]:
+        channels = np.flatnonzero(np.abs(left[:, -1]) > 1e-6)
+        raise HankelredError(
+            f"inputs {', '.join(map(str, channels))} move together over the whole record: their effects "
+            "cannot be told apart; leave one of them out, or move them one after the other"
+        )
+
+
+def constant_channels(records: Sequence[Array]) -> list[int]:
+    """Return the channels that never move within any of the records."""
+    # A range at the rounding of the level is a constant that went through a unit conversion.
+    return [
+        i
+        for i in range(records[0].shape[0])
+        if all(np.ptp(np.abs(x[i] - x[i, 0])) <= 1e-13 * np.abs(x[i, 0]) for x in records)
+    ]
 
 
 def _time_responses(u: Any) -> list[Any] | None:
@@ -227,6 +267,12 @@ def _channels(x: Any, name: str) -> Array:
             f"{channel}, sample {sample}; interpolate them, or cut the record there and pass the "
             "pieces as a list"
         )
+    for channel, size in enumerate(np.abs(out).max(axis=1)):
+        if size and not 1 / LARGEST <= size <= LARGEST:
+            raise HankelredError(
+                f"channel {channel} of {name} has values of up to {size:.1e}; {1 / LARGEST:.0e} to "
+                f"{LARGEST:.0e} can be worked with: choose other units"
+            )
     return out
 
 
@@ -260,74 +306,85 @@ def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
     ((2, 2), ['u', 'y'])
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileFormatError(
-            f"{path} is not a file; pass a record as whitespace or comma separated text, or .mat"
-        )
+    check_readable(path)
     if path.suffix.lower() == ".mat":
         return _read_mat(path)
     return _read_text(path)
 
 
 def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
-    import scipy.io
-
-    try:
-        content = scipy.io.loadmat(path)
-    except Exception as error:  # scipy raises many types for a damaged file
-        raise FileFormatError(f"{path} cannot be read as a .mat file: {error}") from None
     columns: list[Array] = []
     names: list[str] = []
-    for key, value in content.items():
-        if key.startswith("__") or not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-            continue
-        if value.ndim != 2 or value.size < 2:  # scalars such as dt are not samples
-            continue
-        block = value if value.shape[0] >= value.shape[1] else value.T
-        for j in range(block.shape[1]):
-            columns.append(block[:, j].astype(float))
-            names.append(key if block.shape[1] == 1 else f"{key}{j}")
-    if not columns:
-        raise FileFormatError(
-            f"{path} holds no real vector or matrix of samples; found {sorted(content)[:8]}"
-        )
-    if len({c.size for c in columns}) > 1:
-        sizes = ", ".join(f"{n} {c.size}" for n, c in zip(names, columns, strict=True))
-        raise FileFormatError(
-            f"the variables of {path} have different lengths ({sizes}); keep one record a file"
-        )
+    with opened(path) as opened_file:
+        content = cast(MatFile, opened_file)
+        for key in content:
+            if content.kind(key) not in ("numbers", "logicals"):
+                continue
+            value = content[key]
+            if (
+                np.iscomplexobj(value) or value.ndim != 2 or value.size < 2
+            ):  # scalars such as dt are not samples
+                continue
+            block = value if value.shape[0] >= value.shape[1] else value.T
+            for j in range(block.shape[1]):
+                columns.append(block[:, j].astype(float))
+                names.append(key if block.shape[1] == 1 else f"{key}{j}")
+        if not columns:
+            raise FileFormatError(f"no real vector or matrix of samples; it holds {listed(content)}")
+        if len({c.size for c in columns}) > 1:
+            sizes = [f"{name} {column.size}" for name, column in zip(names, columns, strict=True)]
+            raise FileFormatError(
+                f"its variables have different lengths ({listed(sizes)}); keep one record a file"
+            )
     return np.column_stack(columns), names
 
 
 def _read_text(path: Path) -> tuple[Array, list[str] | None]:
+    named = in_one_line(path)
     try:
+        if path.stat().st_size > LARGEST_IN_FILE:
+            raise FileFormatError(
+                f"{named} is larger than {LARGEST_IN_FILE} bytes; read it in pieces, or thin it out"
+            )
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path} is not text ({error}); pass columns of numbers") from None
+        raise FileFormatError(
+            f"{named} is not text ({error}); pass columns of numbers, or a .mat file"
+        ) from None
+    except OSError as error:
+        raise FileFormatError(f"{named} cannot be read: {error.strerror or error}") from None
     rows = [(i, s) for i, line in enumerate(lines, 1) if (s := line.strip()) and s[0] not in "#%"]
     if not rows:
-        raise FileFormatError(f"{path} has no samples in it")
+        raise FileFormatError(f"{named} has no samples in it")
     delimiter = next((d for d in ",;\t" if d in rows[0][1]), None)
     # A tab-separated file often has blanks beside its tabs: splitting on any white space reads both.
-    cells = [
-        (i, next(csv.reader([s], delimiter=delimiter)) if delimiter in (",", ";") else s.split())
-        for i, s in rows
-    ]
+    try:
+        cells = [
+            (
+                i,
+                next(csv.reader([s], delimiter=delimiter, strict=True))
+                if delimiter in (",", ";")
+                else s.split(),
+            )
+            for i, s in rows
+        ]
+    except csv.Error as error:  # a null character, a cell of more than 131072 characters
+        raise FileFormatError(f"{named} is no table ({error}); pass columns of numbers") from None
     names: list[str] | None = None
     if not _is_number(cells[0][1][0]):
         names = [c.strip() for c in cells[0][1]]
         cells = cells[1:]
         if not cells:
-            raise FileFormatError(f"{path} has a header and no samples")
+            raise FileFormatError(f"{named} has a header and no samples")
     width = len(names) if names else len(cells[0][1])
     table = np.empty((len(cells), width))
     for r, (line, row) in enumerate(cells):
         if len(row) != width:
-            raise FileFormatError(f"{path}, line {line}: {len(row)} columns, where {width} were expected")
+            raise FileFormatError(f"{named}, line {line}: {len(row)} columns, where {width} were expected")
         for c, cell in enumerate(row):
             if not _is_number(cell):
                 raise FileFormatError(
-                    f"{path}, line {line}, column {c}: {cell!r} is not a number{_advice(cell)}"
+                    f"{named}, line {line}, column {c}: {shown(cell)} is not a number{_advice(cell)}"
                 )
             table[r, c] = float(cell)
     return table, names
@@ -338,7 +395,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell  # Python takes 1_0 for 10
 
 
 def _advice(cell: str) -> str:
@@ -347,7 +404,7 @@ def _advice(cell: str) -> str:
 
 def describe_columns(names: Sequence[str] | None, width: int) -> str:
     """Say which columns there are."""
-    return f"columns 0 to {width - 1}" + (f" ({', '.join(names)})" if names else "")
+    return f"columns 0 to {width - 1}" + (f" ({listed(names, 20)})" if names else "")
 
 
 def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: int) -> list[int]:
@@ -367,13 +424,17 @@ def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: in
     columns = []
     for item in choice:
         if names is not None and item in names:
+            if list(names).count(item) > 1:
+                raise FileFormatError(
+                    f"{shown(item)} names several columns; choose by number: the file has {known}"
+                )
             columns.append(list(names).index(item))
             continue
         try:
             number = int(item)
         except ValueError:
-            raise FileFormatError(f"there is no column {item!r}; the file has {known}") from None
+            raise FileFormatError(f"there is no column {shown(item)}; the file has {known}") from None
         if not -width <= number < width:
-            raise FileFormatError(f"there is no column {number}; the file has {known}")
+            raise FileFormatError(f"there is no column {shown(number)}; the file has {known}")
         columns.append(number % width)
     return columns

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
 from . import _kernels
 from ._arrays import Array
+from ._errors import HankelredError
+from ._sharing import Shared
 from ._signals import as_input, as_kernel, as_output, check_overflow
 
 #: Samples that are summed directly; a power of two.
@@ -19,7 +24,7 @@ _MANY = 64
 _LEAST_PIECE = 8192
 
 
-class Convolver:
+class Convolver(Shared):
     """Convolve a stream with an impulse response, block by block, without delay.
 
     Parameters
@@ -46,6 +51,8 @@ class Convolver:
     complete [1]_ [2]_, so a sample costs O(log(n)^2) operations whatever the block size, and one push in
     every ``64 * 2**j`` samples takes longer than the others.
 
+    A stream belongs to one thread at a time; a second one at the same time is refused.
+
     References
     ----------
     .. [1] W. G. Gardner, "Efficient convolution without input-output delay", J. Audio Eng. Soc. 43
@@ -64,6 +71,7 @@ class Convolver:
     """
 
     def __init__(self, markov: npt.ArrayLike) -> None:
+        super().__init__()
         self._kernel = as_kernel(markov)
         n, p, m = self._kernel.shape
         self.n_outputs, self.n_inputs = p, m
@@ -83,11 +91,24 @@ class Convolver:
     def reset(self) -> None:
         """Forget all input so far: the next push starts from rest."""
         dtype = self._kernel.dtype
-        # The position within a piece, the inputs of the piece up to there, and what all inputs so
-        # far contribute to the outputs of this piece and the next.
-        self._position: int = 0
-        self._inputs = np.zeros((self.n_inputs, self._piece), dtype=dtype)
-        self._outputs = np.zeros((self.n_outputs, 2 * self._piece), dtype=dtype)
+        with self._alone():
+            # The position within a piece, the inputs of the piece up to there, and what all inputs so
+            # far contribute to the outputs of this piece and the next.
+            self._position: int = 0
+            self._inputs = np.zeros((self.n_inputs, self._piece), dtype=dtype)
+            self._outputs = np.zeros((self.n_outputs, 2 * self._piece), dtype=dtype)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise HankelredError(
+                "another thread is using this Convolver; the blocks of a stream have an order: push from "
+                "one thread, or give each thread its own"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def push(self, u_block: npt.ArrayLike) -> Array:
         """Take the next input samples and return the outputs at the same samples.
@@ -105,10 +126,16 @@ class Convolver:
         Raises
         ------
         HankelredError
-            Wrong number of channels, or NaN or Inf (then nothing was taken in and the stream can go on); an
-            output too large for double precision.
+            Wrong number of channels, NaN or Inf, or another thread at the same time (then nothing was taken
+            in and the stream can go on); an output too large for double precision.
         """
         u, flat = as_input(u_block, self.n_inputs, whose="the impulse response")
+        with self._alone():
+            y = self._outputs_of(u)
+        check_overflow(y, "the output")
+        return as_output(y, flat)
+
+    def _outputs_of(self, u: Array) -> Array:
         if np.iscomplexobj(u) and not np.iscomplexobj(self._inputs):
             self._inputs = self._inputs.astype(complex)
             self._outputs = self._outputs.astype(complex)
@@ -126,8 +153,7 @@ class Convolver:
                 y[:, done : done + count] = self._outputs[:, start : start + count]
                 done += count
                 self._advance(count)
-        check_overflow(y, "the output")
-        return as_output(y, flat)
+        return y
 
     def _take(self, available: int) -> int:
         """Choose how many samples go in at once: up to the next block, or an aligned power of two."""

@@ -10,10 +10,21 @@ import numpy as np
 
 from . import __version__
 from ._cli_identify import identify
-from ._errors import HankelredError
+from ._errors import in_one_line, shown
+from ._numbers import is_rounded_to_zero
+from ._reading import checked_suffix
 from ._split import suspected_timebase
-from .console import check_folder, check_picture, console, count, run, save_picture, timestep
-from .files import checked_suffix, read_model, write_model
+from .console import (
+    check_picture,
+    check_target,
+    console,
+    count,
+    force_option,
+    run,
+    save_picture,
+    timestep,
+)
+from .files import read_model, write_model
 from .models import LinearModel, Timebase, validated_timebase
 from .reduction import METHODS, Reduction
 
@@ -25,10 +36,14 @@ class Timestep(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Timebase:
         """Turn the text into a timebase."""
+        text = str(value)
+        if text.lower() == "true":
+            return True
         try:
-            return validated_timebase(True if str(value).lower() == "true" else value)
-        except HankelredError as error:
-            self.fail(str(error), param, ctx)
+            # a tiny step is no continuous model
+            return validated_timebase(text if is_rounded_to_zero(text) else float(text))
+        except ValueError:
+            self.fail(f"{shown(text)} is neither 0 nor true nor seconds between samples", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -65,7 +80,10 @@ def model_options(function: Any) -> Any:
     "--plot", type=click.Path(path_type=Path), help="Write the spectrum as a picture (.png, .pdf, .svg)."
 )
 @click.option("--all", "show_all", is_flag=True, help="Print every value, not only the first 20.")
-def hsv(model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show_all: bool) -> None:
+@force_option
+def hsv(
+    model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show_all: bool, force: bool
+) -> None:
     """Print the Hankel singular values of MODEL with the error bound of each order.
 
     \b
@@ -76,6 +94,7 @@ def hsv(model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show
     from .lyapunov import factorize
 
     check_picture(plot)
+    check_target(plot, model, force)
     system = read_model(model, dt)
     factored = factorize(system, checked_tol(stability_tol))
     values, floor = singular_values(factored)
@@ -103,6 +122,7 @@ def hsv(model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write full, reduced, error and bound as a picture."
 )
+@force_option
 def reduce(
     model: Path,
     dt: Timebase,
@@ -114,6 +134,7 @@ def reduce(
     method: Any,
     out: Path | None,
     plot: Path | None,
+    force: bool,
 ) -> None:
     """Reduce MODEL and report the bound and the true error.
 
@@ -127,7 +148,8 @@ def reduce(
     check_picture(plot)
     if out is not None:
         checked_suffix(out)
-        check_folder(out)
+    check_target(out, model, force)
+    check_target(plot, model, force)
     system = read_model(model, dt)
     reduction = reduce_model(
         system, order, tol=tol, rtol=rtol, energy=energy, method=method, stability_tol=stability_tol
@@ -137,7 +159,7 @@ def reduce(
         click.echo("every value above the noise floor is kept; --order, --tol, --rtol or --energy keep fewer")
     if out is not None:
         write_model(reduction.model, out)
-        click.echo(f"wrote {out}")
+        click.echo(f"wrote {in_one_line(out)}")
     if plot is not None:
         from .plotting import plot_reduction
 

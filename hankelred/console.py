@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import warnings
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import Any
 
 import click
 
-from ._errors import FileFormatError, HankelredError
-from .files import write_atomically
+from ._errors import FileFormatError, HankelredError, in_one_line, shown
+from ._writing import check_writable, write_atomically
 from .models import Timebase
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -27,7 +29,7 @@ def run(commands: click.Group, program: str, *, interrupted: str = "interrupted"
     interrupted : str
         What is said after Ctrl-C where the command itself says nothing.
     """
-    warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_: click.echo(f"warning: {in_one_line(message)}", err=True)
     try:
         commands.main(prog_name=program, standalone_mode=False)
     except click.exceptions.Abort as stop:
@@ -46,7 +48,7 @@ def run(commands: click.Group, program: str, *, interrupted: str = "interrupted"
 
 
 def _stop(message: str, status: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {in_one_line(message)}", err=True)
     sys.exit(status)
 
 
@@ -67,21 +69,74 @@ def console() -> Any:
     return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
 
 
+def force_option(function: Any) -> Any:
+    """Add --force to a command that writes files."""
+    return click.option(
+        "--force",
+        is_flag=True,
+        help="Replace a file even where it is a link, write-protected, or the one that is read.",
+    )(function)
+
+
+def check_target(path: Path | None, source: Path, force: bool) -> None:
+    """Refuse to write over what is easily lost, before any work is done.
+
+    Parameters
+    ----------
+    path : path or None
+        What is to be written.
+    source : path
+        What the command reads.
+    force : bool
+        Whether the user has said that it may be replaced.
+    """
+    if path is None:
+        return
+    check_folder(path)
+    named = in_one_line(path)
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FileFormatError(f"cannot write {named}: {error.strerror or error}") from None
+    if stat.S_ISDIR(there.st_mode):
+        raise FileFormatError(f"cannot write {named}: it is a folder")
+    what = None
+    if stat.S_ISLNK(there.st_mode):
+        what = f"a symbolic link (to {in_one_line(os.readlink(path))})"
+    elif not stat.S_ISREG(there.st_mode):
+        what = "no ordinary file"
+    elif _same_file(path, source):
+        what = "the file that is read"
+    elif not there.st_mode & 0o222 or not os.access(path, os.W_OK):  # root may write everything
+        what = "write-protected"
+    if what and not force:
+        raise FileFormatError(f"{named} is {what}; --force replaces it")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # the other is not there; reading it will say so
+        return False
+
+
 def check_picture(path: Path | None) -> None:
     """Refuse an ending that is no picture, or a missing folder, before any work is done."""
     if path is None:
         return
     if path.suffix.lower() not in PICTURES:
         raise FileFormatError(
-            f"{path}: a picture ends in {', '.join(PICTURES)}, got {path.suffix or 'no ending'!r}"
+            f"{in_one_line(path)}: a picture ends in {', '.join(PICTURES)}, "
+            f"got {shown(path.suffix or 'no ending')}"
         )
     check_folder(path)
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is not there before any work is done."""
-    if not path.parent.is_dir():
-        raise FileFormatError(f"cannot write {path}: the folder {path.parent} does not exist")
+    """Refuse a folder that is not there or cannot be written to, before any work is done."""
+    check_writable(path)
 
 
 def save_picture(path: Path, draw: Any) -> None:
@@ -93,4 +148,4 @@ def save_picture(path: Path, draw: Any) -> None:
     FigureCanvasAgg(figure)
     draw(figure.add_subplot())
     write_atomically(path, lambda name: figure.savefig(name, format=path.suffix[1:].lower()))
-    click.echo(f"wrote {path}")
+    click.echo(f"wrote {in_one_line(path)}")

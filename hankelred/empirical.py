@@ -193,6 +193,7 @@ def empirical_gramians(
             {kind: np.zeros((0, 0)) for kind in wanted},
             dict.fromkeys(wanted, 0.0),
             dict.fromkeys(wanted, 0.0),
+            dict.fromkeys(wanted, 0.0),
         )
         return _result(empty, wanted, horizon or 0.0, step or 0.0, rest, model)
     job = LinearJob(model, wanted, excitation, centering, seed, checked_tol(stability_tol))
@@ -228,7 +229,7 @@ def _result(
         done.factors.get("observability"),
         steady_state,
         model,
-        max(done.rounding, steady_state.size * EPS),
+        max(done.response_rounding, steady_state.size * EPS),
     )
 
 

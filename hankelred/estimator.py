@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ._arrays import Array
-from ._errors import FileFormatError, HankelredError
+from ._errors import FileFormatError, HankelredError, in_one_line
 from ._numbers import count, real
+from ._reading import Archive
+from ._sharing import Shared
 from ._signals import as_numbers
 from ._triangle import TriangularFactor
-from .files import replace_file
+from ._writing import replace_file
 
 _FORMAT = 1
+#: The largest sample: the squares of as many as there can be add up to less than double precision can hold.
+_LARGEST = 1e300
 
 
-class GramianEstimator:
+class GramianEstimator(Shared):
     r"""Streaming estimate of the Gramian :math:`\frac1N\sum_k x_k x_k^H` of a sequence of states.
 
     One pass over the data, O(n^2) memory however long the stream is, and mergeable: estimators fed in
@@ -28,6 +32,9 @@ class GramianEstimator:
     a triangular factor updated by QR, so that nothing is squared: directions 1e-12 times weaker than
     the strongest are still right in :meth:`factor`, while they drown in rounding in any sum of
     ``x x^H``.
+
+    Threads may share an estimator: updates wait for each other, in an order that matters only with
+    forgetting. What is read belongs to whole updates.
 
     Parameters
     ----------
@@ -75,6 +82,7 @@ class GramianEstimator:
             raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
         if not 0 < real(forgetting) <= 1:
             raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
+        super().__init__()
         self.n_states = states
         self.forgetting = float(forgetting)
         self.n_samples = 0
@@ -98,7 +106,7 @@ class GramianEstimator:
         Raises
         ------
         HankelredError
-            Wrong shape, or NaN or Inf among the samples (then nothing of them is added).
+            Wrong shape, or NaN, Inf or more than 1e300 among the samples (then nothing of them is added).
 
         Examples
         --------
@@ -126,15 +134,27 @@ class GramianEstimator:
         samples = x.shape[1]
         if samples == 0:
             return
+        if np.abs(x).max() > _LARGEST:
+            raise HankelredError(
+                f"the samples are as large as {np.abs(x).max():.1e}; of up to {_LARGEST:.0e} a sum can be "
+                "kept: choose other units"
+            )
         if self.forgetting < 1:
             x = x * self.forgetting ** (np.arange(samples - 1, -1, -1) / 2)
-            remains = self.forgetting**samples
-            self._factor.scale(remains**0.5)
-            self.weight = self.weight * remains + (1 - remains) / (1 - self.forgetting)
-        else:
-            self.weight += samples
-        self._factor.push(x.conj().T)
-        self.n_samples += samples
+        with self._lock:
+            if self.forgetting < 1:
+                remains = self.forgetting**samples
+                self._factor.scale(remains**0.5)
+                self.weight = self.weight * remains + (1 - remains) / (1 - self.forgetting)
+            else:
+                self.weight += samples
+            self._factor.push(x.conj().T)
+            self.n_samples += samples
+
+    def _content(self) -> tuple[Array, int, float]:
+        """Return triangle, number of samples and weight of the same moment."""
+        with self._lock:
+            return self._factor.triangle, self.n_samples, self.weight
 
     def merge(self, other: GramianEstimator) -> GramianEstimator:
         """Return a new estimator holding the samples of both.
@@ -167,10 +187,11 @@ class GramianEstimator:
             if mine != theirs:
                 raise HankelredError(f"cannot merge estimators with {name} {mine} and {theirs}")
         merged = GramianEstimator(self.n_states, forgetting=self.forgetting)
-        merged.n_samples = self.n_samples + other.n_samples
-        merged.weight = self.weight + other.weight
-        merged._factor.push(self._factor.triangle)
-        merged._factor.push(other._factor.triangle)
+        for part in (self, other):
+            triangle, samples, weight = part._content()
+            merged._factor.push(triangle)
+            merged.n_samples += samples
+            merged.weight += weight
         return merged
 
     def factor(self) -> Array:
@@ -194,9 +215,10 @@ class GramianEstimator:
         array([[3.e-200, 0.e+000],
                [0.e+000, 1.e+200]])
         """
-        if self.n_samples == 0:
+        triangle, samples, weight = self._content()
+        if samples == 0:
             raise HankelredError("the estimator has seen no samples yet; call update(states) first")
-        L: Array = self._factor.triangle.conj().T / self.weight**0.5
+        L: Array = triangle.conj().T / weight**0.5
         return L
 
     def gramian(self) -> Array:
@@ -252,13 +274,14 @@ class GramianEstimator:
         ...     GramianEstimator.load(folder + "/shard-0.npz").gramian()
         array([[4.]])
         """
+        triangle, samples, weight = self._content()
         content: dict[str, Any] = {
             "format": _FORMAT,
             "n_states": self.n_states,
             "forgetting": self.forgetting,
-            "n_samples": self.n_samples,
-            "weight": self.weight,
-            "triangle": self._factor.triangle,
+            "n_samples": samples,
+            "weight": weight,
+            "triangle": triangle,
         }
 
         def write(name: str) -> None:
@@ -289,18 +312,19 @@ class GramianEstimator:
         ...
         FileNotFoundError: [Errno 2] No such file or directory: 'no/such/file.npz'
         """
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-                return cls._restored({key: data[key] for key in data.files})
-        except (ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            # numpy takes whatever is no .npz for a pickle, and its advice is to trust it: not here
-            detail = "no .npz file" if "pickle" in str(error) else error
-            raise FileFormatError(
-                f"{os.fspath(path)} is not a saved GramianEstimator ({detail}); write it with save()"
-            ) from error
+        with open(path, "rb") as file:
+            try:
+                return cls._restored(Archive(file))
+            except Exception as error:  # the readers of zip and numpy raise many types on damaged files
+                # a zip file ends with its list of contents; without one it is something else, or cut off
+                detail = "no .npz file" if "not a zip file" in str(error) else in_one_line(error, 120)
+                raise FileFormatError(
+                    f"{in_one_line(os.fspath(path))} is not a saved GramianEstimator ({detail}); write it "
+                    "with save()"
+                ) from error
 
     @classmethod
-    def _restored(cls, data: dict[str, Any]) -> GramianEstimator:
+    def _restored(cls, data: Mapping[str, Array]) -> GramianEstimator:
         if int(data["format"]) != _FORMAT:
             raise FileFormatError(f"format {int(data['format'])}, this version reads {_FORMAT}")
         loaded = cls(int(data["n_states"]), forgetting=float(data["forgetting"]))
@@ -309,7 +333,10 @@ class GramianEstimator:
             int(data["n_samples"]),
             float(data["weight"]),
         )
-        fits = triangle.ndim == 2 and triangle.shape[1] == loaded.n_states and np.all(np.isfinite(triangle))
+        fits = triangle.shape[1:] == (loaded.n_states,) and triangle.dtype.kind in "fc"
+        # a mean square of the samples, times their number
+        most = _LARGEST * max(loaded.n_samples, 0) ** 0.5
+        fits = fits and bool(np.all(np.abs(triangle) <= most))
         if not fits or loaded.n_samples < 0 or not 0 <= loaded.weight < float("inf"):
             raise FileFormatError(f"a factor of shape {triangle.shape} does not fit {loaded.n_states} states")
         loaded._factor.push(triangle)

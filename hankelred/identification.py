@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,8 +15,14 @@ from ._arrays import EPS, Array
 from ._errors import HankelredError, OrderError, ReductionWarning
 from ._hankel_operator import NOISE_NORM
 from ._progress import on_terminal
-from ._records import Experiments, as_experiments, refuse_constant_channels
-from ._simulation_fit import STABLE_RADIUS, on_limit, residuals, with_initial_states
+from ._records import (
+    Experiments,
+    as_experiments,
+    constant_channels,
+    refuse_constant_channels,
+    refuse_dependent_inputs,
+)
+from ._simulation_fit import STABLE_RADIUS, on_limit, residuals, simulate_states, with_initial_states
 from ._split import STABILITY_TOL
 from .hankel import hankel_singular_values
 from .models import LinearModel, Timebase, to_control
@@ -44,7 +50,8 @@ class IdentifiedModel(Reduction):
         ``1 - |y - yhat| / |y - mean(y)|`` per output for the simulated output over all records, initial
         states estimated: 1 is perfect, 0 no better than the mean.
     held_back_fit : ndarray, shape (p,)
-        The same on the last 30 % of every record, of the model that the first 70 % alone gave.
+        The same on the last 30 % of every record, of the model that the first 70 % alone gave. Of a step test
+        it is ``1 - |y - yhat| / |y|``, since the output may have settled.
     input_offset, output_offset : ndarray, shape (m,) and (p,)
         ``system`` maps ``u - input_offset`` to ``y - output_offset``.
     initial_states : tuple of ndarray, shape (order,)
@@ -168,7 +175,9 @@ def identify(
     dt : True or float
         Sampling time in seconds.
     offsets : bool
-        Records are deviations from unknown constant levels (the default); False takes them as they are.
+        Records are deviations from unknown constant levels (the default); False takes them as they are. An
+        input that is constant from the first sample on is then a step, with zero input and output before it.
+        So it is by default, too, where all inputs are constant and all outputs start at zero.
     stable : bool
         Return a stable model (the default). An integrator then becomes a pole just inside the unit circle.
         False lets poles be where the data put them.
@@ -183,8 +192,8 @@ def identify(
     Raises
     ------
     HankelredError
-        Records that do not fit together, NaN, a channel that never moves, swapped axes, too few samples,
-        complex data.
+        Records that do not fit together, NaN, a channel that never moves, inputs that always move together,
+        swapped axes, too few samples, complex data.
     OrderError
         An order that is no whole number >= 1.
 
@@ -218,20 +227,26 @@ def identify(
             "identify works on real records, and these are complex; estimate markov_parameters and realize "
             "them"
         )
+    rest = 0
+    if constant_channels(data.inputs) and (not offsets or _is_step_test(data)):
+        refuse_constant_channels(data, from_rest=True)
+        data, rest, offsets = *_after_rest(data), False
     refuse_constant_channels(data)
+    refuse_dependent_inputs(data, offsets=offsets)
     if order is not None:
         _refuse_static(order)
-    kept = [round(order_search.ESTIMATION_SHARE * x.shape[1]) for x in data.inputs]
+    kept = [order_search.estimation_length(x.shape[1], rest) for x in data.inputs]
     channels = data.n_inputs + data.n_outputs
     sizes = order_search.horizons(kept, channels, data.n_outputs, order)
     if not sizes:
         raise HankelredError(
-            f"too few samples: {data.n_samples} in {len(kept)} record(s) with {channels} channels"
+            f"too few samples: {data.n_samples - rest * len(kept)} in {len(kept)} record(s) with {channels} "
+            "channels"
             + (f" for order {order}" if order is not None else "")
             + f"; about {order_search.least_samples(channels, data.n_outputs, order)} in one piece are needed"
         )
     shown = on_terminal() if progress is None else progress
-    source = IdentificationSource(data, tuple(sizes), offsets, stable, order, shown)
+    source = IdentificationSource(data, tuple(sizes), offsets, stable, order, rest, shown)
     model = _with_fit(make_reduction(source, source.chosen_order))
     for i, held_back in enumerate(model.held_back_fit):
         if held_back < _POOR_FIT:
@@ -243,6 +258,33 @@ def identify(
                 stacklevel=2,
             )
     return model
+
+
+def _is_step_test(data: Experiments) -> bool:
+    """Whether every input is constant and every output starts at zero, to within its scatter.
+
+    Then levels need not be known: with zero input and output before the record, all of it is a step response.
+    """
+
+    def starts_at_zero(y: Array) -> bool:
+        size = np.ptp(y)
+        last = y[-max(y.size // 4, 2) :]
+        scatter = float(np.sqrt(np.mean(np.diff(last) ** 2) / 2)) if y.size > 1 else 0.0
+        return bool(np.abs(y[0]) <= max(min(3 * scatter, 0.05 * size), 1e-9 * size))
+
+    return len(constant_channels(data.inputs)) == data.n_inputs and all(
+        starts_at_zero(channel) for y in data.outputs for channel in y
+    )
+
+
+def _after_rest(data: Experiments) -> tuple[Experiments, int]:
+    """Put zeros before every record; return how many."""
+    rest = min(order_search.REST, *(x.shape[1] for x in data.inputs))
+
+    def after_zeros(records: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(np.pad(x, ((0, 0), (rest, 0))) for x in records)
+
+    return replace(data, inputs=after_zeros(data.inputs), outputs=after_zeros(data.outputs)), rest
 
 
 class IdentificationSource:
@@ -260,15 +302,25 @@ class IdentificationSource:
         offsets: bool,
         stable: bool,
         order: int | None,
+        rest: int,
         progress: bool,
     ) -> None:
         self._data, self._sizes, self._offsets, self._stable = data, sizes, offsets, stable
+        self.rest = rest
         self._found: dict[int, order_search.Identified] = {}
         self._largest = order_search.MAX_ORDER if order is None else max(order_search.MAX_ORDER, order)
         orders = self._orders() if order is None else [order]
         above = self._above(order) if order is not None else ()
         chosen = order_search.search(
-            data.inputs, data.outputs, orders, sizes, above, offsets=offsets, stable=stable, progress=progress
+            data.inputs,
+            data.outputs,
+            orders,
+            sizes,
+            above,
+            offsets=offsets,
+            stable=stable,
+            rest=rest,
+            progress=progress,
         )
         self.chosen_order = chosen.model.order
         if order is not None and self.chosen_order < order:
@@ -295,7 +347,8 @@ class IdentificationSource:
     def _orders(self) -> list[int]:
         # a quarter of the samples as parameters is the most that a held-back part can still judge
         per_state = self._data.n_inputs + self._data.n_outputs
-        most = self._data.n_samples * self._data.n_outputs // (4 * per_state)
+        samples = self._data.n_samples - self.rest * len(self._data.inputs)
+        most = samples * self._data.n_outputs // (4 * per_state)
         return list(range(1, max(2, min(self._largest, most) + 1)))
 
     def _above(self, order: int) -> list[int]:
@@ -312,6 +365,7 @@ class IdentificationSource:
                 self._above(order),
                 offsets=self._offsets,
                 stable=self._stable,
+                rest=self.rest,
             )
         return self._found[order]
 
@@ -373,14 +427,15 @@ def _outside(A: Array) -> int:
 
 
 def _with_fit(reduction: Reduction) -> IdentifiedModel:
-    found = reduction.source.found(reduction.order)  # type: ignore[attr-defined]
+    found, rest = reduction.source.found(reduction.order), reduction.source.rest  # type: ignore[attr-defined]
     data, model = found.data, found.model
+    starts = (simulate_states(model.A, model.B, u, x0) for u, x0 in zip(data.inputs, model.x0, strict=True))
     own = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
     return IdentifiedModel(
         **own,
-        fit=order_search.fits(model, data.inputs, data.outputs),
+        fit=order_search.fits(model, data.inputs, data.outputs, rest=rest),
         held_back_fit=found.held_back_fit,
         input_offset=data.input_offset,
         output_offset=data.output_offset + data.output_scale * model.offset,
-        initial_states=model.x0,
+        initial_states=tuple(states[:, rest] for states in starts),
     )

@@ -77,8 +77,9 @@ def markov_parameters(
     dt : True or float
         Sampling time in seconds; only handed on.
     past : {"rest", "unknown"}
-        "rest": input and state are zero before the record (as in ``control.markov``). "unknown": the first
-        n - 1 samples of every record, which its past reaches, serve as input only.
+        "rest": input and state are zero before the record (as in ``control.markov``); a constant input is
+        then a step. "unknown": the first n - 1 samples of every record, which its past reaches, serve as
+        input only.
     ridge : float
         Weight of ``|h|^2`` beside the squared residual, as a share of the mean square of the input times its
         length. It bounds the parameters where the input excites little, at the price of a bias.
@@ -90,8 +91,8 @@ def markov_parameters(
     Raises
     ------
     HankelredError
-        Records that do not fit together, NaN, a constant input, too few samples, or an input that does not
-        excite n lags.
+        Records that do not fit together, NaN, an input without an effect to see (zero, or, with an unknown
+        past, constant), too few samples, or an input that does not excite n lags.
     ConvergenceError
         The iteration stagnated far from the solution.
 
@@ -111,9 +112,9 @@ def markov_parameters(
     array([0.  , 0.5 , 0.25, 0.  ])
     """
     data = as_experiments(u, y, dt)
-    refuse_constant_channels(data, outputs=False)
     if past not in ("rest", "unknown"):
         raise HankelredError(f"past must be 'rest' or 'unknown', got {past!r}")
+    refuse_constant_channels(data, outputs=False, from_rest=past == "rest")
     if not 0 <= real(ridge) < np.inf:
         raise HankelredError(f"ridge must be a finite number >= 0, got {ridge!r}")
     n = _checked_length(n, data, past == "rest", ridge > 0)

@@ -18,7 +18,8 @@ import numpy as np
 import scipy.linalg as sla
 
 from ._arrays import EPS, Array
-from ._errors import ModelError
+from ._errors import ModelError, shown
+from ._numbers import real
 from ._pairs import real_coordinates
 from ._rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
@@ -229,14 +230,11 @@ def validated_timebase(dt: Any) -> Timebase:
         dt = bool(dt)
     if dt is None or dt is True:
         return dt
-    if np.ndim(dt) > 0:
-        raise ModelError(f"dt must be one number, the seconds between samples, got shape {np.shape(dt)}")
-    try:
-        value = float(dt)
-    except (TypeError, ValueError, OverflowError):
-        raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {dt!r}") from None
+    if isinstance(dt, np.ndarray) and dt.ndim > 0:
+        raise ModelError(f"dt must be one number, the seconds between samples, got shape {dt.shape}")
+    value = real(dt)
     if not math.isfinite(value) or value < 0:
-        raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {dt!r}")
+        raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {shown(dt)}")
     return 0 if value == 0 else value
 
 
@@ -251,10 +249,16 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
                 f"{name} is sparse with shape {M.shape}; sparse models are worked on densely up to "
                 f"n = {DENSE_LIMIT} states, and large sparse models are not supported yet"
             )
-        M = M.toarray()
+        M = _checked_sparse(M, name).toarray()
     try:
         out = np.array(M, copy=True)
-        out = out.astype(complex if np.iscomplexobj(out) else float)
+        # numpy would make numbers of these without a word
+        if out.dtype.kind in "USMm" or (
+            out.dtype == object and any(isinstance(x, str | bytes) for x in out.flat)
+        ):
+            raise TypeError("it holds strings or dates")
+        with np.errstate(over="ignore"):  # of a longer type; refused below
+            out = out.astype(complex if np.iscomplexobj(out) else float)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{name} is not a numeric matrix: {error}") from None
     if out.ndim < 2:
@@ -265,6 +269,21 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
         row, col = np.argwhere(~np.isfinite(out))[0]
         raise ModelError(f"{name}[{row}, {col}] is {out[row, col]}; every entry must be finite")
     return out
+
+
+def _checked_sparse(M: Any, name: str) -> Any:
+    """Refuse indices that lie outside: toarray writes wherever they point."""
+    try:
+        if hasattr(M, "check_format"):
+            M = M.copy()  # the check drops unused space
+            M.check_format(full_check=True)
+        elif M.format == "coo" and M.nnz:
+            for length, index in zip(M.shape, (M.row, M.col), strict=True):
+                if index.min() < 0 or index.max() >= length:
+                    raise ValueError(f"index {index.max()} or {index.min()} for a length of {length}")
+    except ValueError as error:
+        raise ModelError(f"{name} is a damaged sparse matrix: {error}") from None
+    return M
 
 
 def _empty_ports(B: Any, C: Any, D: Any) -> tuple[Any, Any]:
@@ -290,7 +309,10 @@ def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
     rows = np.abs(E).max(axis=1)
     if rows.min() == 0:
         raise ModelError(_SINGULAR_E.format(f"row {int(rows.argmin())} of E is zero"))
-    scaled = E / rows[:, None]
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scaled = E / rows[:, None]
+    if not np.all(np.isfinite(scaled)):
+        raise ModelError(_TINY_E.format(rows.min()))
     cols = np.abs(scaled).max(axis=0)
     if cols.min() == 0:
         raise ModelError(_SINGULAR_E.format(f"column {int(cols.argmin())} of E is zero"))
@@ -300,11 +322,18 @@ def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
     rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(scaled, 1))[0])
     if rcond < n * EPS:
         raise ModelError(_SINGULAR_E.format(f"its reciprocal condition number is {rcond:.1e}"))
-    rhs = np.concatenate([A, B], axis=1) / rows[:, None]
-    solved = getrs(lu, piv, rhs.astype(np.result_type(lu, rhs)))[0] / cols[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        rhs = np.concatenate([A, B], axis=1) / rows[:, None]
+        solved = getrs(lu, piv, rhs.astype(np.result_type(lu, rhs)))[0] / cols[:, None]
+    if not np.all(np.isfinite(solved)):
+        raise ModelError(_TINY_E.format(rows.min()))
     return solved[:, :n], solved[:, n:]
 
 
+_TINY_E = (
+    "E^-1 A or E^-1 B exceeds double precision: the largest entry of a row of E is down to {:.1e}; choose "
+    "other units"
+)
 _SINGULAR_E = (
     "E is singular to working precision ({}); descriptor systems with singular E are not supported yet: "
     "eliminate the algebraic states first"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -221,6 +222,111 @@ def test_a_failed_write_leaves_the_old_file(folder, monkeypatch):
     assert "No space left" in err
     assert (folder / "reduced.mat").read_bytes() == b"yesterday"
     assert not list(folder.glob(".reduced*"))
+
+
+class TestForce:
+    """`--out` replaced symbolic links, write-protected files and MODEL itself, and asked nothing.
+
+    A long computation came first where the target could not be written at all.
+    """
+
+    COMMANDS = (
+        ("reduce", "model.mat", "--order", "2", "--out"),
+        ("reduce", "model.mat", "--order", "2", "--plot"),
+        ("hsv", "model.mat", "--plot"),
+        ("identify", "record.csv", "--inputs", "u", "--outputs", "y1", "--order", "1", "--out"),
+        ("identify", "record.csv", "--inputs", "u", "--outputs", "y1", "--order", "1", "--plot"),
+    )
+
+    @pytest.fixture
+    def no_work(self, monkeypatch):
+        """Fail where work is done before the refusal."""
+
+        def work(*_, **__):
+            raise AssertionError("there was work before the refusal")
+
+        for name in ("cli.read_model", "_cli_identify.read_columns"):
+            monkeypatch.setattr(f"hankelred.{name}", work)
+
+    @staticmethod
+    def target(command):
+        return "out.json" if command[-1] == "--out" else "out.png"
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_a_link_is_not_replaced(self, folder, no_work, command, exists):
+        name = self.target(command)
+        (folder / name).symlink_to("elsewhere")
+        if exists:
+            (folder / "elsewhere").write_text("precious")
+        status, out, err = run(*command, name)
+        assert (status, out) == (2, "")
+        assert err == f"error: {name} is a symbolic link (to elsewhere); --force replaces it\n"
+        assert (folder / name).is_symlink()
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+    def test_a_write_protected_file_is_not_replaced(self, folder, no_work, command):
+        name = self.target(command)
+        (folder / name).write_text("precious")
+        (folder / name).chmod(0o444)
+        status, _, err = run(*command, name)
+        assert (status, err) == (2, f"error: {name} is write-protected; --force replaces it\n")
+        assert (folder / name).read_text() == "precious"
+
+    @pytest.mark.parametrize("command", COMMANDS[:1] + COMMANDS[3:4], ids=" ".join)
+    @pytest.mark.parametrize("name", ["same", "./same", "hard link"])
+    def test_what_is_read_is_not_replaced(self, folder, no_work, command, name):
+        source = command[1]
+        if source.endswith("csv"):
+            (folder / "record.mat").write_bytes((folder / "model.mat").read_bytes())
+            command, source = (command[0], "record.mat", *command[2:]), "record.mat"
+        if name == "hard link":
+            (folder / "linked.mat").hardlink_to(folder / source)
+        target = {"same": source, "./same": f"../{folder.name}/{source}", "hard link": "linked.mat"}[name]
+        before = (folder / source).read_bytes()
+        status, _, err = run(*command, target)
+        assert (status, err) == (2, f"error: {target} is the file that is read; --force replaces it\n")
+        assert (folder / source).read_bytes() == before
+
+    def test_neither_is_a_pipe_or_a_folder(self, folder, no_work):
+        os.mkfifo("pipe.json")
+        (folder / "folder.json").mkdir()
+        command = self.COMMANDS[0]
+        assert run(*command, "pipe.json")[2] == "error: pipe.json is no ordinary file; --force replaces it\n"
+        for options in ((), ("--force",)):
+            assert (
+                run(*command, "folder.json", *options)[2]
+                == "error: cannot write folder.json: it is a folder\n"
+            )
+
+    @pytest.mark.parametrize("target", ["/proc/out.json", "x" * 300 + ".json", "x" * 300 + "/out.json"])
+    def test_what_cannot_be_written_is_refused_before_the_work(self, folder, no_work, target):
+        if not os.path.isdir("/proc"):
+            pytest.skip("this system has no /proc")
+        for options in ((), ("--force",)):
+            status, _, err = run(*self.COMMANDS[0], target, *options)
+            assert status == 2 and err.startswith(f"error: cannot write {target}: ")
+
+    @pytest.mark.parametrize("command", COMMANDS[:4], ids=" ".join)
+    def test_force_replaces_them(self, folder, command):
+        name = self.target(command)
+        (folder / "elsewhere").write_text("precious")
+        (folder / name).symlink_to("elsewhere")
+        for _ in range(2):
+            status, out, err = run(*command, name, "--force")
+            assert (status, err) == (0, "") and f"wrote {name}" in out
+            assert not (folder / name).is_symlink()
+            (folder / name).chmod(0o444)
+        assert (folder / "elsewhere").read_text() == "precious"
+
+    def test_force_replaces_the_model(self, folder):
+        assert run("reduce", "model.mat", "--order", "2", "--out", "model.mat", "--force")[0] == 0
+        assert read_model("model.mat").n_states == 2
+
+    def test_an_ordinary_file_is_replaced_as_before(self, folder):
+        for order in "23":
+            assert run("reduce", "model.mat", "--order", order, "--out", "out.json")[0] == 0
+        assert read_model("out.json").n_states == 3
 
 
 def test_complex_models_go_to_every_format_but_json(folder):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import threading
 import time
 import tracemalloc
 
@@ -754,6 +757,41 @@ def test_stream_refuses_bad_blocks_and_goes_on():
         Convolver(np.ones((2, 2)))
     with pytest.raises(HankelredError, match="exceeds double precision"):
         Convolver([1e200]).push([1e200])
+
+
+def test_a_stream_refuses_to_be_pushed_by_two_threads_at_once():
+    # A relative of the estimator that threads shared: blocks of a stream have an order, threads have none.
+    kernel = np.random.default_rng(0).standard_normal(5000)
+    stream, block = Convolver(kernel), np.random.default_rng(1).standard_normal(20_000)
+    refused, taken = [], []
+
+    def push():
+        for _ in range(20):
+            try:
+                taken.append(stream.push(block))
+            except HankelredError as error:
+                refused.append(str(error))
+
+    threads = [threading.Thread(target=push) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) + len(refused) == 80 and taken
+    assert all("another thread is using this Convolver" in line for line in refused)
+    # what was taken is one stream, whoever pushed it, and a refusal has not disturbed it
+    whole = convolve(kernel, np.tile(block, len(taken) + 1))
+    np.testing.assert_allclose(stream.push(block), whole[-block.size :], atol=1e-9)
+    with stream._lock, pytest.raises(HankelredError, match="push from one thread"):
+        stream.push(block)
+
+
+def test_a_copy_of_a_stream_goes_on_by_itself():
+    stream = Convolver([1.0, 0.5])
+    stream.push([1.0])
+    for other in (copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))):
+        assert other.push([0.0, 0.0]).tolist() == [0.5, 0.0]
+    assert stream.push([0.0]).tolist() == [0.5]
 
 
 def test_stream_memory_is_constant():

@@ -106,6 +106,13 @@ class TestMarkovParameters:
         found = hankelred.markov_parameters(u, y, 16, dt=True)
         assert np.abs(found.markov[:, 0, 0] - h).max() < 1e-10
 
+    @pytest.mark.parametrize("past", ["rest", "unknown"])
+    def test_one_parameter_is_a_gain(self, past):
+        # Story: n=1 ended in a ValueError from a reshape of nothing.
+        u = np.random.default_rng(0).standard_normal((2, 30))
+        found = hankelred.markov_parameters(u, [[3.0, -2.0]] @ u, 1, past=past)
+        assert np.abs(found.markov[0] - [[3.0, -2.0]]).max() < 1e-14
+
     def test_standard_errors_cover_the_truth_at_the_stated_rate(self):
         rng = np.random.default_rng(4)
         h = 0.8 ** np.arange(10)
@@ -141,7 +148,8 @@ class TestMarkovParameters:
         ("change", "words"),
         [
             (lambda u, y: (np.where(np.arange(100) == 7, np.nan, u), y), "sample 7"),
-            (lambda u, y: (np.ones((2, 100)), y), "constant"),
+            (lambda u, y: (np.zeros((2, 100)), y), r"input 0 is constant \(0\).*no effect to see"),
+            (lambda u, y: (np.ones((2, 100)), y), "excite"),
             (lambda u, y: (u[:, :90], y), "90"),
             (lambda u, y: (u.T, y), r"pass u\.T"),
             (lambda u, y: (u, y, 60), "120"),
@@ -503,6 +511,186 @@ class TestIdentify:
             hankelred.identify(np.arange(50.0), np.arange(50.0), dt=0)
 
 
+class TestStepTests:
+    """A step test was refused: "input 0 is constant: its effect cannot be told from an offset".
+
+    From rest it determines everything, and python-control's own examples are of this kind. Beginning the step
+    a few samples later was accepted all along.
+    """
+
+    def test_markov_parameters_of_a_step(self):
+        # control.markov's documented example is a step, too
+        found = hankelred.markov_parameters(np.ones((1, 7)), np.array([[0, 1, 1, 1, 1, 1, 1.0]]), 7)
+        assert np.abs(found.markov[:, 0, 0] - [0, 1, 0, 0, 0, 0, 0]).max() < 1e-14
+        assert (
+            np.abs(
+                found.markov[:4, 0, 0] - control.markov(np.array([0, 1, 1, 1, 1, 1, 1.0]), np.ones(7), 4)
+            ).max()
+            < 1e-14
+        )
+
+    @pytest.mark.parametrize(("n", "samples"), [(1, 1), (40, 40), (40, 70), (2501, 2501), (3000, 5000)])
+    def test_long_steps_by_both_routes(self, n, samples):
+        # above 2500 unknowns the normal matrix is not factored
+        k = np.arange(samples)
+        h = np.where((k > 0) & (k < n), 0.99 ** (k - 1.0) * np.cos(0.2 * k), 0.3 * (k == 0))
+        found = hankelred.markov_parameters(np.full(samples, 2.5), 2.5 * np.cumsum(h), n)
+        assert np.abs(found.markov[:, 0, 0] - h[:n]).max() < 1e-11
+
+    def test_standard_errors_of_a_noisy_step_cover_the_truth(self):
+        rng = np.random.default_rng(11)
+        h = np.r_[0.0, 0.8 ** np.arange(9)]
+        y = np.cumsum(np.r_[h, np.zeros(190)]) + 0.05 * rng.standard_normal((200, 200))
+        inside = [
+            np.abs(e.markov[:, 0, 0] - h) < 2 * e.standard_error[:, 0, 0]
+            for e in (hankelred.markov_parameters(np.ones(200), row, 10) for row in y)
+        ]
+        assert 0.93 < np.mean(inside) < 0.98  # of a normal distribution 95 % are
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_every_input_stepped_in_turn(self, seed):
+        A, B, C, _ = system(3, 2, 2, seed)
+        truth = control.ss(A, B, C, np.zeros((2, 2)), 0.1)
+        response = control.step_response(truth, np.arange(100) * 0.1)
+        markov = hankelred.markov_parameters(response, n=100).markov
+        assert relative_error(markov, hankelred.impulse_response(truth, 100)) < 1e-12
+        model = hankelred.identify(response)
+        assert (model.order, model.system.dt) == (3, 0.1)
+        assert hankelred.norm(model.system - truth, "hinf") < 1e-10 * hankelred.norm(truth, "hinf")
+        assert all(np.abs(x0).max() < 1e-10 for x0 in model.initial_states)
+        np.testing.assert_array_equal(model.input_offset, 0)
+        np.testing.assert_array_equal(model.output_offset, 0)
+
+    @pytest.mark.parametrize("samples", [30, 100, 400])
+    @pytest.mark.parametrize("noise", [0.0, 0.01])
+    def test_order_is_found_though_the_end_of_the_record_says_nothing(self, samples, noise):
+        # The last 30 % of a settled step are noise around a level: held back, they chose any order.
+        A = 0.95 * np.array([[np.cos(0.3), np.sin(0.3)], [-np.sin(0.3), np.cos(0.3)]])
+        B, C, D = np.array([[1.0], [0.0]]), np.array([[0.0, 1.0]]), np.zeros((1, 1))
+        y = simulate(A, B, C, D, np.full((1, samples), 2.5))
+        y += noise * np.abs(y).max() * np.random.default_rng(1).standard_normal(y.shape)
+        model = hankelred.identify(np.full(samples, 2.5), y)
+        truth = markov_of(A, B, C, D, 100)
+        assert model.order == 2
+        assert relative_error(hankelred.impulse_response(model.system, 100), truth) < (
+            0.1 if noise else 1e-11
+        )
+        assert model.held_back_fit[0] > 0.97
+
+    def test_a_direct_term_needs_known_levels(self):
+        # y[0] = D u is an offset as well: by default the levels are unknown
+        y = simulate(np.array([[0.9]]), np.array([[0.1]]), np.eye(1), np.array([[0.5]]), np.ones((1, 60)))
+        with pytest.raises(hankelred.HankelredError, match=r"constant \(1\).*offsets=False"):
+            hankelred.identify(np.ones(60), y)
+        model = hankelred.identify(np.ones(60), y, offsets=False)
+        assert relative_error(model.system.D, np.array([[0.5]])) < 1e-12
+        assert relative_error(model.system.poles().real, np.array([0.9])) < 1e-10
+
+    def test_one_input_stepped_beside_one_that_moves(self):
+        rng = np.random.default_rng(3)
+        A, B, C, D = system(2, 1, 2, 3)
+        u = np.vstack([np.ones(200), rng.standard_normal(200)])
+        y = simulate(A, B, C, D, u)
+        with pytest.raises(hankelred.HankelredError, match="input 0 is constant"):
+            hankelred.identify(u, y)
+        model = hankelred.identify(u, y, offsets=False)
+        found = hankelred.impulse_response(model.system, 50)
+        assert relative_error(found, markov_of(A, B, C, D, 50)) < 1e-9
+
+    def test_other_orders_and_records_of_a_step_test(self):
+        A, B, C, _ = system(3, 1, 1, 5)
+        y = simulate(A, B, C, np.zeros((1, 1)), np.ones((1, 120)))
+        model = hankelred.identify(np.ones(120), y)
+        assert model.order == 3
+        smaller = model.at(2)
+        assert smaller.order == 2 and smaller.fit[0] < model.fit[0]
+        u = np.random.default_rng(5).standard_normal((1, 80))
+        assert model.compare(u, simulate(A, B, C, np.zeros((1, 1)), u)).fit[0] > 1 - 1e-9
+
+    @pytest.mark.parametrize(
+        ("u", "y", "options", "words"),
+        [
+            (np.zeros(80), np.arange(80.0), {"offsets": False}, r"constant \(0\).*no effect to see"),
+            (np.ones(80), 3 + 0.1 * np.sin(np.arange(80.0)), {}, "cannot be told from an offset"),
+            (np.ones((2, 80)), 1 - 0.9 ** np.arange(80.0), {}, "inputs 0, 1 move together"),
+            (np.ones(80), np.ones(80), {"offsets": False}, "output 0 is constant"),
+            (np.ones(8), 1 - 0.9 ** np.arange(8.0), {}, "too few samples: 8 in 1"),
+            (np.ones(1), np.ones(1), {}, "input 0 is constant"),
+            (np.ones(1), np.zeros(1), {}, "output 0 is constant"),
+        ],
+    )
+    def test_what_a_step_does_not_determine_is_refused(self, u, y, options, words):
+        with pytest.raises(hankelred.HankelredError, match=words):
+            hankelred.identify(u, y, **options)
+
+    def test_inputs_that_move_together_are_refused(self):
+        # A relative: of two copies of one input each got half of the effect, without a word.
+        rng = np.random.default_rng(0)
+        u = rng.standard_normal(300)
+        y = np.convolve(u, [0.0, 1.0, 0.5])[:300]
+        for other in (u, -2 * u, u + 3):
+            with pytest.raises(hankelred.HankelredError, match="inputs 0, 2 move together"):
+                hankelred.identify(np.vstack([u, rng.standard_normal(300), other]), y)
+        # an offset tells them apart where levels are known
+        assert hankelred.identify(np.vstack([u, u + 3]), y, 2, offsets=False).order == 2
+
+
+class TestDegenerateRecords:
+    """A record whose dimensions were damaged ended in ZeroDivisionError: no model had a single state.
+
+    Found by mutated .mat files; values of 1e200, whose squares overflow, were one cause. Others ended in
+    LinAlgError.
+    """
+
+    @pytest.mark.parametrize("which", ["u", "y"])
+    @pytest.mark.parametrize("size", [1e303, 1e172, 1e-200, 5e-324])
+    @pytest.mark.parametrize("where", [2, 95])
+    def test_values_whose_squares_leave_double_precision(self, which, size, where):
+        rng = np.random.default_rng(0)
+        record = {"u": rng.standard_normal(100), "y": rng.standard_normal(100)}
+        if size > 1:
+            record[which][where] = size
+        else:
+            record[which] = record[which] * size
+        words = f"channel 0 of {which} has values of up to .*choose other units"
+        if np.any(record[which]):
+            for function in (hankelred.identify, lambda u, y: hankelred.markov_parameters(u, y, 5)):
+                with pytest.raises(hankelred.HankelredError, match=words):
+                    function(record["u"], record["y"])
+
+    @pytest.mark.parametrize("size", [1e-70, 1e70])
+    def test_other_units_change_nothing(self, size):
+        u = np.random.default_rng(0).standard_normal(200)
+        y = np.convolve(u, [0.0, 1.0, 0.5])[:200]
+        model = hankelred.identify(u * size, y * size, 2)
+        assert np.abs(hankelred.impulse_response(model.system, 4)[:, 0, 0] - [0, 1, 0.5, 0]).max() < 1e-9
+
+    @pytest.mark.parametrize("outputs", [1, 2])
+    @pytest.mark.parametrize("level", [0.0, 7.0])
+    def test_an_output_that_moves_only_at_the_end(self, outputs, level):
+        # Trial models come from the first 70 %: the covariance they start from was zero.
+        rng = np.random.default_rng(1)
+        u, y = rng.standard_normal(100), rng.standard_normal((outputs, 100))
+        y[:, :80] = level
+        with pytest.raises(hankelred.HankelredError, match="no output moves in the first 70%"):
+            hankelred.identify(u, y, 1)
+
+    @pytest.mark.filterwarnings("ignore:.*next to nothing:hankelred.ReductionWarning")
+    def test_one_output_of_two_moves_only_at_the_end(self):
+        rng = np.random.default_rng(2)
+        u = rng.standard_normal(200)
+        y = np.vstack([np.convolve(u, [0.0, 1.0, 0.5])[:200], np.r_[np.zeros(170), rng.standard_normal(30)]])
+        model = hankelred.identify(u, y, 2)
+        assert np.isfinite(model.system.A).all() and model.fit[0] > 0.9
+
+    def test_an_output_that_follows_at_once(self):
+        # integers: not even rounding is left for a state to explain
+        u = np.random.default_rng(0).integers(-3, 4, 200).astype(float)
+        model = hankelred.identify(u, 2 * u)
+        assert abs(model.system.D[0, 0] - 2) < 1e-12
+        assert hankelred.norm(model.system - 2, "hinf") < 1e-12
+
+
 class TestAutomaticOrder:
     """A user's record of a chain of masses was modelled with 6 states and a fit of 0.30, a pole at 0.999999.
 
@@ -630,7 +818,7 @@ class TestCommand:
         broken.write_text("u,y\n1,2\n3,x\n")
         with pytest.raises(hankelred.FileFormatError, match=r"line 3, column 1: 'x'"):
             read_columns(broken)
-        with pytest.raises(hankelred.FileFormatError, match="not a file"):
+        with pytest.raises(hankelred.FileFormatError, match="does not exist"):
             read_columns(tmp_path / "none.csv")
 
 
