@@ -242,7 +242,7 @@ def second_order(rng):
 
 
 def nearly_nonminimal(rng):
-    """Half of the states are reached, or seen, by 1e-6 to 1e-14 only."""
+    """Half of the states are reached, or observed, by 1e-6 to 1e-14 only."""
     (n, m, p), discrete = sizes(rng, 2), coin(rng)
     A = stable(rng, n, discrete=discrete)
     B, C, D = ports(rng, n, m, p)
@@ -335,7 +335,7 @@ def descriptor(rng):
 
 
 def _denominator(rng, undamped, discrete):
-    """Return factors: stable poles, and undamped pairs or integrators where asked for."""
+    """Return factors: stable poles, and undamped pairs or integrators where wanted."""
     factors = []
     for _ in range(int(rng.integers(0 if undamped else 1, 4))):
         if discrete:

@@ -20,6 +20,9 @@ warning of anybody else's, or of a loss that is not there, is "leaked". A case c
 Prediction, written before the first thousand cases, on the code of version 0.1.0: wrong in multiple poles and
 delays (modal form), far gains, near the boundary (bound of residualization); foreign exceptions in undamped
 transfer functions and equal oscillators; bounds short nearly everywhere at full order, where they are zero.
+Measured, 1007 cases on that code: as predicted, but far gains wrong once only (the H2 error), and beyond the
+prediction 12 of 53 zeros-poles-gain models came back with zeros that are not there, and an undamped pair in a
+transfer function of gain 1e7 was taken for stable. 694 cases have a short bound, 45 something wrong.
 
 With --out the results are kept as JSON lines, and a later run goes on from them.
 """
@@ -77,7 +80,7 @@ class Judge:
 
     def call(self, check, function):
         """Return the result (None where there is none) and the losses that hankelred warns of."""
-        with warnings.catch_warnings(record=True) as seen:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 result = function()
@@ -92,31 +95,30 @@ class Judge:
                 at = f"{Path(ours[-1].filename).name}, {ours[-1].name}" if ours else "?"
                 self.note("foreign exception", check, f"{type(error).__name__} in {at}: {error}")
                 return None, []
-        for w in seen:
+        for w in caught:
             if not issubclass(w.category, ReductionWarning):
                 at = Path(w.filename).name
                 self.note("leaked warning", check, f"{w.category.__name__} in {at}: {w.message}")
-        return result, [str(w.message) for w in seen if "differs from the state space" in str(w.message)]
+        return result, [str(w.message) for w in caught if "differs from the state space" in str(w.message)]
 
-    def compare(self, check, found, exact, allowed, movement, detail=""):
+    def compare(self, check, computed, exact, allowed, movement, detail=""):
         """Compare numbers: within what is allowed, else within the conditioning, else wrong."""
-        found, exact, allowed = np.broadcast_arrays(*(np.asarray(x, float) for x in (found, exact, allowed)))
-        if np.any(np.isnan(found)):
+        computed, exact, allowed = np.broadcast_arrays(
+            *(np.asarray(x, float) for x in (computed, exact, allowed))
+        )
+        if np.any(np.isnan(computed)):
             self.note("wrong", check, f"NaN {detail}")
             return
         with np.errstate(invalid="ignore"):
-            off = np.where(found == exact, 0.0, np.abs(found - exact))
+            off = np.where(computed == exact, 0.0, np.abs(computed - exact))
         if np.all(off <= allowed):
             self.note("right", check)
             return
         reach = allowed + CONDITIONING * movement()
-        k = int(np.argmax(off / np.maximum(reach, 1e-300)))
-        times = off.flat[k] / reach.flat[k]
-        self.note(
-            "conditioning" if np.all(off <= reach) else "wrong",
-            check,
-            f"{found.flat[k]:.6g} where {exact.flat[k]:.6g} is exact, {times:.2g} times the allowed {detail}",
-        )
+        times = off / np.maximum(reach, 1e-300)
+        k = int(np.argmax(times))
+        text = f"{computed.flat[k]:.6g} where {exact.flat[k]:.6g} is exact, {times.flat[k]:.2g} times the allowed"
+        self.note("conditioning" if np.all(off <= reach) else "wrong", check, f"{text} {detail}".strip())
 
 
 PACKAGE = Path(hankelred.__file__).parent
@@ -226,7 +228,7 @@ class Truth:
 
 
 def check(case: Case) -> list[tuple[str, str, str]]:
-    """Return (outcome, check, detail) of everything that is asked of one case."""
+    """Return (outcome, check, detail) of every check of one case."""
     judge, truth = Judge(), Truth(case)
     default, losses = judge.call("reduce", lambda: hankelred.reduce(case.model, dt=case.dt))
     rounding = _check_values(judge, truth, default)
@@ -288,7 +290,7 @@ def _check_norms(judge, truth):
             poles = truth.exact.poles
             exact, w = _exact.peak(truth.rational, None, poles, discrete=truth.discrete, real=truth.real)
             if value > exact > 0 and truth.exact.exceeds(value * (1 - 1e-6)):
-                exact = value  # a peak that is there and was not found
+                exact = value  # a peak that is there and that the grid missed
             at = _exact.on_boundary(w, discrete=truth.discrete)
             judge.compare(name, value, exact, 2e-6 * exact, truth.response_movement([at]))
 
@@ -375,7 +377,7 @@ def _check_loss(judge, truth, name, model, losses):
 
 
 def _check_errors(judge, truth, method, reduction, error, at):
-    """Compare what `error` says with the exact error: the largest gain, and the energy for truncation."""
+    """Compare `error()` with the exact error: the largest gain, and the energy for truncation."""
     gain, where = truth.case.gain, f"(order {reduction.order})"
     name = f"error, {method}"
     value, _ = judge.call(name, reduction.error)
@@ -388,7 +390,7 @@ def _check_errors(judge, truth, method, reduction, error, at):
         value /= gain
         allowed = max(0.1 * error, reduction.noise_floor / gain)
         if value > error + allowed and system is not None and difference.exceeds(0.9 * value):
-            error = value  # a peak that is there and was not found
+            error = value  # a peak that is there and that the grid missed
         judge.compare(name, value, error, allowed, truth.most_movement(at), where)
     if system is None or method != "truncation":
         return

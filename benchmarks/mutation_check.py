@@ -8,7 +8,8 @@ tree. The tests named with a fault are run first, then, where they pass, all tes
 passes those too has survived. Tests that fail without any fault are left out. The exit status is the number
 of survivors and errors.
 
-Prediction: none survives, and each is noticed by the tests named with it.
+Prediction: none survives, and each is noticed by the tests named with it. Measured first: so for
+nineteen; that a boolean dt of an archive is True and not one second had no test, and has one now.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ FAULTS = (
         ("test_models.py",),
     ),
     Fault(
-        "dt of a file that says True read as one second",
+        "boolean dt of a file read as one second",
         "return bool(item) if flat.dtype == bool else float(item)",
         "return float(item)",
         ("test_cli.py",),
@@ -229,16 +230,16 @@ class Tree:
 
     def files(self, names: tuple[str, ...]) -> list[str]:
         """Return where the test files of these names are."""
-        found = [path for path in self.core if Path(path).name in names]
-        if len(found) != len(names):
+        paths = [path for path in self.core if Path(path).name in names]
+        if len(paths) != len(names):
             raise LookupError(
-                f"of the test files {', '.join(names)} only {', '.join(found) or 'none'} are there"
+                f"of the test files {', '.join(names)} only {', '.join(paths) or 'none'} are there"
             )
-        return found
+        return paths
 
 
 class Check:
-    """Faults tried one after the other; what fails without a fault is found once for each file."""
+    """Faults tried one after the other; what fails without a fault is established once for each file."""
 
     def __init__(self, tree: Tree):
         self.tree = tree

@@ -1,4 +1,4 @@
-"""Linear models in multiprecision arithmetic: responses, Gramians, norms and peaks of the numbers as given.
+"""Linear models in multiprecision arithmetic: responses, Gramians, norms and peaks of exactly these numbers.
 
 Nothing here is shared with the package. Numbers are balls of python-flint at `BITS` bits; a result is rounded
 to double precision only when it leaves this file, so differences of nearly equal models keep their digits.
@@ -196,8 +196,8 @@ class Exact:
         onto = (eye - X) * acb(0.5)
         rest = eye - onto
         return tuple(
-            Exact((self.A * own + other * parked).mid(), own * self.B, self.C * own, D, self.discrete)
-            for own, other, D in ((onto, rest, self.D), (rest, onto, self.D * 0))
+            Exact((self.A * part + others * parked).mid(), part * self.B, self.C * part, D, self.discrete)
+            for part, others, D in ((onto, rest, self.D), (rest, onto, self.D * 0))
         )
 
     # peaks ------------------------------------------------

@@ -56,8 +56,8 @@ def test_a_wrong_answer_is_noticed(wrong):
     else:
         model = (A * (1 + 1e-5), B, C, D) if wrong == "A" else (A, B, C * (1 + 1e-5), D)
         case = dataclasses.replace(case, model=model)
-    found = {check for outcome, check, _ in fuzz.check(case) if outcome == "wrong"}
-    assert {"hankel singular values", "norm hinf", "bound, default reduction"} <= found
+    wrong_checks = {check for outcome, check, _ in fuzz.check(case) if outcome == "wrong"}
+    assert {"hankel singular values", "norm hinf", "bound, default reduction"} <= wrong_checks
 
 
 def test_exceptions_and_warnings_of_others_are_noticed(monkeypatch):

@@ -453,8 +453,8 @@ def test_modal_form_of_repeated_complex_poles_is_right_or_refused():
         return
     points = 1j * np.linspace(0, 3, 20)
     expected = response_at(system, points)
-    found = response_at((np.diag(modal.poles), modal.B, modal.C, modal.D), points)
-    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+    computed = response_at((np.diag(modal.poles), modal.B, modal.C, modal.D), points)
+    assert np.abs(computed - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 # Discretisation and simulation ------------------------------------------------
@@ -491,8 +491,8 @@ def test_zero_order_hold(case, A, B):
     (A0, B0, C0, D0), _ = case
     expected = A, table(B), C0, D0
     u, x0 = np.random.default_rng(0).standard_normal((B0.shape[1], 30)), np.arange(1.0, A.shape[0] + 1)
-    found = simulate((A0, B0, C0, D0), u, x0=x0, step=0.01)
-    np.testing.assert_allclose(found, simulate(expected, u, x0=x0, dt=0.01), rtol=1e-9, atol=1e-12)
+    computed = simulate((A0, B0, C0, D0), u, x0=x0, step=0.01)
+    np.testing.assert_allclose(computed, simulate(expected, u, x0=x0, dt=0.01), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -533,9 +533,9 @@ def test_first_order_hold(case, A, B, D, from_input):
     (A0, B0, C0, D0), _ = case
     expected = A, table(B), C0, table(D)
     u, x0 = np.random.default_rng(0).standard_normal((B0.shape[1], 30)), np.arange(1.0, A.shape[0] + 1)
-    found = simulate((A0, B0, C0, D0), u, x0=x0, step=0.01, hold="foh")
+    computed = simulate((A0, B0, C0, D0), u, x0=x0, step=0.01, hold="foh")
     start = x0 + table(from_input) @ u[:, 0]
-    np.testing.assert_allclose(found, simulate(expected, u, x0=start, dt=0.01), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(computed, simulate(expected, u, x0=start, dt=0.01), rtol=1e-9, atol=1e-12)
 
 
 def test_sampled_transfer_function():

@@ -66,7 +66,7 @@ def in_the_signs_of(expected, system):
 )
 def test_balred(method, A, B, D):
     A, B = table(A), table(B)
-    # an input of four digits: the third digit of the results is not its own
+    # an input of four digits: the third digit of the results is not determined by it
     reduced = in_the_signs_of(B, hankelred.reduce(COMPANION, 2, method=method).system)
     np.testing.assert_allclose(reduced[0], A, atol=half_unit(2))
     for M, expected in zip(reduced[1:], (B, B.T, [[D]]), strict=True):
@@ -435,8 +435,8 @@ def test_delay(wait):
 )
 def test_double_integrator(u, x0, states):
     system = table("0 1\n0 0"), table("0\n1"), table("1 0"), 0
-    y, found = simulate(system, u, x0=x0, step=1 / 9, hold="foh", return_states=True)
-    np.testing.assert_allclose(found, states, atol=half_unit(6))
+    y, computed = simulate(system, u, x0=x0, step=1 / 9, hold="foh", return_states=True)
+    np.testing.assert_allclose(computed, states, atol=half_unit(6))
     np.testing.assert_allclose(y, states[0], atol=half_unit(6))
 
 
@@ -576,8 +576,8 @@ def test_modal_form(A, B, C, D, poles):
     np.testing.assert_allclose(modal.poles, poles, rtol=1e-9)
     powers = [C @ np.linalg.matrix_power(A, k) @ B for k in range(4)]
     for k, expected in enumerate(powers):
-        found = modal.C @ np.diag(modal.poles**k) @ modal.B
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+        computed = modal.C @ np.diag(modal.poles**k) @ modal.B
+        np.testing.assert_allclose(computed, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -610,7 +610,7 @@ def test_modal_form_of_a_companion_matrix(poles, dt):
 @pytest.mark.parametrize("poles", [[-1, -1], [-1, -1, -2, -2, -2]])
 def test_modal_form_of_multiple_poles_is_right_or_refused(poles):
     # Story: five such poles gave 16.6 at frequency zero where the response is 0.125, without a word.
-    # python-control puts each multiple pole into a block of its own.
+    # python-control puts each multiple pole into a separate block.
     n = len(poles)
     A = np.polynomial.polynomial.polycompanion(np.polynomial.polynomial.polyfromroots(poles)).real
     system = A, np.eye(n)[:, :1], np.eye(n)[-1:], np.zeros((1, 1))
@@ -620,8 +620,8 @@ def test_modal_form_of_multiple_poles_is_right_or_refused(poles):
         return
     points = 1j * np.linspace(0, 5, 20)
     expected = response_at(system, points)
-    found = response_at((np.diag(modal.poles), modal.B, modal.C, modal.D), points)
-    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+    computed = response_at((np.diag(modal.poles), modal.B, modal.C, modal.D), points)
+    assert np.abs(computed - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 def test_models_without_states():

@@ -504,7 +504,7 @@ def test_columns_with_a_common_denominator_of_slycot():
 
 
 def test_no_state_is_reached_in_slycots_regression():
-    # slycot gh-242: 67 states, none reached, none seen
+    # slycot gh-242: 67 states, none reached, none observed
     system = -np.eye(67), np.zeros((67, 1)), np.zeros((1, 67)), [[42.24]]
     reduction = hankelred.reduce(system)
     assert reduction.order == 0
@@ -528,7 +528,7 @@ def test_h2_norm_of_slycots_oscillator(discrete):
 
 
 def test_printed_digits_are_worth_something():
-    # the comparison itself: one digit more than rounding explains is seen
+    # the comparison itself: one digit more than rounding explains is noticed
     G, slack = printed_response(AXIS, FREQUENCIES, 4)
     assert np.all(slack < 0.02) and np.all(slack >= 5e-5) and np.abs(G).max() > 1
     A, B, C, D = AXIS
