@@ -76,6 +76,19 @@ def test_pole_near_the_axis(distance):
     assert leading_right(values, exact) == 21
 
 
+@pytest.mark.parametrize("distance", [1e-6, 1e-9, 1e-11])
+def test_pole_near_the_circle(distance):
+    # the pole is alone in its block, so that rounding does not move it
+    A, B, C, D = random_system(1, 12, 2, 2, discrete=True, margin=0.5, direct=False)
+    rng = np.random.default_rng(1)
+    A = sla.block_diag(A, 1 - distance)
+    system = A, np.vstack([B, rng.standard_normal((1, 2))]), np.hstack([C, rng.standard_normal((2, 1))]), D
+    exact = exact_hsv(*system[:3], discrete=True)
+    values = hankel_singular_values(system, dt=True)
+    assert worst_large(values, exact, least=1e-13) < 1e-9
+    assert leading_right(values, exact) == 13
+
+
 @pytest.mark.parametrize("name", ["iss", "build", "heat-cont", "pde"])
 def test_published_values(name):
     system, published = slicot_model(name)

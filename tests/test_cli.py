@@ -113,6 +113,16 @@ def test_reduced_model_keeps_its_timebase(folder, suffix, dt):
     )
 
 
+@pytest.mark.parametrize("dt", [True, np.array(True), np.array([[True]])])
+def test_archive_of_the_users_own_with_an_unspecified_step(folder, dt):
+    # numpy keeps the type: True is a discrete model without a step, and not one second
+    A, B, C, D = system()
+    np.savez("own.npz", A=A / 20, B=B, C=C, D=D, dt=dt)
+    assert read_model("own.npz").dt is True
+    np.savez("own.npz", A=A / 20, B=B, C=C, D=D, dt=np.array([[1]]))
+    assert type(read_model("own.npz").dt) is float
+
+
 def test_matlab_file_with_sparse_matrices_descriptor_and_lower_case(folder):
     A, B, C, _ = system()
     E = np.diag(np.arange(1.0, 13))
