@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -28,8 +28,13 @@ from .files import read_model, write_model
 from .models import LinearModel, Timebase, validated_timebase
 from .reduction import METHODS, Reduction
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # before click 8.4 it takes no parameter
 
-class Timestep(click.ParamType[Any]):
+
+class Timestep(_ParamType):
     """A timebase on the command line: 0, true or seconds."""
 
     name = "0|true|SECONDS"

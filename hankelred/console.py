@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from ._errors import FileFormatError, HankelredError, in_one_line, shown
-from ._writing import check_writable, write_atomically
 from .models import Timebase
+from .writing import check_writable, write_atomically
 
 PICTURES = (".png", ".pdf", ".svg")
 

@@ -17,7 +17,7 @@ from ._reading import Archive
 from ._sharing import Shared
 from ._signals import as_numbers
 from ._triangle import TriangularFactor
-from ._writing import replace_file
+from .writing import replace_file
 
 _FORMAT = 1
 #: The largest sample: the squares of as many as there can be add up to less than double precision can hold.

@@ -12,8 +12,8 @@ import numpy as np
 
 from ._errors import FileFormatError, in_one_line, listed
 from ._reading import checked_suffix, opened
-from ._writing import write_atomically
 from .models import LinearModel, Timebase, validated, validated_timebase
+from .writing import write_atomically
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hankelred._writing import replace_file
+from hankelred.writing import replace_file
 
 from ._gradient_operator import GradientOperator
 from ._passes import inputs_of

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,47 +29,77 @@ from .state import HRMState, find_cache, find_state, open_state, tokens_seen
 class _Current(threading.local):
     """The pass that runs in this thread: one model may serve several at once."""
 
-    value: Pass | None = None
-    row_adapters: tuple[str, ...] | None = None
+    value: Pass | None = None  # of the decoder that runs
+    in_layer: Pass | None = None  # of the decoder layer that runs
+    row_adapters: tuple[RowAdapters, ...] = ()
 
 
 _current = _Current()
 
 
 def current_pass() -> Pass | None:
-    """Return the forward pass that runs now, None outside of one."""
-    return _current.value
+    """Return the forward pass of the decoder layer that runs now, None outside of one."""
+    return _current.in_layer
+
+
+class RowAdapters(NamedTuple):
+    """An adapter for each row of the batches that a decoder gets."""
+
+    decoder: nn.Module
+    names: tuple[str, ...]
+    copies: int  # of each row, which generate makes for beams and samples
 
 
 @contextlib.contextmanager
-def row_adapters(names: Sequence[str]) -> Iterator[None]:
-    """Give each row of the batches that run inside an adapter of its own.
+def row_adapters(decoder: nn.Module, names: Sequence[str], *, copies: int) -> Iterator[None]:
+    """Give each row of the batches that a decoder gets inside an adapter of its own.
 
     Parameters
     ----------
+    decoder : Module
+        Other decoders that run inside, such as that of an assistant model, are not concerned.
     names : sequence of str
         One for each row. A name that no adapter has stands for the base model.
+    copies : int
+        Rows may come so many times each, one after the other.
     """
-    before, _current.row_adapters = _current.row_adapters, tuple(names)
+    before = _current.row_adapters
+    _current.row_adapters = (RowAdapters(decoder, tuple(names), copies), *before)
     try:
         yield
     finally:
         _current.row_adapters = before
 
 
+def _row_adapters(decoder: nn.Module, batch: int) -> tuple[str, ...] | None:
+    """Return the adapter of each row of a batch, None where they are not given by row."""
+    given = next((each for each in _current.row_adapters if each.decoder is decoder), None)
+    if given is None:
+        return None
+    for copies in (1, given.copies):
+        if copies * len(given.names) == batch:
+            return tuple(name for name in given.names for _ in range(copies))
+    raise AdapterError(
+        f"adapter_names has {len(given.names)} names for a batch of {batch} rows; give one for each row"
+    )
+
+
 class Pass:
     """One forward pass of a decoder, as its layers share it."""
 
-    def __init__(self, call: DecoderCall, tokens: Tokens, n_layers: int, shards: Shards | None = None):
+    def __init__(
+        self,
+        call: DecoderCall,
+        tokens: Tokens,
+        n_layers: int,
+        *,
+        shards: Shards | None = None,
+        row_adapters: tuple[str, ...] | None = None,
+    ):
         self.call, self.tokens, self.n_layers = call, tokens, n_layers
         self.batch, self.time = call.batch, call.time
-        self.shards = shards
-        self.row_adapters = _current.row_adapters
-        if self.row_adapters is not None and len(self.row_adapters) != self.batch:
-            raise AdapterError(
-                f"adapter_names has {len(self.row_adapters)} names for a batch of {self.batch} rows; give "
-                "one for each row"
-            )
+        self.shards, self.row_adapters = shards, row_adapters
+        self._rows: dict[str, Tensor] = {}
         self.plain = tokens.keep is None and tokens.reset is None
         self._cache: Cache | None = None
         self._seen = 0
@@ -100,7 +130,9 @@ class Pass:
         """Return which rows an adapter takes part in, (batch, 1, 1); None where in all."""
         if self.row_adapters is None or set(self.row_adapters) == {adapter}:
             return None
-        return torch.tensor([name == adapter for name in self.row_adapters])[:, None, None]
+        if adapter not in self._rows:
+            self._rows[adapter] = torch.tensor([name == adapter for name in self.row_adapters])[:, None, None]
+        return self._rows[adapter]
 
     def follow(self) -> HRMState | None:
         """Return the states to go on from, and count the tokens of this pass."""
@@ -110,6 +142,7 @@ class Pass:
             return None
         if self._state is None and self._cache is not None:
             self._state = open_state(self._cache, seen=self._seen, n_layers=self.n_layers)
+            self._state.check_rows(self.row_adapters)
         return self._state
 
     def take_heard(self, block: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -131,15 +164,15 @@ class Pass:
             if not self._state.static:
                 self._state.tokens += self.time
 
-    def check_cache(self, output: Any, *, recomputing: bool) -> None:
+    def check_cache(self, output: Any, *, recomputing: Callable[[], bool]) -> None:
         """Refuse a cache that was filled in this pass without the states of the adapters.
 
         Parameters
         ----------
         output : Any
             What the decoder returned.
-        recomputing : bool
-            Whether layers are computed again in the backward pass: transformers then keeps no cache.
+        recomputing : callable
+            Tells whether layers are computed again in the backward pass: transformers then keeps no cache.
 
         Raises
         ------
@@ -156,7 +189,7 @@ class Pass:
                 f"the cache holds {seen} tokens, and no decoder layer was called with it, so the states of "
                 f"the adapters are not in it (transformers {transformers.__version__}); pass use_cache=False"
             )
-        if self.call.use_cache and self._cache is None and shown is None and not recomputing:
+        if self.call.use_cache and self._cache is None and shown is None and not recomputing():
             raise StateError(
                 "use_cache=True was given, and neither the decoder's layers nor its output show a cache "
                 f"(transformers {transformers.__version__}), so the next tokens would start from a state of "
@@ -205,7 +238,7 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     names, n_layers = backbone.__dict__["_hrm_decoder"]
     group = backbone.__dict__.get("_hrm_group")
     if group is None:
-        this = _read_pass(backbone.config, names, args, kwargs, n_layers)
+        this = _read_pass(backbone, names, args, kwargs, n_layers)
     else:
         this = _read_pass_of_shard(backbone, names, args, kwargs, n_layers, group)
     if this is not None:
@@ -213,12 +246,15 @@ def _start_pass(backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _read_pass(
-    config: Any, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], n_layers: int
+    backbone: Any, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any], n_layers: int
 ) -> Pass | None:
     """Read what a decoder is called with; None where there are no tokens: it will complain itself."""
     check_ring(None)
-    call = DecoderCall.read(config, names, args, kwargs)
-    return None if call is None else Pass(call, _tokens(config, call), n_layers)
+    call = DecoderCall.read(backbone.config, names, args, kwargs)
+    if call is None:
+        return None
+    tokens = _tokens(backbone.config, call)
+    return Pass(call, tokens, n_layers, row_adapters=_row_adapters(backbone, call.batch))
 
 
 def _read_pass_of_shard(
@@ -255,7 +291,8 @@ def _read_pass_of_shard(
     except Exception:
         tell_refusal(group, place)  # the others wait for this process
         raise
-    return Pass(call, tokens, n_layers, compare_shards(group, own, place))
+    shards = compare_shards(group, own, place)
+    return Pass(call, tokens, n_layers, shards=shards, row_adapters=_row_adapters(backbone, call.batch))
 
 
 def _tokens(config: Any, call: DecoderCall) -> Tokens:
@@ -277,8 +314,13 @@ def _end_pass(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         return
     this.leave(finished=output is not None)
     if output is not None:
-        layers = (getattr(m, "gradient_checkpointing", False) and m.training for m in backbone.modules())
-        this.check_cache(output, recomputing=any(layers))
+        this.check_cache(output, recomputing=lambda: _recomputes(backbone))
+
+
+def _recomputes(backbone: nn.Module) -> bool:
+    return any(
+        getattr(module, "gradient_checkpointing", False) and module.training for module in backbone.modules()
+    )
 
 
 class _Carrier:
@@ -315,11 +357,11 @@ def _make_carrying(cls: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, hrm_pass: Pass | None = None, **kwargs: Any) -> Any:
         if hrm_pass is not None:
             hrm_pass.enter(find_cache((*args, *kwargs.values())))
-        before, _current.value = _current.value, hrm_pass
+        before, _current.in_layer = _current.in_layer, hrm_pass
         try:
             return cls.forward(self, *args, **kwargs)
         finally:
-            _current.value = before
+            _current.in_layer = before
             if hrm_pass is not None:
                 # a layer that fails, or is computed again as far as needed, leaves a block in the middle; its
                 # graph holds this pass, so it would never be freed

@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
+from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
 from ._errors import AdapterError, ArchitectureError, StateError
 from .state import find_cache
 
-#: Arguments without which padding and document starts cannot be read. The cache is found by its type instead.
-_READ = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+#: Arguments without which padding cannot be read. The cache is found by its type instead.
+_READ = ("input_ids", "inputs_embeds", "attention_mask")
 
-#: Decoders that take no position_ids, by ``model_type``: their attention counts distances itself.
-WITHOUT_POSITIONS = {"bloom", "mpt"}
+#: Arguments that say nothing of positions. A decoder with no others may do without position_ids, as those do
+#: whose attention counts distances itself; another one may have renamed them.
+_NO_POSITIONS = {
+    *_READ,
+    "cache",
+    "past_key_values",
+    "use_cache",
+    "cache_position",
+    "token_type_ids",
+    "encoder_hidden_states",
+    "encoder_attention_mask",
+    "head_mask",
+    "cross_attn_head_mask",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "kwargs",
+}
 
 
 @dataclass(frozen=True)
@@ -71,8 +90,8 @@ class DecoderCall:
         paged = "paged" in str(getattr(config, "_attn_implementation", ""))
         if paged or given.get("write_index") is not None:
             raise StateError(
-                "continuous batching (generate_batch) keeps keys and values in a paged cache, which has no "
-                "room for a recurrent state; use generate"
+                "continuous batching (generate_batch) keeps keys and values in a paged cache, which cannot "
+                "hold a recurrent state; use generate"
             )
         if given.get("adapter_names") is not None:
             raise AdapterError(
@@ -111,8 +130,10 @@ def check_arguments(backbone: nn.Module, model_type: str) -> None:
     """
     names = argument_names(backbone)
     missing = [name for name in _READ if name not in names]
-    if model_type in WITHOUT_POSITIONS and "position_ids" in missing:
-        missing.remove("position_ids")
+    if "position_ids" not in names and not _NO_POSITIONS.issuperset(names):
+        missing.append("position_ids")
+    if "cu_seq_lens_q" not in FlashAttentionKwargs.__annotations__:
+        missing.append("cu_seq_lens_q")
     if missing:
         raise ArchitectureError(
             f"{type(backbone).__name__} (model_type '{model_type}') of transformers "
@@ -120,3 +141,26 @@ def check_arguments(backbone: nn.Module, model_type: str) -> None:
             "an adapter reads padding and document starts; use a version of transformers in the range that "
             "hankelred_llm declares"
         )
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """Return the name of the argument of a forward function that is annotated as a cache.
+
+    Raises
+    ------
+    StateError
+        There is none, or more than one.
+    """
+    names = [
+        name
+        for name, parameter in inspect.signature(forward).parameters.items()
+        if re.search(r"\bCache\b", str(parameter.annotation))
+    ]
+    if len(names) != 1:
+        seen = ", ".join(inspect.signature(forward).parameters)
+        raise StateError(
+            f"transformers {transformers.__version__}: {len(names)} of the arguments of "
+            f"{forward.__qualname__} ({seen}) are annotated as a Cache, where one is expected; use a version "
+            "of transformers that this version of hankelred_llm knows"
+        )
+    return names[0]

@@ -71,7 +71,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         """Put a fresh adapter in."""
         double = any(p.dtype == torch.float64 for p in self.target.parameters())
         dtype = torch.float64 if double else torch.float32
-        system = HRMSystem(self.width, modes, dtype=dtype, device=self._target_device())
+        system = HRMSystem(self.width, modes, dtype=dtype, device=self.target_device())
         # a start from data goes on from the ring, once all layers are there
         start = "ring" if config.init_weights == "balanced" else config.init_weights
         system.start(start, gate=config.gate_init)
@@ -217,7 +217,8 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         """None, as the weight."""
         raise AttributeError("bias")
 
-    def _target_device(self) -> torch.device | None:
+    def target_device(self) -> torch.device | None:
+        """Return the device that the block computes on, None where it has no tensors."""
         # weights that accelerate has taken away come back to the device they run on
         for module in self.target.modules():
             device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
@@ -231,7 +232,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         self, adapter_name: str, device: torch.device | None = None
     ) -> None:
         # peft would also cast to the block's type, and bfloat16 is too coarse for poles and states
-        place = self._target_device() if device is None else device
+        place = self.target_device() if device is None else device
         if place is not None and adapter_name in self.hrm_system:
             system = self.hrm_system[adapter_name]
             if not any(parameter.is_meta for parameter in system.parameters()):

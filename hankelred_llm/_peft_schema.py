@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hankelred._writing import write_atomically
+from hankelred.writing import write_atomically
 
 from ._experiment import Experiment
 from ._results_file import Record

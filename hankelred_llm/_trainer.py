@@ -29,8 +29,9 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from ._decoder_call import cache_argument
 from ._errors import ExperimentError
-from .state import HRMState, cache_argument
+from .state import HRMState
 
 #: The same for every method, and written beside every result.
 WARMUP, CLIP, SCHEDULE = 0.1, 1.0, "cosine"

@@ -46,6 +46,10 @@ class Modes(NamedTuple):
     negative: int
 
 
+class _UnknownFieldError(ConfigError, TypeError):
+    """A TypeError too, in the usual words: peft leaves such a field of a file of a later version out."""
+
+
 class _Unasked(str):
     """A default, told from the same value given by a user."""
 
@@ -124,17 +128,6 @@ class HRMConfig(PeftConfig):
     hankelred_llm._errors.ConfigError: site='norm' is unknown; choose one of 'mlp', 'attention'
     """
 
-    def __new__(cls, *args: Any, **fields_given: Any) -> HRMConfig:
-        """Refuse fields that there are not, by name: those of other methods most of all."""
-        known = [f.name for f in fields(cls)]
-        for name in fields_given:
-            if name in _NOT_OFFERED:
-                raise ConfigError(f"HRMConfig has no field {name!r}: {_NOT_OFFERED[name]}")
-            if name not in known:
-                own = [other for other in known if other in cls.__annotations__]
-                raise ConfigError(f"HRMConfig has no field {name!r}; it has {', '.join(own)}")
-        return super().__new__(cls)
-
     task_type: str | None = "CAUSAL_LM"
     r: int = 32
     eigenvalues: str = "complex"
@@ -150,6 +143,16 @@ class HRMConfig(PeftConfig):
     mode_pattern: dict[str, list[int]] = field(default_factory=dict)
     modules_to_save: list[str] | None = None
     base_shape: dict[str, Any] | None = None
+
+    def __new__(cls, *args: Any, **options: Any) -> HRMConfig:
+        """Refuse unknown fields by name, most of all those of other methods."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                own = ", ".join(other for other in known if other in HRMConfig.__annotations__)
+                remedy = _NOT_OFFERED.get(name, f"its fields are {own}")
+                raise _UnknownFieldError(f"HRMConfig got an unexpected keyword argument {name!r}: {remedy}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()

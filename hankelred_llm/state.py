@@ -7,14 +7,11 @@ happens to them too.
 
 from __future__ import annotations
 
-import inspect
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
@@ -84,6 +81,7 @@ class HRMState(_WithoutKeys):
         self.started = False
         self.tokens = 0
         self.record_past = False
+        self._row_adapters: tuple[str, ...] | None = None
         self._tracks: dict[str, dict[str, _Track]] = {}  # by block, then by adapter
 
     def previous(self, block: str, adapter: str) -> Tensor | None:
@@ -103,6 +101,30 @@ class HRMState(_WithoutKeys):
                 f"the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
             )
         return None
+
+    def check_rows(self, row_adapters: tuple[str, ...] | None) -> None:
+        """Refuse to go on where rows have other adapters than those that followed their tokens so far.
+
+        Parameters
+        ----------
+        row_adapters : tuple of str or None
+            The adapter of each row, where they are given by row.
+
+        Raises
+        ------
+        StateError
+            A row would go on from the state of tokens that another adapter has changed.
+        """
+        # one adapter for all rows is that adapter active, and the states themselves tell which one it was
+        mixed = row_adapters if row_adapters is not None and len(set(row_adapters)) > 1 else None
+        if not self.started:
+            self._row_adapters = mixed
+        elif self._row_adapters not in (mixed, row_adapters):
+            before, now = (
+                "one adapter for all rows" if names is None else f"adapter_names={list(names)}"
+                for names in (self._row_adapters, row_adapters)
+            )
+            raise StateError(f"the cache was filled with {before}, and is called with {now}; {_NEW_CACHE}")
 
     def stepper(self, block: str, adapter: str, make: Callable[[], Stepper]) -> Stepper:
         """Return an adapter prepared for one token.
@@ -159,7 +181,7 @@ class HRMState(_WithoutKeys):
 
     def reset(self) -> None:
         """Go back to the empty cache."""
-        self.started, self.tokens = False, 0
+        self.started, self.tokens, self._row_adapters = False, 0, None
         if self.static:
             self._rows(torch.zeros_like)
             for track in self._all():
@@ -190,14 +212,21 @@ class HRMState(_WithoutKeys):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows, for beam search."""
         self._rows(lambda states: states.index_select(0, beam_idx.to(states.device)))
+        if self._row_adapters is not None:
+            self._row_adapters = tuple(self._row_adapters[row] for row in beam_idx.tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
         self._rows(lambda states: states.repeat_interleave(repeats, dim=0))
+        if self._row_adapters is not None:
+            self._row_adapters = tuple(name for name in self._row_adapters for _ in range(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows only."""
         self._rows(lambda states: states[indices.to(states.device)])
+        if self._row_adapters is not None:
+            rows = torch.arange(len(self._row_adapters), device=indices.device)[indices]
+            self._row_adapters = tuple(self._row_adapters[row] for row in rows.tolist())
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
         for track in self._all():
@@ -415,26 +444,3 @@ def _holds_keys(value: object) -> bool:
         first = value[0] if value else None
         return isinstance(first, (tuple, list)) and any(isinstance(x, Tensor) and x.ndim == 4 for x in first)
     return isinstance(value, Cache) or (hasattr(value, "get_seq_length") and hasattr(value, "update"))
-
-
-def cache_argument(forward: Callable[..., Any]) -> str:
-    """Return the name of the argument of a forward function that is annotated as a cache.
-
-    Raises
-    ------
-    StateError
-        There is none, or more than one.
-    """
-    names = [
-        name
-        for name, parameter in inspect.signature(forward).parameters.items()
-        if re.search(r"\bCache\b", str(parameter.annotation))
-    ]
-    if len(names) != 1:
-        seen = ", ".join(inspect.signature(forward).parameters)
-        raise StateError(
-            f"transformers {transformers.__version__}: {len(names)} of the arguments of "
-            f"{forward.__qualname__} ({seen}) are annotated as a Cache, where one is expected; use a version "
-            "of transformers that this version of hankelred_llm knows"
-        )
-    return names[0]

@@ -17,15 +17,16 @@ from peft.peft_model import PeftModelForCausalLM
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from . import _carrier
 from ._architectures import find_decoder
 from ._checks import check_base, check_names
 from ._decoder_call import check_arguments
-from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError, StateError
+from ._errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ._files import check_numbers, does_not_fit, guard_files, without_deprecations
 from ._layer import HRMLayer, cannot_merge
-from ._self_check import check_copy, check_model
+from ._self_check import check_architecture
 from ._sites import hrm_layers, take_out
 from .config import HRMConfig, HRMType
 
@@ -88,23 +89,13 @@ class HRMModel(BaseTuner):
         if config.target_modules is None:
             config.target_modules = [decoder.block_name(config.site)]
         adapted = check_names(config, model, decoder, fresh=fresh)
-        # a refusal leaves the model as it was
-        checked = check_copy(model, config, {name.rpartition(".")[2] for name in adapted})
+        check_architecture(model, decoder, config, {name.rpartition(".")[2] for name in adapted})
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
         for layer in hrm_layers(model):
             layer.method_adapters = self.method_adapters
-        trained = [p for p in model.parameters() if p.requires_grad]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         _carrier.install(decoder.backbone, decoder.layers)
-        if not checked:
-            try:
-                check_model(model)
-            except StateError:
-                take_out(model)
-                for parameter in trained:
-                    parameter.requires_grad_(True)
-                raise
         if config.calibration is not None:
             # here, because what reads a calibration needs models with adapters, and so this module
             from .initialization import balanced_start
@@ -188,6 +179,7 @@ class HRMModel(BaseTuner):
             return
         if self.training:
             raise AdapterError("adapter_names is for inference; call model.eval() first")
+        names = names if isinstance(names, str) else list(names)
         if isinstance(names, str) or not all(isinstance(name, str) for name in names):
             raise AdapterError(
                 f"adapter_names={names!r} must be a list with the name of an adapter for each row"
@@ -203,13 +195,14 @@ class HRMModel(BaseTuner):
                 "adapter_names cannot be used with modules_to_save, which are the same for all rows; call "
                 "the model once for each adapter, after set_adapter"
             )
-        options = kwargs.get("generation_config")
+        # generate repeats every row for its beams and samples
+        configs = [each for each in (*args, *kwargs.values()) if isinstance(each, GenerationConfig)]
+        configs.append(self.model.generation_config)
         copies = [
-            kwargs.get(name) or getattr(options, name, None) or 1
-            for name in ("num_beams", "num_return_sequences")
+            next((n for n in (kwargs.get(what), *(getattr(c, what, None) for c in configs)) if n), 1)
+            for what in ("num_beams", "num_return_sequences")
         ]
-        # generate repeats every row
-        with _carrier.row_adapters([name for name in names for _ in range(max(copies))]):
+        with _carrier.row_adapters(self.decoder.backbone, names, copies=max(copies)):
             yield
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -274,7 +267,7 @@ class HRMModel(BaseTuner):
         raise cannot_merge()
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: the paged cache of continuous batching has no room for a recurrent state.
+        """Refuse: the paged cache of continuous batching cannot hold a recurrent state.
 
         Raises
         ------
@@ -282,8 +275,8 @@ class HRMModel(BaseTuner):
             Always.
         """
         raise AdapterError(
-            "continuous batching (generate_batch) keeps keys and values in a paged cache, which has no "
-            "room for a recurrent state; use generate, on padded batches"
+            "continuous batching (generate_batch) keeps keys and values in a paged cache, which cannot "
+            "hold a recurrent state; use generate, on padded batches"
         )
 
     init_continuous_batching = generate_batch

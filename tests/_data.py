@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 
@@ -25,9 +26,15 @@ def data_file(name):
     return path
 
 
+def load_mat(file):
+    """Read a .mat file with scipy, which from 1.18 on wants to be told the kind of its sparse matrices."""
+    old = {"spmatrix": True} if "spmatrix" in inspect.signature(sio.loadmat).parameters else {}
+    return sio.loadmat(file, **old)
+
+
 def slicot_model(name):
     """Return (A, B, C, D) and the published Hankel singular values (None without) of a benchmark."""
-    content = sio.loadmat(data_file(f"lti/{name}.mat"))
+    content = load_mat(data_file(f"lti/{name}.mat"))
     content = {key.lower(): value for key, value in content.items()}
 
     def dense(key):

@@ -569,6 +569,18 @@ def test_an_interrupted_pass_leaves_nothing_behind():
         assert torch.equal(model(ids).logits, expected)
 
 
+def test_an_interrupted_pass_does_not_serve_a_block_that_is_called_alone():
+    # torch runs no hook after a KeyboardInterrupt: the pass stayed the current one
+    model, ids = model_of(), tokens(1, 6)
+    block = model.get_base_model().model.layers[0].mlp
+    handle = model.get_base_model().model.layers[1].register_forward_pre_hook(_interrupt)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model(ids)
+    handle.remove()
+    with pytest.raises(StateError, match="outside the forward pass"):
+        block(torch.zeros(1, 6, 32))
+
+
 def _interrupt(*_):
     raise KeyboardInterrupt
 

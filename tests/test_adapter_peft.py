@@ -723,7 +723,7 @@ class TestConfig:
             ({"site": "mlp", "target_modules": ["self_attn"]}, "site='mlp' and .* name different blocks"),
             ({"site": "mlp", "target_modules": r".*self_attn"}, "site='mlp' and .* name different blocks"),
             # a TypeError of HRMConfig.__init__ that named no remedy
-            ({"rank": 4}, "has no field 'rank'; it has .*r, eigenvalues, site"),
+            ({"rank": 4}, "unexpected keyword argument 'rank': its fields are .*r, eigenvalues, site"),
             ({"layers_to_transform": [0, 2]}, "layer 2; the model has layers 0 to 1"),
             ({"layers_to_transform": -1}, "layer -1"),
             ({"layers_to_transform": []}, "leave it out for all layers"),

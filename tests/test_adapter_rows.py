@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import peft
 import pytest
 import torch
 from _models import PAD, adapted, awake, base_model, cache_of, error, tokens, with_cache
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import hankelred_llm
 from hankelred_llm import AdapterError, ConfigError, HRMConfig, StateError
@@ -92,8 +94,79 @@ def test_an_adapter_that_has_not_seen_the_cache_is_refused(model):
     ids = tokens(2, 6)
     with torch.no_grad():
         cache = cache_of(model(ids, adapter_names=["a", "a"], use_cache=True))
-        with pytest.raises(StateError, match="has not seen"):
+        with pytest.raises(StateError, match="filled with one adapter for all rows, and is called with"):
             model(ids, adapter_names=["a", "b"], **with_cache(cache))
+        cache = cache_of(model(ids, adapter_names=["a", "a"], use_cache=True))
+        with pytest.raises(StateError, match="has not seen"):
+            model(ids, adapter_names=["b", "b"], **with_cache(cache))
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"adapter_names": ["a", "b"]}, {"adapter_names": ["b", "a"]}),
+        ({"adapter_names": ["a", "b"]}, {}),
+        ({"adapter_names": ["a", "a"]}, {"adapter_names": ["a", "__base__"]}),
+        ({"adapter_names": ["__base__", "a"]}, {"adapter_names": ["a", "a"]}),
+    ],
+    ids=["swapped", "mixed to one", "one to base", "base to one"],
+)
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+def test_rows_with_other_adapters_than_their_tokens_are_refused(model, first, then, static):
+    # every adapter runs over all rows, so there were states to go on from: those of inputs that another
+    # adapter had changed
+    ids, cache = tokens(2, 6), StaticCache(model.config, max_cache_len=16) if static else DynamicCache()
+    with torch.no_grad():
+        model(ids, **first, **with_cache(cache))
+        model.set_adapter("a")
+        with pytest.raises(StateError, match=r"filled with .* is called with|has not seen"):
+            model(ids, **then, **with_cache(cache))
+
+
+def test_rows_of_the_cache_move_with_their_names(model):
+    ids, end, rows = tokens(3, 6), tokens(3, 2, seed=4), torch.tensor([2, 0, 0])
+    names = ["a", "b", "__base__"]
+    with torch.no_grad():
+        cache = cache_of(model(ids, adapter_names=names, use_cache=True))
+        cache.reorder_cache(rows)
+        moved = [names[row] for row in rows]
+        out = model(end, adapter_names=moved, **with_cache(cache)).logits
+        whole = model(torch.cat([ids[rows], end], 1), adapter_names=moved).logits[:, 6:]
+        assert error(out, whole) < TOLERANCE
+        cache.batch_select_indices(torch.tensor([1]))
+        cache.batch_repeat_interleave(2)
+        model(tokens(2, 1), adapter_names=["a", "a"], **with_cache(cache))
+
+
+def test_another_model_in_between_keeps_its_own_adapter(model):
+    # the names were those of the thread: a model that scores what this one generates ran as its base
+    other, ids = adapted(r=3), tokens(2, 6)
+    with torch.no_grad():
+        expected, seen = other(ids).logits, []
+        hook = (
+            model.get_base_model()
+            .model.layers[0]
+            .register_forward_pre_hook(lambda *_: seen.append(other(ids).logits))
+        )
+        model(ids, adapter_names=["a", "b"])
+        hook.remove()
+    assert torch.equal(seen[0], expected)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, ids, config, names: model.generate(ids, config, adapter_names=names),
+        lambda model, ids, config, names: model.generate(ids, generation_config=config, adapter_names=names),
+    ],
+    ids=["positional", "keyword"],
+)
+def test_beams_of_a_generation_config(model, call):
+    ids, config = tokens(2, 6), GenerationConfig(num_beams=2, max_new_tokens=4, min_new_tokens=4)
+    expected = model.generate(
+        ids, num_beams=2, max_new_tokens=4, min_new_tokens=4, adapter_names=["a", "b"], do_sample=False
+    )
+    assert torch.equal(call(model, ids, config, ["a", "b"]), expected)
 
 
 def test_numbers_that_are_not_finite_stay_in_their_rows(model):
@@ -149,14 +222,22 @@ class TestWhatOtherMethodsHave:
             ("layers_pattern", "layers", "choose among them with layers_to_transform"),
             ("trainable_token_indices", [3], "modules_to_save"),
             ("lora_alpha", 16, "gate_init"),
-            ("rank", 4, "it has .*r, eigenvalues"),
+            ("rank", 4, "its fields are .*r, eigenvalues"),
         ],
     )
     @pytest.mark.parametrize("route", [HRMConfig, lambda **f: hankelred_llm.attach(base_model(), **f)])
     def test_fields_that_are_not_offered(self, field, value, message, route):
         # a TypeError of HRMConfig.__init__ that named no remedy
-        with pytest.raises(ConfigError, match=f"has no field '{field}'.*{message}"):
+        with pytest.raises(ConfigError, match=f"unexpected keyword argument '{field}'.*{message}"):
             route(**{field: value})
+
+    def test_a_field_of_a_later_version_is_left_out_of_a_file(self, tmp_path):
+        # peft knows a field that is not there by a TypeError: a refusal of another type did not load at all
+        adapted(r=4).save_pretrained(tmp_path)
+        path = tmp_path / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "field_of_a_later_version": None}))
+        with pytest.warns(UserWarning, match="field_of_a_later_version"):
+            peft.PeftModel.from_pretrained(base_model(), tmp_path)
 
     def test_weighted_sums_are_refused(self, model):
         # an AttributeError of the base model

@@ -228,7 +228,7 @@ def test_a_step_that_stops_half_way_is_freed(where):
     trained = [p for p in model.parameters() if p.requires_grad]
     block = model.get_base_model().model.layers[1].mlp.up_proj
     passes = []
-    model.get_base_model().model.layers[0].register_forward_pre_hook(
+    model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(
         lambda *_: passes.append(weakref.ref(current_pass()))
     )
     for attempt in range(3):  # the last one is whole: torch itself may hold the one before

@@ -22,14 +22,15 @@ import scipy.io
 import scipy.io.matlab
 import scipy.sparse as sps
 from _commands import run_main
+from _data import load_mat
 
 import hankelred
 from hankelred import FileFormatError, ModelError, cli
 from hankelred._matlab import MatFile
 from hankelred._records import read_columns
-from hankelred._writing import replace_file, write_atomically
 from hankelred.files import read_model, write_model
 from hankelred.models import as_model
+from hankelred.writing import replace_file, write_atomically
 
 A = -np.eye(4) + 0.1
 MODEL = {"A": A, "B": np.ones((4, 1)), "C": np.ones((1, 4))}
@@ -83,7 +84,7 @@ def test_matlabs_own_files_are_read_as_scipy_reads_them(name):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            theirs = scipy.io.loadmat(SCIPYS / name)
+            theirs = load_mat(SCIPYS / name)
         theirs = {key: value for key, value in theirs.items() if not key.startswith("__")}
     except Exception:
         theirs = None
@@ -132,7 +133,7 @@ def test_every_type_scipy_writes_is_read(options, key):
     if "format" in options and (key == "cube" or value.dtype.kind == "u"):
         pytest.skip("level 4 has no such array")
     data = mat({key: value, "other": 1.0}, **options)
-    theirs = scipy.io.loadmat(io.BytesIO(data))
+    theirs = load_mat(io.BytesIO(data))
     content = MatFile(io.BytesIO(data))
     assert list(content) == [key, "other"]
     assert same(content[key], theirs[key])
@@ -629,7 +630,7 @@ def model_file(folder):
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from hankelred._writing import replace_file
+from hankelred.writing import replace_file
 
 def write(name):
     with open(name, "w") as file:

@@ -202,10 +202,9 @@ def test_the_peak_of_a_small_difference_is_reached(seed):
         reduction = everything.at(k)
         if reduction.error_bound < 1e-8:
             break
-        weak = np.linalg.solve(
-            z * np.eye(n - k) - A[k:, k:], A[k:, :k]
-        )  # states left out, driven by the rest
-        direct = np.linalg.solve(z * np.eye(n - k) - A[k:, k:], B[k:])
+        # states left out, driven by the rest; [None] since numpy 1 takes a matrix there for several vectors
+        weak = np.linalg.solve(z * np.eye(n - k) - A[k:, k:], A[k:, :k][None])
+        direct = np.linalg.solve(z * np.eye(n - k) - A[k:, k:], B[k:][None])
         left_out = weak @ np.linalg.solve(
             z * np.eye(k) - A[:k, :k] - A[:k, k:] @ weak, B[:k] + A[:k, k:] @ direct
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +37,16 @@ def test_import_is_lean():
     code = f"import hankelred_llm, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_readmes_example_warns_of_nothing(tmp_path):
+    # transformers 5.23 and later tell whoever calls peft that peft calls it by a deprecated name
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    code = next(block.split("```")[0] for block in blocks if "hankelred_llm.attach" in block)
+    code = "\n".join(line[4:] for line in code.splitlines() if line.startswith((">>> ", "... "))) or code
+    command = [sys.executable, "-W", "error::FutureWarning", "-W", "error::UserWarning", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ})
+    assert done.returncode == 0, done.stderr
 
 
 def test_all_is_what_exists():

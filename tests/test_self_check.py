@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import peft
@@ -22,7 +21,7 @@ from _models import (
 )
 from _renamed import CACHE, boxed_source, model_of, renamed_source
 from peft import LoraConfig, PeftModel
-from transformers import MistralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MistralForCausalLM
 
 import hankelred_llm
 from hankelred_llm import ArchitectureError, HRMConfig, StateError, _self_check
@@ -64,6 +63,11 @@ def test_a_cache_that_the_layers_get_in_another_object_is_refused(monkeypatch, t
             model(ids, use_cache=True)
     with pytest.raises(StateError, match="no decoder layer was called with it"):
         model.generate(ids, max_new_tokens=3)
+
+
+def _without_copies(monkeypatch):
+    """As for a class of which no tiny copy can be made."""
+    monkeypatch.setattr(_self_check, "_tiny_config", None)
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "position_ids"])
@@ -127,7 +131,7 @@ def saved(tmp_path, monkeypatch):
 @pytest.mark.parametrize("tiny", [True, False], ids=["copy", "model"])
 def test_every_route_checks(monkeypatch, saved, route, tiny):
     if not tiny:
-        monkeypatch.setattr(_self_check, "_tiny_copy", lambda model, blocks: None)
+        _without_copies(monkeypatch)
     model, ids = route(saved, base_model()), tokens(1, 5)
     assert list(_self_check._results.values()) == [""]
     assert error(step_by_step(model.eval(), ids), model(ids).logits) < 2e-6
@@ -135,21 +139,28 @@ def test_every_route_checks(monkeypatch, saved, route, tiny):
     monkeypatch.setattr(_self_check, "_results", {})
     monkeypatch.setattr("hankelred_llm.state.HRMState.previous", lambda *_: None)
     base = base_model()
+    plain = {name: (p.clone(), p.requires_grad) for name, p in base.named_parameters()}
     with pytest.raises(StateError, match=r"self check: (outputs with a cache differ|the second token)"):
         route(saved, base)
-    assert "HRM" not in str(base)
-    # the result is kept
-    monkeypatch.setattr(_self_check, "_fault", None)
-    with pytest.raises(StateError, match="self check"):
-        route(saved, base_model())
+    assert "HRM" not in str(base) and not hasattr(base, "peft_config")
+    for name, p in base.named_parameters():
+        assert torch.equal(p, plain[name][0]) and p.requires_grad == plain[name][1]
+    if tiny:  # the result is kept; that of a model itself is of this model only
+        monkeypatch.setattr(_self_check, "_fault_of_copy", None)
+        with pytest.raises(StateError, match="self check"):
+            route(saved, base_model())
+    else:
+        assert not _self_check._results
     monkeypatch.setenv(_self_check.SKIP, "1")
     route(saved, base_model())
 
 
-def test_the_check_is_made_once_for_a_class(monkeypatch):
-    hankelred_llm.attach(base_model(), r=4)
-    monkeypatch.setattr(_self_check, "_tiny_copy", None)
-    hankelred_llm.attach(base_model(), r=4, site="attention")
+def test_the_check_is_made_once_for_a_class_and_a_kind_of_adapter(monkeypatch):
+    made, check = [], _self_check._fault_of_copy
+    monkeypatch.setattr(_self_check, "_fault_of_copy", lambda *args: made.append(args) or check(*args))
+    for fields in ({}, {"r": 9}, {"site": "attention"}, {"tap": "output"}, {"eigenvalues": "real"}, {}):
+        hankelred_llm.attach(base_model(), **{"r": 4, **fields})
+    assert len(made) == len(_self_check._results) == 4
 
 
 @pytest.mark.parametrize(
@@ -178,15 +189,86 @@ def test_what_else_the_check_notices(monkeypatch, place, message):
         hankelred_llm.attach(base_model(), r=4)
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_a_copy_of_every_architecture_is_checked(model_type):
-    base = base_model(model_type)
-    began = time.process_time()
+#: Fields of published models that a copy has to be made with.
+PUBLISHED = {
+    "llama": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
+              "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}},
+    "phi": {"partial_rotary_factor": 0.4},
+    "phi3": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 48,
+             "long_factor": [1.0] * 48, "original_max_position_embeddings": 4096}},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 8, "num_attention_heads": 128,
+               "hidden_size": 8192, "num_hidden_layers": 2},
+    "gpt_neox": {"rotary_pct": 0.25},
+    "gemma3_text": {"sliding_window": 1024},
+    "mistral": {"head_dim": 128, "sliding_window": None},
+    "deepseek_v3": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *(f"{name}-published" for name in PUBLISHED)])
+def test_a_copy_of_every_architecture_is_checked(monkeypatch, model_type):
+    # where no copy can be made the model itself is checked, which looks at less
+    monkeypatch.setattr(_self_check, "_check_model", lambda *_: pytest.fail("no copy could be made"))
+    name, _, published = model_type.partition("-")
+    if not published:
+        hankelred_llm.attach(base_model(name), r=4)
+    else:
+        with torch.device("meta"):
+            config = AutoConfig.for_model(name, **PUBLISHED[name])
+            hankelred_llm.attach(AutoModelForCausalLM.from_config(config), r=4, layers_to_transform=[0])
+    assert list(_self_check._results.values()) == [""]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda base: checkpointed_base(base).train(),
+        lambda base: setattr(base.generation_config, "cache_implementation", "static"),
+        lambda base: setattr(base.generation_config, "num_return_sequences", 3),
+        lambda base: setattr(base.generation_config, "guidance_scale", 1.5),
+        lambda base: setattr(base, "generate", None),
+        lambda base: base.to(torch.bfloat16),
+    ],
+    ids=["checkpointing", "static", "samples", "guidance", "no generate", "bfloat16"],
+)
+def test_settings_of_a_model_are_no_fault(monkeypatch, setting):
+    # the model itself was asked to generate, under whatever settings it had
+    _without_copies(monkeypatch)
+    base = base_model()
+    setting(base)
+    modes = {name: module.training for name, module in base.named_modules()}
     hankelred_llm.attach(base, r=4)
     assert list(_self_check._results.values()) == [""]
-    # told from the fallback by what it checked
-    assert _self_check._tiny_copy(base_model(model_type), set()) is not None
-    assert time.process_time() - began < 5
+    assert all(base.get_submodule(name).training == training for name, training in modes.items())
+
+
+def checkpointed_base(base):
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    return base
+
+
+def test_weights_that_are_still_to_come_leave_it_open(monkeypatch):
+    _without_copies(monkeypatch)
+    base = base_model()
+    with torch.no_grad():
+        for p in base.parameters():
+            p.fill_(torch.nan)
+    hankelred_llm.attach(base, r=4)
+    assert not _self_check._results
+
+
+def test_a_refusal_leaves_another_adapter_and_its_modules(monkeypatch):
+    # the first adapter was taken out with the refused one, and the head stayed wrapped
+    model, ids = adapted(r=4, modules_to_save=["lm_head"]), tokens(1, 5)
+    with torch.no_grad():
+        before, names = model(ids).logits, set(model.state_dict())
+        with monkeypatch.context() as broken:
+            _without_copies(broken)
+            broken.setattr("hankelred_llm.state.HRMState.previous", lambda *_: None)
+            with pytest.raises(StateError, match="self check"):
+                model.add_adapter("second", HRMConfig(r=3, tap="output"))
+        assert torch.equal(model(ids).logits, before) and set(model.state_dict()) == names
 
 
 def test_the_check_disturbs_nothing():
@@ -219,14 +301,14 @@ def test_a_base_without_memory_is_checked_by_its_copy():
     assert list(_self_check._results.values()) == [""]
 
 
-def test_a_model_that_cannot_generate_is_refused(monkeypatch):
-    monkeypatch.setattr(_self_check, "_tiny_copy", lambda model, blocks: None)
+def test_a_model_that_cannot_be_run_is_refused(monkeypatch):
+    _without_copies(monkeypatch)
     base = base_model()
 
-    def generate(*args, **kwargs):
+    def forward(*args, **kwargs):
         raise RuntimeError("pixel_values are needed")
 
-    base.generate = generate
+    base.model.norm.forward = forward
     with pytest.raises(StateError, match=r"unknown whether .*pixel_values are needed.*SKIP_SELF_CHECK=1"):
         hankelred_llm.attach(base, r=4)
     assert "HRM" not in str(base) and all(p.requires_grad for p in base.parameters())

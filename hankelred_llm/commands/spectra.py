@@ -157,7 +157,7 @@ def _pattern(found: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str
 
 
 def _write_json(path: Path, found: HankelSpectra, ranks: Mapping[int, int] | None, calibration: Any) -> None:
-    from hankelred._writing import write_atomically
+    from hankelred.writing import write_atomically
 
     content = json.loads(found.to_json())
     if ranks is not None:
