@@ -63,7 +63,6 @@ CONFIGS = [{"r": 4, "site": site, "task_type": "CAUSAL_LM"} for site in ("mlp", 
 REFUSALS = [
     (("merge", "unload_adapter", "safe_merge"), "an HRM adapter has a state that runs along the tokens"),
     (("save_pretrained", "load"), "safe_serialization=False writes a pickle"),
-    (("bias_raises",), "HRMConfig got an unexpected keyword argument 'bias'"),
 ]
 
 #: What the tests take beside model and configuration, as peft's tests of decoder models give it.
