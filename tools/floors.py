@@ -15,6 +15,9 @@ from pathlib import Path
 APART = {"torch"}
 EXTRAS = ("llm", "evaluate")
 
+#: Packages of packages, in a version of the time of these: newer ones warn of them, or refuse numpy 1.
+COMPANIONS = {"pyarrow": "24.0.0", "pyparsing": "3.2.0"}
+
 
 def floors(project: Path) -> dict[str, str]:
     """Return the oldest version of each dependency, by its name."""
@@ -28,7 +31,7 @@ def floors(project: Path) -> dict[str, str]:
                 f"error: {requirement!r} in {project} declares no oldest version; write NAME>=VERSION"
             )
         found[match[1]] = match[2]
-    return {name: version for name, version in found.items() if name not in APART}
+    return {**{name: version for name, version in found.items() if name not in APART}, **COMPANIONS}
 
 
 if __name__ == "__main__":
