@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,9 @@ CONFIDENCE = 0.95
 
 #: Documents are resampled whole where there are at least so many; else units one by one.
 FEWEST_DOCUMENTS = 10
+
+#: What scipy calls the argument for random numbers: from 1.15 on it has another name.
+_GENERATOR = "rng" if "rng" in inspect.signature(stats.bootstrap).parameters else "random_state"
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -106,6 +110,6 @@ def _bootstrap(total: FloatArray, weight: FloatArray) -> tuple[float, float]:
         n_resamples=2000,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(0),
+        **{_GENERATOR: np.random.default_rng(0)},
     ).confidence_interval
     return float(found.low), float(found.high)

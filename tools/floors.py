@@ -15,8 +15,8 @@ from pathlib import Path
 APART = {"torch"}
 EXTRAS = ("llm", "evaluate")
 
-#: Packages of packages, in a version of the time of these: newer ones warn of them, or refuse numpy 1.
-COMPANIONS = {"pyarrow": "24.0.0", "pyparsing": "3.2.0"}
+#: Packages beside them, in a version of their time: newer ones warn of them, or do not run with them.
+COMPANIONS = {"pyarrow": "24.0.0", "pyparsing": "3.2.0", "trl": "1.8.0"}
 
 
 def floors(project: Path) -> dict[str, str]:
