@@ -72,9 +72,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         double = any(p.dtype == torch.float64 for p in self.target.parameters())
         dtype = torch.float64 if double else torch.float32
         system = HRMSystem(self.width, modes, dtype=dtype, device=self.target_device())
-        # a start from data goes on from the ring, once all layers are there
-        start = "ring" if config.init_weights == "balanced" else config.init_weights
-        system.start(start, gate=config.gate_init)
+        system.start(config.init_weights, gate=config.gate_init)
         system.train(self.training)
         self.hrm_system[adapter_name] = system
         self.taps[adapter_name] = config.tap

@@ -125,7 +125,7 @@ BALANCED = {"balanced-B": "B", "balanced": "AB", "balanced-ABC": "ABC"}
 _CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig, "adalora": AdaLoraConfig}
 
 #: Set by the budget or from training rows, not by hand.
-_COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r", "calibration"})
+_COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r"})
 
 
 def parse_method(text: str) -> Method:

@@ -31,6 +31,7 @@ _NOT_OFFERED = {
     "trainable_token_indices": ("train the whole embedding with modules_to_save=['embed_tokens']"),
     "lora_alpha": "the output is scaled by a gate that is learned; its first value is gate_init",
     "lora_dropout": "there is no dropout in a recurrence; use that of the base model",
+    "calibration": "a start from data is a second call: hankelred_llm.initialize(model, calibration)",
     "bias": "biases of the base model stay frozen; name whole modules in modules_to_save",
 }
 
@@ -82,13 +83,8 @@ class HRMConfig(PeftConfig):
     init_weights : str
         Where training starts. ``"ring"``: ``|A|^2`` uniform in [0.9^2, 0.999^2], phases uniform, B normal
         with variance 1/(2d). ``"s4d_real"``: decay rates n + 1 (n = 0, 1, ...) times a step that is
-        log-uniform in [1e-4, 0.1], phases zero. ``"balanced"``: poles and rows of B that the data in
-        ``calibration`` ask for, the rest as ``"ring"``; see :func:`initialize`. In all of them the adapted
-        model starts as the base model. Once a start is made from data it is in the weights, and ``"ring"``
-        is put here.
-    calibration : str, optional
-        With ``init_weights="balanced"``: the file of a :class:`Calibration` of the same model, made with
-        batches that had labels before anything was trained.
+        log-uniform in [1e-4, 0.1], phases zero. In both the adapted model starts as the base model. A start
+        from data is a second call, :func:`initialize`.
     gate_init : float
         First value of the gate. With 0 the output map C starts at random, else at zero.
     target_modules : list of str or str, optional
@@ -134,7 +130,6 @@ class HRMConfig(PeftConfig):
     site: str = _Unasked("mlp")
     tap: str = "input"
     init_weights: str = "ring"
-    calibration: str | None = None
     gate_init: float = 1.0
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None
@@ -164,17 +159,11 @@ class HRMConfig(PeftConfig):
             ("eigenvalues", EIGENVALUES),
             ("site", tuple(SITES)),
             ("tap", TAPS),
-            ("init_weights", (*STARTS, "balanced")),
+            ("init_weights", tuple(STARTS)),
         ):
             value = getattr(self, name)
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, known))}")
-        if (self.init_weights == "balanced") != (self.calibration is not None):
-            raise ConfigError(
-                f"init_weights={self.init_weights!r} and calibration={self.calibration!r} do not go "
-                f"together: a start "
-                "from data is init_weights='balanced' with the path of a saved Calibration"
-            )
         if self.task_type not in (None, "CAUSAL_LM"):
             raise ConfigError(
                 f"task_type={self.task_type!r} is not possible: an adapter stands in a causal language "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -104,7 +103,7 @@ def initialize(
         With an HRM adapter that adds nothing yet.
     batches : iterable of dict, or Calibration
         For ``model(**batch)``, with labels, in batches of at least three sequences; or what
-        :func:`calibrate` made of them with this adapter.
+        :func:`calibrate` made of them with this model, before any adapter was trained.
     what : {"B", "AB", "ABC"}
         "B": poles stay, each row of B is turned half towards the inputs that the loss asks for at its pole.
         "AB": poles and rows of the realisation; the remaining states stay. In both C is zero, and the
@@ -124,8 +123,8 @@ def initialize(
     AdapterError
         There is no such adapter, or it adds something already.
     CalibrationError
-        Batches without labels, fewer than three sequences, or a Calibration of another model or adapter;
-        with "ABC" one without rows held out.
+        Batches without labels, fewer than three sequences, or a Calibration of another model, or of a
+        trained adapter; with "ABC" one without rows held out.
     ConfigError
         Another value of ``what``.
 
@@ -151,8 +150,9 @@ def initialize(
     sites = find_sites(model, adapter_name)
     _check_fresh(sites)
     if isinstance(batches, Calibration):
+        # of any fresh adapter: none of them has a part in the gradients
         calibration = batches
-        calibration.check(model, sites.adapter)
+        compare(calibration.model, model_tag(model), "model")
     else:
         held_out = HELD_BACK if what == "ABC" else 0
         calibration = calibrate(
@@ -172,19 +172,6 @@ def initialize(
         return report
     largest = max((float(spectra[i].values[0]) for i, n in report.orders.items() if n), default=0.0)
     return _with_gain(model, calibration.held_out, report, largest, sites.adapter)
-
-
-def balanced_start(model: nn.Module, adapter_name: str, path: str | os.PathLike[str]) -> None:
-    """Start an adapter from the poles and rows that a saved calibration of the same model gives.
-
-    Raises
-    ------
-    CalibrationError
-        The file is of another model, or was made with an adapter that was trained.
-    """
-    calibration = Calibration.load(path)
-    compare(calibration.model, model_tag(model), "model")
-    _start_from(model, _spectra(model, calibration, adapter_name), "AB", adapter_name)
 
 
 def _spectra(model: nn.Module, calibration: Calibration, adapter_name: str) -> dict[int, GradientSpectrum]:

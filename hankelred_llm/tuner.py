@@ -96,13 +96,6 @@ class HRMModel(BaseTuner):
             layer.method_adapters = self.method_adapters
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         _carrier.install(decoder.backbone, decoder.layers)
-        if config.calibration is not None:
-            # here, because what reads a calibration needs models with adapters, and so this module
-            from .initialization import balanced_start
-
-            balanced_start(self, adapter_name, config.calibration)
-            # whoever loads the trained weights does not have that file, and needs none
-            config.init_weights, config.calibration = "ring", None
 
     def _create_and_replace(
         self,

@@ -99,7 +99,6 @@ def test_methods_on_both_sides_of_the_budget_must_not_be_too_far_apart():
         ("hrm share=0.5", "no option 'share'"),
         ("hrm+lora-qv lora_lr_ratio=0", "lora_lr_ratio is 0; give a positive number"),
         ("hrm lora_lr_ratio=0.3", "no option 'lora_lr_ratio'"),
-        ("hrm calibration=file", "no option 'calibration'"),
         ("", "has no name"),
     ],
 )

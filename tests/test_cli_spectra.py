@@ -112,8 +112,9 @@ def test_spectra_of_a_model_without_adapter(folder):
     assert f"{spare} of the 40 states were given to no layer" in out
     # what was printed can be attached, and started from what was saved
     pasted = re.search(r"^  HRMConfig\((.*)\)$", out, re.M).group(1)
-    config = eval(f"HRMConfig({pasted}, init_weights='balanced', calibration='seen.safetensors')")
-    assert len(get_systems(hankelred_llm.attach(model, config))) == 2
+    attached = hankelred_llm.attach(model, eval(f"HRMConfig({pasted})"))
+    hankelred_llm.initialize(attached, Calibration.load("seen.safetensors"), "AB")
+    assert len(get_systems(attached)) == 2
 
 
 def test_an_interrupted_command_goes_on(folder, monkeypatch):

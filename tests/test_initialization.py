@@ -223,37 +223,25 @@ class TestCalibration:
         assert bare.significant(1) >= 1
         assert not bare.exact and set(bare.null) == {0, 1}
 
-    def test_start_of_a_config(self, tmp_path):
-        collected().save(tmp_path / "data.safetensors")
-        fields = {"init_weights": "balanced", "calibration": str(tmp_path / "data.safetensors")}
-        model, plain = student(**fields), student()
+    def test_a_saved_calibration_of_the_bare_model_serves(self, tmp_path):
+        model = copy.deepcopy(base())
+        hankelred_llm.calibrate(model, batches(), held_out=2048).save(tmp_path / "data.safetensors")
+        calibration = hankelred_llm.Calibration.load(tmp_path / "data.safetensors")
+        started, plain = student(), student()
         tokens = batches()[0]["input_ids"]
-        assert torch.equal(model(tokens).logits, plain(tokens).logits)
+        hankelred_llm.initialize(started, calibration, "AB")
+        assert torch.equal(started(tokens).logits, plain(tokens).logits)
         hankelred_llm.initialize(plain, collected(), "AB")
-        for index, system in hankelred_llm.get_systems(model).items():
+        for index, system in hankelred_llm.get_systems(started).items():
             for a, b in zip(system, hankelred_llm.get_systems(plain)[index], strict=True):
                 assert np.allclose(a, b, atol=1e-4)
-        (tmp_path / "data.safetensors").unlink()
-        model.save_pretrained(tmp_path / "adapter")
-        again = transformers.MistralForCausalLM(base().config)
-        again.load_state_dict(base().state_dict())
-        import peft
 
-        loaded = peft.PeftModel.from_pretrained(again, tmp_path / "adapter")
-        old, new = hankelred_llm.get_systems(model), hankelred_llm.get_systems(loaded)
-        assert all(np.array_equal(a, b) for i in old for a, b in zip(old[i], new[i], strict=True))
-
-    def test_config_refuses_half_of_it(self):
-        with pytest.raises(ConfigError, match="do not go together"):
-            HRMConfig(init_weights="balanced")
-        with pytest.raises(ConfigError, match="do not go together"):
-            HRMConfig(calibration="somewhere")
-
-    def test_of_another_model(self, tmp_path):
+    def test_of_another_model(self):
         calibration = hankelred_llm.calibrate(copy.deepcopy(base()), batches()[:1], held_out=0)
-        calibration.save(tmp_path / "data.safetensors")
-        other = transformers.MistralForCausalLM(base().config)
+        other = hankelred_llm.attach(transformers.MistralForCausalLM(base().config), r=4)
         with pytest.raises(CalibrationError, match="its weights are others"):
-            hankelred_llm.attach(
-                other, init_weights="balanced", calibration=str(tmp_path / "data.safetensors")
-            )
+            hankelred_llm.initialize(other, calibration)
+
+    def test_the_configuration_names_the_second_call(self):
+        with pytest.raises(ConfigError, match=r"second call: hankelred_llm\.initialize"):
+            HRMConfig(calibration="somewhere")
