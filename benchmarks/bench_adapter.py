@@ -26,11 +26,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from hankelred_llm._carrier import Pass
-from hankelred_llm._layer import HRMLayer
-from hankelred_llm._tokens import Tokens
-from hankelred_llm.config import HRMConfig
-from hankelred_llm.state import HRMState
+from hankelred_llm.adapter.config import HRMConfig
+from hankelred_llm.adapter.layer import HRMLayer
+from hankelred_llm.state.cache import HRMState
+from hankelred_llm.state.forward_context import Pass
+from hankelred_llm.state.segments import Tokens
 
 WIDTH, VALUES = 4096, 1024
 

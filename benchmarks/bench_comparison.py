@@ -44,15 +44,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import hankelred_llm.adapter
+import hankelred_llm.adapter.system
 from hankelred_llm import linear_recurrence
-from hankelred_llm._experiment import Experiment, open_experiment
-from hankelred_llm._methods import load_adapter, parse_method
-from hankelred_llm._results_file import Record, read_records
-from hankelred_llm._settings import HRM_FAMILY
-from hankelred_llm._statistics import paired_difference
-from hankelred_llm.comparison import RESULTS, Settings, compare
-from hankelred_llm.systems import get_systems
+from hankelred_llm.adapter.systems import get_systems
+from hankelred_llm.experiments.compare import RESULTS, Settings, compare
+from hankelred_llm.experiments.experiment import Experiment, open_experiment
+from hankelred_llm.experiments.methods import load_adapter, parse_method
+from hankelred_llm.experiments.records import Record, read_records
+from hankelred_llm.experiments.settings import HRM_FAMILY
+from hankelred_llm.experiments.statistics import paired_difference
 
 RESULTS_OF_PAGE = Path(__file__).resolve().parents[1] / "docs/results"
 SHARED = Path(os.environ.get("HANKELRED_SHARED", Path(__file__).resolve().parents[1] / "../shared"))
@@ -307,7 +307,7 @@ def one_cost(experiment: Experiment, name: str, scan: str, tokens: int) -> Recor
     model = experiment.fresh(name, 0).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     if scan != "auto":
-        hankelred_llm.adapter.column_scan = scan_by(scan)  # type: ignore[attr-defined]
+        hankelred_llm.adapter.system.column_scan = scan_by(scan)  # type: ignore[attr-defined]
 
     def step(ids: Tensor) -> None:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()

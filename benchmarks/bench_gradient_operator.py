@@ -26,7 +26,7 @@ import torch
 import transformers
 
 import hankelred_llm
-from hankelred_llm._gradient_operator import GradientOperator
+from hankelred_llm.analysis.gradient_hankel import GradientOperator
 
 SHARED = Path(os.environ.get("HANKELRED_SHARED", Path(__file__).parents[1] / "../shared"))
 

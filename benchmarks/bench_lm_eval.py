@@ -27,7 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 import hankelred_llm
-from hankelred_llm._sites import hrm_layers
+from hankelred_llm.adapter.adapter_layers import hrm_layers
 
 CONTEXTS = [
     "Once upon a time there was a small dog. ",

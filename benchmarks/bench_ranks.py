@@ -32,12 +32,12 @@ import torch
 from bench_comparison import COMMON, DFA, RESULTS_OF_PAGE, shortened, write
 
 from hankelred_llm import reduce
-from hankelred_llm._experiment import Experiment, open_experiment
-from hankelred_llm._results_file import Record, ResultsFile
-from hankelred_llm._statistics import paired_difference
-from hankelred_llm._trainer import AdapterTrainer, arguments
-from hankelred_llm.comparison import Settings
-from hankelred_llm.evaluate import evaluate
+from hankelred_llm.experiments.compare import Settings
+from hankelred_llm.experiments.evaluate import evaluate
+from hankelred_llm.experiments.experiment import Experiment, open_experiment
+from hankelred_llm.experiments.records import Record, ResultsFile
+from hankelred_llm.experiments.statistics import paired_difference
+from hankelred_llm.experiments.trainer import AdapterTrainer, arguments
 from hankelred_llm.tasks import Collator
 
 LARGE, STATES, LAYERS, FIRST = 64, 16, 2, 150

@@ -52,8 +52,8 @@ import torch
 from torch import Tensor
 
 from hankelred_llm import linear_recurrence
-from hankelred_llm._scan import column_scan
-from hankelred_llm._step import Step
+from hankelred_llm.ops.autograd import column_scan
+from hankelred_llm.ops.decode_step import Step
 
 BARS = {8192: 3, 32768: 10, 131072: 20}
 R = 32

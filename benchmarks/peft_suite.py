@@ -32,7 +32,7 @@ import transformers
 import hankelred_llm
 from hankelred import HankelredError
 from hankelred_llm import HRMConfig
-from hankelred_llm._sites import hrm_layers
+from hankelred_llm.adapter.adapter_layers import hrm_layers
 
 SIZES = {
     "vocab_size": 64,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hankelred_llm._settings import HRM_FAMILY
+from hankelred_llm.experiments.settings import HRM_FAMILY
 
 HERE = Path(__file__).resolve().parent
 RESULTS, IMAGES = HERE / "results", HERE / "images"

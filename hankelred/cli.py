@@ -14,16 +14,7 @@ from ._errors import in_one_line, shown
 from ._numbers import is_rounded_to_zero
 from ._reading import checked_suffix
 from ._split import suspected_timebase
-from .console import (
-    check_picture,
-    check_target,
-    console,
-    count,
-    force_option,
-    run,
-    save_picture,
-    timestep,
-)
+from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
 from .files import read_model, write_model
 from .models import LinearModel, Timebase, validated_timebase
 from .reduction import METHODS, Reduction

@@ -2,8 +2,15 @@
 
 from hankelred import __version__
 
-from ._collecting import calibrate
-from ._errors import (
+from .adapter.config import HRMConfig
+from .adapter.model import attach, register
+from .adapter.systems import get_systems, set_systems
+from .analysis.calibration import Calibration
+from .analysis.calibration_pass import calibrate
+from .analysis.initialize import InitializationReport, initialize
+from .analysis.reduce import ReductionReport, reduce
+from .analysis.spectra import HankelSpectra, hankel_spectra
+from .errors import (
     AdapterError,
     AdapterFileError,
     ArchitectureError,
@@ -12,15 +19,8 @@ from ._errors import (
     ExperimentError,
     StateError,
 )
-from .calibration import Calibration
-from .config import HRMConfig
-from .initialization import InitializationReport, initialize
-from .parallel import context_parallel
-from .recurrence import linear_recurrence
-from .reduction import ReductionReport, reduce
-from .spectra import HankelSpectra, hankel_spectra
-from .systems import get_systems, set_systems
-from .tuner import attach, register
+from .ops.recurrence import linear_recurrence
+from .state.sequence_parallel import context_parallel
 
 register()
 

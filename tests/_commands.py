@@ -10,7 +10,7 @@ import warnings
 
 def command(*arguments):
     """Run `hankelred-llm`; return exit status, output and error output."""
-    from hankelred_llm import cli
+    from hankelred_llm.cli import main as cli
 
     return run_main(cli.main, "hankelred-llm", *arguments)
 

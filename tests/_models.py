@@ -18,10 +18,10 @@ from transformers import (
 from transformers.utils import check_peft_version
 
 import hankelred_llm
-from hankelred_llm._decoder_call import cache_argument
-from hankelred_llm._sites import hrm_layers
-from hankelred_llm.adapter import HRMSystem
-from hankelred_llm.state import find_cache
+from hankelred_llm.adapter.adapter_layers import hrm_layers
+from hankelred_llm.adapter.system import HRMSystem
+from hankelred_llm.state.cache import find_cache
+from hankelred_llm.state.decoder_call import cache_argument
 
 VOCAB = 61
 PAD = 0

@@ -30,10 +30,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 import hankelred_llm
 from hankelred_llm import StateError
-from hankelred_llm._shards import Shards, compare_shards, read_shard
-from hankelred_llm._tokens import read_tokens
-from hankelred_llm.adapter import HRMSystem
-from hankelred_llm.config import Modes
+from hankelred_llm.adapter.config import Modes
+from hankelred_llm.adapter.system import HRMSystem
+from hankelred_llm.state.segments import read_tokens
+from hankelred_llm.state.shards import Shards, compare_shards, read_shard
 
 
 def relative(seen, expected):
@@ -169,7 +169,7 @@ def check_fsdp_half_precision(rank, size, folder):
     """A base in bfloat16, its adapters sharded by themselves, so that they stay in float32."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    from hankelred_llm._sites import hrm_layers
+    from hankelred_llm.adapter.adapter_layers import hrm_layers
 
     def build():
         torch.manual_seed(7)

@@ -14,7 +14,7 @@ import torch
 from transformers import MistralConfig, PreTrainedModel
 from transformers.models.mistral import modeling_mistral
 
-from hankelred_llm._decoder_call import cache_argument
+from hankelred_llm.state.decoder_call import cache_argument
 
 #: What the cache is called in the transformers that is installed.
 CACHE = cache_argument(modeling_mistral.MistralModel.forward)

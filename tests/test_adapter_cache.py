@@ -32,7 +32,7 @@ from transformers.cache_utils import QuantizedCache
 
 import hankelred_llm
 from hankelred_llm import StateError
-from hankelred_llm.state import TAIL, HRMState, open_state
+from hankelred_llm.state.cache import TAIL, HRMState, open_state
 
 TOLERANCE = 2e-6
 WINDOWS = [None, 8]

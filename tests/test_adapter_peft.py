@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM
 import hankelred
 import hankelred_llm
 from hankelred_llm import AdapterError, AdapterFileError, ConfigError, HRMConfig
-from hankelred_llm._layer import HRMLayer
+from hankelred_llm.adapter.layer import HRMLayer
 
 WEIGHTS = "adapter_model.safetensors"
 BLOCK_7 = "base_model.model.model.layers.7.mlp_adapter.hrm_system.B"
@@ -218,7 +218,7 @@ class TestFiles:
             asked.append(hub)
             return None if hub.get("token") == "none" else hub.get("revision") == "v2"
 
-        monkeypatch.setattr("hankelred_llm.config.check_file_exists_on_hf_hub", exists)
+        monkeypatch.setattr("hankelred_llm.adapter.config.check_file_exists_on_hf_hub", exists)
         with pytest.raises(AdapterFileError, match=r"someone/adapter has no adapter_model.safetensors"):
             HRMConfig.from_pretrained("someone/adapter", revision="v1", token="mine")
         assert asked == [{"revision": "v1", "token": "mine"}]

@@ -15,9 +15,9 @@ import hankelred
 import hankelred_llm
 from hankelred import OrderError
 from hankelred_llm import AdapterError, calibrate, get_systems, hankel_spectra, reduce, set_systems
-from hankelred_llm._balancing import with_few_ports
-from hankelred_llm._sites import hrm_layers
-from hankelred_llm.tuner import PeftModel
+from hankelred_llm.adapter.adapter_layers import hrm_layers
+from hankelred_llm.adapter.model import PeftModel
+from hankelred_llm.analysis.balancing import with_few_ports
 
 WIDTH = 32
 DIGITS = 120

@@ -171,7 +171,7 @@ def test_beams_of_a_generation_config(model, call):
 
 def test_numbers_that_are_not_finite_stay_in_their_rows(model):
     with torch.no_grad():
-        for layer in hankelred_llm._sites.hrm_layers(model):
+        for layer in hankelred_llm.adapter.adapter_layers.hrm_layers(model):
             if "b" in layer.hrm_system:
                 layer.system("b").C.fill_(torch.inf)
         rows = model(tokens(2, 5), adapter_names=["a", "b"]).logits

@@ -28,9 +28,9 @@ from transformers import DynamicCache, StaticCache
 
 import hankelred_llm
 from hankelred_llm import HRMConfig
-from hankelred_llm._carrier import current_pass
-from hankelred_llm.adapter import HRMSystem
-from hankelred_llm.config import Modes
+from hankelred_llm.adapter.config import Modes
+from hankelred_llm.adapter.system import HRMSystem
+from hankelred_llm.state.forward_context import current_pass
 
 TOLERANCE = 2e-6
 

@@ -9,9 +9,9 @@ import torch
 from _models import base_model
 from transformers import MistralConfig, MistralForCausalLM
 
-from hankelred_llm._budget import TOLERANCE, check_equal, fit, fixed, parameters_of
-from hankelred_llm._errors import ExperimentError
-from hankelred_llm._methods import METHODS, check_available, parse_method, put_into, trainable
+from hankelred_llm.errors import ExperimentError
+from hankelred_llm.experiments.budget import TOLERANCE, check_equal, fit, fixed, parameters_of
+from hankelred_llm.experiments.methods import METHODS, check_available, parse_method, put_into, trainable
 
 ALL = [name for name in METHODS if name != "qlora"]
 

@@ -20,9 +20,10 @@ from transformers import DynamicCache
 
 import hankelred
 import hankelred_llm
-from hankelred_llm import AdapterError, Calibration, CalibrationError, _collecting, calibrate
-from hankelred_llm._gradient_operator import GradientOperator
-from hankelred_llm._sites import hrm_layers
+from hankelred_llm import AdapterError, Calibration, CalibrationError, calibrate
+from hankelred_llm.adapter.adapter_layers import hrm_layers
+from hankelred_llm.analysis import calibration_pass as _collecting
+from hankelred_llm.analysis.gradient_hankel import GradientOperator
 
 
 def plain_sums(model, rows):
@@ -513,7 +514,7 @@ def test_the_same_model_loaded_again_is_the_same(tmp_path):
     model = adapted()
     found = calibrate(model, batches(1))
     model.save_pretrained(tmp_path)
-    again = hankelred_llm.tuner.PeftModel.from_pretrained(base_model(), tmp_path)
+    again = hankelred_llm.adapter.model.PeftModel.from_pretrained(base_model(), tmp_path)
     found.check(again)
 
 

@@ -16,9 +16,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hankelred_llm
-from hankelred_llm import Calibration, HRMConfig, _collecting, get_systems, hankel_spectra
-from hankelred_llm._base_models import small_model
-from hankelred_llm._text_rows import text_batches
+from hankelred_llm import Calibration, HRMConfig, get_systems, hankel_spectra
+from hankelred_llm.analysis import calibration_pass as _collecting
+from hankelred_llm.cli.text_rows import text_batches
+from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.tasks import ByteTokenizer, TaskDataError
 
 SHORT = ("--length", 24, "--batches", 3, "--batch-size", 4, "--device", "cpu")
@@ -225,7 +226,7 @@ def test_a_failure_while_writing_leaves_what_was_there(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hankelred_llm._opened.save_adapter", full)
+    monkeypatch.setattr("hankelred_llm.cli.open_model.save_adapter", full)
     kept = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     status, _, err = command("reduce", "adapter", "--order", 2, "--out", "adapter", "--overwrite")
     assert status == 2 and "cannot write adapter: No space left on device" in err

@@ -12,14 +12,14 @@ import scipy.stats
 import yaml
 from _commands import command
 
-from hankelred_llm import comparison as comparison_module
-from hankelred_llm._base_models import small_model
-from hankelred_llm._errors import ExperimentError
-from hankelred_llm._methods import METHODS, parse_method
-from hankelred_llm._results_file import ResultsFile, read_records
-from hankelred_llm._settings import Settings, read_settings
-from hankelred_llm._statistics import paired_difference
-from hankelred_llm.comparison import compare
+from hankelred_llm.errors import ExperimentError
+from hankelred_llm.experiments import compare as comparison_module
+from hankelred_llm.experiments.base_models import small_model
+from hankelred_llm.experiments.compare import compare
+from hankelred_llm.experiments.methods import METHODS, parse_method
+from hankelred_llm.experiments.records import ResultsFile, read_records
+from hankelred_llm.experiments.settings import Settings, read_settings
+from hankelred_llm.experiments.statistics import paired_difference
 from hankelred_llm.tasks import Task, TaskDataError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

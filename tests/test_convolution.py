@@ -17,15 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hankelred
-from hankelred import (
-    Convolver,
-    HankelredError,
-    _blocks,
-    _kernels,
-    convolve,
-    impulse_response,
-    simulate,
-)
+from hankelred import Convolver, HankelredError, _blocks, _kernels, convolve, impulse_response, simulate
 from hankelred._discretisation import discretise
 from hankelred._errors import ModelError
 from hankelred._scaling import balance

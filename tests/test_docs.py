@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 import hankelred
 from hankelred.cli import cli
-from hankelred_llm.cli import cli as adapters
+from hankelred_llm.cli.main import cli as adapters
 
 matplotlib.use("Agg")
 

@@ -11,9 +11,9 @@ from scipy.sparse.linalg import svds
 
 import hankelred
 from hankelred_llm import CalibrationError
-from hankelred_llm import _gradient_operator as room
-from hankelred_llm._gradient_operator import MARGIN, GradientOperator
-from hankelred_llm._lagged_sums import LAGS, RANGE, SKETCH
+from hankelred_llm.analysis import gradient_hankel as room
+from hankelred_llm.analysis.gradient_hankel import MARGIN, GradientOperator
+from hankelred_llm.analysis.lagged_sums import LAGS, RANGE, SKETCH
 
 
 def noise(*shape, seed=0, dtype=torch.float64):

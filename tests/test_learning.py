@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hankelred_llm._base_models import small_model
-from hankelred_llm._experiment import open_experiment
-from hankelred_llm._settings import Settings
-from hankelred_llm.evaluate import evaluate
-from hankelred_llm.train import train
+from hankelred_llm.experiments.base_models import small_model
+from hankelred_llm.experiments.evaluate import evaluate
+from hankelred_llm.experiments.experiment import open_experiment
+from hankelred_llm.experiments.settings import Settings
+from hankelred_llm.experiments.train import train
 
 LORA = ("lora-qv", "lora-all", "lora-mlp")
 

@@ -16,7 +16,7 @@ import peft
 import hankelred
 import hankelred.cli
 import hankelred_llm
-import hankelred_llm.cli
+import hankelred_llm.cli.main
 
 LISTING = Path(__file__).with_name("public_surface.txt")
 
@@ -74,7 +74,7 @@ def surface():
             else:
                 lines.append(f"{full}{parameters(value)}" if callable(value) else full)
     lines += options("hankelred", hankelred.cli.cli)
-    lines += options("hankelred-llm", hankelred_llm.cli.cli)
+    lines += options("hankelred-llm", hankelred_llm.cli.main.cli)
     return "\n".join(lines) + "\n"
 
 

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred import HankelredError
-from hankelred_llm import _products, _scan, _sweeps, linear_recurrence
-from hankelred_llm._scan import column_scan
-from hankelred_llm.recurrence import add_entering_state, states_between_shards
+from hankelred_llm import linear_recurrence
+from hankelred_llm.ops import autograd as _scan
+from hankelred_llm.ops import chunk_elementwise as _sweeps
+from hankelred_llm.ops import chunk_matmul as _products
+from hankelred_llm.ops.autograd import column_scan
+from hankelred_llm.ops.recurrence import add_entering_state, states_between_shards
 
 KINDS = ["real", "complex"]
 CAUSAL = ["auto", "chunked", "sequential"]

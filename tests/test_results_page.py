@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from hankelred_llm._results_file import read_records
-from hankelred_llm._scan import column_scan
-from hankelred_llm.comparison import Settings, compare
+from hankelred_llm.experiments.compare import Settings, compare
+from hankelred_llm.experiments.records import read_records
+from hankelred_llm.ops.autograd import column_scan
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

@@ -24,7 +24,8 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, MistralForCausalLM
 
 import hankelred_llm
-from hankelred_llm import ArchitectureError, HRMConfig, StateError, _self_check
+from hankelred_llm import ArchitectureError, HRMConfig, StateError
+from hankelred_llm.adapter import self_check as _self_check
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +138,7 @@ def test_every_route_checks(monkeypatch, saved, route, tiny):
     assert error(step_by_step(model.eval(), ids), model(ids).logits) < 2e-6
     # a state that gets lost
     monkeypatch.setattr(_self_check, "_results", {})
-    monkeypatch.setattr("hankelred_llm.state.HRMState.previous", lambda *_: None)
+    monkeypatch.setattr("hankelred_llm.state.cache.HRMState.previous", lambda *_: None)
     base = base_model()
     plain = {name: (p.clone(), p.requires_grad) for name, p in base.named_parameters()}
     with pytest.raises(StateError, match=r"self check: (outputs with a cache differ|the second token)"):
@@ -172,18 +173,19 @@ def test_the_check_is_made_once_for_a_class_and_a_kind_of_adapter(monkeypatch):
     ],
 )
 def test_what_else_the_check_notices(monkeypatch, place, message):
-    forward = hankelred_llm.adapter.HRMSystem.forward
+    forward = hankelred_llm.adapter.system.HRMSystem.forward
 
     def broken(self, x, **kwargs):
         y, s = forward(self, x, **kwargs)
         return (0 * y if place == "y" else y), s
 
     if place == "y":
-        monkeypatch.setattr("hankelred_llm.adapter.HRMSystem.forward", broken)
+        monkeypatch.setattr("hankelred_llm.adapter.system.HRMSystem.forward", broken)
     else:
-        read = hankelred_llm._carrier.read_tokens
+        read = hankelred_llm.state.forward_context.read_tokens
         monkeypatch.setattr(
-            "hankelred_llm._carrier.read_tokens", lambda *a, **k: read(*a, **k)._replace(**{place: None})
+            "hankelred_llm.state.forward_context.read_tokens",
+            lambda *a, **k: read(*a, **k)._replace(**{place: None}),
         )
     with pytest.raises(StateError, match=message):
         hankelred_llm.attach(base_model(), r=4)
@@ -265,7 +267,7 @@ def test_a_refusal_leaves_another_adapter_and_its_modules(monkeypatch):
         before, names = model(ids).logits, set(model.state_dict())
         with monkeypatch.context() as broken:
             _without_copies(broken)
-            broken.setattr("hankelred_llm.state.HRMState.previous", lambda *_: None)
+            broken.setattr("hankelred_llm.state.cache.HRMState.previous", lambda *_: None)
             with pytest.raises(StateError, match="self check"):
                 model.add_adapter("second", HRMConfig(r=3, tap="output"))
         assert torch.equal(model(ids).logits, before) and set(model.state_dict()) == names

@@ -11,7 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from hankelred import plotting
-from hankelred_llm import ConfigError, HankelSpectra, _spectra_plot
+from hankelred_llm import ConfigError, HankelSpectra
+from hankelred_llm.analysis import plots as _spectra_plot
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import hankelred
 from hankelred_llm import tasks
 from hankelred_llm.tasks import ByteTokenizer, Collator, SplitReadError, TaskDataError, TaskError, get_task
-from hankelred_llm.tasks._bytes import ranges
+from hankelred_llm.tasks.byte_task import ranges
 
 SYNTHETIC = (
     "associative_recall",
@@ -114,7 +114,7 @@ def test_a_refused_test_split_does_not_count_as_read():
 
 
 def test_a_task_is_one_class_with_one_method():
-    from hankelred_llm.tasks._synthetic import SyntheticTask, after_each, codes
+    from hankelred_llm.tasks.synthetic_task import SyntheticTask, after_each, codes
 
     class Echo(SyntheticTask):
         """The symbol itself."""
@@ -414,7 +414,7 @@ def test_floors_of_real_data(name, file, options, previous):
 @given(st.integers(1, 400), st.integers(1, 60))
 def test_parts_of_held_out_windows_are_spread(length, size):
     """Taking fewer windows takes them from the whole range, each once."""
-    from hankelred_llm.tasks.byte_lm import ByteLM
+    from hankelred_llm.tasks.language_modelling.byte_lm import ByteLM
 
     class Held(ByteLM):
         def streams(self):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred_llm.tasks import TaskError, get_task
-from hankelred_llm.tasks.prefix_dfa import drawn_automaton
+from hankelred_llm.tasks.synthetic.prefix_dfa import drawn_automaton
 
 PAPER_LIKE = [[2, 1], [0, 3], [0, 2], [0, 3]]
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task
-from hankelred_llm.tasks._longbench import ANSWER_LENGTHS, PROMPTS
-from hankelred_llm.tasks._metrics import answer_scores, rouge_scores, word_f1
-from hankelred_llm.tasks._texts import Document, Question, disjoint, three_splits
-from hankelred_llm.tasks.quality import said_letter
+from hankelred_llm.tasks.document_task import Document, Question, disjoint, three_splits
+from hankelred_llm.tasks.documents.quality import said_letter
+from hankelred_llm.tasks.longbench import ANSWER_LENGTHS, PROMPTS
+from hankelred_llm.tasks.metrics import answer_scores, rouge_scores, word_f1
 
 
 def write_jsonl(path, records):
@@ -147,7 +147,7 @@ def test_order_comes_from_the_seed_and_passes_are_whole(folder):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 300), st.integers(1, 240))
 def test_the_middle_of_the_document_is_cut(words, room):
-    from hankelred_llm.tasks.squality import Squality
+    from hankelred_llm.tasks.documents.squality import Squality
 
     document = "".join(chr(97 + i % 26) for i in range(words)) + "."
 
@@ -413,7 +413,7 @@ def test_rouge_by_its_definition(said, right):
 
 
 def test_without_rouge(monkeypatch):
-    from hankelred_llm.tasks import _metrics
+    from hankelred_llm.tasks import metrics as _metrics
 
     _metrics._rouge.cache_clear()
     monkeypatch.setitem(sys.modules, "rouge_score", None)

@@ -17,17 +17,17 @@ from _models import cache_of, with_cache
 from safetensors.torch import load_file
 
 from hankelred_llm import initialize
-from hankelred_llm._base_models import small_model
-from hankelred_llm._errors import ExperimentError
-from hankelred_llm._experiment import open_experiment
-from hankelred_llm._methods import load_adapter
-from hankelred_llm._results_file import read_records
-from hankelred_llm._settings import Settings
-from hankelred_llm._single_run import one_run, train_into
-from hankelred_llm._trainer import AdapterTrainer, arguments, last_checkpoint
-from hankelred_llm.evaluate import predict
+from hankelred_llm.errors import ExperimentError
+from hankelred_llm.experiments.base_models import small_model
+from hankelred_llm.experiments.evaluate import predict
+from hankelred_llm.experiments.experiment import open_experiment
+from hankelred_llm.experiments.methods import load_adapter
+from hankelred_llm.experiments.records import read_records
+from hankelred_llm.experiments.settings import Settings
+from hankelred_llm.experiments.single_run import one_run, train_into
+from hankelred_llm.experiments.train import train
+from hankelred_llm.experiments.trainer import AdapterTrainer, arguments, last_checkpoint
 from hankelred_llm.tasks import Collator
-from hankelred_llm.train import train
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_a_balanced_start_takes_its_rows_from_the_steps(base, tmp_path, monkeypa
         return start(model, batches, parts, **options)
 
     monkeypatch.setattr(AdapterTrainer, "training_step", spy)
-    monkeypatch.setattr("hankelred_llm.train.initialize", started)
+    monkeypatch.setattr("hankelred_llm.experiments.train.initialize", started)
     record = run(found, tmp_path, method).record
     assert (len(calibrated), len(trained), record["calibration_steps"]) == (2, 4, 2)
     assert record["seconds_calibration"] > 0 and len(record["seconds_steps"]) == 4

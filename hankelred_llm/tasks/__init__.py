@@ -1,7 +1,8 @@
-"""Tasks: data, prompts, labels, metrics and floors, one file each.
+"""Tasks: data, prompts, labels, metrics and trivial baselines.
 
-A file of this folder without an underscore is a task. It holds one subclass of `Task`, bound to ``TASK``;
-most need only `SyntheticTask.draw`, `DocumentTask.parse` or `ByteTask.streams`. Nothing has to be registered.
+A file of the folders ``synthetic``, ``documents`` and ``language_modelling`` is a task. It holds one
+subclass of `Task`, bound to ``TASK``; most need only `SyntheticTask.draw`, `DocumentTask.parse` or
+`ByteTask.streams`. Nothing has to be registered.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
-from ._collate import Collator
-from ._errors import SplitReadError, TaskDataError, TaskError
-from ._task import Example, Scores, Split, Task
-from ._tokens import ByteTokenizer
+from .base import Example, Scores, Split, Task
+from .byte_tokens import ByteTokenizer
+from .collate import Collator
+from .errors import SplitReadError, TaskDataError, TaskError
 
 __all__ = [
     "ByteTokenizer",
@@ -30,6 +31,8 @@ __all__ = [
     "get_task",
     "list_tasks",
 ]
+
+FAMILIES = ("synthetic", "documents", "language_modelling")
 
 
 def list_tasks() -> dict[str, str]:
@@ -96,10 +99,19 @@ def get_task(name: str, **options: Any) -> Task:
     return task(**options)
 
 
+def _modules() -> dict[str, str]:
+    """Return the module of each task, by the name of the task."""
+    return {
+        module.name: f"{__name__}.{family}.{module.name}"
+        for family in FAMILIES
+        for module in pkgutil.iter_modules([f"{__path__[0]}/{family}"])
+    }
+
+
 def _names() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return sorted(_modules())
 
 
 def _task_class(name: str) -> type[Task]:
-    found: type[Task] = import_module(f"{__name__}.{name}").TASK
-    return found
+    task: type[Task] = import_module(_modules()[name]).TASK
+    return task

@@ -1,0 +1,121 @@
+"""Where adapters stand in a model: their layers, their systems by layer index, and how to take them out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from ..errors import AdapterError
+from ..state import forward_context as _carrier
+from .architectures import find_decoder
+from .config import HRMConfig
+from .layer import HRMLayer
+from .system import HRMSystem
+
+
+def hrm_layers(model: nn.Module) -> list[HRMLayer]:
+    """Return the HRM layers of a model, by layer index.
+
+    Raises
+    ------
+    AdapterError
+        It is no model, but the name of one say.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hankelred_llm.adapter.adapter_layers import hrm_layers
+    >>> hrm_layers(nn.Linear(2, 2))
+    []
+    """
+    if not isinstance(model, nn.Module):
+        raise AdapterError(
+            f"{model!r} is no model but a {type(model).__name__}; load it first, an adapter with "
+            "peft.PeftModel.from_pretrained(base, folder)"
+        )
+    found = [module for module in model.modules() if isinstance(module, HRMLayer)]
+    return sorted(found, key=lambda layer: layer.index)
+
+
+def find_adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[HRMLayer]]:
+    """Return the name of an adapter, and its layers."""
+    layers = hrm_layers(model)
+    known = sorted({name for layer in layers for name in layer.hrm_system})
+    if not known:
+        raise AdapterError("the model has no HRM adapter; put one in with hankelred_llm.attach(model)")
+    if adapter_name is None:
+        active = sorted({name for layer in layers for name in layer.active_systems()})
+        if len(active) != 1:
+            raise AdapterError(f"pass adapter_name: {len(active)} of the adapters {known} are active")
+        adapter_name = active[0]
+    if adapter_name not in known:
+        raise AdapterError(
+            f"there is no adapter '{adapter_name}'; the model has {', '.join(map(repr, known))}"
+        )
+    own = [layer for layer in layers if adapter_name in layer.hrm_system]
+    if len({layer.index for layer in own}) < len(own):
+        blocks = ", ".join(sorted({layer.block for layer in own}))
+        raise AdapterError(
+            f"adapter '{adapter_name}' has more than one system in a decoder layer ({blocks}), and systems "
+            "are named by layer index here; give each block an adapter of its own, with add_adapter and "
+            "target_modules or site"
+        )
+    return adapter_name, own
+
+
+class Sites(NamedTuple):
+    """The systems of one adapter, by layer index."""
+
+    adapter: str
+    systems: dict[int, HRMSystem]
+    names: dict[int, str]
+
+
+def find_sites(model: nn.Module, adapter_name: str | None) -> Sites:
+    """Return the systems of the adapter that is active, or of the one that is named.
+
+    Raises
+    ------
+    AdapterError
+        There is no such adapter, or none is named and not exactly one is active.
+    """
+    adapter, layers = find_adapter(model, adapter_name)
+    parents = {id(module): name.rpartition(".")[0] for name, module in model.named_modules()}
+    return Sites(
+        adapter,
+        {layer.index: layer.system(adapter) for layer in layers},
+        {layer.index: ".".join([*parents[id(layer)].split(".")[-2:], layer.block]) for layer in layers},
+    )
+
+
+def check_heard(model: nn.Module, sites: Sites) -> None:
+    """Refuse where a forward pass would not go through the adapter.
+
+    Raises
+    ------
+    AdapterError
+        The adapter is not active.
+    """
+    for layer in hrm_layers(model):
+        if layer.index in sites.systems and sites.adapter not in layer.active_systems():
+            raise AdapterError(
+                f"adapter '{sites.adapter}' is not active, so it sees no batch; call "
+                f"model.set_adapter('{sites.adapter}'), outside of disable_adapter()"
+            )
+
+
+def take_out(model: nn.Module) -> None:
+    """Leave a model as it was before any HRM adapter stood in it; adapters of other methods stay."""
+    decoder = find_decoder(model)
+    _carrier.remove(decoder.backbone, decoder.layers)
+    for layer in decoder.layers:
+        for name, block in list(layer.named_children()):
+            if isinstance(block, HRMLayer):
+                block.detach()
+                delattr(layer, name)
+    book = model.__dict__.get("peft_config", {})
+    for name in [n for n, c in book.items() if isinstance(c, HRMConfig)]:
+        del book[name]
+    if not book:
+        model.__dict__.pop("peft_config", None)

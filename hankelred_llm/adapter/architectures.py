@@ -1,0 +1,92 @@
+"""The decoder layers of a model, and the blocks in them that an adapter can stand beside.
+
+An architecture whose blocks are called ``mlp`` and ``self_attn`` needs no entry here. Any other one is one
+line in :data:`BLOCK_NAMES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft import PeftModel
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+
+from ..errors import AdapterError, ArchitectureError
+
+#: Name of the block by the ``site`` of a configuration, unless BLOCK_NAMES says otherwise.
+SITES = {"mlp": "mlp", "attention": "self_attn"}
+
+#: Names that differ, by ``model_type``.
+BLOCK_NAMES: dict[str, dict[str, str]] = {
+    "bloom": {"attention": "self_attention"},
+    "codegen": {"attention": "attn"},
+    "falcon": {"attention": "self_attention"},
+    "gpt2": {"attention": "attn"},
+    "gpt_neo": {"attention": "attn"},
+    "gpt_neox": {"attention": "attention"},
+    "gptj": {"attention": "attn"},
+    "granitemoe": {"mlp": "block_sparse_moe"},
+    "mpt": {"mlp": "ffn", "attention": "attn"},
+}
+
+#: Blocks that add the residual stream themselves, so that their output is more than the block's.
+ADDS_RESIDUAL = {("bloom", "mlp"), ("bloom", "attention"), ("mpt", "mlp")}
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The decoder of a causal language model."""
+
+    model_type: str
+    backbone: nn.Module  # what is called with tokens, mask and positions
+    name: str  # of the list of layers, as in "model.layers"
+    layers: nn.ModuleList
+    width: int
+
+    def block_name(self, site: str) -> str:
+        """Return the name of the block of a site within a layer."""
+        return BLOCK_NAMES.get(self.model_type, {}).get(site, SITES[site])
+
+
+def find_decoder(model: nn.Module) -> Decoder:
+    """Find the decoder layers of a causal language model.
+
+    Raises
+    ------
+    AdapterError
+        The model is wrapped in a PeftModel.
+    ArchitectureError
+        The model is no causal language model, or its layers were not found.
+    """
+    kind = type(model).__name__
+    if isinstance(model, PeftModel):
+        raise AdapterError(
+            "the model is a PeftModel already; for a second HRM adapter call model.add_adapter(name, "
+            "HRMConfig(...)), or model.load_adapter(folder, name) for a saved one; to combine with LoRA "
+            "attach to model.get_base_model(), or call base.add_adapter(LoraConfig(...)) and attach to that"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ArchitectureError(
+            f"{kind} is no model of transformers; load one with transformers.AutoModelForCausalLM"
+        )
+    model_type = str(model.config.model_type)
+    if (
+        not isinstance(model, GenerationMixin)
+        or model.config.is_encoder_decoder
+        or model.get_output_embeddings() is None
+    ):
+        raise ArchitectureError(
+            f"{kind} (model_type '{model_type}') is no causal language model: an adapter follows the tokens "
+            "from left to right; load the model with transformers.AutoModelForCausalLM"
+        )
+    text = model.config.get_text_config(decoder=True)
+    backbone = model.get_decoder()
+    for layers in backbone.children():
+        if isinstance(layers, nn.ModuleList) and len(layers) == text.num_hidden_layers:
+            full = next(n for n, module in model.named_modules() if module is layers)
+            return Decoder(model_type, backbone, full, layers, int(text.hidden_size))
+    raise ArchitectureError(
+        f"{kind} (model_type '{model_type}') is not supported: {type(backbone).__name__} holds no list of "
+        f"{text.num_hidden_layers} decoder layers"
+    )

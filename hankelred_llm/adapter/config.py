@@ -1,0 +1,323 @@
+"""The configuration of an adapter: what peft stores beside its weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from typing import Any, NamedTuple, TypeVar
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils.other import check_file_exists_on_hf_hub
+from safetensors import SafetensorError, safe_open
+
+from ..errors import AdapterFileError, ConfigError
+from .architectures import SITES
+from .initial_poles import STARTS
+
+EIGENVALUES = ("complex", "real")
+TAPS = ("input", "output")
+
+#: Fields of other methods of peft that have no counterpart, and what to do instead.
+_NOT_OFFERED = {
+    "layers_pattern": (
+        "the decoder layers are found from the architecture; choose among them with layers_to_transform"
+    ),
+    "trainable_token_indices": ("train the whole embedding with modules_to_save=['embed_tokens']"),
+    "lora_alpha": "the output is scaled by a gate that is learned; its first value is gate_init",
+    "lora_dropout": "there is no dropout in a recurrence; use that of the base model",
+    "calibration": "a start from data is a second call: hankelred_llm.initialize(model, calibration)",
+    "bias": "biases of the base model stay frozen; name whole modules in modules_to_save",
+}
+
+
+_T = TypeVar("_T")
+
+
+class Modes(NamedTuple):
+    """Numbers of real states of a system, and of conjugate pairs and negative real eigenvalues among them."""
+
+    order: int
+    pairs: int
+    negative: int
+
+
+class _UnknownFieldError(ConfigError, TypeError):
+    """A TypeError too, in the usual words: peft leaves such a field of a file of a later version out."""
+
+
+class _Unasked(str):
+    """A default, told from the same value given by a user."""
+
+
+class HRMType(str, Enum):  # noqa: UP042, peft reports what comes after the point in str()
+    """The name of the method in peft, whose own enumeration cannot be extended."""
+
+    HRM = "HRM"
+
+
+@dataclass
+class HRMConfig(PeftConfig):
+    """Configuration of a Hankel reduced-order model (HRM) adapter.
+
+    Beside one block of every decoder layer, with input x_t of width d, runs a diagonal linear system of
+    ``r`` real states: ``s_t = A s_{t-1} + B x_t``, and ``gate * C s_t`` is added to the block's output.
+    It costs ``2 r d`` parameters and O(r) more; ``r = 26`` equals LoRA of rank 16 on the query and value
+    projections of Mistral-7B.
+
+    Parameters
+    ----------
+    r : int
+        Number of real states in each layer. A conjugate pair of eigenvalues is two of them.
+    eigenvalues : {"complex", "real"}
+        Conjugate pairs (with one real state more if ``r`` is odd), or real ones only.
+    site : {"mlp", "attention"}
+        The block the system stands beside. With ``target_modules`` it may be left out.
+    tap : {"input", "output"}
+        Whether x_t is what goes into that block or what comes out of it.
+    init_weights : str
+        Where training starts. ``"ring"``: ``|A|^2`` uniform in [0.9^2, 0.999^2], phases uniform, B normal
+        with variance 1/(2d). ``"s4d_real"``: decay rates n + 1 (n = 0, 1, ...) times a step that is
+        log-uniform in [1e-4, 0.1], phases zero. In both the adapted model starts as the base model. A start
+        from data is a second call, :func:`initialize`.
+    gate_init : float
+        First value of the gate. With 0 the output map C starts at random, else at zero.
+    target_modules : list of str or str, optional
+        Names of the blocks; found from the architecture by default.
+    exclude_modules : list of str or str, optional
+        Blocks that get no adapter, by names as in ``"layers.3.mlp"``, or a pattern of their whole names.
+    layers_to_transform : list of int or int, optional
+        Only these layers get an adapter. Default: all.
+    rank_pattern : dict
+        ``r`` of single layers, by names as in ``"layers.3.mlp"``.
+    mode_pattern : dict
+        Numbers of conjugate pairs and of negative real eigenvalues, ``[pairs, negative]``, of single layers,
+        by the same names. It is written when a system with another mix than the usual one is put into a
+        layer.
+    modules_to_save : list of str, optional
+        Modules of the base model that are trained and saved too.
+    base_shape : dict, optional
+        What the adapter was made for: written at attaching, compared at loading.
+
+    Raises
+    ------
+    ConfigError
+        A field has a value that means nothing.
+
+    Notes
+    -----
+    ``task_type``, ``inference_mode`` and the other fields of :class:`peft.PeftConfig` work as there.
+
+    Examples
+    --------
+    >>> from hankelred_llm import HRMConfig
+    >>> HRMConfig(r=26, layers_to_transform=[0, 1]).site
+    'mlp'
+    >>> HRMConfig(site="norm")
+    Traceback (most recent call last):
+    ...
+    hankelred_llm.errors.ConfigError: site='norm' is unknown; choose one of 'mlp', 'attention'
+    """
+
+    task_type: str | None = "CAUSAL_LM"
+    r: int = 32
+    eigenvalues: str = "complex"
+    site: str = _Unasked("mlp")
+    tap: str = "input"
+    init_weights: str = "ring"
+    gate_init: float = 1.0
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    mode_pattern: dict[str, list[int]] = field(default_factory=dict)
+    modules_to_save: list[str] | None = None
+    base_shape: dict[str, Any] | None = None
+
+    def __new__(cls, *args: Any, **options: Any) -> HRMConfig:
+        """Refuse unknown fields by name, most of all those of other methods."""
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            if name not in known:
+                own = ", ".join(other for other in known if other in HRMConfig.__annotations__)
+                remedy = _NOT_OFFERED.get(name, f"its fields are {own}")
+                raise _UnknownFieldError(f"HRMConfig got an unexpected keyword argument {name!r}: {remedy}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = HRMType.HRM
+        # no field: a saved configuration does not say what was written and what was left out
+        self.site_given = not isinstance(self.site, _Unasked)
+        self.site = str(self.site)
+        for name, known in (
+            ("eigenvalues", EIGENVALUES),
+            ("site", tuple(SITES)),
+            ("tap", TAPS),
+            ("init_weights", tuple(STARTS)),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, known))}")
+        if self.task_type not in (None, "CAUSAL_LM"):
+            raise ConfigError(
+                f"task_type={self.task_type!r} is not possible: an adapter stands in a causal language "
+                "model; leave it at 'CAUSAL_LM'"
+            )
+        _check_count("r", self.r, least=1)
+        for name in ("rank_pattern", "mode_pattern"):
+            pattern = getattr(self, name)
+            if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
+                raise ConfigError(f"{name}={pattern!r} must be a dict by names such as 'layers.3.mlp'")
+        for key, order in self.rank_pattern.items():
+            _check_count(f"rank_pattern[{key!r}]", order, least=1)
+        for key, modes in self.mode_pattern.items():
+            if not isinstance(modes, (list, tuple)) or len(modes) != 2:
+                raise ConfigError(
+                    f"mode_pattern[{key!r}]={modes!r} must be [pairs, negative real eigenvalues]"
+                )
+            for count in modes:
+                _check_count(f"mode_pattern[{key!r}]", count, least=0)
+        if not _is_number(self.gate_init) or not math.isfinite(self.gate_init):
+            raise ConfigError(f"gate_init={self.gate_init!r} is no finite number; 1.0 is the default")
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), (set, tuple)):
+                setattr(self, name, sorted(value))
+        if isinstance(self.layers_to_transform, (range, tuple, set)):
+            self.layers_to_transform = sorted(self.layers_to_transform)
+        _check_layers(self.layers_to_transform)
+
+    def modes_of(self, module_name: str) -> Modes:
+        """Return the numbers of states, conjugate pairs and negative real eigenvalues of one block.
+
+        Parameters
+        ----------
+        module_name : str
+            Such as ``"model.layers.3.mlp"``.
+
+        Returns
+        -------
+        Modes
+            Named ``order``, ``pairs`` and ``negative``.
+
+        Examples
+        --------
+        >>> from hankelred_llm import HRMConfig
+        >>> HRMConfig(r=8, rank_pattern={"layers.1.mlp": 5}).modes_of("model.layers.1.mlp")
+        Modes(order=5, pairs=2, negative=0)
+        """
+        order = _by_name(self.rank_pattern, module_name, self.r)
+        usual = [order // 2 if self.eigenvalues == "complex" else 0, 0]
+        pairs, negative = _by_name(self.mode_pattern, module_name, usual)
+        if 2 * pairs + negative > order:
+            raise ConfigError(
+                f"{module_name}: {pairs} conjugate pairs and {negative} negative eigenvalues need "
+                f"{2 * pairs + negative} states, but its order is {order}; set rank_pattern and "
+                "mode_pattern together"
+            )
+        return Modes(order, pairs, negative)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> HRMConfig:
+        """Load the configuration from a folder or a repository, and refuse weights that are unfit to load.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path, subfolder, **kwargs
+            As in :meth:`peft.PeftConfig.from_pretrained`.
+
+        Returns
+        -------
+        HRMConfig
+
+        Raises
+        ------
+        AdapterFileError
+            The weights are pickled, or the safetensors file is damaged.
+        """
+        check_weights(str(pretrained_model_name_or_path), subfolder, kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+
+
+def _check_count(name: str, value: Any, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
+def _check_layers(value: Any) -> None:
+    layers = value if isinstance(value, list) else [] if value is None else [value]
+    if value == [] or any(isinstance(index, bool) or not isinstance(index, int) for index in layers):
+        raise ConfigError(
+            f"layers_to_transform={value!r} must be a layer index or a list of them, such as [0, 1]; leave "
+            "it out for all layers"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def names_block(key: str, module_name: str) -> bool:
+    """Tell whether a key such as "layers.3.mlp" means this module."""
+    return module_name == key or module_name.endswith("." + key)
+
+
+def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
+    found = [value for key, value in pattern.items() if names_block(key, module_name)]
+    return found[0] if found else default
+
+
+def _is_on_hub(where: str, name: str, hub: Mapping[str, Any]) -> bool:
+    if not hub.get("local_files_only"):
+        there = check_file_exists_on_hf_hub(
+            where, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
+        )
+        if there is not None:
+            return bool(there)
+    try:  # without a connection what is in the cache will be loaded
+        cached = try_to_load_from_cache(where, name, hub.get("cache_dir"), hub.get("revision"))
+    except HFValidationError:
+        return True  # neither folder nor repository: whoever loads says so
+    return isinstance(cached, str)
+
+
+def check_weights(where: str, subfolder: str | None, hub: Mapping[str, Any]) -> None:
+    """Refuse a folder or repository without a whole safetensors file; peft would fall back on a pickle.
+
+    `hub` may hold the revision, token, cache_dir and local_files_only that it will be loaded with.
+
+    Raises
+    ------
+    AdapterFileError
+        Nothing is ever unpickled.
+    """
+    folder = os.path.join(where, subfolder) if subfolder else where
+    if not os.path.isdir(folder):
+        name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
+        if not _is_on_hub(where, name, hub):
+            raise AdapterFileError(
+                f"{where} has no {name}, or the hub cannot be reached and it is not in the cache; adapters "
+                "are loaded from safetensors files only"
+            )
+        return
+    path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
+    if not os.path.isfile(path):
+        seen = f"only {WEIGHTS_NAME}" if os.path.isfile(os.path.join(folder, WEIGHTS_NAME)) else "no weights"
+        raise AdapterFileError(
+            f"{folder} has {seen}, and adapters are never unpickled; save again with safe_serialization=True "
+            f"to get {SAFETENSORS_WEIGHTS_NAME}"
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(
+            f"{path} ({os.path.getsize(path)} bytes) is no complete safetensors file ({error}); copy it again"
+        ) from None

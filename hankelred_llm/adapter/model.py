@@ -1,0 +1,383 @@
+"""HRM as a method of peft: registration, and putting adapters into a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import peft
+from peft import PeftModel
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.peft_model import PeftModelForCausalLM
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from ..errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
+from ..state import forward_context as _carrier
+from ..state.decoder_call import check_arguments
+from .adapter_layers import hrm_layers, take_out
+from .architectures import find_decoder
+from .checkpoints import check_numbers, does_not_fit, guard_files, without_deprecations
+from .checks import check_base, check_names
+from .config import HRMConfig, HRMType
+from .layer import HRMLayer, cannot_merge
+from .self_check import check_architecture
+
+#: Where the configuration stands in ``model.peft_config`` beside those of other methods. peft leaves
+#: parameters with this in their name out of what it saves for the others.
+_BOOK_ENTRY = "hrm_system"
+
+#: What peft calls the base model where each row names its adapter.
+_BASE_ROW = "__base__"
+
+
+class HRMModel(BaseTuner):
+    """The model with HRM adapters in it, as peft wraps it; users get it through :func:`attach`.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model.
+    peft_config : HRMConfig or dict of HRMConfig
+    adapter_name : str
+    **options
+        As for every tuner of peft.
+    """
+
+    prefix = "hrm_"
+    tuner_layer_cls = HRMLayer
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any):
+        if not isinstance(peft_config, dict):  # injected by transformers: one book for all methods
+            super().__init__(model, peft_config, adapter_name, **options)
+            return
+        _check_free(model)
+        others = model.__dict__.pop("peft_config", {})
+        try:
+            super().__init__(model, peft_config, adapter_name, **options)
+        finally:
+            # peft's own entry would be taken for that of another adapter of the same name
+            model.__dict__.pop("peft_config", None)
+            if others:
+                model.__dict__["peft_config"] = others
+        model.__dict__["peft_config"] = {**others, _BOOK_ENTRY: self.peft_config[adapter_name]}
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put an adapter into a model.
+
+        Raises
+        ------
+        ArchitectureError
+            The model is none that an adapter can stand beside.
+        AdapterFileError
+            The adapter was made for another base.
+        ConfigError
+            A layer named in the configuration does not exist.
+        """
+        config = self.peft_config[adapter_name]
+        decoder = find_decoder(model)
+        check_arguments(decoder.backbone, decoder.model_type)
+        fresh = config.base_shape is None
+        check_base(config, model, decoder)
+        if config.target_modules is None:
+            config.target_modules = [decoder.block_name(config.site)]
+        adapted = check_names(config, model, decoder, fresh=fresh)
+        check_architecture(model, decoder, config, {name.rpartition(".")[2] for name in adapted})
+        self.decoder = decoder
+        self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
+        for layer in hrm_layers(model):
+            layer.method_adapters = self.method_adapters
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        _carrier.install(decoder.backbone, decoder.layers)
+
+    def _create_and_replace(
+        self,
+        peft_config: HRMConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        index = next((i for i, layer in enumerate(self.decoder.layers) if layer is parent), None)
+        if index is None:
+            raise ArchitectureError(
+                f"{current_key} is no block of a decoder layer; target_modules must name blocks such as "
+                f"'{self.decoder.block_name('mlp')}' or '{self.decoder.block_name('attention')}'"
+            )
+        beside = f"{target_name}_adapter"
+        if not hasattr(parent, beside):
+            new = HRMLayer(target, index, target_name, self.decoder.width)
+            setattr(parent, beside, new.train(target.training))
+        layer = getattr(parent, beside)
+        layer.method_adapters = self.method_adapters
+        layer.update_layer(adapter_name, peft_config, peft_config.modes_of(current_key))
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: HRMConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        # peft would take all of its layers, those of other methods on the same model too
+        return {key: state_dict[key] for key in _parameter_names(model, adapter_name) if key in state_dict}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: HRMConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        own = model.state_dict()
+        expected = _parameter_names(model, adapter_name)
+        missing = [key for key in expected if key not in mapped]
+        unknown = [key for key in mapped if key not in own]
+        if missing or unknown:
+            raise does_not_fit({"are missing": missing, "are unknown": unknown})
+        for key in expected:
+            if mapped[key].shape != own[key].shape:
+                raise AdapterFileError(
+                    f"{key} has shape {tuple(mapped[key].shape)} in the file and {tuple(own[key].shape)} in "
+                    "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
+                    "adapter of another model?"
+                )
+        check_numbers({key: mapped[key] for key in expected})
+        return mapped
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Give each row the adapter that ``adapter_names`` of forward or generate names for it.
+
+        Raises
+        ------
+        AdapterError
+            The model is in training mode, a name is no adapter, or modules of the base are trained with an
+            adapter.
+        """
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise AdapterError("adapter_names is for inference; call model.eval() first")
+        names = names if isinstance(names, str) else list(names)
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise AdapterError(
+                f"adapter_names={names!r} must be a list with the name of an adapter for each row"
+            )
+        known = [*self.method_adapters, _BASE_ROW]
+        if unknown := sorted(set(names) - set(known)):
+            raise AdapterError(
+                f"adapter_names names {', '.join(map(repr, unknown))}; the model has "
+                f"{', '.join(map(repr, known))}, the last of which is the base model"
+            )
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in self.modules()):
+            raise AdapterError(
+                "adapter_names cannot be used with modules_to_save, which are the same for all rows; call "
+                "the model once for each adapter, after set_adapter"
+            )
+        # generate repeats every row for its beams and samples
+        configs = [each for each in (*args, *kwargs.values()) if isinstance(each, GenerationConfig)]
+        configs.append(self.model.generation_config)
+        copies = [
+            next((n for n in (kwargs.get(what), *(getattr(c, what, None) for c in configs)) if n), 1)
+            for what in ("num_beams", "num_return_sequences")
+        ]
+        with _carrier.row_adapters(self.decoder.backbone, names, copies=max(copies)):
+            yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a weighted sum of recurrent systems is a system of all their states.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise AdapterError(
+            "add_weighted_adapter is not offered: the sum of two state-space systems has the states of both; "
+            "activate both with model.base_model.set_adapter([name, other]), or build the sum with "
+            "get_systems and set_systems"
+        )
+
+    def unload(self) -> nn.Module:
+        """Take all HRM adapters out and return the base model; adapters of other methods stay.
+
+        Examples
+        --------
+        >>> import transformers, hankelred_llm
+        >>> config = transformers.MistralConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2, num_key_value_heads=1)
+        >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+        >>> base = model.unload()
+        >>> type(base.model.layers[0].mlp).__name__
+        'MistralMLP'
+        """
+        take_out(self.model)
+        return self.model
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: a recurrence cannot be merged into weights.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise cannot_merge()
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse, as :meth:`merge_and_unload`.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise cannot_merge()
+
+    def unmerge_adapter(self) -> NoReturn:
+        """Refuse: nothing can have been merged.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise cannot_merge()
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: the paged cache of continuous batching cannot hold a recurrent state.
+
+        Raises
+        ------
+        AdapterError
+            Always.
+        """
+        raise AdapterError(
+            "continuous batching (generate_batch) keeps keys and values in a paged cache, which cannot "
+            "hold a recurrent state; use generate, on padded batches"
+        )
+
+    init_continuous_batching = generate_batch
+    continuous_batching_context_manager = generate_batch
+
+
+def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: Any) -> PeftModel:
+    """Put an HRM adapter into a causal language model.
+
+    The base is frozen, and until the first training step the output is the base's to the bit.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model of transformers. It is changed in place. It may have a LoRA from
+        ``model.add_adapter``, which stays as it is, trainable or not.
+    config : HRMConfig, optional
+    **config_fields
+        Fields of :class:`HRMConfig`, instead of ``config``.
+
+    Returns
+    -------
+    PeftModel
+        It trains in transformers' Trainer and in TRL, generates with every cache, and is saved and loaded
+        like any adapter of peft.
+
+    Raises
+    ------
+    ArchitectureError
+        The model is no causal language model, or has no block to stand beside.
+    AdapterError
+        The model has an HRM adapter, or is wrapped in a PeftModel.
+    ConfigError
+        A field has a value that means nothing, or names a layer that does not exist; or the configuration is
+        one of another method.
+
+    Notes
+    -----
+    ``peft.get_peft_model(model, HRMConfig(...))`` does the same. The method is that of [1]_.
+
+    References
+    ----------
+    .. [1] arXiv:2606.26290.
+
+    Examples
+    --------
+    >>> import transformers, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    >>> model.get_nb_trainable_parameters()[0]  # 2 layers of 2 * 4 * 16, 4 for the poles and the gate
+    266
+    """
+    if config is not None and config_fields:
+        raise ConfigError(
+            f"pass either config or its fields, not both ({', '.join(config_fields)} came with a config)"
+        )
+    if config is not None and not isinstance(config, HRMConfig):
+        raise ConfigError(
+            f"config is a {type(config).__name__}, and attach takes an HRMConfig, or its fields as in "
+            "attach(model, r=16); for an adapter of another method call peft.get_peft_model"
+        )
+    if not isinstance(model, nn.Module):
+        raise ArchitectureError(
+            f"{model!r} is no model but a {type(model).__name__}; load one with "
+            "transformers.AutoModelForCausalLM"
+        )
+    _check_free(model)
+    config = HRMConfig(**config_fields) if config is None else config
+    config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    with without_deprecations():
+        return PeftModelForCausalLM(model, config)
+
+
+def _check_free(model: nn.Module) -> None:
+    """Refuse a model that is wrapped, or has an adapter: a second wrapper would know nothing of the first."""
+    find_decoder(model)
+    if hrm_layers(model):
+        raise AdapterError(
+            "the model has an HRM adapter already; add a second one with add_adapter(name, HRMConfig(...)) "
+            "or load_adapter(folder, name) on the PeftModel, or call its unload() first"
+        )
+
+
+def _parameter_names(model: nn.Module, adapter_name: str) -> list[str]:
+    return [
+        f"{name}.hrm_system.{adapter_name}.{parameter}"
+        for name, module in model.named_modules()
+        if isinstance(module, HRMLayer) and adapter_name in module.hrm_system
+        for parameter, _ in module.system(adapter_name).named_parameters()
+    ]
+
+
+def register() -> None:
+    """Enter HRM in the tables of peft, whose own register function takes no new names.
+
+    Raises
+    ------
+    ImportError
+        This peft saves its own methods only, which would be found out when training is over.
+    """
+    if not hasattr(BaseTuner, "_get_adapter_state_dict"):
+        raise ImportError(
+            f"hankelred_llm needs peft 0.21 or newer, and this is {peft.__version__}, which cannot save "
+            "adapters of other packages; run: pip install --upgrade 'peft>=0.21'"
+        )
+    PEFT_TYPE_TO_CONFIG_MAPPING[HRMType.HRM] = HRMConfig
+    PEFT_TYPE_TO_TUNER_MAPPING[HRMType.HRM] = HRMModel
+    PEFT_TYPE_TO_PREFIX_MAPPING[HRMType.HRM] = HRMModel.prefix
+    guard_files()

@@ -1,0 +1,213 @@
+"""The file of a calibration: safetensors with JSON metadata, all of it checked before any is used."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from hankelred.writing import replace_file
+
+from .capture import inputs_of
+from .gradient_hankel import GradientOperator
+
+FORMAT = 1
+
+_COUNTS = ("tokens", "labelled_tokens", "labels", "held_out_limit", "stride", "rows")
+_TAGS = ("model", "adapter")
+#: Fields of a calibration that are no tensors.
+NUMBERS = (*_COUNTS, "loss_sum", *_TAGS, "data")
+_KEYS = {"format", "pairs", *NUMBERS}
+_PART_COUNTS = ("batches", "rows", "tokens")
+
+
+class Content(NamedTuple):
+    """What a file holds."""
+
+    numbers: dict[str, Any]  # fields of a Calibration that are no tensors
+    pairs: dict[int, int]  # by layer
+    sums: dict[int, dict[str, Tensor]]  # by layer: states and outputs
+    gradients: dict[int, GradientOperator]  # by layer
+    held_out: tuple[dict[str, Tensor], ...]
+
+
+def write(path: str | os.PathLike[str], content: Content) -> None:
+    """Write a file in one step: a reader sees the old or the new one.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; then there is no partial file.
+    """
+    tensors = {
+        f"{kind}.{index}.{key}": value.cpu().contiguous()
+        for kind, groups in (
+            ("layers", content.sums),
+            ("gradients", {i: operator.state() for i, operator in content.gradients.items()}),
+            ("held_out", dict(enumerate(content.held_out))),
+        )
+        for index, group in groups.items()
+        for key, value in group.items()
+    }
+    pairs = {str(index): count for index, count in content.pairs.items()}
+    facts = json.dumps({"format": FORMAT, "pairs": pairs, **content.numbers})
+    data = save(tensors, metadata={"calibration": facts})
+    replace_file(Path(path), lambda name: Path(name).write_bytes(data))
+
+
+def read(path: str | os.PathLike[str]) -> Content:
+    """Return the content of a file.
+
+    Raises
+    ------
+    ValueError
+        Something is missing, unknown, or of a type or size that does not fit the rest.
+    CalibrationError
+        So it is with the sums of a gradient operator.
+    SafetensorError, OSError
+        It cannot be read as a safetensors file.
+    """
+    with safe_open(path, framework="pt") as file:
+        facts = _facts(file.metadata())
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    pairs = _pairs(facts.pop("pairs"))
+    groups: dict[str, dict[int, dict[str, Tensor]]] = {"layers": {}, "gradients": {}, "held_out": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        number, dot, key = rest.partition(".")
+        if kind not in groups or not _is_index(number) or not dot:
+            raise ValueError(f"{name!r} is nothing that a calibration has")
+        groups[kind].setdefault(int(number), {})[key] = tensor
+    _check_sums(groups["layers"], pairs)
+    return Content(
+        facts, pairs, groups["layers"], _gradients(groups["gradients"], pairs), _rows(groups["held_out"])
+    )
+
+
+def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    if not metadata or "calibration" not in metadata:
+        raise ValueError("it has no entry 'calibration'")
+    facts = json.loads(metadata["calibration"])
+    if not isinstance(facts, dict):
+        raise ValueError(f"its entry 'calibration' is {_short(facts)}, not a dict")
+    if facts.get("format") != FORMAT:
+        raise ValueError(f"it has format {_short(facts.get('format'))}, this version reads {FORMAT}")
+    _check_keys(facts, _KEYS, "its entry 'calibration'")
+    del facts["format"]
+    for name in _COUNTS:
+        _check_count(facts[name], name, least=1 if name == "stride" else 0)
+    if facts["labelled_tokens"] > facts["tokens"]:
+        raise ValueError(f"{facts['labelled_tokens']} of {facts['tokens']} tokens have labels")
+    loss = facts["loss_sum"]
+    if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
+        raise ValueError(f"loss_sum is {_short(loss)}, not a finite number")
+    for name in _TAGS:
+        _check_keys(facts[name], {"name", "fingerprint"}, name)
+        if not all(isinstance(value, str) for value in facts[name].values()):
+            raise ValueError(f"{name} is {_short(facts[name])}, not two texts")
+    parts = facts["data"]
+    if not isinstance(parts, list) or not parts:
+        raise ValueError(f"data is {_short(parts)}, not a list of parts")
+    for part in parts:
+        _check_keys(part, {"digest", *_PART_COUNTS}, "a part of data")
+        if not isinstance(part["digest"], str):
+            raise ValueError(f"a digest is {_short(part['digest'])}, not a text")
+        for name in _PART_COUNTS:
+            _check_count(part[name], f"{name} of a part of data", least=0)
+    for name in ("rows", "tokens"):
+        total = sum(part[name] for part in parts)
+        if total != facts[name]:
+            raise ValueError(f"its parts have {total} {name}, and the whole has {facts[name]}")
+    facts["data"] = tuple(parts)
+    return facts
+
+
+def _pairs(pairs: Any) -> dict[int, int]:
+    if not isinstance(pairs, dict) or not pairs or not all(map(_is_index, pairs)):
+        raise ValueError(f"pairs is {_short(pairs)}, not a dict by layer index")
+    for index, count in pairs.items():
+        _check_count(count, f"pairs of layer {index}", least=0)
+    return {int(index): count for index, count in pairs.items()}
+
+
+def _check_sums(layers: Mapping[int, Mapping[str, Tensor]], pairs: Mapping[int, int]) -> None:
+    if set(layers) != set(pairs):
+        raise ValueError(f"it has sums of layers {sorted(layers)}, and pairs of layers {sorted(pairs)}")
+    for index, sums in layers.items():
+        _check_keys(sums, {"states", "outputs"}, f"layer {index}")
+        r = max(sums["states"].shape, default=0)
+        for name in ("states", "outputs"):
+            tensor = sums[name]
+            _check_numbers(tensor, f"{name} of layer {index}")
+            if tensor.shape != (r, r) or r == 0:
+                raise ValueError(f"{name} of layer {index} have shape {tuple(tensor.shape)}")
+            if bool((tensor.diagonal() < 0).any()):
+                raise ValueError(f"{name} of layer {index} are no sums of squares")
+        if 2 * pairs[index] > r:
+            raise ValueError(f"layer {index} has {pairs[index]} conjugate pairs among {r} states")
+
+
+def _gradients(
+    states: Mapping[int, Mapping[str, Tensor]], layers: Mapping[int, int]
+) -> dict[int, GradientOperator]:
+    found = {}
+    for index in sorted(states):
+        if index not in layers:
+            raise ValueError(f"it has gradients of layer {index}, and sums of layers {sorted(layers)}")
+        for name, tensor in states[index].items():
+            _check_numbers(tensor, f"{name} of the gradients of layer {index}")
+        found[index] = GradientOperator.from_state(states[index])
+        _check_keys(states[index], set(found[index].state()), f"the gradients of layer {index}")
+    return found
+
+
+def _rows(rows: Mapping[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], ...]:
+    if sorted(rows) != list(range(len(rows))):
+        raise ValueError(f"its held-out rows are numbered {sorted(rows)}")
+    for k, row in rows.items():
+        inputs = inputs_of(row)
+        if inputs is None or inputs.ndim < 2 or inputs.shape[0] != 1:
+            raise ValueError(f"held-out row {k} has no input_ids of one sequence")
+        if "input_ids" in row and inputs.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"input_ids of held-out row {k} are of type {inputs.dtype}")
+    return tuple(rows[k] for k in sorted(rows))
+
+
+def _check_keys(found: Any, wanted: set[str], where: str) -> None:
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{where} is {_short(found)}, not a dict")
+    missing, unknown = sorted(wanted - set(found)), sorted(set(found) - wanted)
+    if missing:
+        raise ValueError(f"{where} has no {', '.join(map(repr, missing))}")
+    if unknown:
+        raise ValueError(f"{where} has {', '.join(map(repr, unknown))}, which means nothing here")
+
+
+def _check_count(value: Any, name: str, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {_short(value)}, not a whole number of at least {least}")
+
+
+def _check_numbers(tensor: Tensor, name: str) -> None:
+    if tensor.dtype != torch.float64:
+        raise ValueError(f"{name} is of type {tensor.dtype}, not torch.float64")
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _is_index(text: str) -> bool:
+    # '01' would be the same layer as '1'
+    return text.isascii() and text.isdigit() and str(int(text)) == text
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

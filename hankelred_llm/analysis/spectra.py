@@ -1,0 +1,310 @@
+"""Hankel spectra of adapters, and the ranks they suggest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+import hankelred
+from hankelred import OrderError
+
+from .._util.progress import watched
+from .._util.tables import table
+from ..adapter.adapter_layers import find_sites, hrm_layers
+from ..adapter.architectures import find_decoder
+from .balancing import balanced, modal_systems, whole_number, with_few_ports
+from .calibration import Calibration, check_calibration
+from .fingerprints import compare, model_tag
+from .gradient_hankel import MARGIN
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class HankelSpectra(Mapping[int, Array]):
+    """Hankel singular values by layer: how much memory each layer uses, or its data asks for.
+
+    A mapping from layer index to values in falling order (float64): those of the trained adapters where there
+    are any, else those of the gradient. Printing it gives a table.
+
+    Attributes
+    ----------
+    exact : dict of ndarray
+        Of the systems (A, B, gate C), by closed-form Gramians; a layer of r states has r values. Empty for a
+        model without adapters.
+    noise_floors : dict of float
+        Exact values at or below it are rounding errors.
+    empirical : dict of ndarray or None
+        By the Gramians of a :class:`Calibration`: of the states that the data excite and of the outputs
+        that the loss feels (without labels: of all outputs alike). They are in the units of the data, so
+        they compare layers with each other, not with the exact values. No bound follows from them.
+    gradient, null : dict of ndarray or None
+        Before training: of the Hankel operator of the loss's gradient, in loss per token and unit of gain,
+        and of the same with inputs and gradients of different sequences, which is what chance gives. A value
+        counts from 1.5 times the largest of the null on.
+    names : dict of str
+        Module names of the layers.
+    """
+
+    exact: dict[int, Array]
+    noise_floors: dict[int, float] = field(default_factory=dict)
+    empirical: dict[int, Array] | None = None
+    gradient: dict[int, Array] | None = None
+    null: dict[int, Array] | None = None
+    names: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def _values(self) -> dict[int, Array]:
+        return self.exact or self.gradient or {}
+
+    def __getitem__(self, layer: int) -> Array:
+        return self._values[layer]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def significant(self, layer: int) -> int:
+        """Return how many values of a layer are more than rounding or, before training, more than chance.
+
+        Parameters
+        ----------
+        layer : int
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> HankelSpectra({0: np.array([1.0, 1e-20])}, noise_floors={0: 1e-16}).significant(0)
+        1
+        """
+        return int(np.count_nonzero(self[layer] > self.threshold(layer)))
+
+    def threshold(self, layer: int) -> float:
+        """Return the level above which a value of a layer counts.
+
+        Parameters
+        ----------
+        layer : int
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> before = HankelSpectra({}, gradient={0: np.array([1.0, 0.2])}, null={0: np.array([0.2])})
+        >>> round(before.threshold(0), 3), before.significant(0)
+        (0.3, 1)
+        """
+        if self.exact:
+            return self.noise_floors.get(layer, 0.0)
+        # three null operators are all there are, and the next would differ: chance reaches further than they
+        return MARGIN * float(self.null[layer].max(initial=0.0)) if self.null else 0.0
+
+    def plot(
+        self, ax: Axes | None = None, *, kind: str = "curves", ranks: Mapping[int, int] | None = None
+    ) -> Axes:
+        """Draw the spectra.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; default: a new figure.
+        kind : {"curves", "heatmap"}
+            "curves": one for each layer, dark for the last ones, with their median and quartiles, and the
+            level above which values count; empirical values are dashed, null ones grey. "heatmap": layer by
+            index.
+        ranks : dict of int, optional
+            Orders to mark, by layer, such as from :meth:`suggest_ranks`.
+
+        Returns
+        -------
+        matplotlib Axes
+
+        Raises
+        ------
+        ConfigError
+            Another kind, or there are no layers.
+
+        Examples
+        --------
+        >>> import matplotlib; matplotlib.use("Agg")
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> spectra = HankelSpectra({0: np.array([3.0, 0.2, 0.1]), 1: np.array([1.0, 0.5, 0.01])})
+        >>> ax = spectra.plot(ranks=spectra.suggest_ranks(budget=4))
+        >>> ax.get_yscale()
+        'log'
+        """
+        from .plots import draw
+
+        return draw(self, ax, kind=kind, ranks=ranks)
+
+    def suggest_ranks(self, *, tol: float | None = None, budget: int | None = None) -> dict[int, int]:
+        """Return an order for each layer; :func:`reduce` with the same rule takes the same.
+
+        Parameters
+        ----------
+        tol : float, optional
+            Absolute, for each layer: the smallest order of at least 1 whose error bound, twice the sum of the
+            distinct values left out, is at most this.
+        budget : int, optional
+            Number of states over all layers, 2 d parameters each. One threshold for all layers: each gets one
+            state, and the rest go to the largest values wherever they are; of equal ones to the lower
+            layer. Values that are rounding (or chance) get none, so the sum may be smaller.
+
+        Returns
+        -------
+        dict of int
+
+        Raises
+        ------
+        OrderError
+            Not exactly one rule, or a value that makes no sense.
+
+        Notes
+        -----
+        The ranks follow the exact values where there are any: they bound the error whatever the input.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> spectra = HankelSpectra({0: np.array([3.0, 0.2, 0.1]), 1: np.array([1.0, 0.5, 0.01])})
+        >>> spectra.suggest_ranks(budget=4)
+        {0: 2, 1: 2}
+        >>> spectra.suggest_ranks(tol=0.25)
+        {0: 2, 1: 2}
+        """
+        if (tol is None) == (budget is None):
+            raise OrderError("give exactly one of tol= and budget=")
+        most = {i: max(1, self.significant(i)) for i in self}
+        if tol is not None:
+            return {i: min(max(1, hankelred.select_order(self[i], tol=tol)), most[i]) for i in self}
+        total = whole_number(budget, "budget")
+        if total < len(self):
+            raise OrderError(
+                f"budget={total} is less than one state for each of the {len(self)} layers; the least is "
+                f"{len(self)}"
+            )
+        further = sorted((-float(self[i][k]), i, k) for i in self for k in range(1, most[i]))
+        ranks = dict.fromkeys(self, 1)
+        for _, i, _ in further[: total - len(self)]:
+            ranks[i] += 1
+        return ranks
+
+    def to_json(self) -> str:
+        """Return all values as JSON, layers by index.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from hankelred_llm import HankelSpectra
+        >>> HankelSpectra({0: np.array([3.0, 0.2])}, names={0: "layers.0.mlp"}).to_json()
+        '{"layers": {"0": {"name": "layers.0.mlp", "exact": [3.0, 0.2]}}}'
+        """
+        layers = {}
+        for i in self:
+            kinds = {
+                kind: values[i].tolist()
+                for kind in ("exact", "empirical", "gradient", "null")
+                if (values := getattr(self, kind)) and i in values
+            }
+            floor = {"noise_floor": self.noise_floors[i]} if i in self.noise_floors else {}
+            layers[str(i)] = {"name": self.names.get(i, ""), **kinds, **floor}
+        return json.dumps({"layers": layers})
+
+    def __str__(self) -> str:
+        kinds = [kind for kind in ("exact", "empirical", "gradient") if getattr(self, kind)]
+        heads = [f"{kind}: first, at 1/4, 1/2, 3/4, last" for kind in kinds]
+        rows = [["layer", "values", "counted", *heads]]
+        for i in self:
+            cells = []
+            for kind in kinds:
+                values = getattr(self, kind)[i]
+                at = np.unique(np.linspace(0, values.size - 1, 5).round().astype(int))
+                cells.append("  ".join(f"{values[k]:.2e}" for k in at))
+            rows.append([self.names.get(i, str(i)), str(self[i].size), str(self.significant(i)), *cells])
+        return table(rows)
+
+
+def hankel_spectra(
+    model: nn.Module, calibration: Calibration | None = None, *, adapter_name: str | None = None
+) -> HankelSpectra:
+    """Return the Hankel singular values of a model's adapters, or what the data ask of fresh ones.
+
+    Parameters
+    ----------
+    model : PeftModel or PreTrainedModel
+        With an HRM adapter; or, with a calibration that had labels, without one.
+    calibration : Calibration, optional
+        Of this model and adapter: adds the empirical values. Where the adapter adds nothing yet, or there is
+        none, the values are those of the gradient of the loss, beside those of their null.
+    adapter_name : str, optional
+        Default: the active adapter.
+
+    Returns
+    -------
+    HankelSpectra
+
+    Raises
+    ------
+    AdapterError
+        There is no such adapter, or its parameters are not finite.
+    CalibrationError
+        The calibration is of another model or adapter, or of other parameters.
+
+    Examples
+    --------
+    >>> import transformers, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    >>> spectra = hankelred_llm.hankel_spectra(model)
+    >>> spectra[1].shape
+    (4,)
+    """
+    if calibration is not None:
+        check_calibration(calibration)
+    if calibration is not None and calibration.gradients and not hrm_layers(model):
+        compare(calibration.model, model_tag(model), "model")
+        decoder = find_decoder(model)
+        where = f"{decoder.name.rpartition('.')[2]}.{{}}.{decoder.block_name('mlp')}"
+        return _before_training(calibration, {i: where.format(i) for i in calibration.gradients})
+    sites = find_sites(model, adapter_name)
+    if calibration is not None:
+        calibration.check(model, sites.adapter)
+        if len(calibration.gradients) == len(sites.systems) and calibration.labels:
+            return _before_training(calibration, dict(sites.names))
+    exact, floors, empirical = {}, {}, {}
+    for i, system in modal_systems(model, sites).items():
+        few = with_few_ports(system)
+        own = balanced(few)
+        exact[i], floors[i] = own.hankel_singular_values, own.noise_floor
+        if calibration is not None:
+            empirical[i] = balanced(few, *calibration.factors(i, few)).hankel_singular_values
+    return HankelSpectra(
+        exact, floors, empirical if calibration is not None else None, names=dict(sites.names)
+    )
+
+
+def _before_training(calibration: Calibration, names: dict[int, str]) -> HankelSpectra:
+    operators = watched(calibration.gradients.items(), "spectra", None)
+    found = {i: operator.spectrum() for i, operator in operators}
+    return HankelSpectra(
+        {},
+        gradient={i: spectrum.values for i, spectrum in found.items()},
+        null={i: spectrum.null for i, spectrum in found.items()},
+        names=names,
+    )

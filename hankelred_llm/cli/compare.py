@@ -1,0 +1,41 @@
+"""`hankelred-llm compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .settings_options import given, settings_options
+
+
+@click.command(short_help="Methods on a task: equal budgets, own learning rates, several seeds.")
+@settings_options()
+def compare(config: Path | None, **flags: Any) -> None:
+    """Compare methods on a task and write table, plot and JSON into the folder --out.
+
+    A comparison that was stopped goes on where it was when the command is given again.
+
+    \b
+    Example:
+      hankelred-llm compare --task flip_flop
+      hankelred-llm compare --task flip_flop --model mistralai/Mistral-7B-v0.1 --dtype bfloat16
+      hankelred-llm compare --config examples/paper/quality.yaml --data-dir data
+    """
+    from hankelred_llm.experiments.settings import read_settings
+
+    settings = read_settings(config, given(flags))
+    from hankelred_llm.cli.main import console, progress
+    from hankelred_llm.experiments import compare as comparison
+    from hankelred_llm.experiments.processes import this_process
+    from hankelred_llm.experiments.report import tables
+
+    found = comparison.compare(settings, progress=progress())
+    if not this_process().is_main_process:
+        return
+    console().print(tables(found))
+    click.echo(f"wrote table.md, scores.png, summary.json, results.jsonl and peft/ into {found.folder}")
+
+
+COMMAND = compare

@@ -1,0 +1,71 @@
+"""The command line `hankelred-llm`: one file of this folder for each subcommand."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from importlib import import_module
+from typing import Any
+
+import click
+
+from hankelred import __version__
+from hankelred.console import run
+
+#: Each is a module of this folder that binds a click command to ``COMMAND``.
+COMMANDS = ("compare", "evaluate", "reduce", "spectra", "train")
+
+
+class _Commands(click.Group):
+    """Subcommands that are imported when they are called, so that ``--help`` is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = import_module(f"hankelred_llm.cli.{cmd_name}").COMMAND
+        return found
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, prog_name="hankelred-llm")
+def cli() -> None:
+    """Adapters with a memory for language models: look, train, reduce, evaluate and compare.
+
+    \b
+    Example:
+      hankelred-llm compare --task flip_flop
+    """
+
+
+def console() -> Any:
+    """Return a console for tables, as wide as needed where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def progress() -> Any:
+    """Return bars for runs and steps, which vanish when they are done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, transient=True)
+
+
+def main() -> None:
+    """Run the command line; what is wrong is said in one line, with exit status 2."""
+    # what libraries say to each other of their next versions is nothing a user can act on
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # the bars of the libraries below would run through those of the command
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    run(cli, "hankelred-llm", interrupted="interrupted; the same command goes on from here")

@@ -1,0 +1,84 @@
+"""Every field of `Settings` as a flag, over a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from hankelred_llm.errors import ExperimentError
+from hankelred_llm.experiments.settings import DEFAULT_GRID, Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "list[int]": int, "list[str]": str}
+
+
+def settings_options(*leave_out: str, **defaults: str) -> Callable[[F], F]:
+    """Add ``--config`` and a flag for each field but those left out.
+
+    The default that the help of a flag names is that of the field, or one given here.
+    """
+
+    def decorate(function: F) -> F:
+        for f in reversed(fields(Settings)):
+            if f.name not in leave_out:
+                function = _flag(f, _help(f, defaults))(function)
+        return click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            help="YAML file whose keys are these flags; flags go over it.",
+        )(function)
+
+    return decorate
+
+
+def _help(f: Any, defaults: dict[str, str]) -> str:
+    """Return the help text of a field, with its default where that is said in a few words."""
+    text, default = str(f.metadata["help"]), defaults.get(f.name, f.default)
+    if f.name == "learning_rates":
+        default = ", ".join(f"{rate:g}" for rate in DEFAULT_GRID)
+    elif f.default_factory is not MISSING:
+        default = ", ".join(map(str, f.default_factory()))
+    if "default:" in text or default in (None, "") or isinstance(default, bool):
+        return text
+    return f"{text} [default: {default}]"
+
+
+def _flag(f: Any, help: str) -> Callable[[Any], Any]:
+    kind = str(f.type).removesuffix(" | None")
+    name = f"--{f.name.replace('_', '-')}"
+    if kind == "bool":
+        return click.option(f"{name}/--no-{name[2:]}", default=None, help=help)
+    if f.name == "task_options":
+        return click.option("--task-option", "task_options", multiple=True, metavar="NAME=VALUE", help=help)
+    if f.name == "learning_rates":
+        help = f"{help} Repeatable."
+        return click.option("--learning-rate", "learning_rates", multiple=True, type=float, help=help)
+    many = kind.startswith("list")
+    flag = f"--{f.name.removesuffix('s').replace('_', '-')}" if many else name
+    return click.option(
+        flag, f.name, type=_TYPES[kind], multiple=many, help=help + (" Repeatable." if many else "")
+    )
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """Return the flags that were used, as values of settings."""
+    found = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if "task_options" in found:
+        found["task_options"] = dict(_pair(text) for text in found["task_options"])
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ExperimentError(f"--task-option {text!r}: write it as NAME=VALUE")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return name, value

@@ -1,0 +1,107 @@
+"""Rows of any text as batches, for calibration: spread evenly over the text, as long as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..tasks import Collator, Example, TaskDataError
+from ..tasks.byte_tokens import IGNORED, Tokenizer
+
+#: Bytes that are read for each token of a row: no tokenizer in use needs as many on average.
+BYTES_PER_TOKEN = 32
+
+#: Bytes on which it is seen how many tokens a text has.
+PROBE = 2**16
+
+_REMEDY = "give a text file, or a folder with .txt files"
+
+
+def text_batches(
+    path: Path, tokenizer: Tokenizer, *, length: int, batches: int, batch_size: int
+) -> list[dict[str, torch.Tensor]]:
+    """Return batches of a text, for ``model(**batch)``, with labels.
+
+    Parameters
+    ----------
+    path : Path
+        A text file, or a folder: all of its .txt files.
+    tokenizer : Tokenizer
+        The model's.
+    length : int
+        Tokens of a row.
+    batches, batch_size : int
+        Number of batches and rows in each, fewer where the text has not as many rows. The rows of a batch
+        come from all over the text: neighbours would be no unrelated sequences.
+
+    Raises
+    ------
+    TaskDataError
+        There is no text.
+    """
+    files = _files(path)
+    sizes = [file.stat().st_size for file in files]
+    total = sum(sizes)
+    probe = _encoded(b"".join(_pieces(files, sizes, 0, PROBE)), tokenizer)
+    if not probe:
+        raise TaskDataError(path, None, "has no text", _REMEDY)
+    tokens = len(probe) * total / min(PROBE, total)
+    count = max(1, min(batches * batch_size, int(tokens // length)))
+    rows = []
+    for k in range(count):
+        start, end = k * total // count, (k + 1) * total // count
+        # a row lies in one file, the first that its share of the text touches
+        piece = next(_pieces(files, sizes, start, min(end - start, BYTES_PER_TOKEN * length)), b"")
+        row = _row(piece, tokenizer, length, f"{path.name} from byte {start}")
+        if len(row) > 1:
+            rows.append(row)
+    if not rows:
+        raise TaskDataError(path, None, "has no row of two tokens", "give a longer text")
+    number = -(-len(rows) // batch_size)
+    padding = tokenizer.pad_token_id
+    # any id will do where the attention mask is 0
+    collate = Collator(0 if padding is None else int(padding))
+    return [collate(rows[k::number]) for k in range(number)]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise TaskDataError(path, None, "is not there", _REMEDY)
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+    if not files:
+        raise TaskDataError(path, None, "has no .txt files", _REMEDY)
+    return files
+
+
+def _pieces(files: list[Path], sizes: list[int], start: int, length: int) -> Iterator[bytes]:
+    """Yield the bytes of a range of all files one after the other, file by file."""
+    for file, size in zip(files, sizes, strict=True):
+        if start < size and length > 0:
+            try:
+                with file.open("rb") as content:
+                    content.seek(start)
+                    piece = content.read(length)
+            except OSError as error:
+                raise TaskDataError(file, None, f"cannot be read ({error.strerror})", _REMEDY) from None
+            yield piece
+            length -= len(piece)
+        start = max(0, start - size)
+
+
+def _encoded(piece: bytes, tokenizer: Tokenizer) -> list[int]:
+    # a piece may begin and end within a character
+    text = piece.decode("utf-8", errors="ignore").strip()
+    return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
+
+
+def _row(piece: bytes, tokenizer: Tokenizer, length: int, name: str) -> Example:
+    first = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+    ids = np.array([*first, *_encoded(piece, tokenizer)][:length], dtype=np.int64)
+    # what is first is predicted from nothing
+    labels = np.concatenate([[IGNORED], ids[1:]]).astype(np.int64)
+    return Example(ids, labels, len(ids), name, name)

@@ -1,0 +1,59 @@
+"""`hankelred-llm train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .settings_options import given, settings_options
+
+
+@click.command(short_help="One adapter on a task.")
+@click.option("--method", help="Such as 'hrm-attention' or 'hrm r=26'; without r it follows from --budget.")
+@click.option("--learning-rate", type=float, help="Default: 0.01.")
+@click.option("--seed", type=int, help="Default: 0.")
+@settings_options(
+    "methods",
+    "learning_rates",
+    "seeds",
+    "tuning_seeds",
+    "tuning_lengths",
+    "reference",
+    "validation_only",
+    out="training",
+)
+def train(
+    config: Path | None, method: str | None, learning_rate: float | None, seed: int | None, **flags: Any
+) -> None:
+    """Train one adapter and write it into the folder --out, with its validation score.
+
+    A training that was stopped goes on from its last checkpoint when the command is given again.
+    The adapter is in OUT/adapter, for PeftModel.from_pretrained.
+
+    \b
+    Example:
+      hankelred-llm train --task flip_flop --method "hrm-attention r=16" --learning-rate 0.03
+      hankelred-llm evaluate training --length 64 --length 256
+    """
+    from hankelred_llm.cli.main import progress
+    from hankelred_llm.experiments.processes import this_process
+    from hankelred_llm.experiments.settings import read_values
+    from hankelred_llm.experiments.single_run import one_run, train_into
+
+    values = {"out": "training", **read_values(config), **given(flags)}
+    settings = one_run(method or "hrm", 0.01 if learning_rate is None else learning_rate, seed or 0, **values)
+    run = train_into(settings, progress=progress())
+    if not this_process().is_main_process:
+        return
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in run["validation"].items())
+    click.echo(
+        f"{run['method']} (r {run['ranks']}, {run['parameters']:,} parameters) on {settings.task}, rate "
+        f"{run['learning_rate']:g}, seed {run['seed']}: last loss {run['losses'][-1][1]:.4f}"
+    )
+    click.echo(f"validation at length {settings.length}: {scores}")
+    click.echo(f"wrote {Path(settings.out) / 'adapter'}")
+
+
+COMMAND = train

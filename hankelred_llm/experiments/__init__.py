@@ -1,0 +1,1 @@
+"""Training, evaluating and comparing adapters and other methods of peft on tasks."""

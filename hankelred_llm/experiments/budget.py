@@ -1,0 +1,152 @@
+"""The same number of trainable parameters for every method: ranks from a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from ..adapter.architectures import find_decoder
+from ..errors import ExperimentError
+from .methods import FittedMethod, FittedPart, Method, Part, linear_layers, parse_method, put_into, trainable
+
+#: Two methods are equal when their numbers of parameters differ by at most this share.
+TOLERANCE = 0.02
+
+
+def parameters_of(text: str, skeleton: Callable[[], nn.Module]) -> int:
+    """Return the number of parameters that a budget means: a number, or that of a method with its r.
+
+    Parameters
+    ----------
+    text : str
+        As ``"4200"`` or ``"lora-qv r=16"``.
+    skeleton : callable
+        Gives a fresh model on the meta device.
+
+    Raises
+    ------
+    ExperimentError
+        It is neither.
+    """
+    if text.replace("_", "").isdigit():
+        return int(text)
+    try:
+        method = parse_method(text)
+    except ExperimentError as error:
+        raise ExperimentError(
+            f"budget {text!r} is neither a number of parameters nor a method with its r, as 'lora-qv r=16': "
+            f"{error}"
+        ) from None
+    if any("r" not in part.options for part in method.parts[:1]) or len(method.parts) > 1:
+        raise ExperimentError(
+            f"budget {text!r} says no number of parameters; give a number, or one method with its r, as in "
+            "'lora-qv r=16'"
+        )
+    return fixed(method, skeleton).parameters
+
+
+def fixed(method: Method, skeleton: Callable[[], nn.Module]) -> FittedMethod:
+    """Return a method whose r is among its options, with its number of parameters."""
+    r = method.parts[0].options.get("r")
+    if isinstance(r, bool) or not isinstance(r, int) or r < 1 or len(method.parts) > 1:
+        raise ExperimentError(f"method {method.name!r} needs r=..., a whole number of at least 1")
+    parts = (FittedPart(method.parts[0], r),)
+    return FittedMethod(method, parts, _count(parts, skeleton))
+
+
+def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> FittedMethod:
+    """Return a method with ranks that come to a budget within 2 %.
+
+    The rank is the largest whole one within the budget; then single blocks or linear layers get one more,
+    dear ones first, as long as that comes nearer. AdaLoRA has one rank for all; what it starts with is
+    counted.
+
+    Parameters
+    ----------
+    method : Method
+    budget : int
+        Number of trainable parameters.
+    skeleton : callable
+        Gives a fresh model on the meta device.
+
+    Raises
+    ------
+    ExperimentError
+        r was given by hand, or the budget cannot be met; the message has the numbers.
+    """
+    if any("r" in part.options for part in method.parts):
+        raise ExperimentError(f"method {method.name!r}: r follows from the budget here; leave it out")
+    fitted: list[FittedPart] = []
+    left = float(budget)
+    # the last part takes what the first left, so that together they come as close as one alone
+    for part in reversed(method.parts) if len(method.parts) > 1 else method.parts:
+        share = left if len(fitted) == len(method.parts) - 1 else budget * (1 - method.share)
+        fitted.insert(0, _fit_part(method, part, share, skeleton))
+        left -= _count((fitted[0],), skeleton)
+    parts = tuple(fitted)
+    count = _count(parts, skeleton)
+    if abs(count - budget) > TOLERANCE * budget:
+        raise ExperimentError(
+            f"method {method.name!r} comes no nearer to a budget of {budget:,} trainable parameters than "
+            f"{count:,}, {count / budget - 1:+.1%}; {TOLERANCE:.0%} are allowed; give a budget of {count:,}"
+        )
+    return FittedMethod(method, parts, count)
+
+
+def check_equal(methods: Iterable[FittedMethod]) -> None:
+    """Refuse methods of which one is above the budget and one below, and that are too far apart.
+
+    Raises
+    ------
+    ExperimentError
+        Naming the two, with the numbers.
+    """
+    ordered = sorted(methods, key=lambda m: m.parameters)
+    least, most = ordered[0], ordered[-1]
+    if most.parameters > (1 + TOLERANCE) * least.parameters:
+        raise ExperimentError(
+            f"method {most.method.name!r} comes to {most.parameters:,} trainable parameters and "
+            f"{least.method.name!r} to {least.parameters:,}, "
+            f"{most.parameters / least.parameters - 1:.1%} apart; {TOLERANCE:.0%} are allowed; give a larger "
+            "budget"
+        )
+
+
+def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], nn.Module]) -> FittedPart:
+    one, two = (_count((FittedPart(part, r),), skeleton) for r in (1, 2))
+    each = two - one
+    exact = (budget - one) / each + 1
+    if part.kind == "adalora":
+        return FittedPart(part, max(1, round(exact)))
+    r = math.floor(exact)
+    if r < 1:
+        raise ExperimentError(
+            f"method {method.name!r} has {one:,} trainable parameters at rank 1, and the budget for it is "
+            f"{budget:,.0f}; give a larger budget"
+        )
+    left = budget - one - (r - 1) * each
+    costs, larger = _costs(part, skeleton()), []
+    for name, cost in sorted(costs.items(), key=lambda item: -item[1]):
+        # also a little above the budget, where that is nearer to it
+        if cost < 2 * left:
+            larger.append(name)
+            left -= cost
+    return FittedPart(part, r, tuple(larger)) if len(larger) < len(costs) else FittedPart(part, r + 1)
+
+
+def _costs(part: Part, model: nn.Module) -> dict[str, int]:
+    """Return what one rank more costs, by linear layer or by block."""
+    if part.kind != "hrm":
+        return linear_layers(model, part.where)
+    decoder = find_decoder(model)
+    block = decoder.block_name(str(part.options.get("site", "mlp")))
+    # input and output map, and one number of the pole
+    return {f"{decoder.name}.{i}.{block}": 2 * decoder.width + 1 for i in range(len(decoder.layers))}
+
+
+def _count(parts: tuple[FittedPart, ...], skeleton: Callable[[], nn.Module]) -> int:
+    with torch.device("meta"):
+        return trainable(put_into(skeleton(), parts, steps=100))

@@ -1,0 +1,173 @@
+"""What a model says of a split, scored by its task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from ..tasks import Collator, Example, Scores, Split, Task
+from .processes import this_process
+
+__all__ = ["evaluate", "predict"]
+
+
+def evaluate(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32) -> Scores:
+    """Return the scores of a model on a split.
+
+    Parameters
+    ----------
+    model : PeftModel or PreTrainedModel
+        On its device. Its mode is left as it was.
+    task : Task
+        That of the split.
+    split : Split
+    batch_size : int
+        Rows at a time.
+
+    Returns
+    -------
+    Scores
+        With one value for each question or row.
+
+    Raises
+    ------
+    TaskError
+        The model gave what is not finite.
+
+    Examples
+    --------
+    >>> import transformers
+    >>> from hankelred_llm.experiments.evaluate import evaluate
+    >>> from hankelred_llm.tasks import get_task
+    >>> model = transformers.MistralForCausalLM(transformers.MistralConfig(
+    ...     vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    ...     num_attention_heads=2, num_key_value_heads=1, pad_token_id=258))
+    >>> task = get_task("parity")
+    >>> 0.0 <= evaluate(model, task, task.validation(16, size=8)).means["accuracy"] <= 1.0
+    True
+    """
+    return task.score(split, predict(model, task, split, batch_size=batch_size))
+
+
+def predict(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32) -> list[Any]:
+    """Return what `Task.score` asks for, one entry for each row; several processes share the rows.
+
+    Parameters
+    ----------
+    model, task, split, batch_size
+        As in :func:`evaluate`.
+
+    Returns
+    -------
+    list
+
+    Examples
+    --------
+    >>> import transformers
+    >>> from hankelred_llm.experiments.evaluate import predict
+    >>> from hankelred_llm.tasks import get_task
+    >>> model = transformers.MistralForCausalLM(transformers.MistralConfig(
+    ...     vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    ...     num_attention_heads=2, num_key_value_heads=1, pad_token_id=258))
+    >>> task = get_task("key_retrieval")
+    >>> [ids.shape for ids in predict(model, task, task.validation(8, size=2))]
+    [(1,), (1,)]
+    """
+    asking = {"tokens": _tokens, "bits": _bits, "options": _options, "text": _text}[task.asks]
+    process = this_process()
+    # neighbours are about equally long, and so are the shares of the processes
+    mine = range(process.process_index, len(split), process.num_processes)
+    training = model.training
+    model.eval()
+    said: list[tuple[int, Any]] = []
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(mine), batch_size):
+                rows = [split[i] for i in mine[start : start + batch_size]]
+                said += zip(mine[start : start + batch_size], asking(model, task, split, rows), strict=True)
+    finally:
+        model.train(training)
+    if process.num_processes > 1:
+        said = gather_object(said)
+    return [prediction for _, prediction in sorted(said, key=lambda pair: pair[0])]
+
+
+def _tokens(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
+    logits = _logits(model, Collator(task.pad_token_id)(rows))
+    for row, values in zip(rows, logits, strict=True):
+        asked = values[torch.as_tensor(row.asked, device=values.device)]
+        # a model that diverged says nothing, and must not score by chance
+        yield np.where(
+            torch.isfinite(asked).all(-1).cpu().numpy(), asked.argmax(-1).cpu().numpy().astype(float), np.nan
+        )
+
+
+def _bits(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
+    logits = _logits(model, Collator(task.pad_token_id)(rows))
+    for row, values in zip(rows, logits, strict=True):
+        asked = values[torch.as_tensor(row.asked, device=values.device)]
+        yield -_likelihood(asked, row.targets)
+
+
+def _options(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
+    """Ask for every candidate; those of one token share one pass, as they differ in what is asked alone."""
+    wanted: dict[tuple[int, bytes], Example] = {}
+    for i, row in enumerate(rows):
+        for candidate in row.candidates:
+            ids = np.concatenate([row.prompt_ids, candidate[:-1]])
+            wanted.setdefault(
+                (i, candidate[:-1].tobytes()), Example(ids, ids, len(ids), row.unit, row.document)
+            )
+    keys = list(wanted)
+    said: dict[tuple[int, bytes], Tensor] = {}
+    for start in range(0, len(keys), len(rows)):
+        some = keys[start : start + len(rows)]
+        logits = _logits(model, Collator(task.pad_token_id)([wanted[k] for k in some]))
+        said.update(zip(some, logits, strict=True))
+    for i, row in enumerate(rows):
+        values = []
+        for candidate in row.candidates:
+            first = row.prompt_length - 1
+            logits = said[i, candidate[:-1].tobytes()][first : first + len(candidate)]
+            values.append(_likelihood(logits, candidate))
+        yield np.array(values)
+
+
+def _text(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
+    batch = Collator(task.pad_token_id, prompts=True)(rows)
+    batch = {name: value.to(_device(model)) for name, value in batch.items()}
+    tokenizer = task.tokenizer  # type: ignore[attr-defined]
+    written = model.generate(  # type: ignore[operator]
+        **batch,
+        max_new_tokens=split.max_new_tokens,
+        do_sample=False,
+        pad_token_id=task.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    for ids in written[:, batch["input_ids"].shape[1] :]:
+        yield tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    device = _device(model)
+    found: Tensor = model(
+        input_ids=batch["input_ids"].to(device),
+        attention_mask=batch["attention_mask"].to(device),
+        use_cache=False,
+    ).logits
+    return found
+
+
+def _likelihood(logits: Tensor, targets: Any) -> float:
+    """Return the log-likelihood of tokens, in nats."""
+    wanted = torch.as_tensor(targets, device=logits.device)
+    return -float(nn.functional.cross_entropy(logits.float(), wanted, reduction="sum"))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,143 @@
+"""An experiment, checked as a whole before anything is trained: task, base model, ranks, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import set_seed
+
+from ..errors import ExperimentError
+from ..tasks import Split, Task, get_task
+from ..tasks.document_task import DocumentTask
+from .base_models import BaseModel, find_model
+from .budget import check_equal, fit, fixed, parameters_of
+from .methods import FittedMethod, check_available, parse_method, put_into
+from .settings import Settings
+
+
+@dataclass
+class Experiment:
+    """What every run of an experiment shares.
+
+    Attributes
+    ----------
+    settings : Settings
+    task : Task
+    base : BaseModel
+    budget : int or None
+        Trainable parameters of every method; None where r was given by hand.
+    methods : dict of str to FittedMethod
+        By name, as in the settings.
+    """
+
+    settings: Settings
+    task: Task
+    base: BaseModel
+    budget: int | None
+    methods: dict[str, FittedMethod]
+    _validation: dict[int, Split] = field(default_factory=dict)
+
+    def validation(self, length: int) -> Split:
+        """Return the validation split of a length, always the same one."""
+        if length not in self._validation:
+            self._validation[length] = self.task.validation(length, size=self.settings.validation_size)
+        return self._validation[length]
+
+    def train_rows(self, seed: int) -> Split:
+        """Return the rows of a run in their order, the same for every method."""
+        rows = self.settings.steps * self.settings.batch_size
+        return self.task.train(self.settings.length, size=rows, seed=seed)
+
+    def calibration_steps(self, name: str) -> int:
+        """Return how many of the steps of a method its start takes."""
+        return self.settings.calibration_steps if self.methods[name].method.balanced else 0
+
+    def fresh(self, name: str, seed: int) -> PeftModel:
+        """Return the base with the fresh adapters of a method."""
+        fitted = self.methods[name]
+        base = self.base.load(quantized=fitted.method.quantized)
+        set_seed(seed)
+        return put_into(base, fitted.parts, steps=self.settings.steps)
+
+    def bare(self, name: str) -> nn.Module:
+        """Return the base as a method trains it, without adapters."""
+        return self.base.load(quantized=self.methods[name].method.quantized)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for runs to stand in one results file."""
+        return {**self.settings.identity(), "model_version": self.base.version, "parameters": self.budget}
+
+
+def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool = False) -> Experiment:
+    """Return an experiment after every check that needs no training.
+
+    Parameters
+    ----------
+    settings : Settings
+    methods : iterable of str
+        Names of methods.
+    by_hand : bool
+        Whether a method may come with an r of its own, instead of the budget.
+
+    Raises
+    ------
+    HankelredError
+        Unknown task, method or model; data that are missing or do not parse; a context or a vocabulary that
+        the model does not have; a budget that cannot be met.
+    """
+    parsed = [parse_method(name) for name in methods]
+    for method in parsed:
+        check_available(method)
+        if method.balanced and settings.calibration_steps >= settings.steps:
+            raise ExperimentError(
+                f"method {method.name!r}: calibration_steps is {settings.calibration_steps}, and nothing is "
+                f"left of {settings.steps} steps to train; give fewer"
+            )
+    options = dict(settings.task_options)
+    if settings.data_dir is not None:
+        folder = Path(settings.data_dir)
+        if not folder.is_dir():
+            raise ExperimentError(f"data_dir {settings.data_dir} is no folder; give the one with the files")
+        options["data_dir"] = folder
+    task = get_task(settings.task, **options)
+    base = find_model(settings.model, settings.dtype)
+    if isinstance(task, DocumentTask) and base.tokenizer is not None and "tokenizer" not in options:
+        task = get_task(settings.task, **options, tokenizer=base.tokenizer)
+    experiment = Experiment(settings, task, base, None, {})
+    _check_fit(experiment)
+    free = [m for m in parsed if by_hand and any("r" in part.options for part in m.parts)]
+    if len(free) < len(parsed):
+        experiment.budget = parameters_of(settings.budget, base.skeleton)
+    for method in parsed:
+        experiment.methods[method.name] = (
+            fixed(method, base.skeleton)
+            if method in free
+            else fit(method, experiment.budget or 0, base.skeleton)
+        )
+    if not by_hand:
+        check_equal(experiment.methods.values())
+    return experiment
+
+
+def _check_fit(experiment: Experiment) -> None:
+    """Refuse rows with ids or positions that the model does not have."""
+    settings, task, base = experiment.settings, experiment.task, experiment.base
+    if task.vocab_size is not None and task.vocab_size > base.vocabulary:
+        raise ExperimentError(
+            f"task {task.name} has {task.vocab_size} ids, and model {base.name} knows {base.vocabulary}; "
+            "take another model, or 'small'"
+        )
+    longest = {f"test length {n}": experiment.validation(n).positions for n in settings.lengths}
+    trained = experiment.validation(settings.length).positions
+    trained = max(trained, max(len(row) for row in experiment.train_rows(settings.seeds[0])))
+    for what, needed in {f"length {settings.length}": trained, **longest}.items():
+        if base.positions is not None and needed > base.positions:
+            raise ExperimentError(
+                f"model {base.name} holds {base.positions} positions (max_position_embeddings), and {what} "
+                f"of task {task.name} needs {needed}; take a smaller length or another model"
+            )

@@ -1,0 +1,376 @@
+"""The methods that can be compared, as data; and how each is put into a model, saved and loaded.
+
+A method is one part (an HRM or a member of the LoRA family) or an HRM and a LoRA that share one budget. It is
+written as a name and options: ``hrm-attention``, ``hrm-mlp init_weights=s4d_real eigenvalues=real``,
+``hrm-mlp+lora-all share=0.25 lora_lr_ratio=0.3``. Options are fields of `HRMConfig` or of peft's
+`LoraConfig`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import nn
+
+from ..adapter.architectures import find_decoder
+from ..adapter.config import HRMConfig
+from ..adapter.model import attach
+from ..errors import ExperimentError
+from .settings import nearest
+
+#: Share of the steps of AdaLoRA before ranks are taken away, and after the last was.
+ADALORA_FIRST, ADALORA_LAST = 0.1, 0.3
+
+#: AdaLoRA starts with this multiple of the rank it ends with, as its authors do.
+ADALORA_EXCESS = 1.5
+
+
+@dataclass(frozen=True)
+class Part:
+    """An adapter of one kind.
+
+    Attributes
+    ----------
+    kind : {"hrm", "lora", "adalora"}
+    where : str
+        The linear layers of a LoRA: "qv", "mlp" or "all". An HRM has its site among its fields.
+    options : dict
+        Fields of the configuration.
+    quantized : bool
+        Whether the base is loaded in four bits.
+    """
+
+    kind: str
+    where: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    quantized: bool = False
+
+    @property
+    def balanced(self) -> str | None:
+        """What of a balanced start is taken, "B", "AB" or "ABC"; None for another start."""
+        name = str(self.options.get("init_weights")) if self.kind == "hrm" else ""
+        return BALANCED.get(name)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as it is named in settings, tables and files.
+
+    Attributes
+    ----------
+    name : str
+        As written by the user, blanks made single.
+    parts : tuple of Part
+    share : float
+        Share of the budget that the first of two parts gets.
+    lora_lr_ratio : float
+        Learning rate of a LoRA beside an HRM, as a multiple of that of the HRM.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    share: float = 1.0
+    lora_lr_ratio: float = 1.0
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the base is loaded in four bits."""
+        return any(part.quantized for part in self.parts)
+
+    @property
+    def stateful(self) -> bool:
+        """Whether an HRM is among the parts."""
+        return any(part.kind == "hrm" for part in self.parts)
+
+    @property
+    def balanced(self) -> str | None:
+        """What of a balanced start its HRM takes, if it takes any."""
+        return self.parts[0].balanced
+
+    @property
+    def slug(self) -> str:
+        """The name for files."""
+        return "".join(c if c.isalnum() or c in "-+." else "_" for c in self.name)
+
+
+#: Every name there is. ``hrm`` is the default adapter of this package, whatever that is.
+METHODS: dict[str, Part] = {
+    "hrm": Part("hrm"),
+    "hrm-mlp": Part("hrm", options={"site": "mlp"}),
+    "hrm-attention": Part("hrm", options={"site": "attention"}),
+    "hrm-s4d": Part("hrm", options={"init_weights": "s4d_real", "eigenvalues": "real"}),
+    "lora-qv": Part("lora", "qv"),
+    "lora-mlp": Part("lora", "mlp"),
+    "lora-all": Part("lora", "all"),
+    "dora": Part("lora", "qv", {"use_dora": True}),
+    "dora-all": Part("lora", "all", {"use_dora": True}),
+    "adalora": Part("adalora", "qv"),
+    "qlora": Part("lora", "qv", quantized=True),
+}
+
+#: Starts from data by the value of ``init_weights``, and what of the realisation they take.
+BALANCED = {"balanced-B": "B", "balanced": "AB", "balanced-ABC": "ABC"}
+
+_CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig, "adalora": AdaLoraConfig}
+
+#: Set by the budget or from training rows, not by hand.
+_COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r"})
+
+
+def parse_method(text: str) -> Method:
+    """Return the method that a text names.
+
+    Raises
+    ------
+    ExperimentError
+        An unknown name or option, or two parts that cannot be together.
+
+    Examples
+    --------
+    >>> from hankelred_llm.experiments.methods import parse_method
+    >>> parse_method("hrm-mlp+lora-all share=0.25").share
+    0.25
+    >>> parse_method("lora-qw")
+    Traceback (most recent call last):
+    ...
+    hankelred_llm.errors.ExperimentError: there is no method 'lora-qw'; did you mean 'lora-qv'?
+    """
+    words = text.split()
+    if not words:
+        raise ExperimentError(f"a method has no name; there are: {', '.join(METHODS)}")
+    parts = []
+    for name in words[0].split("+"):
+        if name not in METHODS:
+            raise ExperimentError(f"there is no method {name!r}{nearest(name, METHODS)}")
+        parts.append(METHODS[name])
+    if len(parts) > 1 and [part.kind for part in parts] != ["hrm", "lora"]:
+        raise ExperimentError(f"{words[0]!r}: only an HRM and a LoRA share a budget, in this order")
+    share, ratio = 0.5 if len(parts) > 1 else 1.0, 1.0
+    for word in words[1:]:
+        key, equals, written = word.partition("=")
+        if not equals:
+            raise ExperimentError(f"method {text!r}: {word!r} is no option; write it as NAME=VALUE")
+        value = yaml.safe_load(written)
+        if isinstance(value, str):
+            with suppress(ValueError):
+                value = float(value)  # 1e-3, which YAML takes for a text
+        if key == "share" and len(parts) > 1:
+            share = value
+            if isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
+                raise ExperimentError(f"method {text!r}: share is {written}; give a number between 0 and 1")
+            continue
+        if key == "lora_lr_ratio" and len(parts) > 1:
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ExperimentError(
+                    f"method {text!r}: lora_lr_ratio is {written}; give a positive number, the learning rate "
+                    "of the LoRA over that of the HRM"
+                )
+            ratio = float(value)
+            continue
+        parts = _with_option(text, parts, key, value)
+    return Method(" ".join(words), tuple(parts), share, ratio)
+
+
+def _with_option(text: str, parts: list[Part], key: str, value: Any) -> list[Part]:
+    """Return the parts with one option more, given to the first part that has such a field."""
+    known: list[str] = ["share", "lora_lr_ratio"] if len(parts) > 1 else []
+    for i, part in enumerate(parts):
+        names = [f.name for f in fields(_CONFIGS[part.kind]) if f.name not in _COMPUTED]
+        if key in names:
+            return [*parts[:i], replace(part, options={**part.options, key: value}), *parts[i + 1 :]]
+        known += names
+    raise ExperimentError(f"method {text!r} has no option {key!r}{nearest(key, known)}")
+
+
+def check_available(method: Method) -> None:
+    """Refuse four bits where bitsandbytes is not installed.
+
+    Raises
+    ------
+    ExperimentError
+        It is not there.
+    """
+    if method.quantized and importlib.util.find_spec("bitsandbytes") is None:
+        raise ExperimentError(
+            f"method {method.name!r} needs bitsandbytes, which is not installed; pip install bitsandbytes "
+            "(on a machine with a GPU), or leave the method out"
+        )
+
+
+def linear_layers(model: nn.Module, where: str) -> dict[str, int]:
+    """Return the names of the linear layers a LoRA adapts, and what one rank costs in each.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Without adapters; it may be on the meta device.
+    where : {"qv", "mlp", "all"}
+
+    Raises
+    ------
+    ExperimentError
+        The model has no such layers.
+    """
+    decoder = find_decoder(model)
+    found: dict[str, int] = {}
+    for i, layer in enumerate(decoder.layers):
+        for name, module in layer.named_modules():
+            features = getattr(module, "in_features", None), getattr(module, "out_features", None)
+            if None in features or not isinstance(module, nn.Linear):
+                continue
+            chosen = {
+                "qv": name.endswith(("q_proj", "v_proj")),
+                "mlp": name.split(".")[0] == decoder.block_name("mlp"),
+                "all": True,
+            }[where]
+            if chosen:
+                found[f"{decoder.name}.{i}.{name}"] = sum(features)  # type: ignore[arg-type]
+    if not found:
+        raise ExperimentError(
+            f"model_type '{decoder.model_type}' has no linear layers for LoRA at {where!r}; take lora-all or "
+            "another model"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class FittedPart:
+    """A part with its rank.
+
+    Attributes
+    ----------
+    part : Part
+    r : int
+    larger : tuple of str
+        Blocks (HRM) or linear layers (LoRA) that get one more.
+    """
+
+    part: Part
+    r: int
+    larger: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FittedMethod:
+    """A method with its ranks and the number of parameters they come to."""
+
+    method: Method
+    parts: tuple[FittedPart, ...]
+    parameters: int
+
+    def ranks(self) -> str:
+        """Return the ranks for tables, as in '8 (+3 layers)'.
+
+        Examples
+        --------
+        >>> from hankelred_llm.experiments.methods import FittedMethod, FittedPart, METHODS, Method
+        >>> part = METHODS["lora-qv"]
+        >>> FittedMethod(Method("lora-qv", (part,)), (FittedPart(part, 8, ("a", "b")),), 0).ranks()
+        '8 (+1 in 2)'
+        """
+        return " + ".join(f"{p.r} (+1 in {len(p.larger)})" if p.larger else str(p.r) for p in self.parts)
+
+
+def put_into(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int) -> PeftModel:
+    """Put the adapters of a method into a model, which is changed in place.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    parts : tuple of FittedPart
+    steps : int
+        Length of the training, which AdaLoRA plans for.
+
+    Returns
+    -------
+    PeftModel
+    """
+    configs = [(part.part.kind, _config(model, part, steps)) for part in parts]
+    if len(configs) == 2:
+        # not by add_adapter of transformers, which may need a newer peft than there is
+        get_peft_model(model, configs[1][1])
+    kind, config = configs[0]
+    return attach(model, config) if kind == "hrm" else get_peft_model(model, config)
+
+
+def _config(model: nn.Module, fitted: FittedPart, steps: int) -> Any:
+    part, r = fitted.part, fitted.r
+    options = {key: value for key, value in part.options.items() if key != "r"}
+    if part.balanced is not None:
+        del options["init_weights"]  # a start of its own first: data are asked later what they would change
+    if part.kind == "hrm":
+        return HRMConfig(r=r, rank_pattern={_short(name): r + 1 for name in fitted.larger}, **options)
+    targets = sorted(linear_layers(model, part.where))
+    # alpha = 2 r, a scale of 2 whatever the rank
+    shared = {"target_modules": targets, "lora_alpha": 2 * r, "task_type": "CAUSAL_LM", **options}
+    if part.kind == "adalora":
+        first, last = math.ceil(ADALORA_FIRST * steps), math.ceil(ADALORA_LAST * steps)
+        return AdaLoraConfig(
+            init_r=r,
+            target_r=max(1, round(r / ADALORA_EXCESS)),
+            tinit=first,
+            tfinal=last,
+            deltaT=max(1, steps // 100),
+            total_step=steps,
+            **shared,
+        )
+    larger = {name: r + 1 for name in fitted.larger}
+    return LoraConfig(
+        r=r,
+        rank_pattern=larger,
+        alpha_pattern={name: 2 * rank for name, rank in larger.items()},
+        **shared,
+    )
+
+
+def _short(name: str) -> str:
+    """Return 'layers.3.mlp' of 'model.layers.3.mlp'."""
+    return ".".join(name.split(".")[-3:])
+
+
+def trainable(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+LORA_BESIDE = "lora"
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapters of a model by peft's own routes: the second one goes into a folder of its own."""
+    base = model.get_base_model()
+    model.save_pretrained(str(folder))
+    if _has_lora_beside(model):
+        beside = folder / LORA_BESIDE
+        base.peft_config["default"].save_pretrained(str(beside))
+        weights = get_peft_model_state_dict(base, adapter_name="default")
+        # under the names that they have in a PeftModel, which loads them
+        weights = {f"base_model.model.{key}": value.contiguous() for key, value in weights.items()}
+        save_file(weights, beside / SAFETENSORS_WEIGHTS_NAME)
+
+
+def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
+    """Put the adapters of a folder into a model, which is changed in place."""
+    if (folder / LORA_BESIDE).is_dir():
+        PeftModel.from_pretrained(base, str(folder / LORA_BESIDE))
+    with warnings.catch_warnings():
+        # AdaLoRA names its ranks otherwise than the check of LoRA's names expects
+        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
+        return PeftModel.from_pretrained(base, str(folder))
+
+
+def _has_lora_beside(model: PeftModel) -> bool:
+    return isinstance(next(iter(model.peft_config.values())), HRMConfig) and any(
+        "lora_" in name for name, _ in model.named_parameters()
+    )

@@ -1,0 +1,137 @@
+"""One adapter in one folder: trained by `hankelred-llm train`, scored by `hankelred-llm evaluate`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from ..errors import ExperimentError
+from .evaluate import evaluate
+from .experiment import Experiment, open_experiment
+from .methods import load_adapter
+from .processes import this_process
+from .records import Record, ResultsFile, read_records
+from .settings import Settings
+from .train import ADAPTER, train
+
+RESULTS = "results.jsonl"
+
+
+def train_into(settings: Settings, *, progress: Progress | None = None) -> Record:
+    """Train the only method of some settings at its only rate and seed, and return the record of the run.
+
+    The adapter, and the results with its validation score, are written into ``settings.out``. A training that
+    was stopped goes on; one that is finished is not repeated.
+
+    Raises
+    ------
+    HankelredError
+        What is wrong with settings or data, or the folder is that of another training.
+    """
+    (method,), (seed,) = settings.methods, settings.seeds
+    (rate,) = settings.rates(method)
+    experiment, results = _open(settings, {"method": method, "learning_rate": rate, "seed": seed})
+    if (known := results.find(kind="run")) is not None:
+        return known
+    folder = Path(settings.out)
+    if not this_process().is_main_process:
+        progress = None
+    with progress or nullcontext():
+        run = train(experiment, method, learning_rate=rate, seed=seed, folder=folder, progress=progress)
+    split = experiment.validation(settings.length)
+    means = evaluate(run.model, experiment.task, split, batch_size=settings.eval_batch_size).means
+    record = {"kind": "run", **run.record, "validation": means}
+    results.append(record)
+    return record
+
+
+def score_folder(
+    folder: Path, split_name: str, lengths: Sequence[int], batch_size: int | None
+) -> list[Record]:
+    """Score the adapter of a folder, once for each split and length, and return the records with floors.
+
+    Raises
+    ------
+    HankelredError
+        The folder holds no finished training, or data or model are not there any more.
+    """
+    settings, own = _settings_of(folder, batch_size)
+    experiment, results = _open(settings, own)
+    if results.find(kind="run") is None:
+        raise ExperimentError(
+            f"{folder} holds a training that is not finished; give the same train command again"
+        )
+    model: Any = None
+    found = []
+    for length in lengths or settings.lengths:
+        record = results.find(kind="score", split=split_name, length=length)
+        if record is None:
+            if model is None:
+                base = experiment.bare(own["method"])
+                model = load_adapter(base, folder / ADAPTER).to(this_process().device)
+            record = _score(experiment, model, split_name, length)
+            results.append(record)
+        found.append(record)
+    return found
+
+
+def _score(experiment: Experiment, model: Any, split_name: str, length: int) -> Record:
+    task, settings = experiment.task, experiment.settings
+    if split_name == "validation":
+        split = experiment.validation(length)
+    else:
+        split = task.test(length, size=settings.test_size)
+    scores = evaluate(model, task, split, batch_size=settings.eval_batch_size)
+    return {
+        "kind": "score",
+        **split.describe(),
+        "metric": task.metric,
+        "means": scores.means,
+        "floors": dict(task.floors(split)),
+    }
+
+
+def _open(settings: Settings, own: Record) -> tuple[Experiment, ResultsFile]:
+    experiment = open_experiment(settings, settings.methods, by_hand=True)
+    process = this_process()
+    path = Path(settings.out) / RESULTS
+    results = ResultsFile(path, {**experiment.identity(), **own}, write=process.is_main_process)
+    process.wait_for_everyone()
+    return experiment, results
+
+
+def _settings_of(folder: Path, batch_size: int | None) -> tuple[Settings, Record]:
+    """Return what an adapter was trained with."""
+    path = folder / RESULTS
+    if not path.is_file():
+        raise ExperimentError(
+            f"{folder} has no {RESULTS}; give the folder that hankelred-llm train wrote (--out)"
+        )
+    identity = read_records(path)[0].get("identity", {})
+    if "method" not in identity:
+        raise ExperimentError(
+            f"{folder} is that of a comparison, whose scores are in its table.md and summary.json"
+        )
+    known = {f.name for f in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {name: value for name, value in identity.items() if name in known}
+    if batch_size is not None:
+        values["eval_batch_size"] = batch_size
+    own = {name: identity[name] for name in ("method", "learning_rate", "seed")}
+    settings = one_run(own["method"], own["learning_rate"], own["seed"], out=str(folder), **values)
+    return settings, own
+
+
+def one_run(method: str, learning_rate: float, seed: int, **values: Any) -> Settings:
+    """Return settings of a single run."""
+    single = {
+        "methods": [method],
+        "learning_rates": [learning_rate],
+        "seeds": [seed],
+        "tuning_seeds": [seed + 1],
+    }
+    return Settings(**{**values, **single, "reference": None})

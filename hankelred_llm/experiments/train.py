@@ -1,0 +1,160 @@
+"""Training one adapter: a run that can be killed at any moment and goes on where it was."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from rich.progress import Progress
+
+from ..analysis.initialize import initialize
+from ..tasks import Collator, Example
+from .experiment import Experiment
+from .methods import save_adapter, trainable
+from .processes import this_process
+from .trainer import AdapterTrainer, arguments, last_checkpoint
+
+__all__ = ["Run", "train"]
+
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes
+    ----------
+    model : PeftModel
+        Trained, on its device.
+    record : dict
+        What belongs into results: sizes, losses by step, seconds and memory.
+    folder : Path
+        Has the adapter in its folder ``adapter``.
+    """
+
+    model: PeftModel
+    record: dict[str, Any]
+    folder: Path
+
+
+def train(
+    experiment: Experiment,
+    method: str,
+    *,
+    learning_rate: float,
+    seed: int,
+    folder: Path,
+    progress: Progress | None = None,
+) -> Run:
+    """Train an adapter, from the last checkpoint in the folder where there is one.
+
+    AdamW, the learning rate warmed up over a tenth of the steps and then lowered by a cosine, gradients
+    clipped at norm 1: the same for every method, on the same rows in the same order. A balanced start is
+    calibrated on the rows of the first steps, which are then not trained on: forward and backward passes are
+    as many as without.
+
+    Parameters
+    ----------
+    experiment : Experiment
+    method : str
+        One of its methods.
+    learning_rate : float
+    seed : int
+        Draws the adapter's start, and the order of the rows.
+    folder : Path
+        For checkpoints, which hold what is trained only, and the adapter.
+    progress : rich.progress.Progress, optional
+        Where a bar of the steps is drawn.
+
+    Returns
+    -------
+    Run
+    """
+    settings, began = experiment.settings, time.perf_counter()
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    model = experiment.fresh(method, seed)
+    parameters, total = trainable(model), sum(p.numel() for p in model.parameters())
+    process = this_process()
+    rows, spent = experiment.train_rows(seed), experiment.calibration_steps(method)
+    # also of a run that goes on: its checkpoint fits the systems of this start
+    used = spent * settings.batch_size
+    seconds_calibration = _start(model, experiment, method, rows[:used] if used else [])
+    resumed = last_checkpoint(folder) if process.is_main_process else None
+    process.wait_for_everyone()
+    if not process.is_main_process:
+        resumed = last_checkpoint(folder)
+    trainer = AdapterTrainer(
+        model=model,
+        args=arguments(
+            folder,
+            steps=settings.steps - spent,
+            rows=settings.batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            save_every=settings.save_every,
+            weight_decay=settings.weight_decay,
+            accumulation=settings.accumulation,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        ),
+        train_dataset=rows[used:] if used else rows,
+        data_collator=Collator(experiment.task.pad_token_id),
+        chunk=settings.chunk,
+        lora_lr_ratio=experiment.methods[method].method.lora_lr_ratio,
+        title=f"{method}, rate {learning_rate:g}, seed {seed}",
+        progress=progress,
+    )
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
+    config = next(iter(model.peft_config.values())).to_dict()
+    record = {
+        "method": method,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "created_at": created,
+        "seconds_total": time.perf_counter() - began,
+        "calibration_steps": spent,
+        "seconds_calibration": seconds_calibration,
+        "seconds_steps": trainer.meter.seconds,
+        "memory": trainer.meter.memory,
+        "parameters": parameters,
+        "parameters_total": total,
+        "ranks": experiment.methods[method].ranks(),
+        "peft_config": {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()},
+        "losses": losses,
+        "status": "success" if all(math.isfinite(loss) for _, loss in losses) else "failed",
+    }
+    if process.is_main_process:
+        _write_adapter(model, folder)
+        record["file_size"] = sum(f.stat().st_size for f in (folder / ADAPTER).rglob("*.safetensors"))
+    process.wait_for_everyone()
+    return Run(model, record, folder)
+
+
+def _start(model: PeftModel, experiment: Experiment, method: str, rows: Sequence[Example]) -> float:
+    """Set a fresh adapter from rows, where its method wants that, and return the seconds it took."""
+    what, began = experiment.methods[method].method.balanced, time.perf_counter()
+    if what is None:
+        return 0.0
+    collate, size = Collator(experiment.task.pad_token_id), experiment.settings.batch_size
+    batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+    model.to(this_process().device)
+    initialize(model, batches, what, progress=False)
+    return time.perf_counter() - began
+
+
+def _write_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter whole, then remove what a restart would have needed."""
+    scratch = folder / ".adapter"
+    shutil.rmtree(scratch, ignore_errors=True)
+    save_adapter(model, scratch)
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+    os.replace(scratch, folder / ADAPTER)

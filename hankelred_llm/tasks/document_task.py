@@ -1,0 +1,358 @@
+"""Questions about documents: splits by document, prompts cut in the middle of the document, floors.
+
+A prompt is the instruction, the document and the question, each tokenised by itself, so that a document is
+tokenised once whatever is asked about it. What does not fit is cut from the middle of the document;
+LongBench cuts the middle of the whole prompt, so that its two ends, instruction and question included, are
+equally long. Instruction and question stay whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+
+from .base import Asks, Example, Scores, Split, SplitName, Task
+from .byte_tokens import IGNORED, ByteTokenizer, IntArray, Tokenizer
+from .errors import TaskDataError, TaskError
+from .metrics import word_f1
+from .sources import Record, read_jsonl
+from .synthetic_task import checked_count
+
+#: Answers that stand for all when the constant answer is chosen.
+CONSTANT_SAMPLE = 300
+
+Measure: TypeAlias = Callable[[str, Sequence[str]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question and its right answers.
+
+    `evidence` are character ranges of the document; `right` is the index of the right one of `options`.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    evidence: tuple[tuple[int, int], ...] = ()
+    options: tuple[str, ...] = ()
+    right: int = -1
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and what is asked about it."""
+
+    key: str
+    text: str
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question as it is asked: tokenised, but for its document."""
+
+    document: Document
+    question: Question
+    unit: str
+    tail: IntArray
+    """What stands after the document."""
+    learned: IntArray
+    """What follows the prompt in training."""
+    candidates: tuple[IntArray, ...] = ()
+    answer: int = -1
+
+
+class DocumentTask(Task):
+    """A task of questions about documents.
+
+    A subclass gives the class variables and writes `parse`; `hub` where the data set is on the hub.
+
+    Parameters
+    ----------
+    data_dir : path or str, optional
+        Folder with the files of `files`. Default: the hub, where the task is there.
+    tokenizer : object, optional
+        A tokenizer of transformers, or any with ``encode``, ``decode`` and the ids of its specials. Default:
+        `ByteTokenizer`.
+    """
+
+    asks: Asks = "text"
+    #: the prompt, with the places {context} and {input}
+    prompt: ClassVar[str]
+    #: longest generated answer in tokens
+    answer_length: ClassVar[int]
+    #: files by split, in data_dir; those of missing splits are carved from the others, see `three_splits`
+    files: ClassVar[Mapping[str, str]]
+    #: what a record must have, for error messages
+    layout: ClassVar[str]
+    #: scores of one answer, the task's metric first
+    measure: Measure
+
+    def __init__(
+        self, *, data_dir: str | PathLike[str] | None = None, tokenizer: Tokenizer | None = None
+    ) -> None:
+        super().__init__()
+        self.data_dir = None if data_dir is None else Path(data_dir)
+        self.tokenizer: Tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
+        self.vocab_size = ByteTokenizer.vocab_size if tokenizer is None else None
+        self.pad_token_id = next(
+            (i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0
+        )
+        self._documents: dict[SplitName, list[Document]] | None = None
+        self._dropped: dict[SplitName, int] = {}
+        self._tokens: dict[str, IntArray] = {}
+        self._kept_characters: dict[tuple[str, int, int], tuple[int, int]] = {}
+
+    @abstractmethod
+    def parse(self, records: Iterable[Record]) -> list[Document]:
+        """Return the documents of the records of one file."""
+
+    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
+        """Return records by split, from the hub."""
+        raise TaskError(f"task {self.name} is read from files only; give a data_dir with {self._wanted()}")
+
+    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
+        """Return two floors that read nothing: one constant answer, and answers to other questions.
+
+        "constant" is the training answer that is most like the other training answers (words in common, F1),
+        given to every question; "chance" gives each question a training answer drawn at random.
+        """
+        answers = sorted({q.answers[0] for d in self.documents()["train"] for q in d.questions})
+        rng = random.Random(0)
+        sample = rng.sample(answers, min(CONSTANT_SAMPLE, len(answers)))
+        constant = max(sample, key=lambda a: sum(word_f1(a, b) for b in sample))
+        return {
+            "chance": self.score(split, [rng.choice(answers) for _ in range(len(split))]).means,
+            "constant": self.score(split, [constant] * len(split)).means,
+        }
+
+    def documents(self) -> dict[SplitName, list[Document]]:
+        """Return the documents of the three splits, which have none in common."""
+        if self._documents is None:
+            parts = {name: self.parse(records) for name, records in self._records().items()}
+            self._documents, self._dropped = disjoint(three_splits(parts))
+            for name, documents in self._documents.items():
+                if not documents:
+                    raise TaskDataError(
+                        str(self.data_dir or self.source),
+                        None,
+                        f"no document is left for the {name} split of task {self.name}",
+                        "give data with at least three different documents",
+                    )
+        return self._documents
+
+    def rows(self, name: SplitName) -> list[Row]:
+        """Return every question of a split as it is asked."""
+        rows = []
+        for document in self.documents()[name]:
+            for i, question in enumerate(document.questions):
+                rows += self.ask(document, question, f"{document.key}, question {i + 1}", name)
+        return rows
+
+    def ask(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
+        """Return the rows that ask one question."""
+        del name  # for tasks that ask otherwise in training
+        tail = self._after(question.text)
+        prompt, learned = self._continued(tail, " " + question.answers[0])
+        learned = np.append(learned, self._end)[: self.answer_length]
+        return [Row(document, question, unit, prompt, learned)]
+
+    def _records(self) -> Mapping[SplitName, Iterable[Record]]:
+        if self.data_dir is None:
+            return self.hub()
+        found: dict[SplitName, Iterable[Record]] = {}
+        for name in ("train", "validation", "test"):
+            file = self.files.get(name)
+            if file is None:
+                continue
+            path = self.data_dir / file
+            if path.is_file():
+                found[name] = read_jsonl(path, self.layout)
+            elif name != "test":
+                raise TaskDataError(path, None, "is not there", f"data_dir must have {self._wanted()}")
+        return found
+
+    def _wanted(self) -> str:
+        needed = [f for name, f in self.files.items() if name != "test"]
+        return " and ".join(needed)
+
+    def _after(self, question: str) -> str:
+        return self.prompt.split("{context}")[1].replace("{input}", question)
+
+    @property
+    def _end(self) -> list[int]:
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def _encode(self, text: str) -> IntArray:
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
+
+    def _continued(self, text: str, answer: str) -> tuple[IntArray, IntArray]:
+        """Return the ids of a text and of what follows it, spaces as in one text where that is possible."""
+        alone, both = self._encode(text), self._encode(text + answer)
+        if np.array_equal(both[: len(alone)], alone):
+            return alone, both[len(alone) :]
+        # a token crosses the border; the prompt must not depend on the answer
+        return alone, self._encode(answer)
+
+    def _split(self, name: SplitName, length: int, size: int | None, seed: int) -> Split:
+        rows = self.rows(name)
+        start = self.tokenizer.bos_token_id
+        head = np.append(
+            np.array([] if start is None else [start], dtype=np.int64),
+            self._encode(self.prompt.split("{context}")[0]),
+        )
+        longest = len(head) + max(len(row.tail) for row in rows)
+        if longest >= length:
+            raise TaskError(
+                f"length {length} has no room for a document: instruction and question of task {self.name} "
+                f"take up to {longest} tokens; give more"
+            )
+        order = self._order(name, rows, size, checked_count("seed", seed, least=0))
+        return Split(
+            partial(self._example, head, rows, order, length),
+            len(order),
+            name=name,
+            length=length,
+            max_new_tokens=self.answer_length if self.asks == "text" else 1,
+            documents_dropped=self._dropped[name],
+        )
+
+    def _order(self, name: SplitName, rows: list[Row], size: int | None, seed: int) -> list[int]:
+        if name == "train":
+            size = size or len(rows)
+            rng = np.random.default_rng(seed)
+            passes = [rng.permutation(len(rows)) for _ in range(-(-size // len(rows)))]
+            return [int(i) for i in np.concatenate(passes)[:size]]
+        units = list(dict.fromkeys(row.unit for row in rows))
+        if size is not None:
+            # a part of the split is the same for everybody, and from all documents
+            units = sorted(units, key=hashed)[:size]
+        chosen = set(units)
+        return [i for i, row in enumerate(rows) if row.unit in chosen]
+
+    def _example(self, head: IntArray, rows: list[Row], order: list[int], length: int, i: int) -> Example:
+        row = rows[order[i]]
+        document = row.document
+        if document.key not in self._tokens:
+            self._tokens[document.key] = self._encode(document.text).astype(np.int32)
+        tokens = self._tokens[document.key]
+        room = length - len(head) - len(row.tail)
+        first, last = len(tokens), 0
+        if len(tokens) > room:
+            first, last = room - room // 2, room // 2
+        kept = np.concatenate([tokens[:first], tokens[len(tokens) - last :]]).astype(np.int64)
+        ids = np.concatenate([head, kept, row.tail, row.learned])
+        prompt = len(ids) - len(row.learned)
+        labels = ids.copy()
+        labels[:prompt] = IGNORED
+        return Example(
+            ids,
+            labels,
+            prompt,
+            row.unit,
+            document.key,
+            row.question.answers,
+            row.candidates,
+            row.answer,
+            cut=len(tokens) - len(kept),
+            evidence=self._surviving(row, tokens, first, last),
+        )
+
+    def _surviving(self, row: Row, tokens: IntArray, first: int, last: int) -> float | None:
+        """Return the share of the characters of the evidence that is in the kept ends."""
+        spans = row.question.evidence
+        if not spans:
+            return None
+        if first >= len(tokens):
+            return 1.0
+        key = row.document.key, first, last
+        if key not in self._kept_characters:
+            # by decoding, which every tokenizer can do; offsets of tokens are known to some only
+            ends = tokens[:first], tokens[len(tokens) - last :]
+            before, after = (len(self.tokenizer.decode(e.tolist(), skip_special_tokens=True)) for e in ends)
+            self._kept_characters[key] = before, len(row.document.text) - after
+        before, after = self._kept_characters[key]
+        kept = sum(max(0, min(b, before) - a) + max(0, b - max(a, after)) for a, b in spans)
+        return kept / sum(b - a for a, b in spans)
+
+    def _score(self, split: Split, predictions: Sequence[Any]) -> Scores:
+        values, units, documents = [], [], []
+        for row, (e, text) in enumerate(zip(split, predictions, strict=True)):
+            if not isinstance(text, str):
+                raise TaskError(f"prediction of row {row} is of type {type(text).__name__}; give the text")
+            values.append(type(self).measure(text, e.references))
+            units.append(e.unit)
+            documents.append(e.document)
+        per_unit = {name: np.array([v[name] for v in values]) for name in values[0]}
+        return Scores(per_unit, np.ones(len(units)), tuple(units), tuple(documents))
+
+
+def three_splits(parts: Mapping[SplitName, list[Document]]) -> dict[SplitName, list[Document]]:
+    """Return training, validation and test documents where there are fewer parts.
+
+    Without a test part, the validation part is the test and one training document of eight the validation; of
+    one part alone, a third is the test and a sixth the validation. Which ones follows from their keys, not
+    from a seed, so that no run trains on what another one tests.
+    """
+    if "test" in parts:
+        return dict(parts)
+    if "validation" in parts:
+        rest, held = _parted(parts["train"], 8)
+        return {"train": rest, "validation": held, "test": parts["validation"]}
+    rest, test = _parted(parts["train"], 3)
+    train, validation = _parted(rest, 4)
+    return {"train": train, "validation": validation, "test": test}
+
+
+def disjoint(
+    parts: Mapping[SplitName, list[Document]],
+) -> tuple[dict[SplitName, list[Document]], dict[SplitName, int]]:
+    """Return the parts without documents that a later one has, and how many were left out.
+
+    A document is known by its key and by its text; the test split keeps all of its own.
+    """
+    seen: set[str] = set()
+    kept: dict[SplitName, list[Document]] = {}
+    dropped: dict[SplitName, int] = {}
+    for name in ("test", "validation", "train"):
+        documents = parts[name]
+        kept[name] = [d for d in documents if d.key not in seen and _text_key(d) not in seen]
+        dropped[name] = len(documents) - len(kept[name])
+        seen.update(x for d in documents for x in (d.key, _text_key(d)))
+    return {name: kept[name] for name in parts}, dropped
+
+
+def _parted(documents: list[Document], of: int) -> tuple[list[Document], list[Document]]:
+    """Return the rest, and one document of so many but at least one."""
+    ordered = sorted(documents, key=lambda d: hashed(d.key))
+    cut = max(1, len(documents) // of)
+    held = {d.key for d in ordered[:cut]}
+    return [d for d in documents if d.key not in held], [d for d in documents if d.key in held]
+
+
+def hashed(text: str) -> str:
+    """Return a short name of a text, the same everywhere."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _text_key(document: Document) -> str:
+    # white space differs between copies of one text
+    return "text " + hashed(" ".join(document.text.split()))
+
+
+def joined(parts: Sequence[str], separator: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return parts as one text, and the character range of each."""
+    ranges, position = [], 0
+    for part in parts:
+        ranges.append((position, position + len(part)))
+        position += len(part) + len(separator)
+    return separator.join(parts), ranges

@@ -1,0 +1,55 @@
+"""NarrativeQA: answer a question about a book or a film script in a phrase, from its full text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from ..base import SplitName
+from ..document_task import Document, DocumentTask, Question
+from ..longbench import ANSWER_LENGTHS, PROMPTS
+from ..metrics import answer_scores
+from ..sources import Record, read_hub
+
+DATASET, REVISION = "deepmind/narrativeqa", "2e643e7363944af1c33a652d1c87320d0871c4e4"
+
+
+class NarrativeQA(DocumentTask):
+    """Questions about books and film scripts."""
+
+    name = "narrativeqa"
+    summary = "answer a question about a book or a film script in a phrase"
+    source = DATASET
+    license = "Apache-2.0"
+    metric = "f1"
+    prompt = PROMPTS["narrativeqa"]
+    answer_length = ANSWER_LENGTHS["narrativeqa"]
+    measure = staticmethod(answer_scores)
+    files: ClassVar[Mapping[str, str]] = {
+        "train": "narrativeqa/train.jsonl",
+        "validation": "narrativeqa/validation.jsonl",
+        "test": "narrativeqa/test.jsonl",
+    }
+    layout = "document (id, text), question (text) and answers (each with text), as the rows of the hub"
+
+    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
+        """Return the rows of the hub, one a question."""
+        names: tuple[SplitName, ...] = ("train", "validation", "test")
+        return {name: read_hub(DATASET, name, self.layout, revision=REVISION) for name in names}
+
+    def parse(self, records: Iterable[Record]) -> list[Document]:
+        """Return one document a story; its questions stand in rows of their own."""
+        texts: dict[str, str] = {}
+        questions: dict[str, list[Question]] = {}
+        for record in records:
+            document = record.within("document")
+            key = document.text("id")
+            texts.setdefault(key, document.text("text"))
+            answers = tuple(a.text("text") for a in record.each("answers"))
+            if not answers:
+                raise record.error("'answers' is empty")
+            questions.setdefault(key, []).append(Question(record.within("question").text("text"), answers))
+        return [Document(key, text, tuple(questions[key])) for key, text in texts.items()]
+
+
+TASK = NarrativeQA

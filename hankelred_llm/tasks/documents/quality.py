@@ -1,0 +1,213 @@
+"""QuALITY: choose one of four answers to a question about a long story.
+
+Asked by likelihood (the default), every question is put four times with its options cycled, each letter
+standing once for each option, and the option with the largest sum of log-likelihoods is the answer: no
+preference for a letter is left in it. Asked by generation, the letter is read from what the model writes. In
+training, both ask all four cycles and teach the letter.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..base import FloatArray, Scores, Split, SplitName, checked_array
+from ..byte_tokens import IntArray, Tokenizer
+from ..document_task import Document, DocumentTask, Question, Row, hashed
+from ..errors import TaskError
+from ..sources import Record, read_hub
+
+LETTERS = "ABCD"
+DATASET = "emozilla/quality"
+#: an option in a question of L-Eval's files, and the letter at the start of an answer
+OPTION = re.compile(r"\n[ \t]*\(([A-D])\)")
+SAID = re.compile(r"\(([A-D])\)|\b([A-D])\b(?=\s*(?:[).:,]|$))")
+
+
+class Quality(DocumentTask):
+    """Multiple choice about stories.
+
+    Parameters
+    ----------
+    data_dir : path or str, optional
+        Folder with ``quality/quality.jsonl``, in the form of L-Eval. Default: the hub.
+    tokenizer : object, optional
+        As in every task of texts.
+    by : str
+        "likelihood" or "generation".
+    """
+
+    name = "quality"
+    summary = "choose one of four answers to a question about a long story"
+    source = "nyu-mll/quality; files: OpenLMLab/LEval"
+    license = "CC BY 4.0"
+    metric = "accuracy"
+    # not in LongBench; worded like its prompts
+    prompt = (
+        "You are given a story, a question and four possible answers, one of them right. Give its letter.\n\n"
+        "Story: {context}\n\n"
+        "Now, choose the right answer based on the story. Only give its letter.\n\n"
+        "Question: {input}\n"
+        "Answer:"
+    )
+    answer_length = 8
+    files: ClassVar[Mapping[str, str]] = {"train": "quality/quality.jsonl"}
+    layout = "input (the story), instructions (questions with options (A) to (D)) and outputs, as in L-Eval"
+
+    def __init__(
+        self,
+        *,
+        data_dir: str | PathLike[str] | None = None,
+        tokenizer: Tokenizer | None = None,
+        by: str = "likelihood",
+    ) -> None:
+        super().__init__(data_dir=data_dir, tokenizer=tokenizer)
+        if by not in ("likelihood", "generation"):
+            raise TaskError(f"by is {by!r}; give 'likelihood' or 'generation'")
+        self.asks = "options" if by == "likelihood" else "text"
+
+    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
+        """Return the rows of the hub, one a question; answers of the official test set are not public."""
+        layout = "article, question, options (four) and answer (0 to 3), as the rows of the hub"
+        names: tuple[SplitName, ...] = ("train", "validation")
+        return {name: read_hub(DATASET, name, layout) for name in names}
+
+    def parse(self, records: Iterable[Record]) -> list[Document]:
+        """Return one document a story, from rows of L-Eval or of the hub."""
+        questions: dict[str, list[Question]] = {}
+        for record in records:
+            if isinstance(record.content, dict) and "article" in record.content:
+                questions.setdefault(record.text("article"), []).append(_from_hub(record))
+            else:
+                questions.setdefault(record.text("input"), []).extend(_from_leval(record))
+        return [Document(_title(text), text, tuple(asked)) for text, asked in questions.items()]
+
+    def ask(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
+        """Return the cycles of one question."""
+        right = question.right
+        cycles = len(LETTERS) if name == "train" or self.asks == "options" else 1
+        rows = []
+        for cycle in range(cycles):
+            letter = [LETTERS[(i - cycle) % len(LETTERS)] for i in range(len(LETTERS))]
+            shown = sorted(zip(letter, question.options, strict=True))
+            tail = self._after("\n".join([question.text, *(f"({a}) {text}" for a, text in shown)]))
+            continued = [self._continued(tail, f" ({a})") for a in letter]
+            prompt, answers = continued[0][0], [c[1] for c in continued]
+            learned = np.append(answers[right], self._end)[: self.answer_length]
+            if self.asks == "options":
+                # what all answers begin with belongs to the prompt: one pass of the model compares them
+                common = _shared(answers)
+                ended = _shared([a[common:][::-1] for a in answers])
+                prompt, learned = np.append(prompt, answers[0][:common]), learned[common:]
+                candidates = tuple(a[common : len(a) - ended] for a in answers)
+                rows.append(Row(document, question, unit, prompt, learned, candidates, right))
+            else:
+                rows.append(Row(document, question, unit, prompt, learned, answer=right))
+        return rows
+
+    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
+        """Return chance, the letter most often right in training, and the longest option.
+
+        The letters are those of the data, before cycling.
+        """
+        rights = [q.right for d in self.documents()["train"] for q in d.questions]
+        constant = int(np.bincount(rights, minlength=len(LETTERS)).argmax())
+        questions = self._questions(split)
+        longest = np.array([np.argmax([len(option) for option in q.options]) for q in questions])
+        right = np.array([q.right for q in questions])
+        return {
+            "chance": {"accuracy": 1 / len(LETTERS)},
+            "constant": {"accuracy": float(np.mean(right == constant))},
+            "longest": {"accuracy": float(np.mean(right == longest))},
+        }
+
+    def _questions(self, split: Split) -> list[Question]:
+        """Return the questions of a split, each once."""
+        known = {
+            f"{d.key}, question {i + 1}": q
+            for d in self.documents()[split.name]
+            for i, q in enumerate(d.questions)
+        }
+        return [known[unit] for unit in dict.fromkeys(e.unit for e in split)]
+
+    def _score(self, split: Split, predictions: Sequence[Any]) -> Scores:
+        if self.asks == "options":
+            return _by_likelihood(split, predictions)
+        right, silent, units, documents = [], [], [], []
+        for row, (e, text) in enumerate(zip(split, predictions, strict=True)):
+            if not isinstance(text, str):
+                raise TaskError(f"prediction of row {row} is of type {type(text).__name__}; give the text")
+            said = said_letter(text)
+            right.append(float(said == LETTERS[e.answer]))
+            silent.append(float(said is None))
+            units.append(e.unit)
+            documents.append(e.document)
+        values = {"accuracy": np.array(right), "no_letter": np.array(silent)}
+        return Scores(values, np.ones(len(units)), tuple(units), tuple(documents))
+
+
+def said_letter(text: str) -> str | None:
+    """Return the letter an answer chooses: the first in parentheses or before a mark or the end, if any."""
+    found = SAID.search(text.strip())
+    return None if found is None else found.group(1) or found.group(2)
+
+
+def _by_likelihood(split: Split, predictions: Sequence[Any]) -> Scores:
+    sums: dict[str, list[FloatArray]] = {}
+    answers: dict[str, tuple[int, str]] = {}
+    for row, (e, values) in enumerate(zip(split, predictions, strict=True)):
+        sums.setdefault(e.unit, []).append(checked_array(values, len(e.candidates), row))
+        answers[e.unit] = e.answer, e.document
+    right = []
+    for unit, cycles in sums.items():
+        # exact sums: a model that looks at letters alone ties, and must not be decided by rounding
+        total = [math.fsum(column) for column in zip(*cycles, strict=True)]
+        best = [i for i, value in enumerate(total) if value == max(total)]
+        right.append((answers[unit][0] in best) / len(best))
+    documents = tuple(document for _, document in answers.values())
+    return Scores({"accuracy": np.array(right)}, np.ones(len(right)), tuple(answers), documents)
+
+
+def _shared(rows: Sequence[IntArray]) -> int:
+    """Return how many ids all rows begin with, leaving each at least one."""
+    length = 0
+    while length < min(map(len, rows)) - 1 and len({int(row[length]) for row in rows}) == 1:
+        length += 1
+    return length
+
+
+def _from_leval(record: Record) -> list[Question]:
+    asked, outputs = record.each("instructions"), record.each("outputs")
+    if len(asked) != len(outputs):
+        raise record.error(f"has {len(asked)} instructions and {len(outputs)} outputs")
+    questions = []
+    for i in range(len(asked)):
+        parts = OPTION.split(record.within("instructions").text(i))
+        letters, options = parts[1::2], tuple(p.strip() for p in parts[2::2])
+        answer = re.match(r"\(([A-D])\)", record.within("outputs").text(i).strip())
+        if "".join(letters) != LETTERS or answer is None:
+            raise record.error(f"question {i + 1} has options {letters} and answer {outputs[i].content!r}")
+        right = LETTERS.index(answer.group(1))
+        questions.append(Question(parts[0].strip(), (options[right],), options=options, right=right))
+    return questions
+
+
+def _from_hub(record: Record) -> Question:
+    options = tuple(str(o.content).strip() for o in record.each("options"))
+    right = record.get("answer", int)
+    if len(options) != len(LETTERS) or not 0 <= right < len(LETTERS):
+        raise record.error(f"has {len(options)} options and answer {right}")
+    return Question(record.text("question"), (options[right],), options=options, right=right)
+
+
+def _title(text: str) -> str:
+    """Return what a story is known by: its beginning and its hash."""
+    return f"{' '.join(text.split())[:40]} {hashed(text)}"
+
+
+TASK = Quality

@@ -1,0 +1,1 @@
+"""The next byte of text or music."""
