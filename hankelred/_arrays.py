@@ -12,3 +12,10 @@ Array: TypeAlias = npt.NDArray[Any]
 Quadruple: TypeAlias = tuple[Array, Array, Array, Array]
 
 EPS = float(np.finfo(float).eps)
+
+
+def narrow(M: Array) -> Array:
+    """Return a matrix with no more columns than rows and the same M M^H."""
+    if M.shape[1] <= M.shape[0]:
+        return M
+    return np.asarray(np.linalg.qr(M.conj().T, mode="r")).conj().T

@@ -313,7 +313,7 @@ def test_types_of_the_block_diagonal_form():
 def test_transformations_that_make_no_sense():
     control = pytest.importorskip("control")
     transfer = control.tf([1], [1, 3, 2])
-    for function in (modal_form,):
+    for function in (modal_form, hankelred.balanced_realization):
         with pytest.raises(ModelError, match="transfer function has no states"):
             function(transfer, return_transform=True)
     with pytest.raises(ModelError, match="form must be 'diagonal' or 'block_diagonal', got 'jordan'"):

@@ -405,7 +405,7 @@ def test_entries_without_states_are_refused():
         ((A, 1e200 * B, C, D), "1.0e\\+200"),
         ((1e100 * A, B, C, D), "unit of time"),
         ((1e-100 * A, B, C, D), "unit of time"),
-        ((A, 1e140 * B, 1e140 * C, D), "units of the inputs"),
+        ((1e-20 * A, 1e151 * B, 1e151 * C, 0), "units of the inputs"),
     ],
 )
 def test_bad_models_say_what_was_seen(system, says):
