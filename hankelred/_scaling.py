@@ -14,7 +14,7 @@ from ._errors import ModelError
 MAX_SWEEPS = 300
 
 #: Powers of two by which rows of B, or columns of C, differ before groups of states are looked at.
-GROUP_SPREAD = 30
+GROUP_SPREAD = 64
 
 
 @dataclass(frozen=True)

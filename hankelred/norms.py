@@ -149,8 +149,7 @@ def verified_error(
     value, frequency = hinf_norm(*with_few_ports(*_equilibrated(*apart)), discrete=discrete)
     if full is None or full[0].size == 0 or 0 in apart[3].shape or not math.isfinite(value):
         return value
-    frequencies = [telling_frequencies(A, discrete=discrete) for A in (full[0], reduced[0])]
-    at = np.concatenate([*frequencies, [frequency]])
+    at = np.append(telling_frequencies(full[0], discrete=discrete), frequency)
     gains, rounding = refined_gains(full, reduced, at, discrete=discrete)
     if not np.all(np.isfinite(gains)):
         return value

@@ -314,7 +314,7 @@ def test_products_of_complex_matrices_and_numbers():
     d = 2.0**-30
     high, low = product(np.array([[1 + d]]), np.array([[1 - d]]))
     assert (high[0, 0], low[0, 0]) == (1.0, -(d**2))
-    high, low = two_product(complex(1 + d, 0), np.array([[complex(1 - d, 0)]]))
+    high, low = two_product(np.array([complex(1 + d, 0)]), np.array([[complex(1 - d, 0)]]))
     assert (high[0, 0], low[0, 0]) == (1.0, -(d**2))
     assert product(np.zeros((3, 0)), np.zeros((0, 2)))[0].shape == (3, 2)
 
