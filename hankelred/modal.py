@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +14,9 @@ from ._arrays import EPS, Array
 from ._block_diagonal import block_diagonalised
 from ._errors import ModelError
 from ._pairs import real_coordinates
+from ._projection import exactly_projected
 from ._response import LOST, difference_of_responses
-from ._scaling import equal_norms, scaled
+from ._scaling import Scaled, equal_norms, scaled
 from .models import LARGEST, LinearModel, Timebase, as_model, is_discrete, validated_timebase
 
 #: Eigenvectors with a larger condition number are taken for those of a defective matrix.
@@ -262,30 +264,19 @@ def diagonalised(model: LinearModel) -> tuple[ModalSystem, Array]:
     condition = float(np.linalg.cond(V))
     if not condition < 1 / EPS:
         raise ModelError(_no_diagonal_form(condition, "nothing would be left of"))
-    poles, V, B, pairs = _in_pole_order(poles, V, system.B, discrete=model.is_discrete)
-    C = system.C @ V
-    logs = poles
-    if model.is_discrete:
-        with np.errstate(divide="ignore"):
-            logs = np.log(poles)
-        poles = np.exp(logs)  # as they will be read: the way there and back rounds
-    lost = difference_of_responses(
-        (system.A, system.B, system.C),
-        lambda s: (C / (s - poles)) @ B,
-        poles,
-        discrete=model.is_discrete,
-    )
-    if not (condition < DEFECTIVE and lost <= LOST):
-        raise ModelError(_no_diagonal_form(condition, f"a share of {lost:.1e} would be lost of"))
+    candidates = _modes(system, poles, V, discrete=model.is_discrete)
+    best = min(candidates, key=lambda modes: modes.lost)
+    if not (condition < DEFECTIVE and best.lost <= LOST):
+        raise ModelError(_no_diagonal_form(condition, f"a share of {best.lost:.1e} would be lost of"))
+    B, C = best.B, best.C
     half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
     scale = equal_norms(np.linalg.norm(B, axis=1), np.linalg.norm(C, axis=0))
     B, C = B * (half * scale[:, None]), C * (half / scale)
-    T = system.right(V * (2.0 ** ((system.input_exponent - system.output_exponent) // 2) / scale))
-    if pairs is not None:
-        # exact conjugates, so that nothing imaginary is left when the pairs are summed
-        for k in pairs:
-            B[k + 1], C[:, k + 1], T[:, k + 1] = B[k].conj(), C[:, k].conj(), T[:, k].conj()
-    return ModalSystem(logs, B, C, D, dt=model.dt), T
+    T = system.right(best.V * (2.0 ** ((system.input_exponent - system.output_exponent) // 2) / scale))
+    # exact conjugates, so that nothing imaginary is left when the pairs are summed
+    for k in best.pairs:
+        B[k + 1], C[:, k + 1], T[:, k + 1] = B[k].conj(), C[:, k].conj(), T[:, k].conj()
+    return ModalSystem(best.log_poles, B, C, D, dt=model.dt), T
 
 
 def _no_diagonal_form(condition: float, lost: str) -> str:
@@ -296,34 +287,80 @@ def _no_diagonal_form(condition: float, lost: str) -> str:
     )
 
 
-def _in_pole_order(
-    poles: Array, V: Array, B: Array, *, discrete: bool
-) -> tuple[Array, Array, Array, list[int] | None]:
-    """Return poles, eigenvectors, V^-1 B and where pairs start (None for a complex model), slowest first.
+@dataclass(frozen=True)
+class _Modes:
+    """A diagonal form in the units of the scaled model, and what it would lose of the response."""
+
+    log_poles: Array
+    B: Array
+    C: Array
+    V: Array
+    #: where conjugate pairs start; empty for a complex model
+    pairs: list[int]
+    lost: float
+
+
+def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_Modes]:
+    """Return the diagonal form as eigenvectors give it, and with the model projected onto these.
+
+    The projection, with twice the digits, knows a slow pole beside fast ones to all of its own digits; of
+    nearly multiple poles it may know less.
 
     A pair of a real matrix comes from LAPACK as neighbours, the pole above the axis first. Their eigenvectors
     are solved with as two real columns, Re v and Im v: huge coefficients of nearly parallel
     eigenvectors cancel in a real solution as they should, and the two conjugates cannot come apart.
     """
+    paired = not np.iscomplexobj(system.B) and _in_pairs(poles)
+    upper = np.flatnonzero(poles.imag > 0) if paired else np.zeros(0, dtype=int)
+    columns = V.copy()
+    if paired:
+        columns[:, upper + 1] = V[:, upper].imag
+        columns = columns.real
+    plain = sla.solve(columns, system.B.astype(columns.dtype)), system.C @ columns
+    exact = exactly_projected(system, np.linalg.inv(columns).conj().T, columns)
+    high, low = (np.diag(M).astype(complex) for M in (exact.A, exact.A_low))
+    for diagonal, M in ((high, exact.A), (low, exact.A_low)):
+        # the block of a pair a +- jw is [[a, w], [-w, a]] in these columns
+        diagonal[upper] = (M[upper, upper] + M[upper + 1, upper + 1]) / 2 + 0.5j * (
+            M[upper, upper + 1] - M[upper + 1, upper]
+        )
+        diagonal[upper + 1] = diagonal[upper].conj()
+    found = []
+    for own, own_low, B, C in (
+        (high, low, exact.B, exact.C),
+        (poles.astype(complex), np.zeros(poles.size), *plain),
+    ):
+        B, C = B.astype(complex), C.astype(complex)
+        # x = p Re v + q Im v is the sum of (p - jq) / 2 v and its conjugate
+        B[upper], C[:, upper] = (B[upper] - 1j * B[upper + 1]) / 2, C[:, upper] + 1j * C[:, upper + 1]
+        B[upper + 1], C[:, upper + 1] = B[upper].conj(), C[:, upper].conj()
+        order = _pole_order(own, upper if paired else None, discrete=discrete)
+        logs = own + own_low
+        if discrete:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                # near 1 the low part is most of what the logarithm has
+                logs = np.where(own == 0, -np.inf, np.log(own) + own_low / own)
+        logs, B, C = logs[order], B[order], C[:, order]
+        seen = np.exp(logs) if discrete else logs
+        lost = difference_of_responses(
+            (system.A, system.B, system.C),
+            lambda s, C=C, B=B, seen=seen: (C / (s - seen)) @ B,  # type: ignore[misc]
+            seen,
+            discrete=discrete,
+        )
+        pairs = [int(k) for k in np.flatnonzero(np.isin(order, upper))]
+        found.append(_Modes(logs, B, C, V[:, order].astype(complex), pairs, lost))
+    return found
+
+
+def _pole_order(poles: Array, upper: Array | None, *, discrete: bool) -> Array:
+    """Return the order slowest first, pairs, which start at `upper`, together; None for a complex model."""
     rate = np.abs(poles) if discrete else poles.real
-    if np.iscomplexobj(B) or not _in_pairs(poles):
-        order = np.argsort(-rate, kind="stable")
-        return poles[order], V[:, order], sla.solve(V, B.astype(complex))[order], None
-    first = np.flatnonzero(poles.imag >= 0)
-    columns = np.empty(V.shape)
-    columns[:, first] = V[:, first].real
-    upper = np.flatnonzero(poles.imag > 0)
-    columns[:, upper + 1] = V[:, upper].imag
-    real = sla.solve(columns, B)
-    coefficients = real.astype(complex)
-    # x = p Re v + q Im v is the sum of (p - jq) / 2 v and its conjugate
-    coefficients[upper] = (real[upper] - 1j * real[upper + 1]) / 2
-    coefficients[upper + 1] = coefficients[upper].conj()
+    if upper is None:
+        return np.argsort(-rate, kind="stable")
+    first = np.setdiff1d(np.arange(poles.size), upper + 1)
     units = first[np.lexsort((np.abs(poles[first].imag), -rate[first]))]
-    order = np.concatenate([[k] if poles[k].imag == 0 else [k, k + 1] for k in units]).astype(int)
-    poles = poles[order].astype(complex)
-    pairs = [int(k) for k in np.flatnonzero(poles.imag > 0)]
-    return poles, V[:, order].astype(complex), coefficients[order], pairs
+    return np.concatenate([[k, k + 1] if k in upper else [k] for k in units]).astype(int)
 
 
 def _in_pairs(poles: Array) -> bool:

@@ -100,11 +100,14 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
 
 def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
     """Return the H-infinity norm of a stable model, by way of its minimal part where that is smaller."""
+    system = balancing.factored.scaled
+    # the norm is no smaller than the singular values, and no gain of this size can be evaluated
+    in_range(balancing.values, system.input_exponent + system.output_exponent, "H-infinity norm")
     minimal, _, _ = truncated(model, balancing, balancing.rank)
     return verified_hinf(
         [(minimal.as_tuple(), model.as_tuple())],
         discrete=model.is_discrete,
-        noise=balancing.factored.scaled.gain * balancing.below_rank,
+        noise=system.gain * balancing.below_rank,
     )
 
 

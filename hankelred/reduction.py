@@ -119,8 +119,9 @@ class Reduction:
         No frequency has a larger gain of (full minus reduced) than this and ``noise_floor`` together: twice
         the sum of the distinct singular values left out, and what the rounding of the matrices handed out
         adds, which depends on the order and shows where a pole is near the stability boundary. It is about
-        the reduced state space; polynomials made from it round too, with a warning above 1e-6. inf where no
-        bound is known (empirical Gramians, models estimated from data).
+        the reduced state space; polynomials and modal forms made from it round too, by at most 1e-6 without
+        a word. inf where no bound is known (empirical Gramians, models estimated from data), and where the
+        reduced model is unstable.
     certificate : Certificate
         How sure the singular values are: ``kind``, ``value``, ``residual``, ``factorizations``.
     noise_floor : float

@@ -217,6 +217,29 @@ def test_modal_form_of_real_models(name):
     assert np.abs(system[0] @ T - T @ blocks[0]).max() < 1e-11 * np.abs(system[0]).max() * np.abs(T).max()
 
 
+@pytest.mark.parametrize("dt", [0, True])
+def test_slow_poles_beside_fast_ones_keep_their_digits(dt):
+    # eigenvalues of a matrix of size 100 are known to 1e-14, a slow pole of 1e-9 so to five digits; projected
+    # onto its eigenvectors with twice the digits, the model knows it to all
+    slow = np.array([-1e-9, -3e-7, -2e-5])
+    poles = np.expm1(slow) + 1 if dt else slow
+    fast = 0.3 * np.array([[1.0, 2], [-2, 1]]) if dt else np.array([[-0.1, 86.0], [-86, -0.1]])
+    A = sla.block_diag(np.diag(poles), fast)
+    coupling = 1e-3 * np.random.default_rng(0).standard_normal((5, 5))
+    T, back = np.eye(5) + coupling, np.linalg.inv(np.eye(5) + coupling)
+    system = T @ A @ back, T @ np.ones((5, 1)), np.ones((1, 5)) @ back, np.zeros((1, 1))
+    flint = pytest.importorskip("flint", reason="python-flint is not installed (extra test)")
+    saved = flint.ctx.prec
+    flint.ctx.prec = 200
+    try:
+        exact = flint.acb_mat(5, 5, [flint.acb(float(x)) for x in system[0].ravel()])
+        values = exact.eig(algorithm="approx")
+        truth = np.sort([float((v.log() if dt else v).real.mid()) for v in values])[-3:][::-1]
+    finally:
+        flint.ctx.prec = saved
+    np.testing.assert_allclose(modal_form(system, dt=dt).log_poles[:3].real, truth, rtol=1e-11)
+
+
 def blocks_of(A):
     """Sizes of the diagonal blocks."""
     sizes, start = [], 0
