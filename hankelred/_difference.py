@@ -14,6 +14,9 @@ from ._arrays import Array, Quadruple, narrow
 from ._projection import Projected
 from ._response import FrequencyResponse, largest_singular_value
 
+#: So many of the poles nearest the stability boundary, where changes move the gain most, are looked at.
+SLOWEST = 60
+
 
 def difference(full: Projected, reduced: Quadruple) -> Quadruple:
     """Return full minus reduced, the reduced states being the leading ones of full.
@@ -44,7 +47,7 @@ def moved_by_rounding(full: Projected, reduced: Quadruple) -> tuple[Array, Array
 def gain_of_changes(reduced: Quadruple, changes: tuple[Array, Array, Array], *, discrete: bool) -> float:
     """Return how far these changes of A, B and C move the gain of a stable system.
 
-    Twice what they do to first order at the frequencies of its poles and half a width beside these, where the
+    Twice what they do to first order at the frequencies of its poles and a width beside these, where the
     effect has its peaks: for what lies between, and for higher orders.
     """
     A, B, C, _ = reduced
@@ -57,6 +60,7 @@ def gain_of_changes(reduced: Quadruple, changes: tuple[Array, Array, Array], *, 
     seen = narrow(np.concatenate([C, dC], axis=1).T).T
     B, dB, C, dC = fed[:n], fed[n:], seen[:, :n], seen[:, n:]
     poles = np.linalg.eigvals(A)
+    poles = poles[np.argsort(1 - np.abs(poles) if discrete else -poles.real)[:SLOWEST]]
     centers, widths = (np.angle(poles), 1 - np.abs(poles)) if discrete else (poles.imag, poles.real)
     frequencies = np.concatenate([centers, centers + widths, centers - widths, [0.0]])
     if not any(np.iscomplexobj(M) for M in (A, B, C)):
