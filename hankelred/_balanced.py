@@ -68,24 +68,24 @@ class BalancedSource:
         if reduced is None or self.outside(reduced).size:
             return math.inf
         discrete, values = self.full.is_discrete, self.balancing.values
-        own = self._stable_part(reduced)
-        r = own[0].shape[0]
+        stable = self._stable_part(reduced)
+        r = stable[0].shape[0]
         exact, D = self.exact(reduced.n_states)
-        moved = gain_of_changes(own, moved_by_rounding(exact, own), discrete=discrete)
+        moved = gain_of_changes(stable, moved_by_rounding(exact, stable), discrete=discrete)
         errors = values[: self._imbalance.size] * self._imbalance
         # the values left out are as uncertain as they are, and a state kept takes its share of them along
         left_out = bound / self.unit + 2 * float(errors[r:].sum())
         left_out *= 1 + float(self._imbalance[:r].max(initial=0.0))
-        direct = own[3] - D if np.any(own[3]) or np.any(D) else np.zeros(1)
+        direct = stable[3] - D if np.any(stable[3]) or np.any(D) else np.zeros(1)
         total = left_out + moved + float(np.linalg.norm(direct))
         kept = float(errors[:r].max(initial=0.0))
         if kept <= UNSEEN * left_out:
             return self.unit * (total + min(kept, 3 * self.balancing.noise_floor))
         # The states kept were computed no better than those left out count. That is mostly harmless, because
         # their spaces are right all the same; where it is not, it shows at the slowest poles.
-        return self.unit * max(total, 2 * self._seen(own) - left_out)
+        return self.unit * max(total, 2 * self._sampled_error(stable) - left_out)
 
-    def _seen(self, reduced: Quadruple) -> float:
+    def _sampled_error(self, reduced: Quadruple) -> float:
         """Return the largest gain of the error at the frequencies where rounding shows."""
         discrete = self.full.is_discrete
         frequencies = telling_frequencies(reduced[0], discrete=discrete)
@@ -235,8 +235,8 @@ class Residualization(BalancedSource):
         """
         at = np.array([1.0 + 0j if self.full.is_discrete else 0j])
         whole, whole_low = self._whole_at_dc
-        own, own_low = refined_response(reduced.A, reduced.B, reduced.C, at)
-        missing = (whole[0] - own[0]) + (whole_low[0] - own_low[0])
+        small, small_low = refined_response(reduced.A, reduced.B, reduced.C, at)
+        missing = (whole[0] - small[0]) + (whole_low[0] - small_low[0])
         return missing if self.full.is_complex else missing.real
 
     @cached_property

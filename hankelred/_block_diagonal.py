@@ -43,10 +43,10 @@ def block_diagonalised(model: LinearModel) -> tuple[LinearModel, Array]:
     B, C = exact.B, exact.C
     A, scale, start = np.zeros_like(exact.A), np.ones(model.n_states), 0
     for k in sequence:
-        own = slice(start, start + parts[k].stop - parts[k].start)
-        A[own, own] = exact.A[own, own]
-        scale[own] = equal_norms(*(np.array([np.linalg.norm(M)]) for M in (B[own], C[:, own])))
-        start = own.stop
+        block = slice(start, start + parts[k].stop - parts[k].start)
+        A[block, block] = exact.A[block, block]
+        scale[block] = equal_norms(*(np.array([np.linalg.norm(M)]) for M in (B[block], C[:, block])))
+        start = block.stop
     eye = np.eye(model.n_states)
     lost = difference_of_responses(
         (system.A, system.B, system.C),

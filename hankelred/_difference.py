@@ -56,9 +56,9 @@ def gain_of_changes(reduced: Quadruple, changes: tuple[Array, Array, Array], *, 
     dA, dB, dC = changes
     n = A.shape[0]
     # thousands of ports as isometries around a few
-    fed = narrow(np.concatenate([B, dB]))
-    seen = narrow(np.concatenate([C, dC], axis=1).T).T
-    B, dB, C, dC = fed[:n], fed[n:], seen[:, :n], seen[:, n:]
+    inputs = narrow(np.concatenate([B, dB]))
+    outputs = narrow(np.concatenate([C, dC], axis=1).T).T
+    B, dB, C, dC = inputs[:n], inputs[n:], outputs[:, :n], outputs[:, n:]
     poles = np.linalg.eigvals(A)
     poles = poles[np.argsort(1 - np.abs(poles) if discrete else -poles.real)[:SLOWEST]]
     centers, widths = (np.angle(poles), 1 - np.abs(poles)) if discrete else (poles.imag, poles.real)
@@ -66,9 +66,9 @@ def gain_of_changes(reduced: Quadruple, changes: tuple[Array, Array, Array], *, 
     if not any(np.iscomplexobj(M) for M in (A, B, C)):
         frequencies = np.abs(frequencies)
     frequencies = np.unique(frequencies)
-    states = _resolved(A, B, frequencies, discrete)
-    outputs = _resolved(A.T, C.T, frequencies, discrete).transpose(0, 2, 1)
-    effect = outputs @ (dA @ states + dB) + dC @ states
+    reached = _resolved(A, B, frequencies, discrete)
+    observed = _resolved(A.T, C.T, frequencies, discrete).transpose(0, 2, 1)
+    effect = observed @ (dA @ reached + dB) + dC @ reached
     return 2 * float(largest_singular_value(effect).max())
 
 

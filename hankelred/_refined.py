@@ -75,14 +75,14 @@ def _refined(A: Array, B: Array, solvers: list[_Solver]) -> tuple[Array, Array]:
     for _ in range(CORRECTIONS):
         residual = _residual(A, right, points, x, x_low)
         for k in np.flatnonzero(open_):
-            own = columns[k]
-            step = solvers[k](residual[:, own])
+            here = columns[k]
+            step = solvers[k](residual[:, here])
             size = float(np.abs(step).max())
             open_[k] = size < 0.5 * last[k]  # else no digit is gained any more
             if open_[k]:
-                x[:, own], x_low[:, own] = two_sum(x[:, own], x_low[:, own] + step)
+                x[:, here], x_low[:, here] = two_sum(x[:, here], x_low[:, here] + step)
                 last[k] = size
-                open_[k] = size > EPS**2 * float(np.abs(x[:, own]).max())
+                open_[k] = size > EPS**2 * float(np.abs(x[:, here]).max())
         if not np.any(open_):
             break
     return x, x_low

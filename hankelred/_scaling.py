@@ -192,8 +192,8 @@ def _groups(coupling: Array) -> list[Array]:
 
 def _spread(sizes: Array) -> float:
     """Return by how many powers of two the sizes that are not zero differ."""
-    seen = sizes[sizes > 0]
-    return float(np.log2(seen.max()) - np.log2(seen.min())) if seen.size else 0.0
+    nonzero = sizes[sizes > 0]
+    return float(np.log2(nonzero.max()) - np.log2(nonzero.min())) if nonzero.size else 0.0
 
 
 def _size(M: Array) -> float:

@@ -363,8 +363,8 @@ def _in_good_arithmetic(balancing: Balancing, left: Array, right: Array) -> tupl
     r = left.shape[1]
     system, values = balancing.factored.scaled, balancing.values
     left_out = 2 * float(values[r:].sum())
-    seen = rounding_of_projection(system, left, right, values[:r])
-    if seen <= max(UNSEEN * left_out, UNSEEN_BY_CHOICE * balancing.noise_floor):
+    rounding = rounding_of_projection(system, left, right, values[:r])
+    if rounding <= max(UNSEEN * left_out, UNSEEN_BY_CHOICE * balancing.noise_floor):
         return projected(system, left, right)
     exact = exactly_projected(system, left, right)
     return exact.A, exact.B, exact.C

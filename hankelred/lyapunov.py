@@ -131,13 +131,13 @@ def with_given_factors(
     Lc, Lo = factored.controllability, factored.observability
     system = factored.scaled
     if controllability is not None:
-        given = system.into_right(controllability) * 2.0**-system.input_exponent
-        given = given if factored.left is None else factored.left.conj().T @ given
-        Lc = _in_real_states(factored, given, "controllability_factor")
+        scaled_factor = system.into_right(controllability) * 2.0**-system.input_exponent
+        scaled_factor = scaled_factor if factored.left is None else factored.left.conj().T @ scaled_factor
+        Lc = _in_real_states(factored, scaled_factor, "controllability_factor")
     if observability is not None:
-        given = system.into_left(observability) * 2.0**-system.output_exponent
-        given = given if factored.right is None else factored.right.conj().T @ given
-        Lo = _in_real_states(factored, given, "observability_factor")
+        scaled_factor = system.into_left(observability) * 2.0**-system.output_exponent
+        scaled_factor = scaled_factor if factored.right is None else factored.right.conj().T @ scaled_factor
+        Lo = _in_real_states(factored, scaled_factor, "observability_factor")
     return replace(factored, controllability=Lc, observability=Lo, solver="given")
 
 

@@ -303,7 +303,7 @@ class _Modes:
 def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_Modes]:
     """Return the diagonal form as eigenvectors give it, and with the model projected onto these.
 
-    The projection, with twice the digits, knows a slow pole beside fast ones to all of its own digits; of
+    The projection, with twice the digits, knows a slow pole beside fast ones to all of its digits; of
     nearly multiple poles it may know less.
 
     A pair of a real matrix comes from LAPACK as neighbours, the pole above the axis first. Their eigenvectors
@@ -325,8 +325,8 @@ def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_M
             M[upper, upper + 1] - M[upper + 1, upper]
         )
         diagonal[upper + 1] = diagonal[upper].conj()
-    found = []
-    for own, own_low, B, C in (
+    forms = []
+    for pole, pole_low, B, C in (
         (high, low, exact.B, exact.C),
         (poles.astype(complex), np.zeros(poles.size), *plain),
     ):
@@ -334,23 +334,23 @@ def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_M
         # x = p Re v + q Im v is the sum of (p - jq) / 2 v and its conjugate
         B[upper], C[:, upper] = (B[upper] - 1j * B[upper + 1]) / 2, C[:, upper] + 1j * C[:, upper + 1]
         B[upper + 1], C[:, upper + 1] = B[upper].conj(), C[:, upper].conj()
-        order = _pole_order(own, upper if paired else None, discrete=discrete)
-        logs = own + own_low
+        order = _pole_order(pole, upper if paired else None, discrete=discrete)
+        logs = pole + pole_low
         if discrete:
             with np.errstate(divide="ignore", invalid="ignore"):
                 # near 1 the low part is most of what the logarithm has
-                logs = np.where(own == 0, -np.inf, np.log(own) + own_low / own)
+                logs = np.where(pole == 0, -np.inf, np.log(pole) + pole_low / pole)
         logs, B, C = logs[order], B[order], C[:, order]
-        seen = np.exp(logs) if discrete else logs
+        as_read = np.exp(logs) if discrete else logs
         lost = difference_of_responses(
             (system.A, system.B, system.C),
-            lambda s, C=C, B=B, seen=seen: (C / (s - seen)) @ B,  # type: ignore[misc]
-            seen,
+            lambda s, C=C, B=B, as_read=as_read: (C / (s - as_read)) @ B,  # type: ignore[misc]
+            as_read,
             discrete=discrete,
         )
         pairs = [int(k) for k in np.flatnonzero(np.isin(order, upper))]
-        found.append(_Modes(logs, B, C, V[:, order].astype(complex), pairs, lost))
-    return found
+        forms.append(_Modes(logs, B, C, V[:, order].astype(complex), pairs, lost))
+    return forms
 
 
 def _pole_order(poles: Array, upper: Array | None, *, discrete: bool) -> Array:

@@ -156,16 +156,16 @@ def verified_error(
     gains, rounding = refined_gains(full, reduced, at, discrete=discrete)
     if not np.all(np.isfinite(gains)):
         return value
-    seen = float(gains.max())
+    largest = float(gains.max())
     tolerance = HINF_RTOL * value + 10 * noise + rounding
-    if max(abs(float(gains[-1]) - value), seen - value) <= tolerance:
-        return seen
+    if max(abs(float(gains[-1]) - value), largest - value) <= tolerance:
+        return largest
     again = hinf_norm(
         *_equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
         discrete=discrete,
     )[1]
     gains, _ = refined_gains(full, reduced, np.array([again]), discrete=discrete)
-    return max(seen, float(gains[0]))
+    return max(largest, float(gains[0]))
 
 
 def refined_gains(
