@@ -9,7 +9,8 @@ import numpy as np
 
 from ._arrays import Array, Quadruple
 from ._difference import difference, gain_of_changes, moved_by_rounding
-from ._projection import Projected, exactly_projected, imbalance
+from ._imbalance import Imbalance, imbalance, tilted
+from ._projection import Projected, exactly_projected
 from ._refined import refined_response
 from ._response import FrequencyResponse
 from ._scaling import in_range
@@ -25,6 +26,7 @@ from .norms import (
     telling_frequencies,
     verified_error,
 )
+from .order import repeated
 
 
 class BalancedSource:
@@ -72,18 +74,39 @@ class BalancedSource:
         r = stable[0].shape[0]
         exact, D = self.exact(reduced.n_states)
         moved = gain_of_changes(stable, moved_by_rounding(exact, stable), discrete=discrete)
-        errors = values[: self._imbalance.size] * self._imbalance
-        # the values left out are as uncertain as they are, and a state kept takes its share of them along
+        errors = values[: self._imbalance.errors.size] * self._imbalance.errors
         left_out = bound / self.unit + 2 * float(errors[r:].sum())
-        left_out *= 1 + float(self._imbalance[:r].max(initial=0.0))
         direct = stable[3] - D if np.any(stable[3]) or np.any(D) else np.zeros(1)
         total = left_out + moved + float(np.linalg.norm(direct))
-        kept = float(errors[:r].max(initial=0.0))
-        if kept <= UNSEEN * left_out:
-            return self.unit * (total + min(kept, 3 * self.balancing.noise_floor))
-        # The states kept were computed no better than those left out count. That is mostly harmless, because
-        # their spaces are right all the same; where it is not, it shows at the slowest poles.
-        return self.unit * max(total, 2 * self._sampled_error(stable) - left_out)
+        # States that are not quite balanced give not quite the model that the bound is about.
+        mixed = self._mixing(r)
+        # What states too weak to be computed add is below the values, if these are known that well.
+        weak = self.balancing.computable < self.balancing.factored.n_stable
+        unknown = weak and float(errors[:r].max(initial=0.0)) > UNSEEN * left_out
+        if mixed <= UNSEEN * left_out and not unknown:
+            return self.unit * (total + mixed)
+        # Most of it is harmless: states left out of spaces that are right cost nothing more. Where it is not,
+        # it shows at the slowest poles.
+        total *= 1 + 4 * float(self._imbalance.errors[:r].max(initial=0.0))
+        sampled = max(total, 2 * self._sampled_error(stable) - left_out)
+        return self.unit * (sampled if unknown else min(total + mixed, sampled))
+
+    def _mixing(self, r: int) -> float:
+        """Return how far the gain of r states would change if these were balanced exactly."""
+        if not np.all(np.isfinite(self._imbalance.tilt)):
+            return math.inf
+        if any(cluster.start < r < cluster.stop for cluster in repeated(self.balancing.values)):
+            return math.inf  # any basis of their space is balanced, and no correction is known
+        changes = tilted(self.minimal, self._imbalance.tilt, r)
+        model, dA, dB, dC, dD = self._cut(self.minimal, changes, r)
+        moved = gain_of_changes(model, (dA, dB, dC), discrete=self.full.is_discrete)
+        return moved + float(np.linalg.norm(dD))
+
+    def _cut(
+        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+    ) -> tuple[Quadruple, Array, Array, Array, Array]:
+        """Return the reduced model of r states, and how changes of the full one change its matrices."""
+        raise NotImplementedError
 
     def _sampled_error(self, reduced: Quadruple) -> float:
         """Return the largest gain of the error at the frequencies where rounding shows."""
@@ -91,7 +114,9 @@ class BalancedSource:
         frequencies = telling_frequencies(reduced[0], discrete=discrete)
         if self._whole is None:
             apart = difference(self.minimal, reduced)
-            return float(FrequencyResponse(*apart, discrete=discrete).gain(frequencies).max())
+            finite = frequencies[np.isfinite(frequencies)]
+            sampled = FrequencyResponse(*apart, discrete=discrete).gain(finite)
+            return max(float(sampled.max()), float(np.linalg.norm(apart[3], 2)))
         return float(refined_gains(self._whole, reduced, frequencies, discrete=discrete)[0].max())
 
     @property
@@ -101,14 +126,15 @@ class BalancedSource:
         return None if self.unstable_order else (system.A, system.B, system.C)
 
     @cached_property
-    def _imbalance(self) -> Array:
+    def _imbalance(self) -> Imbalance:
         values = self.balancing.values[: self.balancing.computable]
         return imbalance(self.minimal, values, discrete=self.full.is_discrete)
 
     @property
     def accuracy(self) -> float:
         """Absolute accuracy of the singular values."""
-        known = self.balancing.values[: self._imbalance.size] * self._imbalance
+        errors = self._imbalance.errors
+        known = self.balancing.values[: errors.size] * errors
         return max(self.noise_floor, self.unit * float(known.max(initial=0.0)))
 
     @cached_property
@@ -164,6 +190,13 @@ class Truncation(BalancedSource):
     def exact(self, order: int) -> tuple[Projected, Array]:
         """Return the projection onto the leading states."""
         return self._exactly_balanced(order - self.unstable_order), no_direct_term(self.full.D.shape)
+
+    def _cut(
+        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+    ) -> tuple[Quadruple, Array, Array, Array, Array]:
+        dA, dB, dC = changes
+        none = no_direct_term(self.full.D.shape)
+        return (full.A[:r, :r], full.B[:r], full.C[:, :r], none), dA[:r, :r], dB[:r], dC[:, :r], np.zeros(1)
 
 
 class GivenFactors(Truncation):
@@ -227,6 +260,34 @@ class Residualization(BalancedSource):
         B, B_low = total(full.B[:r], full.B_low[:r], states, others)
         C, C_low = total(full.C[:, :r], full.C_low[:, :r], others, states)
         return Projected(A, B, C, A_low, B_low, C_low), added[r:, r:]
+
+    def _cut(
+        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+    ) -> tuple[Quadruple, Array, Array, Array, Array]:
+        dA, dB, dC = changes
+        k = full.A.shape[0]
+        rest = full.A[r:, r:] - np.eye(k - r) if self.full.is_discrete else full.A[r:, r:]
+        # the reduced matrices are a Schur complement; x2 = into (x1, u), and from takes x2 to (x1, y)
+        into = -np.linalg.solve(rest, np.concatenate([full.A[r:, :r], full.B[r:]], axis=1))
+        onto = np.concatenate([full.A[:r, r:], full.C[:, r:]])
+        back = -np.linalg.solve(rest.T, onto.T).T
+        m, p = full.B.shape[1], full.C.shape[0]
+        change = np.block([[dA, dB], [dC, np.zeros((p, m))]])
+        kept, others = np.r_[:r, k : k + m], np.s_[r:k]
+        rows = np.r_[:r, k : k + p]
+        total = (
+            change[np.ix_(rows, kept)]
+            + change[rows, others] @ into
+            + back @ (change[others][:, kept] + change[others, others] @ into)
+        )
+        moved = onto @ into
+        model = (
+            full.A[:r, :r] + moved[:r, :r],
+            full.B[:r] + moved[:r, r:],
+            full.C[:, :r] + moved[r:, :r],
+            moved[r:, r:],
+        )
+        return model, total[:r, :r], total[:r, r:], total[r:, :r], total[r:, r:]
 
     def _missing_at_dc(self, reduced: Projected) -> Array:
         """Return the direct term that makes up for everything at frequency zero.

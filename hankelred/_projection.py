@@ -9,11 +9,6 @@ import numpy as np
 from ._arrays import EPS, Array
 from ._scaling import Scaled
 from ._twofold import product, two_sum
-from .order import repeated
-
-#: The error of a singular value is at most this many times what the diagonals of the Gramian equations show
-#: of it, also where slow modes are spread over many balanced states.
-SPREAD = 20
 
 
 @dataclass(frozen=True)
@@ -69,35 +64,3 @@ def rounding_of_projection(system: Scaled, left: Array, right: Array, values: Ar
     reach = values * np.sqrt(2 / ports)
     sizes = np.abs(left).T @ (np.abs(system.A) @ (np.abs(right) @ reach))
     return 2 * EPS * float(reach @ sizes)
-
-
-def imbalance(system: Projected, values: Array, *, discrete: bool) -> Array:
-    """Return how far from balanced a system is: about the relative error of each of its singular values.
-
-    In balanced states the diagonals of the two Gramian equations tie each value to its row of B and its
-    column of C. The rounding of a Schur form breaks the tie where the model is stiff or a pole is near the
-    stability boundary.
-    """
-    k = values.size
-    # a repeated value is one, whatever basis its states were given
-    group = np.arange(k)
-    for cluster in repeated(values):
-        group[cluster] = cluster.start
-    out = np.zeros(k)
-    for A, A_low, ports in (
-        (system.A, system.A_low, np.linalg.norm(system.B, axis=1)),
-        (system.A.conj().T, system.A_low.conj().T, np.linalg.norm(system.C, axis=0)),
-    ):
-        if discrete:
-            image = np.einsum("ij,j,ij->i", A, values, A.conj()).real
-            here = image - values + 2 * np.einsum("ij,j,ij->i", A, values, A_low.conj()).real
-            rounding = EPS * (image + values)
-        else:
-            here = 2 * np.diag(A).real * values
-            rounding = np.zeros(k)
-        source = np.bincount(group, ports**2, minlength=k)
-        defect = np.abs(np.bincount(group, here + ports**2, minlength=k))
-        defect += np.bincount(group, rounding, minlength=k)
-        share = np.divide(defect, source, out=np.ones(k), where=source > 0)
-        out = np.maximum(out, np.clip(SPREAD * share, 16 * EPS, 1.0)[group])
-    return out

@@ -345,9 +345,13 @@ def _sharpest(A: Array, *, discrete: bool, most: int = 40) -> Array:
 
 
 def telling_frequencies(A: Array, *, discrete: bool) -> Array:
-    """Return frequencies at which rounding in a model shows: zero, the slowest poles, and between these."""
+    """Return frequencies at which rounding in a model shows.
+
+    Both ends of the axis, the slowest poles and between these, and the fastest pole.
+    """
     poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
     real = not np.iscomplexobj(A)
+    ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
     if discrete:
         poles = poles[np.argsort(1 - np.abs(poles))[:SHARPEST]]
         # a real pole near 1 has its corner at its distance from there
@@ -359,7 +363,7 @@ def telling_frequencies(A: Array, *, discrete: bool) -> Array:
         w = np.where(light, poles.imag, np.abs(poles))
     w = np.unique(np.abs(w) if real else w)
     between = np.sign(w[1:]) * np.sqrt(np.abs(w[1:] * w[:-1]))
-    return np.unique(np.concatenate([w, between, [0.0]]))
+    return np.unique(np.concatenate([w, between, ends]))
 
 
 class _HalfPlane:

@@ -25,7 +25,8 @@ from _reference import (
 )
 
 import hankelred
-from hankelred._projection import exactly_projected
+from hankelred._imbalance import imbalance
+from hankelred._projection import Projected, exactly_projected
 from hankelred._refined import refined_response
 from hankelred._scaling import Scaled
 from hankelred._twofold import product, two_product
@@ -253,7 +254,29 @@ def test_accuracy_of_the_values_is_known(system, dt):
     certificate = reduction.certificate
     assert (certificate.kind, certificate.factorizations) == ("exact", 0)
     assert certificate.residual == reduction.residual and certificate.value >= reduction.noise_floor
-    assert np.abs(reduction.hankel_singular_values - exact).max() <= certificate.value
+    error = np.abs(reduction.hankel_singular_values - exact).max()
+    assert error <= certificate.value <= 50 * (error + reduction.noise_floor), "it is no more than it need be"
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_states_that_are_not_balanced_are_measured(discrete, complex_):
+    # balanced states, tilted by 1e-7 towards each other, and values that are off by up to 5e-6: both are found
+    system = random_system(4, 6, 2, 3, discrete=discrete, complex_=complex_)
+    A, B, C, _ = hankelred.balanced_realization(system, dt=discrete)
+    values = hankelred.hankel_singular_values(system, dt=discrete)
+    rng = np.random.default_rng(4)
+    F = 1e-7 * (rng.standard_normal((6, 6)) + 1j * complex_ * rng.standard_normal((6, 6)))
+    if not complex_:
+        F = F.real
+    np.fill_diagonal(F, 0)
+    T, back = np.eye(6) - F, np.linalg.inv(np.eye(6) - F)
+    A, B, C = back @ A @ T, back @ B, C @ T
+    low = np.zeros((6, 6)), np.zeros_like(B), np.zeros_like(C)
+    claimed = values * (1 + 1e-6 * np.arange(6))
+    found = imbalance(Projected(A, B, C, *low), claimed, discrete=discrete)
+    np.testing.assert_allclose(found.tilt, F, atol=3e-12 * values[0] / values[-1])
+    np.testing.assert_allclose(found.errors, 4e-6 * np.arange(6), atol=1e-8 * values[0] / values[-1])
 
 
 def test_certificates_of_estimates():
