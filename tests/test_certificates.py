@@ -261,7 +261,7 @@ def test_accuracy_of_the_values_is_known(system, dt):
 @pytest.mark.parametrize("complex_", [False, True])
 @pytest.mark.parametrize("discrete", [False, True])
 def test_states_that_are_not_balanced_are_measured(discrete, complex_):
-    # balanced states, tilted by 1e-7 towards each other, and values that are off by up to 5e-6: both are found
+    # balanced states that were tilted by 1e-7 towards each other, and values off by up to 5e-6: both are found
     system = random_system(4, 6, 2, 3, discrete=discrete, complex_=complex_)
     A, B, C, _ = hankelred.balanced_realization(system, dt=discrete)
     values = hankelred.hankel_singular_values(system, dt=discrete)
