@@ -14,13 +14,15 @@ from ._arrays import EPS, Array
 from ._block_diagonal import block_diagonalised
 from ._errors import ModelError
 from ._pairs import real_coordinates
-from ._projection import exactly_projected
+from ._projection import Projected, exactly_projected
 from ._response import LOST, difference_of_responses
 from ._scaling import Scaled, equal_norms, scaled
 from .models import LARGEST, LinearModel, Timebase, as_model, is_discrete, validated_timebase
 
 #: Eigenvectors with a larger condition number are taken for those of a defective matrix.
 DEFECTIVE = 1e12
+#: Eigenvectors further off than this are not corrected: the square of it would be left.
+LARGEST_TURN = 1e-3
 
 
 class ModalSystem:
@@ -312,12 +314,15 @@ def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_M
     """
     paired = not np.iscomplexobj(system.B) and _in_pairs(poles)
     upper = np.flatnonzero(poles.imag > 0) if paired else np.zeros(0, dtype=int)
-    columns = V.copy()
-    if paired:
-        columns[:, upper + 1] = V[:, upper].imag
-        columns = columns.real
+    columns = _real_columns(V, upper) if paired else V
     plain = sla.solve(columns, system.B.astype(columns.dtype)), system.C @ columns
     exact = exactly_projected(system, np.linalg.inv(columns).conj().T, columns)
+    turn = _turn(exact, poles, upper)
+    corrected = V
+    if turn is not None:
+        corrected = V + V @ turn
+        columns = _real_columns(corrected, upper) if paired else corrected
+        exact = exactly_projected(system, np.linalg.inv(columns).conj().T, columns)
     high, low = (np.diag(M).astype(complex) for M in (exact.A, exact.A_low))
     for diagonal, M in ((high, exact.A), (low, exact.A_low)):
         # the block of a pair a +- jw is [[a, w], [-w, a]] in these columns
@@ -326,9 +331,9 @@ def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_M
         )
         diagonal[upper + 1] = diagonal[upper].conj()
     forms = []
-    for pole, pole_low, B, C in (
-        (high, low, exact.B, exact.C),
-        (poles.astype(complex), np.zeros(poles.size), *plain),
+    for pole, pole_low, B, C, right in (
+        (high, low, exact.B, exact.C, corrected),
+        (poles.astype(complex), np.zeros(poles.size), *plain, V),
     ):
         B, C = B.astype(complex), C.astype(complex)
         # x = p Re v + q Im v is the sum of (p - jq) / 2 v and its conjugate
@@ -349,8 +354,31 @@ def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_M
             discrete=discrete,
         )
         pairs = [int(k) for k in np.flatnonzero(np.isin(order, upper))]
-        forms.append(_Modes(logs, B, C, V[:, order].astype(complex), pairs, lost))
+        forms.append(_Modes(logs, B, C, right[:, order].astype(complex), pairs, lost))
     return forms
+
+
+def _real_columns(V: Array, upper: Array) -> Array:
+    """Return real columns Re v, Im v for each conjugate pair of eigenvectors v that starts at `upper`."""
+    columns = V.copy()
+    columns[:, upper + 1] = V[:, upper].imag
+    return columns.real
+
+
+def _turn(projected: Projected, poles: Array, upper: Array) -> Array | None:
+    """Return F so that V (1 + F) are eigenvectors but for the square of F; None if F is large.
+
+    What the projection has beside its diagonal is the error of the eigenvectors V times the distances of
+    their poles; a few of its digits are enough.
+    """
+    # from the real columns of pairs to their eigenvectors, v = Re v + j Im v and its conjugate
+    to_pairs = np.eye(poles.size, dtype=complex)
+    for k in upper:
+        to_pairs[k : k + 2, k : k + 2] = [[1, 1], [1j, -1j]]
+    beside = np.linalg.solve(to_pairs, (projected.A + projected.A_low) @ to_pairs)
+    gaps = poles[None, :] - poles[:, None]
+    turn = np.where(gaps == 0, 0.0, beside / np.where(gaps == 0, 1.0, gaps))
+    return turn if np.abs(turn).max(initial=0.0) < LARGEST_TURN else None
 
 
 def _pole_order(poles: Array, upper: Array | None, *, discrete: bool) -> Array:

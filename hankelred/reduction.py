@@ -118,10 +118,11 @@ class Reduction:
     error_bound : float
         No frequency has a larger gain of (full minus reduced) than this and ``noise_floor`` together: twice
         the sum of the distinct singular values left out, and what the rounding of the matrices handed out
-        adds, which depends on the order and shows where a pole is near the stability boundary. It is about
-        the reduced state space; polynomials and modal forms made from it round too, by at most 1e-6 without
-        a word. inf where no bound is known (empirical Gramians, models estimated from data), and where the
-        reduced model is unstable.
+        adds, which depends on the order and shows where a pole is near the stability boundary. It compares
+        state spaces: what a transfer function or a descriptor model is converted to rounds the data by a
+        few units in the last digit, and polynomials and modal forms made from the reduced state space may
+        be off by 1e-6 of the largest response before a warning says so. inf where no bound is known
+        (empirical Gramians, models estimated from data), and where the reduced model is unstable.
     certificate : Certificate
         How sure the singular values are: ``kind``, ``value``, ``residual``, ``factorizations``.
     noise_floor : float
