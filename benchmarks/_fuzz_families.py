@@ -40,6 +40,11 @@ class Case:
     #: whether the well-scaled data are coefficients, to be perturbed one by one
     coefficients: bool = False
 
+    @property
+    def converted(self) -> bool:
+        """Whether hankelred works with a state space that was made from the model."""
+        return self.coefficients or len(self.data) > 4
+
     @cached_property
     def exact(self) -> Exact:
         return self.build(self.data)

@@ -11,11 +11,14 @@ or ten noise floors, 1e-8 of an H2 norm, 2e-6 of an H-infinity norm, 10 % of an 
 of the largest response in a modal form or a transfer function. Where it is further off, the data of the case
 are perturbed by a few units of rounding (4 eps of each matrix, or of each coefficient), and the exact answers
 of the perturbed models say how far rounding the data alone moves it: up to ten times that is "conditioning",
-beyond it "wrong". A bound is a promise about the matrices that are handed out and has no such excuse: an
-exact error above error_bound + noise_floor is "bound short", or "wrong" where not even the conditioning (or
-1e-6 of the largest response, for polynomials) explains it. A value above ten noise floors that is mostly
-rounding is "bound short" too. "refused" is an error of hankelred's, or a warning of a loss that is there; a
-warning of anybody else's, or of a loss that is not there, is "leaked". A case counts as its worst outcome.
+beyond it "wrong". The bound of a state space is a promise about the matrices that are handed out and has no
+such excuse: an exact error above error_bound + noise_floor is "bound short", or "wrong" where not even the
+conditioning explains it. For a transfer function, zeros and poles, or a descriptor model the bound is
+promised of the state space it was converted to, and converting rounds the data: up to ten times what that
+moves (or 1e-6 of the largest response, for polynomials) is "conditioning", beyond it "wrong". A value above
+ten noise floors that is mostly rounding, and more than the data explain, is "bound short" too. "refused" is
+an error of hankelred's, or a warning of a loss that is there; a warning of anybody else's, or of a loss that
+is not there, is "leaked". A case counts as its worst outcome.
 
 Prediction, written before the first thousand cases, on the code of version 0.1.0: wrong in multiple poles and
 delays (modal form), far gains, near the boundary (bound of residualization); foreign exceptions in undamped
@@ -267,9 +270,10 @@ def _check_values(judge, truth, reduction):
     judge.compare(name, finite, exact, 1e-8 * exact + rounding, lambda: np.max(movement()))
     noise = (finite > 10 * floor) & (exact < 0.5 * finite)
     if np.any(noise):
-        i = int(np.argmax(noise))
+        explained = finite - exact <= CONDITIONING * np.max(movement())
+        i = int(np.argmax(noise & ~explained)) if np.any(noise & ~explained) else int(np.argmax(noise))
         detail = f"value {i} is {finite[i]:.3g}, exactly {exact[i]:.3g}, and the floor {floor:.3g}"
-        judge.note("bound short", "noise floor", detail)
+        judge.note("conditioning" if explained[i] else "bound short", "noise floor", detail)
     return rounding
 
 
@@ -358,8 +362,9 @@ def _check_bound(judge, truth, name, reduction, losses):
     reach = CONDITIONING * moved
     if truth.case.coefficients:
         reach = max(reach, 1e-6 * max(_exact.gain(truth.rational, None, s) for s in truth.points()))
+    excuse = "conditioning" if truth.case.converted else "bound short"
     judge.note(
-        "bound short" if error <= bound + floor + reach else "wrong",
+        excuse if error <= bound + floor + reach else "wrong",
         name,
         f"exact error {error:.8g} over bound {bound:.8g} and floor {floor:.2g} (order {order}; rounding the "
         f"data moves the response by {moved:.2g})",

@@ -16,3 +16,10 @@ EPS = float(np.finfo(float).eps)
 #: Bytes of the largest array that is read from a file: 512 MiB, 8192 states in double precision. A small
 #: compressed file can unfold into more than any memory.
 LARGEST_IN_FILE = 2**29
+
+
+def narrow(M: Array) -> Array:
+    """Return a matrix with no more columns than rows and the same M M^H."""
+    if M.shape[1] <= M.shape[0]:
+        return M
+    return np.asarray(np.linalg.qr(M.conj().T, mode="r")).conj().T

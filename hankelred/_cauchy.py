@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import EPS, Array
+from ._arrays import EPS, Array, narrow
 
 #: Columns smaller than this, relative to the first, end the factor: far below rounding, because the
 #: closed form keeps the digits of tiny columns.
@@ -26,9 +26,7 @@ def cauchy_factor(log_poles: Array, B: Array, *, discrete: bool) -> Array:
     In discrete time the poles are exp(log_poles). Costs O(n k m).
     """
     n = log_poles.size
-    B = B.astype(complex)
-    if B.shape[1] > n:
-        B = np.asarray(np.linalg.qr(B.conj().T, mode="r")).conj().T
+    B = narrow(B.astype(complex))
     own = _denominator(log_poles.real + 0j, log_poles.real + 0j, discrete).real
     remaining = np.ones(n, dtype=bool)
     columns: list[Array] = []

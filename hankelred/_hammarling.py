@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
-from ._arrays import Array
+from ._arrays import Array, narrow
 from ._errors import ConvergenceError
 
 TILE = 40
@@ -48,7 +48,7 @@ def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
     n = T.shape[0]
     dtype = np.result_type(T, B)
     T = np.asfortranarray(T, dtype=dtype)
-    B = _narrow(np.array(B, dtype=dtype, order="F"))
+    B = np.array(narrow(B), dtype=dtype, order="F")
     U = np.zeros((n, n), dtype=dtype, order="F")
     tiles = _tiles(T)
     solve_tile = _discrete_tile if discrete else _continuous_tile
@@ -72,13 +72,6 @@ def _tiles(T: Array) -> list[slice]:
         tiles.append(slice(start, stop))
         start = stop
     return tiles
-
-
-def _narrow(B: Array) -> Array:
-    """Return at most n columns with the same B B^H."""
-    if B.shape[1] <= B.shape[0]:
-        return B
-    return np.asfortranarray(np.asarray(np.linalg.qr(B.conj().T, mode="r")).conj().T)
 
 
 def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tuple[Array, Array]:

@@ -17,16 +17,18 @@ def pair_starts(log_poles: Array, *, discrete: bool) -> list[int] | None:
     k = 0
     while k < log_poles.size:
         angle = log_poles[k].imag
-        if angle == 0 or (discrete and abs(abs(angle) - math.pi) < TOLERANCE):
+        if angle == 0 or (discrete and abs(angle) == math.pi):
             k += 1
             continue
-        if k + 1 == log_poles.size:
+        if k + 1 < log_poles.size:
+            gap = abs(log_poles[k + 1] - log_poles[k].conjugate())
+            if gap <= TOLERANCE * max(abs(log_poles[k]), abs(angle)):
+                starts.append(k)
+                k += 2
+                continue
+        if not (discrete and abs(abs(angle) - math.pi) < TOLERANCE):
             return None
-        gap = abs(log_poles[k + 1] - log_poles[k].conjugate())
-        if not gap <= TOLERANCE * max(abs(log_poles[k]), abs(angle)):
-            return None
-        starts.append(k)
-        k += 2
+        k += 1  # the logarithm of a negative real pole, with the rounding of somebody's arithmetic
     return starts
 
 
@@ -43,6 +45,9 @@ def real_coordinates(log_poles: Array, B: Array, C: Array, D: Array, *, discrete
         out[k : k + 2, k : k + 2] = np.array([[1, 1], [-1j, 1j]]) * math.sqrt(0.5)
     for M in (out @ B, (C @ out.conj().T).T):
         rows = np.linalg.norm(M, axis=1)
+        # one of the two real states of a pair may be next to nothing: rounding in it is that of the pair
+        for k in starts:
+            rows[k : k + 2] = rows[k : k + 2].max()
         if np.any(np.linalg.norm(M.imag, axis=1) > TOLERANCE * np.maximum(rows, np.finfo(float).tiny)):
             return None
     return out

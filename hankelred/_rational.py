@@ -11,6 +11,7 @@ import scipy.linalg as sla
 
 from ._arrays import EPS, Array, Quadruple
 from ._errors import ModelError, ReductionWarning
+from ._response import points_off_the_poles
 
 Entries = list[list[Array]]
 
@@ -174,16 +175,16 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
     """
     n, m, p = A.shape[0], B.shape[1], C.shape[0]
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
-    poles = np.linalg.eigvals(A) if n else np.zeros(0)
+    poles, vectors = np.linalg.eig(A) if n else (np.zeros(0), np.zeros((0, 0)))
     den = _poly(poles, real)
-    points = _test_points(poles, discrete)
+    points = points_off_the_poles(poles, discrete=discrete)
     truth = np.array([C @ np.linalg.solve(s * np.eye(n) - A, B) + D for s in points]) if n else None
     num: Entries = [[np.atleast_1d(D[i, j]) for j in range(m)] for i in range(p)]
     if truth is None:
         return num, [[den.copy() for _ in range(m)] for _ in range(p)]
     scale = max(float(np.abs(truth).max()), np.finfo(float).tiny)
     den_values = np.polyval(den, points)
-    residues = _residue_terms(A, B, C)
+    residues = _residue_terms(vectors, B, C)
     worst = 0.0
     for i in range(p):
         for j in range(m):
@@ -229,15 +230,7 @@ def _poly(roots: Array, real: bool) -> Array:
     return np.real(coefficients) if real else coefficients
 
 
-def _test_points(poles: Array, discrete: bool) -> Array:
-    if discrete:
-        return np.exp(1j * np.linspace(0.01, np.pi - 0.01, 41))
-    size = np.abs(poles[poles != 0]) if np.any(poles != 0) else np.ones(1)
-    return 1j * np.geomspace(size.min() / 3, size.max() * 3, 41)
-
-
-def _residue_terms(A: Array, B: Array, C: Array) -> tuple[Array, Array] | None:
-    _, V = np.linalg.eig(A)
+def _residue_terms(V: Array, B: Array, C: Array) -> tuple[Array, Array] | None:
     if np.linalg.cond(V) > 1e10:
         return None
     return C @ V, np.linalg.solve(V, B.astype(complex))
@@ -264,9 +257,10 @@ def zeros_poles_gain(A: Array, B: Array, C: Array, D: Array) -> tuple[Array, Arr
         mass[:n, :n] = np.eye(n)
         with np.errstate(divide="ignore", invalid="ignore"):
             zeros = sla.eigvals(pencil, mass)
-        # infinite zeros come back as huge or non-finite numbers
+        # infinite zeros come back as huge or non-finite numbers, as many as the relative degree says
         zeros = zeros[np.isfinite(zeros)]
-        zeros = zeros[np.abs(zeros) < 1e10 * size]
+        finite = n - _leading_zeros(A, B[:, 0], C[0], 0.0)
+        zeros = zeros[np.argsort(np.abs(zeros))[: max(finite, 0)]]
     # the gain from one value of the response, away from every pole and zero
     s = 1.37 * max(size, float(np.abs(zeros).max(initial=0.0)))
     value = (C @ np.linalg.solve(s * np.eye(n) - A, B) + D)[0, 0]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg as sla
 from scipy.linalg.lapack import ztrtrs
 
-from ._arrays import Array
+from ._arrays import EPS, Array
 
 #: Up to this size all frequencies are solved in one batch; beyond, A is brought to Schur form once.
 BATCH_SIZE = 40
+
+#: A point nearer to a pole than this, relative to its size, is not one to compare two responses at.
+CLEAR = 1e-3
+
+#: A change of states after which the response differs by more than this, relative to the largest, is refused.
+LOST = 1e-6
 
 
 class FrequencyResponse:
@@ -82,3 +90,47 @@ def largest_singular_value(response: Array) -> Array:
     if np.any(finite):
         out[finite] = np.linalg.svd(response[finite], compute_uv=False)[:, 0]
     return out
+
+
+def points_off_the_poles(poles: Array, *, discrete: bool) -> Array:
+    """Return points over the frequencies of a system at which its response is finite and well-conditioned.
+
+    They are on the stability boundary, but for those that would hit an undamped pole: these are moved off
+    the boundary, to where they are farthest from the poles.
+    """
+    if discrete:
+        on_circle = np.exp(1j * np.linspace(0.01, np.pi - 0.01, 41))
+        candidates = np.array([1.0, 1.3, 0.75, 1.7])[:, None] * on_circle
+    else:
+        size = np.abs(poles)
+        # an integrator comes out of an eigenvalue computation as anything this small
+        size = size[size > EPS * size.max(initial=0.0)] if np.any(size > 0) else np.ones(1)
+        radii = np.geomspace(size.min() / 3, size.max() * 3, 41)
+        candidates = np.exp(1j * np.pi * np.array([0.5, 0.38, 0.26, 0.14]))[:, None] * radii
+    if poles.size == 0:
+        return candidates[0]
+    gaps = np.abs(candidates[:, :, None] - poles).min(axis=2) / np.abs(candidates)
+    chosen = np.where(gaps[0] >= CLEAR, 0, np.argmax(gaps, axis=0))
+    return candidates[chosen, np.arange(candidates.shape[1])]
+
+
+def difference_of_responses(
+    system: tuple[Array, Array, Array],
+    other: Callable[[complex], Array],
+    poles: Array,
+    *,
+    discrete: bool,
+) -> float:
+    """Return how far another response is from that of A, B and C, relative to its largest value.
+
+    At a few points, so that the price is a fraction of that of the poles.
+    """
+    A, B, C = system
+    eye = np.eye(A.shape[0])
+    largest = worst = 0.0
+    for point in points_off_the_poles(poles, discrete=discrete)[::5]:
+        truth = C @ np.linalg.solve(point * eye - A, B)
+        difference = np.abs(truth - other(point))
+        largest = max(largest, float(np.abs(truth).max(initial=0.0)))
+        worst = max(worst, float(difference.max(initial=0.0)))
+    return worst / largest if largest > 0 else worst

@@ -10,10 +10,10 @@ import scipy.linalg as sla
 
 from ._arrays import EPS, Array
 from ._errors import ConvergenceError, ModelError, UnstableError
-from ._scaling import equilibrate
+from ._scaling import in_range, scaled
 from ._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles, suspected_timebase
 from .hankel import checked_tol
-from .lyapunov import ACCEPTED_RESIDUAL, check_sizes, factorize
+from .lyapunov import ACCEPTED_RESIDUAL, check_rates, factorize
 from .models import LinearModel, Timebase, as_model
 
 #: How far from semidefinite a Gramian may be by rounding, for each of its states.
@@ -85,11 +85,12 @@ def gramian(
     if factored.n_kept:
         poles = np.linalg.eigvals(factored.kept_A)
         raise UnstableError(_no_gramian(poles, model))
+    system = factored.scaled
     if kind == "controllability":
-        L = factored.right @ factored.controllability
+        L, exponent = system.right(factored.right_states(factored.controllability)), system.input_exponent
     else:
-        L = factored.left @ factored.observability
-    return L if factor else L @ L.conj().T
+        L, exponent = system.left(factored.left_states(factored.observability)), system.output_exponent
+    return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")
 
 
 def gramian_factor(gramian: npt.ArrayLike) -> Array:
@@ -171,10 +172,10 @@ def _cross(model: LinearModel, tol: float) -> Array:
         )
     if model.n_states == 0:
         return np.zeros((0, 0))
-    scales = equilibrate(model.A, model.B, model.C)
-    A, B, C = model.A * scales / scales[:, None], model.B / scales[:, None], model.C * scales
+    system = scaled(model.A, model.B, model.C)
+    A, B, C = system.A, system.B, system.C
     discrete = model.is_discrete
-    check_sizes(A, B, C, discrete)
+    check_rates(A, discrete)
     complex_form = discrete or np.iscomplexobj(A)
     T, Z = sla.schur(A, output="complex" if complex_form else "real", check_finite=False)
     poles = schur_poles(T)
@@ -193,7 +194,8 @@ def _cross(model: LinearModel, tol: float) -> Array:
         raise ConvergenceError(
             f"the cross Gramian could not be computed: residual {residual:.1e} against {size:.1e}"
         )
-    return X * scales[:, None] / scales
+    X = X * system.states[:, None] / system.states
+    return in_range(X, system.input_exponent + system.output_exponent, "Gramian")
 
 
 def _cross_continuous(T: Array, source: Array) -> Array:

@@ -12,9 +12,12 @@ import scipy.linalg as sla
 from ._arrays import EPS, Array
 from ._errors import OrderError, ReductionWarning
 from ._numbers import real
+from ._projection import exactly_projected, projected, rounding_of_projection
+from ._scaling import in_range
 from ._smith import compress
-from ._split import STABILITY_TOL
+from ._split import STABILITY_TOL, is_stable_pole
 from .lyapunov import FactoredSystem, factorize
+from .modal import check_transform, diagonalised
 from .models import LinearModel, Timebase, as_model
 from .order import repeated
 
@@ -22,13 +25,19 @@ from .order import repeated
 #: singular values; larger ones through bidiagonalisation, which is some ten times faster there.
 JACOBI_LIMIT = 256
 
+#: Rounding of a projection below this share of the bound of the states left out, or this share of the noise
+#: floor, is let be.
+UNSEEN = 1e-3
+UNSEEN_BY_CHOICE = 0.1
+
 
 @dataclass(frozen=True)
 class Balancing:
     """The SVD of the factor product, and the bases that balance the stable part.
 
     ``right`` is Lc V and ``left`` is Lo U in the coordinates of ``factored``; scaled by the inverse
-    square roots of ``values`` they are the balancing transformation.
+    square roots of ``values`` they are the balancing transformation. Gains (``values``, ``noise_floor``,
+    ``rounding``) are in the units of ``factored.scaled``.
     """
 
     factored: FactoredSystem
@@ -36,18 +45,47 @@ class Balancing:
     left: Array
     right: Array
     noise_floor: float
+    rounding: float
 
     @property
     def rank(self) -> int:
         """Number of singular values above the noise floor."""
         return int(np.count_nonzero(self.values > self.noise_floor))
 
+    @property
+    def computable(self) -> int:
+        """Number of states that can be told from rounding: above it every direction would be arbitrary."""
+        return int(np.count_nonzero(self.values > self.rounding))
+
+    @property
+    def below_rank(self) -> float:
+        """What the states below the noise floor can add to a gain, with the floor itself for rounding."""
+        return 2 * float(self.values[self.rank :].sum()) + self.noise_floor
+
     def bases(self, r: int) -> tuple[Array, Array]:
-        """Return left and right (n_stable, r) with left^H right = 1 that balance the leading r states."""
+        """Return left and right (n_stable, r) with left^H right = 1 that balance the leading r states.
+
+        Those of fewer states are their leading columns.
+        """
         scale = 1 / np.sqrt(self.values[:r])
         left, right = self.left[:, :r] * scale, self.right[:, :r] * scale
-        # rounding of size eps * sigma_1 / sigma_r in left^H right is taken out
-        return left @ sla.inv(right.conj().T @ left) if r else left, right
+        if r == 0:
+            return left, right
+        # Rounding of size eps * sigma_1 / sigma_r in right^H left is taken out. Without pivots its LU factors
+        # change a state by those before it only, which are better known.
+        lower, pivots = sla.lu_factor(right.conj().T @ left, check_finite=False)
+        if np.any(pivots != np.arange(r)):
+            return left @ sla.inv(right.conj().T @ left), right
+        left = sla.solve_triangular(lower, left.T, trans="T", check_finite=False).T
+        right = sla.solve_triangular(
+            lower.conj(), right.T, lower=True, unit_diagonal=True, check_finite=False
+        ).T
+        return left, right
+
+    def in_scaled_states(self, r: int) -> tuple[Array, Array]:
+        """Return the bases of :meth:`bases` in the states of ``factored.scaled``."""
+        left, right = self.bases(r)
+        return self.factored.left_states(left), self.factored.right_states(right)
 
 
 def factor_product(factored: FactoredSystem) -> tuple[Array, Array, Array, float]:
@@ -55,8 +93,18 @@ def factor_product(factored: FactoredSystem) -> tuple[Array, Array, Array, float
     Lc, Lo = factored.controllability, factored.observability
     if min(Lc.shape[1], Lo.shape[1]) <= JACOBI_LIMIT:
         Lc, Lo = compress(Lc), compress(Lo)
-    floor = EPS * float(np.linalg.norm(np.abs(Lo).T @ np.abs(Lc)))
-    return Lc, Lo, Lo.conj().T @ Lc, floor
+    rounding = EPS * float(np.linalg.norm(np.abs(Lo).T @ np.abs(Lc)))
+    return Lc, Lo, Lo.conj().T @ Lc, rounding
+
+
+def noise_floor_of(values: Array, rounding: float, factored: FactoredSystem) -> float:
+    """Return the size below which a singular value means nothing to somebody who chooses an order.
+
+    The rounding of a backward stable solver is of size eps sigma_1 for each state, whatever the product of
+    the factors it returned would still resolve.
+    """
+    n = factored.n_stable + factored.n_kept
+    return max(rounding, n * EPS * float(values.max(initial=0.0)))
 
 
 def balance(factored: FactoredSystem, *, reciprocal: bool = False) -> Balancing:
@@ -65,10 +113,11 @@ def balance(factored: FactoredSystem, *, reciprocal: bool = False) -> Balancing:
     Bases of repeated values are chosen for leaving states out of the system or, with ``reciprocal``,
     of the system with s replaced by 1 / s, which is what residualization does.
     """
-    Lc, Lo, product, floor = factor_product(factored)
+    Lc, Lo, product, rounding = factor_product(factored)
     U, values, Vh = _svd(product)
-    balancing = Balancing(factored, values, Lo @ U, Lc @ Vh.conj().T, floor)
-    clusters = repeated(values[: balancing.rank])
+    floor = noise_floor_of(values, rounding, factored)
+    balancing = Balancing(factored, values, Lo @ U, Lc @ Vh.conj().T, floor, rounding)
+    clusters = repeated(values[: balancing.computable])
     if clusters:
         _untangle(balancing, clusters, reciprocal)
     return balancing
@@ -81,7 +130,7 @@ def _untangle(balancing: Balancing, clusters: list[slice], reciprocal: bool) -> 
     states before it drive would leave a pole on the stability boundary if the others were left out,
     so the states are ordered by how they are reached: a staircase form.
     """
-    left, right = balancing.bases(balancing.rank)
+    left, right = balancing.bases(balancing.computable)
     A, B = left.conj().T @ balancing.factored.A @ right, left.conj().T @ balancing.factored.B
     if reciprocal:
         A = np.linalg.inv(A)
@@ -113,13 +162,15 @@ def _staircase(A: Array, B: Array) -> Array:
 
 def singular_values(factored: FactoredSystem) -> tuple[Array, float]:
     """Return all n Hankel singular values, inf first, and the noise floor."""
-    _, _, product, floor = factor_product(factored)
+    _, _, product, rounding = factor_product(factored)
     values = _svd_values(product)[: factored.n_stable]
-    return padded(values, factored), floor
+    return padded(values, factored), noise_floor_of(values, rounding, factored) * factored.scaled.gain
 
 
 def padded(values: Array, factored: FactoredSystem) -> Array:
-    """Return the values with inf in front for kept poles and zeros behind up to n."""
+    """Return the values in the model's units, with inf in front for kept poles and zeros behind up to n."""
+    system = factored.scaled
+    values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
     zeros = np.zeros(factored.n_stable - values.size)
     return np.concatenate([np.full(factored.n_kept, np.inf), values, zeros])
 
@@ -208,19 +259,28 @@ def hankel_singular_values(sys: Any, *, dt: Timebase = 0, stability_tol: float =
     return singular_values(factorize(as_model(sys, dt), checked_tol(stability_tol)))[0]
 
 
-def balanced_realization(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -> Any:
+def balanced_realization(
+    sys: Any, *, return_transform: bool = False, dt: Timebase = 0, stability_tol: float = STABILITY_TOL
+) -> Any:
     """Return the balanced realisation: both Gramians equal and diagonal.
 
     Parameters
     ----------
     sys, dt, stability_tol
         As in :func:`hankel_singular_values`.
+    return_transform : bool
+        Return ``(model, T)``, T of shape (n, r) with x = T z for the states x of ``sys`` and z of the
+        result. Where no state was left out, T is square and the matrices are T^-1 A T, T^-1 B and C T; else
+        ``reduce(sys, r)`` has the transformation in both directions, ``left`` and ``right``. MATLAB's
+        ``balreal`` calls its inverse T.
 
     Returns
     -------
     model
         The same type, dt and names as ``sys``. Unstable and marginal modes stand first, as they are.
         States that are not reachable or not observable cannot be balanced and are left out.
+    model, T
+        With ``return_transform=True``.
 
     Warns
     -----
@@ -229,7 +289,10 @@ def balanced_realization(sys: Any, *, dt: Timebase = 0, stability_tol: float = S
 
     Raises
     ------
-    ModelError, ConvergenceError
+    ModelError
+        The model cannot be used; or it is a transfer function, which has no states, and
+        ``return_transform=True``.
+    ConvergenceError
         As in :func:`hankel_singular_values`.
 
     Notes
@@ -246,16 +309,34 @@ def balanced_realization(sys: Any, *, dt: Timebase = 0, stability_tol: float = S
            [0.   , 0.019]])
     """
     model = as_model(sys, dt)
-    balancing = balance(factorize(model, checked_tol(stability_tol)))
-    out, _, _ = truncated(model, balancing, balancing.rank)
+    check_transform(model, return_transform)
+    factored = factorize(model, checked_tol(stability_tol))
+    balancing = balance(factored)
+    rank = balancing.rank
+    out, _, T = truncated(model, balancing, rank)
+    while rank and unstable_poles(out, factored.n_kept).size:
+        rank -= 1
+        out, _, T = truncated(model, balancing, rank)
     if out.n_states < model.n_states:
+        floor = balancing.noise_floor * factored.scaled.gain
         warnings.warn(
             f"{model.n_states - out.n_states} of {model.n_states} states are not reachable or not observable "
-            f"above the noise floor {balancing.noise_floor:.1e} and were left out",
+            f"above the noise floor {floor:.1e} and were left out",
             ReductionWarning,
             stacklevel=2,
         )
-    return out.to_user()
+    if model.log_poles is not None:
+        # handed out in modal states
+        modal, to_balanced = diagonalised(out)
+        return (modal, T @ to_balanced) if return_transform else modal
+    return (out.to_user(), T) if return_transform else out.to_user()
+
+
+def unstable_poles(model: LinearModel, n_kept: int) -> Array:
+    """Return the poles outside the stability region, those of the kept states in front aside."""
+    A = model.A[n_kept:, n_kept:]
+    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    return poles[~is_stable_pole(poles, 0.0, discrete=model.is_discrete, tol=0.0)]
 
 
 def truncated(model: LinearModel, balancing: Balancing, r: int) -> tuple[LinearModel, Array, Array]:
@@ -264,13 +345,45 @@ def truncated(model: LinearModel, balancing: Balancing, r: int) -> tuple[LinearM
     ``left.T @ A @ right`` is the new A, for complex models too (left is conjugated for that).
     """
     f = balancing.factored
-    left, right = balancing.bases(r)
-    A = _block_diagonal(f.kept_A, left.conj().T @ f.A @ right)
-    B = np.concatenate([f.kept_B, left.conj().T @ f.B])
-    C = np.concatenate([f.kept_C, f.C @ right], axis=1)
-    onto = np.concatenate([f.kept_left, f.left @ left], axis=1)
-    back = np.concatenate([f.kept_right, f.right @ right], axis=1)
-    return model.with_matrices(A, B, C, model.D), onto.conj(), back
+    left, right = balancing.in_scaled_states(r)
+    out = assembled(model, balancing, *_in_good_arithmetic(balancing, left, right), model.D)
+    states, half = f.scaled, 2.0 ** ((f.scaled.input_exponent - f.scaled.output_exponent) // 2)
+    onto = np.concatenate([states.left(f.kept_left), states.left(left) / half], axis=1)
+    back = np.concatenate([states.right(f.kept_right), states.right(right) * half], axis=1)
+    return out, onto.conj(), back
+
+
+def _in_good_arithmetic(balancing: Balancing, left: Array, right: Array) -> tuple[Array, Array, Array]:
+    """Return A, B and C of a projection onto balanced states.
+
+    From the matrices of the model itself, never from its Schur form, whose rounding can be larger than all
+    the states that are left out. Products with twice the digits cost ten times as much, so they are for
+    where rounding would be seen beside these states.
+    """
+    r = left.shape[1]
+    system, values = balancing.factored.scaled, balancing.values
+    left_out = 2 * float(values[r:].sum())
+    rounding = rounding_of_projection(system, left, right, values[:r])
+    if rounding <= max(UNSEEN * left_out, UNSEEN_BY_CHOICE * balancing.noise_floor):
+        return projected(system, left, right)
+    exact = exactly_projected(system, left, right)
+    return exact.A, exact.B, exact.C
+
+
+def assembled(
+    model: LinearModel, balancing: Balancing, A: Array, B: Array, C: Array, D: Array
+) -> LinearModel:
+    """Return the model, in its own units, of the kept states and of balanced states in scaled units."""
+    f = balancing.factored
+    system = f.scaled
+    half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
+    kept = exactly_projected(system, f.kept_left, f.kept_right)
+    return model.with_matrices(
+        _block_diagonal(kept.A, A),
+        np.concatenate([kept.B * 2.0**system.input_exponent, B * half]),
+        np.concatenate([kept.C * 2.0**system.output_exponent, C * half], axis=1),
+        D,
+    )
 
 
 def _block_diagonal(first: Array, second: Array) -> Array:

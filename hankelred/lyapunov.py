@@ -25,7 +25,7 @@ from ._cauchy import cauchy_factor
 from ._errors import ConvergenceError, ModelError
 from ._hammarling import hammarling_factors
 from ._pairs import real_coordinates
-from ._scaling import equilibrate
+from ._scaling import Scaled, gain_exponent, scaled
 from ._smith import smith_factors
 from ._split import is_stable_pole, matrix_size, split
 from .models import LinearModel
@@ -39,26 +39,26 @@ ACCEPTED_RESIDUAL = 1e-8
 
 #: Outside these sizes of A (equilibrated) squares of Gramians would leave the range of double precision.
 RATES = (1e-70, 1e70)
-#: The same for B and C.
-PORTS = 1e100
 
 
 @dataclass(frozen=True)
 class FactoredSystem:
     """A system split into a stable part with both Gramian factors and a part that is kept as it is.
 
-    ``A, B, C`` are the stable part in the coordinates of the solver; ``right`` (n, n_stable) and
-    ``left`` map them to the model's states, with left^H right = 1, and the same holds for the kept
-    part.
+    ``scaled`` is the model itself but for powers of two. ``A, B, C`` are its stable part in the
+    coordinates of the solver, which may carry the rounding of a Schur form; ``right`` (n, n_stable) and
+    ``left`` map them to the states of ``scaled``, with left^H right = 1, and the same holds for the kept
+    part. None where the solver worked on the states of ``scaled`` themselves.
     """
 
+    scaled: Scaled
     A: Array
     B: Array
     C: Array
     controllability: Array
     observability: Array
-    right: Array
-    left: Array
+    right: Array | None
+    left: Array | None
     kept_A: Array
     kept_B: Array
     kept_C: Array
@@ -66,6 +66,14 @@ class FactoredSystem:
     kept_left: Array
     solver: str
     residual: float
+
+    def right_states(self, basis: Array) -> Array:
+        """Take columns of solver states to the states of ``scaled``."""
+        return basis if self.right is None else self.right @ basis
+
+    def left_states(self, basis: Array) -> Array:
+        """Take columns that products with solver states are formed with to the states of ``scaled``."""
+        return basis if self.left is None else self.left @ basis
 
     @property
     def n_stable(self) -> int:
@@ -93,28 +101,19 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
     if model.n_states == 0:  # LAPACK complains of empty matrices on stderr
         none = np.zeros((0, 0))
         stable = (model.A, model.B, model.C)
-        return _assembled(stable, none, none, none, none, None, "smith", 0.0)
-    scales = equilibrate(model.A, model.B, model.C)
-    A, B, C = model.A * scales / scales[:, None], model.B / scales[:, None], model.C * scales
+        return _assembled(Scaled(*stable, np.ones(0), 0, 0), stable, none, none, None, "smith", 0.0)
+    system = scaled(model.A, model.B, model.C)
+    A, B, C = system.A, system.B, system.C
     discrete = model.is_discrete
-    check_sizes(A, B, C, discrete)
+    check_rates(A, discrete)
     if stability_tol <= EXPLICIT_POLES_TOL:
         result = smith_factors(A, B, C, discrete=discrete)
         if result.controllability is not None and result.observability is not None:
             residual = _residual(A, B, C, result.controllability, result.observability, discrete)
             if residual <= SMITH_RESIDUAL:
-                right, left = np.diag(scales), np.diag(1 / scales)
-                return _assembled(
-                    (A, B, C),
-                    result.controllability,
-                    result.observability,
-                    right,
-                    left,
-                    None,
-                    "smith",
-                    residual,
-                )
-    return _factorize_schur(A, B, C, scales, discrete, stability_tol)
+                Lc, Lo = result.controllability, result.observability
+                return _assembled(system, (A, B, C), Lc, Lo, None, "smith", residual)
+    return _factorize_schur(system, discrete, stability_tol)
 
 
 def with_given_factors(
@@ -130,10 +129,15 @@ def with_given_factors(
         A real system whose given Gramian is not real in real states.
     """
     Lc, Lo = factored.controllability, factored.observability
+    system = factored.scaled
     if controllability is not None:
-        Lc = _in_real_states(factored, factored.left.conj().T @ controllability, "controllability_factor")
+        scaled_factor = system.into_right(controllability) * 2.0**-system.input_exponent
+        scaled_factor = scaled_factor if factored.left is None else factored.left.conj().T @ scaled_factor
+        Lc = _in_real_states(factored, scaled_factor, "controllability_factor")
     if observability is not None:
-        Lo = _in_real_states(factored, factored.right.conj().T @ observability, "observability_factor")
+        scaled_factor = system.into_left(observability) * 2.0**-system.output_exponent
+        scaled_factor = scaled_factor if factored.right is None else factored.right.conj().T @ scaled_factor
+        Lo = _in_real_states(factored, scaled_factor, "observability_factor")
     return replace(factored, controllability=Lc, observability=Lo, solver="given")
 
 
@@ -152,28 +156,20 @@ def _in_real_states(factored: FactoredSystem, L: Array, name: str) -> Array:
     return real_factor(L)
 
 
-def check_sizes(A: Array, B: Array, C: Array, discrete: bool) -> None:
-    """Refuse an equilibrated system that leaves no room for the squares of its Gramians."""
+def check_rates(A: Array, discrete: bool) -> None:
+    """Refuse an equilibrated A that leaves no room for squares."""
     size = float(np.abs(A).max())
     if size > RATES[1] or (0 < size < RATES[0] and not discrete):
         raise ModelError(
             f"the rates of the model, as large as {size:.1e}, are not between {RATES[0]:.0e} and "
             f"{RATES[1]:.0e}: choose another unit of time"
         )
-    size = max(float(np.abs(M).max(initial=0.0)) for M in (B, C))
-    if size > PORTS:
-        raise ModelError(
-            f"entries of B or C (in balanced units) reach {size:.1e}, more than {PORTS:.0e}: choose other "
-            "units of the inputs or outputs"
-        )
 
 
-def _factorize_schur(
-    A: Array, B: Array, C: Array, scales: Array, discrete: bool, stability_tol: float
-) -> FactoredSystem:
-    parts = split(A, discrete=discrete, tol=stability_tol)
+def _factorize_schur(system: Scaled, discrete: bool, stability_tol: float) -> FactoredSystem:
+    parts = split(system.A, discrete=discrete, tol=stability_tol)
     n = parts.n_stable
-    B, C = parts.left.conj().T @ B, C @ parts.right
+    B, C = parts.left.conj().T @ system.B, system.C @ parts.right
     T, Bs, Cs = parts.T, B[:n], C[:, :n]
     if discrete and not np.iscomplexobj(T):
         Tc, Q = sla.rsf2csf(T, np.eye(n))
@@ -188,9 +184,9 @@ def _factorize_schur(
             f"{ACCEPTED_RESIDUAL:.0e} is accepted; the system is extremely ill-conditioned, check the units "
             "of its states and parameters"
         )
-    right, left = parts.right * scales[:, None], parts.left / scales[:, None]
     kept = (parts.kept, B[n:], C[:, n:])
-    return _assembled((T, Bs, Cs), Lc, Lo, right, left, kept, "hammarling", residual)
+    bases = parts.right, parts.left
+    return _assembled(system, (T, Bs, Cs), Lc, Lo, kept, "hammarling", residual, bases)
 
 
 def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> FactoredSystem:
@@ -206,6 +202,8 @@ def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> F
     order = np.concatenate([np.flatnonzero(stable), np.flatnonzero(~stable)])
     n = int(stable.sum())
     logs, poles, B, C = logs[order], poles[order], model.B[order], model.C[:, order]
+    input_exponent, output_exponent = gain_exponent(B), gain_exponent(C)
+    B, C = B * 2.0**-input_exponent, C * 2.0**-output_exponent
     Lc = cauchy_factor(logs[:n], B[:n], discrete=discrete)
     Lo = cauchy_factor(logs[:n].conj(), C[:, :n].conj().T, discrete=discrete)
     unitary = real_coordinates(logs, B, C, model.D, discrete=discrete)
@@ -217,9 +215,11 @@ def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> F
         basis = unitary.conj().T
     back = np.zeros_like(basis)
     back[order] = basis
+    system = Scaled(A, B, C, back, input_exponent, output_exponent)
     stable_part, kept = (A[:n, :n], B[:n], C[:, :n]), (A[n:, n:], B[n:], C[:, n:])
     residual = _residual(*stable_part, Lc, Lo, discrete)
-    return _assembled(stable_part, Lc, Lo, back, back, kept, "cauchy", residual)
+    bases = (np.eye(logs.size), np.eye(logs.size)) if n < logs.size else None
+    return _assembled(system, stable_part, Lc, Lo, kept, "cauchy", residual, bases)
 
 
 def real_factor(L: Array) -> Array:
@@ -233,15 +233,16 @@ def real_factor(L: Array) -> Array:
 
 
 def _assembled(
+    system: Scaled,
     stable: tuple[Array, Array, Array],
     Lc: Array,
     Lo: Array,
-    right: Array,
-    left: Array,
     kept: tuple[Array, Array, Array] | None,
     solver: str,
     residual: float,
+    bases: tuple[Array, Array] | None = None,
 ) -> FactoredSystem:
+    """Put the result together; the leading columns of the bases (right, left) belong to the stable part."""
     A, B, C = stable
     n = A.shape[0]
     if kept is None:
@@ -250,8 +251,12 @@ def _assembled(
             np.zeros((0, B.shape[1]), A.dtype),
             np.zeros((C.shape[0], 0), A.dtype),
         )
+    if bases is None:
+        nothing = np.zeros((n, 0), A.dtype)
+        return FactoredSystem(system, A, B, C, Lc, Lo, None, None, *kept, nothing, nothing, solver, residual)
+    right, left = bases
     return FactoredSystem(
-        A, B, C, Lc, Lo, right[:, :n], left[:, :n], *kept, right[:, n:], left[:, n:], solver, residual
+        system, A, B, C, Lc, Lo, right[:, :n], left[:, :n], *kept, right[:, n:], left[:, n:], solver, residual
     )
 
 

@@ -113,6 +113,15 @@ class LinearModel:
         """Return the model in the type it came in."""
         return self.export(self)
 
+    @property
+    def has_states(self) -> bool:
+        """Whether the type the user came with has states of its own: a transfer function has none."""
+        return self.export not in STATELESS
+
+    def as_state_space(self) -> LinearModel:
+        """Return the model on its way to the state space of the package it came from."""
+        return replace(self, export=STATELESS.get(self.export, self.export))
+
 
 def is_discrete(dt: Timebase) -> bool:
     """Tell whether a python-control timebase means discrete time (None does not, as there)."""
@@ -435,6 +444,14 @@ def _to_scipy_tf(model: LinearModel) -> Any:
         # scipy.signal warns of leading zeros, which a zero or strictly proper numerator has
         warnings.simplefilter("ignore", signal.BadCoefficients)
         return _in_time(signal.TransferFunction, model, padded if len(padded) > 1 else padded[0], den[0][0])
+
+
+#: The ways back to types without states, and those to the state space of the same package.
+STATELESS: dict[Callable[[LinearModel], Any], Callable[[LinearModel], Any]] = {
+    _to_control_tf: to_control,
+    _to_scipy_tf: _to_scipy_ss,
+    _to_scipy_zpk: _to_scipy_ss,
+}
 
 
 def _in_time(kind: Any, model: LinearModel, *arguments: Any) -> Any:

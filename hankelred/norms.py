@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ._arrays import Array, Quadruple
+from ._arrays import EPS, Array, Quadruple
 from ._errors import ConvergenceError, ModelError
-from ._response import FrequencyResponse
-from ._scaling import equilibrate
+from ._refined import refined_response
+from ._response import FrequencyResponse, largest_singular_value
+from ._scaling import in_range, scaled
 from ._split import STABILITY_TOL
 from .hankel import Balancing, balance, checked_tol, singular_values, truncated
 from .lyapunov import FactoredSystem, factorize
@@ -22,6 +23,8 @@ MAX_LEVELS = 60
 #: Local maxima of a grid that are climbed, and how often the bracket of each shrinks to a quarter.
 PEAKS = 4
 ZOOMS = 7
+#: Slowest poles of each model at which their difference is evaluated with more digits.
+SHARPEST = 8
 
 
 def norm(
@@ -89,16 +92,22 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
         return math.inf
     image = factored.C @ factored.controllability
     size = float(np.abs(image).max(initial=0.0))  # taken out, so that tiny squares do not vanish
-    return math.hypot(size * float(np.linalg.norm(image / size)) if size > 0 else 0.0, direct)
+    root = size * float(np.linalg.norm(image / size)) if size > 0 else 0.0
+    system = factored.scaled
+    (root,) = in_range(np.array([root]), system.input_exponent + system.output_exponent, "H2 norm")
+    return math.hypot(root, direct)
 
 
 def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
     """Return the H-infinity norm of a stable model, by way of its minimal part where that is smaller."""
+    system = balancing.factored.scaled
+    # the norm is no smaller than the singular values, and no gain of this size can be evaluated
+    in_range(balancing.values, system.input_exponent + system.output_exponent, "H-infinity norm")
     minimal, _, _ = truncated(model, balancing, balancing.rank)
     return verified_hinf(
         [(minimal.as_tuple(), model.as_tuple())],
         discrete=model.is_discrete,
-        noise=2 * float(balancing.values[balancing.rank :].sum()) + balancing.noise_floor,
+        noise=system.gain * balancing.below_rank,
     )
 
 
@@ -125,10 +134,71 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
     return hinf_norm(*full, discrete=discrete)[0]
 
 
+def verified_error(
+    apart: Quadruple,
+    full: tuple[Array, Array, Array] | None,
+    reduced: Quadruple,
+    *,
+    discrete: bool,
+    noise: float,
+) -> float:
+    """Return the H-infinity norm of a difference that is known as a system, `apart`, in other coordinates.
+
+    The peak is searched there, and the value is a gain of the two systems themselves (where the full one
+    is given), evaluated with more digits than they lose by being subtracted: at the peak and at the poles
+    nearest the stability boundary. If the two differ by more than noise the search is done again on
+    the systems themselves.
+    """
+    value, frequency = hinf_norm(*with_few_ports(*_equilibrated(*apart)), discrete=discrete)
+    if full is None or full[0].size == 0 or 0 in apart[3].shape or not math.isfinite(value):
+        return value
+    at = np.append(telling_frequencies(full[0], discrete=discrete), frequency)
+    gains, rounding = refined_gains(full, reduced, at, discrete=discrete)
+    if not np.all(np.isfinite(gains)):
+        return value
+    largest = float(gains.max())
+    tolerance = HINF_RTOL * value + 10 * noise + rounding
+    if max(abs(float(gains[-1]) - value), largest - value) <= tolerance:
+        return largest
+    again = hinf_norm(
+        *_equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
+        discrete=discrete,
+    )[1]
+    gains, _ = refined_gains(full, reduced, np.array([again]), discrete=discrete)
+    return max(largest, float(gains[0]))
+
+
+def refined_gains(
+    full: tuple[Array, Array, Array], reduced: Quadruple, frequencies: Array, *, discrete: bool
+) -> tuple[Array, float]:
+    """Return the gain of full minus reduced at angular frequencies, and the size of the rounding left in it.
+
+    Both are evaluated with more digits than they lose by being subtracted. The D of `reduced` is what it
+    has more than that of the full model.
+    """
+    _, B, C, D = with_few_ports(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)]))
+    n = full[0].shape[0]
+    finite = np.isfinite(frequencies)
+    w = frequencies[finite]
+    points = np.exp(1j * w) if discrete else 1j * w
+    first, first_low = refined_response(full[0], B[:n], C[:, :n], points)
+    other, other_low = refined_response(reduced[0], B[n:], C[:, n:], points)
+    gains = np.full(frequencies.size, float(np.linalg.norm(D, 2)))
+    gains[finite] = largest_singular_value((first + other + D) + (first_low + other_low))
+    # thousands of ports are rotated onto a few, which rounds
+    rotated = D.shape != reduced[3].shape
+    return gains, n * EPS * float(np.abs(first).max(initial=0.0)) if rotated else 0.0
+
+
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
     """Return the norm of full minus reduced, two models with the same ports and timebase."""
     difference = with_few_ports(*parallel([full.as_tuple(), negated(reduced.as_tuple())]))
     return norm(difference, kind, dt=full.dt)  # type: ignore[arg-type]
+
+
+def no_direct_term(shape: tuple[int, ...]) -> Array:
+    """Return a D of zeros that takes no memory: thousands of ports have millions of entries."""
+    return np.broadcast_to(np.zeros(1), shape)
 
 
 def negated(system: Quadruple) -> Quadruple:
@@ -262,8 +332,8 @@ def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
 
 def _equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
     """Scale the states by powers of two, which rounds nothing and takes bad units out of what follows."""
-    s = equilibrate(A, B, C)
-    return A * s / s[:, None], B / s[:, None], C * s, D
+    system = scaled(A, B, C)
+    return system.A, system.B, system.C * system.gain, D
 
 
 def _sharpest(A: Array, *, discrete: bool, most: int = 40) -> Array:
@@ -272,6 +342,28 @@ def _sharpest(A: Array, *, discrete: bool, most: int = 40) -> Array:
     distance = 1 - np.abs(poles) if discrete else -poles.real
     nearest = poles[np.argsort(distance)[:most]]
     return np.unique(np.angle(nearest) if discrete else nearest.imag)
+
+
+def telling_frequencies(A: Array, *, discrete: bool) -> Array:
+    """Return frequencies at which rounding in a model shows.
+
+    Both ends of the axis, the slowest poles and between these, and the fastest pole.
+    """
+    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    real = not np.iscomplexobj(A)
+    ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
+    if discrete:
+        poles = poles[np.argsort(1 - np.abs(poles))[:SHARPEST]]
+        # a real pole near 1 has its corner at its distance from there
+        w = np.where(poles.imag == 0, 1 - np.abs(poles), np.angle(poles))
+    else:
+        poles = poles[np.argsort(-poles.real)[:SHARPEST]]
+        # that of the peak of a light resonance, else the corner
+        light = np.abs(poles.real) < 0.1 * np.abs(poles)
+        w = np.where(light, poles.imag, np.abs(poles))
+    w = np.unique(np.abs(w) if real else w)
+    between = np.sign(w[1:]) * np.sqrt(np.abs(w[1:] * w[:-1]))
+    return np.unique(np.concatenate([w, between, ends]))
 
 
 class _HalfPlane:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -77,6 +78,31 @@ class ReductionSource(Protocol):
         """Return the norm ("hinf" or "h2") of the full model minus the reduced one."""
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """How sure the singular values of a reduction are.
+
+    Attributes
+    ----------
+    kind : str
+        "exact" where both Gramians were factored as they are, so that the values are right but for rounding;
+        "estimate" where they come from data, experiments or factors that were handed in.
+    value : float
+        Absolute accuracy of the values, in their unit. Where the Gramians were factored it is at least the
+        noise floor, and larger where the balanced states do not satisfy their equations: in stiff models, and
+        with poles near the stability boundary. For estimates it is the noise floor.
+    residual : float
+        Largest relative residual of the Gramian equations.
+    factorizations : int
+        Sparse factorizations that were made; 0 for dense models.
+    """
+
+    kind: str
+    value: float
+    residual: float
+    factorizations: int
+
+
 @dataclass(frozen=True, eq=False)
 class Reduction:
     """A reduced model with its spectrum and certificate.
@@ -90,16 +116,23 @@ class Reduction:
     hankel_singular_values : ndarray, shape (n,)
         Of the full model: falling, ``inf`` first for unstable and marginal poles.
     error_bound : float
-        No frequency has a larger gain of (full minus reduced) than this, twice the sum of the
-        distinct singular values left out, up to rounding: that of the arithmetic (``noise_floor``) and that
-        of the matrices handed out, which shows in the gain where a pole is near the stability boundary
-        (``error`` measures it). inf where no bound is known (empirical Gramians, models estimated from data).
+        No frequency has a larger gain of (full minus reduced) than this and ``noise_floor`` together: twice
+        the sum of the distinct singular values left out, and what the rounding of the matrices handed out
+        adds, which depends on the order and shows where a pole is near the stability boundary. It compares
+        state spaces: what a transfer function or a descriptor model is converted to rounds the data by a
+        few units in the last digit, and polynomials and modal forms made from the reduced state space may
+        be off by 1e-6 of the largest response before a warning says so. inf where no bound is known
+        (empirical Gramians, models estimated from data), and where the reduced model is unstable.
+    certificate : Certificate
+        How sure the singular values are: ``kind``, ``value``, ``residual``, ``factorizations``.
     noise_floor : float
-        Singular values at or below it are rounding errors of the computation.
+        At least n eps times the largest singular value. Values at or below it say nothing to somebody who
+        chooses an order.
     unstable_order : int
         States of unstable and marginal poles; they are kept exactly.
     numerical_rank : int
-        Number of singular values above the noise floor: the largest order that means anything.
+        Number of singular values above the noise floor. An order that is asked for may be larger, as long as
+        it can be computed.
     left, right : ndarray, shape (n, order), or None
         The projection: ``A_r = left.T @ A @ right`` and ``left.T @ right = 1``; with a fifth matrix E
         the A meant is E^-1 A. None for methods that are not projections.
@@ -116,7 +149,6 @@ class Reduction:
     system: Any
     order: int
     hankel_singular_values: Array
-    error_bound: float
     noise_floor: float
     unstable_order: int
     numerical_rank: int
@@ -128,6 +160,20 @@ class Reduction:
     source: ReductionSource = field(repr=False, compare=False)
     #: the reduced LinearModel; None where a simulator was reduced
     model: Any = field(repr=False, compare=False)
+
+    @cached_property
+    def error_bound(self) -> float:
+        """No frequency has a larger gain of (full minus reduced); computed when it is first read."""
+        bound = float(error_bounds(self.hankel_singular_values)[self.order])
+        return self.source.certificate(bound, self.model)
+
+    @property
+    def certificate(self) -> Certificate:
+        """How sure the singular values are; see :class:`hankelred.reduction.Certificate`."""
+        source = self.source
+        if isinstance(source, BalancedSource) and source.certified:
+            return Certificate("exact", source.accuracy, self.residual, 0)
+        return Certificate("estimate", self.noise_floor, self.residual, 0)
 
     def __repr__(self) -> str:
         return (
@@ -215,17 +261,19 @@ def reduce(
     sys : model
         As in :func:`hankel_singular_values`. Unstable and marginal poles are split off and kept.
     order : int, optional
-        Number of states to keep, those of unstable and marginal poles included. Above the numerical
-        rank it is clipped, with a warning.
+        Number of states to keep, those of unstable and marginal poles included. Beyond what can be told from
+        rounding it is clipped, with a warning that names the true number.
     tol : float, optional
-        Take the smallest order whose error bound is at most this (unit: output per input).
+        Take the smallest order whose error bound, rounding included, is at most this (unit: output per
+        input).
     rtol : float, optional
         The same with ``rtol`` times the largest finite Hankel singular value.
     energy : float in (0, 1], optional
         Take the smallest order that holds this share of the sum of the finite singular values.
     gap : bool
         Cut at the largest ratio of neighbouring singular values above the noise floor. Without ``order``
-        and any of these rules, all above the noise floor are kept.
+        and any of these rules, all above the noise floor are kept, and never a pole outside the stability
+        region that the full model has not.
     method : {"truncation", "residualization"}
         "truncation" is exact at high frequency (continuous time), "residualization" at frequency
         zero. Both have the same error bound.
@@ -258,14 +306,16 @@ def reduce(
     Warns
     -----
     ReductionWarning
-        The order was clipped to the numerical rank, or rounding (or a given factor) left a pole of
-        the reduced model unstable.
+        The order was clipped to what can be computed; rounding (or a given factor) left a pole of the reduced
+        model unstable; a tolerance is below the rounding of the matrices.
 
     Notes
     -----
     Square-root balanced truncation: Moore (1981); Tombs and Postlethwaite, Int. J. Control 46 (1987).
     Residualization: Liu and Anderson, Int. J. Control 50 (1989). Bound: Enns (1984), Glover (1984);
-    discrete time: Hinrichsen and Pritchard, Linear Algebra Appl. 122 (1989).
+    discrete time: Hinrichsen and Pritchard, Linear Algebra Appl. 122 (1989). The model's own matrices are
+    projected, with twice the digits where rounding would be seen: Ozaki and others, Numer. Algorithms 59
+    (2012).
 
     Examples
     --------
@@ -305,7 +355,13 @@ def reduce(
     if names:
         factored = with_given_factors(factored, *given.values())
     source = (GivenFactors if names else METHODS[method])(model, balance(factored, reciprocal=at_rest))
-    return make_reduction(source, chosen_order(source, order, rule))
+    reduction = make_reduction(
+        source, chosen_order(source, order, rule), by_noise=order is None and not any(rule.values())
+    )
+    if rtol is not None:
+        values = source.hankel_singular_values
+        tol = rtol * float(values[np.isfinite(values)].max(initial=0.0))
+    return reduction if tol is None else _within(reduction, tol)
 
 
 def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
@@ -356,8 +412,11 @@ def checked_order(order: Any) -> int:
     return number
 
 
-def make_reduction(source: ReductionSource, order: int) -> Reduction:
-    """Build the result at an order: refuse too small, clip too large."""
+def make_reduction(source: ReductionSource, order: int, *, by_noise: bool = False) -> Reduction:
+    """Build the result at an order: refuse too small, clip too large.
+
+    ``by_noise`` tells that nobody chose the order: everything above the noise floor is kept.
+    """
     order = checked_order(order)
     values, unstable = source.hankel_singular_values, source.unstable_order
     rank = unstable + int(np.count_nonzero(values[unstable:] > source.noise_floor))
@@ -368,25 +427,28 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
             f"order {order} is below the {unstable} unstable or marginal pole(s), which are kept; the "
             f"least order possible is {unstable}{advice}"
         )
-    if order > rank:
-        warnings.warn(
-            f"order {order} was asked for, but only {rank} Hankel singular values are above the noise floor "
-            f"{source.noise_floor:.1e}; the reduced model has order {rank}",
-            ReductionWarning,
-            stacklevel=3,
-        )
-        order = rank
-    model, left, right = source.truncate(order)
+    model: LinearModel | None
+    if isinstance(source, BalancedSource):
+        order, model, left, right = _attained(source, order, rank, by_noise=by_noise)
+    else:
+        if order > rank:
+            warnings.warn(
+                f"order {order} was asked for, but only {rank} Hankel singular values are above the noise "
+                f"floor {source.noise_floor:.1e}; the reduced model has order {rank}",
+                ReductionWarning,
+                stacklevel=3,
+            )
+            order = rank
+        model, left, right = source.truncate(order)
     system = None if model is None else model.to_user()
-    if isinstance(system, ModalSystem) and left is not None and right is not None:
+    if model is not None and isinstance(system, ModalSystem) and left is not None and right is not None:
         # handed out in modal states, so the projection goes there too
-        system, to_model = diagonalised(model)  # type: ignore[arg-type]
+        system, to_model = diagonalised(model)
         left, right = left @ np.linalg.inv(to_model).T, right @ to_model
     return Reduction(
         system=system,
         order=order,
         hankel_singular_values=values,
-        error_bound=source.certificate(float(error_bounds(values)[order]), model),
         noise_floor=source.noise_floor,
         unstable_order=unstable,
         numerical_rank=rank,
@@ -398,3 +460,65 @@ def make_reduction(source: ReductionSource, order: int) -> Reduction:
         source=source,
         model=model,
     )
+
+
+def _attained(
+    source: BalancedSource, order: int, rank: int, *, by_noise: bool
+) -> tuple[int, LinearModel, Array | None, Array | None]:
+    """Return the reduced model at an order, or at the largest below it that rounding lets be computed."""
+    asked, order = order, min(order, source.largest_order)
+    model, left, right = source.truncate(order)
+    outside = source.outside(model)
+    tried, worst = order, outside
+    # states below the noise floor are for those who ask for them; an unstable pole among them is rounding
+    least = order
+    if source.lowers_order:
+        least = source.unstable_order if by_noise else min(order, rank)
+    while outside.size and order > least:
+        order -= 1
+        model, left, right = source.truncate(order)
+        outside = source.outside(model)
+    if order < asked:
+        start = (
+            f"{rank} states are above the noise floor {source.noise_floor:.1e}"
+            if by_noise
+            else f"order {asked} was asked for"
+        )
+        most = (
+            f"the model has only {order} states"
+            if order == source.full.n_states
+            else f"only {order} states can be told from rounding in double precision"
+        )
+        reason = (
+            f"rounding leaves a pole at {worst[0]:.3g}, outside the stability region, at order {tried}"
+            if worst.size
+            else most
+        )
+        warnings.warn(
+            f"{start}, but {reason}; the reduced model has order {order}", ReductionWarning, stacklevel=4
+        )
+    if outside.size:
+        warnings.warn(
+            f"{source.instability[0]} a pole of the reduced model at {outside[0]:.3g}, outside the stability "
+            f"region: {source.instability[1]}; ask for another order",
+            ReductionWarning,
+            stacklevel=4,
+        )
+    return order, model, left, right
+
+
+def _within(reduction: Reduction, level: float) -> Reduction:
+    """Return the reduction, or one of higher order where rounding is what keeps the bound above a level."""
+    first = reduction
+    while reduction.source.certified and reduction.error_bound > level:
+        order = reduction.order + 1
+        if order > reduction.numerical_rank or (higher := reduction.at(order)).order < order:
+            warnings.warn(
+                f"the tolerance {level:.3g} is below the rounding of the reduced model's matrices: order "
+                f"{first.order} is certified to {first.error_bound:.3g}",
+                ReductionWarning,
+                stacklevel=3,
+            )
+            return first
+        reduction = higher
+    return reduction

@@ -45,3 +45,14 @@ def slicot_model(name):
     D = dense("d") if "d" in content else np.zeros((C.shape[0], B.shape[1]))
     hsv = np.sort(np.ravel(content["hsv"]))[::-1].astype(float) if "hsv" in content else None
     return (A, B, C, D), hsv
+
+
+def second_order_model(name):
+    """Return M, D, K, B, C of a model of second order."""
+    content = {key.lower(): value for key, value in sio.loadmat(data_file(f"lti/{name}.mat")).items()}
+    return tuple(
+        np.asarray(content[key].todense(), dtype=float)
+        if hasattr(content[key], "todense")
+        else np.asarray(content[key], dtype=float)
+        for key in "mdkbc"
+    )

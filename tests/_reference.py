@@ -38,6 +38,65 @@ def exact_gramians(A, B, C, *, discrete=False, bits=BITS):
         flint.ctx.prec = saved
 
 
+def exact_response(system, point, bits=300):
+    """Response at a complex point, less what is given as D, rounded to double precision."""
+    flint = _flint()
+    saved = flint.ctx.prec
+    flint.ctx.prec = bits
+    try:
+        return _to_numpy(flint, _exact_response(flint, system, flint.acb(point.real, point.imag)))
+    finally:
+        flint.ctx.prec = saved
+
+
+def exact_gains(first, second, w, *, discrete=False, bits=300):
+    """Largest singular value of first minus second at angular frequencies, subtracted with so many bits."""
+    flint = _flint()
+    saved = flint.ctx.prec
+    flint.ctx.prec = bits
+    try:
+        out = []
+        for angle in np.atleast_1d(w):
+            point = flint.acb(0, float(angle))
+            point = point.exp() if discrete else point
+            G = _exact_response(flint, first, point) - _exact_response(flint, second, point)
+            out.append(np.linalg.norm(_to_numpy(flint, G), 2))
+    finally:
+        flint.ctx.prec = saved
+    return np.array(out)
+
+
+def exact_error(full, reduced, *, discrete=False, bits=300):
+    """Largest gain of full minus reduced: on a grid with all resonances, zoomed in at its highest points."""
+    both = sla.block_diag(full[0], reduced[0])
+    w = np.unique(np.abs(frequency_grid(both, discrete=discrete, points=25)))
+    gains = exact_gains(full, reduced, w, discrete=discrete, bits=bits)
+    best = float(gains.max())
+    for k in np.argsort(-gains)[:3]:
+        low, high = w[max(k - 1, 0)], w[min(k + 1, w.size - 1)]
+        for _ in range(5):
+            line = np.linspace(low, high, 7)
+            near = exact_gains(full, reduced, line, discrete=discrete, bits=bits)
+            j = int(near.argmax())
+            best = max(best, float(near[j]))
+            low, high = line[max(j - 1, 0)], line[min(j + 1, 6)]
+    return best
+
+
+def _exact_response(flint, system, point):
+    A, B, C, D = (np.atleast_2d(np.asarray(M)) for M in system)
+
+    def exact(M):
+        return flint.acb_mat(*M.shape, [flint.acb(float(np.real(x)), float(np.imag(x))) for x in M.ravel()])
+
+    if A.shape[0] == 0:
+        return exact(D)
+    shifted = exact(-A)
+    for k in range(A.shape[0]):
+        shifted[k, k] = shifted[k, k] + point
+    return exact(C) * shifted.solve(exact(B)) + exact(D)
+
+
 def _flint():
     import pytest
 
@@ -157,6 +216,76 @@ def damped_chain(masses=10, damping=1e-3, m=1):
     B = np.vstack([zero[:, :m], eye[:, :m]])
     C = np.hstack([eye[-m:], zero[-m:]])
     return A, B, C, np.zeros((m, m))
+
+
+def companion_form(M, D, K, force, position):
+    """Return M q'' + D q' + K q = force u, y = position q, as a state space of positions and velocities."""
+    n = M.shape[0]
+    zero, eye = np.zeros((n, n)), np.eye(n)
+    A = np.block([[zero, eye], [-np.linalg.solve(M, K), -np.linalg.solve(M, D)]])
+    B = np.vstack([np.zeros((n, force.shape[1])), np.linalg.solve(M, force)])
+    C = np.hstack([position, np.zeros((position.shape[0], n))])
+    return A, B, C, np.zeros((position.shape[0], force.shape[1]))
+
+
+def stiff_chain(seed, masses=8, decades=6):
+    """Masses on springs whose stiffnesses, and whose masses, differ by so many decades together."""
+    rng = np.random.default_rng(seed)
+    k = 10.0 ** rng.uniform(0, decades, masses + 1)
+    m = 10.0 ** rng.uniform(-decades / 4, 0, masses)
+    K = np.diag(k[:-1] + k[1:]) - np.diag(k[1:-1], 1) - np.diag(k[1:-1], -1)
+    M = np.diag(m)
+    ends = np.eye(masses)[:, :1], np.eye(masses)[-1:]
+    return companion_form(M, 1e-3 * M + 1e-7 * K, K, *ends)
+
+
+def cantilever(elements):
+    """Euler-Bernoulli beam, clamped at one end, force and deflection at the other."""
+    h = 1 / elements
+    mass = (
+        h
+        / 420
+        * np.array(
+            [
+                [156, 22 * h, 54, -13 * h],
+                [22 * h, 4 * h * h, 13 * h, -3 * h * h],
+                [54, 13 * h, 156, -22 * h],
+                [-13 * h, -3 * h * h, -22 * h, 4 * h * h],
+            ]
+        )
+    )
+    stiffness = (
+        1
+        / h**3
+        * np.array(
+            [
+                [12, 6 * h, -12, 6 * h],
+                [6 * h, 4 * h * h, -6 * h, 2 * h * h],
+                [-12, -6 * h, 12, -6 * h],
+                [6 * h, 2 * h * h, -6 * h, 4 * h * h],
+            ]
+        )
+    )
+    n = 2 * elements + 2
+    M, K = np.zeros((n, n)), np.zeros((n, n))
+    for k in range(elements):
+        own = slice(2 * k, 2 * k + 4)
+        M[own, own] += mass
+        K[own, own] += stiffness
+    M, K = M[2:, 2:], K[2:, 2:]
+    tip = np.eye(n - 2)[:, n - 4 : n - 3]
+    return companion_form(M, 1e-2 * M + 1e-5 * K, K, tip, tip.T)
+
+
+def hidden_needle(seed, width=1e-9, n=6):
+    """A resonance of a relative width beside other poles, in general coordinates."""
+    A, B, C, D = random_system(seed, n, 1, 1, direct=False)
+    rng = np.random.default_rng(seed + 9)
+    w, gain = 10 ** rng.uniform(-1, 2), 10 ** rng.uniform(-6, 0)
+    A = sla.block_diag([[0, w], [-w, -2 * width * w]], A)
+    B = np.vstack([[[0.0], [np.sqrt(width) * gain]], B])
+    C = np.hstack([[[np.sqrt(width) * gain, 0.0]], C])
+    return similar(A, B, C, D, rng)
 
 
 def all_pass(poles, gain=1.0):

@@ -158,6 +158,62 @@ def test_gain_in_any_unit(gain):
     assert 0 < reduction.error() <= reduction.error_bound * (1 + 1e-9)
 
 
+def oscillators_and_lags(seed):
+    """Two oscillators and three lags, uncoupled, two inputs and outputs."""
+    rng = np.random.default_rng(seed)
+    blocks = [[[-d, w], [-w, -d]] for w, d in zip(*10 ** rng.uniform([[-1] * 2, [-3] * 2], 0), strict=True)]
+    A = sla.block_diag(*blocks, *-(10 ** rng.uniform(-1, 1, 3)))
+    return A, rng.standard_normal((7, 2)), rng.standard_normal((2, 7)), np.zeros((2, 2))
+
+
+@pytest.mark.parametrize(
+    "b, c", [(0, -50), (0, -60), (20, -80), (-50, 0), (0, -150), (119, 119), (60, 60), (-119, -119)]
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_inputs_and_outputs_in_units_far_apart(seed, b, c):
+    """Story: with |C| / |B| = 1e-60 the values were 97 % off and the bound was 0, in silence.
+
+    A lag could be scaled into the middle, an oscillator not: its two states are tied to each other more
+    strongly than to the ports, and moved in small steps until the sweeps were over. The states were then 30
+    decades apart, and small rows of the factors were taken for rounding. With gains of 1e119 squares
+    overflowed.
+    """
+    A, B, C, D = oscillators_and_lags(seed)
+    values, reduction = exact_hsv(A, B, C), hankelred.reduce((A, B, C, D), 3)
+    gain = 10.0 ** (b + c)
+    scaled = A, B * 10.0**b, C * 10.0**c, D
+    np.testing.assert_allclose(hankel_singular_values(scaled), values * gain, rtol=1e-11)
+    other = hankelred.reduce(scaled, 3)
+    assert hankelred.reduce(scaled).order == 7
+    for name in ("error_bound", "noise_floor"):
+        np.testing.assert_allclose(getattr(other, name), getattr(reduction, name) * gain, rtol=1e-9)
+    np.testing.assert_allclose(other.error(), reduction.error() * gain, rtol=1e-5)
+    for kind in ("h2", "hinf", "hankel"):
+        np.testing.assert_allclose(
+            hankelred.norm(scaled, kind), hankelred.norm((A, B, C, D), kind) * gain, rtol=2e-6
+        )
+    A_r, B_r, C_r, _ = other.system
+    np.testing.assert_allclose(other.left.T @ A @ other.right, A_r, atol=1e-10)
+    np.testing.assert_allclose(other.left.T @ scaled[1], B_r, rtol=1e-8)
+    np.testing.assert_allclose(scaled[2] @ other.right, C_r, rtol=1e-8)
+    np.testing.assert_allclose(
+        hankelred.gramian(scaled), hankelred.gramian((A, B, C, D)) * 10.0 ** (2 * b), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("apart", [30, 60, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_block_in_units_of_its_own(seed, apart):
+    # the relative of the story above: no common factor of B and of C brings these blocks together
+    A, B, C, D = oscillators_and_lags(seed)
+    unit = 10.0 ** (apart * np.array([1, 1, -1, -1, 0, 1, -1]))
+    scaled = A, B * unit[:, None], C / unit, D
+    np.testing.assert_allclose(hankel_singular_values(scaled), exact_hsv(A, B, C), rtol=1e-11)
+    other = hankelred.reduce(scaled, 3)
+    np.testing.assert_allclose(other.error(), hankelred.reduce((A, B, C, D), 3).error(), rtol=1e-5)
+    assert other.error() <= other.error_bound
+
+
 def test_rates_far_from_one_in_a_transfer_function():
     # Story: ten poles at 1e8 rad/s gave two infinite values, because the scaling of the companion
     # matrix stopped after 40 sweeps; only the unit of time had changed.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from _reference import random_system, response
+import scipy.linalg as sla
+from _data import slicot_model
+from _reference import random_system, response, similar
 
 import hankelred
 from hankelred import ModalSystem, ModelError, hankel_singular_values, modal_form
@@ -117,6 +119,228 @@ def test_defective_models_are_refused():
         n = jordan.shape[0]
         with pytest.raises(ModelError, match="no diagonal form"):
             modal_form((jordan, np.ones((n, 1)), np.ones((1, n)), 0), dt=True)
+
+
+def hidden_block(block, seed=0, n=0, *, orthogonal=False):
+    """A block beside a random stable system, in general coordinates."""
+    rng = np.random.default_rng(seed)
+    k = block.shape[0]
+    A, B, C, D = random_system(seed, n, 2, 2)
+    A = sla.block_diag(block, A) if n else block
+    B = np.vstack([rng.standard_normal((k, 2)), B])
+    C = np.hstack([rng.standard_normal((2, k)), C])
+    return similar(A, B, C, D, rng, orthogonal=orthogonal)
+
+
+def relative_error(system, other, *, discrete=False):
+    """Largest difference of the responses off the stability boundary, relative to the largest response."""
+    size = np.abs(np.linalg.eigvals(system[0])).max()
+    radii, angle = np.geomspace(0.01, 3, 15), 0.35 * np.pi
+    points = 1.5 * np.exp(1j * np.linspace(0.1, 3, 15)) if discrete else size * radii * np.exp(1j * angle)
+    first, second = (
+        np.array([C @ np.linalg.solve(s * np.eye(len(A)) - A, B + 0j) + D for s in points])
+        for A, B, C, D in (system, other)
+    )
+    return np.abs(first - second).max() / np.abs(first).max()
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("orthogonal", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_nearly_multiple_poles_are_right_or_refused(seed, orthogonal, discrete):
+    """Story: Jordan blocks in general coordinates came out with a relative error of up to 4e5, in silence.
+
+    Plain eigenvectors and a solve give 2e-6 there. B and C were made conjugate after the solve, which took
+    the cancellation of their huge entries away; now the solve is real. What loses more than 1e-6 is refused.
+    """
+    size, pole, coupling = ((2, -1, 1e-3), (3, -2, 5), (4, -10, 1), (3, -1, 1e-2))[seed % 4]
+    scale = 0.08 if discrete else 1.0
+    block = scale * (pole * np.eye(size) + coupling * np.diag(np.ones(size - 1), 1))
+    if discrete:
+        system = hidden_block(block, seed, orthogonal=orthogonal)
+    else:
+        system = hidden_block(block, seed, 5, orthogonal=orthogonal)
+    try:
+        modal = modal_form(system, dt=discrete)
+    except ModelError as error:
+        assert "would be lost of its response" in str(error)
+    else:
+        assert relative_error(system, matrices_of(modal), discrete=discrete) < 5e-6
+        assert np.isrealobj(modal.state_space()[0])
+    blocks = modal_form(system, form="block_diagonal", dt=discrete)
+    assert relative_error(system, blocks, discrete=discrete) < 1e-11
+
+
+def test_what_is_refused_tells_what_would_be_lost():
+    with pytest.raises(
+        ModelError, match=r"condition number is 8e\+12|a share of \d\.\de[-+]\d\d would be lost"
+    ):
+        modal_form(hidden_block(-10 * np.eye(4) + np.diag(np.ones(3), 1), 1))
+    with pytest.raises(ModelError, match=r"nothing would be left of its response.*form='block_diagonal'"):
+        modal_form(([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]], [[1.0, 0.0]], 0))
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_repeated_pairs(copies, dt):
+    # Story: two equal oscillators raised LinAlgError. Their poles were sorted +, +, -, -, and pairing by
+    # position then overwrote an eigenvector with a copy of its neighbour.
+    oscillator = np.array([[-1.0, 2.0], [-2.0, -1.0]]) * (0.3 if dt else 1.0)
+    n = 2 * copies
+    plain = (
+        np.kron(np.eye(copies), oscillator),
+        np.arange(1.0, n + 1)[:, None],
+        np.ones((1, n)),
+        np.zeros((1, 1)),
+    )
+    for system in (plain, similar(*plain, np.random.default_rng(copies))):
+        modal = modal_form(system, dt=dt)
+        assert relative_error(system, matrices_of(modal), discrete=bool(dt)) < 1e-11
+        assert np.isrealobj(modal.state_space()[0])
+        blocks = modal_form(system, form="block_diagonal", dt=dt)
+        assert relative_error(system, blocks, discrete=bool(dt)) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["iss", "build", "pde"])
+def test_modal_form_of_real_models(name):
+    # iss has equal pairs and raised LinAlgError; one real state of a pair of its modes is next to nothing,
+    # and rounding in it made the real model a complex one
+    system, _ = slicot_model(name)
+    modal, T = modal_form(system, return_transform=True)
+    assert relative_error(system, matrices_of(modal)) < 1e-11
+    assert np.isrealobj(modal.state_space()[0])
+    assert (
+        np.abs(system[0] @ T - T * modal.log_poles).max() < 1e-11 * np.abs(system[0]).max() * np.abs(T).max()
+    )
+    blocks, T = modal_form(system, form="block_diagonal", return_transform=True)
+    assert relative_error(system, blocks) < 1e-10
+    assert np.abs(system[0] @ T - T @ blocks[0]).max() < 1e-11 * np.abs(system[0]).max() * np.abs(T).max()
+
+
+@pytest.mark.parametrize("dt", [0, True])
+def test_slow_poles_beside_fast_ones_keep_their_digits(dt):
+    # eigenvalues of a matrix of size 100 are known to 1e-14, a slow pole of 1e-9 so to five digits; projected
+    # onto its eigenvectors with twice the digits, the model knows it to all
+    slow = np.array([-1e-9, -3e-7, -2e-5])
+    poles = np.expm1(slow) + 1 if dt else slow
+    fast = 0.3 * np.array([[1.0, 2], [-2, 1]]) if dt else np.array([[-0.1, 86.0], [-86, -0.1]])
+    A = sla.block_diag(np.diag(poles), fast)
+    coupling = 1e-3 * np.random.default_rng(0).standard_normal((5, 5))
+    T, back = np.eye(5) + coupling, np.linalg.inv(np.eye(5) + coupling)
+    system = T @ A @ back, T @ np.ones((5, 1)), np.ones((1, 5)) @ back, np.zeros((1, 1))
+    flint = pytest.importorskip("flint", reason="python-flint is not installed (extra test)")
+    saved = flint.ctx.prec
+    flint.ctx.prec = 200
+    try:
+        exact = flint.acb_mat(5, 5, [flint.acb(float(x)) for x in system[0].ravel()])
+        values = exact.eig(algorithm="approx")
+        truth = np.sort([float((v.log() if dt else v).real.mid()) for v in values])[-3:][::-1]
+    finally:
+        flint.ctx.prec = saved
+    np.testing.assert_allclose(modal_form(system, dt=dt).log_poles[:3].real, truth, rtol=1e-11)
+
+
+def blocks_of(A):
+    """Sizes of the diagonal blocks."""
+    sizes, start = [], 0
+    for stop in range(1, len(A) + 1):
+        if not np.any(A[start:stop, stop:]) and not np.any(A[stop:, start:stop]):
+            sizes.append(stop - start)
+            start = stop
+    return sizes
+
+
+@pytest.mark.parametrize("dt", [0, True, 0.5])
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_block_diagonal_form_and_its_transformation(seed, complex_, dt):
+    system = random_system(seed, 9, 2, 3, discrete=bool(dt), complex_=complex_)
+    (A, B, C, D), T = modal_form(system, form="block_diagonal", return_transform=True, dt=dt)
+    np.testing.assert_allclose(np.linalg.solve(T, system[0] @ T), A, atol=1e-11)
+    np.testing.assert_allclose(np.linalg.solve(T, system[1]), B, atol=1e-11)
+    np.testing.assert_allclose(system[2] @ T, C, atol=1e-11)
+    np.testing.assert_array_equal(D, system[3])
+    poles = np.linalg.eigvals(system[0])
+    expected = 9 if complex_ else int(np.sum(poles.imag == 0) + np.sum(poles.imag > 0))
+    sizes = blocks_of(A)
+    assert len(sizes) == expected and np.iscomplexobj(A) == complex_
+    start, slowest = 0, np.inf
+    for size in sizes:
+        block = A[start : start + size, start : start + size]
+        if size == 2:
+            assert block[0, 0] == pytest.approx(block[1, 1]) and block[0, 1] == pytest.approx(-block[1, 0])
+            assert block[0, 1] > 0
+        own = np.linalg.eigvals(block)
+        rate = np.abs(own).max() if dt else own.real.max()
+        assert rate <= slowest + 1e-12, "slowest first"
+        np.testing.assert_allclose(
+            np.linalg.norm(B[start : start + size]), np.linalg.norm(C[:, start : start + size]), rtol=1e-9
+        )
+        slowest, start = rate, start + size
+
+
+def test_poles_that_cannot_be_separated_share_a_block():
+    # a triple and a double pole, and two single ones
+    block = sla.block_diag(-2 * np.eye(3) + np.diag([1.0, 1.0], 1), [[-7.0, 1.0], [0.0, -7.0]], -1.0, -30.0)
+    for seed in range(4):
+        system = hidden_block(block, seed)
+        assert sorted(blocks_of(modal_form(system, form="block_diagonal")[0])) == [1, 1, 2, 3]
+    integrators = np.diag(np.ones(2), 1), np.eye(3)[:, 2:], np.eye(3)[:1], 0
+    A, B, C, _ = modal_form(integrators, form="block_diagonal")
+    assert blocks_of(A) == [3]
+    s = 2.0 + 1j
+    np.testing.assert_allclose(C @ np.linalg.solve(s * np.eye(3) - A, B), [[s**-3]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dt", [0, True])
+@pytest.mark.parametrize("complex_", [False, True])
+def test_transformation_to_the_diagonal_form(complex_, dt):
+    A, B, C, D = random_system(4, 7, 2, 2, discrete=bool(dt), complex_=complex_)
+    unit = 10.0 ** np.linspace(-8, 8, 7)
+    for system in ((A, B, C, D), (A * unit[:, None] / unit, B * unit[:, None], C / unit, D)):
+        modal, T = modal_form(system, return_transform=True, dt=dt)
+        back = np.linalg.solve(T / np.linalg.norm(T, axis=1)[:, None], np.eye(7)) / np.linalg.norm(T, axis=1)
+        np.testing.assert_allclose(back @ system[0] @ T, np.diag(modal.poles), atol=1e-9)
+        np.testing.assert_allclose(back @ system[1], modal.B, atol=1e-9)
+        np.testing.assert_allclose(system[2] @ T, modal.C, atol=1e-9)
+
+
+def test_transformation_agrees_with_python_control():
+    # x = T z there too
+    control = pytest.importorskip("control")
+    plant = control.ss(*random_system(1, 6, 2, 2))
+    theirs, T = control.modal_form(plant)
+    np.testing.assert_allclose(np.linalg.solve(T, plant.A @ T), theirs.A, atol=1e-9)
+    ours, T = modal_form(plant, form="block_diagonal", return_transform=True)
+    assert type(ours) is control.StateSpace
+    np.testing.assert_allclose(np.linalg.solve(T, plant.A @ T), ours.A, atol=1e-9)
+    np.testing.assert_allclose(np.sort_complex(ours.poles()), np.sort_complex(theirs.poles()), rtol=1e-9)
+
+
+def test_types_of_the_block_diagonal_form():
+    control = pytest.importorskip("control")
+    import scipy.signal as signal
+
+    transfer = control.tf([1, 2], [1, 6, 11, 6], inputs="u", outputs="y")
+    blocks = modal_form(transfer, form="block_diagonal")
+    assert type(blocks) is control.StateSpace and blocks.input_labels == ["u"]
+    for system in (signal.TransferFunction([1, 2], [1, 6, 11, 6]), signal.ZerosPolesGain([-2], [-1, -3], 1)):
+        assert isinstance(modal_form(system, form="block_diagonal"), signal.StateSpace)
+    modal = ModalSystem([-3, -1 + 2j, -1 - 2j], [[2], [1 + 1j], [1 - 1j]], [[1, 1, 1]], dt=0)
+    blocks, T = modal_form(modal, form="block_diagonal", return_transform=True)
+    np.testing.assert_allclose(blocks[0], [[-1, 2, 0], [-2, -1, 0], [0, 0, -3]], atol=1e-14)
+    np.testing.assert_allclose(np.diag(modal.log_poles) @ T, T @ blocks[0], atol=1e-13)
+    assert modal_form((np.zeros((0, 0)), np.zeros((0, 2)), np.zeros((1, 0)), 0), form="block_diagonal")
+
+
+def test_transformations_that_make_no_sense():
+    control = pytest.importorskip("control")
+    transfer = control.tf([1], [1, 3, 2])
+    for function in (modal_form, hankelred.balanced_realization):
+        with pytest.raises(ModelError, match="transfer function has no states"):
+            function(transfer, return_transform=True)
+    with pytest.raises(ModelError, match="form must be 'diagonal' or 'block_diagonal', got 'jordan'"):
+        modal_form(random_system(0, 3, 1, 1), form="jordan")
 
 
 def test_repeated_poles_with_enough_eigenvectors_are_fine():

@@ -153,6 +153,14 @@ def test_gains_far_from_one(gain):
         np.testing.assert_allclose(norm((A, B, C * gain, D), kind) / gain, expected, rtol=2e-6)
 
 
+def test_norms_that_double_precision_lacks():
+    # Story: B and C of 1e140 on rates of 1e-65 gave an overflow warning from numpy, and inf.
+    system = -1e-65 * np.eye(2), 1e140 * np.ones((2, 1)), 1e140 * np.ones((1, 2)), 0
+    for kind in ("h2", "hinf", "hankel"):
+        with pytest.raises(hankelred.ModelError, match=r"reaches 1e3\d\d, more than double precision holds"):
+            norm(system, kind)
+
+
 @pytest.mark.parametrize("rate", [1e-12, 1e12])
 def test_rates_far_from_one(rate):
     A, B, C, D = random_system(0, 5, 2, 2, direct=False)
