@@ -165,7 +165,7 @@ def bench_hankel() -> None:
         start = time.perf_counter()
         found = hankelred.realize(markov, order)
         print(f"4000 x 4000 block Hankel, {title}: {time.perf_counter() - start:.2f} s, order {found.order}")
-    from hankelred._hankel_operator import HankelOperator
+    from hankelred.identification.hankel_svd import HankelOperator
 
     small = h[:4001]
     start = time.perf_counter()

@@ -32,7 +32,7 @@ import scipy.signal
 from threadpoolctl import threadpool_limits
 
 import hankelred
-from hankelred import _blocks
+from hankelred.simulation import recurrence as _blocks
 
 BARS = {(10, 1, 1): 150, (100, 2, 2): 60, (50, 4, 4): 30}
 

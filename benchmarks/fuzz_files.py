@@ -38,8 +38,8 @@ import _file_cases as cases
 import numpy as np
 
 import hankelred
-from hankelred import cli
-from hankelred._reading import opened
+from hankelred._util.reading import opened
+from hankelred.cli import main as cli
 from hankelred.files import read_model
 
 SEED = 20260

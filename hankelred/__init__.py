@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ._empirical_results import EmpiricalGramians, EmpiricalReduction
-from ._errors import (
+from .empirical.empirical_gramians import empirical_gramians
+from .empirical.estimator import GramianEstimator
+from .empirical.results import EmpiricalGramians, EmpiricalReduction
+from .errors import (
     ConvergenceError,
     FileFormatError,
     HankelredError,
@@ -12,19 +14,17 @@ from ._errors import (
     ReductionWarning,
     UnstableError,
 )
-from .convolution import Convolver, convolve, impulse_response, simulate
-from .empirical import empirical_gramians
-from .estimator import GramianEstimator
-from .gramians import gramian, gramian_factor
-from .hankel import balanced_realization, hankel_singular_values
-from .identification import Comparison, IdentifiedModel, identify
-from .markov import MarkovParameters, markov_parameters
-from .modal import ModalSystem, modal_form
-from .norms import norm
-from .order import select_order
-from .plotting import plot_hankel_singular_values, plot_reduction
-from .realization import realize
-from .reduction import Reduction, reduce
+from .gramians.gramians import gramian, gramian_factor
+from .identification.era import realize
+from .identification.identify import Comparison, IdentifiedModel, identify
+from .identification.markov import MarkovParameters, markov_parameters
+from .models.modal import ModalSystem, modal_form
+from .reduction.balancing import balanced_realization, hankel_singular_values
+from .reduction.norms import norm
+from .reduction.order import select_order
+from .reduction.plots import plot_hankel_singular_values, plot_reduction
+from .reduction.reduce import Reduction, reduce
+from .simulation.simulate import Convolver, convolve, impulse_response, simulate
 
 __version__ = "0.1.0"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ._errors import FileFormatError, in_one_line, listed
-from ._reading import checked_suffix, opened
-from .models import LinearModel, Timebase, validated, validated_timebase
-from .writing import write_atomically
+from ._util.reading import checked_suffix, opened
+from ._util.writing import write_atomically
+from .errors import FileFormatError, in_one_line, listed
+from .models.linear_model import LinearModel, Timebase, validated, validated_timebase
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")

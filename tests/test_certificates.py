@@ -25,11 +25,11 @@ from _reference import (
 )
 
 import hankelred
-from hankelred._imbalance import imbalance
-from hankelred._projection import Projected, exactly_projected
-from hankelred._refined import refined_response
-from hankelred._scaling import Scaled
-from hankelred._twofold import product, two_product
+from hankelred._util.twofold import product, two_product
+from hankelred.models.projection import Projected, exactly_projected
+from hankelred.models.scaling import Scaled
+from hankelred.reduction.imbalance import imbalance
+from hankelred.reduction.refined_response import refined_response
 
 METHODS = ("truncation", "residualization")
 
@@ -201,7 +201,7 @@ def test_an_order_above_the_noise_floor_is_honoured_as_far_as_it_can_be_computed
 
 def test_states_that_rounding_makes_unstable_are_not_handed_out(monkeypatch):
     # whatever the reason, a default reduction steps down until its poles are stable, and says so
-    from hankelred import _balanced
+    from hankelred.reduction import methods as _balanced
 
     def outside(model, n_kept):
         return np.array([5.5]) if model.n_states > 3 else np.zeros(0)

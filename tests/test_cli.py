@@ -17,9 +17,9 @@ from _commands import run_main
 from _data import data_file
 
 import hankelred
-from hankelred import cli
+from hankelred.cli import main as cli
 from hankelred.files import read_model, write_model
-from hankelred.models import as_model
+from hankelred.models.linear_model import as_model
 
 
 def system(n=12, seed=0):

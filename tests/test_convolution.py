@@ -17,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hankelred
-from hankelred import Convolver, HankelredError, _blocks, _kernels, convolve, impulse_response, simulate
-from hankelred._discretisation import discretise
-from hankelred._errors import ModelError
-from hankelred._scaling import balance
+from hankelred import Convolver, HankelredError, convolve, impulse_response, simulate
+from hankelred.errors import ModelError
+from hankelred.models.scaling import balance
+from hankelred.simulation import convolve as _kernels
+from hankelred.simulation import recurrence as _blocks
+from hankelred.simulation.discretize import discretise
 
 METHODS = ["blocks", "steps", "auto"]
 

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import hankelred
-from hankelred.cli import cli
+from hankelred.cli.main import cli
 from hankelred_llm.cli.main import cli as adapters
 
 matplotlib.use("Agg")

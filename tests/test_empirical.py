@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import hankelred
 from hankelred import HankelredError, ModelError, OrderError, ReductionWarning, UnstableError
 from hankelred import empirical_gramians as gramians
-from hankelred._excitations import EXCITATIONS, make_excitation
-from hankelred._quadrature import derivative, gregory_weights
+from hankelred.empirical.excitations import EXCITATIONS, make_excitation
+from hankelred.empirical.quadrature import derivative, gregory_weights
 
 KINDS = ("controllability", "observability", "cross")
 

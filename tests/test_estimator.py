@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred import FileFormatError, GramianEstimator, HankelredError
-from hankelred._triangle import TriangularFactor
+from hankelred.empirical.triangular_factor import TriangularFactor
 
 
 def fed(*blocks, n=None, **options):

@@ -25,12 +25,13 @@ from _commands import run_main
 from _data import load_mat
 
 import hankelred
-from hankelred import FileFormatError, ModelError, cli
-from hankelred._matlab import MatFile
-from hankelred._records import read_columns
+from hankelred import FileFormatError, ModelError
+from hankelred._util.mat_files import MatFile
+from hankelred._util.writing import replace_file, write_atomically
+from hankelred.cli import main as cli
 from hankelred.files import read_model, write_model
-from hankelred.models import as_model
-from hankelred.writing import replace_file, write_atomically
+from hankelred.identification.records import read_columns
+from hankelred.models.linear_model import as_model
 
 A = -np.eye(4) + 0.1
 MODEL = {"A": A, "B": np.ones((4, 1)), "C": np.ones((1, 4))}
@@ -630,7 +631,7 @@ def model_file(folder):
 KILLED = """
 import os, sys, signal
 from pathlib import Path
-from hankelred.writing import replace_file
+from hankelred._util.writing import replace_file
 
 def write(name):
     with open(name, "w") as file:
@@ -663,7 +664,7 @@ def test_a_writer_that_lives_keeps_its_temporary_file(tmp_path):
         Path(name).write_text("half")
         # while this one writes, another finishes in the same folder, in this process and in another one
         code = (
-            "from hankelred.files import write_model; from hankelred.models import as_model; "
+            "from hankelred.files import write_model; from hankelred.models.linear_model import as_model; "
             f"write_model(as_model((0.5, 1, 1, 0)), {str(other)!r})"
         )
         subprocess.run([sys.executable, "-c", code], check=True)

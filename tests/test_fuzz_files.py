@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hankelred
-from hankelred.models import as_model
+from hankelred.models.linear_model import as_model
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fuzz_files.py"
 

@@ -14,8 +14,8 @@ from _reference import damped_chain, random_system, response
 
 import hankelred
 from hankelred import HankelredError, ModelError, hankel_singular_values, reduce
-from hankelred._rational import transfer_entries
-from hankelred.models import as_model
+from hankelred.models.linear_model import as_model
+from hankelred.models.rational import transfer_entries
 
 control = pytest.importorskip("control")
 

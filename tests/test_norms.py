@@ -17,7 +17,8 @@ from _reference import (
 )
 
 import hankelred
-from hankelred import norm, norms
+from hankelred import norm
+from hankelred.reduction import norms
 
 
 @pytest.mark.parametrize("damping", [0.3, 1e-3, 1e-6, 1e-9])

@@ -7,7 +7,7 @@ import pytest
 
 import hankelred
 from hankelred import OrderError, select_order
-from hankelred.order import error_bounds, repeated
+from hankelred.reduction.order import error_bounds, repeated
 
 HSV = np.array([8.0, 4.0, 2.0, 1.0])
 

@@ -14,7 +14,7 @@ import click
 import peft
 
 import hankelred
-import hankelred.cli
+import hankelred.cli.main
 import hankelred_llm
 import hankelred_llm.cli.main
 
@@ -73,7 +73,7 @@ def surface():
                 lines += members(full, value)
             else:
                 lines.append(f"{full}{parameters(value)}" if callable(value) else full)
-    lines += options("hankelred", hankelred.cli.cli)
+    lines += options("hankelred", hankelred.cli.main.cli)
     lines += options("hankelred-llm", hankelred_llm.cli.main.cli)
     return "\n".join(lines) + "\n"
 

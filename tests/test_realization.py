@@ -14,10 +14,10 @@ import scipy.linalg as sla
 from click.testing import CliRunner
 
 import hankelred
-from hankelred._cli_identify import identify as identify_command
-from hankelred._hankel_operator import HankelOperator, leading_svd
-from hankelred._impulse_fit import ConvolutionMatrix, solve_least_squares
-from hankelred._records import read_columns
+from hankelred.cli.identify import identify as identify_command
+from hankelred.identification.hankel_svd import HankelOperator, leading_svd
+from hankelred.identification.records import read_columns
+from hankelred.identification.toeplitz_lstsq import ConvolutionMatrix, solve_least_squares
 
 SHARED = Path(os.environ.get("HANKELRED_SHARED", Path(__file__).parents[1] / "../shared"))
 SYSID = SHARED / "data" / "sysid"
@@ -94,7 +94,7 @@ class TestMarkovParameters:
         matrix = ConvolutionMatrix(us, 20, known_past)
         ys = [y[:, matrix.first :] for y in ys]
         exact = solve_least_squares(matrix, ys, 1e-3)
-        monkeypatch.setattr("hankelred._impulse_fit._EXACT_UNKNOWNS", 0)
+        monkeypatch.setattr("hankelred.identification.toeplitz_lstsq._EXACT_UNKNOWNS", 0)
         iterated = solve_least_squares(matrix, ys, 1e-3)
         assert relative_error(iterated[0], exact[0]) < 1e-11
         assert relative_error(iterated[1], exact[1]) < 1e-11  # diagonal from the displacement structure

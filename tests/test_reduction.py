@@ -137,7 +137,8 @@ def test_residualization_keeps_dc_below_the_noise_floor():
 @pytest.mark.parametrize("dt", [0, True])
 def test_residualization_keeps_dc_of_states_it_never_sees(dt, monkeypatch):
     # with a noise floor in the middle of the spectrum half of the states are in no reduced model
-    from hankelred import hankel, reduction
+    from hankelred.reduction import balancing as hankel
+    from hankelred.reduction import reduce as reduction
 
     def with_floor(*args, **kwargs):
         balancing = hankel.balance(*args, **kwargs)
@@ -226,8 +227,8 @@ def test_at_does_not_factor_again(monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("factored again")
 
-    monkeypatch.setattr("hankelred.reduction.factorize", forbidden)
-    monkeypatch.setattr("hankelred.reduction.balance", forbidden)
+    monkeypatch.setattr("hankelred.reduction.reduce.factorize", forbidden)
+    monkeypatch.setattr("hankelred.reduction.reduce.balance", forbidden)
     assert base.at(2).at(7).order == 7
 
 
@@ -583,7 +584,7 @@ def test_repr_is_short():
 
 
 def test_a_pole_that_rounding_moves_is_not_silent(monkeypatch):
-    from hankelred import hankel
+    from hankelred.reduction import balancing as hankel
 
     monkeypatch.setattr(hankel, "is_stable_pole", lambda poles, size, **_: np.zeros(poles.size, bool))
     with pytest.warns(hankelred.ReductionWarning, match="rounding left a pole"):

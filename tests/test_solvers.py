@@ -8,11 +8,13 @@ import scipy.linalg as sla
 from _reference import damped_chain, exact_gramians, random_system, slow_pole
 
 import hankelred
-from hankelred import _hammarling, _smith, lyapunov
-from hankelred._cauchy import cauchy_factor
-from hankelred._hammarling import hammarling_factors
-from hankelred._scaling import equilibrate
-from hankelred._smith import cayley, compress, smith_factors
+from hankelred.gramians import factorize as lyapunov
+from hankelred.gramians import hammarling as _hammarling
+from hankelred.gramians import smith as _smith
+from hankelred.gramians.cauchy import cauchy_factor
+from hankelred.gramians.hammarling import hammarling_factors
+from hankelred.gramians.smith import cayley, compress, smith_factors
+from hankelred.models.scaling import equilibrate
 
 
 def solved_by_scipy(A, B, *, discrete):
@@ -228,7 +230,7 @@ def test_wrong_factors_are_noticed(monkeypatch):
 
 
 def test_cross_gramian_failure_raises(monkeypatch):
-    from hankelred import gramians
+    from hankelred.gramians import gramians
 
     monkeypatch.setattr(gramians, "_cross_continuous", lambda T, source: 1.01 * np.ones_like(T))
     with pytest.raises(hankelred.ConvergenceError, match="cross"):

@@ -9,7 +9,8 @@ from _reference import gains, random_system, response, similar, with_jordan_bloc
 
 import hankelred
 from hankelred import hankel_singular_values
-from hankelred._split import STABILITY_TOL, is_stable_pole, matrix_size, schur_poles, split
+from hankelred._util.arrays import schur_poles
+from hankelred.gramians.stability import STABILITY_TOL, is_stable_pole, matrix_size, split
 
 
 def infinite(system, **options):

@@ -13,9 +13,9 @@ import pytest
 from _commands import run_main
 
 import hankelred
-from hankelred import cli
+from hankelred.cli import main as cli
 from hankelred.files import read_model, write_model
-from hankelred.models import as_model
+from hankelred.models.linear_model import as_model
 
 MODEL = np.array([[-1.0, 0.5], [0.0, -3.0]]), np.ones((2, 1)), np.ones((1, 2)), 0
 INPUT = np.random.default_rng(0).standard_normal(300)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hankelred.writing import replace_file
+from hankelred._util.writing import replace_file
 
 from .capture import inputs_of
 from .gradient_hankel import GradientOperator

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = npt.NDArray[Any]
 
-# one colour a role, as in hankelred.plotting, readable without colour vision (Okabe and Ito)
+# one colour a role, as in hankelred.reduction.plots, readable without colour vision (Okabe and Ito)
 VALUES, CHOSEN, OTHER, LINE, NULL = "#0072B2", "#D55E00", "#009E73", "#555555", "#BBBBBB"
 
 #: Decades below the largest value that a picture shows.

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from hankelred import __version__
-from hankelred.console import run
+from hankelred.cli.console import run
 
 #: Each is a module of this folder that binds a click command to ``COMMAND``.
 COMMANDS = ("compare", "evaluate", "reduce", "spectra", "train")

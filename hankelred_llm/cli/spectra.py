@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hankelred.console import check_folder, check_picture, save_picture
+from hankelred.cli.console import check_folder, check_picture, save_picture
 
 from .data_options import data_options
 
@@ -157,7 +157,7 @@ def _pattern(found: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str
 
 
 def _write_json(path: Path, found: HankelSpectra, ranks: Mapping[int, int] | None, calibration: Any) -> None:
-    from hankelred.writing import write_atomically
+    from hankelred._util.writing import write_atomically
 
     content = json.loads(found.to_json())
     if ranks is not None:

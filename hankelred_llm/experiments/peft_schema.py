@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hankelred.writing import write_atomically
+from hankelred._util.writing import write_atomically
 
 from .experiment import Experiment
 from .records import Record

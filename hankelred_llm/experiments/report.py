@@ -12,7 +12,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hankelred.writing import write_atomically
+from hankelred._util.writing import write_atomically
 
 if TYPE_CHECKING:
     from .compare import Comparison, Line

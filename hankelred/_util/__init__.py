@@ -1,0 +1,1 @@
+"""Arrays, argument checks, twofold precision, progress, and files read and written whole."""

@@ -1,0 +1,38 @@
+"""What every room means by an array, by the four matrices of a model, and by rounding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+#: A, B, C, D
+Quadruple: TypeAlias = tuple[Array, Array, Array, Array]
+
+EPS = float(np.finfo(float).eps)
+
+#: Bytes of the largest array that is read from a file: 512 MiB, 8192 states in double precision. A small
+#: compressed file can unfold into more than any memory.
+LARGEST_IN_FILE = 2**29
+
+
+def narrow(M: Array) -> Array:
+    """Return a matrix with no more columns than rows and the same M M^H."""
+    if M.shape[1] <= M.shape[0]:
+        return M
+    return np.asarray(np.linalg.qr(M.conj().T, mode="r")).conj().T
+
+
+def schur_poles(T: Array) -> Array:
+    """Return the eigenvalues of a real or complex Schur form, in the order of its diagonal."""
+    poles = np.diag(T).astype(complex)
+    if np.iscomplexobj(T):
+        return poles
+    for k in np.flatnonzero(np.diag(T, -1)):
+        # LAPACK's standard form: equal diagonal, off-diagonal of opposite sign
+        poles[k] += 1j * math.sqrt(max(-T[k, k + 1] * T[k + 1, k], 0.0))
+        poles[k + 1] = poles[k].conjugate()
+    return poles

@@ -1,0 +1,133 @@
+"""Arrays by name in .mat, .npz and .json files, read without trusting the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import FileFormatError, HankelredError, in_one_line, shown
+from .arrays import LARGEST_IN_FILE, Array
+from .checks import is_rounded_to_zero
+from .mat_files import MatFile
+
+FORMATS = (".mat", ".npz", ".json")
+
+
+def checked_suffix(path: Path) -> str:
+    """Return the ending of a model file, or refuse it before any work is done."""
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise FileFormatError(
+            f"{in_one_line(path)}: the ending must be one of {', '.join(FORMATS)}, "
+            f"got {shown(suffix or 'none')}"
+        )
+    return suffix
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Open a .mat, .npz or .json file as its arrays by name; each is read when it is looked up.
+
+    Raises
+    ------
+    FileFormatError
+        For whatever goes wrong with the file, also while it is open, with its name in front.
+    """
+    reader = _READERS[checked_suffix(path)]
+    named = in_one_line(path)
+    check_readable(path)
+    try:
+        with open(path, "rb") as file:
+            yield reader(file)
+    except PermissionError:
+        raise FileFormatError(f"{named} cannot be read: permission denied") from None
+    except HankelredError as error:
+        raise FileFormatError(f"{named}: {error}") from None
+    except Exception as error:  # the readers of JSON, zip and numpy raise many types on damaged files
+        detail = in_one_line(" ".join(str(error).split()), 120) or type(error).__name__
+        raise FileFormatError(f"{named} is damaged or not a {path.suffix.lower()} file ({detail})") from None
+
+
+def check_readable(path: Path) -> None:
+    """Refuse what is not there, or no file."""
+    named = in_one_line(path)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileFormatError(f"{named} does not exist") from None
+    except (OSError, ValueError) as error:  # a name too long, a circle of links, a null character
+        raise FileFormatError(
+            f"{named} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise FileFormatError(f"{named} is not a file")
+
+
+class Archive(Mapping[str, Array]):
+    """The arrays of an .npz file by name; a member is unpacked when it is looked up, up to a limit."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._zip = zipfile.ZipFile(file)
+        self._members = _without_repetition(
+            [(info.filename.removesuffix(".npy"), info) for info in self._zip.infolist()]
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._members)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __getitem__(self, name: str) -> Array:
+        info = self._members[name]
+        if info.file_size > LARGEST_IN_FILE:
+            raise FileFormatError(
+                f"{in_one_line(name, 60)} has {info.file_size} bytes; at most {LARGEST_IN_FILE} are read "
+                "from a file: pass the matrices as a tuple"
+            )
+        with self._zip.open(info) as member:
+            array = np.lib.format.read_array(member, allow_pickle=False)
+            # the checksum is compared at the end of a member
+            if member.read(1):
+                raise ValueError(f"{in_one_line(name, 60)} is longer than its shape says")
+        return array
+
+
+def _read_json(file: BinaryIO) -> dict[str, Any]:
+    size = os.fstat(file.fileno()).st_size
+    if size > LARGEST_IN_FILE:
+        raise FileFormatError(f"{size} bytes of JSON are too many; at most {LARGEST_IN_FILE} are read")
+    text = file.read()
+    content = json.loads(text, object_pairs_hook=_without_repetition)
+    if not isinstance(content, dict):
+        raise FileFormatError("expected an object, arrays by their names")
+    for key, value in content.items():
+        # rounded to zero, a tiny step would make the model a continuous one: left as text it is refused
+        if key.lower() == "dt" and isinstance(value, float) and value == 0:
+            digits = json.loads(text, parse_float=str)[key]
+            content[key] = digits if is_rounded_to_zero(digits) else value
+    return content
+
+
+_READERS: dict[str, Callable[[BinaryIO], Mapping[str, Any]]] = {
+    ".mat": MatFile,
+    ".npz": Archive,
+    ".json": _read_json,
+}
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FileFormatError(f"it has {in_one_line(twice, 60)} twice; keep one")
+    return content

@@ -1,0 +1,123 @@
+"""`hankelred identify`: a record in a file to a model in a file. Mounted by :mod:`hankelred.cli.main`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from .._util.reading import checked_suffix
+from ..errors import FileFormatError, HankelredError, in_one_line
+from ..files import write_model
+from ..identification.records import choose_columns, describe_columns, read_columns
+from .console import check_picture, check_target, count, force_option, save_picture, timestep
+
+if TYPE_CHECKING:
+    from ..identification.identify import IdentifiedModel
+
+
+@click.command(short_help="A model from the record in DATA.")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--inputs", default="", help="Input columns: numbers from 0, or header names, with commas. [required]"
+)
+@click.option("--outputs", default="", help="Output columns, likewise. [required]")
+@click.option("--dt", type=float, help="Sampling time in seconds (default: unspecified).")
+@click.option("--order", type=int, help="Number of states (default: chosen by held-back samples).")
+@click.option("--unstable", is_flag=True, help="Let poles be outside the unit circle if the data say so.")
+@click.option("--keep-offsets", is_flag=True, help="Take the levels as they are instead of removing means.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the model (.mat, .npz, .json).")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Write spectrum, measured and simulated output as a picture.",
+)
+@force_option
+def identify(
+    data: Path,
+    inputs: str,
+    outputs: str,
+    dt: float | None,
+    order: int | None,
+    unstable: bool,
+    keep_offsets: bool,
+    out: Path | None,
+    plot: Path | None,
+    force: bool,
+) -> None:
+    """Identify a model from the record in DATA: columns of text, CSV (with or without header), or .mat.
+
+    A fit of 1 is perfect, 0 no better than the mean; the held-back one is of samples the model did not see.
+
+    \b
+    Example:
+      hankelred identify record.csv --inputs u --outputs y1,y2 --dt 0.1 --out model.json --plot model.png
+      hankelred identify dryer.dat --inputs 0 --outputs 1 --dt 0.08 --order 4
+    """
+    from ..identification.identify import identify as identify_record
+
+    check_picture(plot)
+    if out is not None:
+        checked_suffix(out)
+    check_target(out, data, force)
+    check_target(plot, data, force)
+    if dt is not None and not dt > 0:
+        raise HankelredError(f"--dt must be a positive number of seconds, got {dt:g}")
+    table, names = read_columns(data)
+    if not _split(inputs) or not _split(outputs):
+        raise FileFormatError(
+            f"say with --inputs and --outputs which columns are which; {in_one_line(data)} has "
+            f"{describe_columns(names, table.shape[1])}"
+        )
+    chosen_u = choose_columns(_split(inputs), names, table.shape[1])
+    chosen_y = choose_columns(_split(outputs), names, table.shape[1])
+    both = sorted(set(chosen_u) & set(chosen_y))
+    if both:
+        raise FileFormatError(f"column {both[0]} is both an input and an output")
+    u, y = table[:, chosen_u].T, table[:, chosen_y].T
+    model = identify_record(
+        u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable
+    )
+    click.echo(
+        f"{u.shape[1]} samples, {count(u.shape[0], 'input')}, {count(y.shape[0], 'output')} -> order "
+        f"{model.order}, {timestep(model.model.dt)}"
+    )
+    labels = [names[column] if names else f"column {column}" for column in chosen_y]
+    for label, fit, held_back in zip(labels, model.fit, model.held_back_fit, strict=True):
+        click.echo(f"fit of {in_one_line(label, 60)}: {fit:.4f} (held back: {held_back:.4f})")
+    if out is not None:
+        write_model(model.model, out)
+        click.echo(f"wrote {in_one_line(out)}")
+    if plot is not None:
+        save_picture(plot, lambda ax: draw_identification(model, u, y, labels, ax))
+
+
+def _split(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str], ax: Any) -> None:
+    """Draw the spectrum, and below it every output as measured and as simulated, in the place of `ax`."""
+    from ..plotting.draw import FULL, REDUCED
+    from ..reduction.plots import plot_hankel_singular_values
+
+    figure = ax.figure
+    ax.remove()
+    p = y.shape[0]
+    figure.set_size_inches(8, 3.2 + 1.8 * p)
+    axes = figure.subplots(p + 1, 1, height_ratios=[1.6] + [1] * p)
+    plot_hankel_singular_values(model, ax=axes[0])
+    simulated = model.compare(u, y)
+    step = 1.0 if model.model.dt is True else float(model.model.dt or 1.0)
+    time = np.arange(y.shape[1]) * step
+    for i in range(p):
+        below = axes[i + 1]
+        below.plot(time, y[i], color=FULL, lw=1.2, label="measured")
+        below.plot(
+            time, simulated.output[i], color=REDUCED, lw=1.0, label=f"simulated, fit {simulated.fit[i]:.3f}"
+        )
+        below.set_ylabel(labels[i])
+        below.legend(loc="upper right", fontsize="small")
+    axes[-1].set_xlabel("time in seconds" if model.model.dt is not True else "sample")

@@ -1,0 +1,210 @@
+"""The command line: `hankelred hsv`, `hankelred reduce`, `hankelred identify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from .. import __version__
+from .._util.checks import is_rounded_to_zero
+from .._util.reading import checked_suffix
+from ..errors import in_one_line, shown
+from ..files import read_model, write_model
+from ..gramians.stability import suspected_timebase
+from ..models.linear_model import LinearModel, Timebase, validated_timebase
+from ..reduction.reduce import METHODS, Reduction
+from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
+from .identify import identify
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # before click 8.4 it takes no parameter
+
+
+class Timestep(_ParamType):
+    """A timebase on the command line: 0, true or seconds."""
+
+    name = "0|true|SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Timebase:
+        """Turn the text into a timebase."""
+        text = str(value)
+        if text.lower() == "true":
+            return True
+        try:
+            # a tiny step is no continuous model
+            return validated_timebase(text if is_rounded_to_zero(text) else float(text))
+        except ValueError:
+            self.fail(f"{shown(text)} is neither 0 nor true nor seconds between samples", param, ctx)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hankelred")
+def cli() -> None:
+    """Hankel singular values and certified model reduction.
+
+    MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt; DATA is a table of samples.
+
+    \b
+    Example:
+      hankelred hsv model.mat
+    """
+
+
+def model_options(function: Any) -> Any:
+    """Add the options that say how a model file is read."""
+    function = click.option(
+        "--stability-tol",
+        type=float,
+        default=1e-13,
+        show_default=True,
+        help="Relative width of the marginal zone.",
+    )(function)
+    function = click.option(
+        "--dt", type=Timestep(), help="Timebase, over that of the file (default there: 0, continuous)."
+    )(function)
+    return click.argument("model", type=click.Path(path_type=Path))(function)
+
+
+@cli.command(short_help="Hankel singular values of MODEL, and error bounds.")
+@model_options
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Write the spectrum as a picture (.png, .pdf, .svg)."
+)
+@click.option("--all", "show_all", is_flag=True, help="Print every value, not only the first 20.")
+@force_option
+def hsv(
+    model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show_all: bool, force: bool
+) -> None:
+    """Print the Hankel singular values of MODEL with the error bound of each order.
+
+    \b
+    Example:
+      hankelred hsv model.mat --plot spectrum.png
+    """
+    from ..gramians.factorize import factorize
+    from ..gramians.stability import checked_tol
+    from ..reduction.balancing import singular_values
+
+    check_picture(plot)
+    check_target(plot, model, force)
+    system = read_model(model, dt)
+    factored = factorize(system, checked_tol(stability_tol))
+    values, floor = singular_values(factored)
+    print_spectrum(system, values, floor, None if show_all else 20)
+    click.echo(f"solver: {factored.solver}, residual {factored.residual:.1e}")
+    if factored.n_kept == system.n_states:
+        poles = np.linalg.eigvals(system.A)
+        advice = suspected_timebase(poles, discrete=system.is_discrete).removeprefix("; ")
+        if advice:
+            click.echo(f"warning: {advice} (--dt)", err=True)
+    if plot is not None:
+        from ..reduction.plots import plot_hankel_singular_values
+
+        save_picture(plot, lambda ax: plot_hankel_singular_values(system, ax=ax))
+
+
+@cli.command(short_help="A smaller MODEL, with error bound and true error.")
+@model_options
+@click.option("--order", type=int, help="Number of states to keep.")
+@click.option("--tol", type=float, help="Smallest order with an error bound of at most this.")
+@click.option("--rtol", type=float, help="The same, relative to the largest singular value.")
+@click.option("--energy", type=float, help="Smallest order with this share of the singular values.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="truncation", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the reduced model (.mat, .npz, .json).")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Write full, reduced, error and bound as a picture."
+)
+@force_option
+def reduce(
+    model: Path,
+    dt: Timebase,
+    stability_tol: float,
+    order: int | None,
+    tol: float | None,
+    rtol: float | None,
+    energy: float | None,
+    method: Any,
+    out: Path | None,
+    plot: Path | None,
+    force: bool,
+) -> None:
+    """Reduce MODEL and report the bound and the true error.
+
+    \b
+    Example:
+      hankelred reduce model.mat --order 10 --out reduced.mat --plot reduced.png
+      hankelred reduce model.json --tol 1e-3 --out reduced.json
+    """
+    from ..reduction.reduce import reduce as reduce_model
+
+    check_picture(plot)
+    if out is not None:
+        checked_suffix(out)
+    check_target(out, model, force)
+    check_target(plot, model, force)
+    system = read_model(model, dt)
+    reduction = reduce_model(
+        system, order, tol=tol, rtol=rtol, energy=energy, method=method, stability_tol=stability_tol
+    )
+    print_reduction(system, reduction)
+    if (order, tol, rtol, energy) == (None, None, None, None):
+        click.echo("every value above the noise floor is kept; --order, --tol, --rtol or --energy keep fewer")
+    if out is not None:
+        write_model(reduction.model, out)
+        click.echo(f"wrote {in_one_line(out)}")
+    if plot is not None:
+        from ..reduction.plots import plot_reduction
+
+        save_picture(plot, lambda ax: plot_reduction(reduction, ax=ax))
+
+
+cli.add_command(identify)
+
+
+def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | None) -> None:
+    """Print the singular values as a table."""
+    from rich.table import Table
+
+    from ..reduction.order import error_bounds
+
+    bounds = error_bounds(values)
+    click.echo(describe(system))
+    table = Table()
+    for heading in ("k", "sigma_k", "bound of order k"):
+        table.add_column(heading, justify="right")
+    shown = values if limit is None else values[:limit]
+    for k, value in enumerate(shown, start=1):
+        note = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
+        table.add_row(str(k), note, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
+    console().print(table)
+    if len(shown) < len(values):
+        click.echo(f"... {len(values) - len(shown)} more; --all prints them")
+    click.echo(f"noise floor: {floor:.1e} ({int((values > floor).sum())} of {len(values)} values above it)")
+
+
+def print_reduction(system: LinearModel, reduction: Reduction) -> None:
+    """Print what was reduced and its certificate."""
+    bound, error = reduction.error_bound, reduction.error("hinf")
+    click.echo(f"{describe(system)} -> order {reduction.order} by {reduction.method}")
+    click.echo(f"error bound (H-infinity): {bound:.6e}")
+    click.echo(f"true error  (H-infinity): {error:.6e}")
+    if reduction.unstable_order:
+        click.echo(f"unstable or marginal states kept exactly: {reduction.unstable_order}")
+    click.echo(f"solver: {reduction.solver}, residual {reduction.residual:.1e}")
+
+
+def describe(system: LinearModel) -> str:
+    """Return the sizes and timebase of a model in one line."""
+    sizes = (("state", system.n_states), ("input", system.n_inputs), ("output", system.n_outputs))
+    time = f"discrete, {timestep(system.dt)}" if system.is_discrete else "continuous"
+    return ", ".join([*(count(n, what) for what, n in sizes), time])
+
+
+def main() -> None:
+    """Run the command line; what is wrong is said in one line, with exit status 2."""
+    run(cli, "hankelred")

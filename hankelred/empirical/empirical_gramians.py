@@ -1,0 +1,368 @@
+"""Empirical Gramians of linear models and of simulators: the one call, and the checks of what it is given."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._util.arrays import EPS, Array
+from .._util.checks import count, whole
+from ..errors import HankelredError
+from ..gramians.stability import checked_tol
+from ..models.linear_model import LinearModel, Timebase, as_model, is_discrete, validated_timebase
+from ..simulation.signals import as_numbers
+from .assembly import Assembled
+from .excitations import Seed
+from .experiments import Runner, Simulator, find_sizes
+from .linear_responses import LinearJob, of_model
+from .responses import CENTERINGS, check_span, count_intervals, cross_needs_square, discrete_step
+from .results import EmpiricalGramians
+from .simulator_responses import SimulatorJob, of_simulator
+
+_KINDS = ("controllability", "observability", "cross")
+
+
+def empirical_gramians(
+    system: Any,
+    *,
+    kinds: str | Sequence[str] = ("controllability", "observability"),
+    excitation: str | npt.ArrayLike = "impulse",
+    horizon: float | None = None,
+    step: float | None = None,
+    dt: Timebase = 0,
+    n_states: int | None = None,
+    n_inputs: int | None = None,
+    steady_state: npt.ArrayLike | None = None,
+    steady_input: npt.ArrayLike | None = None,
+    input_scales: npt.ArrayLike = 1.0,
+    state_scales: npt.ArrayLike = 1.0,
+    signs: Sequence[int] = (1, -1),
+    centering: str = "steady",
+    hold: str | None = None,
+    seed: Seed = 0,
+    batch_size: int | None = None,
+    n_jobs: int | None = None,
+    progress: bool | None = None,
+    stability_tol: float = 1e-13,
+) -> EmpiricalGramians:
+    """Compute Gramians from responses: of a linear model, or of any simulator that can be called.
+
+    A simulator is run with each input excited in turn, and from each state perturbed in turn; the
+    responses are normalised by what went in and integrated. For a linear system every excitation
+    gives the same, exact Gramian; for a nonlinear one the result depends on the scales of excitation
+    and perturbation, and should be made with those of use.
+
+    Parameters
+    ----------
+    system : model or callable
+        Any linear model, or a callable ``simulate(x0, u) -> (x, y)`` with x0 (n,), u (m, T), x (n, T),
+        y (p, T), time last, ``x[:, 0] = x0`` and T anything. With ``batch_size`` given: x0 (b, n),
+        u (b, m, T), x (b, n, T), y (b, p, T).
+    kinds : str or sequence of str
+        Of "controllability", "observability" and "cross" (as many outputs as inputs).
+    excitation : str or array_like
+        "impulse", "step", "prbs", "chirp", "multisine", "white_noise", or a record (samples,), fed to
+        each input in turn, or (m, samples), of which row i is fed to input i alone.
+    horizon : float
+        How long a response takes to die out (s; samples where dt is True). The runs of a broadband
+        excitation are longer. Linear models have a default, from their poles.
+    step : float
+        Distance of the samples of u, x and y (s). In discrete time it is the sampling time and may be left
+        out. Linear models have a default, from their poles.
+    dt : 0, True, float or None
+        Timebase of a tuple or a callable: 0 continuous (default), True or seconds discrete.
+    n_states, n_inputs : int, optional
+        Sizes n and m of a callable. Where they follow neither from these nor from the two below, they
+        are found by calling it with zeros of growing size.
+    steady_state, steady_input : array_like (n,) and (m,), optional
+        Operating point of a simulator, around which it is excited; zero by default.
+    input_scales, state_scales : float or array_like (k,), (m, k) or (n, k)
+        Magnitudes to use, averaged over; by input or state where they differ. An impulse has this
+        area (continuous) or height (discrete), a step this height, everything else this root mean
+        square value; a record is multiplied by it. Without effect on a linear model.
+    signs : sequence of int
+        (1, -1), (1,) or (-1,): signs the scales are used with. Without effect on a linear model.
+    centering : str
+        What is subtracted from the responses: "steady" the unperturbed run, which makes the result a
+        Gramian; "mean" their mean over the horizon, or "final" their last value, besides.
+    hold : "zoh", "foh" or None
+        How a continuous-time simulator holds u between samples: constant, or a straight line. None
+        (default) finds out by one short pulse on each input.
+    seed : int or numpy Generator
+        For the random excitations.
+    batch_size : int, optional
+        The callable takes this many experiments at once, stacked in front.
+    n_jobs : int, optional
+        Experiments at a time, as joblib means it; a backend chosen with ``joblib.parallel_config``
+        (Dask, Ray) is used.
+    progress : bool, optional
+        Show a progress bar. By default when it takes long and stderr is a terminal.
+    stability_tol : float
+        How near to the boundary a pole of a linear model counts as marginal.
+
+    Returns
+    -------
+    EmpiricalGramians
+
+    Raises
+    ------
+    UnstableError
+        A linear model with an unstable or marginal pole.
+    ModelError
+        A simulator that fails, or returns wrong shapes, NaN or Inf: the experiment is named. Or a
+        cross Gramian of a system that is not square.
+    HankelredError
+        Arguments that are unknown or do not fit together, a horizon shorter than the step, a record that
+        leaves frequencies unexcited, a model too stiff for a uniform grid.
+
+    Notes
+    -----
+    With g the normalised response of the states to input i (an impulse response), and y that of
+    the outputs to a perturbed initial state, averaged over scales and signs::
+
+        controllability   W_c = sum_i  integral  g_i g_i^H dt         A W + W A^H + B B^H = 0
+        observability     W_o =        integral  Y^H Y dt             A^H W + W A + C^H C = 0
+        cross             X   = sum_i  integral  g_i Y_i dt           A X + X A + B C = 0
+
+    In discrete time the integrals are sums. Integrals are of eighth order in the step (Gregory), the
+    derivatives that undo a hold of sixth. See the page "Empirical Gramians" of the documentation.
+
+    References
+    ----------
+    S. Lall, J. E. Marsden, S. Glavaski, "A subspace approach to balanced truncation for model reduction
+    of nonlinear control systems", *Int. J. Robust Nonlinear Control* 12 (2002) 519-535.
+    C. Himpe, "emgr - The Empirical Gramian Framework", *Algorithms* 11 (2018) 91.
+
+    Examples
+    --------
+    A linear model:
+
+    >>> A, B, C = [[-1.0, 1.0], [0.0, -2.0]], [[0.0], [1.0]], [[1.0, 0.0]]
+    >>> grams = empirical_gramians((A, B, C, 0.0))
+    >>> np.round(grams.controllability * 12, 6)
+    array([[1., 1.],
+           [1., 3.]])
+
+    A simulator, nonlinear, in discrete time:
+
+    >>> def simulate(x0, u):
+    ...     x = np.empty((2, u.shape[1]))
+    ...     state = x0
+    ...     for k in range(u.shape[1]):
+    ...         x[:, k] = state
+    ...         state = np.tanh([0.5 * state[0] + 0.2 * state[1], 0.4 * state[1] + u[0, k]])
+    ...     return x, x[:1]
+    >>> grams = empirical_gramians(simulate, dt=True, horizon=40, input_scales=[0.1, 0.5])
+    >>> grams.hankel_singular_values.shape
+    (2,)
+    """
+    wanted = _checked_kinds(kinds)
+    if centering not in CENTERINGS:
+        raise HankelredError(f"unknown centering {centering!r}; use one of {', '.join(CENTERINGS)}")
+    for value, name in ((horizon, "horizon"), (step, "step")):
+        if value is not None:
+            check_span(value, name)
+    if _is_simulator(system):
+        return _from_simulator(
+            system,
+            wanted,
+            horizon,
+            step,
+            validated_timebase(dt),
+            sizes=(n_states, n_inputs),
+            rest=(steady_state, steady_input),
+            scales=(input_scales, state_scales),
+            runner=Runner(system, _checked_batch(batch_size), _checked_jobs(n_jobs), progress),
+            signs=_checked_signs(signs),
+            excitation=excitation,
+            centering=centering,
+            hold=_checked_hold(hold),
+            seed=seed,
+        )
+    model = as_model(system, dt)
+    if "cross" in wanted and model.n_inputs != model.n_outputs:
+        raise cross_needs_square(model.n_inputs, model.n_outputs)
+    rest = np.zeros(model.n_states)
+    if model.n_states == 0:
+        empty = Assembled(
+            {kind: np.zeros((0, 0)) for kind in wanted},
+            {kind: np.zeros((0, 0)) for kind in wanted},
+            dict.fromkeys(wanted, 0.0),
+            dict.fromkeys(wanted, 0.0),
+            dict.fromkeys(wanted, 0.0),
+        )
+        return _result(empty, wanted, horizon or 0.0, step or 0.0, rest, model)
+    job = LinearJob(model, wanted, excitation, centering, seed, checked_tol(stability_tol))
+    done, horizon, step = of_model(job, horizon, step)
+    return _result(done, wanted, horizon, step, rest, model)
+
+
+def _is_simulator(system: Any) -> bool:
+    # Some models are callable too: python-control's evaluate themselves at a complex frequency.
+    control = sys.modules.get("control")
+    model = hasattr(system, "__hankelred_model__") or (
+        control is not None and isinstance(system, control.InputOutputSystem)
+    )
+    return callable(system) and not model
+
+
+def _result(
+    done: Assembled,
+    kinds: tuple[str, ...],
+    horizon: float,
+    step: float,
+    steady_state: Array,
+    model: LinearModel | None,
+) -> EmpiricalGramians:
+    return EmpiricalGramians(
+        done.gramians.get("controllability"),
+        done.gramians.get("observability"),
+        done.gramians.get("cross"),
+        {kind: done.error(kind) for kind in kinds},
+        horizon,
+        step,
+        done.factors.get("controllability"),
+        done.factors.get("observability"),
+        steady_state,
+        model,
+        max(done.response_rounding, steady_state.size * EPS),
+    )
+
+
+def _from_simulator(
+    simulate: Simulator,
+    kinds: tuple[str, ...],
+    horizon: float | None,
+    step: float | None,
+    dt: Timebase,
+    *,
+    sizes: tuple[int | None, int | None],
+    rest: tuple[npt.ArrayLike | None, npt.ArrayLike | None],
+    scales: tuple[npt.ArrayLike, npt.ArrayLike],
+    runner: Runner,
+    signs: tuple[int, ...],
+    excitation: str | npt.ArrayLike,
+    centering: str,
+    hold: str | None,
+    seed: Seed,
+) -> EmpiricalGramians:
+    if is_discrete(dt):
+        step = discrete_step(dt, step)
+    if horizon is None or step is None:
+        missing = "horizon=" if horizon is None else "step="
+        raise HankelredError(
+            f"a simulator needs {missing}; give the time its responses take to die out as horizon= and, in "
+            "continuous time, the distance of its samples as step= (dt=True for discrete time)"
+        )
+    intervals = count_intervals(horizon, step)
+    x_rest, u_rest = (
+        None if value is None else _vector(value, name)
+        for value, name in zip(rest, ("steady_state", "steady_input"), strict=True)
+    )
+    n, m = (
+        _size(given, vector, name)
+        for given, vector, name in zip(sizes, (x_rest, u_rest), ("n_states", "n_inputs"), strict=True)
+    )
+    if n is None or m is None:
+        n, m = find_sizes(simulate, intervals + 1, n, m, runner.batch_size is not None)
+    x_rest = np.zeros(n) if x_rest is None else x_rest
+    job = SimulatorJob(
+        runner,
+        kinds,
+        excitation,
+        dt,
+        hold,
+        x_rest,
+        np.zeros(m) if u_rest is None else u_rest,
+        _scale_table(scales[0], m, "input_scales"),
+        _scale_table(scales[1], n, "state_scales"),
+        signs,
+        centering,
+        seed,
+    )
+    return _result(of_simulator(job, intervals, step), kinds, intervals * step, step, x_rest, None)
+
+
+def _checked_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
+    wanted = (kinds,) if isinstance(kinds, str) or not isinstance(kinds, Iterable) else tuple(kinds)
+    for kind in wanted:
+        if kind not in _KINDS:
+            raise HankelredError(f"unknown kind of Gramian {kind!r}; use some of {', '.join(_KINDS)}")
+    if not wanted:
+        raise HankelredError(f"no kind of Gramian asked for; use some of {', '.join(_KINDS)}")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _checked_signs(signs: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(signs, Iterable) or not (set(signs) and set(signs) <= {1, -1}):
+        raise HankelredError(f"signs must be (1, -1), (1,) or (-1,), got {signs!r}")
+    return tuple(dict.fromkeys(signs))
+
+
+def _checked_hold(hold: str | None) -> str | None:
+    if hold not in (None, "zoh", "foh"):
+        raise HankelredError(f"hold must be 'zoh', 'foh' or None, got {hold!r}")
+    return hold
+
+
+def _checked_batch(batch_size: int | None) -> int | None:
+    if batch_size is None:
+        return None
+    size = count(batch_size)
+    if size is None:
+        raise HankelredError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    return size
+
+
+def _checked_jobs(n_jobs: int | None) -> int | None:
+    if n_jobs is not None and not whole(n_jobs):
+        raise HankelredError(
+            f"n_jobs must be None, a number of processes, or negative (-1: one a core), got {n_jobs!r}"
+        )
+    return n_jobs
+
+
+def _reals(values: npt.ArrayLike, name: str) -> Array:
+    array = as_numbers(values, name)
+    if np.iscomplexobj(array):
+        raise HankelredError(f"{name} must be real, got {values!r}")
+    return array.astype(float)
+
+
+def _vector(value: npt.ArrayLike, name: str) -> Array:
+    vector = np.atleast_1d(_reals(value, name))
+    if vector.ndim != 1 or not np.all(np.isfinite(vector)):
+        raise HankelredError(f"{name} must be a vector of finite numbers, got {value!r}")
+    return vector
+
+
+def _size(given: int | None, vector: Array | None, name: str) -> int | None:
+    size = None if given is None else count(given)
+    if given is not None and size is None:
+        raise HankelredError(f"{name} must be a whole number of at least 1, got {given!r}")
+    if vector is None:
+        return size
+    if size is not None and size != vector.size:
+        raise HankelredError(f"{name}={size}, but the operating point has {vector.size} entries")
+    return vector.size
+
+
+def _scale_table(scales: npt.ArrayLike, size: int, name: str) -> Array:
+    """Return (size, k) magnitudes."""
+    table = np.atleast_1d(_reals(scales, name))
+    if table.ndim == 1:
+        table = np.broadcast_to(table, (size, table.size))
+    if table.ndim != 2 or table.shape[0] != size or table.shape[1] == 0:
+        raise HankelredError(
+            f"{name} must be a number, a list of magnitudes, or an array ({size}, k); got shape "
+            f"{np.shape(scales)}"
+        )
+    if not np.all(np.isfinite(table) & (table > 0)):
+        raise HankelredError(
+            f"{name} must be positive and finite (signs= makes the negative ones), got {scales!r}"
+        )
+    return table

@@ -1,0 +1,343 @@
+"""One-pass, mergeable estimate of a Gramian from a stream of states, kept as a factor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .._util.arrays import Array
+from .._util.checks import count, real
+from .._util.reading import Archive
+from .._util.sharing import Shared
+from .._util.writing import replace_file
+from ..errors import FileFormatError, HankelredError, in_one_line
+from ..simulation.signals import as_numbers
+from .triangular_factor import TriangularFactor
+
+_FORMAT = 1
+#: The largest sample: the squares of as many as there can be add up to less than double precision can hold.
+_LARGEST = 1e300
+
+
+class GramianEstimator(Shared):
+    r"""Streaming estimate of the Gramian :math:`\frac1N\sum_k x_k x_k^H` of a sequence of states.
+
+    One pass over the data, O(n^2) memory however long the stream is, and mergeable: estimators fed in
+    different processes give, merged in any order, what one estimator fed everything gives. Inside is
+    a triangular factor updated by QR, so that nothing is squared: directions 1e-12 times weaker than
+    the strongest are still right in :meth:`factor`, while they drown in rounding in any sum of
+    ``x x^H``.
+
+    Threads may share an estimator: updates wait for each other, in an order that matters only with
+    forgetting. What is read belongs to whole updates.
+
+    Parameters
+    ----------
+    n_states : int
+        Length of a state, at least 1.
+    forgetting : float, optional
+        Factor in (0, 1] by which every older sample loses weight at each new one; 1 (default) weighs
+        all alike. With ``f < 1`` the estimate is that of the last ``1 / (1 - f)`` samples or so.
+
+    Attributes
+    ----------
+    n_states : int
+    forgetting : float
+    n_samples : int
+        Number of samples seen.
+    weight : float
+        Sum of the weights of the samples seen, which is ``n_samples`` without forgetting.
+
+    Raises
+    ------
+    HankelredError
+        A parameter out of range.
+
+    References
+    ----------
+    G. H. Golub, C. F. Van Loan, *Matrix Computations*, 4th ed., 2013, section 6.5 (updating a QR
+    factorisation).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> first, second = rng.standard_normal((2, 3, 500))
+    >>> a, b = GramianEstimator(3), GramianEstimator(3)
+    >>> a.update(first)
+    >>> b.update(second)
+    >>> both = np.concatenate([first, second], axis=1)
+    >>> bool(np.allclose(a.merge(b).gramian(), both @ both.T / 1000))
+    True
+    """
+
+    def __init__(self, n_states: int, *, forgetting: float = 1.0) -> None:
+        states = count(n_states)
+        if states is None:
+            raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
+        if not 0 < real(forgetting) <= 1:
+            raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
+        super().__init__()
+        self.n_states = states
+        self.forgetting = float(forgetting)
+        self.n_samples = 0
+        self.weight = 0.0
+        self._factor = TriangularFactor(self.n_states)
+
+    def __repr__(self) -> str:
+        return (
+            f"GramianEstimator(n_states={self.n_states}, forgetting={self.forgetting:g}, "
+            f"n_samples={self.n_samples})"
+        )
+
+    def update(self, states: npt.ArrayLike) -> None:
+        """Add samples to the estimate.
+
+        Parameters
+        ----------
+        states : array_like (n_states, samples)
+            Time last; real or complex. A 1-D array is accepted for one state. No samples is no change.
+
+        Raises
+        ------
+        HankelredError
+            Wrong shape, or NaN, Inf or more than 1e300 among the samples (then nothing of them is added).
+
+        Examples
+        --------
+        >>> estimator = GramianEstimator(2)
+        >>> estimator.update([[1.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
+        >>> estimator.gramian() * 3
+        array([[2., 0.],
+               [0., 4.]])
+        """
+        x = as_numbers(states, "states")
+        if x.ndim == 1 and self.n_states == 1:
+            x = x[None, :]
+        if x.ndim != 2 or x.shape[0] != self.n_states:
+            raise HankelredError(
+                f"states must have shape ({self.n_states}, samples), time last, got {x.shape}"
+                + ("; transpose them" if x.ndim == 2 and x.shape[1] == self.n_states else "")
+            )
+        x = x.astype(complex if np.iscomplexobj(x) else float)
+        if not np.all(np.isfinite(x)):
+            state, sample = np.argwhere(~np.isfinite(x))[0]
+            raise HankelredError(
+                f"states[{state}, {sample}] is {x[state, sample]}; every sample must be finite: "
+                "leave out or repair the bad samples"
+            )
+        samples = x.shape[1]
+        if samples == 0:
+            return
+        if np.abs(x).max() > _LARGEST:
+            raise HankelredError(
+                f"the samples are as large as {np.abs(x).max():.1e}; of up to {_LARGEST:.0e} a sum can be "
+                "kept: choose other units"
+            )
+        if self.forgetting < 1:
+            x = x * self.forgetting ** (np.arange(samples - 1, -1, -1) / 2)
+        with self._lock:
+            if self.forgetting < 1:
+                remains = self.forgetting**samples
+                self._factor.scale(remains**0.5)
+                self.weight = self.weight * remains + (1 - remains) / (1 - self.forgetting)
+            else:
+                self.weight += samples
+            self._factor.push(x.conj().T)
+            self.n_samples += samples
+
+    def _content(self) -> tuple[Array, int, float]:
+        """Return triangle, number of samples and weight of the same moment."""
+        with self._lock:
+            return self._factor.triangle, self.n_samples, self.weight
+
+    def merge(self, other: GramianEstimator) -> GramianEstimator:
+        """Return a new estimator holding the samples of both.
+
+        Neither of the two is changed. With forgetting, the two count as parallel streams that end
+        at the same time, which keeps merging associative and commutative.
+
+        Parameters
+        ----------
+        other : GramianEstimator
+            With the same number of states and the same forgetting factor.
+
+        Raises
+        ------
+        HankelredError
+            The two do not fit together.
+
+        Examples
+        --------
+        >>> a, b = GramianEstimator(1), GramianEstimator(1)
+        >>> a.update([1.0, 1.0])
+        >>> b.update([3.0])
+        >>> a.merge(b).gramian() * 3
+        array([[11.]])
+        """
+        if not isinstance(other, GramianEstimator):
+            raise HankelredError(f"can only merge a GramianEstimator, got {type(other).__name__}")
+        for name in ("n_states", "forgetting"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise HankelredError(f"cannot merge estimators with {name} {mine} and {theirs}")
+        merged = GramianEstimator(self.n_states, forgetting=self.forgetting)
+        for part in (self, other):
+            triangle, samples, weight = part._content()
+            merged._factor.push(triangle)
+            merged.n_samples += samples
+            merged.weight += weight
+        return merged
+
+    def factor(self) -> Array:
+        """Return L with W = L L^H, never having formed W.
+
+        Returns
+        -------
+        ndarray (n_states, k)
+            Lower triangular, ``k <= n_states`` the number of samples where there are fewer.
+
+        Raises
+        ------
+        HankelredError
+            No samples yet.
+
+        Examples
+        --------
+        >>> estimator = GramianEstimator(2)
+        >>> estimator.update([[3e-200, 0.0], [0.0, 1e200]])
+        >>> np.abs(estimator.factor()) * 2**0.5
+        array([[3.e-200, 0.e+000],
+               [0.e+000, 1.e+200]])
+        """
+        triangle, samples, weight = self._content()
+        if samples == 0:
+            raise HankelredError("the estimator has seen no samples yet; call update(states) first")
+        L: Array = triangle.conj().T / weight**0.5
+        return L
+
+    def gramian(self) -> Array:
+        """Return the weighted mean of x x^H.
+
+        Returns
+        -------
+        ndarray (n_states, n_states)
+            Hermitian, positive semidefinite.
+
+        Raises
+        ------
+        HankelredError
+            No samples yet, or states so large that their squares overflow.
+
+        Examples
+        --------
+        >>> estimator = GramianEstimator(1)
+        >>> estimator.update([1.0, 2.0, 2.0])
+        >>> estimator.gramian()
+        array([[3.]])
+        """
+        L = self.factor()
+        with np.errstate(over="ignore", invalid="ignore"):
+            W: Array = L @ L.conj().T
+        if not np.all(np.isfinite(W)):
+            raise HankelredError(
+                f"the squares of states up to {np.abs(L).max():.1e} overflow; use factor(), which holds "
+                "no squares"
+            )
+        return W
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the estimate to an .npz file, in one step: a reader sees the old file or the new one.
+
+        Parameters
+        ----------
+        path : path
+            Written under exactly this name.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; then there is no partial file.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> estimator = GramianEstimator(1)
+        >>> estimator.update([2.0])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     estimator.save(folder + "/shard-0.npz")
+        ...     GramianEstimator.load(folder + "/shard-0.npz").gramian()
+        array([[4.]])
+        """
+        triangle, samples, weight = self._content()
+        content: dict[str, Any] = {
+            "format": _FORMAT,
+            "n_states": self.n_states,
+            "forgetting": self.forgetting,
+            "n_samples": samples,
+            "weight": weight,
+            "triangle": triangle,
+        }
+
+        def write(name: str) -> None:
+            with open(name, "wb") as file:  # given a name, savez may add an ending
+                np.savez(file, **content)
+
+        replace_file(Path(path), write)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> GramianEstimator:
+        """Read an estimate written by :meth:`save`; updating and merging go on from there.
+
+        Parameters
+        ----------
+        path : path
+
+        Raises
+        ------
+        FileFormatError
+            Not such a file, or a damaged one.
+        FileNotFoundError
+            No file there.
+
+        Examples
+        --------
+        >>> GramianEstimator.load("no/such/file.npz")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: [Errno 2] No such file or directory: 'no/such/file.npz'
+        """
+        with open(path, "rb") as file:
+            try:
+                return cls._restored(Archive(file))
+            except Exception as error:  # the readers of zip and numpy raise many types on damaged files
+                # a zip file ends with its list of contents; without one it is something else, or cut off
+                detail = "no .npz file" if "not a zip file" in str(error) else in_one_line(error, 120)
+                raise FileFormatError(
+                    f"{in_one_line(os.fspath(path))} is not a saved GramianEstimator ({detail}); write it "
+                    "with save()"
+                ) from error
+
+    @classmethod
+    def _restored(cls, data: Mapping[str, Array]) -> GramianEstimator:
+        if int(data["format"]) != _FORMAT:
+            raise FileFormatError(f"format {int(data['format'])}, this version reads {_FORMAT}")
+        loaded = cls(int(data["n_states"]), forgetting=float(data["forgetting"]))
+        triangle, loaded.n_samples, loaded.weight = (
+            data["triangle"],
+            int(data["n_samples"]),
+            float(data["weight"]),
+        )
+        fits = triangle.shape[1:] == (loaded.n_states,) and triangle.dtype.kind in "fc"
+        # a mean square of the samples, times their number
+        most = _LARGEST * max(loaded.n_samples, 0) ** 0.5
+        fits = fits and bool(np.all(np.abs(triangle) <= most))
+        if not fits or loaded.n_samples < 0 or not 0 <= loaded.weight < float("inf"):
+            raise FileFormatError(f"a factor of shape {triangle.shape} does not fit {loaded.n_states} states")
+        loaded._factor.push(triangle)
+        return loaded

@@ -1,0 +1,200 @@
+"""Running a simulator many times: sizes, checks, batches, processes."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .._util.arrays import Array
+from .._util.progress import on_terminal, watched
+from ..errors import ModelError
+
+Simulator: TypeAlias = Callable[[Array, Array], tuple[Any, Any]]
+
+#: Sizes tried where the user gives none.
+_MOST_STATES, _MOST_INPUTS = 256, 16
+#: A bar is shown where the experiments are expected to take longer than this (s).
+_LONG = 3.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run from ``x0``: ``u_rest`` with ``waveform`` added on one input, or on all of them."""
+
+    name: str
+    x0: Array
+    u_rest: Array
+    waveform: Array
+    channel: int | None = None
+
+    def inputs(self) -> Array:
+        """Return u (m, T)."""
+        u = np.repeat(self.u_rest[:, None], self.waveform.size, axis=1)
+        if self.channel is None:
+            u += self.waveform
+        else:
+            u[self.channel] += self.waveform
+        return u
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A simulator and how to run it.
+
+    ``batch_size`` None means the callable takes one experiment at a time; a number, that it takes a
+    stack of up to so many.
+    """
+
+    simulate: Simulator
+    batch_size: int | None = None
+    n_jobs: int | None = None
+    progress: bool | None = None
+
+    def one(self, experiment: Experiment) -> tuple[Array, Array]:
+        """Run one experiment and return x (n, T) and y (p, T)."""
+        both = _run_batch(self.simulate, [experiment], self.batch_size is not None, "both", None)[0]
+        return both[: experiment.x0.size], both[experiment.x0.size :]
+
+    def all(
+        self, experiments: Sequence[Experiment], want: str, n_outputs: int, seconds_each: float
+    ) -> list[Array]:
+        """Run all experiments, in order, and return the "states" or the "outputs" of each."""
+        from joblib import Parallel, delayed, effective_n_jobs
+
+        size = self.batch_size or 1
+        batches = [experiments[i : i + size] for i in range(0, len(experiments), size)]
+        results: list[Array] = []
+        workers = 1 if self.n_jobs is None else effective_n_jobs(self.n_jobs)
+        with Parallel(n_jobs=self.n_jobs) as pool:
+            # Shown only where it is long, and then in rounds of a few tasks each: not every joblib
+            # backend (Dask's does not) can hand results back one by one.
+            shown = self.progress
+            if shown is None:
+                shown = on_terminal() and seconds_each * len(experiments) / workers > _LONG
+            rounds = _rounds(batches, 2 * workers) if shown else [batches]
+            for done in watched(rounds, f"Experiments ({want})", shown, len(batches), len):
+                tasks = (
+                    delayed(_run_batch)(self.simulate, batch, self.batch_size is not None, want, n_outputs)
+                    for batch in done
+                )
+                results.extend(response for responses in pool(tasks) for response in responses)
+        return results
+
+
+def _rounds(batches: list[Sequence[Experiment]], size: int) -> list[list[Sequence[Experiment]]]:
+    return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+
+def _run_batch(
+    simulate: Simulator, experiments: Sequence[Experiment], batched: bool, want: str, n_outputs: int | None
+) -> list[Array]:
+    # A function of the module, and not a method, so that every joblib backend can send it.
+    names = " to ".join(dict.fromkeys(experiments[i].name for i in (0, -1)))
+    x0s = [experiment.x0.copy() for experiment in experiments]
+    us = [experiment.inputs() for experiment in experiments]
+    try:
+        returned = simulate(np.stack(x0s), np.stack(us)) if batched else simulate(x0s[0], us[0])
+    except Exception as error:
+        raise ModelError(
+            f"the simulator failed in experiment '{names}': {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(returned, (tuple, list)) or len(returned) != 2:
+        raise ModelError(
+            f"in experiment '{names}' the simulator returned a {type(returned).__name__}; return two arrays, "
+            "the states x (n, T) and the outputs y (p, T)"
+        )
+    x, y = returned
+    if not batched:
+        x, y = [x], [y]
+    if len(x) != len(experiments) or len(y) != len(experiments):
+        raise ModelError(
+            f"given {len(experiments)} experiments in a batch, the simulator returned {len(x)} state and "
+            f"{len(y)} output trajectories; return x (batch, n, T) and y (batch, p, T), or leave out "
+            "batch_size"
+        )
+    results = []
+    for experiment, states, outputs in zip(experiments, x, y, strict=True):
+        states, outputs = _checked(experiment, states, outputs, n_outputs)
+        kept = [states] if want == "states" else [outputs] if want == "outputs" else [states, outputs]
+        results.append(np.concatenate(kept))
+    return results
+
+
+def _checked(experiment: Experiment, x: Any, y: Any, n_outputs: int | None) -> tuple[Array, Array]:
+    x, y = np.asarray(x), np.asarray(y)
+    n, samples = experiment.x0.size, experiment.waveform.size
+    where = f"in experiment '{experiment.name}' the simulator returned"
+    if x.ndim == 1 and n == 1:
+        x = x[None, :]
+    if y.ndim == 1 and n_outputs in (None, 1):
+        y = y[None, :]
+    if x.shape != (n, samples):
+        raise ModelError(f"{where} states of shape {x.shape}; expected (n, T) = {(n, samples)}, time last")
+    expected = (y.shape[0] if n_outputs is None and y.ndim == 2 else n_outputs, samples)
+    if y.shape != expected:
+        raise ModelError(f"{where} outputs of shape {y.shape}; expected (p, T) = {expected}, time last")
+    for values, what in ((x, "state"), (y, "output")):
+        if not np.issubdtype(values.dtype, np.number):
+            raise ModelError(f"{where} a {what} array of type {values.dtype}; expected numbers")
+        if not np.all(np.isfinite(values)):
+            row, sample = np.argwhere(~np.isfinite(values))[0]
+            raise ModelError(
+                f"{where} {values[row, sample]} for {what} {row + 1} at sample {sample}; use smaller scales "
+                "or a smaller step inside the simulator, or check that it is stable"
+            )
+    size = max(float(np.abs(x).max(initial=0.0)), float(np.abs(experiment.x0).max(initial=0.0)))
+    if np.abs(x[:, 0] - experiment.x0).max(initial=0.0) > 1e-6 * size:
+        raise ModelError(
+            f"{where} a trajectory that does not start from x0; x[:, 0] must be x0, and x[:, k] the state "
+            "before input sample k acts"
+        )
+    return x, y
+
+
+def timed(runner: Runner, experiment: Experiment) -> tuple[Array, Array, float]:
+    """Run one experiment and tell how long it took (s)."""
+    start = time.perf_counter()
+    x, y = runner.one(experiment)
+    return x, y, time.perf_counter() - start
+
+
+def find_sizes(
+    simulate: Simulator, samples: int, n_states: int | None, n_inputs: int | None, batched: bool
+) -> tuple[int, int]:
+    """Find n and m by offering zeros of growing size until the answer has the shapes it must have.
+
+    Raises where no size, or more than one, fits: then the user has to say.
+    """
+
+    def fits(n: int, m: int) -> bool:
+        x0, u = np.zeros(n), np.zeros((m, samples))
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                x, _ = simulate(x0[None], u[None]) if batched else simulate(x0, u)
+                x = np.asarray(x)[0] if batched else np.asarray(x)
+                return x.shape == (n, samples) or (n == 1 and x.shape == (samples,))
+        except Exception:
+            return False  # whatever a simulator does with a wrong size, it does not fit
+
+    ns = range(1, _MOST_STATES + 1) if n_states is None else [n_states]
+    ms = range(1, _MOST_INPUTS + 1) if n_inputs is None else [n_inputs]
+    found = next(((n, m) for m in ms for n in ns if fits(n, m)), None)
+    if found is None:
+        raise ModelError(
+            "cannot find the sizes of the simulator: it answered no x0 (n,) and u (m, T) of zeros with "
+            "states (n, T); pass n_states= and n_inputs="
+        )
+    n, m = found
+    # Size 1 may fit by broadcasting alone, then some other size fits too. (A simulator that reads
+    # u[0] fits m = 1, 2, 3, ... and has one input.)
+    if n == 1 and any(fits(other, m) for other in ns if other > 1):
+        raise ModelError("the simulator accepts states of any size; pass n_states=")
+    if m == 1 and n_inputs is None and not fits(n, 2) and any(fits(n, other) for other in ms if other > 2):
+        raise ModelError("the simulator accepts several numbers of inputs; pass n_inputs=")
+    return n, m

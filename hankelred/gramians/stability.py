@@ -1,0 +1,159 @@
+"""Stable, marginal and unstable poles: who is who, and the split of a system along that line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+from scipy.linalg.lapack import ztrtrs
+
+from .._util.arrays import EPS, Array, schur_poles
+from .._util.checks import real
+from ..errors import ConvergenceError, OrderError
+
+STABILITY_TOL = 1e-13
+
+
+@dataclass(frozen=True)
+class Split:
+    """A system in two uncoupled parts, the stable one in Schur form.
+
+    ``right`` and ``left`` are (n, n) with left^H right = 1 and left^H A right block diagonal; the
+    first ``T.shape[0]`` columns belong to the stable part.
+    """
+
+    T: Array
+    kept: Array
+    right: Array
+    left: Array
+
+    @property
+    def n_stable(self) -> int:
+        """Number of stable poles."""
+        return int(self.T.shape[0])
+
+
+def matrix_size(A: Array) -> float:
+    """Return sqrt(|A|_1 |A|_inf): at least the spectral norm, and equal to it for diagonal A."""
+    if A.size == 0:
+        return 0.0
+    return math.sqrt(float(np.linalg.norm(A, 1)) * float(np.linalg.norm(A, np.inf)))
+
+
+def is_stable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
+    """Tell for each pole whether it is stable: clear of the boundary by more than the tolerance."""
+    if discrete:
+        return 1 - np.abs(poles) > tol * max(1.0, size)
+    return -poles.real > tol * size
+
+
+def suspected_timebase(poles: Array, *, discrete: bool) -> str:
+    """Return advice where every pole would be stable with the other timebase: dt is easily forgotten."""
+    if not discrete and np.all(np.abs(poles) < 1):
+        return "; all poles are inside the unit circle: a discrete model needs its dt"
+    if discrete and np.all(poles.real < 0):
+        return "; all poles are in the left half plane: a continuous model has dt = 0"
+    return ""
+
+
+def split(A: Array, *, discrete: bool, tol: float) -> Split:
+    """Bring A to Schur form with the stable poles first and decouple the rest.
+
+    Source: Bavely and Stewart, SIAM J. Numer. Anal. 16 (1979).
+    """
+    n = A.shape[0]
+    size = matrix_size(A)
+    T, Z = sla.schur(A, output="complex" if np.iscomplexobj(A) else "real", check_finite=False)
+    stable = _classify(T, size, discrete=discrete, tol=tol)
+    n_stable = int(np.count_nonzero(stable))
+    if n_stable == n:
+        return Split(T, np.zeros((0, 0), T.dtype), Z, Z)
+    if n_stable == 0:
+        return Split(np.zeros((0, 0), T.dtype), T, Z, Z)
+    T, Z = _reorder(T, Z, stable)
+    head, tail = slice(0, n_stable), slice(n_stable, n)
+    (trsyl,) = sla.get_lapack_funcs(("trsyl",), (T,))
+    # T_s X - X T_u = -T_12 removes the coupling; no pole is on both sides, so X exists
+    X, scale, info = trsyl(T[head, head], T[tail, tail], -T[head, tail], isgn=-1)
+    if scale == 0 or info < 0 or not np.all(np.isfinite(X)):
+        raise ConvergenceError(
+            "a stable and an unstable pole are too close to be separated; set stability_tol= so that "
+            "both fall on the same side"
+        )
+    X = X / scale
+    right, left = Z.copy(), Z.copy()
+    right[:, tail] += Z[:, head] @ X
+    left[:, head] -= Z[:, tail] @ X.conj().T
+    return Split(T[head, head], T[tail, tail], right, left)
+
+
+def _reorder(T: Array, Z: Array, stable: Array) -> tuple[Array, Array]:
+    trsen, trsen_lwork = sla.get_lapack_funcs(("trsen", "trsen_lwork"), (T,))
+    lwork = trsen_lwork(stable.astype(int), T, job="N")[0]
+    result = trsen(stable.astype(int), T, Z, job="N", lwork=max(int(np.real(lwork)), 1))
+    if result[-1] != 0:
+        raise ConvergenceError(
+            "the Schur form could not be reordered: some poles are too close to each other"
+        )
+    return result[0], result[1]
+
+
+def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
+    poles = schur_poles(T)
+    stable = is_stable_pole(poles, size, discrete=discrete, tol=tol)
+    distance = 1 - np.abs(poles) if discrete else -poles.real
+    # A multiple pole on the boundary (a double integrator) splits by rounding into a cluster around
+    # it, some members on either side. A member of a cluster centred on the boundary that rounding
+    # alone could have moved across is marginal too: k poles in one move by up to eps^(1/k), and a
+    # matrix within rounding of A has a pole on the boundary.
+    triangular: Array | None = None
+    for i in np.flatnonzero(stable & (distance < (100 * EPS) ** (1 / MAX_CLUSTER) * size)):
+        cluster = np.abs(poles - poles[i]) <= 4 * distance[i]
+        members = int(np.count_nonzero(cluster))
+        if not 2 <= members <= MAX_CLUSTER or distance[i] > (100 * EPS) ** (1 / members) * size:
+            continue
+        if abs(float(distance[cluster].mean())) > 0.1 * distance[i]:
+            continue
+        if triangular is None:
+            triangular = T if np.iscomplexobj(T) else sla.rsf2csf(T, np.eye(T.shape[0]))[0]
+        edge = poles[i] / abs(poles[i]) if discrete else 1j * poles[i].imag
+        if _distance_to_pole(triangular, edge) <= 10 * EPS * size:
+            stable[i] = False
+    # a conjugate pair stays together
+    if not np.iscomplexobj(T):
+        below = np.flatnonzero(np.diag(T, -1))
+        both = stable[below] & stable[below + 1]
+        stable[below] = stable[below + 1] = both
+    return stable
+
+
+#: Clusters of more poles than this are not looked for.
+MAX_CLUSTER = 3
+
+
+def _distance_to_pole(T: Array, point: complex) -> float:
+    """Return the size of the smallest change of a triangular T that puts a pole at a point.
+
+    That is the smallest singular value of T - point, found by inverse iteration.
+    """
+    shifted = T - point * np.eye(T.shape[0])
+    v: Any = np.random.default_rng(0).standard_normal(T.shape[0]) + 0j
+    size = 0.0
+    for step in range(6):
+        v = v / float(np.linalg.norm(v))
+        v, info = ztrtrs(shifted, v, trans=2 * (step % 2))
+        size = float(np.linalg.norm(v))
+        if info != 0 or not math.isfinite(size):
+            return 0.0
+    return 1 / size
+
+
+def checked_tol(stability_tol: float) -> float:
+    """Check the tolerance that tells marginal poles from stable ones."""
+    value = real(stability_tol)
+    if not 0 <= value < 1:
+        raise OrderError(f"stability_tol must be a number in [0, 1), got {stability_tol!r}")
+    return value

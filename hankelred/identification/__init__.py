@@ -1,0 +1,1 @@
+"""Models from recorded data: Markov parameters, ERA, subspace methods, output error."""

@@ -1,0 +1,242 @@
+"""From an impulse response to a model: Ho-Kalman realisation of its block Hankel matrix."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+
+from .._util.arrays import Array
+from ..errors import HankelredError, OrderError, ReductionWarning
+from ..models.frequency_response import largest_singular_value
+from ..models.linear_model import LinearModel, Timebase, to_control, validated_timebase
+from ..reduction.order import check_rule, checked_order, select_order
+from ..reduction.reduce import Reduction, make_reduction
+from .hankel_svd import NOISE_NORM, HankelOperator, HankelSVD, leading_svd
+from .markov import MarkovParameters
+from .output_error import free_responses, stable_matrix
+
+
+def realize(
+    markov: Any,
+    order: int | None = None,
+    *,
+    tol: float | None = None,
+    dt: Timebase = True,
+    stabilize: bool = False,
+) -> Reduction:
+    """Realise a state space from Markov parameters (Ho-Kalman, or eigensystem realisation).
+
+    The block Hankel matrix of the parameters is never formed when it is large: its leading singular
+    triplets come from a randomised subspace iteration whose products are FFTs.
+
+    Parameters
+    ----------
+    markov : array_like, shape (n, p, m) or (n,), or MarkovParameters
+        Impulse response, entry 0 being D. Real or complex. Of an odd number the last one is not needed.
+        (``control.impulse_response`` divides by dt: multiply its discrete-time outputs by dt first.)
+    order : int, optional
+        Number of states, honoured up to the rounding of the singular values.
+    tol : float, optional
+        Take the smallest order whose neglected singular values, summed and doubled, are at most this.
+        Without ``order`` and ``tol``, every singular value above the noise floor is kept.
+    dt : True or float
+        Sampling time in seconds of the model; those of a ``MarkovParameters``, and its names, win.
+    stabilize : bool
+        Move poles outside the unit circle onto it and fit B again; a ``ReductionWarning`` says so. Without
+        it an unstable realisation is returned as it is.
+
+    Returns
+    -------
+    Reduction
+        ``hankel_singular_values`` are those of the data (of a large matrix: as many as were needed),
+        ``noise_floor`` what noise in the data, or rounding, can contribute to any of them. ``system`` is a
+        ``control.StateSpace``; control has no complex systems, so complex data give a tuple
+        ``(A, B, C, D)``. ``error("h2")`` and ``error("hinf")`` compare with the data.
+
+    Raises
+    ------
+    HankelredError
+        Not a finite array of three or more parameters, or ``dt=0``: parameters are samples.
+    OrderError
+        ``order`` and ``tol`` together, or out of range.
+
+    Warns
+    -----
+    ReductionWarning
+        The order was clipped to the numerical rank, or poles were moved.
+
+    Notes
+    -----
+    The noise floor is the norm that white noise gives to the Hankel matrix: its size is taken from the
+    standard errors of ``MarkovParameters``, else from the flat end of the spectrum if there is one.
+    Sources: Ho and Kalman (1966); Kung, Proc. 12th Asilomar Conf. (1978), whose shift of the observability
+    matrix gives A; Juang and Pappa, J. Guidance 8 (1985).
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> k = np.arange(60)
+    >>> h = np.where(k > 0, 0.9 ** (k - 1.0) + 0.5 ** (k - 1.0), 0.0)
+    >>> reduction = hankelred.realize(h, dt=0.1)
+    >>> reduction.order, reduction.system.dt
+    (2, 0.1)
+    >>> np.round(np.sort(reduction.system.poles().real), 9)
+    array([0.5, 0.9])
+    """
+    check_rule(tol=tol, rtol=None, energy=None)
+    if order is not None and tol is not None:
+        raise OrderError(
+            f"give the order or a tolerance to choose it, not both: got order={order} and tol={tol}"
+        )
+    error_size: float | None = None
+    labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
+    if isinstance(markov, MarkovParameters):
+        labels = markov.input_labels, markov.output_labels
+        finite = markov.standard_error[np.isfinite(markov.standard_error)]
+        error_size = float(np.sqrt(np.mean(finite**2))) if finite.size else None
+        markov, dt = markov.markov, markov.dt
+    h = _checked_markov(markov)
+    dt = validated_timebase(dt)
+    if not dt:
+        raise HankelredError(
+            f"dt is {dt!r}, but Markov parameters are samples: pass the sampling time in seconds, or True; a "
+            "continuous-time model follows from the result by an inverse zero-order hold"
+        )
+    hankel = HankelOperator(h)
+    svd = leading_svd(hankel, None if order is None else checked_order(order), tol)
+    floor = max(svd.rounding, _noise_floor(svd, hankel.shape, hankel.blocks, error_size))
+    if order is not None and order > np.count_nonzero(svd.singular_values > floor):
+        # asked for by number: what is noise and what is not is then the user's judgement
+        floor = svd.rounding
+    source = RealizationSource(h, hankel, svd, floor, dt, stabilize, *labels)
+    if order is None:
+        order = select_order(svd.singular_values, tol=tol, noise_floor=floor)
+    return make_reduction(source, order)
+
+
+def _checked_markov(markov: Any) -> Array:
+    try:
+        h = np.asarray(markov)
+        h = h.astype(complex if np.iscomplexobj(h) else float)
+    except (TypeError, ValueError) as error:
+        raise HankelredError(f"markov is not a numeric array: {error}") from None
+    if h.ndim == 1:
+        h = h[:, None, None]
+    if h.ndim != 3 or 0 in h.shape:
+        raise HankelredError(
+            f"markov must be (n, outputs, inputs), or 1-D for one channel, got shape {h.shape}"
+        )
+    if h.shape[0] < 3:
+        raise HankelredError(
+            f"markov has {h.shape[0]} entries (shape {h.shape}); at least 3 are needed, samples are the "
+            "first axis"
+        )
+    if not np.all(np.isfinite(h)):
+        sample, row, column = np.argwhere(~np.isfinite(h))[0]
+        raise HankelredError(
+            f"markov[{sample}, {row}, {column}] is {h[sample, row, column]}; every entry must be finite"
+        )
+    return h
+
+
+def _noise_floor(svd: HankelSVD, shape: tuple[int, int], blocks: int, error_size: float | None) -> float:
+    if error_size is not None:
+        return NOISE_NORM * error_size * float(np.sqrt(max(shape)))
+    if svd.rest > 0:
+        # Only a flat spectrum leaves a remainder of the size of the last values that were computed.
+        flat = svd.singular_values[-1] <= NOISE_NORM * svd.rest
+        return NOISE_NORM * svd.rest if flat else 0.0
+    s = svd.singular_values
+    # White noise gives singular values that fall off slowly and evenly; those of a system fall geometrically.
+    if s.size >= 32 and s[s.size // 2] > 0 and s[3 * s.size // 4] > 0.2 * s[s.size // 2]:
+        return NOISE_NORM * float(np.sqrt(np.mean(s[s.size // 2 :] ** 2))) * 1.5
+    return 0.0
+
+
+@dataclass(frozen=True)
+class RealizationSource:
+    """Markov parameters and the singular triplets of their Hankel matrix."""
+
+    markov: Array
+    hankel: HankelOperator
+    svd: HankelSVD
+    noise_floor: float
+    dt: Timebase
+    stabilize: bool
+    input_labels: tuple[str, ...] | None = None
+    output_labels: tuple[str, ...] | None = None
+
+    method = "era"
+    solver = "svd"
+    certified = True
+    unstable_order = 0
+    full: LinearModel | None = None
+
+    @property
+    def hankel_singular_values(self) -> Array:
+        """Of the data's Hankel matrix, as many as were computed."""
+        return self.svd.singular_values
+
+    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return the bound unless the data contradict it.
+
+        It is proved for a whole impulse response. Where a window has cut off one that is still ringing the
+        model can miss the data by more, and then nothing is known.
+        """
+        if reduced is None:
+            return math.inf
+        slack = self.noise_floor + self.svd.rounding * self.markov.shape[0]
+        return bound if self.error(reduced, "hinf") <= bound * (1 + 1e-6) + slack else math.inf
+
+    @property
+    def residual(self) -> float:
+        """Numerical uncertainty of the singular values, relative to the largest."""
+        top = float(self.svd.singular_values[0])
+        return self.svd.rounding / top if top else 0.0
+
+    def truncate(self, order: int) -> tuple[LinearModel, None, None]:
+        """Return the realisation of an order; there is no projection."""
+        p, m = self.hankel.p, self.hankel.m
+        root = np.sqrt(self.svd.singular_values[:order])
+        observability = self.svd.left[:, :order] * root
+        A = sla.lstsq(observability[:-p], observability[p:])[0] if order else np.zeros((0, 0))
+        B = (self.svd.right[:m, :order] * root).conj().T
+        C = observability[:p]
+        if self.stabilize:
+            A, B = self._stable(A, B, C)
+        names = self.input_labels, self.output_labels
+        return LinearModel(A, B, C, self.markov[0].copy(), self.dt, to_control, *names), None, None
+
+    def _stable(self, A: Array, B: Array, C: Array) -> tuple[Array, Array]:
+        moved = stable_matrix(A)
+        if moved is A:
+            return A, B
+        poles = np.linalg.eigvals(A)
+        worst = float(np.abs(poles).max())
+        warnings.warn(
+            f"{int(np.count_nonzero(np.abs(poles) > 1))} pole(s) of the realisation were outside the unit "
+            f"circle (the largest of modulus {worst:.6g}); they were moved onto it and B was fitted again",
+            ReductionWarning,
+            stacklevel=5,
+        )
+        responses = free_responses(moved, C, self.markov.shape[0] - 1).transpose(1, 0, 2)
+        target = self.markov[1:].reshape(-1, B.shape[1])
+        return moved, np.asarray(sla.lstsq(responses.reshape(target.shape[0], -1), target)[0])
+
+    def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of the data minus the model's Markov parameters."""
+        n = self.markov.shape[0]
+        own = np.zeros(self.markov.shape, dtype=np.result_type(self.markov, reduced.A))
+        own[0] = reduced.D
+        if reduced.n_states:
+            own[1:] = free_responses(reduced.A, reduced.C, n - 1).transpose(1, 0, 2) @ reduced.B
+        difference = self.markov - own
+        if norm == "h2":
+            return float(np.linalg.norm(difference))
+        # Four times the length leaves less than a thousandth of the peak between two frequencies.
+        return float(largest_singular_value(np.fft.fft(difference, 4 * n, axis=0)).max())

@@ -1,0 +1,389 @@
+"""Fitting a state space to the *simulated* output: linear least squares, then Gauss-Newton.
+
+The records come scaled (channels of unit size, offsets removed). All states are discrete time,
+``x[k+1] = A x[k] + B u[k]``, ``y[k] = C x[k] + D u[k] + offset``, one initial state per record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import scipy.linalg as sla
+
+from .._util.arrays import EPS, Array
+
+#: The largest spectral radius of a model that has to be stable: an integrator stays one for as long as a
+#: record lasts.
+STABLE_RADIUS = 1.0 - 1e-6
+
+#: Numbers of one sample of forced states that are stepped together: half a MiB, to stay in the cache.
+_CACHED_SIZE = 1 << 16
+#: Mean square of the residual, in units of the output's own size, that is rounding: nothing to gain below.
+_ROUNDING = 1e-28
+
+#: Below this reciprocal condition number of M^T M, M itself is factored: several times slower.
+_GRAM_RCOND = 1e-10
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A state space with what belongs to the records it was fitted to."""
+
+    A: Array
+    B: Array
+    C: Array
+    D: Array
+    x0: tuple[Array, ...]
+    offset: Array
+    #: mean square of the residual over all samples and outputs
+    loss: float = np.inf
+
+    @property
+    def order(self) -> int:
+        """Number of states."""
+        return int(self.A.shape[0])
+
+
+def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
+    """Run ``X[k+1] = A X[k] + F[k]`` for many columns at once.
+
+    Parameters
+    ----------
+    A : ndarray (n, n)
+    forcing : ndarray (n, T, P)
+    start : ndarray (n, P), optional
+
+    Returns
+    -------
+    ndarray (n, T, P)
+        ``X[0]`` is `start`, or zero.
+    """
+    n, T, P = forcing.shape
+    # Blocks of about sqrt(T) samples run side by side as one matrix product a step, from a zero state;
+    # what each block hands to the next is added afterwards. Two passes of sqrt(T) steps instead of T.
+    L = max(int(np.sqrt(T)), 1)
+    blocks = -(-T // L)
+    dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
+    F = np.zeros((L, n, blocks, P), dtype)
+    padded = np.zeros((n, blocks * L, P), dtype)
+    padded[:, :T] = forcing
+    F[:] = padded.reshape(n, blocks, L, P).transpose(2, 0, 1, 3)
+    Z = np.zeros((n, blocks * P), dtype)
+    local = np.empty((L, n, blocks * P), dtype)
+    powers = np.empty((L, n, n), dtype)
+    power = np.eye(n, dtype=dtype)
+    for s in range(L):
+        local[s] = Z
+        powers[s] = power
+        Z = A @ Z + F[s].reshape(n, -1)
+        power = A @ power
+    ends = Z.reshape(n, blocks, P)
+    carry = np.empty((n, blocks, P), dtype)
+    x = np.zeros((n, P), dtype) if start is None else start
+    for b in range(blocks):
+        carry[:, b] = x
+        x = power @ x + ends[:, b]
+    local += (powers.reshape(L * n, n) @ carry.reshape(n, -1)).reshape(local.shape)
+    return local.reshape(L, n, blocks, P).transpose(1, 2, 0, 3).reshape(n, blocks * L, P)[:, :T]
+
+
+def simulate_states(A: Array, B: Array, u: Array, x0: Array) -> Array:
+    """States (n, T) from x0."""
+    return recurrence(A, (B @ u)[:, :, None], x0[:, None])[:, :, 0]
+
+
+def free_responses(A: Array, C: Array, T: int) -> Array:
+    """Return the outputs that each unit initial state gives by itself, (p, T, n)."""
+    n = A.shape[0]
+    states = recurrence(A, np.zeros((n, T, n)), np.eye(n))
+    return np.tensordot(C, states, axes=(1, 0))
+
+
+def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> Array:
+    """Return the outputs (p, T, P) of states forced by ``directions[j] @ signals``.
+
+    Directions are (P, n, k), signals (k, T).
+    """
+    P, n, k = directions.shape
+    p, T = C.shape[0], signals.shape[1]
+    # The blocks of `recurrence`, but neither the forcing nor the states are ever held for all samples.
+    L = max(int(np.sqrt(T)), 1)
+    blocks = -(-T // L)
+    padded = np.zeros((k, blocks * L))
+    padded[:, :T] = signals
+    side_by_side = np.ascontiguousarray(padded.reshape(k, blocks, L).transpose(2, 0, 1))
+    out = np.empty((p, blocks, L, P))
+    step = max(1, _CACHED_SIZE // (n * blocks))
+    for j in range(0, P, step):
+        drive = directions[j : j + step].transpose(1, 0, 2)
+        width = drive.shape[1]
+        drive = drive.reshape(n * width, k)
+        local = np.empty((L, p, width * blocks))
+        seen = np.empty((L, p, n))
+        Z, row, power = np.zeros((n, width * blocks)), C, np.eye(n)
+        for s in range(L):
+            local[s], seen[s] = C @ Z, row
+            Z = A @ Z
+            Z += (drive @ side_by_side[s]).reshape(n, -1)
+            row, power = row @ A, A @ power
+        ends = Z.reshape(n, width, blocks)
+        carry = np.empty((n, width, blocks))
+        x = np.zeros((n, width))
+        for b in range(blocks):
+            carry[:, :, b] = x
+            x = power @ x + ends[:, :, b]
+        local += (seen.reshape(L * p, n) @ carry.reshape(n, -1)).reshape(local.shape)
+        out[..., j : j + step] = local.reshape(L, p, width, blocks).transpose(1, 3, 0, 2)
+    return out.reshape(p, blocks * L, P)[:, :T]
+
+
+def residuals(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+    """Measured minus simulated output, (p, T) a record."""
+    return [
+        y - (model.C @ simulate_states(model.A, model.B, u, x0) + model.D @ u + model.offset[:, None])
+        for u, y, x0 in zip(us, ys, model.x0, strict=True)
+    ]
+
+
+def with_initial_states(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> Fitted:
+    """Give the model the initial states that fit other records best, in the least-squares sense."""
+    start = replace(model, x0=tuple(np.zeros(model.order) for _ in us))
+    x0 = []
+    for u, error in zip(us, residuals(start, us, ys), strict=True):
+        free = free_responses(model.A, model.C, u.shape[1])
+        x0.append(_least_squares(free.reshape(-1, model.order), error.reshape(-1)))
+    out = replace(model, x0=tuple(x0))
+    return replace(out, loss=_mean_square(residuals(out, us, ys)))
+
+
+def fit_inputs(A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> list[Fitted]:
+    """With A and C given the simulated output is linear in B, D, x0 and an offset: solve for all of them.
+
+    The classical second step of subspace methods (Verhaegen and Verdult, Filtering and System
+    Identification, 2007, section 9.2), here on the simulated output of every record. With `offsets` two
+    models come back, without and with an offset beyond the mean that was taken off already: for a record
+    that starts off balance it is needed, for one that drifts it is one more thing to go wrong.
+    """
+    n, p, m = A.shape[0], C.shape[0], us[0].shape[0]
+    rows = []
+    for e, u in enumerate(us):
+        T = u.shape[1]
+        # input j entering state i alone: one column each
+        by_B = forced_responses(A, C, np.eye(n * m).reshape(n * m, n, m), u)
+        by_D = np.einsum("ik,jt->itkj", np.eye(p), u).reshape(p, T, p * m)
+        by_x0 = np.zeros((p, T, len(us) * n))
+        by_x0[:, :, e * n : (e + 1) * n] = free_responses(A, C, T)
+        columns = [by_B, by_D, by_x0]
+        if offsets:
+            columns.append(np.broadcast_to(np.eye(p)[:, None], (p, T, p)))
+        rows.append(np.concatenate(columns, axis=2).reshape(p * T, -1))
+    M, target = np.concatenate(rows), np.concatenate([y.reshape(-1) for y in ys])
+    inner = n * m + p * m + len(us) * n
+    solutions = [np.append(_least_squares(M[:, :inner], target), np.zeros(p))]
+    if offsets:
+        solutions.append(_least_squares(M, target))
+    models = []
+    for theta in solutions:
+        B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * m, len(us) * n]))
+        model = Fitted(A, B.reshape(n, m), C, D.reshape(p, m), tuple(x0.reshape(len(us), n)), offset)
+        models.append(_evaluated(model, us, ys))
+    return models
+
+
+def refine(
+    model: Fitted,
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    *,
+    stable: bool,
+    max_steps: int,
+    rtol: float,
+) -> Fitted:
+    """Lower the mean square of the simulated output's residual (prediction-error method, output-error form).
+
+    Levenberg-Marquardt in data-driven local coordinates: of all directions in (A, B, C) only those are
+    searched that are orthogonal to a change of the state's basis, which would change nothing
+    (McKelvey, Helmersson and Ribarits, Automatica 40, 2004).
+    """
+    model = balanced(model)
+    offsets = bool(np.any(model.offset))  # refined only where the start has one
+    damping = 1e-3
+    for _ in range(max_steps):
+        if model.loss < _ROUNDING:
+            break
+        gram, gradient, update = _linearise(model, us, ys, offsets)
+        size = np.sqrt(np.maximum(np.diag(gram), np.diag(gram).max() * 1e-14))
+        scaled = gram / np.outer(size, size)
+        decreased = False
+        for _ in range(8):
+            try:
+                factor = sla.cho_factor(scaled + damping * np.eye(size.size))
+            except sla.LinAlgError:
+                damping *= 10
+                continue
+            trial = update(sla.cho_solve(factor, gradient / size) / size)
+            if stable:
+                trial = stabilized(trial)
+            trial = _evaluated(trial, us, ys)
+            if trial.loss < model.loss:
+                decreased = True
+                break
+            damping *= 6
+        if not decreased:
+            break
+        gain = 1 - trial.loss / model.loss
+        model = trial
+        damping = max(damping / 8, 1e-13)
+        if gain < rtol:
+            break
+    return model
+
+
+def _linearise(
+    model: Fitted, us: Sequence[Array], ys: Sequence[Array], offsets: bool
+) -> tuple[Array, Array, Callable[[Array], Fitted]]:
+    A, B, C = model.A, model.B, model.C
+    n, m, p = A.shape[0], B.shape[1], C.shape[0]
+    directions = _local_coordinates(A, B, C)
+    P = directions.shape[1]
+    dA, dB, dC = np.split(directions.T, np.cumsum([n * n, n * m]), axis=1)
+    dAB = np.concatenate([dA.reshape(P, n, n), dB.reshape(P, n, m)], axis=2)
+    dC = dC.reshape(P, p, n)
+    K = P + p * m + len(us) * n + (p if offsets else 0)
+    gram, gradient = np.zeros((K, K)), np.zeros(K)
+    for e, (u, y, x0) in enumerate(zip(us, ys, model.x0, strict=True)):
+        T = u.shape[1]
+        x = simulate_states(A, B, u, x0)
+        error = y - (C @ x + model.D @ u + model.offset[:, None])
+        J = np.zeros((p, T, K))
+        J[:, :, :P] = forced_responses(A, C, dAB, np.concatenate([x, u]))
+        J[:, :, :P] += np.tensordot(dC, x, axes=(2, 0)).transpose(1, 2, 0)
+        J[:, :, P : P + p * m] = np.einsum("ik,jt->itkj", np.eye(p), u).reshape(p, T, p * m)
+        at = P + p * m + e * n
+        J[:, :, at : at + n] = free_responses(A, C, T)
+        if offsets:
+            J[:, :, K - p :] = np.eye(p)[:, None]
+        flat = J.reshape(p * T, K)
+        gram += flat.T @ flat
+        gradient += flat.T @ error.reshape(-1)
+
+    def update(step: Array) -> Fitted:
+        a, b, c = np.split(directions @ step[:P], np.cumsum([n * n, n * m]))
+        d, x, o = np.split(step[P:], np.cumsum([p * m, len(us) * n]))
+        return Fitted(
+            A + a.reshape(n, n),
+            B + b.reshape(n, m),
+            C + c.reshape(p, n),
+            model.D + d.reshape(p, m),
+            tuple(np.asarray(model.x0) + x.reshape(len(us), n)),
+            model.offset + o if offsets else model.offset,
+        )
+
+    return gram, gradient, update
+
+
+def _local_coordinates(A: Array, B: Array, C: Array) -> Array:
+    """Orthonormal directions (n^2 + nm + pn, n(m+p)) across the orbit of similar state spaces."""
+    n, m, p = A.shape[0], B.shape[1], C.shape[0]
+    eye = np.eye(n)
+    # d/dT of (T A T^-1, T B, C T^-1) at T = I, acting on T flattened by rows
+    along = np.concatenate([np.kron(eye, A.T) - np.kron(A, eye), np.kron(eye, B.T), -np.kron(C, eye)])
+    q = sla.qr(along)[0]
+    return np.asarray(q[:, n * n :]) if n * (m + p) else np.zeros((along.shape[0], 0))
+
+
+def balanced(model: Fitted) -> Fitted:
+    """Give the states equal sizes (approximately balanced), so that one damping serves all directions."""
+    n = model.order
+    # A slightly contracted copy always has Gramians, and only the scaling is wanted here.
+    radius = spectral_radius(model.A)
+    A = model.A * min(1.0, 0.9999 / radius) if radius else model.A
+    try:
+        P = sla.solve_discrete_lyapunov(A, model.B @ model.B.T)
+        Q = sla.solve_discrete_lyapunov(A.T, model.C.T @ model.C)
+        ridge = np.eye(n) * EPS
+        L = np.linalg.cholesky(P + ridge * np.trace(P))
+        M = np.linalg.cholesky(Q + ridge * np.trace(Q))
+    except (np.linalg.LinAlgError, ValueError):
+        return model
+    U, s, Vt = np.linalg.svd(M.T @ L)
+    if s[-1] <= 0:
+        return model
+    T = (L @ Vt.T) / np.sqrt(s)
+    Ti = (U / np.sqrt(s)).T @ M.T
+    return replace(
+        model, A=Ti @ model.A @ T, B=Ti @ model.B, C=model.C @ T, x0=tuple(Ti @ x for x in model.x0)
+    )
+
+
+def truncated(model: Fitted, order: int) -> tuple[Array, Array]:
+    """Return (A, C) of fewer states: the weakest of a balanced model are left out."""
+    model = balanced(model)
+    return model.A[:order, :order], model.C[:, :order]
+
+
+def on_limit(A: Array) -> bool:
+    """Whether a pole lies where `stable_matrix` puts those that are not stable."""
+    return spectral_radius(A) > 2 * STABLE_RADIUS - 1
+
+
+def spectral_radius(A: Array) -> float:
+    """Largest modulus of an eigenvalue."""
+    return float(np.abs(np.linalg.eigvals(A)).max(initial=0.0))
+
+
+def stabilized(model: Fitted, radius: float = STABLE_RADIUS) -> Fitted:
+    """Move poles beyond a radius onto it; nothing else about A changes."""
+    return replace(model, A=stable_matrix(model.A, radius))
+
+
+def stable_matrix(A: Array, radius: float = STABLE_RADIUS) -> Array:
+    """Return A with eigenvalues beyond a radius moved onto it, along their direction."""
+    if spectral_radius(A) <= radius:
+        return A
+    w, v = np.linalg.eig(A)
+    if np.linalg.cond(v) < 1e8:
+        far = np.abs(w) > radius
+        w[far] *= radius / np.abs(w[far])
+        out = (v * w) @ np.linalg.inv(v)
+    else:
+        # a (nearly) defective A, a double integrator say, has no basis of eigenvectors to do it in
+        out = A * (radius / spectral_radius(A))
+    return out if np.iscomplexobj(A) else out.real
+
+
+def _evaluated(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> Fitted:
+    with np.errstate(over="ignore", invalid="ignore"):
+        loss = _mean_square(residuals(model, us, ys))
+    return replace(model, loss=loss if np.isfinite(loss) else np.inf)
+
+
+def _mean_square(errors: Sequence[Array]) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = sum(float(np.vdot(e, e).real) for e in errors)
+    return total / sum(e.size for e in errors)
+
+
+def _least_squares(M: Array, rhs: Array) -> Array:
+    """Column-scaled least squares; directions the record does not determine stay near zero."""
+    size = np.linalg.norm(M, axis=0)
+    size[size == 0] = 1
+    if not np.all(np.isfinite(size)):
+        return np.zeros(M.shape[1])
+    M = M / size
+    gram = M.T @ M
+    try:
+        factor = sla.cho_factor(gram, check_finite=False)
+        pocon = sla.lapack.get_lapack_funcs("pocon", (gram,))
+        good = float(pocon(factor[0], np.linalg.norm(gram, 1))[0]) > _GRAM_RCOND
+    except sla.LinAlgError:
+        good = False
+    if good:
+        solution = sla.cho_solve(factor, M.T @ rhs, check_finite=False)
+        # one round of refinement wins back the digits that the product M^T M lost
+        solution += sla.cho_solve(factor, M.T @ (rhs - M @ solution), check_finite=False)
+    else:
+        solution = sla.lstsq(M, rhs, cond=1e-12, lapack_driver="gelsy", check_finite=False)[0]
+    return np.asarray(solution) / size

@@ -1,0 +1,443 @@
+"""Recorded experiments: checking what the user passed, and reading it from files."""
+
+from __future__ import annotations
+
+import csv
+import sys as _sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from .._util.arrays import LARGEST_IN_FILE, Array
+from .._util.mat_files import MatFile
+from .._util.reading import check_readable, opened
+from ..errors import FileFormatError, HankelredError, in_one_line, listed, shown
+from ..models.linear_model import LARGEST, Timebase, validated_timebase
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """One or several records of the same process, checked.
+
+    ``inputs[e]`` is (m, T_e) and ``outputs[e]`` (p, T_e).
+    """
+
+    inputs: tuple[Array, ...]
+    outputs: tuple[Array, ...]
+    dt: Timebase
+    input_labels: tuple[str, ...] | None = None
+    output_labels: tuple[str, ...] | None = None
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return int(self.inputs[0].shape[0])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.outputs[0].shape[0])
+
+    @property
+    def n_samples(self) -> int:
+        """Samples of all records together."""
+        return sum(u.shape[1] for u in self.inputs)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether any signal is complex."""
+        return any(np.iscomplexobj(x) for x in (*self.inputs, *self.outputs))
+
+
+def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
+    """Check a record, or a list of records, and bring it to one form.
+
+    Parameters
+    ----------
+    u, y : array_like (m, T) and (p, T), or lists of arrays
+        Inputs and outputs, time last; 1-D for one channel. A list (or tuple) of arrays is several
+        experiments. ``u`` may be a ``control.TimeResponseData``, or a list of them, with ``y`` None.
+    dt : True or float
+        Sampling time in seconds. A ``TimeResponseData`` carries its own.
+
+    Raises
+    ------
+    HankelredError
+        Shapes that do not fit, NaN or Inf, a channel that never moves, swapped axes.
+    """
+    labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
+    responses = _time_responses(u)
+    if responses is not None:
+        if y is not None:
+            raise HankelredError("a TimeResponseData holds inputs and outputs: leave y out, or pass arrays")
+        us, ys, dt, labels = _from_responses(responses, validated_timebase(dt))
+    else:
+        if y is None:
+            raise HankelredError(
+                "y is missing: pass u and y, or one control.TimeResponseData that holds both"
+            )
+        us, ys = _as_list(u), _as_list(y)
+    dt = validated_timebase(dt)
+    if not dt:
+        raise HankelredError(
+            f"dt is {dt!r}, but a record is sampled: pass the sampling time in seconds, or True where it "
+            "has none"
+        )
+    if len(us) != len(ys):
+        raise HankelredError(
+            f"there are {len(us)} input records and {len(ys)} output records; pass as many of each"
+        )
+    if not us:
+        raise HankelredError("there is no record: pass u and y, or lists of them with at least one entry")
+    where = [f" of experiment {e}" if len(us) > 1 else "" for e in range(len(us))]
+    us = [_channels(x, "u" + w) for x, w in zip(us, where, strict=True)]
+    ys = [_channels(x, "y" + w) for x, w in zip(ys, where, strict=True)]
+    for u_e, y_e, w in zip(us, ys, where, strict=True):
+        for x, name in ((u_e, "u"), (y_e, "y")):
+            if x.shape[0] > x.shape[1]:
+                raise HankelredError(
+                    f"{name}{w} has shape {x.shape}: {x.shape[0]} channels of only {x.shape[1]} samples. "
+                    f"Time is the last axis; if the rows are samples, pass {name}.T"
+                )
+        if u_e.shape[1] != y_e.shape[1]:
+            raise HankelredError(
+                f"u{w} has {u_e.shape[1]} samples and y{w} has {y_e.shape[1]} (shapes {u_e.shape} and "
+                f"{y_e.shape}); time is the last axis and both must cover the same samples"
+            )
+    for group, name in ((us, "u"), (ys, "y")):
+        if len({x.shape[0] for x in group}) > 1:
+            raise HankelredError(
+                f"the experiments have {', '.join(str(x.shape[0]) for x in group)} channels of {name}; "
+                "they must all have the same"
+            )
+    return Experiments(tuple(us), tuple(ys), dt, *labels)
+
+
+def refuse_constant_channels(data: Experiments, *, outputs: bool = True, from_rest: bool = False) -> None:
+    """Refuse a channel that never moves within any record: nothing can be learned from it.
+
+    A constant output is no obstacle to a linear regression (its parameters are zero): `outputs` False lets
+    it pass. `from_rest` says that everything was zero before the record: a constant input is then a step at
+    its first sample, and only zero never moves.
+
+    Raises
+    ------
+    HankelredError
+        Naming the channel and its value.
+    """
+    for i in constant_channels(data.inputs):
+        level = data.inputs[0][i, 0]
+        if not from_rest or not any(x[i].any() for x in data.inputs):
+            advice = (
+                "there is no effect to see; leave it out"
+                if from_rest
+                else "its effect cannot be told from an offset; leave it out, or, where everything was zero "
+                "before the record, say so (offsets=False, or past='rest')"
+            )
+            raise HankelredError(f"input {i} is constant ({level:.6g}) over the whole record: {advice}")
+    for i in constant_channels(data.outputs) if outputs else ():
+        level = data.outputs[0][i, 0]
+        raise HankelredError(
+            f"output {i} is constant ({level:.6g}) over the whole record: there is nothing to model; "
+            "leave it out"
+        )
+
+
+def refuse_dependent_inputs(data: Experiments, *, offsets: bool) -> None:
+    """Refuse inputs that always move together: which of them has an effect cannot be told.
+
+    Raises
+    ------
+    HankelredError
+        Naming the channels.
+    """
+    joined = np.concatenate(data.inputs, axis=1)
+    if offsets:
+        joined = joined - joined.mean(axis=1, keepdims=True)
+    left, sizes, _ = np.linalg.svd(
+        joined / np.linalg.norm(joined, axis=1, keepdims=True), full_matrices=False
+    )
+    # a unit conversion leaves rounding between two copies of a channel
+    if sizes[-1] <= 1e-12 * sizes[0]:
+        channels = np.flatnonzero(np.abs(left[:, -1]) > 1e-6)
+        raise HankelredError(
+            f"inputs {', '.join(map(str, channels))} move together over the whole record: their effects "
+            "cannot be told apart; leave one of them out, or move them one after the other"
+        )
+
+
+def constant_channels(records: Sequence[Array]) -> list[int]:
+    """Return the channels that never move within any of the records."""
+    # A range at the rounding of the level is a constant that went through a unit conversion.
+    return [
+        i
+        for i in range(records[0].shape[0])
+        if all(np.ptp(np.abs(x[i] - x[i, 0])) <= 1e-13 * np.abs(x[i, 0]) for x in records)
+    ]
+
+
+def _time_responses(u: Any) -> list[Any] | None:
+    control = _sys.modules.get("control")
+    if control is None:  # then the user cannot hold one of its objects
+        return None
+    items = list(u) if isinstance(u, list | tuple) else [u]
+    if items and all(isinstance(item, control.TimeResponseData) for item in items):
+        return items
+    return None
+
+
+def _from_responses(
+    responses: list[Any], dt: Timebase
+) -> tuple[list[Any], list[Any], Timebase, tuple[tuple[str, ...] | None, tuple[str, ...] | None]]:
+    us: list[Any] = []
+    ys: list[Any] = []
+    steps = []
+    for response in responses:
+        if response.inputs is None:
+            raise HankelredError(
+                "the TimeResponseData holds no input (an initial response?); pass u and y as arrays"
+            )
+        u, y = np.asarray(response.u), np.asarray(response.y)
+        # A response "per input" (impulse, step) has a trace axis: each trace is an experiment.
+        traces = range(u.shape[1]) if u.ndim == 3 else [None]
+        for trace in traces:
+            us.append(u if trace is None else u[:, trace])
+            ys.append(y if trace is None else y[:, trace])
+        time = np.asarray(response.time, dtype=float)
+        if time.size > 1:
+            step = (time[-1] - time[0]) / (time.size - 1)
+            if not np.allclose(np.diff(time), step, rtol=1e-6, atol=0):
+                raise HankelredError(
+                    f"the time axis is not uniform: steps from {np.diff(time).min():.6g} to "
+                    f"{np.diff(time).max():.6g}; resample the record first"
+                )
+            steps.append(step)
+    if steps:
+        if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+            raise HankelredError(
+                f"the responses are sampled at different times ({steps}); resample them first"
+            )
+        given = not isinstance(dt, bool) and dt is not None
+        if given and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
+            raise HankelredError(
+                f"dt={dt!r} disagrees with the response's own time step {steps[0]:.6g}; leave dt out"
+            )
+        # Averaging over the record leaves rounding behind: 0.1 seconds should stay 0.1.
+        dt = float(f"{steps[0]:.9g}")
+    first = responses[0]
+    labels = (
+        tuple(first.input_labels) if first.input_labels else None,
+        tuple(first.output_labels) if first.output_labels else None,
+    )
+    return us, ys, dt, labels
+
+
+def _as_list(x: Any) -> list[Any]:
+    if isinstance(x, list | tuple) and x:
+        depth = np.ndim(x[0]) if isinstance(x[0], np.ndarray) else _depth(x[0]) - 1
+        if isinstance(x[0], np.ndarray) or depth >= 1:
+            return list(x)
+    return [x]
+
+
+def _depth(x: Any) -> int:
+    return 1 + _depth(x[0]) if isinstance(x, list | tuple) and x else int(np.ndim(x))
+
+
+def _channels(x: Any, name: str) -> Array:
+    try:
+        out = np.asarray(x)
+        out = out.astype(complex if np.iscomplexobj(out) else float)
+    except (TypeError, ValueError) as error:
+        raise HankelredError(f"{name} is not a numeric record: {error}") from None
+    if out.ndim == 1:
+        out = out[np.newaxis]
+    if out.ndim != 2:
+        raise HankelredError(
+            f"{name} must be (channels, samples) or 1-D, got shape {out.shape}; pass several experiments "
+            "as a list"
+        )
+    if out.shape[0] == 0 or out.shape[1] == 0:
+        raise HankelredError(f"{name} is empty (shape {out.shape}); a record needs channels and samples")
+    if not np.all(np.isfinite(out)):
+        channel, sample = np.argwhere(~np.isfinite(out))[0]
+        bad = int(np.count_nonzero(~np.isfinite(out)))
+        raise HankelredError(
+            f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel "
+            f"{channel}, sample {sample}; interpolate them, or cut the record there and pass the "
+            "pieces as a list"
+        )
+    for channel, size in enumerate(np.abs(out).max(axis=1)):
+        if size and not 1 / LARGEST <= size <= LARGEST:
+            raise HankelredError(
+                f"channel {channel} of {name} has values of up to {size:.1e}; {1 / LARGEST:.0e} to "
+                f"{LARGEST:.0e} can be worked with: choose other units"
+            )
+    return out
+
+
+def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
+    r"""Read a table of samples: whitespace or comma separated text (with or without a header), or .mat.
+
+    Parameters
+    ----------
+    path : path
+        A .mat file's numeric vectors and matrices are put side by side in the order of the file, rows
+        being samples; a lone matrix is taken as it is.
+
+    Returns
+    -------
+    table : ndarray (samples, columns)
+    names : list of str or None
+        From the header, or the .mat variables.
+
+    Raises
+    ------
+    FileFormatError
+        Missing, not a table, or a cell that is not a number (naming line and column).
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "record.csv"
+    >>> _ = file.write_text("u,y\n1,0\n0,0.5\n")
+    >>> table, names = read_columns(file)
+    >>> table.shape, names
+    ((2, 2), ['u', 'y'])
+    """
+    path = Path(path)
+    check_readable(path)
+    if path.suffix.lower() == ".mat":
+        return _read_mat(path)
+    return _read_text(path)
+
+
+def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
+    columns: list[Array] = []
+    names: list[str] = []
+    with opened(path) as opened_file:
+        content = cast(MatFile, opened_file)
+        for key in content:
+            if content.kind(key) not in ("numbers", "logicals"):
+                continue
+            value = content[key]
+            if (
+                np.iscomplexobj(value) or value.ndim != 2 or value.size < 2
+            ):  # scalars such as dt are not samples
+                continue
+            block = value if value.shape[0] >= value.shape[1] else value.T
+            for j in range(block.shape[1]):
+                columns.append(block[:, j].astype(float))
+                names.append(key if block.shape[1] == 1 else f"{key}{j}")
+        if not columns:
+            raise FileFormatError(f"no real vector or matrix of samples; it holds {listed(content)}")
+        if len({c.size for c in columns}) > 1:
+            sizes = [f"{name} {column.size}" for name, column in zip(names, columns, strict=True)]
+            raise FileFormatError(
+                f"its variables have different lengths ({listed(sizes)}); keep one record a file"
+            )
+    return np.column_stack(columns), names
+
+
+def _read_text(path: Path) -> tuple[Array, list[str] | None]:
+    named = in_one_line(path)
+    try:
+        if path.stat().st_size > LARGEST_IN_FILE:
+            raise FileFormatError(
+                f"{named} is larger than {LARGEST_IN_FILE} bytes; read it in pieces, or thin it out"
+            )
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise FileFormatError(
+            f"{named} is not text ({error}); pass columns of numbers, or a .mat file"
+        ) from None
+    except OSError as error:
+        raise FileFormatError(f"{named} cannot be read: {error.strerror or error}") from None
+    rows = [(i, s) for i, line in enumerate(lines, 1) if (s := line.strip()) and s[0] not in "#%"]
+    if not rows:
+        raise FileFormatError(f"{named} has no samples in it")
+    delimiter = next((d for d in ",;\t" if d in rows[0][1]), None)
+    # A tab-separated file often has blanks beside its tabs: splitting on any white space reads both.
+    try:
+        cells = [
+            (
+                i,
+                next(csv.reader([s], delimiter=delimiter, strict=True))
+                if delimiter in (",", ";")
+                else s.split(),
+            )
+            for i, s in rows
+        ]
+    except csv.Error as error:  # a null character, a cell of more than 131072 characters
+        raise FileFormatError(f"{named} is no table ({error}); pass columns of numbers") from None
+    names: list[str] | None = None
+    if not _is_number(cells[0][1][0]):
+        names = [c.strip() for c in cells[0][1]]
+        cells = cells[1:]
+        if not cells:
+            raise FileFormatError(f"{named} has a header and no samples")
+    width = len(names) if names else len(cells[0][1])
+    table = np.empty((len(cells), width))
+    for r, (line, row) in enumerate(cells):
+        if len(row) != width:
+            raise FileFormatError(f"{named}, line {line}: {len(row)} columns, where {width} were expected")
+        for c, cell in enumerate(row):
+            if not _is_number(cell):
+                raise FileFormatError(
+                    f"{named}, line {line}, column {c}: {shown(cell)} is not a number{_advice(cell)}"
+                )
+            table[r, c] = float(cell)
+    return table, names
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell  # Python takes 1_0 for 10
+
+
+def _advice(cell: str) -> str:
+    return "; write a decimal point" if _is_number(cell.replace(",", ".")) else ""
+
+
+def describe_columns(names: Sequence[str] | None, width: int) -> str:
+    """Say which columns there are."""
+    return f"columns 0 to {width - 1}" + (f" ({listed(names, 20)})" if names else "")
+
+
+def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: int) -> list[int]:
+    """Turn column numbers (from 0, negative from the end) or header names into column numbers.
+
+    Raises
+    ------
+    FileFormatError
+        No such column; lists what there is.
+
+    Examples
+    --------
+    >>> choose_columns(["u", "-1"], ["time", "u", "y"], 3)
+    [1, 2]
+    """
+    known = describe_columns(names, width)
+    columns = []
+    for item in choice:
+        if names is not None and item in names:
+            if list(names).count(item) > 1:
+                raise FileFormatError(
+                    f"{shown(item)} names several columns; choose by number: the file has {known}"
+                )
+            columns.append(list(names).index(item))
+            continue
+        try:
+            number = int(item)
+        except ValueError:
+            raise FileFormatError(f"there is no column {shown(item)}; the file has {known}") from None
+        if not -width <= number < width:
+            raise FileFormatError(f"there is no column {shown(number)}; the file has {known}")
+        columns.append(number % width)
+    return columns

@@ -1,0 +1,161 @@
+"""Subspace identification: from records to first models of every order at once.
+
+Block rows of past data are regressed on, block rows of future outputs are explained; the singular
+vectors of the (weighted) regression span the range of the observability matrix, or give the states.
+All of it works on the triangular factor of the stacked block rows: once that is computed, the length
+of the records no longer matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg as sla
+
+from .._util.arrays import Array
+
+#: Columns of block rows that are stacked at a time before they are compressed.
+_CHUNK = 20_000
+#: Directions of past data below this share of the largest are treated as not excited.
+_RANK_TOL = 1e-12
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """One method and horizon: first models of any order up to the number of useful singular values."""
+
+    name: str
+    singular_values: Array
+    #: (A, C) of an order
+    build: Callable[[int], tuple[Array, Array]]
+
+    #: what the shift structure bears
+    rows: int
+
+    @property
+    def max_order(self) -> int:
+        """Orders beyond this would fit rounding, or are not determined."""
+        s = self.singular_values
+        return min(self.rows, int(np.count_nonzero(s > _RANK_TOL * s[0])))
+
+
+def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Subspace]:
+    """Return the subspaces of the records for one horizon.
+
+    ``moesp``, ``n4sid`` and ``cva`` are weightings of one oblique projection (Van Overschee and De Moor,
+    Automatica 31, 1995), A and C coming from the shift structure of the observability matrix;
+    ``n4sid-states`` and ``cva-states`` take A and C from a regression of the estimated states instead (the
+    same authors, Automatica 30, 1994); ``arx`` realises the impulse response of a high-order ARX model.
+    """
+    rows = _compressed(us, ys, horizon)
+    m, p = us[0].shape[0], ys[0].shape[0]
+    u, y = rows[: (2 * horizon + 1) * m], rows[(2 * horizon + 1) * m :]
+    future_u, future_y = u[horizon * m : -m], y[horizon * p : -p]
+    past = np.concatenate([u[: horizon * m], y[: horizon * p]])
+    next_past = np.concatenate([u[m : (horizon + 1) * m], y[p : (horizon + 1) * p]])
+    a, b = future_u.shape[0], past.shape[0]
+    # LQ: what the future inputs explain, then what the past adds to it, then the rest
+    lower = sla.qr(np.concatenate([future_u, past, future_y]).T, mode="r", check_finite=False)[0].T
+    lower = np.pad(lower, ((0, 0), (0, max(0, lower.shape[0] - lower.shape[1]))))[:, : lower.shape[0]]
+    L21, L22 = lower[a : a + b, :a], lower[a : a + b, a : a + b]
+    L32, L33 = lower[a + b :, a : a + b], lower[a + b :, a + b :]
+    by_past = _regress(L32, L22)
+    oblique = by_past @ np.concatenate([L21, L22], axis=1)
+    spread = _square_root(L32 @ L32.T + L33 @ L33.T)
+    now = (u[horizon * m : (horizon + 1) * m], y[horizon * p : (horizon + 1) * p])
+    out = []
+    for name, matrix, weight in (("moesp", L32, None), ("n4sid", oblique, None), ("cva", L32, spread)):
+        left, s = _left_svd(matrix, weight)
+        gamma = (left if weight is None else weight @ left) * np.sqrt(s)
+        out.append(Subspace(f"{name}-{horizon}", s, _shift_structure(gamma, p), gamma.shape[0] - p))
+        if name != "moesp":
+            to_state = by_past if weight is None else sla.solve_triangular(weight, by_past, lower=True)
+            to_state = (left / np.sqrt(np.maximum(s, np.finfo(float).tiny))).T @ to_state
+            build = _state_regression(to_state, past, next_past, *now)
+            out.append(Subspace(f"{name}-states-{horizon}", s, build, s.size))
+    gamma, s = _arx_observability(past, now, horizon)
+    out.append(Subspace(f"arx-{horizon}", s, _shift_structure(gamma, p), gamma.shape[0] - p))
+    return out
+
+
+def _compressed(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> Array:
+    """Block rows u[0..2h], y[0..2h] of all records, as a square matrix with the same inner products."""
+    length = 2 * horizon + 1
+    K = length * (us[0].shape[0] + ys[0].shape[0])
+    factor = np.zeros((0, K))
+    for u, y in zip(us, ys, strict=True):
+        columns = u.shape[1] - length + 1
+        for start in range(0, columns, _CHUNK):
+            stop = min(start + _CHUNK, columns)
+            rows = [x[:, k + start : k + stop] for x in (u, y) for k in range(length)]
+            block = np.concatenate([factor, np.concatenate(rows).T])
+            factor = sla.qr(block, mode="r", check_finite=False)[0][:K]
+    return factor.T
+
+
+def _shift_structure(gamma: Array, p: int) -> Callable[[int], tuple[Array, Array]]:
+    def build(order: int) -> tuple[Array, Array]:
+        g = gamma[:, :order]
+        return np.asarray(sla.lstsq(g[:-p], g[p:], lapack_driver="gelsy")[0]), g[:p]
+
+    return build
+
+
+def _state_regression(
+    to_state: Array, past: Array, next_past: Array, u: Array, y: Array
+) -> Callable[[int], tuple[Array, Array]]:
+    def build(order: int) -> tuple[Array, Array]:
+        x, following = to_state[:order] @ past, to_state[:order] @ next_past
+        theta = _regress(np.concatenate([following, y]), np.concatenate([x, u]))
+        return theta[:order, :order], theta[order:, :order]
+
+    return build
+
+
+def _arx_observability(past: Array, now: tuple[Array, Array], horizon: int) -> tuple[Array, Array]:
+    """Realise the impulse response of a high-order ARX model.
+
+    The noise goes into the ARX model's own poles and zeros; reducing its response afterwards leaves the part
+    that the input explains (Wahlberg, IEEE Trans. Automatic Control 34, 1989).
+    """
+    u, y = now
+    m, p = u.shape[0], y.shape[0]
+    # past rows: inputs then outputs, each oldest first
+    arx = _regress(y, np.concatenate([past, u]))
+    by_u = arx[:, : horizon * m].reshape(p, horizon, m)[:, ::-1]
+    by_y = arx[:, horizon * m : horizon * (m + p)].reshape(p, horizon, p)[:, ::-1]
+    length = 12 * horizon
+    response = np.zeros((length, p, m))
+    for k in range(length):
+        value = arx[:, -m:].copy() if k == 0 else np.zeros((p, m))
+        if 1 <= k <= horizon:
+            value += by_u[:, k - 1]
+        for lag in range(1, min(k, horizon) + 1):
+            value += by_y[:, lag - 1] @ response[k - lag]
+        if not np.abs(value).max() < 1e6:  # unstable: what came before it blew up still serves
+            response = response[: max(k, 2 * horizon)]
+            break
+        response[k] = value
+    half = response.shape[0] // 2
+    index = np.arange(half)[:, None] + np.arange(half)[None]
+    hankel = response[1:][index].transpose(0, 2, 1, 3).reshape(half * p, half * m)
+    left, s = _left_svd(hankel, None)
+    return left * np.sqrt(s), s
+
+
+def _left_svd(matrix: Array, weight: Array | None) -> tuple[Array, Array]:
+    weighted = matrix if weight is None else sla.solve_triangular(weight, matrix, lower=True)
+    left, s, _ = sla.svd(weighted, full_matrices=False, check_finite=False)
+    return left, s
+
+
+def _square_root(covariance: Array) -> Array:
+    # A noise-free record has a singular covariance; the ridge is at its rounding.
+    ridge = np.trace(covariance) * 1e-13 * np.eye(covariance.shape[0])
+    return np.asarray(np.linalg.cholesky(covariance + ridge))
+
+
+def _regress(target: Array, on: Array) -> Array:
+    return np.asarray(sla.lstsq(on.T, target.T, cond=_RANK_TOL, lapack_driver="gelsy")[0]).T

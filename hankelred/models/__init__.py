@@ -1,0 +1,1 @@
+"""Models of all kinds in one form, modal forms, and frequency responses."""

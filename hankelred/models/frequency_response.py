@@ -1,0 +1,136 @@
+"""The frequency response of a state space at many frequencies, prepared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg as sla
+from scipy.linalg.lapack import ztrtrs
+
+from .._util.arrays import EPS, Array
+
+#: Up to this size all frequencies are solved in one batch; beyond, A is brought to Schur form once.
+BATCH_SIZE = 40
+
+#: A point nearer to a pole than this, relative to its size, is not one to compare two responses at.
+CLEAR = 1e-3
+
+#: A change of states after which the response differs by more than this, relative to the largest, is refused.
+LOST = 1e-6
+
+
+class FrequencyResponse:
+    """G(s) = C (s - A)^-1 B + D on the imaginary axis, or on the unit circle.
+
+    Frequencies are angular: rad/s in continuous time, radians per sample in discrete time.
+    """
+
+    def __init__(self, A: Array, B: Array, C: Array, D: Array, *, discrete: bool):
+        self.discrete = discrete
+        self.D = D.astype(complex)
+        self.n = A.shape[0]
+        if self.n > BATCH_SIZE:
+            kind = "complex" if np.iscomplexobj(A) else "real"
+            T, Z = sla.schur(A, output=kind, check_finite=False)
+            if kind == "real":
+                T, Z = sla.rsf2csf(T, Z)
+            self.A = np.asfortranarray(T)
+            self.B, self.C = Z.conj().T @ B, C @ Z
+        else:
+            self.A, self.B, self.C = A.astype(complex), B.astype(complex), C.astype(complex)
+
+    def __call__(self, frequencies: npt.ArrayLike) -> Array:
+        """Return the response, shape (frequencies, outputs, inputs); infinite at a pole."""
+        w = np.atleast_1d(np.asarray(frequencies, dtype=float))
+        points = np.exp(1j * w) if self.discrete else 1j * w
+        if self.n == 0 or self.B.shape[1] == 0 or self.C.shape[0] == 0:
+            return np.broadcast_to(self.D, (w.size, *self.D.shape)).copy()
+        if self.n <= BATCH_SIZE:
+            return self._batched(points)
+        out = np.empty((w.size, *self.D.shape), dtype=complex)
+        shifted = self.A.copy(order="F")
+        diagonal = np.diagonal(self.A).copy()
+        index = np.arange(self.n)
+        for k, point in enumerate(points):
+            shifted[index, index] = diagonal - point
+            states, info = ztrtrs(shifted, self.B)
+            out[k] = self.D - self.C @ states if info == 0 else np.inf
+        return out
+
+    def _batched(self, points: Array) -> Array:
+        out = np.empty((points.size, *self.D.shape), dtype=complex)
+        eye = np.eye(self.n)
+        for start in range(0, points.size, 1024):
+            part = points[start : start + 1024]
+            pencils = part[:, None, None] * eye - self.A
+            try:
+                states = np.linalg.solve(pencils, np.broadcast_to(self.B, (part.size, *self.B.shape)))
+                out[start : start + part.size] = self.D + self.C @ states
+            except np.linalg.LinAlgError:  # exactly on a pole: find out where
+                for k, pencil in enumerate(pencils):
+                    try:
+                        out[start + k] = self.D + self.C @ np.linalg.solve(pencil, self.B)
+                    except np.linalg.LinAlgError:
+                        out[start + k] = np.inf
+        return out
+
+    def gain(self, frequencies: npt.ArrayLike) -> Array:
+        """Return the largest singular value at each frequency."""
+        return largest_singular_value(self(frequencies))
+
+
+def largest_singular_value(response: Array) -> Array:
+    """Return the largest singular value of each matrix in a stack; inf where it is not finite."""
+    if 0 in response.shape[1:]:
+        return np.zeros(response.shape[0])
+    finite = np.isfinite(response).all(axis=(1, 2))
+    out = np.full(response.shape[0], np.inf)
+    if np.any(finite):
+        out[finite] = np.linalg.svd(response[finite], compute_uv=False)[:, 0]
+    return out
+
+
+def points_off_the_poles(poles: Array, *, discrete: bool) -> Array:
+    """Return points over the frequencies of a system at which its response is finite and well-conditioned.
+
+    They are on the stability boundary, but for those that would hit an undamped pole: these are moved off
+    the boundary, to where they are farthest from the poles.
+    """
+    if discrete:
+        on_circle = np.exp(1j * np.linspace(0.01, np.pi - 0.01, 41))
+        candidates = np.array([1.0, 1.3, 0.75, 1.7])[:, None] * on_circle
+    else:
+        size = np.abs(poles)
+        # an integrator comes out of an eigenvalue computation as anything this small
+        size = size[size > EPS * size.max(initial=0.0)] if np.any(size > 0) else np.ones(1)
+        radii = np.geomspace(size.min() / 3, size.max() * 3, 41)
+        candidates = np.exp(1j * np.pi * np.array([0.5, 0.38, 0.26, 0.14]))[:, None] * radii
+    if poles.size == 0:
+        return candidates[0]
+    gaps = np.abs(candidates[:, :, None] - poles).min(axis=2) / np.abs(candidates)
+    chosen = np.where(gaps[0] >= CLEAR, 0, np.argmax(gaps, axis=0))
+    return candidates[chosen, np.arange(candidates.shape[1])]
+
+
+def difference_of_responses(
+    system: tuple[Array, Array, Array],
+    other: Callable[[complex], Array],
+    poles: Array,
+    *,
+    discrete: bool,
+) -> float:
+    """Return how far another response is from that of A, B and C, relative to its largest value.
+
+    At a few points, so that the price is a fraction of that of the poles.
+    """
+    A, B, C = system
+    eye = np.eye(A.shape[0])
+    largest = worst = 0.0
+    for point in points_off_the_poles(poles, discrete=discrete)[::5]:
+        truth = C @ np.linalg.solve(point * eye - A, B)
+        difference = np.abs(truth - other(point))
+        largest = max(largest, float(np.abs(truth).max(initial=0.0)))
+        worst = max(worst, float(difference.max(initial=0.0)))
+    return worst / largest if largest > 0 else worst

@@ -1,0 +1,458 @@
+"""Any linear time-invariant model in, one internal state space, the same type out.
+
+This is the only room that knows which types of model exist. Everything else works on
+:class:`LinearModel`, and gives its results back through :meth:`LinearModel.to_user`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys as _sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.linalg as sla
+
+from .._util.arrays import EPS, Array
+from .._util.checks import real
+from ..errors import ModelError, shown
+from .conjugate_pairs import real_coordinates
+from .rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
+
+Timebase: TypeAlias = bool | int | float | None
+
+#: Sparse matrices are worked on densely up to this many states.
+DENSE_LIMIT = 5000
+
+#: Largest entry of a model whose square is still finite, with room for sums of squares.
+LARGEST = 1e152
+
+ACCEPTED = (
+    "control.StateSpace, control.TransferFunction, a scipy.signal lti/dlti, "
+    "a hankelred.ModalSystem, or a tuple (A, B, C, D) or (A, B, C, D, E)"
+)
+
+
+def _to_tuple(model: LinearModel) -> tuple[Array, Array, Array, Array]:
+    return model.as_tuple()
+
+
+@dataclass(frozen=True, eq=False)
+class LinearModel:
+    """The internal state space, and the way back to the type the user came with.
+
+    ``x' = A x + B u, y = C x + D u`` in continuous time (``dt`` 0 or None),
+    ``x[k+1] = A x[k] + B u[k]`` otherwise.
+    """
+
+    A: Array
+    B: Array
+    C: Array
+    D: Array
+    dt: Timebase = 0
+    #: builds the user's type from (A, B, C, D)
+    export: Callable[[LinearModel], Any] = field(default=_to_tuple, repr=False)
+    input_labels: tuple[str, ...] | None = None
+    output_labels: tuple[str, ...] | None = None
+    name: str | None = None
+    #: log poles, where A is diag(log_poles) or, in discrete time, diag(exp(log_poles))
+    log_poles: Array | None = None
+
+    @property
+    def n_states(self) -> int:
+        """Number of states."""
+        return int(self.A.shape[0])
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return int(self.B.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.C.shape[0])
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the model is in discrete time."""
+        return is_discrete(self.dt)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether any matrix is complex."""
+        return any(np.iscomplexobj(M) for M in (self.A, self.B, self.C, self.D))
+
+    def as_tuple(self) -> tuple[Array, Array, Array, Array]:
+        """Return (A, B, C, D)."""
+        return self.A, self.B, self.C, self.D
+
+    def in_real_states(self) -> tuple[LinearModel, Array | None]:
+        """Return a real state space of a modal model that is real, and the unitary map to its states.
+
+        Any other model comes back as it is, with None.
+        """
+        if self.log_poles is None:
+            return self, None
+        unitary = real_coordinates(self.log_poles, self.B, self.C, self.D, discrete=self.is_discrete)
+        if unitary is None:
+            return self, None
+        back = unitary.conj().T
+        A, B, C = (unitary @ self.A @ back).real, (unitary @ self.B).real, (self.C @ back).real
+        return self.with_matrices(A, B, C, self.D.real), unitary
+
+    def with_matrices(self, A: Array, B: Array, C: Array, D: Array) -> LinearModel:
+        """Return the same kind of model (type, dt, names) with other matrices."""
+        return replace(self, A=A, B=B, C=C, D=D, log_poles=None)
+
+    def to_user(self) -> Any:
+        """Return the model in the type it came in."""
+        return self.export(self)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether the type the user came with has states of its own: a transfer function has none."""
+        return self.export not in STATELESS
+
+    def as_state_space(self) -> LinearModel:
+        """Return the model on its way to the state space of the package it came from."""
+        return replace(self, export=STATELESS.get(self.export, self.export))
+
+
+def is_discrete(dt: Timebase) -> bool:
+    """Tell whether a python-control timebase means discrete time (None does not, as there)."""
+    return dt is not None and bool(dt)
+
+
+def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
+    """Bring any accepted model into the internal form.
+
+    Parameters
+    ----------
+    sys : model
+        See :data:`ACCEPTED`.
+    dt : 0, True, float or None
+        Timebase of a tuple; every other type carries its own.
+
+    Raises
+    ------
+    ModelError
+        Unknown type, shapes that do not fit, NaN or Inf, singular E, too large.
+    """
+    if isinstance(sys, LinearModel):
+        return sys
+    own = getattr(sys, "__hankelred_model__", None)
+    if own is not None:
+        return own()
+    if isinstance(sys, tuple | list):
+        return _from_tuple(sys, dt)
+    # A user's control or scipy.signal object exists only if its module is loaded, so neither is
+    # imported here: both are slow to import, and control brings matplotlib.
+    control = _sys.modules.get("control")
+    if control is not None:
+        if isinstance(sys, control.StateSpace):
+            return _from_control_ss(sys)
+        if isinstance(sys, control.TransferFunction):
+            return _from_control_tf(sys)
+        if isinstance(sys, control.FrequencyResponseData):
+            raise ModelError(
+                "a FrequencyResponseData holds a response at some frequencies, not a model; fit a "
+                "transfer function or state space to it first"
+            )
+        if isinstance(sys, control.InputOutputSystem):
+            raise ModelError(
+                f"a {type(sys).__name__} is not a linear model; linearise it (its .linearize(x0, u0)), or "
+                "hand a simulator of it to empirical_gramians"
+            )
+    signal = _sys.modules.get("scipy.signal")
+    if signal is not None and isinstance(sys, signal.lti | signal.dlti):
+        return _from_scipy(sys)
+    if isinstance(sys, str | os.PathLike):
+        raise ModelError(
+            f"{str(sys)!r} is a path, not a model; read it with `from hankelred.files import read_model`"
+        )
+    if hasattr(sys, "hankel_singular_values"):
+        usable = "its .system" if hasattr(sys, "system") else "the model it came from"
+        raise ModelError(f"a {type(sys).__name__} is a result, not a model; pass {usable}")
+    advice = "; a simulator goes to empirical_gramians" if callable(sys) else ""
+    raise ModelError(
+        f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}{advice}"
+    )
+
+
+def validated(
+    A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: Timebase = 0
+) -> tuple[Array, Array, Array, Array, Timebase]:
+    """Check and convert matrices to 2-D float64/complex128 arrays, E folded in."""
+    A = _matrix(A, "A")
+    if A.size == 0:
+        A = A.reshape(0, 0)
+    n = A.shape[0]
+    if A.shape != (n, n):
+        raise ModelError(f"A must be square, got shape {A.shape}")
+    if n == 0:
+        B, C = _empty_ports(B, C, D)
+    B = _matrix(B, "B", column=True)
+    C = _matrix(C, "C")
+    if B.shape[0] != n:
+        raise ModelError(f"B must have {n} rows as A has, got shape {B.shape}")
+    if C.shape[1] != n:
+        raise ModelError(f"C must have {n} columns as A has, got shape {C.shape}")
+    shape = (C.shape[0], B.shape[1])
+    if D is None:
+        D = np.zeros(shape)
+    else:
+        D = _matrix(D, "D")
+        if D.size == 1 and shape != (1, 1) and D.flat[0] == 0:
+            D = np.zeros(shape)  # the field's habit of writing D = 0 for any size
+        if D.size == 0 and 0 in shape:
+            D = np.zeros(shape)
+        if D.shape != shape:
+            raise ModelError(f"D must have shape {shape} (outputs, inputs), got {D.shape}")
+    if E is not None:
+        A, B = _fold_descriptor(A, B, _matrix(E, "E"))
+    # one arithmetic for the whole model: complex only if something imaginary is there
+    dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in (A, B, C, D)) else float
+    A, B, C, D = (np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in (A, B, C, D))
+    _check_range(A, B, C, D)
+    return A, B, C, D, validated_timebase(dt)
+
+
+def _check_range(A: Array, B: Array, C: Array, D: Array) -> None:
+    """Refuse entries whose squares would leave the range of double precision."""
+    for name, M in zip("ABCD", (A, B, C, D), strict=True):
+        size = float(np.abs(M).max(initial=0.0))
+        if size > LARGEST:
+            raise ModelError(
+                f"the largest entry of {name} is {size:.1e}, and at most {LARGEST:.0e} can be worked with: "
+                "choose other units"
+            )
+
+
+def validated_timebase(dt: Any) -> Timebase:
+    """Check a timebase: 0, True, a positive number of seconds, or None."""
+    if isinstance(dt, np.bool_):
+        dt = bool(dt)
+    if dt is None or dt is True:
+        return dt
+    if isinstance(dt, np.ndarray) and dt.ndim > 0:
+        raise ModelError(f"dt must be one number, the seconds between samples, got shape {dt.shape}")
+    value = real(dt)
+    if not math.isfinite(value) or value < 0:
+        raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {shown(dt)}")
+    return 0 if value == 0 else value
+
+
+def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
+    if M is None:
+        raise ModelError(
+            f"{name} is None; a model needs A, B and C (and D = 0 where there is no direct term)"
+        )
+    if hasattr(M, "toarray"):  # sparse; scipy.sparse itself is slow to import
+        if max(M.shape) > DENSE_LIMIT:
+            raise ModelError(
+                f"{name} is sparse with shape {M.shape}; sparse models are worked on densely up to "
+                f"n = {DENSE_LIMIT} states, and large sparse models are not supported yet"
+            )
+        M = _checked_sparse(M, name).toarray()
+    try:
+        out = np.array(M, copy=True)
+        # numpy would make numbers of these without a word
+        if out.dtype.kind in "USMm" or (
+            out.dtype == object and any(isinstance(x, str | bytes) for x in out.flat)
+        ):
+            raise TypeError("it holds strings or dates")
+        with np.errstate(over="ignore"):  # of a longer type; refused below
+            out = out.astype(complex if np.iscomplexobj(out) else float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{name} is not a numeric matrix: {error}") from None
+    if out.ndim < 2:
+        out = out.reshape(-1, 1) if column else out.reshape(1, -1)
+    if out.ndim != 2:
+        raise ModelError(f"{name} must be a matrix, got an array of shape {out.shape}")
+    if not np.all(np.isfinite(out)):
+        row, col = np.argwhere(~np.isfinite(out))[0]
+        raise ModelError(f"{name}[{row}, {col}] is {out[row, col]}; every entry must be finite")
+    return out
+
+
+def _checked_sparse(M: Any, name: str) -> Any:
+    """Refuse indices that lie outside: toarray writes wherever they point."""
+    try:
+        if hasattr(M, "check_format"):
+            M = M.copy()  # the check drops unused space
+            M.check_format(full_check=True)
+        elif M.format == "coo" and M.nnz:
+            for length, index in zip(M.shape, (M.row, M.col), strict=True):
+                if index.min() < 0 or index.max() >= length:
+                    raise ValueError(f"index {index.max()} or {index.min()} for a length of {length}")
+    except ValueError as error:
+        raise ModelError(f"{name} is a damaged sparse matrix: {error}") from None
+    return M
+
+
+def _empty_ports(B: Any, C: Any, D: Any) -> tuple[Any, Any]:
+    """Give B and C without entries their numbers of ports: their own, or D's where they are written []."""
+    shapes = [getattr(M, "shape", None) or np.shape(M) for M in (B, C)]
+    if any(0 not in shape for shape in shapes):
+        return B, C  # refused by their shapes
+    ports = (1, 1) if D is None else np.shape(np.atleast_2d(D))[-2:]
+    if len(shapes[0]) != 2 or shapes[0] == (1, 0):
+        B = np.zeros((0, ports[1]))
+    if len(shapes[1]) != 2 or shapes[1] == (1, 0):
+        C = np.zeros((ports[0], 0))
+    return B, C
+
+
+def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
+    n = A.shape[0]
+    if E.shape != (n, n):
+        raise ModelError(f"E must have shape {(n, n)} as A has, got {E.shape}")
+    if n == 0:
+        return A, B
+    # Row and column scaling first, so that units alone do not make E look singular.
+    rows = np.abs(E).max(axis=1)
+    if rows.min() == 0:
+        raise ModelError(_SINGULAR_E.format(f"row {int(rows.argmin())} of E is zero"))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        scaled = E / rows[:, None]
+    if not np.all(np.isfinite(scaled)):
+        raise ModelError(_TINY_E.format(rows.min()))
+    cols = np.abs(scaled).max(axis=0)
+    if cols.min() == 0:
+        raise ModelError(_SINGULAR_E.format(f"column {int(cols.argmin())} of E is zero"))
+    scaled = scaled / cols
+    gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled,))
+    lu, piv, info = getrf(scaled)
+    rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(scaled, 1))[0])
+    if rcond < n * EPS:
+        raise ModelError(_SINGULAR_E.format(f"its reciprocal condition number is {rcond:.1e}"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        rhs = np.concatenate([A, B], axis=1) / rows[:, None]
+        solved = getrs(lu, piv, rhs.astype(np.result_type(lu, rhs)))[0] / cols[:, None]
+    if not np.all(np.isfinite(solved)):
+        raise ModelError(_TINY_E.format(rows.min()))
+    return solved[:, :n], solved[:, n:]
+
+
+_TINY_E = (
+    "E^-1 A or E^-1 B exceeds double precision: the largest entry of a row of E is down to {:.1e}; choose "
+    "other units"
+)
+_SINGULAR_E = (
+    "E is singular to working precision ({}); descriptor systems with singular E are not supported yet: "
+    "eliminate the algebraic states first"
+)
+
+
+def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
+    if len(sys) not in (4, 5):
+        raise ModelError(
+            f"a tuple model has 4 or 5 entries, (A, B, C, D) or (A, B, C, D, E), got {len(sys)}; write D = 0 "
+            "where there is none; pass numerator/denominator or zeros/poles/gain as "
+            "scipy.signal.TransferFunction or ZerosPolesGain"
+        )
+    A, B, C, D, dt = validated(*sys, dt=dt)
+    return LinearModel(A, B, C, D, dt)
+
+
+def _from_control_ss(sys: Any) -> LinearModel:
+    A, B, C, D, dt = validated(sys.A, sys.B, sys.C, sys.D, dt=sys.dt)
+    return LinearModel(
+        A, B, C, D, dt, to_control, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
+    )
+
+
+def _from_control_tf(sys: Any) -> LinearModel:
+    p, m = sys.noutputs, sys.ninputs
+    num = [[np.asarray(sys.num_array[i, j]) for j in range(m)] for i in range(p)]
+    den = [[np.asarray(sys.den_array[i, j]) for j in range(m)] for i in range(p)]
+    A, B, C, D, dt = validated(*state_space_from_rational(num, den), dt=sys.dt)
+    return LinearModel(
+        A, B, C, D, dt, _to_control_tf, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
+    )
+
+
+def _from_scipy(sys: Any) -> LinearModel:
+    import scipy.signal as signal
+
+    matrices: tuple[Any, ...]
+    export: Callable[[LinearModel], Any]
+    if isinstance(sys, signal.TransferFunction):
+        # scipy's transfer functions have one input; num is 2-D where there are several outputs
+        rows = np.atleast_2d(sys.num)
+        matrices = state_space_from_rational([[row] for row in rows], [[sys.den] for _ in rows])
+        export = _to_scipy_tf
+    elif isinstance(sys, signal.ZerosPolesGain):
+        matrices, export = series_from_zpk(sys.zeros, sys.poles, sys.gain), _to_scipy_zpk
+    else:
+        matrices, export = (sys.A, sys.B, sys.C, sys.D), _to_scipy_ss
+    A, B, C, D, dt = validated(*matrices, dt=0 if sys.dt is None else sys.dt)
+    return LinearModel(A, B, C, D, dt, export)
+
+
+# The ways back are functions of the module, not closures, so that results can be pickled.
+
+
+def to_control(model: LinearModel) -> Any:
+    """Return a control.StateSpace, or the matrices of a complex model, which control has no type for."""
+    if model.is_complex:
+        return model.as_tuple()
+    import control
+
+    return control.StateSpace(*model.as_tuple(), model.dt, remove_useless_states=False, **_names(model))
+
+
+def _to_control_tf(model: LinearModel) -> Any:
+    import control
+
+    num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
+    return control.TransferFunction(num, den, model.dt, **_names(model))
+
+
+def _names(model: LinearModel) -> dict[str, Any]:
+    return {
+        "inputs": list(model.input_labels or ()) or None,
+        "outputs": list(model.output_labels or ()) or None,
+        "name": model.name,
+    }
+
+
+def _to_scipy_ss(model: LinearModel) -> Any:
+    import scipy.signal as signal
+
+    return _in_time(signal.StateSpace, model, *model.as_tuple())
+
+
+def _to_scipy_zpk(model: LinearModel) -> Any:
+    import scipy.signal as signal
+
+    return _in_time(signal.ZerosPolesGain, model, *zeros_poles_gain(*model.as_tuple()))
+
+
+def _to_scipy_tf(model: LinearModel) -> Any:
+    import scipy.signal as signal
+
+    num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
+    width = max(entry[0].size for entry in num)
+    padded = [np.pad(entry[0], (width - entry[0].size, 0)) for entry in num]
+    with warnings.catch_warnings():
+        # scipy.signal warns of leading zeros, which a zero or strictly proper numerator has
+        warnings.simplefilter("ignore", signal.BadCoefficients)
+        return _in_time(signal.TransferFunction, model, padded if len(padded) > 1 else padded[0], den[0][0])
+
+
+#: The ways back to types without states, and those to the state space of the same package.
+STATELESS: dict[Callable[[LinearModel], Any], Callable[[LinearModel], Any]] = {
+    _to_control_tf: to_control,
+    _to_scipy_tf: _to_scipy_ss,
+    _to_scipy_zpk: _to_scipy_ss,
+}
+
+
+def _in_time(kind: Any, model: LinearModel, *arguments: Any) -> Any:
+    return kind(*arguments, dt=model.dt) if model.is_discrete else kind(*arguments)

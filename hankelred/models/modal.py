@@ -1,0 +1,399 @@
+"""Diagonal systems: a model as poles, input rows and output columns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import scipy.linalg as sla
+
+from .._util.arrays import EPS, Array
+from ..errors import ModelError
+from .block_diagonal import block_diagonalised
+from .conjugate_pairs import real_coordinates
+from .frequency_response import LOST, difference_of_responses
+from .linear_model import LARGEST, LinearModel, Timebase, as_model, is_discrete, validated_timebase
+from .projection import Projected, exactly_projected
+from .scaling import Scaled, equal_norms, scaled
+
+#: Eigenvectors with a larger condition number are taken for those of a defective matrix.
+DEFECTIVE = 1e12
+#: Eigenvectors further off than this are not corrected: the square of it would be left.
+LARGEST_TURN = 1e-3
+
+
+class ModalSystem:
+    """A linear system with diagonal A, given by its poles on a logarithmic scale.
+
+    In discrete time the poles are ``exp(log_poles)``, so that a decay of 1e-9 per sample keeps all its
+    digits; in continuous time they are ``log_poles`` themselves. Gramians are closed forms and cost
+    O(n^2 (m + p)). Every function of hankelred that takes a model takes this one.
+
+    Parameters
+    ----------
+    log_poles : array_like, shape (n,)
+        Complex poles of a real system come in conjugate pairs standing side by side. ``-inf`` is the
+        discrete pole 0.
+    B : array_like, shape (n, m)
+    C : array_like, shape (p, n)
+    D : array_like, shape (p, m), optional
+        Default: zero.
+    dt : True, float, 0 or None
+        Timebase as in python-control; default True, discrete with unspecified step.
+
+    Attributes
+    ----------
+    log_poles, B, C, D, dt
+        As given, as arrays.
+
+    Raises
+    ------
+    ModelError
+        Shapes that do not fit, or entries that are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> slow = hankelred.ModalSystem([-1e-3, -0.5], B=[[1.0], [1.0]], C=[[1.0, 1.0]])
+    >>> slow.poles.real.round(4)
+    array([0.999 , 0.6065])
+    >>> hankelred.hankel_singular_values(slow).round(3)
+    array([500.513,   1.569])
+    """
+
+    def __init__(
+        self,
+        log_poles: npt.ArrayLike,
+        B: npt.ArrayLike,
+        C: npt.ArrayLike,
+        D: npt.ArrayLike | None = None,
+        *,
+        dt: Timebase = True,
+    ):
+        self.dt: Timebase = validated_timebase(dt)
+        try:
+            self.log_poles: Array = np.atleast_1d(np.array(log_poles, dtype=complex))
+            self.B: Array = np.array(B, dtype=complex)
+            self.C: Array = np.array(C, dtype=complex)
+            direct = None if D is None else np.atleast_2d(np.array(D, dtype=complex))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"log_poles, B, C and D must be numeric arrays: {error}") from None
+        if self.log_poles.ndim != 1:
+            raise ModelError(f"log_poles must have one dimension, got shape {self.log_poles.shape}")
+        n = self.log_poles.size
+        self.B = self.B.reshape(n, -1) if self.B.ndim == 1 and n else self.B
+        self.C = self.C.reshape(-1, n) if self.C.ndim == 1 and n else self.C
+        if self.B.ndim != 2 or self.B.shape[0] != n:
+            raise ModelError(f"B must have {n} rows, one for each pole, got shape {self.B.shape}")
+        if self.C.ndim != 2 or self.C.shape[1] != n:
+            raise ModelError(f"C must have {n} columns, one for each pole, got shape {self.C.shape}")
+        shape = (self.C.shape[0], self.B.shape[1])
+        self.D: Array = np.zeros(shape) if direct is None else direct
+        if self.D.shape != shape:
+            raise ModelError(f"D must have shape {shape} (outputs, inputs), got {self.D.shape}")
+        if direct is not None and not np.any(direct.imag):
+            self.D = direct.real.copy()
+        finite_poles = np.isfinite(self.log_poles)
+        if is_discrete(self.dt):
+            finite_poles |= np.isneginf(self.log_poles.real) & np.isfinite(self.log_poles.imag)
+        for name, ok in (
+            ("log_poles", finite_poles),
+            ("B", np.isfinite(self.B)),
+            ("C", np.isfinite(self.C)),
+            ("D", np.isfinite(() if direct is None else direct)),
+        ):
+            if not np.all(ok):
+                where = tuple(int(i) for i in np.argwhere(~ok)[0])
+                raise ModelError(
+                    f"{name}{list(where)} is {getattr(self, name)[where]}; every entry must be finite"
+                )
+        # the same room for squares that other models need; exp(log_poles) must have it too
+        logs = self.log_poles.real if is_discrete(self.dt) else np.zeros(0)
+        for name, size, largest in (
+            ("log_poles", float(logs.max(initial=0.0)), math.log(LARGEST)),
+            ("B", float(np.abs(self.B).max(initial=0.0)), LARGEST),
+            ("C", float(np.abs(self.C).max(initial=0.0)), LARGEST),
+            ("D", 0.0 if direct is None else float(np.abs(direct).max(initial=0.0)), LARGEST),
+        ):
+            if size > largest:
+                raise ModelError(
+                    f"the largest entry of {name} is {size:.1e}, and at most {largest:.3g} can be worked "
+                    "with: choose other units"
+                )
+
+    @property
+    def n_states(self) -> int:
+        """Number of poles."""
+        return int(self.log_poles.size)
+
+    @property
+    def poles(self) -> Array:
+        """The poles, shape (n,)."""
+        return np.exp(self.log_poles) if is_discrete(self.dt) else self.log_poles.copy()
+
+    def state_space(self) -> tuple[Array, Array, Array, Array]:
+        """Return (A, B, C, D), real with 2 x 2 blocks where the system is real, else complex diagonal.
+
+        Examples
+        --------
+        >>> import hankelred
+        >>> pair = hankelred.ModalSystem([-1 + 2j, -1 - 2j], [[1], [1]], [[1, 1]], dt=0)
+        >>> pair.state_space()[0].round(12) + 0.0
+        array([[-1., -2.],
+               [ 2., -1.]])
+        """
+        unitary = real_coordinates(self.log_poles, self.B, self.C, self.D, discrete=is_discrete(self.dt))
+        if unitary is None:
+            return np.diag(self.poles), self.B, self.C, self.D
+        A = (unitary * self.poles) @ unitary.conj().T
+        return A.real, (unitary @ self.B).real, (self.C @ unitary.conj().T).real, self.D.real
+
+    def __repr__(self) -> str:
+        (p, m), n = self.D.shape, self.n_states
+        return f"ModalSystem({n} states, {m} inputs, {p} outputs, dt={self.dt})"
+
+    def __hankelred_model__(self) -> LinearModel:
+        return LinearModel(
+            np.diag(self.poles), self.B, self.C, self.D, self.dt, _modal_of_model, log_poles=self.log_poles
+        )
+
+
+def modal_form(
+    sys: Any,
+    *,
+    form: Literal["diagonal", "block_diagonal"] = "diagonal",
+    return_transform: bool = False,
+    dt: Timebase = 0,
+) -> Any:
+    """Bring a model to modal form: its poles apart from each other.
+
+    Parameters
+    ----------
+    sys : model
+        As in :func:`hankel_singular_values`.
+    form : {"diagonal", "block_diagonal"}
+        "diagonal": one state for each pole, which multiple poles without enough eigenvectors do not allow.
+        "block_diagonal": every model has this one. A real state for each real pole; two for each conjugate
+        pair a +- jw, with the block [[a, w], [-w, a]]; and larger blocks, triangular but for pairs, for poles
+        that no transformation with moderate entries (1e4) can separate.
+    return_transform : bool
+        Return ``(modal, T)``, T of shape (n, n) with x = T z for the states x of ``sys`` and z of the
+        result, so that its matrices are T^-1 A T, T^-1 B and C T. The same convention as that of
+        ``control.modal_form``; in MATLAB's ``canon`` T is the inverse of this one.
+    dt : 0, True, float or None
+        Timebase of a tuple.
+
+    Returns
+    -------
+    ModalSystem
+        With "diagonal". Slowest pole first; conjugate pairs stand side by side, the one above the real axis
+        first. Each row of B and column of C have the same norm where neither is zero.
+    model
+        With "block_diagonal": a state space of the package ``sys`` came from; a tuple for tuples and for a
+        ModalSystem. The block with the slowest pole comes first. B and C have the same norm in each block
+        where neither is zero.
+    modal, T
+        With ``return_transform=True``.
+
+    Raises
+    ------
+    ModelError
+        The model cannot be used; unknown form; a transformation of a transfer function, which has no states;
+        or A has (nearly) multiple poles without enough eigenvectors, so that a diagonal form does not exist
+        or would change the response by more than 1e-6 of its largest value.
+
+    Notes
+    -----
+    Eigenvectors in balanced units; Schur form and Sylvester equations for blocks (Bavely and Stewart, SIAM
+    J. Numer. Anal. 16 (1979)). The response of the result is compared with that of the model before it is
+    returned.
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> A, B, C = np.array([[0.0, 1.0], [-2.0, -3.0]]), np.array([[0.0], [1.0]]), np.array([[1.0, 0.0]])
+    >>> modal, T = hankelred.modal_form((A, B, C, 0), return_transform=True)
+    >>> modal.log_poles.real.round(6)
+    array([-1., -2.])
+    >>> bool(np.allclose(A @ T, T @ np.diag(modal.log_poles)))
+    True
+
+    A double pole with one eigenvector keeps a block of two states:
+
+    >>> jordan = ([[-1.0, 1.0], [0.0, -1.0]], [[0.0], [1.0]], [[1.0, 0.0]], 0)
+    >>> hankelred.modal_form(jordan, form="block_diagonal")[0].round(6)
+    array([[-1.,  1.],
+           [ 0., -1.]])
+    """
+    if form not in ("diagonal", "block_diagonal"):
+        raise ModelError(f"form must be 'diagonal' or 'block_diagonal', got {form!r}")
+    model = as_model(sys, dt)
+    check_transform(model, return_transform)
+    if form == "diagonal":
+        modal, T = diagonalised(model)
+        return (modal, T) if return_transform else modal
+    blocks, T = block_diagonalised(model)
+    return (blocks.to_user(), T) if return_transform else blocks.to_user()
+
+
+def check_transform(model: LinearModel, return_transform: bool) -> None:
+    """Refuse a transformation of states that a transfer function does not have."""
+    if return_transform and not model.has_states:
+        raise ModelError(
+            "a transfer function has no states that a transformation could refer to; convert it to a state "
+            "space first, or leave return_transform out"
+        )
+
+
+def _modal_of_model(model: LinearModel) -> ModalSystem:
+    return diagonalised(model)[0]
+
+
+def diagonalised(model: LinearModel) -> tuple[ModalSystem, Array]:
+    """Return the modal system and the matrix from its states to those of the model."""
+    # thousands of inputs and outputs without a direct term: a D of zeros is not worth checking
+    D = model.D if np.any(model.D) else None
+    if model.n_states == 0:
+        return ModalSystem(np.zeros(0), model.B, model.C, D, dt=model.dt), np.zeros((0, 0))
+    if model.log_poles is not None:
+        same = ModalSystem(model.log_poles, model.B, model.C, D, dt=model.dt)
+        return same, np.eye(model.n_states)
+    system = scaled(model.A, model.B, model.C)
+    poles, V = np.linalg.eig(system.A)
+    condition = float(np.linalg.cond(V))
+    if not condition < 1 / EPS:
+        raise ModelError(_no_diagonal_form(condition, "nothing would be left of"))
+    candidates = _modes(system, poles, V, discrete=model.is_discrete)
+    best = min(candidates, key=lambda modes: modes.lost)
+    if not (condition < DEFECTIVE and best.lost <= LOST):
+        raise ModelError(_no_diagonal_form(condition, f"a share of {best.lost:.1e} would be lost of"))
+    B, C = best.B, best.C
+    half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
+    scale = equal_norms(np.linalg.norm(B, axis=1), np.linalg.norm(C, axis=0))
+    B, C = B * (half * scale[:, None]), C * (half / scale)
+    T = system.right(best.V * (2.0 ** ((system.input_exponent - system.output_exponent) // 2) / scale))
+    # exact conjugates, so that nothing imaginary is left when the pairs are summed
+    for k in best.pairs:
+        B[k + 1], C[:, k + 1], T[:, k + 1] = B[k].conj(), C[:, k].conj(), T[:, k].conj()
+    return ModalSystem(best.log_poles, B, C, D, dt=model.dt), T
+
+
+def _no_diagonal_form(condition: float, lost: str) -> str:
+    return (
+        "the model has no diagonal form: it has (nearly) multiple poles without enough eigenvectors, whose "
+        f"condition number is {condition:.1e}; {lost} its response. modal_form(..., form='block_diagonal') "
+        "keeps such poles together in one block"
+    )
+
+
+@dataclass(frozen=True)
+class _Modes:
+    """A diagonal form in the units of the scaled model, and what it would lose of the response."""
+
+    log_poles: Array
+    B: Array
+    C: Array
+    V: Array
+    #: where conjugate pairs start; empty for a complex model
+    pairs: list[int]
+    lost: float
+
+
+def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_Modes]:
+    """Return the diagonal form as eigenvectors give it, and with the model projected onto these.
+
+    The projection, with twice the digits, knows a slow pole beside fast ones to all of its digits; of
+    nearly multiple poles it may know less.
+
+    A pair of a real matrix comes from LAPACK as neighbours, the pole above the axis first. Their eigenvectors
+    are solved with as two real columns, Re v and Im v: huge coefficients of nearly parallel
+    eigenvectors cancel in a real solution as they should, and the two conjugates cannot come apart.
+    """
+    paired = not np.iscomplexobj(system.B) and _in_pairs(poles)
+    upper = np.flatnonzero(poles.imag > 0) if paired else np.zeros(0, dtype=int)
+    columns = _real_columns(V, upper) if paired else V
+    plain = sla.solve(columns, system.B.astype(columns.dtype)), system.C @ columns
+    exact = exactly_projected(system, np.linalg.inv(columns).conj().T, columns)
+    turn = _turn(exact, poles, upper)
+    corrected = V
+    if turn is not None:
+        corrected = V + V @ turn
+        columns = _real_columns(corrected, upper) if paired else corrected
+        exact = exactly_projected(system, np.linalg.inv(columns).conj().T, columns)
+    high, low = (np.diag(M).astype(complex) for M in (exact.A, exact.A_low))
+    for diagonal, M in ((high, exact.A), (low, exact.A_low)):
+        # the block of a pair a +- jw is [[a, w], [-w, a]] in these columns
+        diagonal[upper] = (M[upper, upper] + M[upper + 1, upper + 1]) / 2 + 0.5j * (
+            M[upper, upper + 1] - M[upper + 1, upper]
+        )
+        diagonal[upper + 1] = diagonal[upper].conj()
+    forms = []
+    for pole, pole_low, B, C, right in (
+        (high, low, exact.B, exact.C, corrected),
+        (poles.astype(complex), np.zeros(poles.size), *plain, V),
+    ):
+        B, C = B.astype(complex), C.astype(complex)
+        # x = p Re v + q Im v is the sum of (p - jq) / 2 v and its conjugate
+        B[upper], C[:, upper] = (B[upper] - 1j * B[upper + 1]) / 2, C[:, upper] + 1j * C[:, upper + 1]
+        B[upper + 1], C[:, upper + 1] = B[upper].conj(), C[:, upper].conj()
+        order = _pole_order(pole, upper if paired else None, discrete=discrete)
+        logs = pole + pole_low
+        if discrete:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                # near 1 the low part is most of what the logarithm has
+                logs = np.where(pole == 0, -np.inf, np.log(pole) + pole_low / pole)
+        logs, B, C = logs[order], B[order], C[:, order]
+        as_read = np.exp(logs) if discrete else logs
+        lost = difference_of_responses(
+            (system.A, system.B, system.C),
+            lambda s, C=C, B=B, as_read=as_read: (C / (s - as_read)) @ B,  # type: ignore[misc]
+            as_read,
+            discrete=discrete,
+        )
+        pairs = [int(k) for k in np.flatnonzero(np.isin(order, upper))]
+        forms.append(_Modes(logs, B, C, right[:, order].astype(complex), pairs, lost))
+    return forms
+
+
+def _real_columns(V: Array, upper: Array) -> Array:
+    """Return real columns Re v, Im v for each conjugate pair of eigenvectors v that starts at `upper`."""
+    columns = V.copy()
+    columns[:, upper + 1] = V[:, upper].imag
+    return columns.real
+
+
+def _turn(projected: Projected, poles: Array, upper: Array) -> Array | None:
+    """Return F so that V (1 + F) are eigenvectors but for the square of F; None if F is large.
+
+    What the projection has beside its diagonal is the error of the eigenvectors V times the distances of
+    their poles; a few of its digits are enough.
+    """
+    # from the real columns of pairs to their eigenvectors, v = Re v + j Im v and its conjugate
+    to_pairs = np.eye(poles.size, dtype=complex)
+    for k in upper:
+        to_pairs[k : k + 2, k : k + 2] = [[1, 1], [1j, -1j]]
+    beside = np.linalg.solve(to_pairs, (projected.A + projected.A_low) @ to_pairs)
+    gaps = poles[None, :] - poles[:, None]
+    turn = np.where(gaps == 0, 0.0, beside / np.where(gaps == 0, 1.0, gaps))
+    return turn if np.abs(turn).max(initial=0.0) < LARGEST_TURN else None
+
+
+def _pole_order(poles: Array, upper: Array | None, *, discrete: bool) -> Array:
+    """Return the order slowest first, pairs, which start at `upper`, together; None for a complex model."""
+    rate = np.abs(poles) if discrete else poles.real
+    if upper is None:
+        return np.argsort(-rate, kind="stable")
+    first = np.setdiff1d(np.arange(poles.size), upper + 1)
+    units = first[np.lexsort((np.abs(poles[first].imag), -rate[first]))]
+    return np.concatenate([[k, k + 1] if k in upper else [k] for k in units]).astype(int)
+
+
+def _in_pairs(poles: Array) -> bool:
+    """Tell whether the poles are those of a real matrix as LAPACK orders them."""
+    upper = np.flatnonzero(poles.imag > 0)
+    return 2 * upper.size == np.count_nonzero(poles.imag) and bool(
+        np.all(poles[np.minimum(upper + 1, poles.size - 1)] == poles[upper].conj())
+    )

@@ -1,0 +1,268 @@
+"""Between rational functions (polynomials; zeros, poles, gain) and state space, both ways."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+
+from .._util.arrays import EPS, Array, Quadruple
+from ..errors import ModelError, ReductionWarning
+from .frequency_response import points_off_the_poles
+
+Entries = list[list[Array]]
+
+
+def state_space_from_rational(num: Sequence[Sequence[Array]], den: Sequence[Sequence[Array]]) -> Quadruple:
+    """Realise a matrix of proper rational functions.
+
+    Entries that share a denominator share its states: along columns (a controllable form for each
+    input) or along rows (an observable form for each output), whichever needs fewer.
+    """
+    p, m = len(num), len(num[0]) if num else 0
+    entries = [[_normalised(num[i][j], den[i][j], (i, j)) for j in range(m)] for i in range(p)]
+    by_columns = _columns(entries, p, m)
+    transposed = [[entries[i][j] for i in range(p)] for j in range(m)]
+    A, B, C, D = _columns(transposed, m, p)
+    by_rows = (A.T, C.T, B.T, D.T)
+    return by_columns if by_columns[0].shape[0] <= by_rows[0].shape[0] else by_rows
+
+
+def _normalised(num: Any, den: Any, where: tuple[int, int]) -> tuple[Array, Array, complex]:
+    """Return (strictly proper numerator, monic denominator, direct term)."""
+    entry = f"entry (output {where[0]}, input {where[1]})"
+    num, den = (np.trim_zeros(np.atleast_1d(np.asarray(c)), "f") for c in (num, den))
+    for coefficients, what in ((num, "numerator"), (den, "denominator")):
+        if not np.all(np.isfinite(coefficients)):
+            raise ModelError(
+                f"{entry}: the {what} {coefficients.tolist()} has a coefficient that is not finite"
+            )
+    if den.size == 0:
+        raise ModelError(f"{entry}: the denominator is zero")
+    if num.size > den.size:
+        raise ModelError(
+            f"{entry} is improper: numerator of degree {num.size - 1} over denominator of degree "
+            f"{den.size - 1}; only proper models have a state space"
+        )
+    num, den = num / den[0], den / den[0]
+    if num.size < den.size:
+        return num, den, 0.0
+    direct = num[0]
+    return num[1:] - direct * den[1:], den, direct
+
+
+def _columns(entries: Any, p: int, m: int) -> Quadruple:
+    """Realise column by column; equal denominators within a column share one companion block."""
+    blocks: list[tuple[Array, Array, int]] = []
+    dtype = np.result_type(float, *(np.asarray(x) for row in entries for e in row for x in e))
+    D = np.zeros((p, m), dtype)
+    for j in range(m):
+        groups: dict[bytes, tuple[Array, Array]] = {}
+        for i in range(p):
+            num, den, direct = entries[i][j]
+            D[i, j] = direct
+            k = den.size - 1
+            if k == 0 or not np.any(num):
+                continue
+            companion, C = groups.setdefault(
+                den.astype(dtype).tobytes(), (sla.companion(den).astype(dtype), np.zeros((p, k), dtype))
+            )
+            C[i, k - num.size :] = num
+        blocks += [(companion, C, j) for companion, C in groups.values()]
+    n = sum(companion.shape[0] for companion, _, _ in blocks)
+    A, B, C_all = np.zeros((n, n), dtype), np.zeros((n, m), dtype), np.zeros((p, n), dtype)
+    at = 0
+    for companion, C, j in blocks:
+        k = companion.shape[0]
+        A[at : at + k, at : at + k] = companion
+        B[at, j] = 1.0
+        C_all[:, at : at + k] = C
+        at += k
+    return A, B, C_all, D
+
+
+def series_from_zpk(zeros: Any, poles: Any, gain: Any) -> Quadruple:
+    """Realise zeros, poles and gain as a series of sections of first and second order.
+
+    No polynomial of high degree is formed, so many poles lose no digits.
+    """
+    zeros, poles = (np.atleast_1d(np.asarray(v)).ravel() for v in (zeros, poles))
+    if zeros.size > poles.size:
+        raise ModelError(
+            f"{zeros.size} zeros over {poles.size} poles is improper; only proper models have a state space"
+        )
+    if not (np.all(np.isfinite(zeros)) and np.all(np.isfinite(poles)) and np.isfinite(gain)):
+        raise ModelError("zeros, poles and gain must be finite")
+    pole_sections = _sections(poles, "poles")
+    zero_sections = _sections(zeros, "zeros")
+    A, B, C, D = np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((1, 0)), np.ones((1, 1)) * gain
+    for den in sorted(pole_sections, key=lambda c: -c.size):
+        # Zeros go with poles of the same count where there are any, so that sections stay proper.
+        num = next((z for z in zero_sections if z.size == den.size), None)
+        if num is not None:
+            zero_sections = [z for z in zero_sections if z is not num]
+        else:
+            num = np.ones(1)
+            while num.size < den.size:
+                small = next((z for z in zero_sections if z.size + num.size - 1 <= den.size), None)
+                if small is None:
+                    break
+                zero_sections = [z for z in zero_sections if z is not small]
+                num = np.polymul(num, small)
+        A, B, C, D = _in_series((A, B, C, D), state_space_from_rational([[num]], [[den]]))
+    if zero_sections:
+        # A pair of zeros was left over two real poles: merge what remains into one small block.
+        return _polynomial_fallback(zeros, poles, gain)
+    return A, B, C, D
+
+
+def _sections(roots: Array, what: str) -> list[Array]:
+    """Split roots into real polynomials of degree one and two (complex ones if not conjugate)."""
+    try:
+        ordered = _conjugate_pairs(roots)
+    except ValueError:
+        return [np.array([1.0, -root]) for root in roots]
+    return [
+        np.array([1.0, -pair[0].real])
+        if len(pair) == 1
+        else np.array([1.0, -2 * pair[0].real, abs(pair[0]) ** 2])
+        for pair in ordered
+    ]
+
+
+def _conjugate_pairs(roots: Array) -> list[tuple[complex, ...]]:
+    """Group roots into reals and conjugate pairs; ValueError where they do not pair up."""
+    remaining = [complex(r) for r in roots]
+    groups: list[tuple[complex, ...]] = []
+    while remaining:
+        root = remaining.pop(0)
+        scale = 1e-10 * max(abs(root), np.finfo(float).tiny)
+        if abs(root.imag) <= scale:
+            groups.append((root,))
+            continue
+        partner = min(range(len(remaining)), key=lambda k: abs(remaining[k] - root.conjugate()), default=None)
+        if partner is None or abs(remaining[partner] - root.conjugate()) > scale:
+            raise ValueError("no conjugate partner")
+        groups.append((root, remaining.pop(partner)))
+    return groups
+
+
+def _in_series(first: Quadruple, second: Quadruple) -> Quadruple:
+    A1, B1, C1, D1 = first
+    A2, B2, C2, D2 = second
+    A = np.block([[A1, np.zeros((A1.shape[0], A2.shape[0]))], [B2 @ C1, A2]])
+    return A, np.vstack([B1, B2 @ D1]), np.hstack([D2 @ C1, C2]), D2 @ D1
+
+
+def _polynomial_fallback(zeros: Array, poles: Array, gain: Any) -> Quadruple:
+    return state_space_from_rational([[gain * np.poly(zeros)]], [[np.poly(poles)]])
+
+
+def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tuple[Entries, Entries]:
+    """Turn a state space into numerators and denominators, one pair for each output and input.
+
+    Two routes are computed (residues over the poles; characteristic polynomials) and the one whose
+    response is nearer the state space's is kept. Polynomials of high degree lose digits whatever the
+    route, so the loss is measured and reported.
+
+    Warns
+    -----
+    ReductionWarning
+        The response of the polynomials differs from the state space by more than 1e-6.
+    """
+    n, m, p = A.shape[0], B.shape[1], C.shape[0]
+    real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
+    poles, vectors = np.linalg.eig(A) if n else (np.zeros(0), np.zeros((0, 0)))
+    den = _poly(poles, real)
+    points = points_off_the_poles(poles, discrete=discrete)
+    truth = np.array([C @ np.linalg.solve(s * np.eye(n) - A, B) + D for s in points]) if n else None
+    num: Entries = [[np.atleast_1d(D[i, j]) for j in range(m)] for i in range(p)]
+    if truth is None:
+        return num, [[den.copy() for _ in range(m)] for _ in range(p)]
+    scale = max(float(np.abs(truth).max()), np.finfo(float).tiny)
+    den_values = np.polyval(den, points)
+    residues = _residue_terms(vectors, B, C)
+    worst = 0.0
+    for i in range(p):
+        for j in range(m):
+            candidates = [np.poly(A - np.outer(B[:, j], C[i])) + (D[i, j] - 1) * den]
+            if residues is not None:
+                candidates.append(_from_residues(*residues, i, j, poles, D[i, j], den))
+            if real:
+                candidates = [np.real(c) for c in candidates]
+            errors = [
+                float(np.abs(np.polyval(c, points) / den_values - truth[:, i, j]).max()) for c in candidates
+            ]
+            best = int(np.argmin(errors))
+            worst = max(worst, errors[best])
+            # the leading coefficients are D, C B, C A B ... until one is not zero; where that is rounding,
+            # so is what a route leaves there
+            chosen = candidates[best][_leading_zeros(A, B[:, j], C[i], D[i, j]) :]
+            num[i][j] = chosen if chosen.size and np.any(chosen) else np.zeros(1)
+    if worst > 1e-6 * scale:
+        warnings.warn(
+            f"the transfer function of degree {n} differs from the state space by {worst / scale:.1e} of its "
+            "largest response: polynomials of this degree lose digits; pass a StateSpace to keep them",
+            ReductionWarning,
+            stacklevel=2,
+        )
+    return num, [[den.copy() for _ in range(m)] for _ in range(p)]
+
+
+def _leading_zeros(A: Array, b: Array, c: Array, d: Any) -> int:
+    """Count the leading numerator coefficients that are zero: the relative degree."""
+    if d != 0:
+        return 0
+    row, count = c, 1
+    while count <= A.shape[0]:
+        size = float(np.linalg.norm(row) * np.linalg.norm(b))
+        if abs(row @ b) > 10 * A.shape[0] * EPS * size:
+            break
+        row, count = row @ A, count + 1
+    return count
+
+
+def _poly(roots: Array, real: bool) -> Array:
+    coefficients = np.atleast_1d(np.poly(roots)) if roots.size else np.ones(1)
+    return np.real(coefficients) if real else coefficients
+
+
+def _residue_terms(V: Array, B: Array, C: Array) -> tuple[Array, Array] | None:
+    if np.linalg.cond(V) > 1e10:
+        return None
+    return C @ V, np.linalg.solve(V, B.astype(complex))
+
+
+def _from_residues(CV: Array, VB: Array, i: int, j: int, poles: Array, d: complex, den: Array) -> Array:
+    total = d * den.astype(complex)
+    for k in range(poles.size):
+        total[1:] += CV[i, k] * VB[k, j] * np.atleast_1d(np.poly(np.delete(poles, k)))
+    return total
+
+
+def zeros_poles_gain(A: Array, B: Array, C: Array, D: Array) -> tuple[Array, Array, Any]:
+    """Turn a single-input single-output state space into zeros, poles and gain."""
+    n = A.shape[0]
+    poles = np.linalg.eigvals(A) if n else np.zeros(0)
+    real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
+    size = max(float(np.abs(poles).max(initial=0.0)), 1.0)
+    if D[0, 0] != 0:
+        zeros = np.linalg.eigvals(A - B @ C / D[0, 0]) if n else np.zeros(0)
+    else:
+        pencil = np.block([[A, B], [C, D]])
+        mass = np.zeros_like(pencil)
+        mass[:n, :n] = np.eye(n)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            zeros = sla.eigvals(pencil, mass)
+        # infinite zeros come back as huge or non-finite numbers, as many as the relative degree says
+        zeros = zeros[np.isfinite(zeros)]
+        finite = n - _leading_zeros(A, B[:, 0], C[0], 0.0)
+        zeros = zeros[np.argsort(np.abs(zeros))[: max(finite, 0)]]
+    # the gain from one value of the response, away from every pole and zero
+    s = 1.37 * max(size, float(np.abs(zeros).max(initial=0.0)))
+    value = (C @ np.linalg.solve(s * np.eye(n) - A, B) + D)[0, 0]
+    gain = value * np.prod((s - poles) / s) / np.prod((s - zeros) / s) * s ** (poles.size - zeros.size)
+    return zeros, poles, (float(np.real(gain)) if real else gain)

@@ -1,0 +1,1 @@
+"""Pictures: draws arrays, computes nothing, imports matplotlib inside functions."""

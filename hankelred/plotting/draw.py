@@ -1,0 +1,195 @@
+"""Draws arrays; computes nothing. matplotlib is imported inside functions only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._util.arrays import Array
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# one color per role, readable without color vision (Okabe and Ito)
+FULL, REDUCED, ERROR, BOUND, NOISE = "#0072B2", "#D55E00", "#009E73", "#555555", "#BBBBBB"
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What a picture of a Hankel spectrum shows.
+
+    ``values`` are in falling order, inf first. ``bounds`` has the error bound of each order, from the number
+    of infinite values to ``len(values) - 1``, and zeros where there is none. ``order`` is the one to mark,
+    with the text ``note`` behind it; ``tol`` the level to draw. A noise floor of 0 is not drawn.
+    """
+
+    values: Array
+    bounds: Array
+    noise_floor: float = 0.0
+    order: int | None = None
+    note: str = ""
+    tol: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A gain over frequency."""
+
+    gain: Array
+    label: str
+    color: str
+    style: str
+    width: float
+
+
+def draw_spectrum(spectrum: Spectrum, ax: Axes | None) -> Axes:
+    """Draw Hankel singular values over their index, on a logarithmic axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax = axes(ax)
+    values, bounds, floor = spectrum.values, spectrum.bounds, spectrum.noise_floor
+    unstable = int(np.isinf(values).sum())
+    finite = values[unstable:]
+    positive = finite > 0
+    bottom, top = _range(finite[positive], bounds[bounds > 0], floor)
+    ax.set_yscale("log")
+    ax.set_ylim(bottom, top)
+    # values below the picture take no width
+    visible = max(int(np.count_nonzero(values > bottom)), spectrum.order or 0, 1)
+    ax.set_xlim(-0.2, min(values.size, math.ceil(1.05 * visible)) + 0.8)
+    _draw_values(ax, finite, unstable, top, many=values.size > 120)
+    bounded = bounds > 0
+    if np.any(bounded):
+        ax.step(
+            np.arange(unstable, values.size)[bounded],
+            bounds[bounded],
+            where="mid",
+            color=BOUND,
+            linewidth=1,
+            label="error bound of order $k$",
+        )
+    if floor > 0:
+        below = " (below the picture)" if floor <= bottom else ""
+        ax.axhspan(
+            bottom,
+            max(floor, bottom),
+            color=NOISE,
+            alpha=0.35,
+            linewidth=0,
+            label=f"noise floor {floor:.1e}{below}",
+        )
+    if spectrum.tol is not None:
+        ax.axhline(
+            spectrum.tol, color=ERROR, linewidth=1, linestyle="--", label=f"tolerance {spectrum.tol:g}"
+        )
+    if spectrum.order is not None:
+        label = f"chosen order {spectrum.order}{spectrum.note}"
+        ax.axvline(spectrum.order + 0.5, color=REDUCED, linewidth=1.2, label=label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("order $k$")
+    ax.set_ylabel("gain (output per input)")
+    ax.set_title("Hankel spectrum")
+    ax.legend(loc="best", fontsize="small")
+    return ax
+
+
+def _range(values: Array, bounds: Array, floor: float) -> tuple[float, float]:
+    """Return the lower and upper limit of the gains that are drawn."""
+    drawn = np.concatenate([values, bounds, [floor] if floor else []])
+    if not drawn.size:
+        return 1e-2 / 3, 1.0
+    top = float(drawn.max(initial=1e-300)) * 4
+    bottom = max(float(values.min(initial=np.inf)), floor / 1e3, top * 1e-20)
+    return min(bottom, top / 1e2) / 3, top
+
+
+def _draw_values(ax: Axes, finite: Array, unstable: int, top: float, *, many: bool) -> None:
+    positive = finite > 0
+    ax.plot(
+        np.arange(unstable + 1, unstable + finite.size + 1)[positive],
+        finite[positive],
+        marker="o",
+        markersize=2.5 if many else 5,
+        linestyle="none",
+        color=FULL,
+        label="Hankel singular value $\\sigma_k$",
+        zorder=3,
+    )
+    if unstable:
+        ax.plot(
+            np.arange(1, unstable + 1),
+            np.full(unstable, top / 1.6),
+            marker="^",
+            markersize=8,
+            linestyle="none",
+            color=REDUCED,
+            label=f"unstable or marginal ({unstable}), kept exactly",
+            zorder=3,
+            clip_on=False,
+        )
+
+
+def draw_gains(
+    frequencies: Array,
+    curves: Sequence[Curve],
+    ax: Axes | None,
+    *,
+    bound: float | None = None,
+    error: Array | None = None,
+) -> Axes:
+    """Draw gains over frequency, both axes logarithmic, as far down as there is something to see.
+
+    ``error`` is the gain of the difference among the curves, if there is one; ``bound`` is drawn as a level.
+    """
+    ax = axes(ax)
+    gains = []
+    for curve in curves:
+        gain = np.where((curve.gain == 0) | ~np.isfinite(curve.gain), np.nan, curve.gain)
+        gains.append(gain)
+        ax.plot(
+            frequencies,
+            gain,
+            color=curve.color,
+            linestyle=curve.style,
+            linewidth=curve.width,
+            label=curve.label,
+        )
+    if bound is not None:
+        ax.axhline(bound, color=BOUND, linewidth=1, linestyle=":", label=f"bound {bound:.2e}")
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    highest = max((_peak(curve.gain) for curve in curves), default=0.0)
+    peak_error = 0.0 if error is None else _peak(error)
+    if highest > 0:
+        # down to where there is something to see, not to where a gain dies away
+        interesting = min(highest * 1e-5, peak_error * 1e-3) if peak_error > 0 else highest * 1e-5
+        ax.set_ylim(max(ax.get_ylim()[0], interesting, highest * 1e-16), None)
+        drawn = np.flatnonzero((np.stack(gains) > ax.get_ylim()[0]).any(axis=0))
+        ax.set_xlim(frequencies[drawn[0]] / 1.3, frequencies[drawn[-1]] * 1.3)
+    else:
+        ax.set_ylim(0.1, 1.0)  # identically zero: a logarithmic axis finds no range by itself
+    ax.legend(loc="best", fontsize="small")
+    return ax
+
+
+def _peak(gain: Array) -> float:
+    return float(gain[np.isfinite(gain)].max(initial=0.0))
+
+
+def axes(ax: Axes | None) -> Axes:
+    """Return the axes given, or those of a new figure."""
+    if ax is not None:
+        if not hasattr(ax, "axhline"):
+            raise ModelError(
+                f"ax must be matplotlib Axes, got a {type(ax).__name__}; a figure's are figure.add_subplot()"
+            )
+        return ax
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(7, 4.5), layout="constrained")[1]

@@ -1,0 +1,5 @@
+"""Balancing, order selection, norms, and reduced models with their certificates."""
+
+from .reduce import Certificate
+
+__all__ = ["Certificate"]

@@ -1,0 +1,425 @@
+"""H2, H-infinity and Hankel norms of a model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+from .._util.arrays import EPS, Array, Quadruple
+from ..errors import ConvergenceError, ModelError
+from ..gramians.factorize import FactoredSystem, factorize
+from ..gramians.stability import STABILITY_TOL, checked_tol
+from ..models.frequency_response import FrequencyResponse, largest_singular_value
+from ..models.linear_model import LinearModel, Timebase, as_model
+from ..models.scaling import in_range, scaled
+from .balancing import Balancing, balance, singular_values, truncated
+from .refined_response import refined_response
+
+#: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
+HINF_RTOL = 1e-6
+MAX_LEVELS = 60
+#: Local maxima of a grid that are climbed, and how often the bracket of each shrinks to a quarter.
+PEAKS = 4
+ZOOMS = 7
+#: Slowest poles of each model at which their difference is evaluated with more digits.
+SHARPEST = 8
+
+
+def norm(
+    sys: Any,
+    kind: Literal["h2", "hinf", "hankel"] = "h2",
+    *,
+    dt: Timebase = 0,
+    stability_tol: float = STABILITY_TOL,
+) -> float:
+    """Return a norm of a model.
+
+    Parameters
+    ----------
+    sys : model
+        As in :func:`hankel_singular_values`.
+    kind : {"h2", "hinf", "hankel"}
+        "h2": root of the energy of the impulse response; inf for an unstable model or a continuous
+        one with D != 0. "hinf": largest gain over all frequencies; inf with a pole on or beyond the
+        stability boundary. "hankel": largest Hankel singular value.
+    dt : 0, True, float or None
+        Timebase of a tuple.
+    stability_tol : float
+        Poles nearer to the boundary than this, relative to the size of A, count as marginal.
+
+    Returns
+    -------
+    float
+        The H-infinity norm is a gain that the model has, and no frequency exceeds it by more than
+        1e-6 of it.
+
+    Raises
+    ------
+    ModelError
+        Unknown kind, or a model that cannot be used.
+
+    Notes
+    -----
+    H-infinity: level sets found from the eigenvalues of a Hamiltonian matrix, which cannot step over
+    a narrow peak as a grid does (Bruinsma and Steinbuch, Syst. Control Lett. 14 (1990)).
+
+    Examples
+    --------
+    >>> import hankelred
+    >>> sys = ([[-1.0]], [[1.0]], [[2.0]], 0)
+    >>> [round(hankelred.norm(sys, kind), 6) for kind in ("h2", "hinf", "hankel")]
+    [1.414214, 2.0, 1.0]
+    """
+    if kind not in ("h2", "hinf", "hankel"):
+        raise ModelError(f"kind must be 'h2', 'hinf' or 'hankel', got {kind!r}")
+    model = as_model(sys, dt)
+    factored = factorize(model, checked_tol(stability_tol))
+    if factored.n_kept:
+        return math.inf
+    if kind == "hankel":
+        return float(singular_values(factored)[0].max(initial=0.0))
+    if kind == "h2":
+        return h2_norm(factored, model.D, discrete=model.is_discrete)
+    return hinf_of_model(model, balance(factored))
+
+
+def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
+    """Return the H2 norm of the stable part with this D."""
+    direct = float(np.linalg.norm(D))
+    if not discrete and np.any(D != 0):
+        return math.inf
+    image = factored.C @ factored.controllability
+    size = float(np.abs(image).max(initial=0.0))  # taken out, so that tiny squares do not vanish
+    root = size * float(np.linalg.norm(image / size)) if size > 0 else 0.0
+    system = factored.scaled
+    (root,) = in_range(np.array([root]), system.input_exponent + system.output_exponent, "H2 norm")
+    return math.hypot(root, direct)
+
+
+def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
+    """Return the H-infinity norm of a stable model, by way of its minimal part where that is smaller."""
+    system = balancing.factored.scaled
+    # the norm is no smaller than the singular values, and no gain of this size can be evaluated
+    in_range(balancing.values, system.input_exponent + system.output_exponent, "H-infinity norm")
+    minimal, _, _ = truncated(model, balancing, balancing.rank)
+    return verified_hinf(
+        [(minimal.as_tuple(), model.as_tuple())],
+        discrete=model.is_discrete,
+        noise=system.gain * balancing.below_rank,
+    )
+
+
+def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, noise: float) -> float:
+    """Return the H-infinity norm of a sum of systems, each given compactly and in full.
+
+    The peak is searched on the compact forms, and the value is a gain of the full forms: there, and at
+    their poles nearest the stability boundary, where the rounding of other coordinates shows most. If
+    the two differ by more than noise the search is done again on the full forms.
+    """
+    compact = with_few_ports(*parallel([small for small, _ in terms]))
+    full = _equilibrated(*with_few_ports(*parallel([large for _, large in terms])))
+    value, frequency = hinf_norm(*compact, discrete=discrete)
+    if full[0].size == 0 or 0 in full[3].shape:
+        return value
+    at_peak = gain_at(full, frequency, discrete=discrete)
+    response = FrequencyResponse(*full, discrete=discrete)
+    seen = max(at_peak, float(response.gain(_sharpest(full[0], discrete=discrete)).max()))
+    if (
+        abs(at_peak - value) <= HINF_RTOL * value + 100 * noise
+        and seen <= value * (1 + HINF_RTOL) + 100 * noise
+    ):
+        return seen
+    return hinf_norm(*full, discrete=discrete)[0]
+
+
+def verified_error(
+    apart: Quadruple,
+    full: tuple[Array, Array, Array] | None,
+    reduced: Quadruple,
+    *,
+    discrete: bool,
+    noise: float,
+) -> float:
+    """Return the H-infinity norm of a difference that is known as a system, `apart`, in other coordinates.
+
+    The peak is searched there, and the value is a gain of the two systems themselves (where the full one
+    is given), evaluated with more digits than they lose by being subtracted: at the peak and at the poles
+    nearest the stability boundary. If the two differ by more than noise the search is done again on
+    the systems themselves.
+    """
+    value, frequency = hinf_norm(*with_few_ports(*_equilibrated(*apart)), discrete=discrete)
+    if full is None or full[0].size == 0 or 0 in apart[3].shape or not math.isfinite(value):
+        return value
+    at = np.append(telling_frequencies(full[0], discrete=discrete), frequency)
+    gains, rounding = refined_gains(full, reduced, at, discrete=discrete)
+    if not np.all(np.isfinite(gains)):
+        return value
+    largest = float(gains.max())
+    tolerance = HINF_RTOL * value + 10 * noise + rounding
+    if max(abs(float(gains[-1]) - value), largest - value) <= tolerance:
+        return largest
+    again = hinf_norm(
+        *_equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
+        discrete=discrete,
+    )[1]
+    gains, _ = refined_gains(full, reduced, np.array([again]), discrete=discrete)
+    return max(largest, float(gains[0]))
+
+
+def refined_gains(
+    full: tuple[Array, Array, Array], reduced: Quadruple, frequencies: Array, *, discrete: bool
+) -> tuple[Array, float]:
+    """Return the gain of full minus reduced at angular frequencies, and the size of the rounding left in it.
+
+    Both are evaluated with more digits than they lose by being subtracted. The D of `reduced` is what it
+    has more than that of the full model.
+    """
+    _, B, C, D = with_few_ports(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)]))
+    n = full[0].shape[0]
+    finite = np.isfinite(frequencies)
+    w = frequencies[finite]
+    points = np.exp(1j * w) if discrete else 1j * w
+    first, first_low = refined_response(full[0], B[:n], C[:, :n], points)
+    other, other_low = refined_response(reduced[0], B[n:], C[:, n:], points)
+    gains = np.full(frequencies.size, float(np.linalg.norm(D, 2)))
+    gains[finite] = largest_singular_value((first + other + D) + (first_low + other_low))
+    # thousands of ports are rotated onto a few, which rounds
+    rotated = D.shape != reduced[3].shape
+    return gains, n * EPS * float(np.abs(first).max(initial=0.0)) if rotated else 0.0
+
+
+def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
+    """Return the norm of full minus reduced, two models with the same ports and timebase."""
+    difference = with_few_ports(*parallel([full.as_tuple(), negated(reduced.as_tuple())]))
+    return norm(difference, kind, dt=full.dt)  # type: ignore[arg-type]
+
+
+def no_direct_term(shape: tuple[int, ...]) -> Array:
+    """Return a D of zeros that takes no memory: thousands of ports have millions of entries."""
+    return np.broadcast_to(np.zeros(1), shape)
+
+
+def negated(system: Quadruple) -> Quadruple:
+    """Return the system with the opposite sign."""
+    A, B, C, D = system
+    return A, B, -C, -D if np.any(D) else D
+
+
+def parallel(parts: list[Quadruple]) -> Quadruple:
+    """Return the sum of systems with the same ports."""
+    n = sum(A.shape[0] for A, _, _, _ in parts)
+    out = np.zeros((n, n), np.result_type(*(A for A, _, _, _ in parts)))
+    at = 0
+    for A, _, _, _ in parts:
+        k = A.shape[0]
+        out[at : at + k, at : at + k] = A
+        at += k
+    B = np.concatenate([B for _, B, _, _ in parts])
+    C = np.concatenate([C for _, _, C, _ in parts], axis=1)
+    # zeros between thousands of channels are not worth adding
+    direct = [D for _, _, _, D in parts if np.any(D)]
+    return out, B, C, np.sum(direct, axis=0) if direct else parts[0][3]
+
+
+def with_few_ports(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
+    """Return a system with the same gain at every frequency and no more ports than its rank can fill.
+
+    Thousands of channels on a few states are isometries around a small system: C = Q R has the gains of R.
+    """
+    direct = bool(np.any(D))
+    seen = np.concatenate([C, D], axis=1) if direct else C
+    if seen.shape[0] > seen.shape[1]:
+        seen = np.asarray(np.linalg.qr(seen, mode="r"))
+        C, D = seen[:, : C.shape[1]], seen[:, C.shape[1] :] if direct else D[: seen.shape[0]]
+    fed = np.concatenate([B, D]) if direct else B
+    if fed.shape[1] > fed.shape[0]:
+        fed = np.asarray(np.linalg.qr(fed.conj().T, mode="r")).conj().T
+        B, D = fed[: B.shape[0]], fed[B.shape[0] :] if direct else D[:, : fed.shape[1]]
+    return A, B, C, D
+
+
+def gain_at(system: Quadruple, frequency: float, *, discrete: bool) -> float:
+    """Return the largest singular value at one angular frequency (inf: the direct term)."""
+    A, B, C, D = system
+    if 0 in D.shape:
+        return 0.0
+    if math.isinf(frequency):
+        return float(np.linalg.norm(D, 2))
+    point = np.exp(1j * frequency) if discrete else 1j * frequency
+    response = D + C @ np.linalg.solve(point * np.eye(A.shape[0]) - A, B.astype(complex)) if A.size else D
+    return float(np.linalg.norm(response, 2))
+
+
+def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tuple[float, float]:
+    """Return the H-infinity norm of a stable system and the angular frequency where it is reached.
+
+    Levels just above the best gain so far are tested: if the gain crosses the level anywhere, the
+    crossings are eigenvalues on the imaginary axis of a Hamiltonian matrix, and a higher gain lies
+    between two of them. Rounding moves such eigenvalues off the axis, so every eigenvalue offers its
+    imaginary part as a candidate, and only evaluated gains count.
+    """
+    if 0 in D.shape or A.shape[0] == 0:
+        return (float(np.linalg.norm(D, 2)) if D.size else 0.0), 0.0
+    response = FrequencyResponse(A, B, C, D, discrete=discrete)
+    real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
+    plane = _HalfPlane(A, B, C, D, discrete=discrete)
+    start = np.append(_start_frequencies(A, discrete=discrete, real=real), plane.far_end)
+    best, at = _highest_peak(response, start)
+    direct = float(np.linalg.norm(D, 2))
+    if not discrete and direct > best:
+        best, at = direct, math.inf
+    if best == 0:
+        return 0.0, 0.0
+    for _ in range(MAX_LEVELS):
+        level = best * (1 + HINF_RTOL)
+        crossings = plane.candidates(level, real=real)
+        between = 0.5 * (crossings[1:] + crossings[:-1])
+        higher, where = _highest_peak(response, np.concatenate([crossings, between]))
+        if higher <= level:
+            if higher > best:
+                best, at = higher, where
+            return best, at
+        best, at = higher, where
+    raise ConvergenceError(
+        f"the H-infinity norm did not settle in {MAX_LEVELS} levels; the last was {best:.6g}"
+    )
+
+
+def _highest_peak(response: FrequencyResponse, frequencies: Array) -> tuple[float, float]:
+    """Return the largest gain on a grid, after climbing from its highest points to the peaks beside them.
+
+    Where two large systems nearly cancel, the eigenvalues of the Hamiltonian carry their rounding, and a
+    level test alone would stop below the peak.
+    """
+    grid = np.unique(frequencies)
+    if grid.size == 0:
+        return 0.0, 0.0
+    gains = response.gain(grid)
+    k = int(np.argmax(gains))
+    best, at = float(gains[k]), float(grid[k])
+    padded = np.concatenate([[-np.inf], gains, [-np.inf]])
+    tops = np.flatnonzero((gains >= padded[:-2]) & (gains >= padded[2:]))
+    tops = tops[np.argsort(-gains[tops])][:PEAKS]
+    below, above = grid[np.maximum(tops - 1, 0)], grid[np.minimum(tops + 1, grid.size - 1)]
+    for _ in range(ZOOMS):
+        if not math.isfinite(best):
+            break
+        lines = below + (above - below) * np.linspace(0, 1, 9)[:, None]
+        gains = response.gain(lines.ravel()).reshape(lines.shape)
+        highest, columns = gains.argmax(axis=0), np.arange(lines.shape[1])
+        k = int(np.argmax(gains[highest, columns]))
+        if gains[highest[k], k] > best:
+            best, at = float(gains[highest[k], k]), float(lines[highest[k], k])
+        below = lines[np.maximum(highest - 1, 0), columns]
+        above = lines[np.minimum(highest + 1, 8), columns]
+    return best, at
+
+
+def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
+    """Return the resonance of every pole, both ends of the axis, and a coarse grid between."""
+    poles = np.linalg.eigvals(A)
+    if discrete:
+        frequencies = np.concatenate([np.angle(poles), np.linspace(-math.pi, math.pi, 65)])
+    else:
+        resonance = np.sqrt(np.maximum(poles.imag**2 - poles.real**2, 0.0)) * np.sign(poles.imag)
+        sizes = np.abs(poles[poles != 0])
+        grid = np.geomspace(sizes.min() / 3, sizes.max() * 3, 65) if sizes.size else np.zeros(0)
+        frequencies = np.concatenate([poles.imag, resonance, np.abs(poles), grid, -grid, [0.0]])
+    return np.unique(np.abs(frequencies) if real else frequencies)
+
+
+def _equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
+    """Scale the states by powers of two, which rounds nothing and takes bad units out of what follows."""
+    system = scaled(A, B, C)
+    return system.A, system.B, system.C * system.gain, D
+
+
+def _sharpest(A: Array, *, discrete: bool, most: int = 40) -> Array:
+    """Return the frequencies of the poles nearest the stability boundary."""
+    poles = np.linalg.eigvals(A)
+    distance = 1 - np.abs(poles) if discrete else -poles.real
+    nearest = poles[np.argsort(distance)[:most]]
+    return np.unique(np.angle(nearest) if discrete else nearest.imag)
+
+
+def telling_frequencies(A: Array, *, discrete: bool) -> Array:
+    """Return frequencies at which rounding in a model shows.
+
+    Both ends of the axis, the slowest poles and between these, and the fastest pole.
+    """
+    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    real = not np.iscomplexobj(A)
+    ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
+    if discrete:
+        poles = poles[np.argsort(1 - np.abs(poles))[:SHARPEST]]
+        # a real pole near 1 has its corner at its distance from there
+        w = np.where(poles.imag == 0, 1 - np.abs(poles), np.angle(poles))
+    else:
+        poles = poles[np.argsort(-poles.real)[:SHARPEST]]
+        # that of the peak of a light resonance, else the corner
+        light = np.abs(poles.real) < 0.1 * np.abs(poles)
+        w = np.where(light, poles.imag, np.abs(poles))
+    w = np.unique(np.abs(w) if real else w)
+    between = np.sign(w[1:]) * np.sqrt(np.abs(w[1:] * w[:-1]))
+    return np.unique(np.concatenate([w, between, ends]))
+
+
+class _HalfPlane:
+    """The system over the half plane, for level tests; a discrete one is brought there by a Moebius map.
+
+    z = q (1 + s) / (1 - s) takes the left half plane to the disk and s = inf to z = -q, so q is chosen
+    to keep -q away from the poles: 1 or -1 for real systems unless poles are near both.
+    """
+
+    def __init__(self, A: Array, B: Array, C: Array, D: Array, *, discrete: bool):
+        self.turn: complex | None = None
+        if discrete:
+            poles = np.linalg.eigvals(A)
+            turns: list[complex] = [1.0, -1.0]
+            if max(_distance(poles, q) for q in turns) < 1e-3:
+                turns += list(np.exp(1j * np.linspace(0, 2 * np.pi, 4 * poles.size + 8)))
+            q = max(turns, key=lambda turn: _distance(poles, turn))
+            self.turn = q
+            n = A.shape[0]
+            inverse = np.linalg.inv(A + q * np.eye(n))
+            A, B, C, D = (
+                inverse @ (A - q * np.eye(n)),
+                math.sqrt(2) * (inverse @ B),
+                math.sqrt(2) * q * (C @ inverse),
+                D - C @ inverse @ B,
+            )
+        self.A, self.B, self.C, self.D = A, B, C, D
+
+    @property
+    def far_end(self) -> list[float]:
+        """The frequency that the map sends to infinity, where levels below its gain have no Hamiltonian."""
+        return [] if self.turn is None else [float(np.angle(-self.turn))]
+
+    def candidates(self, level: float, *, real: bool) -> Array:
+        """Return, sorted, the angular frequencies at which the gain may cross the level."""
+        A, B, C, D = self.A, self.B, self.C, self.D
+        p, m = D.shape
+        # divided by the level, so that no square of a tiny or huge gain is formed
+        D, B, C = D / level, B / math.sqrt(level), C / math.sqrt(level)
+        R, S = np.eye(m) - D.conj().T @ D, np.eye(p) - D @ D.conj().T
+        RB = np.linalg.solve(R, np.concatenate([D.conj().T @ C, B.conj().T], axis=1))
+        n = A.shape[0]
+        F = A + B @ RB[:, :n]
+        hamiltonian = np.block([[F, B @ RB[:, n:]], [-(C.conj().T @ np.linalg.solve(S, C)), -F.conj().T]])
+        values = np.linalg.eigvals(hamiltonian)
+        # a crossing is on the axis up to the square root of rounding; anything near it is a candidate
+        size = float(np.abs(values).max())
+        values = values[np.abs(values.real) <= 1e-3 * np.abs(values) + 1e-7 * size]
+        frequencies = self._to_frequency(values.imag)
+        return np.unique(np.abs(frequencies) if real else frequencies)
+
+    def _to_frequency(self, w: Array) -> Array:
+        if self.turn is None:
+            return w
+        return np.angle(self.turn * (1 + 1j * w) / (1 - 1j * w))
+
+
+def _distance(poles: Array, q: complex) -> float:
+    return float(np.abs(poles + q).min())

@@ -1,0 +1,1 @@
+"""Simulation, impulse responses and convolution, whole or in blocks."""
