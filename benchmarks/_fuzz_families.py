@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import _exact
 import control
 import numpy as np
 import scipy.linalg as sla
 import scipy.signal as signal
-from _exact import Exact, Rational
+from helpers import exact as _exact
+from helpers.exact import Exact, Rational
 
 #: Relative size of a perturbation of the data, in every matrix (in the Frobenius norm) or coefficient.
 PERTURBATION = 4 * np.finfo(float).eps

@@ -36,9 +36,9 @@ import hankelred
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import _baseline
-import _data
-import _reference
 import _systems
+from helpers import data as _data
+from helpers import reference as _reference
 
 console = Console(width=130)
 

@@ -4,7 +4,7 @@
 
 Every case is a family and a seed (`_fuzz_families`). Hankel singular values, norms, reductions at several
 orders by both methods with their bounds and errors, the default reduction, the balanced realization and the
-modal form are computed as a user would, and compared with 600-bit arithmetic (`tests/_exact.py`).
+modal form are computed as a user would, and compared with 600-bit arithmetic (`tests/helpers/exact.py`).
 
 What counts as what. A number is right where it is off by no more than is promised: 1e-8 of a singular value
 or ten noise floors, 1e-8 of an H2 norm, 2e-6 of an H-infinity norm, 10 % of an error or the noise floor, 1e-6
@@ -46,11 +46,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import _exact
 import control
 import scipy.signal as signal
-from _exact import Exact, Rational
 from _fuzz_families import FAMILIES, Case, make
+from helpers import exact as _exact
+from helpers.exact import Exact, Rational
 
 import hankelred
 from hankelred import HankelredError, ReductionWarning

@@ -1,0 +1,412 @@
+"""The command line, run as a user runs it: exit status, one line on error, files whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+from helpers.commands import run_main
+from helpers.data import data_file
+
+import hankelred
+from hankelred.cli import main as cli
+from hankelred.files import read_model, write_model
+from hankelred.models.linear_model import as_model
+
+
+def system(n=12, seed=0):
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((n, n))
+    A -= (np.linalg.eigvals(A).real.max() + 0.2) * np.eye(n)
+    return A, rng.standard_normal((n, 2)), rng.standard_normal((3, n)), rng.standard_normal((3, 2))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a folder with the files that the examples of --help name."""
+    monkeypatch.chdir(tmp_path)
+    write_model(as_model(system()), "model.mat")
+    write_model(as_model(system()), "model.json")
+    write_model(as_model(system()), "model.npz")
+    u = np.random.default_rng(1).standard_normal(400)
+    A, B, C, D = system()
+    y = hankelred.simulate((A, B[:, :1], C[:2], D[:2, :1]), u, step=0.2)
+    table = np.column_stack([u, y.T])
+    np.savetxt("record.csv", table, delimiter=",", header="u,y1,y2", comments="")
+    np.savetxt("dryer.dat", table[:, :2])
+    return tmp_path
+
+
+def run(*arguments):
+    """Run `hankelred`; return exit status, output and error output."""
+    return run_main(cli.main, "hankelred", *arguments)
+
+
+def help_examples():
+    for command in ("hsv", "reduce", "identify"):
+        text = cli.cli.commands[command].help
+        for line in text.splitlines():
+            if line.strip().startswith("hankelred "):
+                yield line.strip()
+
+
+@pytest.mark.parametrize("line", list(help_examples()))
+def test_every_example_of_help_works(folder, line):
+    arguments = shlex.split(line)[1:]
+    status, _, err = run(*arguments)
+    assert status == 0, err
+    for flag in ("--out", "--plot"):
+        if flag in arguments:
+            assert (folder / arguments[arguments.index(flag) + 1]).stat().st_size > 0
+    assert not list(folder.glob(".*"))  # no temporary file is left
+
+
+def test_help_shows_an_example_each(folder):
+    assert len(list(help_examples())) >= 4
+    for command in ([], ["hsv"], ["reduce"], ["identify"]):
+        status, out, _ = run(*command, "--help")
+        assert status == 0
+        assert "Example:" in out
+
+
+def test_hsv_prints_the_values(folder):
+    status, out, _ = run("hsv", "model.mat")
+    assert status == 0
+    values = hankelred.hankel_singular_values(system())
+    printed = [float(x) for x in re.findall(r"\d\.\d{6}e[+-]\d\d", out)]
+    for value in values:
+        assert any(abs(p - value) <= 1e-6 * value for p in printed)
+
+
+@pytest.mark.parametrize("name", ["model.mat", "model.json", "model.npz"])
+def test_formats_hold_the_same_model(folder, name):
+    for M, N in zip(read_model(name).as_tuple(), system(), strict=True):
+        np.testing.assert_array_equal(M, N)
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".json", ".npz"])
+@pytest.mark.parametrize("dt", [0, True, None, 0.25])
+def test_reduced_model_keeps_its_timebase(folder, suffix, dt):
+    A, B, C, D = system()
+    A = A / np.abs(np.linalg.eigvals(A)).max() * (0.9 if dt else 1)
+    model = as_model((A, B, C, D), dt)
+    write_model(model, f"in{suffix}")
+    status, _, err = run("reduce", f"in{suffix}", "--order", "3", "--out", f"out{suffix}")
+    assert status == 0, err
+    back = read_model(f"out{suffix}")
+    assert back.dt == dt
+    assert type(back.dt) is type(dt)
+    expected = hankelred.reduce((A, B, C, D), 3, dt=dt)
+    assert back.n_states == 3
+    np.testing.assert_allclose(
+        hankelred.hankel_singular_values(back.as_tuple(), dt=dt),
+        hankelred.hankel_singular_values(expected.system, dt=dt),
+        rtol=1e-10,
+    )
+
+
+@pytest.mark.parametrize("dt", [True, np.array(True), np.array([[True]])])
+def test_archive_of_the_users_own_with_an_unspecified_step(folder, dt):
+    # numpy keeps the type: True is a discrete model without a step, and not one second
+    A, B, C, D = system()
+    np.savez("own.npz", A=A / 20, B=B, C=C, D=D, dt=dt)
+    assert read_model("own.npz").dt is True
+    np.savez("own.npz", A=A / 20, B=B, C=C, D=D, dt=np.array([[1]]))
+    assert type(read_model("own.npz").dt) is float
+
+
+def test_matlab_file_with_sparse_matrices_descriptor_and_lower_case(folder):
+    A, B, C, _ = system()
+    E = np.diag(np.arange(1.0, 13))
+    scipy.io.savemat("sparse.mat", {"a": scipy.sparse.csc_matrix(E @ A), "b": E @ B, "c": C, "e": E})
+    model = read_model("sparse.mat")
+    np.testing.assert_allclose(model.A, A, rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(model.D, np.zeros((3, 2)))
+    assert model.dt == 0
+
+
+def test_dt_option_comes_before_the_file(folder):
+    write_model(as_model(([[0.5]], [[1.0]], [[1.0]], 0), 0), "unit.json")
+    status, out, _ = run("hsv", "unit.json", "--dt", "0.1")
+    assert status == 0
+    assert "discrete, dt = 0.1" in out
+    assert f"{1 / 0.75:.6e}" in out
+
+
+def bad_files(folder):
+    (folder / "empty.mat").write_bytes(b"")
+    (folder / "empty.npz").write_bytes(b"")
+    (folder / "empty.json").write_text("")
+    for name in ("model.mat", "model.npz", "model.json"):
+        whole = (folder / name).read_bytes()
+        (folder / f"cut-{name}").write_bytes(whole[: len(whole) // 2])
+    (folder / "list.json").write_text("[1, 2]")
+    (folder / "no-c.json").write_text(json.dumps({"A": [[-1]], "B": [[1]]}))
+    (folder / "shape.json").write_text(json.dumps({"A": [[-1, 2]], "B": [[1]], "C": [[1]]}))
+    (folder / "nan.json").write_text('{"A": [[NaN]], "B": [[1]], "C": [[1]]}')
+    (folder / "text.json").write_text('{"A": "minus one", "B": [[1]], "C": [[1]]}')
+    (folder / "ragged.json").write_text('{"A": [[1, 2], [3]], "B": [[1]], "C": [[1]]}')
+    (folder / "twice.json").write_text('{"a": [[-1]], "A ": 0, "B": [[1]], "b": [[1]], "C": [[1]]}')
+    (folder / "dt.json").write_text('{"A": [[-1]], "B": [[1]], "C": [[1]], "dt": -2}')
+    (folder / "v73.mat").write_bytes(
+        b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM" + bytes(400)
+    )
+    np.savez(folder / "pickled.npz", A=np.array([{}], dtype=object), B=[[1]], C=[[1]])
+    (folder / "model.txt").write_text("1 2 3")
+    (folder / "directory.mat").mkdir()
+
+
+BAD = [
+    ("hsv", "missing.mat"),
+    ("hsv", "empty.mat"),
+    ("hsv", "empty.npz"),
+    ("hsv", "empty.json"),
+    ("hsv", "cut-model.mat"),
+    ("hsv", "cut-model.npz"),
+    ("hsv", "cut-model.json"),
+    ("hsv", "list.json"),
+    ("hsv", "no-c.json"),
+    ("hsv", "shape.json"),
+    ("hsv", "nan.json"),
+    ("hsv", "text.json"),
+    ("hsv", "ragged.json"),
+    ("hsv", "dt.json"),
+    ("hsv", "v73.mat"),
+    ("hsv", "pickled.npz"),
+    ("hsv", "model.txt"),
+    ("hsv", "directory.mat"),
+    ("hsv", "model.mat", "--plot", "picture.docx"),
+    ("hsv", "model.mat", "--plot", "nowhere/picture.png"),
+    ("hsv", "model.mat", "--dt", "soon"),
+    ("hsv", "model.mat", "--stability-tol", "-1"),
+    ("hsv",),
+    ("frobnicate",),
+    ("hsv", "model.mat", "--nonsense"),
+    ("reduce", "model.mat", "--order", "-1"),
+    ("reduce", "model.mat", "--order", "1.5"),
+    ("reduce", "model.mat", "--tol", "0"),
+    ("reduce", "model.mat", "--tol", "-3"),
+    ("reduce", "model.mat", "--energy", "1.2"),
+    ("reduce", "model.mat", "--order", "2", "--tol", "1"),
+    ("reduce", "model.mat", "--rtol", "1", "--tol", "1"),
+    ("reduce", "model.mat", "--method", "magic"),
+    ("reduce", "model.mat", "--order", "2", "--out", "reduced.xls"),
+    ("reduce", "model.mat", "--order", "2", "--out", "nowhere/reduced.mat"),
+    ("identify", "missing.csv", "--inputs", "0", "--outputs", "1"),
+    ("identify", "record.csv", "--inputs", "0"),
+    ("identify", "record.csv", "--inputs", "0", "--outputs", "7"),
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_what_is_wrong_is_said_in_one_line(folder, arguments):
+    bad_files(folder)
+    before = set(folder.iterdir())
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert re.fullmatch(r"error: [^\n]{10,400}\n", err), err
+    assert "Traceback" not in out + err
+    assert set(folder.iterdir()) == before
+
+
+def test_a_failed_write_leaves_the_old_file(folder, monkeypatch):
+    # A disk that fills up in the middle must not cost the result of yesterday.
+    (folder / "reduced.mat").write_bytes(b"yesterday")
+
+    def full(name, content):
+        with open(name, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scipy.io, "savemat", full)
+    status, _, err = run("reduce", "model.npz", "--order", "2", "--out", "reduced.mat")
+    assert status == 2
+    assert "No space left" in err
+    assert (folder / "reduced.mat").read_bytes() == b"yesterday"
+    assert not list(folder.glob(".reduced*"))
+
+
+class TestForce:
+    """`--out` replaced symbolic links, write-protected files and MODEL itself, and asked nothing.
+
+    A long computation came first where the target could not be written at all.
+    """
+
+    COMMANDS = (
+        ("reduce", "model.mat", "--order", "2", "--out"),
+        ("reduce", "model.mat", "--order", "2", "--plot"),
+        ("hsv", "model.mat", "--plot"),
+        ("identify", "record.csv", "--inputs", "u", "--outputs", "y1", "--order", "1", "--out"),
+        ("identify", "record.csv", "--inputs", "u", "--outputs", "y1", "--order", "1", "--plot"),
+    )
+
+    @pytest.fixture
+    def no_work(self, monkeypatch):
+        """Fail where work is done before the refusal."""
+
+        def work(*_, **__):
+            raise AssertionError("there was work before the refusal")
+
+        for name in ("cli.read_model", "_cli_identify.read_columns"):
+            monkeypatch.setattr(f"hankelred.{name}", work)
+
+    @staticmethod
+    def target(command):
+        return "out.json" if command[-1] == "--out" else "out.png"
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_a_link_is_not_replaced(self, folder, no_work, command, exists):
+        name = self.target(command)
+        (folder / name).symlink_to("elsewhere")
+        if exists:
+            (folder / "elsewhere").write_text("precious")
+        status, out, err = run(*command, name)
+        assert (status, out) == (2, "")
+        assert err == f"error: {name} is a symbolic link (to elsewhere); --force replaces it\n"
+        assert (folder / name).is_symlink()
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+    def test_a_write_protected_file_is_not_replaced(self, folder, no_work, command):
+        name = self.target(command)
+        (folder / name).write_text("precious")
+        (folder / name).chmod(0o444)
+        status, _, err = run(*command, name)
+        assert (status, err) == (2, f"error: {name} is write-protected; --force replaces it\n")
+        assert (folder / name).read_text() == "precious"
+
+    @pytest.mark.parametrize("command", COMMANDS[:1] + COMMANDS[3:4], ids=" ".join)
+    @pytest.mark.parametrize("name", ["same", "./same", "hard link"])
+    def test_what_is_read_is_not_replaced(self, folder, no_work, command, name):
+        source = command[1]
+        if source.endswith("csv"):
+            (folder / "record.mat").write_bytes((folder / "model.mat").read_bytes())
+            command, source = (command[0], "record.mat", *command[2:]), "record.mat"
+        if name == "hard link":
+            (folder / "linked.mat").hardlink_to(folder / source)
+        target = {"same": source, "./same": f"../{folder.name}/{source}", "hard link": "linked.mat"}[name]
+        before = (folder / source).read_bytes()
+        status, _, err = run(*command, target)
+        assert (status, err) == (2, f"error: {target} is the file that is read; --force replaces it\n")
+        assert (folder / source).read_bytes() == before
+
+    def test_neither_is_a_pipe_or_a_folder(self, folder, no_work):
+        os.mkfifo("pipe.json")
+        (folder / "folder.json").mkdir()
+        command = self.COMMANDS[0]
+        assert run(*command, "pipe.json")[2] == "error: pipe.json is no ordinary file; --force replaces it\n"
+        for options in ((), ("--force",)):
+            assert (
+                run(*command, "folder.json", *options)[2]
+                == "error: cannot write folder.json: it is a folder\n"
+            )
+
+    @pytest.mark.parametrize("target", ["/proc/out.json", "x" * 300 + ".json", "x" * 300 + "/out.json"])
+    def test_what_cannot_be_written_is_refused_before_the_work(self, folder, no_work, target):
+        if not os.path.isdir("/proc"):
+            pytest.skip("this system has no /proc")
+        for options in ((), ("--force",)):
+            status, _, err = run(*self.COMMANDS[0], target, *options)
+            assert status == 2 and err.startswith(f"error: cannot write {target}: ")
+
+    @pytest.mark.parametrize("command", COMMANDS[:4], ids=" ".join)
+    def test_force_replaces_them(self, folder, command):
+        name = self.target(command)
+        (folder / "elsewhere").write_text("precious")
+        (folder / name).symlink_to("elsewhere")
+        for _ in range(2):
+            status, out, err = run(*command, name, "--force")
+            assert (status, err) == (0, "") and f"wrote {name}" in out
+            assert not (folder / name).is_symlink()
+            (folder / name).chmod(0o444)
+        assert (folder / "elsewhere").read_text() == "precious"
+
+    def test_force_replaces_the_model(self, folder):
+        assert run("reduce", "model.mat", "--order", "2", "--out", "model.mat", "--force")[0] == 0
+        assert read_model("model.mat").n_states == 2
+
+    def test_an_ordinary_file_is_replaced_as_before(self, folder):
+        for order in "23":
+            assert run("reduce", "model.mat", "--order", order, "--out", "out.json")[0] == 0
+        assert read_model("out.json").n_states == 3
+
+
+def test_complex_models_go_to_every_format_but_json(folder):
+    model = as_model(([[-1 + 2j]], [[1.0]], [[1.0]], 0))
+    for name in ("z.mat", "z.npz"):
+        write_model(model, name)
+        np.testing.assert_array_equal(read_model(name).A, model.A)
+    with pytest.raises(hankelred.FileFormatError, match="complex"):
+        write_model(model, "z.json")
+    assert not (folder / "z.json").exists()
+
+
+def test_columns_are_listed_where_none_is_chosen(folder):
+    status, _, err = run("identify", "record.csv", "--outputs", "y1")
+    assert status == 2
+    assert "record.csv has columns 0 to 2 (u, y1, y2)" in err
+
+
+def test_a_decimal_comma_is_recognised(folder):
+    (folder / "comma.csv").write_text("u;y\n" + "0,5;1\n" * 50)
+    _, _, err = run("identify", "comma.csv", "--inputs", "u", "--outputs", "y")
+    assert "'0,5' is not a number; write a decimal point" in err
+
+
+def test_a_model_that_explains_nothing_is_not_silent(folder):
+    rng = np.random.default_rng(0)
+    np.savetxt("noise.dat", rng.standard_normal((200, 2)))
+    status, out, err = run("identify", "noise.dat", "--inputs", "0", "--outputs", "1", "--order", "1")
+    assert status == 0 and "dt unspecified" in out
+    assert re.fullmatch(
+        r"warning: [^\n]*next to nothing of output 0[^\n]* inputs and outputs swapped[^\n]*\n", err
+    )
+
+
+def test_what_keeps_fewer_states_is_said(folder):
+    assert "--order, --tol, --rtol or --energy keep fewer" in run("reduce", "model.mat")[1]
+    assert "keep fewer" not in run("reduce", "model.mat", "--order", "2")[1]
+
+
+def test_clipping_is_said_in_one_line(folder):
+    A, B = np.diag([-1.0, -2.0]), np.array([[1.0], [0.0]])
+    write_model(as_model((A, B, np.ones((1, 2)), 0)), "hidden.json")
+    status, out, err = run("reduce", "hidden.json", "--order", "2")
+    assert status == 0
+    assert "order 1" in out
+    assert err.startswith("warning: order 2 was asked for")
+    assert err.count("\n") == 1
+
+
+def test_python_m_is_the_console_script(folder):
+    result = subprocess.run(
+        [sys.executable, "-m", "hankelred", "hsv", "gone.mat"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: gone.mat does not exist\n"
+    assert result.stdout == ""
+
+
+def test_no_command_shows_the_help(folder):
+    status, out, _ = run()
+    assert status == 2
+    assert "Commands:" in out
+
+
+@pytest.mark.parametrize("name", ["iss", "build", "heat-cont", "pde", "MRdemo2M"])
+def test_real_models_are_reduced(folder, name):
+    path = data_file(f"lti/{name}.mat")
+    status, out, err = run("reduce", path, "--rtol", "1e-2", "--out", "small.npz", "--plot", "small.png")
+    assert status == 0, err
+    bound, error = (float(x) for x in re.findall(r"\(H-infinity\): (\S+)", out))
+    assert error <= bound * (1 + 1e-9)
+    assert read_model("small.npz").n_states < read_model(path).n_states
+    assert (folder / "small.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,361 @@
+"""The ladder of Gramian solvers: each rung against independent ones, and the rule that chooses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg as sla
+from helpers.reference import damped_chain, exact_gramians, random_system, slow_pole
+
+import hankelred
+from hankelred.gramians import factorize as lyapunov
+from hankelred.gramians import hammarling as _hammarling
+from hankelred.gramians import smith as _smith
+from hankelred.gramians.cauchy import cauchy_factor
+from hankelred.gramians.hammarling import hammarling_factors
+from hankelred.gramians.smith import cayley, compress, smith_factors
+from hankelred.models.scaling import equilibrate
+
+
+def solved_by_scipy(A, B, *, discrete):
+    if discrete:
+        return sla.solve_discrete_lyapunov(A, B @ B.conj().T)
+    return sla.solve_continuous_lyapunov(A, -B @ B.conj().T)
+
+
+def assert_gramians(A, B, C, Lc, Lo, *, discrete, rtol=1e-9):
+    P = solved_by_scipy(A, B, discrete=discrete)
+    Q = solved_by_scipy(A.conj().T, C.conj().T, discrete=discrete)
+    np.testing.assert_allclose(Lc @ Lc.conj().T, P, rtol=0, atol=rtol * np.abs(P).max())
+    np.testing.assert_allclose(Lo @ Lo.conj().T, Q, rtol=0, atol=rtol * np.abs(Q).max())
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("n, m, p", [(1, 1, 1), (2, 3, 1), (7, 1, 4), (40, 2, 2), (15, 20, 30)])
+def test_smith_doubling(n, m, p, discrete, complex_):
+    A, B, C, _ = random_system(n, n, m, p, discrete=discrete, complex_=complex_)
+    result = smith_factors(A, B, C, discrete=discrete)
+    assert result.stopped == ""
+    assert_gramians(A, B, C, result.controllability, result.observability, discrete=discrete)
+
+
+@pytest.mark.parametrize("n, m, p", [(1, 1, 1), (2, 3, 1), (7, 1, 4), (40, 2, 2), (15, 20, 30)])
+def test_hammarling_real_continuous(n, m, p):
+    A, B, C, _ = random_system(n, n, m, p)
+    T, Z = sla.schur(A)
+    B, C = Z.T @ B, C @ Z
+    Lc, Lo = hammarling_factors(T, B, C, discrete=False)
+    assert not np.iscomplexobj(Lc)
+    assert_gramians(T, B, C, Lc, Lo, discrete=False)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("n, m, p", [(1, 1, 1), (2, 3, 1), (7, 1, 4), (40, 2, 2), (15, 20, 30)])
+def test_hammarling_complex(n, m, p, discrete):
+    A, B, C, _ = random_system(n, n, m, p, discrete=discrete, complex_=True)
+    T, Z = sla.schur(A, output="complex")
+    B, C = Z.conj().T @ B, C @ Z
+    Lc, Lo = hammarling_factors(T, B, C, discrete=discrete)
+    assert_gramians(T, B, C, Lc, Lo, discrete=discrete)
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 5, 64])
+@pytest.mark.parametrize("kind", ["real", "complex", "discrete"])
+def test_hammarling_in_tiles_of_any_size(tile, kind, monkeypatch):
+    # 2 x 2 blocks must not be cut by the edge of a tile
+    monkeypatch.setattr(_hammarling, "TILE", tile)
+    discrete = kind == "discrete"
+    A, B, C, _ = random_system(5, 21, 2, 3, discrete=discrete)
+    T, Z = sla.schur(A, output="real" if kind == "real" else "complex")
+    B, C = Z.conj().T @ B, C @ Z
+    Lc, Lo = hammarling_factors(T, B, C, discrete=discrete)
+    assert_gramians(T, B, C, Lc, Lo, discrete=discrete)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_hammarling_with_nothing_to_reach(discrete):
+    A, B, C, _ = random_system(1, 6, 2, 2, discrete=discrete)
+    T, Z = sla.schur(A, output="complex")
+    Lc, Lo = hammarling_factors(T, 0 * (Z.conj().T @ B), C @ Z, discrete=discrete)
+    assert np.all(Lc == 0) and np.all(np.isfinite(Lo)) and np.any(Lo != 0)
+
+
+def test_hammarling_pair_driven_along_one_direction():
+    # B of a lightly damped pair is real, of rank one: the closed form of its root must not cancel
+    for damping in (1e-1, 1e-6, 1e-10):
+        T = np.array([[-damping, 3.0], [-0.5, -damping]])
+        for B in (np.array([[1.0], [0.0]]), np.array([[0.0], [1.0]]), np.array([[1.0, 2.0], [2.0, 4.0]])):
+            Lc, _ = hammarling_factors(T, B, np.ones((1, 2)), discrete=False)
+            P, _ = exact_gramians(T, B, np.ones((1, 2)))
+            np.testing.assert_allclose(Lc @ Lc.T, P, rtol=1e-13, atol=1e-15 * P.max())
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("m", [1, 3, 9])
+def test_cauchy_closed_form(discrete, m):
+    rng = np.random.default_rng(m)
+    n = 6
+    logs = -rng.uniform(0.01, 2, n) + 1j * rng.uniform(-3, 3, n)
+    B = rng.standard_normal((n, m)) + 1j * rng.standard_normal((n, m))
+    L = cauchy_factor(logs, B, discrete=discrete)
+    poles = np.exp(logs) if discrete else logs
+    other = poles[:, None] * poles.conj() if discrete else poles[:, None] + poles.conj()
+    W = (B @ B.conj().T) / (1 - other if discrete else -other)
+    np.testing.assert_allclose(L @ L.conj().T, W, rtol=1e-11, atol=1e-13)
+
+
+def test_cauchy_with_poles_at_zero():
+    # log 0 = -inf: a pole at zero is a delay, in discrete time only
+    logs = np.array([-np.inf, -0.5, -np.inf + 0j])
+    B = np.array([[1.0], [2.0], [0.5]])
+    L = cauchy_factor(logs.astype(complex), B, discrete=True)
+    poles = np.array([0, np.exp(-0.5), 0])
+    W = (B @ B.T) / (1 - poles[:, None] * poles)
+    np.testing.assert_allclose((L @ L.conj().T).real, W, rtol=1e-13, atol=1e-14)
+
+
+# the rule ------------------------------------------------
+
+
+def solver_of(system, **options):
+    return hankelred.reduce(system, **options).solver
+
+
+def test_doubling_is_the_first_choice():
+    assert solver_of(random_system(0, 10, 2, 2)) == "smith"
+    assert solver_of(random_system(0, 10, 2, 2, discrete=True), dt=True) == "smith"
+
+
+def test_modal_systems_take_the_closed_form():
+    assert solver_of(hankelred.ModalSystem([-1.0, -2.0], np.ones((2, 1)), np.ones((1, 2)), dt=0)) == "cauchy"
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_poles_near_the_boundary_go_to_hammarling(discrete):
+    assert solver_of(random_system(0, 8, 1, 1, discrete=discrete, margin=1e-9), dt=discrete) == "hammarling"
+    assert solver_of(random_system(0, 8, 1, 1, discrete=discrete, margin=1e-1), dt=discrete) == "smith"
+
+
+def test_number_of_doublings_is_the_edge(monkeypatch):
+    # a pole at 1 - 2^-8 needs about 13 squarings before its power is below rounding
+    A = np.diag([1 - 2.0**-8, 0.5])
+    system = A, np.ones((2, 1)), np.ones((1, 2)), 0
+    needed = next(k for k in range(40) if _solver_with(monkeypatch, system, "MAX_DOUBLINGS", k) == "smith")
+    assert 10 < needed <= _smith.MAX_DOUBLINGS
+    assert _solver_with(monkeypatch, system, "MAX_DOUBLINGS", needed - 1) == "hammarling"
+
+
+def _solver_with(monkeypatch, system, name, value):
+    with monkeypatch.context() as patch:
+        patch.setattr(_smith, name, value)
+        return solver_of(system, dt=True)
+
+
+def test_unstable_poles_go_to_hammarling():
+    system = np.diag([0.5, -1.0]), np.ones((2, 1)), np.ones((1, 2)), 0
+    assert solver_of(system) == "hammarling"
+
+
+def test_explicit_tolerance_needs_the_poles():
+    system = random_system(0, 8, 1, 1)
+    edge = lyapunov.EXPLICIT_POLES_TOL
+    assert solver_of(system, stability_tol=edge) == "smith"
+    assert solver_of(system, stability_tol=np.nextafter(edge, 1)) == "hammarling"
+
+
+def test_full_rank_factors_beyond_a_size(monkeypatch):
+    # many lightly damped modes: every singular value counts, so the factors never become thin
+    system = damped_chain(12, 0.3, m=6)
+    n = 24
+    monkeypatch.setattr(_smith, "FULL_RANK_SIZE", n)
+    assert solver_of(system) == "smith"
+    monkeypatch.setattr(_smith, "FULL_RANK_SIZE", n - 1)
+    assert solver_of(system) == "hammarling"
+    monkeypatch.setattr(_smith, "FULL_RANK_SHARE", 10.0)
+    monkeypatch.setattr(_smith, "_foretold_rank", lambda A, B: 0.0)
+    assert solver_of(system) == "smith"
+
+
+def test_growing_factors_stop_the_doubling(monkeypatch):
+    # the forecast may be wrong; the factors themselves decide then
+    monkeypatch.setattr(_smith, "FULL_RANK_SIZE", 23)
+    monkeypatch.setattr(_smith, "_foretold_rank", lambda A, B: 0.0)
+    A, B, C, _ = damped_chain(12, 0.3, m=6)
+    result = smith_factors(A, B, C, discrete=False)
+    assert result.controllability is None and "full rank" in result.stopped
+
+
+@pytest.mark.parametrize("n", [198, 199, 200, 201, 202, 240])
+def test_both_sides_of_the_size_limit_agree(n):
+    assert _smith.FULL_RANK_SIZE == 200
+    rng = np.random.default_rng(n)
+    poles = -np.geomspace(0.1, 100, n)
+    A = np.diag(poles) + np.diag(0.01 * rng.standard_normal(n - 1), 1)
+    system = A, np.ones((n, 1)), np.ones((1, n)), 0
+    with_smith = hankelred.hankel_singular_values(system)
+    with_schur = hankelred.hankel_singular_values(system, stability_tol=2e-9)
+    large = with_schur > 1e-10 * with_schur[0]
+    np.testing.assert_allclose(with_smith[large], with_schur[large], rtol=1e-5, atol=1e-13 * with_schur[0])
+    np.testing.assert_allclose(with_smith[:5], with_schur[:5], rtol=1e-11)
+
+
+def test_bad_residual_of_doubling_gives_way(monkeypatch):
+    system = random_system(0, 8, 1, 1)
+    values = hankelred.hankel_singular_values(system)
+    monkeypatch.setattr(lyapunov, "SMITH_RESIDUAL", -1.0)
+    reduction = hankelred.reduce(system)
+    assert reduction.solver == "hammarling"
+    np.testing.assert_allclose(reduction.hankel_singular_values, values, rtol=1e-10)
+
+
+def test_failure_raises_instead_of_returning(monkeypatch):
+    monkeypatch.setattr(lyapunov, "SMITH_RESIDUAL", -1.0)
+    monkeypatch.setattr(lyapunov, "ACCEPTED_RESIDUAL", -1.0)
+    system = random_system(0, 8, 1, 1)
+    for function in (hankelred.hankel_singular_values, hankelred.reduce, hankelred.gramian, hankelred.norm):
+        with pytest.raises(hankelred.ConvergenceError, match="residual"):
+            function(system)
+
+
+def test_wrong_factors_are_noticed(monkeypatch):
+    # a solver that returns garbage, however plausible, must not be believed
+    def wrong(T, B, C, *, discrete):
+        Lc, Lo = hammarling_factors(T, B, C, discrete=discrete)
+        return 1.01 * Lc, Lo
+
+    monkeypatch.setattr(lyapunov, "hammarling_factors", wrong)
+    with pytest.raises(hankelred.ConvergenceError):
+        hankelred.hankel_singular_values(random_system(0, 8, 2, 2), stability_tol=1e-6)
+
+
+def test_cross_gramian_failure_raises(monkeypatch):
+    from hankelred.gramians import gramians
+
+    monkeypatch.setattr(gramians, "_cross_continuous", lambda T, source: 1.01 * np.ones_like(T))
+    with pytest.raises(hankelred.ConvergenceError, match="cross"):
+        hankelred.gramian(random_system(0, 5, 2, 2), "cross")
+
+
+@pytest.mark.parametrize(
+    "system, dt",
+    [
+        (random_system(0, 30, 2, 2), 0),
+        (random_system(0, 30, 2, 2, discrete=True), True),
+        (slow_pole(), 0),
+        (damped_chain(20, 1e-8), 0),
+    ],
+)
+def test_residual_is_reported(system, dt):
+    assert 0 <= hankelred.reduce(system, dt=dt).residual < 1e-13
+
+
+# Gramians as the user gets them ------------------------------------------------
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("margin", [0.1, 1e-8])
+def test_gramians_solve_their_equations(discrete, complex_, margin):
+    A, B, C, D = random_system(4, 9, 2, 2, discrete=discrete, complex_=complex_, margin=margin)
+    dt = 0.1 if discrete else 0
+    P = hankelred.gramian((A, B, C, D), dt=dt)
+    Q = hankelred.gramian((A, B, C, D), "observability", dt=dt)
+    X = hankelred.gramian((A, B, C, D), "cross", dt=dt)
+    adj = A.conj().T
+    if discrete:
+        defects = A @ P @ adj - P + B @ B.conj().T, adj @ Q @ A - Q + C.conj().T @ C, A @ X @ A - X + B @ C
+    else:
+        defects = A @ P + P @ adj + B @ B.conj().T, adj @ Q + Q @ A + C.conj().T @ C, A @ X + X @ A + B @ C
+    for defect, W in zip(defects, (P, Q, X), strict=True):
+        assert np.abs(defect).max() <= 1e-12 * np.linalg.norm(A, 2) * np.linalg.norm(W, 2) + 1e-12
+    np.testing.assert_allclose(P, P.conj().T, rtol=1e-12)
+    assert np.linalg.eigvalsh(P).min() > -1e-12 * np.linalg.norm(P)
+
+
+@pytest.mark.parametrize("dt", [0, True])
+def test_factor_times_itself(dt):
+    system = random_system(4, 9, 2, 3, discrete=bool(dt))
+    for kind in ("controllability", "observability"):
+        L = hankelred.gramian(system, kind, factor=True, dt=dt)
+        assert L.shape[0] == 9
+        np.testing.assert_allclose(L @ L.T, hankelred.gramian(system, kind, dt=dt), rtol=1e-12)
+
+
+def test_gramian_is_in_the_users_states():
+    # the solver works in scaled states; the Gramian it returns does not
+    A, B, C, D = random_system(4, 5, 2, 2)
+    unit = 10.0 ** np.array([-8, 8, 0, 5, -3])
+    P, Q, X = (
+        hankelred.gramian((A, B, C, D), kind) for kind in ("controllability", "observability", "cross")
+    )
+    scaled = A * unit[:, None] / unit, B * unit[:, None], C / unit, D
+    np.testing.assert_allclose(hankelred.gramian(scaled), P * unit[:, None] * unit, rtol=1e-7)
+    np.testing.assert_allclose(
+        hankelred.gramian(scaled, "observability"), Q / unit[:, None] / unit, rtol=1e-7
+    )
+    np.testing.assert_allclose(hankelred.gramian(scaled, "cross"), X * unit[:, None] / unit, rtol=1e-7)
+
+
+def test_squared_cross_gramian_of_a_symmetric_system_is_pq():
+    A, B, C, D = random_system(4, 6, 1, 1)
+    P, Q, X = (
+        hankelred.gramian((A, B, C, D), kind) for kind in ("controllability", "observability", "cross")
+    )
+    np.testing.assert_allclose(X @ X, P @ Q, rtol=1e-8, atol=1e-10 * np.abs(P @ Q).max())
+
+
+def test_gramian_refusals():
+    system = random_system(4, 5, 2, 3)
+    for kind in ("w", None, 3, "Controllability"):
+        with pytest.raises(hankelred.ModelError, match="kind"):
+            hankelred.gramian(system, kind)
+    with pytest.raises(hankelred.ModelError, match="2 and 3"):
+        hankelred.gramian(system, "cross")
+    with pytest.raises(hankelred.ModelError, match="factor"):
+        hankelred.gramian(random_system(4, 5, 2, 2), "cross", factor=True)
+    for kind in ("controllability", "observability", "cross"):
+        with pytest.raises(hankelred.UnstableError, match=r"2 unstable or marginal.*1"):
+            hankelred.gramian((np.diag([1.0, 0.0, -1]), np.ones((3, 1)), np.ones((1, 3)), 0), kind)
+
+
+# pieces ------------------------------------------------
+
+
+def test_cayley_keeps_both_gramians():
+    A, B, C, _ = random_system(9, 6, 2, 2)
+    Ad, Bd, Cd = cayley(A, B, C)
+    P = sla.solve_discrete_lyapunov(Ad, Bd @ Bd.T)
+    np.testing.assert_allclose(P, solved_by_scipy(A, B, discrete=False), rtol=1e-9)
+    Q = sla.solve_discrete_lyapunov(Ad.T, Cd.T @ Cd)
+    np.testing.assert_allclose(Q, solved_by_scipy(A.T, C.T, discrete=False), rtol=1e-9)
+    assert cayley(np.zeros((2, 2)), np.ones((2, 1)), np.ones((1, 2))) is None
+
+
+@pytest.mark.parametrize("shape", [(5, 0), (5, 1), (5, 3), (5, 9), (0, 3)])
+def test_compress_keeps_the_product(shape):
+    L = np.random.default_rng(0).standard_normal(shape)
+    out = compress(np.hstack([L, L]))
+    assert out.shape[0] == shape[0]
+    assert out.shape[1] <= max(2 * shape[1] if shape[0] == 0 else 0, min(shape[0], 2 * shape[1]))
+    np.testing.assert_allclose(out @ out.T, 2 * L @ L.T, atol=1e-13)
+
+
+def test_equilibrate_by_powers_of_two_and_independent_of_units():
+    A, B, C, _ = random_system(2, 10, 2, 2)
+    assert np.all(equilibrate(A, B, C) == 1)
+    unit = 2.0 ** np.random.default_rng(0).integers(-30, 30, 10)
+    scaled = A * unit[:, None] / unit, B * unit[:, None], C / unit
+    scales = equilibrate(*scaled)
+    assert np.all(np.log2(scales) == np.round(np.log2(scales)))
+    assert np.ptp(np.log2(scales / unit)) <= 4
+    assert np.all(equilibrate(np.diag([-1.0, -1e9]), np.zeros((2, 1)), np.zeros((1, 2))) == 1)
+
+
+def test_mirrored_poles_are_an_error_of_ours():
+    # Story: where LAPACK gave up inside Hammarling's method the user read "LinAlgError: ztrtrs failed", which
+    # is no error of this package and says nothing of the model.
+    T, ones, U = np.diag([2.0 + 0j, 0.5]), np.ones((2, 1), complex), np.zeros((2, 2), complex)
+    first, second = slice(0, 1), slice(1, 2)
+    with pytest.raises(hankelred.ConvergenceError, match="LAPACK's ztrtrs reports 1, as for two poles"):
+        _hammarling._discrete_tile(T, ones, U, first, second, U[:1, 1:], T[1:, 1:], ones[1:])

@@ -1,0 +1,1 @@
+"""Oracles, data, models and processes that tests and benchmarks share."""

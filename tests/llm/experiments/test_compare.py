@@ -1,0 +1,362 @@
+"""A comparison from end to end: what is held equal, what is written, what goes on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+from helpers.commands import command
+
+from hankelred_llm.errors import ExperimentError
+from hankelred_llm.experiments import compare as comparison_module
+from hankelred_llm.experiments.base_models import small_model
+from hankelred_llm.experiments.compare import compare
+from hankelred_llm.experiments.methods import METHODS, parse_method
+from hankelred_llm.experiments.records import ResultsFile, read_records
+from hankelred_llm.experiments.settings import Settings, read_settings
+from hankelred_llm.experiments.statistics import paired_difference
+from hankelred_llm.tasks import Task, TaskDataError
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+DFA = [[2, 1], [0, 3], [0, 2], [0, 3]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(small_model(tmp_path_factory.mktemp("base") / "small", pretrained=False))
+
+
+@pytest.fixture(scope="module")
+def settings(base, tmp_path_factory):
+    return Settings(
+        task="flip_flop",
+        model=base,
+        methods=["hrm-attention", "hrm-mlp+lora-qv", "lora-qv"],
+        learning_rates=[3e-3, 1e-2],
+        length=8,
+        steps=3,
+        batch_size=4,
+        seeds=[0, 1],
+        test_size=32,
+        validation_size=16,
+        out=str(tmp_path_factory.mktemp("comparison")),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(settings):
+    return compare(settings)
+
+
+@pytest.fixture(scope="module")
+def records(finished):
+    return read_records(finished.folder / "results.jsonl")
+
+
+def test_every_method_is_tuned_trained_and_tested(settings, finished, records):
+    runs = [r for r in records if r["kind"] == "run"]
+    tuning = [(r["method"], r["learning_rate"], r["seed"]) for r in runs if r["phase"] == "tuning"]
+    assert tuning == [(m, rate, 100) for m in settings.methods for rate in (3e-3, 1e-2)]
+    final = [(r["method"], r["seed"]) for r in runs if r["phase"] == "final"]
+    assert final == [(m, seed) for m in settings.methods for seed in (0, 1)]
+    for method in settings.methods:
+        scores = {
+            r["learning_rate"]: r["validation"]["accuracy"]
+            for r in runs
+            if r["phase"] == "tuning" and r["method"] == method
+        }
+        line = finished.line(method, 8)
+        assert scores[line.learning_rate] == max(scores.values()) and line.at_edge
+    counts = [line.parameters for line in finished.lines[8]]
+    assert max(counts) <= 1.02 * min(counts)
+
+
+def test_the_test_split_comes_last_and_once(records):
+    kinds = [r["kind"] for r in records]
+    assert kinds == ["experiment", *["run"] * 12, "split", *["score"] * 6, "split", *["score"] * 6]
+    assert [r["length"] for r in records if r["kind"] == "split"] == [8, 32]
+    assert [r["test_reads"] for r in records if r["kind"] == "split"] == [[8], [8, 32]]
+    # the same rows for everybody
+    assert len({tuple(r["units"]) for r in records if r["kind"] == "score" and r["length"] == 8}) == 1
+
+
+def test_scores_and_differences_come_from_the_records(finished, records):
+    scores = {(r["method"], r["seed"]): r for r in records if r["kind"] == "score" and r["length"] == 32}
+    line = finished.line("hrm-attention", 32)
+    assert line.scores == tuple(scores["hrm-attention", s]["means"]["accuracy"] for s in (0, 1))
+    ours, theirs = (
+        [np.average(scores[m, s]["per_unit"]["accuracy"], weights=scores[m, s]["weights"]) for s in (0, 1)]
+        for m in ("hrm-attention", "lora-qv")
+    )
+    assert finished.reference == "lora-qv"
+    assert line.difference.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
+    expected = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    assert line.difference.over_seeds == pytest.approx((expected.low, expected.high))
+    assert finished.line("lora-qv", 32).difference is None
+
+
+def test_intervals_cover_what_they_say():
+    """Of 200 comparisons without a difference, about 5 % of the intervals leave out zero."""
+    rng = np.random.default_rng(0)
+    missed = np.zeros(2)
+    for _ in range(200):
+        ours, theirs = rng.standard_normal((2, 4, 60))
+        found = paired_difference(ours, theirs, np.ones(60), [str(i) for i in range(60)])
+        for i, (low, high) in enumerate((found.over_seeds, found.over_units)):
+            missed[i] += not low < 0 < high
+    assert np.all(missed / 200 < 0.1) and np.all(missed / 200 > 0.015)
+
+
+def test_documents_are_resampled_whole():
+    rng = np.random.default_rng(0)
+    apart = np.repeat(rng.standard_normal(20), 50)  # all questions of a document agree
+    documents = [str(i // 50) for i in range(1000)]
+    zero = np.zeros((2, 1000))
+    whole = paired_difference(np.stack([apart, apart]), zero, np.ones(1000), documents)
+    single = paired_difference(np.stack([apart, apart]), zero, np.ones(1000), ["one"] * 1000)
+    assert (whole.resampled, single.resampled) == ("documents", "units")
+    width = [d.over_units[1] - d.over_units[0] for d in (whole, single)]
+    assert width[0] / width[1] == pytest.approx(np.sqrt(50), rel=0.15)
+
+
+def test_table_plot_and_summary(finished):
+    folder = finished.folder
+    table = (folder / "table.md").read_text()
+    assert table.count("| hrm-attention |") == 2 and "floors: chance 0.500" in table
+    assert "context 8 tokens" in table and "context 32 tokens" in table
+    assert (folder / "scores.png").stat().st_size > 10_000
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["lengths"]["32"]["methods"][0]["method"] == "hrm-attention"
+    assert summary["lengths"]["8"]["split"]["split"] == "test"
+
+
+def test_json_in_the_schema_of_peft(settings, finished):
+    files = sorted((finished.folder / "peft").glob("*.json"))
+    assert len(files) == 6
+    for file in files:
+        content = json.loads(file.read_text())
+        assert set(content) == {"run_info", "train_info", "meta_info"}
+        run, trained, meta = content["run_info"], content["train_info"], content["meta_info"]
+        assert set(run) == {
+            *("created_at", "total_time", "experiment_name", "peft_branch", "train_config", "peft_config"),
+            "error_msg",
+        }
+        assert set(trained) == {
+            *(
+                "accelerator_memory_reserved_avg",
+                "accelerator_memory_max",
+                "accelerator_memory_reserved_99th",
+            ),
+            *("train_time", "file_size", "num_trainable_params", "num_total_params", "status", "metrics"),
+        }
+        assert set(meta) == {"model_info", "dataset_info", "package_info", "system_info", "pytorch_info"}
+        assert run["train_config"]["optimizer_kwargs"]["weight_decay"] == 0.0
+        assert run["peft_config"]["peft_type"] in ("HRM", "LORA")
+        assert trained["status"] == "success" and trained["accelerator_memory_max"] > 2**20
+        last = trained["metrics"][-1]
+        assert {"step", "train loss", "valid accuracy", "test accuracy", "test accuracy at length 32"} <= set(
+            last
+        )
+
+
+def test_a_restart_repeats_nothing(settings, finished, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.setattr(comparison_module, "train", refuse)
+    monkeypatch.setattr(Task, "test", refuse)
+    again = compare(settings)
+    assert again.lines == finished.lines
+
+
+def test_a_restart_makes_what_is_missing(settings, finished, tmp_path, monkeypatch):
+    """A results file that was cut off in the middle of a line goes on behind its last whole one."""
+    lines = (finished.folder / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_bytes(b"".join(lines[:-7]) + lines[-7][:40])
+    (tmp_path / "runs").symlink_to(finished.folder / "runs")
+    monkeypatch.setattr(comparison_module, "train", None)
+    again = compare(replace(settings, out=str(tmp_path)))
+    assert [line.scores for line in again.lines[32]] == [line.scores for line in finished.lines[32]]
+    read_records(tmp_path / "results.jsonl")
+
+
+def test_nothing_is_trained_after_the_test(settings, finished):
+    with pytest.raises(ExperimentError, match="test split has been read, and method 'lora-all'"):
+        compare(replace(settings, methods=[*settings.methods, "lora-all"]))
+
+
+def test_another_configuration_is_refused_by_name(settings, finished):
+    with pytest.raises(ExperimentError, match="another configuration: steps is 3 there and 4 here"):
+        compare(replace(settings, steps=4))
+
+
+def test_validation_only_leaves_the_test_unread(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(Task, "test", None)
+    values = {"methods": ["hrm", "lora-qv"], "learning_rates": [1e-2], "validation_only": True}
+    found = compare(replace(settings, out=str(tmp_path), **values))
+    assert found.splits[32]["split"] == "validation"
+
+
+def test_a_rate_that_diverges_is_not_chosen(settings, tmp_path):
+    values = {"methods": ["lora-qv"], "learning_rates": [1e-2, 1e38], "seeds": [0], "test_lengths": [8]}
+    found = compare(replace(settings, out=str(tmp_path / "one"), **values))
+    assert found.lines[8][0].learning_rate == 1e-2
+    with pytest.raises(ExperimentError, match="diverged at every learning rate"):
+        compare(replace(settings, out=str(tmp_path / "two"), **{**values, "learning_rates": [1e37, 1e38]}))
+
+
+# the command line
+
+
+@pytest.fixture
+def flags(base, tmp_path):
+    return ["--model", base, "--length", 8, "--steps", 2, "--batch-size", 2, "--out", tmp_path / "out"]
+
+
+def test_compare_from_yaml_and_flags(base, tmp_path):
+    config = {"task": "parity", "methods": ["hrm", "lora-qv"], "learning_rates": {"default": [0.01]}}
+    config |= {"model": base, "length": 8, "steps": 2, "batch_size": 2, "test_size": 8, "seeds": [0]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    status, out, err = command(
+        *("compare", "--config", tmp_path / "config.yaml", "--task", "majority", "--out", tmp_path / "out")
+    )
+    assert (status, err) == (0, "")
+    assert "majority on" in out and "minus reference" in out
+
+
+def test_train_and_evaluate(flags, tmp_path):
+    arguments = ["train", "--task", "lag_copy", "--task-option", "lag=3", "--method", "hrm r=4", *flags]
+    status, out, err = command(*arguments)
+    assert (status, err) == (0, "")
+    assert "hrm r=4 (r 4, 1,034 parameters) on lag_copy" in out
+    for _ in range(2):
+        status, out, _ = command("evaluate", tmp_path / "out", "--split", "test", "--length", 8)
+        assert status == 0 and "floor: chance" in out
+    kinds = [r["kind"] for r in read_records(tmp_path / "out" / "results.jsonl")]
+    assert kinds == ["experiment", "run", "score"]
+    assert command(*arguments[:-2], "--out", tmp_path / "out", "--seed", 1)[0] == 2
+
+
+def test_help_has_an_example_for_every_command():
+    status, out, _ = command("--help")
+    commands = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.startswith("  ")]
+    names = [name for name in ("compare", "evaluate", "train") if name in commands]
+    assert status == 0 and len(names) == 3
+    for name in names:
+        status, out, _ = command(name, "--help")
+        assert status == 0 and f"Example:\n    hankelred-llm {name}" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "paritty"], "no task 'paritty'; did you mean 'parity'"),
+        (["--task", "parity", "--method", "lara"], "no method 'lara'"),
+        (["--task", "qmsum", "--data-dir", "nowhere"], "data_dir nowhere is no folder"),
+        (
+            ["--task", "parity", "--length", 8193],
+            "holds 8192 positions (max_position_embeddings), and length 8193",
+        ),
+        (["--task", "parity", "--test-length", 9000], "and test length 9000 of task parity needs 9001"),
+        (["--task", "parity", "--model", "nowhere/at-all"], "model 'nowhere/at-all' cannot be loaded"),
+        (["--task", "parity", "--budget", "200"], "the budget for it is 200; give a larger budget"),
+        (["--task", "parity", "--reference", "dora"], "reference 'dora' is not among methods"),
+        (["--task", "parity", "--task-option", "sede=1"], "no option 'sede'"),
+        (["--task", "parity", "--seed", 100], "seed 100 would both choose"),
+        (["--task", "parity", "--steps", 0], "steps is 0"),
+        (["--task", "parity", "--config", "no.yaml"], "no.yaml cannot be read"),
+        ([], "no task is named; give task (in YAML) or --task, as in --task flip_flop"),
+        # it said of the number that there is no such method
+        (["--task", "parity", "--budget", "huge"], "budget 'huge' is neither a number of parameters nor"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(flags, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    status, _, err = command("compare", *flags, *arguments)
+    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_that_does_not_parse_is_named(flags, tmp_path):
+    folder = tmp_path / "data" / "qmsum"
+    folder.mkdir(parents=True)
+    for name in ("train", "val"):
+        (folder / f"{name}.jsonl").write_text("{}\n{broken\n")
+    status, _, err = command("compare", "--task", "qmsum", "--data-dir", folder.parent, *flags)
+    assert status == 2 and "train.jsonl, line 1" in err
+    assert not (tmp_path / "out").exists()
+    (folder / "train.jsonl").unlink()
+    status, _, err = command("compare", "--task", "qmsum", "--data-dir", folder.parent, *flags)
+    assert status == 2 and "train.jsonl: is not there" in err
+
+
+def test_unknown_keys_are_named_with_the_nearest(tmp_path):
+    (tmp_path / "config.yaml").write_text("task: parity\nsetps: 3\n")
+    with pytest.raises(ExperimentError, match=r"unknown key 'setps'; did you mean 'steps'"):
+        read_settings(tmp_path / "config.yaml", {})
+    (tmp_path / "config.yaml").write_text("task: parity\nsteps: many\n")
+    with pytest.raises(ExperimentError, match="steps is 'many'; give a whole number"):
+        read_settings(tmp_path / "config.yaml", {})
+
+
+def test_a_results_file_that_is_none(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text('{"kind": "experiment", "identity": {}}\nnothing\n')
+    with pytest.raises(ExperimentError, match=r"results.jsonl, line 2"):
+        ResultsFile(path, {})
+
+
+@pytest.mark.parametrize("name", ["quality", "qmsum", "narrativeqa"])
+def test_the_papers_rows_are_ready(name):
+    """Every configuration parses, and has the paper's methods, context and model."""
+    found = read_settings(EXAMPLES / "paper" / f"{name}.yaml", {})
+    assert (found.task, found.length, found.model) == (name, 2048, "mistralai/Mistral-7B-v0.1")
+    parts = [part for method in found.methods for part in parse_method(method).parts]
+    assert all(METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
+    assert len(found.seeds) >= 3 and found.lengths == (2048,)
+
+
+def test_texts_from_files(base, tmp_path):
+    """Generation, and the share of evidence that survives, on stories made here."""
+    folder = tmp_path / "data" / "narrativeqa"
+    folder.mkdir(parents=True)
+    for split, many in (("train", 3), ("validation", 1)):
+        rows = []
+        for i in range(many):
+            text = " ".join(f"In house {k} of street {i} {split} lives number {k * 7}." for k in range(20))
+            document = {
+                "id": f"{split}{i}",
+                "text": text,
+                "summary": {"title": "t", "text": "s"},
+                "kind": "book",
+            }
+            question = {"text": "Who lives in house 2?", "tokens": []}
+            rows.append({"document": document, "question": question, "answers": [{"text": "number 14"}]})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = compare(
+        Settings(
+            task="narrativeqa",
+            data_dir=str(folder.parent),
+            model=base,
+            methods=["hrm", "lora-qv"],
+            learning_rates=[1e-2],
+            length=512,
+            test_lengths=[512],
+            steps=1,
+            batch_size=1,
+            seeds=[0],
+            out=str(tmp_path / "out"),
+        )
+    )
+    assert found.metric == "f1" and set(found.splits[512]["floors"]) == {"chance", "constant"}
+    with pytest.raises(TaskDataError):
+        compare(
+            Settings(task="quality", data_dir=str(folder.parent), model=base, out=str(tmp_path / "other"))
+        )

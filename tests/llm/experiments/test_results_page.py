@@ -1,0 +1,141 @@
+"""The page of results says what its files say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hankelred_llm.experiments.compare import Settings, compare
+from hankelred_llm.experiments.records import read_records
+from hankelred_llm.ops.autograd import column_scan
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+
+
+def script(path):
+    """Return a command as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made():
+    """The command that writes the page, as a module."""
+    return script(DOCS / "make_results.py")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """The command that writes the files, as a module."""
+    return script(DOCS.parent / "benchmarks/bench_comparison.py")
+
+
+def test_the_page_is_what_its_command_writes(made):
+    assert made.page(made.read()) == (DOCS / "results.md").read_text(encoding="utf-8"), (
+        "give: python docs/make_results.py"
+    )
+
+
+def test_the_pictures_are_there(made, tmp_path, monkeypatch):
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(made, "IMAGES", tmp_path)
+    found = made.read()
+    made.draw_scores(found)
+    made.draw_systems(found)
+    for picture in tmp_path.iterdir():
+        assert f"images/{picture.name}" in text and (DOCS / "images" / picture.name).is_file()
+
+
+def test_the_files_are_small_and_whole(made):
+    assert sum(path.stat().st_size for path in (DOCS / "results").glob("*.json")) < 200_000
+    for name, found in made.read()["comparisons"].items():
+        counts = [m["parameters"] for m in found["methods"].values()]
+        assert max(counts) <= 1.05 * min(counts), name
+        assert not set(found["seeds"]) & set(found["tuning_seeds"]), name
+        for at in found["lengths"].values():
+            assert set(at["scores"]) == set(found["methods"]), name
+            assert all(len(scores) == len(found["seeds"]) for scores in at["scores"].values())
+            for d in at["differences"]:
+                ours, theirs = (np.array(at["scores"][d[key]]) for key in ("method", "minus"))
+                assert d["mean"] == pytest.approx(np.mean(ours - theirs), abs=1e-4), (name, d)
+                low, high = d["over_seeds"]
+                assert low <= d["mean"] <= high
+
+
+@pytest.mark.parametrize(
+    ("mean", "clear", "higher", "word"),
+    [
+        (0.2, True, True, "**better**"),
+        (0.2, True, False, "**worse**"),
+        (-0.2, True, False, "**better**"),
+        (0.2, False, True, "ahead"),
+        (-0.2, False, True, "behind"),
+        (0.0001, False, True, "level"),
+    ],
+)
+def test_verdicts(made, mean, clear, higher, word):
+    assert made.judge({"mean": mean, "clear": clear}, higher) == word
+
+
+def test_the_best_of_lora_is_the_hardest_one(made):
+    scores = {"hrm-attention": [0.9], "lora-qv": [0.5, 0.7], "adalora": [0.2, 0.1]}
+    found = {"higher_is_better": True, "lengths": {"8": {"scores": scores}}}
+    assert made.best_lora(found, "8") == "lora-qv"
+    assert made.best_lora({**found, "higher_is_better": False}, "8") == "adalora"
+
+
+def test_a_file_without_its_costs_makes_a_page(made):
+    found = json.loads(json.dumps(made.read()))
+    found["costs"] = {}
+    assert "## What a step costs" not in made.page(found)
+
+
+@pytest.mark.parametrize("method", ["fft", "sequential"])
+def test_the_scans_whose_cost_is_shown_are_the_same_recurrence(bench, method):
+    generator = torch.Generator().manual_seed(0)
+    phase = torch.linspace(0.1, 3, 4)
+    log_decay = -torch.linspace(0.01, 0.5, 4)
+    u = torch.randn(2, 8, 50, generator=generator)
+    masks = {"state": None, "keep": None, "reset": None}
+    ours, theirs = (scan(log_decay, phase, u, **masks) for scan in (bench.scan_by(method), column_scan))
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_what_goes_into_the_files_comes_from_the_runs(bench, tmp_path):
+    settings = Settings(
+        task="flip_flop",
+        model="small-random",
+        methods=["hrm-attention", "lora-qv", "lora-all"],
+        learning_rates=[1e-2],
+        length=8,
+        steps=2,
+        batch_size=2,
+        seeds=[0, 1],
+        test_size=16,
+        validation_size=8,
+        out=str(tmp_path),
+    )
+    comparison = compare(settings)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    found = bench.condensed(settings, summary, read_records(tmp_path / "results.jsonl"))
+    assert [(d["method"], d["minus"]) for d in found["lengths"]["32"]["differences"]] == [
+        ("hrm-attention", "lora-qv"),
+        ("hrm-attention", "lora-all"),
+    ]
+    line = comparison.line("hrm-attention", 32)
+    assert found["lengths"]["32"]["scores"]["hrm-attention"] == list(line.scores)
+    known = next(d for d in found["lengths"]["32"]["differences"] if d["minus"] == comparison.reference)
+    assert known["mean"] == line.difference.mean and known["clear"] == line.difference.clear
+    learned = bench.learned(settings, 1e-2)
+    for before, after in zip(learned["before"], learned["after"], strict=True):
+        assert before["gate"] == 1 and not any(before["gain"]) and any(after["gain"])
+        moved = np.abs(np.log(np.divide(after["decay"], before["decay"])))
+        assert 0 < moved.max() < 1  # two steps from the same start

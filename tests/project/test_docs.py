@@ -1,0 +1,246 @@
+"""The documentation is true: snippets and examples run, links lead somewhere, nothing public is left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import matplotlib
+import pytest
+from click.testing import CliRunner
+
+import hankelred
+from hankelred.cli.main import cli
+from hankelred_llm.cli.main import cli as adapters
+
+matplotlib.use("Agg")
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+#: arguments that keep an example short; without an entry it runs as a user starts it
+SHORT = {
+    "demo_llm.py": ["--seconds", "5", "--steps", "3"],
+    "long_simulation.py": ["--minutes", "2"],
+    "train_adapter.py": ["--steps", "3", "--length", "64"],
+}
+#: what an example reads from beside the repository when it is started without arguments
+NEEDS = {"train_adapter.py": "models/stories260K"}
+
+
+def blocks(path, language):
+    """Return the fenced blocks of a language, with the number of their first line."""
+    text = path.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [(text[: match.start(1)].count("\n") + 1, match.group(1)) for match in found]
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=f"line{line}") for line, code in blocks(ROOT / "README.md", "python")]
+)
+def test_readme_snippets_run(code, folder):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_readme_commands_are_understood():
+    lines = [line for _, code in blocks(ROOT / "README.md", "sh") for line in code.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("hankelred ")]
+    for line in lines:
+        if line.startswith("hankelred-llm "):
+            name, *arguments = shlex.split(line)[1:]
+            adapters.get_command(click.Context(adapters), name).make_context(name, arguments)
+    assert {arguments[0] for arguments in commands} == set(cli.commands)
+    for name, *arguments in commands:
+        cli.commands[name].make_context(name, arguments)
+    targets = {line.split()[1] for line in lines if line.startswith("make ")}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def alike(expected, seen):
+    """Compare text word by word: numbers to 0.1 %, or both as small as rounding."""
+    expected, seen = expected.split(), seen.split()
+    if len(expected) != len(seen):
+        return False
+    for a, b in zip(expected, seen, strict=True):
+        if a == b:
+            continue
+        try:
+            x, y = (float(word.strip("(),")) for word in (a, b))
+        except ValueError:
+            return False
+        if abs(x - y) > 1e-3 * abs(x) and max(abs(x), abs(y)) > 1e-11:
+            return False
+    return True
+
+
+def test_command_line_page_shows_what_the_commands_print(folder):
+    page = DOCS / "cli.md"
+    for _, code in blocks(page, "python"):
+        exec(compile(code, "cli.md", "exec"), {"__name__": "cli"})
+    for line, code in blocks(page, "console"):
+        for step in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
+            command, _, expected = step.partition("\n")
+            seen = run(shlex.split(command)[1:])
+            assert alike(expected, seen), f"cli.md, block at line {line}: {command}\n{seen}"
+    for picture in ("spectrum.png", "small.png", "identified.png"):
+        assert (folder / picture).stat().st_size > 10_000
+    assert not (folder / "small.txt").exists()
+
+
+def run(arguments):
+    """Return what a command prints, in the order of the page: output, then what is on standard error."""
+    import warnings
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", hankelred.ReductionWarning)
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=True)
+    if isinstance(result.exception, hankelred.HankelredError):
+        return f"error: {result.exception}\n"
+    assert result.exception is None, result.output
+    told = [str(w.message) for w in said if issubclass(w.category, hankelred.ReductionWarning)]
+    return result.output + "".join(f"warning: {text}\n" for text in told)
+
+
+def test_command_line_page_names_every_command_and_picture_ending():
+    text = (DOCS / "cli.md").read_text(encoding="utf-8")
+    for name, command in cli.commands.items():
+        assert f"## {name}" in text
+        assert isinstance(command, click.Command)
+
+
+def test_every_page_is_in_a_toctree():
+    listed = {
+        entry.strip()
+        for page in PAGES
+        for _, tree in blocks(page, "{toctree}")
+        for entry in tree.splitlines()
+        if entry.strip() and not entry.startswith(":")
+    }
+    assert listed | {"index"} == {page.stem for page in PAGES}
+
+
+def anchors(path):
+    """Return the anchors of the headings of a page, as GitHub and MyST make them."""
+    headings = re.findall(r"^#+ +(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    plain = [re.sub(r"[^\w\- ]", "", heading.lower()).strip() for heading in headings]
+    return {heading.replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`]*`", "", text)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        file, _, anchor = target.partition("#")
+        there = page.parent / file if file else page
+        assert there.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(there), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_scripts_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for script in re.findall(r"\b((?:examples|benchmarks|tests|docs)/\w+\.(?:py|md|png))", text):
+        assert (ROOT / script).is_file(), f"{page.name} names {script}"
+
+
+def test_pictures_are_small():
+    for picture in (DOCS / "images").glob("*.png"):
+        assert picture.stat().st_size < (150_000 if picture.name == "demo.png" else 100_000), picture.name
+
+
+def test_reference_has_every_public_name():
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"auto(?:function|class|exception):: ([\w.]+)", text))
+    assert documented >= set(hankelred.__all__)
+
+
+@pytest.mark.parametrize("name", hankelred.__all__)
+def test_public_names_are_documented(name):
+    thing = getattr(hankelred, name)
+    assert thing.__doc__ and len(thing.__doc__) > 30
+    for field in dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ():
+        inherited = {
+            f.name
+            for base in thing.__bases__
+            if dataclasses.is_dataclass(base)
+            for f in dataclasses.fields(base)
+        }
+        if field.name.startswith("_") or field.name in inherited | {"source", "model"}:
+            continue
+        assert re.search(rf"\b{field.name}\b", thing.__doc__), f"{name}.{field.name} is not described"
+
+
+def test_thresholds_in_the_solver_page_are_those_of_the_code():
+    rows = re.findall(
+        r"^\| `(\w+)\.(\w+)` \| (\S+) \|", (DOCS / "solvers.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert len(rows) > 10
+    for module, constant, value in rows:
+        assert getattr(importlib.import_module(f"hankelred.{module}"), constant) == float(value), constant
+
+
+def test_contributing_maps_every_module():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for module in (ROOT / "hankelred").glob("*.py"):
+        assert module.name == "__init__.py" or f"`{module.name}`" in text, module.name
+
+
+def test_changelog_has_this_version():
+    assert f"## [{hankelred.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run_and_draw(example, tmp_path):
+    needed = ROOT.parent / "shared" / "data" / NEEDS.get(example.name, "")
+    if example.name in NEEDS and not needed.exists():
+        pytest.skip(f"{example.name} reads {needed}, which is not there")
+    environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(example), *SHORT.get(example.name, [])]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    if done.stdout.startswith("skipped:"):
+        pytest.skip(done.stdout.strip())
+    pictures = list(tmp_path.rglob("*.png"))
+    assert pictures and all(picture.stat().st_size > 10_000 for picture in pictures)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_demo_runs_the_demonstration():
+    done = subprocess.run(
+        ["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "examples/demo.py" in done.stdout
