@@ -9,7 +9,7 @@ passes those too has survived. Tests that fail without any fault are left out. T
 of survivors and errors.
 
 Prediction: none survives, and each is noticed by the tests named with it. Measured first: so for
-nineteen; that a boolean dt of an archive is True and not one second had no test, and has one now.
+nineteen; that a boolean dt of an archive is True and not one second had no test, and got one.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ FAULTS = (
     ),
     Fault(
         "coupling of the split with the wrong sign",
-        "trsyl(T[head, head], T[tail, tail], -T[head, tail], isgn=-1)",
-        "trsyl(T[head, head], T[tail, tail], T[head, tail], isgn=-1)",
+        "-T[head, tail], isgn=-1)\n    if scale == 0",
+        "T[head, tail], isgn=-1)\n    if scale == 0",
         ("test_stability.py",),
     ),
     Fault(
@@ -93,8 +93,8 @@ FAULTS = (
     ),
     Fault(
         "cross Gramian in the solver's states",
-        "return X * scales[:, None] / scales",
-        "return X",
+        "X = X * system.states[:, None] / system.states",
+        "X = X * 1.0",
         ("test_solvers.py",),
     ),
     # certificates
@@ -112,14 +112,14 @@ FAULTS = (
     ),
     Fault(
         "oblique bases",
-        "return left @ sla.inv(right.conj().T @ left) if r else left, right",
-        "return left, right",
+        "if r == 0:\n            return left, right",
+        "if r >= 0:\n            return left, right",
         ("test_reduce.py",),
     ),
     Fault(
         "states at rest do not reach the output",
-        "C[:, :r] + C[:, r:] @ from_state,",
-        "C[:, :r],",
+        "C, C_low = total(full.C[:, :r], full.C_low[:, :r], others, states)",
+        "C, C_low = full.C[:, :r], full.C_low[:, :r]",
         ("test_reduce.py",),
     ),
     Fault(
@@ -130,14 +130,14 @@ FAULTS = (
     ),
     Fault(
         "energy without the direct term",
-        "return math.hypot(size * float(np.linalg.norm(image / size)) if size > 0 else 0.0, direct)",
-        "return size * float(np.linalg.norm(image / size)) if size > 0 else 0.0",
+        "return math.hypot(root, direct)",
+        "return float(root)",
         ("test_norms.py",),
     ),
     Fault(
         "rounding below the noise floor kept",
-        "floor = EPS * float(np.linalg.norm(np.abs(Lo).T @ np.abs(Lc)))",
-        "floor = EPS**2 * float(np.linalg.norm(np.abs(Lo).T @ np.abs(Lc)))",
+        "return max(rounding, n * EPS * float(values.max(initial=0.0)))",
+        "return EPS * max(rounding, n * EPS * float(values.max(initial=0.0)))",
         ("test_reduce.py",),
     ),
     # readers
@@ -160,9 +160,9 @@ FAULTS = (
         ("test_models.py",),
     ),
     Fault(
-        "boolean dt of a file read as one second",
-        "return bool(item) if flat.dtype == bool else float(item)",
-        "return float(item)",
+        "words for dt of a file ignored",
+        "if isinstance(value, str) and str(value) in WORDS:\n        return WORDS[str(value)]",
+        "if isinstance(value, str) and str(value) in WORDS:\n        return 0",
         ("test_cli.py",),
     ),
 )
