@@ -38,7 +38,7 @@ import _file_cases as cases
 import numpy as np
 
 import hankelred
-from hankelred._util.reading import opened
+from hankelred._util.reading import open_arrays
 from hankelred.cli import main as cli
 from hankelred.files import read_model
 
@@ -141,7 +141,7 @@ def run_command(target: str, path: Path) -> tuple[str, str]:
 
 def differs(path: Path) -> str:
     """Say in what an accepted model file differs from what another reader finds in it, or nothing."""
-    with opened(path) as read:
+    with open_arrays(path) as read:
         names = {key: name for name in read for key in "ABCDE" if name == key or name == key.lower()}
         ours = {key: read[name] for key, name in names.items()}
     try:

@@ -143,8 +143,8 @@ FAULTS = (
     # readers
     Fault(
         "fifth matrix of a file ignored",
-        'found.get(key) for key in "ABCDE"',
-        'found.get(key) for key in "ABCD"',
+        'matrices.get(key) for key in "ABCDE"',
+        'matrices.get(key) for key in "ABCD"',
         ("test_cli.py",),
     ),
     Fault(

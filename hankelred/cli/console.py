@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from .._util.writing import check_writable, write_atomically
-from ..errors import FileFormatError, HankelredError, in_one_line, shown
+from ..errors import FileFormatError, HankelredError, in_one_line, short_repr
 from ..models.linear_model import Timebase
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -129,7 +129,7 @@ def check_picture(path: Path | None) -> None:
     if path.suffix.lower() not in PICTURES:
         raise FileFormatError(
             f"{in_one_line(path)}: a picture ends in {', '.join(PICTURES)}, "
-            f"got {shown(path.suffix or 'no ending')}"
+            f"got {short_repr(path.suffix or 'no ending')}"
         )
     check_folder(path)
 

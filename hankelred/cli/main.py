@@ -11,7 +11,7 @@ import numpy as np
 from .. import __version__
 from .._util.checks import is_rounded_to_zero
 from .._util.reading import checked_suffix
-from ..errors import in_one_line, shown
+from ..errors import in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
@@ -39,7 +39,7 @@ class Timestep(_ParamType):
             # a tiny step is no continuous model
             return validated_timebase(text if is_rounded_to_zero(text) else float(text))
         except ValueError:
-            self.fail(f"{shown(text)} is neither 0 nor true nor seconds between samples", param, ctx)
+            self.fail(f"{short_repr(text)} is neither 0 nor true nor seconds between samples", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -177,13 +177,13 @@ def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | 
     table = Table()
     for heading in ("k", "sigma_k", "bound of order k"):
         table.add_column(heading, justify="right")
-    shown = values if limit is None else values[:limit]
-    for k, value in enumerate(shown, start=1):
+    short_repr = values if limit is None else values[:limit]
+    for k, value in enumerate(short_repr, start=1):
         note = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
         table.add_row(str(k), note, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
     console().print(table)
-    if len(shown) < len(values):
-        click.echo(f"... {len(values) - len(shown)} more; --all prints them")
+    if len(short_repr) < len(values):
+        click.echo(f"... {len(values) - len(short_repr)} more; --all prints them")
     click.echo(f"noise floor: {floor:.1e} ({int((values > floor).sum())} of {len(values)} values above it)")
 
 

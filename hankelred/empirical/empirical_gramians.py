@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import count, whole
+from .._util.checks import as_integer, as_positive_integer
 from ..errors import HankelredError
 from ..gramians.stability import checked_tol
 from ..models.linear_model import LinearModel, Timebase, as_model, is_discrete, validated_timebase
@@ -312,14 +312,14 @@ def _checked_hold(hold: str | None) -> str | None:
 def _checked_batch(batch_size: int | None) -> int | None:
     if batch_size is None:
         return None
-    size = count(batch_size)
+    size = as_positive_integer(batch_size)
     if size is None:
         raise HankelredError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     return size
 
 
 def _checked_jobs(n_jobs: int | None) -> int | None:
-    if n_jobs is not None and not whole(n_jobs):
+    if n_jobs is not None and not as_integer(n_jobs):
         raise HankelredError(
             f"n_jobs must be None, a number of processes, or negative (-1: one a core), got {n_jobs!r}"
         )
@@ -341,7 +341,7 @@ def _vector(value: npt.ArrayLike, name: str) -> Array:
 
 
 def _size(given: int | None, vector: Array | None, name: str) -> int | None:
-    size = None if given is None else count(given)
+    size = None if given is None else as_positive_integer(given)
     if given is not None and size is None:
         raise HankelredError(f"{name} must be a whole number of at least 1, got {given!r}")
     if vector is None:

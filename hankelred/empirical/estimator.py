@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import count, real
+from .._util.checks import as_positive_integer, real_number
 from .._util.reading import Archive
 from .._util.sharing import Shared
 from .._util.writing import replace_file
@@ -77,14 +77,13 @@ class GramianEstimator(Shared):
     """
 
     def __init__(self, n_states: int, *, forgetting: float = 1.0) -> None:
-        states = count(n_states)
+        states = as_positive_integer(n_states)
         if states is None:
             raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
-        if not 0 < real(forgetting) <= 1:
-            raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
+        factor = real_number(forgetting, lambda f: 0 < f <= 1, "forgetting must be in (0, 1]", HankelredError)
         super().__init__()
         self.n_states = states
-        self.forgetting = float(forgetting)
+        self.forgetting = factor
         self.n_samples = 0
         self.weight = 0.0
         self._factor = TriangularFactor(self.n_states)

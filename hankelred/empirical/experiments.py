@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.progress import on_terminal, watched
+from .._util.progress import on_terminal, with_progress_bar
 from ..errors import ModelError
 
 Simulator: TypeAlias = Callable[[Array, Array], tuple[Any, Any]]
@@ -77,7 +77,7 @@ class Runner:
             if shown is None:
                 shown = on_terminal() and seconds_each * len(experiments) / workers > _LONG
             rounds = _rounds(batches, 2 * workers) if shown else [batches]
-            for done in watched(rounds, f"Experiments ({want})", shown, len(batches), len):
+            for done in with_progress_bar(rounds, f"Experiments ({want})", shown, len(batches), len):
                 tasks = (
                     delayed(_run_batch)(self.simulate, batch, self.batch_size is not None, want, n_outputs)
                     for batch in done

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .._util.arrays import Array
-from .._util.checks import real
+from .._util.checks import real_number
 from ..errors import HankelredError, ModelError
 from ..models.linear_model import Timebase
 from .excitations import Excitation
@@ -24,8 +24,7 @@ def centred(responses: Array, centering: str) -> Array:
 
 def check_span(value: Any, name: str) -> None:
     """Refuse what is no length of time."""
-    if not 0 < real(value) < math.inf:
-        raise HankelredError(f"{name} must be a positive number, got {value!r}")
+    real_number(value, lambda t: 0 < t < math.inf, f"{name} must be a positive number", HankelredError)
 
 
 def count_intervals(horizon: float, step: float) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._util.arrays import EPS, Array, narrow
+from .._util.arrays import EPS, Array, reduce_columns
 
 #: Columns smaller than this, relative to the first, end the factor: far below rounding, because the
 #: closed form keeps the digits of tiny columns.
@@ -26,7 +26,7 @@ def cauchy_factor(log_poles: Array, B: Array, *, discrete: bool) -> Array:
     In discrete time the poles are exp(log_poles). Costs O(n k m).
     """
     n = log_poles.size
-    B = narrow(B.astype(complex))
+    B = reduce_columns(B.astype(complex))
     own = _denominator(log_poles.real + 0j, log_poles.real + 0j, discrete).real
     remaining = np.ones(n, dtype=bool)
     columns: list[Array] = []

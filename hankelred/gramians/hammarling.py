@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
-from .._util.arrays import Array, narrow
+from .._util.arrays import Array, reduce_columns
 from ..errors import ConvergenceError
 
 TILE = 40
@@ -48,7 +48,7 @@ def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
     n = T.shape[0]
     dtype = np.result_type(T, B)
     T = np.asfortranarray(T, dtype=dtype)
-    B = np.array(narrow(B), dtype=dtype, order="F")
+    B = np.array(reduce_columns(B), dtype=dtype, order="F")
     U = np.zeros((n, n), dtype=dtype, order="F")
     tiles = _tiles(T)
     solve_tile = _discrete_tile if discrete else _continuous_tile

@@ -11,7 +11,7 @@ import scipy.linalg as sla
 from scipy.linalg.lapack import ztrtrs
 
 from .._util.arrays import EPS, Array, schur_poles
-from .._util.checks import real
+from .._util.checks import real_number
 from ..errors import ConvergenceError, OrderError
 
 STABILITY_TOL = 1e-13
@@ -152,8 +152,6 @@ def _distance_to_pole(T: Array, point: complex) -> float:
 
 
 def checked_tol(stability_tol: float) -> float:
-    """Check the tolerance that tells marginal poles from stable ones."""
-    value = real(stability_tol)
-    if not 0 <= value < 1:
-        raise OrderError(f"stability_tol must be a number in [0, 1), got {stability_tol!r}")
-    return value
+    """Check the tolerance that separates marginal poles from stable ones."""
+    requirement = "stability_tol must be a number in [0, 1)"
+    return real_number(stability_tol, lambda tol: 0 <= tol < 1, requirement, OrderError)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.checks import real, whole
+from .._util.checks import as_integer, real_number
 from ..errors import HankelredError
 from ..models.linear_model import Timebase
 from .records import Experiments, as_experiments, refuse_constant_channels
@@ -115,8 +115,7 @@ def markov_parameters(
     if past not in ("rest", "unknown"):
         raise HankelredError(f"past must be 'rest' or 'unknown', got {past!r}")
     refuse_constant_channels(data, outputs=False, from_rest=past == "rest")
-    if not 0 <= real(ridge) < np.inf:
-        raise HankelredError(f"ridge must be a finite number >= 0, got {ridge!r}")
+    real_number(ridge, lambda r: 0 <= r < np.inf, "ridge must be a finite number >= 0", HankelredError)
     n = _checked_length(n, data, past == "rest", ridge > 0)
     joined = np.concatenate(data.inputs, axis=1)
     # Inputs in different units would make the normal matrix look singular.
@@ -144,7 +143,7 @@ def markov_parameters(
 
 
 def _checked_length(n: Any, data: Experiments, at_rest: bool, regularised: bool) -> int:
-    number = whole(n)
+    number = as_integer(n)
     if number is None:
         raise HankelredError(f"n must be a whole number of Markov parameters, got {n!r}")
     shortest = min(x.shape[1] for x in data.inputs)

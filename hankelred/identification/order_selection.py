@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.progress import watched
+from .._util.progress import with_progress_bar
 from ..errors import HankelredError
 from .output_error import (
     Fitted,
@@ -238,7 +238,7 @@ def evaluate(
     Of the orders `above` models are made only for what they are as starts of the smaller ones.
     """
     us, ys = part.estimation.inputs, part.estimation.outputs
-    horizons = watched(sizes, "Subspaces (horizons)", progress, len(sizes))
+    horizons = with_progress_bar(sizes, "Subspaces (horizons)", progress, len(sizes))
     spaces = [space for h in horizons for space in subspaces(us, ys, h)]
     limit = max(space.max_order for space in spaces)
     if limit == 0:
@@ -250,7 +250,7 @@ def evaluate(
     ladder = sorted({*orders, *(n for n in above if orders[-1] < n <= limit)})
     found: dict[Recipe, Trial] = {}
     only_starts: dict[int, list[tuple[Recipe, Fitted]]] = {}
-    rising = watched(ladder, "Trial models (orders)", progress, len(ladder))
+    rising = with_progress_bar(ladder, "Trial models (orders)", progress, len(ladder))
     for recipe, model in trials(us, ys, spaces, rising, offsets=offsets, stable=stable):
         if recipe.source.endswith(f"-{_START_HORIZON}"):
             only_starts.setdefault(recipe.order, []).append((recipe, model))
@@ -262,7 +262,7 @@ def evaluate(
     # From the largest order down: what an order has found is, without its weakest state, one more start for
     # the next. Subspace starts alone are poor where noise hides the weaker modes from every horizon.
     larger: Fitted | None = None
-    for order in watched(ladder[::-1], "Refinement (orders)", progress, len(ladder)):
+    for order in with_progress_bar(ladder[::-1], "Refinement (orders)", progress, len(ladder)):
         own = [(recipe, trial) for recipe, trial in found.items() if recipe.order == order]
         if not own:
             continue

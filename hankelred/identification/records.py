@@ -13,8 +13,8 @@ import numpy as np
 
 from .._util.arrays import LARGEST_IN_FILE, Array
 from .._util.mat_files import MatFile
-from .._util.reading import check_readable, opened
-from ..errors import FileFormatError, HankelredError, in_one_line, listed, shown
+from .._util.reading import check_readable, open_arrays
+from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
 from ..models.linear_model import LARGEST, Timebase, validated_timebase
 
 
@@ -318,7 +318,7 @@ def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
 def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
     columns: list[Array] = []
     names: list[str] = []
-    with opened(path) as opened_file:
+    with open_arrays(path) as opened_file:
         content = cast(MatFile, opened_file)
         for key in content:
             if content.kind(key) not in ("numbers", "logicals"):
@@ -333,11 +333,11 @@ def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
                 columns.append(block[:, j].astype(float))
                 names.append(key if block.shape[1] == 1 else f"{key}{j}")
         if not columns:
-            raise FileFormatError(f"no real vector or matrix of samples; it holds {listed(content)}")
+            raise FileFormatError(f"no real vector or matrix of samples; it holds {name_list(content)}")
         if len({c.size for c in columns}) > 1:
             sizes = [f"{name} {column.size}" for name, column in zip(names, columns, strict=True)]
             raise FileFormatError(
-                f"its variables have different lengths ({listed(sizes)}); keep one record a file"
+                f"its variables have different lengths ({name_list(sizes)}); keep one record a file"
             )
     return np.column_stack(columns), names
 
@@ -387,7 +387,7 @@ def _read_text(path: Path) -> tuple[Array, list[str] | None]:
         for c, cell in enumerate(row):
             if not _is_number(cell):
                 raise FileFormatError(
-                    f"{named}, line {line}, column {c}: {shown(cell)} is not a number{_advice(cell)}"
+                    f"{named}, line {line}, column {c}: {short_repr(cell)} is not a number{_advice(cell)}"
                 )
             table[r, c] = float(cell)
     return table, names
@@ -407,7 +407,7 @@ def _advice(cell: str) -> str:
 
 def describe_columns(names: Sequence[str] | None, width: int) -> str:
     """Say which columns there are."""
-    return f"columns 0 to {width - 1}" + (f" ({listed(names, 20)})" if names else "")
+    return f"columns 0 to {width - 1}" + (f" ({name_list(names, 20)})" if names else "")
 
 
 def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: int) -> list[int]:
@@ -429,15 +429,15 @@ def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: in
         if names is not None and item in names:
             if list(names).count(item) > 1:
                 raise FileFormatError(
-                    f"{shown(item)} names several columns; choose by number: the file has {known}"
+                    f"{short_repr(item)} names several columns; choose by number: the file has {known}"
                 )
             columns.append(list(names).index(item))
             continue
         try:
             number = int(item)
         except ValueError:
-            raise FileFormatError(f"there is no column {shown(item)}; the file has {known}") from None
+            raise FileFormatError(f"there is no column {short_repr(item)}; the file has {known}") from None
         if not -width <= number < width:
-            raise FileFormatError(f"there is no column {shown(number)}; the file has {known}")
+            raise FileFormatError(f"there is no column {short_repr(number)}; the file has {known}")
         columns.append(number % width)
     return columns

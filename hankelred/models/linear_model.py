@@ -18,8 +18,8 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
-from .._util.checks import real
-from ..errors import ModelError, shown
+from .._util.checks import real_number
+from ..errors import ModelError
 from .conjugate_pairs import real_coordinates
 from .rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
@@ -241,9 +241,8 @@ def validated_timebase(dt: Any) -> Timebase:
         return dt
     if isinstance(dt, np.ndarray) and dt.ndim > 0:
         raise ModelError(f"dt must be one number, the seconds between samples, got shape {dt.shape}")
-    value = real(dt)
-    if not math.isfinite(value) or value < 0:
-        raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {shown(dt)}")
+    requirement = "dt must be 0, True, a positive number of seconds or None"
+    value = real_number(dt, lambda seconds: 0 <= seconds < math.inf, requirement, ModelError)
     return 0 if value == 0 else value
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._util.arrays import Array, Quadruple, narrow
+from .._util.arrays import Array, Quadruple, reduce_columns
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.projection import Projected
 
@@ -56,8 +56,8 @@ def gain_of_changes(reduced: Quadruple, changes: tuple[Array, Array, Array], *, 
     dA, dB, dC = changes
     n = A.shape[0]
     # thousands of ports as isometries around a few
-    inputs = narrow(np.concatenate([B, dB]))
-    outputs = narrow(np.concatenate([C, dC], axis=1).T).T
+    inputs = reduce_columns(np.concatenate([B, dB]))
+    outputs = reduce_columns(np.concatenate([C, dC], axis=1).T).T
     B, dB, C, dC = inputs[:n], inputs[n:], outputs[:, :n], outputs[:, n:]
     poles = np.linalg.eigvals(A)
     poles = poles[np.argsort(1 - np.abs(poles) if discrete else -poles.real)[:SLOWEST]]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import real, whole
+from .._util.checks import as_integer, real_number
 from ..errors import OrderError
 
 #: Values nearer than this, relatively, count as one repeated value in the error bound.
@@ -74,8 +74,8 @@ def select_order(
     finite = values[n_inf:]
     if noise_floor is None:
         noise_floor = float(values.size * EPS * finite.max(initial=0.0))
-    elif not real(noise_floor) >= 0:
-        raise OrderError(f"noise_floor must be a number >= 0, got {noise_floor!r}")
+    else:
+        real_number(noise_floor, lambda floor: floor >= 0, "noise_floor must be a number >= 0", OrderError)
     rank = n_inf + int(np.count_nonzero(finite > noise_floor))
     if rtol is not None:
         tol = rtol * float(finite.max(initial=0.0))
@@ -143,8 +143,7 @@ def check_rule(*, tol: float | None, rtol: float | None, energy: float | None, g
     for name, value in (("tol", tol), ("rtol", rtol), ("energy", energy)):
         if value is None:
             continue
-        if not 0 < real(value) < np.inf:
-            raise OrderError(f"{name} must be a positive finite number, got {value!r}")
+        real_number(value, lambda x: 0 < x < np.inf, f"{name} must be a positive finite number", OrderError)
         if name == "energy" and value > 1:
             raise OrderError(f"energy is a share and must be in (0, 1], got {value!r}")
 
@@ -165,7 +164,7 @@ def _checked_values(hsv: npt.ArrayLike) -> Array:
 
 def checked_order(order: Any) -> int:
     """Return the order as an int; refuse fractions, negative numbers and booleans."""
-    number = whole(order)
+    number = as_integer(order)
     if number is None:
         seen = repr(order) if np.ndim(order) == 0 else f"an array of shape {np.shape(order)}"
         raise OrderError(f"order must be a whole number, got {seen}")

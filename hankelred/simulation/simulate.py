@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import real, whole
+from .._util.checks import as_integer, real_number
 from ..errors import HankelredError, ModelError
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.scaling import balance
@@ -243,7 +243,7 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     array([3.  , 1.  , 0.5 , 0.25])
     """
     model = as_model(sys, dt).in_real_states()[0]
-    count = whole(n)
+    count = as_integer(n)
     if count is None or count < 0:
         raise HankelredError(f"n must be a whole number of samples >= 0, got {n!r}")
     interval = _interval(model, step)
@@ -348,9 +348,9 @@ def _initial_state(x0: npt.ArrayLike | None, model: LinearModel) -> Array:
 def _interval(model: LinearModel, step: float | None) -> float | None:
     """Return the step to discretise with; None where there is nothing to discretise."""
     if step is not None:
-        seconds = real(step)
-        if not 0 < seconds < np.inf:
-            raise ModelError(f"step must be a positive number of seconds, got {step!r}")
+        seconds = real_number(
+            step, lambda t: 0 < t < np.inf, "step must be a positive number of seconds", ModelError
+        )
         if model.is_discrete:
             if model.dt is not True and abs(seconds - float(model.dt or 0)) > _STEP_TOLERANCE * seconds:
                 raise ModelError(

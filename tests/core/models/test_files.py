@@ -293,8 +293,8 @@ def test_variables_that_are_not_wanted_are_not_read(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mat", ".npz", ".json"])
 def test_variables_beyond_the_limit_are_refused_before_they_are_unpacked(tmp_path, monkeypatch, suffix):
-    for module in ("_matlab", "_reading"):
-        monkeypatch.setattr(f"hankelred.{module}.LARGEST_IN_FILE", 10**6)
+    for module in ("mat_files", "reading"):
+        monkeypatch.setattr(f"hankelred._util.{module}.LARGEST_IN_FILE", 10**6)
     path = tmp_path / f"x{suffix}"
     large = {**MODEL, "A": np.zeros((1000, 1000))}
     if suffix == ".mat":
