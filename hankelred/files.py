@@ -13,7 +13,7 @@ import numpy as np
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
-from .models.linear_model import LinearModel, Timebase, validated, validated_timebase
+from .models.linear_model import LinearModel, Timebase, validated_matrices, validated_timebase
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")
@@ -55,7 +55,7 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
         matrices = _matrices(content, KEYS if dt is None else KEYS[:-1])
         if dt is None:
             dt = _timebase(matrices.get("dt"))
-    A, B, C, D, dt = validated(*(matrices.get(key) for key in "ABCDE"), dt=dt)
+    A, B, C, D, dt = validated_matrices(*(matrices.get(key) for key in "ABCDE"), dt=dt)
     return LinearModel(A, B, C, D, dt)
 
 

@@ -13,7 +13,7 @@ from .._util.arrays import EPS, Array
 from ..errors import HankelredError, UnstableError
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel
-from ..models.scaling import balance
+from ..models.scaling import balance_matrix
 from ..simulation.discretize import discretise
 from .assembly import Assembled, Responses, assemble
 from .excitations import Seed, impulse_response, make_excitation
@@ -45,7 +45,7 @@ def of_model(job: LinearJob, horizon: float | None, step: float | None) -> tuple
     """Return the Gramians of a linear model, the horizon, and the step they were computed with."""
     model = job.model
     # States in wild units would cost the matrix exponential its digits.
-    A, scaling = balance(model.A)
+    A, scaling = balance_matrix(model.A)
     system = _Scaled(A, model.B / scaling[:, None], model.C * scaling, scaling)
     poles = np.linalg.eigvals(A)
     _require_stable(poles, A, model.is_discrete, job.stability_tol)

@@ -24,7 +24,7 @@ from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
 from ..models.linear_model import LinearModel
-from ..models.scaling import Scaled, gain_exponent, scaled
+from ..models.scaling import ScaledSystem, gain_exponent, scale_system
 from .cauchy import cauchy_factor
 from .hammarling import hammarling_factors
 from .smith import smith_factors
@@ -51,7 +51,7 @@ class FactoredSystem:
     part. None where the solver worked on the states of ``scaled`` themselves.
     """
 
-    scaled: Scaled
+    scaled: ScaledSystem
     A: Array
     B: Array
     C: Array
@@ -101,8 +101,8 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
     if model.n_states == 0:  # LAPACK complains of empty matrices on stderr
         none = np.zeros((0, 0))
         stable = (model.A, model.B, model.C)
-        return _assembled(Scaled(*stable, np.ones(0), 0, 0), stable, none, none, None, "smith", 0.0)
-    system = scaled(model.A, model.B, model.C)
+        return _assembled(ScaledSystem(*stable, np.ones(0), 0, 0), stable, none, none, None, "smith", 0.0)
+    system = scale_system(model.A, model.B, model.C)
     A, B, C = system.A, system.B, system.C
     discrete = model.is_discrete
     check_rates(A, discrete)
@@ -131,11 +131,11 @@ def with_given_factors(
     Lc, Lo = factored.controllability, factored.observability
     system = factored.scaled
     if controllability is not None:
-        scaled_factor = system.into_right(controllability) * 2.0**-system.input_exponent
+        scaled_factor = system.scale_right(controllability) * 2.0**-system.input_exponent
         scaled_factor = scaled_factor if factored.left is None else factored.left.conj().T @ scaled_factor
         Lc = _in_real_states(factored, scaled_factor, "controllability_factor")
     if observability is not None:
-        scaled_factor = system.into_left(observability) * 2.0**-system.output_exponent
+        scaled_factor = system.scale_left(observability) * 2.0**-system.output_exponent
         scaled_factor = scaled_factor if factored.right is None else factored.right.conj().T @ scaled_factor
         Lo = _in_real_states(factored, scaled_factor, "observability_factor")
     return replace(factored, controllability=Lc, observability=Lo, solver="given")
@@ -166,7 +166,7 @@ def check_rates(A: Array, discrete: bool) -> None:
         )
 
 
-def _factorize_schur(system: Scaled, discrete: bool, stability_tol: float) -> FactoredSystem:
+def _factorize_schur(system: ScaledSystem, discrete: bool, stability_tol: float) -> FactoredSystem:
     parts = split(system.A, discrete=discrete, tol=stability_tol)
     n = parts.n_stable
     B, C = parts.left.conj().T @ system.B, system.C @ parts.right
@@ -215,7 +215,7 @@ def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> F
         basis = unitary.conj().T
     back = np.zeros_like(basis)
     back[order] = basis
-    system = Scaled(A, B, C, back, input_exponent, output_exponent)
+    system = ScaledSystem(A, B, C, back, input_exponent, output_exponent)
     stable_part, kept = (A[:n, :n], B[:n], C[:, :n]), (A[n:, n:], B[n:], C[:, n:])
     residual = _residual(*stable_part, Lc, Lo, discrete)
     bases = (np.eye(logs.size), np.eye(logs.size)) if n < logs.size else None
@@ -233,7 +233,7 @@ def real_factor(L: Array) -> Array:
 
 
 def _assembled(
-    system: Scaled,
+    system: ScaledSystem,
     stable: tuple[Array, Array, Array],
     Lc: Array,
     Lo: Array,

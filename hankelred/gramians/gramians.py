@@ -11,7 +11,7 @@ import scipy.linalg as sla
 from .._util.arrays import EPS, Array, schur_poles
 from ..errors import ConvergenceError, ModelError, UnstableError
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.scaling import in_range, scaled
+from ..models.scaling import in_range, scale_system
 from .factorize import ACCEPTED_RESIDUAL, check_rates, factorize
 from .stability import STABILITY_TOL, checked_tol, is_stable_pole, matrix_size, suspected_timebase
 
@@ -86,9 +86,15 @@ def gramian(
         raise UnstableError(_no_gramian(poles, model))
     system = factored.scaled
     if kind == "controllability":
-        L, exponent = system.right(factored.right_states(factored.controllability)), system.input_exponent
+        L, exponent = (
+            system.unscale_right(factored.right_states(factored.controllability)),
+            system.input_exponent,
+        )
     else:
-        L, exponent = system.left(factored.left_states(factored.observability)), system.output_exponent
+        L, exponent = (
+            system.unscale_left(factored.left_states(factored.observability)),
+            system.output_exponent,
+        )
     return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")
 
 
@@ -171,7 +177,7 @@ def _cross(model: LinearModel, tol: float) -> Array:
         )
     if model.n_states == 0:
         return np.zeros((0, 0))
-    system = scaled(model.A, model.B, model.C)
+    system = scale_system(model.A, model.B, model.C)
     A, B, C = system.A, system.B, system.C
     discrete = model.is_discrete
     check_rates(A, discrete)

@@ -15,7 +15,7 @@ from .._util.arrays import LARGEST_IN_FILE, Array
 from .._util.mat_files import MatFile
 from .._util.reading import check_readable, open_arrays
 from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
-from ..models.linear_model import LARGEST, Timebase, validated_timebase
+from ..models.linear_model import LARGEST_ENTRY, Timebase, validated_timebase
 
 
 @dataclass(frozen=True)
@@ -271,10 +271,10 @@ def _channels(x: Any, name: str) -> Array:
             "pieces as a list"
         )
     for channel, size in enumerate(np.abs(out).max(axis=1)):
-        if size and not 1 / LARGEST <= size <= LARGEST:
+        if size and not 1 / LARGEST_ENTRY <= size <= LARGEST_ENTRY:
             raise HankelredError(
-                f"channel {channel} of {name} has values of up to {size:.1e}; {1 / LARGEST:.0e} to "
-                f"{LARGEST:.0e} can be worked with: choose other units"
+                f"channel {channel} of {name} has values of up to {size:.1e}; {1 / LARGEST_ENTRY:.0e} to "
+                f"{LARGEST_ENTRY:.0e} can be worked with: choose other units"
             )
     return out
 

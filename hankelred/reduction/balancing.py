@@ -15,8 +15,8 @@ from ..gramians.factorize import FactoredSystem, factorize
 from ..gramians.smith import compress
 from ..gramians.stability import STABILITY_TOL, checked_tol, is_stable_pole
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.modal import check_transform, diagonalised
-from ..models.projection import exactly_projected, projected, rounding_of_projection
+from ..models.modal import check_transform, diagonalize
+from ..models.projection import project, project_exactly, rounding_of_projection
 from ..models.scaling import in_range
 from .order import repeated
 
@@ -326,7 +326,7 @@ def balanced_realization(
         )
     if model.log_poles is not None:
         # handed out in modal states
-        modal, to_balanced = diagonalised(out)
+        modal, to_balanced = diagonalize(out)
         return (modal, T @ to_balanced) if return_transform else modal
     return (out.to_user(), T) if return_transform else out.to_user()
 
@@ -347,8 +347,8 @@ def truncated(model: LinearModel, balancing: Balancing, r: int) -> tuple[LinearM
     left, right = balancing.in_scaled_states(r)
     out = assembled(model, balancing, *_in_good_arithmetic(balancing, left, right), model.D)
     states, half = f.scaled, 2.0 ** ((f.scaled.input_exponent - f.scaled.output_exponent) // 2)
-    onto = np.concatenate([states.left(f.kept_left), states.left(left) / half], axis=1)
-    back = np.concatenate([states.right(f.kept_right), states.right(right) * half], axis=1)
+    onto = np.concatenate([states.unscale_left(f.kept_left), states.unscale_left(left) / half], axis=1)
+    back = np.concatenate([states.unscale_right(f.kept_right), states.unscale_right(right) * half], axis=1)
     return out, onto.conj(), back
 
 
@@ -364,8 +364,8 @@ def _in_good_arithmetic(balancing: Balancing, left: Array, right: Array) -> tupl
     left_out = 2 * float(values[r:].sum())
     rounding = rounding_of_projection(system, left, right, values[:r])
     if rounding <= max(UNSEEN * left_out, UNSEEN_BY_CHOICE * balancing.noise_floor):
-        return projected(system, left, right)
-    exact = exactly_projected(system, left, right)
+        return project(system, left, right)
+    exact = project_exactly(system, left, right)
     return exact.A, exact.B, exact.C
 
 
@@ -376,7 +376,7 @@ def assembled(
     f = balancing.factored
     system = f.scaled
     half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
-    kept = exactly_projected(system, f.kept_left, f.kept_right)
+    kept = project_exactly(system, f.kept_left, f.kept_right)
     return model.with_matrices(
         _block_diagonal(kept.A, A),
         np.concatenate([kept.B * 2.0**system.input_exponent, B * half]),

@@ -12,13 +12,13 @@ import numpy as np
 
 from .._util.arrays import Array, Quadruple, reduce_columns
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
-from ..models.projection import Projected
+from ..models.projection import ProjectedSystem
 
 #: So many of the poles nearest the stability boundary, where changes move the gain most, are looked at.
 SLOWEST = 60
 
 
-def difference(full: Projected, reduced: Quadruple) -> Quadruple:
+def difference(full: ProjectedSystem, reduced: Quadruple) -> Quadruple:
     """Return full minus reduced, the reduced states being the leading ones of full.
 
     The D of `reduced` is what it has more than that of the full model.
@@ -33,7 +33,7 @@ def difference(full: Projected, reduced: Quadruple) -> Quadruple:
     return A, np.concatenate([full.B, moved[1]]), C, -D
 
 
-def moved_by_rounding(full: Projected, reduced: Quadruple) -> tuple[Array, Array, Array]:
+def moved_by_rounding(full: ProjectedSystem, reduced: Quadruple) -> tuple[Array, Array, Array]:
     """Return how far A, B and C of the leading states of full are from those of the reduced model."""
     Ar, Br, Cr, _ = reduced
     r = Ar.shape[0]

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
-from ..models.projection import Projected
+from ..models.projection import ProjectedSystem
 from .order import repeated
 
 
@@ -31,7 +31,7 @@ class Imbalance:
     tilt: Array
 
 
-def imbalance(system: Projected, values: Array, *, discrete: bool) -> Imbalance:
+def imbalance(system: ProjectedSystem, values: Array, *, discrete: bool) -> Imbalance:
     """Return how far a system is from one with both Gramians equal to diag(values)."""
     if values.size == 0:
         return Imbalance(np.zeros(0), np.zeros((0, 0)))
@@ -113,7 +113,7 @@ def _tilt(P: Array, Q: Array, values: Array) -> Array:
     return np.where(together, 0.0, (columns * P + rows * Q) / np.where(together, 1.0, gaps))
 
 
-def tilted(system: Projected, tilt: Array, r: int) -> tuple[Array, Array, Array]:
+def tilted(system: ProjectedSystem, tilt: Array, r: int) -> tuple[Array, Array, Array]:
     """Return how A, B and C would change if the states after the first r were balanced against these."""
     across = tilt.copy()
     across[:r, :r] = across[r:, r:] = 0.0

@@ -12,7 +12,7 @@ from .._util.twofold import product, two_sum
 from ..gramians.factorize import factorize
 from ..models.frequency_response import FrequencyResponse
 from ..models.linear_model import LinearModel
-from ..models.projection import Projected, exactly_projected
+from ..models.projection import ProjectedSystem, project_exactly
 from ..models.scaling import in_range
 from .balancing import UNSEEN, Balancing, assembled, padded, truncated, unstable_poles
 from .difference import difference, gain_of_changes, moved_by_rounding
@@ -58,7 +58,7 @@ class BalancedSource:
         """Return the reduced model, and left and right bases where it is a projection."""
         raise NotImplementedError
 
-    def exact(self, order: int) -> tuple[Projected, Array]:
+    def exact(self, order: int) -> tuple[ProjectedSystem, Array]:
         """Return the balanced states of an order to twice the digits, and its D beyond the model's."""
         raise NotImplementedError
 
@@ -104,7 +104,7 @@ class BalancedSource:
         return moved + float(np.linalg.norm(dD))
 
     def _cut(
-        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+        self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
         """Return the reduced model of r states, and how changes of the full one change its matrices."""
         raise NotImplementedError
@@ -139,12 +139,12 @@ class BalancedSource:
         return max(self.noise_floor, self.unit * float(known.max(initial=0.0)))
 
     @cached_property
-    def minimal(self) -> Projected:
+    def minimal(self) -> ProjectedSystem:
         """All balanced states that can be computed, to twice the digits of double precision."""
         return self._exactly_balanced(self.balancing.computable)
 
-    def _exactly_balanced(self, r: int) -> Projected:
-        return exactly_projected(self.balancing.factored.scaled, *self.balancing.in_scaled_states(r))
+    def _exactly_balanced(self, r: int) -> ProjectedSystem:
+        return project_exactly(self.balancing.factored.scaled, *self.balancing.in_scaled_states(r))
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced; the kept parts are equal and cancel."""
@@ -188,12 +188,12 @@ class Truncation(BalancedSource):
         """Return the leading states and the projection onto them."""
         return truncated(self.full, self.balancing, order - self.unstable_order)
 
-    def exact(self, order: int) -> tuple[Projected, Array]:
+    def exact(self, order: int) -> tuple[ProjectedSystem, Array]:
         """Return the projection onto the leading states."""
         return self._exactly_balanced(order - self.unstable_order), no_direct_term(self.full.D.shape)
 
     def _cut(
-        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+        self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
         dA, dB, dC = changes
         none = no_direct_term(self.full.D.shape)
@@ -229,11 +229,11 @@ class Residualization(BalancedSource):
         direct = self.full.D + self.unit * D if np.any(D) else self.full.D.copy()
         return assembled(self.full, self.balancing, exact.A, exact.B, exact.C, direct), None, None
 
-    def exact(self, order: int) -> tuple[Projected, Array]:
+    def exact(self, order: int) -> tuple[ProjectedSystem, Array]:
         """Return the leading states with the others at rest."""
         return self._settled(order - self.unstable_order)
 
-    def _settled(self, r: int) -> tuple[Projected, Array]:
+    def _settled(self, r: int) -> tuple[ProjectedSystem, Array]:
         """Return the system of the leading states, and its direct term."""
         full = self.minimal
         k = full.A.shape[0]
@@ -260,10 +260,10 @@ class Residualization(BalancedSource):
         A, A_low = total(full.A[:r, :r], full.A_low[:r, :r], states, states)
         B, B_low = total(full.B[:r], full.B_low[:r], states, others)
         C, C_low = total(full.C[:, :r], full.C_low[:, :r], others, states)
-        return Projected(A, B, C, A_low, B_low, C_low), added[r:, r:]
+        return ProjectedSystem(A, B, C, A_low, B_low, C_low), added[r:, r:]
 
     def _cut(
-        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+        self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
         dA, dB, dC = changes
         k = full.A.shape[0]
@@ -290,7 +290,7 @@ class Residualization(BalancedSource):
         )
         return model, total[:r, :r], total[:r, r:], total[r:, :r], total[r:, r:]
 
-    def _missing_at_dc(self, reduced: Projected) -> Array:
+    def _missing_at_dc(self, reduced: ProjectedSystem) -> Array:
         """Return the direct term that makes up for everything at frequency zero.
 
         That includes the rounding of the matrices handed out and states too weak to be computed.

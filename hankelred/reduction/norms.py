@@ -13,7 +13,7 @@ from ..gramians.factorize import FactoredSystem, factorize
 from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.scaling import in_range, scaled
+from ..models.scaling import in_range, scale_system
 from .balancing import Balancing, balance, singular_values, truncated
 from .refined_response import refined_response
 
@@ -332,7 +332,7 @@ def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
 
 def _equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
     """Scale the states by powers of two, which rounds nothing and takes bad units out of what follows."""
-    system = scaled(A, B, C)
+    system = scale_system(A, B, C)
     return system.A, system.B, system.C * system.gain, D
 
 

@@ -20,7 +20,7 @@ from ..errors import ModelError, OrderError, ReductionWarning
 from ..gramians.factorize import factorize, with_given_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.modal import ModalSystem, diagonalised
+from ..models.modal import ModalSystem, diagonalize
 from .balancing import balance
 from .methods import BalancedSource, GivenFactors, Residualization, Truncation
 from .order import check_rule, checked_order, error_bounds, select_order
@@ -430,7 +430,7 @@ def make_reduction(source: ReductionSource, order: int, *, by_noise: bool = Fals
     system = None if model is None else model.to_user()
     if model is not None and isinstance(system, ModalSystem) and left is not None and right is not None:
         # handed out in modal states, so the projection goes there too
-        system, to_model = diagonalised(model)
+        system, to_model = diagonalize(model)
         left, right = left @ np.linalg.inv(to_model).T, right @ to_model
     return Reduction(
         system=system,

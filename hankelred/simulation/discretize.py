@@ -7,7 +7,7 @@ import scipy.linalg as sla
 
 from .._util.arrays import Array
 from ..errors import ModelError
-from ..models.scaling import balance
+from ..models.scaling import balance_matrix
 
 
 def discretise(A: Array, B: Array, step: float, hold: str) -> tuple[Array, Array, Array]:
@@ -15,15 +15,15 @@ def discretise(A: Array, B: Array, step: float, hold: str) -> tuple[Array, Array
     n, m = B.shape
     # The exponential is accurate relative to the norm of its argument: mixed units in the states, or
     # an input much larger than A, would cost digits. Powers of two cost nothing.
-    balanced, scale = balance(A)
+    balanced_A, scale = balance_matrix(A)
     drive = B / scale[:, None] * step
-    size = max(1.0, float(np.linalg.norm(balanced * step)))
+    size = max(1.0, float(np.linalg.norm(balanced_A * step)))
     columns = np.linalg.norm(drive, axis=0)
     gain = np.exp2(np.ceil(np.log2(np.maximum(columns / size, np.finfo(float).tiny))))
     gain[columns == 0] = 1.0
     order = 2 if hold == "foh" else 1
     block = np.zeros((n + order * m, n + order * m), dtype=A.dtype)
-    block[:n, :n] = balanced * step
+    block[:n, :n] = balanced_A * step
     block[:n, n : n + m] = drive / gain
     if hold == "foh":
         block[n : n + m, n + m :] = np.eye(m)

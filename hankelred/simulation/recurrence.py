@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._util.arrays import Array
-from ..models.scaling import balance
+from ..models.scaling import balance_matrix
 
 #: Working set of one chunk in bytes, about one second-level cache.
 _CHUNK_BYTES = 1 << 20
@@ -62,7 +62,7 @@ def safe_squares(A: Array, count: int) -> list[Array]:
             break
         if size > limit:
             # A scaling of the states changes no rounding, so only what it cannot remove counts.
-            size = float(np.linalg.norm(balance(square)[0]))
+            size = float(np.linalg.norm(balance_matrix(square)[0]))
         if size > limit:
             rate = _growth_rate(A) if rate is None else rate
             if math.log(size / limit) > rate * 2.0**k:

@@ -16,7 +16,7 @@ from .._util.arrays import Array
 from .._util.checks import as_integer, real_number
 from ..errors import HankelredError, ModelError
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.scaling import balance
+from ..models.scaling import balance_matrix
 from . import convolve as _kernels
 from . import recurrence as _blocks
 from .discretize import discretise
@@ -253,7 +253,7 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
         lead = np.zeros((0, *D.shape), dtype=D.dtype)
     else:
         lead = D[None][:count]
-    balanced, scale = balance(A)
+    balanced, scale = balance_matrix(A)
     with np.errstate(over="ignore", invalid="ignore"):
         tail = _blocks.free_response(balanced, B / scale[:, None], C * scale, count - len(lead))
         markov = np.concatenate([lead, tail])
@@ -374,7 +374,7 @@ def _run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, method: str
     plan = _blocks.plan(n, B.shape[1], C.shape[0], samples)
     with np.errstate(over="ignore", invalid="ignore"):
         if method == "blocks" or (method == "auto" and plan.blocks_pay):
-            balanced, scale = balance(A)
+            balanced, scale = balance_matrix(A)
             y, last = _blocks.block_run(balanced, B / scale[:, None], C * scale, D, u, x / scale, plan)
             last = last * scale
             if np.isfinite(y).all() and np.isfinite(last).all():

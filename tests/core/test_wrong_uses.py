@@ -47,10 +47,10 @@ def nonlinear(t, x, u, params):
         # a ratio in place of the switch was taken for True
         (lambda: hankelred.reduce(MODEL, gap=100), "gap must be True or False, got 100"),
         (lambda: hankelred.reduce("model.mat", 1), "from hankelred.files import read_model"),
-        (lambda: hankelred.reduce(simulator, 1), "a simulator goes to empirical_gramians"),
+        (lambda: hankelred.reduce(simulator, 1), "pass a simulator to empirical_gramians"),
         (
             lambda: hankelred.reduce(control.nlsys(nonlinear, None, inputs=1, outputs=1, states=1), 1),
-            "a NonlinearIOSystem is not a linear model; linearise it",
+            "a NonlinearIOSystem is not a linear model; linearize it",
         ),
         (
             lambda: hankelred.select_order([2, 1], noise_floor="1e-3"),

@@ -26,8 +26,8 @@ from helpers.reference import (
 
 import hankelred
 from hankelred._util.twofold import product, two_product
-from hankelred.models.projection import Projected, exactly_projected
-from hankelred.models.scaling import Scaled
+from hankelred.models.projection import ProjectedSystem, project_exactly
+from hankelred.models.scaling import ScaledSystem
 from hankelred.reduction.imbalance import imbalance
 from hankelred.reduction.refined_response import refined_response
 
@@ -274,7 +274,7 @@ def test_states_that_are_not_balanced_are_measured(discrete, complex_):
     A, B, C = back @ A @ T, back @ B, C @ T
     low = np.zeros((6, 6)), np.zeros_like(B), np.zeros_like(C)
     claimed = values * (1 + 1e-6 * np.arange(6))
-    found = imbalance(Projected(A, B, C, *low), claimed, discrete=discrete)
+    found = imbalance(ProjectedSystem(A, B, C, *low), claimed, discrete=discrete)
     np.testing.assert_allclose(found.tilt, F, atol=3e-12 * values[0] / values[-1])
     np.testing.assert_allclose(found.errors, 4e-6 * np.arange(6), atol=1e-8 * values[0] / values[-1])
 
@@ -350,9 +350,9 @@ def test_projection_depends_on_the_spaces_alone():
     rng = np.random.default_rng(3)
     left, right = (np.linalg.qr(rng.standard_normal((8, 3)))[0] for _ in range(2))
     left = left @ np.linalg.inv(right.T @ left)
-    system = Scaled(A, B, C, np.ones(8), 0, 0)
-    clean = exactly_projected(system, left, right)
-    tilted = exactly_projected(system, left @ (np.eye(3) + 1e-6 * rng.standard_normal((3, 3))), right)
+    system = ScaledSystem(A, B, C, np.ones(8), 0, 0)
+    clean = project_exactly(system, left, right)
+    tilted = project_exactly(system, left @ (np.eye(3) + 1e-6 * rng.standard_normal((3, 3))), right)
     for name in ("A", "B", "C"):
         np.testing.assert_allclose(getattr(tilted, name), getattr(clean, name), rtol=1e-11, atol=1e-13)
 

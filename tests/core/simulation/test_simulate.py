@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import hankelred
 from hankelred import Convolver, HankelredError, convolve, impulse_response, simulate
 from hankelred.errors import ModelError
-from hankelred.models.scaling import balance
+from hankelred.models.scaling import balance_matrix
 from hankelred.simulation import convolve as _kernels
 from hankelred.simulation import recurrence as _blocks
 from hankelred.simulation.discretize import discretise
@@ -340,7 +340,7 @@ def test_accurate_as_the_loop(name):
 def test_filters_in_companion_form_run_in_long_blocks():
     # Powers of a companion matrix grow before they decay, and the loop rounds one entry per step only.
     model = scipy.signal.tf2ss(*scipy.signal.butter(4, 0.1))
-    assert len(_blocks.safe_squares(balance(model[0])[0], 14)) == 15
+    assert len(_blocks.safe_squares(balance_matrix(model[0])[0], 14)) == 15
     rng = np.random.default_rng(24)
     no_worse_than_the_loop(model, rng.standard_normal((1, 5000)), rng.standard_normal(4), factor=30)
 
