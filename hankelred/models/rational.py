@@ -206,7 +206,8 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
     if largest_error > 1e-6 * scale:
         warnings.warn(
             f"the transfer function of degree {n} differs from the state space by "
-            f"{largest_error / scale:.1e} of its largest response: polynomials of this degree lose digits; pass a StateSpace to keep them",
+            f"{largest_error / scale:.1e} of its largest response: polynomials of this degree lose digits; "
+            "pass a StateSpace to keep them",
             ReductionWarning,
             stacklevel=2,
         )
