@@ -97,7 +97,7 @@ def hsv(
     values, floor = singular_values(factored)
     print_spectrum(system, values, floor, None if show_all else 20)
     click.echo(f"solver: {factored.solver}, residual {factored.residual:.1e}")
-    if factored.n_kept == system.n_states:
+    if factored.n_unstable == system.n_states:
         poles = np.linalg.eigvals(system.A)
         advice = suspected_timebase(poles, discrete=system.is_discrete).removeprefix("; ")
         if advice:

@@ -36,7 +36,7 @@ class Balancing:
 
     ``right`` is Lc V and ``left`` is Lo U in the coordinates of ``factored``; scaled by the inverse
     square roots of ``values`` they are the balancing transformation. Gains (``values``, ``noise_floor``,
-    ``rounding``) are in the units of ``factored.scaled``.
+    ``rounding``) are in the units of ``factored.scaled_system``.
     """
 
     factored: FactoredSystem
@@ -82,7 +82,7 @@ class Balancing:
         return left, right
 
     def in_scaled_states(self, r: int) -> tuple[Array, Array]:
-        """Return the bases of :meth:`bases` in the states of ``factored.scaled``."""
+        """Return the bases of :meth:`bases` in the states of ``factored.scaled_system``."""
         left, right = self.bases(r)
         return self.factored.left_states(left), self.factored.right_states(right)
 
@@ -102,7 +102,7 @@ def noise_floor_of(values: Array, rounding: float, factored: FactoredSystem) -> 
     The rounding of a backward stable solver is of size eps sigma_1 for each state, whatever the product of
     the factors it returned would still resolve.
     """
-    n = factored.n_stable + factored.n_kept
+    n = factored.n_stable + factored.n_unstable
     return max(rounding, n * EPS * float(values.max(initial=0.0)))
 
 
@@ -163,15 +163,15 @@ def singular_values(factored: FactoredSystem) -> tuple[Array, float]:
     """Return all n Hankel singular values, inf first, and the noise floor."""
     _, _, product, rounding = factor_product(factored)
     values = _svd_values(product)[: factored.n_stable]
-    return padded(values, factored), noise_floor_of(values, rounding, factored) * factored.scaled.gain
+    return padded(values, factored), noise_floor_of(values, rounding, factored) * factored.scaled_system.gain
 
 
 def padded(values: Array, factored: FactoredSystem) -> Array:
     """Return the values in the model's units, with inf in front for kept poles and zeros behind up to n."""
-    system = factored.scaled
+    system = factored.scaled_system
     values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
     zeros = np.zeros(factored.n_stable - values.size)
-    return np.concatenate([np.full(factored.n_kept, np.inf), values, zeros])
+    return np.concatenate([np.full(factored.n_unstable, np.inf), values, zeros])
 
 
 def _svd(M: Array) -> tuple[Array, Array, Array]:
@@ -313,11 +313,11 @@ def balanced_realization(
     balancing = balance(factored)
     rank = balancing.rank
     out, _, T = truncated(model, balancing, rank)
-    while rank and unstable_poles(out, factored.n_kept).size:
+    while rank and unstable_poles(out, factored.n_unstable).size:
         rank -= 1
         out, _, T = truncated(model, balancing, rank)
     if out.n_states < model.n_states:
-        floor = balancing.noise_floor * factored.scaled.gain
+        floor = balancing.noise_floor * factored.scaled_system.gain
         warnings.warn(
             f"{model.n_states - out.n_states} of {model.n_states} states are not reachable or not observable "
             f"above the noise floor {floor:.1e} and were left out",
@@ -331,9 +331,9 @@ def balanced_realization(
     return (out.to_user(), T) if return_transform else out.to_user()
 
 
-def unstable_poles(model: LinearModel, n_kept: int) -> Array:
+def unstable_poles(model: LinearModel, n_unstable: int) -> Array:
     """Return the poles outside the stability region, those of the kept states in front aside."""
-    A = model.A[n_kept:, n_kept:]
+    A = model.A[n_unstable:, n_unstable:]
     poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
     return poles[~is_stable_pole(poles, 0.0, discrete=model.is_discrete, tol=0.0)]
 
@@ -346,9 +346,14 @@ def truncated(model: LinearModel, balancing: Balancing, r: int) -> tuple[LinearM
     f = balancing.factored
     left, right = balancing.in_scaled_states(r)
     out = assembled(model, balancing, *_in_good_arithmetic(balancing, left, right), model.D)
-    states, half = f.scaled, 2.0 ** ((f.scaled.input_exponent - f.scaled.output_exponent) // 2)
-    onto = np.concatenate([states.unscale_left(f.kept_left), states.unscale_left(left) / half], axis=1)
-    back = np.concatenate([states.unscale_right(f.kept_right), states.unscale_right(right) * half], axis=1)
+    states, half = (
+        f.scaled_system,
+        2.0 ** ((f.scaled_system.input_exponent - f.scaled_system.output_exponent) // 2),
+    )
+    onto = np.concatenate([states.unscale_left(f.unstable_left), states.unscale_left(left) / half], axis=1)
+    back = np.concatenate(
+        [states.unscale_right(f.unstable_right), states.unscale_right(right) * half], axis=1
+    )
     return out, onto.conj(), back
 
 
@@ -360,7 +365,7 @@ def _in_good_arithmetic(balancing: Balancing, left: Array, right: Array) -> tupl
     where rounding would be seen beside these states.
     """
     r = left.shape[1]
-    system, values = balancing.factored.scaled, balancing.values
+    system, values = balancing.factored.scaled_system, balancing.values
     left_out = 2 * float(values[r:].sum())
     rounding = rounding_of_projection(system, left, right, values[:r])
     if rounding <= max(UNSEEN * left_out, UNSEEN_BY_CHOICE * balancing.noise_floor):
@@ -374,9 +379,9 @@ def assembled(
 ) -> LinearModel:
     """Return the model, in its own units, of the kept states and of balanced states in scaled units."""
     f = balancing.factored
-    system = f.scaled
+    system = f.scaled_system
     half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
-    kept = project_exactly(system, f.kept_left, f.kept_right)
+    kept = project_exactly(system, f.unstable_left, f.unstable_right)
     return model.with_matrices(
         _block_diagonal(kept.A, A),
         np.concatenate([kept.B * 2.0**system.input_exponent, B * half]),

@@ -46,11 +46,11 @@ class BalancedSource:
         self.full = model
         self.balancing = balancing
         factored = balancing.factored
-        self.unit = factored.scaled.gain
+        self.unit = factored.scaled_system.gain
         self.hankel_singular_values = padded(balancing.values[: factored.n_stable], factored)
         self.noise_floor = balancing.noise_floor * self.unit
-        self.unstable_order = factored.n_kept
-        self.largest_order = factored.n_kept + balancing.computable
+        self.unstable_order = factored.n_unstable
+        self.largest_order = factored.n_unstable + balancing.computable
         self.solver = factored.solver
         self.residual = factored.residual
 
@@ -123,7 +123,7 @@ class BalancedSource:
     @property
     def _whole(self) -> tuple[Array, Array, Array] | None:
         """The full model; None where it has unstable poles: only its stable part has a gain then."""
-        system = self.balancing.factored.scaled
+        system = self.balancing.factored.scaled_system
         return None if self.unstable_order else (system.A, system.B, system.C)
 
     @cached_property
@@ -144,7 +144,7 @@ class BalancedSource:
         return self._exactly_balanced(self.balancing.computable)
 
     def _exactly_balanced(self, r: int) -> ProjectedSystem:
-        return project_exactly(self.balancing.factored.scaled, *self.balancing.in_scaled_states(r))
+        return project_exactly(self.balancing.factored.scaled_system, *self.balancing.in_scaled_states(r))
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced; the kept parts are equal and cancel."""
@@ -303,6 +303,6 @@ class Residualization(BalancedSource):
 
     @cached_property
     def _whole_at_dc(self) -> tuple[Array, Array]:
-        system = self.balancing.factored.scaled
+        system = self.balancing.factored.scaled_system
         at = np.array([1.0 + 0j if self.full.is_discrete else 0j])
         return refined_response(system.A, system.B, system.C, at)

@@ -76,7 +76,7 @@ def norm(
         raise ModelError(f"kind must be 'h2', 'hinf' or 'hankel', got {kind!r}")
     model = as_model(sys, dt)
     factored = factorize(model, checked_tol(stability_tol))
-    if factored.n_kept:
+    if factored.n_unstable:
         return math.inf
     if kind == "hankel":
         return float(singular_values(factored)[0].max(initial=0.0))
@@ -93,14 +93,14 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
     image = factored.C @ factored.controllability
     size = float(np.abs(image).max(initial=0.0))  # taken out, so that tiny squares do not vanish
     root = size * float(np.linalg.norm(image / size)) if size > 0 else 0.0
-    system = factored.scaled
+    system = factored.scaled_system
     (root,) = in_range(np.array([root]), system.input_exponent + system.output_exponent, "H2 norm")
     return math.hypot(root, direct)
 
 
 def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
     """Return the H-infinity norm of a stable model, by way of its minimal part where that is smaller."""
-    system = balancing.factored.scaled
+    system = balancing.factored.scaled_system
     # the norm is no smaller than the singular values, and no gain of this size can be evaluated
     in_range(balancing.values, system.input_exponent + system.output_exponent, "H-infinity norm")
     minimal, _, _ = truncated(model, balancing, balancing.rank)

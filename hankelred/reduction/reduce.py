@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .._util.arrays import Array
 from ..errors import ModelError, OrderError, ReductionWarning
-from ..gramians.factorize import factorize, with_given_factors
+from ..gramians.factorize import factorize, with_user_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import ModalSystem, diagonalize
@@ -351,7 +351,7 @@ def reduce(
         raise ModelError(f"{names[0]} serves method='truncation' only, got method={method!r}")
     factored = factorize(model, checked_tol(stability_tol))
     if names:
-        factored = with_given_factors(factored, *given.values())
+        factored = with_user_factors(factored, *given.values())
     source = (GivenFactors if names else METHODS[method])(model, balance(factored, reciprocal=at_rest))
     reduction = make_reduction(
         source, chosen_order(source, order, rule), by_noise=order is None and not any(rule.values())

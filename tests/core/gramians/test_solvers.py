@@ -36,7 +36,7 @@ def assert_gramians(A, B, C, Lc, Lo, *, discrete, rtol=1e-9):
 def test_smith_doubling(n, m, p, discrete, complex_):
     A, B, C, _ = random_system(n, n, m, p, discrete=discrete, complex_=complex_)
     result = smith_factors(A, B, C, discrete=discrete)
-    assert result.stopped == ""
+    assert result.failure == ""
     assert_gramians(A, B, C, result.controllability, result.observability, discrete=discrete)
 
 
@@ -173,17 +173,17 @@ def test_full_rank_factors_beyond_a_size(monkeypatch):
     monkeypatch.setattr(_smith, "FULL_RANK_SIZE", n - 1)
     assert solver_of(system) == "hammarling"
     monkeypatch.setattr(_smith, "FULL_RANK_SHARE", 10.0)
-    monkeypatch.setattr(_smith, "_foretold_rank", lambda A, B: 0.0)
+    monkeypatch.setattr(_smith, "_extrapolated_rank", lambda A, B: 0.0)
     assert solver_of(system) == "smith"
 
 
 def test_growing_factors_stop_the_doubling(monkeypatch):
     # the forecast may be wrong; the factors themselves decide then
     monkeypatch.setattr(_smith, "FULL_RANK_SIZE", 23)
-    monkeypatch.setattr(_smith, "_foretold_rank", lambda A, B: 0.0)
+    monkeypatch.setattr(_smith, "_extrapolated_rank", lambda A, B: 0.0)
     A, B, C, _ = damped_chain(12, 0.3, m=6)
     result = smith_factors(A, B, C, discrete=False)
-    assert result.controllability is None and "full rank" in result.stopped
+    assert result.controllability is None and "full rank" in result.failure
 
 
 @pytest.mark.parametrize("n", [198, 199, 200, 201, 202, 240])
@@ -357,5 +357,5 @@ def test_mirrored_poles_are_an_error_of_ours():
     # is no error of this package and says nothing of the model.
     T, ones, U = np.diag([2.0 + 0j, 0.5]), np.ones((2, 1), complex), np.zeros((2, 2), complex)
     first, second = slice(0, 1), slice(1, 2)
-    with pytest.raises(hankelred.ConvergenceError, match="LAPACK's ztrtrs reports 1, as for two poles"):
+    with pytest.raises(hankelred.ConvergenceError, match="LAPACK's ztrtrs returned 1, as for two poles"):
         _hammarling._discrete_tile(T, ones, U, first, second, U[:1, 1:], T[1:, 1:], ones[1:])

@@ -203,7 +203,7 @@ def test_states_that_rounding_makes_unstable_are_not_handed_out(monkeypatch):
     # whatever the reason, a default reduction steps down until its poles are stable, and says so
     from hankelred.reduction import methods as _balanced
 
-    def outside(model, n_kept):
+    def outside(model, n_unstable):
         return np.array([5.5]) if model.n_states > 3 else np.zeros(0)
 
     monkeypatch.setattr(_balanced, "unstable_poles", outside)
