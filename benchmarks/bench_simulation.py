@@ -32,7 +32,7 @@ import scipy.signal
 from threadpoolctl import threadpool_limits
 
 import hankelred
-from hankelred.simulation import recurrence as _blocks
+from hankelred.simulation import recurrence
 
 BARS = {(10, 1, 1): 150, (100, 2, 2): 60, (50, 4, 4): 30}
 
@@ -62,7 +62,7 @@ def stable_model(rng: np.random.Generator, n: int, m: int, p: int) -> control.St
 
 def block_operations(n: int, m: int, p: int, samples: int) -> float:
     """Operations in the matrix products of the block route, the zeros of the Toeplitz part included."""
-    plan = _blocks.plan(n, m, p, samples)
+    plan = recurrence.plan_blocks(n, m, p, samples)
     L = 1 << plan.level
     per_sample = 2.0 * (n + m * L) * p + 2.0 * m * n + 4.0 * n**2 / L
     return samples * per_sample + 6.0 * n**3 * (plan.level + plan.depth)

@@ -14,7 +14,7 @@ from ..errors import HankelredError, UnstableError
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel
 from ..models.scaling import balance_matrix
-from ..simulation.discretize import discretise
+from ..simulation.discretize import discretize
 from .assembly import Assembled, Responses, assemble
 from .excitations import Seed, impulse_response, make_excitation
 from .responses import amplification, centred, count_intervals, discrete_step, leakage
@@ -136,7 +136,7 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
                 seed=job.seed,
             )
             runs = _simulate_channels(
-                transition, B if discrete else discretise(A, B, step, "zoh")[1], feed.waveforms
+                transition, B if discrete else discretize(A, B, step, "zoh")[1], feed.waveforms
             )
             pulses = np.stack([feed.pulse_response(run, channel) for channel, run in enumerate(runs)])
             both = (

@@ -252,4 +252,4 @@ def test_frequencies_where_nothing_is_seen_are_left_out():
 def test_a_floor_below_the_picture_is_said_to_be_there():
     ax = hankelred.plot_hankel_singular_values(([[-1.0]], [[1.0]], [[1.0]], 0))
     draw(ax)
-    assert any(text.endswith("(below the picture)") for text in labels(ax))
+    assert any(text.endswith("(below the plot)") for text in labels(ax))
