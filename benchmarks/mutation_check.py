@@ -100,8 +100,8 @@ FAULTS = (
     # certificates
     Fault(
         "bound without its factor two",
-        "bounds[k] = 2 * values[k] + bounds[following]",
-        "bounds[k] = values[k] + bounds[following]",
+        "bounds[k] = 2 * values[k] + bounds[next_distinct]",
+        "bounds[k] = values[k] + bounds[next_distinct]",
         ("test_order.py",),
     ),
     Fault(
@@ -118,7 +118,7 @@ FAULTS = (
     ),
     Fault(
         "states at rest do not reach the output",
-        "C, C_low = total(full.C[:, :r], full.C_low[:, :r], others, states)",
+        "C, C_low = total(full.C[:, :r], full.C_low[:, :r], trailing, leading)",
         "C, C_low = full.C[:, :r], full.C_low[:, :r]",
         ("test_reduce.py",),
     ),

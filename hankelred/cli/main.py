@@ -15,7 +15,7 @@ from ..errors import in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
-from ..reduction.reduce import METHODS, Reduction
+from ..reduction.reduce import REDUCTION_METHODS, Reduction
 from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
 from .identify import identify
 
@@ -114,7 +114,7 @@ def hsv(
 @click.option("--tol", type=float, help="Smallest order with an error bound of at most this.")
 @click.option("--rtol", type=float, help="The same, relative to the largest singular value.")
 @click.option("--energy", type=float, help="Smallest order with this share of the singular values.")
-@click.option("--method", type=click.Choice(list(METHODS)), default="truncation", show_default=True)
+@click.option("--method", type=click.Choice(list(REDUCTION_METHODS)), default="truncation", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the reduced model (.mat, .npz, .json).")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write full, reduced, error and bound as a picture."

@@ -382,7 +382,7 @@ def test_clipping_is_said_in_one_line(folder):
     status, out, err = run("reduce", "hidden.json", "--order", "2")
     assert status == 0
     assert "order 1" in out
-    assert err.startswith("warning: order 2 was asked for")
+    assert err.startswith("warning: order 2 was requested")
     assert err.count("\n") == 1
 
 

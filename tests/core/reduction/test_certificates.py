@@ -193,7 +193,7 @@ def test_an_order_above_the_noise_floor_is_honoured_as_far_as_it_can_be_computed
         warnings.simplefilter("error")
         for order in (237, 240, 243):
             assert base.at(order).order == order > base.numerical_rank
-    with pytest.warns(hankelred.ReductionWarning, match=r"order 270 was asked for.*has order \d+$") as caught:
+    with pytest.warns(hankelred.ReductionWarning, match=r"order 270 was requested.*has order \d+$") as caught:
         most = base.at(270)
     assert 243 < most.order < 270 and f"has order {most.order}" in str(caught[0].message)
     assert np.linalg.eigvals(most.system[0]).real.max() < 0, "no pole that the model has not"
@@ -275,7 +275,7 @@ def test_states_that_are_not_balanced_are_measured(discrete, complex_):
     low = np.zeros((6, 6)), np.zeros_like(B), np.zeros_like(C)
     claimed = values * (1 + 1e-6 * np.arange(6))
     found = imbalance(ProjectedSystem(A, B, C, *low), claimed, discrete=discrete)
-    np.testing.assert_allclose(found.tilt, F, atol=3e-12 * values[0] / values[-1])
+    np.testing.assert_allclose(found.correction, F, atol=3e-12 * values[0] / values[-1])
     np.testing.assert_allclose(found.errors, 4e-6 * np.arange(6), atol=1e-8 * values[0] / values[-1])
 
 
