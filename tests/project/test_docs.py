@@ -202,7 +202,7 @@ def test_public_names_are_documented(name):
 
 def test_thresholds_in_the_solver_page_are_those_of_the_code():
     rows = re.findall(
-        r"^\| `(\w+)\.(\w+)` \| (\S+) \|", (DOCS / "solvers.md").read_text("utf-8"), re.MULTILINE
+        r"^\| `([\w.]+)\.(\w+)` \| (\S+) \|", (DOCS / "solvers.md").read_text("utf-8"), re.MULTILINE
     )
     assert len(rows) > 10
     for module, constant, value in rows:

@@ -255,7 +255,7 @@ class TestForce:
         def work(*_, **__):
             raise AssertionError("there was work before the refusal")
 
-        for name in ("cli.read_model", "_cli_identify.read_columns"):
+        for name in ("cli.main.read_model", "cli.identify.read_columns"):
             monkeypatch.setattr(f"hankelred.{name}", work)
 
     @staticmethod
