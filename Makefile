@@ -10,7 +10,7 @@ MODEL ?=
 # old packages beside new ones warn of each other while they are imported
 OTHERS := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-core demo-llm test test-floors test-newest lint docs check-site bench results clean
+.PHONY: demo demo-core demo-llm test test-fast test-floors test-newest lint docs check-site bench results clean
 
 # with a model of your own it is the core that is wanted
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter
@@ -25,6 +25,9 @@ demo-llm: $(VENV)/.llm  ## pretrain a small language model, train, save and relo
 test: lint docs  ## style, types, documentation, tests
 	# one BLAS thread a process: two processes with two threads each wait for each other
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/.fast  ## the core without torch, in under a minute
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not slow" tests/core
 
 test-floors: .floors/.ready  ## all tests with the oldest versions that pyproject.toml declares, in .floors
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .floors/bin/python -m pytest -n 2 $(OTHERS)
@@ -60,6 +63,10 @@ $(VENV)/.package: pyproject.toml constraints.txt
 	@echo "installing into $(VENV), once; about a minute"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.fast: $(VENV)/.package
+	@$(PIP) --editable '.[test-core]'
 	@touch $@
 
 $(VENV)/.llm: $(VENV)/.package
