@@ -432,7 +432,8 @@ def _to_scipy_ss(model: LinearModel) -> Any:
 def _to_scipy_zpk(model: LinearModel) -> Any:
     import scipy.signal as signal
 
-    return _with_timebase(signal.ZerosPolesGain, model, *zeros_poles_gain(*model.as_tuple()))
+    zeros_and_poles = zeros_poles_gain(*model.as_tuple(), discrete=model.is_discrete)
+    return _with_timebase(signal.ZerosPolesGain, model, *zeros_and_poles)
 
 
 def _to_scipy_tf(model: LinearModel) -> Any:

@@ -203,14 +203,7 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
             # up to rounding are removed
             coefficients = candidates[best][_leading_zeros(A, B[:, j], C[i], D[i, j]) :]
             num[i][j] = coefficients if coefficients.size and np.any(coefficients) else np.zeros(1)
-    if largest_error > 1e-6 * scale:
-        warnings.warn(
-            f"the transfer function of degree {n} differs from the state space by "
-            f"{largest_error / scale:.1e} of its largest response: polynomials of this degree lose digits; "
-            "pass a StateSpace to keep them",
-            ReductionWarning,
-            stacklevel=2,
-        )
+    _warn_of_loss(largest_error / scale, f"the transfer function of degree {n}", "polynomials of this degree")
     return num, [[den.copy() for _ in range(m)] for _ in range(p)]
 
 
@@ -245,12 +238,63 @@ def _from_residues(CV: Array, VB: Array, i: int, j: int, poles: Array, d: comple
     return total
 
 
-def zeros_poles_gain(A: Array, B: Array, C: Array, D: Array) -> tuple[Array, Array, Any]:
-    """Convert a single-input single-output state space to zeros, poles and gain."""
+def _warn_of_loss(error: float, form: str, reason: str) -> None:
+    """Warn of a form whose response differs from that of the state space, relative to its largest value."""
+    if error > 1e-6:
+        warnings.warn(
+            f"{form} differs from the state space by {error:.1e} of its largest response: {reason} lose "
+            "digits; pass a StateSpace to keep them",
+            ReductionWarning,
+            stacklevel=3,
+        )
+
+
+def zeros_poles_gain(
+    A: Array, B: Array, C: Array, D: Array, *, discrete: bool
+) -> tuple[Array, Array, complex | float]:
+    """Convert a single-input single-output state space to zeros, poles and gain.
+
+    Zeros at infinity are computed as finite ones far away where the relative degree is large, so the number
+    of zeros is that with which the response is nearest to that of the state space.
+
+    Warns
+    -----
+    ReductionWarning
+        The response of the zeros and poles differs from the state space by more than 1e-6.
+    """
     n = A.shape[0]
     poles = np.linalg.eigvals(A) if n else np.zeros(0)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
-    size = max(float(np.abs(poles).max(initial=0.0)), 1.0)
+    zeros = _finite_zeros(A, B, C, D)
+    points = points_off_the_poles(poles, discrete=discrete)
+    response = np.array([(C @ np.linalg.solve(s * np.eye(n) - A, B) + D)[0, 0] for s in points])
+    scale = float(np.abs(response).max())
+    if scale == 0:
+        return np.zeros(0), poles, 0.0
+    # logarithms, because the products leave the range of doubles at a few hundred poles
+    steps = np.concatenate(
+        [np.zeros((points.size, 1)), np.log(points[:, None] - zeros.astype(complex))], axis=1
+    )
+    logs = steps.cumsum(axis=1) - np.log(points[:, None] - poles.astype(complex)).sum(axis=1, keepdims=True)
+    fits = []
+    for count in range(zeros.size + 1):
+        if real and abs(zeros[:count].imag.sum()) > 1e-9 * np.abs(zeros[:count]).sum():
+            continue  # between a zero and its conjugate
+        largest = float(logs[:, count].real.max())
+        shape = np.exp(logs[:, count] - largest)
+        factor = np.vdot(shape, response) / np.vdot(shape, shape)
+        error = float(np.abs(factor * shape - response).max()) / scale
+        gain = factor * np.exp(-largest)
+        fits.append((error, count, float(gain.real) if real else gain))
+    least = min(fits)[0]
+    error, count, gain = next(fit for fit in fits if fit[0] <= 2 * least + 4 * EPS)
+    _warn_of_loss(error, f"the form with {count} zeros and {n} poles", "zeros of a system of this order")
+    return zeros[:count], poles, gain
+
+
+def _finite_zeros(A: Array, B: Array, C: Array, D: Array) -> Array:
+    """Return the zeros, nearest to the origin first, at most as many as the relative degree allows."""
+    n = A.shape[0]
     if D[0, 0] != 0:
         zeros = np.linalg.eigvals(A - B @ C / D[0, 0]) if n else np.zeros(0)
     else:
@@ -259,12 +303,7 @@ def zeros_poles_gain(A: Array, B: Array, C: Array, D: Array) -> tuple[Array, Arr
         mass[:n, :n] = np.eye(n)
         with np.errstate(divide="ignore", invalid="ignore"):
             zeros = sla.eigvals(pencil, mass)
-        # infinite zeros are computed as huge or non-finite numbers, as many as the relative degree
+        # infinite zeros are computed as huge or non-finite numbers
         zeros = zeros[np.isfinite(zeros)]
-        finite = n - _leading_zeros(A, B[:, 0], C[0], 0.0)
-        zeros = zeros[np.argsort(np.abs(zeros))[: max(finite, 0)]]
-    # the gain from one value of the response, away from every pole and zero
-    s = 1.37 * max(size, float(np.abs(zeros).max(initial=0.0)))
-    value = (C @ np.linalg.solve(s * np.eye(n) - A, B) + D)[0, 0]
-    gain = value * np.prod((s - poles) / s) / np.prod((s - zeros) / s) * s ** (poles.size - zeros.size)
-    return zeros, poles, (float(np.real(gain)) if real else gain)
+    zeros = zeros[np.argsort(np.abs(zeros), kind="stable")]
+    return zeros[: max(n - _leading_zeros(A, B[:, 0], C[0], D[0, 0]), 0)]

@@ -571,3 +571,32 @@ def test_zeros_at_infinity_do_not_come_back(count):
     system = signal.ZerosPolesGain([-4.0] * (5 - count), [-1, -2, -3, -5, -8], 3.0)
     back = reduce(system, 5).system
     assert back.zeros.size == 5 - count and back.gain == pytest.approx(3.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("spread", [3, 30, 1000])
+@pytest.mark.parametrize("pairs", [2, 3, 4, 6])
+def test_zeros_at_infinity_of_resonant_systems(pairs, spread):
+    """Story: eight lightly damped poles and no zeros came back with six zeros near 240, without a warning.
+
+    Poles were at up to 76 rad/s. C B, C A B ... of the balanced states were rounding, but not by the measure
+    that counts zeros, and the response was wrong by 170 %.
+    """
+    w = np.geomspace(1, spread, pairs)
+    poles = np.concatenate([-0.003 * w + 1j * w, -0.003 * w - 1j * w])
+    poles[[0, pairs]] = [1j, -1j] if pairs == 4 else poles[[0, pairs]]
+    for zeros in ([], [-5.0], [-0.1 + 3j, -0.1 - 3j]):
+        system = signal.ZerosPolesGain(zeros, poles, 0.8)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            back = hankelred.balanced_realization(system)
+        if any("differs from the state space" in str(w.message) for w in caught):
+            assert pairs == 6, "few poles lose nothing"
+            continue
+        points = np.array([0.3 + 0.1j, 1 + 2j, 0.1 + 0.7j, 2 + spread * 0.5j])
+        expected, computed = (
+            m.gain
+            * np.prod(points[:, None] - np.asarray(m.zeros), axis=1)
+            / np.prod(points[:, None] - np.asarray(m.poles), axis=1)
+            for m in (system, back)
+        )
+        np.testing.assert_allclose(computed, expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
