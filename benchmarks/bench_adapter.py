@@ -2,10 +2,10 @@
 
     python benchmarks/bench_adapter.py [--threads 1] [--tokens 2048 8192]
 
-One layer: width 4096; HRM with r = 26 beside the MLP, LoRA with r = 16 on q_proj (4096 to 4096) and v_proj
-(4096 to 1024), which have the same number of parameters. The blocks themselves cost nothing here: they return
-a tensor that is there already, so only what the adapters add is timed. Both are run in turns in one process,
-and medians compared.
+One layer: width 4096; HRM with r = 26 in parallel to the MLP, LoRA with r = 16 on q_proj (4096 to 4096) and
+v_proj (4096 to 1024), which have the same number of parameters. The blocks themselves take no time here:
+they return a precomputed tensor, so that only the adapters are timed. Both run in turn in one process, and
+medians are compared.
 
 Prediction, before measuring: both are bound by skinny matrix products, 2 against 4 in the forward pass, of
 equal numbers of operations. LoRA also writes its scaled update and the sum once each for q and v, where HRM
@@ -36,7 +36,7 @@ WIDTH, VALUES = 4096, 1024
 
 
 class Free(nn.Linear):
-    """A projection whose output is there already."""
+    """A projection with a precomputed output."""
 
     output: Tensor
 
@@ -45,7 +45,7 @@ class Free(nn.Linear):
 
 
 class FreeBlock(nn.Module):
-    """A block whose output is there already."""
+    """A block with a precomputed output."""
 
     output: Tensor
 
@@ -86,7 +86,7 @@ def run_in_turns(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str,
 
 
 def training(tokens: int, repeats: int) -> dict[str, float]:
-    """Forward and backward pass, gradients to the input too, as in every layer but the first."""
+    """Run forward and backward, with the gradient of the input, as in every layer but the first."""
     x = torch.randn(1, tokens, WIDTH, requires_grad=True)
     into_block, into_values = torch.randn(1, tokens, WIDTH), torch.randn(1, tokens, VALUES)
     lora = lora_layer()
@@ -109,7 +109,7 @@ def training(tokens: int, repeats: int) -> dict[str, float]:
 
 @torch.no_grad()
 def decoding(repeats: int) -> dict[str, float]:
-    """One token, its state taken from the cache and put back."""
+    """Decode one token, with the state read from and written to the cache."""
     x = torch.randn(1, 1, WIDTH)
     lora = lora_layer()
     lora.q_proj.base_layer.output, lora.v_proj.base_layer.output = (

@@ -36,7 +36,7 @@ class Timestep(_ParamType):
         if text.lower() == "true":
             return True
         try:
-            # a tiny step is no continuous model
+            # a step rounded to 0 would turn the model into a continuous one
             return validated_timebase(text if is_rounded_to_zero(text) else float(text))
         except ValueError:
             self.fail(f"{short_repr(text)} is neither 0 nor true nor seconds between samples", param, ctx)
@@ -56,16 +56,18 @@ def cli() -> None:
 
 
 def model_options(function: Any) -> Any:
-    """Add the options that say how a model file is read."""
+    """Add the options of every command that reads a model."""
     function = click.option(
         "--stability-tol",
         type=float,
         default=1e-13,
         show_default=True,
-        help="Relative width of the marginal zone.",
+        help="Relative distance from the stability boundary below which a pole is marginal.",
     )(function)
     function = click.option(
-        "--dt", type=Timestep(), help="Timebase, over that of the file (default there: 0, continuous)."
+        "--dt",
+        type=Timestep(),
+        help="Timebase, instead of that of the file (0, continuous, if the file has none).",
     )(function)
     return click.argument("model", type=click.Path(path_type=Path))(function)
 
@@ -153,7 +155,9 @@ def reduce(
     )
     print_reduction(system, reduction)
     if (order, tol, rtol, energy) == (None, None, None, None):
-        click.echo("every value above the noise floor is kept; --order, --tol, --rtol or --energy keep fewer")
+        click.echo(
+            "every value above the noise floor is kept; use --order, --tol, --rtol or --energy to keep fewer"
+        )
     if out is not None:
         write_model(reduction.model, out)
         click.echo(f"wrote {in_one_line(out)}")
@@ -177,18 +181,18 @@ def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | 
     table = Table()
     for heading in ("k", "sigma_k", "bound of order k"):
         table.add_column(heading, justify="right")
-    short_repr = values if limit is None else values[:limit]
-    for k, value in enumerate(short_repr, start=1):
-        note = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
-        table.add_row(str(k), note, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
+    shown = values if limit is None else values[:limit]
+    for k, value in enumerate(shown, start=1):
+        text = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
+        table.add_row(str(k), text, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
     console().print(table)
-    if len(short_repr) < len(values):
-        click.echo(f"... {len(values) - len(short_repr)} more; --all prints them")
+    if len(shown) < len(values):
+        click.echo(f"... {len(values) - len(shown)} more; --all prints them")
     click.echo(f"noise floor: {floor:.1e} ({int((values > floor).sum())} of {len(values)} values above it)")
 
 
 def print_reduction(system: LinearModel, reduction: Reduction) -> None:
-    """Print what was reduced and its certificate."""
+    """Print the orders, the error bound and the true error of a reduction."""
     bound, error = reduction.error_bound, reduction.error("hinf")
     click.echo(f"{describe(system)} -> order {reduction.order} by {reduction.method}")
     click.echo(f"error bound (H-infinity): {bound:.6e}")
@@ -206,5 +210,5 @@ def describe(system: LinearModel) -> str:
 
 
 def main() -> None:
-    """Run the command line; what is wrong is said in one line, with exit status 2."""
+    """Run the command line; an error is reported in one line, with exit status 2."""
     run(cli, "hankelred")

@@ -111,7 +111,7 @@ def nonlinear(t, x, u, params):
             "seed must be a whole number >= 0 or a numpy Generator, got 'x'",
         ),
         (lambda: gramians(n_jobs="all"), "n_jobs must be None, a number of processes, or negative"),
-        (lambda: gramians(n_jobs=0), "(-1: one a core), got 0"),
+        (lambda: gramians(n_jobs=0), "(-1: one per core), got 0"),
         (
             lambda: gramians().reduce(1).restrict(np.ones(3)),
             "x must have one row per state, shape (2,) or (2, samples)",

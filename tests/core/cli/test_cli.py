@@ -372,8 +372,8 @@ def test_a_model_that_explains_nothing_is_not_silent(folder):
 
 
 def test_what_keeps_fewer_states_is_said(folder):
-    assert "--order, --tol, --rtol or --energy keep fewer" in run("reduce", "model.mat")[1]
-    assert "keep fewer" not in run("reduce", "model.mat", "--order", "2")[1]
+    assert "--order, --tol, --rtol or --energy to keep fewer" in run("reduce", "model.mat")[1]
+    assert "to keep fewer" not in run("reduce", "model.mat", "--order", "2")[1]
 
 
 def test_clipping_is_said_in_one_line(folder):

@@ -148,7 +148,7 @@ class TestMarkovParameters:
         ("change", "words"),
         [
             (lambda u, y: (np.where(np.arange(100) == 7, np.nan, u), y), "sample 7"),
-            (lambda u, y: (np.zeros((2, 100)), y), r"input 0 is constant \(0\).*no effect to see"),
+            (lambda u, y: (np.zeros((2, 100)), y), r"input 0 is constant \(0\).*it has no effect"),
             (lambda u, y: (np.ones((2, 100)), y), "excite"),
             (lambda u, y: (u[:, :90], y), "90"),
             (lambda u, y: (u.T, y), r"pass u\.T"),
@@ -610,8 +610,8 @@ class TestStepTests:
     @pytest.mark.parametrize(
         ("u", "y", "options", "words"),
         [
-            (np.zeros(80), np.arange(80.0), {"offsets": False}, r"constant \(0\).*no effect to see"),
-            (np.ones(80), 3 + 0.1 * np.sin(np.arange(80.0)), {}, "cannot be told from an offset"),
+            (np.zeros(80), np.arange(80.0), {"offsets": False}, r"constant \(0\).*it has no effect"),
+            (np.ones(80), 3 + 0.1 * np.sin(np.arange(80.0)), {}, "cannot be distinguished from an offset"),
             (np.ones((2, 80)), 1 - 0.9 ** np.arange(80.0), {}, "inputs 0, 1 move together"),
             (np.ones(80), np.ones(80), {"offsets": False}, "output 0 is constant"),
             (np.ones(8), 1 - 0.9 ** np.arange(8.0), {}, "too few samples: 8 in 1"),
