@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -246,8 +245,8 @@ class Meter(TrainerCallback, ExportableState):
     seconds : list of float
         One for each step, those before a restart included.
     memory : int or None
-        Bytes: allocated on the GPU at most; without one, the process's own at most; None where the system
-        does not say.
+        Peak in bytes: allocated on the GPU, or without a GPU that of the process; None where the system does
+        not report it, as on Windows.
     """
 
     def __init__(self, seconds: list[float] | None = None, memory: int | None = None) -> None:
@@ -270,13 +269,9 @@ class Meter(TrainerCallback, ExportableState):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Stop the clock, and read the peak before a checkpoint is written."""
         self.seconds.append(round(self._now() - self._began, 6))
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-                1 if sys.platform == "darwin" else 1024
-            )
-        self.memory = max(peak, self.memory or 0)
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _process_peak()
+        if peak is not None:
+            self.memory = max(peak, self.memory or 0)
 
     def state(self) -> dict[str, Any]:
         """Return what goes into a checkpoint."""
@@ -287,6 +282,16 @@ class Meter(TrainerCallback, ExportableState):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def _process_peak() -> int | None:
+    """Return the peak memory of this process in bytes; None where the system does not report it."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class _Marker(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from hankelred_llm import initialize
 from hankelred_llm.errors import ExperimentError
+from hankelred_llm.experiments import trainer as trainer_module
 from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.experiments.evaluate import predict
 from hankelred_llm.experiments.experiment import open_experiment
@@ -312,3 +314,24 @@ def test_the_small_model_is_the_same_every_time(base, tmp_path):
     again = small_model(tmp_path / "again", pretrained=False)
     ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (base, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_training_can_be_imported_where_there_is_no_resource_module(monkeypatch):
+    # `import resource` at the top of the trainer, which exists on Unix only, made the whole training stack
+    # impossible to import on Windows. There, the peak of the process is unknown, and everything else works.
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ImportError):
+        import resource  # noqa: F401
+    spec = importlib.util.spec_from_file_location(
+        "hankelred_llm.experiments.on_windows", trainer_module.__file__
+    )
+    windows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(windows)
+    meter = windows.Meter()
+    meter.on_step_begin()
+    meter.on_step_end()
+    assert len(meter.seconds) == 1 and meter.memory is None
+    monkeypatch.undo()
+    meter.on_step_end()
+    assert meter.memory > 2**20
