@@ -112,14 +112,14 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 #: Starts are compared on the site that did best, at the usual number of states (16 a layer) and at a few (4).
-STARTS = [
+INITIAL_POLES = [
     "hrm-attention",
     "hrm-attention init_weights=s4d_real eigenvalues=real",
     "hrm-attention init_weights=balanced-B",
     "hrm-attention init_weights=balanced",
     "hrm-attention init_weights=balanced-ABC",
 ]
-FOUR = {**FIRST, "methods": STARTS, "seeds": [0, 1, 2, 3], "reference": "hrm-attention"}
+FOUR = {**FIRST, "methods": INITIAL_POLES, "seeds": [0, 1, 2, 3], "reference": "hrm-attention"}
 FEW_STATES = {**FOUR, "budget": "1034"}
 STUDIES |= {
     "starts-lag_copy-16": {"task": "lag_copy", "task_options": {"lag": 8}, **FOUR},
@@ -307,7 +307,7 @@ def one_cost(experiment: Experiment, name: str, scan: str, tokens: int) -> Recor
     model = experiment.fresh(name, 0).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     if scan != "auto":
-        hankelred_llm.adapter.system.column_scan = scan_by(scan)  # type: ignore[attr-defined]
+        hankelred_llm.adapter.system.channel_scan = scan_by(scan)  # type: ignore[attr-defined]
 
     def step(ids: Tensor) -> None:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()

@@ -52,7 +52,7 @@ import torch
 from torch import Tensor
 
 from hankelred_llm import linear_recurrence
-from hankelred_llm.ops.autograd import column_scan
+from hankelred_llm.ops.autograd import channel_scan
 from hankelred_llm.ops.decode_step import Step
 
 BARS = {8192: 3, 32768: 10, 131072: 20}
@@ -155,7 +155,7 @@ def decode() -> None:
 
     whole, kept = in_turn(
         [
-            repeat(lambda: column_scan(log_decay, phase, u, state=state)),
+            repeat(lambda: channel_scan(log_decay, phase, u, state=state)),
             repeat(lambda: factors.advance(u[..., 0], state)),
         ],
         10,
