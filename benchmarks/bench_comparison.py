@@ -258,8 +258,8 @@ def learned(settings: Settings, rate: float) -> Record:
     name, seed = "hrm-attention", settings.seeds[0]
     experiment = open_experiment(settings, settings.methods)
     folder = Path(settings.out) / "runs" / f"final--{name}--rate{rate:g}--seed{seed}" / "adapter"
-    before = _layers(experiment.fresh(name, seed))
-    after = _layers(load_adapter(experiment.bare(name), folder))
+    before = _layers(experiment.untrained_model(name, seed))
+    after = _layers(load_adapter(experiment.base_model(name), folder))
     return {"seed": seed, "before": before, "after": after}
 
 
@@ -304,7 +304,7 @@ def costs(rounds: int = 3) -> None:
 
 def one_cost(experiment: Experiment, name: str, scan: str, tokens: int) -> Record:
     """Return seconds and bytes of a step: forward, backward, AdamW."""
-    model = experiment.fresh(name, 0).train()
+    model = experiment.untrained_model(name, 0).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     if scan != "auto":
         hankelred_llm.adapter.system.channel_scan = scan_by(scan)  # type: ignore[attr-defined]

@@ -70,7 +70,7 @@ def rates_of(experiment: Experiment) -> list[float]:
 def train(experiment: Experiment, way: dict[str, int], rate: float, seed: int) -> tuple[Any, Record]:
     """Train in one piece or in two, and return the model and what there is to say of it."""
     settings, (method,), began = experiment.settings, experiment.settings.methods, time.perf_counter()
-    model, rows = experiment.fresh(method, seed), experiment.train_rows(seed)
+    model, rows = experiment.untrained_model(method, seed), experiment.train_rows(seed)
     first = FIRST if way else settings.steps
     fit(model, experiment, rows[: first * settings.batch_size], rate, seed)
     record: Record = {"orders": [STATES] * LAYERS}

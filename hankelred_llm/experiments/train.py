@@ -81,13 +81,13 @@ def train(
     """
     settings, began = experiment.settings, time.perf_counter()
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    model = experiment.fresh(method, seed)
+    model = experiment.untrained_model(method, seed)
     parameters, total = trainable(model), sum(p.numel() for p in model.parameters())
     process = this_process()
     rows, spent = experiment.train_rows(seed), experiment.calibration_steps(method)
     # also of a run that goes on: its checkpoint fits the systems of this start
     used = spent * settings.batch_size
-    seconds_calibration = _start(model, experiment, method, rows[:used] if used else [])
+    seconds_calibration = _initialize(model, experiment, method, rows[:used] if used else [])
     resumed = last_checkpoint(folder) if process.is_main_process else None
     process.wait_for_everyone()
     if not process.is_main_process:
@@ -139,7 +139,7 @@ def train(
     return Run(model, record, folder)
 
 
-def _start(model: PeftModel, experiment: Experiment, method: str, rows: Sequence[Example]) -> float:
+def _initialize(model: PeftModel, experiment: Experiment, method: str, rows: Sequence[Example]) -> float:
     """Set a fresh adapter from rows, where its method wants that, and return the seconds it took."""
     what, began = experiment.methods[method].method.balanced, time.perf_counter()
     if what is None:

@@ -36,7 +36,7 @@ from ..state.decoder_call import cache_argument
 WARMUP, CLIP, SCHEDULE = 0.1, 1.0, "cosine"
 
 #: How often the loss is recorded: this many times in a run.
-RECORDS = 100
+LOSS_RECORDS = 100
 
 _WEIGHTS, _COMPLETE, _ADALORA = "trainable.safetensors", "complete", "adalora"
 
@@ -60,7 +60,7 @@ def arguments(
             f"batch_size {rows} cannot be split over {world} devices in {accumulation} parts each; take a "
             f"multiple of {world * accumulation}"
         )
-    every = max(1, steps // RECORDS)
+    every = max(1, steps // LOSS_RECORDS)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -86,13 +86,13 @@ def arguments(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
-        **_recomputing(gradient_checkpointing),
+        **_checkpointing_arguments(gradient_checkpointing),
     )
 
 
-def _recomputing(wanted: bool) -> dict[str, Any]:
+def _checkpointing_arguments(on: bool) -> dict[str, Any]:
     """Return the arguments of gradient checkpointing, which transformers has renamed."""
-    if not wanted:
+    if not on:
         return {}
     new = "activation_checkpointing"
     name = new if new in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
@@ -125,12 +125,12 @@ class AdapterTrainer(Trainer):
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
-        own: list[TrainerCallback] = [Meter(), _Marker()]
+        callbacks: list[TrainerCallback] = [Meter(), _Marker()]
         if progress is not None:
-            own.append(_Bar(progress, title))
-        super().__init__(callbacks=own, **options)
-        for unwanted in (PrinterCallback, ProgressCallback):
-            self.remove_callback(unwanted)
+            callbacks.append(_Bar(progress, title))
+        super().__init__(callbacks=callbacks, **options)
+        for default_callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(default_callback)
         self.chunk, self.lora_lr_ratio = chunk, lora_lr_ratio
         if chunk is not None and not self.model_accepts_loss_kwargs:
             raise ExperimentError(f"{type(self.model).__name__} cannot be trained in chunks; leave chunk out")
@@ -171,7 +171,7 @@ class AdapterTrainer(Trainer):
         if self.chunk is None or time <= self.chunk:
             return super().training_step(model, inputs, num_items_in_batch)
         # shifted before it is cut: the last token of a chunk is asked for the first of the next
-        asked = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+        shifted_labels = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
         base = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if isinstance(base, PeftModel) else base
         cache, cache_name = DynamicCache(config=base.config), cache_argument(type(base).forward)
@@ -181,8 +181,8 @@ class AdapterTrainer(Trainer):
             chunk = {
                 "input_ids": inputs["input_ids"][:, part],
                 "attention_mask": inputs["attention_mask"][:, : part.stop],
-                "labels": asked[:, part],
-                "shift_labels": asked[:, part].contiguous(),
+                "labels": shifted_labels[:, part],
+                "shift_labels": shifted_labels[:, part].contiguous(),
                 cache_name: cache,
                 "use_cache": True,
             }
@@ -195,9 +195,9 @@ class AdapterTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        given = dict(self.model.named_parameters()) if state_dict is None else state_dict
+        parameters_by_name = dict(self.model.named_parameters()) if state_dict is None else state_dict
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        weights = {name: given[name].detach().cpu().contiguous() for name in names}
+        weights = {name: parameters_by_name[name].detach().cpu().contiguous() for name in names}
         notes: dict[str, str] = {}
         if (adalora := _adalora(self.model)) is not None:
             tensors, notes = _allocation(adalora)

@@ -81,7 +81,7 @@ def get_task(name: str, **options: Any) -> Task:
     >>> row = task.train(6)[0]
     >>> bytes(row.input_ids[:-1].tolist()), bytes(row.targets.tolist())
     (b'...', b'...')
-    >>> task.floors(task.validation(32))["chance"]
+    >>> task.baselines(task.validation(32))["chance"]
     {'accuracy': 0.25}
     """
     if name not in _names():

@@ -169,7 +169,7 @@ def test_the_check_is_made_once_for_a_class_and_a_kind_of_adapter(monkeypatch):
     [
         ("valid", "padding did not reach the adapter"),
         ("segment_start", "starts of packed documents did not reach the adapter"),
-        ("y", "as if it were not there"),
+        ("y", "as if it were absent"),
     ],
 )
 def test_what_else_the_check_notices(monkeypatch, place, message):

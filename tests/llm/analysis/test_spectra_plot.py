@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-from hankelred.reduction import plots as plotting
+from hankelred.plotting import draw as plotting
 from hankelred_llm import ConfigError, HankelSpectra
 from hankelred_llm.analysis import plots as spectra_plots
 

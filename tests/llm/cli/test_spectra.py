@@ -102,7 +102,7 @@ def test_spectra_of_a_model_without_adapter(folder):
         *("--save", "seen.safetensors", "--plot", "picture.svg"),
     )
     assert (status, err) == (0, "")
-    assert "what the loss asks for, before training" in out and "level of chance" in out
+    assert "gradient of the loss, before training" in out and "null threshold" in out
     told = json.loads((folder / "all.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     expected = hankel_spectra(model, Calibration.load("seen.safetensors"))
@@ -133,7 +133,7 @@ def test_an_interrupted_command_goes_on(folder, monkeypatch):
 
     monkeypatch.setattr(calibration_pass._Collector, "add", counted)
     status, _, err = command(*arguments)
-    assert status == 130 and "with --save it could be gone on with" in err
+    assert status == 130 and "with --save it could be resumed" in err
     passes.clear()
     with monkeypatch.context() as rarely:
         rarely.setattr(calibration_pass, "SAVE_EVERY", 60.0)
@@ -141,7 +141,7 @@ def test_an_interrupted_command_goes_on(folder, monkeypatch):
     assert status == 130 and "seen.safetensors was not written yet" in err
     passes.clear()
     status, _, err = command(*arguments, "--save", "seen.safetensors")
-    assert status == 130 and "the same command goes on from seen.safetensors" in err
+    assert status == 130 and "the same command resumes from seen.safetensors" in err
     passes.clear()
     status, out, _ = command(*arguments, "--save", "seen.safetensors")
     assert status == 0 and len(passes) == 1

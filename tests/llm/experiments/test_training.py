@@ -127,7 +127,7 @@ def test_checkpoints_hold_the_adapter_only(base, tmp_path):
 def test_the_saved_adapter_is_the_trained_one(base, tmp_path, method):
     found = experiment(base, method)
     trained = run(found, tmp_path, method)
-    loaded = load_adapter(found.bare(method), tmp_path / "adapter")
+    loaded = load_adapter(found.base_model(method), tmp_path / "adapter")
     split = found.validation(16)
     batch = Collator(found.task.pad_token_id, prompts=True)(split[:4])
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_the_rate_of_a_lora_beside_an_hrm_is_a_multiple(base, tmp_path):
     for name in ("", " lora_lr_ratio=0.25"):
         method = f"hrm-mlp+lora-qv{name}"
         found = experiment(base, method, steps=1)
-        start = {n: p.detach().clone() for n, p in found.fresh(method, 3).named_parameters()}
+        start = {n: p.detach().clone() for n, p in found.untrained_model(method, 3).named_parameters()}
         trained = run(found, tmp_path / f"run{len(moved)}", method).model
         moved[name] = {n: (p - start[n]).abs().max().item() for n, p in trained.named_parameters()}
     ours, theirs = moved[" lora_lr_ratio=0.25"], moved[""]
@@ -211,7 +211,7 @@ def test_rows_and_their_order_are_those_of_the_seed(base, tmp_path, monkeypatch)
 def trainer(base, tmp_path):
     def make(method, chunk, checkpointing=False):
         found = experiment(base, method)
-        model = found.fresh(method, 0)
+        model = found.untrained_model(method, 0)
         # adapters that say something, so that states and gradients are not zero
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
