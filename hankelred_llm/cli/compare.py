@@ -15,7 +15,7 @@ from .settings_options import flag_values, settings_options
 def compare(config: Path | None, **flags: Any) -> None:
     """Compare methods on a task and write table, plot and JSON into the folder --out.
 
-    A comparison that was stopped goes on where it was when the command is given again.
+    A comparison that was stopped resumes when the command is given again.
 
     \b
     Example:

@@ -178,7 +178,7 @@ def write_adapter(model: Any, out: Path, texts: Mapping[str, str]) -> None:
         It cannot be written.
     """
     try:
-        # beside the target: only inside one file system a folder is moved at once
+        # in the same folder as the target: a move is atomic only within one file system
         with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             save_adapter(model, new)

@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train one adapter and write it into the folder --out, with its validation score.
 
-    A training that was stopped goes on from its last checkpoint when the command is given again.
+    A training that was stopped resumes from its last checkpoint when the command is given again.
     The adapter is in OUT/adapter, for PeftModel.from_pretrained.
 
     \b

@@ -71,7 +71,7 @@ class BaseModel:
     dtype: str
 
     def load(self, *, quantized: bool = False) -> nn.Module:
-        """Return the model with its weights, frozen by whoever puts an adapter in."""
+        """Return the model with its weights; adding an adapter freezes them."""
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
         if quantized:
             from transformers import BitsAndBytesConfig

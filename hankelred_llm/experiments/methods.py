@@ -58,7 +58,7 @@ class Part:
 
     @property
     def balanced(self) -> str | None:
-        """What of a balanced start is taken, "B", "AB" or "ABC"; None for another start."""
+        """The parts set from data, "B", "AB" or "ABC"; None for another initialization."""
         name = str(self.options.get("init_weights")) if self.kind == "hrm" else ""
         return BALANCED.get(name)
 
@@ -75,7 +75,7 @@ class Method:
     share : float
         Share of the budget that the first of two parts gets.
     lora_lr_ratio : float
-        Learning rate of a LoRA beside an HRM, as a multiple of that of the HRM.
+        Learning rate of a LoRA next to an HRM, as a multiple of that of the HRM.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Method:
 
     @property
     def balanced(self) -> str | None:
-        """What of a balanced start its HRM takes, if it takes any."""
+        """The parts of its HRM that are set from data; None if none are."""
         return self.parts[0].balanced
 
     @property
@@ -119,12 +119,12 @@ ADAPTER_METHODS: dict[str, Part] = {
     "qlora": Part("lora", "qv", quantized=True),
 }
 
-#: Starts from data by the value of ``init_weights``, and what of the realisation they take.
+#: Initializations from data by the value of ``init_weights``, and the parts they set.
 BALANCED = {"balanced-B": "B", "balanced": "AB", "balanced-ABC": "ABC"}
 
 _CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig, "adalora": AdaLoraConfig}
 
-#: Set by the budget or from training rows, not by hand.
+#: Set from the budget or from training rows, not by the user.
 _COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r"})
 
 
@@ -308,7 +308,7 @@ def _config(model: nn.Module, fitted: FittedPart, steps: int) -> Any:
     part, r = fitted.part, fitted.r
     options = {key: value for key, value in part.options.items() if key != "r"}
     if part.balanced is not None:
-        del options["init_weights"]  # a start of its own first: data are asked later what they would change
+        del options["init_weights"]  # the default first; initialization from data follows
     if part.kind == "hrm":
         return HRMConfig(r=r, rank_pattern={_short(name): r + 1 for name in fitted.larger}, **options)
     targets = sorted(linear_layers(model, part.where))

@@ -102,7 +102,8 @@ class Settings:
         25,
     )
     chunk: int | None = _option(
-        "Train through rows in chunks of so many tokens: cache and state go on, gradients stop at borders.",
+        "Train through rows in chunks of so many tokens: cache and state are passed on, gradients stop at "
+        "chunk boundaries.",
         None,
     )
     validation_size: int | None = _option("Rows or questions of the validation split.", None)

@@ -26,7 +26,7 @@ def train_into(settings: Settings, *, progress: Progress | None = None) -> Resul
     """Train the only method of some settings at its only rate and seed, and return the record of the run.
 
     The adapter, and the results with its validation score, are written into ``settings.out``. A training that
-    was stopped goes on; one that is finished is not repeated.
+    was stopped resumes; a finished one is not repeated.
 
     Raises
     ------

@@ -32,7 +32,7 @@ from ..errors import ExperimentError
 from ..state.cache import HRMState
 from ..state.decoder_call import cache_argument
 
-#: The same for every method, and written beside every result.
+#: The same for every method, and written with every result.
 WARMUP, CLIP, SCHEDULE = 0.1, 1.0, "cosine"
 
 #: How often the loss is recorded: this many times in a run.
@@ -76,7 +76,7 @@ def arguments(
         logging_steps=every,
         logging_nan_inf_filter=False,  # a run that diverged must be seen
         save_strategy="no" if save_every is None else "steps",
-        # the loss is averaged since the last record: only there can a resumed run go on with the same curve
+        # the loss is averaged since the last record: only at records can a run resume with the same curve
         save_steps=every * max(1, round((save_every or 1) / every)),
         save_total_limit=2,  # the last complete one stays while the next is written
         restore_callback_states_from_checkpoint=True,
@@ -139,7 +139,7 @@ class AdapterTrainer(Trainer):
 
     @property
     def meter(self) -> Meter:
-        """What the steps cost so far. A Trainer that resumes puts another one in its place."""
+        """Cost of the steps so far. A Trainer that resumes replaces it."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Meter))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -170,7 +170,7 @@ class AdapterTrainer(Trainer):
         time = inputs["input_ids"].shape[1]
         if self.chunk is None or time <= self.chunk:
             return super().training_step(model, inputs, num_items_in_batch)
-        # shifted before it is cut: the last token of a chunk is asked for the first of the next
+        # shifted before it is split: the target of the last token of a chunk is the first token of the next
         shifted_labels = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
         base = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if isinstance(base, PeftModel) else base
@@ -295,7 +295,7 @@ def _process_peak() -> int | None:
 
 
 class _Marker(TrainerCallback):
-    """Says of a checkpoint that it was written to its end."""
+    """Marks a checkpoint as complete."""
 
     def on_save(self, args: TrainingArguments, state: Any, *rest: Any, **kwargs: Any) -> None:
         if args.should_save:
@@ -325,7 +325,7 @@ class _Bar(TrainerCallback):
 
 
 class _Allocation(TrainerCallback):
-    """Lets AdaLoRA move its ranks, at the one moment when gradients are there and the step is done."""
+    """Lets AdaLoRA reallocate its ranks, after a step and before gradients are cleared."""
 
     def __init__(self, adalora: AdaLoraModel) -> None:
         self._adalora = adalora
@@ -343,7 +343,7 @@ _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def _allocation(adalora: AdaLoraModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what AdaLoRA remembers between steps, which peft does not save."""
+    """Return the state of AdaLoRA between steps, which peft does not save."""
     tensors = {
         f"{_ADALORA}:{kind}:{name}": value.detach().cpu().contiguous()
         for kind in _IMPORTANCE

@@ -36,7 +36,7 @@ FAMILIES = ("synthetic", "documents", "language_modelling")
 
 
 def list_tasks() -> dict[str, str]:
-    """Return the name of every task and what it asks.
+    """Return the name of every task and what it predicts.
 
     Returns
     -------

@@ -224,7 +224,7 @@ class Task(ABC):
 
     @property
     def test_reads(self) -> tuple[int, ...]:
-        """Lengths at which the test split was read, in order: to be written beside results."""
+        """Lengths at which the test split was read, in order; report them with the results."""
         return tuple(self._test_reads)
 
     def train(self, length: int, *, size: int | None = None, seed: int = 0) -> Split:
@@ -330,7 +330,7 @@ class Task(ABC):
     def _check_test_unread(self, name: str) -> None:
         if self._test_reads:
             raise SplitReadError(
-                f"the {name} split of {self.name} was asked for after the test split was read; make it "
+                f"the {name} split of {self.name} was requested after the test split was read; make it "
                 "before, or make a new task for a new experiment"
             )
 

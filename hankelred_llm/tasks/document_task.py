@@ -1,7 +1,7 @@
 """Questions about documents: splits by document, prompts truncated in the middle of the document, baselines.
 
 A prompt is the instruction, the document and the question, each tokenised by itself, so that a document is
-tokenised once whatever is asked about it. What does not fit is cut from the middle of the document;
+tokenized once for all its questions. What does not fit is cut from the middle of the document;
 LongBench cuts the middle of the whole prompt, so that its two ends, instruction and question included, are
 equally long. Instruction and question stay whole.
 """
@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """A text and what is asked about it."""
+    """A text and the questions about it."""
 
     key: str
     text: str
@@ -58,13 +58,13 @@ class Document:
 
 @dataclass(frozen=True)
 class Row:
-    """A question as it is asked: tokenised, but for its document."""
+    """A question as it is passed to a model: tokenized, except for its document."""
 
     document: Document
     question: Question
     unit: str
     tail: IntArray
-    """What stands after the document."""
+    """The part of the prompt after the document."""
     completion: IntArray
     """What follows the prompt in training."""
     candidates: tuple[IntArray, ...] = ()
@@ -153,7 +153,7 @@ class DocumentTask(Task):
         return self._documents
 
     def rows(self, name: SplitName) -> list[Row]:
-        """Return every question of a split as it is asked."""
+        """Return every question of a split as rows."""
         rows = []
         for document in self.documents()[name]:
             for i, question in enumerate(document.questions):
@@ -162,7 +162,7 @@ class DocumentTask(Task):
 
     def ask(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
         """Return the rows that ask one question."""
-        del name  # for tasks that ask otherwise in training
+        del name  # for tasks with other rows in training
         tail = self._after(question.text)
         prompt, completion = self._continued(tail, " " + question.answers[0])
         completion = np.append(completion, self._end)[: self.answer_length]

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One record and where it stands, so that whatever is wrong with it can be named.
+    """One record with its file and line, so that an error can name them.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class SourceRecord:
     layout: str
 
     def get(self, key: str | int, kind: type[T]) -> T:
-        """Return an entry of the type asked for."""
+        """Return an entry of the requested type."""
         try:
             value = self.content[key]
         except (KeyError, IndexError, TypeError):
