@@ -53,7 +53,7 @@ from torch import Tensor
 
 from hankelred_llm import linear_recurrence
 from hankelred_llm.ops.autograd import channel_scan
-from hankelred_llm.ops.decode_step import Step
+from hankelred_llm.ops.decode_step import StepCoefficients
 
 BARS = {8192: 3, 32768: 10, 131072: 20}
 R = 32
@@ -148,7 +148,7 @@ def speed(lengths: list[int]) -> tuple[bool, dict[str, float]]:
 
 def decode() -> None:
     log_decay, phase = -torch.rand(R // 2), torch.rand(R // 2)
-    u, state, factors = torch.randn(1, R, 1), torch.randn(1, R), Step.of(log_decay, phase)
+    u, state, factors = torch.randn(1, R, 1), torch.randn(1, R), StepCoefficients.of(log_decay, phase)
 
     def repeat(step: Callable[[], object]) -> Callable[[], None]:
         return lambda: [step() for _ in range(200)] and None
