@@ -28,11 +28,29 @@ from torch import Tensor, nn
 
 from hankelred_llm.adapter.config import HRMConfig
 from hankelred_llm.adapter.layer import HRMLayer
+from hankelred_llm.ops.masks import SegmentMasks
+from hankelred_llm.state import forward_context
 from hankelred_llm.state.cache import HRMState
-from hankelred_llm.state.forward_context import Pass
-from hankelred_llm.state.segments import Tokens
+from hankelred_llm.state.decoder_call import DecoderCall
 
 WIDTH, VALUES = 4096, 1024
+
+
+def enter_layer(tokens: int) -> forward_context.ForwardContext:
+    """Make the layers that are called next run in a forward pass over one row without padding."""
+    call = DecoderCall(
+        batch=1,
+        time=tokens,
+        cache=None,
+        use_cache=False,
+        mask=None,
+        positions=None,
+        cumulative_lengths=None,
+        document_ids=None,
+    )
+    context = forward_context.ForwardContext(call, SegmentMasks(None, None), 1)
+    forward_context._current.in_layer = context
+    return context
 
 
 class Free(nn.Linear):
@@ -96,7 +114,7 @@ def training(tokens: int, repeats: int) -> dict[str, float]:
     )
     block, _ = hrm_layer()
     block.output = torch.zeros_like(into_block)
-    Pass(1, tokens, Tokens(None, None), 1).start()
+    enter_layer(tokens)
 
     def run_lora() -> None:
         torch.autograd.backward([lora.q_proj(x), lora.v_proj(x)], [into_block, into_values])
@@ -120,9 +138,7 @@ def decoding(repeats: int) -> dict[str, float]:
     block.output = torch.zeros(1, 1, WIDTH)
     state = HRMState(static=False)
     state.store("0.mlp", {hrm.system("default").identity.value: torch.randn(1, 26, 40)})
-    this = Pass(1, 1, Tokens(None, None), 1)
-    this._state = state
-    this.start()
+    enter_layer(1)._state = state
 
     def run_lora() -> None:
         for _ in range(50):
