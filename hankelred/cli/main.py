@@ -15,7 +15,8 @@ from ..errors import in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
-from ..reduction.reduce import REDUCTION_METHODS, Reduction
+from ..reduction.methods import REDUCTION_METHODS
+from ..reduction.reduce import Reduction
 from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
 from .identify import identify
 

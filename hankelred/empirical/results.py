@@ -327,7 +327,7 @@ class _EmpiricalSource:
         self.noise_floor = gramians.noise_floor
         self.residual = max(gramians.error_estimate[kind] for kind in ("controllability", "observability"))
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return inf: no bound is known for estimated Gramians."""
         return math.inf
 

@@ -183,7 +183,7 @@ class RealizationSource:
         """Singular values of the data's Hankel matrix, as many as were computed."""
         return self.svd.singular_values
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return the bound unless the data contradict it.
 
         The bound holds for a complete impulse response. If the record ends before the response has decayed,

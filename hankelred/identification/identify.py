@@ -404,7 +404,7 @@ class IdentificationSource:
         self.chosen_order = chosen.model.order
         self._models = {self.chosen_order: chosen}
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return inf: the model of each order is estimated separately."""
         return math.inf
 

@@ -348,15 +348,14 @@ def truncate_balanced(model: LinearModel, balancing: Balancing, r: int) -> tuple
     factored = balancing.factored
     left, right = balancing.bases_in_scaled_states(r)
     out = assemble_model(model, balancing, *_project_accurately(balancing, left, right), model.D)
-    scaling, half = (
-        factored.scaled_system,
-        2.0 ** ((factored.scaled_system.input_exponent - factored.scaled_system.output_exponent) // 2),
-    )
+    scaling = factored.scaled_system
+    # scales B and C of the balanced model equally, so that its Gramians are equal in the model's units too
+    state_scale = 2.0 ** ((scaling.input_exponent - scaling.output_exponent) // 2)
     W = np.concatenate(
-        [scaling.unscale_left(factored.unstable_left), scaling.unscale_left(left) / half], axis=1
+        [scaling.unscale_left(factored.unstable_left), scaling.unscale_left(left) / state_scale], axis=1
     )
     V = np.concatenate(
-        [scaling.unscale_right(factored.unstable_right), scaling.unscale_right(right) * half], axis=1
+        [scaling.unscale_right(factored.unstable_right), scaling.unscale_right(right) * state_scale], axis=1
     )
     return out, W.conj(), V
 
@@ -384,12 +383,12 @@ def assemble_model(
     """Return the model, in its units, of the unstable states and of balanced states in scaled units."""
     factored = balancing.factored
     system = factored.scaled_system
-    half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
+    sqrt_gain = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
     unstable = project_exactly(system, factored.unstable_left, factored.unstable_right)
     return model.with_matrices(
         _block_diagonal(unstable.A, A),
-        np.concatenate([unstable.B * 2.0**system.input_exponent, B * half]),
-        np.concatenate([unstable.C * 2.0**system.output_exponent, C * half], axis=1),
+        np.concatenate([unstable.B * 2.0**system.input_exponent, B * sqrt_gain]),
+        np.concatenate([unstable.C * 2.0**system.output_exponent, C * sqrt_gain], axis=1),
         D,
     )
 

@@ -39,11 +39,21 @@ from .refined_response import refined_response
 class BalancedSource:
     """A balanced model; subclasses define how its weak states are removed.
 
-    Internally gains are those of the scaled model; results are in the units of the model.
+    It implements :class:`.source.ReductionSource`. A subclass sets ``method`` and defines :meth:`truncate`.
+    If its error bound is proved it also defines :meth:`exact_stable_part` and :meth:`reduced_with_changes`,
+    from which the effects of rounding on the bound are computed; otherwise it sets ``certified = False``.
+
+    Internally gains are those of the scaled model; results are in the units of the model, in which gains are
+    larger by the factor ``unit``.
     """
 
+    #: the name of the method, as an argument of `reduce`
     method: str
+    #: whether twice the sum of the removed singular values bounds the error
     certified = True
+    #: whether the bases of repeated singular values are chosen for the system with s replaced by 1 / s (in
+    #: continuous time), see :func:`.balancing.balance`
+    reciprocal = False
     #: whether the order may be lowered until rounding leaves no unstable pole
     may_lower_order = True
     #: the parts of the message about an unstable pole: its cause, and the explanation
@@ -68,22 +78,22 @@ class BalancedSource:
         """Return the reduced model, and left and right bases where it is a projection."""
         raise NotImplementedError
 
-    def exact(self, order: int) -> tuple[ProjectedSystem, Array]:
-        """Return the reduced model with twice the digits, without the model's D, and the change of D."""
+    def exact_stable_part(self, order: int) -> tuple[ProjectedSystem, Array]:
+        """Return the stable part of the reduced model with twice the digits, and its D minus the model's."""
         raise NotImplementedError
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return the bound, which Enns and Glover have proved, plus the effects of rounding.
 
         The returned matrices are rounded, which changes the gain more the nearer a pole is to the stability
-        boundary.
+        boundary. inf if no bound is proved, or the reduced model is unstable.
         """
-        if reduced is None or self.unstable_poles_of(reduced).size:
+        if not self.certified or reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
         discrete, values = self.full.is_discrete, self.balancing.values
         stable = self._stable_part(reduced)
         r = stable[0].shape[0]
-        exact, D = self.exact(reduced.n_states)
+        exact, D = self.exact_stable_part(reduced.n_states)
         rounding = gain_of_changes(stable, rounding_changes(exact, stable), discrete=discrete)
         errors = values[: self._imbalance.errors.size] * self._imbalance.errors
         left_out = bound / self.unit + 2 * float(errors[r:].sum())
@@ -110,15 +120,15 @@ class BalancedSource:
             return math.inf
         if any(cluster.start < r < cluster.stop for cluster in repeated_clusters(self.balancing.values)):
             return math.inf  # any basis of this space is balanced, and no correction is known
-        changes = changes_by_balancing(self.minimal, self._imbalance.correction, r)
-        model, dA, dB, dC, dD = self._reduced_with_changes(self.minimal, changes, r)
+        changes = changes_by_balancing(self.minimal_realization, self._imbalance.correction, r)
+        model, dA, dB, dC, dD = self.reduced_with_changes(self.minimal_realization, changes, r)
         change = gain_of_changes(model, (dA, dB, dC), discrete=self.full.is_discrete)
         return change + float(np.linalg.norm(dD))
 
-    def _reduced_with_changes(
+    def reduced_with_changes(
         self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
-        """Return the reduced model of r states, and the changes of it by changes of the full model."""
+        """Return the reduced model of r states, and how changes of A, B and C of the full model change it."""
         raise NotImplementedError
 
     def _sampled_error(self, reduced: Quadruple) -> float:
@@ -126,7 +136,7 @@ class BalancedSource:
         discrete = self.full.is_discrete
         frequencies = critical_frequencies(reduced[0], discrete=discrete)
         if self._full_stable_system is None:
-            error_model = error_system(self.minimal, reduced)
+            error_model = error_system(self.minimal_realization, reduced)
             finite = frequencies[np.isfinite(frequencies)]
             sampled = FrequencyResponse(*error_model, discrete=discrete).gain(finite)
             return max(float(sampled.max()), float(np.linalg.norm(error_model[3], 2)))
@@ -143,7 +153,7 @@ class BalancedSource:
     @cached_property
     def _imbalance(self) -> Imbalance:
         values = self.balancing.values[: self.balancing.n_computable]
-        return imbalance(self.minimal, values, discrete=self.full.is_discrete)
+        return imbalance(self.minimal_realization, values, discrete=self.full.is_discrete)
 
     @property
     def accuracy(self) -> float:
@@ -153,7 +163,7 @@ class BalancedSource:
         return max(self.noise_floor, self.unit * float(absolute_errors.max(initial=0.0)))
 
     @cached_property
-    def minimal(self) -> ProjectedSystem:
+    def minimal_realization(self) -> ProjectedSystem:
         """The model in all balanced states that can be computed, with twice the digits."""
         return self._exactly_balanced(self.balancing.n_computable)
 
@@ -168,7 +178,7 @@ class BalancedSource:
             return math.inf
         discrete = self.full.is_discrete
         stable_reduced = self._stable_part(reduced)
-        error_model = error_system(self.minimal, stable_reduced)
+        error_model = error_system(self.minimal_realization, stable_reduced)
         if norm == "h2":
             if not discrete and np.any(error_model[3] != 0):
                 return math.inf
@@ -187,10 +197,10 @@ class BalancedSource:
     def _stable_part(self, model: LinearModel) -> Quadruple:
         """Return the stable part of a reduced model in scaled units, with the difference of its D."""
         k = self.unstable_order
-        half = math.sqrt(self.unit)
+        sqrt_gain = math.sqrt(self.unit)
         same_D = np.array_equal(model.D, self.full.D)
         D = no_direct_term(model.D.shape) if same_D else (model.D - self.full.D) / self.unit
-        return model.A[k:, k:], model.B[k:] / half, model.C[:, k:] / half, D
+        return model.A[k:, k:], model.B[k:] / sqrt_gain, model.C[:, k:] / sqrt_gain, D
 
     def unstable_poles_of(self, model: LinearModel) -> Array:
         """Return the poles outside the stability region, without those of the full model's unstable part."""
@@ -206,28 +216,28 @@ class Truncation(BalancedSource):
         """Return the model of the leading states and the projection onto them."""
         return truncate_balanced(self.full, self.balancing, order - self.unstable_order)
 
-    def exact(self, order: int) -> tuple[ProjectedSystem, Array]:
-        """Return the projection onto the leading states."""
+    def exact_stable_part(self, order: int) -> tuple[ProjectedSystem, Array]:
+        """Return the projection onto the leading states; D is not changed."""
         return self._exactly_balanced(order - self.unstable_order), no_direct_term(self.full.D.shape)
 
-    def _reduced_with_changes(
+    def reduced_with_changes(
         self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
+        """Return the leading blocks of the matrices and of their changes."""
         dA, dB, dC = changes
         no_D = no_direct_term(self.full.D.shape)
         return (full.A[:r, :r], full.B[:r], full.C[:, :r], no_D), dA[:r, :r], dB[:r], dC[:, :r], np.zeros(1)
 
 
 class UserFactors(Truncation):
-    """Truncation by the user's Gramian factors, such as those of real inputs; no bound is known."""
+    """Truncation by the user's Gramian factors, such as those of real inputs.
+
+    No bound is known: the proofs of Enns and Glover need the model's own Gramians.
+    """
 
     certified = False
     may_lower_order = False
     instability = ("the projection put", "only the model's own Gramians guarantee stability")
-
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: the proofs of Enns and Glover need the model's own Gramians."""
-        return math.inf
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced, without the balanced form: the factors may lack states."""
@@ -238,22 +248,23 @@ class Residualization(BalancedSource):
     """Removal of the weak balanced states at their steady state: the response at frequency zero is kept."""
 
     method = "residualization"
+    reciprocal = True
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the model of the leading states with the others at steady state; it is not a projection."""
-        exact, D = self.exact(order)
+        exact, D = self.exact_stable_part(order)
         if order < self.full.n_states and not self.unstable_order:
             D = self._missing_at_dc(exact)
         direct = self.full.D + self.unit * D if np.any(D) else self.full.D.copy()
         return assemble_model(self.full, self.balancing, exact.A, exact.B, exact.C, direct), None, None
 
-    def exact(self, order: int) -> tuple[ProjectedSystem, Array]:
-        """Return the model of the leading states with the others at steady state, and the change of D."""
+    def exact_stable_part(self, order: int) -> tuple[ProjectedSystem, Array]:
+        """Return the leading states with the others at steady state, and the change of D."""
         return self._residualized(order - self.unstable_order)
 
     def _residualized(self, r: int) -> tuple[ProjectedSystem, Array]:
         """Return the system of r leading states, and its direct term."""
-        full = self.minimal
+        full = self.minimal_realization
         k = full.A.shape[0]
         # steady state of x2: 0 = A21 x1 + A22 x2 + B2 u, in discrete time x2 = A21 x1 + A22 x2 + B2 u;
         # its solution is x2 = gain (x1, u)
@@ -281,9 +292,10 @@ class Residualization(BalancedSource):
         C, C_low = total(full.C[:, :r], full.C_low[:, :r], trailing, leading)
         return ProjectedSystem(A, B, C, A_low, B_low, C_low), added[r:, r:]
 
-    def _reduced_with_changes(
+    def reduced_with_changes(
         self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
+        """Return the residualized matrices and their changes, to first order in those of the full model."""
         dA, dB, dC = changes
         k = full.A.shape[0]
         A22 = full.A[r:, r:] - np.eye(k - r) if self.full.is_discrete else full.A[r:, r:]
@@ -331,3 +343,9 @@ class Residualization(BalancedSource):
         system = self.balancing.factored.scaled_system
         point = np.array([1.0 + 0j if self.full.is_discrete else 0j])
         return refined_response(system.A, system.B, system.C, point)
+
+
+#: The methods by their names as arguments of `reduce` and on the command line.
+REDUCTION_METHODS: dict[str, type[BalancedSource]] = {
+    source_type.method: source_type for source_type in (Truncation, Residualization)
+}

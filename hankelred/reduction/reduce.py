@@ -1,7 +1,8 @@
 """Model reduction in four steps: Gramian factors, SVD, projection, :class:`Reduction`.
 
-A method of reduction is a :class:`ReductionSource`: an object that has the singular values and computes the
-reduced model of any order. This module chooses, checks and limits the order for all methods.
+A method of reduction (:mod:`.methods`) is a :class:`.source.ReductionSource`: an object that has the singular
+values and computes the reduced model of any order. This module chooses, checks and limits the order for all
+methods.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,63 +22,13 @@ from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import ModalSystem, diagonalize
 from .balancing import balance
-from .methods import BalancedSource, Residualization, Truncation, UserFactors
+from .methods import REDUCTION_METHODS, BalancedSource, UserFactors
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
+from .source import ReductionSource
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-REDUCTION_METHODS: dict[str, type[BalancedSource]] = {
-    "truncation": Truncation,
-    "residualization": Residualization,
-}
-
-
-class ReductionSource(Protocol):
-    """The factored problem of a :class:`Reduction`, which computes the reduced model of any order."""
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-
-    @property
-    def hankel_singular_values(self) -> Array:
-        """All n values, inf first."""
-
-    @property
-    def noise_floor(self) -> float:
-        """Size below which a singular value is a rounding error (or noise in the data)."""
-
-    @property
-    def unstable_order(self) -> int:
-        """Number of states of unstable and marginal poles, which are not reduced."""
-
-    @property
-    def solver(self) -> str:
-        """Name of the solver of the factors."""
-
-    @property
-    def residual(self) -> float:
-        """Relative residual of the solver."""
-
-    @property
-    def certified(self) -> bool:
-        """Whether twice the sum of the removed values bounds the error of every order."""
-
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return the error bound of this reduced model from `bound`, twice the sum of the removed values."""
-
-    @property
-    def full(self) -> LinearModel | None:
-        """The full model; None if there is none, as for data."""
-
-    def truncate(self, order: int) -> tuple[LinearModel | None, Array | None, Array | None]:
-        """Return the reduced model (None for a simulator) and its projection left, right, if there is one."""
-
-    def error(self, reduced: LinearModel, norm: str) -> float:
-        """Return the norm ("hinf" or "h2") of the full model minus the reduced one."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +117,7 @@ class Reduction:
     def error_bound(self) -> float:
         """Upper bound of the gain of (full minus reduced); computed at the first access."""
         bound = float(error_bounds(self.hankel_singular_values)[self.order])
-        return self.source.certificate(bound, self.model)
+        return self.source.certified_bound(bound, self.model)
 
     @property
     def certificate(self) -> Certificate:
@@ -341,7 +292,6 @@ def reduce(
         raise ModelError(f"method must be one of {', '.join(REDUCTION_METHODS)}, got {method!r}")
     rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy, gap=gap)
     model = as_model(sys, dt)
-    reciprocal = method == "residualization" and not model.is_discrete
     factors = {
         name: None if L is None else checked_factor(L, name, model.n_states)
         for name, L in (
@@ -355,9 +305,9 @@ def reduce(
     factored = factorize(model, checked_tol(stability_tol))
     if names:
         factored = with_user_factors(factored, *factors.values())
-    source = (UserFactors if names else REDUCTION_METHODS[method])(
-        model, balance(factored, reciprocal=reciprocal)
-    )
+    source_type = UserFactors if names else REDUCTION_METHODS[method]
+    reciprocal = source_type.reciprocal and not model.is_discrete
+    source = source_type(model, balance(factored, reciprocal=reciprocal))
     reduction = make_reduction(
         source, chosen_order(source, order, rule), is_default=order is None and not any(rule.values())
     )
