@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array, schur_poles
-from ..errors import ConvergenceError, ModelError, UnstableError
-from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.scaling import in_range, scale_system
-from .factorize import ACCEPTED_RESIDUAL, check_rates, factorize
-from .stability import STABILITY_TOL, checked_tol, is_stable_pole, matrix_size, suspected_timebase
+from .._util.arrays import EPS, Array
+from ..errors import ModelError, UnstableError
+from ..models.linear_model import Timebase, as_model
+from ..models.scaling import in_range
+from .cross_gramian import cross_gramian
+from .factorize import factorize
+from .stability import STABILITY_TOL, checked_tol, no_gramian_message
 
 #: Rounding by which a Gramian may fail to be semidefinite, for each of its states.
 SEMIDEFINITE = 1e-10
@@ -79,11 +79,11 @@ def gramian(
             raise ModelError(
                 "the cross Gramian is not semidefinite and has no factor L L^H; use factor=False"
             )
-        return _cross(model, tol)
+        return cross_gramian(model, tol)
     factored = factorize(model, tol)
     if factored.n_unstable:
         poles = np.linalg.eigvals(factored.unstable_A)
-        raise UnstableError(_no_gramian_message(poles, model))
+        raise UnstableError(no_gramian_message(poles, model.A, discrete=model.is_discrete))
     system = factored.scaled_system
     if kind == "controllability":
         L, exponent = (
@@ -159,64 +159,3 @@ def gramian_factor(gramian: npt.ArrayLike) -> Array:
         )
     significant = values > n * EPS
     return scales[:, None] * vectors[:, significant] * np.sqrt(values[significant])
-
-
-def _no_gramian_message(poles: Array, model: LinearModel) -> str:
-    pole_list = ", ".join(f"{pole:.3g}" for pole in poles[:3]) + (", ..." if poles.size > 3 else "")
-    return (
-        f"the model has {poles.size} unstable or marginal pole(s) ({pole_list}), so "
-        "no Gramian exists; reduce() and hankel_singular_values() separate such poles automatically"
-        f"{suspected_timebase(np.linalg.eigvals(model.A), discrete=model.is_discrete)}"
-    )
-
-
-def _cross(model: LinearModel, tol: float) -> Array:
-    if model.n_inputs != model.n_outputs:
-        raise ModelError(
-            f"the cross Gramian needs as many inputs as outputs, got {model.n_inputs} and {model.n_outputs}"
-        )
-    if model.n_states == 0:
-        return np.zeros((0, 0))
-    system = scale_system(model.A, model.B, model.C)
-    A, B, C = system.A, system.B, system.C
-    discrete = model.is_discrete
-    check_rates(A, discrete)
-    complex_form = discrete or np.iscomplexobj(A)
-    T, Z = sla.schur(A, output="complex" if complex_form else "real", check_finite=False)
-    poles = schur_poles(T)
-    stable = is_stable_pole(poles, matrix_size(A), discrete=discrete, tol=tol)
-    if not np.all(stable):
-        raise UnstableError(_no_gramian_message(poles[~stable], model))
-    source = (Z.conj().T @ B) @ (C @ Z)
-    X = _cross_discrete(T, source) if discrete else _cross_continuous(T, source)
-    X = Z @ X @ Z.conj().T
-    if not np.iscomplexobj(A):
-        X = X.real
-    defect = (A @ X @ A - X if discrete else A @ X + X @ A) + B @ C
-    size = float(np.linalg.norm(X)) * max(matrix_size(A), 1.0) ** 2 + float(np.linalg.norm(B @ C))
-    residual = float(np.linalg.norm(defect))
-    if not residual <= ACCEPTED_RESIDUAL * max(size, np.finfo(float).tiny):
-        raise ConvergenceError(
-            f"the cross Gramian could not be computed: residual {residual:.1e} with terms of size "
-            f"{size:.1e}; check the units of the states"
-        )
-    X = X * system.states[:, None] / system.states
-    return in_range(X, system.input_exponent + system.output_exponent, "Gramian")
-
-
-def _cross_continuous(T: Array, source: Array) -> Array:
-    (trsyl,) = sla.get_lapack_funcs(("trsyl",), (T,))
-    X, scale, _ = trsyl(T, T, -source)
-    return X / scale
-
-
-def _cross_discrete(T: Array, source: Array) -> Array:
-    """Solve X = T X T + source column by column, T upper triangular."""
-    n = T.shape[0]
-    X, TX = np.zeros((n, n), complex), np.zeros((n, n), complex)
-    eye = np.eye(n)
-    for j in range(n):
-        rhs = source[:, j] + TX[:, :j] @ T[:j, j]
-        X[:, j] = sla.solve_triangular(eye - T[j, j] * T, rhs, check_finite=False)
-        TX[:, j] = T @ X[:, j]
-    return X

@@ -59,6 +59,16 @@ def suspected_timebase(poles: Array, *, discrete: bool) -> str:
     return ""
 
 
+def no_gramian_message(poles: Array, A: Array, *, discrete: bool) -> str:
+    """Return the error message for a model without Gramians because of these unstable or marginal poles."""
+    pole_list = ", ".join(f"{pole:.3g}" for pole in poles[:3]) + (", ..." if poles.size > 3 else "")
+    return (
+        f"the model has {poles.size} unstable or marginal pole(s) ({pole_list}), so "
+        "no Gramian exists; reduce() and hankel_singular_values() separate such poles automatically"
+        f"{suspected_timebase(np.linalg.eigvals(A), discrete=discrete)}"
+    )
+
+
 def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
     """Bring A to Schur form with the stable poles first and decouple the other poles.
 
