@@ -1,4 +1,4 @@
-"""The package as a whole: what it imports, what it exports, how it is documented, how its rooms depend."""
+"""The package as a whole: its imports, exports and documentation, and which folder imports which."""
 
 from __future__ import annotations
 
