@@ -1,4 +1,4 @@
-"""What a newcomer writes by mistake: one error of ours that says what was wrong, what was seen, what to do.
+"""Common mistakes raise one HankelredError with what is wrong, the value passed, and what to do instead.
 
 Each of these once ended in an error of Python or numpy from somewhere inside, or, where noted, in none.
 """
@@ -40,7 +40,7 @@ def nonlinear(t, x, u, params):
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda: hankelred.reduce(MODEL, tol="0.1"), "tol must be a positive finite number, got '0.1'"),
         (lambda: hankelred.reduce(MODEL, 1, tol=0.1), "not both: got order=1 and tol=0.1"),
@@ -137,8 +137,8 @@ def nonlinear(t, x, u, params):
         ),
     ],
 )
-def test_a_wrong_use_says_what_to_do(call, says):
-    with pytest.raises(hankelred.HankelredError, match=re.escape(says)):
+def test_the_error_of_a_mistake_has_the_remedy(call, message):
+    with pytest.raises(hankelred.HankelredError, match=re.escape(message)):
         call()
 
 
@@ -161,7 +161,7 @@ def test_the_shell_suspects_a_forgotten_timebase(tmp_path, monkeypatch):
     assert run_main(cli.main, "hankelred", "hsv", "model.json", "--dt", "true")[2] == ""
 
 
-def test_a_file_that_is_no_model_says_what_it_holds(tmp_path):
+def test_the_error_for_a_file_without_a_model_lists_its_contents(tmp_path):
     (tmp_path / "tf.json").write_text('{"num": [1], "den": [1, 2]}')
     with pytest.raises(hankelred.FileFormatError, match=r"has no A, B, C; .* and this one has num, den"):
         read_model(tmp_path / "tf.json")

@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it: exit status, one line on error, files whole or absent."""
+"""The command line as a user runs it: exit status, errors of one line, output files complete or absent."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def worst_large(values, exact, least=1e-8):
     return float(np.max(np.abs(values[large] / exact[large] - 1)))
 
 
-def test_reference_knows_a_closed_form():
+def test_reference_agrees_with_a_closed_form():
     # the oracle itself, on 1 / (s + 1) + 1 / (s + 2), whose cross Gramian is b_i c_j / (a_i + a_j)
     A, B, C = np.diag([-1.0, -2.0]), np.ones((2, 1)), np.ones((1, 2))
     cross = np.array([[1 / 2, 1 / 3], [1 / 3, 1 / 4]])

@@ -1,4 +1,4 @@
-"""Stable, marginal and unstable poles: who is who, and that what is not stable is kept exactly."""
+"""Classification of poles as stable, marginal and unstable, and the separation of the unstable part."""
 
 from __future__ import annotations
 

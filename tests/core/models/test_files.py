@@ -1,4 +1,4 @@
-"""Files are read without trusting them and written whole: damaged, hostile, odd and interrupted ones."""
+"""Reading of damaged, malicious and unusual files without harm, and atomic writing."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_sparse_indices_of_level_4_too(tmp_path, place, value):
 
 @pytest.mark.parametrize("form", ["csc", "csr", "coo", "bsr"])
 def test_sparse_matrices_of_the_user_are_checked_too(form):
-    # A relative: the same matrix handed over in Python.
+    # A relative: the same matrix passed in Python.
     S = sps.csc_matrix(A).asformat(form)
     (S.row if form == "coo" else S.indices)[0] = 10**8
     with pytest.raises(ModelError, match="A is a damaged sparse matrix"):

@@ -1,4 +1,4 @@
-"""Any model in, the same type out; bad models refused with what was seen."""
+"""Conversion of every type of model and back; errors for invalid models."""
 
 from __future__ import annotations
 
@@ -314,7 +314,7 @@ def test_descriptor_form():
 
 
 @pytest.mark.parametrize(
-    "E, says",
+    "E, message",
     [
         (np.ones((2, 2)), "condition number"),
         (np.diag([1.0, 0.0]), "row 1 of E is zero"),
@@ -324,10 +324,10 @@ def test_descriptor_form():
         (sps.diags([1.0, 0.0]), "row 1 of E is zero"),
     ],
 )
-def test_singular_e_is_refused(E, says):
+def test_singular_e_is_refused(E, message):
     with pytest.raises(ModelError, match=r"E is singular.*not supported yet") as caught:
         hankel_singular_values((A, B, C, D, E))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("E", [2, [[1.0]], np.eye(3), np.ones((2, 2, 2))])
@@ -370,7 +370,7 @@ def test_entries_without_states_are_refused():
 
 
 @pytest.mark.parametrize(
-    "system, says",
+    "system, message",
     [
         ("model.mat", "is a path, not a model"),
         (None, "NoneType"),
@@ -408,9 +408,9 @@ def test_entries_without_states_are_refused():
         ((1e-20 * A, 1e151 * B, 1e151 * C, 0), "units of the inputs"),
     ],
 )
-def test_bad_models_say_what_was_seen(system, says):
+def test_errors_for_invalid_models_have_the_invalid_value(system, message):
     for function in (hankel_singular_values, reduce, hankelred.norm, hankelred.gramian):
-        with pytest.raises(ModelError, match=says):
+        with pytest.raises(ModelError, match=message):
             function(system)
     assert issubclass(ModelError, HankelredError) and issubclass(HankelredError, ValueError)
 
@@ -434,7 +434,7 @@ def test_sparse_up_to_the_limit_is_dense_work():
 
 
 @pytest.mark.parametrize("masses, loses", [(6, False), (30, True)])
-def test_a_transfer_function_says_what_it_lost(masses, loses):
+def test_warning_of_the_accuracy_lost_in_a_transfer_function(masses, loses):
     # polynomials of degree 60 cannot hold 30 light resonances; silence would be a wrong answer
     system = damped_chain(masses)
     with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""Certificates against the true error of the very matrices handed out, subtracted with many bits."""
+"""Error bounds against the true error of the returned matrices, computed in multiprecision."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_bounds_of_benign_models_hardly_grow():
             assert plain <= base.at(order).error_bound <= 1.01 * plain
 
 
-def test_an_unstable_part_beside_needs_its_stable_part_alone():
+def test_an_unstable_part_does_not_change_the_bound():
     system = stiff_chain(1, decades=6)
     A, B, C, D = system
     unstable = sla.block_diag(A, 0.5), np.vstack([B, [[1.0]]]), np.hstack([C, [[1.0]]]), D
@@ -186,7 +186,7 @@ def test_default_orders_of_real_models(name, expected):
     assert balanced is None or np.linalg.eigvals(balanced[0]).real.max() < 0
 
 
-def test_an_order_above_the_noise_floor_is_honoured_as_far_as_it_can_be_computed():
+def test_an_order_beyond_the_noise_floor_is_used_as_far_as_it_can_be_computed():
     system, _ = slicot_model("iss")
     base = hankelred.reduce(system)
     with warnings.catch_warnings():
@@ -199,8 +199,8 @@ def test_an_order_above_the_noise_floor_is_honoured_as_far_as_it_can_be_computed
     assert np.linalg.eigvals(most.system[0]).real.max() < 0, "no pole that the model has not"
 
 
-def test_states_that_rounding_makes_unstable_are_not_handed_out(monkeypatch):
-    # whatever the reason, a default reduction steps down until its poles are stable, and says so
+def test_a_default_reduction_removes_states_that_rounding_makes_unstable(monkeypatch):
+    # whatever the reason, the default order is lowered until the poles are stable, with a warning
     from hankelred.reduction import methods as _balanced
 
     def outside(model, n_unstable):

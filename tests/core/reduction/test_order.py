@@ -20,7 +20,7 @@ def test_error_bounds_by_hand():
 
 
 def test_repeated_values_count_once():
-    # Glover: each distinct value counts once, however often it stands there
+    # Glover: each distinct value counts once, however often it is repeated
     np.testing.assert_array_equal(error_bounds(np.array([3.0, 3, 3, 1, 1])), [8, 8, 8, 2, 2, 0])
     nearly = np.array([3.0, 3 * (1 - 1e-13), 1.0])
     np.testing.assert_allclose(error_bounds(nearly), [8, 8, 2, 0], rtol=1e-12)
@@ -141,7 +141,7 @@ def test_bad_rules(rule):
         select_order(HSV, **rule)
 
 
-def test_message_names_every_rule_given():
+def test_message_names_every_rule_passed():
     with pytest.raises(OrderError, match=r"tol=1.*energy=0.5"):
         select_order(HSV, tol=1, energy=0.5)
 
