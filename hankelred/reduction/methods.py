@@ -90,29 +90,33 @@ class BalancedSource:
         """
         if not self.certified or reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
-        discrete, values = self.full.is_discrete, self.balancing.values
         stable = self._stable_part(reduced)
         r = stable[0].shape[0]
-        exact, D = self.exact_stable_part(reduced.n_states)
-        rounding = gain_of_changes(stable, rounding_changes(exact, stable), discrete=discrete)
-        errors = values[: self._imbalance.errors.size] * self._imbalance.errors
-        left_out = bound / self.unit + 2 * float(errors[r:].sum())
-        direct = stable[3] - D if np.any(stable[3]) or np.any(D) else np.zeros(1)
-        total = left_out + rounding + float(np.linalg.norm(direct))
+        bound_of_removed = bound / self.unit + 2 * float(self._value_errors[r:].sum())
+        rounding, rounding_of_D = self._rounding_of_matrices(stable, reduced.n_states)
+        total = bound_of_removed + rounding + rounding_of_D
         # The bound holds for exactly balanced states; the computed ones are not quite balanced.
         imbalance_error = self._error_of_imbalance(r)
+        largest_error = float(self._imbalance.errors[:r].max(initial=0.0))
+        negligible = NEGLIGIBLE_OF_BOUND * bound_of_removed
         # The states too weak to be computed contribute less than the values if these are accurate enough.
         has_uncomputed_states = self.balancing.n_computable < self.balancing.factored.n_stable
-        values_are_uncertain = (
-            has_uncomputed_states and float(errors[:r].max(initial=0.0)) > NEGLIGIBLE_OF_BOUND * left_out
-        )
-        if imbalance_error <= NEGLIGIBLE_OF_BOUND * left_out and not values_are_uncertain:
+        values_are_uncertain = has_uncomputed_states and largest_error > negligible
+        if imbalance_error <= negligible and not values_are_uncertain:
             return self.unit * (total + imbalance_error)
         # Most of it is harmless: a change of basis inside the correct subspaces does not change the error.
         # The harmful part is visible at the slowest poles.
-        total *= 1 + 4 * float(self._imbalance.errors[:r].max(initial=0.0))
-        sampled = max(total, 2 * self._sampled_error(stable) - left_out)
+        total *= 1 + 4 * largest_error
+        sampled = max(total, 2 * self._sampled_error(stable) - bound_of_removed)
         return self.unit * (sampled if values_are_uncertain else min(total + imbalance_error, sampled))
+
+    def _rounding_of_matrices(self, stable: Quadruple, order: int) -> tuple[float, float]:
+        """Return how much the rounding of the returned A, B and C, and that of D, changes the gain."""
+        exact, D = self.exact_stable_part(order)
+        changes = rounding_changes(exact, stable)
+        direct = stable[3] - D if np.any(stable[3]) or np.any(D) else np.zeros(1)
+        change = gain_of_changes(stable, changes, discrete=self.full.is_discrete)
+        return change, float(np.linalg.norm(direct))
 
     def _error_of_imbalance(self, r: int) -> float:
         """Return how much the gain of r states would change if they were balanced exactly."""
@@ -158,9 +162,13 @@ class BalancedSource:
     @property
     def accuracy(self) -> float:
         """Absolute accuracy of the singular values."""
+        return max(self.noise_floor, self.unit * float(self._value_errors.max(initial=0.0)))
+
+    @property
+    def _value_errors(self) -> Array:
+        """Absolute errors of the computed singular values, of the scaled model."""
         errors = self._imbalance.errors
-        absolute_errors = self.balancing.values[: errors.size] * errors
-        return max(self.noise_floor, self.unit * float(absolute_errors.max(initial=0.0)))
+        return self.balancing.values[: errors.size] * errors
 
     @cached_property
     def minimal_realization(self) -> ProjectedSystem:

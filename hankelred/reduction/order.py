@@ -1,4 +1,4 @@
-"""The choice of an order from Hankel singular values: by bound, by share, by gap, or by noise."""
+"""Error bounds from Hankel singular values, and rules of order: bound, energy, gap, noise floor."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def select_order(
 
 
 def error_bounds(values: Array) -> Array:
-    """Return the bound for every order 0..n: twice the sum of the distinct removed values."""
+    """Return the error bound for every order 0..n: twice the sum of the distinct removed values."""
     n = values.size
     bounds = np.zeros(n + 1)
     next_distinct = n  # index of the next value that is distinctly smaller

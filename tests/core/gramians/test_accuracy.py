@@ -98,7 +98,7 @@ def test_published_values(name):
 
 
 @pytest.mark.parametrize(
-    "system, discrete, bar",
+    "system, discrete, tolerance",
     [
         (damped_chain(8, 1e-2), False, 1e-11),
         (damped_chain(8, 1e-6, m=2), False, 1e-7),
@@ -112,10 +112,10 @@ def test_published_values(name):
         (random_system(7, 1, 3, 2), False, 1e-13),
     ],
 )
-def test_many_kinds_against_multiprecision(system, discrete, bar):
+def test_many_kinds_against_multiprecision(system, discrete, tolerance):
     exact = exact_hsv(*system[:3], discrete=discrete)
     values = hankel_singular_values(system, dt=discrete)
-    assert worst_large(values, exact) < bar
+    assert worst_large(values, exact) < tolerance
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -217,7 +217,7 @@ def test_failure_raises_instead_of_returning(monkeypatch):
 
 
 def test_wrong_factors_are_noticed(monkeypatch):
-    # a solver that returns garbage, however plausible, must not be believed
+    # plausible but wrong factors must be detected by their residual
     def wrong(T, B, C, *, discrete):
         Lc, Lo = hammarling_factors(T, B, C, discrete=discrete)
         return 1.01 * Lc, Lo

@@ -98,7 +98,7 @@ def test_stable_systems_are_not_called_marginal(discrete):
 
 
 def test_equal_slow_poles_are_stable():
-    # Story: two equal tanks in series with rate 1e-6 beside a pole of size 1 counted as integrators.
+    # Story: two equal tanks in series with rate 1e-6, together with a pole of size 1, counted as integrators.
     A = np.array([[-1e-6, 1.0, 0.0], [0.0, -1e-6, 0.0], [0.0, 0.0, -1.0]])
     assert infinite((A, np.ones((3, 1)), np.ones((1, 3)), 0)) == 0
     assert infinite((np.diag([-1e-9, -1e-9, -1.0]), np.ones((3, 1)), np.ones((1, 3)), 0)) == 0

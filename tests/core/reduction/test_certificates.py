@@ -218,7 +218,7 @@ def test_a_default_reduction_removes_states_that_rounding_makes_unstable(monkeyp
 
 
 def test_a_tolerance_counts_the_rounding():
-    # a tolerance just above what is left out is not met at that order if rounding does not fit beside it
+    # a tolerance just above the bound of the removed states is not met there if rounding exceeds the rest
     system = damped_chain(6, 1e-7)
     base = hankelred.reduce(system)
     for order in (2, 6, 10):

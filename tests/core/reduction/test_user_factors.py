@@ -57,8 +57,8 @@ def test_the_projection_is_that_of_the_users_gramians(order):
 def test_the_error_is_measured_on_the_full_model(norm):
     # the user's factor misses most of the system, so its singular values are no measure of the error
     system = random_system(4, 6, 2, 3, discrete=True, direct=False)
-    blind = np.eye(6)[:, :2]
-    reduction = hankelred.reduce(system, 1, controllability_factor=blind, dt=True)
+    two_states = np.eye(6)[:, :2]
+    reduction = hankelred.reduce(system, 1, controllability_factor=two_states, dt=True)
     whole = hankelred.norm(difference(system, reduction.system), norm, dt=True)
     assert reduction.error(norm) == pytest.approx(whole, rel=1e-6)
 
