@@ -20,7 +20,7 @@ import hankelred_llm
 from hankelred_llm import StateError
 from hankelred_llm.adapter.config import ModeCounts
 from hankelred_llm.adapter.system import HRMSystem
-from hankelred_llm.state.segments import read_segment_masks
+from hankelred_llm.state.attention_masks import read_segment_masks
 from hankelred_llm.state.shards import Shards, compare_shards, read_shard
 from helpers.models import (
     PAD,
