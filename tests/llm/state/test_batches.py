@@ -8,13 +8,13 @@ from helpers.models import (
     PAD,
     VOCAB,
     adapted,
-    awake,
     base_model,
     error,
     padded,
     system_of,
     tokens,
     with_cache,
+    with_random_output,
 )
 from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 
@@ -104,7 +104,7 @@ def test_the_tap_is_where_it_is_said_to_be(site, tap):
         seen["sum"] = out[0] if isinstance(out, tuple) else out
 
     block.register_forward_hook(before, with_kwargs=True)
-    model = awake(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
+    model = with_random_output(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
     block.register_forward_hook(after, with_kwargs=True)
     with torch.no_grad():
         model(tokens(2, 9))
