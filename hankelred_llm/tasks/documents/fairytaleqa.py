@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from ..document_task import Document, DocumentTask, Question, join_with_ranges
-from ..longbench import ANSWER_LENGTHS, PROMPTS
+from ..longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from ..metrics import answer_scores
 from ..sources import SourceRecord
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..base import SplitName
 from ..document_task import Document, DocumentTask, Question
-from ..longbench import ANSWER_LENGTHS, PROMPTS
+from ..longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from ..metrics import answer_scores
 from ..sources import SourceRecord, read_hub
 

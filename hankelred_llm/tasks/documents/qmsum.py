@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from ..base import SplitName
 from ..document_task import Document, DocumentTask, Question, join_with_ranges, text_hash
-from ..longbench import ANSWER_LENGTHS, PROMPTS
+from ..longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from ..metrics import rouge_scores
 from ..sources import SourceRecord, read_hub
 

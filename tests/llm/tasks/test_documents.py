@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task
 from hankelred_llm.tasks.document_task import Document, Question, three_splits, without_shared_documents
 from hankelred_llm.tasks.documents.quality import first_letter
-from hankelred_llm.tasks.longbench import ANSWER_LENGTHS, PROMPTS
+from hankelred_llm.tasks.longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from hankelred_llm.tasks.metrics import answer_scores, rouge_scores, word_f1
 
 
