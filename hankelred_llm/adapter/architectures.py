@@ -1,7 +1,7 @@
 """The decoder layers of a model, and the blocks in them that an adapter can run in parallel with.
 
-An architecture whose blocks are called ``mlp`` and ``self_attn`` needs no entry here. Any other one is one
-line in :data:`BLOCK_NAMES`.
+An architecture whose blocks are called ``mlp`` and ``self_attn`` needs no entry here; other names are entered
+in :data:`BLOCK_NAMES`. An architecture is tested by an entry in ``ARCHITECTURES`` of tests/helpers/models.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from ..errors import AdapterError, ArchitectureError
 
-#: Name of the block by the ``site`` of a configuration, unless BLOCK_NAMES says otherwise.
+#: Default name of the block, by the ``site`` of a configuration.
 SITES = {"mlp": "mlp", "attention": "self_attn"}
 
-#: Names that differ, by ``model_type``.
+#: Names that differ from the default, by ``model_type`` and ``site``.
 BLOCK_NAMES: dict[str, dict[str, str]] = {
     "bloom": {"attention": "self_attention"},
     "codegen": {"attention": "attn"},
@@ -30,7 +30,7 @@ BLOCK_NAMES: dict[str, dict[str, str]] = {
     "mpt": {"mlp": "ffn", "attention": "attn"},
 }
 
-#: Blocks that return the sum of the residual stream and their own output.
+#: Blocks that return the residual stream plus their own output, as (model_type, site); no ``tap="output"``.
 ADDS_RESIDUAL = {("bloom", "mlp"), ("bloom", "attention"), ("mpt", "mlp")}
 
 

@@ -1,4 +1,4 @@
-"""Checks on the weights that peft and transformers read and write for an adapter.
+"""Guards of the functions of peft and transformers that load and save adapters.
 
 Neither calls the adapter method before it loads or saves weights, so five of their functions are wrapped
 here. For adapters of other methods they work as before.
@@ -15,42 +15,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
-from huggingface_hub import hf_hub_download
 from peft import PeftConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
 from ..errors import AdapterFileError
 from .adapter_layers import hrm_layers, remove_adapters
-from .config import HRMConfig, check_weights
+from .config import HRMConfig
+from .weights_file import check_finite, check_safetensors, read_weights
 
 #: Options that choose the place on the hub that an adapter is loaded from.
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
-
-
-def check_numbers(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not finite floating-point numbers.
-
-    Raises
-    ------
-    AdapterFileError
-        With the name of the parameter.
-    """
-    for key, value in weights.items():
-        if not value.is_floating_point():
-            raise AdapterFileError(
-                f"{key} has type {value.dtype} in the file; parameters of an adapter are floating-point "
-                "numbers: save it again from the trained model"
-            )
-        if not value.is_meta and not bool(torch.isfinite(value).all()):
-            raise AdapterFileError(
-                f"{key} has entries that are not finite in the file; its training diverged: take an earlier "
-                "checkpoint, or train with a lower learning rate"
-            )
 
 
 def guard_files() -> None:
@@ -100,7 +76,7 @@ def _load_by_peft(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
         # a configuration that was passed as an object has not checked any file
         if isinstance(self.peft_config.get(adapter_name), HRMConfig):
-            check_weights(str(model_id), kwargs.get("subfolder"), kwargs)
+            check_safetensors(str(model_id), kwargs.get("subfolder"), kwargs)
         return load(self, model_id, adapter_name, *args, **kwargs)
 
     return load_adapter
@@ -128,10 +104,10 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(peft_config if peft_config is not None else _config(source, hub), HRMConfig):
             return load(self, *arguments, *args, **kwargs)
         if adapter_state_dict is None:
-            check_weights(str(source), hub.get("subfolder"), hub)
-            check_numbers(_weights(str(source), hub))
+            check_safetensors(str(source), hub.get("subfolder"), hub)
+            check_finite(read_weights(str(source), hub))
         else:
-            check_numbers(adapter_state_dict)
+            check_finite(adapter_state_dict)
         trained = [p for p in self.parameters() if p.requires_grad]
         # other sizes are reported below, with everything else that does not fit; load changes load_config
         options = {**kwargs, "ignore_mismatched_sizes": True}
@@ -175,14 +151,6 @@ def _config(source: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> Pe
             return PeftConfig.from_pretrained(str(source), **hub)
     except (ValueError, KeyError, TypeError, OSError):
         return None
-
-
-def _weights(source: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read the weights that :func:`check_weights` found; peft would query the hub for them again."""
-    path = os.path.join(source, hub.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
-    return load_file(
-        path if os.path.isfile(path) else hf_hub_download(source, SAFETENSORS_WEIGHTS_NAME, **hub)
-    )
 
 
 def _save_base(save: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from peft.utils.other import check_file_exists_on_hf_hub
-from safetensors import SafetensorError, safe_open
 
-from ..errors import AdapterFileError, ConfigError
+from ..errors import ConfigError
 from .architectures import SITES
 from .initial_poles import INITIAL_POLES
+from .weights_file import check_safetensors
 
 EIGENVALUES = ("complex", "real")
 TAPS = ("input", "output")
@@ -243,7 +238,7 @@ class HRMConfig(PeftConfig):
         AdapterFileError
             The weights are pickled, or the safetensors file is damaged.
         """
-        check_weights(str(pretrained_model_name_or_path), subfolder, kwargs)
+        check_safetensors(str(pretrained_model_name_or_path), subfolder, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
 
@@ -273,55 +268,3 @@ def names_block(key: str, module_name: str) -> bool:
 def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
     matches = [value for key, value in pattern.items() if names_block(key, module_name)]
     return matches[0] if matches else default
-
-
-def _is_on_hub(source: str, name: str, hub: Mapping[str, Any]) -> bool:
-    if not hub.get("local_files_only"):
-        exists = check_file_exists_on_hf_hub(
-            source, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
-        )
-        if exists is not None:
-            return bool(exists)
-    try:  # without a connection the weights in the cache will be loaded
-        cached = try_to_load_from_cache(source, name, hub.get("cache_dir"), hub.get("revision"))
-    except HFValidationError:
-        return True  # neither folder nor repository: loading it raises that error
-    return isinstance(cached, str)
-
-
-def check_weights(source: str, subfolder: str | None, hub: Mapping[str, Any]) -> None:
-    """Refuse a folder or repository without a complete safetensors file; peft would fall back on a pickle.
-
-    `hub` may hold the revision, token, cache_dir and local_files_only that it will be loaded with.
-
-    Raises
-    ------
-    AdapterFileError
-        There is no complete safetensors file; nothing is ever unpickled.
-    """
-    folder = os.path.join(source, subfolder) if subfolder else source
-    if not os.path.isdir(folder):
-        name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
-        if not _is_on_hub(source, name, hub):
-            raise AdapterFileError(
-                f"{source} has no {name}, or the hub cannot be reached and it is not in the cache; adapters "
-                "are loaded from safetensors files only"
-            )
-        return
-    path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
-    if not os.path.isfile(path):
-        contents = (
-            f"only {WEIGHTS_NAME}" if os.path.isfile(os.path.join(folder, WEIGHTS_NAME)) else "no weights"
-        )
-        raise AdapterFileError(
-            f"{folder} has {contents}, and adapters are never unpickled; save again with "
-            "safe_serialization=True "
-            f"to get {SAFETENSORS_WEIGHTS_NAME}"
-        )
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(
-            f"{path} ({os.path.getsize(path)} bytes) is no complete safetensors file ({error}); copy it again"
-        ) from None

@@ -24,11 +24,12 @@ from ..state import forward_context
 from ..state.decoder_call import check_arguments
 from .adapter_layers import hrm_layers, remove_adapters
 from .architectures import find_decoder
-from .checkpoints import check_numbers, guard_files, weights_mismatch, without_deprecations
+from .checkpoints import guard_files, weights_mismatch, without_deprecations
 from .checks import check_base, check_names
 from .config import HRMConfig, HRMType
 from .layer import HRMLayer, cannot_merge
 from .self_check import check_architecture
+from .weights_file import check_finite
 
 #: Key of the configuration in ``model.peft_config``, next to those of other methods. peft does not save
 #: parameters with this key in their name with the adapters of other methods.
@@ -154,7 +155,7 @@ class HRMModel(BaseTuner):
                     "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
                     "adapter of another model?"
                 )
-        check_numbers({key: mapped[key] for key in expected})
+        check_finite({key: mapped[key] for key in expected})
         return mapped
 
     @contextlib.contextmanager

@@ -133,11 +133,11 @@ class ReductionReport:
 
     def __str__(self) -> str:
         validation = any(layer.held_out for layer in self.layers.values())
-        heads = ["layer", "states", "kept", "norm", "bound", "error", "bound says"]
+        heads = ["layer", "states", "candidate", "norm", "bound", "error", "relative bound"]
         rows = [heads + (["held-out error"] if validation else [])]
         for layer in self.layers.values():
             relative_bound = (
-                "nothing"
+                "vacuous"
                 if layer.vacuous or math.isinf(layer.bound)
                 else f"{layer.bound / (layer.norm or 1):.1%}"
             )

@@ -170,7 +170,7 @@ def check_place(out: Path, *, overwrite: bool) -> None:
 
 
 def write_adapter(model: Any, out: Path, texts: Mapping[str, str]) -> None:
-    """Write the adapters of a model, and files beside them: the folder is whole or as it was before.
+    """Write the adapters of a model and other files into a folder, completely or not at all.
 
     Raises
     ------

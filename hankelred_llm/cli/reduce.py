@@ -40,9 +40,9 @@ def reduce(
 ) -> None:
     """Reduce the HRM adapter in the folder ADAPTER, and write the smaller one and reduction.json into --out.
 
-    With a text, or a calibration, each layer keeps the candidate with the smallest error on rows that were
-    held out, and the loss on them is told before and after. Without, states that matter least for any input
-    go. The reduced adapter is loaded, trained on and used as every other.
+    With a text, or a calibration, each layer gets the candidate with the smallest error on held-out rows, and
+    the loss on these rows is printed before and after. Without, the states with the smallest Hankel singular
+    values are removed. The reduced adapter is loaded, trained and used like any other.
 
     \b
     Example:

@@ -21,9 +21,9 @@ from transformers.cache_utils import Cache
 
 from ..errors import AdapterError, StateError
 from ..ops.masks import SegmentMasks
+from .attention_masks import read_segment_masks
 from .cache import HRMState, cached_length, find_cache, find_state, open_state
 from .decoder_call import DecoderCall, argument_names
-from .segments import read_segment_masks
 from .shards import (
     Shards,
     announce_refusal,

@@ -1,6 +1,6 @@
 """Tasks: data, prompts, labels, metrics and trivial baselines.
 
-A file of the folders ``synthetic``, ``documents`` and ``language_modelling`` is a task. It holds one
+A file of the folders ``synthetic``, ``documents`` and ``language_modeling`` is a task. It holds one
 subclass of `Task`, bound to ``TASK``; most need only `SyntheticTask.draw`, `DocumentTask.parse` or
 `ByteTask.streams`. Nothing has to be registered.
 """
@@ -32,7 +32,7 @@ __all__ = [
     "list_tasks",
 ]
 
-FAMILIES = ("synthetic", "documents", "language_modelling")
+FAMILIES = ("synthetic", "documents", "language_modeling")
 
 
 def list_tasks() -> dict[str, str]:

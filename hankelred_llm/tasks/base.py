@@ -233,7 +233,7 @@ class Task(ABC):
         Parameters
         ----------
         length : int
-            Symbols (synthetic tasks), bytes (language modelling) or tokens of the prompt at most (texts).
+            Symbols (synthetic tasks), bytes (language modeling) or tokens of the prompt at most (texts).
         size : int, optional
             Number of rows, steps times batch. Tasks with a fixed set go through it again and again, in a
             new order each time. Default: 1024, or the whole set.

@@ -1,4 +1,4 @@
-"""Language modelling of bytes: windows of streams, scored in bits per byte."""
+"""Language modeling of bytes: windows of streams, scored in bits per byte."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def synthetic_example(ids: IntArray, labels: IntArray, name: str, i: int) -> Exa
 def after_each(symbols: IntArray, targets: IntArray) -> tuple[IntArray, IntArray]:
     """Return ids and labels of rows where ``targets[:, t]`` is scored once ``symbols[:, t]`` was read.
 
-    One id, the end, follows the symbols: the logits at the last symbol need a label beside the next position.
+    The end token follows the symbols, so that the logits at the last symbol have a label to be scored with.
     """
     column = np.full((len(symbols), 1), ByteTokenizer.eos_token_id)
     return np.hstack([symbols, column]), np.hstack([np.full_like(column, IGNORED), targets])

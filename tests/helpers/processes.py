@@ -20,12 +20,11 @@ import hankelred_llm
 from hankelred_llm import StateError
 from hankelred_llm.adapter.config import ModeCounts
 from hankelred_llm.adapter.system import HRMSystem
-from hankelred_llm.state.segments import read_segment_masks
+from hankelred_llm.state.attention_masks import read_segment_masks
 from hankelred_llm.state.shards import Shards, compare_shards, read_shard
 from helpers.models import (
     PAD,
     adapted,
-    awake,
     base_model,
     cache_of,
     checkpointed,
@@ -33,6 +32,7 @@ from helpers.models import (
     step_by_step,
     tokens,
     with_cache,
+    with_random_output,
 )
 
 
@@ -174,7 +174,7 @@ def check_fsdp_half_precision(rank, size, folder):
     def build():
         torch.manual_seed(7)
         base = base_model(sliding_window=None).to(torch.bfloat16)
-        return awake(hankelred_llm.attach(base, r=6)).train()
+        return with_random_output(hankelred_llm.attach(base, r=6)).train()
 
     single = build()
     # rows apart, as the processes see them: products of half precision depend on the batch

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..base import SplitName
 from ..document_task import Document, DocumentTask, Question
-from ..longbench import ANSWER_LENGTHS, PROMPTS
+from ..longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from ..metrics import answer_scores
 from ..sources import SourceRecord, read_hub
 
@@ -33,12 +33,12 @@ class NarrativeQA(DocumentTask):
     layout = "document (id, text), question (text) and answers (each with text), as the rows of the hub"
 
     def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
-        """Return the rows of the hub, one a question."""
+        """Return the rows of the hub, one per question."""
         names: tuple[SplitName, ...] = ("train", "validation", "test")
         return {name: read_hub(DATASET, name, self.layout, revision=REVISION) for name in names}
 
     def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
-        """Return one document a story; its questions stand in rows of their own."""
+        """Return one document per story; each record has one question."""
         texts: dict[str, str] = {}
         questions: dict[str, list[Question]] = {}
         for record in records:

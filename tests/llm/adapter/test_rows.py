@@ -8,7 +8,7 @@ import json
 import peft
 import pytest
 import torch
-from helpers.models import PAD, adapted, awake, base_model, cache_of, error, tokens, with_cache
+from helpers.models import PAD, adapted, base_model, cache_of, error, tokens, with_cache, with_random_output
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import hankelred_llm
@@ -24,7 +24,7 @@ def model():
     model = adapted(r=4)
     model.add_adapter("a", HRMConfig(r=6))
     model.add_adapter("b", HRMConfig(r=5, site="attention", tap="output", layers_to_transform=[1]))
-    return awake(model).eval()
+    return with_random_output(model).eval()
 
 
 def alone(model, name, call):

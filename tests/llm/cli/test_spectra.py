@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.commands import command
 from helpers.data import data_file, shared_folder
-from helpers.models import awake
+from helpers.models import with_random_output
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,7 +33,7 @@ def stored(tmp_path_factory):
     for name, site in (("adapter", "mlp"), ("attention", "attention")):
         model = AutoModelForCausalLM.from_pretrained(folder / "base")
         torch.manual_seed(3)
-        awake(hankelred_llm.attach(model, r=6, site=site)).save_pretrained(folder / name)
+        with_random_output(hankelred_llm.attach(model, r=6, site=site)).save_pretrained(folder / name)
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "lora")
     (folder / "corpus.txt").write_text("It was a dark night, and the rain fell in torrents. " * 60)

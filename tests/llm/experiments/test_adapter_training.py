@@ -12,7 +12,6 @@ import torch
 from helpers.models import (
     VOCAB,
     adapted,
-    awake,
     base_model,
     cache_of,
     checkpointed,
@@ -22,6 +21,7 @@ from helpers.models import (
     system_of,
     tokens,
     with_cache,
+    with_random_output,
 )
 from safetensors.torch import load_file
 from transformers import DynamicCache, StaticCache
@@ -95,7 +95,7 @@ def test_checkpointing_switches_the_cache_off_for_the_state_too():
 @pytest.mark.parametrize("base_type", [torch.bfloat16, torch.float16])
 def test_float32_states_beside_a_half_precision_base(base_type):
     ids = tokens(2, 20)
-    model = awake(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
+    model = with_random_output(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
     seen = []
     system_of(model).register_forward_hook(lambda _, args, out: seen.append((args[0], *out)))
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_autocast_stays_out_of_the_system():
 
 
 def test_double_precision():
-    model, ids = awake(hankelred_llm.attach(base_model().double(), r=6)).eval(), tokens(2, 20)
+    model, ids = with_random_output(hankelred_llm.attach(base_model().double(), r=6)).eval(), tokens(2, 20)
     with torch.no_grad():
         assert error(step_by_step(model, ids), model(ids).logits) < 1e-13
 
@@ -257,7 +257,7 @@ def test_an_adapter_hears_what_its_block_gets(first, double):
     heard, runs = [], []
     if first == "hook":
         block.register_forward_pre_hook(double)
-    model = awake(hankelred_llm.attach(base, r=6)).eval()
+    model = with_random_output(hankelred_llm.attach(base, r=6)).eval()
     if first == "adapter":
         block.register_forward_pre_hook(double)
     block.register_forward_hook(lambda _, args, out: heard.append((args[0], out)))

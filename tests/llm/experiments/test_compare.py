@@ -127,7 +127,7 @@ def test_documents_are_resampled_whole():
 def test_table_plot_and_summary(finished):
     folder = finished.folder
     table = (folder / "table.md").read_text()
-    assert table.count("| hrm-attention |") == 2 and "floors: chance 0.500" in table
+    assert table.count("| hrm-attention |") == 2 and "trivial baselines: chance 0.500" in table
     assert "context 8 tokens" in table and "context 32 tokens" in table
     assert (folder / "scores.png").stat().st_size > 10_000
     summary = json.loads((folder / "summary.json").read_text())
@@ -236,7 +236,7 @@ def test_train_and_evaluate(flags, tmp_path):
     assert "hrm r=4 (r 4, 1,034 parameters) on lag_copy" in out
     for _ in range(2):
         status, out, _ = command("evaluate", tmp_path / "out", "--split", "test", "--length", 8)
-        assert status == 0 and "floor: chance" in out
+        assert status == 0 and "baseline: chance" in out
     kinds = [r["kind"] for r in read_records(tmp_path / "out" / "results.jsonl")]
     assert kinds == ["experiment", "run", "score"]
     assert command(*arguments[:-2], "--out", tmp_path / "out", "--seed", 1)[0] == 2

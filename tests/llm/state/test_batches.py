@@ -8,19 +8,19 @@ from helpers.models import (
     PAD,
     VOCAB,
     adapted,
-    awake,
     base_model,
     error,
     padded,
     system_of,
     tokens,
     with_cache,
+    with_random_output,
 )
 from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 
 import hankelred_llm
 from hankelred_llm import StateError
-from hankelred_llm.state.segments import read_segment_masks
+from hankelred_llm.state.attention_masks import read_segment_masks
 
 TOLERANCE = 2e-6
 LENGTHS = (9, 1, 14, 6)
@@ -104,7 +104,7 @@ def test_the_tap_is_where_it_is_said_to_be(site, tap):
         seen["sum"] = out[0] if isinstance(out, tuple) else out
 
     block.register_forward_hook(before, with_kwargs=True)
-    model = awake(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
+    model = with_random_output(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
     block.register_forward_hook(after, with_kwargs=True)
     with torch.no_grad():
         model(tokens(2, 9))
@@ -194,7 +194,7 @@ def test_packed_documents_are_separate_documents(model, documents, given):
 @pytest.mark.parametrize("given", ["cu_seq_lens_q", "seq_idx"])
 def test_document_starts_without_positions(given):
     # no attention of the CPU reads these alone, so the adapter is looked at by itself
-    from hankelred_llm.state.segments import read_segment_masks
+    from hankelred_llm.state.attention_masks import read_segment_masks
 
     named = {
         "cumulative_lengths": torch.tensor([0, *LENGTHS]).cumsum(0) if given == "cu_seq_lens_q" else None,
@@ -339,7 +339,7 @@ def test_a_static_cache_with_the_masks_of_generate(model):
 
 def test_chunks_of_packed_rows_go_on_with_a_cache():
     """A document that a chunk cuts goes on, one that starts in it starts anew."""
-    from hankelred_llm.state.segments import read_segment_masks
+    from hankelred_llm.state.attention_masks import read_segment_masks
 
     positions = packed_positions()
     chunks = [
@@ -360,7 +360,7 @@ def test_chunks_of_packed_rows_go_on_with_a_cache():
 
 def test_only_kept_tokens_are_compared():
     """Packed rows with padding in and between documents, and a 2-D mask."""
-    from hankelred_llm.state.segments import read_segment_masks
+    from hankelred_llm.state.attention_masks import read_segment_masks
 
     positions = torch.tensor([[0, 1, 2, 0, 0, 3, 4, 0, 1, 0, 2, 0], [9, 9, 0, 1, 9, 2, 5, 6, 0, 0, 0, 7]])
     mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0]])

@@ -11,7 +11,6 @@ import torch
 from helpers.models import (
     PAD,
     adapted,
-    awake,
     base_model,
     cache_of,
     error,
@@ -20,6 +19,7 @@ from helpers.models import (
     system_of,
     tokens,
     with_cache,
+    with_random_output,
 )
 from transformers import (
     ContinuousBatchingConfig,
@@ -218,7 +218,7 @@ def test_prompt_lookup_and_assisted_decoding(model):
     assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=10))
     # drafts longer than the tail that is always kept
     assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=CROPPABLE_TOKENS + 30))
-    assistant = awake(model_of(model.config.sliding_window), seed=5)
+    assistant = with_random_output(model_of(model.config.sliding_window), seed=5)
     assert torch.equal(greedy, model.generate(ids, **options, assistant_model=assistant))
 
 

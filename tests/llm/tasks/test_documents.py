@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task
-from hankelred_llm.tasks.document_task import Document, Question, disjoint, three_splits
-from hankelred_llm.tasks.documents.quality import chosen_letter
-from hankelred_llm.tasks.longbench import ANSWER_LENGTHS, PROMPTS
+from hankelred_llm.tasks.document_task import Document, Question, three_splits, without_shared_documents
+from hankelred_llm.tasks.documents.quality import first_letter
+from hankelred_llm.tasks.longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from hankelred_llm.tasks.metrics import answer_scores, rouge_scores, word_f1
 
 
@@ -146,7 +146,7 @@ def test_order_comes_from_the_seed_and_passes_are_whole(folder):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 300), st.integers(1, 240))
-def test_the_middle_of_the_document_is_cut(words, room):
+def test_the_middle_of_the_document_is_cut(words, available):
     from hankelred_llm.tasks.documents.squality import Squality
 
     document = "".join(chr(97 + i % 26) for i in range(words)) + "."
@@ -158,26 +158,26 @@ def test_the_middle_of_the_document_is_cut(words, room):
             return {name: [Document("d", document, (asked,))] for name in self._dropped}
 
     task = One()
-    head, tail = task.prompt.replace("{input}", "Why so?").split("{context}")
-    length = 1 + len(head) + len(tail) + room
+    prompt_start, prompt_end = task.prompt.replace("{input}", "Why so?").split("{context}")
+    length = 1 + len(prompt_start) + len(prompt_end) + available
     split = task.validation(length)
     (e,) = split
     prompt = read(task, e.prompt_ids)
-    assert prompt.startswith(head) and prompt.endswith(tail)
-    kept = prompt[len(head) : len(prompt) - len(tail)]
-    if len(document) <= room:
+    assert prompt.startswith(prompt_start) and prompt.endswith(prompt_end)
+    kept = prompt[len(prompt_start) : len(prompt) - len(prompt_end)]
+    if len(document) <= available:
         assert kept == document and e.cut == 0
     else:
-        first, last = (room + 1) // 2, room // 2
+        first, last = (available + 1) // 2, available // 2
         assert kept == document[:first] + document[len(document) - last :]
-        assert e.cut == len(document) - room
+        assert e.cut == len(document) - available
         assert e.prompt_length == length
     assert split.positions == max(len(e), e.prompt_length + 512)
     with pytest.raises(TaskError, match=r"too short for a document.*take up to"):
-        task.validation(length - room)
+        task.validation(length - available)
 
 
-def test_share_of_evidence_that_survives(folder):
+def test_share_of_evidence_after_truncation(folder):
     """Counted anew: characters of the marked turns and sections that stand in the prompt."""
     task = get_task("qmsum", data_dir=folder)
     base = len(read(task, task.validation(2000)[0].prompt_ids))
@@ -206,7 +206,7 @@ def test_share_of_evidence_that_survives(folder):
     assert ends.describe()["evidence_share"] == 1.0 and ends.describe()["cut_mean"] > 0
 
 
-def test_documents_are_tokenised_once(folder):
+def test_documents_are_tokenized_once(folder):
     class Counting(ByteTokenizer):
         calls = 0
 
@@ -265,7 +265,7 @@ def test_documents_of_later_splits_are_left_out_of_earlier_ones(folder):
         "validation": documents("b", "d"),
         "test": documents("c", "d"),
     }
-    kept, dropped = disjoint(parts)
+    kept, dropped = without_shared_documents(parts)
     assert {name: [d.key for d in part] for name, part in kept.items()} == {
         "train": ["a"],
         "validation": ["b"],
@@ -299,11 +299,11 @@ def test_options_are_cycled_four_times(folder):
     options = ["red", "green", "deep blue"]
     by_unit = {}
     for e in split:
-        shown = shown_letters(task, e)
+        options_shown = shown_letters(task, e)
         assert read(task, e.prompt_ids).endswith("\nAnswer: (")
         letters = [read(task, c) for c in e.candidates]
         # candidate i stands for option i in every cycle
-        assert [shown[a] for a in letters][:3] == options
+        assert [options_shown[a] for a in letters][:3] == options
         learned = read(task, e.input_ids[e.prompt_length :])
         assert learned == letters[e.answer] + ")"
         by_unit.setdefault(e.unit, []).append(letters)
@@ -360,7 +360,7 @@ def test_by_generation(folder):
     ],
 )
 def test_letters_said(text, letter):
-    assert chosen_letter(text) == letter
+    assert first_letter(text) == letter
 
 
 def test_floors_of_multiple_choice(folder):

@@ -414,7 +414,7 @@ def test_floors_of_real_data(name, file, options, previous):
 @given(st.integers(1, 400), st.integers(1, 60))
 def test_parts_of_held_out_windows_are_spread(length, size):
     """Taking fewer windows takes them from the whole range, each once."""
-    from hankelred_llm.tasks.language_modelling.byte_lm import ByteLM
+    from hankelred_llm.tasks.language_modeling.byte_lm import ByteLM
 
     class Held(ByteLM):
         def streams(self):

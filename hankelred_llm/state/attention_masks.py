@@ -1,4 +1,4 @@
-"""Padding and segment starts of a batch, read from the arguments of a decoder call.
+"""Attention masks and positions of a decoder call, read as padding and segment starts.
 
 Each source (a 2-D or 4-D attention mask, positions, cumulative document lengths, document ids) has a reader
 of its own; :func:`read_segment_masks` combines what they return.
