@@ -28,11 +28,13 @@ def in_a_fresh_python(code):
     return result.stdout
 
 
+@pytest.mark.slow
 def test_import_is_lean():
     out = in_a_fresh_python(f"import hankelred, sys; print([m for m in {HEAVY!r} if m in sys.modules])")
     assert out.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_work_on_tuples_stays_lean():
     code = f"""
 import sys, numpy as np, hankelred
@@ -44,6 +46,7 @@ print([m for m in {HEAVY!r} if m in sys.modules])
     assert in_a_fresh_python(code).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_works_where_slycot_cannot_be_imported():
     code = """
 import sys
@@ -136,6 +139,7 @@ def test_heavy_modules_are_imported_only_inside_functions():
             assert name != "scipy.signal", path.name
 
 
+@pytest.mark.slow
 def test_no_bare_assertion_guards_user_input():
     # asserts vanish under -O, and their message is empty
     code = """

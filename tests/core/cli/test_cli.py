@@ -58,6 +58,7 @@ def help_examples():
                 yield line.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", list(help_examples()))
 def test_every_example_of_help_works(folder, line):
     arguments = shlex.split(line)[1:]
@@ -317,6 +318,7 @@ class TestForce:
             status, _, err = run(*self.COMMANDS[0], target, *options)
             assert status == 2 and err.startswith(f"error: cannot write {target}: ")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("command", COMMANDS[:4], ids=" ".join)
     def test_force_replaces_them(self, folder, command):
         name = self.target(command)
@@ -386,6 +388,7 @@ def test_clipping_is_said_in_one_line(folder):
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_python_m_is_the_console_script(folder):
     result = subprocess.run(
         [sys.executable, "-m", "hankelred", "hsv", "gone.mat"], capture_output=True, text=True, check=False
@@ -401,6 +404,7 @@ def test_no_command_shows_the_help(folder):
     assert "Commands:" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iss", "build", "heat-cont", "pde", "MRdemo2M"])
 def test_real_models_are_reduced(folder, name):
     path = data_file(f"lti/{name}.mat")

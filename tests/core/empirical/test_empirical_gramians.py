@@ -131,6 +131,7 @@ def test_every_excitation_gives_the_exact_gramians(excitation, discrete):
         assert error <= grams.error_estimate[kind] < 1e-6
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -201,6 +202,7 @@ def exact_cross(A, B, C, discrete):
     return np.array([float(x) for x in values]).reshape(n, n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize(
     ("excitation", "left"),
@@ -462,6 +464,7 @@ def test_centering():
             assert grams.observability[0, 0] == pytest.approx(expected @ expected, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_batches_processes_and_serial_are_equal():
     model = sampled(random_model(np.random.default_rng(15), 4, 2, 2))
     single = stepper(model, 1.0, "discrete")
@@ -736,6 +739,7 @@ def test_seed_changes_the_random_excitations_only_in_how_they_get_there():
     np.testing.assert_allclose(one.controllability, two.controllability, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_import_is_lean():
     code = (
         "import sys, hankelred; "

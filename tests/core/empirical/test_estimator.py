@@ -208,6 +208,7 @@ def test_load_refuses_odd_values(tmp_path, key, value):
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.slow
 def test_load_unpacks_only_what_belongs_to_an_estimator(tmp_path):
     path = tmp_path / "bomb.npz"
     estimator = fed(data(0, 3, 10))

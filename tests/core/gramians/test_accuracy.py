@@ -46,6 +46,7 @@ def test_reference_agrees_with_a_closed_form():
     np.testing.assert_allclose(exact, np.linalg.svd(sla.hankel([3.0, 2, 1]))[1], rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_heat_equation():
     system = heat(30)
     exact, values = exact_hsv(*system[:3]), hankel_singular_values(system)
@@ -53,6 +54,7 @@ def test_heat_equation():
     assert worst_large(values, exact) < 1e-9
 
 
+@pytest.mark.slow
 def test_near_nonminimal():
     system = near_nonminimal(30)
     exact, values = exact_hsv(*system[:3]), hankel_singular_values(system)
@@ -60,6 +62,7 @@ def test_near_nonminimal():
     assert worst_large(values, exact) < 1e-11
 
 
+@pytest.mark.slow
 def test_pde_benchmark():
     system, published = slicot_model("pde")
     exact, values = exact_hsv(*system[:3], bits=420), hankel_singular_values(system)

@@ -322,6 +322,7 @@ class TestRealize:
             hankelred.realize(markov, **options)
 
 
+@pytest.mark.slow
 def test_a_window_that_cuts_off_the_ringing_gets_no_false_certificate():
     """Twice the neglected values was less than the error seen on the data itself, by up to 28 percent."""
     contradicted = 0
@@ -342,6 +343,7 @@ def test_a_window_that_cuts_off_the_ringing_gets_no_false_certificate():
 
 
 class TestIdentify:
+    @pytest.mark.slow
     @pytest.mark.parametrize(("n", "p", "m"), [(1, 1, 1), (3, 1, 1), (4, 2, 2), (3, 2, 1)])
     def test_recovers_a_known_system_from_noise_free_data(self, n, p, m):
         truth = system(n, p, m, seed=20 + n + p)
@@ -355,6 +357,7 @@ class TestIdentify:
         assert found.fit == pytest.approx(np.ones(p), abs=1e-7)
         assert found.system.dt == 0.1
 
+    @pytest.mark.slow
     def test_offsets_units_and_initial_state(self):
         truth = system(3, 1, 2, seed=30)
         rng = np.random.default_rng(31)
@@ -384,6 +387,7 @@ class TestIdentify:
         assert found.fit[0] == pytest.approx(0.9, abs=0.02)
         assert found.held_back_fit[0] == pytest.approx(0.9, abs=0.03)
 
+    @pytest.mark.slow
     def test_process_noise(self):
         truth = system(3, 1, 1, seed=34)
         rng = np.random.default_rng(35)
@@ -399,6 +403,7 @@ class TestIdentify:
         found = hankelred.identify(u, y, 3, dt=1.0)
         assert relative_error(markov_of(*matrices(found), 40), markov_of(*truth, 40)) < 0.05
 
+    @pytest.mark.slow
     def test_several_experiments(self):
         truth = system(3, 2, 1, seed=36)
         rng = np.random.default_rng(37)
@@ -449,6 +454,7 @@ class TestIdentify:
             < 1e-8
         )
 
+    @pytest.mark.slow
     def test_at_another_order_and_distance_to_the_pilot_model(self):
         truth = system(4, 1, 1, seed=42)
         rng = np.random.default_rng(43)
@@ -461,6 +467,7 @@ class TestIdentify:
         assert found.error("hinf") < lower.error("hinf")
         assert np.all(np.diff(found.hankel_singular_values) <= 0)
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:.*next to nothing:hankelred.ReductionWarning")
     def test_same_answer_twice(self):
         rng = np.random.default_rng(44)
@@ -547,6 +554,7 @@ class TestStepTests:
         ]
         assert 0.93 < np.mean(inside) < 0.98  # of a normal distribution 95 % are
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("seed", range(4))
     def test_every_input_stepped_in_turn(self, seed):
         A, B, C, _ = system(3, 2, 2, seed)
@@ -710,6 +718,7 @@ class TestAutomaticOrder:
         fresh = np.random.default_rng(2).standard_normal((1, 1500))
         return u, y, fresh, simulate(*truth, fresh)
 
+    @pytest.mark.slow
     def test_chain_of_masses(self, chain):
         u, y, fresh, clean = chain
         found = hankelred.identify(u, y, dt=0.2)
@@ -719,6 +728,7 @@ class TestAutomaticOrder:
         assert 6 <= found.order <= 12
         assert np.abs(found.system.poles()).max() < 0.9995
 
+    @pytest.mark.slow
     def test_easy_records_get_about_the_true_order(self):
         close = 0
         for seed, n in enumerate((1, 2, 2, 3, 4, 4)):
@@ -746,6 +756,7 @@ class TestAutomaticOrder:
 @pytest.mark.filterwarnings("ignore:.*stability limit:hankelred.ReductionWarning")  # slow drifts in these
 class TestRecords:
     #: floors a little under what was measured; a subspace method alone, at a fixed order, misses them
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "u", "y", "least"),
         [("dryer", [0], [1], 0.85), ("robot_arm", [0], [1], 0.95), ("heating_system", [1], [2], 0.8)],

@@ -142,6 +142,7 @@ def test_every_type_scipy_writes_is_read(options, key):
         assert content[key].dtype.isnative
 
 
+@pytest.mark.slow
 def test_reading_a_mat_file_imports_no_compiled_reader(tmp_path):
     # Story: scipy's reader crashed on 17 of 20000 mutated files. It is also slow to import.
     (tmp_path / "m.mat").write_bytes(mat(MODEL, do_compression=True))
@@ -277,6 +278,7 @@ def test_a_sparse_matrix_with_fewer_numbers_than_entries_is_refused(tmp_path):
     assert f"{S.nnz} entries with fewer numbers" in refusal(path)
 
 
+@pytest.mark.slow
 def test_variables_that_are_not_wanted_are_not_read(tmp_path):
     # Story: an .npz of 4.7 MB with an unused member of 4.8 GB was unpacked whole: a minute, and all memory.
     junk = np.zeros(20_000_000)
@@ -643,6 +645,7 @@ replace_file(Path(sys.argv[1]), write)
 """
 
 
+@pytest.mark.slow
 def test_what_killed_writers_left_is_removed_by_the_next(tmp_path):
     # Story: a hundred kills of a process that saves in a loop left 72 temporary files.
     targets = [tmp_path / "a.npz", tmp_path / "b.json", tmp_path / ("long" * 50 + ".json")]

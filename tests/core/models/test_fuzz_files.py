@@ -17,6 +17,7 @@ from hankelred.models.linear_model import as_model
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "fuzz_files.py"
 
 
+@pytest.mark.slow
 def test_its_first_cases_are_read_right_or_refused(tmp_path):
     log = tmp_path / "fuzz.jsonl"
     done = [

@@ -202,6 +202,7 @@ def test_repeated_pairs(copies, dt):
         assert relative_error(system, blocks, discrete=bool(dt)) < 1e-11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["iss", "build", "pde"])
 def test_modal_form_of_real_models(name):
     # iss has equal pairs and raised LinAlgError; one real state of a pair of its modes is next to nothing,

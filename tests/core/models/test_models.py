@@ -516,6 +516,7 @@ def value(system, s):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [0.05, 0.1, 0.3, 1.0, 2.0, 3.0, 7.77, 10.0, 60.0, 100.0, 1000.0, 2000.0])
 def test_undamped_poles_in_transfer_functions(w):
     """Story: reduce(control.tf([1], [1, 0, 1])) ended in LinAlgError.
@@ -539,6 +540,7 @@ def test_undamped_poles_in_transfer_functions(w):
                 np.testing.assert_allclose(value(same, s), value(system, s), rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_undamped_poles_can_be_drawn():
     import matplotlib
 
@@ -550,6 +552,7 @@ def test_undamped_poles_can_be_drawn():
         pyplot.close("all")
 
 
+@pytest.mark.slow
 def test_products_of_undamped_and_nearly_undamped_pairs():
     # an integrator comes out of an eigenvalue computation as -5e-29: the comparison began at 1e-29 rad/s
     rng = np.random.default_rng(0)

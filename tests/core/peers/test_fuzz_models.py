@@ -29,6 +29,7 @@ def _load():
 fuzz = _load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", fuzz.FAMILIES)
 @pytest.mark.parametrize("seed", [10000, 10001])
 def test_nothing_is_wrong_in_silence(family, seed):
@@ -46,6 +47,7 @@ def test_cases_are_the_same_for_the_same_seed():
             np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["A", "C", "gain"])
 def test_a_wrong_answer_is_noticed(wrong):
     # the tested model differs from the one it is compared with by 1e-5 in one matrix

@@ -46,6 +46,7 @@ def assert_certified(system, reduction, *, discrete=False, loosest=100.0):
     return truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("order", [2, 4, 6, 8, 10, 12])
 def test_beam_of_second_order(order, method):
@@ -64,6 +65,7 @@ def test_beam_of_second_order(order, method):
         assert reduction.error() == pytest.approx(truth, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("elements", [3, 6])
 def test_cantilevers(elements, method):
@@ -73,6 +75,7 @@ def test_cantilevers(elements, method):
         assert_certified(system, base.at(order), loosest=1e5 if order == base.order else 100.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(6))
 def test_stiff_chains(seed, method):
@@ -86,6 +89,7 @@ def test_stiff_chains(seed, method):
         assert 0.9 * truth <= reduction.error() + reduction.noise_floor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("margin", [1e-8, 1e-10, 1e-11])
@@ -102,6 +106,7 @@ def test_poles_near_the_boundary(seed, margin, discrete, method):
         assert 0.9 * truth <= reduction.error() + reduction.noise_floor, order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_poles_near_the_axis_are_kept_with_their_gain(seed):
     # a Schur form moves the gain of 1e10 by 1e5; the states left out count 1e3 and less
@@ -111,6 +116,7 @@ def test_poles_near_the_axis_are_kept_with_their_gain(seed):
         assert_certified(system, base.at(order))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(5))
 def test_resonances_of_relative_width_1e_9(seed, method):

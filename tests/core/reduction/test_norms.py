@@ -190,6 +190,7 @@ def test_no_ports():
             assert norm(random_system(0, n, m, p), kind) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 39])
 def test_the_peak_of_a_small_difference_is_reached(seed):
     """error("hinf") was up to 3 % too small, where it claims six digits.
@@ -239,6 +240,7 @@ def test_many_ports_are_isometries_around_a_small_system(p, m, direct):
     assert error == pytest.approx(hankelred.reduce((A, B, C, D), 2).error(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_thousands_of_ports_fit_into_memory():
     """An adapter of a language model has 4096 inputs and outputs: its error once needed 28 GiB."""
     rng = np.random.default_rng(5)

@@ -159,6 +159,7 @@ def test_bad_sources(source):
 # reductions ------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dt", [0, True, 0.5])
 @pytest.mark.parametrize("method", ["truncation", "residualization"])
 @pytest.mark.parametrize("ports", [(1, 1), (2, 3)])
@@ -199,6 +200,7 @@ def test_resonances_are_on_the_grid():
     np.testing.assert_allclose(top, gains(system, w).max(), rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "system, order, dt",
     [

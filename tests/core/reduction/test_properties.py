@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import scipy.linalg as sla
 from helpers.reference import difference, frequency_grid, gains, random_system
 from hypothesis import HealthCheck, assume, given, settings
@@ -140,6 +141,7 @@ def test_first_value_is_below_every_gain_bound(case):
     assert hinf <= 2 * values.sum() * (1 + 1e-6)
 
 
+@pytest.mark.slow
 @given(systems(), st.sampled_from(["truncation", "residualization"]), st.data())
 def test_certificate(case, method, data):
     system, dt = case

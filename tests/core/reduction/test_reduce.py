@@ -346,6 +346,7 @@ def test_default_order_has_every_state_above_the_noise_floor():
     assert r.error_bound == pytest.approx(2 * r.hankel_singular_values[r.order :].sum())
 
 
+@pytest.mark.slow
 def test_noise_floor_is_where_the_digits_end():
     # values above the floor have digits, values far below it are guesses or better
     system = heat(30)
@@ -375,6 +376,7 @@ def test_repeated_values_count_once_and_can_be_cut(method):
             certified(system, r, w, discrete=False, size=2.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n", [3, 4, 6])
 def test_all_pass_in_other_coordinates(method, n):

@@ -629,6 +629,7 @@ def test_direct_is_causal_to_the_bit_and_holds_back_nan():
             np.testing.assert_array_equal(z[:, k + 90 :], y[:, k + 90 :])
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**31),
     n=st.integers(1, 200),
@@ -674,6 +675,7 @@ def test_bad_input_to_convolve(markov, u, options, message):
 # ---------------------------------------------------------------- Convolver
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**31),
     n=st.sampled_from([0, 1, 2, 63, 64, 65, 129, 1000, 9000]),
@@ -788,6 +790,7 @@ def test_a_copy_of_a_stream_goes_on_by_itself():
     assert stream.push([0.0]).tolist() == [0.5]
 
 
+@pytest.mark.slow
 def test_stream_memory_is_constant():
     rng = np.random.default_rng(21)
     stream = Convolver(rng.standard_normal((2000, 1, 1)))
