@@ -38,8 +38,8 @@ FULL_RANK_SHARE = 0.6
 #: stability. The estimate is within much less than a factor of two of the norm.
 CONTRACTION = 0.4
 
-#: Powers of A larger than this mean that the system is unstable, or too far from normal for doubling.
-GROWTH = 1e30
+#: Larger powers of A mean that the system is unstable, or so far from normal that squaring loses digits.
+GROWTH = 100.0
 
 #: Columns of the Krylov sequence from which the decay of the singular values is extrapolated.
 PROBE_COLUMNS = 48
