@@ -15,7 +15,8 @@ from ..errors import in_one_line, shown
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
-from ..reduction.reduce import METHODS, Reduction
+from ..reduction.reduce import Reduction
+from ..reduction.variants.catalog import METHODS
 from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
 from .identify import identify
 

@@ -14,13 +14,15 @@ from ..models.frequency_response import FrequencyResponse
 from ..models.linear_model import LinearModel
 from ..models.projection import Projected, exactly_projected
 from ..models.scaling import in_range
-from .balancing import UNSEEN, Balancing, assembled, padded, truncated, unstable_poles
+from .balancing import UNSEEN, Balancing, assembled, padded, singular_values, truncated, unstable_poles
 from .difference import difference, gain_of_changes, moved_by_rounding
 from .imbalance import Imbalance, imbalance, tilted
 from .norms import (
     difference_norm,
     h2_norm,
+    negated,
     no_direct_term,
+    parallel,
     refined_gains,
     telling_frequencies,
     verified_error,
@@ -39,6 +41,8 @@ class BalancedSource:
     certified = True
     #: whether an order at which rounding left a pole outside may be lowered until none is
     lowers_order = True
+    #: whether a model with a pole outside the stability region is refused rather than warned of
+    never_unstable = False
     #: what leaves a pole outside the stability region, and why
     instability = ("rounding left", "states this weak are rounding, or the full model has a pole as near")
 
@@ -60,6 +64,27 @@ class BalancedSource:
 
     def exact(self, order: int) -> tuple[Projected, Array]:
         """Return the balanced states of an order to twice the digits, and its D beyond the model's."""
+        raise NotImplementedError
+
+    def attainable(self, order: int) -> tuple[int, str]:
+        """Return the largest order up to this one that there is a model of, and why it is less."""
+        return min(order, self.largest_order), ""
+
+    def remark(self, order: int) -> str:
+        """Return why the model of an order is not the one that was asked for; nothing where it is."""
+        return ""
+
+    def order_within(self, tol: float | None, rtol: float | None) -> int | None:
+        """Return the order that meets a tolerance; None where the bound of the singular values tells it."""
+        return None
+
+    def tolerance(self, tol: float | None, rtol: float | None) -> float:
+        """Return the error that a tolerance allows; ``rtol`` is relative to the largest singular value."""
+        values = self.hankel_singular_values[self.unstable_order :]
+        return rtol * float(values.max(initial=0.0)) if rtol is not None else tol or 0.0
+
+    def level(self, order: int) -> float:
+        """Return the error that tolerances are compared with, for methods with an :meth:`order_within`."""
         raise NotImplementedError
 
     def certificate(self, bound: float, reduced: LinearModel | None) -> float:
@@ -132,6 +157,19 @@ class BalancedSource:
         return imbalance(self.minimal, values, discrete=self.full.is_discrete)
 
     @property
+    def stable_states(self) -> tuple[Array, Array, Array]:
+        """The stable part of the full model in scaled units."""
+        factored = self.balancing.factored
+        return self._whole or (factored.A, factored.B, factored.C)
+
+    def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
+        """Return the stable parts of the full and a reduced model, and the unit of their gains.
+
+        The D of the reduced one is what it has more than that of the full model.
+        """
+        return self.stable_states, self._stable_part(reduced), self.unit
+
+    @property
     def accuracy(self) -> float:
         """Absolute accuracy of the singular values."""
         errors = self._imbalance.errors
@@ -152,12 +190,17 @@ class BalancedSource:
             return math.inf
         discrete = self.full.is_discrete
         other = self._stable_part(reduced)
-        apart = difference(self.minimal, other)
+        apart = self.apart(other)
         if norm == "h2":
             if not discrete and np.any(apart[3] != 0):
                 return math.inf
             model = LinearModel(*apart, dt=self.full.dt)
             value = h2_norm(factorize(model, 0.0), model.D, discrete=discrete)
+        elif norm == "hankel":
+            # of the model itself: among its weakest balanced states are some that are rounding
+            whole = parallel([(*self.stable_states, no_direct_term(other[3].shape)), negated(other)])
+            factored = factorize(LinearModel(*whole, dt=self.full.dt), 0.0)
+            value = float(singular_values(factored)[0].max(initial=0.0))
         else:
             k = self.balancing.computable
             noise = 2 * float(self.balancing.values[k:].sum()) + self.balancing.rounding
@@ -165,6 +208,10 @@ class BalancedSource:
         if not math.isfinite(value):
             return value
         return float(in_range(np.array([value]), round(math.log2(self.unit)), "error")[0])
+
+    def apart(self, other: Quadruple) -> Quadruple:
+        """Return full minus reduced, both balanced and in scaled units, as a system."""
+        return difference(self.minimal, other)
 
     def _stable_part(self, model: LinearModel) -> Quadruple:
         """Return the balanced states of a reduced model in scaled units, and its D beyond the model's."""
@@ -213,7 +260,13 @@ class GivenFactors(Truncation):
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced; the given factors may miss states that matter to it."""
-        return difference_norm(self.full, reduced, norm)
+        if not self.unstable_order:
+            return difference_norm(self.full, reduced, norm)
+        if self.outside(reduced).size:
+            return math.inf
+        full, stable, unit = self.compared(reduced)
+        whole = self.full.with_matrices(*full, no_direct_term(stable[3].shape))
+        return unit * difference_norm(whole, self.full.with_matrices(*stable), norm)
 
 
 class Residualization(BalancedSource):

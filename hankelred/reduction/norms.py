@@ -10,6 +10,7 @@ import numpy as np
 from .._util.arrays import EPS, Array, Quadruple
 from ..errors import ConvergenceError, ModelError
 from ..gramians.factorize import FactoredSystem, factorize
+from ..gramians.limited import Bands
 from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase, as_model
@@ -119,7 +120,7 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
     the two differ by more than noise the search is done again on the full forms.
     """
     compact = with_few_ports(*parallel([small for small, _ in terms]))
-    full = _equilibrated(*with_few_ports(*parallel([large for _, large in terms])))
+    full = equilibrated(*with_few_ports(*parallel([large for _, large in terms])))
     value, frequency = hinf_norm(*compact, discrete=discrete)
     if full[0].size == 0 or 0 in full[3].shape:
         return value
@@ -149,7 +150,7 @@ def verified_error(
     nearest the stability boundary. If the two differ by more than noise the search is done again on
     the systems themselves.
     """
-    value, frequency = hinf_norm(*with_few_ports(*_equilibrated(*apart)), discrete=discrete)
+    value, frequency = hinf_norm(*with_few_ports(*equilibrated(*apart)), discrete=discrete)
     if full is None or full[0].size == 0 or 0 in apart[3].shape or not math.isfinite(value):
         return value
     at = np.append(telling_frequencies(full[0], discrete=discrete), frequency)
@@ -161,7 +162,7 @@ def verified_error(
     if max(abs(float(gains[-1]) - value), largest - value) <= tolerance:
         return largest
     again = hinf_norm(
-        *_equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
+        *equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
         discrete=discrete,
     )[1]
     gains, _ = refined_gains(full, reduced, np.array([again]), discrete=discrete)
@@ -252,8 +253,12 @@ def gain_at(system: Quadruple, frequency: float, *, discrete: bool) -> float:
     return float(np.linalg.norm(response, 2))
 
 
-def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tuple[float, float]:
+def hinf_norm(
+    A: Array, B: Array, C: Array, D: Array, *, discrete: bool, within: Bands | None = None
+) -> tuple[float, float]:
     """Return the H-infinity norm of a stable system and the angular frequency where it is reached.
+
+    ``within`` limits the search to bands of frequencies; the system may be unstable, without poles in them.
 
     Levels just above the best gain so far are tested: if the gain crosses the level anywhere, the
     crossings are eigenvalues on the imaginary axis of a Hamiltonian matrix, and a higher gain lies
@@ -266,17 +271,19 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
     plane = _HalfPlane(A, B, C, D, discrete=discrete)
     start = np.append(_start_frequencies(A, discrete=discrete, real=real), plane.far_end)
-    best, at = _highest_peak(response, start)
+    inside = _Inside(within, real=real)
+    best, at = _highest_peak(response, inside.kept(start), inside)
     direct = float(np.linalg.norm(D, 2))
-    if not discrete and direct > best:
+    if not discrete and direct > best and inside.far_end:
         best, at = direct, math.inf
     if best == 0:
         return 0.0, 0.0
     for _ in range(MAX_LEVELS):
         level = best * (1 + HINF_RTOL)
         crossings = plane.candidates(level, real=real)
+        crossings = inside.kept(crossings)
         between = 0.5 * (crossings[1:] + crossings[:-1])
-        higher, where = _highest_peak(response, np.concatenate([crossings, between]))
+        higher, where = _highest_peak(response, inside.kept(np.concatenate([crossings, between])), inside)
         if higher <= level:
             if higher > best:
                 best, at = higher, where
@@ -287,7 +294,35 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
     )
 
 
-def _highest_peak(response: FrequencyResponse, frequencies: Array) -> tuple[float, float]:
+class _Inside:
+    """The frequencies that are looked at: bands, of both signs for complex systems, or all of them."""
+
+    def __init__(self, bands: Bands | None, *, real: bool):
+        self.bands = None
+        if bands is not None:
+            signs = [1.0] if real else [1.0, -1.0]
+            self.bands = [tuple(sorted((sign * low, sign * high))) for low, high in bands for sign in signs]
+
+    @property
+    def far_end(self) -> bool:
+        """Whether the direct term of a continuous model counts."""
+        return self.bands is None or any(math.isinf(edge) for band in self.bands for edge in band)
+
+    def kept(self, frequencies: Array) -> Array:
+        """Return the frequencies that lie in the bands, and the edges of these."""
+        if self.bands is None:
+            return frequencies
+        edges = [edge for band in self.bands for edge in band if math.isfinite(edge)]
+        return np.unique(np.concatenate([frequencies[self.covers(frequencies)], edges]))
+
+    def covers(self, frequencies: Array) -> Array:
+        """Tell which frequencies lie in the bands."""
+        if self.bands is None:
+            return np.ones(frequencies.shape, dtype=bool)
+        return np.any([(frequencies >= low) & (frequencies <= high) for low, high in self.bands], axis=0)
+
+
+def _highest_peak(response: FrequencyResponse, frequencies: Array, inside: _Inside) -> tuple[float, float]:
     """Return the largest gain on a grid, after climbing from its highest points to the peaks beside them.
 
     Where two large systems nearly cancel, the eigenvalues of the Hamiltonian carry their rounding, and a
@@ -307,7 +342,7 @@ def _highest_peak(response: FrequencyResponse, frequencies: Array) -> tuple[floa
         if not math.isfinite(best):
             break
         lines = below + (above - below) * np.linspace(0, 1, 9)[:, None]
-        gains = response.gain(lines.ravel()).reshape(lines.shape)
+        gains = np.where(inside.covers(lines), response.gain(lines.ravel()).reshape(lines.shape), -1.0)
         highest, columns = gains.argmax(axis=0), np.arange(lines.shape[1])
         k = int(np.argmax(gains[highest, columns]))
         if gains[highest[k], k] > best:
@@ -330,7 +365,7 @@ def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
     return np.unique(np.abs(frequencies) if real else frequencies)
 
 
-def _equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
+def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
     """Scale the states by powers of two, which rounds nothing and takes bad units out of what follows."""
     system = scaled(A, B, C)
     return system.A, system.B, system.C * system.gain, D

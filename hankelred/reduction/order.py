@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -172,3 +173,22 @@ def checked_order(order: Any) -> int:
     if number < 0:
         raise OrderError(f"order must not be negative, got {number}")
     return number
+
+
+def order_by_bisection(error: Callable[[int], float], low: int, high: int, tol: float) -> int:
+    """Return an order between low and high with an error of at most tol, one less having a larger one.
+
+    Measured errors need not fall with every order, so a smaller one that would do as well may exist. Where
+    even the highest order does not do, that is returned.
+    """
+    if low >= high or error(low) <= tol:
+        return low
+    if error(high) > tol:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if error(middle) <= tol:
+            high = middle
+        else:
+            low = middle
+    return high

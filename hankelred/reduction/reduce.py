@@ -7,30 +7,33 @@ happen here, once, for all of them.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from ..errors import ModelError, OrderError, ReductionWarning
+from ..errors import ModelError, OrderError, ReductionWarning, UnstableError
 from ..gramians.factorize import factorize, with_given_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import ModalSystem, diagonalised
 from .balancing import balance
-from .methods import BalancedSource, GivenFactors, Residualization, Truncation
+from .measured_error import region_error
+from .methods import BalancedSource, GivenFactors
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
+from .region import Region, checked_bands, checked_horizon, radians_per_sample
+from .variants.catalog import METHODS, checked_method
+from .variants.restricted import Restricted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-METHODS: dict[str, type[BalancedSource]] = {"truncation": Truncation, "residualization": Residualization}
 
 
 class ReductionSource(Protocol):
@@ -168,6 +171,12 @@ class Reduction:
         return self.source.certificate(bound, self.model)
 
     @property
+    def balanced_by(self) -> str:
+        """Which of the Gramians that a method compares were balanced; "plain" where it compares none."""
+        source = self.source
+        return source.balanced(self.order) if isinstance(source, Restricted) else "plain"
+
+    @property
     def certificate(self) -> Certificate:
         """How sure the singular values are; see :class:`hankelred.reduction.reduce.Certificate`."""
         source = self.source
@@ -211,56 +220,147 @@ class Reduction:
         """
         return make_reduction(self.source, order)
 
-    def error(self, norm: Literal["hinf", "h2"] = "hinf") -> float:
+    def error(
+        self,
+        norm: Literal["hinf", "h2", "hankel"] | None = None,
+        *,
+        band: Any = None,
+        horizon: float | None = None,
+        weighted: bool = False,
+        return_frequency: bool = False,
+    ) -> Any:
         """Return the true error, the norm of the full model minus the reduced one.
 
         Parameters
         ----------
-        norm : {"hinf", "h2"}
-            "hinf": largest gain of the difference over all frequencies, found from level sets to a
-            relative accuracy of 1e-6, and no better than the rounding of the two gains that are
+        norm : {"hinf", "h2", "hankel"}, optional
+            "hinf", the default: largest gain of the difference over all frequencies, found from level sets to
+            a relative accuracy of 1e-6, and no better than the rounding of the two gains that are
             subtracted. "h2": root of the energy of the difference of the impulse responses; inf in
-            continuous time if the direct terms differ.
+            continuous time if the direct terms differ. "hankel": largest Hankel singular value of the
+            difference.
+        band : (w1, w2) or list of such pairs, optional
+            Count these angular frequencies only (rad/s; radians per sample where the step is unspecified):
+            the largest gain, or with "h2" the root of the energy, in them.
+        horizon : float, optional
+            Count the time from an impulse to this one only (seconds, or samples where the step is
+            unspecified): the L2 norm of the difference of the impulse responses. The norm is "h2" then.
+        weighted : bool
+            Between the weights of ``method="frequency_weighted"``.
+        return_frequency : bool
+            Return also the angular frequency where the largest gain is ("hinf" only).
+
+        Returns
+        -------
+        float, or (float, float) with ``return_frequency=True``
 
         Raises
         ------
         ModelError
-            Unknown norm, or a simulator was reduced, so that there is no model to compare.
+            Unknown norm, arguments that do not go together, or no full model to compare with, as where a
+            simulator was reduced.
+
+        Examples
+        --------
+        >>> import numpy as np, hankelred
+        >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.array([[1.0, -2.0, 5.0]])
+        >>> reduction = hankelred.reduce((A, B, C, 0), order=2)
+        >>> bool(reduction.error() >= reduction.error(band=(1, 10)) > 0)
+        True
         """
-        if norm not in ("hinf", "h2"):
-            raise ModelError(f"norm must be 'hinf' or 'h2', got {norm!r}")
+        norm = ("hinf" if horizon is None else "h2") if norm is None else norm
+        region = self._region(norm, band, horizon, weighted)
+        if return_frequency and norm != "hinf":
+            raise ModelError(f"return_frequency=True needs norm='hinf', got {norm!r}")
+        if region is None and not return_frequency:
+            return self.source.error(self.model, norm)
+        value, at = error_in(self.source, self.model, region or Region(), norm)
+        if not return_frequency:
+            return value
+        if region is None:
+            value = self.source.error(self.model, norm)
+        return value, at / radians_per_sample(self.model)
+
+    def _region(self, norm: Any, band: Any, horizon: Any, weighted: Any) -> Region | None:
+        """Check the arguments of :meth:`error`; return where the error counts, None for everywhere."""
+        if norm not in ("hinf", "h2", "hankel"):
+            raise ModelError(f"norm must be 'hinf', 'h2' or 'hankel', got {norm!r}")
         if self.model is None:
             raise ModelError("a simulator was reduced: there is no model to compare, so simulate both")
-        return self.source.error(self.model, norm)
+        if band is not None and horizon is not None:
+            raise ModelError("give band= or horizon=, not both: an error counts in frequencies or in time")
+        if horizon is not None and norm != "h2":
+            raise ModelError(f"horizon= needs norm='h2', the L2 norm of the impulse response, got {norm!r}")
+        if norm == "hankel" and (band is not None or weighted):
+            raise ModelError("the Hankel norm has no band and no weight; leave out band= and weighted=")
+        bands = None if band is None else checked_bands(band, self.model)
+        time = None if horizon is None else checked_horizon(horizon, self.model)
+        if not weighted:
+            return None if bands is None and time is None else Region(bands, time)
+        own = getattr(self.source, "region", Region())
+        if not own.weighted:
+            raise ModelError(
+                f"weighted=True needs the weights of method='frequency_weighted', got method={self.method!r}"
+            )
+        return Region(bands, time, own.input_weight, own.output_weight)
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Draw full, reduced, error and bound over frequency; see :func:`plot_reduction`."""
         return plot_reduction(self, ax=ax)
 
 
+class Options(TypedDict, total=False):
+    """The keyword arguments of :func:`reduce`."""
+
+    tol: float | None
+    rtol: float | None
+    energy: float | None
+    gap: bool
+    method: str
+    band: Any
+    horizon: float | None
+    input_weight: Any
+    output_weight: Any
+    weighting: str | None
+    controllability_factor: npt.ArrayLike | None
+    observability_factor: npt.ArrayLike | None
+    dt: Timebase
+    stability_tol: float
+
+
+@overload
+def reduce(sys: Any, order: int | None = None, **options: Unpack[Options]) -> Reduction: ...
+@overload
+def reduce(sys: Any, order: Sequence[int], **options: Unpack[Options]) -> list[Reduction]: ...
 def reduce(
     sys: Any,
-    order: int | None = None,
+    order: int | Sequence[int] | None = None,
     *,
     tol: float | None = None,
     rtol: float | None = None,
     energy: float | None = None,
     gap: bool = False,
-    method: Literal["truncation", "residualization"] = "truncation",
+    method: str = "truncation",
+    band: Any = None,
+    horizon: float | None = None,
+    input_weight: Any = None,
+    output_weight: Any = None,
+    weighting: str | None = None,
     controllability_factor: npt.ArrayLike | None = None,
     observability_factor: npt.ArrayLike | None = None,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
-) -> Reduction:
+) -> Reduction | list[Reduction]:
     """Reduce a model by balancing, with a certificate of the error.
 
     Parameters
     ----------
     sys : model
         As in :func:`hankel_singular_values`. Unstable and marginal poles are split off and kept.
-    order : int, optional
+    order : int or list of int, optional
         Number of states to keep, those of unstable and marginal poles included. Beyond what can be told from
-        rounding it is clipped, with a warning that names the true number.
+        rounding it is clipped, with a warning that names the true number. For several orders a list of
+        reductions comes back, from the same factors.
     tol : float, optional
         Take the smallest order whose error bound, rounding included, is at most this (unit: output per
         input).
@@ -272,9 +372,26 @@ def reduce(
         Cut at the largest ratio of neighbouring singular values above the noise floor. Without ``order``
         and any of these rules, all above the noise floor are kept, and never a pole outside the stability
         region that the full model has not.
-    method : {"truncation", "residualization"}
-        "truncation" is exact at high frequency (continuous time), "residualization" at frequency
-        zero. Both have the same error bound.
+    method : str
+        "truncation" is exact at high frequency (continuous time), "residualization" (or "matchdc") at
+        frequency zero. Both have the same error bound. "frequency_limited" looks at a band of frequencies,
+        "time_limited" at the time until a horizon, "frequency_weighted" through weights; nothing bounds the
+        error of these three (``error_bound`` is inf), so ``tol`` and ``rtol`` mean the error that is
+        measured there: ``error(band=)``, ``error(horizon=)``, ``error(weighted=True)``, ``rtol`` relative to
+        the same figure of the full model. Where such a model would be unstable, or worse there than plain
+        truncation, another one is handed out, with a warning; see ``balanced_by``.
+        "hankel_norm" gives the smallest possible Hankel norm of the error, the first singular value left out.
+    band : (w1, w2) or list of such pairs
+        Of "frequency_limited": angular frequencies in rad/s, or radians per sample where the step is
+        unspecified; w2 = inf in continuous time.
+    horizon : float
+        Of "time_limited": seconds, or samples where the step is unspecified.
+    input_weight, output_weight : model
+        Of "frequency_weighted", at least one: the error that counts is ``output_weight * error *
+        input_weight``. Unstable weights act by their gain.
+    weighting : {"best", "enns", "lin_chiu"}
+        Of "frequency_weighted": which weighted Gramians; "best", the default, keeps the smallest measured
+        error, plain truncation being among the candidates.
     controllability_factor, observability_factor : array_like, shape (n, k), optional
         L with W = L L^H, to balance by these Gramians in place of the model's own: those of the states
         that real inputs excite (:class:`GramianEstimator`, :func:`gramian_factor`), or of outputs that do not
@@ -305,15 +422,16 @@ def reduce(
     -----
     ReductionWarning
         The order was clipped to what can be computed; rounding (or a given factor) left a pole of the reduced
-        model unstable; a tolerance is below the rounding of the matrices.
+        model unstable; a tolerance is below the rounding of the matrices, or no order reaches it; a method
+        would have given an unstable model, or a worse one than plain truncation; an optimum could not be
+        reached for rounding.
 
-    Notes
-    -----
-    Square-root balanced truncation: Moore (1981); Tombs and Postlethwaite, Int. J. Control 46 (1987).
-    Residualization: Liu and Anderson, Int. J. Control 50 (1989). Bound: Enns (1984), Glover (1984);
+    Notes ----- Square-root balanced truncation: Moore (1981); Tombs and Postlethwaite, Int. J. Control 46
+    (1987). Residualization: Liu and Anderson, Int. J. Control 50 (1989). Bound: Enns (1984), Glover (1984);
     discrete time: Hinrichsen and Pritchard, Linear Algebra Appl. 122 (1989). The model's own matrices are
     projected, with twice the digits where rounding would be seen: Ozaki and others, Numer. Algorithms 59
-    (2012).
+    (2012). Bands and horizons: Gawronski and Juang, Int. J. Systems Sci. 21 (1990). Weights: Enns (1984); Lin
+    and Chiu, Control Theory Adv. Technol. 8 (1992).
 
     Examples
     --------
@@ -334,32 +452,49 @@ def reduce(
     >>> weighted.error_bound
     inf
     """
-    if not isinstance(method, str) or method not in METHODS:
-        raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy, gap=gap)
+    name, options = checked_method(
+        method,
+        {
+            "band": band,
+            "horizon": horizon,
+            "input_weight": input_weight,
+            "output_weight": output_weight,
+            "weighting": weighting,
+        },
+    )
+    several = isinstance(order, list | tuple | range | np.ndarray) and np.ndim(order) == 1
+    orders: list[Any] = list(order) if several else [order]  # type: ignore[arg-type]
+    if not orders:
+        raise OrderError("order is an empty list: give one order or more")
+    for one in orders:
+        rule = checked_choice(one, tol=tol, rtol=rtol, energy=energy, gap=gap)
     model = as_model(sys, dt)
-    at_rest = method == "residualization" and not model.is_discrete
     given = {
-        name: None if L is None else checked_factor(L, name, model.n_states)
-        for name, L in (
+        key: None if L is None else checked_factor(L, key, model.n_states)
+        for key, L in (
             ("controllability_factor", controllability_factor),
             ("observability_factor", observability_factor),
         )
     }
-    names = [name for name, L in given.items() if L is not None]
-    if names and method != "truncation":
+    names = [key for key, L in given.items() if L is not None]
+    if names and name != "truncation":
         raise ModelError(f"{names[0]} serves method='truncation' only, got method={method!r}")
-    factored = factorize(model, checked_tol(stability_tol))
+    source: BalancedSource
     if names:
-        factored = with_given_factors(factored, *given.values())
-    source = (GivenFactors if names else METHODS[method])(model, balance(factored, reciprocal=at_rest))
-    reduction = make_reduction(
-        source, chosen_order(source, order, rule), by_noise=order is None and not any(rule.values())
-    )
-    if rtol is not None:
-        values = source.hankel_singular_values
-        tol = rtol * float(values[np.isfinite(values)].max(initial=0.0))
-    return reduction if tol is None else _within(reduction, tol)
+        factored = factorize(model, checked_tol(stability_tol))
+        source = GivenFactors(model, balance(with_given_factors(factored, *given.values())))
+    else:
+        source = METHODS[name].make(model, checked_tol(stability_tol), **options)
+    reductions = []
+    for one in orders:
+        measured = source.order_within(tol, rtol)
+        chosen = chosen_order(source, one, rule) if measured is None else measured
+        reduction = make_reduction(source, chosen, by_noise=one is None and not any(rule.values()))
+        if tol is not None or rtol is not None:
+            within = _within if measured is None else _within_measured
+            reduction = within(reduction, source.tolerance(tol, rtol))
+        reductions.append(reduction)
+    return reductions if several else reductions[0]
 
 
 def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
@@ -417,6 +552,8 @@ def make_reduction(source: ReductionSource, order: int, *, by_noise: bool = Fals
     model: LinearModel | None
     if isinstance(source, BalancedSource):
         order, model, left, right = _attained(source, order, rank, by_noise=by_noise)
+        if remark := source.remark(order):
+            warnings.warn(remark, ReductionWarning, stacklevel=3)
     else:
         if order > rank:
             warnings.warn(
@@ -453,7 +590,7 @@ def _attained(
     source: BalancedSource, order: int, rank: int, *, by_noise: bool
 ) -> tuple[int, LinearModel, Array | None, Array | None]:
     """Return the reduced model at an order, or at the largest below it that rounding lets be computed."""
-    asked, order = order, min(order, source.largest_order)
+    asked, (order, reason) = order, source.attainable(order)
     model, left, right = source.truncate(order)
     outside = source.outside(model)
     tried, worst = order, outside
@@ -476,6 +613,7 @@ def _attained(
             if order == source.full.n_states
             else f"only {order} states can be told from rounding in double precision"
         )
+        most = reason or most
         reason = (
             f"rounding leaves a pole at {worst[0]:.3g}, outside the stability region, at order {tried}"
             if worst.size
@@ -483,6 +621,11 @@ def _attained(
         )
         warnings.warn(
             f"{start}, but {reason}; the reduced model has order {order}", ReductionWarning, stacklevel=4
+        )
+    if outside.size and source.never_unstable:
+        raise UnstableError(
+            f"no stable model of order {order} was found by {source.method}: a pole is at "
+            f"{outside[0]:.3g}; ask for another order"
         )
     if outside.size:
         warnings.warn(
@@ -492,6 +635,35 @@ def _attained(
             stacklevel=4,
         )
     return order, model, left, right
+
+
+def error_in(source: ReductionSource, reduced: LinearModel, region: Region, norm: str) -> tuple[float, float]:
+    """Return the norm of full minus reduced in a region, and the frequency per sample of the largest gain."""
+    if isinstance(source, BalancedSource):
+        if source.outside(reduced).size and region.bands is None and region.horizon is None:
+            return math.inf, math.nan
+        full, other, unit = source.compared(reduced)
+    elif source.full is None:
+        raise ModelError("there is no full model to compare with: the reduced one was made from data")
+    else:
+        full, unit = (source.full.A, source.full.B, source.full.C), 1.0
+        other = (reduced.A, reduced.B, reduced.C, reduced.D - source.full.D)
+    value, at = region_error(full, other, region, norm, discrete=reduced.is_discrete)
+    return float(unit * value), at
+
+
+def _within_measured(reduction: Reduction, level: float) -> Reduction:
+    """Return the reduction to an order chosen by a measured error; warn where that is too large."""
+    source = reduction.source
+    reached = source.level(reduction.order) if isinstance(source, BalancedSource) else math.inf
+    if reached > level:
+        warnings.warn(
+            f"no order reaches the tolerance {level:.3g}: at order {reduction.order} the error is "
+            f"{reached:.3g}",
+            ReductionWarning,
+            stacklevel=3,
+        )
+    return reduction
 
 
 def _within(reduction: Reduction, level: float) -> Reduction:

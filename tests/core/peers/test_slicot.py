@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.linalg
 from helpers.printed import assert_same_response, half_unit, printed_response, response_at, table
 
 import hankelred
@@ -109,6 +110,79 @@ def test_reduced_model_of_ab09bd():
     system = hankelred.reduce(AXIS, 5, method="residualization").system
     assert_same_response(system, printed, FREQUENCIES, 4)
     np.testing.assert_allclose(system[3], printed[3], atol=FOUR)
+
+
+def test_optimal_hankel_norm_approximation_of_ab09cd():
+    printed = (
+        table("""
+            -0.5038  -5.3070  -3.2250   0.0000   0.0000
+             1.8355  -0.5038  -2.6289   0.0000   0.0000
+             0.0000   0.0000  -1.5171   0.0000   0.0000
+             0.0000   0.0000   0.0000  -1.2925  -9.0718
+             0.0000   0.0000   0.0000   0.5047  -1.2925
+        """),
+        table("""
+            -1.5343   1.5343
+            -0.3614   0.3614
+            -1.1096   1.1096
+            -4.5325  -4.5325
+            -0.7396  -0.7396
+        """),
+        table("""
+             1.8971  -0.3055  -2.1124   0.4421  -2.1023
+            -0.0394   1.1112  -0.3119   0.0000   0.0000
+            -1.8971   0.3055   2.1124   0.4421  -2.1023
+        """),
+        table("""
+             0.0126  -0.0126
+             0.0005  -0.0005
+            -0.0126   0.0126
+        """),
+    )
+    reduction = hankelred.reduce(AXIS, 5, method="hankel_norm")
+    assert_same_response(reduction.system, printed, FREQUENCIES, 4)
+    np.testing.assert_allclose(reduction.system[3], printed[3], atol=FOUR)
+
+
+def test_optimal_approximation_of_the_fast_part_of_ab09ed():
+    # SLICOT keeps the poles right of -0.6; here the axis is moved there and back, which keeps the parts
+    printed = (
+        table("""
+            -0.5181  -1.1084   0.0000   0.0000   0.0000
+             8.8157  -0.5181   0.0000   0.0000   0.0000
+             0.0000   0.0000  -1.2769   7.3264   0.0000
+             0.0000   0.0000  -0.6203  -1.2769   0.0000
+             0.0000   0.0000   0.0000   0.0000  -1.5496
+        """),
+        table("""
+            -1.2837   1.2837
+            -0.7522   0.7522
+             3.2016   3.2016
+            -0.7640  -0.7640
+             1.3415  -1.3415
+        """),
+        table("""
+            -0.1380  -0.6445  -0.6247  -2.0857  -0.8964
+             0.6246   0.0196   0.0000   0.0000   0.6131
+             0.1380   0.6445  -0.6247  -2.0857   0.8964
+        """),
+        table("""
+             0.0168  -0.0168
+             0.0008  -0.0008
+            -0.0168   0.0168
+        """),
+    )
+    T, Z, fast = scipy.linalg.schur(A7, sort=lambda re, im=0: re < -0.6)
+    X = scipy.linalg.solve_sylvester(T[:fast, :fast], -T[fast:, fast:], -T[:fast, fast:])
+    B, C = Z.T @ B7, C7 @ Z
+    part = T[:fast, :fast], B[:fast] - X @ B[fast:], C[:, :fast], np.zeros((3, 2))
+    slow = T[fast:, fast:], B[fast:], C[:, fast:] + C[:, :fast] @ X
+    values = hankel_singular_values(part)
+    np.testing.assert_allclose(values, [1.9178, 0.8621, 0.7666, 0.0336, 0.0246], atol=FOUR)
+    reduced = hankelred.reduce(part, 3, method="hankel_norm").system
+    whole = [scipy.linalg.block_diag(slow[0], reduced[0]), np.vstack([slow[1], reduced[1]])]
+    whole += [np.hstack([slow[2], reduced[2]]), reduced[3]]
+    assert_same_response(whole, printed, FREQUENCIES, 4)
 
 
 @pytest.mark.parametrize("printed", [0.5000000006e6, 0.5000000001e6], ids=["AB13CD", "AB13DD"])
