@@ -359,3 +359,10 @@ class Residualization(BalancedSource):
         system = self.balancing.factored.scaled
         at = np.array([1.0 + 0j if self.full.is_discrete else 0j])
         return refined_response(system.A, system.B, system.C, at)
+
+
+def whole_models(
+    full: LinearModel, reduced: LinearModel
+) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
+    """Return A, B, C of a full model, a reduced one with its D beyond the full one's, and the unit, 1."""
+    return (full.A, full.B, full.C), (reduced.A, reduced.B, reduced.C, reduced.D - full.D), 1.0

@@ -114,6 +114,14 @@ def error_bounds(values: Array) -> Array:
     return bounds
 
 
+def distinct(values: Array) -> Array:
+    """Return falling values without repetitions."""
+    kept = np.ones(values.size, dtype=bool)
+    for cluster in repeated(values):
+        kept[cluster.start + 1 : cluster.stop] = False
+    return values[kept]
+
+
 def repeated(values: Array) -> list[slice]:
     """Return where values stand that count as one repeated value."""
     clusters: list[slice] = []

@@ -25,12 +25,14 @@ from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import ModalSystem, diagonalised
 from .balancing import balance
 from .measured_error import region_error
-from .methods import BalancedSource, GivenFactors
+from .methods import BalancedSource, GivenFactors, whole_models
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
 from .region import Region, checked_bands, checked_horizon, radians_per_sample
 from .variants.catalog import METHODS, checked_method
+from .variants.coprime import Coprime
 from .variants.restricted import Restricted
+from .variants.stochastic import Stochastic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,6 +171,22 @@ class Reduction:
         """No frequency has a larger gain of (full minus reduced); computed when it is first read."""
         bound = float(error_bounds(self.hankel_singular_values)[self.order])
         return self.source.certificate(bound, self.model)
+
+    @property
+    def relative_error_bound(self) -> float:
+        """Bound of the relative error by method="stochastic"; inf where no theorem holds.
+
+        At no frequency is the gain of (full minus reduced), divided by the full model, larger. With a
+        regularization that counts as a part of the full model.
+        """
+        source = self.source
+        return source.relative_error_bound(self.order) if isinstance(source, Stochastic) else math.inf
+
+    @property
+    def gap_bound(self) -> float:
+        """Bound of the gap between full and reduced model by method="coprime"; inf where no theorem holds."""
+        source = self.source
+        return source.gap_bound(self.order) if isinstance(source, Coprime) else math.inf
 
     @property
     def balanced_by(self) -> str:
@@ -322,6 +340,7 @@ class Options(TypedDict, total=False):
     input_weight: Any
     output_weight: Any
     weighting: str | None
+    regularization: float | None
     controllability_factor: npt.ArrayLike | None
     observability_factor: npt.ArrayLike | None
     dt: Timebase
@@ -346,6 +365,7 @@ def reduce(
     input_weight: Any = None,
     output_weight: Any = None,
     weighting: str | None = None,
+    regularization: float | None = None,
     controllability_factor: npt.ArrayLike | None = None,
     observability_factor: npt.ArrayLike | None = None,
     dt: Timebase = 0,
@@ -381,6 +401,9 @@ def reduce(
         the same figure of the full model. Where such a model would be unstable, or worse there than plain
         truncation, another one is handed out, with a warning; see ``balanced_by``.
         "hankel_norm" gives the smallest possible Hankel norm of the error, the first singular value left out.
+        "stochastic" keeps the relative error small (``relative_error_bound``), "coprime" reduces unstable
+        plants by their normalized coprime factors (``gap_bound``), "positive_real" and "bounded_real" keep
+        passivity, and "modal" keeps the poles that show most.
     band : (w1, w2) or list of such pairs
         Of "frequency_limited": angular frequencies in rad/s, or radians per sample where the step is
         unspecified; w2 = inf in continuous time.
@@ -392,6 +415,9 @@ def reduce(
     weighting : {"best", "enns", "lin_chiu"}
         Of "frequency_weighted": which weighted Gramians; "best", the default, keeps the smallest measured
         error, plain truncation being among the candidates.
+    regularization : float
+        Of "stochastic": the gain below which errors count as absolute ones, needed where D has not full row
+        rank. Too small a value makes the Riccati equation unsolvable, and raises.
     controllability_factor, observability_factor : array_like, shape (n, k), optional
         L with W = L L^H, to balance by these Gramians in place of the model's own: those of the states
         that real inputs excite (:class:`GramianEstimator`, :func:`gramian_factor`), or of outputs that do not
@@ -460,6 +486,7 @@ def reduce(
             "input_weight": input_weight,
             "output_weight": output_weight,
             "weighting": weighting,
+            "regularization": regularization,
         },
     )
     several = isinstance(order, list | tuple | range | np.ndarray) and np.ndim(order) == 1
@@ -646,8 +673,7 @@ def error_in(source: ReductionSource, reduced: LinearModel, region: Region, norm
     elif source.full is None:
         raise ModelError("there is no full model to compare with: the reduced one was made from data")
     else:
-        full, unit = (source.full.A, source.full.B, source.full.C), 1.0
-        other = (reduced.A, reduced.B, reduced.C, reduced.D - source.full.D)
+        full, other, unit = whole_models(source.full, reduced)
     value, at = region_error(full, other, region, norm, discrete=reduced.is_discrete)
     return float(unit * value), at
 

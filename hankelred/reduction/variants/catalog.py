@@ -11,8 +11,12 @@ from ...gramians.factorize import factorize
 from ...models.linear_model import LinearModel
 from ..balancing import balance
 from ..methods import BalancedSource, Residualization, Truncation
+from .coprime import Coprime
 from .hankel_norm import HankelNorm
+from .modal_truncation import Modal
+from .passive import BoundedReal, PositiveReal
 from .restricted import frequency_limited, frequency_weighted, time_limited
+from .stochastic import Stochastic
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,12 @@ METHODS: dict[str, Method] = {
     "frequency_limited": Method(frequency_limited, ("band",), ("band",)),
     "time_limited": Method(time_limited, ("horizon",), ("horizon",)),
     "frequency_weighted": Method(frequency_weighted, ("input_weight", "output_weight", "weighting")),
+    "stochastic": Method(Stochastic, ("regularization",)),
     "hankel_norm": Method(HankelNorm),
+    "coprime": Method(Coprime),
+    "modal": Method(Modal),
+    "positive_real": Method(PositiveReal),
+    "bounded_real": Method(BoundedReal),
 }
 
 #: Other names, as other packages have them.

@@ -17,6 +17,7 @@ from ...models.linear_model import LinearModel
 from ..balancing import assembled, balance, unstable_poles
 from ..methods import BalancedSource
 from ..norms import negated, no_direct_term, parallel, telling_frequencies
+from .bilinear import from_half_plane, to_half_plane
 
 #: Singular values nearer than this, relatively, to the one that becomes the error are one repeated value.
 ONE_VALUE = 1e-9
@@ -75,9 +76,8 @@ class HankelNorm(BalancedSource):
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the optimal approximation; there is no projection."""
         A, B, C, D = self._at(order).stable
-        if self.full.is_discrete and A.size:
-            A, B, C, moved = _from_half_plane(A, B, C)
-            D = D + moved
+        if self.full.is_discrete:
+            A, B, C, D = from_half_plane(A, B, C, D)
         direct = self.full.D + self.unit * D if np.any(D) else self.full.D.copy()
         return assembled(self.full, self.balancing, A, B, C, direct), None, None
 
@@ -142,17 +142,13 @@ class HankelNorm(BalancedSource):
 
     def _approximated(self, r: int) -> Approximation:
         A, B, C = self._states
-        n, shape = A.shape[0], (C.shape[0], B.shape[1])
-        if r == n:
-            D = np.zeros(shape)
-            if self.full.is_discrete:
-                A, B, C, moved = _to_half_plane(A, B, C)
-                D = moved
-            return Approximation((A, B, C, D), (A[:0, :0], B[:0], C[:, :0], np.zeros(shape)), 0.0)
-        D = np.zeros(shape)
+        system = A, B, C, np.zeros((C.shape[0], B.shape[1]))
         if self.full.is_discrete:
-            A, B, C, D = _to_half_plane(A, B, C)
-        return optimal_approximation(A, B, C, D, self.balancing.values[:n], r)
+            system = to_half_plane(*system)
+        n = A.shape[0]
+        if r == n:
+            return Approximation(system, (A[:0, :0], B[:0], C[:, :0], np.zeros_like(system[3])), 0.0)
+        return optimal_approximation(*system, self.balancing.values[:n], r)
 
 
 def optimal_approximation(A: Array, B: Array, C: Array, D: Array, values: Array, r: int) -> Approximation:
@@ -198,17 +194,3 @@ def optimal_approximation(A: Array, B: Array, C: Array, D: Array, values: Array,
     Bs, Cs = into @ Bh, Ch @ parts.right
     stable = parts.T, Bs[:r, :m], Cs[:p, :r], Dh[:p, :m]
     return Approximation(stable, (parts.kept, Bs[r:, :m], Cs[:p, r:], none), level)
-
-
-def _to_half_plane(A: Array, B: Array, C: Array) -> Quadruple:
-    """Return the continuous system at s = (z - 1) / (z + 1), which has the same Gramians."""
-    inverse = np.linalg.inv(A + np.eye(A.shape[0]))
-    root = math.sqrt(2)
-    return inverse @ (A - np.eye(A.shape[0])), root * inverse @ B, root * C @ inverse, -C @ inverse @ B
-
-
-def _from_half_plane(A: Array, B: Array, C: Array) -> Quadruple:
-    """Return the discrete system at z = (1 + s) / (1 - s)."""
-    inverse = np.linalg.inv(np.eye(A.shape[0]) - A)
-    root = math.sqrt(2)
-    return inverse @ (A + np.eye(A.shape[0])), root * inverse @ B, root * C @ inverse, C @ inverse @ B
