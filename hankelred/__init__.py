@@ -22,6 +22,7 @@ from .models.modal import ModalSystem, modal_form
 from .reduction.balancing import balanced_realization, hankel_singular_values
 from .reduction.norms import norm
 from .reduction.order import select_order
+from .reduction.parts import minimal, split, truncate_states
 from .reduction.plots import plot_hankel_singular_values, plot_reduction
 from .reduction.reduce import Reduction, reduce
 from .simulation.simulate import Convolver, convolve, impulse_response, simulate
@@ -54,6 +55,7 @@ __all__ = [
     "identify",
     "impulse_response",
     "markov_parameters",
+    "minimal",
     "modal_form",
     "norm",
     "plot_hankel_singular_values",
@@ -62,4 +64,6 @@ __all__ = [
     "reduce",
     "select_order",
     "simulate",
+    "split",
+    "truncate_states",
 ]

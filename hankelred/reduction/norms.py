@@ -11,7 +11,7 @@ from .._util.arrays import EPS, Array, Quadruple
 from ..errors import ConvergenceError, ModelError
 from ..gramians.factorize import FactoredSystem, factorize
 from ..gramians.limited import Bands
-from ..gramians.stability import STABILITY_TOL, checked_tol
+from ..gramians.stability import STABILITY_TOL, checked_tol, matrix_size
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.scaling import in_range, scaled
@@ -28,23 +28,33 @@ ZOOMS = 7
 SHARPEST = 8
 
 
+#: MATLAB's names of the norms.
+NUMBERS = {2: "h2", math.inf: "hinf"}
+
+
 def norm(
     sys: Any,
-    kind: Literal["h2", "hinf", "hankel"] = "h2",
+    kind: Literal["h2", "hinf", "hankel", "linf"] | float = "h2",
     *,
+    return_frequency: bool = False,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
-) -> float:
+) -> Any:
     """Return a norm of a model.
 
     Parameters
     ----------
     sys : model
         As in :func:`hankel_singular_values`.
-    kind : {"h2", "hinf", "hankel"}
-        "h2": root of the energy of the impulse response; inf for an unstable model or a continuous
-        one with D != 0. "hinf": largest gain over all frequencies; inf with a pole on or beyond the
-        stability boundary. "hankel": largest Hankel singular value.
+    kind : {"h2", "hinf", "hankel", "linf", 2, inf}
+        "h2" or 2: root of the energy of the impulse response; inf for an unstable model or a continuous one
+        with D != 0. "hinf" or inf: largest gain over all frequencies; inf with a pole on or beyond the
+        stability boundary. "linf": largest gain over all frequencies of a model that may be unstable; inf
+        with a pole on the boundary. "hankel": largest Hankel singular value.
+    return_frequency : bool
+        Return also the angular frequency of the largest gain ("hinf" and "linf" only), in rad/s, or radians
+        per sample where the step is unspecified: inf where it is the direct term of a continuous model, NaN
+        where an unstable model has no H-infinity norm.
     dt : 0, True, float or None
         Timebase of a tuple.
     stability_tol : float
@@ -52,7 +62,7 @@ def norm(
 
     Returns
     -------
-    float
+    float, or (float, float) with ``return_frequency=True``
         The H-infinity norm is a gain that the model has, and no frequency exceeds it by more than
         1e-6 of it.
 
@@ -72,18 +82,46 @@ def norm(
     >>> sys = ([[-1.0]], [[1.0]], [[2.0]], 0)
     >>> [round(hankelred.norm(sys, kind), 6) for kind in ("h2", "hinf", "hankel")]
     [1.414214, 2.0, 1.0]
+
+    An unstable model has a largest gain too, here at frequency zero:
+
+    >>> hankelred.norm(([[1.0]], [[1.0]], [[2.0]], 0), "linf", return_frequency=True)
+    (2.0, 0.0)
     """
-    if kind not in ("h2", "hinf", "hankel"):
-        raise ModelError(f"kind must be 'h2', 'hinf' or 'hankel', got {kind!r}")
+    if not isinstance(kind, str | bool | np.ndarray) and np.isscalar(kind):
+        kind = NUMBERS.get(kind, kind)  # type: ignore[call-overload]
+    if not isinstance(kind, str) or kind not in ("h2", "hinf", "hankel", "linf"):
+        raise ModelError(f"kind must be 'h2', 'hinf', 'hankel', 'linf', 2 or inf, got {kind!r}")
+    if return_frequency and kind not in ("hinf", "linf"):
+        raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     model = as_model(sys, dt)
     factored = factorize(model, checked_tol(stability_tol))
-    if factored.n_kept:
-        return math.inf
-    if kind == "hankel":
+    if kind == "linf":
+        value, at = _largest_gain(model, factored, stability_tol)
+    elif factored.n_kept:
+        value, at = math.inf, math.nan
+    elif kind == "hankel":
         return float(singular_values(factored)[0].max(initial=0.0))
-    if kind == "h2":
+    elif kind == "h2":
         return h2_norm(factored, model.D, discrete=model.is_discrete)
-    return hinf_of_model(model, balance(factored))
+    else:
+        value, at = hinf_of_model(model, balance(factored)), math.nan
+        if return_frequency:
+            at = _largest_gain(model, factored, stability_tol)[1]
+    step = float(model.dt) if model.is_discrete and model.dt is not True else 1.0  # type: ignore[arg-type]
+    return (value, at / step) if return_frequency else value
+
+
+def _largest_gain(model: LinearModel, factored: FactoredSystem, stability_tol: float) -> tuple[float, float]:
+    """Return the largest gain on the stability boundary, and its angular frequency (radians per sample)."""
+    discrete = model.is_discrete
+    poles = np.linalg.eigvals(factored.kept_A) if factored.n_kept else np.zeros(0, complex)
+    size = matrix_size(factored.scaled.A)
+    beyond = np.abs(poles) - 1 if discrete else poles.real
+    marginal = poles[beyond <= stability_tol * (max(1.0, size) if discrete else size)]
+    if marginal.size:
+        return math.inf, float(abs(np.angle(marginal[0]) if discrete else marginal[0].imag))
+    return hinf_norm(*with_few_ports(*equilibrated(*model.as_tuple())), discrete=discrete)
 
 
 def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:

@@ -452,7 +452,9 @@ def reduce(
         would have given an unstable model, or a worse one than plain truncation; an optimum could not be
         reached for rounding.
 
-    Notes ----- Square-root balanced truncation: Moore (1981); Tombs and Postlethwaite, Int. J. Control 46
+    Notes
+    -----
+    Square-root balanced truncation: Moore (1981); Tombs and Postlethwaite, Int. J. Control 46
     (1987). Residualization: Liu and Anderson, Int. J. Control 50 (1989). Bound: Enns (1984), Glover (1984);
     discrete time: Hinrichsen and Pritchard, Linear Algebra Appl. 122 (1989). The model's own matrices are
     projected, with twice the digits where rounding would be seen: Ozaki and others, Numer. Algorithms 59
