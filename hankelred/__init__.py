@@ -20,6 +20,7 @@ from .identification.identify import Comparison, IdentifiedModel, identify
 from .identification.markov import MarkovParameters, markov_parameters
 from .models.modal import ModalSystem, modal_form
 from .reduction.balancing import balanced_realization, hankel_singular_values
+from .reduction.compare import MethodComparison, compare_methods
 from .reduction.norms import norm
 from .reduction.order import select_order
 from .reduction.parts import minimal, split, truncate_states
@@ -40,6 +41,7 @@ __all__ = [
     "HankelredError",
     "IdentifiedModel",
     "MarkovParameters",
+    "MethodComparison",
     "ModalSystem",
     "ModelError",
     "OrderError",
@@ -47,6 +49,7 @@ __all__ = [
     "ReductionWarning",
     "UnstableError",
     "balanced_realization",
+    "compare_methods",
     "convolve",
     "empirical_gramians",
     "gramian",
