@@ -24,6 +24,8 @@ class Coprime(Derived):
     Sources: Meyer, Proc. IFAC World Congress (1990); McFarlane and Glover, Robust Controller Design (1990).
     """
 
+    lowers_order = False
+
     def __init__(self, model: LinearModel, stability_tol: float):
         A, B, C, D = model.as_tuple()
         R = np.eye(D.shape[0]) + D @ D.conj().T
@@ -64,18 +66,18 @@ class Coprime(Derived):
         return model.A - L @ C, model.B[:, :m] - L @ self.full.D, C
 
     def outside(self, model: LinearModel) -> Array:
-        """Return nothing: the reduced plant may be unstable, as the full one."""
-        return np.zeros(0)
+        """Return the unstable poles, if the full plant is stable; else they are as they should be."""
+        return np.zeros(0) if self._unstable[1] else unstable_poles(model, 0)
 
     def remark(self, order: int) -> str:
-        """Return a note where a stable plant has become an unstable one, or the other way around."""
+        """Return a note where an unstable plant has lost or gained unstable poles."""
         found = unstable_poles(self.truncate(order)[0], 0).size
         least, most = self._unstable
         if least <= found <= most:
             return ""
         return (
             f"the reduced model of order {order} has {found} unstable pole(s) and the full one "
-            f"{self._unstable}: in "
+            f"{most}: in "
             "a loop they are near each other if gap_bound is small, in open loop they are not"
         )
 

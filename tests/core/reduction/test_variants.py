@@ -187,6 +187,16 @@ def test_an_unstable_pole_that_is_lost_is_told():
         reduce(plant, 0, method="coprime")
 
 
+def test_a_stable_plant_is_not_made_unstable():
+    # eight masses between springs: the factors of order 6 belong to a plant with two unstable poles
+    n = 8
+    springs = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    A = np.block([[np.zeros((n, n)), np.eye(n)], [-springs, -0.02 * np.eye(n) - 0.02 * springs]])
+    chain = A, np.eye(2 * n)[:, [n]], np.eye(2 * n)[[n - 1]], 0
+    with pytest.raises(UnstableError, match="no stable model of order 6 was found by coprime"):
+        reduce(chain, 6, method="coprime")
+
+
 # --- passivity
 
 
