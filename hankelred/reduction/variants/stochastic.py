@@ -9,21 +9,30 @@ from typing import Any
 
 import numpy as np
 
-from ..._util.arrays import Array, Quadruple
+from ..._util.arrays import EPS, Array, Quadruple
 from ..._util.checks import real
 from ...errors import ConvergenceError, ModelError, OrderError, UnstableError, shown
 from ...gramians.factorize import FactoredSystem, factorize
 from ...gramians.gramians import gramian
 from ...gramians.riccati import solve_riccati
+from ...models.frequency_response import FrequencyResponse
 from ...models.linear_model import LinearModel
 from ..balancing import balance, singular_values, truncated
 from ..methods import GivenFactors, whole_models
-from ..norms import equilibrated, hinf_norm, with_few_ports
+from ..norms import (
+    equilibrated,
+    hinf_norm,
+    negated,
+    no_direct_term,
+    parallel,
+    telling_frequencies,
+    with_few_ports,
+)
 from ..order import distinct, order_by_bisection
 from .bilinear import from_half_plane, to_half_plane
 
 #: Singular values nearer to 1 than this are those of zeros in the right half plane.
-ONE = 1e-7
+ONE = 1e-6
 
 #: A direct term with singular values below this share of the largest has not full rank.
 FULL_RANK = 1e-10
@@ -66,7 +75,7 @@ class Stochastic(GivenFactors):
         largest = float(self.hankel_singular_values.max(initial=0.0))
         if largest > 1 + ONE:
             raise ConvergenceError(
-                f"a singular value of the phase came out as {largest:.6g}, and none is above 1: the Riccati "
+                f"a singular value of the phase came out as {largest:.9g}, and none is above 1: the Riccati "
                 "equation was not solved well enough; choose a larger regularization="
             )
         #: singular values of 1, one for each zero in the right half plane
@@ -100,10 +109,17 @@ class Stochastic(GivenFactors):
         return float(np.expm1(np.sum(np.log1p(left_out) - np.log1p(-left_out))))
 
     def certificate(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return the relative bound times the largest gain: what it says of the error itself."""
+        """Return the relative bound times the largest gain, which bounds the error itself, and rounding."""
         if reduced is None or self.outside(reduced).size:
             return math.inf
-        return self.relative_error_bound(reduced.n_states) * self._largest_gain
+        total = self.level(reduced.n_states)
+        # where rounding is larger than what was left out, it shows
+        full, other, _ = self.compared(reduced)
+        apart = parallel([(*full, no_direct_term(other[3].shape)), negated(other)])
+        discrete = self.full.is_discrete
+        w = telling_frequencies(self.full.A, discrete=discrete)
+        seen = float(FrequencyResponse(*apart, discrete=discrete).gain(w[np.isfinite(w)]).max(initial=0.0))
+        return total if seen <= total else 2 * seen
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
         """Return the smallest order whose bound is within a tolerance."""
@@ -118,7 +134,8 @@ class Stochastic(GivenFactors):
 
     def level(self, order: int) -> float:
         """Return the bound of the error at an order."""
-        return self.relative_error_bound(order) * self._largest_gain
+        rounding = self.full.n_states * EPS
+        return (self.relative_error_bound(order) + rounding) * self._largest_gain
 
     @cached_property
     def _largest_gain(self) -> float:

@@ -185,6 +185,30 @@ def test_optimal_approximation_of_the_fast_part_of_ab09ed():
     assert_same_response(whole, printed, FREQUENCIES, 4)
 
 
+def test_coprime_factors_with_inner_denominator_of_ab09fd():
+    # [N, M] of an unstable plant, its unstable poles reflected; then truncation at SLICOT's tolerance
+    A = A7.copy()
+    A[0, 3], A[3, 4], A[4, 3], A[4, 4], A[5, 4] = 0.4920, 0.0545, -0.49200, 0.004165, 0.5210
+    T, Z, k = scipy.linalg.schur(A.T, sort="lhp")
+    Cu = C7 @ Z[:, k:]
+    Y = scipy.linalg.solve_continuous_lyapunov(T[k:, k:], Cu.T @ Cu)
+    L = -Z[:, k:] @ np.linalg.solve(Y, Cu.T)
+    factors = A + L @ C7, np.hstack([B7, L]), C7, np.zeros((3, 5))
+    assert np.linalg.eigvals(factors[0]).real.max() < 0
+    values = [13.6047, 9.4106, 1.7684, 0.7456, 0.6891, 0.0241, 0.0230]
+    np.testing.assert_allclose(hankel_singular_values(factors), values, atol=FOUR)
+    printed = table("""
+         0.0520  -0.1491   0.0037  -0.0232   0.0168
+         0.2340   0.2618   0.0010  -0.0153  -0.0318
+         0.1197   0.0075  -0.5752   2.0119  -0.7779
+         0.1571  -0.2019  -2.1282  -2.1192  -0.3618
+         0.0368  -0.4810   0.8395  -0.2790  -2.8796
+    """)
+    Ar, Br, Cr, _ = hankelred.reduce(factors, 5).system
+    poles = [np.sort_complex(np.linalg.eigvals(M)) for M in (Ar - Br[:, 2:] @ Cr, printed)]
+    np.testing.assert_allclose(*poles, atol=1e-3)
+
+
 @pytest.mark.parametrize("printed", [0.5000000006e6, 0.5000000001e6], ids=["AB13CD", "AB13DD"])
 def test_hinf_norm_of_three_resonances(printed):
     # damping 1e-4, 1e-5 and 1e-6; the two routines print different tenth digits

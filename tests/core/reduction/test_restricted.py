@@ -10,13 +10,14 @@ import pytest
 import scipy.linalg as sla
 from helpers.data import slicot_model
 from helpers.printed import half_unit, table
-from helpers.reference import random_system
+from helpers.reference import random_system, similar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hankelred
 from hankelred import ModelError, ReductionWarning, reduce
 from hankelred.gramians.limited import band_factors, horizon_factors
+from hankelred.reduction.variants.catalog import METHODS
 
 #: a fallback is warned of; the tests of what it falls back to are below
 pytestmark = pytest.mark.filterwarnings("ignore:the model of order")
@@ -318,6 +319,12 @@ def test_weighted_singular_values_of_ab09id():
         warnings.simplefilter("ignore", ReductionWarning)
         reduction = reduce(system, 2, method="frequency_weighted", output_weight=weight, weighting="enns")
     np.testing.assert_allclose(reduction.hankel_singular_values, [np.inf, 3.8253, 0.2005], atol=half_unit(4))
+    # the printed reduced model: poles and residues
+    poles, vectors = np.linalg.eig(reduction.system[0])
+    residues = (reduction.system[2] @ vectors)[0] * np.linalg.solve(vectors, reduction.system[1])[:, 0]
+    np.testing.assert_allclose(np.sort(poles), [-34.5297, 9.1900], atol=half_unit(4))
+    expected = [16.9329 * 6.9152, 11.9593 * 2.8955]
+    np.testing.assert_allclose(residues[np.argsort(poles)], expected, rtol=5e-5)
 
 
 # --- what is refused
@@ -419,3 +426,77 @@ def test_the_error_in_a_band_is_below_that_on_the_axis(seed, n, discrete, low, h
     assert gain_apart(system, reduction.system, points).max() <= band * (1 + 1e-5) + 1e-14
     whole = reduction.error("h2", band=(0, np.pi if discrete else np.inf))
     assert whole == pytest.approx(reduction.error("h2"), rel=1e-6, abs=1e-13)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["band", "horizon", "weight"]), st.booleans())
+def test_coordinates_do_not_matter(seed, kind, discrete):
+    system = random_system(seed, 5, 2, 2, discrete=discrete)
+    dt = True if discrete else 0
+    pole = 0.5 if discrete else -0.5
+    method, options = {
+        "band": ("frequency_limited", {"band": (0.3, 1.5)}),
+        "horizon": ("time_limited", {"horizon": 3.0}),
+        "weight": (
+            "frequency_weighted",
+            {"output_weight": (pole * np.eye(2), np.eye(2), np.eye(2), 0), "weighting": "enns"},
+        ),
+    }[kind]
+    first = reduce(system, 3, method=method, dt=dt, **options)
+    second = reduce(similar(*system, np.random.default_rng(seed)), 3, method=method, dt=dt, **options)
+    size = first.hankel_singular_values[0]
+    np.testing.assert_allclose(
+        second.hankel_singular_values, first.hankel_singular_values, rtol=1e-6, atol=1e-9 * size
+    )
+    if first.hankel_singular_values[3] > (1 - 1e-3) * first.hankel_singular_values[2]:
+        return
+    errors = [r.error(weighted=True) if kind == "weight" else r.error(**options) for r in (first, second)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4, abs=1e-9 * size)
+
+
+TYPES = {
+    "complex": lambda discrete: random_system(1, 4, 2, 2, discrete=discrete, complex_=True),
+    "one state": lambda discrete: ([[0.5 if discrete else -0.5]], [[1.0]], [[2.0]], 0),
+    "no states": lambda discrete: (np.zeros((0, 0)), np.zeros((0, 2)), np.zeros((2, 0)), np.eye(2)),
+    "no input": lambda discrete: (
+        random_system(2, 3, 1, 1, discrete=discrete)[0],
+        np.zeros((3, 1)),
+        [[1, 1, 1]],
+        0,
+    ),
+    "tf": lambda discrete: control.ss2tf(control.ss(*random_system(3, 3, 1, 1, discrete=discrete), discrete)),
+    "modal": lambda discrete: hankelred.modal_form(
+        control.ss(*random_system(4, 5, 2, 2, discrete=discrete), discrete)
+    ),
+    "descriptor": lambda discrete: (*random_system(5, 4, 1, 1, discrete=discrete), np.eye(4)),
+}
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore::hankelred.ReductionWarning")
+def test_every_method_takes_every_model_or_says_why_not(method, name, discrete):
+    model = TYPES[name](discrete)
+    options = {
+        "frequency_limited": {"band": (0.3, 1.0)},
+        "time_limited": {"horizon": 2.0},
+        "frequency_weighted": {"input_weight": None},
+        "stochastic": {"regularization": 0.3},
+    }.get(method, {})
+    if "input_weight" in options:
+        m = hankelred.models.linear_model.as_model(model, discrete).n_inputs
+        pole = 0.5 if discrete else -0.5
+        options = {"input_weight": (pole * np.eye(m), np.eye(m), np.eye(m), np.zeros((m, m)))}
+    for choice in ({"order": 1}, {"tol": 1e-2}, {"rtol": 0.1}):
+        try:
+            reduction = reduce(model, method=method, dt=discrete, **choice, **options)
+        except hankelred.HankelredError:
+            assert method in ("coprime", "positive_real", "bounded_real", "stochastic")
+            continue
+        assert type(reduction.system) is type(model)
+        assert reduction.method == method and reduction.model.n_states == reduction.order
+        assert reduction.error() <= reduction.error_bound + reduction.noise_floor + 1e-12
+        assert not np.isnan(
+            [reduction.error("h2"), reduction.error("hankel"), reduction.error(horizon=2.0)]
+        ).any()
