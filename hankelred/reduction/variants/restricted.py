@@ -125,16 +125,18 @@ class Restricted(GivenFactors):
     def _choose(self, order: int) -> tuple[Candidate, str]:
         """Return the candidate that is handed out, and why it is not the one that was asked for."""
         r = order - self.unstable_order
+        first, *others = self._balancings.items()
         plain = self._candidates({"plain": self._plain}, r)
-        every = self._candidates(self._balancings, r)
-        if self._best:
-            return min(plain + every, key=lambda candidate: (not candidate.stable, candidate.error)), ""
+        every = self._candidates(dict([first]), r)
         asked = every[0]
-        if asked.stable and (
-            not plain or not plain[0].stable or asked.error <= self._tolerated(plain[0].error)
-        ):
-            return asked, ""
-        chosen = min(plain + every, key=lambda candidate: (not candidate.stable, candidate.error))
+        if not self._best and asked.stable:
+            limit = self._tolerated(plain[0].error) if plain and plain[0].stable else np.inf
+            if asked.error <= limit:
+                return asked, ""
+        every += plain + self._candidates(dict(others), r)
+        chosen = min(every, key=lambda candidate: (not candidate.stable, candidate.error))
+        if self._best:
+            return chosen, ""
         why = (
             f"has the error {asked.error:.3g} where plain truncation has {plain[0].error:.3g}"
             if asked.stable
