@@ -190,9 +190,9 @@ class Reduction:
 
     @property
     def balanced_by(self) -> str:
-        """Which of the Gramians that a method compares were balanced; "plain" where it compares none."""
+        """Which of the Gramians that a method compares were balanced; empty where it compares none."""
         source = self.source
-        return source.balanced(self.order) if isinstance(source, Restricted) else "plain"
+        return source.balanced(self.order) if isinstance(source, Restricted) else ""
 
     @property
     def certificate(self) -> Certificate:

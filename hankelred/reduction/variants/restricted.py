@@ -27,6 +27,9 @@ from ..region import Region, checked_bands, checked_horizon, checked_weights
 #: Errors nearer than this, relatively, are the same.
 SAME = 1e-6
 
+#: What plain truncation balances, among the candidates.
+PLAIN = "the plain Gramians"
+
 WEIGHTINGS = ("best", "enns", "lin_chiu")
 
 
@@ -126,7 +129,7 @@ class Restricted(GivenFactors):
         """Return the candidate that is handed out, and why it is not the one that was asked for."""
         r = order - self.unstable_order
         first, *others = self._balancings.items()
-        plain = self._candidates({"plain": self._plain}, r)
+        plain = self._candidates({PLAIN: self._plain}, r)
         every = self._candidates(dict([first]), r)
         asked = every[0]
         if not self._best and asked.stable:
