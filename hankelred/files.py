@@ -1,4 +1,4 @@
-"""Models in files: .mat, .npz and .json with the keys A, B, C, D, E, dt."""
+"""Reading and writing models: .mat, .npz and .json files with the keys A, B, C, D, E, dt."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ._util.reading import checked_suffix, opened
+from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
-from .errors import FileFormatError, in_one_line, listed
-from .models.linear_model import LinearModel, Timebase, validated, validated_timebase
+from .errors import FileFormatError, in_one_line, name_list
+from .models.linear_model import LinearModel, Timebase, validated_matrices, validated_timebase
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")
@@ -22,24 +22,24 @@ KEYS = ("A", "B", "C", "D", "E", "dt")
 def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel:
     """Read a model from a file.
 
-    Every length and index in the file is checked before it is used, and nothing in it is executed: files of
-    strangers are safe to read. Only the keys of a model are read, each up to 512 MiB.
+    Every length and index in the file is checked before it is used, and nothing in it is executed, so that
+    files from untrusted sources are safe to read. Only the keys of a model are read, each up to 512 MiB.
 
     Parameters
     ----------
     path : path
-        ``.mat`` (MATLAB 4 to 7.2, sparse too), ``.npz`` or ``.json`` (nested lists). Keys A, B, C and
-        optionally D, E and dt, in either case; others are ignored.
+        ``.mat`` (MATLAB 4 to 7.2, also with sparse matrices), ``.npz`` or ``.json`` (nested lists). Keys A,
+        B, C and optionally D, E and dt, in upper or lower case; others are ignored.
     dt : 0, True, float or None
-        Timebase, over that of the file; None takes the file's, or 0 (continuous) where it has none.
+        Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
     Raises
     ------
     FileFormatError
-        The file is missing, unreadable, damaged, or lacks a key; an entry is no number (a string, a boolean);
-        a key is there twice; dt is no timebase.
+        The file is missing, unreadable, damaged, or lacks a key; an entry is not a number (a string, a
+        boolean); a key occurs twice; dt is not a timebase.
     ModelError
-        The matrices do not make a model.
+        The matrices do not form a model.
 
     Examples
     --------
@@ -51,26 +51,26 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
     (1, 0.1)
     """
     path = Path(path)
-    with opened(path) as content:
-        found = _matrices(content, KEYS if dt is None else KEYS[:-1])
+    with open_arrays(path) as content:
+        matrices = _matrices(content, KEYS if dt is None else KEYS[:-1])
         if dt is None:
-            dt = _timebase(found.get("dt"))
-    A, B, C, D, dt = validated(*(found.get(key) for key in "ABCDE"), dt=dt)
+            dt = _timebase(matrices.get("dt"))
+    A, B, C, D, dt = validated_matrices(*(matrices.get(key) for key in "ABCDE"), dt=dt)
     return LinearModel(A, B, C, D, dt)
 
 
 def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
-    """Write A, B, C, D and dt to a file; it is complete or not there at all.
+    """Write A, B, C, D and dt to a file atomically.
 
     Raises
     ------
     FileFormatError
-        Unknown ending, a folder that is not there or not writable, complex numbers in .json.
+        Unknown suffix, a folder that does not exist or is not writable, complex numbers in .json.
     """
     path = Path(path)
     suffix = checked_suffix(path)
     content: dict[str, Any] = dict(zip("ABCD", model.as_tuple(), strict=True))
-    # only JSON can tell True from 1; the other formats hold the word
+    # only JSON distinguishes True from 1; the other formats hold the word as text
     content["dt"] = (
         str(model.dt) if model.dt is None or (model.dt is True and suffix != ".json") else model.dt
     )
@@ -92,28 +92,28 @@ def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
 
 
 def _matrices(content: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Read these keys, in upper or lower case, and nothing else."""
+    """Read these keys only, in upper or lower case."""
     names = {key: [name for name in content if name.lower() == key.lower()] for key in keys}
-    for key, same in names.items():
-        names[key] = [key] if key in same else same
+    for key, matches in names.items():
+        names[key] = [key] if key in matches else matches
         if len(names[key]) > 1:
-            raise FileFormatError(f"it has {' and '.join(same)}: which one is {key}?")
+            raise FileFormatError(f"it has {' and '.join(matches)}: which one is {key}?")
     if not names["A"] and {"M", "K"} & {name.upper() for name in content}:
         raise FileFormatError(
-            f"it holds {listed(content)}: second-order models (M, D, K) are not read; write the first-order "
-            "form A, B, C, D, E"
+            f"it holds {name_list(content)}: second-order models (M, D, K) are not read; write the "
+            "first-order form A, B, C, D, E"
         )
     missing = [key for key in "ABC" if not names[key]]
     if missing:
         raise FileFormatError(
             f"it has no {', '.join(missing)}; a model file has the keys A, B, C and optionally D, E, dt, and "
-            f"this one has {listed(content)}"
+            f"this one has {name_list(content)}"
         )
-    found = {key: content[same[0]] for key, same in names.items() if same}
-    for key, value in found.items():
+    matrices = {key: content[matches[0]] for key, matches in names.items() if matches}
+    for key, value in matrices.items():
         if key != "dt" and value is not None:
             _check_entries(key, value)
-    return found
+    return matrices
 
 
 _KINDS = {"b": "booleans", "U": "strings", "S": "strings", "M": "dates", "m": "time spans"}
@@ -121,20 +121,20 @@ _WORDS_OF_JSON = {str: "a string", bool: "a boolean", dict: "an object", type(No
 
 
 def _check_entries(key: str, value: Any) -> None:
-    """Refuse what numpy would turn into numbers without a word: strings, booleans, dates."""
-    what = None
+    """Refuse entries that numpy would silently convert to numbers: strings, booleans, dates."""
+    problem = None
     if hasattr(value, "dtype"):
         if value.dtype.kind not in "iufc":
-            what = _KINDS.get(value.dtype.kind, f"entries of type {value.dtype}")
+            problem = _KINDS.get(value.dtype.kind, f"entries of type {value.dtype}")
     elif isinstance(value, str):
-        what = "text"
+        problem = "text"
     else:
         kinds = set(map(type, np.array(value, dtype=object).flat))
-        strange = kinds - {int, float}
-        if strange:
-            what = "rows of different lengths" if list in strange else _WORDS_OF_JSON[strange.pop()]
-    if what:
-        raise FileFormatError(f"{key} holds {in_one_line(what, 60)}; write a matrix of numbers")
+        unexpected = kinds - {int, float}
+        if unexpected:
+            problem = "rows of different lengths" if list in unexpected else _WORDS_OF_JSON[unexpected.pop()]
+    if problem:
+        raise FileFormatError(f"{key} holds {in_one_line(problem, 60)}; write a matrix of numbers")
 
 
 def _timebase(value: Any) -> Timebase:

@@ -11,12 +11,12 @@ import numpy as np
 from .. import __version__
 from .._util.checks import is_rounded_to_zero
 from .._util.reading import checked_suffix
-from ..errors import in_one_line, shown
+from ..errors import in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
 from ..reduction.reduce import Reduction
-from ..reduction.variants.catalog import METHODS
+from ..reduction.variants.catalog import REDUCTION_METHODS
 from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
 from .identify import identify
 
@@ -37,10 +37,10 @@ class Timestep(_ParamType):
         if text.lower() == "true":
             return True
         try:
-            # a tiny step is no continuous model
+            # a step rounded to 0 would turn the model into a continuous one
             return validated_timebase(text if is_rounded_to_zero(text) else float(text))
         except ValueError:
-            self.fail(f"{shown(text)} is neither 0 nor true nor seconds between samples", param, ctx)
+            self.fail(f"{short_repr(text)} is neither 0 nor true nor seconds between samples", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,16 +57,18 @@ def cli() -> None:
 
 
 def model_options(function: Any) -> Any:
-    """Add the options that say how a model file is read."""
+    """Add the options of every command that reads a model."""
     function = click.option(
         "--stability-tol",
         type=float,
         default=1e-13,
         show_default=True,
-        help="Relative width of the marginal zone.",
+        help="Relative distance from the stability boundary below which a pole is marginal.",
     )(function)
     function = click.option(
-        "--dt", type=Timestep(), help="Timebase, over that of the file (default there: 0, continuous)."
+        "--dt",
+        type=Timestep(),
+        help="Timebase, instead of that of the file (0, continuous, if the file has none).",
     )(function)
     return click.argument("model", type=click.Path(path_type=Path))(function)
 
@@ -114,7 +116,7 @@ def hsv(
     values, floor = singular_values(factored)
     print_spectrum(system, values, floor, None if show_all else 20)
     click.echo(f"solver: {factored.solver}, residual {factored.residual:.1e}")
-    if factored.n_kept == system.n_states:
+    if factored.n_unstable == system.n_states:
         poles = np.linalg.eigvals(system.A)
         advice = suspected_timebase(poles, discrete=system.is_discrete).removeprefix("; ")
         if advice:
@@ -133,7 +135,7 @@ def hsv(
 @click.option("--energy", type=float, help="Smallest order with this share of the singular values.")
 @click.option(
     "--method",
-    type=click.Choice([name for name in METHODS if name != "frequency_weighted"]),
+    type=click.Choice([name for name in REDUCTION_METHODS if name != "frequency_weighted"]),
     default="truncation",
     show_default=True,
     help="frequency_limited needs --band, time_limited --horizon.",
@@ -194,7 +196,9 @@ def reduce(
     if horizon is not None:
         click.echo(f"true error until the horizon (L2): {reduction.error(horizon=horizon):.6e}")
     if (order, tol, rtol, energy) == (None, None, None, None):
-        click.echo("every value above the noise floor is kept; --order, --tol, --rtol or --energy keep fewer")
+        click.echo(
+            "every value above the noise floor is kept; use --order, --tol, --rtol or --energy to keep fewer"
+        )
     if out is not None:
         write_model(reduction.model, out)
         click.echo(f"wrote {in_one_line(out)}")
@@ -262,8 +266,8 @@ def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | 
         table.add_column(heading, justify="right")
     shown = values if limit is None else values[:limit]
     for k, value in enumerate(shown, start=1):
-        note = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
-        table.add_row(str(k), note, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
+        text = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
+        table.add_row(str(k), text, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
     console().print(table)
     if len(shown) < len(values):
         click.echo(f"... {len(values) - len(shown)} more; --all prints them")
@@ -271,7 +275,7 @@ def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | 
 
 
 def print_reduction(system: LinearModel, reduction: Reduction) -> None:
-    """Print what was reduced and its certificate."""
+    """Print the orders, the error bound and the true error of a reduction."""
     bound, error = reduction.error_bound, reduction.error("hinf")
     click.echo(f"{describe(system)} -> order {reduction.order} by {reduction.method}")
     click.echo(f"error bound (H-infinity): {bound:.6e}")
@@ -289,5 +293,5 @@ def describe(system: LinearModel) -> str:
 
 
 def main() -> None:
-    """Run the command line; what is wrong is said in one line, with exit status 2."""
+    """Run the command line; an error is reported in one line, with exit status 2."""
     run(cli, "hankelred")

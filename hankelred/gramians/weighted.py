@@ -17,7 +17,7 @@ import scipy.linalg as sla
 from .._util.arrays import Array, Quadruple
 from ..errors import ModelError
 from ..models.linear_model import LinearModel, Timebase
-from ..models.projection import exactly_projected
+from ..models.projection import project_exactly
 from .factorize import factorize
 from .gramians import gramian
 
@@ -63,9 +63,9 @@ def stable_weight(weight: LinearModel, stability_tol: float, name: str, *, on_in
     Coprime factorization with inner denominator: Varga, Syst. Control Lett. 20 (1993).
     """
     factored = factorize(weight, stability_tol)
-    if factored.n_kept == 0:
+    if factored.n_unstable == 0:
         return weight.as_tuple()
-    poles = np.linalg.eigvals(factored.kept_A)
+    poles = np.linalg.eigvals(factored.unstable_A)
     discrete = weight.is_discrete
     beyond = np.abs(poles) - 1 if discrete else poles.real
     if beyond.min() <= stability_tol * max(1.0, float(np.abs(poles).max())):
@@ -77,10 +77,12 @@ def stable_weight(weight: LinearModel, stability_tol: float, name: str, *, on_in
         return dual(
             stable_weight(weight.with_matrices(*dual(weight.as_tuple())), stability_tol, name, on_input=True)
         )
-    system = factored.scaled
-    right = np.concatenate([factored.right_states(np.eye(factored.n_stable)), factored.kept_right], axis=1)
-    left = np.concatenate([factored.left_states(np.eye(factored.n_stable)), factored.kept_left], axis=1)
-    states = exactly_projected(system, left, right)
+    system = factored.scaled_system
+    right = np.concatenate(
+        [factored.right_states(np.eye(factored.n_stable)), factored.unstable_right], axis=1
+    )
+    left = np.concatenate([factored.left_states(np.eye(factored.n_stable)), factored.unstable_left], axis=1)
+    states = project_exactly(system, left, right)
     n = factored.n_stable
     A, B, C = states.A, states.B * 2.0**system.input_exponent, states.C * 2.0**system.output_exponent
     Au, Bu = A[n:, n:], B[n:]

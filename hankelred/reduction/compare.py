@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .._util.checks import real
+from .._util.checks import real_number
 from ..errors import HankelredError, ModelError, ReductionWarning
 from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.linear_model import Timebase, as_model
@@ -17,7 +17,7 @@ from .order import checked_order
 from .plots import plot_methods
 from .reduce import Reduction, error_in, reduce
 from .region import Region, checked_bands, checked_horizon, checked_weights
-from .variants.catalog import METHODS
+from .variants.catalog import REDUCTION_METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -201,14 +201,19 @@ def compare_methods(
     weights = {name: weight for name, weight in weights.items() if weight is not None}
     if weights:
         where["frequency_weighted"] = weights
-    if regularization is not None and not 0 < real(regularization) < math.inf:
-        raise ModelError(f"regularization must be a positive finite gain, got {regularization!r}")
+    if regularization is not None:
+        real_number(
+            regularization,
+            lambda gain: 0 < gain < math.inf,
+            "regularization must be a positive finite gain",
+            ModelError,
+        )
     weighing = Region()
     if weights:
         tol = checked_tol(stability_tol)
         weighing = Region(None, None, *checked_weights(input_weight, output_weight, model, tol))
     rows = []
-    for method, entry in METHODS.items():
+    for method, entry in REDUCTION_METHODS.items():
         options = where.get(method, {})
         if entry.options and not options and method != "stochastic":
             continue

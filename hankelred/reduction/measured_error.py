@@ -9,7 +9,15 @@ import numpy as np
 from .._util.arrays import Array, Quadruple
 from ..gramians.limited import Bands, band_nodes, horizon_factor, whole_axis
 from ..models.frequency_response import FrequencyResponse
-from .norms import equilibrated, hinf_norm, negated, no_direct_term, parallel, refined_gains, with_few_ports
+from .norms import (
+    compress_inputs_and_outputs,
+    equilibrated,
+    hinf_norm,
+    negated,
+    no_direct_term,
+    parallel,
+    refined_gains,
+)
 from .region import Region
 
 
@@ -23,7 +31,9 @@ def region_norm(system: Quadruple, region: Region, kind: str, *, discrete: bool)
     if 0 in system[3].shape:
         return 0.0, 0.0 if kind == "hinf" else math.nan
     if kind == "hinf":
-        return hinf_norm(*with_few_ports(*equilibrated(*system)), discrete=discrete, within=region.bands)
+        return hinf_norm(
+            *compress_inputs_and_outputs(*equilibrated(*system)), discrete=discrete, within=region.bands
+        )
     if region.horizon is not None:
         return _energy_until(system, region.horizon, discrete=discrete), math.nan
     return _energy_in(system, region.bands or whole_axis(discrete=discrete), discrete=discrete), math.nan

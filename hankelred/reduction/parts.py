@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import real, whole
-from ..errors import ModelError, OrderError, ReductionWarning, shown
+from .._util.checks import as_integer, real_number
+from ..errors import ModelError, OrderError, ReductionWarning, short_repr
 from ..gramians.factorize import FactoredSystem, factorize
 from ..gramians.stability import STABILITY_TOL, checked_tol
-from ..models.frequency_response import LOST, difference_of_responses
+from ..models.frequency_response import MAX_RESPONSE_CHANGE, difference_of_responses
 from ..models.linear_model import Timebase, as_model
-from ..models.projection import exactly_projected
-from .balancing import balance, truncated, unstable_poles
+from ..models.projection import project_exactly
+from .balancing import balance, truncate_balanced, unstable_poles
 
 #: Directions of unstable and marginal modes that are reached, or observed, less than this, relative to the
 #: strongest, are hidden.
@@ -70,9 +70,9 @@ def minimal(
     >>> hankelred.minimal(hidden)[0].shape
     (1, 1)
     """
-    level = None if tol is None else real(tol)
-    if level is not None and not 0 <= level < 1:
-        raise OrderError(f"tol must be a number in [0, 1), got {shown(tol)}")
+    level = None
+    if tol is not None:
+        level = real_number(tol, lambda x: 0 <= x < 1, "tol must be a number in [0, 1)", OrderError)
     model = as_model(sys, dt)
     factored = factorize(model, checked_tol(stability_tol))
     balancing = balance(factored)
@@ -81,13 +81,13 @@ def minimal(
         floor = max(level * float(balancing.values.max(initial=0.0)), balancing.rounding)
     rank = int(np.count_nonzero(balancing.values > floor))
     left, right = _seen(factored, HIDDEN if level is None else max(level, EPS))
-    if rank == factored.n_stable and left.shape[1] == factored.n_kept:
+    if rank == factored.n_stable and left.shape[1] == factored.n_unstable:
         return sys
-    out, _, _ = truncated(model, balancing, rank)
-    while rank and unstable_poles(out, factored.n_kept).size:
+    out, _, _ = truncate_balanced(model, balancing, rank)
+    while rank and unstable_poles(out, factored.n_unstable).size:
         rank -= 1
-        out, _, _ = truncated(model, balancing, rank)
-    k = factored.n_kept
+        out, _, _ = truncate_balanced(model, balancing, rank)
+    k = factored.n_unstable
     kept = left.conj().T @ out.A[:k, :k] @ right, left.conj().T @ out.B[:k], out.C[:, :k] @ right
     A = np.zeros((left.shape[1] + rank,) * 2, np.result_type(out.A, left))
     A[: left.shape[1], : left.shape[1]], A[left.shape[1] :, left.shape[1] :] = kept[0], out.A[k:, k:]
@@ -98,7 +98,7 @@ def minimal(
         np.linalg.eigvals(model.A),
         discrete=model.is_discrete,
     )
-    allowed = max(LOST, 4 * (level or 0.0) * model.n_states)
+    allowed = max(MAX_RESPONSE_CHANGE, 4 * (level or 0.0) * model.n_states)
     if not lost <= allowed:
         raise ModelError(
             f"removing hidden modes would change the response by {lost:.1e} of its largest value, and at "
@@ -110,11 +110,11 @@ def minimal(
 
 def _seen(factored: FactoredSystem, tol: float) -> tuple[Array, Array]:
     """Return left and right bases of the kept states that are reached and observed."""
-    A, B, C = factored.kept_A, factored.kept_B, factored.kept_C
-    system = factored.scaled
-    Q = _reached(A, B, tol, _size(factored.kept_left) * _size(system.B))
+    A, B, C = factored.unstable_A, factored.unstable_B, factored.unstable_C
+    system = factored.scaled_system
+    Q = _reached(A, B, tol, _size(factored.unstable_left) * _size(system.B))
     A, C = Q.conj().T @ A @ Q, C @ Q
-    P = _reached(A.conj().T, C.conj().T, tol, _size(factored.kept_right) * _size(system.C))
+    P = _reached(A.conj().T, C.conj().T, tol, _size(factored.unstable_right) * _size(system.C))
     return Q @ P, Q @ P
 
 
@@ -176,13 +176,13 @@ def split(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -
     """
     model = as_model(sys, dt)
     factored = factorize(model, checked_tol(stability_tol))
-    system, eye = factored.scaled, np.eye(factored.n_stable)
+    system, eye = factored.scaled_system, np.eye(factored.n_stable)
     parts = []
     for left, right, D in (
         (factored.left_states(eye), factored.right_states(eye), model.D),
-        (factored.kept_left, factored.kept_right, np.zeros_like(model.D)),
+        (factored.unstable_left, factored.unstable_right, np.zeros_like(model.D)),
     ):
-        part = exactly_projected(system, left, right)
+        part = project_exactly(system, left, right)
         B, C = part.B * 2.0**system.input_exponent, part.C * 2.0**system.output_exponent
         parts.append(model.with_matrices(part.A, B, C, D).to_user())
     return parts[0], parts[1]
@@ -237,18 +237,18 @@ def truncate_states(
     (array([[-1.]]), array([[0.01]]))
     """
     if method not in METHODS:
-        raise ModelError(f"method must be 'truncate' or 'match_dc', got {shown(method)}")
+        raise ModelError(f"method must be 'truncate' or 'match_dc', got {short_repr(method)}")
     model = as_model(sys, dt)
     if not model.has_states:
         raise ModelError("a transfer function has no states to remove; convert it to a state space first")
     n = model.n_states
     chosen = np.zeros(n, dtype=bool)
     if np.ndim(remove) != 1:
-        raise ModelError(f"remove must be a list of indices of states, got {shown(remove)}")
+        raise ModelError(f"remove must be a list of indices of states, got {short_repr(remove)}")
     for index in np.asarray(remove, dtype=object):
-        k = whole(index)
+        k = as_integer(index)
         if k is None or not -n <= k < n:
-            raise ModelError(f"remove has {shown(index)}, and the model has the states 0 to {n - 1}")
+            raise ModelError(f"remove has {short_repr(index)}, and the model has the states 0 to {n - 1}")
         chosen[k] = True
     A, B, C, D = model.A, model.B, model.C, model.D
     x, z = ~chosen, chosen

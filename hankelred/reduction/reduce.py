@@ -1,8 +1,8 @@
-"""The one reduction pipeline: factors -> SVD -> projection -> :class:`Reduction`.
+"""Model reduction in four steps: Gramian factors, SVD, projection, :class:`Reduction`.
 
-A method of reduction is a :class:`ReductionSource`: something that knows its singular values and can
-give the reduced model at any order. Choosing the order, clipping it, refusing it and reporting on it
-happen here, once, for all of them.
+A method of reduction (:mod:`.methods`) is a :class:`.source.ReductionSource`: an object that has the singular
+values and computes the reduced model of any order. This module chooses, checks and limits the order for all
+methods.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
 from ..errors import ModelError, OrderError, ReductionWarning, UnstableError
-from ..gramians.factorize import factorize, with_given_factors
+from ..gramians.factorize import factorize, with_user_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.modal import ModalSystem, diagonalised
+from ..models.modal import ModalSystem, diagonalize
 from .balancing import balance
 from .measured_error import region_error
-from .methods import BalancedSource, GivenFactors, whole_models
+from .methods import BalancedSource, UserFactors, whole_models
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
 from .region import Region, checked_bands, checked_horizon, radians_per_sample
-from .variants.catalog import METHODS, checked_method
+from .source import ReductionSource
+from .variants.catalog import REDUCTION_METHODS, checked_method
 from .variants.coprime import Coprime
 from .variants.restricted import Restricted
 from .variants.stochastic import Stochastic
@@ -38,68 +39,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class ReductionSource(Protocol):
-    """What a :class:`Reduction` is made from: the factored problem, able to give any order."""
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-
-    @property
-    def hankel_singular_values(self) -> Array:
-        """All n values, inf first."""
-
-    @property
-    def noise_floor(self) -> float:
-        """Size below which a singular value is rounding (or noise in the data)."""
-
-    @property
-    def unstable_order(self) -> int:
-        """Number of states that every reduction keeps."""
-
-    @property
-    def solver(self) -> str:
-        """Name of the solver that made the factors."""
-
-    @property
-    def residual(self) -> float:
-        """Relative residual of the solver."""
-
-    @property
-    def certified(self) -> bool:
-        """Whether twice the sum of the values left out bounds the error of every order."""
-
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return what of `bound`, twice the sum of the values left out, holds for this reduced model."""
-
-    @property
-    def full(self) -> LinearModel | None:
-        """The model that is reduced; None where there is none, as for data."""
-
-    def truncate(self, order: int) -> tuple[LinearModel | None, Array | None, Array | None]:
-        """Return the reduced model (None for a simulator) and the projection (left, right), if it is one."""
-
-    def error(self, reduced: LinearModel, norm: str) -> float:
-        """Return the norm ("hinf" or "h2") of the full model minus the reduced one."""
-
-
 @dataclass(frozen=True)
 class Certificate:
-    """How sure the singular values of a reduction are.
+    """The accuracy of the singular values of a reduction.
 
     Attributes
     ----------
     kind : str
-        "exact" where both Gramians were factored as they are, so that the values are right but for rounding;
-        "estimate" where they come from data, experiments or factors that were handed in.
+        "exact" if both Gramians of the model were factored, so that the values are exact up to rounding;
+        "estimate" if they are computed from data, experiments or the user's factors.
     value : float
-        Absolute accuracy of the values, in their unit. Where the Gramians were factored it is at least the
-        noise floor, and larger where the balanced states do not satisfy their equations: in stiff models, and
-        with poles near the stability boundary. For estimates it is the noise floor.
+        Absolute accuracy of the values, in their unit. If the Gramians were factored it is at least the noise
+        floor, and larger if the balanced states do not satisfy their equations, as in stiff models and with
+        poles near the stability boundary. For estimates it is the noise floor.
     residual : float
         Largest relative residual of the Gramian equations.
     factorizations : int
-        Sparse factorizations that were made; 0 for dense models.
+        Number of sparse factorizations; 0 for dense models.
     """
 
     kind: str
@@ -110,45 +66,44 @@ class Certificate:
 
 @dataclass(frozen=True, eq=False)
 class Reduction:
-    """A reduced model with its spectrum and certificate.
+    """A reduced model with its singular values, error bound and certificate.
 
     Attributes
     ----------
     system : model
-        The reduced model, in the type, dt and names of the model it came from.
+        The reduced model, with the type, dt and names of the full model.
     order : int
-        Its number of states, ``unstable_order`` included.
+        Its number of states, including ``unstable_order``.
     hankel_singular_values : ndarray, shape (n,)
-        Of the full model: falling, ``inf`` first for unstable and marginal poles.
+        Of the full model: descending, ``inf`` first for unstable and marginal poles.
     error_bound : float
-        No frequency has a larger gain of (full minus reduced) than this and ``noise_floor`` together: twice
-        the sum of the distinct singular values left out, and what the rounding of the matrices handed out
-        adds, which depends on the order and shows where a pole is near the stability boundary. It compares
-        state spaces: what a transfer function or a descriptor model is converted to rounds the data by a
-        few units in the last digit, and polynomials and modal forms made from the reduced state space may
-        be off by 1e-6 of the largest response before a warning says so. inf where no bound is known
-        (empirical Gramians, models estimated from data), and where the reduced model is unstable.
+        Upper bound, together with ``noise_floor``, of the gain of (full minus reduced) at all frequencies:
+        twice the sum of the distinct removed singular values, plus the effect of the rounding of the returned
+        matrices, which depends on the order and is visible where a pole is near the stability boundary. It
+        compares state spaces: the conversion of a transfer function or a descriptor model rounds the data by
+        a few units in the last digit, and the conversion of the reduced state space to polynomials or modal
+        form may change the response by 1e-6 of its largest value before there is a warning. inf if no bound
+        is known (empirical Gramians, models estimated from data) or the reduced model is unstable.
     certificate : Certificate
-        How sure the singular values are: ``kind``, ``value``, ``residual``, ``factorizations``.
+        The accuracy of the singular values: ``kind``, ``value``, ``residual``, ``factorizations``.
     noise_floor : float
-        At least n eps times the largest singular value. Values at or below it say nothing to somebody who
-        chooses an order.
+        At least n eps times the largest singular value. Values up to it are meaningless for the choice of an
+        order.
     unstable_order : int
-        States of unstable and marginal poles; they are kept exactly.
+        Number of states of unstable and marginal poles, which are not reduced.
     numerical_rank : int
-        Number of singular values above the noise floor. An order that is asked for may be larger, as long as
-        it can be computed.
+        Number of singular values above the noise floor. A requested order may be larger, as long as it can be
+        computed.
     left, right : ndarray, shape (n, order), or None
-        The projection: ``A_r = left.T @ A @ right`` and ``left.T @ right = 1``; with a fifth matrix E
-        the A meant is E^-1 A. None for methods that are not projections.
+        The projection: ``A_r = left.T @ A @ right`` and ``left.T @ right = 1``; for a model with a fifth
+        matrix E, A is E^-1 A. None for methods that are not projections.
     method : str
-        "truncation", "residualization", or how a model was made from data.
+        "truncation", "residualization", or the method of estimation from data.
     solver : str
-        Which Gramian solver was used: "smith", "hammarling" or "cauchy"; see the ladder in the docs.
-        "given" where a factor was handed in, "empirical" for empirical Gramians, "svd" and "qr" for
-        models from data.
+        The Gramian solver: "smith", "hammarling" or "cauchy", see the page on solvers in the docs; "given"
+        for the user's factors, "empirical" for empirical Gramians, "svd" and "qr" for models from data.
     residual : float
-        Largest relative residual of the Gramian equations with the factors the solver made.
+        Largest relative residual of the Gramian equations with the computed factors.
     """
 
     system: Any
@@ -168,9 +123,9 @@ class Reduction:
 
     @cached_property
     def error_bound(self) -> float:
-        """No frequency has a larger gain of (full minus reduced); computed when it is first read."""
+        """Upper bound of the gain of (full minus reduced); computed at the first access."""
         bound = float(error_bounds(self.hankel_singular_values)[self.order])
-        return self.source.certificate(bound, self.model)
+        return self.source.certified_bound(bound, self.model)
 
     @property
     def relative_error_bound(self) -> float:
@@ -196,7 +151,7 @@ class Reduction:
 
     @property
     def certificate(self) -> Certificate:
-        """How sure the singular values are; see :class:`hankelred.reduction.reduce.Certificate`."""
+        """Accuracy of the singular values; see :class:`hankelred.reduction.reduce.Certificate`."""
         source = self.source
         if isinstance(source, BalancedSource) and source.certified:
             return Certificate("exact", source.accuracy, self.residual, 0)
@@ -209,7 +164,7 @@ class Reduction:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # python-control's StateSpace cannot be pickled, so the reduced model travels in the internal form
+        # python-control's StateSpace cannot be pickled, so the internal form of the reduced model is pickled
         state = dict(self.__dict__)
         if self.model is not None:
             del state["system"]
@@ -221,7 +176,7 @@ class Reduction:
         self.__dict__.update(state)
 
     def at(self, order: int) -> Reduction:
-        """Return the reduction to another order, from the same factors.
+        """Return the reduction to another order from the same factors.
 
         Parameters
         ----------
@@ -247,16 +202,15 @@ class Reduction:
         weighted: bool = False,
         return_frequency: bool = False,
     ) -> Any:
-        """Return the true error, the norm of the full model minus the reduced one.
+        """Return the error, a norm of the full model minus the reduced one.
 
         Parameters
         ----------
         norm : {"hinf", "h2", "hankel"}, optional
-            "hinf", the default: largest gain of the difference over all frequencies, found from level sets to
-            a relative accuracy of 1e-6, and no better than the rounding of the two gains that are
-            subtracted. "h2": root of the energy of the difference of the impulse responses; inf in
-            continuous time if the direct terms differ. "hankel": largest Hankel singular value of the
-            difference.
+            "hinf", the default: largest gain of the difference over all frequencies, computed by level sets
+            to a relative accuracy of 1e-6, or to the rounding of the two gains that are subtracted. "h2":
+            square root of the energy of the difference of the impulse responses; inf in continuous time if
+            the direct terms differ. "hankel": largest Hankel singular value of the difference.
         band : (w1, w2) or list of such pairs, optional
             Count these angular frequencies only (rad/s; radians per sample where the step is unspecified):
             the largest gain, or with "h2" the root of the energy, in them.
@@ -275,8 +229,8 @@ class Reduction:
         Raises
         ------
         ModelError
-            Unknown norm, arguments that do not go together, or no full model to compare with, as where a
-            simulator was reduced.
+            Unknown norm, arguments that cannot be combined, or the reduction of a simulator, for which there
+            is no model to compare.
 
         Examples
         --------
@@ -304,7 +258,9 @@ class Reduction:
         if norm not in ("hinf", "h2", "hankel"):
             raise ModelError(f"norm must be 'hinf', 'h2' or 'hankel', got {norm!r}")
         if self.model is None:
-            raise ModelError("a simulator was reduced: there is no model to compare, so simulate both")
+            raise ModelError(
+                "the reduction is that of a simulator: there is no model to compare, so simulate both"
+            )
         if band is not None and horizon is not None:
             raise ModelError("give band= or horizon=, not both: an error counts in frequencies or in time")
         if horizon is not None and norm != "h2":
@@ -323,7 +279,7 @@ class Reduction:
         return Region(bands, time, own.input_weight, own.output_weight)
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
-        """Draw full, reduced, error and bound over frequency; see :func:`plot_reduction`."""
+        """Plot the gains of full, reduced, error and the bound; see :func:`plot_reduction`."""
         return plot_reduction(self, ax=ax)
 
 
@@ -376,22 +332,22 @@ def reduce(
     Parameters
     ----------
     sys : model
-        As in :func:`hankel_singular_values`. Unstable and marginal poles are split off and kept.
+        As in :func:`hankel_singular_values`. Unstable and marginal poles are separated and not reduced.
     order : int or list of int, optional
-        Number of states to keep, those of unstable and marginal poles included. Beyond what can be told from
-        rounding it is clipped, with a warning that names the true number. For several orders a list of
-        reductions comes back, from the same factors.
+        Number of states of the reduced model, including those of unstable and marginal poles. An order above
+        the number of states that exceed rounding errors is lowered to it, with a warning. For a list of
+        orders the result is a list of reductions, from the same factors.
     tol : float, optional
-        Take the smallest order whose error bound, rounding included, is at most this (unit: output per
+        Use the smallest order whose error bound, including rounding, is at most this (unit: output per
         input).
     rtol : float, optional
         The same with ``rtol`` times the largest finite Hankel singular value.
     energy : float in (0, 1], optional
-        Take the smallest order that holds this share of the sum of the finite singular values.
+        Use the smallest order whose singular values have at least this share of the sum of all finite ones.
     gap : bool
-        Cut at the largest ratio of neighbouring singular values above the noise floor. Without ``order``
-        and any of these rules, all above the noise floor are kept, and never a pole outside the stability
-        region that the full model has not.
+        Truncate at the largest ratio of neighboring singular values above the noise floor. Without ``order``
+        and any of these rules, all states above the noise floor are retained, except where rounding would
+        give the reduced model an unstable pole that the full model does not have.
     method : str
         "truncation" is exact at high frequency (continuous time), "residualization" (or "matchdc") at
         frequency zero. Both have the same error bound. "frequency_limited" looks at a band of frequencies,
@@ -419,16 +375,16 @@ def reduce(
         Of "stochastic": the gain below which errors count as absolute ones, needed where D has not full row
         rank. Too small a value makes the Riccati equation unsolvable, and raises.
     controllability_factor, observability_factor : array_like, shape (n, k), optional
-        L with W = L L^H, to balance by these Gramians in place of the model's own: those of the states
-        that real inputs excite (:class:`GramianEstimator`, :func:`gramian_factor`), or of outputs that do not
-        all matter alike. No bound follows (``error_bound`` is inf; ``tol`` and the other rules read these
-        singular values, as a guide), and stability is not guaranteed. In the states of ``sys``; for a
-        :class:`ModalSystem` those are its modes. With "truncation" only.
+        L with W = L L^H, to balance with these Gramians instead of the model's own: for example those of the
+        states that real inputs excite (:class:`GramianEstimator`, :func:`gramian_factor`), or of weighted
+        outputs. No bound is known (``error_bound`` is inf; ``tol`` and the other rules use the singular
+        values of these factors), and stability is not guaranteed. In the states of ``sys``; for a
+        :class:`ModalSystem` these are its modes. With "truncation" only.
     dt : 0, True, float or None
         Timebase of a tuple.
     stability_tol : float
         Poles nearer to the stability boundary than this, relative to the size of A, count as
-        marginal and are kept.
+        marginal and are not reduced.
 
     Returns
     -------
@@ -437,29 +393,29 @@ def reduce(
     Raises
     ------
     OrderError
-        An order that is no whole number >= 0, or below the number of unstable poles; a tolerance that
-        is not positive; more than one rule.
+        An order that is not a whole number >= 0, or below the number of unstable poles; a tolerance that is
+        not positive; more than one rule.
     ModelError
-        The model cannot be used, the method is unknown, or a given factor does not fit.
+        The model cannot be used, the method is unknown, or a factor has a wrong shape.
     ConvergenceError
         No solver reached its accuracy.
 
     Warns
     -----
     ReductionWarning
-        The order was clipped to what can be computed; rounding (or a given factor) left a pole of the reduced
-        model unstable; a tolerance is below the rounding of the matrices, or no order reaches it; a method
-        would have given an unstable model, or a worse one than plain truncation; an optimum could not be
-        reached for rounding.
+        The order was lowered to the largest that can be computed; rounding (or the user's factor) left an
+        unstable pole in the reduced model; a tolerance is below the rounding of the matrices, or is not
+        reached by any order; a method would have given an unstable model, or a worse one than plain
+        truncation; an optimum was not reached because of rounding.
 
     Notes
     -----
-    Square-root balanced truncation: Moore (1981); Tombs and Postlethwaite, Int. J. Control 46
-    (1987). Residualization: Liu and Anderson, Int. J. Control 50 (1989). Bound: Enns (1984), Glover (1984);
-    discrete time: Hinrichsen and Pritchard, Linear Algebra Appl. 122 (1989). The model's own matrices are
-    projected, with twice the digits where rounding would be seen: Ozaki and others, Numer. Algorithms 59
-    (2012). Bands and horizons: Gawronski and Juang, Int. J. Systems Sci. 21 (1990). Weights: Enns (1984); Lin
-    and Chiu, Control Theory Adv. Technol. 8 (1992).
+    Square-root balanced truncation: Moore (1981); Tombs and Postlethwaite, Int. J. Control 46 (1987).
+    Residualization: Liu and Anderson, Int. J. Control 50 (1989). Bound: Enns (1984), Glover (1984);
+    discrete time: Hinrichsen and Pritchard, Linear Algebra Appl. 122 (1989). The model's matrices are
+    projected with twice the digits where rounding would not be negligible: Ozaki and others, Numer.
+    Algorithms 59 (2012). Bands and horizons: Gawronski and Juang, Int. J. Systems Sci. 21 (1990). Weights:
+    Enns (1984); Lin and Chiu, Control Theory Adv. Technol. 8 (1992).
 
     Examples
     --------
@@ -472,7 +428,7 @@ def reduce(
     >>> bool(reduction.error("hinf") <= reduction.error_bound)
     True
 
-    By the states that a recorded input excites:
+    Balancing with the Gramian of recorded states:
 
     >>> states = hankelred.GramianEstimator(3)
     >>> states.update(np.random.default_rng(0).standard_normal((3, 500)) * [[1.0], [0.1], [1e-3]])
@@ -498,36 +454,36 @@ def reduce(
     for one in orders:
         rule = checked_choice(one, tol=tol, rtol=rtol, energy=energy, gap=gap)
     model = as_model(sys, dt)
-    given = {
+    factors = {
         key: None if L is None else checked_factor(L, key, model.n_states)
         for key, L in (
             ("controllability_factor", controllability_factor),
             ("observability_factor", observability_factor),
         )
     }
-    names = [key for key, L in given.items() if L is not None]
+    names = [key for key, L in factors.items() if L is not None]
     if names and name != "truncation":
-        raise ModelError(f"{names[0]} serves method='truncation' only, got method={method!r}")
+        raise ModelError(f"{names[0]} is for method='truncation' only, got method={method!r}")
     source: BalancedSource
     if names:
         factored = factorize(model, checked_tol(stability_tol))
-        source = GivenFactors(model, balance(with_given_factors(factored, *given.values())))
+        source = UserFactors(model, balance(with_user_factors(factored, *factors.values())))
     else:
-        source = METHODS[name].make(model, checked_tol(stability_tol), **options)
+        source = REDUCTION_METHODS[name].make(model, checked_tol(stability_tol), **options)
     reductions = []
     for one in orders:
         measured = source.order_within(tol, rtol)
         chosen = chosen_order(source, one, rule) if measured is None else measured
-        reduction = make_reduction(source, chosen, by_noise=one is None and not any(rule.values()))
+        reduction = make_reduction(source, chosen, is_default=one is None and not any(rule.values()))
         if tol is not None or rtol is not None:
-            within = _within if measured is None else _within_measured
+            within = _raise_order if measured is None else _within_measured
             reduction = within(reduction, source.tolerance(tol, rtol))
         reductions.append(reduction)
     return reductions if several else reductions[0]
 
 
 def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
-    """Return a given Gramian factor as a finite (n, k) array."""
+    """Return the user's Gramian factor as a finite (n, k) array."""
     try:
         factor = np.asarray(L, dtype=complex if np.iscomplexobj(L) else float)
     except (TypeError, ValueError):
@@ -541,32 +497,32 @@ def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
 
 
 def checked_choice(order: Any, **rule: Any) -> dict[str, Any]:
-    """Check an order and the rules for choosing one, before any work is done; return the rules."""
+    """Check an order and the rules for its choice before any work is done; return the rules."""
     check_rule(**rule)
     if order is not None:
         checked_order(order)
-        given = [
+        chosen_rules = [
             f"{name}={value}" for name, value in rule.items() if value is not None and value is not False
         ]
-        if given:
+        if chosen_rules:
             raise OrderError(
                 f"give the order or a rule to choose it ({', '.join(rule)}), not both: got order={order} and "
-                f"{given[0]}"
+                f"{chosen_rules[0]}"
             )
     return rule
 
 
 def chosen_order(source: ReductionSource, order: int | None, rule: dict[str, Any]) -> int:
-    """Return the order itself, or the one that the rule chooses from the source's singular values."""
+    """Return the order, or the choice of the rule from the source's singular values."""
     if order is not None:
         return order
     return select_order(source.hankel_singular_values, noise_floor=source.noise_floor, **rule)
 
 
-def make_reduction(source: ReductionSource, order: int, *, by_noise: bool = False) -> Reduction:
-    """Build the result at an order: refuse too small, clip too large.
+def make_reduction(source: ReductionSource, order: int, *, is_default: bool = False) -> Reduction:
+    """Return the reduction to an order; refuse an order that is too small, lower one that is too large.
 
-    ``by_noise`` tells that nobody chose the order: everything above the noise floor is kept.
+    ``is_default`` means that the user chose no order: all states above the noise floor are retained.
     """
     order = checked_order(order)
     values, unstable = source.hankel_singular_values, source.unstable_order
@@ -580,13 +536,13 @@ def make_reduction(source: ReductionSource, order: int, *, by_noise: bool = Fals
         )
     model: LinearModel | None
     if isinstance(source, BalancedSource):
-        order, model, left, right = _attained(source, order, rank, by_noise=by_noise)
+        order, model, left, right = _truncate_computable(source, order, rank, is_default=is_default)
         if remark := source.remark(order):
             warnings.warn(remark, ReductionWarning, stacklevel=3)
     else:
         if order > rank:
             warnings.warn(
-                f"order {order} was asked for, but only {rank} Hankel singular values are above the noise "
+                f"order {order} was requested, but only {rank} Hankel singular values are above the noise "
                 f"floor {source.noise_floor:.1e}; the reduced model has order {rank}",
                 ReductionWarning,
                 stacklevel=3,
@@ -595,8 +551,8 @@ def make_reduction(source: ReductionSource, order: int, *, by_noise: bool = Fals
         model, left, right = source.truncate(order)
     system = None if model is None else model.to_user()
     if model is not None and isinstance(system, ModalSystem) and left is not None and right is not None:
-        # handed out in modal states, so the projection goes there too
-        system, to_model = diagonalised(model)
+        # the result is in modal states, so the projection is converted to these
+        system, to_model = diagonalize(model)
         left, right = left @ np.linalg.inv(to_model).T, right @ to_model
     return Reduction(
         system=system,
@@ -615,51 +571,51 @@ def make_reduction(source: ReductionSource, order: int, *, by_noise: bool = Fals
     )
 
 
-def _attained(
-    source: BalancedSource, order: int, rank: int, *, by_noise: bool
+def _truncate_computable(
+    source: BalancedSource, order: int, rank: int, *, is_default: bool
 ) -> tuple[int, LinearModel, Array | None, Array | None]:
-    """Return the reduced model at an order, or at the largest below it that rounding lets be computed."""
-    asked, (order, reason) = order, source.attainable(order)
+    """Return the reduced model of an order, or of the largest lower order that can be computed."""
+    requested, (order, reason) = order, source.attainable(order)
     model, left, right = source.truncate(order)
-    outside = source.outside(model)
-    tried, worst = order, outside
-    # states below the noise floor are for those who ask for them; an unstable pole among them is rounding
-    least = order
-    if source.lowers_order:
-        least = source.unstable_order if by_noise else min(order, rank)
-    while outside.size and order > least:
+    unstable = source.unstable_poles_of(model)
+    first_order, first_unstable = order, unstable
+    # states below the noise floor are used only on request; an unstable pole among them is a rounding error
+    lowest = order
+    if source.may_lower_order:
+        lowest = source.unstable_order if is_default else min(order, rank)
+    while unstable.size and order > lowest:
         order -= 1
         model, left, right = source.truncate(order)
-        outside = source.outside(model)
-    if order < asked:
-        start = (
+        unstable = source.unstable_poles_of(model)
+    if order < requested:
+        request = (
             f"{rank} states are above the noise floor {source.noise_floor:.1e}"
-            if by_noise
-            else f"order {asked} was asked for"
+            if is_default
+            else f"order {requested} was requested"
         )
-        most = (
+        limit = (
             f"the model has only {order} states"
             if order == source.full.n_states
-            else f"only {order} states can be told from rounding in double precision"
+            else f"only {order} states exceed the rounding errors of double precision"
         )
-        most = reason or most
         reason = (
-            f"rounding leaves a pole at {worst[0]:.3g}, outside the stability region, at order {tried}"
-            if worst.size
-            else most
+            f"rounding leaves a pole at {first_unstable[0]:.3g}, outside the stability region, at order "
+            f"{first_order}"
+            if first_unstable.size
+            else reason or limit
         )
         warnings.warn(
-            f"{start}, but {reason}; the reduced model has order {order}", ReductionWarning, stacklevel=4
+            f"{request}, but {reason}; the reduced model has order {order}", ReductionWarning, stacklevel=4
         )
-    if outside.size and source.never_unstable:
+    if unstable.size and source.never_unstable:
         raise UnstableError(
             f"no stable model of order {order} was found by {source.method}: a pole is at "
-            f"{outside[0]:.3g}; ask for another order"
+            f"{unstable[0]:.3g}; ask for another order"
         )
-    if outside.size:
+    if unstable.size:
         warnings.warn(
-            f"{source.instability[0]} a pole of the reduced model at {outside[0]:.3g}, outside the stability "
-            f"region: {source.instability[1]}; ask for another order",
+            f"{source.instability[0]} a pole of the reduced model at {unstable[0]:.3g}, outside the "
+            f"stability region: {source.instability[1]}; choose another order",
             ReductionWarning,
             stacklevel=4,
         )
@@ -669,7 +625,7 @@ def _attained(
 def error_in(source: ReductionSource, reduced: LinearModel, region: Region, norm: str) -> tuple[float, float]:
     """Return the norm of full minus reduced in a region, and the frequency per sample of the largest gain."""
     if isinstance(source, BalancedSource):
-        if source.outside(reduced).size and region.bands is None and region.horizon is None:
+        if source.unstable_poles_of(reduced).size and region.bands is None and region.horizon is None:
             return math.inf, math.nan
         full, other, unit = source.compared(reduced)
     elif source.full is None:
@@ -694,18 +650,18 @@ def _within_measured(reduction: Reduction, level: float) -> Reduction:
     return reduction
 
 
-def _within(reduction: Reduction, level: float) -> Reduction:
-    """Return the reduction, or one of higher order where rounding is what keeps the bound above a level."""
-    first = reduction
+def _raise_order(reduction: Reduction, level: float) -> Reduction:
+    """Return the reduction, or one of higher order if rounding alone makes its bound exceed a level."""
+    initial = reduction
     while reduction.source.certified and reduction.error_bound > level:
         order = reduction.order + 1
         if order > reduction.numerical_rank or (higher := reduction.at(order)).order < order:
             warnings.warn(
                 f"the tolerance {level:.3g} is below the rounding of the reduced model's matrices: order "
-                f"{first.order} is certified to {first.error_bound:.3g}",
+                f"{initial.order} is certified to {initial.error_bound:.3g}",
                 ReductionWarning,
                 stacklevel=3,
             )
-            return first
+            return initial
         reduction = higher
     return reduction

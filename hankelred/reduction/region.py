@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 
 from .._util.arrays import Quadruple
-from .._util.checks import real
-from ..errors import ModelError, shown
+from .._util.checks import real_number
+from ..errors import ModelError, short_repr
 from ..gramians.limited import Bands
 from ..gramians.weighted import stable_weight
 from ..models.linear_model import LinearModel, as_model
 
 #: A band may end this far beyond the Nyquist frequency, relatively: its last digits are rounding.
 BEYOND = 1e-9
+
+
+#: What the edges of a band must be.
+EDGES = "a band (w1, w2) needs 0 <= w1 < w2"
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,16 @@ def checked_bands(band: Any, model: LinearModel) -> Bands:
         pairs = []
     if not pairs or any(len(pair) != 2 for pair in pairs):
         raise ModelError(
-            f"band must be a pair (w1, w2) of angular frequencies, or a list of such pairs, got {shown(band)}"
+            "band must be a pair (w1, w2) of angular frequencies, or a list of such pairs, got "
+            f"{short_repr(band)}"
         )
     unit = radians_per_sample(model)
     highest = math.pi / unit if model.is_discrete else math.inf
     bands: list[tuple[float, float]] = []
-    for low, high in sorted(((real(low), real(high)) for low, high in pairs), key=lambda pair: pair[0]):
+    edges = [[real_number(w, lambda w: w >= 0, EDGES, ModelError) for w in pair] for pair in pairs]
+    for low, high in sorted(edges):
         if not 0 <= low < high:
-            raise ModelError(f"a band (w1, w2) needs 0 <= w1 < w2, got ({low:g}, {high:g})")
+            raise ModelError(f"{EDGES}, got ({low:g}, {high:g})")
         if high > highest * (1 + BEYOND):
             raise ModelError(
                 f"the band ({low:g}, {high:g}) reaches beyond the Nyquist frequency {highest:.6g} of a model "
@@ -88,9 +94,9 @@ def checked_horizon(horizon: Any, model: LinearModel) -> float:
     ModelError
         No positive finite number, or less than one sample.
     """
-    time = real(horizon)
-    if not 0 < time < math.inf:
-        raise ModelError(f"horizon must be a positive finite time, got {shown(horizon)}")
+    time = real_number(
+        horizon, lambda t: 0 < t < math.inf, "horizon must be a positive finite time", ModelError
+    )
     if not model.is_discrete:
         return time
     samples = math.floor(time / radians_per_sample(model) * (1 + BEYOND))

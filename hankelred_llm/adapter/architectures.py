@@ -1,4 +1,4 @@
-"""The decoder layers of a model, and the blocks in them that an adapter can stand beside.
+"""The decoder layers of a model, and the blocks in them that an adapter can run in parallel with.
 
 An architecture whose blocks are called ``mlp`` and ``self_attn`` needs no entry here. Any other one is one
 line in :data:`BLOCK_NAMES`.
@@ -30,7 +30,7 @@ BLOCK_NAMES: dict[str, dict[str, str]] = {
     "mpt": {"mlp": "ffn", "attention": "attn"},
 }
 
-#: Blocks that add the residual stream themselves, so that their output is more than the block's.
+#: Blocks that return the sum of the residual stream and their own output.
 ADDS_RESIDUAL = {("bloom", "mlp"), ("bloom", "attention"), ("mpt", "mlp")}
 
 
@@ -39,7 +39,7 @@ class Decoder:
     """The decoder of a causal language model."""
 
     model_type: str
-    backbone: nn.Module  # what is called with tokens, mask and positions
+    backbone: nn.Module  # the module that is called with tokens, mask and positions
     name: str  # of the list of layers, as in "model.layers"
     layers: nn.ModuleList
     width: int
@@ -57,7 +57,7 @@ def find_decoder(model: nn.Module) -> Decoder:
     AdapterError
         The model is wrapped in a PeftModel.
     ArchitectureError
-        The model is no causal language model, or its layers were not found.
+        The model is not a causal language model, or its decoder layers were not found.
     """
     kind = type(model).__name__
     if isinstance(model, PeftModel):

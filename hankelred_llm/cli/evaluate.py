@@ -33,9 +33,9 @@ def evaluate(folder: Path, split_name: str, lengths: tuple[int, ...], eval_batch
     """
     from rich.table import Table
 
-    from hankelred_llm.cli.main import console
-    from hankelred_llm.experiments.processes import this_process
-    from hankelred_llm.experiments.single_run import score_folder
+    from ..experiments.processes import this_process
+    from ..experiments.single_run import score_folder
+    from .main import console
 
     records = score_folder(folder, split_name, lengths, eval_batch_size)
     if not this_process().is_main_process:

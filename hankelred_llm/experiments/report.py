@@ -54,7 +54,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def caption(comparison: Comparison, length: int) -> str:
-    """Return what belongs beside the scores of one length: sizes, context, cuts, evidence, floors."""
+    """Return the caption of the scores of one length: sizes, context, truncation, evidence, baselines."""
     split = comparison.splits[length]
     parts = [
         f"{split['split']}, {split['examples']} rows of {split['documents']} documents",

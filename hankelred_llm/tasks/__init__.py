@@ -36,7 +36,7 @@ FAMILIES = ("synthetic", "documents", "language_modelling")
 
 
 def list_tasks() -> dict[str, str]:
-    """Return the name of every task and what it asks.
+    """Return the name of every task and what it predicts.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def get_task(name: str, **options: Any) -> Task:
     >>> row = task.train(6)[0]
     >>> bytes(row.input_ids[:-1].tolist()), bytes(row.targets.tolist())
     (b'...', b'...')
-    >>> task.floors(task.validation(32))["chance"]
+    >>> task.baselines(task.validation(32))["chance"]
     {'accuracy': 0.25}
     """
     if name not in _names():

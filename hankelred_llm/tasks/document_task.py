@@ -1,7 +1,7 @@
-"""Questions about documents: splits by document, prompts cut in the middle of the document, floors.
+"""Questions about documents: splits by document, prompts truncated in the middle of the document, baselines.
 
 A prompt is the instruction, the document and the question, each tokenised by itself, so that a document is
-tokenised once whatever is asked about it. What does not fit is cut from the middle of the document;
+tokenized once for all its questions. What does not fit is cut from the middle of the document;
 LongBench cuts the middle of the whole prompt, so that its two ends, instruction and question included, are
 equally long. Instruction and question stay whole.
 """
@@ -20,11 +20,11 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from .base import Asks, Example, Scores, Split, SplitName, Task
+from .base import Example, PredictionKind, Scores, Split, SplitName, Task
 from .byte_tokens import IGNORED, ByteTokenizer, IntArray, Tokenizer
 from .errors import TaskDataError, TaskError
 from .metrics import word_f1
-from .sources import Record, read_jsonl
+from .sources import SourceRecord, read_jsonl
 from .synthetic_task import checked_count
 
 #: Answers that stand for all when the constant answer is chosen.
@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """A text and what is asked about it."""
+    """A text and the questions about it."""
 
     key: str
     text: str
@@ -58,14 +58,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Row:
-    """A question as it is asked: tokenised, but for its document."""
+    """A question as it is passed to a model: tokenized, except for its document."""
 
     document: Document
     question: Question
     unit: str
     tail: IntArray
-    """What stands after the document."""
-    learned: IntArray
+    """The part of the prompt after the document."""
+    completion: IntArray
     """What follows the prompt in training."""
     candidates: tuple[IntArray, ...] = ()
     answer: int = -1
@@ -85,7 +85,7 @@ class DocumentTask(Task):
         `ByteTokenizer`.
     """
 
-    asks: Asks = "text"
+    prediction_kind: PredictionKind = "text"
     #: the prompt, with the places {context} and {input}
     prompt: ClassVar[str]
     #: longest generated answer in tokens
@@ -113,15 +113,17 @@ class DocumentTask(Task):
         self._kept_characters: dict[tuple[str, int, int], tuple[int, int]] = {}
 
     @abstractmethod
-    def parse(self, records: Iterable[Record]) -> list[Document]:
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
         """Return the documents of the records of one file."""
 
-    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
+    def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
         """Return records by split, from the hub."""
-        raise TaskError(f"task {self.name} is read from files only; give a data_dir with {self._wanted()}")
+        raise TaskError(
+            f"task {self.name} is read from files only; give a data_dir with {self._required_files()}"
+        )
 
-    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
-        """Return two floors that read nothing: one constant answer, and answers to other questions.
+    def baselines(self, split: Split) -> Mapping[str, dict[str, float]]:
+        """Return two baselines that read nothing: one constant answer, and answers to other questions.
 
         "constant" is the training answer that is most like the other training answers (words in common, F1),
         given to every question; "chance" gives each question a training answer drawn at random.
@@ -151,7 +153,7 @@ class DocumentTask(Task):
         return self._documents
 
     def rows(self, name: SplitName) -> list[Row]:
-        """Return every question of a split as it is asked."""
+        """Return every question of a split as rows."""
         rows = []
         for document in self.documents()[name]:
             for i, question in enumerate(document.questions):
@@ -160,28 +162,30 @@ class DocumentTask(Task):
 
     def ask(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
         """Return the rows that ask one question."""
-        del name  # for tasks that ask otherwise in training
+        del name  # for tasks with other rows in training
         tail = self._after(question.text)
-        prompt, learned = self._continued(tail, " " + question.answers[0])
-        learned = np.append(learned, self._end)[: self.answer_length]
-        return [Row(document, question, unit, prompt, learned)]
+        prompt, completion = self._continued(tail, " " + question.answers[0])
+        completion = np.append(completion, self._end)[: self.answer_length]
+        return [Row(document, question, unit, prompt, completion)]
 
-    def _records(self) -> Mapping[SplitName, Iterable[Record]]:
+    def _records(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
         if self.data_dir is None:
             return self.hub()
-        found: dict[SplitName, Iterable[Record]] = {}
+        records_by_split: dict[SplitName, Iterable[SourceRecord]] = {}
         for name in ("train", "validation", "test"):
             file = self.files.get(name)
             if file is None:
                 continue
             path = self.data_dir / file
             if path.is_file():
-                found[name] = read_jsonl(path, self.layout)
+                records_by_split[name] = read_jsonl(path, self.layout)
             elif name != "test":
-                raise TaskDataError(path, None, "is not there", f"data_dir must have {self._wanted()}")
-        return found
+                raise TaskDataError(
+                    path, None, "is not there", f"data_dir must have {self._required_files()}"
+                )
+        return records_by_split
 
-    def _wanted(self) -> str:
+    def _required_files(self) -> str:
         needed = [f for name, f in self.files.items() if name != "test"]
         return " and ".join(needed)
 
@@ -213,7 +217,7 @@ class DocumentTask(Task):
         longest = len(head) + max(len(row.tail) for row in rows)
         if longest >= length:
             raise TaskError(
-                f"length {length} has no room for a document: instruction and question of task {self.name} "
+                f"length {length} is too short for a document: instruction and question of task {self.name} "
                 f"take up to {longest} tokens; give more"
             )
         order = self._order(name, rows, size, checked_count("seed", seed, least=0))
@@ -222,7 +226,7 @@ class DocumentTask(Task):
             len(order),
             name=name,
             length=length,
-            max_new_tokens=self.answer_length if self.asks == "text" else 1,
+            max_new_tokens=self.answer_length if self.prediction_kind == "text" else 1,
             documents_dropped=self._dropped[name],
         )
 
@@ -245,13 +249,13 @@ class DocumentTask(Task):
         if document.key not in self._tokens:
             self._tokens[document.key] = self._encode(document.text).astype(np.int32)
         tokens = self._tokens[document.key]
-        room = length - len(head) - len(row.tail)
+        available = length - len(head) - len(row.tail)
         first, last = len(tokens), 0
-        if len(tokens) > room:
-            first, last = room - room // 2, room // 2
+        if len(tokens) > available:
+            first, last = available - available // 2, available // 2
         kept = np.concatenate([tokens[:first], tokens[len(tokens) - last :]]).astype(np.int64)
-        ids = np.concatenate([head, kept, row.tail, row.learned])
-        prompt = len(ids) - len(row.learned)
+        ids = np.concatenate([head, kept, row.tail, row.completion])
+        prompt = len(ids) - len(row.completion)
         labels = ids.copy()
         labels[:prompt] = IGNORED
         return Example(
@@ -264,10 +268,10 @@ class DocumentTask(Task):
             row.candidates,
             row.answer,
             cut=len(tokens) - len(kept),
-            evidence=self._surviving(row, tokens, first, last),
+            evidence=self._kept_evidence(row, tokens, first, last),
         )
 
-    def _surviving(self, row: Row, tokens: IntArray, first: int, last: int) -> float | None:
+    def _kept_evidence(self, row: Row, tokens: IntArray, first: int, last: int) -> float | None:
         """Return the share of the characters of the evidence that is in the kept ends."""
         spans = row.question.evidence
         if not spans:
@@ -306,10 +310,10 @@ def three_splits(parts: Mapping[SplitName, list[Document]]) -> dict[SplitName, l
     if "test" in parts:
         return dict(parts)
     if "validation" in parts:
-        rest, held = _parted(parts["train"], 8)
-        return {"train": rest, "validation": held, "test": parts["validation"]}
-    rest, test = _parted(parts["train"], 3)
-    train, validation = _parted(rest, 4)
+        remaining, selected = _split_off(parts["train"], 8)
+        return {"train": remaining, "validation": selected, "test": parts["validation"]}
+    remaining, test = _split_off(parts["train"], 3)
+    train, validation = _split_off(remaining, 4)
     return {"train": train, "validation": validation, "test": test}
 
 
@@ -320,23 +324,23 @@ def disjoint(
 
     A document is known by its key and by its text; the test split keeps all of its own.
     """
-    seen: set[str] = set()
+    earlier: set[str] = set()
     kept: dict[SplitName, list[Document]] = {}
     dropped: dict[SplitName, int] = {}
     for name in ("test", "validation", "train"):
         documents = parts[name]
-        kept[name] = [d for d in documents if d.key not in seen and _text_key(d) not in seen]
+        kept[name] = [d for d in documents if d.key not in earlier and _text_key(d) not in earlier]
         dropped[name] = len(documents) - len(kept[name])
-        seen.update(x for d in documents for x in (d.key, _text_key(d)))
+        earlier.update(x for d in documents for x in (d.key, _text_key(d)))
     return {name: kept[name] for name in parts}, dropped
 
 
-def _parted(documents: list[Document], of: int) -> tuple[list[Document], list[Document]]:
+def _split_off(documents: list[Document], of: int) -> tuple[list[Document], list[Document]]:
     """Return the rest, and one document of so many but at least one."""
     ordered = sorted(documents, key=lambda d: hashed(d.key))
     cut = max(1, len(documents) // of)
-    held = {d.key for d in ordered[:cut]}
-    return [d for d in documents if d.key not in held], [d for d in documents if d.key in held]
+    selected = {d.key for d in ordered[:cut]}
+    return [d for d in documents if d.key not in selected], [d for d in documents if d.key in selected]
 
 
 def hashed(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import ModelError, listed, shown
+from ...errors import ModelError, name_list, short_repr
 from ...gramians.factorize import factorize
 from ...models.linear_model import LinearModel
 from ..balancing import balance
@@ -28,18 +28,20 @@ class Method:
     needed: tuple[str, ...] = ()
 
 
-def _truncation(model: LinearModel, stability_tol: float) -> BalancedSource:
-    return Truncation(model, balance(factorize(model, stability_tol)))
+def _balanced(source_type: type[BalancedSource]) -> Method:
+    """Return the entry of a method that needs only the balanced model."""
+
+    def make(model: LinearModel, stability_tol: float) -> BalancedSource:
+        reciprocal = source_type.reciprocal and not model.is_discrete
+        return source_type(model, balance(factorize(model, stability_tol), reciprocal=reciprocal))
+
+    return Method(make)
 
 
-def _residualization(model: LinearModel, stability_tol: float) -> BalancedSource:
-    factored = factorize(model, stability_tol)
-    return Residualization(model, balance(factored, reciprocal=not model.is_discrete))
-
-
-METHODS: dict[str, Method] = {
-    "truncation": Method(_truncation),
-    "residualization": Method(_residualization),
+#: The methods by their names as arguments of `reduce` and on the command line.
+REDUCTION_METHODS: dict[str, Method] = {
+    "truncation": _balanced(Truncation),
+    "residualization": _balanced(Residualization),
     "frequency_limited": Method(frequency_limited, ("band",), ("band",)),
     "time_limited": Method(time_limited, ("horizon",), ("horizon",)),
     "frequency_weighted": Method(frequency_weighted, ("input_weight", "output_weight", "weighting")),
@@ -64,15 +66,19 @@ def checked_method(method: Any, options: dict[str, Any]) -> tuple[str, dict[str,
         An unknown method, an argument of another method, or one that is missing.
     """
     name = ALIASES.get(method, method) if isinstance(method, str) else method
-    if not isinstance(name, str) or name not in METHODS:
-        raise ModelError(f"method must be one of {', '.join([*METHODS, *ALIASES])}, got {shown(method)}")
+    if not isinstance(name, str) or name not in REDUCTION_METHODS:
+        raise ModelError(
+            f"method must be one of {', '.join([*REDUCTION_METHODS, *ALIASES])}, got {short_repr(method)}"
+        )
     given = {key: value for key, value in options.items() if value is not None}
-    own = METHODS[name]
+    entry = REDUCTION_METHODS[name]
     for key in given:
-        if key not in own.options:
-            serves = [other for other, entry in METHODS.items() if key in entry.options]
-            raise ModelError(f"{key}= belongs to method={listed(map(repr, serves))}, got method={method!r}")
-    missing = [key for key in own.needed if key not in given]
+        if key not in entry.options:
+            serves = [other for other, candidate in REDUCTION_METHODS.items() if key in candidate.options]
+            raise ModelError(
+                f"{key}= belongs to method={name_list(map(repr, serves))}, got method={method!r}"
+            )
+    missing = [key for key in entry.needed if key not in given]
     if missing:
         raise ModelError(f"method={name!r} needs {missing[0]}=")
     return name, given

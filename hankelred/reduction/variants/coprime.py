@@ -24,7 +24,7 @@ class Coprime(Derived):
     Sources: Meyer, Proc. IFAC World Congress (1990); McFarlane and Glover, Robust Controller Design (1990).
     """
 
-    lowers_order = False
+    may_lower_order = False
 
     def __init__(self, model: LinearModel, stability_tol: float):
         A, B, C, D = model.as_tuple()
@@ -65,7 +65,7 @@ class Coprime(Derived):
         L = model.B[:, m:]
         return model.A - L @ C, model.B[:, :m] - L @ self.full.D, C
 
-    def outside(self, model: LinearModel) -> Array:
+    def unstable_poles_of(self, model: LinearModel) -> Array:
         """Return the unstable poles, if the full plant is stable; else they are as they should be."""
         return np.zeros(0) if self._unstable[1] else unstable_poles(model, 0)
 

@@ -8,17 +8,17 @@ from ..._util.arrays import Array, Quadruple
 from ...gramians.factorize import factorize
 from ...models.linear_model import LinearModel
 from ..balancing import balance
-from ..methods import GivenFactors, Truncation, whole_models
+from ..methods import Truncation, UserFactors, whole_models
 from ..order import error_bounds
 
 
-class Derived(GivenFactors):
+class Derived(UserFactors):
     """Truncation of a model that has the states of the full one and other ports.
 
     ``derived`` is stable; its states are those of the full model.
     """
 
-    lowers_order = True
+    may_lower_order = True
     never_unstable = True
 
     def __init__(self, model: LinearModel, derived: LinearModel):
@@ -46,12 +46,12 @@ class Derived(GivenFactors):
     def inner_bound(self, order: int) -> float:
         """Return the bound of the error of the derived model, rounding included."""
         tail = float(error_bounds(self.hankel_singular_values)[order])
-        return self.inner.certificate(tail, self.inner_at(order)[0])
+        return self.inner.certified_bound(tail, self.inner_at(order)[0])
 
     def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
         """Return the full and the reduced model as they are."""
         return whole_models(self.full, reduced)
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return inf: no theorem bounds the error of the model itself."""
         return math.inf

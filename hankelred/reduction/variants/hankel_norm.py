@@ -11,12 +11,12 @@ import numpy as np
 from ..._util.arrays import Array, Quadruple
 from ...errors import ConvergenceError
 from ...gramians.factorize import factorize
-from ...gramians.stability import split
+from ...gramians.stability import split_schur
 from ...models.frequency_response import FrequencyResponse
 from ...models.linear_model import LinearModel
-from ..balancing import assembled, balance, unstable_poles
+from ..balancing import assemble_model, balance, unstable_poles
 from ..methods import BalancedSource
-from ..norms import negated, no_direct_term, parallel, telling_frequencies
+from ..norms import critical_frequencies, negated, no_direct_term, parallel
 from .bilinear import from_half_plane, to_half_plane
 
 #: Singular values nearer than this, relatively, to the one that becomes the error are one repeated value.
@@ -56,7 +56,7 @@ class HankelNorm(BalancedSource):
     @cached_property
     def _states(self) -> tuple[Array, Array, Array]:
         """The balanced states that are known well enough, in scaled units."""
-        minimal = self.minimal
+        minimal = self.minimal_realization
         for r in range(self.balancing.rank, 0, -1):
             A, B, C = minimal.A[:r, :r], minimal.B[:r], minimal.C[:, :r]
             model = LinearModel(A, B, C, no_direct_term((C.shape[0], B.shape[1])), self.full.dt)
@@ -79,7 +79,7 @@ class HankelNorm(BalancedSource):
         if self.full.is_discrete:
             A, B, C, D = from_half_plane(A, B, C, D)
         direct = self.full.D + self.unit * D if np.any(D) else self.full.D.copy()
-        return assembled(self.full, self.balancing, A, B, C, direct), None, None
+        return assemble_model(self.full, self.balancing, A, B, C, direct), None, None
 
     def remark(self, order: int) -> str:
         """Return how far rounding is from the optimum, where that shows.
@@ -104,28 +104,30 @@ class HankelNorm(BalancedSource):
             f"relatively: the singular value {self.unit * found.level:.3g} is near to rounding"
         )
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return the bound: the singular value the error has once, and twice the others left out.
 
         All that was left out and what was split off together have the gain of that singular value at every
         frequency. What the computed ones exceed it by is added, twice because it is sampled, with the
         accuracy of the singular values.
         """
-        if reduced is None or self.outside(reduced).size:
+        if reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
         found = self._at(reduced.n_states)
         excess = self._excess(found, reduced)
         return bound - self.unit * found.level + 2 * (self.unit * excess + self.accuracy)
 
-    def apart(self, other: Quadruple) -> Quadruple:
+    def error_model(self, stable_reduced: Quadruple) -> Quadruple:
         """Return full minus reduced in scaled units."""
-        return parallel([(*self.stable_states, no_direct_term(other[3].shape)), negated(other)])
+        return parallel(
+            [(*self.stable_states, no_direct_term(stable_reduced[3].shape)), negated(stable_reduced)]
+        )
 
     def _excess(self, found: Approximation, reduced: LinearModel) -> float:
         other = self._stable_part(reduced)
         discrete = self.full.is_discrete
-        whole = self.apart(other)
-        w = telling_frequencies(whole[0], discrete=discrete)
+        whole = self.error_model(other)
+        w = critical_frequencies(whole[0], discrete=discrete)
         w = w[np.isfinite(w)]
         response = FrequencyResponse(*whole, discrete=discrete)(w)
         if found.antistable[0].size:
@@ -183,7 +185,7 @@ def optimal_approximation(A: Array, B: Array, C: Array, D: Array, values: Array,
     if kept.size == 0:
         empty = (Ah, Bh[:, :m], Ch[:p], none)
         return Approximation((*empty[:3], Dh[:p, :m]), empty, level)
-    parts = split(Ah, discrete=False, tol=0.0)
+    parts = split_schur(Ah, discrete=False, tol=0.0)
     if parts.n_stable != r:
         raise ConvergenceError(
             f"the optimal Hankel-norm approximation of order {r} came out with {parts.n_stable} stable "
@@ -192,5 +194,5 @@ def optimal_approximation(A: Array, B: Array, C: Array, D: Array, values: Array,
         )
     into = parts.left.conj().T
     Bs, Cs = into @ Bh, Ch @ parts.right
-    stable = parts.T, Bs[:r, :m], Cs[:p, :r], Dh[:p, :m]
-    return Approximation(stable, (parts.kept, Bs[r:, :m], Cs[:p, r:], none), level)
+    stable = parts.T_stable, Bs[:r, :m], Cs[:p, :r], Dh[:p, :m]
+    return Approximation(stable, (parts.T_unstable, Bs[r:, :m], Cs[:p, r:], none), level)

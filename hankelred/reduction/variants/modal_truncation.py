@@ -12,10 +12,10 @@ from ...gramians.stability import is_stable_pole, matrix_size
 from ...models.block_diagonal import block_diagonal_bases
 from ...models.frequency_response import FrequencyResponse
 from ...models.linear_model import LinearModel
-from ...models.projection import exactly_projected
-from ...models.scaling import scaled
+from ...models.projection import project_exactly
+from ...models.scaling import scale_system
 from ..methods import BalancedSource
-from ..norms import difference_norm, hinf_norm, no_direct_term, telling_frequencies
+from ..norms import critical_frequencies, difference_norm, hinf_norm, no_direct_term
 
 
 class Modal(BalancedSource):
@@ -35,11 +35,11 @@ class Modal(BalancedSource):
         real, unitary = model.in_real_states()
         self._back = None if unitary is None else unitary.conj().T
         self._real = real
-        system = scaled(real.A, real.B, real.C)
+        system = scale_system(real.A, real.B, real.C)
         self.unit, self._system = system.gain, system
         right, left, parts = block_diagonal_bases(system.A) if real.n_states else (real.A, real.A, [])
         size, gains = matrix_size(system.A), []
-        exact = exactly_projected(system, left, right)
+        exact = project_exactly(system, left, right)
         none = no_direct_term(model.D.shape)
         for part in parts:
             block = exact.A[part, part], exact.B[part], exact.C[:, part]
@@ -78,8 +78,8 @@ class Modal(BalancedSource):
             A, self._exact.B[columns] * half, self._exact.C[:, columns] * half, self._real.D
         )
         scale = 2.0 ** ((self._system.input_exponent - self._system.output_exponent) // 2)
-        left = self._system.left(self._left[:, columns]) / scale
-        right = self._system.right(self._right[:, columns]) * scale
+        left = self._system.unscale_left(self._left[:, columns]) / scale
+        right = self._system.unscale_right(self._right[:, columns]) * scale
         if self._back is not None:
             left, right = self._back @ left, self._back @ right
         return model, left.conj(), right
@@ -90,7 +90,7 @@ class Modal(BalancedSource):
         left_out = [gain for k, gain in enumerate(self._gains) if k not in kept]
         return self.unit * (float(np.sum(left_out)) + self._lost)
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return the sum of the largest gains of the blocks left out."""
         return math.inf if reduced is None else self.bound(reduced.n_states)
 
@@ -138,7 +138,7 @@ class Modal(BalancedSource):
         for block in self._blocks:
             blocks[block, block] = self._exact.A[block, block]
         discrete = self.full.is_discrete
-        w = telling_frequencies(system.A, discrete=discrete)
+        w = critical_frequencies(system.A, discrete=discrete)
         w = w[np.isfinite(w)]
         none = np.zeros(self.full.D.shape)
         first = FrequencyResponse(system.A, system.B, system.C, none, discrete=discrete)(w)

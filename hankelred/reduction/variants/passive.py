@@ -12,7 +12,7 @@ from ...gramians.factorize import factorize
 from ...gramians.riccati import solve_riccati
 from ...gramians.weighted import dual
 from ...models.linear_model import LinearModel
-from ..norms import equilibrated, hinf_norm, with_few_ports
+from ..norms import compress_inputs_and_outputs, equilibrated, hinf_norm
 from ..order import order_by_bisection
 from .derived import Derived
 
@@ -45,9 +45,9 @@ class BoundedReal(Derived):
         """Leave the additional ports out."""
         return model.A, model.B[:, : self.full.n_inputs], model.C[: self.full.n_outputs]
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return the bound of the model with more ports."""
-        if reduced is None or self.outside(reduced).size:
+        if reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
         return self.inner_bound(reduced.n_states)
 
@@ -119,7 +119,7 @@ class PositiveReal(BoundedReal):
         A, B, C, _ = _waves(model.A, model.B[:, :m], model.C[:m], through)
         return A, B, C
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return inf: the bound of the waves is none of the model."""
         return math.inf
 
@@ -145,7 +145,7 @@ class PositiveReal(BoundedReal):
 
 
 def _check_stable(model: LinearModel, stability_tol: float, method: str) -> None:
-    unstable = factorize(model, stability_tol).n_kept
+    unstable = factorize(model, stability_tol).n_unstable
     if unstable:
         raise UnstableError(
             f"method={method!r} needs a stable model, and {unstable} pole(s) are unstable or marginal"
@@ -153,7 +153,7 @@ def _check_stable(model: LinearModel, stability_tol: float, method: str) -> None
 
 
 def _largest_gain(system: Quadruple, *, discrete: bool) -> float:
-    return hinf_norm(*with_few_ports(*equilibrated(*system)), discrete=discrete)[0]
+    return hinf_norm(*compress_inputs_and_outputs(*equilibrated(*system)), discrete=discrete)[0]
 
 
 def _waves(A: Array, B: Array, C: Array, D: Array) -> Quadruple:

@@ -18,9 +18,9 @@ from ...gramians.factorize import FactoredSystem, factorize
 from ...gramians.limited import band_factors, horizon_factors
 from ...gramians.weighted import dual, input_weighted_factors
 from ...models.linear_model import LinearModel
-from ..balancing import Balancing, balance, truncated
+from ..balancing import Balancing, balance, truncate_balanced
 from ..measured_error import region_error, region_norm
-from ..methods import GivenFactors
+from ..methods import UserFactors
 from ..order import order_by_bisection
 from ..region import Region, checked_bands, checked_horizon, checked_weights
 
@@ -45,7 +45,7 @@ class Candidate:
     stable: bool
 
 
-class Restricted(GivenFactors):
+class Restricted(UserFactors):
     """Truncation by restricted Gramians, with plain truncation to compare with.
 
     ``pairs`` names pairs of factors, the first being the one the singular values are of. With ``best`` the
@@ -53,7 +53,7 @@ class Restricted(GivenFactors):
     worse than plain truncation.
     """
 
-    lowers_order = True
+    may_lower_order = True
     never_unstable = True
 
     def __init__(
@@ -143,7 +143,7 @@ class Restricted(GivenFactors):
         why = (
             f"has the error {asked.error:.3g} where plain truncation has {plain[0].error:.3g}"
             if asked.stable
-            else f"has a pole at {self.outside(asked.model)[0]:.3g}, outside the stability region"
+            else f"has a pole at {self.unstable_poles_of(asked.model)[0]:.3g}, outside the stability region"
         )
         return chosen, (
             f"the model of order {order} balanced by {asked.balanced} {why}; handed out is the one balanced "
@@ -159,12 +159,12 @@ class Restricted(GivenFactors):
         return [
             self._candidate(name, balancing, r)
             for name, balancing in balancings.items()
-            if balancing.computable >= r
+            if balancing.n_computable >= r
         ]
 
     def _candidate(self, name: str, balancing: Balancing, r: int) -> Candidate:
-        model, left, right = truncated(self.full, balancing, r)
-        if self.outside(model).size:
+        model, left, right = truncate_balanced(self.full, balancing, r)
+        if self.unstable_poles_of(model).size:
             return Candidate(name, model, left, right, np.inf, stable=False)
         full, reduced, unit = self.compared(model)
         discrete = self.full.is_discrete

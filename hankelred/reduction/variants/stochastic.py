@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 
 from ..._util.arrays import EPS, Array, Quadruple
-from ..._util.checks import real
-from ...errors import ConvergenceError, ModelError, OrderError, UnstableError, shown
+from ..._util.checks import real_number
+from ...errors import ConvergenceError, ModelError, OrderError, UnstableError
 from ...gramians.factorize import FactoredSystem, factorize
 from ...gramians.gramians import gramian
 from ...gramians.riccati import solve_riccati
 from ...models.frequency_response import FrequencyResponse
 from ...models.linear_model import LinearModel
-from ..balancing import balance, singular_values, truncated
-from ..methods import GivenFactors, whole_models
+from ..balancing import balance, singular_values, truncate_balanced
+from ..methods import UserFactors, whole_models
 from ..norms import (
+    compress_inputs_and_outputs,
+    critical_frequencies,
     equilibrated,
     hinf_norm,
     negated,
     no_direct_term,
     parallel,
-    telling_frequencies,
-    with_few_ports,
 )
 from ..order import distinct, order_by_bisection
 from .bilinear import from_half_plane, to_half_plane
@@ -38,7 +38,7 @@ ONE = 1e-6
 FULL_RANK = 1e-10
 
 
-class Stochastic(GivenFactors):
+class Stochastic(UserFactors):
     """Truncation by the Gramian of the model and that of the phase of its spectral factor.
 
     A discrete model is taken to continuous time by the bilinear map and the reduced one back, which changes
@@ -49,12 +49,12 @@ class Stochastic(GivenFactors):
     Varga and Fasol, Proc. IFAC World Congress (1993).
     """
 
-    lowers_order = True
+    may_lower_order = True
     never_unstable = True
 
     def __init__(self, model: LinearModel, stability_tol: float, *, regularization: Any = None):
         self.regularization = _checked(regularization)
-        unstable = factorize(model, stability_tol).n_kept
+        unstable = factorize(model, stability_tol).n_unstable
         if unstable:
             raise UnstableError(
                 f"method='stochastic' needs a stable model, and {unstable} pole(s) are unstable or marginal; "
@@ -89,7 +89,7 @@ class Stochastic(GivenFactors):
                 "method='stochastic' "
                 f"keeps; the least order possible is {self.zeros}"
             )
-        model, left, right = truncated(self.inner, self.balancing, order)
+        model, left, right = truncate_balanced(self.inner, self.balancing, order)
         if not self.full.is_discrete:
             return model, left, right
         return self.full.with_matrices(*from_half_plane(*model.as_tuple())), None, None
@@ -108,16 +108,16 @@ class Stochastic(GivenFactors):
             return math.inf
         return float(np.expm1(np.sum(np.log1p(left_out) - np.log1p(-left_out))))
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return the relative bound times the largest gain, which bounds the error itself, and rounding."""
-        if reduced is None or self.outside(reduced).size:
+        if reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
         total = self.level(reduced.n_states)
         # where rounding is larger than what was left out, it shows
         full, other, _ = self.compared(reduced)
         apart = parallel([(*full, no_direct_term(other[3].shape)), negated(other)])
         discrete = self.full.is_discrete
-        w = telling_frequencies(self.full.A, discrete=discrete)
+        w = critical_frequencies(self.full.A, discrete=discrete)
         seen = float(FrequencyResponse(*apart, discrete=discrete).gain(w[np.isfinite(w)]).max(initial=0.0))
         return total if seen <= total else 2 * seen
 
@@ -139,7 +139,7 @@ class Stochastic(GivenFactors):
 
     @cached_property
     def _largest_gain(self) -> float:
-        system = with_few_ports(*equilibrated(*self.full.as_tuple()))
+        system = compress_inputs_and_outputs(*equilibrated(*self.full.as_tuple()))
         gain = hinf_norm(*system, discrete=self.full.is_discrete)[0]
         return math.hypot(gain, self.regularization)
 
@@ -147,15 +147,17 @@ class Stochastic(GivenFactors):
 def _checked(regularization: Any) -> float:
     if regularization is None:
         return 0.0
-    value = real(regularization)
-    if not 0 < value < math.inf:
-        raise ModelError(f"regularization must be a positive finite gain, got {shown(regularization)}")
-    return value
+    return real_number(
+        regularization,
+        lambda gain: 0 < gain < math.inf,
+        "regularization must be a positive finite gain",
+        ModelError,
+    )
 
 
 def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: float) -> Array:
     """Return a factor of the observability Gramian of the phase, in the states of the solver."""
-    unit = factored.scaled.gain
+    unit = factored.scaled_system.gain
     A, B, C, D = factored.A, factored.B, factored.C, model.D / unit
     p = C.shape[0]
     strength = np.linalg.svd(D, compute_uv=False) if D.size else np.zeros(0)

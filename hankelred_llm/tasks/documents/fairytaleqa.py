@@ -11,7 +11,7 @@ from typing import ClassVar
 from ..document_task import Document, DocumentTask, Question, joined
 from ..longbench import ANSWER_LENGTHS, PROMPTS
 from ..metrics import answer_scores
-from ..sources import Record
+from ..sources import SourceRecord
 
 
 class FairytaleQA(DocumentTask):
@@ -32,7 +32,7 @@ class FairytaleQA(DocumentTask):
     }
     layout = "name, sections (texts) and questions (question, answers, sections counted from 1)"
 
-    def parse(self, records: Iterable[Record]) -> list[Document]:
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
         """Return one document a tale."""
         documents = []
         for record in records:

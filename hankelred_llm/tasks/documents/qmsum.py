@@ -13,7 +13,7 @@ from ..base import SplitName
 from ..document_task import Document, DocumentTask, Question, hashed, joined
 from ..longbench import ANSWER_LENGTHS, PROMPTS
 from ..metrics import rouge_scores
-from ..sources import Record, read_hub
+from ..sources import SourceRecord, read_hub
 
 #: the authors publish here, not on the hub; the copy of SCROLLS there does not mark the evidence
 COMMIT = "83d7768c1f2b4dfeb091385d3dc7e239b8e5bb7e"
@@ -41,7 +41,7 @@ class QMSum(DocumentTask):
         "(query, answer, relevant_text_span)"
     )
 
-    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
+    def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
         """Return the records of the official release."""
         files: dict[SplitName, str] = {"train": "train", "validation": "val", "test": "test"}
         return {
@@ -49,7 +49,7 @@ class QMSum(DocumentTask):
             for name, file in files.items()
         }
 
-    def parse(self, records: Iterable[Record]) -> list[Document]:
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
         """Return one document a meeting, one line a turn."""
         documents = []
         for record in records:
@@ -68,7 +68,7 @@ class QMSum(DocumentTask):
         return documents
 
 
-def _turns(span: Record, count: int) -> tuple[int, int]:
+def _turns(span: SourceRecord, count: int) -> tuple[int, int]:
     """Return the first and the last turn of a span."""
     try:
         first, last = (int(span.content[i]) for i in (0, -1))

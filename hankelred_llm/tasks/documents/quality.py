@@ -20,13 +20,13 @@ from ..base import FloatArray, Scores, Split, SplitName, checked_array
 from ..byte_tokens import IntArray, Tokenizer
 from ..document_task import Document, DocumentTask, Question, Row, hashed
 from ..errors import TaskError
-from ..sources import Record, read_hub
+from ..sources import SourceRecord, read_hub
 
 LETTERS = "ABCD"
 DATASET = "emozilla/quality"
 #: an option in a question of L-Eval's files, and the letter at the start of an answer
 OPTION = re.compile(r"\n[ \t]*\(([A-D])\)")
-SAID = re.compile(r"\(([A-D])\)|\b([A-D])\b(?=\s*(?:[).:,]|$))")
+CHOSEN_LETTER = re.compile(r"\(([A-D])\)|\b([A-D])\b(?=\s*(?:[).:,]|$))")
 
 
 class Quality(DocumentTask):
@@ -69,15 +69,15 @@ class Quality(DocumentTask):
         super().__init__(data_dir=data_dir, tokenizer=tokenizer)
         if by not in ("likelihood", "generation"):
             raise TaskError(f"by is {by!r}; give 'likelihood' or 'generation'")
-        self.asks = "options" if by == "likelihood" else "text"
+        self.prediction_kind = "options" if by == "likelihood" else "text"
 
-    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
+    def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
         """Return the rows of the hub, one a question; answers of the official test set are not public."""
         layout = "article, question, options (four) and answer (0 to 3), as the rows of the hub"
         names: tuple[SplitName, ...] = ("train", "validation")
         return {name: read_hub(DATASET, name, layout) for name in names}
 
-    def parse(self, records: Iterable[Record]) -> list[Document]:
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
         """Return one document a story, from rows of L-Eval or of the hub."""
         questions: dict[str, list[Question]] = {}
         for record in records:
@@ -85,12 +85,12 @@ class Quality(DocumentTask):
                 questions.setdefault(record.text("article"), []).append(_from_hub(record))
             else:
                 questions.setdefault(record.text("input"), []).extend(_from_leval(record))
-        return [Document(_title(text), text, tuple(asked)) for text, asked in questions.items()]
+        return [Document(_title(text), text, tuple(of_story)) for text, of_story in questions.items()]
 
     def ask(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
         """Return the cycles of one question."""
         right = question.right
-        cycles = len(LETTERS) if name == "train" or self.asks == "options" else 1
+        cycles = len(LETTERS) if name == "train" or self.prediction_kind == "options" else 1
         rows = []
         for cycle in range(cycles):
             letter = [LETTERS[(i - cycle) % len(LETTERS)] for i in range(len(LETTERS))]
@@ -98,19 +98,19 @@ class Quality(DocumentTask):
             tail = self._after("\n".join([question.text, *(f"({a}) {text}" for a, text in shown)]))
             continued = [self._continued(tail, f" ({a})") for a in letter]
             prompt, answers = continued[0][0], [c[1] for c in continued]
-            learned = np.append(answers[right], self._end)[: self.answer_length]
-            if self.asks == "options":
+            completion = np.append(answers[right], self._end)[: self.answer_length]
+            if self.prediction_kind == "options":
                 # what all answers begin with belongs to the prompt: one pass of the model compares them
                 common = _shared(answers)
                 ended = _shared([a[common:][::-1] for a in answers])
-                prompt, learned = np.append(prompt, answers[0][:common]), learned[common:]
+                prompt, completion = np.append(prompt, answers[0][:common]), completion[common:]
                 candidates = tuple(a[common : len(a) - ended] for a in answers)
-                rows.append(Row(document, question, unit, prompt, learned, candidates, right))
+                rows.append(Row(document, question, unit, prompt, completion, candidates, right))
             else:
-                rows.append(Row(document, question, unit, prompt, learned, answer=right))
+                rows.append(Row(document, question, unit, prompt, completion, answer=right))
         return rows
 
-    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
+    def baselines(self, split: Split) -> Mapping[str, dict[str, float]]:
         """Return chance, the letter most often right in training, and the longest option.
 
         The letters are those of the data, before cycling.
@@ -136,25 +136,25 @@ class Quality(DocumentTask):
         return [known[unit] for unit in dict.fromkeys(e.unit for e in split)]
 
     def _score(self, split: Split, predictions: Sequence[Any]) -> Scores:
-        if self.asks == "options":
+        if self.prediction_kind == "options":
             return _by_likelihood(split, predictions)
         right, silent, units, documents = [], [], [], []
         for row, (e, text) in enumerate(zip(split, predictions, strict=True)):
             if not isinstance(text, str):
                 raise TaskError(f"prediction of row {row} is of type {type(text).__name__}; give the text")
-            said = said_letter(text)
-            right.append(float(said == LETTERS[e.answer]))
-            silent.append(float(said is None))
+            letter_chosen = chosen_letter(text)
+            right.append(float(letter_chosen == LETTERS[e.answer]))
+            silent.append(float(letter_chosen is None))
             units.append(e.unit)
             documents.append(e.document)
         values = {"accuracy": np.array(right), "no_letter": np.array(silent)}
         return Scores(values, np.ones(len(units)), tuple(units), tuple(documents))
 
 
-def said_letter(text: str) -> str | None:
+def chosen_letter(text: str) -> str | None:
     """Return the letter an answer chooses: the first in parentheses or before a mark or the end, if any."""
-    found = SAID.search(text.strip())
-    return None if found is None else found.group(1) or found.group(2)
+    match = CHOSEN_LETTER.search(text.strip())
+    return None if match is None else match.group(1) or match.group(2)
 
 
 def _by_likelihood(split: Split, predictions: Sequence[Any]) -> Scores:
@@ -181,12 +181,12 @@ def _shared(rows: Sequence[IntArray]) -> int:
     return length
 
 
-def _from_leval(record: Record) -> list[Question]:
-    asked, outputs = record.each("instructions"), record.each("outputs")
-    if len(asked) != len(outputs):
-        raise record.error(f"has {len(asked)} instructions and {len(outputs)} outputs")
+def _from_leval(record: SourceRecord) -> list[Question]:
+    instructions, outputs = record.each("instructions"), record.each("outputs")
+    if len(instructions) != len(outputs):
+        raise record.error(f"has {len(instructions)} instructions and {len(outputs)} outputs")
     questions = []
-    for i in range(len(asked)):
+    for i in range(len(instructions)):
         parts = OPTION.split(record.within("instructions").text(i))
         letters, options = parts[1::2], tuple(p.strip() for p in parts[2::2])
         answer = re.match(r"\(([A-D])\)", record.within("outputs").text(i).strip())
@@ -197,7 +197,7 @@ def _from_leval(record: Record) -> list[Question]:
     return questions
 
 
-def _from_hub(record: Record) -> Question:
+def _from_hub(record: SourceRecord) -> Question:
     options = tuple(str(o.content).strip() for o in record.each("options"))
     right = record.get("answer", int)
     if len(options) != len(LETTERS) or not 0 <= right < len(LETTERS):

@@ -14,7 +14,7 @@ from hankelred import ModelError, OrderError, compare_methods, reduce
 from hankelred.cli import main as cli
 from hankelred.files import write_model
 from hankelred.models.linear_model import as_model
-from hankelred.reduction.variants.catalog import METHODS
+from hankelred.reduction.variants.catalog import REDUCTION_METHODS
 
 matplotlib.use("Agg")
 
@@ -37,7 +37,7 @@ def everything():
 
 
 def test_every_method_has_a_row(everything):
-    assert {row.method for row in everything.rows} == set(METHODS)
+    assert {row.method for row in everything.rows} == set(REDUCTION_METHODS)
     for row in everything.rows:
         if row.reduction is None:
             assert row.note and row.order is None

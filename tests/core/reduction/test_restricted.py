@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import hankelred
 from hankelred import ModelError, ReductionWarning, reduce
 from hankelred.gramians.limited import band_factors, horizon_factors
-from hankelred.reduction.variants.catalog import METHODS
+from hankelred.reduction.variants.catalog import REDUCTION_METHODS
 
 #: a fallback is warned of; the tests of what it falls back to are below
 pytestmark = pytest.mark.filterwarnings("ignore:the model of order")
@@ -474,7 +474,7 @@ TYPES = {
 
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REDUCTION_METHODS)
 @pytest.mark.filterwarnings("ignore::hankelred.ReductionWarning")
 def test_every_method_takes_every_model_or_says_why_not(method, name, discrete):
     model = TYPES[name](discrete)

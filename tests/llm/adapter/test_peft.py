@@ -553,7 +553,7 @@ class TestSeveral:
         seen = []
         system = system_of(model)
         system.register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(kwargs["keep"]), with_kwargs=True
+            lambda _, args, kwargs: seen.append(kwargs["valid"]), with_kwargs=True
         )
         logits(model, ids)
         with torch.no_grad():

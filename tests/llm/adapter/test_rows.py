@@ -97,7 +97,7 @@ def test_an_adapter_that_has_not_seen_the_cache_is_refused(model):
         with pytest.raises(StateError, match="filled with one adapter for all rows, and is called with"):
             model(ids, adapter_names=["a", "b"], **with_cache(cache))
         cache = cache_of(model(ids, adapter_names=["a", "a"], use_cache=True))
-        with pytest.raises(StateError, match="has not seen"):
+        with pytest.raises(StateError, match="has not processed"):
             model(ids, adapter_names=["b", "b"], **with_cache(cache))
 
 
@@ -119,7 +119,7 @@ def test_rows_with_other_adapters_than_their_tokens_are_refused(model, first, th
     with torch.no_grad():
         model(ids, **first, **with_cache(cache))
         model.set_adapter("a")
-        with pytest.raises(StateError, match=r"filled with .* is called with|has not seen"):
+        with pytest.raises(StateError, match=r"filled with .* is called with|has not processed"):
             model(ids, **then, **with_cache(cache))
 
 

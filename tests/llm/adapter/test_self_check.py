@@ -167,9 +167,9 @@ def test_the_check_is_made_once_for_a_class_and_a_kind_of_adapter(monkeypatch):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("keep", "padding did not reach the adapter"),
-        ("reset", "starts of packed documents did not reach the adapter"),
-        ("y", "as if it were not there"),
+        ("valid", "padding did not reach the adapter"),
+        ("segment_start", "starts of packed documents did not reach the adapter"),
+        ("y", "as if it were absent"),
     ],
 )
 def test_what_else_the_check_notices(monkeypatch, place, message):
@@ -182,9 +182,9 @@ def test_what_else_the_check_notices(monkeypatch, place, message):
     if place == "y":
         monkeypatch.setattr("hankelred_llm.adapter.system.HRMSystem.forward", broken)
     else:
-        read = hankelred_llm.state.forward_context.read_tokens
+        read = hankelred_llm.state.forward_context.read_segment_masks
         monkeypatch.setattr(
-            "hankelred_llm.state.forward_context.read_tokens",
+            "hankelred_llm.state.forward_context.read_segment_masks",
             lambda *a, **k: read(*a, **k)._replace(**{place: None}),
         )
     with pytest.raises(StateError, match=message):

@@ -17,7 +17,7 @@ from hankelred import OrderError
 from hankelred_llm import AdapterError, calibrate, get_systems, hankel_spectra, reduce, set_systems
 from hankelred_llm.adapter.adapter_layers import hrm_layers
 from hankelred_llm.adapter.model import PeftModel
-from hankelred_llm.analysis.balancing import with_few_ports
+from hankelred_llm.analysis.balancing import with_compressed_io
 
 WIDTH = 32
 DIGITS = 120
@@ -584,7 +584,7 @@ def test_wide_layers_cost_no_more_than_narrow_ones():
     B = rng.standard_normal((16, 4096)) + 1j * rng.standard_normal((16, 4096))
     system = hankelred.ModalSystem(*paired(log_poles, B, B.T.copy()))
     started = time.perf_counter()
-    few = with_few_ports(system)
+    few = with_compressed_io(system)
     values = hankelred.hankel_singular_values(few)
     assert time.perf_counter() - started < 5
     # as many ports as real states: those of one mode of each pair

@@ -16,7 +16,7 @@ from hankelred_llm.errors import ExperimentError
 from hankelred_llm.experiments import compare as comparison_module
 from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.experiments.compare import compare
-from hankelred_llm.experiments.methods import METHODS, parse_method
+from hankelred_llm.experiments.methods import ADAPTER_METHODS, parse_method
 from hankelred_llm.experiments.records import ResultsFile, read_records
 from hankelred_llm.experiments.settings import Settings, read_settings
 from hankelred_llm.experiments.statistics import paired_difference
@@ -319,7 +319,7 @@ def test_the_papers_rows_are_ready(name):
     found = read_settings(EXAMPLES / "paper" / f"{name}.yaml", {})
     assert (found.task, found.length, found.model) == (name, 2048, "mistralai/Mistral-7B-v0.1")
     parts = [part for method in found.methods for part in parse_method(method).parts]
-    assert all(METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
+    assert all(ADAPTER_METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
     assert len(found.seeds) >= 3 and found.lengths == (2048,)
 
 

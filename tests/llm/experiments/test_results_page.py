@@ -12,7 +12,7 @@ import torch
 
 from hankelred_llm.experiments.compare import Settings, compare
 from hankelred_llm.experiments.records import read_records
-from hankelred_llm.ops.autograd import column_scan
+from hankelred_llm.ops.autograd import channel_scan
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -103,8 +103,8 @@ def test_the_scans_whose_cost_is_shown_are_the_same_recurrence(bench, method):
     phase = torch.linspace(0.1, 3, 4)
     log_decay = -torch.linspace(0.01, 0.5, 4)
     u = torch.randn(2, 8, 50, generator=generator)
-    masks = {"state": None, "keep": None, "reset": None}
-    ours, theirs = (scan(log_decay, phase, u, **masks) for scan in (bench.scan_by(method), column_scan))
+    masks = {"state": None, "valid": None, "segment_start": None}
+    ours, theirs = (scan(log_decay, phase, u, **masks) for scan in (bench.scan_by(method), channel_scan))
     for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 

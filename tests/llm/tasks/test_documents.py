@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task
 from hankelred_llm.tasks.document_task import Document, Question, disjoint, three_splits
-from hankelred_llm.tasks.documents.quality import said_letter
+from hankelred_llm.tasks.documents.quality import chosen_letter
 from hankelred_llm.tasks.longbench import ANSWER_LENGTHS, PROMPTS
 from hankelred_llm.tasks.metrics import answer_scores, rouge_scores, word_f1
 
@@ -173,7 +173,7 @@ def test_the_middle_of_the_document_is_cut(words, room):
         assert e.cut == len(document) - room
         assert e.prompt_length == length
     assert split.positions == max(len(e), e.prompt_length + 512)
-    with pytest.raises(TaskError, match=r"no room for a document.*take up to"):
+    with pytest.raises(TaskError, match=r"too short for a document.*take up to"):
         task.validation(length - room)
 
 
@@ -327,7 +327,7 @@ def test_likelihood_of_a_letter_decides_nothing_and_that_of_an_option_all(folder
     assert len(scores.units) == len(split) // 4 == len(set(scores.units))
     second = [[float(i == 1) for i in range(4)] for _ in split]
     assert task.score(split, second).means == {"accuracy": 0.25}  # B is right once in four by construction
-    with pytest.raises(TaskError, match="row 0 has 3 values, 4 are asked for"):
+    with pytest.raises(TaskError, match="row 0 has 3 values, expected 4"):
         task.score(split, [v[:3] for v in biased])
 
 
@@ -360,14 +360,14 @@ def test_by_generation(folder):
     ],
 )
 def test_letters_said(text, letter):
-    assert said_letter(text) == letter
+    assert chosen_letter(text) == letter
 
 
 def test_floors_of_multiple_choice(folder):
     write_jsonl(folder / "quality/quality.jsonl", [exam(i, "CCCA") for i in range(6)])
     task = get_task("quality", data_dir=folder)
-    floors = task.floors(task.test(900))
-    assert floors == {
+    baselines = task.baselines(task.test(900))
+    assert baselines == {
         "chance": {"accuracy": 0.25},
         "constant": {"accuracy": 0.75},
         "longest": {"accuracy": 0.75},  # "deep blue" is (C)
@@ -427,11 +427,11 @@ def test_floors_of_free_answers_are_scores_of_answers(folder):
     for name in ("fairytaleqa", "narrativeqa"):
         task = get_task(name, data_dir=folder)
         split = task.test(900)
-        floors = task.floors(split)
+        baselines = task.baselines(split)
         trained = [q.answers[0] for d in task.documents()["train"] for q in d.questions]
         values = [task.score(split, [a] * len(split)).means["f1"] for a in trained]
-        assert any(floors["constant"]["f1"] == pytest.approx(v) for v in values)
-        assert set(floors) == {"chance", "constant"} and floors["constant"]["f1"] > 0
+        assert any(baselines["constant"]["f1"] == pytest.approx(v) for v in values)
+        assert set(baselines) == {"chance", "constant"} and baselines["constant"]["f1"] > 0
     with pytest.raises(TaskError, match="prediction of row 0 is of type int; give the text"):
         task.score(split, [1] * len(split))
 
@@ -603,7 +603,7 @@ def test_floors_of_quality():
     longest = [q.right == np.argmax([len(o) for o in q.options]) for q in questions]
     assert sum(longest) == 27
     tested = sum(len(d.questions) for d in task.documents()["test"])
-    floor = task.floors(task.test(8192))["longest"]["accuracy"]
+    floor = task.baselines(task.test(8192))["longest"]["accuracy"]
     assert floor == pytest.approx(np.mean(longest[-tested:]))
 
 
@@ -611,15 +611,15 @@ def test_floors_of_qmsum():
     """On validation meetings, the test meetings not being there; published for the test: .128 and .389."""
     pytest.importorskip("rouge_score")
     task = get_task("qmsum", data_dir=shared("qmsum/val.jsonl"))
-    floors = task.floors(task.validation(8192, size=8))
+    baselines = task.baselines(task.validation(8192, size=8))
     split = task.test(8192, size=60)
     answers = sorted({q.answers[0] for d in task.documents()["train"] for q in d.questions}, key=len)
     long = task.score(split, [answers[int(0.99 * len(answers))]] * len(split)).means
     assert long["rougeL_f1"] == pytest.approx(0.127, abs=0.005)
     assert long["rouge1_recall"] == pytest.approx(0.413, abs=0.02)
     # recall is won by length; the floor that is reported is the constant with more F1
-    assert 0.12 < floors["constant"]["rougeL_f1"] < 0.17
-    assert floors["constant"]["rouge1_recall"] < long["rouge1_recall"]
+    assert 0.12 < baselines["constant"]["rougeL_f1"] < 0.17
+    assert baselines["constant"]["rouge1_recall"] < long["rouge1_recall"]
 
 
 def test_real_tales_lose_evidence_to_the_cut():
