@@ -282,7 +282,7 @@ def test_modes_by_hand():
     assert reduce(system, tol=0.11, method="modal").order == 2
 
 
-@pytest.mark.filterwarnings("ignore:order .* was asked for")
+@pytest.mark.filterwarnings("ignore:order .* was requested")
 @pytest.mark.parametrize("discrete", [False, True])
 def test_modes_keep_poles_and_their_bound(discrete):
     system = random_system(9, 9, 2, 2, discrete=discrete)
