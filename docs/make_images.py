@@ -96,6 +96,16 @@ def certificate() -> None:
     save(figure, "certificate")
 
 
+def methods() -> None:
+    """Draw the errors of every method on a chain of masses, with a band."""
+    comparison = hankelred.compare_methods(masses(8), 6, band=(0.9, 1.1))
+    axes = comparison.plot()
+    axes.set_xlim(0.1, 10)
+    axes.set_ylim(1e-8, 1e2)
+    axes.legend(loc="lower left", fontsize="x-small", ncols=2)
+    save(axes.figure, "methods")
+
+
 def save(figure: object, name: str) -> None:
     """Write one picture."""
     figure.savefig(IMAGES / f"{name}.png", dpi=100)  # type: ignore[attr-defined]
@@ -141,5 +151,6 @@ if __name__ == "__main__":
     spectrum()
     order()
     certificate()
+    methods()
     demo()
     gallery()

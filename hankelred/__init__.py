@@ -20,8 +20,10 @@ from .identification.identify import Comparison, IdentifiedModel, identify
 from .identification.markov import MarkovParameters, markov_parameters
 from .models.modal import ModalSystem, modal_form
 from .reduction.balancing import balanced_realization, hankel_singular_values
+from .reduction.compare import MethodComparison, compare_methods
 from .reduction.norms import norm
 from .reduction.order import select_order
+from .reduction.parts import minimal, split, truncate_states
 from .reduction.plots import plot_hankel_singular_values, plot_reduction
 from .reduction.reduce import Reduction, reduce
 from .simulation.simulate import Convolver, convolve, impulse_response, simulate
@@ -39,6 +41,7 @@ __all__ = [
     "HankelredError",
     "IdentifiedModel",
     "MarkovParameters",
+    "MethodComparison",
     "ModalSystem",
     "ModelError",
     "OrderError",
@@ -46,6 +49,7 @@ __all__ = [
     "ReductionWarning",
     "UnstableError",
     "balanced_realization",
+    "compare_methods",
     "convolve",
     "empirical_gramians",
     "gramian",
@@ -54,6 +58,7 @@ __all__ = [
     "identify",
     "impulse_response",
     "markov_parameters",
+    "minimal",
     "modal_form",
     "norm",
     "plot_hankel_singular_values",
@@ -62,4 +67,6 @@ __all__ = [
     "reduce",
     "select_order",
     "simulate",
+    "split",
+    "truncate_states",
 ]

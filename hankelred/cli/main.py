@@ -1,4 +1,4 @@
-"""The command line: `hankelred hsv`, `hankelred reduce`, `hankelred identify`."""
+"""The command line: `hankelred hsv`, `hankelred reduce`, `hankelred compare`, `hankelred identify`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..errors import in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
-from ..reduction.methods import REDUCTION_METHODS
 from ..reduction.reduce import Reduction
+from ..reduction.variants.catalog import REDUCTION_METHODS
 from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
 from .identify import identify
 
@@ -73,6 +73,22 @@ def model_options(function: Any) -> Any:
     return click.argument("model", type=click.Path(path_type=Path))(function)
 
 
+def region_options(function: Any) -> Any:
+    """Add the options that say where an error counts."""
+    for option in (
+        click.option("--regularization", type=float, help="Gain below which errors count as absolute ones."),
+        click.option("--horizon", type=float, help="Time after an impulse that counts (s, or samples)."),
+        click.option(
+            "--band",
+            type=(float, float),
+            multiple=True,
+            help="Angular frequencies that count (rad/s, or rad/sample); may be repeated.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 @cli.command(short_help="Hankel singular values of MODEL, and error bounds.")
 @model_options
 @click.option(
@@ -117,7 +133,14 @@ def hsv(
 @click.option("--tol", type=float, help="Smallest order with an error bound of at most this.")
 @click.option("--rtol", type=float, help="The same, relative to the largest singular value.")
 @click.option("--energy", type=float, help="Smallest order with this share of the singular values.")
-@click.option("--method", type=click.Choice(list(REDUCTION_METHODS)), default="truncation", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice([name for name in REDUCTION_METHODS if name != "frequency_weighted"]),
+    default="truncation",
+    show_default=True,
+    help="frequency_limited needs --band, time_limited --horizon.",
+)
+@region_options
 @click.option("--out", type=click.Path(path_type=Path), help="Write the reduced model (.mat, .npz, .json).")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write full, reduced, error and bound as a picture."
@@ -132,6 +155,9 @@ def reduce(
     rtol: float | None,
     energy: float | None,
     method: Any,
+    band: tuple[tuple[float, float], ...],
+    horizon: float | None,
+    regularization: float | None,
     out: Path | None,
     plot: Path | None,
     force: bool,
@@ -142,6 +168,7 @@ def reduce(
     Example:
       hankelred reduce model.mat --order 10 --out reduced.mat --plot reduced.png
       hankelred reduce model.json --tol 1e-3 --out reduced.json
+      hankelred reduce model.mat --order 10 --method frequency_limited --band 5 6
     """
     from ..reduction.reduce import reduce as reduce_model
 
@@ -152,9 +179,22 @@ def reduce(
     check_target(plot, model, force)
     system = read_model(model, dt)
     reduction = reduce_model(
-        system, order, tol=tol, rtol=rtol, energy=energy, method=method, stability_tol=stability_tol
+        system,
+        order,
+        tol=tol,
+        rtol=rtol,
+        energy=energy,
+        method=method,
+        band=list(band) or None,
+        horizon=horizon,
+        regularization=regularization,
+        stability_tol=stability_tol,
     )
     print_reduction(system, reduction)
+    if band:
+        click.echo(f"true error in the band: {reduction.error(band=list(band)):.6e}")
+    if horizon is not None:
+        click.echo(f"true error until the horizon (L2): {reduction.error(horizon=horizon):.6e}")
     if (order, tol, rtol, energy) == (None, None, None, None):
         click.echo(
             "every value above the noise floor is kept; use --order, --tol, --rtol or --energy to keep fewer"
@@ -166,6 +206,48 @@ def reduce(
         from ..reduction.plots import plot_reduction
 
         save_picture(plot, lambda ax: plot_reduction(reduction, ax=ax))
+
+
+@cli.command(short_help="Every method on MODEL: error, bound, time.")
+@model_options
+@click.option("--order", type=int, required=True, help="Number of states to keep.")
+@region_options
+@click.option("--plot", type=click.Path(path_type=Path), help="Write the errors of all methods as a picture.")
+@force_option
+def compare(
+    model: Path,
+    dt: Timebase,
+    stability_tol: float,
+    order: int,
+    band: tuple[tuple[float, float], ...],
+    horizon: float | None,
+    regularization: float | None,
+    plot: Path | None,
+    force: bool,
+) -> None:
+    """Reduce MODEL by every method, and print their errors, the smallest first.
+
+    \b
+    Example:
+      hankelred compare model.mat --order 10 --band 5 6 --plot methods.png
+    """
+    from ..reduction.compare import compare_methods
+
+    check_picture(plot)
+    check_target(plot, model, force)
+    system = read_model(model, dt)
+    comparison = compare_methods(
+        system,
+        order,
+        band=list(band) or None,
+        horizon=horizon,
+        regularization=regularization,
+        stability_tol=stability_tol,
+    )
+    click.echo(describe(system))
+    click.echo(str(comparison))
+    if plot is not None:
+        save_picture(plot, lambda ax: comparison.plot(ax=ax))
 
 
 cli.add_command(identify)

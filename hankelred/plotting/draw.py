@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 # one color per role, distinguishable with color blindness (Okabe and Ito)
 FULL, REDUCED, ERROR, BOUND, NOISE = "#0072B2", "#D55E00", "#009E73", "#555555", "#BBBBBB"
 
+#: further curves of one picture, told apart by dashes where the colors come around again
+SERIES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", ":")
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -174,6 +178,33 @@ def draw_gains(
         ax.set_xlim(frequencies[drawn[0]] / 1.3, frequencies[drawn[-1]] * 1.3)
     else:
         ax.set_ylim(0.1, 1.0)  # identically zero: a logarithmic axis has no range of its own
+    ax.legend(loc="best", fontsize="small")
+    return ax
+
+
+def shade(ax: Axes, spans: Sequence[tuple[float, float]], label: str) -> None:
+    """Shade spans of the horizontal axis, which keeps its limits."""
+    left, right = ax.get_xlim()
+    for low, high in spans:
+        ax.axvspan(max(low, left), min(high, right), color=NOISE, alpha=0.3, linewidth=0, label=label)
+        label = "_"
+    ax.set_xlim(left, right)
+    ax.legend(loc="best", fontsize="small")
+
+
+def draw_over_time(times: Array, curves: Sequence[Curve], ax: Axes | None) -> Axes:
+    """Draw sizes over time, the vertical axis logarithmic."""
+    ax = axes(ax)
+    for curve in curves:
+        size = np.where((curve.gain == 0) | ~np.isfinite(curve.gain), np.nan, curve.gain)
+        ax.plot(
+            times, size, color=curve.color, linestyle=curve.style, linewidth=curve.width, label=curve.label
+        )
+    ax.set_yscale("log")
+    highest = max((_peak(curve.gain) for curve in curves), default=0.0)
+    if highest > 0:
+        ax.set_ylim(max(ax.get_ylim()[0], highest * 1e-16), None)
+    ax.set_xlim(0, times[-1])
     ax.legend(loc="best", fontsize="small")
     return ax
 

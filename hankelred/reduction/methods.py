@@ -19,6 +19,7 @@ from .balancing import (
     Balancing,
     assemble_model,
     pad_values,
+    singular_values,
     truncate_balanced,
     unstable_poles,
 )
@@ -28,7 +29,9 @@ from .norms import (
     critical_frequencies,
     difference_norm,
     h2_norm,
+    negated,
     no_direct_term,
+    parallel,
     refined_gains,
     verified_error,
 )
@@ -56,6 +59,8 @@ class BalancedSource:
     reciprocal = False
     #: whether the order may be lowered until rounding leaves no unstable pole
     may_lower_order = True
+    #: whether an unstable reduced model of a stable model is an error, not a warning
+    never_unstable = False
     #: the parts of the message about an unstable pole: its cause, and the explanation
     instability = (
         "rounding left",
@@ -80,6 +85,27 @@ class BalancedSource:
 
     def exact_stable_part(self, order: int) -> tuple[ProjectedSystem, Array]:
         """Return the stable part of the reduced model with twice the digits, and its D minus the model's."""
+        raise NotImplementedError
+
+    def attainable(self, order: int) -> tuple[int, str]:
+        """Return the largest order up to this one that there is a model of, and why it is less."""
+        return min(order, self.largest_order), ""
+
+    def remark(self, order: int) -> str:
+        """Return why the model of an order is not the one that was asked for; nothing where it is."""
+        return ""
+
+    def order_within(self, tol: float | None, rtol: float | None) -> int | None:
+        """Return the order that meets a tolerance; None where the bound of the singular values tells it."""
+        return None
+
+    def tolerance(self, tol: float | None, rtol: float | None) -> float:
+        """Return the error that a tolerance allows; ``rtol`` is relative to the largest singular value."""
+        values = self.hankel_singular_values[self.unstable_order :]
+        return rtol * float(values.max(initial=0.0)) if rtol is not None else tol or 0.0
+
+    def level(self, order: int) -> float:
+        """Return the error that tolerances are compared with, for methods with an :meth:`order_within`."""
         raise NotImplementedError
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
@@ -160,6 +186,19 @@ class BalancedSource:
         return imbalance(self.minimal_realization, values, discrete=self.full.is_discrete)
 
     @property
+    def stable_states(self) -> tuple[Array, Array, Array]:
+        """The stable part of the full model in scaled units."""
+        factored = self.balancing.factored
+        return self._full_stable_system or (factored.A, factored.B, factored.C)
+
+    def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
+        """Return the stable parts of the full and a reduced model, and the unit of their gains.
+
+        The D of the reduced one is what it has more than that of the full model.
+        """
+        return self.stable_states, self._stable_part(reduced), self.unit
+
+    @property
     def accuracy(self) -> float:
         """Absolute accuracy of the singular values."""
         return max(self.noise_floor, self.unit * float(self._value_errors.max(initial=0.0)))
@@ -186,12 +225,18 @@ class BalancedSource:
             return math.inf
         discrete = self.full.is_discrete
         stable_reduced = self._stable_part(reduced)
-        error_model = error_system(self.minimal_realization, stable_reduced)
+        error_model = self.error_model(stable_reduced)
         if norm == "h2":
             if not discrete and np.any(error_model[3] != 0):
                 return math.inf
             model = LinearModel(*error_model, dt=self.full.dt)
             value = h2_norm(factorize(model, 0.0), model.D, discrete=discrete)
+        elif norm == "hankel":
+            # of the model itself: its weakest balanced states are rounding errors
+            no_D = no_direct_term(stable_reduced[3].shape)
+            difference = parallel([(*self.stable_states, no_D), negated(stable_reduced)])
+            factored = factorize(LinearModel(*difference, dt=self.full.dt), 0.0)
+            value = float(singular_values(factored)[0].max(initial=0.0))
         else:
             k = self.balancing.n_computable
             noise = 2 * float(self.balancing.values[k:].sum()) + self.balancing.rounding
@@ -201,6 +246,10 @@ class BalancedSource:
         if not math.isfinite(value):
             return value
         return float(in_range(np.array([value]), round(math.log2(self.unit)), "error")[0])
+
+    def error_model(self, stable_reduced: Quadruple) -> Quadruple:
+        """Return full minus reduced, both balanced and in scaled units, as a system."""
+        return error_system(self.minimal_realization, stable_reduced)
 
     def _stable_part(self, model: LinearModel) -> Quadruple:
         """Return the stable part of a reduced model in scaled units, with the difference of its D."""
@@ -249,7 +298,13 @@ class UserFactors(Truncation):
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced, without the balanced form: the factors may lack states."""
-        return difference_norm(self.full, reduced, norm)
+        if not self.unstable_order:
+            return difference_norm(self.full, reduced, norm)
+        if self.unstable_poles_of(reduced).size:
+            return math.inf
+        full, stable, unit = self.compared(reduced)
+        stable_full = self.full.with_matrices(*full, no_direct_term(stable[3].shape))
+        return unit * difference_norm(stable_full, self.full.with_matrices(*stable), norm)
 
 
 class Residualization(BalancedSource):
@@ -353,7 +408,8 @@ class Residualization(BalancedSource):
         return refined_response(system.A, system.B, system.C, point)
 
 
-#: The methods by their names as arguments of `reduce` and on the command line.
-REDUCTION_METHODS: dict[str, type[BalancedSource]] = {
-    source_type.method: source_type for source_type in (Truncation, Residualization)
-}
+def whole_models(
+    full: LinearModel, reduced: LinearModel
+) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
+    """Return A, B, C of a full model, a reduced one with its D beyond the full one's, and the unit, 1."""
+    return (full.A, full.B, full.C), (reduced.A, reduced.B, reduced.C, reduced.D - full.D), 1.0

@@ -10,7 +10,8 @@ import numpy as np
 from .._util.arrays import EPS, Array, Quadruple
 from ..errors import ConvergenceError, ModelError
 from ..gramians.factorize import FactoredSystem, factorize
-from ..gramians.stability import STABILITY_TOL, checked_tol
+from ..gramians.limited import Bands
+from ..gramians.stability import STABILITY_TOL, checked_tol, matrix_size
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.scaling import in_range, scale_system
@@ -27,23 +28,33 @@ ZOOM_STEPS = 7
 CRITICAL_POLES = 8
 
 
+#: MATLAB's names of the norms.
+NUMBERS = {2: "h2", math.inf: "hinf"}
+
+
 def norm(
     sys: Any,
-    kind: Literal["h2", "hinf", "hankel"] = "h2",
+    kind: Literal["h2", "hinf", "hankel", "linf"] | float = "h2",
     *,
+    return_frequency: bool = False,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
-) -> float:
+) -> Any:
     """Return a norm of a model.
 
     Parameters
     ----------
     sys : model
         As in :func:`hankel_singular_values`.
-    kind : {"h2", "hinf", "hankel"}
-        "h2": root of the energy of the impulse response; inf for an unstable model or a continuous
-        one with D != 0. "hinf": largest gain over all frequencies; inf with a pole on or beyond the
-        stability boundary. "hankel": largest Hankel singular value.
+    kind : {"h2", "hinf", "hankel", "linf", 2, inf}
+        "h2" or 2: root of the energy of the impulse response; inf for an unstable model or a continuous one
+        with D != 0. "hinf" or inf: largest gain over all frequencies; inf with a pole on or beyond the
+        stability boundary. "linf": largest gain over all frequencies of a model that may be unstable; inf
+        with a pole on the boundary. "hankel": largest Hankel singular value.
+    return_frequency : bool
+        Return also the angular frequency of the largest gain ("hinf" and "linf" only), in rad/s, or radians
+        per sample where the step is unspecified: inf where it is the direct term of a continuous model, NaN
+        where an unstable model has no H-infinity norm.
     dt : 0, True, float or None
         Timebase of a tuple.
     stability_tol : float
@@ -51,7 +62,7 @@ def norm(
 
     Returns
     -------
-    float
+    float, or (float, float) with ``return_frequency=True``
         The H-infinity norm is a gain of the model at some frequency, and the gain at any other frequency
         exceeds it by at most 1e-6 of it.
 
@@ -71,18 +82,46 @@ def norm(
     >>> sys = ([[-1.0]], [[1.0]], [[2.0]], 0)
     >>> [round(hankelred.norm(sys, kind), 6) for kind in ("h2", "hinf", "hankel")]
     [1.414214, 2.0, 1.0]
+
+    An unstable model has a largest gain too, here at frequency zero:
+
+    >>> hankelred.norm(([[1.0]], [[1.0]], [[2.0]], 0), "linf", return_frequency=True)
+    (2.0, 0.0)
     """
-    if kind not in ("h2", "hinf", "hankel"):
-        raise ModelError(f"kind must be 'h2', 'hinf' or 'hankel', got {kind!r}")
+    if not isinstance(kind, str | bool | np.ndarray) and np.isscalar(kind):
+        kind = NUMBERS.get(kind, kind)  # type: ignore[call-overload]
+    if not isinstance(kind, str) or kind not in ("h2", "hinf", "hankel", "linf"):
+        raise ModelError(f"kind must be 'h2', 'hinf', 'hankel', 'linf', 2 or inf, got {kind!r}")
+    if return_frequency and kind not in ("hinf", "linf"):
+        raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     model = as_model(sys, dt)
     factored = factorize(model, checked_tol(stability_tol))
-    if factored.n_unstable:
-        return math.inf
-    if kind == "hankel":
+    if kind == "linf":
+        value, at = _largest_gain(model, factored, stability_tol)
+    elif factored.n_unstable:
+        value, at = math.inf, math.nan
+    elif kind == "hankel":
         return float(singular_values(factored)[0].max(initial=0.0))
-    if kind == "h2":
+    elif kind == "h2":
         return h2_norm(factored, model.D, discrete=model.is_discrete)
-    return hinf_of_model(model, balance(factored))
+    else:
+        value, at = hinf_of_model(model, balance(factored)), math.nan
+        if return_frequency:
+            at = _largest_gain(model, factored, stability_tol)[1]
+    step = float(model.dt) if model.is_discrete and model.dt is not True else 1.0  # type: ignore[arg-type]
+    return (value, at / step) if return_frequency else value
+
+
+def _largest_gain(model: LinearModel, factored: FactoredSystem, stability_tol: float) -> tuple[float, float]:
+    """Return the largest gain on the stability boundary, and its angular frequency (radians per sample)."""
+    discrete = model.is_discrete
+    poles = np.linalg.eigvals(factored.unstable_A) if factored.n_unstable else np.zeros(0, complex)
+    size = matrix_size(factored.scaled_system.A)
+    beyond = np.abs(poles) - 1 if discrete else poles.real
+    marginal = poles[beyond <= stability_tol * (max(1.0, size) if discrete else size)]
+    if marginal.size:
+        return math.inf, float(abs(np.angle(marginal[0]) if discrete else marginal[0].imag))
+    return hinf_norm(*compress_inputs_and_outputs(*equilibrated(*model.as_tuple())), discrete=discrete)
 
 
 def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
@@ -119,7 +158,7 @@ def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, n
     the two differ by more than noise the search is repeated on the full realizations.
     """
     compact = compress_inputs_and_outputs(*parallel([small for small, _ in terms]))
-    full = _equilibrated(*compress_inputs_and_outputs(*parallel([large for _, large in terms])))
+    full = equilibrated(*compress_inputs_and_outputs(*parallel([large for _, large in terms])))
     value, frequency = hinf_norm(*compact, discrete=discrete)
     if full[0].size == 0 or 0 in full[3].shape:
         return value
@@ -151,9 +190,7 @@ def verified_error(
     poles nearest the stability boundary. If the two differ by more than noise the search is repeated on the
     difference of the systems.
     """
-    value, frequency = hinf_norm(
-        *compress_inputs_and_outputs(*_equilibrated(*error_model)), discrete=discrete
-    )
+    value, frequency = hinf_norm(*compress_inputs_and_outputs(*equilibrated(*error_model)), discrete=discrete)
     if full is None or full[0].size == 0 or 0 in error_model[3].shape or not math.isfinite(value):
         return value
     at = np.append(critical_frequencies(full[0], discrete=discrete), frequency)
@@ -165,7 +202,7 @@ def verified_error(
     if max(abs(float(gains[-1]) - value), largest - value) <= tolerance:
         return largest
     peak = hinf_norm(
-        *_equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
+        *equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
         discrete=discrete,
     )[1]
     gains, _ = refined_gains(full, reduced, np.array([peak]), discrete=discrete)
@@ -259,8 +296,12 @@ def gain_at(system: Quadruple, frequency: float, *, discrete: bool) -> float:
     return float(np.linalg.norm(response, 2))
 
 
-def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tuple[float, float]:
+def hinf_norm(
+    A: Array, B: Array, C: Array, D: Array, *, discrete: bool, within: Bands | None = None
+) -> tuple[float, float]:
     """Return the H-infinity norm of a stable system and the angular frequency of the peak.
+
+    ``within`` limits the search to bands of frequencies; the system may be unstable, without poles in them.
 
     A level just above the largest gain so far is tested: if the gain crosses the level anywhere, the
     crossings are eigenvalues on the imaginary axis of a Hamiltonian matrix, and a higher gain lies between
@@ -273,17 +314,19 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
     plane = _HalfPlane(A, B, C, D, discrete=discrete)
     start = np.append(_start_frequencies(A, discrete=discrete, real=real), plane.singular_frequency)
-    best, peak_frequency = _highest_peak(response, start)
+    inside = _Inside(within, real=real)
+    best, peak_frequency = _highest_peak(response, inside.kept(start), inside)
     direct = float(np.linalg.norm(D, 2))
-    if not discrete and direct > best:
+    if not discrete and direct > best and inside.far_end:
         best, peak_frequency = direct, math.inf
     if best == 0:
         return 0.0, 0.0
     for _ in range(MAX_LEVELS):
         level = best * (1 + HINF_RTOL)
         crossings = plane.candidates(level, real=real)
+        crossings = inside.kept(crossings)
         between = 0.5 * (crossings[1:] + crossings[:-1])
-        higher, where = _highest_peak(response, np.concatenate([crossings, between]))
+        higher, where = _highest_peak(response, inside.kept(np.concatenate([crossings, between])), inside)
         if higher <= level:
             if higher > best:
                 best, peak_frequency = higher, where
@@ -294,7 +337,35 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
     )
 
 
-def _highest_peak(response: FrequencyResponse, frequencies: Array) -> tuple[float, float]:
+class _Inside:
+    """The frequencies that are looked at: bands, of both signs for complex systems, or all of them."""
+
+    def __init__(self, bands: Bands | None, *, real: bool):
+        self.bands = None
+        if bands is not None:
+            signs = [1.0] if real else [1.0, -1.0]
+            self.bands = [tuple(sorted((sign * low, sign * high))) for low, high in bands for sign in signs]
+
+    @property
+    def far_end(self) -> bool:
+        """Whether the direct term of a continuous model counts."""
+        return self.bands is None or any(math.isinf(edge) for band in self.bands for edge in band)
+
+    def kept(self, frequencies: Array) -> Array:
+        """Return the frequencies that lie in the bands, and the edges of these."""
+        if self.bands is None:
+            return frequencies
+        edges = [edge for band in self.bands for edge in band if math.isfinite(edge)]
+        return np.unique(np.concatenate([frequencies[self.covers(frequencies)], edges]))
+
+    def covers(self, frequencies: Array) -> Array:
+        """Tell which frequencies lie in the bands."""
+        if self.bands is None:
+            return np.ones(frequencies.shape, dtype=bool)
+        return np.any([(frequencies >= low) & (frequencies <= high) for low, high in self.bands], axis=0)
+
+
+def _highest_peak(response: FrequencyResponse, frequencies: Array, inside: _Inside) -> tuple[float, float]:
     """Return the largest gain on a grid, after a local search for the peaks beside its highest points.
 
     Where two large systems nearly cancel, the eigenvalues of the Hamiltonian have their rounding, and a level
@@ -314,7 +385,7 @@ def _highest_peak(response: FrequencyResponse, frequencies: Array) -> tuple[floa
         if not math.isfinite(best):
             break
         grids = below + (above - below) * np.linspace(0, 1, 9)[:, None]
-        gains = response.gain(grids.ravel()).reshape(grids.shape)
+        gains = np.where(inside.covers(grids), response.gain(grids.ravel()).reshape(grids.shape), -1.0)
         highest, columns = gains.argmax(axis=0), np.arange(grids.shape[1])
         k = int(np.argmax(gains[highest, columns]))
         if gains[highest[k], k] > best:
@@ -337,7 +408,7 @@ def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
     return np.unique(np.abs(frequencies) if real else frequencies)
 
 
-def _equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
+def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
     """Scale the states by powers of two, which is exact and removes bad units."""
     system = scale_system(A, B, C)
     return system.A, system.B, system.C * system.gain, D

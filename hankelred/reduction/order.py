@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,14 @@ def error_bounds(values: Array) -> Array:
     return bounds
 
 
+def distinct(values: Array) -> Array:
+    """Return descending values without repetitions."""
+    is_first = np.ones(values.size, dtype=bool)
+    for cluster in repeated_clusters(values):
+        is_first[cluster.start + 1 : cluster.stop] = False
+    return values[is_first]
+
+
 def repeated_clusters(values: Array) -> list[slice]:
     """Return the ranges of values that count as one repeated value."""
     clusters: list[slice] = []
@@ -171,3 +180,22 @@ def checked_order(order: Any) -> int:
     if number < 0:
         raise OrderError(f"order must not be negative, got {number}")
     return number
+
+
+def order_by_bisection(error: Callable[[int], float], low: int, high: int, tol: float) -> int:
+    """Return an order between low and high with an error of at most tol, one less having a larger one.
+
+    Measured errors need not fall with every order, so a smaller one that would do as well may exist. Where
+    even the highest order does not do, that is returned.
+    """
+    if low >= high or error(low) <= tol:
+        return low
+    if error(high) > tol:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if error(middle) <= tol:
+            high = middle
+        else:
+            low = middle
+    return high

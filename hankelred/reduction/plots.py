@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +14,31 @@ from ..gramians.factorize import factorize
 from ..gramians.stability import STABILITY_TOL
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..plotting.draw import ERROR, FULL, REDUCED, Curve, Spectrum, draw_gains, draw_spectrum
+from ..plotting.draw import (
+    DASHES,
+    ERROR,
+    FULL,
+    REDUCED,
+    SERIES,
+    Curve,
+    Spectrum,
+    draw_gains,
+    draw_over_time,
+    draw_spectrum,
+    shade,
+)
+from ..simulation.simulate import impulse_response
 from .balancing import singular_values
 from .order import checked_order, error_bounds, select_order
+from .region import Region
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .reduce import Reduction
+
+#: Points of time of a picture of impulse responses, and most samples of a discrete one.
+TIMES, MOST_SAMPLES = 801, 100_000
 
 
 def plot_hankel_singular_values(
@@ -122,7 +140,9 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
     -------
     matplotlib Axes
         Largest singular value of the frequency response against angular frequency (rad/s; radians per sample
-        if the step is unspecified), both axes logarithmic.
+        if the step is unspecified), both axes logarithmic. The band of a "frequency_limited" reduction is
+        shaded, and the weights of a "frequency_weighted" one are drawn. Of a "time_limited" one the impulse
+        responses are drawn against time, and the time until the horizon is shaded.
 
     Raises
     ------
@@ -145,6 +165,9 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
     full, reduced = reduction.source.full, reduction.model
     if reduced is None:
         raise ModelError("the reduction is that of a simulator, which has no frequency response")
+    region: Region = getattr(reduction.source, "region", Region())
+    if region.horizon is not None and full is not None:
+        return _plot_impulse_responses(reduction, full, reduced, region.horizon, ax)
     has_step = reduced.is_discrete and reduced.dt is not True
     step = float(reduced.dt) if has_step else 1.0
     w = _frequencies(full if full is not None else reduced)
@@ -163,11 +186,83 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         error = difference.gain
         if math.isfinite(reduction.error_bound) and reduction.error_bound > 0:
             bound = reduction.error_bound
+    for weight, name, color in (
+        (region.input_weight, "input weight", SERIES[2]),
+        (region.output_weight, "output weight", SERIES[3]),
+    ):
+        if weight is not None:
+            response_of_weight = FrequencyResponse(*weight, discrete=reduced.is_discrete)(w)
+            curves.append(_curve(response_of_weight, name, color, "-.", 1.0))
     ax = draw_gains(w / step, curves, ax, bound=bound, error=error)
     seconds = not reduced.is_discrete or has_step
     ax.set_xlabel("angular frequency (rad/s)" if seconds else "angular frequency (rad/sample)")
     ax.set_ylabel("gain" if min(reduced.n_inputs, reduced.n_outputs) == 1 else "largest singular value")
     ax.set_title(f"{reduction.method} to order {reduction.order}")
+    if region.bands is not None:
+        shade(ax, [(low / step, high / step) for low, high in region.bands], "band")
+    return ax
+
+
+def _plot_impulse_responses(
+    reduction: Reduction, full: LinearModel, reduced: LinearModel, horizon: float, ax: Axes | None
+) -> Axes:
+    """Draw the size of the impulse responses of full, reduced and error over twice the horizon."""
+    if full.is_discrete:
+        n, step = 2 * int(horizon) + 1, 1.0 if full.dt is True else float(full.dt)  # type: ignore[arg-type]
+        n = min(n, MOST_SAMPLES)
+        responses = [impulse_response(model.as_tuple(), n, dt=True) for model in (full, reduced)]
+    else:
+        n, step = TIMES, 2 * horizon / (TIMES - 1)
+        responses = [impulse_response(model.as_tuple(), n, step=step) for model in (full, reduced)]
+    first, second = responses
+    curves = [
+        Curve(np.linalg.norm(first, axis=(1, 2)), f"full ({_count_states(full.n_states)})", FULL, "-", 1.8),
+        Curve(
+            np.linalg.norm(second, axis=(1, 2)),
+            f"reduced ({_count_states(reduced.n_states)})",
+            REDUCED,
+            "--",
+            1.6,
+        ),
+        Curve(np.linalg.norm(first - second, axis=(1, 2)), "error", ERROR, "-", 1.2),
+    ]
+    ax = draw_over_time(np.arange(n) * step, curves, ax)
+    seconds = not full.is_discrete or full.dt is not True
+    ax.set_xlabel("time (s)" if seconds else "sample")
+    ax.set_ylabel("impulse response")
+    ax.set_title(f"{reduction.method} to order {reduction.order}")
+    shade(ax, [(0.0, horizon * (step if full.is_discrete else 1.0))], "horizon")
+    return ax
+
+
+def plot_methods(reductions: Sequence[Reduction], *, ax: Axes | None = None) -> Axes:
+    """Draw the gain of a full model and of the errors of several reductions of it over frequency."""
+    if not reductions:
+        raise ModelError("no method gave a model, so there is no error to draw")
+    full = reductions[0].source.full
+    if full is None:
+        raise ModelError("there is no full model to compare with")
+    step = float(full.dt) if full.is_discrete and full.dt is not True else 1.0  # type: ignore[arg-type]
+    w = _frequencies(full)
+    response_of_full = _frequency_response(full, w)
+    curves = [_curve(response_of_full, f"full ({_count_states(full.n_states)})", FULL, "-", 2.0)]
+    spans: list[tuple[float, float]] = []
+    largest = None
+    for k, reduction in enumerate(reductions):
+        with np.errstate(invalid="ignore"):
+            apart = response_of_full - _frequency_response(reduction.model, w)
+        color, style = SERIES[k % len(SERIES)], DASHES[k // len(SERIES) % len(DASHES)]
+        curves.append(_curve(apart, f"error of {reduction.method}", color, style, 1.2))
+        largest = curves[-1].gain if largest is None else np.fmin(largest, curves[-1].gain)
+        region: Region = getattr(reduction.source, "region", Region())
+        spans = spans or [(low / step, high / step) for low, high in region.bands or []]
+    ax = draw_gains(w / step, curves, ax, error=largest)
+    seconds = not full.is_discrete or full.dt is not True
+    ax.set_xlabel("angular frequency (rad/s)" if seconds else "angular frequency (rad/sample)")
+    ax.set_ylabel("gain" if min(full.n_inputs, full.n_outputs) == 1 else "largest singular value")
+    ax.set_title(f"errors at order {reductions[0].order}")
+    if spans:
+        shade(ax, spans, "band")
     return ax
 
 

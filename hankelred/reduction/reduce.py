@@ -7,25 +7,33 @@ methods.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from ..errors import ModelError, OrderError, ReductionWarning
+from ..errors import ModelError, OrderError, ReductionWarning, UnstableError
 from ..gramians.factorize import factorize, with_user_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import ModalSystem, diagonalize
 from .balancing import balance
-from .methods import REDUCTION_METHODS, BalancedSource, UserFactors
+from .measured_error import region_error
+from .methods import BalancedSource, UserFactors, whole_models
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
+from .region import Region, checked_bands, checked_horizon, radians_per_sample
 from .source import ReductionSource
+from .variants.catalog import REDUCTION_METHODS, checked_method
+from .variants.coprime import Coprime
+from .variants.restricted import Restricted
+from .variants.stochastic import Stochastic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,6 +128,28 @@ class Reduction:
         return self.source.certified_bound(bound, self.model)
 
     @property
+    def relative_error_bound(self) -> float:
+        """Bound of the relative error by method="stochastic"; inf where no theorem holds.
+
+        At no frequency is the gain of (full minus reduced), divided by the full model, larger. With a
+        regularization that counts as a part of the full model.
+        """
+        source = self.source
+        return source.relative_error_bound(self.order) if isinstance(source, Stochastic) else math.inf
+
+    @property
+    def gap_bound(self) -> float:
+        """Bound of the gap between full and reduced model by method="coprime"; inf where no theorem holds."""
+        source = self.source
+        return source.gap_bound(self.order) if isinstance(source, Coprime) else math.inf
+
+    @property
+    def balanced_by(self) -> str:
+        """Which of the Gramians that a method compares were balanced; empty where it compares none."""
+        source = self.source
+        return source.balanced(self.order) if isinstance(source, Restricted) else ""
+
+    @property
     def certificate(self) -> Certificate:
         """Accuracy of the singular values; see :class:`hankelred.reduction.reduce.Certificate`."""
         source = self.source
@@ -163,58 +193,150 @@ class Reduction:
         """
         return make_reduction(self.source, order)
 
-    def error(self, norm: Literal["hinf", "h2"] = "hinf") -> float:
+    def error(
+        self,
+        norm: Literal["hinf", "h2", "hankel"] | None = None,
+        *,
+        band: Any = None,
+        horizon: float | None = None,
+        weighted: bool = False,
+        return_frequency: bool = False,
+    ) -> Any:
         """Return the error, a norm of the full model minus the reduced one.
 
         Parameters
         ----------
-        norm : {"hinf", "h2"}
-            "hinf": largest gain of the difference over all frequencies, computed by level sets to a relative
-            accuracy of 1e-6, or to the rounding of the two gains that are subtracted. "h2": square root of
-            the energy of the difference of the impulse responses; inf in continuous time if the direct terms
-            differ.
+        norm : {"hinf", "h2", "hankel"}, optional
+            "hinf", the default: largest gain of the difference over all frequencies, computed by level sets
+            to a relative accuracy of 1e-6, or to the rounding of the two gains that are subtracted. "h2":
+            square root of the energy of the difference of the impulse responses; inf in continuous time if
+            the direct terms differ. "hankel": largest Hankel singular value of the difference.
+        band : (w1, w2) or list of such pairs, optional
+            Count these angular frequencies only (rad/s; radians per sample where the step is unspecified):
+            the largest gain, or with "h2" the root of the energy, in them.
+        horizon : float, optional
+            Count the time from an impulse to this one only (seconds, or samples where the step is
+            unspecified): the L2 norm of the difference of the impulse responses. The norm is "h2" then.
+        weighted : bool
+            Between the weights of ``method="frequency_weighted"``.
+        return_frequency : bool
+            Return also the angular frequency where the largest gain is ("hinf" only).
+
+        Returns
+        -------
+        float, or (float, float) with ``return_frequency=True``
 
         Raises
         ------
         ModelError
-            Unknown norm, or the reduction of a simulator, for which there is no model to compare.
+            Unknown norm, arguments that cannot be combined, or the reduction of a simulator, for which there
+            is no model to compare.
+
+        Examples
+        --------
+        >>> import numpy as np, hankelred
+        >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.array([[1.0, -2.0, 5.0]])
+        >>> reduction = hankelred.reduce((A, B, C, 0), order=2)
+        >>> bool(reduction.error() >= reduction.error(band=(1, 10)) > 0)
+        True
         """
-        if norm not in ("hinf", "h2"):
-            raise ModelError(f"norm must be 'hinf' or 'h2', got {norm!r}")
+        norm = ("hinf" if horizon is None else "h2") if norm is None else norm
+        region = self._region(norm, band, horizon, weighted)
+        if return_frequency and norm != "hinf":
+            raise ModelError(f"return_frequency=True needs norm='hinf', got {norm!r}")
+        if region is None and not return_frequency:
+            return self.source.error(self.model, norm)
+        value, at = error_in(self.source, self.model, region or Region(), norm)
+        if not return_frequency:
+            return value
+        if region is None:
+            value = self.source.error(self.model, norm)
+        return value, at / radians_per_sample(self.model)
+
+    def _region(self, norm: Any, band: Any, horizon: Any, weighted: Any) -> Region | None:
+        """Check the arguments of :meth:`error`; return where the error counts, None for everywhere."""
+        if norm not in ("hinf", "h2", "hankel"):
+            raise ModelError(f"norm must be 'hinf', 'h2' or 'hankel', got {norm!r}")
         if self.model is None:
             raise ModelError(
                 "the reduction is that of a simulator: there is no model to compare, so simulate both"
             )
-        return self.source.error(self.model, norm)
+        if band is not None and horizon is not None:
+            raise ModelError("give band= or horizon=, not both: an error counts in frequencies or in time")
+        if horizon is not None and norm != "h2":
+            raise ModelError(f"horizon= needs norm='h2', the L2 norm of the impulse response, got {norm!r}")
+        if norm == "hankel" and (band is not None or weighted):
+            raise ModelError("the Hankel norm has no band and no weight; leave out band= and weighted=")
+        bands = None if band is None else checked_bands(band, self.model)
+        time = None if horizon is None else checked_horizon(horizon, self.model)
+        if not weighted:
+            return None if bands is None and time is None else Region(bands, time)
+        own = getattr(self.source, "region", Region())
+        if not own.weighted:
+            raise ModelError(
+                f"weighted=True needs the weights of method='frequency_weighted', got method={self.method!r}"
+            )
+        return Region(bands, time, own.input_weight, own.output_weight)
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Plot the gains of full, reduced, error and the bound; see :func:`plot_reduction`."""
         return plot_reduction(self, ax=ax)
 
 
+class Options(TypedDict, total=False):
+    """The keyword arguments of :func:`reduce`."""
+
+    tol: float | None
+    rtol: float | None
+    energy: float | None
+    gap: bool
+    method: str
+    band: Any
+    horizon: float | None
+    input_weight: Any
+    output_weight: Any
+    weighting: str | None
+    regularization: float | None
+    controllability_factor: npt.ArrayLike | None
+    observability_factor: npt.ArrayLike | None
+    dt: Timebase
+    stability_tol: float
+
+
+@overload
+def reduce(sys: Any, order: int | None = None, **options: Unpack[Options]) -> Reduction: ...
+@overload
+def reduce(sys: Any, order: Sequence[int], **options: Unpack[Options]) -> list[Reduction]: ...
 def reduce(
     sys: Any,
-    order: int | None = None,
+    order: int | Sequence[int] | None = None,
     *,
     tol: float | None = None,
     rtol: float | None = None,
     energy: float | None = None,
     gap: bool = False,
-    method: Literal["truncation", "residualization"] = "truncation",
+    method: str = "truncation",
+    band: Any = None,
+    horizon: float | None = None,
+    input_weight: Any = None,
+    output_weight: Any = None,
+    weighting: str | None = None,
+    regularization: float | None = None,
     controllability_factor: npt.ArrayLike | None = None,
     observability_factor: npt.ArrayLike | None = None,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
-) -> Reduction:
+) -> Reduction | list[Reduction]:
     """Reduce a model by balancing, with a certificate of the error.
 
     Parameters
     ----------
     sys : model
         As in :func:`hankel_singular_values`. Unstable and marginal poles are separated and not reduced.
-    order : int, optional
+    order : int or list of int, optional
         Number of states of the reduced model, including those of unstable and marginal poles. An order above
-        the number of states that exceed rounding errors is lowered to it, with a warning.
+        the number of states that exceed rounding errors is lowered to it, with a warning. For a list of
+        orders the result is a list of reductions, from the same factors.
     tol : float, optional
         Use the smallest order whose error bound, including rounding, is at most this (unit: output per
         input).
@@ -226,9 +348,32 @@ def reduce(
         Truncate at the largest ratio of neighboring singular values above the noise floor. Without ``order``
         and any of these rules, all states above the noise floor are retained, except where rounding would
         give the reduced model an unstable pole that the full model does not have.
-    method : {"truncation", "residualization"}
-        "truncation" is exact at high frequency (continuous time), "residualization" at frequency
-        zero. Both have the same error bound.
+    method : str
+        "truncation" is exact at high frequency (continuous time), "residualization" (or "matchdc") at
+        frequency zero. Both have the same error bound. "frequency_limited" looks at a band of frequencies,
+        "time_limited" at the time until a horizon, "frequency_weighted" through weights; nothing bounds the
+        error of these three (``error_bound`` is inf), so ``tol`` and ``rtol`` mean the error that is
+        measured there: ``error(band=)``, ``error(horizon=)``, ``error(weighted=True)``, ``rtol`` relative to
+        the same figure of the full model. Where such a model would be unstable, or worse there than plain
+        truncation, another one is handed out, with a warning; see ``balanced_by``.
+        "hankel_norm" gives the smallest possible Hankel norm of the error, the first singular value left out.
+        "stochastic" keeps the relative error small (``relative_error_bound``), "coprime" reduces unstable
+        plants by their normalized coprime factors (``gap_bound``), "positive_real" and "bounded_real" keep
+        passivity, and "modal" keeps the poles that show most.
+    band : (w1, w2) or list of such pairs
+        Of "frequency_limited": angular frequencies in rad/s, or radians per sample where the step is
+        unspecified; w2 = inf in continuous time.
+    horizon : float
+        Of "time_limited": seconds, or samples where the step is unspecified.
+    input_weight, output_weight : model
+        Of "frequency_weighted", at least one: the error that counts is ``output_weight * error *
+        input_weight``. Unstable weights act by their gain.
+    weighting : {"best", "enns", "lin_chiu"}
+        Of "frequency_weighted": which weighted Gramians; "best", the default, keeps the smallest measured
+        error, plain truncation being among the candidates.
+    regularization : float
+        Of "stochastic": the gain below which errors count as absolute ones, needed where D has not full row
+        rank. Too small a value makes the Riccati equation unsolvable, and raises.
     controllability_factor, observability_factor : array_like, shape (n, k), optional
         L with W = L L^H, to balance with these Gramians instead of the model's own: for example those of the
         states that real inputs excite (:class:`GramianEstimator`, :func:`gramian_factor`), or of weighted
@@ -259,7 +404,9 @@ def reduce(
     -----
     ReductionWarning
         The order was lowered to the largest that can be computed; rounding (or the user's factor) left an
-        unstable pole in the reduced model; a tolerance is below the rounding of the matrices.
+        unstable pole in the reduced model; a tolerance is below the rounding of the matrices, or is not
+        reached by any order; a method would have given an unstable model, or a worse one than plain
+        truncation; an optimum was not reached because of rounding.
 
     Notes
     -----
@@ -267,7 +414,8 @@ def reduce(
     Residualization: Liu and Anderson, Int. J. Control 50 (1989). Bound: Enns (1984), Glover (1984);
     discrete time: Hinrichsen and Pritchard, Linear Algebra Appl. 122 (1989). The model's matrices are
     projected with twice the digits where rounding would not be negligible: Ozaki and others, Numer.
-    Algorithms 59 (2012).
+    Algorithms 59 (2012). Bands and horizons: Gawronski and Juang, Int. J. Systems Sci. 21 (1990). Weights:
+    Enns (1984); Lin and Chiu, Control Theory Adv. Technol. 8 (1992).
 
     Examples
     --------
@@ -288,33 +436,50 @@ def reduce(
     >>> weighted.error_bound
     inf
     """
-    if not isinstance(method, str) or method not in REDUCTION_METHODS:
-        raise ModelError(f"method must be one of {', '.join(REDUCTION_METHODS)}, got {method!r}")
-    rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy, gap=gap)
+    name, options = checked_method(
+        method,
+        {
+            "band": band,
+            "horizon": horizon,
+            "input_weight": input_weight,
+            "output_weight": output_weight,
+            "weighting": weighting,
+            "regularization": regularization,
+        },
+    )
+    several = isinstance(order, list | tuple | range | np.ndarray) and np.ndim(order) == 1
+    orders: list[Any] = list(order) if several else [order]  # type: ignore[arg-type]
+    if not orders:
+        raise OrderError("order is an empty list: give one order or more")
+    for one in orders:
+        rule = checked_choice(one, tol=tol, rtol=rtol, energy=energy, gap=gap)
     model = as_model(sys, dt)
     factors = {
-        name: None if L is None else checked_factor(L, name, model.n_states)
-        for name, L in (
+        key: None if L is None else checked_factor(L, key, model.n_states)
+        for key, L in (
             ("controllability_factor", controllability_factor),
             ("observability_factor", observability_factor),
         )
     }
-    names = [name for name, L in factors.items() if L is not None]
-    if names and method != "truncation":
+    names = [key for key, L in factors.items() if L is not None]
+    if names and name != "truncation":
         raise ModelError(f"{names[0]} is for method='truncation' only, got method={method!r}")
-    factored = factorize(model, checked_tol(stability_tol))
+    source: BalancedSource
     if names:
-        factored = with_user_factors(factored, *factors.values())
-    source_type = UserFactors if names else REDUCTION_METHODS[method]
-    reciprocal = source_type.reciprocal and not model.is_discrete
-    source = source_type(model, balance(factored, reciprocal=reciprocal))
-    reduction = make_reduction(
-        source, chosen_order(source, order, rule), is_default=order is None and not any(rule.values())
-    )
-    if rtol is not None:
-        values = source.hankel_singular_values
-        tol = rtol * float(values[np.isfinite(values)].max(initial=0.0))
-    return reduction if tol is None else _raise_order(reduction, tol)
+        factored = factorize(model, checked_tol(stability_tol))
+        source = UserFactors(model, balance(with_user_factors(factored, *factors.values())))
+    else:
+        source = REDUCTION_METHODS[name].make(model, checked_tol(stability_tol), **options)
+    reductions = []
+    for one in orders:
+        measured = source.order_within(tol, rtol)
+        chosen = chosen_order(source, one, rule) if measured is None else measured
+        reduction = make_reduction(source, chosen, is_default=one is None and not any(rule.values()))
+        if tol is not None or rtol is not None:
+            within = _raise_order if measured is None else _within_measured
+            reduction = within(reduction, source.tolerance(tol, rtol))
+        reductions.append(reduction)
+    return reductions if several else reductions[0]
 
 
 def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
@@ -372,6 +537,8 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
     model: LinearModel | None
     if isinstance(source, BalancedSource):
         order, model, left, right = _truncate_computable(source, order, rank, is_default=is_default)
+        if remark := source.remark(order):
+            warnings.warn(remark, ReductionWarning, stacklevel=3)
     else:
         if order > rank:
             warnings.warn(
@@ -408,7 +575,7 @@ def _truncate_computable(
     source: BalancedSource, order: int, rank: int, *, is_default: bool
 ) -> tuple[int, LinearModel, Array | None, Array | None]:
     """Return the reduced model of an order, or of the largest lower order that can be computed."""
-    requested, order = order, min(order, source.largest_order)
+    requested, (order, reason) = order, source.attainable(order)
     model, left, right = source.truncate(order)
     unstable = source.unstable_poles_of(model)
     first_order, first_unstable = order, unstable
@@ -435,10 +602,15 @@ def _truncate_computable(
             f"rounding leaves a pole at {first_unstable[0]:.3g}, outside the stability region, at order "
             f"{first_order}"
             if first_unstable.size
-            else limit
+            else reason or limit
         )
         warnings.warn(
             f"{request}, but {reason}; the reduced model has order {order}", ReductionWarning, stacklevel=4
+        )
+    if unstable.size and source.never_unstable:
+        raise UnstableError(
+            f"no stable model of order {order} was found by {source.method}: a pole is at "
+            f"{unstable[0]:.3g}; ask for another order"
         )
     if unstable.size:
         warnings.warn(
@@ -448,6 +620,34 @@ def _truncate_computable(
             stacklevel=4,
         )
     return order, model, left, right
+
+
+def error_in(source: ReductionSource, reduced: LinearModel, region: Region, norm: str) -> tuple[float, float]:
+    """Return the norm of full minus reduced in a region, and the frequency per sample of the largest gain."""
+    if isinstance(source, BalancedSource):
+        if source.unstable_poles_of(reduced).size and region.bands is None and region.horizon is None:
+            return math.inf, math.nan
+        full, other, unit = source.compared(reduced)
+    elif source.full is None:
+        raise ModelError("there is no full model to compare with: the reduced one was made from data")
+    else:
+        full, other, unit = whole_models(source.full, reduced)
+    value, at = region_error(full, other, region, norm, discrete=reduced.is_discrete)
+    return float(unit * value), at
+
+
+def _within_measured(reduction: Reduction, level: float) -> Reduction:
+    """Return the reduction to an order chosen by a measured error; warn where that is too large."""
+    source = reduction.source
+    reached = source.level(reduction.order) if isinstance(source, BalancedSource) else math.inf
+    if reached > level:
+        warnings.warn(
+            f"no order reaches the tolerance {level:.3g}: at order {reduction.order} the error is "
+            f"{reached:.3g}",
+            ReductionWarning,
+            stacklevel=3,
+        )
+    return reduction
 
 
 def _raise_order(reduction: Reduction, level: float) -> Reduction:

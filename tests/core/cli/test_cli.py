@@ -51,7 +51,7 @@ def run(*arguments):
 
 
 def help_examples():
-    for command in ("hsv", "reduce", "identify"):
+    for command in ("hsv", "reduce", "compare", "identify"):
         text = cli.cli.commands[command].help
         for line in text.splitlines():
             if line.strip().startswith("hankelred "):

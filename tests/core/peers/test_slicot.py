@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.linalg
 from helpers.printed import assert_same_response, half_unit, printed_response, response_at, table
 
 import hankelred
@@ -109,6 +110,103 @@ def test_reduced_model_of_ab09bd():
     system = hankelred.reduce(AXIS, 5, method="residualization").system
     assert_same_response(system, printed, FREQUENCIES, 4)
     np.testing.assert_allclose(system[3], printed[3], atol=FOUR)
+
+
+def test_optimal_hankel_norm_approximation_of_ab09cd():
+    printed = (
+        table("""
+            -0.5038  -5.3070  -3.2250   0.0000   0.0000
+             1.8355  -0.5038  -2.6289   0.0000   0.0000
+             0.0000   0.0000  -1.5171   0.0000   0.0000
+             0.0000   0.0000   0.0000  -1.2925  -9.0718
+             0.0000   0.0000   0.0000   0.5047  -1.2925
+        """),
+        table("""
+            -1.5343   1.5343
+            -0.3614   0.3614
+            -1.1096   1.1096
+            -4.5325  -4.5325
+            -0.7396  -0.7396
+        """),
+        table("""
+             1.8971  -0.3055  -2.1124   0.4421  -2.1023
+            -0.0394   1.1112  -0.3119   0.0000   0.0000
+            -1.8971   0.3055   2.1124   0.4421  -2.1023
+        """),
+        table("""
+             0.0126  -0.0126
+             0.0005  -0.0005
+            -0.0126   0.0126
+        """),
+    )
+    reduction = hankelred.reduce(AXIS, 5, method="hankel_norm")
+    assert_same_response(reduction.system, printed, FREQUENCIES, 4)
+    np.testing.assert_allclose(reduction.system[3], printed[3], atol=FOUR)
+
+
+def test_optimal_approximation_of_the_fast_part_of_ab09ed():
+    # SLICOT keeps the poles right of -0.6; here the axis is moved there and back, which keeps the parts
+    printed = (
+        table("""
+            -0.5181  -1.1084   0.0000   0.0000   0.0000
+             8.8157  -0.5181   0.0000   0.0000   0.0000
+             0.0000   0.0000  -1.2769   7.3264   0.0000
+             0.0000   0.0000  -0.6203  -1.2769   0.0000
+             0.0000   0.0000   0.0000   0.0000  -1.5496
+        """),
+        table("""
+            -1.2837   1.2837
+            -0.7522   0.7522
+             3.2016   3.2016
+            -0.7640  -0.7640
+             1.3415  -1.3415
+        """),
+        table("""
+            -0.1380  -0.6445  -0.6247  -2.0857  -0.8964
+             0.6246   0.0196   0.0000   0.0000   0.6131
+             0.1380   0.6445  -0.6247  -2.0857   0.8964
+        """),
+        table("""
+             0.0168  -0.0168
+             0.0008  -0.0008
+            -0.0168   0.0168
+        """),
+    )
+    T, Z, fast = scipy.linalg.schur(A7, sort=lambda re, im=0: re < -0.6)
+    X = scipy.linalg.solve_sylvester(T[:fast, :fast], -T[fast:, fast:], -T[:fast, fast:])
+    B, C = Z.T @ B7, C7 @ Z
+    part = T[:fast, :fast], B[:fast] - X @ B[fast:], C[:, :fast], np.zeros((3, 2))
+    slow = T[fast:, fast:], B[fast:], C[:, fast:] + C[:, :fast] @ X
+    values = hankel_singular_values(part)
+    np.testing.assert_allclose(values, [1.9178, 0.8621, 0.7666, 0.0336, 0.0246], atol=FOUR)
+    reduced = hankelred.reduce(part, 3, method="hankel_norm").system
+    whole = [scipy.linalg.block_diag(slow[0], reduced[0]), np.vstack([slow[1], reduced[1]])]
+    whole += [np.hstack([slow[2], reduced[2]]), reduced[3]]
+    assert_same_response(whole, printed, FREQUENCIES, 4)
+
+
+def test_coprime_factors_with_inner_denominator_of_ab09fd():
+    # [N, M] of an unstable plant, its unstable poles reflected; then truncation at SLICOT's tolerance
+    A = A7.copy()
+    A[0, 3], A[3, 4], A[4, 3], A[4, 4], A[5, 4] = 0.4920, 0.0545, -0.49200, 0.004165, 0.5210
+    T, Z, k = scipy.linalg.schur(A.T, sort="lhp")
+    Cu = C7 @ Z[:, k:]
+    Y = scipy.linalg.solve_continuous_lyapunov(T[k:, k:], Cu.T @ Cu)
+    L = -Z[:, k:] @ np.linalg.solve(Y, Cu.T)
+    factors = A + L @ C7, np.hstack([B7, L]), C7, np.zeros((3, 5))
+    assert np.linalg.eigvals(factors[0]).real.max() < 0
+    values = [13.6047, 9.4106, 1.7684, 0.7456, 0.6891, 0.0241, 0.0230]
+    np.testing.assert_allclose(hankel_singular_values(factors), values, atol=FOUR)
+    printed = table("""
+         0.0520  -0.1491   0.0037  -0.0232   0.0168
+         0.2340   0.2618   0.0010  -0.0153  -0.0318
+         0.1197   0.0075  -0.5752   2.0119  -0.7779
+         0.1571  -0.2019  -2.1282  -2.1192  -0.3618
+         0.0368  -0.4810   0.8395  -0.2790  -2.8796
+    """)
+    Ar, Br, Cr, _ = hankelred.reduce(factors, 5).system
+    poles = [np.sort_complex(np.linalg.eigvals(M)) for M in (Ar - Br[:, 2:] @ Cr, printed)]
+    np.testing.assert_allclose(*poles, atol=1e-3)
 
 
 @pytest.mark.parametrize("printed", [0.5000000006e6, 0.5000000001e6], ids=["AB13CD", "AB13DD"])

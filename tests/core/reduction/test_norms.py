@@ -172,7 +172,7 @@ def test_rates_far_from_one(rate):
     np.testing.assert_allclose(norm((rate * A, rate * B, C, D), "h2"), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["H2", "inf", None, 2, [], "", b"h2"])
+@pytest.mark.parametrize("kind", ["H2", "inf", None, 3, [], "", b"h2"])
 def test_unknown_kinds(kind):
     with pytest.raises(hankelred.ModelError, match="kind must be"):
         norm(random_system(0, 2, 1, 1), kind)

@@ -1,0 +1,112 @@
+"""Factors of frequency-weighted Gramians, and weights without unstable poles.
+
+The states of a model behind an input weight, together with those of the weight, have a Gramian [[P11, P12],
+[P21, P22]]. With its factor [L1; L2], P11 = L1 L1^H is the choice of Enns, and P11 - P12 P22^-1 P21 = (L1
+N)(L1 N)^H that of Lin and Chiu, the columns of N spanning what L2 sends to zero: no difference of Gramians is
+formed.
+
+Sources: Enns, Proc. CDC (1984); Lin and Chiu, Control Theory Adv. Technol. 8 (1992); Varga and Anderson,
+Automatica 39 (2003).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.linalg as sla
+
+from .._util.arrays import Array, Quadruple
+from ..errors import ModelError
+from ..models.linear_model import LinearModel, Timebase
+from ..models.projection import project_exactly
+from .factorize import factorize
+from .gramians import gramian
+
+#: States of the weight that are reached less than this, relative to the strongest, count as not reached.
+REACHED = 1e-12
+
+
+def input_weighted_factors(A: Array, B: Array, weight: Quadruple, *, dt: Timebase) -> tuple[Array, Array]:
+    """Return factors of the controllability Gramian behind a stable weight: by Enns, by Lin and Chiu."""
+    Aw, Bw, Cw, Dw = weight
+    n, k = A.shape[0], Aw.shape[0]
+    joint = np.zeros((n + k, n + k), np.result_type(A, B, Aw, Cw))
+    joint[:n, :n], joint[:n, n:], joint[n:, n:] = A, B @ Cw, Aw
+    driven = np.concatenate([B @ Dw, Bw])
+    L = gramian((joint, driven, np.eye(n, n + k), np.zeros((n, driven.shape[1]))), factor=True, dt=dt)
+    L1, L2 = L[:n], L[n:]
+    if k == 0:
+        return L1, L1
+    _, strength, Vh = np.linalg.svd(L2, full_matrices=True)
+    reached = int(np.count_nonzero(strength > REACHED * strength.max(initial=0.0)))
+    return L1, L1 @ Vh[reached:].conj().T
+
+
+def dual(system: Quadruple) -> Quadruple:
+    """Return the system with inputs and outputs exchanged."""
+    A, B, C, D = system
+    return A.conj().T, C.conj().T, B.conj().T, D.conj().T
+
+
+def stable_weight(weight: LinearModel, stability_tol: float, name: str, *, on_input: bool) -> Quadruple:
+    """Return a stable weight that gives every error the same gain at every frequency.
+
+    An unstable weight W = N M^-1 on the input side, M being inner, acts like N: M changes no gain. On the
+    output side it is M^-1 N.
+
+    Raises
+    ------
+    ModelError
+        A pole on the stability boundary: no weighted error is finite there.
+
+    Notes
+    -----
+    Coprime factorization with inner denominator: Varga, Syst. Control Lett. 20 (1993).
+    """
+    factored = factorize(weight, stability_tol)
+    if factored.n_unstable == 0:
+        return weight.as_tuple()
+    poles = np.linalg.eigvals(factored.unstable_A)
+    discrete = weight.is_discrete
+    beyond = np.abs(poles) - 1 if discrete else poles.real
+    if beyond.min() <= stability_tol * max(1.0, float(np.abs(poles).max())):
+        raise ModelError(
+            f"{name} has a pole at {poles[np.argmin(beyond)]:.3g}, on the stability boundary, where it "
+            "weighs an error without limit; move the pole into the stable region"
+        )
+    if not on_input:
+        return dual(
+            stable_weight(weight.with_matrices(*dual(weight.as_tuple())), stability_tol, name, on_input=True)
+        )
+    system = factored.scaled_system
+    right = np.concatenate(
+        [factored.right_states(np.eye(factored.n_stable)), factored.unstable_right], axis=1
+    )
+    left = np.concatenate([factored.left_states(np.eye(factored.n_stable)), factored.unstable_left], axis=1)
+    states = project_exactly(system, left, right)
+    n = factored.n_stable
+    A, B, C = states.A, states.B * 2.0**system.input_exponent, states.C * 2.0**system.output_exponent
+    Au, Bu = A[n:, n:], B[n:]
+    # only what the input drives has to be moved; what it does not drive adds nothing to W
+    Z = _antistable_gramian(Au, Bu, discrete=discrete)
+    values, vectors = np.linalg.eigh((Z + Z.conj().T) / 2)
+    if values.min() <= REACHED * values.max():
+        raise ModelError(f"{name} has an unstable pole that is cancelled by a zero; remove it with minimal()")
+    inverse = (vectors / values) @ vectors.conj().T
+    F = np.zeros((B.shape[1], A.shape[0]), A.dtype)
+    if discrete:
+        F[:, n:] = -Bu.conj().T @ sla.solve(Z + Bu @ Bu.conj().T, Au)
+        share = np.eye(B.shape[1]) + Bu.conj().T @ inverse @ Bu
+        root = sla.solve_triangular(np.linalg.cholesky(share), np.eye(B.shape[1]), lower=True).conj().T
+    else:
+        F[:, n:] = -Bu.conj().T @ inverse
+        root = np.eye(B.shape[1])
+    return A + B @ F, B @ root, C + weight.D @ F, weight.D @ root
+
+
+def _antistable_gramian(A: Array, B: Array, *, discrete: bool) -> Array:
+    """Return Z with A Z + Z A^H = B B^H, in discrete time A Z A^H - Z = B B^H, for A without stable poles."""
+    source = B @ B.conj().T
+    if not discrete:
+        return np.asarray(sla.solve_continuous_lyapunov(A, source))
+    inverse = np.linalg.inv(A)
+    return np.asarray(sla.solve_discrete_lyapunov(inverse, inverse @ source @ inverse.conj().T))

@@ -1,0 +1,84 @@
+"""Every method of reduction by name, and the arguments that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import ModelError, name_list, short_repr
+from ...gramians.factorize import factorize
+from ...models.linear_model import LinearModel
+from ..balancing import balance
+from ..methods import BalancedSource, Residualization, Truncation
+from .coprime import Coprime
+from .hankel_norm import HankelNorm
+from .modal_truncation import Modal
+from .passive import BoundedReal, PositiveReal
+from .restricted import frequency_limited, frequency_weighted, time_limited
+from .stochastic import Stochastic
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method makes its source, the arguments it takes, and those it cannot do without."""
+
+    make: Callable[..., BalancedSource]
+    options: tuple[str, ...] = ()
+    needed: tuple[str, ...] = ()
+
+
+def _balanced(source_type: type[BalancedSource]) -> Method:
+    """Return the entry of a method that needs only the balanced model."""
+
+    def make(model: LinearModel, stability_tol: float) -> BalancedSource:
+        reciprocal = source_type.reciprocal and not model.is_discrete
+        return source_type(model, balance(factorize(model, stability_tol), reciprocal=reciprocal))
+
+    return Method(make)
+
+
+#: The methods by their names as arguments of `reduce` and on the command line.
+REDUCTION_METHODS: dict[str, Method] = {
+    "truncation": _balanced(Truncation),
+    "residualization": _balanced(Residualization),
+    "frequency_limited": Method(frequency_limited, ("band",), ("band",)),
+    "time_limited": Method(time_limited, ("horizon",), ("horizon",)),
+    "frequency_weighted": Method(frequency_weighted, ("input_weight", "output_weight", "weighting")),
+    "stochastic": Method(Stochastic, ("regularization",)),
+    "hankel_norm": Method(HankelNorm),
+    "coprime": Method(Coprime),
+    "modal": Method(Modal),
+    "positive_real": Method(PositiveReal),
+    "bounded_real": Method(BoundedReal),
+}
+
+#: Other names, as other packages have them.
+ALIASES = {"matchdc": "residualization"}
+
+
+def checked_method(method: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of a method and those of its arguments that were given.
+
+    Raises
+    ------
+    ModelError
+        An unknown method, an argument of another method, or one that is missing.
+    """
+    name = ALIASES.get(method, method) if isinstance(method, str) else method
+    if not isinstance(name, str) or name not in REDUCTION_METHODS:
+        raise ModelError(
+            f"method must be one of {', '.join([*REDUCTION_METHODS, *ALIASES])}, got {short_repr(method)}"
+        )
+    given = {key: value for key, value in options.items() if value is not None}
+    entry = REDUCTION_METHODS[name]
+    for key in given:
+        if key not in entry.options:
+            serves = [other for other, candidate in REDUCTION_METHODS.items() if key in candidate.options]
+            raise ModelError(
+                f"{key}= belongs to method={name_list(map(repr, serves))}, got method={method!r}"
+            )
+    missing = [key for key in entry.needed if key not in given]
+    if missing:
+        raise ModelError(f"method={name!r} needs {missing[0]}=")
+    return name, given

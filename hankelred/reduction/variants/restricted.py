@@ -1,0 +1,241 @@
+"""Truncation by Gramians of a band, of a horizon, or between weights.
+
+No theorem bounds the error of these methods, and not all of them give stable models. So the error where it
+counts is measured, and compared with that of plain truncation: a model that is unstable, or worse than the
+plain one, is never handed out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..._util.arrays import EPS, Array
+from ...errors import ModelError
+from ...gramians.factorize import FactoredSystem, factorize
+from ...gramians.limited import band_factors, horizon_factors
+from ...gramians.weighted import dual, input_weighted_factors
+from ...models.linear_model import LinearModel
+from ..balancing import Balancing, balance, truncate_balanced
+from ..measured_error import region_error, region_norm
+from ..methods import UserFactors
+from ..order import order_by_bisection
+from ..region import Region, checked_bands, checked_horizon, checked_weights
+
+#: Errors nearer than this, relatively, are the same.
+SAME = 1e-6
+
+#: What plain truncation balances, among the candidates.
+PLAIN = "the plain Gramians"
+
+WEIGHTINGS = ("best", "enns", "lin_chiu")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A reduced model with its measured error; ``balanced`` names the Gramians that were balanced."""
+
+    balanced: str
+    model: LinearModel
+    left: Array
+    right: Array
+    error: float
+    stable: bool
+
+
+class Restricted(UserFactors):
+    """Truncation by restricted Gramians, with plain truncation to compare with.
+
+    ``pairs`` names pairs of factors, the first being the one the singular values are of. With ``best`` the
+    candidate with the smallest measured error is taken, else the first one, as long as it is stable and no
+    worse than plain truncation.
+    """
+
+    may_lower_order = True
+    never_unstable = True
+
+    def __init__(
+        self,
+        method: str,
+        model: LinearModel,
+        factored: FactoredSystem,
+        pairs: dict[str, tuple[Array, Array]],
+        region: Region,
+        solver: str,
+        *,
+        best: bool = False,
+    ):
+        balancings = {
+            name: balance(replace(factored, controllability=Lc, observability=Lo, solver=solver))
+            for name, (Lc, Lo) in pairs.items()
+        }
+        super().__init__(model, next(iter(balancings.values())))
+        self.method = method
+        self.region = region
+        self._plain = balance(factored)
+        self._balancings = balancings
+        self._best = best
+        self._kind = "hinf" if region.horizon is None else "h2"
+        self._chosen: dict[int, tuple[Candidate, str]] = {}
+
+    def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
+        """Return the candidate chosen at an order."""
+        chosen = self._at(order)[0]
+        return chosen.model, chosen.left, chosen.right
+
+    def balanced(self, order: int) -> str:
+        """Return which Gramians the model of an order was balanced by."""
+        return self._at(order)[0].balanced
+
+    def remark(self, order: int) -> str:
+        """Return what was wrong with the model asked for, if another is handed out; else nothing."""
+        return self._at(order)[1]
+
+    def order_within(self, tol: float | None, rtol: float | None) -> int | None:
+        """Return the order at which the measured error meets a tolerance."""
+        if tol is None and rtol is None:
+            return None
+        rank = self.unstable_order + self.balancing.rank
+        return order_by_bisection(self.level, self.unstable_order, rank, self.tolerance(tol, rtol))
+
+    def tolerance(self, tol: float | None, rtol: float | None) -> float:
+        """Return the error that a tolerance allows; ``rtol`` is relative to :meth:`size`."""
+        if rtol is not None:
+            return rtol * self.size()
+        return np.inf if tol is None else tol
+
+    def level(self, order: int) -> float:
+        """Return the measured error of an order in the region."""
+        return self._at(order)[0].error
+
+    def size(self) -> float:
+        """Return the same figure of the full model, its unstable part aside."""
+        A, B, C = self.stable_states
+        D = self.full.D / self.unit
+        if self._kind == "h2" and not self.full.is_discrete:
+            D = np.zeros_like(D)  # its impulse has no energy to compare with
+        return (
+            self.unit * region_norm((A, B, C, D), self.region, self._kind, discrete=self.full.is_discrete)[0]
+        )
+
+    def _at(self, order: int) -> tuple[Candidate, str]:
+        if order not in self._chosen:
+            self._chosen[order] = self._choose(order)
+        return self._chosen[order]
+
+    def _choose(self, order: int) -> tuple[Candidate, str]:
+        """Return the candidate that is handed out, and why it is not the one that was asked for."""
+        r = order - self.unstable_order
+        first, *others = self._balancings.items()
+        plain = self._candidates({PLAIN: self._plain}, r)
+        every = self._candidates(dict([first]), r)
+        asked = every[0]
+        if not self._best and asked.stable:
+            limit = self._tolerated(plain[0].error) if plain and plain[0].stable else np.inf
+            if asked.error <= limit:
+                return asked, ""
+        every += plain + self._candidates(dict(others), r)
+        chosen = min(every, key=lambda candidate: (not candidate.stable, candidate.error))
+        if self._best:
+            return chosen, ""
+        why = (
+            f"has the error {asked.error:.3g} where plain truncation has {plain[0].error:.3g}"
+            if asked.stable
+            else f"has a pole at {self.unstable_poles_of(asked.model)[0]:.3g}, outside the stability region"
+        )
+        return chosen, (
+            f"the model of order {order} balanced by {asked.balanced} {why}; handed out is the one balanced "
+            f"by {chosen.balanced}, with the error {chosen.error:.3g}"
+        )
+
+    def _tolerated(self, error: float) -> float:
+        """Return what is no worse than an error but for the rounding of both."""
+        largest = float(self._plain.values.max(initial=0.0)) * self.unit
+        return error * (1 + SAME) + EPS * self.full.n_states * largest
+
+    def _candidates(self, balancings: dict[str, Balancing], r: int) -> list[Candidate]:
+        return [
+            self._candidate(name, balancing, r)
+            for name, balancing in balancings.items()
+            if balancing.n_computable >= r
+        ]
+
+    def _candidate(self, name: str, balancing: Balancing, r: int) -> Candidate:
+        model, left, right = truncate_balanced(self.full, balancing, r)
+        if self.unstable_poles_of(model).size:
+            return Candidate(name, model, left, right, np.inf, stable=False)
+        full, reduced, unit = self.compared(model)
+        discrete = self.full.is_discrete
+        error = unit * region_error(full, reduced, self.region, self._kind, discrete=discrete)[0]
+        return Candidate(name, model, left, right, error, stable=True)
+
+
+def frequency_limited(model: LinearModel, stability_tol: float, *, band: Any) -> Restricted:
+    """Return truncation by the Gramians of bands of frequencies."""
+    bands = checked_bands(band, model)
+    factored = factorize(model, stability_tol)
+    Lc, Lo = band_factors(factored.A, factored.B, factored.C, bands, discrete=model.is_discrete)
+    return _two_sided("frequency_limited", model, factored, Lc, Lo, Region(bands=bands), "quadrature", "band")
+
+
+def time_limited(model: LinearModel, stability_tol: float, *, horizon: Any) -> Restricted:
+    """Return truncation by the Gramians of the time until a horizon."""
+    time = checked_horizon(horizon, model)
+    factored = factorize(model, stability_tol)
+    Lc, Lo = horizon_factors(factored.A, factored.B, factored.C, time, discrete=model.is_discrete)
+    return _two_sided("time_limited", model, factored, Lc, Lo, Region(horizon=time), "doubling", "horizon")
+
+
+def _two_sided(
+    method: str,
+    model: LinearModel,
+    factored: FactoredSystem,
+    Lc: Array,
+    Lo: Array,
+    region: Region,
+    solver: str,
+    what: str,
+) -> Restricted:
+    # with one Gramian of the whole model the reduced model is stable: that Lyapunov equation is truncated too
+    pairs = {
+        f"both Gramians of the {what}": (Lc, Lo),
+        f"the controllability Gramian of the {what}": (Lc, factored.observability),
+        f"the observability Gramian of the {what}": (factored.controllability, Lo),
+    }
+    return Restricted(method, model, factored, pairs, region, solver)
+
+
+def frequency_weighted(
+    model: LinearModel,
+    stability_tol: float,
+    *,
+    input_weight: Any = None,
+    output_weight: Any = None,
+    weighting: str = "best",
+) -> Restricted:
+    """Return truncation by Gramians between weights."""
+    if weighting not in WEIGHTINGS:
+        raise ModelError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    if input_weight is None and output_weight is None:
+        raise ModelError("method='frequency_weighted' needs input_weight= or output_weight=, or both")
+    on_input, on_output = checked_weights(input_weight, output_weight, model, stability_tol)
+    factored = factorize(model, stability_tol)
+    A, B, C = factored.A, factored.B, factored.C
+    plain = factored.controllability, factored.observability
+    enns, lin_chiu = list(plain), list(plain)
+    if on_input is not None:
+        enns[0], lin_chiu[0] = input_weighted_factors(A, B, on_input, dt=model.dt)
+    if on_output is not None:
+        enns[1], lin_chiu[1] = input_weighted_factors(A.conj().T, C.conj().T, dual(on_output), dt=model.dt)
+    pairs = {"enns": (enns[0], enns[1]), "lin_chiu": (lin_chiu[0], lin_chiu[1])}
+    if on_input is not None and on_output is not None:
+        pairs["the input weight"] = enns[0], plain[1]
+        pairs["the output weight"] = plain[0], enns[1]
+    if weighting == "lin_chiu":
+        pairs = {name: pairs[name] for name in ("lin_chiu", *pairs)}
+    region = Region(input_weight=on_input, output_weight=on_output)
+    return Restricted(
+        "frequency_weighted", model, factored, pairs, region, factored.solver, best=weighting == "best"
+    )

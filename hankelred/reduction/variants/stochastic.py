@@ -1,0 +1,190 @@
+"""Balanced stochastic truncation: a small relative error at every frequency."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..._util.arrays import EPS, Array, Quadruple
+from ..._util.checks import real_number
+from ...errors import ConvergenceError, ModelError, OrderError, UnstableError
+from ...gramians.factorize import FactoredSystem, factorize
+from ...gramians.gramians import gramian
+from ...gramians.riccati import solve_riccati
+from ...models.frequency_response import FrequencyResponse
+from ...models.linear_model import LinearModel
+from ..balancing import balance, singular_values, truncate_balanced
+from ..methods import UserFactors, whole_models
+from ..norms import (
+    compress_inputs_and_outputs,
+    critical_frequencies,
+    equilibrated,
+    hinf_norm,
+    negated,
+    no_direct_term,
+    parallel,
+)
+from ..order import distinct, order_by_bisection
+from .bilinear import from_half_plane, to_half_plane
+
+#: Singular values nearer to 1 than this are those of zeros in the right half plane.
+ONE = 1e-6
+
+#: A direct term with singular values below this share of the largest has not full rank.
+FULL_RANK = 1e-10
+
+
+class Stochastic(UserFactors):
+    """Truncation by the Gramian of the model and that of the phase of its spectral factor.
+
+    A discrete model is taken to continuous time by the bilinear map and the reduced one back, which changes
+    no relative error. Its states are then in no simple relation to those of the model: there is no
+    projection.
+
+    Sources: Desai and Pal, IEEE Trans. Autom. Control 29 (1984); Green, IEEE Trans. Autom. Control 33 (1988);
+    Varga and Fasol, Proc. IFAC World Congress (1993).
+    """
+
+    may_lower_order = True
+    never_unstable = True
+
+    def __init__(self, model: LinearModel, stability_tol: float, *, regularization: Any = None):
+        self.regularization = _checked(regularization)
+        unstable = factorize(model, stability_tol).n_unstable
+        if unstable:
+            raise UnstableError(
+                f"method='stochastic' needs a stable model, and {unstable} pole(s) are unstable or marginal; "
+                "split "
+                "them off with split(), reduce the stable part and add the other to it"
+            )
+        inner = model
+        if model.is_discrete:
+            inner = replace(model.with_matrices(*to_half_plane(*model.as_tuple())), dt=0)
+        factored = factorize(inner, 0.0)
+        Lo = _phase_factor(factored, inner, self.regularization)
+        super().__init__(inner, balance(replace(factored, observability=Lo, solver="riccati")))
+        # singular values of a phase have no unit
+        self.hankel_singular_values = self.hankel_singular_values / self.unit
+        self.noise_floor = self.noise_floor / self.unit
+        self.inner, self.full = inner, model
+        self.method = "stochastic"
+        largest = float(self.hankel_singular_values.max(initial=0.0))
+        if largest > 1 + ONE:
+            raise ConvergenceError(
+                f"a singular value of the phase came out as {largest:.9g}, and none is above 1: the Riccati "
+                "equation was not solved well enough; choose a larger regularization="
+            )
+        #: singular values of 1, one for each zero in the right half plane
+        self.zeros = int(np.count_nonzero(self.hankel_singular_values > 1 - ONE))
+
+    def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
+        """Return the leading states."""
+        if order < self.zeros:
+            raise OrderError(
+                f"order {order} is below the {self.zeros} zero(s) in the right half plane, which "
+                "method='stochastic' "
+                f"keeps; the least order possible is {self.zeros}"
+            )
+        model, left, right = truncate_balanced(self.inner, self.balancing, order)
+        if not self.full.is_discrete:
+            return model, left, right
+        return self.full.with_matrices(*from_half_plane(*model.as_tuple())), None, None
+
+    def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
+        """Return the full and the reduced model as they are."""
+        return whole_models(self.full, reduced)
+
+    def relative_error_bound(self, order: int) -> float:
+        """Return the bound of the relative error at an order.
+
+        The product of (1 + sigma) / (1 - sigma) over the distinct values left out, less one.
+        """
+        left_out = distinct(self.hankel_singular_values[order:])
+        if np.any(left_out > 1 - ONE):
+            return math.inf
+        return float(np.expm1(np.sum(np.log1p(left_out) - np.log1p(-left_out))))
+
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return the relative bound times the largest gain, which bounds the error itself, and rounding."""
+        if reduced is None or self.unstable_poles_of(reduced).size:
+            return math.inf
+        total = self.level(reduced.n_states)
+        # where rounding is larger than what was left out, it shows
+        full, other, _ = self.compared(reduced)
+        apart = parallel([(*full, no_direct_term(other[3].shape)), negated(other)])
+        discrete = self.full.is_discrete
+        w = critical_frequencies(self.full.A, discrete=discrete)
+        seen = float(FrequencyResponse(*apart, discrete=discrete).gain(w[np.isfinite(w)]).max(initial=0.0))
+        return total if seen <= total else 2 * seen
+
+    def order_within(self, tol: float | None, rtol: float | None) -> int | None:
+        """Return the smallest order whose bound is within a tolerance."""
+        if tol is None and rtol is None:
+            return None
+        level = self.tolerance(tol, rtol)
+        return order_by_bisection(self.level, self.zeros, self.balancing.rank, level)
+
+    def tolerance(self, tol: float | None, rtol: float | None) -> float:
+        """Return the error that a tolerance allows: ``rtol`` is one of the relative error."""
+        return rtol * self._largest_gain if rtol is not None else tol or 0.0
+
+    def level(self, order: int) -> float:
+        """Return the bound of the error at an order."""
+        rounding = self.full.n_states * EPS
+        return (self.relative_error_bound(order) + rounding) * self._largest_gain
+
+    @cached_property
+    def _largest_gain(self) -> float:
+        system = compress_inputs_and_outputs(*equilibrated(*self.full.as_tuple()))
+        gain = hinf_norm(*system, discrete=self.full.is_discrete)[0]
+        return math.hypot(gain, self.regularization)
+
+
+def _checked(regularization: Any) -> float:
+    if regularization is None:
+        return 0.0
+    return real_number(
+        regularization,
+        lambda gain: 0 < gain < math.inf,
+        "regularization must be a positive finite gain",
+        ModelError,
+    )
+
+
+def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: float) -> Array:
+    """Return a factor of the observability Gramian of the phase, in the states of the solver."""
+    unit = factored.scaled_system.gain
+    A, B, C, D = factored.A, factored.B, factored.C, model.D / unit
+    p = C.shape[0]
+    strength = np.linalg.svd(D, compute_uv=False) if D.size else np.zeros(0)
+    full_rank = strength.size >= p and strength[p - 1 :].min(initial=np.inf) > FULL_RANK * strength.max(
+        initial=0
+    )
+    if not full_rank and not regularization:
+        gain = float(singular_values(factored)[0].max(initial=0.0))
+        raise ModelError(
+            "method='stochastic' needs a direct term D of full row rank, at least as many inputs as outputs: "
+            "relative errors have no bound where the gain goes to zero; give regularization=, the gain below "
+            f"which errors count as absolute ones (the gains of this model are about {gain:.1g})"
+        )
+    R = D @ D.conj().T + (regularization / unit) ** 2 * np.eye(p)
+    Bw = factored.controllability @ (factored.controllability.conj().T @ C.conj().T) + B @ D.conj().T
+    n = A.shape[0]
+    if n == 0:
+        return np.zeros((0, 0))
+    solution = solve_riccati(
+        A,
+        Bw,
+        np.zeros((n, n)),
+        C.conj().T,
+        R,
+        discrete=False,
+        what="the spectral factor",
+        advice="the model has a zero on the stability boundary, or one nearly: choose a larger "
+        "regularization=",
+    )
+    return gramian((A, B, solution.rows, np.zeros((p, B.shape[1]))), "observability", factor=True)
