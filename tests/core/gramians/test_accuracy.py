@@ -329,8 +329,8 @@ def test_quadruple_poles_in_discrete_time(seed):
     A = np.zeros((8, 8))
     for start, pole in ((0, -0.8), (4, 0.6)):
         block = slice(start, start + 4)
-        A[block, block] = pole * np.eye(4) + np.diag(rng.uniform(0.5, 1.5, 3), 1)
+        A[block, block] = pole * np.eye(4) + np.diag(rng.uniform(2, 3, 3), 1)
     Q = np.linalg.qr(rng.standard_normal((8, 8)))[0]
     system = Q @ A @ Q.T, rng.standard_normal((8, 3)), rng.standard_normal((1, 8)), np.zeros((1, 3))
     exact = exact_hsv(*system[:3], discrete=True)
-    np.testing.assert_allclose(hankelred.hankel_singular_values(system, dt=True), exact, rtol=3e-8)
+    np.testing.assert_allclose(hankelred.hankel_singular_values(system, dt=True), exact, rtol=3e-12)
