@@ -19,6 +19,7 @@ from .identification.era import realize
 from .identification.identify import Comparison, IdentifiedModel, identify
 from .identification.markov import MarkovParameters, markov_parameters
 from .models.modal import ModalSystem, modal_form
+from .models.second_order import SecondOrderModel
 from .reduction.balancing import balanced_realization, hankel_singular_values
 from .reduction.norms import norm
 from .reduction.order import select_order
@@ -44,6 +45,7 @@ __all__ = [
     "OrderError",
     "Reduction",
     "ReductionWarning",
+    "SecondOrderModel",
     "UnstableError",
     "balanced_realization",
     "convolve",

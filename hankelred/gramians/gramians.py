@@ -10,9 +10,13 @@ import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array, schur_poles
 from ..errors import ConvergenceError, ModelError, UnstableError
-from ..models.linear_model import LinearModel, Timebase, as_model
+from ..models.linear_model import LinearModel, Timebase
+from ..models.pencil import Factorize
 from ..models.scaling import in_range, scaled
-from .factorize import ACCEPTED_RESIDUAL, check_rates, factorize
+from ..models.sparse_model import SparseModel, dense_model, large_or_none
+from .factorize import ACCEPTED_RESIDUAL, check_rates
+from .factorize import factorize as factored_system
+from .low_rank import low_rank_factors
 from .stability import STABILITY_TOL, checked_tol, is_stable_pole, matrix_size, suspected_timebase
 
 #: How far from semidefinite a Gramian may be by rounding, for each of its states.
@@ -28,6 +32,9 @@ def gramian(
     factor: bool = False,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
+    solver: Literal["auto", "dense", "low_rank"] = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
 ) -> Array:
     """Return a Gramian of a stable model, or a factor of it.
 
@@ -46,6 +53,9 @@ def gramian(
         Timebase of a tuple.
     stability_tol : float
         Poles nearer to the boundary than this, relative to the size of A, count as marginal.
+    solver, accuracy, factorize
+        As in :func:`hankel_singular_values`. The low-rank solver returns factors only. With E the equation is
+        A W E^H + E W A^H + B B^H = 0 and, for observability, the same with A^H, E^H and C^H.
 
     Returns
     -------
@@ -72,15 +82,20 @@ def gramian(
     """
     if kind not in KINDS:
         raise ModelError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    model = as_model(sys, dt)
     tol = checked_tol(stability_tol)
+    L = large_or_none(
+        sys, dt, solver, lambda large: _factor_of_large(large, kind, factor, accuracy, factorize, tol)
+    )
+    if L is not None:
+        return L
+    model = dense_model(sys, dt, solver)
     if kind == "cross":
         if factor:
             raise ModelError(
                 "the cross Gramian is not semidefinite and has no factor L L^H; use factor=False"
             )
         return _cross(model, tol)
-    factored = factorize(model, tol)
+    factored = factored_system(model, tol)
     if factored.n_kept:
         poles = np.linalg.eigvals(factored.kept_A)
         raise UnstableError(_no_gramian(poles, model))
@@ -90,6 +105,32 @@ def gramian(
     else:
         L, exponent = system.left(factored.left_states(factored.observability)), system.output_exponent
     return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")
+
+
+def _factor_of_large(
+    large: SparseModel,
+    kind: str,
+    factor: bool,
+    accuracy: float | None,
+    factorize: Factorize | None,
+    tol: float,
+) -> Array:
+    """Return the low-rank factor of a Gramian of a large model."""
+    if kind == "cross" or not factor:
+        raise ModelError(
+            f"a Gramian of {large.n_states} states is not formed: factor=True returns L with W = L L^H, for "
+            "kind='controllability' and 'observability'"
+        )
+    found = low_rank_factors(large, accuracy, factorize, tol)
+    if found.kept.A.size:
+        poles = np.linalg.eigvals(found.kept.A)
+        raise UnstableError(
+            f"the model has {poles.size} unstable or marginal pole(s) near the origin, so no Gramian exists"
+        )
+    problem = found.problem
+    if kind == "controllability":
+        return in_range(problem.pencil.back(found.controllability), problem.input_exponent, "Gramian")
+    return in_range(problem.pencil.back(found.observability), problem.output_exponent, "Gramian")
 
 
 def gramian_factor(gramian: npt.ArrayLike) -> Array:

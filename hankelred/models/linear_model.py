@@ -188,7 +188,7 @@ def validated(
     A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: Timebase = 0
 ) -> tuple[Array, Array, Array, Array, Timebase]:
     """Check and convert matrices to 2-D float64/complex128 arrays, E folded in."""
-    A = _matrix(A, "A")
+    A = numeric_matrix(A, "A")
     if A.size == 0:
         A = A.reshape(0, 0)
     n = A.shape[0]
@@ -196,8 +196,8 @@ def validated(
         raise ModelError(f"A must be square, got shape {A.shape}")
     if n == 0:
         B, C = _empty_ports(B, C, D)
-    B = _matrix(B, "B", column=True)
-    C = _matrix(C, "C")
+    B = numeric_matrix(B, "B", column=True)
+    C = numeric_matrix(C, "C")
     if B.shape[0] != n:
         raise ModelError(f"B must have {n} rows as A has, got shape {B.shape}")
     if C.shape[1] != n:
@@ -206,7 +206,7 @@ def validated(
     if D is None:
         D = np.zeros(shape)
     else:
-        D = _matrix(D, "D")
+        D = numeric_matrix(D, "D")
         if D.size == 1 and shape != (1, 1) and D.flat[0] == 0:
             D = np.zeros(shape)  # the field's habit of writing D = 0 for any size
         if D.size == 0 and 0 in shape:
@@ -214,7 +214,7 @@ def validated(
         if D.shape != shape:
             raise ModelError(f"D must have shape {shape} (outputs, inputs), got {D.shape}")
     if E is not None:
-        A, B = _fold_descriptor(A, B, _matrix(E, "E"))
+        A, B = _fold_descriptor(A, B, numeric_matrix(E, "E"))
     # one arithmetic for the whole model: complex only if something imaginary is there
     dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in (A, B, C, D)) else float
     A, B, C, D = (np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in (A, B, C, D))
@@ -247,7 +247,8 @@ def validated_timebase(dt: Any) -> Timebase:
     return 0 if value == 0 else value
 
 
-def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
+def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
+    """Return a matrix of finite floats or complex numbers; refuse what is none."""
     if M is None:
         raise ModelError(
             f"{name} is None; a model needs A, B and C (and D = 0 where there is no direct term)"
@@ -256,9 +257,10 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
         if max(M.shape) > DENSE_LIMIT:
             raise ModelError(
                 f"{name} is sparse with shape {M.shape}; sparse models are worked on densely up to "
-                f"n = {DENSE_LIMIT} states, and large sparse models are not supported yet"
+                f"n = {DENSE_LIMIT} states; hankel_singular_values, reduce, norm and gramian(factor=True) "
+                "take larger ones"
             )
-        M = _checked_sparse(M, name).toarray()
+        M = checked_sparse(M, name).toarray()
     try:
         out = np.array(M, copy=True)
         # numpy would make numbers of these without a word
@@ -280,7 +282,7 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
     return out
 
 
-def _checked_sparse(M: Any, name: str) -> Any:
+def checked_sparse(M: Any, name: str) -> Any:
     """Refuse indices that lie outside: toarray writes wherever they point."""
     try:
         if hasattr(M, "check_format"):

@@ -9,12 +9,16 @@ import numpy as np
 
 from .._util.arrays import EPS, Array, Quadruple
 from ..errors import ConvergenceError, ModelError
-from ..gramians.factorize import FactoredSystem, factorize
+from ..gramians.factorize import FactoredSystem
+from ..gramians.factorize import factorize as factored_system
 from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
-from ..models.linear_model import LinearModel, Timebase, as_model
+from ..models.linear_model import LinearModel, Timebase
+from ..models.pencil import Factorize
 from ..models.scaling import in_range, scaled
+from ..models.sparse_model import dense_model, large_or_none
 from .balancing import Balancing, balance, singular_values, truncated
+from .middle import Middle, middle_model, residual_systems, sampled_distance
 from .refined_response import refined_response
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
@@ -33,6 +37,9 @@ def norm(
     *,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
+    solver: Literal["auto", "dense", "low_rank"] = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
 ) -> float:
     """Return a norm of a model.
 
@@ -48,6 +55,8 @@ def norm(
         Timebase of a tuple.
     stability_tol : float
         Poles nearer to the boundary than this, relative to the size of A, count as marginal.
+    solver, accuracy, factorize
+        As in :func:`hankel_singular_values`, for large sparse models.
 
     Returns
     -------
@@ -74,8 +83,12 @@ def norm(
     """
     if kind not in ("h2", "hinf", "hankel"):
         raise ModelError(f"kind must be 'h2', 'hinf' or 'hankel', got {kind!r}")
-    model = as_model(sys, dt)
-    factored = factorize(model, checked_tol(stability_tol))
+    tol = checked_tol(stability_tol)
+    middle = large_or_none(sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, tol))
+    if middle is not None:
+        return _norm_of_large(middle, kind)
+    model = dense_model(sys, dt, solver)
+    factored = factored_system(model, tol)
     if factored.n_kept:
         return math.inf
     if kind == "hankel":
@@ -83,6 +96,45 @@ def norm(
     if kind == "h2":
         return h2_norm(factored, model.D, discrete=model.is_discrete)
     return hinf_of_model(model, balance(factored))
+
+
+def _norm_of_large(middle: Middle, kind: str) -> float:
+    """Return a norm of a large model, by the factors of its Gramians or by its middle model."""
+    if middle.n_kept:
+        return math.inf
+    D = middle.model.D
+    if kind == "hankel":
+        return float(middle.values.max(initial=0.0))
+    if kind == "h2":
+        if not middle.large.is_discrete and np.any(D):
+            return math.inf
+        return math.hypot(middle.h2(), float(np.linalg.norm(D)))
+    value = norm(middle.model, "hinf", dt=middle.large.dt)
+    distance = distance_of_middle(middle)
+    if not distance <= middle.factors.accuracy * value:
+        raise ConvergenceError(
+            f"the largest gain is {value:.6g} up to {distance:.1e}, where {middle.factors.accuracy:.1e} of "
+            "it was asked for: ask for more accurate factors (accuracy=)"
+        )
+    return value
+
+
+def distance_of_middle(middle: Middle) -> float:
+    """Return how far the gain of a large model and that of its middle model are apart at most.
+
+    Proved where the decay of the model is, and an estimate elsewhere.
+    """
+    factors = middle.factors
+    if middle.model.n_states == 0:
+        return 2 * middle.accuracy
+    if factors.bound is None:
+        return sampled_distance(middle)
+    discrete = middle.large.is_discrete
+    sizes = [
+        hinf_norm(*with_few_ports(*_equilibrated(*system)), discrete=discrete)[0]
+        for system in residual_systems(middle, factors.bound)
+    ]
+    return (1 + HINF_RTOL) ** 2 * sizes[0] * sizes[1] * factors.problem.gain
 
 
 def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:

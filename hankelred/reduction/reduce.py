@@ -17,20 +17,31 @@ import numpy.typing as npt
 
 from .._util.arrays import Array
 from ..errors import ModelError, OrderError, ReductionWarning
-from ..gramians.factorize import factorize, with_given_factors
+from ..gramians.factorize import factorize as factored_system
+from ..gramians.factorize import with_given_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
-from ..models.linear_model import LinearModel, Timebase, as_model
+from ..models.linear_model import LinearModel, Timebase
 from ..models.modal import ModalSystem, diagonalised
+from ..models.pencil import Factorize
+from ..models.sparse_model import dense_model, large_or_none
 from .balancing import balance
 from .methods import BalancedSource, GivenFactors, Residualization, Truncation
+from .middle import middle_model
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
+from .two_level import LargeResidualization, LargeTruncation, TwoLevel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 METHODS: dict[str, type[BalancedSource]] = {"truncation": Truncation, "residualization": Residualization}
+
+
+LARGE_METHODS: dict[str, type[TwoLevel]] = {
+    "truncation": LargeTruncation,
+    "residualization": LargeResidualization,
+}
 
 
 class ReductionSource(Protocol):
@@ -86,7 +97,8 @@ class Certificate:
     ----------
     kind : str
         "exact" where both Gramians were factored as they are, so that the values are right but for rounding;
-        "estimate" where they come from data, experiments or factors that were handed in.
+        "rigorous" where a bound of the error of low-rank factors is proved; "estimate" where it is not, or
+        where the values come from data, experiments or factors that were handed in.
     value : float
         Absolute accuracy of the values, in their unit. Where the Gramians were factored it is at least the
         noise floor, and larger where the balanced states do not satisfy their equations: in stiff models, and
@@ -168,9 +180,20 @@ class Reduction:
         return self.source.certificate(bound, self.model)
 
     @property
+    def error_uncertainty(self) -> float:
+        """How far :meth:`error` can be from the error of the full model; 0 but for large sparse models.
+
+        Those are reduced in two levels, and errors are measured from the middle one. Proved where the
+        certificate is "rigorous". The error bound includes it.
+        """
+        return self.source.error_uncertainty if isinstance(self.source, TwoLevel) else 0.0
+
+    @property
     def certificate(self) -> Certificate:
         """How sure the singular values are; see :class:`hankelred.reduction.reduce.Certificate`."""
         source = self.source
+        if isinstance(source, TwoLevel):
+            return Certificate(source.kind, source.accuracy, self.residual, source.factorizations)
         if isinstance(source, BalancedSource) and source.certified:
             return Certificate("exact", source.accuracy, self.residual, 0)
         return Certificate("estimate", self.noise_floor, self.residual, 0)
@@ -251,6 +274,9 @@ def reduce(
     observability_factor: npt.ArrayLike | None = None,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
+    solver: Literal["auto", "dense", "low_rank"] = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
 ) -> Reduction:
     """Reduce a model by balancing, with a certificate of the error.
 
@@ -286,6 +312,10 @@ def reduce(
     stability_tol : float
         Poles nearer to the stability boundary than this, relative to the size of A, count as
         marginal and are kept.
+    solver, accuracy, factorize
+        As in :func:`hankel_singular_values`, for large sparse models. These are reduced in two levels: to all
+        states that the low-rank factors resolve, a hundred or so, and from there as any other model.
+        ``error_bound`` includes the distance of the two levels.
 
     Returns
     -------
@@ -337,7 +367,15 @@ def reduce(
     if not isinstance(method, str) or method not in METHODS:
         raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy, gap=gap)
-    model = as_model(sys, dt)
+    margin = checked_tol(stability_tol)
+    if controllability_factor is None and observability_factor is None:
+        middle = large_or_none(
+            sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, margin)
+        )
+        if middle is not None:
+            at_rest = method == "residualization" and not middle.large.is_discrete
+            return _chosen(LARGE_METHODS[method](middle, reciprocal=at_rest), order, rule)
+    model = dense_model(sys, dt, solver)
     at_rest = method == "residualization" and not model.is_discrete
     given = {
         name: None if L is None else checked_factor(L, name, model.n_states)
@@ -349,16 +387,22 @@ def reduce(
     names = [name for name, L in given.items() if L is not None]
     if names and method != "truncation":
         raise ModelError(f"{names[0]} serves method='truncation' only, got method={method!r}")
-    factored = factorize(model, checked_tol(stability_tol))
+    factored = factored_system(model, margin)
     if names:
         factored = with_given_factors(factored, *given.values())
     source = (GivenFactors if names else METHODS[method])(model, balance(factored, reciprocal=at_rest))
+    return _chosen(source, order, rule)
+
+
+def _chosen(source: BalancedSource, order: int | None, rule: dict[str, Any]) -> Reduction:
+    """Return the reduction to the order, or to the one that the rule chooses."""
     reduction = make_reduction(
         source, chosen_order(source, order, rule), by_noise=order is None and not any(rule.values())
     )
-    if rtol is not None:
+    tol = rule["tol"]
+    if rule["rtol"] is not None:
         values = source.hankel_singular_values
-        tol = rtol * float(values[np.isfinite(values)].max(initial=0.0))
+        tol = rule["rtol"] * float(values[np.isfinite(values)].max(initial=0.0))
     return reduction if tol is None else _within(reduction, tol)
 
 
