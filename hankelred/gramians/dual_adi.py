@@ -25,6 +25,8 @@ HISTORY = 8
 REAL_SHIFT = 1e-8
 #: What is left of B or C when an invariant subspace is taken out and this small was nothing before rounding.
 NOTHING = 1e-14
+#: Blocks of columns for shifts far from the origin.
+FAR_BLOCKS = 4
 #: Columns that the first shifts are chosen from at least.
 FIRST_COLUMNS = 8
 
@@ -123,7 +125,21 @@ class DualADI:
         self.controllability.deflate(pencil.E(right), left.conj())
         self.observability.deflate(pencil.E(left.conj(), transposed=True), right)
 
-    def next_shifts(self, count: int = SHIFTS) -> list[complex]:
+    def far_shifts(self) -> list[complex]:
+        """Choose shifts far from the origin, from the modes that what is left over excites at once."""
+        solve = self.pencil.mass()
+        parts = []
+        for side in self.sides:
+            blocks = [solve(side.W, transposed=side.transposed)]
+            while len(blocks) < FAR_BLOCKS:
+                image = self.pencil.A(blocks[-1], transposed=side.transposed)
+                block = solve(image, transposed=side.transposed)
+                blocks.append(block / np.maximum(np.linalg.norm(block, axis=0), np.finfo(float).tiny))
+            parts.append(ritz_values(self.pencil, np.hstack(blocks), transposed=side.transposed))
+        self.ritz = np.concatenate(parts)
+        return ordered(self.ritz, SHIFTS, real=not self.pencil.is_complex)
+
+    def next_shifts(self) -> list[complex]:
         """Choose shifts from the columns of both sides."""
         parts = [
             ritz_values(self.pencil, side.spanning(), transposed=side.transposed)
@@ -131,7 +147,7 @@ class DualADI:
             if side.W.shape[1] and side.start > 0
         ]
         self.ritz = np.concatenate(parts) if parts else np.zeros(0, complex)
-        return ordered(self.ritz, count, real=not self.pencil.is_complex)
+        return ordered(self.ritz, SHIFTS, real=not self.pencil.is_complex)
 
     def step(self, shift: complex) -> None:
         """Advance both sides with one factorization."""

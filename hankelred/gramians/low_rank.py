@@ -30,7 +30,6 @@ from .deflation import Kept, none_kept, unstable_part
 from .dual_adi import SHIFTS, DualADI, Side
 from .poles import slow_poles
 from .residual_bounds import ResidualBound, check_descriptor, is_proven_stable, proven_bound
-from .smith import compress
 from .stability import STABILITY_TOL
 
 #: Accuracy of the singular values, relative to the largest, unless another is asked for.
@@ -52,12 +51,23 @@ SAFETY = 2.0
 SAMPLES = 4
 #: Balanced states whose sensitivity to rounding is looked at.
 LEADING = 8
+#: So many columns are no proof that Gramians have no low rank, however few the states.
+FEW_COLUMNS = 400
+#: Batches of shifts from what is left over, after the poles of a lightly damped model.
+FAR = 2
+#: A residual beyond this is that of an unstable pole.
+DIVERGED = 1e15
+#: Residual to be reached where it says something: not of lightly damped models, whose fast modes keep it
+#: large.
+SETTLED_RESIDUAL = 1e-8
 #: Batches after which it is asked whether the Gramians have low rank at all.
 PATIENCE = 12
 #: No residual below this is looked for.
 SMALLEST = 1e-28
-#: Residual to be reached whatever the certificate says: small singular values depend on it.
+#: Residual to be reached whatever the certificate says, as small singular values depend on it; that of larger
+#: models, whose factorizations are dear, is what their certificate asks for.
 RESIDUAL = 2e-13
+CHEAP_STATES = 20_000
 #: No more factorizations than this.
 MAX_SHIFTS = 500
 
@@ -164,6 +174,11 @@ class LowRankFactors:
         k = self.values.size
         return U[:, :k], Vh[:k].conj().T
 
+    @cached_property
+    def all_states(self) -> Balanced:
+        """All balanced states that can be told from rounding."""
+        return self.balanced(self.values.size)
+
     def balanced(self, r: int) -> Balanced:
         """Return the leading r balanced states."""
         U, V = self.vectors
@@ -186,6 +201,10 @@ class Balanced:
     A: Array
     B: Array
     C: Array
+
+    def leading(self, r: int) -> Balanced:
+        """Return the first r of the states."""
+        return Balanced(self.left[:, :r], self.right[:, :r], self.A[:r, :r], self.B[:r], self.C[:, :r])
 
 
 def checked_accuracy(accuracy: Any) -> float:
@@ -219,7 +238,7 @@ def low_rank_factors(
     bound = proven_bound(problem.pencil, discrete=problem.discrete)
     adi = DualADI(problem.pencil, problem.B, problem.C)
     kept = none_kept(model.n_states)
-    around = 0.0
+    around, product = 0.0, None
     if bound is None:
         check_descriptor(problem.pencil, discrete=problem.discrete)
     if bound is None and not is_proven_stable(problem.pencil):
@@ -235,10 +254,10 @@ def low_rank_factors(
             _iterate_until_proven(problem, adi, bound, accuracy)
             certificate = weyl_bound(problem, adi, bound)
         else:
-            certificate = _iterate_until_settled(problem, adi, accuracy, around)
+            certificate, product = _iterate_until_settled(problem, adi, accuracy, around)
     else:
         certificate = 0.0  # no input drives the model, or no output sees it
-    factors = _finished(problem, adi, bound, accuracy, certificate, kept)
+    factors = _finished(problem, adi, bound, accuracy, certificate, kept, product)
     if bound is None and math.isfinite(certificate) and factors.values.size:
         seen = sampled_error(factors, _other_frequencies(adi.ritz, kept))
         certificate = max(certificate, seen) + rounding_of_values(factors)
@@ -271,7 +290,9 @@ def _iterate_until_proven(
     problem: SparseProblem, adi: DualADI, bound: ResidualBound, accuracy: float
 ) -> None:
     """Take steps until the bound, looked at rarely, is as small as asked, or there is no hope of it."""
-    look_at = min(accuracy**2 * 10, RESIDUAL)
+    look_at = accuracy**2 * (10 if problem.pencil.n <= CHEAP_STATES else 0.1)
+    if problem.pencil.n <= CHEAP_STATES:
+        look_at = min(look_at, RESIDUAL)
     while len(adi.shifts) < MAX_SHIFTS:
         for shift in adi.next_shifts():
             adi.step(shift)
@@ -287,8 +308,10 @@ def _iterate_until_proven(
             look_at = residual / share**2
 
 
-def _iterate_until_settled(problem: SparseProblem, adi: DualADI, accuracy: float, around: float) -> float:
-    """Take steps until the last ones change little; return an estimate of what is missing.
+def _iterate_until_settled(
+    problem: SparseProblem, adi: DualADI, accuracy: float, around: float
+) -> tuple[float, Array]:
+    """Take steps until the last ones change little; return an estimate of what is missing, and Lo^H E Lc.
 
     The shifts are poles where these are known, those that matter most to the gain first: of a lightly damped
     mode nothing else finds enough, and what it adds is seen when its turn comes.
@@ -298,27 +321,43 @@ def _iterate_until_settled(problem: SparseProblem, adi: DualADI, accuracy: float
     known, gains = slow_poles(problem.pencil, *problem.ports, FIRST_POLES, around)
     lightly = known.size > 0 and float(np.median(np.abs(known.real) / np.abs(known))) < LIGHTLY_DAMPED
     waiting = list(known[np.argsort(-gains)].conj()) if known.size else []
-    estimate = math.inf
-    most = min(MAX_SHIFTS, problem.pencil.n // (2 * max(side.W.shape[1] for side in adi.sides)))
+    estimate = target = math.inf
+    by_poles, far = 0.0, 0
+    width = max(side.W.shape[1] for side in adi.sides)
+    most = min(MAX_SHIFTS, max(problem.pencil.n // 2, FEW_COLUMNS) // width)
     while len(adi.shifts) < most:
-        if not waiting and lightly:
-            more, gains = slow_poles(problem.pencil, *problem.ports, 2 * known.size, around)
-            unused = np.abs(more) > np.abs(known).max() * (1 + SAME_POLE)
-            waiting = list(more[unused][np.argsort(-gains[unused])].conj())
-            known, lightly = more, bool(waiting)
-        batch, waiting = (waiting[:SHIFTS], waiting[SHIFTS:]) if waiting else (adi.next_shifts(), [])
+        if not waiting and lightly and math.isfinite(estimate):
+            if estimate <= target or (far and changes[-1] > target / SAFETY):
+                # what is far from the origin is found in what is left over
+                batch, far = adi.far_shifts(), far + 1
+            else:
+                more, gains = slow_poles(problem.pencil, *problem.ports, 2 * known.size, around)
+                unused = np.abs(more) > np.abs(known).max() * (1 + SAME_POLE)
+                waiting = list(more[unused][np.argsort(-gains[unused])].conj())
+                known, lightly = more, bool(waiting)
+                continue
+        elif waiting:
+            batch, waiting = waiting[:SHIFTS], waiting[SHIFTS:]
+        else:
+            batch = adi.next_shifts()
         for shift in batch:
             adi.step(complex(shift))
+        residual = max(side.residual for side in adi.sides)
+        if not residual <= DIVERGED:
+            return math.inf, product.matrix
         changes.append(product.grow())
-        estimate = SAFETY * max(changes[-REMEMBERED:]) if len(changes) >= REMEMBERED else math.inf
-        # the poles that are known are all used: of a resonance that is left out nothing would be seen
+        if not far:
+            by_poles = max(changes[-REMEMBERED:]) if len(changes) >= REMEMBERED else math.inf
+        estimate = SAFETY * max([by_poles, *changes[len(changes) - min(far, FAR) :]])
         target = accuracy * product.largest
-        if not (waiting and lightly) and estimate <= target:
+        if not waiting and estimate <= target:
+            # of a resonance that is left out nothing would be seen, so that all known poles are used
+            if far >= FAR or (not lightly and residual <= SETTLED_RESIDUAL):
+                break
+        elif _is_hopeless(changes, target / SAFETY, most // SHIFTS):
             break
-        if _is_hopeless(changes, target / SAFETY, most // SHIFTS):
-            break
-    adi.ritz = known if known.size else adi.ritz
-    return estimate
+    adi.ritz = np.concatenate([known, adi.ritz])
+    return estimate, product.matrix
 
 
 def _other_frequencies(ritz: Array, kept: Kept) -> Array:
@@ -340,7 +379,7 @@ def sampled_error(factors: LowRankFactors, frequencies: Array) -> float:
     moved, _, widths = _sensitivities(factors)
     rounding = float(np.max(moved / widths, initial=0.0))
     B, C = problem.ports
-    reduced = factors.balanced(factors.values.size)
+    reduced = factors.all_states
     worst = 0.0
     for frequency in frequencies:
         s = 1j * frequency
@@ -367,13 +406,14 @@ def rounding_of_values(factors: LowRankFactors) -> float:
         return 0.0
     moved, rates, widths = _sensitivities(factors)
     shares = np.minimum(moved / rates + 0.5 * (moved / (4 * widths)) ** 2, 1.0)
-    return factors.rounding + float(np.max(factors.values[: shares.size] * shares))
+    known = factors.problem.pencil.n * EPS * float(factors.values[0]) + factors.rounding
+    return known + float(np.max(factors.values[: shares.size] * shares))
 
 
 def _sensitivities(factors: LowRankFactors) -> tuple[Array, Array, Array]:
     """Return for the leading states how far rounding moves the pole, its size, the width of its peak."""
     r = min(LEADING, factors.values.size)
-    states = factors.balanced(r)
+    states = factors.all_states.leading(r)
     moved = EPS * factors.problem.pencil.sizes(np.abs(states.left), np.abs(states.right))
     A = states.A
     tiny = np.finfo(float).tiny
@@ -455,18 +495,20 @@ def _finished(
     accuracy: float,
     certificate: float,
     kept: Kept,
+    product: Array | None,
 ) -> LowRankFactors:
     Lc, Lo = adi.controllability.factor(), adi.observability.factor().conj()
-    if max(Lc.shape[1], Lo.shape[1]) > problem.pencil.n:
-        Lc, Lo = compress(Lc), compress(Lo)
-    product, rounding = _product(Lo, problem.E(Lc))
+    if product is None:
+        product, rounding = _product(Lo, problem.E(Lc))
+    else:
+        rounding = EPS * float(np.linalg.norm(Lo)) * float(np.linalg.norm(problem.E(Lc)))
     return LowRankFactors(
         problem=problem,
         controllability=Lc,
         observability=Lo,
         product=product,
         kind="estimate" if bound is None else "rigorous",
-        certificate=certificate + rounding,
+        certificate=certificate + rounding + problem.pencil.n * EPS * float(np.linalg.norm(product, 2)),
         rounding=rounding,
         residual=max(side.residual for side in adi.sides),
         factorizations=problem.pencil.factorizations,

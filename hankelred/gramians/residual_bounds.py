@@ -106,6 +106,9 @@ class _Recalled:
         self._diagonal = M.diagonal() if is_diagonal(M) else None
         self._factored: Solver | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_factored": None}  # the factors of SuperLU cannot be pickled
+
     def __call__(self, b: Array, *, transposed: bool) -> Array:
         if self._diagonal is not None:
             return b / self._diagonal[:, None]
@@ -185,7 +188,9 @@ def check_descriptor(pencil: Pencil, *, discrete: bool) -> None:
     except (ModelError, ConvergenceError):
         least = 0.0
     if not least > pencil.n * EPS * size:
-        raise ModelError(SINGULAR_E.format(f"its least singular value is {least:.1e}, its entries up to {size:.1e}"))
+        raise ModelError(
+            SINGULAR_E.format(f"its least singular value is {least:.1e}, its entries up to {size:.1e}")
+        )
 
 
 def _is_connected_to(M: Any, strict: Array) -> bool:

@@ -61,6 +61,9 @@ class Pencil(Protocol):
     def shifted(self, shift: complex) -> Solver:
         """Return the solver of A + shift E."""
 
+    def mass(self) -> Solver:
+        """Return the solver of E."""
+
 
 class Solver(Protocol):
     """Linear systems with one matrix and its transpose."""
@@ -158,6 +161,10 @@ class SparsePencil(SparseFamily):
     def shifted(self, shift: complex) -> Solver:
         """Return the solver of A + shift E."""
         return self.combined(1.0, as_real(shift) if not self.is_complex else shift)
+
+    def mass(self) -> Solver:
+        """Return the solver of E."""
+        return self.solver(self.E_matrix)
 
 
 def times(M: Any, x: Array, transposed: bool) -> Array:

@@ -83,6 +83,24 @@ class SecondOrderModel:
         if any(np.iscomplexobj(each) for each in (self.B, self.Cp, self.Cv, self.Du)):
             raise ModelError("B, Cp, Cv and Du must be real; a complex model can be given as (A, B, C, D, E)")
 
+    def projected(self, left: Array, right: Array) -> SecondOrderModel:
+        """Return the model of second order for x = right z, its equation multiplied by left^T."""
+        M, D, K = (left.T @ (each @ right) for each in (self.M, self.D, self.K))
+        M, D, K = (_symmetrized(each) for each in (M, D, K))
+        return SecondOrderModel(M, D, K, left.T @ self.B, self.Cp @ right, self.Cv @ right, self.Du)
+
+    def positions(self, first: Array) -> Array:
+        """Take the first half of the states of :meth:`dense` to positions x."""
+        stiffness = _cholesky(self._dense(self.K))
+        if stiffness is None:
+            return first
+        return sla.solve_triangular(stiffness, first, lower=True, trans="T", check_finite=False)
+
+    def velocities(self, second: Array) -> Array:
+        """Take the second half of the states of :meth:`dense` to velocities x'."""
+        mass = self._mass_factor()
+        return sla.solve_triangular(mass, second, lower=True, trans="T", check_finite=False)
+
     @property
     def n_states(self) -> int:
         """Number of states of the first-order form, 2 N."""
@@ -126,15 +144,9 @@ class SecondOrderModel:
         energies: nothing of the size of K stands beside ones. A K that is not positive definite keeps x
         itself.
         """
-        M, D, K = ((each.toarray() if is_sparse(each) else each) for each in (self.M, self.D, self.K))
-        mass = _cholesky(M)
-        if mass is None:
-            raise ModelError(
-                "M must be positive definite, and its Cholesky factorization fails; eliminate states without "
-                "mass first"
-            )
-        stiffness = _cholesky(K)
-        N = M.shape[0]
+        D, K = self._dense(self.D), self._dense(self.K)
+        mass, stiffness = self._mass_factor(), _cholesky(K)
+        N = D.shape[0]
 
         def over_mass(X: Array) -> Array:
             return sla.solve_triangular(mass, X, lower=True, check_finite=False)
@@ -152,6 +164,25 @@ class SecondOrderModel:
         B = np.concatenate([np.zeros_like(self.B), over_mass(self.B)])
         C = np.concatenate([position, over_mass(self.Cv.T).T], axis=1)
         return LinearModel(A, B, C, self.Du, 0)
+
+    @staticmethod
+    def _dense(M: Any) -> Array:
+        return np.asarray(M.toarray() if is_sparse(M) else M)
+
+    def _mass_factor(self) -> Array:
+        mass = _cholesky(self._dense(self.M))
+        if mass is None:
+            raise ModelError(
+                "M must be positive definite, and its Cholesky factorization fails; eliminate states without "
+                "mass first"
+            )
+        return mass
+
+
+def _symmetrized(M: Array) -> Array:
+    """Take the rounding out of a matrix that is symmetric up to it."""
+    even = (M + M.T) / 2
+    return even if np.abs(M - even).max(initial=0.0) <= 1e-10 * np.abs(M).max(initial=0.0) else M
 
 
 def _cholesky(M: Array) -> Array | None:
@@ -220,6 +251,16 @@ class SecondOrderPencil:
                 return np.concatenate([second + times(self.D, v, True) - s * times(self.M, v, True), v])
             p = solve(s * times(self.M, first, False) - times(self.D, first, False) - second)
             return np.concatenate([p, first - s * p])
+
+        return solved
+
+    def mass(self) -> Solver:
+        """Return the solver of E."""
+        solve = self.family.combined(1.0, 0.0, 0.0)
+
+        def solved(b: Array, *, transposed: bool = False) -> Array:
+            first, second = self._halves(b)
+            return np.concatenate([first, solve(second, transposed=transposed)])
 
         return solved
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -141,7 +142,7 @@ def _from_tuple(sys: Any, dt: Timebase) -> SparseModel:
     B, C, D = checked_ports(matrices["B"], matrices["C"], matrices["D"], n)
     dt = validated_timebase(dt)
     return SparseModel(
-        _PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, lambda: dense_model(sys, dt, "dense")
+        _PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, partial(dense_model, sys, dt, "dense")
     )
 
 
@@ -158,7 +159,7 @@ def _from_dense(model: LinearModel) -> SparseModel:
 
     A = sp.csc_array(model.A)
     pencil = _PencilOfMatrices(A, None, discrete=model.is_discrete)
-    return SparseModel(pencil, model.B, model.C, model.D, model.dt, lambda: model)
+    return SparseModel(pencil, model.B, model.C, model.D, model.dt, partial(dense_model, model))
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
 from ..models.linear_model import LinearModel, Timebase
 from ..models.modal import ModalSystem, diagonalised
 from ..models.pencil import Factorize
+from ..models.second_order import SecondOrderModel
 from ..models.sparse_model import dense_model, large_or_none
 from .balancing import balance
 from .methods import BalancedSource, GivenFactors, Residualization, Truncation
 from .middle import middle_model
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
+from .structure import STRUCTURES, PositionVelocity
 from .two_level import LargeResidualization, LargeTruncation, TwoLevel
 
 if TYPE_CHECKING:
@@ -186,7 +188,7 @@ class Reduction:
         Those are reduced in two levels, and errors are measured from the middle one. Proved where the
         certificate is "rigorous". The error bound includes it.
         """
-        return self.source.error_uncertainty if isinstance(self.source, TwoLevel) else 0.0
+        return float(getattr(self.source, "error_uncertainty", 0.0))
 
     @property
     def certificate(self) -> Certificate:
@@ -277,6 +279,7 @@ def reduce(
     solver: Literal["auto", "dense", "low_rank"] = "auto",
     accuracy: float | None = None,
     factorize: Factorize | None = None,
+    structure: Literal["first_order", "second_order"] = "first_order",
 ) -> Reduction:
     """Reduce a model by balancing, with a certificate of the error.
 
@@ -316,6 +319,10 @@ def reduce(
         As in :func:`hankel_singular_values`, for large sparse models. These are reduced in two levels: to all
         states that the low-rank factors resolve, a hundred or so, and from there as any other model.
         ``error_bound`` includes the distance of the two levels.
+    structure : {"first_order", "second_order"}
+        What comes back for a :class:`SecondOrderModel`: a state space as a tuple, or a model of second
+        order, by position-velocity balancing (Reis and Stykel 2008). That keeps the form and nothing else:
+        it has no error bound and takes an even ``order``, no rule.
 
     Returns
     -------
@@ -368,6 +375,22 @@ def reduce(
         raise ModelError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy, gap=gap)
     margin = checked_tol(stability_tol)
+    if not isinstance(structure, str) or structure not in STRUCTURES:
+        raise ModelError(f"structure must be one of {', '.join(STRUCTURES)}, got {structure!r}")
+    if structure == "second_order":
+        if not isinstance(sys, SecondOrderModel):
+            raise ModelError(f"structure='second_order' is for a SecondOrderModel, got {type(sys).__name__}")
+        if (
+            order is None
+            or method != "truncation"
+            or controllability_factor is not None
+            or observability_factor is not None
+        ):
+            raise ModelError(
+                "structure='second_order' takes an order and method='truncation': no bound is known from "
+                "which a rule could choose"
+            )
+        return make_reduction(PositionVelocity(sys, solver, accuracy, factorize, margin), order)
     if controllability_factor is None and observability_factor is None:
         middle = large_or_none(
             sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, margin)
@@ -544,9 +567,11 @@ def _within(reduction: Reduction, level: float) -> Reduction:
     while reduction.source.certified and reduction.error_bound > level:
         order = reduction.order + 1
         if order > reduction.numerical_rank or (higher := reduction.at(order)).order < order:
+            more = "; ask for more of the low-rank factors (accuracy=)"
+            advice = more if isinstance(reduction.source, TwoLevel) else ""
             warnings.warn(
                 f"the tolerance {level:.3g} is below the rounding of the reduced model's matrices: order "
-                f"{first.order} is certified to {first.error_bound:.3g}",
+                f"{first.order} is certified to {first.error_bound:.3g}{advice}",
                 ReductionWarning,
                 stacklevel=3,
             )

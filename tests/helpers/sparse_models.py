@@ -13,7 +13,9 @@ from .data import data_file, load_mat
 
 def heat(side, dimensions=2, convection=0.0):
     """The finite-difference heat equation on the unit square or cube, with convection: A, B, C."""
-    second = sp.diags([np.ones(side - 1), -2 * np.ones(side), np.ones(side - 1)], [-1, 0, 1]) * (side + 1) ** 2
+    second = (
+        sp.diags([np.ones(side - 1), -2 * np.ones(side), np.ones(side - 1)], [-1, 0, 1]) * (side + 1) ** 2
+    )
     first = sp.diags([-np.ones(side - 1), np.ones(side - 1)], [-1, 1]) * (side + 1) / 2
     line, eye = second - convection * first, sp.identity(side)
     A = sp.kron(line, eye) + sp.kron(eye, line)
