@@ -83,10 +83,10 @@ class SecondOrderModel:
         if any(np.iscomplexobj(each) for each in (self.B, self.Cp, self.Cv, self.Du)):
             raise ModelError("B, Cp, Cv and Du must be real; a complex model can be given as (A, B, C, D, E)")
 
-    def projected(self, left: Array, right: Array) -> SecondOrderModel:
-        """Return the model of second order for x = right z, its equation multiplied by left^T."""
-        M, D, K = (left.T @ (each @ right) for each in (self.M, self.D, self.K))
-        M, D, K = (_symmetrized(each) for each in (M, D, K))
+    def projected(self, left: Array, right: Array, mass: Array | None = None) -> SecondOrderModel:
+        """Return the model for x = right z, its equation times left^T; `mass` is left^T M right, if known."""
+        M, D, K = (_symmetrized(left.T @ (each @ right)) for each in (self.M, self.D, self.K))
+        M = M if mass is None else mass
         return SecondOrderModel(M, D, K, left.T @ self.B, self.Cp @ right, self.Cv @ right, self.Du)
 
     def positions(self, first: Array) -> Array:

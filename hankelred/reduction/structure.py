@@ -93,10 +93,13 @@ class PositionVelocity:
                 f"order {order} was asked for, and only {2 * self._W.shape[1]} states can be told from "
                 "rounding"
             )
-        reduced = self.second_order.projected(self._W[:, :k], self._T[:, :k])
+        W, T = self._W[:, :k], self._T[:, :k]
+        # W^T M T is the identity up to rounding, which is taken out
+        T = np.linalg.solve((W.T @ (self.second_order.M @ T)).T, T.T).T
+        reduced = self.second_order.projected(W, T, np.eye(k))
         if not _is_stable(reduced):
             # one basis on both sides keeps the definiteness of M, D and K, and with it stability
-            basis = np.linalg.qr(self._T[:, :k])[0]
+            basis = np.linalg.qr(T)[0]
             reduced = self.second_order.projected(basis, basis)
             if not _is_stable(reduced):
                 raise ConvergenceError(
