@@ -1,4 +1,4 @@
-"""Models in files: .mat, .npz and .json with the keys A, B, C, D, E, dt."""
+"""Models in files: .mat, .npz and .json with keys A, B, C, D, E, dt or M, D, K, B, C; Matrix Market."""
 
 from __future__ import annotations
 
@@ -10,16 +10,23 @@ from typing import Any
 
 import numpy as np
 
+from ._util import matrix_market
 from ._util.reading import checked_suffix, opened
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, listed
 from .models.linear_model import LinearModel, Timebase, validated, validated_timebase
+from .models.second_order import SecondOrderModel
+from .models.sparse_model import SparseModel, large_model
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")
+#: Of a model of second order. The Oberwolfach collection calls the damping E.
+SECOND_ORDER_KEYS = ("M", "D", "E", "K", "B", "C", "Cp", "Cv", "Du")
 
 
-def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel:
+def read_model(
+    path: str | os.PathLike[str], dt: Timebase = None
+) -> LinearModel | SparseModel | SecondOrderModel:
     """Read a model from a file.
 
     Every length and index in the file is checked before it is used, and nothing in it is executed: files of
@@ -29,7 +36,15 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
     ----------
     path : path
         ``.mat`` (MATLAB 4 to 7.2, sparse too), ``.npz`` or ``.json`` (nested lists). Keys A, B, C and
-        optionally D, E and dt, in either case; others are ignored.
+        optionally D, E and dt, in either case; others are ignored. With M and K and without A it is a model
+        of second order: M, D (or E), K, B, and C (or Cp, Cv, Du). Or one of the Matrix Market files
+        ``NAME.A``, ``NAME.B``, ``NAME.C``, ``NAME.E`` or ``NAME.M``, ``.K`` and so on, which are read
+        together.
+
+    Returns
+    -------
+    model
+        Accepted by every function that takes models; sparse ones of more than 5000 states stay sparse.
     dt : 0, True, float or None
         Timebase, over that of the file; None takes the file's, or 0 (continuous) where it has none.
 
@@ -51,12 +66,37 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
     (1, 0.1)
     """
     path = Path(path)
+    if matrix_market.is_one(path):
+        return _model_of(matrix_market.read_together(path), dt)
     with opened(path) as content:
-        found = _matrices(content, KEYS if dt is None else KEYS[:-1])
-        if dt is None:
-            dt = _timebase(found.get("dt"))
-    A, B, C, D, dt = validated(*(found.get(key) for key in "ABCDE"), dt=dt)
+        return _model_of(content, dt)
+
+
+def _model_of(content: Mapping[str, Any], dt: Timebase) -> LinearModel | SparseModel | SecondOrderModel:
+    names = {name.upper() for name in content}
+    if {"M", "K"} <= names and "A" not in names:
+        return _second_order(_matrices(content, SECOND_ORDER_KEYS, ("M", "K", "B")))
+    found = _matrices(content, KEYS if dt is None else KEYS[:-1], ("A", "B", "C"))
+    if dt is None:
+        dt = _timebase(found.get("dt"))
+    matrices = [found.get(key) for key in "ABCDE"]
+    large = large_model(tuple(matrices) if "E" in found else tuple(matrices[:4]), dt)
+    if large is not None:
+        return large
+    A, B, C, D, dt = validated(*matrices, dt=dt)
     return LinearModel(A, B, C, D, dt)
+
+
+def _second_order(found: Mapping[str, Any]) -> SecondOrderModel:
+    dampings = [found[key] for key in ("D", "E") if key in found]
+    outputs = [found[key] for key in ("C", "Cp") if key in found]
+    for what, choice in (("damping, D or E", dampings), ("output by position, C or Cp", outputs)):
+        if len(choice) != 1:
+            raise FileFormatError(f"a model of second order has one {what}; this file has {len(choice)}")
+    damping, output = dampings[0], outputs[0]
+    return SecondOrderModel(
+        found["M"], damping, found["K"], found["B"], output, found.get("Cv"), found.get("Du", 0)
+    )
 
 
 def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
@@ -91,23 +131,18 @@ def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
         write_atomically(path, lambda name: savemat(name, content))
 
 
-def _matrices(content: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def _matrices(content: Mapping[str, Any], keys: Sequence[str], needed: Sequence[str]) -> dict[str, Any]:
     """Read these keys, in upper or lower case, and nothing else."""
     names = {key: [name for name in content if name.lower() == key.lower()] for key in keys}
     for key, same in names.items():
         names[key] = [key] if key in same else same
         if len(names[key]) > 1:
             raise FileFormatError(f"it has {' and '.join(same)}: which one is {key}?")
-    if not names["A"] and {"M", "K"} & {name.upper() for name in content}:
-        raise FileFormatError(
-            f"it holds {listed(content)}: second-order models (M, D, K) are not read; write the first-order "
-            "form A, B, C, D, E"
-        )
-    missing = [key for key in "ABC" if not names[key]]
+    missing = [key for key in needed if not names[key]]
     if missing:
         raise FileFormatError(
-            f"it has no {', '.join(missing)}; a model file has the keys A, B, C and optionally D, E, dt, and "
-            f"this one has {listed(content)}"
+            f"it has no {', '.join(missing)}; a model file has the keys A, B, C and optionally D, E, dt, or "
+            f"M, D, K, B and C, and this one has {listed(content)}"
         )
     found = {key: content[same[0]] for key, same in names.items() if same}
     for key, value in found.items():

@@ -106,6 +106,20 @@ class SecondOrderModel:
         """Number of states of the first-order form, 2 N."""
         return 2 * self.M.shape[0]
 
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return int(self.B.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.Cp.shape[0])
+
+    #: always in continuous time
+    dt = 0
+    is_discrete = False
+
     def __repr__(self) -> str:
         return (
             f"<SecondOrderModel of {self.M.shape[0]} degrees of freedom, {self.B.shape[1]} input(s), "

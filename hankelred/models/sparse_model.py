@@ -58,9 +58,26 @@ class SparseModel:
         return int(self.B.shape[0])
 
     @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return int(self.B.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.C.shape[0])
+
+    @property
     def is_discrete(self) -> bool:
         """Whether the model is in discrete time."""
         return is_discrete(self.dt)
+
+    def __hankelred_model__(self) -> LinearModel:
+        """Refuse to make the matrices dense where nobody has asked for it."""
+        raise ModelError(
+            f"the model has {self.n_states} states, and this works densely up to n = {DENSE_LIMIT}; "
+            "hankel_singular_values, reduce, norm and gramian(factor=True) take larger ones"
+        )
 
 
 def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel | None:

@@ -21,7 +21,7 @@ from ..models.modal import check_transform, diagonalised
 from ..models.pencil import Factorize
 from ..models.projection import exactly_projected, projected, rounding_of_projection
 from ..models.scaling import in_range
-from ..models.sparse_model import dense_model, large_or_none
+from ..models.sparse_model import SparseModel, dense_model, large_or_none
 from .order import repeated
 
 #: Factor products up to this size go through one-sided Jacobi, which keeps the digits of small
@@ -279,12 +279,40 @@ def hankel_singular_values(
     array([0.731, 0.019])
     """
     tol = checked_tol(stability_tol)
-    values = large_or_none(
-        sys, dt, solver, lambda large: values_of_large(low_rank_factors(large, accuracy, factorize, tol))
-    )
-    if values is not None:
-        return values
-    return singular_values(factored_system(dense_model(sys, dt, solver), tol))[0]
+    return spectrum_of(sys, tol, dt=dt, solver=solver, accuracy=accuracy, factorize=factorize).values
+
+
+@dataclass(frozen=True)
+class SolvedSpectrum:
+    """Hankel singular values, and how they were found."""
+
+    values: Array
+    noise_floor: float
+    solver: str
+    residual: float
+
+
+def spectrum_of(
+    sys: Any,
+    tol: float,
+    *,
+    dt: Timebase = 0,
+    solver: str = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
+) -> SolvedSpectrum:
+    """Return the Hankel singular values of any model, dense or large."""
+
+    def by_low_rank(large: SparseModel) -> SolvedSpectrum:
+        factors = low_rank_factors(large, accuracy, factorize, tol)
+        floor = factors.certificate * factors.problem.gain
+        return SolvedSpectrum(values_of_large(factors), floor, "low_rank", factors.residual)
+
+    spectrum = large_or_none(sys, dt, solver, by_low_rank)
+    if spectrum is not None:
+        return spectrum
+    factored = factored_system(dense_model(sys, dt, solver), tol)
+    return SolvedSpectrum(*singular_values(factored), factored.solver, factored.residual)
 
 
 def values_of_large(factors: LowRankFactors) -> Array:
