@@ -67,18 +67,12 @@ def read_model(
     """
     path = Path(path)
     if matrix_market.is_one(path):
-        return _model_of(matrix_market.read_together(path), dt)
-    with opened(path) as content:
-        return _model_of(content, dt)
-
-
-def _model_of(content: Mapping[str, Any], dt: Timebase) -> LinearModel | SparseModel | SecondOrderModel:
-    names = {name.upper() for name in content}
-    if {"M", "K"} <= names and "A" not in names:
-        return _second_order(_matrices(content, SECOND_ORDER_KEYS, ("M", "K", "B")))
-    found = _matrices(content, KEYS if dt is None else KEYS[:-1], ("A", "B", "C"))
-    if dt is None:
-        dt = _timebase(found.get("dt"))
+        found, dt = _found(matrix_market.read_together(path), dt)
+    else:
+        with opened(path) as content:
+            found, dt = _found(content, dt)
+    if "A" not in found:
+        return _second_order(found)
     matrices = [found.get(key) for key in "ABCDE"]
     large = large_model(tuple(matrices) if "E" in found else tuple(matrices[:4]), dt)
     if large is not None:
@@ -87,13 +81,23 @@ def _model_of(content: Mapping[str, Any], dt: Timebase) -> LinearModel | SparseM
     return LinearModel(A, B, C, D, dt)
 
 
+def _found(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
+    """Return the matrices of a model by their names, and its timebase."""
+    names = {name.upper() for name in content}
+    if {"M", "K"} <= names and "A" not in names:
+        found = _matrices(content, SECOND_ORDER_KEYS, ("M", "K", "B"))
+        for what, choice in (("damping, D or E", "DE"), ("output by position, C or Cp", ("C", "Cp"))):
+            if sum(key in found for key in choice) != 1:
+                count = sum(key in found for key in choice)
+                raise FileFormatError(f"a model of second order has one {what}; this file has {count}")
+        return found, 0
+    found = _matrices(content, KEYS if dt is None else KEYS[:-1], ("A", "B", "C"))
+    return found, _timebase(found.get("dt")) if dt is None else dt
+
+
 def _second_order(found: Mapping[str, Any]) -> SecondOrderModel:
-    dampings = [found[key] for key in ("D", "E") if key in found]
-    outputs = [found[key] for key in ("C", "Cp") if key in found]
-    for what, choice in (("damping, D or E", dampings), ("output by position, C or Cp", outputs)):
-        if len(choice) != 1:
-            raise FileFormatError(f"a model of second order has one {what}; this file has {len(choice)}")
-    damping, output = dampings[0], outputs[0]
+    damping = found["D"] if "D" in found else found["E"]
+    output = found["C"] if "C" in found else found["Cp"]
     return SecondOrderModel(
         found["M"], damping, found["K"], found["B"], output, found.get("Cv"), found.get("Du", 0)
     )
