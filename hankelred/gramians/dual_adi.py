@@ -11,6 +11,7 @@ Algorithms 62 (2013), for real arithmetic with complex shifts.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -111,6 +112,8 @@ class DualADI:
         self.controllability = Side(pencil, B, transposed=False)
         self.observability = Side(pencil, np.ascontiguousarray(C.T), transposed=True)
         self.shifts: list[complex] = []
+        #: is told how far the iteration is
+        self.tell: Callable[[str], None] = lambda text: None
         #: all Ritz values seen, which tell where the poles are
         self.ritz: Array = np.zeros(0, complex)
 
@@ -159,3 +162,6 @@ class DualADI:
             V = solve(side.W, transposed=side.transposed)
             side.step(V, shift, pair=not real and not self.pencil.is_complex)
         self.shifts.append(shift)
+        residual = max(side.residual for side in self.sides)
+        columns = " + ".join(str(side.columns) for side in self.sides)
+        self.tell(f"{len(self.shifts)} shifts, {columns} columns, residual {residual:.1e}")

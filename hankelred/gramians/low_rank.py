@@ -21,6 +21,7 @@ import numpy as np
 
 from .._util.arrays import EPS, Array
 from .._util.checks import real
+from .._util.progress import described, on_terminal
 from ..errors import ConvergenceError, ModelError, OrderError, shown
 from ..models.linear_model import DENSE_LIMIT
 from ..models.pencil import Factorize, Pencil
@@ -249,14 +250,15 @@ def low_rank_factors(
             adi.deflate(kept.left, kept.right)
             problem = replace(problem, B=adi.controllability.W, C=adi.observability.W.T)
             around = near
+    certificate = 0.0  # where no input drives the model, or no output sees it
     if all(side.start > 0 for side in adi.sides):
-        if bound is not None:
-            _iterate_until_proven(problem, adi, bound, accuracy)
-            certificate = weyl_bound(problem, adi, bound)
-        else:
-            certificate, product = _iterate_until_settled(problem, adi, accuracy, around)
-    else:
-        certificate = 0.0  # no input drives the model, or no output sees it
+        shown = model.n_states > CHEAP_STATES and on_terminal()
+        with described("low-rank Gramians", shown) as adi.tell:
+            if bound is not None:
+                _iterate_until_proven(problem, adi, bound, accuracy)
+                certificate = weyl_bound(problem, adi, bound)
+            else:
+                certificate, product = _iterate_until_settled(problem, adi, accuracy, around)
     factors = _finished(problem, adi, bound, accuracy, certificate, kept, product)
     if bound is None and math.isfinite(certificate) and factors.values.size:
         seen = sampled_error(factors, _other_frequencies(adi.ritz, kept))

@@ -14,7 +14,9 @@ from ..models.frequency_response import FrequencyResponse
 from ..models.linear_model import LinearModel
 from ..models.projection import Projected, exactly_projected
 from ..models.scaling import in_range
+from ..models.second_order import SecondOrderModel
 from .balancing import UNSEEN, Balancing, assembled, padded, truncated, unstable_poles
+from .conversion import conversion_error
 from .difference import difference, gain_of_changes, moved_by_rounding
 from .imbalance import Imbalance, imbalance, tilted
 from .norms import (
@@ -39,6 +41,8 @@ class BalancedSource:
     certified = True
     #: whether an order at which rounding left a pole outside may be lowered until none is
     lowers_order = True
+    #: the model of second order that the full model was made from, if it was
+    second_order: SecondOrderModel | None = None
     #: what leaves a pole outside the stability region, and why
     instability = ("rounding left", "states this weak are rounding, or the full model has a pole as near")
 
@@ -53,6 +57,11 @@ class BalancedSource:
         self.largest_order = factored.n_kept + balancing.computable
         self.solver = factored.solver
         self.residual = factored.residual
+
+    @cached_property
+    def conversion_error(self) -> float:
+        """What rounding has changed of the gain before the full model was there."""
+        return 0.0 if self.second_order is None else conversion_error(self.second_order, self.full)
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the reduced model, and left and right bases where it is a projection."""

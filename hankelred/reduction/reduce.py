@@ -134,9 +134,10 @@ class Reduction:
         the sum of the distinct singular values left out, and what the rounding of the matrices handed out
         adds, which depends on the order and shows where a pole is near the stability boundary. It compares
         state spaces: what a transfer function or a descriptor model is converted to rounds the data by a
-        few units in the last digit, and polynomials and modal forms made from the reduced state space may
-        be off by 1e-6 of the largest response before a warning says so. inf where no bound is known
-        (empirical Gramians, models estimated from data), and where the reduced model is unstable.
+        few units in the last digit (for a :class:`SecondOrderModel` that is measured and included), and
+        polynomials and modal forms made from the reduced state space may be off by 1e-6 of the largest
+        response before a warning says so. inf where no bound is known (empirical Gramians, models estimated
+        from data), and where the reduced model is unstable.
     certificate : Certificate
         How sure the singular values are: ``kind``, ``value``, ``residual``, ``factorizations``.
     noise_floor : float
@@ -179,7 +180,8 @@ class Reduction:
     def error_bound(self) -> float:
         """No frequency has a larger gain of (full minus reduced); computed when it is first read."""
         bound = float(error_bounds(self.hankel_singular_values)[self.order])
-        return self.source.certificate(bound, self.model)
+        conversion = float(getattr(self.source, "conversion_error", 0.0))
+        return self.source.certificate(bound, self.model) + conversion
 
     @property
     def error_uncertainty(self) -> float:
@@ -414,6 +416,8 @@ def reduce(
     if names:
         factored = with_given_factors(factored, *given.values())
     source = (GivenFactors if names else METHODS[method])(model, balance(factored, reciprocal=at_rest))
+    if isinstance(sys, SecondOrderModel):
+        source.second_order = sys
     return _chosen(source, order, rule)
 
 
