@@ -18,10 +18,13 @@ import numpy as np
 from .._util.arrays import Array
 from ..models.pencil import Pencil
 from .shifts import ordered, ritz_values
+from .smith import compress
 
 #: Shifts that are chosen at a time, and blocks of columns that they are chosen from.
 SHIFTS = 8
 HISTORY = 8
+#: Factors with more columns than this are compressed.
+MANY_COLUMNS = 600
 #: A shift nearer to the real axis than this, relatively, is taken as real.
 REAL_SHIFT = 1e-8
 #: What is left of B or C when an invariant subspace is taken out and this small was nothing before rounding.
@@ -41,6 +44,7 @@ class Side:
     def __init__(self, pencil: Pencil, W: Array, *, transposed: bool):
         self.pencil, self.W, self.transposed = pencil, W, transposed
         self.blocks: list[Array] = []
+        self._rank = 0
         #: columns that span the spaces the next shifts are chosen from
         self.recent: list[Array] = []
         self.start = self.residual_factor_size()
@@ -90,6 +94,15 @@ class Side:
         if self.deflated is not None:
             spanned, projector = self.deflated
             self.W = self.W - spanned @ (projector.T @ self.W)
+
+    def compress(self) -> None:
+        """Bring the factor to as many columns as its numerical rank, once it has many more than last time.
+
+        With many inputs or outputs every step adds as many columns.
+        """
+        if self.columns > max(MANY_COLUMNS, 2 * self._rank):
+            self.blocks = [compress(self.factor())]
+            self._rank = self.columns
 
     def factor(self) -> Array:
         """Return the factor, shape (n, k)."""

@@ -298,6 +298,8 @@ def _iterate_until_proven(
     while len(adi.shifts) < MAX_SHIFTS:
         for shift in adi.next_shifts():
             adi.step(shift)
+            for side in adi.sides:
+                side.compress()
             residual = max(side.residual for side in adi.sides)
             if not math.isfinite(residual) or residual < SMALLEST:
                 return

@@ -291,3 +291,12 @@ def test_bad_matrices_are_refused():
         hankel_singular_values((A, B, C, 0), solver="sparse")
     with pytest.raises(OrderError, match="accuracy"):
         hankel_singular_values((A, B, C, 0), solver="low_rank", accuracy=2)
+
+
+def test_many_inputs():
+    A, _, C = heat(16)
+    n = A.shape[0]
+    B = np.eye(n)[:, np.random.default_rng(0).permutation(n)[:90]]
+    _, factors, _ = checked((A, B, C, 0), symmetric_values(A, B, C))
+    # 90 columns a step, of which few are new
+    assert factors.controllability.shape[1] < 1000 < 90 * (factors.factorizations - 2)
