@@ -54,7 +54,7 @@ class SecondOrderModel:
     >>> mass.n_states
     2
     >>> hankelred.hankel_singular_values(mass).round(4)
-    array([0.6893, 0.5643])
+    array([1.3141, 1.1891])
     """
 
     def __init__(self, M: Any, D: Any, K: Any, B: Any, Cp: Any, Cv: Any = None, Du: Any = 0):

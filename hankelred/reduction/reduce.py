@@ -203,8 +203,11 @@ class Reduction:
         return Certificate("estimate", self.noise_floor, self.residual, 0)
 
     def __repr__(self) -> str:
+        source, n = self.source, self.hankel_singular_values.size
+        if isinstance(source, TwoLevel):
+            n = source.middle.large.n_states
         return (
-            f"<{type(self).__name__} of {self.hankel_singular_values.size} states to order {self.order} by "
+            f"<{type(self).__name__} of {n} states to order {self.order} by "
             f"{self.method}: error bound {self.error_bound:.3g}, solver {self.solver}>"
         )
 

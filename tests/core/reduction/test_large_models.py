@@ -23,6 +23,7 @@ def test_bound_and_error_hold_on_the_large_model(convection, method):
     reduction = hankelred.reduce((A, B, C, 0), 6, method=method, solver="low_rank")
     dense = hankelred.reduce((A.toarray(), B, C, 0), 6, method=method)
     assert reduction.solver == "low_rank" and reduction.certificate.kind == "rigorous"
+    assert "of 225 states" in repr(reduction)
     assert reduction.certificate.factorizations > 5
     # the true error, by the dense solver
     assert reduction.error() == pytest.approx(dense.error(), rel=1e-4)
