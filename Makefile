@@ -3,36 +3,39 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# torch alone and first: asked for together with what needs it, pip may take a build with gigabytes of CUDA
+# torch is installed first and separately: together with packages that need it, pip may choose a build with gigabytes of CUDA
 TORCH := torch==2.13.0
 MODEL ?=
 
-# old packages beside new ones warn of each other while they are imported
-OTHERS := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
+# old and new packages installed together warn about each other when imported
+IGNORED_WARNINGS := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-core demo-llm test test-floors test-newest lint docs check-site bench results clean
+.PHONY: demo demo-core demo-llm test test-fast test-floors test-newest lint docs check-site bench results clean
 
-# with a model of your own it is the core that is wanted
+# with MODEL= only the core demonstration runs
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter
 
-# one BLAS thread: on a machine that is busy, two wait for each other and 0.1 s becomes several
-demo-core: $(VENV)/.package  ## without torch; a model made by formula, or yours: make demo-core MODEL=path/to/model.mat
+# one BLAS thread: on a busy machine two threads wait for each other and 0.1 s becomes several
+demo-core: $(VENV)/.package  ## reduce a model, without torch; yours with make demo-core MODEL=path/to/model.mat
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/demo.py $(if $(MODEL),"$(MODEL)")
 
 demo-llm: $(VENV)/.llm  ## pretrain a small language model, train, save and reload an adapter
 	@$(BIN)/python examples/demo_llm.py
 
 test: lint docs  ## style, types, documentation, tests
-	# one BLAS thread a process: two processes with two threads each wait for each other
+	# one BLAS thread per process: two processes with two threads each would wait for each other
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 
+test-fast: $(VENV)/.fast  ## the core without torch, in under a minute
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not slow" tests/core
+
 test-floors: .floors/.ready  ## all tests with the oldest versions that pyproject.toml declares, in .floors
-	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .floors/bin/python -m pytest -n 2 $(OTHERS)
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .floors/bin/python -m pytest -n 2 $(IGNORED_WARNINGS)
 
 test-newest: .newest/.ready  ## all tests with the newest release of everything but torch, in .newest
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .newest/bin/python -m pytest -n 2
 
-lint: $(VENV)/.develop
+lint: $(VENV)/.develop  ## style, types, and which folder may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -41,7 +44,7 @@ lint: $(VENV)/.develop
 docs: $(VENV)/.develop  ## the documentation site, in docs/_build/html
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
-check-site: docs  ## every page in a headless browser; needs a Chromium or Chrome
+check-site: docs  ## open every page in a headless browser; needs Chromium or Chrome
 	$(PIP) --editable '.[browser]'
 	$(BIN)/python docs/check_site.py
 
@@ -49,7 +52,7 @@ bench: $(VENV)/.develop  ## accuracy and speed against python-control, slycot, p
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/bench_reduction.py
 
-results: $(VENV)/.develop  ## the comparisons behind docs/results.md, hours; what is finished is not repeated
+results: $(VENV)/.develop  ## the comparisons of docs/results.md; takes hours, finished parts are not repeated
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py run comparisons
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py costs
 	$(BIN)/python benchmarks/bench_comparison.py collect comparisons
@@ -62,6 +65,10 @@ $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PIP) --editable .
 	@touch $@
 
+$(VENV)/.fast: $(VENV)/.package
+	@$(PIP) --editable '.[test-core]'
+	@touch $@
+
 $(VENV)/.llm: $(VENV)/.package
 	@echo "installing torch and transformers, once; about a minute"
 	@$(PIP) $(TORCH)
@@ -72,7 +79,7 @@ $(VENV)/.develop: $(VENV)/.llm
 	$(PIP) --editable '.[llm,evaluate,test,docs,slycot]'
 	@touch $@
 
-# made anew by hand (make clean) where a newer release is wanted
+# run make clean to install newer releases
 .newest/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear .newest
 	.newest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)

@@ -1,4 +1,4 @@
-"""Files for `fuzz_files.py`: sound models and records in every format, and what can be done to them."""
+"""Files for `fuzz_files.py`: valid models and records in every format, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TIMEBASES: tuple[Any, ...] = (
 
 @dataclass(frozen=True)
 class Case:
-    """A file to be read, what was done to a sound one, and the ending it must have."""
+    """A file to be read, how a valid one was changed to make it, and the ending of its name."""
 
     family: str
     suffix: str
@@ -41,7 +41,7 @@ class Case:
 
 
 def model(rng: Rng, *, sparse: bool = False, descriptor: bool = False) -> dict[str, Any]:
-    """Return the content of a sound model file."""
+    """Return the content of a valid model file."""
     n, m, p = (int(k) for k in rng.integers([2, 1, 1], [7, 3, 3]))
     A = rng.standard_normal((n, n)) - 3 * np.eye(n)
     content: dict[str, Any] = {"A": A, "B": rng.standard_normal((n, m)), "C": rng.standard_normal((p, n))}
@@ -79,7 +79,7 @@ def write_json(content: dict[str, Any]) -> bytes:
 
 
 def big_endian(content: dict[str, Any]) -> bytes:
-    """Write level 4 as a machine with the other byte order did."""
+    """Write level 4 in the other byte order."""
     out = b""
     for name, value in content.items():
         if isinstance(value, str):
@@ -91,7 +91,7 @@ def big_endian(content: dict[str, Any]) -> bytes:
 
 
 def sound(rng: Rng, kind: str) -> Case:
-    """Return a sound model file of a kind."""
+    """Return a valid model file of a kind."""
     sparse, descriptor = "sparse" in kind, bool(rng.random() < 0.3)
     content = model(rng, sparse=sparse, descriptor=descriptor)
     if kind.startswith("npz"):
@@ -113,7 +113,7 @@ KINDS = (
 )  # fmt: skip
 
 
-# what is done to the bytes of a file
+# changes of the bytes of a file
 
 
 def _flip(rng: Rng, data: bytes) -> bytes:
@@ -165,7 +165,7 @@ MUTATIONS = (_flip, _extreme_byte, _word, _word, _word, _double, _cut, _delete, 
 
 
 def mutated(rng: Rng, data: bytes) -> bytes:
-    """Do one to three things to some bytes."""
+    """Make one to three changes of some bytes."""
     for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
         data = MUTATIONS[int(rng.integers(len(MUTATIONS)))](rng, data) or b"\0"
     return data
@@ -183,7 +183,7 @@ def elements(data: bytes) -> list[bytes]:
 
 
 def compressed(variables: list[bytes]) -> bytes:
-    """Return what follows the header of a level 5 file."""
+    """Return the part after the header of a level 5 file."""
     packed = [zlib.compress(variable) for variable in variables]
     return b"".join(struct.pack("<II", 15, len(body)) + body for body in packed)
 
@@ -209,7 +209,7 @@ def inside_npz(rng: Rng, data: bytes) -> bytes:
 
 
 def tokens(rng: Rng, data: bytes) -> bytes:
-    """Put something else in the place of a number or bracket of JSON."""
+    """Replace a number or bracket of JSON."""
     text = data.decode()
     for _ in range(int(rng.integers(1, 3))):
         places = [i for i, c in enumerate(text) if c in "[]{},:" or c.isdigit()]
@@ -218,7 +218,7 @@ def tokens(rng: Rng, data: bytes) -> bytes:
     return text.encode("utf-8")
 
 
-# what a program, not an accident, writes
+# files that a program writes, not accidental damage
 
 
 def odd_timebase(rng: Rng) -> Case:
@@ -233,7 +233,7 @@ def odd_timebase(rng: Rng) -> Case:
 
 
 def odd_json(rng: Rng) -> Case:
-    """Keys twice, odd dt, strings and booleans among the entries, ragged rows, control characters."""
+    """Return JSON with duplicate keys, odd dt, entries of other types, ragged rows or control characters."""
     text = write_json(model(rng)).decode()
     token = TOKENS[int(rng.integers(len(TOKENS)))]
     choice = int(rng.integers(5))
@@ -251,7 +251,7 @@ def odd_json(rng: Rng) -> Case:
 
 
 def sparse_indices(rng: Rng) -> Case:
-    """Return a sparse matrix with indices outside, or ends of columns that do not follow one another."""
+    """Return a sparse matrix with indices out of range, or column ends that are not in order."""
     content = model(rng, sparse=True)
     A = content["A"]
     data = write_mat(content)
@@ -265,7 +265,7 @@ def sparse_indices(rng: Rng) -> Case:
 
 
 def odd_entries(rng: Rng) -> Case:
-    """Types and values that are no matrices of numbers, or leave double precision on the way."""
+    """Return types and values that are not matrices of numbers, or that overflow double precision."""
     content = model(rng, descriptor=True)
     choice = int(rng.integers(7))
     if choice == 0:
@@ -301,7 +301,7 @@ PROGRAMS = (odd_timebase, odd_json, sparse_indices, odd_entries, unwanted_member
 
 
 def model_case(rng: Rng) -> Case:
-    """Return a model file that something was done to."""
+    """Return a changed model file."""
     if rng.random() < 0.25:
         return PROGRAMS[int(rng.choice(len(PROGRAMS), p=[0.25, 0.3, 0.25, 0.18, 0.02]))](rng)
     case = sound(rng, KINDS[int(rng.integers(len(KINDS)))])
@@ -318,7 +318,7 @@ def model_case(rng: Rng) -> Case:
 
 
 def estimator_case(rng: Rng) -> Case:
-    """Return a saved estimator that something was done to."""
+    """Return a changed file of an estimator."""
     n, k = (int(size) for size in rng.integers(1, 6, size=2))
     content = {"format": 1, "n_states": n, "forgetting": 1.0, "n_samples": k, "weight": float(k)}
     content["triangle"] = rng.standard_normal((k, n))
@@ -344,7 +344,7 @@ def estimator_case(rng: Rng) -> Case:
 
 
 def record_case(rng: Rng) -> Case:
-    """Return a record file, of which columns 0 and 1 are input and output, that something was done to."""
+    """Return a record file, of which columns 0 and 1 are input and output, after changes."""
     T = int(rng.integers(40, 80))
     u = rng.standard_normal(T)
     y = np.convolve(u, [0.0, 1.0, 0.5, 0.2])[:T] + 0.01 * rng.standard_normal(T)
@@ -365,7 +365,7 @@ def record_case(rng: Rng) -> Case:
         lines[at] = delimiter.join(cells)
         data = "\n".join(lines).encode()
     elif rng.random() < 0.2:
-        # an output, or an input, that does not move for most of the record
+        # an output, or an input, that is constant for most of the record
         still = slice(1, 1 + int(rng.integers(T)))
         column = int(rng.integers(2))
         for i in range(*still.indices(len(lines))):

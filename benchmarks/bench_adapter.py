@@ -2,10 +2,10 @@
 
     python benchmarks/bench_adapter.py [--threads 1] [--tokens 2048 8192]
 
-One layer: width 4096; HRM with r = 26 beside the MLP, LoRA with r = 16 on q_proj (4096 to 4096) and v_proj
-(4096 to 1024), which have the same number of parameters. The blocks themselves cost nothing here: they return
-a tensor that is there already, so only what the adapters add is timed. Both are run in turns in one process,
-and medians compared.
+One layer: width 4096; HRM with r = 26 in parallel to the MLP, LoRA with r = 16 on q_proj (4096 to 4096) and
+v_proj (4096 to 1024), which have the same number of parameters. The blocks themselves take no time here:
+they return a precomputed tensor, so that only the adapters are timed. Both run in turn in one process, and
+medians are compared.
 
 Prediction, before measuring: both are bound by skinny matrix products, 2 against 4 in the forward pass, of
 equal numbers of operations. LoRA also writes its scaled update and the sum once each for q and v, where HRM
@@ -28,15 +28,33 @@ from torch import Tensor, nn
 
 from hankelred_llm.adapter.config import HRMConfig
 from hankelred_llm.adapter.layer import HRMLayer
+from hankelred_llm.ops.masks import SegmentMasks
+from hankelred_llm.state import forward_context
 from hankelred_llm.state.cache import HRMState
-from hankelred_llm.state.forward_context import Pass
-from hankelred_llm.state.segments import Tokens
+from hankelred_llm.state.decoder_call import DecoderCall
 
 WIDTH, VALUES = 4096, 1024
 
 
+def enter_layer(tokens: int) -> forward_context.ForwardContext:
+    """Make the layers that are called next run in a forward pass over one row without padding."""
+    call = DecoderCall(
+        batch=1,
+        time=tokens,
+        cache=None,
+        use_cache=False,
+        mask=None,
+        positions=None,
+        cumulative_lengths=None,
+        document_ids=None,
+    )
+    context = forward_context.ForwardContext(call, SegmentMasks(None, None), 1)
+    forward_context._current.in_layer = context
+    return context
+
+
 class Free(nn.Linear):
-    """A projection whose output is there already."""
+    """A projection with a precomputed output."""
 
     output: Tensor
 
@@ -45,7 +63,7 @@ class Free(nn.Linear):
 
 
 class FreeBlock(nn.Module):
-    """A block whose output is there already."""
+    """A block with a precomputed output."""
 
     output: Tensor
 
@@ -86,7 +104,7 @@ def run_in_turns(runs: dict[str, Callable[[], None]], repeats: int) -> dict[str,
 
 
 def training(tokens: int, repeats: int) -> dict[str, float]:
-    """Forward and backward pass, gradients to the input too, as in every layer but the first."""
+    """Run forward and backward, with the gradient of the input, as in every layer but the first."""
     x = torch.randn(1, tokens, WIDTH, requires_grad=True)
     into_block, into_values = torch.randn(1, tokens, WIDTH), torch.randn(1, tokens, VALUES)
     lora = lora_layer()
@@ -96,7 +114,7 @@ def training(tokens: int, repeats: int) -> dict[str, float]:
     )
     block, _ = hrm_layer()
     block.output = torch.zeros_like(into_block)
-    Pass(1, tokens, Tokens(None, None), 1).start()
+    enter_layer(tokens)
 
     def run_lora() -> None:
         torch.autograd.backward([lora.q_proj(x), lora.v_proj(x)], [into_block, into_values])
@@ -109,7 +127,7 @@ def training(tokens: int, repeats: int) -> dict[str, float]:
 
 @torch.no_grad()
 def decoding(repeats: int) -> dict[str, float]:
-    """One token, its state taken from the cache and put back."""
+    """Decode one token, with the state read from and written to the cache."""
     x = torch.randn(1, 1, WIDTH)
     lora = lora_layer()
     lora.q_proj.base_layer.output, lora.v_proj.base_layer.output = (
@@ -120,9 +138,7 @@ def decoding(repeats: int) -> dict[str, float]:
     block.output = torch.zeros(1, 1, WIDTH)
     state = HRMState(static=False)
     state.store("0.mlp", {hrm.system("default").identity.value: torch.randn(1, 26, 40)})
-    this = Pass(1, 1, Tokens(None, None), 1)
-    this._state = state
-    this.start()
+    enter_layer(1)._state = state
 
     def run_lora() -> None:
         for _ in range(50):

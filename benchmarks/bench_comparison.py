@@ -50,7 +50,7 @@ from hankelred_llm.adapter.systems import get_systems
 from hankelred_llm.experiments.compare import RESULTS, Settings, compare
 from hankelred_llm.experiments.experiment import Experiment, open_experiment
 from hankelred_llm.experiments.methods import load_adapter, parse_method
-from hankelred_llm.experiments.records import Record, read_records
+from hankelred_llm.experiments.records import ResultRecord, read_records
 from hankelred_llm.experiments.settings import HRM_FAMILY
 from hankelred_llm.experiments.statistics import paired_difference
 
@@ -112,14 +112,14 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 #: Starts are compared on the site that did best, at the usual number of states (16 a layer) and at a few (4).
-STARTS = [
+INITIAL_POLES = [
     "hrm-attention",
     "hrm-attention init_weights=s4d_real eigenvalues=real",
     "hrm-attention init_weights=balanced-B",
     "hrm-attention init_weights=balanced",
     "hrm-attention init_weights=balanced-ABC",
 ]
-FOUR = {**FIRST, "methods": STARTS, "seeds": [0, 1, 2, 3], "reference": "hrm-attention"}
+FOUR = {**FIRST, "methods": INITIAL_POLES, "seeds": [0, 1, 2, 3], "reference": "hrm-attention"}
 FEW_STATES = {**FOUR, "budget": "1034"}
 STUDIES |= {
     "starts-lag_copy-16": {"task": "lag_copy", "task_options": {"lag": 8}, **FOUR},
@@ -159,14 +159,14 @@ def collect(out: Path) -> None:
     write("systems.json", systems)
 
 
-def collected(name: str) -> dict[str, Record]:
+def collected(name: str) -> dict[str, ResultRecord]:
     """Return what a file of results holds of the studies there are."""
     path = RESULTS_OF_PAGE / name
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {study: entry for study, entry in known.items() if study in STUDIES}
 
 
-def condensed(s: Settings, summary: Record, records: list[Record]) -> Record:
+def condensed(s: Settings, summary: ResultRecord, records: list[ResultRecord]) -> ResultRecord:
     """Return a comparison without its rows, and with paired differences of all that are of interest."""
     metric = summary["metric"]
     runs = [r for r in records if r["kind"] == "run"]
@@ -208,7 +208,7 @@ def condensed(s: Settings, summary: Record, records: list[Record]) -> Record:
     }
 
 
-def tuned(runs: list[Record], metric: str) -> dict[str, float | None]:
+def tuned(runs: list[ResultRecord], metric: str) -> dict[str, float | None]:
     """Return the mean validation score of every learning rate; None where a run of it diverged."""
     found: dict[str, float | None] = {}
     for rate in sorted({r["learning_rate"] for r in runs}):
@@ -217,10 +217,12 @@ def tuned(runs: list[Record], metric: str) -> dict[str, float | None]:
     return found
 
 
-def _differences(settings: Settings, metric: str, length: int, records: list[Record]) -> list[Record]:
+def _differences(
+    settings: Settings, metric: str, length: int, records: list[ResultRecord]
+) -> list[ResultRecord]:
     """Compare every HRM with every method without; or with the reference, where there is one."""
 
-    def scores(name: str) -> list[Record]:
+    def scores(name: str) -> list[ResultRecord]:
         wanted = {"kind": "score", "method": name, "length": length}
         mine = [r for r in records if wanted.items() <= r.items()]
         return [next(r for r in mine if r["seed"] == seed) for seed in settings.seeds]
@@ -253,17 +255,17 @@ def _differences(settings: Settings, metric: str, length: int, records: list[Rec
     return found
 
 
-def learned(settings: Settings, rate: float) -> Record:
+def learned(settings: Settings, rate: float) -> ResultRecord:
     """Return poles, gains and gates of the HRM beside attention, before and after, of the first seed."""
     name, seed = "hrm-attention", settings.seeds[0]
     experiment = open_experiment(settings, settings.methods)
     folder = Path(settings.out) / "runs" / f"final--{name}--rate{rate:g}--seed{seed}" / "adapter"
-    before = _layers(experiment.fresh(name, seed))
-    after = _layers(load_adapter(experiment.bare(name), folder))
+    before = _layers(experiment.untrained_model(name, seed))
+    after = _layers(load_adapter(experiment.base_model(name), folder))
     return {"seed": seed, "before": before, "after": after}
 
 
-def _layers(model: Any) -> list[Record]:
+def _layers(model: Any) -> list[ResultRecord]:
     gates = [p.item() for n, p in model.named_parameters() if n.rpartition(".")[2] == "gate"]
     layers = get_systems(model)
     return [
@@ -290,7 +292,7 @@ def costs(rounds: int = 3) -> None:
     experiment = open_experiment(settings, settings.methods)
     cases = [(name, name, "auto") for name in settings.methods]
     cases += [(f"hrm-attention, {title} scan", "hrm-attention", scan) for title, scan in SCANS.items()]
-    rows: dict[str, dict[str, Record]] = {title: {} for title, _, _ in cases}
+    rows: dict[str, dict[str, ResultRecord]] = {title: {} for title, _, _ in cases}
     for done in range(1, rounds + 1):
         for tokens in COST_TOKENS:
             for title, name, scan in cases:
@@ -302,12 +304,12 @@ def costs(rounds: int = 3) -> None:
         write("costs.json", {**machine, "threads": torch.get_num_threads(), "rounds": done, "rows": rows})
 
 
-def one_cost(experiment: Experiment, name: str, scan: str, tokens: int) -> Record:
+def one_cost(experiment: Experiment, name: str, scan: str, tokens: int) -> ResultRecord:
     """Return seconds and bytes of a step: forward, backward, AdamW."""
-    model = experiment.fresh(name, 0).train()
+    model = experiment.untrained_model(name, 0).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     if scan != "auto":
-        hankelred_llm.adapter.system.column_scan = scan_by(scan)  # type: ignore[attr-defined]
+        hankelred_llm.adapter.system.channel_scan = scan_by(scan)  # type: ignore[attr-defined]
 
     def step(ids: Tensor) -> None:
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
@@ -346,7 +348,7 @@ def _peak() -> int:
     return 1024 * int(next(line for line in status if line.startswith("VmHWM")).split()[1])
 
 
-def in_a_fork(measure: Callable[[], Record]) -> Record:
+def in_a_fork(measure: Callable[[], ResultRecord]) -> ResultRecord:
     """Return what a function says in a process of its own, whose memory nobody else has touched."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -358,11 +360,11 @@ def in_a_fork(measure: Callable[[], Record]) -> Record:
     with os.fdopen(reading, "rb") as pipe:
         said = pipe.read()
     os.waitpid(child, 0)
-    result: Record = json.loads(said)
+    result: ResultRecord = json.loads(said)
     return result
 
 
-def write(name: str, content: Record) -> None:
+def write(name: str, content: ResultRecord) -> None:
     """Write a file of results, a few digits of each number and an entry a line."""
     RESULTS_OF_PAGE.mkdir(exist_ok=True)
     lines = [f"{json.dumps(key)}: {json.dumps(shortened(value))}" for key, value in content.items()]

@@ -1,18 +1,19 @@
-"""Realisation speed against python-control, and fits on real records against nfoursid and python-control.
+"""Speed of realization against python-control, and fits on real records against nfoursid and python-control.
 
     python benchmarks/bench_identification.py hankel
     python benchmarks/bench_identification.py records [--swap] [--shared ../shared] [NAME ...]
 
-Records: a model from the first half of each record, its fit on the second half. For every method alike the
-means of the first half are subtracted from both halves, every setting (order, block rows, number of
-Markov parameters) is chosen by the last 30 % of the first half with a model from its first 70 %, the model
-is then estimated from the whole first half, and on the second half its output is simulated from an initial
-state fitted by least squares over the whole second half. Nothing else is fitted there: the output offset
-that `identify` estimates is left out, since the others have none. The fit is 1 - |y - yhat| / |y - mean(y)|,
-averaged over the outputs. "best setting in hindsight" picks the peers' settings by the second half itself:
-it is what no user can do, and shows how much of a difference is luck. --swap estimates on the second half
-and scores on the first: the choices inside `identify` were made while second halves were in view, so the
-swapped figures are the less flattering and the more trustworthy ones.
+For each record a model is estimated from the first half and tested by its fit on the second half. The same
+procedure holds for every method: the means of the first half are subtracted from both halves; every setting
+(order, block rows, number of Markov parameters) is chosen on the last 30 % of the first half with a model
+estimated from its first 70 %; the model is then estimated from the whole first half, and its output on the
+second half is simulated from an initial state fitted by least squares over the whole second half. Nothing
+else is fitted there: the output offset that `identify` estimates is left out, since the other methods have
+none. The fit is 1 - |y - yhat| / |y - mean(y)|, averaged over the outputs. "best setting in hindsight"
+chooses the settings of the other packages on the second half itself, which is not possible in practice, and
+shows how much of a difference is due to that choice. --swap estimates on the second half and scores on the
+first. The search for the order was developed with results on the second halves, so the swapped figures are
+less favorable and more reliable.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ Method = Callable[[Any, Any], Iterator[tuple[tuple[int, int], Matrices]]]
 
 
 def fit(model: Matrices, u: Any, y: Any) -> float:
-    """Mean fit of the simulated output, initial state by least squares over the whole record."""
+    """Return the mean fit of the simulated output; least squares over the record give the initial state."""
     A, B, C, D = model
     n, T = A.shape[0], u.shape[1]
     simulated, free = np.empty((y.shape[0], T)), np.empty((T, y.shape[0], n))
@@ -77,10 +78,10 @@ def nfoursid(u: Any, y: Any) -> Iterator[tuple[tuple[int, int], Matrices]]:
         method.subspace_identification()
         for order in ORDERS:
             try:
-                found, _ = method.system_identification(order)
+                system, _ = method.system_identification(order)
             except Exception:  # the package raises on some orders; they are then not candidates
                 continue
-            yield (rows, order), (found.a, found.b, found.c, found.d)
+            yield (rows, order), (system.a, system.b, system.c, system.d)
 
 
 def control_era(u: Any, y: Any) -> Iterator[tuple[tuple[int, int], Matrices]]:
@@ -99,13 +100,13 @@ def control_era(u: Any, y: Any) -> Iterator[tuple[tuple[int, int], Matrices]]:
 def peer(
     method: Method, first: tuple[Any, Any], second: tuple[Any, Any]
 ) -> tuple[float, tuple[int, int], float]:
-    """Fit with the setting the held-back samples choose, the setting, and the best fit in hindsight."""
+    """Return the fit with the setting chosen on validation samples, that setting, and the best fit."""
     u, y = first
     cut = int(0.7 * u.shape[1])
-    held = {key: fit(m, u[:, cut:], y[:, cut:]) for key, m in method(u[:, :cut], y[:, :cut])}
-    final = {key: fit(m, *second) for key, m in method(u, y)}
-    key = max((k for k in held if k in final), key=lambda k: held[k])
-    return final[key], key, max(final.values())
+    validation_fits = {key: fit(m, u[:, cut:], y[:, cut:]) for key, m in method(u[:, :cut], y[:, :cut])}
+    test_fits = {key: fit(m, *second) for key, m in method(u, y)}
+    key = max((k for k in validation_fits if k in test_fits), key=lambda k: validation_fits[k])
+    return test_fits[key], key, max(test_fits.values())
 
 
 def bench_records(folder: Path, names: list[str], swap: bool) -> None:
@@ -124,20 +125,20 @@ def bench_records(folder: Path, names: list[str], swap: bool) -> None:
         first, second = (u[:, :half] - mu, y[:, :half] - my), (u[:, half:] - mu, y[:, half:] - my)
         start = time.process_time()
         with warnings.catch_warnings():
-            # that a pole is on the stability limit is told to users; here the fit says what it is worth
+            # the warning of a pole on the stability limit is for users; here the fit shows its effect
             warnings.simplefilter("ignore", hankelred.ReductionWarning)
             model = hankelred.identify(u[:, :half], y[:, :half], dt=dt)
         seconds = time.process_time() - start
         s = model.system
-        own = fit((s.A, s.B, s.C, s.D), *second)
+        our_fit = fit((s.A, s.B, s.C, s.D), *second)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             n4, n4_key, n4_best = peer(nfoursid, first, second)
             era, era_key, era_best = peer(control_era, first, second)
-        ok, hindsight = own >= max(n4, era), own >= max(n4_best, era_best)
+        ok, hindsight = our_fit >= max(n4, era), our_fit >= max(n4_best, era_best)
         won, won_hindsight = won + ok, won_hindsight + hindsight
         print(
-            f"| {name} | {own:.4f} | {model.order} | {seconds:.1f} "
+            f"| {name} | {our_fit:.4f} | {model.order} | {seconds:.1f} "
             f"| {n4:.4f} (rows {n4_key[0]}, order {n4_key[1]}) "
             f"| {era:.4f} ({era_key[0]} parameters, order {era_key[1]}) "
             f"| {'yes' if ok else 'no'} | {max(n4_best, era_best):.4f} ({'yes' if hindsight else 'no'}) |",
@@ -155,7 +156,7 @@ def bench_hankel() -> None:
     rng = np.random.default_rng(0)
     poles = rng.uniform(0.95, 0.999, 20) * np.exp(1j * rng.uniform(0.01, 3, 20))
     h = (rng.standard_normal(20) * poles ** k[:, None]).sum(axis=1).real
-    # a 2 x 2 system of 2000 x 2000 blocks, and one channel: 4000 x 4000 both
+    # a 2 x 2 system with 2000 x 2000 blocks, and one channel: both matrices are 4000 x 4000
     blocks = np.stack([np.roll(h, -i)[:4001] for i in range(4)], axis=1).reshape(-1, 2, 2)
     for title, markov, order in (
         ("1 x 1", h[:, None, None], None),
@@ -163,23 +164,25 @@ def bench_hankel() -> None:
         ("order 10", h, 10),
     ):
         start = time.perf_counter()
-        found = hankelred.realize(markov, order)
-        print(f"4000 x 4000 block Hankel, {title}: {time.perf_counter() - start:.2f} s, order {found.order}")
+        reduction = hankelred.realize(markov, order)
+        print(
+            f"4000 x 4000 block Hankel, {title}: {time.perf_counter() - start:.2f} s, order {reduction.order}"
+        )
     from hankelred.identification.hankel_svd import HankelOperator
 
     small = h[:4001]
     start = time.perf_counter()
-    found = hankelred.realize(small, 40)
-    own = time.perf_counter() - start
+    reduction = hankelred.realize(small, 40)
+    our_time = time.perf_counter() - start
     start = time.perf_counter()
     _, s = control.eigensys_realization(small, 40, m=2000, n=2000, dt=True)
     peer_time = time.perf_counter() - start
     exact = sla.svdvals(HankelOperator(small[:, None, None]).dense())
-    size = found.hankel_singular_values.size
+    size = reduction.hankel_singular_values.size
     print(
-        f"2000 x 2000: hankelred {own:.3f} s, control.eigensys_realization {peer_time:.2f} s, "
-        f"{peer_time / own:.0f} times as fast; singular values differ by "
-        f"{np.abs(found.hankel_singular_values - exact[:size]).max() / exact[0]:.1e} of the largest "
+        f"2000 x 2000: hankelred {our_time:.3f} s, control.eigensys_realization {peer_time:.2f} s, "
+        f"{peer_time / our_time:.0f} times as fast; singular values differ by "
+        f"{np.abs(reduction.hankel_singular_values - exact[:size]).max() / exact[0]:.1e} of the largest "
         f"(control: {np.abs(s - exact).max() / exact[0]:.1e})"
     )
     start = time.perf_counter()

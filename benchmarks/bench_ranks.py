@@ -35,7 +35,7 @@ from hankelred_llm import reduce
 from hankelred_llm.experiments.compare import Settings
 from hankelred_llm.experiments.evaluate import evaluate
 from hankelred_llm.experiments.experiment import Experiment, open_experiment
-from hankelred_llm.experiments.records import Record, ResultsFile
+from hankelred_llm.experiments.records import ResultRecord, ResultsFile
 from hankelred_llm.experiments.statistics import paired_difference
 from hankelred_llm.experiments.trainer import AdapterTrainer, arguments
 from hankelred_llm.tasks import Collator
@@ -67,13 +67,13 @@ def rates_of(experiment: Experiment) -> list[float]:
     return experiment.settings.rates(experiment.settings.methods[0])
 
 
-def train(experiment: Experiment, way: dict[str, int], rate: float, seed: int) -> tuple[Any, Record]:
+def train(experiment: Experiment, way: dict[str, int], rate: float, seed: int) -> tuple[Any, ResultRecord]:
     """Train in one piece or in two, and return the model and what there is to say of it."""
     settings, (method,), began = experiment.settings, experiment.settings.methods, time.perf_counter()
-    model, rows = experiment.fresh(method, seed), experiment.train_rows(seed)
+    model, rows = experiment.untrained_model(method, seed), experiment.train_rows(seed)
     first = FIRST if way else settings.steps
     fit(model, experiment, rows[: first * settings.batch_size], rate, seed)
-    record: Record = {"orders": [STATES] * LAYERS}
+    record: ResultRecord = {"orders": [STATES] * LAYERS}
     if way:
         report = reduce(model, **way, progress=False)
         record = {"orders": list(report.orders.values()), "bounds": list(report.bounds.values())}
@@ -93,7 +93,7 @@ def fit(model: Any, experiment: Experiment, rows: Any, rate: float, seed: int) -
     ).train()
 
 
-def study(task: str, folder: Path) -> Record:
+def study(task: str, folder: Path) -> ResultRecord:
     """Compare the ways on a task."""
     experiments = {name: experiment_of(task, LARGE if way else STATES, folder) for name, way in WAYS.items()}
     one = next(iter(experiments.values()))
@@ -112,7 +112,7 @@ def study(task: str, folder: Path) -> Record:
     for name, experiment in experiments.items():
         tried = [results.find(kind="tuning", way=name, rate=r) for r in rates_of(experiment)]
         chosen[name] = max((t for t in tried if t), key=lambda t: float(t["validation"]))
-    models: dict[str, list[tuple[Any, Record]]] = {
+    models: dict[str, list[tuple[Any, ResultRecord]]] = {
         name: [train(experiment, WAYS[name], chosen[name]["rate"], seed) for seed in SEEDS]
         for name, experiment in experiments.items()
     }

@@ -52,8 +52,8 @@ import torch
 from torch import Tensor
 
 from hankelred_llm import linear_recurrence
-from hankelred_llm.ops.autograd import column_scan
-from hankelred_llm.ops.decode_step import Step
+from hankelred_llm.ops.autograd import channel_scan
+from hankelred_llm.ops.decode_step import StepCoefficients
 
 BARS = {8192: 3, 32768: 10, 131072: 20}
 R = 32
@@ -148,14 +148,14 @@ def speed(lengths: list[int]) -> tuple[bool, dict[str, float]]:
 
 def decode() -> None:
     log_decay, phase = -torch.rand(R // 2), torch.rand(R // 2)
-    u, state, factors = torch.randn(1, R, 1), torch.randn(1, R), Step.of(log_decay, phase)
+    u, state, factors = torch.randn(1, R, 1), torch.randn(1, R), StepCoefficients.of(log_decay, phase)
 
     def repeat(step: Callable[[], object]) -> Callable[[], None]:
         return lambda: [step() for _ in range(200)] and None
 
     whole, kept = in_turn(
         [
-            repeat(lambda: column_scan(log_decay, phase, u, state=state)),
+            repeat(lambda: channel_scan(log_decay, phase, u, state=state)),
             repeat(lambda: factors.advance(u[..., 0], state)),
         ],
         10,

@@ -1,17 +1,17 @@
-"""Speed and accuracy of Hankel singular values and reductions against the peers, in one run.
+"""Speed and accuracy of Hankel singular values and reductions compared with other packages, in one run.
 
     make bench        or        python benchmarks/bench_reduction.py [--quick]
 
-One thread. Every time is the processor time of the best of a few runs; what counts is the ratio inside
-one run.
+One thread. Every time is the processor time of the best of a few repetitions; only ratios of times from one
+run are comparable.
 
 Predictions, written before the first measurement:
 - singular values decay quickly (convection-diffusion, random damped), n = 1000: at most 0.25 of
-  slycot's ab09ad, because compressed doubling needs some five squarings and thin products.
+  slycot's ab09ad, because compressed doubling needs about five squarings and thin products.
 - singular values hardly decay (lightly damped modes), n = 1000: at most 0.5 of ab09ad, because one
   real Schur form and tiled solves replace Hammarling's unblocked loops.
 - n = 300: at most 0.9 in both.
-- accuracy: at least that of the best peer on every system, by two digits on heat and pde.
+- accuracy: at least that of the best other package on every system, two digits more on heat and pde.
 """
 
 from __future__ import annotations
@@ -122,15 +122,15 @@ def speed(quick: bool) -> dict[str, float]:
                     else:
                         row.append(str(values.get(name, "-")))
                 ours, theirs = values["hankelred"], values["slycot ab09ad"]
-                seen = theirs > 1e-8 * theirs[0]
-                row.append(f"{np.max(np.abs(ours[seen] / theirs[seen] - 1)):.0e}")
+                large = theirs > 1e-8 * theirs[0]
+                row.append(f"{np.max(np.abs(ours[large] / theirs[large] - 1)):.0e}")
                 table.add_row(*row)
     console.print(table)
     return ratios
 
 
 def accuracy_systems():
-    """Return the systems of the accuracy table; pde only where the shared data are."""
+    """Return the systems of the accuracy table; pde only if the shared data are available."""
     systems = {
         "1-D heat": _reference.heat()[:3],
         "near-nonminimal": _reference.near_nonminimal()[:3],
@@ -142,8 +142,8 @@ def accuracy_systems():
     return systems
 
 
-def digits(values, truth):
-    """Return the largest relative error of the large values and how many leading ones are right to 1 %."""
+def accuracy_of(values, truth):
+    """Return the largest relative error of the large values, and how many leading ones are correct to 1 %."""
     values = np.concatenate([values, np.zeros(max(0, truth.size - values.size))])[: truth.size]
     error = np.abs(values - truth) / truth
     wrong = error > 0.01
@@ -153,7 +153,7 @@ def digits(values, truth):
 
 def accuracy() -> None:
     table = Table(
-        title="Largest relative error for sigma > 1e-8 sigma_1 / leading values right to 1 %, "
+        title="Largest relative error for sigma > 1e-8 sigma_1 / leading values correct to 1 %, "
         "against 1500-bit arithmetic"
     )
     table.add_column("system")
@@ -168,19 +168,19 @@ def accuracy() -> None:
             except Exception as error:  # a peer that fails is a result
                 row.append(type(error).__name__)
                 continue
-            row.append("{:.0e} / {}".format(*digits(values, truth)))
+            row.append("{:.0e} / {}".format(*accuracy_of(values, truth)))
         table.add_row(*row)
     console.print(table)
 
 
-def failures() -> None:
-    """Show what each peer does with systems that are not the textbook's."""
+def discrete_reduction() -> None:
+    """Compare the reductions of a discrete model with two inputs and outputs."""
     rng = np.random.default_rng(1)
     A = rng.standard_normal((8, 8))
     A *= 0.9 / np.abs(np.linalg.eigvals(A)).max()
     B, C = rng.standard_normal((8, 2)), rng.standard_normal((2, 8))
     sys = control.ss(A, B, C, np.zeros((2, 2)), 0.1)
-    table = Table(title="A discrete model of 8 states, asked for order 4")
+    table = Table(title="Reduction of a discrete model of 8 states to order 4")
     for heading in ("", "order", "dt", "true error / valid bound", "stable"):
         table.add_column(heading)
     bound = hankelred.reduce(sys, order=4).error_bound
@@ -208,7 +208,7 @@ def main() -> None:
     console.print(f"hankelred {hankelred.__version__}; {versions}")
     with threadpool_limits(1):
         accuracy()
-        failures()
+        discrete_reduction()
         ratios = speed(arguments.quick)
     _baseline.compare("reduction", ratios, save=arguments.save_baseline)
 

@@ -3,18 +3,18 @@
 Run with ``python benchmarks/bench_simulation.py``: two to three minutes, ``--quick`` for a tenth of the
 samples.
 
-Prediction, written before the first run. The plain loops cost 6 to 10 microseconds a sample whatever the
-size. The block route does ``2 (p m L + (p + m) n + 2 n^2 / L)`` operations a sample, about 600 for
+Prediction, written before the first run. The plain loops cost 6 to 10 microseconds per sample for any
+size. The block route does ``2 (p m L + (p + m) n + 2 n^2 / L)`` operations per sample, about 600 for
 (10, 1, 1), 2000 for (100, 2, 2) and 2100 for (50, 4, 4), at a third to a half of the matrix product's rate
 (some 15e9 a second here), so 10, 13 and 14 ms. That makes 600, 80 and 80 times ``forced_response``,
-against the bars 150, 60 and 30. Differences: rounding only, 1e-13 relative. ``convolve`` does the same
+against the required 150, 60 and 30. Differences: rounding only, 1e-13 relative. ``convolve`` does the same
 transforms as ``oaconvolve`` for one channel, so a ratio near 1 there, and (m + p) / (3 m p) for more.
 
-Seen in two runs on a busy machine: 580 and 1440, 142 and 96, 97 and 87 times, differences near 1e-15, 23 to
-34 % of the matrix product's rate (49 % for n = 400). The operations per sample were overestimated (about 200
-for (10, 1, 1) with L = 64), and so was the rate; what is left is memory traffic. For one channel
-``convolve`` was faster than predicted, ratio 0.4 to 1, because its transforms run over blocks that fit the
-cache.
+Measured in two runs on a busy machine: 580 and 1440, 142 and 96, 97 and 87 times, differences near 1e-15,
+23 to 34 % of the matrix product's rate (49 % for n = 400). The operations per sample were overestimated
+(about 200 for (10, 1, 1) with L = 64), and so was the rate; the remaining time is memory traffic. For one
+channel ``convolve`` was faster than predicted, ratio 0.4 to 1, because its transforms run over blocks that
+fit the cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import scipy.signal
 from threadpoolctl import threadpool_limits
 
 import hankelred
-from hankelred.simulation import recurrence as _blocks
+from hankelred.simulation import recurrence
 
 BARS = {(10, 1, 1): 150, (100, 2, 2): 60, (50, 4, 4): 30}
 
@@ -62,7 +62,7 @@ def stable_model(rng: np.random.Generator, n: int, m: int, p: int) -> control.St
 
 def block_operations(n: int, m: int, p: int, samples: int) -> float:
     """Operations in the matrix products of the block route, the zeros of the Toeplitz part included."""
-    plan = _blocks.plan(n, m, p, samples)
+    plan = recurrence.plan_blocks(n, m, p, samples)
     L = 1 << plan.level
     per_sample = 2.0 * (n + m * L) * p + 2.0 * m * n + 4.0 * n**2 / L
     return samples * per_sample + 6.0 * n**3 * (plan.level + plan.depth)
@@ -135,7 +135,7 @@ def convolution(quick: bool) -> bool:
         rng = np.random.default_rng(n)
         markov, u = rng.standard_normal((n, p, m)), rng.standard_normal((m, samples))
         ours = overlap = whole = np.inf
-        # Taken in turn, so that a change in the machine's load hits all three.
+        # The three run in turn, so that a change in the machine's load affects all of them.
         for _ in range(7):
             seconds, y = best(lambda h=markov, u=u: hankelred.convolve(h, u), 3)
             ours = min(ours, seconds)

@@ -1,18 +1,18 @@
-"""Damaged and hostile files, read as users read them: each must be read right or refused in one clear line.
+"""Damaged and hostile files, read as users do: each must be read correctly or refused in one clear line.
 
     python benchmarks/fuzz_files.py                      # all cases; some ten minutes
-    python benchmarks/fuzz_files.py --log fuzz.jsonl     # interrupted and started again, it goes on
-    python benchmarks/fuzz_files.py --only 1234          # one case, with what became of it
+    python benchmarks/fuzz_files.py --log fuzz.jsonl     # continues an interrupted run
+    python benchmarks/fuzz_files.py --only 1234          # one case, with its result
 
-Case i is made from the seed and i alone. Of ten cases five go to `read_model`, one each to
+Case i depends only on the seed and i. Of ten cases five go to `read_model`, one each to
 `GramianEstimator.load`, `hankelred hsv` and `hankelred reduce --out`, and two to `hankelred identify`. They
-run in a child process, so that a crash is counted and the next child goes on after it; a case that takes more
-than 10 s of processor time counts as a hang. What was accepted must be finite and is compared with what
-scipy, numpy and json read from the same file (last, since scipy's reader may crash, which is counted apart);
-what was written is read again.
+run in a child process, so that a crash is counted and a new child continues after it; a case that takes more
+than 10 s of processor time counts as a hang. Accepted values must be finite, and are compared with what
+scipy, numpy and json read from the same file (last, since scipy's reader may crash, which is counted
+separately); written files are read again.
 
 The prediction, before the first run: no crash, since only Python reads; a few foreign exceptions in
-`identify`, whose records are degenerate in ways nobody has tried. It held: 136 of 5200 records, in two
+`identify`, whose records are degenerate in untested ways. This was correct: 136 of 5200 records, in two
 places.
 """
 
@@ -38,7 +38,7 @@ import _file_cases as cases
 import numpy as np
 
 import hankelred
-from hankelred._util.reading import opened
+from hankelred._util.reading import open_arrays
 from hankelred.cli import main as cli
 from hankelred.files import read_model
 
@@ -59,7 +59,7 @@ COLUMNS = (
 CHILD = [sys.executable, __file__, "--child"]
 #: Seconds of processor time after which a case counts as a hang.
 HANG = 10
-#: Memory of a child: what asks for more gets a MemoryError.
+#: Memory limit of a child: beyond it there is a MemoryError.
 MEMORY = 4 << 30
 
 
@@ -70,11 +70,11 @@ def case_of(number: int) -> tuple[str, cases.Case]:
     return target, make(rng)
 
 
-# in the child
+# in the child process
 
 
 def is_clear(message: str) -> bool:
-    """One line that is not endless, without control characters."""
+    """Return a text as one line of limited length without control characters."""
     return message.isprintable() and 10 <= len(message) <= 2500
 
 
@@ -102,7 +102,7 @@ def run_reading(target: str, path: Path) -> tuple[str, str]:
 
 
 def estimator_of(path: Path) -> np.ndarray:
-    """Load an estimator, go on with it, and return its factor."""
+    """Load an estimator, update it, and return its factor."""
     estimator = hankelred.GramianEstimator.load(path)
     if estimator.n_states < 100:
         estimator.update(np.ones((estimator.n_states, 2)))
@@ -140,8 +140,8 @@ def run_command(target: str, path: Path) -> tuple[str, str]:
 
 
 def differs(path: Path) -> str:
-    """Say in what an accepted model file differs from what another reader finds in it, or nothing."""
-    with opened(path) as read:
+    """Describe how an accepted model file differs from the result of another reader; empty if it does not."""
+    with open_arrays(path) as read:
         names = {key: name for name in read for key in "ABCDE" if name == key or name == key.lower()}
         ours = {key: read[name] for key, name in names.items()}
     try:
@@ -210,7 +210,7 @@ def child(first: int, last: int) -> None:
                     print(json.dumps(result), file=report, flush=True)
 
 
-# in the parent
+# in the parent process
 
 
 def run(first: int, last: int, log: Path | None) -> dict[int, dict[str, Any]]:

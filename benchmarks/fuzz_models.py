@@ -15,10 +15,10 @@ beyond it "wrong". The bound of a state space is a promise about the matrices th
 such excuse: an exact error above error_bound + noise_floor is "bound short", or "wrong" where not even the
 conditioning explains it. For a transfer function, zeros and poles, or a descriptor model the bound is
 promised of the state space it was converted to, and converting rounds the data: up to ten times what that
-moves (or 1e-6 of the largest response, for polynomials) is "conditioning", beyond it "wrong". A value above
-ten noise floors that is mostly rounding, and more than the data explain, is "bound short" too. "refused" is
-an error of hankelred's, or a warning of a loss that is there; a warning of anybody else's, or of a loss that
-is not there, is "leaked". A case counts as its worst outcome.
+moves (or 1e-6 of the largest response for polynomials; 1e-4 outside the stability region) is "conditioning",
+beyond it "wrong". A value above ten noise floors that is mostly rounding, and more than the data explain, is
+"bound short" too. "refused" is an error of hankelred's, or a warning of a loss that is there; a warning of
+anybody else's, or of a loss that is not there, is "leaked". A case counts as its worst outcome.
 
 Prediction, written before the first thousand cases, on the code of version 0.1.0: wrong in multiple poles and
 delays (modal form), far gains, near the boundary (bound of residualization); foreign exceptions in undamped
@@ -155,15 +155,17 @@ class Truth:
     def __init__(self, case: Case):
         self.case, self.exact, self.discrete = case, case.exact, case.discrete
         distance = _exact.boundary_distance(self.exact.poles, discrete=self.discrete)
-        size = max((float(abs(z).mid()) for z in self.exact.poles), default=1.0)
+        size = largest = max((float(abs(z).mid()) for z in self.exact.poles), default=1.0)
         if not case.coefficients and len(case.data) == 4:
+            # in good units of the states the size of A is between these two
             A = case.data[0]
-            size = max(size, math.sqrt(np.linalg.norm(A, 1) * np.linalg.norm(A, np.inf)))
-        size = max(size, 1.0) if self.discrete else size
+            largest = max(size, math.sqrt(np.linalg.norm(A, 1) * np.linalg.norm(A, np.inf)))
+        if self.discrete:
+            size, largest = max(size, 1.0), max(largest, 1.0)
         #: poles that are marginal or unstable: no further inside than 1e-13 of the size of A
         self.kept = int(np.count_nonzero(distance <= 1e-13 * size))
         #: whether a pole is so near that it may count as either
-        self.undecided = bool(np.any((distance > 1e-14 * size) & (distance < 1e-11 * size)))
+        self.undecided = bool(np.any((distance > 1e-14 * size) & (distance < 1e-11 * largest)))
         self.stable = self.exact.split(self.kept)[0]
         self.rational = self.exact.rational
         self.real = case.coefficients or not any(np.iscomplexobj(M) for M in case.data)
@@ -352,7 +354,9 @@ def _check_bound(judge, truth, name, reduction, losses):
         error = np.array([_exact.gain(truth.rational, rational, s) for s in points])
         size = np.array([_exact.gain(truth.rational, None, s) for s in points])
         above = np.maximum(error - bound - floor, 0.0)
-        judge.compare(name, above, 0.0, 1e-9 * size, truth.response_movement(points), f"(order {order})")
+        # polynomials may lose 1e-6 of the response at its peaks, which are higher than at these points
+        allowed = np.maximum(1e-9 * size, 1e-4 * size.max() if truth.case.coefficients else 0.0)
+        judge.compare(name, above, 0.0, allowed, truth.response_movement(points), f"(order {order})")
         return None
     error, at = _difference(truth, reduction)
     if error <= (bound + floor) * (1 + 1e-6):
@@ -391,6 +395,10 @@ def _check_errors(judge, truth, method, reduction, error, at):
         A, B, C, D = (_exact.matrix(M) for M in system)
         factor = 1 / _exact.number(gain)
         difference = truth.exact.minus(Exact(A, B * factor, C, D * factor, truth.discrete))
+    if value == math.inf == reduction.error_bound:
+        # a warning says so: the poles as double precision knows them may be outside the stability region
+        judge.note("refused", name, f"a pole of the reduced model may be unstable {where}")
+        return
     if value is not None:
         value /= gain
         allowed = max(0.1 * error, reduction.noise_floor / gain)

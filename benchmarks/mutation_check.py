@@ -2,14 +2,14 @@
 
     python benchmarks/mutation_check.py [--fault NAME ...]
 
-A fault is a substitution of text that stands exactly once in the package; where it stands no more, or twice,
-the fault is out of date and reported as an error. One at a time they are made in a temporary copy of the
-tree. The tests named with a fault are run first, then, where they pass, all tests of the core; a fault that
+A fault is a substitution of text that occurs exactly once in the package; if it occurs not at all, or twice,
+the fault is out of date and reported as an error. The faults are made one at a time in a temporary copy of
+the tree. The tests named with a fault run first; if they pass, all tests of the core run; a fault that
 passes those too has survived. Tests that fail without any fault are left out. The exit status is the number
 of survivors and errors.
 
-Prediction: none survives, and each is noticed by the tests named with it. Measured first: so for
-nineteen; that a boolean dt of an archive is True and not one second had no test, and got one.
+Prediction: no fault survives, and each is detected by the tests named with it. First measurement: true for
+nineteen; no test covered that a boolean dt of an archive is True and not one second, so one was added.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ FAULTS = (
     # certificates
     Fault(
         "bound without its factor two",
-        "bounds[k] = 2 * values[k] + bounds[following]",
-        "bounds[k] = values[k] + bounds[following]",
+        "bounds[k] = 2 * values[k] + bounds[next_distinct]",
+        "bounds[k] = values[k] + bounds[next_distinct]",
         ("test_order.py",),
     ),
     Fault(
@@ -118,7 +118,7 @@ FAULTS = (
     ),
     Fault(
         "states at rest do not reach the output",
-        "C, C_low = total(full.C[:, :r], full.C_low[:, :r], others, states)",
+        "C, C_low = total(full.C[:, :r], full.C_low[:, :r], trailing, leading)",
         "C, C_low = full.C[:, :r], full.C_low[:, :r]",
         ("test_reduce.py",),
     ),
@@ -143,8 +143,8 @@ FAULTS = (
     # readers
     Fault(
         "fifth matrix of a file ignored",
-        'found.get(key) for key in "ABCDE"',
-        'found.get(key) for key in "ABCD"',
+        'matrices.get(key) for key in "ABCDE"',
+        'matrices.get(key) for key in "ABCD"',
         ("test_cli.py",),
     ),
     Fault(
@@ -186,12 +186,12 @@ class Tree:
                 shutil.copy(ROOT / name, folder / name)
         self.sources = sorted((folder / PACKAGE).rglob("*.py"))
 
-    def place(self, text: str) -> Path:
-        """Return the one file in which a text stands, once."""
+    def file_with(self, text: str) -> Path:
+        """Return the only file that contains a text, exactly once."""
         counts = {path: path.read_text("utf-8").count(text) for path in self.sources}
         total = sum(counts.values())
         if total != 1:
-            raise LookupError(f"the text stands {total} times in {PACKAGE}, not once: {text!r}")
+            raise LookupError(f"the text occurs {total} times in {PACKAGE}, not once: {text!r}")
         return max(counts, key=counts.__getitem__)
 
     def failures(self, files: list[str], leave_out: list[str] | None = None) -> list[str]:
@@ -238,30 +238,30 @@ class Tree:
 
 
 class Check:
-    """Faults tried one after the other; what fails without a fault is established once for each file."""
+    """Faults tried one after the other; each test file runs once without a fault for comparison."""
 
     def __init__(self, tree: Tree):
         self.tree = tree
-        self.already: dict[str, list[str]] = {}
+        self.failures_without_fault: dict[str, list[str]] = {}
 
-    def learn(self, files: list[str]) -> None:
+    def run_without_fault(self, files: list[str]) -> None:
         """Run files without a fault, once."""
-        new = [file for file in files if file not in self.already]
+        new = [file for file in files if file not in self.failures_without_fault]
         if new:
             failed = self.tree.failures(new)
             for file in new:
-                self.already[file] = [name for name in failed if name.startswith(file)]
+                self.failures_without_fault[file] = [name for name in failed if name.startswith(file)]
 
     def try_fault(self, fault: Fault) -> tuple[str, str]:
         """Return ("noticed" | "survived" | "error", what noticed it or what is wrong)."""
         try:
-            path, named = self.tree.place(fault.find), self.tree.files(fault.tests)
+            path, named = self.tree.file_with(fault.find), self.tree.files(fault.tests)
         except LookupError as error:
             return "error", str(error)
         text = path.read_text("utf-8")
         for files in (named, self.tree.core):
-            self.learn(files)
-            known = [name for file in files for name in self.already[file]]
+            self.run_without_fault(files)
+            known = [name for file in files for name in self.failures_without_fault[file]]
             path.write_text(text.replace(fault.find, fault.replace), "utf-8")
             try:
                 failed = self.tree.failures(files, leave_out=known)

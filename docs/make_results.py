@@ -1,7 +1,7 @@
-"""Write the page of results from docs/results/*.json: `python docs/make_results.py`.
+"""Write docs/results.md from docs/results/*.json: `python docs/make_results.py`.
 
-The files are written by benchmarks/bench_comparison.py. Every figure and every verdict of the page is
-computed here; docs/results.md is not to be edited by hand.
+The files are written by benchmarks/bench_comparison.py and benchmarks/bench_ranks.py. Every figure and every
+verdict of the page is computed here; docs/results.md is not to be edited by hand.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from hankelred_llm.experiments.settings import HRM_FAMILY
 HERE = Path(__file__).resolve().parent
 RESULTS, IMAGES = HERE / "results", HERE / "images"
 
-#: The two families the goal is about; of each, validation chooses a member for every task.
-OURS = ALONE, BESIDE_MLP, TOGETHER = HRM_FAMILY
-LORAS = ("lora-qv", "lora-mlp", "lora-all")
-CHOSEN = "the HRM that validation chooses"
-#: What the goal asks to be clearly better at four times the length.
-CLEAR_AT_FOUR = ("prefix_dfa", "flip_flop", "lag_copy")
-#: How many tasks have their modes drawn.
-PICTURED = 5
+#: The two families that are compared; of each, the validation score chooses one method for every task.
+HRM_METHODS = HRM_ALONE, WITH_LORA_MLP, WITH_LORA_ALL = HRM_FAMILY
+LORA_METHODS = ("lora-qv", "lora-mlp", "lora-all")
+CHOSEN = "HRM method with the best validation score"
+#: The tasks on which HRM is required to be clearly better at four times the trained length.
+LONGER_ROWS_TASKS = ("prefix_dfa", "flip_flop", "lag_copy")
+#: How many tasks the figure of the modes shows.
+TASKS_IN_FIGURE = 5
 TASKS = {
     "prefix_dfa": "automaton of four states",
     "flip_flop": "flip-flop",
-    "lag_copy": "copy from 8 before",
+    "lag_copy": "copy from 8 tokens before",
     "key_retrieval": "key retrieval",
     "byte_lm": "bytes of text",
     "majority": "majority",
@@ -38,75 +38,75 @@ TASKS = {
     "modular_sum": "modular sum",
     "parity": "parity",
     "s3_words": "words of S3",
-    "prefix_dfa-random": "the automaton, base with random weights",
+    "prefix_dfa-random": "automaton of four states, base with random weights",
     "flip_flop-random": "flip-flop, base with random weights",
-    "lag_copy-random": "copy from 8 before, base with random weights",
+    "lag_copy-random": "copy from 8 tokens before, base with random weights",
     "key_retrieval-random": "key retrieval, base with random weights",
 }
 SHORT = {
-    BESIDE_MLP: "hrm-attention + lora-mlp",
-    TOGETHER: "hrm-attention + lora-all",
+    WITH_LORA_MLP: "hrm-attention + lora-mlp",
+    WITH_LORA_ALL: "hrm-attention + lora-all",
     "hrm-attention init_weights=s4d_real eigenvalues=real": "s4d_real",
     "hrm-attention init_weights=balanced-B": "balanced, B",
     "hrm-attention init_weights=balanced": "balanced, AB",
     "hrm-attention init_weights=balanced-ABC": "balanced, ABC",
 }
 
-Found = dict[str, Any]
+Results = dict[str, Any]
 
 
-def read() -> dict[str, Found]:
-    """Return the files of results by name; an empty one where there is none."""
-    found = {}
+def read() -> dict[str, Results]:
+    """Return the contents of the files of results by name; an empty dict where there is no file."""
+    results = {}
     for name in ("comparisons", "systems", "costs", "ranks"):
         path = RESULTS / f"{name}.json"
-        found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+        results[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return results
 
 
-def page(found: dict[str, Found]) -> str:
+def page(results: dict[str, Results]) -> str:
     """Return the whole page."""
-    comparisons = {n: c for n, c in found["comparisons"].items() if not n.startswith("starts")}
+    comparisons = {n: c for n, c in results["comparisons"].items() if not n.startswith("starts")}
     ordered = {name: comparisons[name] for name in TASKS if name in comparisons}
-    starts = {n: c for n, c in found["comparisons"].items() if n.startswith("starts")}
+    starts = {n: c for n, c in results["comparisons"].items() if n.startswith("starts")}
     parts = [
-        opening(ordered),
-        goal(ordered),
-        every_task(ordered),
-        learned(found["systems"]),
-        costs(found["costs"]),
-        which_start(starts),
-        large_first(found["ranks"]),
+        setup_section(ordered),
+        main_comparison(ordered),
+        all_methods(ordered),
+        learned_systems(results["systems"]),
+        costs(results["costs"]),
+        initializations(starts),
+        reduction_after_training(results["ranks"]),
         not_run(ordered, starts),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def opening(comparisons: dict[str, Found]) -> str:
-    """Say what was run, and with which commands."""
+def setup_section(comparisons: dict[str, Results]) -> str:
+    """Return the introduction: what was run, and with which commands."""
     first = next(iter(comparisons.values()))
     counts = [m["parameters"] for c in comparisons.values() for m in c["methods"].values()]
     rates = sorted({float(r) for m in first["methods"].values() for r in m["tuned"]})
     shared = [c for c in comparisons.values() if c["seeds"] == first["seeds"]]
     others = [TASKS[n] for n, c in comparisons.items() if c not in shared]
     text = f"""
-        The base is `small`, a frozen Mistral of two layers of width 64 that was pretrained on source text
-        by this project ([](comparing.md)); `small-random` has random weights. Every method has
-        {min(counts):,} to {max(counts):,} trainable parameters and {first["steps"]} steps of
-        {first["batch_size"]} rows of length {first["length"]}; it is tested at that length (1x) and at four
-        times it (4x). The learning rate is chosen of {listed(rates)} by the validation score on seeds
-        {listed(first["tuning_seeds"])}, averaged over both lengths: for every method alike, and asking for
-        what works on longer rows too. {len(first["seeds"])} other seeds are reported; ± is their standard
-        deviation. With so few seeds intervals are wide. **One small base and one short training: nothing
-        here says what happens on a large model.**
+        The base model is `small`, a frozen Mistral of two layers of width 64, pretrained on source code
+        ([](comparing.md)); `small-random` has random weights. Every method has
+        {min(counts):,} to {max(counts):,} trainable parameters and is trained for {first["steps"]} steps of
+        {first["batch_size"]} rows of length {first["length"]}. It is tested at that length (1x) and at four
+        times that length (4x). The learning rate of each method is the one of {number_list(rates)} with the
+        best validation score, averaged over both lengths and over seeds
+        {number_list(first["tuning_seeds"])}. The results are from {len(first["seeds"])} other seeds; ± is
+        their standard deviation. With so few seeds the intervals are wide. **One small base model and one
+        short training: these results do not tell what happens on a large model.**
     """
     if others:
-        text += " Measured before, with three seeds and two rates, chosen on one seed at 1x: "
+        text += " Measured before, with three seeds and two learning rates, chosen on one seed at 1x: "
         text += f"{', '.join(others)}."
     return f"""# Results
 
-What HRM and the LoRA family learn with equal numbers of parameters. This page is written by a command, from
-files that others write into `docs/results`:
+HRM adapters against LoRA, DoRA and AdaLoRA with the same number of trainable parameters. These commands
+write the files in `docs/results`, and this page from them:
 
 ```sh
 OMP_NUM_THREADS=1 python benchmarks/bench_comparison.py run comparisons
@@ -115,77 +115,81 @@ python benchmarks/bench_comparison.py collect comparisons
 python docs/make_results.py
 ```
 
-{prose(text)}
+{paragraph(text)}
 """
 
 
-def goal(comparisons: dict[str, Found]) -> str:
-    """Compare HRM, alone, with LoRA, and as validation chooses, with the best LoRA on every task."""
+def main_comparison(comparisons: dict[str, Results]) -> str:
+    """Compare HRM methods with the best LoRA: one chosen for each task, and two used for all tasks."""
     text = f"""
-        Two families, three members each: HRM beside attention alone (`{ALONE}`), with LoRA on the MLP
-        (`{BESIDE_MLP}`) and with LoRA on all layers (`{TOGETHER}`; the rate in the tables is
-        that of the HRM); LoRA on query and value, on the MLP, on all layers. The two mixtures, their shares
-        and the ratio of rates were chosen in trials on validation rows, with seeds 100 to 103; the others had
-        been measured on these test rows for an earlier version of this page, the mixtures had not. Of the HRM
-        family, validation chooses the member for each task, as it chooses the learning rate. Its opponent
-        has an advantage: the best of LoRA is the one of LoRA, DoRA and AdaLoRA with the best mean on these
-        very test rows, chosen anew for every line. Differences are paired by seed; in brackets the interval
-        of 95 % over seeds. **Better** and **worse** mean that it and the interval over rows both leave out
-        zero; ahead and behind are within noise. All scores are accuracies, except bits per byte, of which
-        fewer are better.
+        Three HRM methods are compared: HRM in parallel with attention alone (`{HRM_ALONE}`), the same with a
+        LoRA on the MLP (`{WITH_LORA_MLP}`), and the same with a LoRA on all layers (`{WITH_LORA_ALL}`; the
+        tables give the learning rate of the HRM part). For each task the one with the best validation score
+        is used. The LoRA methods are LoRA on query and value, on the MLP and on all layers, and on some tasks
+        DoRA and AdaLoRA; "best LoRA" in a row is the one with the best mean on the test rows of that very
+        row, which is an advantage for LoRA. The two combinations, their shares and the ratio of their
+        learning rates were chosen in trials on validation rows, with seeds 100 to 103. The methods without
+        combination had been measured on these test rows for an earlier version of this page. Differences are
+        paired by seed, and the 95 % interval over seeds is in brackets. **Better** and **worse** mean that
+        both this interval and the one over test rows exclude zero; ahead and behind are within noise. All
+        scores are accuracies, except bits per byte, where lower is better.
     """
-    family = [TASKS[n] for n, c in comparisons.items() if "adalora" in c["methods"]]
-    text += f" DoRA and AdaLoRA were run on: {', '.join(family)}. Bytes of text are tiny Shakespeare."
+    with_dora = [TASKS[n] for n, c in comparisons.items() if "adalora" in c["methods"]]
+    text += f" DoRA and AdaLoRA were run on: {', '.join(with_dora)}. Bytes of text are from tiny Shakespeare."
     text += """
-        On the base with random weights the HRM alone was run, for key retrieval, after that had failed, the
-        one with LoRA on all layers too; of LoRA, the one on all layers.
+        On the base model with random weights only HRM alone and LoRA on all layers were run, and on key
+        retrieval, where HRM alone failed, also HRM with LoRA on all layers.
     """
     if {"parity", "modular_sum", "s3_words"} & set(comparisons):
         text += """
-            Parity, modular sum and words of S3 are here to fail: no linear state that moves alike whatever is
-            read can hold them, with any eigenvalues.
+            Parity, modular sum and words of S3 are included as tasks that cannot be solved: a linear
+            time-invariant recurrence cannot represent them, whatever its eigenvalues
+            ([](what_a_linear_state_cannot_do.md)).
         """
-    chosen, verdicts = against_best(comparisons, {CHOSEN: chosen_of(OURS)})
-    single, others = against_best(
-        comparisons, {name: (lambda c, name=name: name) for name in (ALONE, TOGETHER)}
+    chosen_table, verdicts = against_best_lora(comparisons, {CHOSEN: best_by_validation(HRM_METHODS)})
+    fixed_table, fixed_verdicts = against_best_lora(
+        comparisons, {name: (lambda c, name=name: name) for name in (HRM_ALONE, WITH_LORA_ALL)}
     )
-    fair = {name: tuple(m for m in LORAS if m in c["methods"]) for name, c in comparisons.items()}
-    level = [
-        judge(difference(at, chosen_of(OURS)(c), chosen_of(fair[name])(c)), c["higher_is_better"])
-        for name, c in comparisons.items()
-        for at in c["lengths"].values()
+    against_chosen_lora = []
+    for c in comparisons.values():
+        hrm = best_by_validation(HRM_METHODS)(c)
+        lora = best_by_validation(LORA_METHODS)(c)
+        against_chosen_lora += [
+            verdict_of(difference(at, hrm, lora), c["higher_is_better"]) for at in c["lengths"].values()
+        ]
+    summaries = [
+        f"**{CHOSEN}**: {verdict_counts(verdicts[CHOSEN])}. {targets_met(verdicts[CHOSEN])} Against the LoRA "
+        f"with the best validation score: {verdict_summary(against_chosen_lora)}."
     ]
-    said = [f"**{CHOSEN[0].upper()}{CHOSEN[1:]}**: {counted(verdicts[CHOSEN])}. {asked(verdicts[CHOSEN])}"]
-    said[0] += f" Against the LoRA that validation chooses in the same way: {verdicts_in_words(level)}."
-    said += [
-        f"**{title}**: {counted(others[name])}. {asked(others[name])}"
+    summaries += [
+        f"**{title}**: {verdict_counts(fixed_verdicts[name])}. {targets_met(fixed_verdicts[name])}"
         for name, title in (
-            (ALONE, "HRM alone everywhere"),
-            (TOGETHER, "HRM with LoRA on all layers everywhere"),
+            (HRM_ALONE, "HRM alone on all tasks"),
+            (WITH_LORA_ALL, "HRM with LoRA on all layers on all tasks"),
         )
     ]
-    weak = """
-        Not to be clearly worse is a weak claim with so few seeds: where it says behind there may be a real
-        loss, and where it says ahead no gain.
+    caveat = """
+        With so few seeds, "never clearly worse" is a weak claim: a row with "behind" may be a real loss, and
+        a row with "ahead" may be no gain.
     """
-    paragraphs = [prose(line) for line in said]
-    return f"""## Where HRM wins, and where it does not
+    chosen_summary, *fixed_summaries = [paragraph(line) for line in summaries]
+    return f"""## Where HRM is better than LoRA, and where it is worse
 
-{prose(text)}
+{paragraph(text)}
 
-{chosen}
+{chosen_table}
 
-{paragraphs[0]}
+{chosen_summary}
 
-Without a choice, the same one everywhere:
+The same HRM method on all tasks:
 
-{single}
+{fixed_table}
 
-{paragraphs[1]}
+{fixed_summaries[0]}
 
-{paragraphs[2]}
+{fixed_summaries[1]}
 
-{prose(f"{weak} {nothing_learned(comparisons)}")}
+{paragraph(f"{caveat} {tasks_not_learned(comparisons)}")}
 
 ```{{image}} images/results_scores.png
 :alt: Scores of every method on every task, a dot for each seed
@@ -193,15 +197,15 @@ Without a choice, the same one everywhere:
 """
 
 
-Contestant = Callable[[Found], str]
+Selector = Callable[[Results], str]
 
 
-def chosen_of(members: tuple[str, ...]) -> Contestant:
-    """Return what names the member with the best validation score at its best rate."""
+def best_by_validation(methods: tuple[str, ...]) -> Selector:
+    """Return a function that chooses the method with the best validation score at its best rate."""
 
-    def best(c: Found) -> str:
+    def best(c: Results) -> str:
         sign = 1 if c["higher_is_better"] else -1
-        present = [name for name in members if name in c["methods"]]
+        present = [name for name in methods if name in c["methods"]]
 
         def validation(name: str) -> float:
             scores = [v for v in c["methods"][name]["tuned"].values() if v is not None]
@@ -212,88 +216,91 @@ def chosen_of(members: tuple[str, ...]) -> Contestant:
     return best
 
 
-def against_best(
-    comparisons: dict[str, Found], contestants: dict[str, Contestant]
+def against_best_lora(
+    comparisons: dict[str, Results], selectors: dict[str, Selector]
 ) -> tuple[str, dict[str, list[Any]]]:
-    """Return the table of contestants against the best of LoRA, and their verdicts by name."""
-    rows, verdicts = [], {title: [] for title in contestants}
+    """Return the table of the selected methods against the best LoRA, and the verdicts by selector."""
+    rows, verdicts = [], {title: [] for title in selectors}
     for name, c in comparisons.items():
         for times, (length, at) in zip((1, 4), c["lengths"].items(), strict=True):
             best = best_lora(c, length)
             row = [TASKS[name], f"{times}x", f"{score(at['scores'][best])} ({best})"]
-            for title, contestant in contestants.items():
-                ours = contestant(c)
-                if ours not in at["scores"]:
+            for title, selector in selectors.items():
+                method = selector(c)
+                if method not in at["scores"]:
                     row += ["", ""]
                     continue
-                d = difference(at, ours, best)
-                verdict = judge(d, c["higher_is_better"])
+                d = difference(at, method, best)
+                verdict = verdict_of(d, c["higher_is_better"])
                 verdicts[title].append((name, times, verdict, d))
-                which = f" ({SHORT.get(ours, ours)})" if title == CHOSEN else ""
+                which = f" ({SHORT.get(method, method)})" if title == CHOSEN else ""
                 row += [
-                    f"{score(at['scores'][ours])}{which}",
+                    f"{score(at['scores'][method])}{which}",
                     f"{signed(d['mean'])} {interval(d['over_seeds'])} {verdict}",
                 ]
             rows.append(row)
-    headings = ["task", "", "best of LoRA"]
-    for title in contestants:
+    headings = ["task", "length", "best LoRA"]
+    for title in selectors:
         headings += [SHORT.get(title, title), "difference"]
     return table(headings, rows), verdicts
 
 
-def listed(values: list[Any]) -> str:
-    """Return numbers as a sentence has them."""
+def number_list(values: list[Any]) -> str:
+    """Return numbers as an enumeration, as in "1, 2 and 3"."""
     *first, last = [f"{value:g}" for value in values]
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def nothing_learned(comparisons: dict[str, Found]) -> str:
-    """Name the tasks from which nothing can be read."""
+def tasks_not_learned(comparisons: dict[str, Results]) -> str:
+    """Name the tasks on which no method learned much more than the best trivial baseline."""
     names = []
     for name, c in comparisons.items():
         sign, metric = (1 if c["higher_is_better"] else -1), c["metric"]
         at = next(iter(c["lengths"].values()))
-        floor = max(sign * values[metric] for values in at["floors"].values())
-        if max(sign * float(np.mean(values)) for values in at["scores"].values()) < floor + 0.05:
+        baseline = max(sign * values[metric] for values in at["floors"].values())
+        if max(sign * float(np.mean(values)) for values in at["scores"].values()) < baseline + 0.05:
             names.append(TASKS[name])
     if not names:
         return ""
-    return f"No method comes .05 above the best floor at 1x on {', '.join(names)}: a tie there says nothing."
+    return (
+        f"On {', '.join(names)}, no method is at 1x more than .05 above the best trivial baseline: "
+        "differences there mean little."
+    )
 
 
-def counted(verdicts: list[Any]) -> str:
-    """Return how often each verdict was given, and where it was a loss."""
+def verdict_counts(verdicts: list[Any]) -> str:
+    """Return how often each verdict was given, and the tasks where HRM lost."""
     losses = [
         f"{TASKS[name]} at {times}x ({signed(d['mean'])})"
         for name, times, verdict, d in verdicts
         if verdict in ("**worse**", "behind")
     ]
-    where = f"; the losses: {', '.join(losses)}" if losses else ""
-    return f"of {len(verdicts)} lines {verdicts_in_words([v[2] for v in verdicts])}{where}"
+    where = f"; worse or behind: {', '.join(losses)}" if losses else ""
+    return f"{len(verdicts)} rows: {verdict_summary([v[2] for v in verdicts])}{where}"
 
 
-def asked(verdicts: list[Any]) -> str:
-    """Return whether the goal was reached."""
-    seen = {(name, times): verdict for name, times, verdict, _ in verdicts}
-    clear = [n for n in CLEAR_AT_FOUR if seen.get((n, 4)) == "**better**"]
-    missed = [TASKS[n] for n in CLEAR_AT_FOUR if n not in clear and (n, 4) in seen]
-    worse = [1 for v in seen.values() if v == "**worse**"]
+def targets_met(verdicts: list[Any]) -> str:
+    """Return whether the two requirements are met: never clearly worse, and clearly better at 4x."""
+    verdict_at = {(name, times): verdict for name, times, verdict, _ in verdicts}
+    clear = [n for n in LONGER_ROWS_TASKS if verdict_at.get((n, 4)) == "**better**"]
+    missed = [TASKS[n] for n in LONGER_ROWS_TASKS if n not in clear and (n, 4) in verdict_at]
+    worse = [1 for v in verdict_at.values() if v == "**worse**"]
     first = (
-        "Never clearly worse than the best of LoRA"
+        "It is never clearly worse than the best LoRA"
         if not worse
-        else "The goal of never being worse is missed"
+        else f"It is clearly worse than the best LoRA in {len(worse)} rows"
     )
     second = (
-        "clearly better on automaton, flip-flop and lag copy at 4x, as was asked"
+        "clearly better on automaton, flip-flop and copy at 4x, as required"
         if not missed
-        else f"clearly better at 4x was asked, and is missed, on {', '.join(missed)}"
+        else f"misses the requirement to be clearly better at 4x on {', '.join(missed)}"
     )
-    return f"{first}; {second}."
+    return f"{first}, and {second}."
 
 
-def every_task(comparisons: dict[str, Found]) -> str:
+def all_methods(comparisons: dict[str, Results]) -> str:
     """Return a table for each task."""
-    parts = ["## Every method\n"]
+    parts = ["## All methods\n"]
     for name, c in comparisons.items():
         one, four = c["lengths"]
         rows = [
@@ -308,21 +315,21 @@ def every_task(comparisons: dict[str, Found]) -> str:
             for method, m in c["methods"].items()
         ]
         metric = c["metric"]
-        floors = []
-        for floor in c["lengths"][one]["floors"]:
-            values = [f"{at['floors'][floor][metric]:.3f}" for at in c["lengths"].values()]
-            floors.append(f"{floor.replace('_', ' ')} {' and '.join(values)}")
+        baselines = []
+        for baseline in c["lengths"][one]["floors"]:
+            values = [f"{at['floors'][baseline][metric]:.3f}" for at in c["lengths"].values()]
+            baselines.append(f"{baseline.replace('_', ' ')} {' and '.join(values)}")
         title = f"**{TASKS[name]}** (`{c['task']}`, {metric.replace('_', ' ')})."
         parts.append(
-            f"{title} Floors at 1x and 4x: {', '.join(floors)}.\n\n"
-            + table(["method", "r", "parameters", "rate", f"1x ({one})", f"4x ({four})"], rows)
+            f"{title} Trivial baselines at 1x and 4x: {', '.join(baselines)}.\n\n"
+            + table(["method", "r", "parameters", "learning rate", f"1x ({one})", f"4x ({four})"], rows)
             + "\n"
         )
     return "\n".join(parts)
 
 
-def learned(systems: dict[str, Found]) -> str:
-    """Return what training did to gates and time scales."""
+def learned_systems(systems: dict[str, Results]) -> str:
+    """Return how training changed gates and time scales."""
     if not systems:
         return ""
     rows = []
@@ -334,7 +341,7 @@ def learned(systems: dict[str, Found]) -> str:
                     TASKS[name],
                     str(layer),
                     f"{after['gate']:.2f}",
-                    *(scales(x) for x in (before, after)),
+                    *(time_scale_range(x) for x in (before, after)),
                     f"{np.median(np.abs(np.log(np.divide(after['decay'], before['decay'])))):.2f}",
                     f"{np.median(np.abs(np.subtract(after['phase'], before['phase']))):.2f}",
                 ]
@@ -346,21 +353,21 @@ def learned(systems: dict[str, Found]) -> str:
         "time scales before",
         "after",
         "median of abs log ratio",
-        "median turn, rad",
+        "median change of phase, rad",
     ]
     text = f"""
-        HRM beside attention, seed {next(iter(systems.values()))["seed"]}. The gate starts at 1. The time
-        scale of a mode is 1 / (decay rate), in tokens; given are the least, the median and the largest of a
-        layer. Modes are compared one by one with where they started: by how large a factor the time scale
-        changed (as a natural logarithm), and by how much the phase turned.
+        HRM in parallel with attention, seed {next(iter(systems.values()))["seed"]}. The initial gate is 1.
+        The time scale of a mode is 1 / (decay rate), in tokens; the table gives the smallest, the median and
+        the largest of a layer. The last two columns compare each mode with its initial value: the factor by
+        which its time scale changed (absolute natural logarithm), and the change of its phase.
     """
     return f"""## What is learned
 
-{prose(text)}
+{paragraph(text)}
 
 {table(headings, rows)}
 
-{prose(shift(systems))}
+{paragraph(time_scale_changes(systems))}
 
 ```{{image}} images/results_systems.png
 :alt: Time scale and frequency of every mode before and after training, by task and layer
@@ -368,34 +375,34 @@ def learned(systems: dict[str, Found]) -> str:
 """
 
 
-def shift(systems: dict[str, Found]) -> str:
-    """Return where time scales went."""
+def time_scale_changes(systems: dict[str, Results]) -> str:
+    """Return in how many layers time scales and gates became smaller."""
     layers = [pair for s in systems.values() for pair in zip(s["before"], s["after"], strict=True)]
     shorter = [a for b, a in layers if np.median(a["decay"]) > np.median(b["decay"])]
     smaller = [a for _, a in layers if a["gate"] < 1]
     return (
         f"The median time scale became shorter in {len(shorter)} of {len(layers)} layers, "
-        f"and the gate smaller in {len(smaller)}. The picture has the first {PICTURED} tasks."
+        f"and the gate smaller in {len(smaller)}. The figure shows the first {TASKS_IN_FIGURE} tasks."
     )
 
 
-def scales(layer: Found) -> str:
-    """Return the least, the median and the largest time scale of a layer."""
+def time_scale_range(layer: Results) -> str:
+    """Return the smallest, the median and the largest time scale of a layer."""
     times = 1 / np.maximum(np.array(layer["decay"]), 1e-12)
     return f"{times.min():.0f}, {np.median(times):.0f}, {times.max():.0f}"
 
 
-def costs(found: Found) -> str:
-    """Return seconds and memory of a step."""
-    if not found:
+def costs(results: Results) -> str:
+    """Return time and memory of a step."""
+    if not results:
         return ""
-    lengths = list(next(iter(found["rows"].values())))
+    lengths = list(next(iter(results["rows"].values())))
     rows = []
-    base = found["rows"]["lora-qv"]
-    for name, seen in found["rows"].items():
+    base = results["rows"]["lora-qv"]
+    for name, by_length in results["rows"].items():
         row = [SHORT.get(name, name)]
         for length in lengths:
-            at = seen[length]
+            at = by_length[length]
             row += [
                 f"{1e3 * at['seconds']:.0f} ({at['seconds'] / base[length]['seconds']:.2f})",
                 f"{at['bytes'] / 2**20:.0f}",
@@ -405,27 +412,27 @@ def costs(found: Found) -> str:
     for length in lengths:
         headings += [f"{length} tokens: ms", "MiB"]
     text = f"""
-        One step (forward, backward, AdamW) on one row, CPU time of {found["threads"]} thread
-        ({found["processor"]}, torch {found["torch"]}), the least of {found["rounds"]}
-        rounds of all methods in turn on a machine that was busy otherwise; in brackets over LoRA on query
-        and value. Ratios within a third of 1 are noise. Memory is the peak of the process beyond what it held
-        before the step, activations of the base included. `hrm-*` use the chunked
-        scan of this package. FFT is the zero-padded convolution with
-        its gradient by autograd, sequential is one sample after the other, as in the tables of the paper;
-        both in the same adapter otherwise. The base is so small here that adapters are a large part of a
-        step, and it has two layers only: beside a block nothing asks for a backward pass through the
-        attention of the first one, which a LoRA inside of it needs, and at 8192 tokens that is most of it.
+        CPU time of one training step (forward, backward, AdamW) on one row with {results["threads"]} thread
+        ({results["processor"]}, torch {results["torch"]}): the minimum of {results["rounds"]}
+        rounds, each over all methods, on a machine with other load. The ratio to LoRA on query and value is
+        in brackets; ratios within a third of 1 are noise. Memory is the peak of the process above its level
+        before the step, and includes the activations of the base model. `hrm-*` use the chunked scan of this
+        package. "FFT scan" is the zero-padded convolution, differentiated by autograd, and "sequential scan"
+        the loop over samples, both in the same adapter, as in the tables of the paper. The base model is so
+        small that the adapter is a large part of a step. It has only two layers: an adapter in parallel with
+        attention needs no backward pass through the attention of the first layer, but a LoRA inside that
+        attention does, and at 8192 tokens this pass is most of the step.
     """
     return f"""## What a step costs
 
-{prose(text)}
+{paragraph(text)}
 
 {table(headings, rows)}
 """
 
 
-def beside_reference(c: Found, method: str) -> list[str]:
-    """Return the cells of a method at each length: its score, and how far it is from the reference."""
+def cells_against_reference(c: Results, method: str) -> list[str]:
+    """Return the cells of a method at each length: its score, and its difference to the reference."""
     cells = []
     for at in c["lengths"].values():
         cells.append(score(at["scores"][method]))
@@ -433,12 +440,14 @@ def beside_reference(c: Found, method: str) -> list[str]:
             cells.append("")
             continue
         d = difference(at, method, c["reference"])
-        cells.append(f"{signed(d['mean'])} {interval(d['over_seeds'])} {judge(d, c['higher_is_better'])}")
+        cells.append(
+            f"{signed(d['mean'])} {interval(d['over_seeds'])} {verdict_of(d, c['higher_is_better'])}"
+        )
     return cells
 
 
-def which_start(starts: dict[str, Found]) -> str:
-    """Return the comparison of starts."""
+def initializations(starts: dict[str, Results]) -> str:
+    """Return the comparison of initializations."""
     if not starts:
         return ""
     rows = []
@@ -446,11 +455,11 @@ def which_start(starts: dict[str, Found]) -> str:
     for c in starts.values():
         for method, m in c["methods"].items():
             row = [TASKS[c["task"]], m["ranks"], SHORT.get(method, "ring"), f"{m['learning_rate']:g}"]
-            rows.append(row + beside_reference(c, method))
+            rows.append(row + cells_against_reference(c, method))
             if method != c["reference"]:
                 for at in c["lengths"].values():
                     d = difference(at, method, c["reference"])
-                    verdict = judge(d, c["higher_is_better"])
+                    verdict = verdict_of(d, c["higher_is_better"])
                     wins.setdefault((m["ranks"], SHORT[method]), []).append(verdict)
     first = next(iter(starts.values()))
     spent = [m["calibration_seconds"] for c in starts.values() for m in c["methods"].values()]
@@ -458,30 +467,31 @@ def which_start(starts: dict[str, Found]) -> str:
     steps = [m["step_seconds"] for c in starts.values() for m in c["methods"].values()]
     replaced = first["calibration_steps"] * float(np.median(steps))
     summed = "; ".join(
-        f"{name} at r = {r}: {verdicts_in_words(v)}"
+        f"{name} at r = {r}: {verdict_summary(v)}"
         for (r, name), v in sorted(wins.items(), key=lambda item: int(item[0][0]))
     )
-    headings = ["task", "r", "start", "rate", "1x", "minus ring", "4x", "minus ring"]
+    headings = ["task", "r", "initialization", "learning rate", "1x", "minus ring", "4x", "minus ring"]
     text = f"""
-        HRM beside attention. `ring` is the default, `s4d_real` with real eigenvalues is the paper's. Starts
-        from data take rows and passes of the first {first["calibration_steps"]} of {first["steps"]} steps
-        for their calibration and train on the rest ([](comparing.md)), so that all see as many rows in as
-        many passes. Learning rate by seed {first["tuning_seeds"][0]}; {len(first["seeds"])} other seeds are
-        reported. Equal are rows and passes, not seconds: calibration took {least:.1f} to {most:.1f} seconds,
-        where as many steps take {replaced:.1f} (all on a machine that was busy otherwise).
+        HRM in parallel with attention. `ring` is the default; `s4d_real` with real eigenvalues is the
+        initialization of the paper. The balanced initializations are computed from data: they use the rows of
+        the first {first["calibration_steps"]} of the {first["steps"]} steps for calibration and train on the
+        rest ([](comparing.md)), so that the number of rows and of passes is the same for all. The learning
+        rate was chosen on seed {first["tuning_seeds"][0]}; the results are from {len(first["seeds"])} other
+        seeds. The time is not the same: calibration took {least:.1f} to {most:.1f} seconds, and the steps
+        that it replaces take {replaced:.1f} seconds (on a machine with other load).
     """
-    return f"""## Which start?
+    return f"""## Which initialization?
 
-{prose(text)}
+{paragraph(text)}
 
 {table(headings, rows)}
 
-{prose(f"Lines above against ring: {summed}.")}
+{paragraph(f"Rows above, against ring: {summed}.")}
 """
 
 
-def large_first(ranks: dict[str, Found]) -> str:
-    """Compare small adapters with large ones that were reduced, equally or by one threshold."""
+def reduction_after_training(ranks: dict[str, Results]) -> str:
+    """Compare small adapters with larger ones that were reduced, to equal orders or by one threshold."""
     if not ranks:
         return ""
     rows, wins, thresholds = [], {}, []
@@ -489,81 +499,93 @@ def large_first(ranks: dict[str, Found]) -> str:
         for way, m in c["ways"].items():
             orders = sorted({"+".join(map(str, o)) for o in m["orders"]})
             row = [TASKS[c["task"]], way, ", ".join(orders), f"{m['learning_rate']:g}", f"{m['seconds']:.0f}"]
-            rows.append(row + beside_reference(c, way))
+            rows.append(row + cells_against_reference(c, way))
         _, equal, threshold = c["ways"]
         for way in (equal, threshold):
             wins.setdefault(way, []).extend(
-                judge(difference(at, way, c["reference"]), c["higher_is_better"])
+                verdict_of(difference(at, way, c["reference"]), c["higher_is_better"])
                 for at in c["lengths"].values()
             )
         thresholds += [
-            judge(difference(at, threshold, equal), c["higher_is_better"]) for at in c["lengths"].values()
+            verdict_of(difference(at, threshold, equal), c["higher_is_better"])
+            for at in c["lengths"].values()
         ]
     first = next(iter(ranks.values()))
     reference = first["reference"]
     text = f"""
-        HRM beside attention, `python benchmarks/bench_ranks.py`. A training of {first["steps"]} steps in one
-        piece, or 150 steps with four times the states, `reduce` to as many states in all as the other has,
-        in every layer the same or by one threshold for all layers, and the rest of the steps. The same rows
-        for all, {len(first["seeds"])} seeds that did not choose the rate; seconds are those of a whole
-        training, on one thread of a machine that was busy otherwise.
+        HRM in parallel with attention, `python benchmarks/bench_ranks.py`. Either an adapter of 16 states is
+        trained for {first["steps"]} steps, or one of 64 states is trained for 150 steps, reduced with
+        `reduce` to the same total number of states, and trained for the remaining steps. The reduction gives
+        every layer the same order, or uses one threshold for all layers. The rows are the same for all. The
+        {len(first["seeds"])} seeds are not those that chose the learning rate; seconds are those of the whole
+        training, on one thread of a machine with other load.
     """
-    said = "; ".join(f"{way}: {verdicts_in_words(v)}" for way, v in wins.items())
+    summed = "; ".join(f"{way}: {verdict_summary(v)}" for way, v in wins.items())
     text_below = f"""
-        Lines above against {reference}: {said}. One threshold against equal orders:
-        {verdicts_in_words(thresholds)}.
+        Rows above, against {reference}: {summed}. One threshold against equal orders:
+        {verdict_summary(thresholds)}.
     """
-    headings = ["task", "states", "orders", "rate", "seconds", "1x", "difference", "4x", "difference"]
-    return f"""## Large first, then reduced?
+    headings = [
+        "task",
+        "states",
+        "orders",
+        "learning rate",
+        "seconds",
+        "1x",
+        "difference",
+        "4x",
+        "difference",
+    ]
+    return f"""## Train a large adapter, then reduce it?
 
-{prose(text)}
+{paragraph(text)}
 
 {table(headings, rows)}
 
-{prose(text_below)}
+{paragraph(text_below)}
 """
 
 
-def verdicts_in_words(verdicts: list[str]) -> str:
+def verdict_summary(verdicts: list[str]) -> str:
     """Return how often each verdict was given."""
     kinds = ["**better**", "ahead", "level", "behind", "**worse**"]
     return ", ".join(f"{n} {kind}" for kind in kinds if (n := verdicts.count(kind)))
 
 
-def not_run(comparisons: dict[str, Found], starts: dict[str, Found]) -> str:
-    """Name what is missing."""
+def not_run(comparisons: dict[str, Results], starts: dict[str, Results]) -> str:
+    """List what was not run."""
     missing = [title for name, title in TASKS.items() if name not in comparisons]
-    wanted = [f"starts-{task}-{r}" for task in CLEAR_AT_FOUR for r in (4, 16)]
-    lacking = [name.removeprefix("starts-") for name in wanted if name not in starts]
+    expected = [f"starts-{task}-{r}" for task in LONGER_ROWS_TASKS for r in (4, 16)]
+    missing_initializations = [name.removeprefix("starts-") for name in expected if name not in starts]
     lines = ["## What was not run\n"]
     if missing:
         lines.append(f"- Comparisons: {', '.join(missing)}.")
-    if lacking:
-        lines.append(f"- Starts (task and r): {', '.join(lacking)}.")
+    if missing_initializations:
+        lines.append(f"- Initializations (task and r): {', '.join(missing_initializations)}.")
     lines += [
-        "- Learning rates beyond the three, other lengths, longer training.",
-        "- DoRA and AdaLoRA but on the automaton.",
-        "- A model of more than a tenth of a million parameters, and a GPU.",
+        "- Learning rates other than the three, other lengths, longer training.",
+        "- DoRA and AdaLoRA on tasks other than the automaton.",
+        "- A model of more than 100,000 parameters, and a GPU.",
         "",
     ]
     return "\n".join(lines)
 
 
-def best_lora(c: Found, length: str) -> str:
-    """Return the method without HRM that has the best mean at a length."""
+def best_lora(c: Results, length: str) -> str:
+    """Return the LoRA, DoRA or AdaLoRA with the best mean at a length."""
     sign = 1 if c["higher_is_better"] else -1
     scores = {n: s for n, s in c["lengths"][length]["scores"].items() if "hrm" not in n}
     return max(scores, key=lambda n: sign * float(np.mean(scores[n])))
 
 
-def difference(at: Found, ours: str, theirs: str) -> Found:
+def difference(at: Results, method: str, reference: str) -> Results:
     """Return a paired difference from the files."""
-    found: Found = next(d for d in at["differences"] if (d["method"], d["minus"]) == (ours, theirs))
-    return found
+    results: Results = next(d for d in at["differences"] if (d["method"], d["minus"]) == (method, reference))
+    return results
 
 
-def judge(d: Found, higher_is_better: bool) -> str:
-    """Return what a difference says, in a word."""
+def verdict_of(d: Results, higher_is_better: bool) -> str:
+    """Return the verdict on a difference."""
     mean = d["mean"] if higher_is_better else -d["mean"]
     if d["clear"]:
         return "**better**" if mean > 0 else "**worse**"
@@ -585,8 +607,8 @@ def interval(ends: list[float]) -> str:
     return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
 
-def prose(text: str) -> str:
-    """Return a paragraph in lines, however it was written."""
+def paragraph(text: str) -> str:
+    """Return a paragraph wrapped into lines."""
     return textwrap.fill(" ".join(text.split()), 140, break_long_words=False, break_on_hyphens=False)
 
 
@@ -596,11 +618,11 @@ def table(headings: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def draw_scores(found: dict[str, Found]) -> None:
+def draw_scores(results: dict[str, Results]) -> None:
     """Draw a panel for each task, a row for each method, a dot for each seed and length."""
     from matplotlib import pyplot
 
-    names = [n for n in TASKS if n in found["comparisons"]]
+    names = [n for n in TASKS if n in results["comparisons"]]
     columns = 3
     lines = -(-len(names) // columns)
     figure, axes = pyplot.subplots(
@@ -609,17 +631,17 @@ def draw_scores(found: dict[str, Found]) -> None:
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     for ax, name in zip(axes.flat, names, strict=False):
-        c = found["comparisons"][name]
+        c = results["comparisons"][name]
         methods = list(c["methods"])
         for at, offset, filled in zip(c["lengths"].values(), (-0.16, 0.16), (False, True), strict=True):
             for i, method in enumerate(methods):
-                colour = "#0072B2" if "hrm" in method else "#D55E00"
+                color = "#0072B2" if "hrm" in method else "#D55E00"
                 values = at["scores"][method]
-                face = colour if filled else "none"
-                ax.plot(values, [i + offset] * len(values), "o", ms=4.5, mfc=face, mec=colour, alpha=0.8)
-        floor = max if c["higher_is_better"] else min
-        floors = next(iter(c["lengths"].values()))["floors"].values()
-        ax.axvline(floor(f[c["metric"]] for f in floors), color="0.5", linestyle="--", linewidth=1)
+                face = color if filled else "none"
+                ax.plot(values, [i + offset] * len(values), "o", ms=4.5, mfc=face, mec=color, alpha=0.8)
+        best = max if c["higher_is_better"] else min
+        baselines = next(iter(c["lengths"].values()))["floors"].values()
+        ax.axvline(best(b[c["metric"]] for b in baselines), color="0.5", linestyle="--", linewidth=1)
         ax.set_yticks(range(len(methods)), [SHORT.get(m, m) for m in methods], fontsize=7)
         ax.set_ylim(len(methods) - 0.5, -0.5)
         ax.set_title(TASKS[name], fontsize=9)
@@ -629,18 +651,18 @@ def draw_scores(found: dict[str, Found]) -> None:
         if c["higher_is_better"]:
             ax.set_xlim(0, 1.03)
     figure.suptitle(
-        "a dot for each seed: hollow at the trained length, filled at four times it; dashed: best floor",
+        "a dot for each seed: hollow at the trained length, filled at four times that; dashed: best baseline",
         fontsize=9,
     )
     save(figure, "results_scores")
 
 
-def draw_systems(found: dict[str, Found]) -> None:
+def draw_systems(results: dict[str, Results]) -> None:
     """Draw the modes before and after training, tasks side by side and layers below each other."""
     from matplotlib import pyplot
 
-    names = [n for n in TASKS if n in found["systems"]][:PICTURED]
-    layers = len(found["systems"][names[0]]["after"])
+    names = [n for n in TASKS if n in results["systems"]][:TASKS_IN_FIGURE]
+    layers = len(results["systems"][names[0]]["after"])
     figure, axes = pyplot.subplots(
         layers,
         len(names),
@@ -651,11 +673,11 @@ def draw_systems(found: dict[str, Found]) -> None:
         squeeze=False,
     )
     for column, name in enumerate(names):
-        s = found["systems"][name]
+        s = results["systems"][name]
         for layer, ax in enumerate(axes[:, column]):
             before, after = (points(s[when][layer]) for when in ("before", "after"))
             for (x, y, _), (u, v, _) in zip(before, after, strict=True):
-                if abs(x - u) < np.pi / 2:  # not across the picture, where a phase passes zero
+                if abs(x - u) < np.pi / 2:  # no line across the whole panel where a phase passes zero
                     ax.plot([x, u], [y, v], color="0.6", linewidth=0.7)
             ax.plot(*zip(*[(x, y) for x, y, _ in before], strict=True), "o", mfc="none", mec="0.45", ms=4)
             size = [60 * gain / max(g for *_, g in after) + 4 for *_, gain in after]
@@ -664,17 +686,18 @@ def draw_systems(found: dict[str, Found]) -> None:
             ax.grid(alpha=0.3)
             ax.set_title(f"{TASKS[name]}, layer {layer}: gate {s['after'][layer]['gate']:.2f}", fontsize=7)
             ax.tick_params(labelsize=7)
-        axes[-1, column].set_xlabel("frequency (rad a token)", fontsize=7)
+        axes[-1, column].set_xlabel("frequency (rad per token)", fontsize=7)
     for ax in axes[:, 0]:
         ax.set_ylabel("time scale (tokens)", fontsize=7)
     figure.suptitle(
-        "modes beside attention, before (hollow) and after training (size: gain of the mode)", fontsize=9
+        "modes of HRM with site=attention, before (hollow) and after training (size: gain of the mode)",
+        fontsize=9,
     )
     save(figure, "results_systems")
 
 
-def points(layer: Found) -> list[tuple[float, float, float]]:
-    """Return frequency, time scale and gain of every mode, of a pair once."""
+def points(layer: Results) -> list[tuple[float, float, float]]:
+    """Return frequency, time scale and gain of every mode; of a conjugate pair, of one of the two."""
     phases = np.array(layer["phase"])
     once = slice(0, None, 2) if np.allclose(phases[::2], -phases[1::2]) else slice(None)
     frequency = np.abs((phases[once] + np.pi) % (2 * np.pi) - np.pi)
@@ -683,7 +706,7 @@ def points(layer: Found) -> list[tuple[float, float, float]]:
 
 
 def save(figure: Any, name: str) -> None:
-    """Write one picture."""
+    """Write one figure."""
     figure.savefig(IMAGES / f"{name}.png", dpi=68)
 
 

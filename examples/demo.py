@@ -1,7 +1,7 @@
-"""Reduce a model from start to end: spectrum, order, certificate, pictures, files.
+"""Reduce a model from start to end: singular values, order, error bound, pictures, files.
 
-Without an argument the model is made here: a lightly damped beam on two supports (240 states). With a
-.mat, .npz or .json file it is yours.
+Without an argument the model is a lightly damped beam on two supports (240 states). To reduce another model,
+pass a .mat, .npz or .json file.
 
     python examples/demo.py [MODEL] [--out FOLDER]
 """
@@ -26,8 +26,8 @@ from hankelred.files import read_model, write_model
 def beam(nodes: int = 120, damping: float = 0.005):
     """Return A, B, C, D of a beam on two supports, lightly damped, by finite differences.
 
-    A force acts at a fifth of its length; the deflection in the middle and the slope at the end, in
-    micrometres and microradians per newton, are seen.
+    The input is a force at a fifth of its length; the outputs are the deflection in the middle and the slope
+    at the end, in micrometers and microradians per newton.
     """
     bending = 2 * np.eye(nodes) - np.eye(nodes, k=1) - np.eye(nodes, k=-1)
     stiffness = 60.0 * (nodes + 1) ** 4 * bending @ bending / np.pi**4
@@ -49,9 +49,9 @@ def table(reduction: hankelred.Reduction, orders: list[int]) -> None:
     print(f"\n{'order':>6} {'error bound':>14} {'true error':>14} {'relative':>10}")
     size = reduction.at(reduction.unstable_order).error("hinf") or 1.0
     for order in orders:
-        at = reduction.at(order)
-        error = at.error("hinf")
-        print(f"{at.order:6d} {at.error_bound:14.4e} {error:14.4e} {error / size:10.1e}")
+        other = reduction.at(order)
+        error = other.error("hinf")
+        print(f"{other.order:6d} {other.error_bound:14.4e} {error:14.4e} {error / size:10.1e}")
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def run(path: str | None, out: Path) -> None:
     """Reduce the model to 1 % and to a few orders around that."""
     if path is None:
         system = beam()
-        print("model: a lightly damped beam on two supports, 240 states (made by formula)")
+        print("model: a lightly damped beam on two supports, 240 states")
     else:
         system = read_model(path)
         print(f"model: {path}")
@@ -89,9 +89,15 @@ def run(path: str | None, out: Path) -> None:
     )
     if reduction.unstable_order:
         print(f"{reduction.unstable_order} unstable or marginal state(s) are kept exactly")
-    least, most = reduction.unstable_order, reduction.numerical_rank
-    around = {least, reduction.order // 4, reduction.order // 2, reduction.order, reduction.order * 3 // 2}
-    table(reduction, sorted(order for order in around if least <= order <= most))
+    min_order, max_order = reduction.unstable_order, reduction.numerical_rank
+    orders = {
+        min_order,
+        reduction.order // 4,
+        reduction.order // 2,
+        reduction.order,
+        reduction.order * 3 // 2,
+    }
+    table(reduction, sorted(order for order in orders if min_order <= order <= max_order))
 
     spectrum, response = pyplot.subplots(1, 2, figsize=(13, 4.8), layout="constrained")[1]
     hankelred.plot_hankel_singular_values(reduction, ax=spectrum)
@@ -100,7 +106,7 @@ def run(path: str | None, out: Path) -> None:
     spectrum.figure.savefig(picture, dpi=130)
     write_model(reduction.model, out / "reduced.mat")
     write_model(reduction.model, out / "reduced.json")
-    print(f"\nthe certificate: no frequency has an error above {reduction.error_bound:.3e}")
+    print(f"\nthe error is proven to be, at every frequency, at most {reduction.error_bound:.3e}")
     print("open these:")
     for name in (picture, out / "reduced.mat", out / "reduced.json"):
         print(f"  {name}")

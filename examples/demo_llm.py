@@ -1,7 +1,7 @@
-"""The adapter from start to end on a model made here: no download, about two minutes on two cores.
+"""Pretrain a small model, then train, save and reload an adapter: no download, two minutes on two cores.
 
 A small Mistral is pretrained on bytes of Python's standard library and frozen. An adapter then learns
-English, the texts of Python's own help, is saved, and goes on with the same tokens in a fresh process.
+English, from the texts of Python's own help, is saved, and generates the same tokens in a new process.
 
     python examples/demo_llm.py [--out FOLDER] [--seconds N]
 """
@@ -55,7 +55,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
 
 
-def pretrained(folder: Path, seconds: float) -> None:
+def pretrain(folder: Path, seconds: float) -> None:
     """Train a small byte-level Mistral for a while, and write it as a model folder."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
@@ -75,20 +75,20 @@ def pretrained(folder: Path, seconds: float) -> None:
             eos_token_id=None,
         )
     )
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
-    began, losses = time.perf_counter(), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    start, losses = time.perf_counter(), []
     with Progress(transient=True) as bar:
         task = bar.add_task("pretraining a small model", total=seconds)
-        while (passed := time.perf_counter() - began) < seconds:
-            for group in optimiser.param_groups:
+        while (passed := time.perf_counter() - start) < seconds:
+            for group in optimizer.param_groups:
                 group["lr"] = 3e-3 * min(1.0, 10 * passed / seconds, 1.05 - passed / seconds)
-            starts = torch.randint(ids.numel() - LENGTH, (8,)).tolist()
-            rows = torch.stack([ids[at : at + LENGTH] for at in starts])
+            offsets = torch.randint(ids.numel() - LENGTH, (8,)).tolist()
+            rows = torch.stack([ids[offset : offset + LENGTH] for offset in offsets])
             loss = model(input_ids=rows, labels=rows).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             losses.append(loss.item())
             bar.update(task, completed=passed)
     size, last = sum(p.numel() for p in model.parameters()), torch.tensor(losses[-20:]).mean() / math.log(2)
@@ -98,17 +98,17 @@ def pretrained(folder: Path, seconds: float) -> None:
 
 
 def main() -> None:
-    """Pretrain, then hand over to train_adapter."""
+    """Pretrain, then run train_adapter."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for what is written")
-    parser.add_argument("--seconds", type=float, default=45.0, help="of pretraining")
-    parser.add_argument("--steps", type=int, default=100, help="of training the adapter")
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the output files")
+    parser.add_argument("--seconds", type=float, default=45.0, help="seconds of pretraining")
+    parser.add_argument("--steps", type=int, default=100, help="steps of training the adapter")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     base = arguments.out / "base-model"
-    pretrained(base, arguments.seconds)
+    pretrain(base, arguments.seconds)
     text = arguments.out / "help.txt"
     text.write_text(help_texts(), encoding="utf-8")
     train_adapter.main(

@@ -1,7 +1,7 @@
-"""A long impulse response to a small model.
+"""From a long impulse response to a small model.
 
-Three thousand measured samples of a lightly damped structure, with noise: the spectrum of their Hankel
-matrix shows where the states end and the noise begins. Writes impulse_response_to_model.png.
+The data are three thousand noisy samples of a lightly damped structure. The singular values of their Hankel
+matrix separate the states from the noise. Writes impulse_response_to_model.png.
 
     python examples/impulse_response_to_model.py [FILE.png]
 """
@@ -19,8 +19,8 @@ import numpy as np
 import hankelred
 
 
-def measured(samples: int, dt: float) -> np.ndarray:
-    """Impulse response of three modes (0.7, 1.9 and 4.3 Hz), with 0.5 % of noise."""
+def noisy_response(samples: int, dt: float) -> np.ndarray:
+    """Return the impulse response of three modes (0.7, 1.9 and 4.3 Hz), with 0.5 % of noise."""
     t = np.arange(samples) * dt
     modes = ((1.0, 0.7, 0.012), (0.6, 1.9, 0.010), (0.25, 4.3, 0.006))
     h = sum(
@@ -30,12 +30,12 @@ def measured(samples: int, dt: float) -> np.ndarray:
 
 
 def main() -> None:
-    """Realise, report and draw."""
+    """Realize, report and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("picture", nargs="?", default="impulse_response_to_model.png")
     path = parser.parse_args().picture
     dt = 0.05
-    h = measured(3000, dt)
+    h = noisy_response(3000, dt)
     model = hankelred.realize(h, dt=dt)
     poles = np.log(model.system.poles()) / dt
     print(f"order {model.order}, noise floor {model.noise_floor:.3g}")

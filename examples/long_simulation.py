@@ -1,8 +1,8 @@
 """An hour of a vibrating structure at 1 kHz: 3.6 million samples, exactly, in about a second.
 
-Ten masses between springs, lightly damped, shaken by coloured noise on the first mass. The run goes
-through in pieces joined by the state, is checked against python-control on its first seconds, and then
-gives what only a long run can: a spectrum fine enough to separate resonances of 0.2 % damping.
+Ten masses between springs, lightly damped, excited by colored noise on the first mass. The
+simulation runs in pieces connected by the state and is compared with python-control on its first seconds. The
+long record then gives a spectrum fine enough to separate resonances of 0.2 % damping.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import hankelred
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-RATE = 1000.0  # samples a second
+RATE = 1000.0  # samples per second
 MASSES = 10
 
 
 def structure() -> control.StateSpace:
-    """Masses of 1 kg in a row, walls at both ends; force on the first, position of the last."""
+    """Return a row of masses of 1 kg, fixed at both ends; force on the first, position of the last."""
     stiffness = (2 * np.pi * 20.0) ** 2
     K = stiffness * (2 * np.eye(MASSES) - np.eye(MASSES, k=1) - np.eye(MASSES, k=-1))
     # Damping of 0.2 % in every mode.
     values, modes = np.linalg.eigh(K)
     damping = modes @ np.diag(2 * 0.002 * np.sqrt(values)) @ modes.T
-    zero, one = np.zeros((MASSES, MASSES)), np.eye(MASSES)
-    A = np.block([[zero, one], [-K, -damping]])
+    zero, identity = np.zeros((MASSES, MASSES)), np.eye(MASSES)
+    A = np.block([[zero, identity], [-K, -damping]])
     B, C = np.zeros((2 * MASSES, 1)), np.zeros((1, 2 * MASSES))
     B[MASSES, 0] = 1.0
     C[0, MASSES - 1] = 1.0
@@ -52,24 +52,24 @@ def main() -> None:
     rng = np.random.default_rng(0)
     force = scipy.signal.lfilter([0.2], [1.0, -0.8], rng.standard_normal(samples))
 
-    # One minute at a time, as a recorder would deliver it: the state carries over. With a first-order
-    # hold the state belongs to the last sample of a piece, which the next piece repeats.
+    # One minute at a time, as from a recorder: the final state of a piece starts the next one. With a
+    # first-order hold the state belongs to the last sample of a piece, which the next piece repeats.
     piece = int(60 * RATE)
     position = np.empty(samples)
     state = np.zeros(2 * MASSES)
     start = time.perf_counter()
     for first in range(0, samples, piece):
-        before = 1 if first else 0
-        u = force[first - before : first + piece]
+        overlap = 1 if first else 0
+        u = force[first - overlap : first + piece]
         y, state = hankelred.simulate(plant, u, x0=state, step=1 / RATE, hold="foh", return_state=True)
-        position[first : first + piece] = y[before:]
-    pieces = time.perf_counter() - start
+        position[first : first + piece] = y[overlap:]
+    piece_seconds = time.perf_counter() - start
     start = time.perf_counter()
-    whole = hankelred.simulate(plant, force, step=1 / RATE, hold="foh")
-    once = time.perf_counter() - start
-    size = np.abs(whole).max()
-    print(f"{samples} samples: {once:.2f} s in one run, {pieces:.2f} s in pieces of {piece}")
-    print(f"pieces against one run: {np.abs(position - whole).max() / size:.1e} of the largest output")
+    single_run = hankelred.simulate(plant, force, step=1 / RATE, hold="foh")
+    single_seconds = time.perf_counter() - start
+    size = np.abs(single_run).max()
+    print(f"{samples} samples: {single_seconds:.2f} s in one run, {piece_seconds:.2f} s in pieces of {piece}")
+    print(f"pieces against one run: {np.abs(position - single_run).max() / size:.1e} of the largest output")
 
     checked = min(30_000, samples)
     start = time.perf_counter()
@@ -77,7 +77,7 @@ def main() -> None:
     slow = time.perf_counter() - start
     error = np.abs(peer.outputs - position[:checked]).max() / size
     print(f"control.forced_response on {checked} samples: {slow:.2f} s, difference {error:.1e}")
-    print(f"per sample that is {slow / checked / (once / samples):.0f} times the time")
+    print(f"per sample that is {slow / checked / (single_seconds / samples):.0f} times the time")
 
     # The same output from a measured impulse response, streamed in uneven blocks.
     markov = hankelred.impulse_response(control.sample_system(plant, 1 / RATE), 60_000)
@@ -86,7 +86,7 @@ def main() -> None:
     cuts = np.sort(rng.integers(0, len(held), 40))
     blocks = [stream.push(block) for block in np.split(force[: len(held)], cuts)]
     lost = np.abs(np.concatenate(blocks) - held).max() / size
-    print(f"impulse response cut at 60 s, convolved as a stream: difference {lost:.1e} (what is cut off)")
+    print(f"impulse response cut at 60 s, convolved as a stream: difference {lost:.1e} (the part after 60 s)")
 
     frequency, power = scipy.signal.welch(position, RATE, nperseg=min(200_000, samples))
     _, driven = scipy.signal.welch(force, RATE, nperseg=min(200_000, samples))

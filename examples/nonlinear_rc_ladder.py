@@ -1,11 +1,11 @@
 """Reduce a nonlinear RC ladder from its empirical Gramians, and compare with POD of the same order.
 
-The classical benchmark of nonlinear reduction: capacitors in a chain, joined by a resistor and an
-exponential diode side by side, driven by a current into the first node, whose voltage is the output
+This is a classical benchmark of nonlinear reduction: capacitors in a chain, connected by resistors and
+exponential diodes in parallel, driven by a current into the first node, whose voltage is the output
 (Y. Chen, *Model Order Reduction for Nonlinear Systems*, MIT, 1999). Here a second current disturbs the
-far end. POD keeps the directions in which the voltages move most, the far end among them; balancing
-weighs them by what the output sees of them. (Without the disturbance, input and output sit at the same
-node of a reciprocal circuit: then the two Gramians are alike, and balancing and POD about as good.)
+far end. POD keeps the directions in which the voltages vary most, including the far end; balancing also
+weighs them by their effect on the output. (Without the disturbance, input and output are at the same node
+of a reciprocal circuit: the two Gramians are then equal, and balancing and POD about as accurate.)
 
 Run ``python examples/nonlinear_rc_ladder.py [picture.png]``.
 """
@@ -27,7 +27,7 @@ ORDERS = (1, 2, 3, 4, 5, 6, 8)
 
 
 def diode(v: np.ndarray) -> np.ndarray:
-    """Return the current through a resistor and a diode side by side."""
+    """Return the current through a resistor and a diode in parallel."""
     return np.expm1(40 * v) + v
 
 
@@ -48,11 +48,11 @@ def integrate(f: Callable[..., np.ndarray], x0: np.ndarray, u: np.ndarray) -> np
     x = x0
     for k in range(u.shape[-1]):
         out[..., k] = x
-        now = u[..., k]
-        k1 = f(x, now)
-        k2 = f(x + STEP / 2 * k1, now)
-        k3 = f(x + STEP / 2 * k2, now)
-        k4 = f(x + STEP * k3, now)
+        input_now = u[..., k]
+        k1 = f(x, input_now)
+        k2 = f(x + STEP / 2 * k1, input_now)
+        k3 = f(x + STEP / 2 * k2, input_now)
+        k4 = f(x + STEP * k3, input_now)
         x = x + STEP / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
     return out
 
@@ -66,15 +66,15 @@ def simulate(x0: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def projected(left: np.ndarray, right: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Return outputs (b, T) of the ladder projected to ``v = right z``, from rest, under inputs (b, 2, T)."""
 
-    def rate(z: np.ndarray, now: np.ndarray) -> np.ndarray:
-        return ladder(z @ right.T, now) @ left
+    def rate(z: np.ndarray, input_now: np.ndarray) -> np.ndarray:
+        return ladder(z @ right.T, input_now) @ left
 
     z = integrate(rate, np.zeros((u.shape[0], right.shape[1])), u)
     return np.einsum("k,bkt->bt", right[0], z)
 
 
 def test_inputs() -> dict[str, np.ndarray]:
-    """Return pairs of currents (2, T) that none of the training runs had: a drive, and random levels."""
+    """Return pairs of currents (2, T) not used in the training runs: an input, and random levels."""
     t = np.arange(0, TEST, STEP)
     rng = np.random.default_rng(1)
 
@@ -104,7 +104,7 @@ def main(picture: str = "nonlinear_rc_ladder.png") -> dict[str, dict[int, tuple[
         batch_size=64,
     )
     print(grams)
-    # POD from the very runs the controllability Gramian was made from
+    # POD from the same runs as the controllability Gramian
     t = np.arange(0, HORIZON + STEP / 2, STEP)
     steps = np.array([scale * end for scale in scales for end in np.eye(2)])
     runs, _ = simulate(np.zeros((len(steps), NODES)), np.repeat(steps[:, :, None], t.size, axis=2))
@@ -147,11 +147,11 @@ def draw(
 
     fig, (spectrum, errors, response) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
     spectrum.semilogy(np.arange(1, 13), values[:12], "o-")
-    spectrum.set(xlabel="index", ylabel="empirical Hankel singular value", title="What the ladder holds")
-    for (name, rows), colour in zip(table.items(), ("C0", "C1", "C2"), strict=True):
+    spectrum.set(xlabel="index", ylabel="empirical Hankel singular value", title="Hankel singular values")
+    for (name, rows), color in zip(table.items(), ("C0", "C1", "C2"), strict=True):
         pod, balanced = np.array(list(rows.values())).T
-        errors.semilogy(list(rows), pod, "s--", color=colour, label=f"POD, {name}", alpha=0.6)
-        errors.semilogy(list(rows), balanced, "o-", color=colour, label=f"balanced, {name}")
+        errors.semilogy(list(rows), pod, "s--", color=color, label=f"POD, {name}", alpha=0.6)
+        errors.semilogy(list(rows), balanced, "o-", color=color, label=f"balanced, {name}")
     errors.set(xlabel="order", ylabel="relative output error", title="Inputs not trained on")
     errors.legend(fontsize=7)
     t = np.arange(0, TEST, STEP)

@@ -1,11 +1,11 @@
-"""Which layers need memory for this data, and how much? Asked before any training.
+"""Find out, before any training, which layers of a language model could use a state, and how large.
 
     python examples/ranks_from_data.py [PICTURE]
 
-Collects the Hankel operator of the loss's gradient for a linear residual beside each MLP of a small frozen
-model, prints its singular values and how many are above chance, what ranks they suggest, and writes the
-picture: on real text, and on a task that needs memory, which is to say again the character of eight tokens
-before.
+Computes the Hankel operator of the gradient of the loss with respect to a linear residual branch in
+parallel to each MLP of a small frozen model. Prints its singular values, how many are above the permutation
+null and which ranks they suggest, and draws them: for real text, and for a task that needs memory (repeat the
+character of eight tokens before).
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ ROWS, TIME, BATCHES, LAG = 32, 128, 12, 8
 
 
 def text_batches() -> list[dict[str, torch.Tensor]]:
-    """Real text, in rows of TIME tokens."""
+    """Return batches of real text, in rows of TIME tokens."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     words = "\n".join(path.read_text(encoding="utf-8", errors="ignore")[:400_000] for path in text_files())
     tokens = tokenizer(words, return_tensors="pt", verbose=False)["input_ids"][0]
     rows = tokens[: ROWS * TIME * BATCHES].unfold(0, TIME, TIME)
-    # neighbours in the text are no unrelated sequences: rows of a batch come from all over it
+    # neighboring rows of a text are related, so the rows of a batch are drawn from all of it
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     return [{"input_ids": batch, "labels": batch} for batch in rows.split(ROWS)]
 
 
 def text_files() -> list[Path]:
-    """Files of the text, none where it is not there."""
+    """Return the files of the text, none if there is no text."""
     return sorted(path for path in TEXT.rglob("*.txt") if path.is_file())
 
 
 def copy_batches() -> list[dict[str, torch.Tensor]]:
-    """Eight characters at random; what is to be said is the one of LAG tokens before."""
+    """Return batches of eight random characters; the label is the one of LAG tokens before."""
     rng = torch.Generator().manual_seed(0)
     out = []
     for _ in range(BATCHES):

@@ -1,12 +1,13 @@
-"""A recorded experiment to a validated model.
+"""From a recorded experiment to a validated model.
 
-Without arguments the record is made here: a heated tank with a dead time, two outputs, an offset, and noise
-that drifts. Or pass a record, a text file with columns such as those of the DaISy collection:
+Without arguments the record is simulated: a heated tank with a dead time, two outputs, an offset, and
+drifting noise. Or pass a record, a text file with columns such as those of the DaISy collection:
 
     python examples/record_to_model.py
     python examples/record_to_model.py dryer.dat --inputs 0 --outputs 1 --dt 0.08
 
-The model comes from the first half; the picture shows it on the second. Writes record_to_model.png.
+The model is identified from the first half and tested on the second, as the picture shows. Writes
+record_to_model.png.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import numpy as np
 import hankelred
 
 
-def synthetic(samples: int = 1200) -> tuple[np.ndarray, np.ndarray]:
-    """Record of a heater step sequence (1, T) and two temperatures (2, T)."""
+def simulated_record(samples: int = 1200) -> tuple[np.ndarray, np.ndarray]:
+    """Return a record of a heater step sequence (1, T) and two temperatures (2, T)."""
     rng = np.random.default_rng(3)
     u = np.repeat(rng.choice([20.0, 60.0], samples // 20), 20)
     tank = wall = drift = 0.0
@@ -50,22 +51,22 @@ def main() -> None:
     parser.add_argument("--picture", default="record_to_model.png")
     args = parser.parse_args()
     if args.record is None:
-        u, y = synthetic()
+        u, y = simulated_record()
     else:
         table = np.loadtxt(args.record)
         u = table[:, [int(c) for c in args.inputs.split(",")]].T
         y = table[:, [int(c) for c in args.outputs.split(",")]].T
     half = u.shape[1] // 2
     model = hankelred.identify(u[:, :half], y[:, :half], args.order, dt=args.dt)
-    check = model.compare(u[:, half:], y[:, half:])
+    comparison = model.compare(u[:, half:], y[:, half:])
     print(f"order {model.order}, dt {model.system.dt}")
     print(
         "fit of the first half: ",
         np.round(model.fit, 3),
-        " held back in it:",
+        " validation fit in it:",
         np.round(model.held_back_fit, 3),
     )
-    print("fit of the second half:", np.round(check.fit, 3))
+    print("fit of the second half:", np.round(comparison.fit, 3))
 
     p = y.shape[0]
     figure, axes = plt.subplots(p + 1, 1, figsize=(8, 3 + 2 * p), layout="constrained")
@@ -73,7 +74,7 @@ def main() -> None:
     time = (half + np.arange(y.shape[1] - half)) * args.dt
     for i in range(p):
         axes[i + 1].plot(time, y[i, half:], lw=1.2, label="measured")
-        axes[i + 1].plot(time, check.output[i], lw=1.0, label=f"simulated, fit {check.fit[i]:.3f}")
+        axes[i + 1].plot(time, comparison.output[i], lw=1.0, label=f"simulated, fit {comparison.fit[i]:.3f}")
         axes[i + 1].set_ylabel(f"output {i}")
         axes[i + 1].legend(loc="upper right")
     axes[-1].set_xlabel("time in seconds (second half)")

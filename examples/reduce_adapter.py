@@ -1,13 +1,13 @@
-"""Train an adapter on real text, look at its spectra, and shrink it: exact against empirical truncation.
+"""Train an adapter on real text, compute its spectra, and reduce it: exact against empirical truncation.
 
-A small pretrained model gets an adapter of 16 states a layer, which learns from Shakespeare for a minute.
-Then the same adapter is reduced to fewer states by every candidate there is, and each is measured on text
-that nothing was made from: the error of the layers' outputs, and the loss. Run with
+An adapter with 16 states per layer is trained on Shakespeare for a minute in a small pretrained model. It is
+then reduced to fewer states by exact and by empirical truncation, and each result is evaluated on unseen
+text: by the error of the layers' outputs, and by the loss. Run with
 
     python examples/reduce_adapter.py
 
-It writes reduce_adapter.png. The model and the text are looked for in ../shared/data, or below the folder
-that HANKELRED_SHARED names.
+It writes reduce_adapter.png. The model and the text are read from ../shared/data, or from below
+the folder in HANKELRED_SHARED.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ ORDERS = (12, 8, 4)
 
 
 def batches_of(tokens: torch.Tensor, count: int) -> list[dict[str, torch.Tensor]]:
-    """Cut a text into batches for language modelling."""
+    """Cut a text into batches for language modeling."""
     rows = tokens[: count * ROWS * LENGTH].view(count, ROWS, LENGTH)
     return [{"input_ids": batch, "labels": batch} for batch in rows]
 
 
 def train(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> None:
-    """Train what is trainable, for one pass."""
+    """Train the trainable parameters for one epoch."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=1e-2, weight_decay=0.0)
     for step, batch in enumerate(batches):
@@ -68,16 +68,16 @@ def main() -> None:
     base = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     tokens = torch.tensor(tokenizer(TEXT.read_text()[:900_000])["input_ids"])
     batches = batches_of(tokens, STEPS + 24)
-    for_training, for_calibration = batches[:STEPS], batches[STEPS : STEPS + 16]
+    training, calibration_batches = batches[:STEPS], batches[STEPS : STEPS + 16]
     unseen = batches[STEPS + 16 :]
     print(f"base model: loss {loss_on(base, unseen):.4f}")
     model = hankelred_llm.attach(base, r=STATES)
-    train(model, for_training)
+    train(model, training)
     model.eval()
     full_loss = loss_on(model, unseen)
     print(f"trained adapter: loss {full_loss:.4f}\n")
 
-    calibration = hankelred_llm.calibrate(model, for_calibration)
+    calibration = hankelred_llm.calibrate(model, calibration_batches)
     spectra = hankelred_llm.hankel_spectra(model, calibration)
     print(spectra, "\n")
 
@@ -86,7 +86,7 @@ def main() -> None:
         by_bound, by_data = copy.deepcopy(model), copy.deepcopy(model)
         exact = hankelred_llm.reduce(by_bound, order=order)
         best = hankelred_llm.reduce(by_data, order=order, calibration=calibration)
-        print(f"--- {order} of {STATES} states a layer\n{best}")
+        print(f"--- {order} of {STATES} states per layer\n{best}")
         for name, reduced in zip(losses, (by_bound, by_data), strict=True):
             losses[name].append(loss_on(reduced, unseen))
             print(f"loss on unseen text, {name}: {losses[name][-1]:.4f}")
@@ -94,7 +94,7 @@ def main() -> None:
         vacuous = sum(layer.vacuous for layer in exact.layers.values())
         print(
             f"output error of exact truncation over the kept one's: {min(gains):.2f} to {max(gains):.2f}; "
-            f"the bound says nothing in {vacuous} of {len(gains)} layers\n"
+            f"the bound is vacuous in {vacuous} of {len(gains)} layers\n"
         )
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")

@@ -1,14 +1,15 @@
-"""From a record to an adapter: a system identified by the core, placed beside a layer of a language model.
+"""From a record to an adapter: a system identified from data as the initialization of an adapter layer.
 
-Inputs and outputs of an unknown process are recorded. ``hankelred.identify`` finds a model of it, and
-``set_systems`` makes the model the start of an adapter, read from and written to directions of the hidden
-states that are chosen here: the adapter then adds to the residual stream what the process would answer. It
-trains on from there like any other. Run with
+Inputs and outputs of an unknown process are recorded. ``hankelred.identify`` estimates a model of it, and
+``set_systems`` puts the model into an adapter; its input and output are directions of the hidden states that
+are chosen here. The adapter then adds the response of the process to the residual stream, and can be trained
+further like any other. Run with
 
     python examples/system_as_adapter.py
 
-It writes system_as_adapter.png: the process's impulse response, and the adapter's. An adapter's state holds
-the token of the moment already, so it answers one token sooner than the core's ``x[k+1] = A x[k] + B u[k]``.
+It writes system_as_adapter.png with the impulse responses of the process and of the adapter. The state of an
+adapter includes the current token, so it responds one token earlier than ``x[k+1] = A x[k] + B u[k]`` of the
+core.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""An adapter on a frozen language model: attach, train, generate, save, reload in a fresh process.
+"""An adapter of a frozen language model: attach, train, generate, save, reload in a new process.
 
     python examples/train_adapter.py --model FOLDER --text FILE [--out FOLDER]
 
 The model is a folder, or with a connection to the Hugging Face hub a name such as
-mistralai/Mistral-7B-v0.1. The adapter is trained on the first nine tenths of the text and judged by the
-last; the text it goes on with must be the same from a fresh process that loads what was saved.
+mistralai/Mistral-7B-v0.1. The adapter is trained on the first nine tenths of the text and evaluated on
+the last; a new process that loads the saved adapter must generate the same text.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 
 import hankelred_llm
 
-# what libraries say to each other of their next versions is nothing a user can act on
+# warnings of libraries about future versions of each other are not useful to a user
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def blocks(text: str, tokenizer, length: int) -> torch.Tensor:
-    """Return the text as token ids, (n, length); what does not fill a block is left out."""
+    """Return the text as token ids, (n, length); an incomplete last block is left out."""
     ids = tokenizer(text, return_tensors="pt").input_ids[0]
     n = ids.numel() // length
     if n < 1:
@@ -48,7 +48,7 @@ def bits_per_token(model, ids: torch.Tensor) -> float:
     """Return the mean cross-entropy in bits, over blocks that the adapter was not trained on."""
     model.eval()
     rows = ids.to(model.device).split(8)  # the Trainer may have moved the model to a GPU
-    losses = [model(input_ids=some, labels=some).loss.item() for some in rows]
+    losses = [model(input_ids=batch, labels=batch).loss.item() for batch in rows]
     return sum(losses) / len(losses) / math.log(2)
 
 
@@ -82,29 +82,29 @@ def poles(model) -> dict[int, torch.Tensor]:
 
 
 def draw(losses, before, after, path: Path) -> None:
-    """Draw the loss, and where training has moved the poles: the nearer the circle, the longer the memory."""
+    """Draw the loss, and the poles before and after training: near the circle the memory is long."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
     left.plot(*zip(*losses, strict=True), color="#1f77b4")
     left.set(xlabel="step", ylabel="bits per token", title="training")
     circle = torch.linspace(0, 2 * math.pi, 200)
     right.plot(circle.cos(), circle.sin(), color="0.6", linewidth=0.8)
-    for layer, moved in after.items():
+    for layer, layer_poles in after.items():
         color = pyplot.get_cmap("viridis")(layer / max(len(after) - 1, 1))
         right.plot(before[layer].real, before[layer].imag, "o", color=color, markersize=3, alpha=0.3)
-        right.plot(moved.real, moved.imag, "o", color=color, markersize=4, label=f"layer {layer}")
+        right.plot(layer_poles.real, layer_poles.imag, "o", color=color, markersize=4, label=f"layer {layer}")
     right.set(aspect="equal", xlabel="real", ylabel="imaginary", title="poles: start (pale), trained")
     right.legend(fontsize="small", loc="center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
 @torch.no_grad()
-def go_on(model, tokenizer, prompt: str, tokens: int, *, use_cache: bool = True) -> list[int]:
-    """Return the token ids of the prompt and what the model goes on with, always the most probable."""
+def generate(model, tokenizer, prompt: str, tokens: int, *, use_cache: bool = True) -> list[int]:
+    """Return the token ids of the prompt and its continuation by greedy decoding."""
     model.eval()
-    given = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
+    encoding = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(model.device)
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
     options["pad_token_id"] = tokenizer.pad_token_id or 0
-    return model.generate(**given, **options, use_cache=use_cache)[0].tolist()
+    return model.generate(**encoding, **options, use_cache=use_cache)[0].tolist()
 
 
 def load(name: str):
@@ -113,46 +113,48 @@ def load(name: str):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and compare with a fresh process."""
+    """Train, and compare with a new process."""
     torch.manual_seed(0)
     base, tokenizer = load(arguments.model)
     arguments.out.mkdir(parents=True, exist_ok=True)
     ids = blocks(Path(arguments.text).read_text(encoding="utf-8"), tokenizer, arguments.length)
-    held_back = max(1, len(ids) // 10)
-    learn, judge = ids[:-held_back], ids[-held_back:][:64]
+    n_validation = max(1, len(ids) // 10)
+    training, validation = ids[:-n_validation], ids[-n_validation:][:64]
 
     model = hankelred_llm.attach(base, r=arguments.r)
     model.print_trainable_parameters()
-    before, poles_before = bits_per_token(model, judge), poles(model)
-    began = time.perf_counter()
+    before, poles_before = bits_per_token(model, validation), poles(model)
+    start = time.perf_counter()
     losses = train(
         model,
-        learn,
+        training,
         arguments.out,
         steps=arguments.steps,
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,
     )
     model.save_pretrained(arguments.out)  # before anything else can fail
-    after = bits_per_token(model, judge)
-    print(f"{judge.numel()} unseen tokens: {before:.3f} bits each frozen, {after:.3f} with the adapter")
-    print(f"{arguments.steps} steps in {time.perf_counter() - began:.0f} s")
+    after = bits_per_token(model, validation)
+    print(
+        f"{validation.numel()} validation tokens: {before:.3f} bits per token, {after:.3f} with the adapter"
+    )
+    print(f"{arguments.steps} steps in {time.perf_counter() - start:.0f} s")
 
     draw(losses, poles_before, poles(model), arguments.out / "training.png")
-    count = max(arguments.tokens, 16)  # fewer would say little of the state
-    tokens = go_on(model, tokenizer, arguments.prompt, count)
+    count = max(arguments.tokens, 16)  # fewer would hardly test the state
+    tokens = generate(model, tokenizer, arguments.prompt, count)
     print("\n" + tokenizer.decode(tokens, skip_special_tokens=True) + "\n")
-    without_cache = go_on(model, tokenizer, arguments.prompt, count, use_cache=False)
-    carried = without_cache == tokens
-    print(f"the same {len(tokens)} tokens with the state in the cache and without a cache: {carried}")
+    without_cache = generate(model, tokenizer, arguments.prompt, count, use_cache=False)
+    cache_agrees = without_cache == tokens
+    print(f"the same {len(tokens)} tokens with the state in the cache and without a cache: {cache_agrees}")
     command = [sys.executable, __file__, "--model", arguments.model, "--adapter", str(arguments.out)]
     command += ["--prompt", arguments.prompt, "--tokens", str(count)]
-    fresh = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    same = json.loads(fresh.splitlines()[-1]) == tokens
-    print(f"adapter saved to {arguments.out}; a fresh process goes on with the same tokens: {same}")
+    reloaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    same = json.loads(reloaded.splitlines()[-1]) == tokens
+    print(f"adapter saved to {arguments.out}; a new process generates the same tokens: {same}")
     if not same:
         sys.exit("error: the saved adapter does not generate what the trained one does")
-    if not carried:
+    if not cache_agrees:
         sys.exit(
             "error: other tokens with a cache than without (in half precision two may be equally probable)"
         )
@@ -165,22 +167,20 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--model", default=str(SHARED / "models" / "stories260K"), help="folder or hub name")
     parser.add_argument("--text", default=str(SHARED / "text" / "tinyshakespeare.txt"), help="plain text")
-    parser.add_argument("--adapter", type=Path, help="only load this one, go on with the prompt, print ids")
+    parser.add_argument("--adapter", type=Path, help="only load this adapter, continue the prompt, print ids")
     parser.add_argument("--out", type=Path, default=Path("demo-output/adapter"), help="folder of the adapter")
     parser.add_argument("--r", type=int, default=16, help="states per layer")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=8, help="blocks per step")
     parser.add_argument("--length", type=int, default=256, help="tokens per block")
-    parser.add_argument(
-        "--learning-rate", type=float, default=1e-2, help="a large model wants less, about 1e-3"
-    )
-    parser.add_argument("--prompt", default="My lord, ", help="what to go on from")
-    parser.add_argument("--tokens", type=int, default=60, help="how many tokens to go on for")
+    parser.add_argument("--learning-rate", type=float, default=1e-2, help="use about 1e-3 for a large model")
+    parser.add_argument("--prompt", default="My lord, ", help="text to continue")
+    parser.add_argument("--tokens", type=int, default=60, help="number of tokens to generate")
     arguments = parser.parse_args(argv)
     if arguments.adapter is not None:
         base, tokenizer = load(arguments.model)
         model = PeftModel.from_pretrained(base, str(arguments.adapter))
-        print(json.dumps(go_on(model, tokenizer, arguments.prompt, arguments.tokens)))
+        print(json.dumps(generate(model, tokenizer, arguments.prompt, arguments.tokens)))
         return
     if not Path(arguments.text).is_file():
         parser.error(f"no text file {arguments.text}; name one with --text")

@@ -1,4 +1,4 @@
-"""Hankel singular values, certified model reduction and their pictures for any linear model."""
+"""Hankel singular values and certified model reduction, with plots, for any linear model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong, as types: every message says what was seen and what to do."""
+"""The exceptions of the package. Each message names the problem, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterable
 
 
 class HankelredError(ValueError):
-    """Base of every error hankelred raises on purpose."""
+    """Base class of all exceptions that hankelred raises."""
 
 
 class ModelError(HankelredError):
-    """The model itself cannot be used: shapes, values, type, or a missing capability."""
+    """A model cannot be used: its shapes, its values, its type, or a feature that is not supported."""
 
 
 class OrderError(HankelredError):
-    """The requested order, tolerance or energy cannot be met or makes no sense."""
+    """A requested order, tolerance or energy is invalid or cannot be met."""
 
 
 class UnstableError(HankelredError):
-    """The quantity asked for does not exist for a model with unstable or marginal poles."""
+    """The requested quantity does not exist for a model with unstable or marginal poles."""
 
 
 class ConvergenceError(HankelredError):
-    """A solver did not reach its accuracy; nothing was returned rather than something wrong."""
+    """A solver did not reach its accuracy, so no result is returned."""
 
 
 class FileFormatError(HankelredError):
@@ -30,26 +30,26 @@ class FileFormatError(HankelredError):
 
 
 class ReductionWarning(UserWarning):
-    """The reduction differs from what was asked in a way the result records."""
+    """The reduction differs from the request; the result records how."""
 
 
 def in_one_line(text: object, longest: int = 1000) -> str:
-    """Return a name or message as part of one line: no control characters, not endless."""
+    """Return a name or message for use within one line: control characters escaped, length limited."""
     text = str(text)
     cut = text if len(text) <= longest else text[:longest] + "..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
-def shown(value: object) -> str:
-    """Return a value as messages quote it: as Python writes it, in one line, not endless."""
+def short_repr(value: object) -> str:
+    """Return the repr of a value for an error message: in one line, length limited."""
     try:
         return in_one_line(repr(value), 60)
-    except ValueError:  # Python does not write out the longest whole numbers
+    except ValueError:  # Python refuses to convert very long integers to decimal digits
         return "a number of thousands of digits"
 
 
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """Return the first of some names as part of one line."""
+def name_list(names: Iterable[str], most: int = 8) -> str:
+    """Return the first few names, separated by commas, for use within one line."""
     lines = [in_one_line(name, 60) for name in names]
     more = [f"{len(lines) - most} more"] if len(lines) > most else []
     return ", ".join(lines[:most] + more) or "none"

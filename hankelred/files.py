@@ -1,4 +1,7 @@
-"""Models in files: .mat, .npz and .json with keys A, B, C, D, E, dt or M, D, K, B, C; Matrix Market."""
+"""Reading and writing models: .mat, .npz and .json files with the keys A, B, C, D, E, dt or M, D, K, B, C.
+
+Matrix Market files are read too.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from ._util import matrix_market
-from ._util.reading import checked_suffix, opened
+from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
-from .errors import FileFormatError, in_one_line, listed
-from .models.linear_model import LinearModel, Timebase, validated, validated_timebase
+from .errors import FileFormatError, in_one_line, name_list
+from .models.linear_model import LinearModel, Timebase, validated_matrices, validated_timebase
 from .models.second_order import SecondOrderModel
 from .models.sparse_model import SparseModel, large_model
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")
-#: Of a model of second order. The Oberwolfach collection calls the damping E.
+#: Of a second-order model. The Oberwolfach collection calls the damping E.
 SECOND_ORDER_KEYS = ("M", "D", "E", "K", "B", "C", "Cp", "Cv", "Du")
 
 
@@ -29,32 +32,32 @@ def read_model(
 ) -> LinearModel | SparseModel | SecondOrderModel:
     """Read a model from a file.
 
-    Every length and index in the file is checked before it is used, and nothing in it is executed: files of
-    strangers are safe to read. Only the keys of a model are read, each up to 512 MiB.
+    Every length and index in the file is checked before it is used, and nothing in it is executed, so that
+    files from untrusted sources are safe to read. Only the keys of a model are read, each up to 512 MiB.
 
     Parameters
     ----------
     path : path
-        ``.mat`` (MATLAB 4 to 7.2, sparse too), ``.npz`` or ``.json`` (nested lists). Keys A, B, C and
-        optionally D, E and dt, in either case; others are ignored. With M and K and without A it is a model
-        of second order: M, D (or E), K, B, and C (or Cp, Cv, Du). Or one of the Matrix Market files
-        ``NAME.A``, ``NAME.B``, ``NAME.C``, ``NAME.E`` or ``NAME.M``, ``.K`` and so on, which are read
-        together.
+        ``.mat`` (MATLAB 4 to 7.2, also with sparse matrices), ``.npz`` or ``.json`` (nested lists). Keys A,
+        B, C and optionally D, E and dt, in upper or lower case; others are ignored. A file with M and K and
+        without A is a second-order model: M, D (or E), K, B, and C (or Cp, Cv, Du). Alternatively one of
+        the Matrix Market files ``NAME.A``, ``NAME.B``, ``NAME.C``, ``NAME.E`` or ``NAME.M``, ``NAME.K`` and
+        so on, which are read together.
 
     Returns
     -------
     model
-        Accepted by every function that takes models; sparse ones of more than 5000 states stay sparse.
+        Accepted by every function that takes models; sparse ones of more than 5000 states remain sparse.
     dt : 0, True, float or None
-        Timebase, over that of the file; None takes the file's, or 0 (continuous) where it has none.
+        Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
     Raises
     ------
     FileFormatError
-        The file is missing, unreadable, damaged, or lacks a key; an entry is no number (a string, a boolean);
-        a key is there twice; dt is no timebase.
+        The file is missing, unreadable, damaged, or lacks a key; an entry is not a number (a string, a
+        boolean); a key occurs twice; dt is not a timebase.
     ModelError
-        The matrices do not make a model.
+        The matrices do not form a model.
 
     Examples
     --------
@@ -66,55 +69,54 @@ def read_model(
     (1, 0.1)
     """
     path = Path(path)
-    if matrix_market.is_one(path):
-        found, dt = _found(matrix_market.read_together(path), dt)
+    if matrix_market.is_matrix_market(path):
+        matrices, dt = _model_matrices(matrix_market.read_together(path), dt)
     else:
-        with opened(path) as content:
-            found, dt = _found(content, dt)
-    if "A" not in found:
-        return _second_order(found)
-    matrices = [found.get(key) for key in "ABCDE"]
-    large = large_model(tuple(matrices) if "E" in found else tuple(matrices[:4]), dt)
+        with open_arrays(path) as content:
+            matrices, dt = _model_matrices(content, dt)
+    if "A" not in matrices:
+        return _second_order(matrices)
+    values = tuple(matrices.get(key) for key in "ABCDE")
+    large = large_model(values if "E" in matrices else values[:4], dt)
     if large is not None:
         return large
-    A, B, C, D, dt = validated(*matrices, dt=dt)
+    A, B, C, D, dt = validated_matrices(*values, dt=dt)
     return LinearModel(A, B, C, D, dt)
 
 
-def _found(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
+def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
     """Return the matrices of a model by their names, and its timebase."""
     names = {name.upper() for name in content}
     if {"M", "K"} <= names and "A" not in names:
-        found = _matrices(content, SECOND_ORDER_KEYS, ("M", "K", "B"))
+        matrices = _matrices(content, SECOND_ORDER_KEYS, ("M", "K", "B"))
         for what, choice in (("damping, D or E", "DE"), ("output by position, C or Cp", ("C", "Cp"))):
-            if sum(key in found for key in choice) != 1:
-                count = sum(key in found for key in choice)
-                raise FileFormatError(f"a model of second order has one {what}; this file has {count}")
-        return found, 0
-    found = _matrices(content, KEYS if dt is None else KEYS[:-1], ("A", "B", "C"))
-    return found, _timebase(found.get("dt")) if dt is None else dt
+            count = sum(key in matrices for key in choice)
+            if count != 1:
+                raise FileFormatError(f"a second-order model has one {what}; this file has {count}")
+        return matrices, 0
+    matrices = _matrices(content, KEYS if dt is None else KEYS[:-1], ("A", "B", "C"))
+    return matrices, _timebase(matrices.get("dt")) if dt is None else dt
 
 
-def _second_order(found: Mapping[str, Any]) -> SecondOrderModel:
-    damping = found["D"] if "D" in found else found["E"]
-    output = found["C"] if "C" in found else found["Cp"]
-    return SecondOrderModel(
-        found["M"], damping, found["K"], found["B"], output, found.get("Cv"), found.get("Du", 0)
-    )
+def _second_order(matrices: Mapping[str, Any]) -> SecondOrderModel:
+    M, K, B = (matrices[key] for key in ("M", "K", "B"))
+    damping = matrices["D"] if "D" in matrices else matrices["E"]
+    output = matrices["C"] if "C" in matrices else matrices["Cp"]
+    return SecondOrderModel(M, damping, K, B, output, matrices.get("Cv"), matrices.get("Du", 0))
 
 
 def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
-    """Write A, B, C, D and dt to a file; it is complete or not there at all.
+    """Write A, B, C, D and dt to a file atomically.
 
     Raises
     ------
     FileFormatError
-        Unknown ending, a folder that is not there or not writable, complex numbers in .json.
+        Unknown suffix, a folder that does not exist or is not writable, complex numbers in .json.
     """
     path = Path(path)
     suffix = checked_suffix(path)
     content: dict[str, Any] = dict(zip("ABCD", model.as_tuple(), strict=True))
-    # only JSON can tell True from 1; the other formats hold the word
+    # only JSON distinguishes True from 1; the other formats hold the word as text
     content["dt"] = (
         str(model.dt) if model.dt is None or (model.dt is True and suffix != ".json") else model.dt
     )
@@ -136,23 +138,23 @@ def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
 
 
 def _matrices(content: Mapping[str, Any], keys: Sequence[str], needed: Sequence[str]) -> dict[str, Any]:
-    """Read these keys, in upper or lower case, and nothing else."""
+    """Read these keys only, in upper or lower case."""
     names = {key: [name for name in content if name.lower() == key.lower()] for key in keys}
-    for key, same in names.items():
-        names[key] = [key] if key in same else same
+    for key, matches in names.items():
+        names[key] = [key] if key in matches else matches
         if len(names[key]) > 1:
-            raise FileFormatError(f"it has {' and '.join(same)}: which one is {key}?")
+            raise FileFormatError(f"it has {' and '.join(matches)}: which one is {key}?")
     missing = [key for key in needed if not names[key]]
     if missing:
         raise FileFormatError(
             f"it has no {', '.join(missing)}; a model file has the keys A, B, C and optionally D, E, dt, or "
-            f"M, D, K, B and C, and this one has {listed(content)}"
+            f"M, D, K, B and C, and this one has {name_list(content)}"
         )
-    found = {key: content[same[0]] for key, same in names.items() if same}
-    for key, value in found.items():
+    matrices = {key: content[matches[0]] for key, matches in names.items() if matches}
+    for key, value in matrices.items():
         if key != "dt" and value is not None:
             _check_entries(key, value)
-    return found
+    return matrices
 
 
 _KINDS = {"b": "booleans", "U": "strings", "S": "strings", "M": "dates", "m": "time spans"}
@@ -160,20 +162,20 @@ _WORDS_OF_JSON = {str: "a string", bool: "a boolean", dict: "an object", type(No
 
 
 def _check_entries(key: str, value: Any) -> None:
-    """Refuse what numpy would turn into numbers without a word: strings, booleans, dates."""
-    what = None
+    """Refuse entries that numpy would silently convert to numbers: strings, booleans, dates."""
+    problem = None
     if hasattr(value, "dtype"):
         if value.dtype.kind not in "iufc":
-            what = _KINDS.get(value.dtype.kind, f"entries of type {value.dtype}")
+            problem = _KINDS.get(value.dtype.kind, f"entries of type {value.dtype}")
     elif isinstance(value, str):
-        what = "text"
+        problem = "text"
     else:
         kinds = set(map(type, np.array(value, dtype=object).flat))
-        strange = kinds - {int, float}
-        if strange:
-            what = "rows of different lengths" if list in strange else _WORDS_OF_JSON[strange.pop()]
-    if what:
-        raise FileFormatError(f"{key} holds {in_one_line(what, 60)}; write a matrix of numbers")
+        unexpected = kinds - {int, float}
+        if unexpected:
+            problem = "rows of different lengths" if list in unexpected else _WORDS_OF_JSON[unexpected.pop()]
+    if problem:
+        raise FileFormatError(f"{key} holds {in_one_line(problem, 60)}; write a matrix of numbers")
 
 
 def _timebase(value: Any) -> Timebase:

@@ -1,4 +1,4 @@
-"""Stateful fine-tuning adapters: diagonal linear systems beside the blocks of a frozen language model."""
+"""Recurrent adapters: diagonal linear systems in parallel with the blocks of a frozen language model."""
 
 from hankelred import __version__
 

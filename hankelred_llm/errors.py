@@ -1,4 +1,4 @@
-"""What can go wrong with an adapter, as types."""
+"""The errors of hankelred_llm."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from hankelred import HankelredError
 
 
 class ConfigError(HankelredError):
-    """A field of an adapter's configuration has a value that means nothing."""
+    """A field of an adapter's configuration has an invalid value."""
 
 
 class ArchitectureError(HankelredError):
-    """The model is none that an adapter can stand beside."""
+    """Adapters do not support the architecture of the model."""
 
 
 class AdapterError(HankelredError):
-    """What was asked of an adapter cannot be done, or there is no such adapter."""
+    """An adapter cannot do what was requested, or there is no such adapter."""
 
 
 class AdapterFileError(HankelredError):
@@ -22,11 +22,11 @@ class AdapterFileError(HankelredError):
 
 
 class StateError(HankelredError):
-    """The recurrent state, or which tokens it should follow, cannot be known."""
+    """The recurrent state, or the tokens that it belongs to, cannot be determined."""
 
 
 class ExperimentError(HankelredError):
-    """A training, an evaluation or a comparison cannot be run as asked."""
+    """A training, an evaluation or a comparison cannot be run as requested."""
 
 
 class CalibrationError(HankelredError):

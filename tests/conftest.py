@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from hypothesis import settings
+
+TESTS = Path(__file__).parent
 
 # What fails in continuous integration (GitHub and `make test` set CI) must fail for everybody: there
 # hypothesis draws the same examples each time. Elsewhere it goes on looking; what it finds stays as @example.
@@ -16,3 +19,12 @@ if os.environ.get("CI"):
 if os.environ.get("HANKELRED_WITHOUT_SLYCOT"):
     # makes every `import slycot` fail, also python-control's own: nothing may need it
     sys.modules["slycot"] = None
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the tests of the two packages by their folder: ``pytest -m core``."""
+    for item in items:
+        folder = item.path.parent.relative_to(TESTS) if item.path.is_relative_to(TESTS) else None
+        for name in ("core", "llm"):
+            if folder is not None and folder.parts[:1] == (name,):
+                item.add_marker(name)

@@ -2,7 +2,7 @@
 
     python tools/floors.py > floors.txt
 
-The packages named are those that users install; tools of the tests stay as new as they are.
+Only packages that users install are listed; the tools of the tests keep their newest versions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import re
 import tomllib
 from pathlib import Path
 
-#: Installed first and alone, in the one version that comes without gigabytes of CUDA packages.
-APART = {"torch"}
+#: Installed first and separately, in the one version that comes without gigabytes of CUDA packages.
+INSTALLED_FIRST = {"torch"}
 EXTRAS = ("llm", "evaluate")
 
-#: Packages beside them, in a version of their time: newer ones warn of them, or do not run with them.
+#: Indirect dependencies of the same age: newer versions do not work with the old ones, or warn about them.
 COMPANIONS = {"pyarrow": "24.0.0", "pyparsing": "3.2.0", "trl": "1.8.0"}
 
 
@@ -23,15 +23,18 @@ def floors(project: Path) -> dict[str, str]:
     """Return the oldest version of each dependency, by its name."""
     declared = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
     extras = declared["optional-dependencies"]
-    found = {}
-    for requirement in [*declared["dependencies"], *(each for extra in EXTRAS for each in extras[extra])]:
+    versions = {}
+    for requirement in [*declared["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]:
         match = re.match(r"([\w.-]+)>=([\w.]+)", requirement)
         if match is None:
             raise SystemExit(
                 f"error: {requirement!r} in {project} declares no oldest version; write NAME>=VERSION"
             )
-        found[match[1]] = match[2]
-    return {**{name: version for name, version in found.items() if name not in APART}, **COMPANIONS}
+        versions[match[1]] = match[2]
+    return {
+        **{name: version for name, version in versions.items() if name not in INSTALLED_FIRST},
+        **COMPANIONS,
+    }
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Arrays, argument checks, twofold precision, progress, and files read and written whole."""
+"""Shared helpers: arrays, argument checks, twofold precision, progress bars, reading and writing files."""

@@ -1,4 +1,4 @@
-"""What every room means by an array, by the four matrices of a model, and by rounding."""
+"""Types and constants that every module shares: arrays, the matrices of a model, machine precision."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Quadruple: TypeAlias = tuple[Array, Array, Array, Array]
 
 EPS = float(np.finfo(float).eps)
 
-#: Bytes of the largest array that is read from a file: 512 MiB, 8192 states in double precision. A small
-#: compressed file can unfold into more than any memory.
+#: Largest array that is read from a file, in bytes: 512 MiB, 8192 states in double precision. A small
+#: compressed file can expand to more than the memory holds.
 LARGEST_IN_FILE = 2**29
 
 
-def narrow(M: Array) -> Array:
+def reduce_columns(M: Array) -> Array:
     """Return a matrix with no more columns than rows and the same M M^H."""
     if M.shape[1] <= M.shape[0]:
         return M

@@ -1,34 +1,47 @@
-"""One number as an argument, read alike everywhere; what to say of a wrong one is the caller's business."""
+"""Checks of single numbers, as arguments or read from files."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..errors import HankelredError, short_repr
 
-def real(value: Any) -> float:
-    """Return a real number as a float, and NaN for anything else, which no comparison lets pass.
 
-    A string is no number, even where float() would read it: it would fail later, in the middle of the work.
-    Of a complex number float() would drop the imaginary part, of a time span the unit.
+def real_number(
+    value: Any, is_valid: Callable[[float], bool], requirement: str, error: type[HankelredError]
+) -> float:
+    """Return a real number as a float; if it is invalid, raise ``error``, which states the requirement."""
+    number = _as_real(value)
+    if number is None or not is_valid(number):
+        raise error(f"{requirement}, got {short_repr(value)}")
+    return number
+
+
+def _as_real(value: Any) -> float | None:
+    """Return a real number as a float; None for anything else.
+
+    Strings are refused although float() reads some of them: they would fail later, in the middle of a
+    computation. float() would drop the imaginary part of a complex number and the unit of a time span.
     """
     try:
         number = np.asarray(value)
-        return float(value) if number.ndim == 0 and number.dtype.kind in "biufO" else float("nan")
+        return float(value) if number.ndim == 0 and number.dtype.kind in "biufO" else None
     except (TypeError, ValueError, OverflowError):
-        return float("nan")
+        return None
 
 
-def count(value: Any) -> int | None:
-    """Return a number of things, at least one, as an int; None for anything else. 3.0 is three."""
-    number = float("nan") if isinstance(value, bool | np.bool_) else real(value)
-    return int(number) if number >= 1 and number.is_integer() else None
+def as_positive_integer(value: Any) -> int | None:
+    """Return a whole number of at least 1 as an int; None for anything else. 3.0 is accepted as 3."""
+    number = None if isinstance(value, bool | np.bool_) else _as_real(value)
+    return int(number) if number is not None and number >= 1 and number.is_integer() else None
 
 
-def whole(value: Any) -> int | None:
-    """Return a whole number as an int, and None for anything else: fractions, booleans, strings."""
+def as_integer(value: Any) -> int | None:
+    """Return an integer as an int; None for anything else, such as fractions, booleans and strings."""
     if isinstance(value, bool | np.bool_):
         return None
     try:
@@ -38,5 +51,5 @@ def whole(value: Any) -> int | None:
 
 
 def is_rounded_to_zero(digits: str) -> bool:
-    """Tell whether a number in decimal digits is not zero, and too small for double precision."""
+    """Return whether a nonzero number in decimal digits is too small for double precision."""
     return float(digits) == 0 and any(digit in "123456789" for digit in digits.lower().partition("e")[0])

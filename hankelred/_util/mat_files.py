@@ -1,8 +1,8 @@
-"""MAT-files of MATLAB 4 to 7.2, read without trusting them.
+"""A reader of MAT-files of MATLAB 4 to 7.2 that does not trust their contents.
 
-scipy's reader is compiled, and a damaged or hostile file makes it read and write outside its memory. Here
-every length, count and index in a file is compared with what is there before it is used, and only the
-variables that are wanted are read.
+scipy's reader is compiled, and a damaged or malicious file makes it read and write outside its memory. Here
+every length, count and index in a file is checked before it is used, and only the requested variables are
+read.
 
 Source: MathWorks, "MAT-File Format" (levels 4 and 5). The tests compare with scipy's reader.
 """
@@ -21,9 +21,9 @@ import numpy as np
 from ..errors import FileFormatError, in_one_line
 from .arrays import LARGEST_IN_FILE, Array
 
-#: Bytes of a compressed variable that are taken from the file at a time.
+#: Bytes of a compressed variable that are read from the file at a time.
 _CHUNK = 1 << 16
-#: Flags, dimensions and name of a variable are far shorter than this (bytes).
+#: Upper limit of the flags, the dimensions and the name of a variable, each (bytes).
 _LONGEST_HEADER = 1 << 16
 
 # Level 5: types of elements, and classes of variables
@@ -39,15 +39,15 @@ _NUMBERS_4 = ("f8", "f4", "i4", "i2", "u2", "u1")
 _CLASSES_4 = ("numbers", "text", "sparse")
 
 
-def _damaged(what: str) -> FileFormatError:
-    return FileFormatError(f"the file is damaged: {what}")
+def _damaged(problem: str) -> FileFormatError:
+    return FileFormatError(f"the file is damaged: {problem}")
 
 
 @dataclass(frozen=True)
 class _Variable:
-    """Where a variable is in the file, and what its header says of it."""
+    """The position of a variable in the file, and the contents of its header."""
 
-    #: "numbers", "logicals", "text", "sparse", or what is not read: "cell", "struct", "object", "function"
+    #: "numbers", "logicals", "text", "sparse"; not read: "cell", "struct", "object", "function"
     kind: str
     start: int
     size: int
@@ -67,7 +67,7 @@ class MatFile(Mapping[str, Any]):
     ------
     FileFormatError
         The file is damaged, of level 7.3 (HDF5), or holds two variables of one name. On look-up: a struct,
-        cell, object or function, or a variable too large to be worked with.
+        cell, object or function, or a variable that is too large.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -79,7 +79,7 @@ class MatFile(Mapping[str, Any]):
             raise FileFormatError(
                 "it is a MATLAB 7.3 (HDF5) file; save it with save(..., '-v7') and try again"
             )
-        # The first bytes of level 5 are text for the reader; of level 4 they are a small number.
+        # A file of level 5 begins with a line of text, one of level 4 with a small number.
         self._level = 4 if 0 in start[:4] else 5
         if self._level == 5:
             if start[126:128] not in (b"IM", b"MI"):
@@ -88,10 +88,10 @@ class MatFile(Mapping[str, Any]):
         else:
             self._order = "<" if int.from_bytes(start[:4], "little") <= 5000 else ">"
         self._variables: dict[str, _Variable] = {}
-        for name, variable in self._listed() if self._level == 5 else self._listed_4():
+        for name, variable in self._level_5_variables() if self._level == 5 else self._level_4_variables():
             if name in self._variables:
                 raise FileFormatError(f"it holds two variables {in_one_line(name, 60)}; keep one")
-            # MATLAB's own bookkeeping has no name
+            # MATLAB's internal variables have no name
             if name and not name.startswith("__"):
                 self._variables[name] = variable
 
@@ -102,7 +102,7 @@ class MatFile(Mapping[str, Any]):
         return len(self._variables)
 
     def kind(self, name: str) -> str:
-        """Return what a variable is, as "numbers", "logicals", "sparse" or "text", without reading it."""
+        """Return the kind of a variable ("numbers", "logicals", "sparse", "text", ...) without reading it."""
         return self._variables[name].kind
 
     def __getitem__(self, name: str) -> Any:
@@ -124,7 +124,7 @@ class MatFile(Mapping[str, Any]):
 
     # level 5: a sequence of elements, each with its type and number of bytes
 
-    def _listed(self) -> Iterator[tuple[str, _Variable]]:
+    def _level_5_variables(self) -> Iterator[tuple[str, _Variable]]:
         at = 128
         while at < self._size:
             self._file.seek(at)
@@ -148,7 +148,7 @@ class MatFile(Mapping[str, Any]):
         return _shaped(variable, self._parts(variable, stream))
 
     def _parts(self, variable: _Variable, stream: _Stream) -> list[Array]:
-        """Return the real parts, and the imaginary ones where there are some."""
+        """Return the real parts and, for a complex variable, the imaginary parts."""
         return [self._numbers(stream) for _ in range(1 + variable.is_complex)]
 
     def _numbers(self, stream: _Stream) -> Array:
@@ -170,7 +170,7 @@ class MatFile(Mapping[str, Any]):
 
     # level 4: 20 bytes, the name, the numbers, one variable after the other
 
-    def _listed_4(self) -> Iterator[tuple[str, _Variable]]:
+    def _level_4_variables(self) -> Iterator[tuple[str, _Variable]]:
         at = 0
         while at < self._size:
             self._file.seek(at)
@@ -180,7 +180,9 @@ class MatFile(Mapping[str, Any]):
             if not known or rows < 0 or columns < 0 or not 0 < length <= _LONGEST_HEADER:
                 raise _damaged(f"the variable at byte {at} has an impossible header")
             if machine > 1:
-                raise FileFormatError("it is of a machine whose numbers are not IEEE 754; write it anew")
+                raise FileFormatError(
+                    "its numbers are not in an IEEE 754 format; save it again on a current machine"
+                )
             name = self._file.read(length).split(b"\0")[0].decode("latin-1")
             is_complex = bool(imaginary)
             size = rows * columns * np.dtype(_NUMBERS_4[number]).itemsize * (1 + is_complex)
@@ -210,7 +212,7 @@ class _Stream:
         self._file, self._left = file, size
 
     def read(self, size: int) -> bytes:
-        """Return exactly so many bytes."""
+        """Return exactly this many bytes."""
         if size > LARGEST_IN_FILE:
             raise FileFormatError(
                 f"a variable has {size} bytes; at most {LARGEST_IN_FILE} are read from a file: pass the "
@@ -222,11 +224,11 @@ class _Stream:
         return data
 
     def skip_padding(self, size: int) -> None:
-        """Pass over the bytes that fill an element up to a multiple of 8; the last may have none."""
+        """Skip the bytes that pad an element to a multiple of 8; the last element may have none."""
         self._next(-size % 8)
 
     def finish(self) -> None:
-        """Check what can be checked at the end of a variable."""
+        """Make the checks that are possible at the end of a variable."""
 
     def _next(self, size: int) -> bytes:
         data = self._file.read(min(size, self._left))
@@ -235,7 +237,7 @@ class _Stream:
 
 
 class _Inflated(_Stream):
-    """The bytes of one compressed variable; no more of them are inflated than are read."""
+    """The bytes of one compressed variable; only as many as are read are inflated."""
 
     def __init__(self, file: BinaryIO, start: int, size: int) -> None:
         super().__init__(file, start, size)
@@ -243,7 +245,7 @@ class _Inflated(_Stream):
         self._pending = b""
 
     def finish(self) -> None:
-        """Check that nothing but padding is left, and the checksum, which comes last."""
+        """Check that only padding is left, and that the checksum, which comes last, agrees."""
         if len(self._next(8)) == 8 or not self._inflater.eof:
             raise _damaged("a compressed variable does not end where it should")
 
@@ -274,7 +276,7 @@ def _element(stream: _Stream, order: str, at_most: int = LARGEST_IN_FILE + 1) ->
     """Return the type and the bytes of the next element of a variable."""
     tag = stream.read(8)
     kind, size = _unpacked(order + "II", tag)
-    if kind >> 16:  # at most four bytes stand in the tag itself
+    if kind >> 16:  # up to four bytes are stored in the tag itself
         kind, size = kind & 0xFFFF, kind >> 16
         if size > 4:
             raise _damaged(f"a short element of {size} bytes")
@@ -287,7 +289,7 @@ def _element(stream: _Stream, order: str, at_most: int = LARGEST_IN_FILE + 1) ->
 
 
 def _header(stream: _Stream, order: str, compressed: bool) -> tuple[str, str, tuple[int, ...], bool]:
-    """Return name, kind, shape and whether complex; the stream is then at the data."""
+    """Return name, kind, shape and whether the variable is complex; the stream is then at the data."""
     if compressed and _unpacked(order + "II", stream.read(8))[0] != _MATRIX:
         raise _damaged("a compressed element that is no variable")
     flags = _element(stream, order, _LONGEST_HEADER)[1]
@@ -297,7 +299,7 @@ def _header(stream: _Stream, order: str, compressed: bool) -> tuple[str, str, tu
         raise _damaged(f"a variable of class {number & 0xFF}")
     is_complex, is_logical = bool(number >> 8 & _COMPLEX), bool(number >> 8 & _LOGICAL)
     shape: tuple[int, ...] = ()
-    if number & 0xFF != 17:  # the new objects have no dimensions
+    if number & 0xFF != 17:  # objects of this newer class have no dimensions
         kind_of_sizes, sizes = _element(stream, order, _LONGEST_HEADER)
         if kind_of_sizes not in (5, 6) or len(sizes) % 4:
             raise _damaged("dimensions that are no whole numbers")
@@ -319,7 +321,7 @@ def _from_bytes(data: bytes, stored_as: str) -> Array:
 
 
 def _shaped(variable: _Variable, parts: list[Array]) -> Array:
-    """Return the numbers, which the file has column by column, as an array."""
+    """Return the numbers, which a file stores column by column, as an array."""
     count = 1
     for length in variable.shape:
         count *= length
@@ -345,7 +347,7 @@ def _sparse_columns(shape: tuple[int, ...], rows: Array, columns: Array, parts: 
     if columns[0] != 0 or np.any(np.diff(columns) < 0):
         raise _damaged("a sparse matrix whose columns do not follow one another")
     count = int(columns[-1])
-    # there may be more space than entries
+    # more space than entries may be allocated
     if count > min(rows.size, *(part.size for part in parts)):
         raise _damaged(f"a sparse matrix of {count} entries with fewer numbers")
     rows = rows[:count]
@@ -362,13 +364,13 @@ def _sparse_4(table: Array) -> Any:
     """Return a sparse matrix from rows of (row, column, value), of which the last holds the shape."""
     if table.shape[0] < 1 or table.shape[1] not in (3, 4) or np.iscomplexobj(table):
         raise _damaged(f"a sparse matrix written as a table of shape {table.shape}")
-    places = table[:, :2]
-    if not np.all((places == np.floor(places)) & (places >= 0) & (places < 2**31)):
+    indices = table[:, :2]
+    if not np.all((indices == np.floor(indices)) & (indices >= 0) & (indices < 2**31)):
         raise _damaged("a sparse matrix with an index that is no whole number")
-    shape, places = places[-1].astype(int), places[:-1].astype(int) - 1
-    if np.any((places < 0) | (places >= shape)):
+    shape, indices = indices[-1].astype(int), indices[:-1].astype(int) - 1
+    if np.any((indices < 0) | (indices >= shape)):
         raise _damaged(f"a sparse matrix of shape {tuple(shape.tolist())} with an entry outside")
     values = _complex([table[:-1, 2], table[:-1, 3]]) if table.shape[1] == 4 else table[:-1, 2]
     from scipy.sparse import coo_matrix  # slow to import, and few files need it
 
-    return coo_matrix((values, (places[:, 0], places[:, 1])), shape=tuple(shape.tolist()))
+    return coo_matrix((values, (indices[:, 0], indices[:, 1])), shape=tuple(shape.tolist()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileFormatError, in_one_line, shown
+from ..errors import FileFormatError, in_one_line, short_repr
 from .arrays import LARGEST_IN_FILE
 from .reading import check_readable
 
@@ -13,7 +13,7 @@ from .reading import check_readable
 ENDINGS = ("A", "B", "C", "D", "E", "M", "K")
 
 
-def is_one(path: Path) -> bool:
+def is_matrix_market(path: Path) -> bool:
     """Tell whether the ending is that of a matrix of a model."""
     return path.suffix[1:].upper() in ENDINGS
 
@@ -59,18 +59,19 @@ def _check_header(path: Path) -> None:
         first = file.readline(200).decode("ascii", "replace")
         words = first.lower().split()
         if words[:2] != ["%%matrixmarket", "matrix"] or len(words) != 5:
-            raise FileFormatError(f"it does not begin as a Matrix Market file does, but with {shown(first)}")
+            raise FileFormatError(f"a Matrix Market file does not begin with {short_repr(first)}")
         if words[2] not in ("coordinate", "array") or words[3] not in ("real", "integer", "complex"):
             raise FileFormatError(f"it holds {words[3]} entries as {words[2]}; a matrix of numbers is wanted")
         line = file.readline(2000)
         while line.startswith(b"%") or (line and not line.strip()):
             line = file.readline(2000)
+        text = line.decode("ascii", "replace").strip()
         try:
-            sizes = [int(word) for word in line.split()]
+            sizes = [int(word) for word in text.split()]
         except ValueError:
             sizes = []
         if len(sizes) != (3 if words[2] == "coordinate" else 2) or min(sizes) < 0:
-            raise FileFormatError(f"its line of sizes is {shown(line.decode('ascii', 'replace').strip())}")
+            raise FileFormatError(f"its line of sizes is {short_repr(text)}")
         entries = sizes[2] if len(sizes) == 3 else sizes[0] * sizes[1]
         if words[4] != "general" and len(sizes) == 2:
             entries //= 2

@@ -1,4 +1,4 @@
-"""The progress bar of what can take long."""
+"""A progress bar for long computations."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Item = TypeVar("Item")
 
 
 def on_terminal() -> bool:
-    """Whether somebody may be watching."""
+    """Return whether stderr is a terminal."""
     return sys.stderr.isatty()
 
 
 @contextmanager
-def described(title: str, shown: bool) -> Iterator[Callable[[str], None]]:
-    """Show a line on stderr, if `shown`, and yield the function that says how far the work is."""
-    if not shown:
+def with_status_line(title: str, visible: bool) -> Iterator[Callable[[str], None]]:
+    """Show a line on stderr, if `visible`, and yield the function that replaces its text."""
+    if not visible:
         yield lambda text: None
         return
     from rich.console import Console
@@ -28,11 +28,11 @@ def described(title: str, shown: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"{title}: {text}")
 
 
-def watched(
-    items: Iterable[Item], title: str, shown: bool, total: int, size: Callable[[Item], int] = lambda item: 1
+def with_progress_bar(
+    items: Iterable[Item], title: str, visible: bool, total: int, size: Callable[[Item], int] = lambda item: 1
 ) -> Iterator[Item]:
-    """Go through the items, each of which counts `size` of `total`, under a bar on stderr if `shown`."""
-    if not shown:
+    """Yield the items, each of which counts `size` of `total`; show a bar on stderr if `visible`."""
+    if not visible:
         yield from items
         return
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Arrays by name in .mat, .npz and .json files, read without trusting the file."""
+"""Readers of .mat, .npz and .json files, as arrays by name, that do not trust the contents of a file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..errors import FileFormatError, HankelredError, in_one_line, shown
+from ..errors import FileFormatError, HankelredError, in_one_line, short_repr
 from .arrays import LARGEST_IN_FILE, Array
 from .checks import is_rounded_to_zero
 from .mat_files import MatFile
@@ -22,53 +22,54 @@ FORMATS = (".mat", ".npz", ".json")
 
 
 def checked_suffix(path: Path) -> str:
-    """Return the ending of a model file, or refuse it before any work is done."""
+    """Return the suffix of a model file; refuse an unknown one before any work is done."""
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise FileFormatError(
             f"{in_one_line(path)}: the ending must be one of {', '.join(FORMATS)}, "
-            f"got {shown(suffix or 'none')}"
+            f"got {short_repr(suffix or 'none')}"
         )
     return suffix
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Mapping[str, Any]]:
+def open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
     """Open a .mat, .npz or .json file as its arrays by name; each is read when it is looked up.
 
     Raises
     ------
     FileFormatError
-        For whatever goes wrong with the file, also while it is open, with its name in front.
+        Any failure to read the file, also while it is open; the message begins with the file's name.
     """
     reader = _READERS[checked_suffix(path)]
-    named = in_one_line(path)
+    name = in_one_line(path)
     check_readable(path)
     try:
         with open(path, "rb") as file:
             yield reader(file)
     except PermissionError:
-        raise FileFormatError(f"{named} cannot be read: permission denied") from None
+        raise FileFormatError(f"{name} cannot be read: permission denied") from None
     except HankelredError as error:
-        raise FileFormatError(f"{named}: {error}") from None
+        raise FileFormatError(f"{name}: {error}") from None
     except Exception as error:  # the readers of JSON, zip and numpy raise many types on damaged files
         detail = in_one_line(" ".join(str(error).split()), 120) or type(error).__name__
-        raise FileFormatError(f"{named} is damaged or not a {path.suffix.lower()} file ({detail})") from None
+        raise FileFormatError(f"{name} is damaged or not a {path.suffix.lower()} file ({detail})") from None
 
 
 def check_readable(path: Path) -> None:
-    """Refuse what is not there, or no file."""
-    named = in_one_line(path)
+    """Refuse a path that does not exist or is not a regular file."""
+    name = in_one_line(path)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise FileFormatError(f"{named} does not exist") from None
-    except (OSError, ValueError) as error:  # a name too long, a circle of links, a null character
-        raise FileFormatError(
-            f"{named} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        raise FileFormatError(f"{name} does not exist") from None
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a name too long, a cycle of links, a null character
+        raise FileFormatError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(mode):
-        raise FileFormatError(f"{named} is not a file")
+        raise FileFormatError(f"{name} is not a file")
 
 
 class Archive(Mapping[str, Array]):
@@ -95,7 +96,7 @@ class Archive(Mapping[str, Array]):
             )
         with self._zip.open(info) as member:
             array = np.lib.format.read_array(member, allow_pickle=False)
-            # the checksum is compared at the end of a member
+            # zipfile compares the checksum when the end of a member is read
             if member.read(1):
                 raise ValueError(f"{in_one_line(name, 60)} is longer than its shape says")
         return array
@@ -110,7 +111,7 @@ def _read_json(file: BinaryIO) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FileFormatError("expected an object, arrays by their names")
     for key, value in content.items():
-        # rounded to zero, a tiny step would make the model a continuous one: left as text it is refused
+        # a tiny step rounded to zero would make the model continuous; as text it is refused later
         if key.lower() == "dt" and isinstance(value, float) and value == 0:
             digits = json.loads(text, parse_float=str)[key]
             content[key] = digits if is_rounded_to_zero(digits) else value

@@ -1,4 +1,4 @@
-"""Objects that threads may share, or that notice when they do."""
+"""The base class of objects that several threads may use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Shared:
-    """An object with a lock; a copy or pickle is of its state between two changes, and has its own lock."""
+    """An object with a lock; a copy or pickle has the state between two changes and a lock of its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

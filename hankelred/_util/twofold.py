@@ -1,7 +1,7 @@
 """Matrix products with about twice the digits of double precision, from ordinary matrix products.
 
-Each factor is cut into slices of so few bits that products of the leading slices are exact; the sum is
-kept as an unevaluated pair `high + low`. The cost is that of some ten ordinary products.
+Each factor is split into slices of so few bits that products of the leading slices are exact; the sum is
+an unevaluated pair `high + low`. The cost is that of about ten ordinary products.
 
 Source: Ozaki, Ogita, Oishi, Rump, Numer. Algorithms 59 (2012).
 """
@@ -14,8 +14,8 @@ import numpy as np
 
 from .arrays import Array
 
-#: Slices of each factor. The first two hold some 40 bits of the largest entry of a row or column. Products
-#: with what is left are rounded: to 2^-90 of that entry, and never worse than an ordinary product.
+#: Slices of each factor. The first two hold about 40 bits of the largest entry of a row or column. Products
+#: with the third are rounded: to 2^-90 of that entry, and never worse than an ordinary product.
 SLICES = 3
 
 
@@ -31,8 +31,8 @@ def product(A: Array, B: Array) -> tuple[Array, Array]:
     if 0 in (*shape, A.shape[1]):
         return high, low
     bits = (53 - math.ceil(math.log2(A.shape[1]))) // 2
-    # columns of one size, and the inner index in units in which the rows of B are alike: an entry of A then
-    # counts for what it contributes
+    # Scale the columns of B to the same size, and the inner index so that the rows of B have the same size:
+    # an entry of A then counts by its contribution to the product.
     columns = np.frexp(np.abs(B).max(axis=0))[1]
     B = np.ldexp(B, -columns)
     units = np.frexp(np.abs(B).max(axis=1))[1]
@@ -40,8 +40,8 @@ def product(A: Array, B: Array) -> tuple[Array, Array]:
     second = [piece.T for piece in _slices(np.ldexp(B.T, -units), bits)]
     for left in first:
         for right in second:
-            high, rest = two_sum(high, left @ right)
-            low += rest
+            high, error = two_sum(high, left @ right)
+            low += error
     high, low = two_sum(high, low)
     return np.ldexp(high, columns), np.ldexp(low, columns)
 
@@ -49,44 +49,44 @@ def product(A: Array, B: Array) -> tuple[Array, Array]:
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Return the rounded sum and its rounding error (Knuth)."""
     total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
+    high_part = total - a
+    return total, (a - (total - high_part)) + (b - high_part)
 
 
 def two_product(a: Array, B: Array) -> tuple[Array, Array]:
-    """Return the entrywise products of complex arrays, as rounded sums and what these lack."""
-    re, re_low = _real_two_product(a.real, B.real)
-    other, other_low = _real_two_product(-a.imag, B.imag)
-    re, rest = two_sum(re, other)
-    im, im_low = _real_two_product(a.real, B.imag)
-    other, other_im = _real_two_product(a.imag, B.real)
-    im, rest_im = two_sum(im, other)
-    return re + 1j * im, (re_low + other_low + rest) + 1j * (im_low + other_im + rest_im)
+    """Return the entrywise products of complex arrays and their rounding errors."""
+    rr, rr_low = _real_two_product(a.real, B.real)
+    ii, ii_low = _real_two_product(-a.imag, B.imag)
+    re, re_low = two_sum(rr, ii)
+    ri, ri_low = _real_two_product(a.real, B.imag)
+    ir, ir_low = _real_two_product(a.imag, B.real)
+    im, im_low = two_sum(ri, ir)
+    return re + 1j * im, (rr_low + ii_low + re_low) + 1j * (ri_low + ir_low + im_low)
 
 
 def _real_two_product(a: Array, B: Array) -> tuple[Array, Array]:
-    """Return a B and its rounding error, from halves of the numbers that multiply exactly (Dekker)."""
+    """Return a B and its rounding error, from halves of the factors, whose products are exact (Dekker)."""
     total = a * B
-    big, small = _halves(a)
-    Big, Small = _halves(B)
-    return total, ((big * Big - total) + big * Small + small * Big) + small * Small
+    a1, a2 = _halves(a)
+    B1, B2 = _halves(B)
+    return total, ((a1 * B1 - total) + a1 * B2 + a2 * B1) + a2 * B2
 
 
 def _halves(x: Array) -> tuple[Array, Array]:
     mantissa, exponent = np.frexp(x)
-    big = np.round(mantissa * 2.0**26) * 2.0**-26
-    return np.ldexp(big, exponent), np.ldexp(mantissa - big, exponent)
+    high = np.round(mantissa * 2.0**26) * 2.0**-26
+    return np.ldexp(high, exponent), np.ldexp(mantissa - high, exponent)
 
 
 def _slices(M: Array, bits: int) -> list[Array]:
-    """Cut each row into slices of so many bits, counted from the largest entry of what is left of the row."""
+    """Split each row into slices of `bits` bits, counted from the largest remaining entry of the row."""
     out = []
-    rest = M
+    remainder = M
     for _ in range(SLICES - 1):
-        largest = np.abs(rest).max(axis=1, keepdims=True)
+        largest = np.abs(remainder).max(axis=1, keepdims=True)
         # adding and subtracting this rounds to multiples of 2^-bits of the power of two above the largest
         anchor = np.ldexp(0.75, np.frexp(largest)[1] + 53 - bits)
-        piece = (rest + anchor) - anchor
+        piece = (remainder + anchor) - anchor
         out.append(piece)
-        rest = rest - piece
-    return [*out, rest]
+        remainder = remainder - piece
+    return [*out, remainder]

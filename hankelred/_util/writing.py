@@ -1,4 +1,4 @@
-"""Files written whole: complete under their name, or not there at all."""
+"""Atomic writing: after an error or a crash a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if sys.platform != "win32":
 
 
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:
-    """Do `replace_file`, and say what is in the way: a FileFormatError."""
-    with _explained(path):
+    """Call `replace_file`, and turn an OSError into a FileFormatError that gives the reason."""
+    with _explain_os_errors(path):
         replace_file(path, write)
 
 
 def replace_file(path: Path, write: Callable[[str], object]) -> None:
-    """Write beside the target under another name, then move it there: never half a file.
+    """Write to a temporary file in the target's folder, then rename it to the target.
 
-    What writers that were killed have left in the folder is removed.
+    Temporary files that killed processes left in the folder are removed.
     """
     _remove_unfinished(path.parent)
     temporary, handle = _unfinished(path)
@@ -39,28 +39,28 @@ def replace_file(path: Path, write: Callable[[str], object]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Find out, by trying, whether `write_atomically` can write under this name."""
-    with _explained(path):
+    """Check that `write_atomically` can write this file, by creating a temporary one."""
+    with _explain_os_errors(path):
         temporary, handle = _unfinished(path)
         _release(handle)
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    named = in_one_line(path)
+def _explain_os_errors(path: Path) -> Iterator[None]:
+    name = in_one_line(path)
     try:
         if not path.parent.is_dir():
             raise FileFormatError(
-                f"cannot write {named}: the folder {in_one_line(path.parent)} does not exist"
+                f"cannot write {name}: the folder {in_one_line(path.parent)} does not exist"
             )
         yield
     except OSError as error:
-        raise FileFormatError(f"cannot write {named}: {error.strerror or error}") from None
+        raise FileFormatError(f"cannot write {name}: {error.strerror or error}") from None
 
 
-# A temporary file is locked while its writer lives. What is not locked is left over, whoever wrote it: a lock
-# ends with its process, however that ends. Windows has no such lock; there, leftovers stay.
+# A temporary file is locked while it is being written. The system releases the lock when the process ends,
+# so an unlocked one is left over. Windows has no such lock; left-over files stay there.
 
 _UNFINISHED = ".unfinished-"
 
@@ -74,11 +74,11 @@ def _unfinished(path: Path) -> tuple[Path, int | None]:
         if sys.platform == "win32":
             os.close(handle)
             return temporary, None
-        with suppress(OSError):  # a file system without locks: nobody removes anything there
+        with suppress(OSError):  # a file system without locks: nothing can be locked or removed there
             fcntl.flock(handle, fcntl.LOCK_EX)
         if temporary.exists():
             return temporary, handle
-        os.close(handle)  # somebody took it for left over before it was locked
+        os.close(handle)  # another process removed it as left over before it was locked
 
 
 def _release(handle: int | None) -> None:
@@ -90,7 +90,7 @@ def _remove_unfinished(folder: Path) -> None:
     if sys.platform == "win32":
         return
     for leftover in folder.glob(f".*{_UNFINISHED}????????*"):
-        with suppress(OSError):  # in use, or not ours to remove
+        with suppress(OSError):  # in use, or no permission to remove it
             handle = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

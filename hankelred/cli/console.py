@@ -1,4 +1,4 @@
-"""What every command of both packages shares: how it ends, what it writes, and how it counts."""
+"""Functions shared by the commands of both packages: exit status, messages, output files and pictures."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 import click
 
 from .._util.writing import check_writable, write_atomically
-from ..errors import FileFormatError, HankelredError, in_one_line, shown
+from ..errors import FileFormatError, HankelredError, in_one_line, short_repr
 from ..models.linear_model import Timebase
 
 PICTURES = (".png", ".pdf", ".svg")
 
 
 def run(commands: click.Group, program: str, *, interrupted: str = "interrupted") -> None:
-    """Run the commands of a program; what is wrong is said in one line, with exit status 2.
+    """Run the commands of a program; an error is reported in one line, with exit status 2.
 
     Parameters
     ----------
     commands : click.Group
     program : str
-        The name it was called by.
+        Its name on the command line.
     interrupted : str
-        What is said after Ctrl-C where the command itself says nothing.
+        The message after Ctrl-C where the command has none of its own.
     """
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {in_one_line(message)}", err=True)
     try:
@@ -53,12 +53,12 @@ def _stop(message: str, status: int) -> None:
 
 
 def count(n: int, what: str) -> str:
-    """Return '1 input' or '2 inputs'."""
+    """Return the number with its noun, '1 input' or '2 inputs'."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def timestep(dt: Timebase) -> str:
-    """Return the step of a discrete model in words."""
+    """Return the sampling time of a discrete model as text."""
     return "dt unspecified" if dt is True else f"dt = {dt}"
 
 
@@ -79,68 +79,68 @@ def force_option(function: Any) -> Any:
 
 
 def check_target(path: Path | None, source: Path, force: bool) -> None:
-    """Refuse to write over what is easily lost, before any work is done.
+    """Raise before any computation if the output would replace a file that is easily lost.
 
     Parameters
     ----------
     path : path or None
-        What is to be written.
+        The file to write.
     source : path
-        What the command reads.
+        The file that the command reads.
     force : bool
-        Whether the user has said that it may be replaced.
+        Whether the user has given --force.
     """
     if path is None:
         return
     check_folder(path)
-    named = in_one_line(path)
+    name = in_one_line(path)
     try:
-        there = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return
     except OSError as error:
-        raise FileFormatError(f"cannot write {named}: {error.strerror or error}") from None
-    if stat.S_ISDIR(there.st_mode):
-        raise FileFormatError(f"cannot write {named}: it is a folder")
-    what = None
-    if stat.S_ISLNK(there.st_mode):
-        what = f"a symbolic link (to {in_one_line(os.readlink(path))})"
-    elif not stat.S_ISREG(there.st_mode):
-        what = "no ordinary file"
+        raise FileFormatError(f"cannot write {name}: {error.strerror or error}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise FileFormatError(f"cannot write {name}: it is a folder")
+    obstacle = None
+    if stat.S_ISLNK(status.st_mode):
+        obstacle = f"a symbolic link (to {in_one_line(os.readlink(path))})"
+    elif not stat.S_ISREG(status.st_mode):
+        obstacle = "no ordinary file"
     elif _same_file(path, source):
-        what = "the file that is read"
-    elif not there.st_mode & 0o222 or not os.access(path, os.W_OK):  # root may write everything
-        what = "write-protected"
-    if what and not force:
-        raise FileFormatError(f"{named} is {what}; --force replaces it")
+        obstacle = "the file that is read"
+    elif not status.st_mode & 0o222 or not os.access(path, os.W_OK):  # root may write everything
+        obstacle = "write-protected"
+    if obstacle and not force:
+        raise FileFormatError(f"{name} is {obstacle}; --force replaces it")
 
 
 def _same_file(path: Path, other: Path) -> bool:
     try:
         return path.samefile(other)
-    except OSError:  # the other is not there; reading it will say so
+    except OSError:  # the other does not exist; reading it raises the error
         return False
 
 
 def check_picture(path: Path | None) -> None:
-    """Refuse an ending that is no picture, or a missing folder, before any work is done."""
+    """Raise before any computation if the ending is not of a picture, or the folder is missing."""
     if path is None:
         return
     if path.suffix.lower() not in PICTURES:
         raise FileFormatError(
             f"{in_one_line(path)}: a picture ends in {', '.join(PICTURES)}, "
-            f"got {shown(path.suffix or 'no ending')}"
+            f"got {short_repr(path.suffix or 'no ending')}"
         )
     check_folder(path)
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a folder that is not there or cannot be written to, before any work is done."""
+    """Raise before any computation if the folder is missing or cannot be written to."""
     check_writable(path)
 
 
 def save_picture(path: Path, draw: Any) -> None:
-    """Draw on a new figure and write it; the file is complete or not there at all."""
+    """Draw on a new figure and write it to a file, atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

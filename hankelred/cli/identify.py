@@ -1,4 +1,4 @@
-"""`hankelred identify`: a record in a file to a model in a file. Mounted by :mod:`hankelred.cli.main`."""
+"""`hankelred identify`: from a record in a file to a model in a file."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 @click.option(
     "--inputs", default="", help="Input columns: numbers from 0, or header names, with commas. [required]"
 )
-@click.option("--outputs", default="", help="Output columns, likewise. [required]")
+@click.option("--outputs", default="", help="Output columns, in the same form. [required]")
 @click.option("--dt", type=float, help="Sampling time in seconds (default: unspecified).")
-@click.option("--order", type=int, help="Number of states (default: chosen by held-back samples).")
-@click.option("--unstable", is_flag=True, help="Let poles be outside the unit circle if the data say so.")
-@click.option("--keep-offsets", is_flag=True, help="Take the levels as they are instead of removing means.")
+@click.option("--order", type=int, help="Number of states (default: chosen on the last 30 % of the record).")
+@click.option("--unstable", is_flag=True, help="Allow poles outside the unit circle.")
+@click.option(
+    "--keep-offsets", is_flag=True, help="Use the signals as they are, without removing their means."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the model (.mat, .npz, .json).")
 @click.option(
     "--plot",
@@ -49,7 +51,8 @@ def identify(
 ) -> None:
     """Identify a model from the record in DATA: columns of text, CSV (with or without header), or .mat.
 
-    A fit of 1 is perfect, 0 no better than the mean; the held-back one is of samples the model did not see.
+    A fit of 1 is perfect, 0 no better than the mean. The held-back fit is that of a model
+    estimated from the first 70 % of the record, on the last 30 %.
 
     \b
     Example:
@@ -66,17 +69,17 @@ def identify(
     if dt is not None and not dt > 0:
         raise HankelredError(f"--dt must be a positive number of seconds, got {dt:g}")
     table, names = read_columns(data)
-    if not _split(inputs) or not _split(outputs):
+    if not _comma_separated(inputs) or not _comma_separated(outputs):
         raise FileFormatError(
-            f"say with --inputs and --outputs which columns are which; {in_one_line(data)} has "
+            f"name the columns with --inputs and --outputs; {in_one_line(data)} has "
             f"{describe_columns(names, table.shape[1])}"
         )
-    chosen_u = choose_columns(_split(inputs), names, table.shape[1])
-    chosen_y = choose_columns(_split(outputs), names, table.shape[1])
-    both = sorted(set(chosen_u) & set(chosen_y))
-    if both:
-        raise FileFormatError(f"column {both[0]} is both an input and an output")
-    u, y = table[:, chosen_u].T, table[:, chosen_y].T
+    input_columns = choose_columns(_comma_separated(inputs), names, table.shape[1])
+    output_columns = choose_columns(_comma_separated(outputs), names, table.shape[1])
+    duplicates = sorted(set(input_columns) & set(output_columns))
+    if duplicates:
+        raise FileFormatError(f"column {duplicates[0]} is both an input and an output")
+    u, y = table[:, input_columns].T, table[:, output_columns].T
     model = identify_record(
         u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable
     )
@@ -84,7 +87,7 @@ def identify(
         f"{u.shape[1]} samples, {count(u.shape[0], 'input')}, {count(y.shape[0], 'output')} -> order "
         f"{model.order}, {timestep(model.model.dt)}"
     )
-    labels = [names[column] if names else f"column {column}" for column in chosen_y]
+    labels = [names[column] if names else f"column {column}" for column in output_columns]
     for label, fit, held_back in zip(labels, model.fit, model.held_back_fit, strict=True):
         click.echo(f"fit of {in_one_line(label, 60)}: {fit:.4f} (held back: {held_back:.4f})")
     if out is not None:
@@ -94,12 +97,12 @@ def identify(
         save_picture(plot, lambda ax: draw_identification(model, u, y, labels, ax))
 
 
-def _split(text: str) -> list[str]:
+def _comma_separated(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str], ax: Any) -> None:
-    """Draw the spectrum, and below it every output as measured and as simulated, in the place of `ax`."""
+    """Replace `ax` by the spectrum and, below it, every output as measured and as simulated."""
     from ..plotting.draw import FULL, REDUCED
     from ..reduction.plots import plot_hankel_singular_values
 
@@ -113,11 +116,11 @@ def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str
     step = 1.0 if model.model.dt is True else float(model.model.dt or 1.0)
     time = np.arange(y.shape[1]) * step
     for i in range(p):
-        below = axes[i + 1]
-        below.plot(time, y[i], color=FULL, lw=1.2, label="measured")
-        below.plot(
+        output_axes = axes[i + 1]
+        output_axes.plot(time, y[i], color=FULL, lw=1.2, label="measured")
+        output_axes.plot(
             time, simulated.output[i], color=REDUCED, lw=1.0, label=f"simulated, fit {simulated.fit[i]:.3f}"
         )
-        below.set_ylabel(labels[i])
-        below.legend(loc="upper right", fontsize="small")
+        output_axes.set_ylabel(labels[i])
+        output_axes.legend(loc="upper right", fontsize="small")
     axes[-1].set_xlabel("time in seconds" if model.model.dt is not True else "sample")

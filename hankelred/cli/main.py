@@ -11,12 +11,13 @@ import numpy as np
 from .. import __version__
 from .._util.checks import is_rounded_to_zero
 from .._util.reading import checked_suffix
-from ..errors import in_one_line, shown
+from ..errors import in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
 from ..reduction.balancing import spectrum_of
-from ..reduction.reduce import METHODS, Reduction
+from ..reduction.methods import REDUCTION_METHODS
+from ..reduction.reduce import Reduction
 from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
 from .identify import identify
 
@@ -37,10 +38,10 @@ class Timestep(_ParamType):
         if text.lower() == "true":
             return True
         try:
-            # a tiny step is no continuous model
+            # a step rounded to 0 would turn the model into a continuous one
             return validated_timebase(text if is_rounded_to_zero(text) else float(text))
         except ValueError:
-            self.fail(f"{shown(text)} is neither 0 nor true nor seconds between samples", param, ctx)
+            self.fail(f"{short_repr(text)} is neither 0 nor true nor seconds between samples", param, ctx)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -57,16 +58,18 @@ def cli() -> None:
 
 
 def model_options(function: Any) -> Any:
-    """Add the options that say how a model file is read."""
+    """Add the options of every command that reads a model."""
     function = click.option(
         "--stability-tol",
         type=float,
         default=1e-13,
         show_default=True,
-        help="Relative width of the marginal zone.",
+        help="Relative distance from the stability boundary below which a pole is marginal.",
     )(function)
     function = click.option(
-        "--dt", type=Timestep(), help="Timebase, over that of the file (default there: 0, continuous)."
+        "--dt",
+        type=Timestep(),
+        help="Timebase, instead of that of the file (0, continuous, if the file has none).",
     )(function)
     return click.argument("model", type=click.Path(path_type=Path))(function)
 
@@ -112,7 +115,7 @@ def hsv(
 @click.option("--tol", type=float, help="Smallest order with an error bound of at most this.")
 @click.option("--rtol", type=float, help="The same, relative to the largest singular value.")
 @click.option("--energy", type=float, help="Smallest order with this share of the singular values.")
-@click.option("--method", type=click.Choice(list(METHODS)), default="truncation", show_default=True)
+@click.option("--method", type=click.Choice(list(REDUCTION_METHODS)), default="truncation", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Write the reduced model (.mat, .npz, .json).")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write full, reduced, error and bound as a picture."
@@ -151,7 +154,9 @@ def reduce(
     )
     print_reduction(system, reduction)
     if (order, tol, rtol, energy) == (None, None, None, None):
-        click.echo("every value above the noise floor is kept; --order, --tol, --rtol or --energy keep fewer")
+        click.echo(
+            "every value above the noise floor is kept; use --order, --tol, --rtol or --energy to keep fewer"
+        )
     if out is not None:
         write_model(reduction.model, out)
         click.echo(f"wrote {in_one_line(out)}")
@@ -177,8 +182,8 @@ def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) ->
         table.add_column(heading, justify="right")
     shown = values if limit is None else values[:limit]
     for k, value in enumerate(shown, start=1):
-        note = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
-        table.add_row(str(k), note, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
+        text = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
+        table.add_row(str(k), text, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
     console().print(table)
     if len(shown) < len(values):
         click.echo(f"... {len(values) - len(shown)} more; --all prints them")
@@ -186,7 +191,7 @@ def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) ->
 
 
 def print_reduction(system: Any, reduction: Reduction) -> None:
-    """Print what was reduced and its certificate."""
+    """Print the orders, the error bound and the true error of a reduction."""
     bound, error = reduction.error_bound, reduction.error("hinf")
     click.echo(f"{describe(system)} -> order {reduction.order} by {reduction.method}")
     click.echo(f"error bound (H-infinity): {bound:.6e}")
@@ -211,5 +216,5 @@ def describe(system: Any) -> str:
 
 
 def main() -> None:
-    """Run the command line; what is wrong is said in one line, with exit status 2."""
+    """Run the command line; an error is reported in one line, with exit status 2."""
     run(cli, "hankelred")

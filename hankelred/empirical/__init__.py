@@ -1,1 +1,1 @@
-"""Empirical Gramians: excitations, simulations or sampled responses, and what they are assembled to."""
+"""Empirical Gramians: excitations, experiments, sampled responses, and their integration to Gramians."""

@@ -1,4 +1,4 @@
-"""From sampled responses to Gramians, their factors, and how far off they may be."""
+"""Integrate sampled responses to Gramians and their factors, with error estimates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .triangular_factor import TriangularFactor
 #: Which responses make a kind of Gramian, W = rows(left)^H rows(right): of states "x" or outputs "y".
 _SIDES = {"controllability": ("x", "x"), "observability": ("y", "y"), "cross": ("x", "y")}
 
-#: For a state that decays more slowly than the windows can see: the tail they foretell is taken this often.
+#: Safety factor on the extrapolated tail, for a state that decays more slowly than the windows can resolve.
 _TAIL_MARGIN = 2.0
 
 
@@ -34,9 +34,9 @@ class Responses:
     coarse: dict[str, Array]
     #: relative rounding error to expect of the responses
     rounding: float = 100 * EPS
-    #: by how much what a broadband experiment cuts off is found again, misplaced, in the states
+    #: factor by which the amplitude that a broadband experiment cuts off reappears as an error of the states
     leakage: float = 0.0
-    #: (P, Q), where what is beyond the horizon is known to be the sum over j > 0 of P^j W Q^j, by kind
+    #: (P, Q) by kind, where the part beyond the horizon is known to be the sum over j > 0 of P^j W Q^j
     beyond: dict[str, tuple[Array, Array]] | None = None
 
 
@@ -49,7 +49,7 @@ class Assembled:
     quadrature: dict[str, float] = field(default_factory=dict)
     tail: dict[str, float] = field(default_factory=dict)
     rounding: dict[str, float] = field(default_factory=dict)
-    #: of the responses themselves
+    #: relative rounding error of the responses
     response_rounding: float = 0.0
 
     def error(self, kind: str) -> float:
@@ -64,7 +64,7 @@ def assemble(responses: Responses, kinds: tuple[str, ...]) -> Assembled:
     samples = next(iter(responses.fine.values())).shape[-1]
     weights = _weights(responses, samples)
     sides = {side: _rows(side, values, weights) for side, values in responses.fine.items()}
-    # Errors are measured in the units of each state, which any scaling of the states leaves alone.
+    # Errors are measured in the units of each state, so that they do not depend on the scaling of the states.
     units = {side: np.linalg.norm(rows, axis=0) for side, rows in sides.items()}
     squares = {side: rows.conj().T @ rows for side, rows in sides.items()}
     for kind in kinds:
@@ -78,11 +78,11 @@ def assemble(responses: Responses, kinds: tuple[str, ...]) -> Assembled:
             out.factors[kind] = L
             W = L @ L.conj().T
         out.gramians[kind] = W
-        size = _Size(W, units[left], units[right])
-        out.quadrature[kind] = _quadrature_error(responses, kind, size)
-        out.tail[kind] = _tail_error(responses, kind, size, squares, units)
-        # rounding is as large as the terms of the sum; what they leave of each other may be much smaller
-        out.rounding[kind] = size.of_share(responses.rounding)
+        norm = _ErrorNorm(W, units[left], units[right])
+        out.quadrature[kind] = _quadrature_error(responses, kind, norm)
+        out.tail[kind] = _tail_error(responses, kind, norm, squares, units)
+        # rounding is relative to the terms of the sum, which may cancel to a much smaller result
+        out.rounding[kind] = norm.of_share(responses.rounding)
     return out
 
 
@@ -107,68 +107,68 @@ def _gramian(responses: Responses, kind: str, values: dict[str, Array], weights:
 
 
 @dataclass(frozen=True)
-class _Size:
-    """The measure of relative errors of one Gramian."""
+class _ErrorNorm:
+    """The norm in which relative errors of one Gramian are measured."""
 
     W: Array
     left: Array
     right: Array
 
     def of(self, difference: Array) -> float:
-        """Largest of the entries in units of their states, and the Frobenius norm against W's."""
-        norm, whole = float(np.linalg.norm(difference)), float(np.linalg.norm(self.W))
-        if norm == 0:
+        """Return the largest entry in units of its states, or the relative Frobenius norm if larger."""
+        size, W_size = float(np.linalg.norm(difference)), float(np.linalg.norm(self.W))
+        if size == 0:
             return 0.0
         unit = np.outer(self.left, self.right)
-        seen = unit > 0
-        entries = float((np.abs(difference[seen]) / unit[seen]).max(initial=0.0))
-        return max(entries, norm / whole if whole > 0 else math.inf)
+        nonzero = unit > 0
+        entries = float((np.abs(difference[nonzero]) / unit[nonzero]).max(initial=0.0))
+        return max(entries, size / W_size if W_size > 0 else math.inf)
 
     def of_share(self, share: float) -> float:
-        """Bound it for a difference known only to be at most ``share`` in units of the states."""
-        whole = float(np.linalg.norm(self.W))
-        if share == 0 or whole == 0:
+        """Bound the error for a difference known only to be at most ``share`` in units of the states."""
+        W_size = float(np.linalg.norm(self.W))
+        if share == 0 or W_size == 0:
             return share
-        return share * max(1.0, float(np.linalg.norm(self.left) * np.linalg.norm(self.right)) / whole)
+        return share * max(1.0, float(np.linalg.norm(self.left) * np.linalg.norm(self.right)) / W_size)
 
 
-def _quadrature_error(responses: Responses, kind: str, size: _Size) -> float:
+def _quadrature_error(responses: Responses, kind: str, norm: _ErrorNorm) -> float:
     if responses.discrete:
         return 0.0
     samples = next(iter(responses.coarse.values())).shape[-1]
     if samples < 2:
         return math.inf
-    over = 2 * samples - 1  # an even number of intervals, one fewer than there are where that is odd
-    fine = {side: values[..., :over] for side, values in responses.fine.items()}
-    return size.of(
-        _gramian(responses, kind, fine, _weights(responses, over))
+    n_fine = 2 * samples - 1  # an even number of intervals: the last one is left out where it is odd
+    fine = {side: values[..., :n_fine] for side, values in responses.fine.items()}
+    return norm.of(
+        _gramian(responses, kind, fine, _weights(responses, n_fine))
         - _gramian(responses, kind, responses.coarse, 2 * _weights(responses, samples))
     )
 
 
 def _tail_error(
-    responses: Responses, kind: str, size: _Size, squares: dict[str, Array], units: dict[str, Array]
+    responses: Responses, kind: str, norm: _ErrorNorm, squares: dict[str, Array], units: dict[str, Array]
 ) -> float:
-    """Estimate what is missing from beyond the horizon, and what of it leaks into the responses."""
+    """Estimate the part of the integral beyond the horizon, and how much of it leaks into the responses."""
 
-    def missing(side: str) -> float:
-        own = "controllability" if side == "x" else "observability"
+    def tail_share(side: str) -> float:
+        kind_of_side = "controllability" if side == "x" else "observability"
         if responses.beyond is None:
             return _decay(responses.fine[side], responses.rounding)
-        return _Size(squares[side], units[side], units[side]).of(
-            _beyond(squares[side], *responses.beyond[own])
+        return _ErrorNorm(squares[side], units[side], units[side]).of(
+            _beyond(squares[side], *responses.beyond[kind_of_side])
         )
 
     left, right = _SIDES[kind]
     if responses.beyond is None:
         # |sum x y^H|^2 <= sum |x|^2 sum |y|^2, entry by entry
-        tail = size.of_share(math.sqrt(missing(left) * missing(right)))
+        tail = norm.of_share(math.sqrt(tail_share(left) * tail_share(right)))
     else:
-        tail = size.of(_beyond(size.W, *responses.beyond[kind]))
+        tail = norm.of(_beyond(norm.W, *responses.beyond[kind]))
     if responses.leakage > 0 and "x" in (left, right):
-        # Misplaced, the tail stands beside the response itself: first order in its amplitude.
-        share = missing("x")
-        tail += size.of_share((left, right).count("x") * responses.leakage * math.sqrt(share) + share)
+        # The leaked tail is added to the response itself, so its effect is of first order in its amplitude.
+        share = tail_share("x")
+        tail += norm.of_share((left, right).count("x") * responses.leakage * math.sqrt(share) + share)
     return tail
 
 
@@ -176,10 +176,10 @@ def _beyond(W: Array, P: Array, Q: Array) -> Array:
     # sum over j >= 1 of P^j W Q^j by doubling: terms 1..k, then k+1..2k from them
     total: Array = P @ W @ Q
     for _ in range(60):
-        more = P @ total @ Q
-        if np.linalg.norm(more) <= EPS * np.linalg.norm(total):
+        increment = P @ total @ Q
+        if np.linalg.norm(increment) <= EPS * np.linalg.norm(total):
             break
-        total = total + more
+        total = total + increment
         P, Q = P @ P, Q @ Q
     return total
 
@@ -187,10 +187,11 @@ def _beyond(W: Array, P: Array, Q: Array) -> Array:
 def _decay(values: Array, rounding: float) -> float:
     """Estimate the largest share of a state's energy that lies beyond the last sample, from the decay.
 
-    The energy in each of four windows; the slowest of the rates over the last one, two and three of
-    them and the highest level they extrapolate to, so that an oscillation that happens to end in a
-    node does not look like decay; and a margin for one slower than the windows are long. The rate is
-    that of all states together, since the slowest one outlasts the others in all it touches.
+    The energy is summed over each of four windows. The estimate extrapolates the slowest of the rates over
+    the last one, two and three windows from the highest level they give, so that an oscillation that
+    happens to end in a node is not taken for decay, and adds a margin for an oscillation slower than the
+    windows are long. The rate is that of all states together, since the slowest mode dominates the end of
+    every response that contains it.
     """
     width = values.shape[-1] // 4
     if width == 0:
@@ -202,11 +203,14 @@ def _decay(values: Array, rounding: float) -> float:
         return 0.0
     ends = shares.shape[1] - width * np.arange(4)
     windows = np.array([shares[:, end - width : end].sum(axis=-1) for end in ends])
-    together = windows.sum(axis=1)
+    window_energy = windows.sum(axis=1)
     last = float(windows[0].max())
     if last <= rounding**2:
-        return last  # down at rounding nothing decays any more
-    rate = max((together[0] / together[i]) ** (1 / i) if together[i] > 0 else math.inf for i in (1, 2, 3))
+        return last  # at the level of rounding nothing decays any more
+    rate = max(
+        (window_energy[0] / window_energy[i]) ** (1 / i) if window_energy[i] > 0 else math.inf
+        for i in (1, 2, 3)
+    )
     if rate >= 1:
         return math.inf
     level = float(np.max(windows * rate ** np.arange(4)[:, None]))

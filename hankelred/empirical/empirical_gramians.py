@@ -1,4 +1,4 @@
-"""Empirical Gramians of linear models and of simulators: the one call, and the checks of what it is given."""
+"""`empirical_gramians`, for linear models and simulators, and the checks of its arguments."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import count, whole
+from .._util.checks import as_integer, as_positive_integer
 from ..errors import HankelredError
 from ..gramians.stability import checked_tol
 from ..models.linear_model import LinearModel, Timebase, as_model, is_discrete, validated_timebase
 from ..simulation.signals import as_numbers
 from .assembly import Assembled
 from .excitations import Seed
-from .experiments import Runner, Simulator, find_sizes
-from .linear_responses import LinearJob, of_model
+from .experiments import Runner, find_sizes
+from .linear_responses import LinearJob, model_gramians
 from .responses import CENTERINGS, check_span, count_intervals, cross_needs_square, discrete_step
 from .results import EmpiricalGramians
-from .simulator_responses import SimulatorJob, of_simulator
+from .simulator_responses import SimulatorJob, simulator_gramians
 
 _KINDS = ("controllability", "observability", "cross")
 
@@ -49,60 +49,61 @@ def empirical_gramians(
     progress: bool | None = None,
     stability_tol: float = 1e-13,
 ) -> EmpiricalGramians:
-    """Compute Gramians from responses: of a linear model, or of any simulator that can be called.
+    """Compute Gramians from the responses of a linear model, or of any simulator given as a callable.
 
     A simulator is run with each input excited in turn, and from each state perturbed in turn; the
-    responses are normalised by what went in and integrated. For a linear system every excitation
+    responses are deconvolved by the excitation and integrated. For a linear system every excitation
     gives the same, exact Gramian; for a nonlinear one the result depends on the scales of excitation
-    and perturbation, and should be made with those of use.
+    and perturbation, which should be those of the intended operation.
 
     Parameters
     ----------
     system : model or callable
         Any linear model, or a callable ``simulate(x0, u) -> (x, y)`` with x0 (n,), u (m, T), x (n, T),
-        y (p, T), time last, ``x[:, 0] = x0`` and T anything. With ``batch_size`` given: x0 (b, n),
+        y (p, T), time last, ``x[:, 0] = x0``, for any T. With ``batch_size`` given: x0 (b, n),
         u (b, m, T), x (b, n, T), y (b, p, T).
     kinds : str or sequence of str
-        Of "controllability", "observability" and "cross" (as many outputs as inputs).
+        Which Gramians: "controllability", "observability" and "cross" (needs as many outputs as inputs).
     excitation : str or array_like
-        "impulse", "step", "prbs", "chirp", "multisine", "white_noise", or a record (samples,), fed to
-        each input in turn, or (m, samples), of which row i is fed to input i alone.
+        "impulse", "step", "prbs", "chirp", "multisine", "white_noise", or a record (samples,), applied
+        to each input in turn, or (m, samples), of which row i is applied to input i alone.
     horizon : float
         How long a response takes to die out (s; samples where dt is True). The runs of a broadband
         excitation are longer. Linear models have a default, from their poles.
     step : float
-        Distance of the samples of u, x and y (s). In discrete time it is the sampling time and may be left
+        Time between samples of u, x and y (s). In discrete time it is the sampling time and may be left
         out. Linear models have a default, from their poles.
     dt : 0, True, float or None
         Timebase of a tuple or a callable: 0 continuous (default), True or seconds discrete.
     n_states, n_inputs : int, optional
-        Sizes n and m of a callable. Where they follow neither from these nor from the two below, they
-        are found by calling it with zeros of growing size.
+        Sizes n and m of a callable. Where they are given neither here nor by ``steady_state`` and
+        ``steady_input``, they are found by calling it with zeros of growing size.
     steady_state, steady_input : array_like (n,) and (m,), optional
         Operating point of a simulator, around which it is excited; zero by default.
     input_scales, state_scales : float or array_like (k,), (m, k) or (n, k)
-        Magnitudes to use, averaged over; by input or state where they differ. An impulse has this
-        area (continuous) or height (discrete), a step this height, everything else this root mean
-        square value; a record is multiplied by it. Without effect on a linear model.
+        Magnitudes of the excitations and perturbations; the Gramian is the average over all k of them. With
+        two axes each input or state has its own. The scale is the area (continuous) or height (discrete) of
+        an impulse, the height of a step, and the root mean square value of every other signal; a record is
+        multiplied by it. Without effect on a linear model.
     signs : sequence of int
-        (1, -1), (1,) or (-1,): signs the scales are used with. Without effect on a linear model.
+        (1, -1), (1,) or (-1,): the signs with which the scales are applied. Without effect on a linear model.
     centering : str
-        What is subtracted from the responses: "steady" the unperturbed run, which makes the result a
-        Gramian; "mean" their mean over the horizon, or "final" their last value, besides.
+        What is subtracted from the responses: "steady" subtracts the unperturbed run, which makes the
+        result a Gramian; "mean" and "final" subtract the mean over the horizon or the last value in addition.
     hold : "zoh", "foh" or None
         How a continuous-time simulator holds u between samples: constant, or a straight line. None
-        (default) finds out by one short pulse on each input.
+        (default) detects it with one short pulse on each input.
     seed : int or numpy Generator
-        For the random excitations.
+        Seed of the random excitations.
     batch_size : int, optional
-        The callable takes this many experiments at once, stacked in front.
+        The callable takes up to this many experiments at once, stacked along a new first axis.
     n_jobs : int, optional
-        Experiments at a time, as joblib means it; a backend chosen with ``joblib.parallel_config``
+        Number of experiments run in parallel, as in joblib; a backend chosen with ``joblib.parallel_config``
         (Dask, Ray) is used.
     progress : bool, optional
-        Show a progress bar. By default when it takes long and stderr is a terminal.
+        Show a progress bar. By default it is shown when stderr is a terminal and the computation is long.
     stability_tol : float
-        How near to the boundary a pole of a linear model counts as marginal.
+        Relative distance from the stability boundary below which a pole of a linear model is marginal.
 
     Returns
     -------
@@ -111,13 +112,13 @@ def empirical_gramians(
     Raises
     ------
     UnstableError
-        A linear model with an unstable or marginal pole.
+        The linear model has an unstable or marginal pole.
     ModelError
-        A simulator that fails, or returns wrong shapes, NaN or Inf: the experiment is named. Or a
-        cross Gramian of a system that is not square.
+        The simulator fails, or returns wrong shapes, NaN or Inf (the message names the experiment); or a
+        cross Gramian is requested of a system that is not square.
     HankelredError
-        Arguments that are unknown or do not fit together, a horizon shorter than the step, a record that
-        leaves frequencies unexcited, a model too stiff for a uniform grid.
+        An argument is unknown or contradicts another, the horizon is shorter than the step, the record
+        leaves frequencies unexcited, or the model is too stiff for a uniform grid.
 
     Notes
     -----
@@ -129,7 +130,7 @@ def empirical_gramians(
         cross             X   = sum_i  integral  g_i Y_i dt           A X + X A + B C = 0
 
     In discrete time the integrals are sums. Integrals are of eighth order in the step (Gregory), the
-    derivatives that undo a hold of sixth. See the page "Empirical Gramians" of the documentation.
+    derivatives that invert a hold of sixth. See the page "Empirical Gramians" of the documentation.
 
     References
     ----------
@@ -147,7 +148,7 @@ def empirical_gramians(
     array([[1., 1.],
            [1., 3.]])
 
-    A simulator, nonlinear, in discrete time:
+    A nonlinear simulator in discrete time:
 
     >>> def simulate(x0, u):
     ...     x = np.empty((2, u.shape[1]))
@@ -160,7 +161,7 @@ def empirical_gramians(
     >>> grams.hankel_singular_values.shape
     (2,)
     """
-    wanted = _checked_kinds(kinds)
+    kinds = _checked_kinds(kinds)
     if centering not in CENTERINGS:
         raise HankelredError(f"unknown centering {centering!r}; use one of {', '.join(CENTERINGS)}")
     for value, name in ((horizon, "horizon"), (step, "step")):
@@ -168,14 +169,16 @@ def empirical_gramians(
             check_span(value, name)
     if _is_simulator(system):
         return _from_simulator(
-            system,
-            wanted,
-            horizon,
-            step,
-            validated_timebase(dt),
-            sizes=(n_states, n_inputs),
-            rest=(steady_state, steady_input),
-            scales=(input_scales, state_scales),
+            kinds=kinds,
+            horizon=horizon,
+            step=step,
+            dt=validated_timebase(dt),
+            n_states=n_states,
+            n_inputs=n_inputs,
+            steady_state=steady_state,
+            steady_input=steady_input,
+            input_scales=input_scales,
+            state_scales=state_scales,
             runner=Runner(system, _checked_batch(batch_size), _checked_jobs(n_jobs), progress),
             signs=_checked_signs(signs),
             excitation=excitation,
@@ -184,66 +187,71 @@ def empirical_gramians(
             seed=seed,
         )
     model = as_model(system, dt)
-    if "cross" in wanted and model.n_inputs != model.n_outputs:
+    if "cross" in kinds and model.n_inputs != model.n_outputs:
         raise cross_needs_square(model.n_inputs, model.n_outputs)
-    rest = np.zeros(model.n_states)
+    origin = np.zeros(model.n_states)
     if model.n_states == 0:
         empty = Assembled(
-            {kind: np.zeros((0, 0)) for kind in wanted},
-            {kind: np.zeros((0, 0)) for kind in wanted},
-            dict.fromkeys(wanted, 0.0),
-            dict.fromkeys(wanted, 0.0),
-            dict.fromkeys(wanted, 0.0),
+            gramians={kind: np.zeros((0, 0)) for kind in kinds},
+            factors={kind: np.zeros((0, 0)) for kind in kinds},
+            quadrature=dict.fromkeys(kinds, 0.0),
+            tail=dict.fromkeys(kinds, 0.0),
+            rounding=dict.fromkeys(kinds, 0.0),
         )
-        return _result(empty, wanted, horizon or 0.0, step or 0.0, rest, model)
-    job = LinearJob(model, wanted, excitation, centering, seed, checked_tol(stability_tol))
-    done, horizon, step = of_model(job, horizon, step)
-    return _result(done, wanted, horizon, step, rest, model)
+        return _result(
+            empty, kinds, horizon=horizon or 0.0, step=step or 0.0, steady_state=origin, model=model
+        )
+    job = LinearJob(model, kinds, excitation, centering, seed, checked_tol(stability_tol))
+    assembled, horizon, step = model_gramians(job, horizon, step)
+    return _result(assembled, kinds, horizon=horizon, step=step, steady_state=origin, model=model)
 
 
 def _is_simulator(system: Any) -> bool:
-    # Some models are callable too: python-control's evaluate themselves at a complex frequency.
+    # Some models are callable too: those of python-control return their value at a complex frequency.
     control = sys.modules.get("control")
-    model = hasattr(system, "__hankelred_model__") or (
+    is_model = hasattr(system, "__hankelred_model__") or (
         control is not None and isinstance(system, control.InputOutputSystem)
     )
-    return callable(system) and not model
+    return callable(system) and not is_model
 
 
 def _result(
-    done: Assembled,
+    assembled: Assembled,
     kinds: tuple[str, ...],
+    *,
     horizon: float,
     step: float,
     steady_state: Array,
     model: LinearModel | None,
 ) -> EmpiricalGramians:
     return EmpiricalGramians(
-        done.gramians.get("controllability"),
-        done.gramians.get("observability"),
-        done.gramians.get("cross"),
-        {kind: done.error(kind) for kind in kinds},
-        horizon,
-        step,
-        done.factors.get("controllability"),
-        done.factors.get("observability"),
-        steady_state,
-        model,
-        max(done.response_rounding, steady_state.size * EPS),
+        controllability=assembled.gramians.get("controllability"),
+        observability=assembled.gramians.get("observability"),
+        cross=assembled.gramians.get("cross"),
+        error_estimate={kind: assembled.error(kind) for kind in kinds},
+        horizon=horizon,
+        step=step,
+        controllability_factor=assembled.factors.get("controllability"),
+        observability_factor=assembled.factors.get("observability"),
+        steady_state=steady_state,
+        _model=model,
+        _rounding=max(assembled.response_rounding, steady_state.size * EPS),
     )
 
 
 def _from_simulator(
-    simulate: Simulator,
+    *,
+    runner: Runner,
     kinds: tuple[str, ...],
     horizon: float | None,
     step: float | None,
     dt: Timebase,
-    *,
-    sizes: tuple[int | None, int | None],
-    rest: tuple[npt.ArrayLike | None, npt.ArrayLike | None],
-    scales: tuple[npt.ArrayLike, npt.ArrayLike],
-    runner: Runner,
+    n_states: int | None,
+    n_inputs: int | None,
+    steady_state: npt.ArrayLike | None,
+    steady_input: npt.ArrayLike | None,
+    input_scales: npt.ArrayLike,
+    state_scales: npt.ArrayLike,
     signs: tuple[int, ...],
     excitation: str | npt.ArrayLike,
     centering: str,
@@ -256,45 +264,41 @@ def _from_simulator(
         missing = "horizon=" if horizon is None else "step="
         raise HankelredError(
             f"a simulator needs {missing}; give the time its responses take to die out as horizon= and, in "
-            "continuous time, the distance of its samples as step= (dt=True for discrete time)"
+            "continuous time, the time between its samples as step= (dt=True for discrete time)"
         )
     intervals = count_intervals(horizon, step)
-    x_rest, u_rest = (
-        None if value is None else _vector(value, name)
-        for value, name in zip(rest, ("steady_state", "steady_input"), strict=True)
-    )
-    n, m = (
-        _size(given, vector, name)
-        for given, vector, name in zip(sizes, (x_rest, u_rest), ("n_states", "n_inputs"), strict=True)
-    )
+    x_steady = None if steady_state is None else _vector(steady_state, "steady_state")
+    u_steady = None if steady_input is None else _vector(steady_input, "steady_input")
+    n, m = _size(n_states, x_steady, "n_states"), _size(n_inputs, u_steady, "n_inputs")
     if n is None or m is None:
-        n, m = find_sizes(simulate, intervals + 1, n, m, runner.batch_size is not None)
-    x_rest = np.zeros(n) if x_rest is None else x_rest
+        n, m = find_sizes(runner.simulate, intervals + 1, n, m, runner.batch_size is not None)
+    x_steady = np.zeros(n) if x_steady is None else x_steady
     job = SimulatorJob(
-        runner,
-        kinds,
-        excitation,
-        dt,
-        hold,
-        x_rest,
-        np.zeros(m) if u_rest is None else u_rest,
-        _scale_table(scales[0], m, "input_scales"),
-        _scale_table(scales[1], n, "state_scales"),
-        signs,
-        centering,
-        seed,
+        runner=runner,
+        kinds=kinds,
+        excitation=excitation,
+        dt=dt,
+        hold=hold,
+        steady_state=x_steady,
+        steady_input=np.zeros(m) if u_steady is None else u_steady,
+        input_scales=_scale_table(input_scales, m, "input_scales"),
+        state_scales=_scale_table(state_scales, n, "state_scales"),
+        signs=signs,
+        centering=centering,
+        seed=seed,
     )
-    return _result(of_simulator(job, intervals, step), kinds, intervals * step, step, x_rest, None)
+    assembled = simulator_gramians(job, intervals, step)
+    return _result(assembled, kinds, horizon=intervals * step, step=step, steady_state=x_steady, model=None)
 
 
 def _checked_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
-    wanted = (kinds,) if isinstance(kinds, str) or not isinstance(kinds, Iterable) else tuple(kinds)
-    for kind in wanted:
+    names = (kinds,) if isinstance(kinds, str) or not isinstance(kinds, Iterable) else tuple(kinds)
+    for kind in names:
         if kind not in _KINDS:
             raise HankelredError(f"unknown kind of Gramian {kind!r}; use some of {', '.join(_KINDS)}")
-    if not wanted:
-        raise HankelredError(f"no kind of Gramian asked for; use some of {', '.join(_KINDS)}")
-    return tuple(dict.fromkeys(wanted))
+    if not names:
+        raise HankelredError(f"kinds= names no kind of Gramian; use some of {', '.join(_KINDS)}")
+    return tuple(dict.fromkeys(names))
 
 
 def _checked_signs(signs: Sequence[int]) -> tuple[int, ...]:
@@ -312,16 +316,16 @@ def _checked_hold(hold: str | None) -> str | None:
 def _checked_batch(batch_size: int | None) -> int | None:
     if batch_size is None:
         return None
-    size = count(batch_size)
+    size = as_positive_integer(batch_size)
     if size is None:
         raise HankelredError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     return size
 
 
 def _checked_jobs(n_jobs: int | None) -> int | None:
-    if n_jobs is not None and not whole(n_jobs):
+    if n_jobs is not None and not as_integer(n_jobs):
         raise HankelredError(
-            f"n_jobs must be None, a number of processes, or negative (-1: one a core), got {n_jobs!r}"
+            f"n_jobs must be None, a number of processes, or negative (-1: one per core), got {n_jobs!r}"
         )
     return n_jobs
 
@@ -340,10 +344,10 @@ def _vector(value: npt.ArrayLike, name: str) -> Array:
     return vector
 
 
-def _size(given: int | None, vector: Array | None, name: str) -> int | None:
-    size = None if given is None else count(given)
-    if given is not None and size is None:
-        raise HankelredError(f"{name} must be a whole number of at least 1, got {given!r}")
+def _size(value: int | None, vector: Array | None, name: str) -> int | None:
+    size = None if value is None else as_positive_integer(value)
+    if value is not None and size is None:
+        raise HankelredError(f"{name} must be a whole number of at least 1, got {value!r}")
     if vector is None:
         return size
     if size is not None and size != vector.size:
@@ -363,6 +367,6 @@ def _scale_table(scales: npt.ArrayLike, size: int, name: str) -> Array:
         )
     if not np.all(np.isfinite(table) & (table > 0)):
         raise HankelredError(
-            f"{name} must be positive and finite (signs= makes the negative ones), got {scales!r}"
+            f"{name} must be positive and finite (signs= adds the negative ones), got {scales!r}"
         )
     return table

@@ -1,4 +1,4 @@
-"""One-pass, mergeable estimate of a Gramian from a stream of states, kept as a factor."""
+"""One-pass, mergeable estimate of a Gramian from a stream of states, stored as a factor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import count, real
+from .._util.checks import as_positive_integer, real_number
 from .._util.reading import Archive
 from .._util.sharing import Shared
 from .._util.writing import replace_file
@@ -20,43 +20,44 @@ from ..simulation.signals import as_numbers
 from .triangular_factor import TriangularFactor
 
 _FORMAT = 1
-#: The largest sample: the squares of as many as there can be add up to less than double precision can hold.
-_LARGEST = 1e300
+#: The largest sample magnitude: larger ones could overflow in the factor.
+_MAX_SAMPLE = 1e300
 
 
 class GramianEstimator(Shared):
     r"""Streaming estimate of the Gramian :math:`\frac1N\sum_k x_k x_k^H` of a sequence of states.
 
-    One pass over the data, O(n^2) memory however long the stream is, and mergeable: estimators fed in
-    different processes give, merged in any order, what one estimator fed everything gives. Inside is
-    a triangular factor updated by QR, so that nothing is squared: directions 1e-12 times weaker than
-    the strongest are still right in :meth:`factor`, while they drown in rounding in any sum of
-    ``x x^H``.
+    It takes one pass over the data and O(n^2) memory, whatever the length of the stream. Estimators
+    updated in different processes can be merged in any order; the result equals that of one estimator
+    updated with all samples. The estimate is stored as a triangular factor updated by QR, and products
+    are never formed: directions 1e-12 times weaker than the strongest are still accurate in
+    :meth:`factor`, while in any sum of ``x x^H`` they are lost to rounding.
 
-    Threads may share an estimator: updates wait for each other, in an order that matters only with
-    forgetting. What is read belongs to whole updates.
+    Threads may share an estimator: updates run one after the other, in an order that matters only with
+    forgetting, and results are read between complete updates.
 
     Parameters
     ----------
     n_states : int
         Length of a state, at least 1.
     forgetting : float, optional
-        Factor in (0, 1] by which every older sample loses weight at each new one; 1 (default) weighs
-        all alike. With ``f < 1`` the estimate is that of the last ``1 / (1 - f)`` samples or so.
+        Factor in (0, 1] by which the weight of every older sample is multiplied at each new one; with 1
+        (default) all have the same weight. With ``f < 1`` the estimate is that of about the last
+        ``1 / (1 - f)`` samples.
 
     Attributes
     ----------
     n_states : int
     forgetting : float
     n_samples : int
-        Number of samples seen.
+        Number of samples.
     weight : float
-        Sum of the weights of the samples seen, which is ``n_samples`` without forgetting.
+        Sum of the weights of the samples, which is ``n_samples`` without forgetting.
 
     Raises
     ------
     HankelredError
-        A parameter out of range.
+        A parameter is out of range.
 
     References
     ----------
@@ -77,14 +78,13 @@ class GramianEstimator(Shared):
     """
 
     def __init__(self, n_states: int, *, forgetting: float = 1.0) -> None:
-        states = count(n_states)
+        states = as_positive_integer(n_states)
         if states is None:
             raise HankelredError(f"n_states must be a whole number of at least 1, got {n_states!r}")
-        if not 0 < real(forgetting) <= 1:
-            raise HankelredError(f"forgetting must be in (0, 1], got {forgetting!r}")
+        factor = real_number(forgetting, lambda f: 0 < f <= 1, "forgetting must be in (0, 1]", HankelredError)
         super().__init__()
         self.n_states = states
-        self.forgetting = float(forgetting)
+        self.forgetting = factor
         self.n_samples = 0
         self.weight = 0.0
         self._factor = TriangularFactor(self.n_states)
@@ -101,12 +101,12 @@ class GramianEstimator(Shared):
         Parameters
         ----------
         states : array_like (n_states, samples)
-            Time last; real or complex. A 1-D array is accepted for one state. No samples is no change.
+            Time last; real or complex. A 1-D array is accepted for one state. An empty array changes nothing.
 
         Raises
         ------
         HankelredError
-            Wrong shape, or NaN, Inf or more than 1e300 among the samples (then nothing of them is added).
+            The shape is wrong, or a sample is NaN, Inf or larger than 1e300; then no sample is added.
 
         Examples
         --------
@@ -134,10 +134,10 @@ class GramianEstimator(Shared):
         samples = x.shape[1]
         if samples == 0:
             return
-        if np.abs(x).max() > _LARGEST:
+        if np.abs(x).max() > _MAX_SAMPLE:
             raise HankelredError(
-                f"the samples are as large as {np.abs(x).max():.1e}; of up to {_LARGEST:.0e} a sum can be "
-                "kept: choose other units"
+                f"the samples are as large as {np.abs(x).max():.1e}; the largest that can be summed is "
+                f"{_MAX_SAMPLE:.0e}: choose other units"
             )
         if self.forgetting < 1:
             x = x * self.forgetting ** (np.arange(samples - 1, -1, -1) / 2)
@@ -152,25 +152,25 @@ class GramianEstimator(Shared):
             self.n_samples += samples
 
     def _content(self) -> tuple[Array, int, float]:
-        """Return triangle, number of samples and weight of the same moment."""
+        """Return triangle, number of samples and weight, read together."""
         with self._lock:
             return self._factor.triangle, self.n_samples, self.weight
 
     def merge(self, other: GramianEstimator) -> GramianEstimator:
-        """Return a new estimator holding the samples of both.
+        """Return a new estimator of the samples of both.
 
-        Neither of the two is changed. With forgetting, the two count as parallel streams that end
-        at the same time, which keeps merging associative and commutative.
+        Neither of the two is changed. With forgetting, the two are treated as parallel streams that end
+        at the same time, so that merging is associative and commutative.
 
         Parameters
         ----------
         other : GramianEstimator
-            With the same number of states and the same forgetting factor.
+            An estimator with the same number of states and the same forgetting factor.
 
         Raises
         ------
         HankelredError
-            The two do not fit together.
+            The numbers of states or the forgetting factors differ.
 
         Examples
         --------
@@ -183,9 +183,9 @@ class GramianEstimator(Shared):
         if not isinstance(other, GramianEstimator):
             raise HankelredError(f"can only merge a GramianEstimator, got {type(other).__name__}")
         for name in ("n_states", "forgetting"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if mine != theirs:
-                raise HankelredError(f"cannot merge estimators with {name} {mine} and {theirs}")
+            value, other_value = getattr(self, name), getattr(other, name)
+            if value != other_value:
+                raise HankelredError(f"cannot merge estimators with {name} {value} and {other_value}")
         merged = GramianEstimator(self.n_states, forgetting=self.forgetting)
         for part in (self, other):
             triangle, samples, weight = part._content()
@@ -195,12 +195,12 @@ class GramianEstimator(Shared):
         return merged
 
     def factor(self) -> Array:
-        """Return L with W = L L^H, never having formed W.
+        """Return L with W = L L^H, without forming W.
 
         Returns
         -------
         ndarray (n_states, k)
-            Lower triangular, ``k <= n_states`` the number of samples where there are fewer.
+            Lower triangular; with fewer samples than states, k is the number of samples.
 
         Raises
         ------
@@ -217,7 +217,7 @@ class GramianEstimator(Shared):
         """
         triangle, samples, weight = self._content()
         if samples == 0:
-            raise HankelredError("the estimator has seen no samples yet; call update(states) first")
+            raise HankelredError("the estimator has no samples yet; call update(states) first")
         L: Array = triangle.conj().T / weight**0.5
         return L
 
@@ -246,13 +246,13 @@ class GramianEstimator(Shared):
             W: Array = L @ L.conj().T
         if not np.all(np.isfinite(W)):
             raise HankelredError(
-                f"the squares of states up to {np.abs(L).max():.1e} overflow; use factor(), which holds "
+                f"the squares of states up to {np.abs(L).max():.1e} overflow; use factor(), which forms "
                 "no squares"
             )
         return W
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the estimate to an .npz file, in one step: a reader sees the old file or the new one.
+        """Write the estimate to an .npz file atomically: a reader gets the old file or the new one.
 
         Parameters
         ----------
@@ -285,14 +285,14 @@ class GramianEstimator(Shared):
         }
 
         def write(name: str) -> None:
-            with open(name, "wb") as file:  # given a name, savez may add an ending
+            with open(name, "wb") as file:  # with a name instead of a file, savez may add an ending
                 np.savez(file, **content)
 
         replace_file(Path(path), write)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> GramianEstimator:
-        """Read an estimate written by :meth:`save`; updating and merging go on from there.
+        """Read an estimate written by :meth:`save`; it can be updated and merged further.
 
         Parameters
         ----------
@@ -301,9 +301,9 @@ class GramianEstimator(Shared):
         Raises
         ------
         FileFormatError
-            Not such a file, or a damaged one.
+            The file was not written by :meth:`save`, or is damaged.
         FileNotFoundError
-            No file there.
+            There is no such file.
 
         Examples
         --------
@@ -315,8 +315,8 @@ class GramianEstimator(Shared):
         with open(path, "rb") as file:
             try:
                 return cls._restored(Archive(file))
-            except Exception as error:  # the readers of zip and numpy raise many types on damaged files
-                # a zip file ends with its list of contents; without one it is something else, or cut off
+            except Exception as error:  # zipfile and numpy raise many types of errors on damaged files
+                # a zip file ends with its directory; a file without one is of another format, or truncated
                 detail = "no .npz file" if "not a zip file" in str(error) else in_one_line(error, 120)
                 raise FileFormatError(
                     f"{in_one_line(os.fspath(path))} is not a saved GramianEstimator ({detail}); write it "
@@ -334,9 +334,9 @@ class GramianEstimator(Shared):
             float(data["weight"]),
         )
         fits = triangle.shape[1:] == (loaded.n_states,) and triangle.dtype.kind in "fc"
-        # a mean square of the samples, times their number
-        most = _LARGEST * max(loaded.n_samples, 0) ** 0.5
-        fits = fits and bool(np.all(np.abs(triangle) <= most))
+        # no entry of the factor exceeds the largest sample times the square root of their number
+        max_entry = _MAX_SAMPLE * max(loaded.n_samples, 0) ** 0.5
+        fits = fits and bool(np.all(np.abs(triangle) <= max_entry))
         if not fits or loaded.n_samples < 0 or not 0 <= loaded.weight < float("inf"):
             raise FileFormatError(f"a factor of shape {triangle.shape} does not fit {loaded.n_states} states")
         loaded._factor.push(triangle)

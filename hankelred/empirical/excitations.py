@@ -1,8 +1,8 @@
-"""What is fed into an experiment, and how its response becomes an impulse response again.
+"""Excitation signals, and the deconvolution that recovers the impulse response from the response to them.
 
-Every excitation here is undone exactly for a linear system, so that all of them give the same Gramian.
-In two steps: first the *pulse response* p, the answer to one input sample of height 1, by inverting
-the excitation (differencing for a step, division of spectra for everything broadband); then, in
+For a linear system the deconvolution is exact, so that every excitation gives the same Gramian. It has
+two steps: first the *pulse response* p, the response to one input sample of height 1, by inverting
+the excitation (differencing for a step, division of spectra for every broadband signal); then, in
 continuous time, the true impulse response from p, given how the simulator holds its input between
 samples.
 """
@@ -29,32 +29,32 @@ _SPECTRUM_FLOOR = 1e-9
 
 @dataclass(frozen=True)
 class Excitation:
-    """Waveforms, one for each input, and the inverse of what they do.
+    """Waveforms, one for each input, and how the response to them is deconvolved.
 
-    ``shape`` says how the response is inverted: "pulse", "step", "periodic" (only the last
-    ``period`` samples, when the start has died out) or "record" (the whole run, which ends at rest).
+    ``shape`` selects the deconvolution: "pulse", "step", "periodic" (of the last ``period`` samples,
+    when the initial transient has died out) or "record" (of the whole run, which ends at rest).
     """
 
     name: str
     shape: str
-    #: (m, run) samples to feed, for a scale of 1
+    #: (m, run_length) input samples, for a scale of 1
     waveforms: Array
-    #: number of pulse-response samples wanted
+    #: length of the pulse response
     samples: int
-    #: sample at which a pulse is fed, and its height
+    #: sample at which the pulse is applied, and its height
     onset: int = 0
     height: float = 1.0
     period: int = 0
-    #: "zoh" or "foh", what the pulse response is the response to
+    #: "zoh" or "foh": how the pulse of the pulse response is held between samples
     hold: str = "zoh"
 
     @property
-    def run(self) -> int:
-        """Number of samples an experiment takes."""
+    def run_length(self) -> int:
+        """Number of samples of one experiment."""
         return int(self.waveforms.shape[1])
 
     def pulse_response(self, states: Array, channel: int) -> Array:
-        """Return p (n, samples) from the deviation (n, run) that waveform ``channel`` caused."""
+        """Return p (n, samples) from the deviation (n, run_length) caused by waveform ``channel``."""
         if self.shape == "pulse":
             return states[:, self.onset : self.onset + self.samples] / self.height
         if self.shape == "step":
@@ -67,11 +67,11 @@ class Excitation:
 
     @property
     def amplification(self) -> float:
-        """How much the inversion amplifies a relative error of the states, about."""
+        """Approximate factor by which the deconvolution amplifies a relative error of the states."""
         if self.shape in ("pulse", "step"):
             return 1.0
-        used = self.waveforms[:, -self.period :] if self.shape == "periodic" else self.waveforms
-        spectrum = np.abs(np.fft.fft(used))
+        waveforms = self.waveforms[:, -self.period :] if self.shape == "periodic" else self.waveforms
+        spectrum = np.abs(np.fft.fft(waveforms))
         rms = np.sqrt(np.mean(spectrum**2, axis=1, keepdims=True))
         return float(np.sqrt(np.mean((rms / spectrum) ** 2, axis=1)).max())
 
@@ -88,34 +88,38 @@ def make_excitation(
 ) -> Excitation:
     """Build the experiments' inputs.
 
-    ``samples`` is the number of pulse-response samples wanted, the memory of the system; ``step``
-    the sampling time (only the height of a continuous-time impulse, of unit area, depends on it).
+    ``samples`` is the length of the pulse response, which is the memory of the system; ``step`` is the
+    sampling time (only the height of a continuous-time impulse, of unit area, depends on it).
     """
     if not isinstance(excitation, str):
         return _from_record(excitation, n_inputs, samples, hold)
     name = excitation.lower().replace("-", "_").replace(" ", "_")
     if name == "impulse":
-        # A first-order hold makes half a hat of a pulse at sample 0; from sample 1 on it is a whole one.
+        # Under a first-order hold a pulse at sample 0 is half a triangle; from sample 1 on it is a whole one.
         onset = int(hold == "foh")
         height = 1.0 if discrete else 1.0 / step
         waveform = np.zeros(samples + onset)
         waveform[onset] = height
-        return Excitation(name, "pulse", _for_all(waveform, n_inputs), samples, onset, height, hold=hold)
+        return Excitation(
+            name, "pulse", _repeat_for_inputs(waveform, n_inputs), samples, onset, height, hold=hold
+        )
     if name == "step":
         # Both holds reproduce a step that starts at sample 0 exactly.
-        return Excitation(name, "step", _for_all(np.ones(samples), n_inputs), samples, hold="zoh")
+        return Excitation(name, "step", _repeat_for_inputs(np.ones(samples), n_inputs), samples, hold="zoh")
     periods = {"prbs": _prbs, "chirp": _chirp, "multisine": _multisine, "white_noise": _white_noise}
     if name not in periods:
         raise HankelredError(
             f"unknown excitation {excitation!r}; use one of {', '.join(EXCITATIONS)}, or pass a record "
-            "(samples,) or (inputs, samples) of your own"
+            "of shape (samples,) or (inputs, samples)"
         )
-    # One period at least as long as the memory, after a lead-in that lets the start die out: the
-    # recorded period is then the circular convolution of input and pulse response.
-    one = periods[name](samples, _generator(seed))
-    lead_in = np.tile(one, -(-samples // one.size))[-samples:]
-    waveform = np.concatenate([lead_in, one])
-    return Excitation(name, "periodic", _for_all(waveform, n_inputs), samples, period=one.size, hold=hold)
+    # One period at least as long as the memory, after a lead-in in which the initial transient dies out:
+    # the recorded period is then the circular convolution of input and pulse response.
+    period = periods[name](samples, _generator(seed))
+    lead_in = np.tile(period, -(-samples // period.size))[-samples:]
+    waveform = np.concatenate([lead_in, period])
+    return Excitation(
+        name, "periodic", _repeat_for_inputs(waveform, n_inputs), samples, period=period.size, hold=hold
+    )
 
 
 def _generator(seed: Seed) -> np.random.Generator:
@@ -125,33 +129,33 @@ def _generator(seed: Seed) -> np.random.Generator:
         raise HankelredError(f"seed must be a whole number >= 0 or a numpy Generator, got {seed!r}") from None
 
 
-def _for_all(waveform: Array, n_inputs: int) -> Array:
+def _repeat_for_inputs(waveform: Array, n_inputs: int) -> Array:
     return np.broadcast_to(waveform, (n_inputs, waveform.size))
 
 
 def _from_record(record: npt.ArrayLike, n_inputs: int, samples: int, hold: str) -> Excitation:
     try:
-        given = np.asarray(record, dtype=float)
+        signals = np.asarray(record, dtype=float)
     except (TypeError, ValueError):
         raise HankelredError(
             f"an excitation is a name ({', '.join(EXCITATIONS)}) or a real array of samples, got {record!r}"
         ) from None
-    if given.ndim == 1:
-        given = np.broadcast_to(given, (n_inputs, given.size))
-    if given.ndim != 2 or given.shape[0] != n_inputs or given.shape[1] == 0:
+    if signals.ndim == 1:
+        signals = np.broadcast_to(signals, (n_inputs, signals.size))
+    if signals.ndim != 2 or signals.shape[0] != n_inputs or signals.shape[1] == 0:
         raise HankelredError(
-            f"a record of {n_inputs} inputs has shape (samples,), fed to each, or ({n_inputs}, samples), "
-            f"with at least one sample; got {np.shape(record)}"
+            f"a record of {n_inputs} inputs has shape (samples,), applied to each input, or "
+            f"({n_inputs}, samples), with at least one sample; got {np.shape(record)}"
         )
-    if not np.all(np.isfinite(given)):
-        channel, sample = np.argwhere(~np.isfinite(given))[0]
+    if not np.all(np.isfinite(signals)):
+        channel, sample = np.argwhere(~np.isfinite(signals))[0]
         raise HankelredError(
-            f"the record's sample {sample} of input {channel + 1} is {given[channel, sample]}; "
+            f"the record's sample {sample} of input {channel + 1} is {signals[channel, sample]}; "
             "cut or repair the record first"
         )
-    # A sample of rest in front, for the hold to start from, and the memory's length of rest behind:
-    # then the run holds the whole response, and the division below is that of whole spectra.
-    waveforms = np.pad(given, ((0, 0), (1, samples)))
+    # A zero sample in front, from which the hold starts, and as many zeros behind as the memory is long:
+    # the run then contains the whole response, and the deconvolution is a division of its spectra.
+    waveforms = np.pad(signals, ((0, 0), (1, samples)))
     for channel, waveform in enumerate(waveforms):
         spectrum = np.abs(np.fft.rfft(waveform))
         weakest = int(spectrum.argmin())
@@ -159,7 +163,7 @@ def _from_record(record: npt.ArrayLike, n_inputs: int, samples: int, hold: str) 
             raise HankelredError(
                 f"the record of input {channel + 1} does not excite the system at "
                 f"{weakest / waveform.size:.4g} cycles per sample (spectrum {spectrum[weakest]:.1e} against "
-                f"{spectrum.max():.1e} at its peak), so the response there cannot be known; use a record "
+                f"{spectrum.max():.1e} at its peak), so the response there is unknown; use a record "
                 "with content at all frequencies up to half a cycle per sample"
             )
     return Excitation("record", "record", waveforms, samples, hold=hold)
@@ -194,25 +198,27 @@ def _prbs(n: int, rng: np.random.Generator) -> Array:
 
     bits = max(2, int(n).bit_length())
     state = rng.integers(0, 2, bits)
-    state[0] = 1  # the all-zero register never leaves itself
+    state[0] = 1  # an all-zero shift register stays all zero
     levels: Array = 2.0 * max_len_seq(bits, state=state)[0] - 1.0
-    # +-1 sums to +-1, which leaves the mean hardly excited; this offset gives it the power of all
-    # other harmonics, and the sequence stays at two levels.
+    # The levels +-1 sum to +-1, so the mean is hardly excited; this offset gives it the power of every
+    # other harmonic, and the sequence still has two levels.
     size = levels.size
     offset: float = (np.sqrt(size + 1) * np.sign(levels.sum()) - levels.sum()) / size
     shifted: Array = levels + offset
     return shifted
 
 
-def impulse_response(pulse: Array, *, hold: str, step: float, discrete: bool, stride: int = 1) -> Array:
-    """Turn pulse responses (..., samples) into impulse responses.
+def impulse_from_pulse_response(
+    pulse: Array, *, hold: str, step: float, discrete: bool, stride: int = 1
+) -> Array:
+    """Return the impulse responses that belong to pulse responses (..., samples).
 
     In discrete time entry k is A^k B, one sample fewer than the pulse response. In continuous time
-    it is e^{A k step} B: sums over the pulse response are samples of the exact step response
+    entry k is e^{A k step} B: cumulative sums of the pulse response are samples of the exact step response
     (zero-order hold) or ramp response (first-order hold), smooth from t = 0 on, and their first or
     second derivative is the impulse response. Sum and difference together are a short filter, so
-    they do not amplify errors as a derivative of data would. With ``stride`` the derivative sees only
-    every ``stride``-th sample, which tells how good it is.
+    they do not amplify errors as a derivative of data would. With ``stride`` the derivative uses only
+    every ``stride``-th sample, which gives an estimate of its error.
     """
     if discrete:
         return pulse[..., 1:]

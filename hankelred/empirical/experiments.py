@@ -11,30 +11,30 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.progress import on_terminal, watched
+from .._util.progress import on_terminal, with_progress_bar
 from ..errors import ModelError
 
 Simulator: TypeAlias = Callable[[Array, Array], tuple[Any, Any]]
 
-#: Sizes tried where the user gives none.
-_MOST_STATES, _MOST_INPUTS = 256, 16
-#: A bar is shown where the experiments are expected to take longer than this (s).
-_LONG = 3.0
+#: Largest sizes tried where the user gives none.
+_MAX_STATES, _MAX_INPUTS = 256, 16
+#: A progress bar is shown where the experiments are expected to take longer than this (s).
+_PROGRESS_AFTER = 3.0
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One run from ``x0``: ``u_rest`` with ``waveform`` added on one input, or on all of them."""
+class SimulatorRun:
+    """One run from ``x0``: the steady input with ``waveform`` added on one input, or on all of them."""
 
     name: str
     x0: Array
-    u_rest: Array
+    steady_input: Array
     waveform: Array
     channel: int | None = None
 
     def inputs(self) -> Array:
         """Return u (m, T)."""
-        u = np.repeat(self.u_rest[:, None], self.waveform.size, axis=1)
+        u = np.repeat(self.steady_input[:, None], self.waveform.size, axis=1)
         if self.channel is None:
             u += self.waveform
         else:
@@ -46,8 +46,8 @@ class Experiment:
 class Runner:
     """A simulator and how to run it.
 
-    ``batch_size`` None means the callable takes one experiment at a time; a number, that it takes a
-    stack of up to so many.
+    With ``batch_size`` None the callable takes one experiment at a time; with a number it takes a stack
+    of up to that many.
     """
 
     simulate: Simulator
@@ -55,13 +55,13 @@ class Runner:
     n_jobs: int | None = None
     progress: bool | None = None
 
-    def one(self, experiment: Experiment) -> tuple[Array, Array]:
+    def run(self, experiment: SimulatorRun) -> tuple[Array, Array]:
         """Run one experiment and return x (n, T) and y (p, T)."""
         both = _run_batch(self.simulate, [experiment], self.batch_size is not None, "both", None)[0]
         return both[: experiment.x0.size], both[experiment.x0.size :]
 
-    def all(
-        self, experiments: Sequence[Experiment], want: str, n_outputs: int, seconds_each: float
+    def run_all(
+        self, experiments: Sequence[SimulatorRun], trajectory: str, n_outputs: int, seconds_each: float
     ) -> list[Array]:
         """Run all experiments, in order, and return the "states" or the "outputs" of each."""
         from joblib import Parallel, delayed, effective_n_jobs
@@ -71,29 +71,37 @@ class Runner:
         results: list[Array] = []
         workers = 1 if self.n_jobs is None else effective_n_jobs(self.n_jobs)
         with Parallel(n_jobs=self.n_jobs) as pool:
-            # Shown only where it is long, and then in rounds of a few tasks each: not every joblib
-            # backend (Dask's does not) can hand results back one by one.
+            # The bar is shown only for long computations, which then run in rounds of a few tasks each: not
+            # every joblib backend (Dask's does not) can return results one by one.
             shown = self.progress
             if shown is None:
-                shown = on_terminal() and seconds_each * len(experiments) / workers > _LONG
+                shown = on_terminal() and seconds_each * len(experiments) / workers > _PROGRESS_AFTER
             rounds = _rounds(batches, 2 * workers) if shown else [batches]
-            for done in watched(rounds, f"Experiments ({want})", shown, len(batches), len):
+            for batches_of_round in with_progress_bar(
+                rounds, f"Experiments ({trajectory})", shown, len(batches), len
+            ):
                 tasks = (
-                    delayed(_run_batch)(self.simulate, batch, self.batch_size is not None, want, n_outputs)
-                    for batch in done
+                    delayed(_run_batch)(
+                        self.simulate, batch, self.batch_size is not None, trajectory, n_outputs
+                    )
+                    for batch in batches_of_round
                 )
                 results.extend(response for responses in pool(tasks) for response in responses)
         return results
 
 
-def _rounds(batches: list[Sequence[Experiment]], size: int) -> list[list[Sequence[Experiment]]]:
+def _rounds(batches: list[Sequence[SimulatorRun]], size: int) -> list[list[Sequence[SimulatorRun]]]:
     return [batches[i : i + size] for i in range(0, len(batches), size)]
 
 
 def _run_batch(
-    simulate: Simulator, experiments: Sequence[Experiment], batched: bool, want: str, n_outputs: int | None
+    simulate: Simulator,
+    experiments: Sequence[SimulatorRun],
+    batched: bool,
+    trajectory: str,
+    n_outputs: int | None,
 ) -> list[Array]:
-    # A function of the module, and not a method, so that every joblib backend can send it.
+    # A module-level function, not a method, so that every joblib backend can pickle it.
     names = " to ".join(dict.fromkeys(experiments[i].name for i in (0, -1)))
     x0s = [experiment.x0.copy() for experiment in experiments]
     us = [experiment.inputs() for experiment in experiments]
@@ -120,12 +128,12 @@ def _run_batch(
     results = []
     for experiment, states, outputs in zip(experiments, x, y, strict=True):
         states, outputs = _checked(experiment, states, outputs, n_outputs)
-        kept = [states] if want == "states" else [outputs] if want == "outputs" else [states, outputs]
-        results.append(np.concatenate(kept))
+        parts = {"states": [states], "outputs": [outputs], "both": [states, outputs]}[trajectory]
+        results.append(np.concatenate(parts))
     return results
 
 
-def _checked(experiment: Experiment, x: Any, y: Any, n_outputs: int | None) -> tuple[Array, Array]:
+def _checked(experiment: SimulatorRun, x: Any, y: Any, n_outputs: int | None) -> tuple[Array, Array]:
     x, y = np.asarray(x), np.asarray(y)
     n, samples = experiment.x0.size, experiment.waveform.size
     where = f"in experiment '{experiment.name}' the simulator returned"
@@ -156,19 +164,19 @@ def _checked(experiment: Experiment, x: Any, y: Any, n_outputs: int | None) -> t
     return x, y
 
 
-def timed(runner: Runner, experiment: Experiment) -> tuple[Array, Array, float]:
-    """Run one experiment and tell how long it took (s)."""
+def timed(runner: Runner, experiment: SimulatorRun) -> tuple[Array, Array, float]:
+    """Run one experiment and return x, y and how long it took (s)."""
     start = time.perf_counter()
-    x, y = runner.one(experiment)
+    x, y = runner.run(experiment)
     return x, y, time.perf_counter() - start
 
 
 def find_sizes(
     simulate: Simulator, samples: int, n_states: int | None, n_inputs: int | None, batched: bool
 ) -> tuple[int, int]:
-    """Find n and m by offering zeros of growing size until the answer has the shapes it must have.
+    """Find n and m by calling the simulator with zeros of growing size until the states have the right shape.
 
-    Raises where no size, or more than one, fits: then the user has to say.
+    Raises a ModelError where no size, or more than one, fits: the user then has to pass the sizes.
     """
 
     def fits(n: int, m: int) -> bool:
@@ -180,18 +188,18 @@ def find_sizes(
                 x = np.asarray(x)[0] if batched else np.asarray(x)
                 return x.shape == (n, samples) or (n == 1 and x.shape == (samples,))
         except Exception:
-            return False  # whatever a simulator does with a wrong size, it does not fit
+            return False  # a simulator may raise anything on a wrong size
 
-    ns = range(1, _MOST_STATES + 1) if n_states is None else [n_states]
-    ms = range(1, _MOST_INPUTS + 1) if n_inputs is None else [n_inputs]
-    found = next(((n, m) for m in ms for n in ns if fits(n, m)), None)
-    if found is None:
+    ns = range(1, _MAX_STATES + 1) if n_states is None else [n_states]
+    ms = range(1, _MAX_INPUTS + 1) if n_inputs is None else [n_inputs]
+    sizes = next(((n, m) for m in ms for n in ns if fits(n, m)), None)
+    if sizes is None:
         raise ModelError(
-            "cannot find the sizes of the simulator: it answered no x0 (n,) and u (m, T) of zeros with "
+            "cannot find the sizes of the simulator: for no x0 (n,) and u (m, T) of zeros did it return "
             "states (n, T); pass n_states= and n_inputs="
         )
-    n, m = found
-    # Size 1 may fit by broadcasting alone, then some other size fits too. (A simulator that reads
+    n, m = sizes
+    # Size 1 may fit by broadcasting alone; then some other size fits too. (A simulator that reads only
     # u[0] fits m = 1, 2, 3, ... and has one input.)
     if n == 1 and any(fits(other, m) for other in ns if other > 1):
         raise ModelError("the simulator accepts states of any size; pass n_states=")

@@ -1,4 +1,4 @@
-"""Empirical Gramians of a linear model: its responses are computed from its matrices."""
+"""Empirical Gramians of a linear model, from responses computed with its matrices."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from .._util.arrays import EPS, Array
 from ..errors import HankelredError, UnstableError
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel
-from ..models.scaling import balance
-from ..simulation.discretize import discretise
+from ..models.scaling import balance_matrix
+from ..simulation.discretize import discretize
 from .assembly import Assembled, Responses, assemble
-from .excitations import Seed, impulse_response, make_excitation
-from .responses import amplification, centred, count_intervals, discrete_step, leakage
+from .excitations import Seed, impulse_from_pulse_response, make_excitation
+from .responses import amplification, centered, count_intervals, discrete_step, leakage
 
-#: What the default grid of a linear model aims at, for each source of error.
+#: Relative error from each source that the default grid of a linear model is refined to.
 _TARGET = 1e-8
 #: Default step, in units of the fastest pole's time constant.
 _STEP = 0.05
 #: Doublings of the horizon and halvings of the step before giving up.
 _REFINEMENTS = 8
-#: Numbers held at once on behalf of one call (about 1 GB).
-_MOST_NUMBERS = 1.5e8
+#: Largest number of response samples one call may keep in memory (about 1 GB).
+_MAX_NUMBERS = 1.5e8
 
 
 @dataclass(frozen=True)
 class LinearJob:
-    """What is asked about a linear model."""
+    """A linear model, its excitation, and the Gramians to compute."""
 
     model: LinearModel
     kinds: tuple[str, ...]
@@ -41,16 +41,18 @@ class LinearJob:
     stability_tol: float
 
 
-def of_model(job: LinearJob, horizon: float | None, step: float | None) -> tuple[Assembled, float, float]:
+def model_gramians(
+    job: LinearJob, horizon: float | None, step: float | None
+) -> tuple[Assembled, float, float]:
     """Return the Gramians of a linear model, the horizon, and the step they were computed with."""
     model = job.model
-    # States in wild units would cost the matrix exponential its digits.
-    A, scaling = balance(model.A)
+    # States in very different units would make the matrix exponential inaccurate.
+    A, scaling = balance_matrix(model.A)
     system = _Scaled(A, model.B / scaling[:, None], model.C * scaling, scaling)
     poles = np.linalg.eigvals(A)
     _require_stable(poles, A, model.is_discrete, job.stability_tol)
-    # The amplitude that may be left at the horizon: what is cut off counts squared, except where a
-    # broadband excitation misplaces it.
+    # The amplitude that may remain at the horizon: the part cut off enters squared, except where a broadband
+    # excitation folds it back into the response.
     squared = isinstance(job.excitation, str) and job.excitation.lower() in ("impulse", "step")
     decay = math.sqrt(_TARGET) if squared or job.kinds == ("observability",) else _TARGET / 4
     if model.is_discrete:
@@ -65,16 +67,16 @@ def of_model(job: LinearJob, horizon: float | None, step: float | None) -> tuple
         horizon_now = -math.log(decay) / slowest if horizon is None else horizon
     for _ in range(_REFINEMENTS):
         intervals = count_intervals(horizon_now, step_now)
-        _require_room(intervals, model, horizon, step)
-        done = assemble(_linear_responses(job, system, intervals, step_now), job.kinds)
-        # The poles do not tell all: a far from normal A outlives its slowest time constant.
-        longer = horizon is None and max(done.tail.values()) > (_TARGET if squared else 10 * _TARGET)
-        finer = step is None and not model.is_discrete and max(done.quadrature.values()) > _TARGET
+        _require_memory(intervals, model, horizon, step)
+        assembled = assemble(_linear_responses(job, system, intervals, step_now), job.kinds)
+        # The poles are not sufficient: responses of a far from normal A outlast its slowest time constant.
+        longer = horizon is None and max(assembled.tail.values()) > (_TARGET if squared else 10 * _TARGET)
+        finer = step is None and not model.is_discrete and max(assembled.quadrature.values()) > _TARGET
         if not (longer or finer):
             break
         horizon_now = horizon_now * 2 if longer else horizon_now
         step_now = step_now / 2 if finer else step_now
-    return done, intervals * step_now, step_now
+    return assembled, intervals * step_now, step_now
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,9 @@ def _require_stable(poles: Array, A: Array, discrete: bool, tol: float) -> None:
         )
 
 
-def _require_room(intervals: int, model: LinearModel, horizon: float | None, step: float | None) -> None:
+def _require_memory(intervals: int, model: LinearModel, horizon: float | None, step: float | None) -> None:
     numbers = (intervals + 1) * model.n_states * (model.n_inputs + model.n_outputs)
-    if numbers > _MOST_NUMBERS:
+    if numbers > _MAX_NUMBERS:
         advice = (
             "its fastest and slowest poles lie too far apart for a uniform grid: use hankelred.gramian, "
             "which needs none, or pass horizon= and step="
@@ -119,14 +121,14 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
     transition = A if discrete else sla.expm(A * step)
     fine: dict[str, Array] = {}
     coarse: dict[str, Array] = {}
-    feed = None
+    excitation = None
     if {"controllability", "cross"} & set(job.kinds):
         if isinstance(job.excitation, str) and job.excitation.lower() == "impulse":
             # an impulse is an initial state: exact in continuous time too
-            found = _powers(transition, B, samples).transpose(2, 1, 0)
-            both = (found, found[..., ::2])
+            impulses = _powers(transition, B, samples).transpose(2, 1, 0)
+            fine_and_coarse = (impulses, impulses[..., ::2])
         else:
-            feed = make_excitation(
+            excitation = make_excitation(
                 job.excitation,
                 n_inputs=B.shape[1],
                 samples=intervals + 1,
@@ -136,38 +138,40 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
                 seed=job.seed,
             )
             runs = _simulate_channels(
-                transition, B if discrete else discretise(A, B, step, "zoh")[1], feed.waveforms
+                transition, B if discrete else discretize(A, B, step, "zoh")[1], excitation.waveforms
             )
-            pulses = np.stack([feed.pulse_response(run, channel) for channel, run in enumerate(runs)])
-            both = (
-                impulse_response(pulses, hold="zoh", step=step, discrete=discrete),
-                impulse_response(pulses, hold="zoh", step=step, discrete=discrete, stride=2),
+            pulses = np.stack([excitation.pulse_response(run, channel) for channel, run in enumerate(runs)])
+            fine_and_coarse = (
+                impulse_from_pulse_response(pulses, hold="zoh", step=step, discrete=discrete),
+                impulse_from_pulse_response(pulses, hold="zoh", step=step, discrete=discrete, stride=2),
             )
-        fine["x"], coarse["x"] = (centred(values * scaling[:, None], job.centering)[None] for values in both)
+        fine["x"], coarse["x"] = (
+            centered(values * scaling[:, None], job.centering)[None] for values in fine_and_coarse
+        )
     if {"observability", "cross"} & set(job.kinds):
-        found = centred(_powers(transition.T, C.T, samples).transpose(2, 1, 0), job.centering)
-        fine["y"] = (found / scaling[:, None])[None]
+        outputs = centered(_powers(transition.T, C.T, samples).transpose(2, 1, 0), job.centering)
+        fine["y"] = (outputs / scaling[:, None])[None]
         coarse["y"] = fine["y"][..., ::2]
-    whole = np.linalg.matrix_power(transition, intervals) * scaling[:, None] / scaling
-    rounding = 100 * (1 + amplification(feed)) + intervals * _growth(transition, intervals) ** 2
-    adjoint = whole.conj().T
+    over_horizon = np.linalg.matrix_power(transition, intervals) * scaling[:, None] / scaling
+    rounding = 100 * (1 + amplification(excitation)) + intervals * _growth(transition, intervals) ** 2
+    adjoint = over_horizon.conj().T
     return Responses(
         step,
         discrete,
         fine,
         {} if discrete else coarse,
         rounding=rounding * EPS,
-        leakage=leakage(feed),
+        leakage=leakage(excitation),
         beyond={
-            "controllability": (whole, adjoint),
-            "observability": (adjoint, whole),
-            "cross": (whole, whole),
+            "controllability": (over_horizon, adjoint),
+            "observability": (adjoint, over_horizon),
+            "cross": (over_horizon, over_horizon),
         },
     )
 
 
 def _growth(A: Array, steps: int) -> float:
-    """Largest norm of A^k over k = 1, 2, 4, ...: what rounding in one step may grow to."""
+    """Return the largest norm of A^k, k = 1, 2, 4, ...: how much a rounding error in one step may grow."""
     largest = 1.0
     for _ in range(steps.bit_length()):
         largest = max(largest, float(np.linalg.norm(A, 2)))
@@ -176,20 +180,20 @@ def _growth(A: Array, steps: int) -> float:
 
 
 def _powers(A: Array, start: Array, samples: int) -> Array:
-    """A^k start for k = 0 ... samples - 1, (samples, n, columns), by doubling."""
+    """Return A^k start for k = 0 ... samples - 1, (samples, n, columns), by doubling."""
     n, columns = start.shape
     out = np.empty((samples, n, columns), dtype=np.result_type(A, start, float))
     out[0] = start
-    have, power = 1, A
-    while have < samples:
-        more = min(have, samples - have)
-        out[have : have + more] = power @ out[:more]
-        have, power = have + more, power @ power
+    n_filled, power = 1, A
+    while n_filled < samples:
+        width = min(n_filled, samples - n_filled)
+        out[n_filled : n_filled + width] = power @ out[:width]
+        n_filled, power = n_filled + width, power @ power
     return out
 
 
 def _simulate_channels(A: Array, B: Array, waveforms: Array) -> Array:
-    """States (m, n, T) when each input alone is fed its waveform (m, T), from rest."""
+    """Return the states (m, n, T), from zero, with its waveform of (m, T) applied to each input in turn."""
     m, samples = waveforms.shape
     out = np.empty((samples, A.shape[0], m), dtype=np.result_type(A, B, float))
     x = np.zeros(out.shape[1:], dtype=out.dtype)

@@ -1,7 +1,7 @@
-"""Uniform-grid quadrature and differentiation of high order, with the grid's two ends treated as ends.
+"""High-order quadrature and differentiation on a uniform grid, one-sided at both ends.
 
-Responses of a system start with a jump at t = 0, so nothing here may look across that edge: the
-weights and the stencils become one-sided there and keep their order.
+Responses of a system start with a jump at t = 0, so no formula here may use samples from across that
+edge: the weights and the stencils become one-sided there and keep their order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def gregory_weights(n_points: int) -> Array:
     """Weights of the integral over a uniform grid of unit step, both ends included.
 
     The trapezoidal rule with Gregory's end corrections: eighth order from 14 points or so on, and
-    the highest order that has positive weights on a shorter grid (Simpson's rule on 3 points).
+    the highest order with positive weights on a shorter grid (Simpson's rule on 3 points).
     Positive weights are needed because their square roots scale the snapshots of a Gramian.
 
     Parameters
@@ -53,14 +53,15 @@ def gregory_weights(n_points: int) -> Array:
         weights[n_points - order :] += ends[::-1]
         if weights.min() > 0:
             break
-    weights.flags.writeable = False  # the cache hands the same array to everyone
+    weights.flags.writeable = False  # every caller receives the same cached array
     return weights
 
 
 @lru_cache
 def _end_corrections(n_points: int) -> Array:
-    # Moments of the correction: sum_j c_j j^k = -zeta(-k) - [k = 0], what the Euler-Maclaurin sum is
-    # off by at one end. Exact rationals: the Vandermonde system loses six digits in floating point.
+    # Moments of the correction: sum_j c_j j^k = -zeta(-k) - [k = 0], the error of the trapezoidal rule at
+    # one end by the Euler-Maclaurin formula. They are exact rationals, since the Vandermonde system loses six
+    # digits in floating point.
     moments = [Fraction(-1, 2)]
     moments += [bernoulli / (k + 1) for k, bernoulli in enumerate(_bernoulli(n_points)[2:], start=1)]
     rows = [[Fraction(j) ** k for j in range(n_points)] for k in range(n_points)]
@@ -102,7 +103,7 @@ def derivative(values: Array, step: float, order: int) -> Array:
     values : ndarray (..., samples)
         At least ``order + 1`` samples.
     step : float
-        Distance of the samples (s).
+        Time between samples (s).
     order : int
         Order of the derivative, 1 or 2.
 

@@ -1,4 +1,4 @@
-"""What responses of linear models and of simulators have in common."""
+"""Centering, grids and error factors shared by responses of linear models and of simulators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from .._util.arrays import Array
-from .._util.checks import real
+from .._util.checks import real_number
 from ..errors import HankelredError, ModelError
 from ..models.linear_model import Timebase
 from .excitations import Excitation
@@ -14,22 +14,21 @@ from .excitations import Excitation
 CENTERINGS = ("steady", "mean", "final")
 
 
-def centred(responses: Array, centering: str) -> Array:
-    """Subtract the mean or the last value of each response, which is off the steady state already."""
+def centered(responses: Array, centering: str) -> Array:
+    """Subtract the mean or the last value of each response; the steady state is subtracted already."""
     if centering == "steady":
         return responses
-    centre: Array = responses.mean(axis=-1, keepdims=True) if centering == "mean" else responses[..., -1:]
-    return responses - centre
+    center: Array = responses.mean(axis=-1, keepdims=True) if centering == "mean" else responses[..., -1:]
+    return responses - center
 
 
 def check_span(value: Any, name: str) -> None:
-    """Refuse what is no length of time."""
-    if not 0 < real(value) < math.inf:
-        raise HankelredError(f"{name} must be a positive number, got {value!r}")
+    """Raise unless the value is a positive, finite length of time."""
+    real_number(value, lambda t: 0 < t < math.inf, f"{name} must be a positive number", HankelredError)
 
 
 def count_intervals(horizon: float, step: float) -> int:
-    """Whole steps in the horizon."""
+    """Return the number of whole steps in the horizon."""
     check_span(horizon, "horizon")
     check_span(step, "step")
     intervals = round(horizon / step)
@@ -42,31 +41,35 @@ def count_intervals(horizon: float, step: float) -> int:
 
 
 def discrete_step(dt: Timebase, step: float | None) -> float:
-    """Return the sampling time of discrete time, 1 where it is not given, checked against ``step``."""
-    own = 1.0 if dt is True else float(dt or 0)
-    if step is not None and not math.isclose(step, own):
+    """Return the sampling time of discrete time, 1 where it is unspecified, checked against ``step``."""
+    sampling_time = 1.0 if dt is True else float(dt or 0)
+    if step is not None and not math.isclose(step, sampling_time):
         raise HankelredError(
-            f"step={step:g} differs from the sampling time {own:g} of a discrete-time system; leave step out"
+            f"step={step:g} differs from the sampling time {sampling_time:g} of a discrete-time system; "
+            "leave step out"
         )
-    return own
+    return sampling_time
 
 
-def amplification(feed: Excitation | None) -> float:
-    """How much undoing the excitation amplifies rounding."""
-    return 0.0 if feed is None else feed.amplification
+def amplification(excitation: Excitation | None) -> float:
+    """Return the factor by which deconvolving the excitation amplifies rounding."""
+    return 0.0 if excitation is None else excitation.amplification
 
 
-def leakage(feed: Excitation | None) -> float:
-    """How much of an amplitude that an experiment cuts off comes back misplaced, at most.
+def leakage(excitation: Excitation | None) -> float:
+    """Return the factor by which an amplitude cut off at the horizon reappears as an error of the response.
 
-    A period folds it onto itself, and the lead-in or the end of a run leaves as much of a difference.
+    A periodic excitation folds the cut-off part onto the period, and the lead-in or the end of a run
+    contributes an error of the same size.
     """
-    return 0.0 if feed is None or feed.shape in ("pulse", "step") else 1 + 2 * feed.amplification
+    if excitation is None or excitation.shape in ("pulse", "step"):
+        return 0.0
+    return 1 + 2 * excitation.amplification
 
 
 def cross_needs_square(n_inputs: int, n_outputs: int) -> ModelError:
     """Return the error for a cross Gramian of a system that is not square."""
     return ModelError(
         f"a cross Gramian needs as many outputs as inputs, and the system has {n_inputs} inputs and "
-        f"{n_outputs} outputs; ask for controllability and observability"
+        f"{n_outputs} outputs; use the controllability and observability Gramians instead"
     )

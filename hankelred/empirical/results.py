@@ -1,4 +1,4 @@
-"""What empirical Gramians give: their values, their uncertainty, and the projections they balance."""
+"""The result of `empirical_gramians`: the Gramians, their error estimates, and reductions by them."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ class EmpiricalReduction(Reduction):
     """A Petrov-Galerkin projection balanced by empirical Gramians, and the reduced model if there is one.
 
     Glover's bound on the error needs exact Gramians of a linear system, so there is **no error bound**
-    here: ``error_bound`` is inf, the only bound known. Judge a reduction by its outputs on inputs it
-    was not made from, or for a linear model by :meth:`Reduction.error`.
+    here: ``error_bound`` is inf. Evaluate a reduction by its outputs for inputs other than those of the
+    experiments, or for a linear model by :meth:`Reduction.error`.
 
     Attributes
     ----------
     system : model or None
-        The reduced model, in the type the full one came in; None where a simulator was reduced (its
+        The reduced model, of the same type as the full one; None where a simulator was reduced (its
         right-hand side is not known here: see :meth:`right_hand_side`).
     mean : ndarray (n,)
         The steady state, around which ``x = mean + right @ z``.
@@ -71,7 +71,7 @@ class EmpiricalReduction(Reduction):
     right: Array = field(repr=False)
 
     def at(self, order: int) -> EmpiricalReduction:
-        """Return the reduction to another order, with nothing computed anew but the projection.
+        """Return the reduction to another order; only the projection is computed again.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ class EmpiricalReduction(Reduction):
         return z
 
     def lift(self, z: npt.ArrayLike) -> Array:
-        """Return the full states that reduced coordinates stand for.
+        """Return the full states that reduced coordinates represent.
 
         Parameters
         ----------
@@ -140,12 +140,12 @@ class EmpiricalReduction(Reduction):
         Parameters
         ----------
         f : callable
-            Takes the state (n,) or (n, samples) first, and whatever else it needs after it.
+            A function of the state (n,) or (n, samples) and any further arguments.
 
         Returns
         -------
         callable
-            Takes z in place of the state.
+            The same function of z in place of the state.
 
         Examples
         --------
@@ -180,14 +180,12 @@ def _coordinates(values: npt.ArrayLike, name: str, size: int, what: str) -> Arra
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalGramians:
-    """Empirical Gramians, how sure they are, and the reductions they give.
-
-    Made by :func:`empirical_gramians`.
+    """Empirical Gramians with their error estimates; the result of :func:`empirical_gramians`.
 
     Attributes
     ----------
     controllability, observability, cross : ndarray (n, n) or None
-        What was asked for; None for the rest.
+        The Gramians named in ``kinds``; None for the others.
     error_estimate : dict of float
         For each kind, the estimated error relative to the Gramian, both in the Frobenius norm and,
         entry by entry, in units of the states concerned (``|dW_ij| <= e sqrt(W_ii W_jj)``). It covers
@@ -197,7 +195,7 @@ class EmpiricalGramians:
     horizon, step : float
         The grid, in seconds (samples, where a discrete system has no sampling time).
     controllability_factor, observability_factor : ndarray (n, k) or None
-        L with W = L L^H, from QR of the responses, never from W.
+        L with W = L L^H, from a QR factorization of the responses, not from W.
     steady_state : ndarray (n,)
     """
 
@@ -223,10 +221,10 @@ class EmpiricalGramians:
     @cached_property
     def _balancing(self) -> _Balancing:
         if self.controllability_factor is None or self.observability_factor is None:
-            have = ", ".join(self.error_estimate)
+            names = ", ".join(self.error_estimate)
             raise HankelredError(
-                "this needs both the controllability and the observability Gramian, and there is "
-                f"{have} only; ask for them in kinds="
+                "this needs both the controllability and the observability Gramian, but only "
+                f"{names} was computed; name both in kinds="
             )
         return _Balancing.of(self.controllability_factor, self.observability_factor)
 
@@ -234,7 +232,7 @@ class EmpiricalGramians:
     def hankel_singular_values(self) -> Array:
         """Hankel singular values (n,), descending.
 
-        From an SVD of the factor product where both Gramians are there. From the cross Gramian alone
+        From an SVD of the factor product where both Gramians were computed. From the cross Gramian alone
         they are the absolute eigenvalues, which is right for symmetric systems (every single-input
         single-output one is) and an estimate otherwise.
         """
@@ -248,10 +246,10 @@ class EmpiricalGramians:
 
     @property
     def noise_floor(self) -> float:
-        """Singular values below it are rounding, in the responses or in the SVD.
+        """Singular values below this are rounding, in the responses or in the SVD.
 
-        It knows nothing of the error estimate: a horizon that is too short gives the values of that
-        horizon, and small ones among them are no less right than large ones.
+        The error estimate does not enter: with a horizon that is too short the values are those of that
+        horizon, and the small ones among them are as accurate as the large ones.
         """
         values = self.hankel_singular_values
         return self._rounding * float(values[0]) if values.size else 0.0
@@ -266,8 +264,8 @@ class EmpiricalGramians:
     ) -> EmpiricalReduction:
         """Return the projection balanced by the two Gramians and, for a linear model, the reduced model.
 
-        No bound on the error comes with it (``error_bound`` is inf), and stability of the reduced
-        model is not guaranteed: both need exact Gramians.
+        There is no bound on the error (``error_bound`` is inf), and stability of the reduced model is not
+        guaranteed: both would need exact Gramians.
 
         Parameters
         ----------
@@ -329,8 +327,8 @@ class _EmpiricalSource:
         self.noise_floor = gramians.noise_floor
         self.residual = max(gramians.error_estimate[kind] for kind in ("controllability", "observability"))
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: nothing is proved of estimates."""
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return inf: no bound is known for estimated Gramians."""
         return math.inf
 
     def truncate(self, order: int) -> tuple[LinearModel | None, Array, Array]:
@@ -344,10 +342,12 @@ class _EmpiricalSource:
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced; inf where the projection made it unstable."""
         if self.full is None:
-            raise HankelredError("the error is that of a linear model; compare a simulator's outputs instead")
+            raise HankelredError(
+                "the error is defined for linear models only; compare a simulator's outputs instead"
+            )
         return difference_norm(self.full, reduced, norm)
 
 
 def _with_mean(reduction: Reduction) -> EmpiricalReduction:
-    own = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
-    return EmpiricalReduction(**own, mean=reduction.source.mean)  # type: ignore[attr-defined]
+    attributes = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
+    return EmpiricalReduction(**attributes, mean=reduction.source.mean)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The triangular factor of a sum of products of rows, updated by QR: nothing is squared."""
+"""The triangular factor of a sum of outer products of rows, updated by QR without forming the products."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .._util.arrays import Array
 class TriangularFactor:
     """R with R^H R = sum of r^H r over all rows r pushed so far, without ever forming a product.
 
-    Rows wait in a buffer until there are about as many as columns: a QR of an (n + 1, n) matrix
-    costs nearly as much as one of (2n, n).
+    Rows are collected in a buffer until there are several times as many as columns: a QR of an
+    (n + 1, n) matrix costs nearly as much as one of (2n, n).
     """
 
     def __init__(self, n_columns: int) -> None:
@@ -50,6 +50,6 @@ class TriangularFactor:
 
     @property
     def triangle(self) -> Array:
-        """R, (k, n) with k <= n, upper triangular once there are rows enough."""
+        """R, (k, n) with k <= n, upper triangular once enough rows have been pushed."""
         self._compress()
         return self._triangle

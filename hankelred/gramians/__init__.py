@@ -1,1 +1,1 @@
-"""Stability, and the solvers of Lyapunov and Stein equations that give factors of Gramians."""
+"""Stability of poles, solvers of Lyapunov and Stein equations for factors of Gramians, the cross Gramian."""

@@ -1,8 +1,8 @@
 """Gramian factors of a diagonal system in closed form, to high relative accuracy.
 
-The Gramian of a diagonal system is of Cauchy type, W_ij = b_i b_j^H / d(i, j). Its Cholesky factor
-with complete pivoting needs no Gramian: each step scales the remaining rows b_i by a Blaschke
-factor of the pole that was eliminated, which is a product and loses no digits.
+The Gramian of a diagonal system is of Cauchy type, W_ij = b_i b_j^H / d(i, j). Its Cholesky factor with
+complete pivoting is computed without the Gramian: each step scales the remaining rows b_i by a Blaschke
+factor of the eliminated pole. These are only products, so no digits are lost.
 
 Source: Gohberg, Kailath, Olshevsky, Math. Comp. 64 (1995); Demmel, SIAM J. Matrix Anal. Appl. 21 (1999).
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .._util.arrays import EPS, Array, narrow
+from .._util.arrays import EPS, Array, reduce_columns
 
-#: Columns smaller than this, relative to the first, end the factor: far below rounding, because the
-#: closed form keeps the digits of tiny columns.
+#: The factor ends at a column smaller than this, relative to the first: far below rounding, because the
+#: closed form computes tiny columns accurately.
 STOP = EPS * 1e-10
 
 
@@ -26,20 +26,20 @@ def cauchy_factor(log_poles: Array, B: Array, *, discrete: bool) -> Array:
     In discrete time the poles are exp(log_poles). Costs O(n k m).
     """
     n = log_poles.size
-    B = narrow(B.astype(complex))
-    own = _denominator(log_poles.real + 0j, log_poles.real + 0j, discrete).real
+    B = reduce_columns(B.astype(complex))
+    denominators = _denominator(log_poles.real + 0j, log_poles.real + 0j, discrete).real
     remaining = np.ones(n, dtype=bool)
     columns: list[Array] = []
-    first = 0.0
+    largest = 0.0
     for _ in range(n):
-        squares = np.where(remaining, np.einsum("ij,ij->i", B, B.conj()).real / own, -1.0)
+        squares = np.where(remaining, np.einsum("ij,ij->i", B, B.conj()).real / denominators, -1.0)
         pivot = int(np.argmax(squares))
         diagonal = float(np.sqrt(max(squares[pivot], 0.0)))
-        first = first or diagonal
-        if diagonal <= STOP * first:
+        largest = largest or diagonal
+        if diagonal <= STOP * largest:
             break
-        along = B @ B[pivot].conj()
-        column = along / (diagonal * _denominator(log_poles, log_poles[pivot], discrete))
+        inner = B @ B[pivot].conj()
+        column = inner / (diagonal * _denominator(log_poles, log_poles[pivot], discrete))
         column[~remaining] = 0
         column[pivot] = diagonal
         columns.append(column)

@@ -30,7 +30,7 @@ INVARIANT = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class UnstablePart:
     """An invariant subspace of a pencil: A right = E right A_k, left^H E right = 1.
 
     Empty for stable models.
@@ -41,12 +41,12 @@ class Kept:
     right: Array
 
 
-def none_kept(n: int) -> Kept:
+def no_unstable_part(n: int) -> UnstablePart:
     """Return the part of a stable model."""
-    return Kept(np.zeros((0, 0)), np.zeros((n, 0)), np.zeros((n, 0)))
+    return UnstablePart(np.zeros((0, 0)), np.zeros((n, 0)), np.zeros((n, 0)))
 
 
-def unstable_part(pencil: Pencil, near: float, tol: float) -> Kept:
+def unstable_part(pencil: Pencil, near: float, tol: float) -> UnstablePart:
     """Return the invariant subspace of the unstable and marginal poles among those nearest the origin.
 
     Parameters
@@ -71,21 +71,21 @@ def unstable_part(pencil: Pencil, near: float, tol: float) -> Kept:
         near = float(np.median(np.abs(poles[nearest])))
     size = float(np.abs(poles[np.isfinite(poles)]).max(initial=0.0))
     tol = max(tol, 10 * EPS)
-    kept = settled & ~is_stable_pole(poles, size, discrete=False, tol=tol)
+    unstable = settled & ~is_stable_pole(poles, size, discrete=False, tol=tol)
     # the poles of a chain of integrators part to both sides, while their mean stays
     group = settled & (np.abs(poles) <= CLUSTER * near)
     if np.any(group) and abs(np.mean(poles[group])) <= tol * size:
-        kept |= group
-    if not np.any(kept):
-        return none_kept(pencil.n)
-    count = int(np.count_nonzero(kept))
+        unstable |= group
+    if not np.any(unstable):
+        return no_unstable_part(pencil.n)
+    count = int(np.count_nonzero(unstable))
     if count > min(MOST, right.shape[1] // 2):
         raise ConvergenceError(
             f"at least {count} poles near {near:.1e} are unstable or marginal, and the low-rank solver takes "
             f"at most {MOST} out: use solver='dense', and check the sign of A (a stable model has its poles "
             "in the left half plane)"
         )
-    V, U = right @ X[:, kept], left.conj() @ Y[:, kept]
+    V, U = right @ X[:, unstable], left.conj() @ Y[:, unstable]
     if not pencil.is_complex:
         V, U = _real_basis(V), _real_basis(U)
     return _refined(pencil, solve, V[:, :count], U[:, :count], near)
@@ -131,7 +131,7 @@ def _real_basis(V: Array) -> Array:
     return U
 
 
-def _refined(pencil: Pencil, solve: Solver, V: Array, U: Array, near: float) -> Kept:
+def _refined(pencil: Pencil, solve: Solver, V: Array, U: Array, near: float) -> UnstablePart:
     """Return the subspaces of both sides after some steps of subspace iteration."""
     for _ in range(STEPS):
         V = np.linalg.qr(solve(pencil.E(V)))[0]
@@ -147,4 +147,4 @@ def _refined(pencil: Pencil, solve: Solver, V: Array, U: Array, near: float) -> 
             f"the unstable or marginal poles could not be taken out: their subspace is invariant to "
             f"{defect / size:.1e} only, where at most {INVARIANT:.0e} is accepted; use solver='dense'"
         )
-    return Kept(A, U, V)
+    return UnstablePart(A, U, V)

@@ -1,16 +1,16 @@
-"""The ladder of factored Gramian solvers, and the static rule that chooses between them.
+"""The choice of the Gramian solver, by a static rule.
 
-Both Gramians of a stable system come as factors L with W = L L^H; W itself is never formed.
+The solvers return factors L of both Gramians of a stable system, W = L L^H; W itself is never formed.
 
-1. A system given by its poles (a :class:`hankelred.ModalSystem`): closed form (`_cauchy`).
-2. Factored Smith doubling (`_smith`), unless one of these holds:
-   the tolerance of stability was set above `EXPLICIT_POLES_TOL`, so that the poles must be known;
-   the system has more than `FULL_RANK_SIZE` states and the first Krylov columns foretell factors of
-   more than `FULL_RANK_SHARE` of full rank, or the factors grow to that;
-   `MAX_DOUBLINGS` squarings do not bring the powers of A to zero (a pole is near the boundary, on
+1. A system defined by its poles (a :class:`hankelred.ModalSystem`): closed form (:mod:`.cauchy`).
+2. Factored Smith doubling (:mod:`.smith`), unless one of these holds:
+   the stability tolerance is above `EXPLICIT_POLES_TOL`, so that the poles must be known;
+   the system has more than `FULL_RANK_SIZE` states, and extrapolation from the first Krylov columns predicts
+   factors of more than `FULL_RANK_SHARE` of full rank, or the factors grow to that;
+   the powers of A do not vanish after `MAX_DOUBLINGS` squarings (a pole is near the stability boundary, on
    it, or beyond it); the residual is above `SMITH_RESIDUAL`.
-3. Schur form, split into stable and other poles (`_split`), and tiled Hammarling (`_hammarling`) on
-   the stable part. A residual above `ACCEPTED_RESIDUAL` raises.
+3. Schur form, split into stable and other poles (:mod:`.stability`), and Hammarling's method in tiles
+   (:mod:`.hammarling`) for the stable part. A residual above `ACCEPTED_RESIDUAL` raises an error.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
 from ..models.linear_model import LinearModel
-from ..models.scaling import Scaled, gain_exponent, scaled
+from ..models.scaling import ScaledSystem, gain_exponent, scale_system
 from .cauchy import cauchy_factor
 from .hammarling import hammarling_factors
 from .smith import smith_factors
-from .stability import is_stable_pole, matrix_size, split
+from .stability import is_stable_pole, matrix_size, split_schur
 
-#: A stability tolerance above this is the user's own and needs the poles, so doubling is skipped.
+#: A stability tolerance above this needs the poles, so doubling is skipped.
 EXPLICIT_POLES_TOL = 1e-9
-#: Doubling with a larger relative residual gives way to the Schur route.
+#: With a larger relative residual of doubling the Schur method is used.
 SMITH_RESIDUAL = 1e-11
-#: No solver with a larger relative residual is believed.
+#: A larger relative residual of any solver is an error.
 ACCEPTED_RESIDUAL = 1e-8
 
-#: Outside these sizes of A (equilibrated) squares of Gramians would leave the range of double precision.
-RATES = (1e-70, 1e70)
+#: Limits of the size of A (equilibrated): beyond them squares of Gramians would overflow or underflow.
+RATE_LIMITS = (1e-70, 1e70)
 
 
 @dataclass(frozen=True)
 class FactoredSystem:
-    """A system split into a stable part with both Gramian factors and a part that is kept as it is.
+    """A system split into a stable part, with both Gramian factors, and a part with all other poles.
 
-    ``scaled`` is the model itself but for powers of two. ``A, B, C`` are its stable part in the
-    coordinates of the solver, which may carry the rounding of a Schur form; ``right`` (n, n_stable) and
-    ``left`` map them to the states of ``scaled``, with left^H right = 1, and the same holds for the kept
-    part. None where the solver worked on the states of ``scaled`` themselves.
+    ``scaled_system`` is the model scaled by powers of two. ``A, B, C`` are its stable part in the states of
+    the solver, which may have the rounding of a Schur form; ``right`` (n, n_stable) and ``left`` map them to
+    the states of ``scaled_system``, with left^H right = 1. They are None where the solver used these states
+    themselves. ``unstable_A, ..., unstable_left`` are the same for the unstable and marginal poles.
     """
 
-    scaled: Scaled
+    scaled_system: ScaledSystem
     A: Array
     B: Array
     C: Array
@@ -59,20 +59,20 @@ class FactoredSystem:
     observability: Array
     right: Array | None
     left: Array | None
-    kept_A: Array
-    kept_B: Array
-    kept_C: Array
-    kept_right: Array
-    kept_left: Array
+    unstable_A: Array
+    unstable_B: Array
+    unstable_C: Array
+    unstable_right: Array
+    unstable_left: Array
     solver: str
     residual: float
 
     def right_states(self, basis: Array) -> Array:
-        """Take columns of solver states to the states of ``scaled``."""
+        """Convert columns of a right basis from the states of the solver to those of ``scaled_system``."""
         return basis if self.right is None else self.right @ basis
 
     def left_states(self, basis: Array) -> Array:
-        """Take columns that products with solver states are formed with to the states of ``scaled``."""
+        """Convert columns of a left basis from the states of the solver to those of ``scaled_system``."""
         return basis if self.left is None else self.left @ basis
 
     @property
@@ -81,9 +81,9 @@ class FactoredSystem:
         return int(self.A.shape[0])
 
     @property
-    def n_kept(self) -> int:
+    def n_unstable(self) -> int:
         """Number of states of unstable and marginal poles."""
-        return int(self.kept_A.shape[0])
+        return int(self.unstable_A.shape[0])
 
 
 def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
@@ -92,17 +92,19 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
     Raises
     ------
     ConvergenceError
-        No solver of the ladder reached its accuracy.
+        No solver reached its accuracy.
     ModelError
-        Rates so large or small that their squares leave the range of double precision.
+        Rates so large or small that their squares overflow or underflow.
     """
     if model.log_poles is not None:
         return _factorize_modal(model, model.log_poles, stability_tol)
-    if model.n_states == 0:  # LAPACK complains of empty matrices on stderr
-        none = np.zeros((0, 0))
+    if model.n_states == 0:  # LAPACK prints errors about empty matrices on stderr
+        empty = np.zeros((0, 0))
         stable = (model.A, model.B, model.C)
-        return _assembled(Scaled(*stable, np.ones(0), 0, 0), stable, none, none, None, "smith", 0.0)
-    system = scaled(model.A, model.B, model.C)
+        return _factored_system(
+            ScaledSystem(*stable, np.ones(0), 0, 0), stable, empty, empty, None, "smith", 0.0
+        )
+    system = scale_system(model.A, model.B, model.C)
     A, B, C = system.A, system.B, system.C
     discrete = model.is_discrete
     check_rates(A, discrete)
@@ -112,37 +114,37 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
             residual = _residual(A, B, C, result.controllability, result.observability, discrete)
             if residual <= SMITH_RESIDUAL:
                 Lc, Lo = result.controllability, result.observability
-                return _assembled(system, (A, B, C), Lc, Lo, None, "smith", residual)
+                return _factored_system(system, (A, B, C), Lc, Lo, None, "smith", residual)
     return _factorize_schur(system, discrete, stability_tol)
 
 
-def with_given_factors(
+def with_user_factors(
     factored: FactoredSystem, controllability: Array | None, observability: Array | None
 ) -> FactoredSystem:
-    """Return the system with other factors, (n, k) in the model's states, in place of its own.
+    """Return the system with the user's factors, (n, k) in the model's states, in place of its own.
 
-    Those of unstable and marginal poles are left aside, as these poles are kept.
+    Their components in unstable and marginal states are ignored, as these states are not reduced.
 
     Raises
     ------
     ModelError
-        A real system whose given Gramian is not real in real states.
+        A real system with a user's Gramian that is not real in real states.
     """
     Lc, Lo = factored.controllability, factored.observability
-    system = factored.scaled
+    system = factored.scaled_system
     if controllability is not None:
-        scaled_factor = system.into_right(controllability) * 2.0**-system.input_exponent
+        scaled_factor = system.scale_right(controllability) * 2.0**-system.input_exponent
         scaled_factor = scaled_factor if factored.left is None else factored.left.conj().T @ scaled_factor
         Lc = _in_real_states(factored, scaled_factor, "controllability_factor")
     if observability is not None:
-        scaled_factor = system.into_left(observability) * 2.0**-system.output_exponent
+        scaled_factor = system.scale_left(observability) * 2.0**-system.output_exponent
         scaled_factor = scaled_factor if factored.right is None else factored.right.conj().T @ scaled_factor
         Lo = _in_real_states(factored, scaled_factor, "observability_factor")
     return replace(factored, controllability=Lc, observability=Lo, solver="given")
 
 
 def _in_real_states(factored: FactoredSystem, L: Array, name: str) -> Array:
-    """Return a real factor where the system is in real states."""
+    """Return a real factor if the system is real."""
     if any(np.iscomplexobj(M) for M in (factored.A, factored.B, factored.C)):
         return L
     W = L @ L.conj().T
@@ -150,27 +152,27 @@ def _in_real_states(factored: FactoredSystem, L: Array, name: str) -> Array:
         initial=0.0
     ):
         raise ModelError(
-            f"{name} belongs to a Gramian with an imaginary part of size {np.abs(W.imag).max():.1e} in real "
-            "states, but the model is real: its factor must treat both members of a conjugate pair alike"
+            f"{name} is the factor of a Gramian with an imaginary part of size {np.abs(W.imag).max():.1e} in "
+            "real states, but the model is real: both members of a conjugate pair need conjugate rows"
         )
     return real_factor(L)
 
 
 def check_rates(A: Array, discrete: bool) -> None:
-    """Refuse an equilibrated A that leaves no room for squares."""
+    """Refuse an equilibrated A whose squares would overflow or underflow."""
     size = float(np.abs(A).max())
-    if size > RATES[1] or (0 < size < RATES[0] and not discrete):
+    if size > RATE_LIMITS[1] or (0 < size < RATE_LIMITS[0] and not discrete):
         raise ModelError(
-            f"the rates of the model, as large as {size:.1e}, are not between {RATES[0]:.0e} and "
-            f"{RATES[1]:.0e}: choose another unit of time"
+            f"the rates of the model, as large as {size:.1e}, are not between {RATE_LIMITS[0]:.0e} and "
+            f"{RATE_LIMITS[1]:.0e}: choose another unit of time"
         )
 
 
-def _factorize_schur(system: Scaled, discrete: bool, stability_tol: float) -> FactoredSystem:
-    parts = split(system.A, discrete=discrete, tol=stability_tol)
+def _factorize_schur(system: ScaledSystem, discrete: bool, stability_tol: float) -> FactoredSystem:
+    parts = split_schur(system.A, discrete=discrete, tol=stability_tol)
     n = parts.n_stable
     B, C = parts.left.conj().T @ system.B, system.C @ parts.right
-    T, Bs, Cs = parts.T, B[:n], C[:, :n]
+    T, Bs, Cs = parts.T_stable, B[:n], C[:, :n]
     if discrete and not np.iscomplexobj(T):
         Tc, Q = sla.rsf2csf(T, np.eye(n))
         Lc, Lo = hammarling_factors(Tc, Q.conj().T @ Bs, Cs @ Q, discrete=True)
@@ -184,18 +186,18 @@ def _factorize_schur(system: Scaled, discrete: bool, stability_tol: float) -> Fa
             f"{ACCEPTED_RESIDUAL:.0e} is accepted; the system is extremely ill-conditioned, check the units "
             "of its states and parameters"
         )
-    kept = (parts.kept, B[n:], C[:, n:])
+    unstable = (parts.T_unstable, B[n:], C[:, n:])
     bases = parts.right, parts.left
-    return _assembled(system, (T, Bs, Cs), Lc, Lo, kept, "hammarling", residual, bases)
+    return _factored_system(system, (T, Bs, Cs), Lc, Lo, unstable, "hammarling", residual, bases)
 
 
 def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> FactoredSystem:
-    """Split by the given poles and factor in closed form; real systems are worked on in real states."""
+    """Split by the known poles and factor in closed form; real systems are returned in real states."""
     discrete = model.is_discrete
     poles = np.exp(logs) if discrete else logs
     size = float(np.abs(poles).max(initial=0.0))
     if discrete:
-        # from the logarithm: 1 - |exp(log)| would round a slow decay away
+        # from the logarithm: 1 - |exp(log)| would lose a slow decay by rounding
         stable = -np.expm1(logs.real) > stability_tol * max(1.0, size)
     else:
         stable = is_stable_pole(poles, size, discrete=False, tol=stability_tol)
@@ -213,13 +215,13 @@ def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> F
         A, B, C = ((unitary * poles) @ unitary.conj().T).real, (unitary @ B).real, (C @ unitary.conj().T).real
         Lc, Lo = real_factor(unitary[:n, :n] @ Lc), real_factor(unitary[:n, :n] @ Lo)
         basis = unitary.conj().T
-    back = np.zeros_like(basis)
-    back[order] = basis
-    system = Scaled(A, B, C, back, input_exponent, output_exponent)
-    stable_part, kept = (A[:n, :n], B[:n], C[:, :n]), (A[n:, n:], B[n:], C[:, n:])
+    modal_basis = np.zeros_like(basis)
+    modal_basis[order] = basis
+    system = ScaledSystem(A, B, C, modal_basis, input_exponent, output_exponent)
+    stable_part, unstable = (A[:n, :n], B[:n], C[:, :n]), (A[n:, n:], B[n:], C[:, n:])
     residual = _residual(*stable_part, Lc, Lo, discrete)
     bases = (np.eye(logs.size), np.eye(logs.size)) if n < logs.size else None
-    return _assembled(system, stable_part, Lc, Lo, kept, "cauchy", residual, bases)
+    return _factored_system(system, stable_part, Lc, Lo, unstable, "cauchy", residual, bases)
 
 
 def real_factor(L: Array) -> Array:
@@ -232,39 +234,52 @@ def real_factor(L: Array) -> Array:
     return np.asarray(np.linalg.qr(stacked.T, mode="r")).T
 
 
-def _assembled(
-    system: Scaled,
+def _factored_system(
+    system: ScaledSystem,
     stable: tuple[Array, Array, Array],
     Lc: Array,
     Lo: Array,
-    kept: tuple[Array, Array, Array] | None,
+    unstable: tuple[Array, Array, Array] | None,
     solver: str,
     residual: float,
     bases: tuple[Array, Array] | None = None,
 ) -> FactoredSystem:
-    """Put the result together; the leading columns of the bases (right, left) belong to the stable part."""
+    """Assemble the result; the leading columns of the bases (right, left) belong to the stable part."""
     A, B, C = stable
     n = A.shape[0]
-    if kept is None:
-        kept = (
+    if unstable is None:
+        unstable = (
             np.zeros((0, 0), A.dtype),
             np.zeros((0, B.shape[1]), A.dtype),
             np.zeros((C.shape[0], 0), A.dtype),
         )
     if bases is None:
-        nothing = np.zeros((n, 0), A.dtype)
-        return FactoredSystem(system, A, B, C, Lc, Lo, None, None, *kept, nothing, nothing, solver, residual)
+        no_basis = np.zeros((n, 0), A.dtype)
+        return FactoredSystem(
+            system, A, B, C, Lc, Lo, None, None, *unstable, no_basis, no_basis, solver, residual
+        )
     right, left = bases
     return FactoredSystem(
-        system, A, B, C, Lc, Lo, right[:, :n], left[:, :n], *kept, right[:, n:], left[:, n:], solver, residual
+        system,
+        A,
+        B,
+        C,
+        Lc,
+        Lo,
+        right[:, :n],
+        left[:, :n],
+        *unstable,
+        right[:, n:],
+        left[:, n:],
+        solver,
+        residual,
     )
 
 
 def _residual(A: Array, B: Array, C: Array, Lc: Array, Lo: Array, discrete: bool) -> float:
     """Return the larger relative residual of both equations, from products with random vectors.
 
-    For a Gaussian vector the mean of |R v|^2 is |R|_F^2, so a few of them give the size of R without
-    forming it.
+    For a Gaussian vector the mean of |R v|^2 is |R|_F^2, so that a few products give the size of R.
     """
     n = A.shape[0]
     if n == 0:
@@ -276,14 +291,14 @@ def _residual(A: Array, B: Array, C: Array, Lc: Array, Lo: Array, discrete: bool
         def gramian(v: Array) -> Array:
             return L @ (L.conj().T @ v)
 
-        source = B @ (B.conj().T @ probes)
-        here = gramian(probes)
-        image = gramian(A.conj().T @ probes)
+        image_B = B @ (B.conj().T @ probes)
+        image_W = gramian(probes)
+        image_WA = gramian(A.conj().T @ probes)
         if discrete:
-            defect, scale = A @ image - here + source, max(size, 1.0) ** 2
+            defect, scale = A @ image_WA - image_W + image_B, max(size, 1.0) ** 2
         else:
-            defect, scale = A @ here + image + source, 2 * size
-        total = scale * float(np.linalg.norm(here)) + float(np.linalg.norm(source))
+            defect, scale = A @ image_W + image_WA + image_B, 2 * size
+        total = scale * float(np.linalg.norm(image_W)) + float(np.linalg.norm(image_B))
         return float(np.linalg.norm(defect)) / total if total > 0 else 0.0
 
     return max(relative(A, B, Lc), relative(A.conj().T, C.conj().T, Lo))

@@ -1,4 +1,4 @@
-"""Hammarling's method in tiles: the triangular factor of a Gramian, never the Gramian.
+"""Hammarling's method in tiles: the triangular factor of a Gramian, without the Gramian itself.
 
 For a stable T in Schur form (complex upper triangular, or real with 2 x 2 blocks) and any B the
 block upper triangular factor U of
@@ -6,10 +6,9 @@ block upper triangular factor U of
     T U U^H + U U^H T^H + B B^H = 0      (continuous)
     T U U^H T^H - U U^H + B B^H = 0      (discrete)
 
-is found from the last state to the first. Removing the last state leaves a problem of the same
-form for the others with B updated in place, so the right-hand side keeps its m columns and nothing
-is squared. Columns and rows are worked on in tiles: the work between tiles is matrix products, the
-work inside one is a small Sylvester equation.
+is computed from the last state to the first. Removing the last state leaves a problem of the same form for
+the other states, with B updated in place: B keeps its m columns, and no Gramian is formed. Rows and columns
+are processed in tiles: between tiles these are matrix products, inside a tile a small Sylvester equation.
 
 Sources: Hammarling, IMA J. Numer. Anal. 2 (1982), and Syst. Control Lett. 17 (1991) for discrete
 time; Kressner, "Block variants of Hammarling's method" (2008) for the idea of blocks.
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
-from .._util.arrays import Array, narrow
+from .._util.arrays import Array, reduce_columns
 from ..errors import ConvergenceError
 
 TILE = 40
@@ -48,15 +47,15 @@ def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
     n = T.shape[0]
     dtype = np.result_type(T, B)
     T = np.asfortranarray(T, dtype=dtype)
-    B = np.array(narrow(B), dtype=dtype, order="F")
+    B = np.array(reduce_columns(B), dtype=dtype, order="F")
     U = np.zeros((n, n), dtype=dtype, order="F")
     tiles = _tiles(T)
     solve_tile = _discrete_tile if discrete else _continuous_tile
-    for at in range(len(tiles) - 1, -1, -1):
-        J = tiles[at]
+    for j in range(len(tiles) - 1, -1, -1):
+        J = tiles[j]
         S, M = _diagonal_tile(T, B, U, J, discrete)
-        for above in range(at - 1, -1, -1):
-            I = tiles[above]
+        for i in range(j - 1, -1, -1):
+            I = tiles[i]
             coupling = T[I, I.stop : J.stop] @ U[I.stop : J.stop, J]
             solve_tile(T, B, U, I, J, coupling, S, M)
     return U
@@ -77,12 +76,12 @@ def _tiles(T: Array) -> list[slice]:
 def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tuple[Array, Array]:
     """Solve the tile on the diagonal; return S = U^-1 T U and M = U^-1 B of the tile.
 
-    Neither is computed with an inverse: the size of a row of M follows from its pole, and the rest
-    of S from S + S^H + M M^H = 0. So a state that is hardly controllable loses nothing.
+    Neither is computed with an inverse: the norm of a row of M follows from its pole, and S off its
+    diagonal blocks from S + S^H + M M^H = 0. So the rows of nearly uncontrollable states are accurate too.
     """
     size = J.stop - J.start
     blocks = np.zeros((size, size), dtype=U.dtype, order="F")
-    within = np.zeros((size, size), dtype=bool)
+    on_diagonal_blocks = np.zeros((size, size), dtype=bool)
     M = np.zeros((size, B.shape[1]), dtype=U.dtype)
     solve_tile = _discrete_tile if discrete else _continuous_tile
     stop = J.stop
@@ -92,23 +91,23 @@ def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tu
             start -= 1
         block, local = slice(start, stop), slice(start - J.start, stop - J.start)
         if stop - start == 1:
-            U[start, start], blocks[local, local], M[local] = _root_of_pole(
+            U[start, start], blocks[local, local], M[local] = _factor_of_pole(
                 T[start, start], B[start], discrete
             )
         else:
-            U[block, block], blocks[local, local], M[local] = _root_of_pair(T[block, block], B[block])
-        within[local, local] = True
+            U[block, block], blocks[local, local], M[local] = _factor_of_pair(T[block, block], B[block])
+        on_diagonal_blocks[local, local] = True
         if start > J.start:
             above = slice(J.start, start)
             coupling = T[above, block] @ U[block, block]
             solve_tile(T, B, U, above, block, coupling, blocks[local, local], M[local])
         stop = start
-    S = np.asfortranarray(np.where(within, blocks, np.triu(-(M @ M.conj().T), 1)))
+    S = np.asfortranarray(np.where(on_diagonal_blocks, blocks, np.triu(-(M @ M.conj().T), 1)))
     return S, M
 
 
-def _root_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
-    # (1 - |t|)(1 + |t|) keeps the digits of a pole near the circle
+def _factor_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
+    # (1 - |t|)(1 + |t|) is accurate for a pole near the unit circle
     length = math.sqrt((1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real)
     largest = float(np.abs(b).max(initial=0.0))
     if largest == 0:
@@ -120,69 +119,87 @@ def _root_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Arra
     return math.ldexp(size / length, exponent), pole, row * (length / size)
 
 
-def _root_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
-    """Return U, S and M of a real 2 x 2 block [[a, f], [g, a]] with complex poles (f g < 0).
+def _factor_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
+    """Return U, S and M of a real 2 x 2 block T = [[a, f], [g, a]] with complex poles (f g < 0).
 
-    A scaling of its two states makes the block normal, so that one unitary matrix diagonalises it
-    and the complex root V is known in closed form, with every difference that could cancel
-    rewritten. The real root U has U U^T = V V^H, so V = U Q with a unitary Q, and S and M follow by
-    Q instead of by the inverse of U.
+    The root V of a diagonal form is known in closed form, and U follows from it without the inverse of U.
+    Every difference that could cancel is rewritten. With the rows b1, b2 of b:
+
+    1. s = sqrt(-g / f), w = sign(f) sqrt(-f g): scaling the second state by s turns T into [[a, w], [-w, a]].
+    2. z1 = (x1 - j x2 / s) / sqrt(2) and its conjugate z2 have the poles l = a + j w and conj l, and the
+       input rows beta = (b1 - j b2 / s) / sqrt(2) = x + j y and conj beta.
+    3. The Gramian of z is [[p, q], [conj q, p]], p = |beta|^2 / (-2 a), rho = q / p = (d / |beta|^2) (a / l),
+       d = beta beta^T.
+    4. gamma = 1 - |d|^2 / |beta|^4 = 4 |v|^2 |r|^2 / |beta|^4, where v is the longer of x and y and r is the
+       part of the other one that is orthogonal to v.
+    5. V = [[v11, v12], [0, v22]], v22 = sqrt(p), v12 = rho v22, v11 = sqrt(p (gamma a^2 + w^2)) / |l|.
+    6. V^-1 [beta; conj beta] has rows m1 and m2 of norm sqrt(-2 a): m2 along conj beta, and m1 along
+       beta (gamma a + j w) / l - rho (conj beta - (conj d / |beta|^2) beta).
+    7. V^-1 diag(l, conj l) V = [[l, c], [0, conj l]], c = -m1 m2^H.
+    8. In the states x, V has the rows r1, r2 = (v11, v12 + v22) / sqrt(2), (v11, v12 - v22) j s / sqrt(2).
+       Orthogonalized from the last row up they are U Q with Q unitary, and S and M are the matrices of 6
+       and 7 multiplied by Q.
     """
-    # plain numbers throughout: a few inputs are faster so than as arrays
-    (a, above), (below, _) = T.tolist()
-    upper, lower = b.tolist()
-    scale = max(map(abs, upper + lower), default=0.0)
+    # Python numbers instead of arrays, which are slower for a few inputs
+    (a, f), (g, _) = T.tolist()
+    b1, b2 = b.tolist()
+    scale = max(map(abs, b1 + b2), default=0.0)
     if scale == 0:
         return np.zeros((2, 2)), T, np.zeros_like(b)
-    skew = math.sqrt(below / -above)
-    w = math.copysign(math.sqrt(-above * below), above)
+    # 1
+    s = math.sqrt(g / -f)
+    w = math.copysign(math.sqrt(-f * g), f)
+    # 2, divided by the scale first: squares of a nearly uncontrollable row must not underflow
     pole = complex(a, w)
-    # divided by their size first: squares of a hardly controllable row must not underflow
-    x = [v / scale * HALF for v in upper]
-    y = [-v / scale * HALF / skew for v in lower]
-    beta = list(map(complex, x, y))  # the row of the pole; its conjugate is the row of the other
+    x = [value / scale * HALF for value in b1]
+    y = [-value / scale * HALF / s for value in b2]
+    beta = list(map(complex, x, y))
+    # 3
     xx, yy, xy = _dot(x, x), _dot(y, y), _dot(x, y)
-    size = xx + yy
-    bilinear = complex(xx - yy, 2 * xy)  # beta beta^T; |beta|^4 - |bilinear|^2 is 4 det of x and y
-    larger, other, most = (x, y, xx) if xx >= yy else (y, x, yy)
-    rest = [o - v * (xy / most) for o, v in zip(other, larger, strict=True)]
-    gap = 4 * most * _dot(rest, rest) / size**2
-    # the Gramian of the complex states is [[p, q], [conj q, p]], and ratio is q / p
-    p, ratio = size / (-2 * a), bilinear / size * (a / pole)
+    beta_sq = xx + yy
+    d = complex(xx - yy, 2 * xy)
+    p, rho = beta_sq / (-2 * a), d / beta_sq * (a / pole)
+    # 4
+    v, u, v_sq = (x, y, xx) if xx >= yy else (y, x, yy)
+    r = [ui - vi * (xy / v_sq) for ui, vi in zip(u, v, strict=True)]
+    gamma = 4 * v_sq * _dot(r, r) / beta_sq**2
+    # 5
     v22 = math.sqrt(p)
-    v11 = math.sqrt(p * (gap * a * a + w * w)) / abs(pole)
-    v12 = ratio * v22
+    v11 = math.sqrt(p * (gamma * a * a + w * w)) / abs(pole)
+    v12 = rho * v22
+    # 6
     length = math.sqrt(-2 * a)
-    M2 = [v.conjugate() * (length / math.sqrt(size)) for v in beta]
-    M1 = [v * (complex(gap * a, w) / pole) for v in beta]
+    m2 = [value.conjugate() * (length / math.sqrt(beta_sq)) for value in beta]
+    m1 = [value * (complex(gamma * a, w) / pole) for value in beta]
     if len(beta) > 1:
-        along = bilinear.conjugate() / size
-        M1 = [u - ratio * (v.conjugate() - along * v) for u, v in zip(M1, beta, strict=True)]
-    stretch = length / math.hypot(*map(abs, M1))
-    M1 = [v * stretch for v in M1]
-    # back to the two real states
-    first, second = (HALF * v11, HALF * (v12 + v22)), (HALF * skew * v11 * 1j, HALF * skew * (v12 - v22) * 1j)
-    u22 = math.hypot(abs(second[0]), abs(second[1]))
-    u12 = (first[0] * second[0].conjugate() + first[1] * second[1].conjugate()).real / u22
-    left = (first[0] - second[0] * (u12 / u22), first[1] - second[1] * (u12 / u22))
-    u11 = math.hypot(abs(left[0]), abs(left[1]))
-    q1, q2 = (left[0] / u11, left[1] / u11), (second[0] / u22, second[1] / u22)
-    coupling = -sum((u * v.conjugate() for u, v in zip(M1, M2, strict=True)), 0j)
+        ratio = d.conjugate() / beta_sq
+        m1 = [m - rho * (value.conjugate() - ratio * value) for m, value in zip(m1, beta, strict=True)]
+    stretch = length / math.hypot(*map(abs, m1))
+    m1 = [m * stretch for m in m1]
+    # 7
+    c = -sum((i * k.conjugate() for i, k in zip(m1, m2, strict=True)), 0j)
+    # 8
+    r1, r2 = (HALF * v11, HALF * (v12 + v22)), (HALF * s * v11 * 1j, HALF * s * (v12 - v22) * 1j)
+    u22 = math.hypot(abs(r2[0]), abs(r2[1]))
+    u12 = (r1[0] * r2[0].conjugate() + r1[1] * r2[1].conjugate()).real / u22
+    r1 = (r1[0] - r2[0] * (u12 / u22), r1[1] - r2[1] * (u12 / u22))
+    u11 = math.hypot(abs(r1[0]), abs(r1[1]))
+    q1, q2 = (r1[0] / u11, r1[1] / u11), (r2[0] / u22, r2[1] / u22)
 
     def entry(row: tuple[complex, complex], column: tuple[complex, complex]) -> float:
-        through = row[0] * coupling + row[1] * pole.conjugate()
-        return (row[0] * pole * column[0].conjugate() + through * column[1].conjugate()).real
+        second = row[0] * c + row[1] * pole.conjugate()
+        return (row[0] * pole * column[0].conjugate() + second * column[1].conjugate()).real
 
     U = np.array([[u11 * scale, u12 * scale], [0.0, u22 * scale]])
     S = np.array([[entry(q1, q1), entry(q1, q2)], [entry(q2, q1), entry(q2, q2)]])
-    M = [[(q[0] * u + q[1] * v).real for u, v in zip(M1, M2, strict=True)] for q in (q1, q2)]
+    M = [[(q[0] * i + q[1] * k).real for i, k in zip(m1, m2, strict=True)] for q in (q1, q2)]
     return U, S, np.array(M)
 
 
-def _no_factor(routine: str, info: int) -> ConvergenceError:
+def _solver_error(routine: str, info: int) -> ConvergenceError:
     return ConvergenceError(
-        f"the factor of a Gramian could not be computed: LAPACK's {routine} reports {info}, as for two "
-        "poles that are mirrored at the stability boundary; check the units and time step of the model"
+        f"the factor of a Gramian could not be computed: LAPACK's {routine} returned {info}, as for "
+        "two poles that are mirrored at the stability boundary; check the units and time step of the model"
     )
 
 
@@ -197,7 +214,7 @@ def _continuous_tile(
     trsyl = ztrsyl if np.iscomplexobj(U) else dtrsyl
     X, scale, info = trsyl(T[I, I], S, -coupling - B[I] @ M.conj().T, tranb="C")
     if info < 0 or scale == 0:
-        raise _no_factor("trsyl", info)
+        raise _solver_error("trsyl", info)
     U[I, J] = X if scale == 1 else X / scale
     B[I] -= U[I, J] @ M
 
@@ -210,16 +227,16 @@ def _discrete_tile(
     diagonal = np.arange(tile.shape[0])
     for k in range(J.stop - J.start - 1, -1, -1):
         pole, direction = S[k, k], M[k]
-        along = rows @ direction.conj()
+        inner = rows @ direction.conj()
         shifted = pole.conjugate() * tile
         shifted[diagonal, diagonal] -= 1
-        x, info = ztrtrs(shifted, -pole.conjugate() * coupling[:, k] - along)
+        x, info = ztrtrs(shifted, -pole.conjugate() * coupling[:, k] - inner)
         if info != 0:
-            raise _no_factor("ztrtrs", info)
+            raise _solver_error("ztrtrs", info)
         U[I, J.start + k] = x
-        # the isometry that leaves B of the remaining states with m columns
+        # an isometry, so that B of the remaining states keeps its m columns
         modulus = abs(pole)
         phase = pole.conjugate() / modulus if modulus > 0 else 1.0
-        forced = tile @ x + coupling[:, k]
-        rows -= np.outer(along / (1 + modulus) + phase * forced, direction)
+        image = tile @ x + coupling[:, k]
+        rows -= np.outer(inner / (1 + modulus) + phase * image, direction)
     B[I] = rows

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from .._util.arrays import EPS, Array
-from .._util.checks import real
-from .._util.progress import described, on_terminal
-from ..errors import ConvergenceError, ModelError, OrderError, shown
+from .._util.checks import real_number
+from .._util.progress import on_terminal, with_status_line
+from ..errors import ConvergenceError, ModelError, OrderError, short_repr
 from ..models.linear_model import DENSE_LIMIT
 from ..models.pencil import Factorize, Pencil
 from ..models.scaling import gain_exponent
 from ..models.sparse_model import SparseModel
-from .deflation import Kept, none_kept, unstable_part
+from .deflation import UnstablePart, no_unstable_part, unstable_part
 from .dual_adi import SHIFTS, DualADI, Side
 from .poles import slow_poles
 from .residual_bounds import ResidualBound, check_descriptor, is_proven_stable, proven_bound
@@ -124,7 +124,7 @@ def sparse_problem(model: SparseModel, factorize: Factorize | None = None) -> Sp
     if factorize is not None and not callable(factorize):
         raise ModelError(
             "factorize must be a function from a sparse matrix to an object with solve(b, trans), got "
-            f"{shown(factorize)}"
+            f"{short_repr(factorize)}"
         )
     pencil = model.make_pencil(factorize)
     input_exponent, output_exponent = gain_exponent(model.B), gain_exponent(model.C)
@@ -158,9 +158,14 @@ class LowRankFactors:
     #: the accuracy that was asked for
     accuracy: float
     #: the unstable and marginal part
-    kept: Kept
+    unstable: UnstablePart
     #: what is left over on both sides
     left_over: tuple[Array, Array]
+
+    @property
+    def n_unstable(self) -> int:
+        """Number of unstable and marginal poles."""
+        return int(self.unstable.A.shape[0])
 
     @cached_property
     def values(self) -> Array:
@@ -212,13 +217,8 @@ def checked_accuracy(accuracy: Any) -> float:
     """Return the accuracy asked for, or the default for None."""
     if accuracy is None:
         return ACCURACY
-    value = real(accuracy)
-    if not 0 < value < 1:
-        raise OrderError(
-            "accuracy is relative to the largest singular value and must be between 0 and 1, got "
-            f"{shown(accuracy)}"
-        )
-    return value
+    requirement = "accuracy is relative to the largest singular value and must be between 0 and 1"
+    return real_number(accuracy, lambda share: 0 < share < 1, requirement, OrderError)
 
 
 def low_rank_factors(
@@ -238,30 +238,30 @@ def low_rank_factors(
     problem = sparse_problem(model, factorize)
     bound = proven_bound(problem.pencil, discrete=problem.discrete)
     adi = DualADI(problem.pencil, problem.B, problem.C)
-    kept = none_kept(model.n_states)
+    unstable = no_unstable_part(model.n_states)
     around, product = 0.0, None
     if bound is None:
         check_descriptor(problem.pencil, discrete=problem.discrete)
     if bound is None and not is_proven_stable(problem.pencil):
         adi.next_shifts()  # for a first look at the poles
         near = float(np.abs(adi.ritz).min(initial=np.inf))
-        kept = unstable_part(problem.pencil, near, stability_tol) if math.isfinite(near) else kept
-        if kept.A.size:
-            adi.deflate(kept.left, kept.right)
+        unstable = unstable_part(problem.pencil, near, stability_tol) if math.isfinite(near) else unstable
+        if unstable.A.size:
+            adi.deflate(unstable.left, unstable.right)
             problem = replace(problem, B=adi.controllability.W, C=adi.observability.W.T)
             around = near
     certificate = 0.0  # where no input drives the model, or no output sees it
     if all(side.start > 0 for side in adi.sides):
-        shown = model.n_states > CHEAP_STATES and on_terminal()
-        with described("low-rank Gramians", shown) as adi.tell:
+        visible = model.n_states > CHEAP_STATES and on_terminal()
+        with with_status_line("low-rank Gramians", visible) as adi.tell:
             if bound is not None:
                 _iterate_until_proven(problem, adi, bound, accuracy)
                 certificate = weyl_bound(problem, adi, bound)
             else:
                 certificate, product = _iterate_until_settled(problem, adi, accuracy, around)
-    factors = _finished(problem, adi, bound, accuracy, certificate, kept, product)
+    factors = _finished(problem, adi, bound, accuracy, certificate, unstable, product)
     if bound is None and math.isfinite(certificate) and factors.values.size:
-        seen = sampled_error(factors, _other_frequencies(adi.ritz, kept))
+        seen = sampled_error(factors, _other_frequencies(adi.ritz, unstable))
         certificate = max(certificate, seen) + rounding_of_values(factors)
         factors = replace(factors, certificate=certificate, factorizations=problem.pencil.factorizations)
     largest = float(factors.values.max(initial=0.0))
@@ -364,10 +364,10 @@ def _iterate_until_settled(
     return estimate, product.matrix
 
 
-def _other_frequencies(ritz: Array, kept: Kept) -> Array:
+def _other_frequencies(ritz: Array, unstable: UnstablePart) -> Array:
     """Return the origin, if no pole may be there, and frequencies over and beyond the poles seen."""
     sizes = np.abs(ritz)
-    origin = np.zeros(0 if kept.A.size else 1)
+    origin = np.zeros(0 if unstable.A.size else 1)
     if sizes.size == 0:
         return origin
     return np.concatenate([origin, np.geomspace(sizes.min() / 2, 4 * sizes.max(), SAMPLES)])
@@ -498,7 +498,7 @@ def _finished(
     bound: ResidualBound | None,
     accuracy: float,
     certificate: float,
-    kept: Kept,
+    unstable: UnstablePart,
     product: Array | None,
 ) -> LowRankFactors:
     Lc, Lo = adi.controllability.factor(), adi.observability.factor().conj()
@@ -518,7 +518,7 @@ def _finished(
         factorizations=problem.pencil.factorizations,
         bound=bound,
         accuracy=accuracy,
-        kept=kept,
+        unstable=unstable,
         left_over=(adi.controllability.W, adi.observability.W.conj()),
     )
 

@@ -1,10 +1,10 @@
-"""Factored Smith doubling: both Gramian factors of a stable system from matrix products alone.
+"""Factored Smith doubling: both Gramian factors of a stable system from matrix products only.
 
 The controllability Gramian of a discrete system is sum_k A^k B B^H A^kH. With
-``L_0 = B`` and ``A_0 = A`` the doubling ``L_{j+1} = [L_j, A_j L_j]``, ``A_{j+1} = A_j^2`` holds
-2^j of its terms after j steps. The factor is compressed to its numerical rank in every step, so a
-step costs one product n x n and thin work beside it. A continuous system is brought to discrete
-time by a Cayley transform, which leaves both Gramians as they are.
+``L_0 = B`` and ``A_0 = A`` the doubling ``L_{j+1} = [L_j, A_j L_j]``, ``A_{j+1} = A_j^2`` sums 2^j of its
+terms after j steps. The factor is compressed to its numerical rank in every step, so a step costs one n x n
+product and products with a few columns. A continuous system is converted to discrete time by a Cayley
+transform, which does not change its Gramians.
 
 Sources: Smith, SIAM J. Appl. Math. 16 (1968); Gugercin, Sorensen, Antoulas, Numer. Algorithms 32 (2003).
 """
@@ -20,13 +20,13 @@ import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
 
-#: Columns smaller than this, relative to the largest, are dropped from a factor. Far below rounding
-#: for small systems: tiny columns cost nothing there and keep digits of the smallest singular values.
+#: Columns smaller than this, relative to the largest, are removed from a factor. It is far below rounding
+#: for small systems, where tiny columns cost little and improve the smallest singular values.
 COMPRESSION = EPS * 1e-10
 COMPRESSION_LARGE = EPS * 0.1
 
-#: More squarings than this mean a pole within about 1e-4 of the boundary (in the Cayley plane).
-#: Each one doubles the relative error of the powers, so the Schur route takes over.
+#: More squarings than this mean a pole within about 1e-4 of the boundary (after the Cayley transform).
+#: Each one doubles the relative error of the powers, so the Schur method is used instead.
 MAX_DOUBLINGS = 16
 
 #: Above this size, factors of more than this share of full rank make doubling slower than Schur
@@ -34,30 +34,30 @@ MAX_DOUBLINGS = 16
 FULL_RANK_SIZE = 200
 FULL_RANK_SHARE = 0.6
 
-#: A power of A with norm (as estimated, from below) under this is taken for a contraction: the proof
-#: of stability. The estimate is far inside a factor of two of the norm.
+#: A power of A whose norm (estimated from below) is under this is considered a contraction, which proves
+#: stability. The estimate is within much less than a factor of two of the norm.
 CONTRACTION = 0.4
 
-#: Powers of A larger than this belong to an unstable system, or to one too far from normal for doubling.
+#: Powers of A larger than this mean that the system is unstable, or too far from normal for doubling.
 GROWTH = 1e30
 
-#: Columns of the Krylov sequence from which the decay of the singular values is foretold.
+#: Columns of the Krylov sequence from which the decay of the singular values is extrapolated.
 PROBE_COLUMNS = 48
 
 
 @dataclass(frozen=True)
 class SmithResult:
-    """Both factors, or the reason why there are none."""
+    """Both factors, or None and the reason of the failure."""
 
     controllability: Array | None
     observability: Array | None
-    stopped: str = ""
+    failure: str = ""
 
 
 def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResult:
-    """Return Lc and Lo with Wc = Lc Lc^H, Wo = Lo Lo^H, or say why doubling does not serve here.
+    """Return Lc and Lo with Wc = Lc Lc^H, Wo = Lo Lo^H, or the reason why doubling does not apply.
 
-    A power of A that contracts is also the proof that A is stable; no eigenvalue is computed.
+    A power of A that is a contraction also proves that A is stable; no eigenvalues are computed.
     """
     n = A.shape[0]
     if not discrete:
@@ -66,14 +66,14 @@ def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResul
             return SmithResult(None, None, "the Cayley transform is singular")
         A, B, C = transformed
     large = n > FULL_RANK_SIZE
-    if large and _foretold_rank(A, B) > FULL_RANK_SHARE * n:
+    if large and _extrapolated_rank(A, B) > FULL_RANK_SHARE * n:
         return SmithResult(None, None, "the factors have nearly full rank")
     tolerance = COMPRESSION_LARGE if large else COMPRESSION
     Lc, Lo, power = compress(B, tolerance), compress(C.conj().T, tolerance), A
     for _ in range(MAX_DOUBLINGS):
         if not np.linalg.norm(power) < GROWTH:
             return SmithResult(None, None, "the powers of A grow")
-        products = _products_left(power, Lc.shape[1] + Lo.shape[1], thin_is_cheap=large)
+        products = _remaining_products(power, Lc.shape[1] + Lo.shape[1], thin_is_cheap=large)
         if products is not None:
             return SmithResult(
                 _sum_of_powers(power, Lc, products, tolerance),
@@ -87,8 +87,8 @@ def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResul
     return SmithResult(None, None, "a pole lies near the stability boundary")
 
 
-def _products_left(power: Array, width: int, *, thin_is_cheap: bool) -> int | None:
-    """Return how many products with this power of A finish the sum; None where squaring on is better."""
+def _remaining_products(power: Array, width: int, *, thin_is_cheap: bool) -> int | None:
+    """Return how many products with this power of A complete the sum; None if squaring is better."""
     size = _spectral_norm(power)
     if not size < CONTRACTION:
         return None
@@ -100,7 +100,7 @@ def _products_left(power: Array, width: int, *, thin_is_cheap: bool) -> int | No
 
 
 def _spectral_norm(A: Array) -> float:
-    """Estimate the largest singular value by the power method, from below, mostly within a few percent."""
+    """Estimate the largest singular value from below by the power method, mostly within a few percent."""
     v: Any = np.random.default_rng(0).standard_normal(A.shape[1])
     norm = 0.0
     for _ in range(6):
@@ -127,7 +127,7 @@ def _sum_of_powers(power: Array, L: Array, products: int, tolerance: float) -> A
     return compress(np.hstack(blocks), tolerance)
 
 
-def _foretold_rank(A: Array, B: Array) -> float:
+def _extrapolated_rank(A: Array, B: Array) -> float:
     """Extrapolate the numerical rank of the controllability factor from its first columns."""
     blocks = [B]
     while len(blocks) * B.shape[1] < max(PROBE_COLUMNS, 2 * B.shape[1]) and B.shape[1]:
@@ -154,7 +154,7 @@ def cayley(A: Array, B: Array, C: Array) -> tuple[Array, Array, Array] | None:
     shifted = shift * np.eye(n) - A
     norm = float(np.linalg.norm(shifted, 1))
     lu, pivots, info = getrf(shifted, overwrite_a=True)
-    if info != 0 or gecon(lu, norm)[0] < EPS:  # an unstable pole sits on the shift
+    if info != 0 or gecon(lu, norm)[0] < EPS:  # an unstable pole coincides with the shift
         return None
     resolvent = getri(lu, pivots, lwork=64 * n, overwrite_lu=True)[0]
     scale = math.sqrt(2 * shift)
@@ -164,7 +164,7 @@ def cayley(A: Array, B: Array, C: Array) -> tuple[Array, Array, Array] | None:
 
 
 def compress(L: Array, tolerance: float = COMPRESSION) -> Array:
-    """Return a factor of the same L L^H with as few columns as its numerical rank, in falling order."""
+    """Return a factor of the same L L^H with as many columns as its numerical rank, in descending order."""
     if L.shape[1] <= 1 or L.shape[0] == 0:
         return L
     R, pivots = sla.qr(L.conj().T, mode="r", pivoting=True, check_finite=False)

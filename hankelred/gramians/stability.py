@@ -1,4 +1,4 @@
-"""Stable, marginal and unstable poles: who is who, and the split of a system along that line."""
+"""Classification of poles as stable, marginal or unstable, and the split of a system into these parts."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import scipy.linalg as sla
 from scipy.linalg.lapack import ztrtrs
 
 from .._util.arrays import EPS, Array, schur_poles
-from .._util.checks import real
+from .._util.checks import real_number
 from ..errors import ConvergenceError, OrderError
 
 STABILITY_TOL = 1e-13
 
 
 @dataclass(frozen=True)
-class Split:
+class SchurSplit:
     """A system in two uncoupled parts, the stable one in Schur form.
 
     ``right`` and ``left`` are (n, n) with left^H right = 1 and left^H A right block diagonal; the
-    first ``T.shape[0]`` columns belong to the stable part.
+    first ``n_stable`` columns belong to the stable part. ``T_unstable`` has the marginal poles too.
     """
 
-    T: Array
-    kept: Array
+    T_stable: Array
+    T_unstable: Array
     right: Array
     left: Array
 
     @property
     def n_stable(self) -> int:
         """Number of stable poles."""
-        return int(self.T.shape[0])
+        return int(self.T_stable.shape[0])
 
 
 def matrix_size(A: Array) -> float:
@@ -44,14 +44,14 @@ def matrix_size(A: Array) -> float:
 
 
 def is_stable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
-    """Tell for each pole whether it is stable: clear of the boundary by more than the tolerance."""
+    """Return for each pole whether it is stable: inside the boundary by more than the tolerance."""
     if discrete:
         return 1 - np.abs(poles) > tol * max(1.0, size)
     return -poles.real > tol * size
 
 
 def suspected_timebase(poles: Array, *, discrete: bool) -> str:
-    """Return advice where every pole would be stable with the other timebase: dt is easily forgotten."""
+    """Return advice if all poles would be stable with the other timebase: dt is easily forgotten."""
     if not discrete and np.all(np.abs(poles) < 1):
         return "; all poles are inside the unit circle: a discrete model needs its dt"
     if discrete and np.all(poles.real < 0):
@@ -59,8 +59,18 @@ def suspected_timebase(poles: Array, *, discrete: bool) -> str:
     return ""
 
 
-def split(A: Array, *, discrete: bool, tol: float) -> Split:
-    """Bring A to Schur form with the stable poles first and decouple the rest.
+def no_gramian_message(poles: Array, A: Array, *, discrete: bool) -> str:
+    """Return the error message for a model without Gramians because of these unstable or marginal poles."""
+    pole_list = ", ".join(f"{pole:.3g}" for pole in poles[:3]) + (", ..." if poles.size > 3 else "")
+    return (
+        f"the model has {poles.size} unstable or marginal pole(s) ({pole_list}), so "
+        "no Gramian exists; reduce() and hankel_singular_values() separate such poles automatically"
+        f"{suspected_timebase(np.linalg.eigvals(A), discrete=discrete)}"
+    )
+
+
+def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
+    """Bring A to Schur form with the stable poles first and decouple the other poles.
 
     Source: Bavely and Stewart, SIAM J. Numer. Anal. 16 (1979).
     """
@@ -70,13 +80,13 @@ def split(A: Array, *, discrete: bool, tol: float) -> Split:
     stable = _classify(T, size, discrete=discrete, tol=tol)
     n_stable = int(np.count_nonzero(stable))
     if n_stable == n:
-        return Split(T, np.zeros((0, 0), T.dtype), Z, Z)
+        return SchurSplit(T, np.zeros((0, 0), T.dtype), Z, Z)
     if n_stable == 0:
-        return Split(np.zeros((0, 0), T.dtype), T, Z, Z)
+        return SchurSplit(np.zeros((0, 0), T.dtype), T, Z, Z)
     T, Z = _reorder(T, Z, stable)
     head, tail = slice(0, n_stable), slice(n_stable, n)
     (trsyl,) = sla.get_lapack_funcs(("trsyl",), (T,))
-    # T_s X - X T_u = -T_12 removes the coupling; no pole is on both sides, so X exists
+    # T_s X - X T_u = -T_12 removes the coupling; X exists because the parts have no pole in common
     X, scale, info = trsyl(T[head, head], T[tail, tail], -T[head, tail], isgn=-1)
     if scale == 0 or info < 0 or not np.all(np.isfinite(X)):
         raise ConvergenceError(
@@ -87,7 +97,7 @@ def split(A: Array, *, discrete: bool, tol: float) -> Split:
     right, left = Z.copy(), Z.copy()
     right[:, tail] += Z[:, head] @ X
     left[:, head] -= Z[:, tail] @ X.conj().T
-    return Split(T[head, head], T[tail, tail], right, left)
+    return SchurSplit(T[head, head], T[tail, tail], right, left)
 
 
 def _reorder(T: Array, Z: Array, stable: Array) -> tuple[Array, Array]:
@@ -105,11 +115,11 @@ def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
     poles = schur_poles(T)
     stable = is_stable_pole(poles, size, discrete=discrete, tol=tol)
     distance = 1 - np.abs(poles) if discrete else -poles.real
-    # A multiple pole on the boundary (a double integrator) splits by rounding into a cluster around
-    # it, some members on either side. A member of a cluster centred on the boundary that rounding
-    # alone could have moved across is marginal too: k poles in one move by up to eps^(1/k), and a
-    # matrix within rounding of A has a pole on the boundary.
-    triangular: Array | None = None
+    # Rounding splits a multiple pole on the boundary (a double integrator) into a cluster around it, with
+    # members on both sides. A member of a cluster centered on the boundary is marginal too if rounding
+    # alone could have moved it there: a k-fold pole moves by up to eps^(1/k), and a matrix within rounding
+    # of A has a pole on the boundary.
+    complex_T: Array | None = None
     for i in np.flatnonzero(stable & (distance < (100 * EPS) ** (1 / MAX_CLUSTER) * size)):
         cluster = np.abs(poles - poles[i]) <= 4 * distance[i]
         members = int(np.count_nonzero(cluster))
@@ -117,27 +127,27 @@ def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
             continue
         if abs(float(distance[cluster].mean())) > 0.1 * distance[i]:
             continue
-        if triangular is None:
-            triangular = T if np.iscomplexobj(T) else sla.rsf2csf(T, np.eye(T.shape[0]))[0]
-        edge = poles[i] / abs(poles[i]) if discrete else 1j * poles[i].imag
-        if _distance_to_pole(triangular, edge) <= 10 * EPS * size:
+        if complex_T is None:
+            complex_T = T if np.iscomplexobj(T) else sla.rsf2csf(T, np.eye(T.shape[0]))[0]
+        boundary_point = poles[i] / abs(poles[i]) if discrete else 1j * poles[i].imag
+        if _distance_to_pole(complex_T, boundary_point) <= 10 * EPS * size:
             stable[i] = False
     # a conjugate pair stays together
     if not np.iscomplexobj(T):
-        below = np.flatnonzero(np.diag(T, -1))
-        both = stable[below] & stable[below + 1]
-        stable[below] = stable[below + 1] = both
+        first = np.flatnonzero(np.diag(T, -1))
+        pair_is_stable = stable[first] & stable[first + 1]
+        stable[first] = stable[first + 1] = pair_is_stable
     return stable
 
 
-#: Clusters of more poles than this are not looked for.
+#: Largest number of poles in a cluster that is considered.
 MAX_CLUSTER = 3
 
 
 def _distance_to_pole(T: Array, point: complex) -> float:
     """Return the size of the smallest change of a triangular T that puts a pole at a point.
 
-    That is the smallest singular value of T - point, found by inverse iteration.
+    That is the smallest singular value of T - point, computed by inverse iteration.
     """
     shifted = T - point * np.eye(T.shape[0])
     v: Any = np.random.default_rng(0).standard_normal(T.shape[0]) + 0j
@@ -152,8 +162,6 @@ def _distance_to_pole(T: Array, point: complex) -> float:
 
 
 def checked_tol(stability_tol: float) -> float:
-    """Check the tolerance that tells marginal poles from stable ones."""
-    value = real(stability_tol)
-    if not 0 <= value < 1:
-        raise OrderError(f"stability_tol must be a number in [0, 1), got {stability_tol!r}")
-    return value
+    """Check the tolerance that separates marginal poles from stable ones."""
+    requirement = "stability_tol must be a number in [0, 1)"
+    return real_number(stability_tol, lambda tol: 0 <= tol < 1, requirement, OrderError)

@@ -1,4 +1,4 @@
-"""From an impulse response to a model: Ho-Kalman realisation of its block Hankel matrix."""
+"""`realize`: a model from an impulse response, by Ho-Kalman realization of its block Hankel matrix."""
 
 from __future__ import annotations
 
@@ -29,41 +29,42 @@ def realize(
     dt: Timebase = True,
     stabilize: bool = False,
 ) -> Reduction:
-    """Realise a state space from Markov parameters (Ho-Kalman, or eigensystem realisation).
+    """Realize a state space from Markov parameters (Ho-Kalman, or eigensystem realisation).
 
-    The block Hankel matrix of the parameters is never formed when it is large: its leading singular
-    triplets come from a randomised subspace iteration whose products are FFTs.
+    A large block Hankel matrix is never formed: its leading singular triplets are computed by a randomized
+    subspace iteration whose products are FFTs.
 
     Parameters
     ----------
     markov : array_like, shape (n, p, m) or (n,), or MarkovParameters
-        Impulse response, entry 0 being D. Real or complex. Of an odd number the last one is not needed.
+        Impulse response, entry 0 being D. Real or complex. Of an odd number the last one is not used.
         (``control.impulse_response`` divides by dt: multiply its discrete-time outputs by dt first.)
     order : int, optional
-        Number of states, honoured up to the rounding of the singular values.
+        Number of states; clipped where further singular values are only rounding.
     tol : float, optional
-        Take the smallest order whose neglected singular values, summed and doubled, are at most this.
+        Choose the smallest order for which twice the sum of the neglected singular values is at most this.
         Without ``order`` and ``tol``, every singular value above the noise floor is kept.
     dt : True or float
-        Sampling time in seconds of the model; those of a ``MarkovParameters``, and its names, win.
+        Sampling time in seconds of the model. A ``MarkovParameters`` has its own, and names of channels,
+        which are used instead.
     stabilize : bool
-        Move poles outside the unit circle onto it and fit B again; a ``ReductionWarning`` says so. Without
-        it an unstable realisation is returned as it is.
+        Move poles outside the unit circle onto it and fit B again, with a ``ReductionWarning``. Without
+        it an unstable realization is returned as it is.
 
     Returns
     -------
     Reduction
         ``hankel_singular_values`` are those of the data (of a large matrix: as many as were needed),
-        ``noise_floor`` what noise in the data, or rounding, can contribute to any of them. ``system`` is a
-        ``control.StateSpace``; control has no complex systems, so complex data give a tuple
-        ``(A, B, C, D)``. ``error("h2")`` and ``error("hinf")`` compare with the data.
+        ``noise_floor`` is the largest singular value that noise in the data, or rounding, can cause.
+        ``system`` is a ``control.StateSpace``; complex data give a tuple ``(A, B, C, D)``, since
+        python-control has no complex systems. ``error("h2")`` and ``error("hinf")`` compare with the data.
 
     Raises
     ------
     HankelredError
-        Not a finite array of three or more parameters, or ``dt=0``: parameters are samples.
+        The parameters are not a finite array of three or more, or ``dt=0`` (parameters are samples).
     OrderError
-        ``order`` and ``tol`` together, or out of range.
+        ``order`` and ``tol`` are given together, or one is out of range.
 
     Warns
     -----
@@ -72,8 +73,8 @@ def realize(
 
     Notes
     -----
-    The noise floor is the norm that white noise gives to the Hankel matrix: its size is taken from the
-    standard errors of ``MarkovParameters``, else from the flat end of the spectrum if there is one.
+    The noise floor is the norm of the Hankel matrix of white noise. The size of the noise is taken from the
+    standard errors of ``MarkovParameters``, or else from the flat end of the spectrum, if there is one.
     Sources: Ho and Kalman (1966); Kung, Proc. 12th Asilomar Conf. (1978), whose shift of the observability
     matrix gives A; Juang and Pappa, J. Guidance 8 (1985).
 
@@ -91,7 +92,7 @@ def realize(
     check_rule(tol=tol, rtol=None, energy=None)
     if order is not None and tol is not None:
         raise OrderError(
-            f"give the order or a tolerance to choose it, not both: got order={order} and tol={tol}"
+            f"pass the order or a tolerance to choose it, not both: got order={order} and tol={tol}"
         )
     error_size: float | None = None
     labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
@@ -111,7 +112,7 @@ def realize(
     svd = leading_svd(hankel, None if order is None else checked_order(order), tol)
     floor = max(svd.rounding, _noise_floor(svd, hankel.shape, hankel.blocks, error_size))
     if order is not None and order > np.count_nonzero(svd.singular_values > floor):
-        # asked for by number: what is noise and what is not is then the user's judgement
+        # an order chosen by the user takes precedence over the estimate of the noise
         floor = svd.rounding
     source = RealizationSource(h, hankel, svd, floor, dt, stabilize, *labels)
     if order is None:
@@ -147,10 +148,10 @@ def _checked_markov(markov: Any) -> Array:
 def _noise_floor(svd: HankelSVD, shape: tuple[int, int], blocks: int, error_size: float | None) -> float:
     if error_size is not None:
         return NOISE_NORM * error_size * float(np.sqrt(max(shape)))
-    if svd.rest > 0:
-        # Only a flat spectrum leaves a remainder of the size of the last values that were computed.
-        flat = svd.singular_values[-1] <= NOISE_NORM * svd.rest
-        return NOISE_NORM * svd.rest if flat else 0.0
+    if svd.remainder > 0:
+        # Only for a flat spectrum is the remainder as large as the last values that were computed.
+        flat = svd.singular_values[-1] <= NOISE_NORM * svd.remainder
+        return NOISE_NORM * svd.remainder if flat else 0.0
     s = svd.singular_values
     # White noise gives singular values that fall off slowly and evenly; those of a system fall geometrically.
     if s.size >= 32 and s[s.size // 2] > 0 and s[3 * s.size // 4] > 0.2 * s[s.size // 2]:
@@ -179,14 +180,14 @@ class RealizationSource:
 
     @property
     def hankel_singular_values(self) -> Array:
-        """Of the data's Hankel matrix, as many as were computed."""
+        """Singular values of the data's Hankel matrix, as many as were computed."""
         return self.svd.singular_values
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return the bound unless the data contradict it.
 
-        It is proved for a whole impulse response. Where a window has cut off one that is still ringing the
-        model can miss the data by more, and then nothing is known.
+        The bound holds for a complete impulse response. If the record ends before the response has decayed,
+        the error can be larger, and no bound is known.
         """
         if reduced is None:
             return math.inf
@@ -200,7 +201,7 @@ class RealizationSource:
         return self.svd.rounding / top if top else 0.0
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:
-        """Return the realisation of an order; there is no projection."""
+        """Return the realization of an order; there is no projection."""
         p, m = self.hankel.p, self.hankel.m
         root = np.sqrt(self.svd.singular_values[:order])
         observability = self.svd.left[:, :order] * root
@@ -208,35 +209,35 @@ class RealizationSource:
         B = (self.svd.right[:m, :order] * root).conj().T
         C = observability[:p]
         if self.stabilize:
-            A, B = self._stable(A, B, C)
+            A, B = self._stabilized(A, B, C)
         names = self.input_labels, self.output_labels
         return LinearModel(A, B, C, self.markov[0].copy(), self.dt, to_control, *names), None, None
 
-    def _stable(self, A: Array, B: Array, C: Array) -> tuple[Array, Array]:
-        moved = stable_matrix(A)
-        if moved is A:
+    def _stabilized(self, A: Array, B: Array, C: Array) -> tuple[Array, Array]:
+        stable_A = stable_matrix(A)
+        if stable_A is A:
             return A, B
         poles = np.linalg.eigvals(A)
         worst = float(np.abs(poles).max())
         warnings.warn(
-            f"{int(np.count_nonzero(np.abs(poles) > 1))} pole(s) of the realisation were outside the unit "
+            f"{int(np.count_nonzero(np.abs(poles) > 1))} pole(s) of the realization were outside the unit "
             f"circle (the largest of modulus {worst:.6g}); they were moved onto it and B was fitted again",
             ReductionWarning,
-            stacklevel=5,
+            stacklevel=5,  # the caller of realize() or at()
         )
-        responses = free_responses(moved, C, self.markov.shape[0] - 1).transpose(1, 0, 2)
+        responses = free_responses(stable_A, C, self.markov.shape[0] - 1).transpose(1, 0, 2)
         target = self.markov[1:].reshape(-1, B.shape[1])
-        return moved, np.asarray(sla.lstsq(responses.reshape(target.shape[0], -1), target)[0])
+        return stable_A, np.asarray(sla.lstsq(responses.reshape(target.shape[0], -1), target)[0])
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the data minus the model's Markov parameters."""
         n = self.markov.shape[0]
-        own = np.zeros(self.markov.shape, dtype=np.result_type(self.markov, reduced.A))
-        own[0] = reduced.D
+        model_markov = np.zeros(self.markov.shape, dtype=np.result_type(self.markov, reduced.A))
+        model_markov[0] = reduced.D
         if reduced.n_states:
-            own[1:] = free_responses(reduced.A, reduced.C, n - 1).transpose(1, 0, 2) @ reduced.B
-        difference = self.markov - own
+            model_markov[1:] = free_responses(reduced.A, reduced.C, n - 1).transpose(1, 0, 2) @ reduced.B
+        difference = self.markov - model_markov
         if norm == "h2":
             return float(np.linalg.norm(difference))
-        # Four times the length leaves less than a thousandth of the peak between two frequencies.
+        # With four times the length the peak is at most a thousandth above the largest value on the grid.
         return float(largest_singular_value(np.fft.fft(difference, 4 * n, axis=0)).max())

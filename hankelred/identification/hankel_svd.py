@@ -15,12 +15,12 @@ from .._util.arrays import EPS, Array
 #: is 2.1 to 2.6 for 100 to 10,000 rows.
 NOISE_NORM = 3.0
 
-#: Up to this many rows or columns a dense singular value decomposition is as fast and simpler.
+#: Up to this many rows or columns a dense singular value decomposition is as fast, and simpler.
 DENSE_SIZE = 500
 
 #: From this many pairs of an output and an input on, a product is a matrix product at each frequency instead
 #: of a sum over pairs: 64 x 64 channels, 63 lags, 44 columns took 18 ms instead of 51, 16 x 16 channels 1.8
-#: instead of 2.4; fewer channels, or thousands of lags, are no faster for it.
+#: instead of 2.4; with fewer channels, or with thousands of lags, it is not faster.
 MANY_CHANNELS = 256
 
 _MAX_STEPS = 12
@@ -31,13 +31,13 @@ _PROBES = 4
 class HankelOperator:
     """The block Hankel matrix ``H[i, j] = h[i + j + 1]`` of Markov parameters h, (rows p, columns m).
 
-    Both numbers of blocks are ``len(markov) // 2``, so that an even number of parameters is used up; the
-    last of an odd number has no place in a square matrix.
+    Both numbers of blocks are ``len(markov) // 2``, so that all of an even number of parameters are used;
+    of an odd number the last one is left out, since the matrix is square.
 
     Parameters
     ----------
     markov : ndarray (n, p, m)
-        ``markov[0]`` is the direct feedthrough and has no place in H.
+        ``markov[0]`` is the direct feedthrough and does not enter H.
     """
 
     def __init__(self, markov: Array) -> None:
@@ -46,7 +46,7 @@ class HankelOperator:
         self.shape = (self.blocks * self.p, self.blocks * self.m)
         self.sequence = markov[1 : 2 * self.blocks]
         self.dtype = np.dtype(complex if np.iscomplexobj(markov) else float)
-        # What wraps round in a circular convolution of this length falls on entries that are not used.
+        # A circular convolution of this length wraps around only onto entries that are not used.
         self._length = sfft.next_fast_len(2 * self.blocks - 1, real=self.dtype.kind == "f")
         self._spectrum = self._fft(self.sequence.transpose(1, 2, 0))
 
@@ -66,23 +66,25 @@ class HankelOperator:
         return self._product(self._spectrum.transpose(1, 0, 2), x.conj()).conj()
 
     def _product(self, spectrum: Array, x: Array) -> Array:
-        # H is a Toeplitz matrix with its columns turned round: a product is a stretch of a convolution.
+        # H is a Toeplitz matrix with its columns reversed: a product is a section of a convolution.
         b, (rows, columns) = self.blocks, spectrum.shape[:2]
-        turned = self._fft(np.ascontiguousarray(x.reshape(b, columns, -1)[::-1].transpose(1, 2, 0)))
+        reversed_spectrum = self._fft(
+            np.ascontiguousarray(x.reshape(b, columns, -1)[::-1].transpose(1, 2, 0))
+        )
         if rows * columns >= MANY_CHANNELS:
             # one matrix product at each frequency
             products = np.ascontiguousarray(spectrum.transpose(2, 0, 1)) @ np.ascontiguousarray(
-                turned.transpose(2, 0, 1)
+                reversed_spectrum.transpose(2, 0, 1)
             )
             responses = self._ifft(np.ascontiguousarray(products.transpose(1, 2, 0)))
             return responses[..., b - 1 : 2 * b - 1].transpose(2, 0, 1).reshape(b * rows, -1)
-        out = np.empty((b, rows, x.shape[1]), dtype=self.dtype)
+        product = np.empty((b, rows, x.shape[1]), dtype=self.dtype)
         for i in range(rows):
-            total = spectrum[i, 0] * turned[0]
+            total = spectrum[i, 0] * reversed_spectrum[0]
             for j in range(1, columns):
-                total += spectrum[i, j] * turned[j]
-            out[:, i] = self._ifft(total)[:, b - 1 : 2 * b - 1].T
-        return out.reshape(b * rows, -1)
+                total += spectrum[i, j] * reversed_spectrum[j]
+            product[:, i] = self._ifft(total)[:, b - 1 : 2 * b - 1].T
+        return product.reshape(b * rows, -1)
 
     def dense(self) -> Array:
         """Return the matrix itself."""
@@ -92,44 +94,46 @@ class HankelOperator:
 
 @dataclass(frozen=True)
 class HankelSVD:
-    """Leading singular triplets, and how much was left out."""
+    """Leading singular triplets, and the size of those that were not computed."""
 
     left: Array
     singular_values: Array
     right: Array
-    #: root of the mean square of the singular values that were not computed (0 where all were)
-    rest: float
+    #: root mean square of the singular values that were not computed (0 where all were)
+    remainder: float
     #: numerical uncertainty of any of the singular values
     rounding: float
 
 
 def leading_svd(operator: HankelOperator, order: int | None, tol: float | None) -> HankelSVD:
-    """Find the singular triplets that matter: all above `tol`, above the noise, and at least `order` of them.
+    """Return the singular triplets above `tol` and above the noise, and at least `order` of them.
 
-    Small matrices are decomposed densely. Large ones by randomised subspace iteration (Halko, Martinsson
+    Small matrices are decomposed densely. Large ones by randomized subspace iteration (Halko, Martinsson
     and Tropp, SIAM Review 53, 2011), the block doubling until the remainder is at the level of noise or
-    rounding. The random numbers are seeded: the same data gives the same result.
+    rounding. The random numbers have a fixed seed: the same data give the same result.
     """
     small = min(operator.shape)
     if max(operator.shape) <= DENSE_SIZE:
-        return _dense(operator)
+        return _by_dense_svd(operator)
     rng = np.random.default_rng(0)
     width = 32 if order is None else order + _OVERSAMPLING
     while 2 * width < small:
-        basis = _orthonormal(operator.dot(_noise(operator, operator.shape[1], width, rng)))
-        if order is not None or _settled(operator, basis, tol, rng):
-            return _iterated(operator, basis, rng)
+        basis = _orthonormal(operator.dot(_random_block(operator, operator.shape[1], width, rng)))
+        if order is not None or _captures_spectrum(operator, basis, tol, rng):
+            return _by_subspace_iteration(operator, basis, rng)
         width *= 2
-    return _dense(operator)
+    return _by_dense_svd(operator)
 
 
-def _dense(operator: HankelOperator) -> HankelSVD:
+def _by_dense_svd(operator: HankelOperator) -> HankelSVD:
     left, s, right = _svd(operator.dense())
-    return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * EPS * _top(s))
+    return HankelSVD(left, s, right.conj().T, 0.0, max(operator.shape) * EPS * _largest_value(s))
 
 
-def _settled(operator: HankelOperator, basis: Array, tol: float | None, rng: np.random.Generator) -> bool:
-    """Tell from a first basis whether a block of its width reaches down to noise, rounding or `tol`."""
+def _captures_spectrum(
+    operator: HankelOperator, basis: Array, tol: float | None, rng: np.random.Generator
+) -> bool:
+    """Whether the smallest values of a first basis are at the level of noise, rounding or `tol`."""
     s = sla.svdvals(operator.adjoint_dot(basis), check_finite=False)
     last = s[-_OVERSAMPLING]  # those after it are underestimated by a basis without power steps
     floor = max(_rounding(operator, s), NOISE_NORM * _remainder(operator, basis, rng))
@@ -137,33 +141,34 @@ def _settled(operator: HankelOperator, basis: Array, tol: float | None, rng: np.
 
 
 def _rounding(operator: HankelOperator, s: Array) -> float:
-    # An FFT product errs by a few eps of the norm of H, whatever the direction.
-    return float(32 * EPS * np.log2(operator.shape[0]) * _top(s))
+    # The error of an FFT product is a few eps of the norm of H, in any direction.
+    return float(32 * EPS * np.log2(operator.shape[0]) * _largest_value(s))
 
 
 def _remainder(operator: HankelOperator, basis: Array, rng: np.random.Generator) -> float:
-    """Root mean square of the singular values that a basis leaves out, estimated with random vectors."""
-    image = operator.dot(_noise(operator, operator.shape[1], _PROBES, rng))
+    """Estimate the root mean square of the singular values outside a basis, with random vectors."""
+    image = operator.dot(_random_block(operator, operator.shape[1], _PROBES, rng))
     image -= basis @ (basis.conj().T @ image)
     scale = 2.0 if operator.dtype.kind == "c" else 1.0
     total = float(np.sum(np.abs(image) ** 2)) / (_PROBES * scale)
     return float(np.sqrt(total / max(min(operator.shape) - basis.shape[1], 1)))
 
 
-def _noise(operator: HankelOperator, rows: int, columns: int, rng: np.random.Generator) -> Array:
+def _random_block(operator: HankelOperator, rows: int, columns: int, rng: np.random.Generator) -> Array:
     x = rng.standard_normal((rows, columns))
     return x + 1j * rng.standard_normal((rows, columns)) if operator.dtype.kind == "c" else x
 
 
-def _iterated(operator: HankelOperator, basis: Array, rng: np.random.Generator) -> HankelSVD:
+def _by_subspace_iteration(operator: HankelOperator, basis: Array, rng: np.random.Generator) -> HankelSVD:
     s = np.full(basis.shape[1], np.inf)
     for step in range(_MAX_STEPS):
         image = operator.adjoint_dot(basis)
-        # The block's last values never settle in noise; the others converge as the square of their vectors.
-        before, s = s, sla.svdvals(image, check_finite=False)
-        if step and np.abs(s - before)[: s.size - _OVERSAMPLING].max() <= _rounding(operator, s):
+        # In noise the last values of the block do not converge; the others converge quadratically in the
+        # error of their vectors.
+        previous, s = s, sla.svdvals(image, check_finite=False)
+        if step and np.abs(s - previous)[: s.size - _OVERSAMPLING].max() <= _rounding(operator, s):
             break
-        # orthonormalising between the two products keeps small singular values from drowning
+        # orthonormalizing between the two products keeps small singular values from being lost to rounding
         basis = _orthonormal(operator.dot(_orthonormal(image)))
     right, s, left = _svd(operator.adjoint_dot(basis))
     return HankelSVD(
@@ -184,5 +189,5 @@ def _orthonormal(x: Array) -> Array:
     return np.asarray(sla.qr(x, mode="economic", overwrite_a=True, check_finite=False)[0])
 
 
-def _top(s: Array) -> float:
+def _largest_value(s: Array) -> float:
     return float(s[0]) if s.size else 0.0

@@ -1,9 +1,10 @@
-"""From a record to a model in one call: samples held back choose the order and how it is estimated."""
+"""`identify`: a model from a record in one call, its order chosen on a validation part of the record."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
@@ -19,40 +20,56 @@ from ..reduction.balancing import hankel_singular_values
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
 from ..reduction.reduce import Reduction, make_reduction
-from . import order_selection as order_search
 from .hankel_svd import NOISE_NORM
-from .output_error import STABLE_RADIUS, on_limit, residuals, simulate_states, with_initial_states
+from .order_selection import (
+    MAX_LEADING_ZEROS,
+    MAX_ORDER,
+    SelectedModel,
+    estimation_length,
+    fits,
+    largest_model,
+    least_samples,
+    select_model,
+    usable_horizons,
+)
+from .output_error import (
+    STABLE_RADIUS,
+    on_stability_limit,
+    residuals,
+    simulate_states,
+    with_initial_states,
+)
 from .records import (
-    Experiments,
-    as_experiments,
+    RecordedData,
+    as_recorded_data,
     constant_channels,
     refuse_constant_channels,
     refuse_dependent_inputs,
 )
 
-#: Fit to the held-back samples below which `identify` warns.
+#: Fit to the validation samples below which `identify` warns.
 _POOR_FIT = 0.1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class IdentifiedModel(Reduction):
-    """A :class:`Reduction` made from recorded data, with how well it explains them.
+    """A :class:`Reduction` made from recorded data, with its fit to them.
 
     Attributes
     ----------
     hankel_singular_values : ndarray
-        Of the pilot model: the largest one estimated from the record, in the units of the record.
+        Singular values of the pilot model: the largest one estimated from the record, in its units.
     error_bound : float
-        Always inf: ``system`` is no truncation of a known model but estimated from the data at its order,
-        so nothing bounds its error. ``error()`` measures how far it is from the pilot model.
+        Always inf: ``system`` is not a truncation of a known model but is estimated from the data at its
+        order, so there is no bound on its error. ``error()`` is the distance to the pilot model.
     noise_floor : float
-        What the part of the record that the model leaves unexplained can contribute to a singular value.
+        The largest contribution of the residual of the model to a singular value.
     fit : ndarray, shape (p,)
-        ``1 - |y - yhat| / |y - mean(y)|`` per output for the simulated output over all records, initial
-        states estimated: 1 is perfect, 0 no better than the mean.
+        ``1 - |y - yhat| / |y - mean(y)|`` of each simulated output over all records, with estimated initial
+        states: 1 is perfect, 0 no better than the mean.
     held_back_fit : ndarray, shape (p,)
-        The same on the last 30 % of every record, of the model that the first 70 % alone gave. Of a step test
-        it is ``1 - |y - yhat| / |y|``, since the output may have settled.
+        The validation fit: the same on the last 30 % of every record, of the model estimated from the first
+        70 % alone. For a step test it is ``1 - |y - yhat| / |y|``, since the output may have settled.
     input_offset, output_offset : ndarray, shape (m,) and (p,)
         ``system`` maps ``u - input_offset`` to ``y - output_offset``.
     initial_states : tuple of ndarray, shape (order,)
@@ -72,7 +89,7 @@ class IdentifiedModel(Reduction):
         )
 
     def at(self, order: int) -> IdentifiedModel:
-        """Return the model of another order, estimated from the same records.
+        """Return a model of another order, estimated from the same records.
 
         Parameters
         ----------
@@ -89,8 +106,8 @@ class IdentifiedModel(Reduction):
         ----------
         u : array_like, shape (m, T) or (T,), or control.TimeResponseData
         y : array_like, shape (p, T) or (T,)
-            Measured outputs. The initial state is fitted to them (least squares over the whole record),
-            nothing else is; the offsets are those of the model.
+            Measured outputs. Only the initial state is fitted to them (least squares over the whole record);
+            the offsets are those of the model.
 
         Returns
         -------
@@ -99,9 +116,9 @@ class IdentifiedModel(Reduction):
         Raises
         ------
         HankelredError
-            A record that does not fit the model.
+            The record does not fit the model.
         """
-        data = as_experiments(u, y, self.model.dt)
+        data = as_recorded_data(u, y, self.model.dt)
         if len(data.inputs) != 1:
             raise HankelredError(f"compare takes one record at a time, got {len(data.inputs)}")
         m, p = self.model.n_inputs, self.model.n_outputs
@@ -110,17 +127,17 @@ class IdentifiedModel(Reduction):
                 f"the model has {m} input(s) and {p} output(s), the record {data.n_inputs} and "
                 f"{data.n_outputs}"
             )
-        found = self.source.found(self.order)  # type: ignore[attr-defined]
-        us, ys = found.data.apply(data.inputs, data.outputs)
-        fitted = with_initial_states(found.model, us, ys)
-        error = residuals(fitted, us, ys)[0] * found.data.output_scale[:, None]
-        return Comparison(data.outputs[0] - error, order_search.fits(fitted, us, ys))
+        selected = self.source.model_of_order(self.order)  # type: ignore[attr-defined]
+        us, ys = selected.data.apply(data.inputs, data.outputs)
+        model = with_initial_states(selected.model, us, ys)
+        error = residuals(model, us, ys)[0] * selected.data.output_scale[:, None]
+        return Comparison(data.outputs[0] - error, fits(model, us, ys))
 
 
 def _refuse_static(order: Any) -> None:
     if checked_order(order) < 1:
         raise OrderError(
-            f"order must be at least 1, got {order}: a model without states is a static gain, fit it by "
+            f"order must be at least 1, got {order}: a model without states is a static gain; fit it by "
             "least squares"
         )
 
@@ -131,14 +148,14 @@ def _figures(values: Array) -> str:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """A simulated record.
+    """The simulated output of a model for a record, and its fit to the measured one.
 
     Attributes
     ----------
     output : ndarray, shape (p, T)
-        Simulated, offsets included.
+        Simulated output, offsets included.
     fit : ndarray, shape (p,)
-        ``1 - |y - output| / |y - mean(y)|`` per output.
+        ``1 - |y - output| / |y - mean(y)|`` of each output.
     """
 
     output: Array
@@ -160,30 +177,31 @@ def identify(
 ) -> IdentifiedModel:
     """Identify a state-space model from recorded inputs and outputs, in one call.
 
-    Subspace methods of several kinds and horizons, and a high-order ARX model, give trial models of every
-    order, which are refined by minimising the error of the simulated output. The last 30 % of every record,
-    held back, chooses among them: the smallest order that is not worse than the best by more than the
-    held-back part can tell. The chosen recipe is then followed on the whole record.
+    Several subspace methods and a high-order ARX model give candidate models of every order, which are
+    refined by minimizing the error of the simulated output. The candidates are estimated from the first 70 %
+    of every record and compared on the last 30 %, the validation part. The smallest order is chosen whose
+    validation error exceeds the best by no more than the uncertainty of the comparison. The model of this
+    order is then estimated from the whole record by the same method.
 
     Parameters
     ----------
     u : array_like, shape (m, T) or (T,), or list of them, or control.TimeResponseData
-        Inputs, time last. A list of arrays is several experiments.
+        Inputs, time last. A list of arrays is several records.
     y : array_like, shape (p, T) or (T,), or list of them
-        Outputs; left out with ``TimeResponseData``, whose dt and names are kept.
+        Outputs; leave them out with ``TimeResponseData``, whose dt and names are used.
     order : int, optional
-        Number of states. Without it the held-back samples choose, up to 12.
+        Number of states. Without it the order is chosen on the validation part, up to 12.
     dt : True or float
         Sampling time in seconds.
     offsets : bool
-        Records are deviations from unknown constant levels (the default); False takes them as they are. An
-        input that is constant from the first sample on is then a step, with zero input and output before it.
-        So it is by default, too, where all inputs are constant and all outputs start at zero.
+        Estimate unknown constant levels of inputs and outputs (the default). With False all signals are
+        zero before the record, so that an input that is constant from the first sample on is a step. A record
+        in which all inputs are constant and all outputs start at zero is taken as a step test by default too.
     stable : bool
         Return a stable model (the default). An integrator then becomes a pole just inside the unit circle.
-        False lets poles be where the data put them.
+        With False poles may lie anywhere.
     progress : bool, optional
-        Show a progress bar on stderr. By default where that is a terminal.
+        Show a progress bar on stderr. By default it is shown if stderr is a terminal.
 
     Returns
     -------
@@ -193,16 +211,16 @@ def identify(
     Raises
     ------
     HankelredError
-        Records that do not fit together, NaN, a channel that never moves, inputs that always move together,
-        swapped axes, too few samples, complex data.
+        The records do not fit together, their axes are swapped, a sample is NaN or complex, a channel is
+        constant, inputs are linearly dependent, or there are too few samples.
     OrderError
-        An order that is no whole number >= 1.
+        The order is not a whole number >= 1.
 
     Warns
     -----
     ReductionWarning
-        The data do not bear the order that was asked for, the model has a pole on the stability limit, or it
-        explains next to nothing of an output in the held-back samples.
+        The data do not determine a model of the requested order, the model has a pole on the stability
+        limit, or it explains next to nothing of an output in the validation part.
 
     Notes
     -----
@@ -222,33 +240,60 @@ def identify(
     >>> np.round(model.system.poles().real, 9), np.round(model.fit, 6)
     (array([0.8]), array([1.]))
     """
-    data = as_experiments(u, y, dt)
+    data = as_recorded_data(u, y, dt)
     if data.is_complex:
         raise HankelredError(
-            "identify works on real records, and these are complex; estimate markov_parameters and realize "
-            "them"
+            "identify works on real records, and these are complex; use markov_parameters and realize instead"
         )
-    rest = 0
+    n_zeros = 0
     if constant_channels(data.inputs) and (not offsets or _is_step_test(data)):
         refuse_constant_channels(data, from_rest=True)
-        data, rest, offsets = *_after_rest(data), False
+        data, n_zeros, offsets = *_with_leading_zeros(data), False
     refuse_constant_channels(data)
     refuse_dependent_inputs(data, offsets=offsets)
     if order is not None:
         _refuse_static(order)
-    kept = [order_search.estimation_length(x.shape[1], rest) for x in data.inputs]
+    lengths = [estimation_length(x.shape[1], n_zeros) for x in data.inputs]
     channels = data.n_inputs + data.n_outputs
-    sizes = order_search.horizons(kept, channels, data.n_outputs, order)
-    if not sizes:
+    horizons = usable_horizons(lengths, channels, data.n_outputs, order)
+    if not horizons:
         raise HankelredError(
-            f"too few samples: {data.n_samples - rest * len(kept)} in {len(kept)} record(s) with {channels} "
-            "channels"
+            f"too few samples: {data.n_samples - n_zeros * len(lengths)} in {len(lengths)} record(s) with "
+            f"{channels} channels"
             + (f" for order {order}" if order is not None else "")
-            + f"; about {order_search.least_samples(channels, data.n_outputs, order)} in one piece are needed"
+            + f"; about {least_samples(channels, data.n_outputs, order)} in one piece are needed"
         )
+    max_order = MAX_ORDER if order is None else max(MAX_ORDER, order)
+    problem = IdentificationProblem(data, tuple(horizons), offsets, stable, n_zeros, max_order)
     shown = on_terminal() if progress is None else progress
-    source = IdentificationSource(data, tuple(sizes), offsets, stable, order, rest, shown)
+    chosen = problem.best_model(progress=shown) if order is None else problem.model(order, progress=shown)
+    _warn_of_choice(chosen, order, stable)
+    source = IdentificationSource(problem, chosen)
     model = _with_fit(make_reduction(source, source.chosen_order))
+    _warn_of_poor_fit(model, data)
+    return model
+
+
+def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> None:
+    n = chosen.model.order
+    if order is not None and n < order:
+        warnings.warn(
+            f"order {order} was requested, but the record determines only {n} states; the model has that "
+            "order",
+            ReductionWarning,
+            stacklevel=3,
+        )
+    if stable and on_stability_limit(chosen.model.A):
+        warnings.warn(
+            f"the model of order {n} has a pole on the stability limit ({STABLE_RADIUS:.7g}): the record "
+            "contains an integrator, an unstable pole or a slow drift. Compare other orders on another "
+            "record, or pass stable=False",
+            ReductionWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
     for i, held_back in enumerate(model.held_back_fit):
         if held_back < _POOR_FIT:
             label = f"output {data.output_labels[i] if data.output_labels else i}"
@@ -256,15 +301,14 @@ def identify(
                 f"the model explains next to nothing of {label}: its held-back fit is {held_back:.3g}. Are "
                 "inputs and outputs swapped, is the order too small, or the output driven by something else?",
                 ReductionWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-    return model
 
 
-def _is_step_test(data: Experiments) -> bool:
+def _is_step_test(data: RecordedData) -> bool:
     """Whether every input is constant and every output starts at zero, to within its scatter.
 
-    Then levels need not be known: with zero input and output before the record, all of it is a step response.
+    No levels are then estimated: with zero input and output before it, the record is a step response.
     """
 
     def starts_at_zero(y: Array) -> bool:
@@ -278,165 +322,156 @@ def _is_step_test(data: Experiments) -> bool:
     )
 
 
-def _after_rest(data: Experiments) -> tuple[Experiments, int]:
-    """Put zeros before every record; return how many."""
-    rest = min(order_search.REST, *(x.shape[1] for x in data.inputs))
+def _with_leading_zeros(data: RecordedData) -> tuple[RecordedData, int]:
+    """Put zeros before every record; return also how many."""
+    n_zeros = min(MAX_LEADING_ZEROS, *(x.shape[1] for x in data.inputs))
 
-    def after_zeros(records: tuple[Array, ...]) -> tuple[Array, ...]:
-        return tuple(np.pad(x, ((0, 0), (rest, 0))) for x in records)
+    def padded(records: tuple[Array, ...]) -> tuple[Array, ...]:
+        return tuple(np.pad(x, ((0, 0), (n_zeros, 0))) for x in records)
 
-    return replace(data, inputs=after_zeros(data.inputs), outputs=after_zeros(data.outputs)), rest
+    return replace(data, inputs=padded(data.inputs), outputs=padded(data.outputs)), n_zeros
+
+
+@dataclass(frozen=True)
+class IdentificationProblem:
+    """Records, and the options with which models of any order are estimated from them."""
+
+    data: RecordedData
+    horizons: tuple[int, ...]
+    offsets: bool
+    stable: bool
+    #: number of zeros before every record of a step test
+    n_zeros: int
+    max_order: int
+
+    def best_model(self, *, progress: bool = False) -> SelectedModel:
+        """Estimate a model of the order that the validation part chooses."""
+        return self._select(self.orders(), (), progress)
+
+    def model(self, order: int, *, progress: bool = False) -> SelectedModel:
+        """Estimate a model of this order, or of the largest that the records determine."""
+        return self._select([order], self.larger_orders(order, step=2), progress)
+
+    def largest_model(self, chosen: SelectedModel) -> LinearModel:
+        """Return the model of the largest order, or the chosen one where it has other unstable poles.
+
+        Noise moves poles of a large model outside the unit circle, and its spectrum would then say nothing
+        about the chosen one.
+        """
+        orders = self.larger_orders(chosen.model.order)
+        model = largest_model(chosen, orders, self.horizons, offsets=self.offsets, stable=self.stable)
+        if _n_unstable(model.A) != _n_unstable(chosen.model.A):
+            model = chosen.model
+        return LinearModel(*chosen.data.unscaled(model), self.data.dt)
+
+    def orders(self) -> list[int]:
+        """Return the orders that the records are long enough for."""
+        # with more parameters than a quarter of the samples the validation part cannot compare models
+        per_state = self.data.n_inputs + self.data.n_outputs
+        samples = self.data.n_samples - self.n_zeros * len(self.data.inputs)
+        limit = samples * self.data.n_outputs // (4 * per_state)
+        return list(range(1, max(2, min(self.max_order, limit) + 1)))
+
+    def larger_orders(self, order: int, step: int = 1) -> list[int]:
+        """Return every `step`-th of the orders above one."""
+        return [n for n in self.orders() if n > order and (n - order) % step == 0]
+
+    def _select(self, orders: list[int], start_orders: Sequence[int], progress: bool) -> SelectedModel:
+        return select_model(
+            self.data.inputs,
+            self.data.outputs,
+            orders,
+            self.horizons,
+            start_orders,
+            offsets=self.offsets,
+            stable=self.stable,
+            n_zeros=self.n_zeros,
+            progress=progress,
+        )
 
 
 class IdentificationSource:
-    """Records and the pilot model; the model of any order is estimated when it is asked for."""
+    """The source of identified models: the chosen one, and those of other orders, estimated on first use."""
 
+    method = "identification"
     solver = "qr"
     certified = False
     full: LinearModel | None = None
     residual = 0.0
 
-    def __init__(
-        self,
-        data: Experiments,
-        sizes: tuple[int, ...],
-        offsets: bool,
-        stable: bool,
-        order: int | None,
-        rest: int,
-        progress: bool,
-    ) -> None:
-        self._data, self._sizes, self._offsets, self._stable = data, sizes, offsets, stable
-        self.rest = rest
-        self._found: dict[int, order_search.Identified] = {}
-        self._largest = order_search.MAX_ORDER if order is None else max(order_search.MAX_ORDER, order)
-        orders = self._orders() if order is None else [order]
-        above = self._above(order) if order is not None else ()
-        chosen = order_search.search(
-            data.inputs,
-            data.outputs,
-            orders,
-            sizes,
-            above,
-            offsets=offsets,
-            stable=stable,
-            rest=rest,
-            progress=progress,
-        )
+    def __init__(self, problem: IdentificationProblem, chosen: SelectedModel) -> None:
+        self.problem, self.chosen = problem, chosen
         self.chosen_order = chosen.model.order
-        if order is not None and self.chosen_order < order:
-            warnings.warn(
-                f"order {order} was asked for, but the record bears only {self.chosen_order} states; the "
-                "model has that order",
-                ReductionWarning,
-                stacklevel=3,
-            )
-        if stable and on_limit(chosen.model.A):
-            warnings.warn(
-                f"the model of order {self.chosen_order} has a pole on the stability limit "
-                f"({STABLE_RADIUS:.7g}): the record asks for an integrator, an unstable pole or a slow "
-                "drift. Compare other orders on another record, or pass stable=False",
-                ReductionWarning,
-                stacklevel=3,
-            )
-        self._found[self.chosen_order] = chosen
+        self._models = {self.chosen_order: chosen}
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: the model of each order is estimated afresh."""
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return inf: the model of each order is estimated separately."""
         return math.inf
 
-    def _orders(self) -> list[int]:
-        # a quarter of the samples as parameters is the most that a held-back part can still judge
-        per_state = self._data.n_inputs + self._data.n_outputs
-        samples = self._data.n_samples - self.rest * len(self._data.inputs)
-        most = samples * self._data.n_outputs // (4 * per_state)
-        return list(range(1, max(2, min(self._largest, most) + 1)))
-
-    def _above(self, order: int) -> list[int]:
-        return [n for n in self._orders() if n > order and (n - order) % 2 == 0]
-
-    def found(self, order: int) -> order_search.Identified:
+    def model_of_order(self, order: int) -> SelectedModel:
         """Return the model of an order, estimated on first use."""
-        if order not in self._found:
-            self._found[order] = order_search.search(
-                self._data.inputs,
-                self._data.outputs,
-                [order],
-                self._sizes,
-                self._above(order),
-                offsets=self._offsets,
-                stable=self._stable,
-                rest=self.rest,
-            )
-        return self._found[order]
-
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return "identification"
+        if order not in self._models:
+            self._models[order] = self.problem.model(order)
+        return self._models[order]
 
     @cached_property
     def pilot(self) -> LinearModel:
-        """The largest model, the one the spectrum is of."""
-        chosen = self._found[self.chosen_order]
-        orders = [n for n in self._orders() if n > self.chosen_order]
-        model = order_search.largest(chosen, orders, self._sizes, offsets=self._offsets, stable=self._stable)
-        if _outside(model.A) != self.unstable_order:
-            # Noise pushes poles of a large model out: its spectrum would then say nothing of the chosen one.
-            model = chosen.model
-        return LinearModel(*chosen.data.unscaled(model), self._data.dt)
+        """The largest model, whose Hankel singular values are shown."""
+        return self.problem.largest_model(self.chosen)
 
     @cached_property
     def hankel_singular_values(self) -> Array:
-        """Of the pilot model."""
-        return hankel_singular_values(self.pilot.as_tuple(), dt=self._data.dt)
+        """Hankel singular values of the pilot model."""
+        return hankel_singular_values(self.pilot.as_tuple(), dt=self.problem.data.dt)
 
     @property
     def unstable_order(self) -> int:
-        """Poles on or outside the unit circle of the chosen model."""
-        return _outside(self._found[self.chosen_order].model.A)
+        """Number of poles of the chosen model on or outside the unit circle."""
+        return _n_unstable(self.chosen.model.A)
 
     @cached_property
     def noise_floor(self) -> float:
-        """What the residual can contribute to a singular value."""
-        chosen = self._found[self.chosen_order]
-        left = np.concatenate(residuals(chosen.model, chosen.data.inputs, chosen.data.outputs), axis=1)
-        size = np.sqrt(np.mean(left**2, axis=1)) * chosen.data.output_scale
-        error = size.max() / (chosen.data.input_scale.min() * np.sqrt(self._data.n_samples))
-        width = max(self._sizes) * max(self._data.n_inputs, self._data.n_outputs)
+        """The largest contribution of the residual to a singular value."""
+        data, scaled = self.problem.data, self.chosen.data
+        residual = np.concatenate(residuals(self.chosen.model, scaled.inputs, scaled.outputs), axis=1)
+        size = np.sqrt(np.mean(residual**2, axis=1)) * scaled.output_scale
+        error = size.max() / (scaled.input_scale.min() * np.sqrt(data.n_samples))
+        width = max(self.problem.horizons) * max(data.n_inputs, data.n_outputs)
         floor = NOISE_NORM * error * np.sqrt(width)
         values = self.hankel_singular_values
-        # What was asked for by number, or passed the held-back samples, is not noise.
+        # The states of an order requested, or chosen on the validation part, are not noise.
         if np.count_nonzero(values > floor) < self.chosen_order:
             return float(values.size * EPS * values[np.isfinite(values)].max(initial=0.0))
         return float(floor)
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:
         """Return the model of an order; there is no projection."""
-        found = self.found(order)
-        labels = self._data.input_labels, self._data.output_labels
-        return LinearModel(*found.data.unscaled(found.model), self._data.dt, to_control, *labels), None, None
+        selected, data = self.model_of_order(order), self.problem.data
+        matrices = selected.data.unscaled(selected.model)
+        labels = data.input_labels, data.output_labels
+        return LinearModel(*matrices, data.dt, to_control, *labels), None, None
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the pilot model minus the reduced one."""
         return difference_norm(self.pilot, reduced, norm)
 
 
-def _outside(A: Array) -> int:
+def _n_unstable(A: Array) -> int:
     size = max(1.0, float(np.linalg.norm(A)))
     return int(np.count_nonzero(np.abs(np.linalg.eigvals(A)) >= 1 - STABILITY_TOL * size))
 
 
 def _with_fit(reduction: Reduction) -> IdentifiedModel:
-    found, rest = reduction.source.found(reduction.order), reduction.source.rest  # type: ignore[attr-defined]
-    data, model = found.data, found.model
-    starts = (simulate_states(model.A, model.B, u, x0) for u, x0 in zip(data.inputs, model.x0, strict=True))
-    own = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
+    source: IdentificationSource = reduction.source  # type: ignore[assignment]
+    selected, n_zeros = source.model_of_order(reduction.order), source.problem.n_zeros
+    data, model = selected.data, selected.model
+    states = (simulate_states(model.A, model.B, u, x0) for u, x0 in zip(data.inputs, model.x0, strict=True))
+    attributes = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
     return IdentifiedModel(
-        **own,
-        fit=order_search.fits(model, data.inputs, data.outputs, rest=rest),
-        held_back_fit=found.held_back_fit,
+        **attributes,
+        fit=fits(model, data.inputs, data.outputs, n_zeros=n_zeros),
+        held_back_fit=selected.held_back_fit,
         input_offset=data.input_offset,
         output_offset=data.output_offset + data.output_scale * model.offset,
-        initial_states=tuple(states[:, rest] for states in starts),
+        initial_states=tuple(x[:, n_zeros] for x in states),
     )

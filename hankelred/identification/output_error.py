@@ -1,7 +1,7 @@
-"""Fitting a state space to the *simulated* output: linear least squares, then Gauss-Newton.
+"""Fit a state space to the *simulated* output (output-error method): linear least squares, then Gauss-Newton.
 
-The records come scaled (channels of unit size, offsets removed). All states are discrete time,
-``x[k+1] = A x[k] + B u[k]``, ``y[k] = C x[k] + D u[k] + offset``, one initial state per record.
+The records are scaled (channels of unit size, offsets removed). The model is in discrete time,
+``x[k+1] = A x[k] + B u[k]``, ``y[k] = C x[k] + D u[k] + offset``, with one initial state per record.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
 
-#: The largest spectral radius of a model that has to be stable: an integrator stays one for as long as a
-#: record lasts.
+#: The largest spectral radius of a model that has to be stable: so near to 1 that an integrator still acts
+#: as one over the length of a record.
 STABLE_RADIUS = 1.0 - 1e-6
 
-#: Numbers of one sample of forced states that are stepped together: half a MiB, to stay in the cache.
+#: Largest size of the forced states that are stepped together: half a MiB, to fit into the cache.
 _CACHED_SIZE = 1 << 16
-#: Mean square of the residual, in units of the output's own size, that is rounding: nothing to gain below.
+#: Mean square of the residual, in units of the output's own size, that is rounding: no refinement below.
 _ROUNDING = 1e-28
 
-#: Below this reciprocal condition number of M^T M, M itself is factored: several times slower.
+#: Below this reciprocal condition number of M^T M, M itself is factored, which is several times slower.
 _GRAM_RCOND = 1e-10
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A state space with what belongs to the records it was fitted to."""
+class FittedModel:
+    """A state space, and the initial states and output offset of the records it was fitted to."""
 
     A: Array
     B: Array
@@ -47,7 +47,7 @@ class Fitted:
 
 
 def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
-    """Run ``X[k+1] = A X[k] + F[k]`` for many columns at once.
+    """Compute ``X[k+1] = A X[k] + F[k]`` for many columns at once.
 
     Parameters
     ----------
@@ -61,8 +61,9 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
         ``X[0]`` is `start`, or zero.
     """
     n, T, P = forcing.shape
-    # Blocks of about sqrt(T) samples run side by side as one matrix product a step, from a zero state;
-    # what each block hands to the next is added afterwards. Two passes of sqrt(T) steps instead of T.
+    # Blocks of about sqrt(T) samples are computed in parallel from a zero state, with one matrix product per
+    # step; the response to the state at the start of each block is added afterwards. That takes two passes
+    # of sqrt(T) steps instead of T steps.
     L = max(int(np.sqrt(T)), 1)
     blocks = -(-T // L)
     dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
@@ -90,12 +91,12 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
 
 
 def simulate_states(A: Array, B: Array, u: Array, x0: Array) -> Array:
-    """States (n, T) from x0."""
+    """Return the states (n, T) from x0."""
     return recurrence(A, (B @ u)[:, :, None], x0[:, None])[:, :, 0]
 
 
 def free_responses(A: Array, C: Array, T: int) -> Array:
-    """Return the outputs that each unit initial state gives by itself, (p, T, n)."""
+    """Return the outputs (p, T, n) of the unforced system from each unit initial state."""
     n = A.shape[0]
     states = recurrence(A, np.zeros((n, T, n)), np.eye(n))
     return np.tensordot(C, states, axes=(1, 0))
@@ -108,7 +109,7 @@ def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> A
     """
     P, n, k = directions.shape
     p, T = C.shape[0], signals.shape[1]
-    # The blocks of `recurrence`, but neither the forcing nor the states are ever held for all samples.
+    # The blocks are those of `recurrence`, but neither forcing nor states of all samples are stored.
     L = max(int(np.sqrt(T)), 1)
     blocks = -(-T // L)
     padded = np.zeros((k, blocks * L))
@@ -117,16 +118,16 @@ def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> A
     out = np.empty((p, blocks, L, P))
     step = max(1, _CACHED_SIZE // (n * blocks))
     for j in range(0, P, step):
-        drive = directions[j : j + step].transpose(1, 0, 2)
-        width = drive.shape[1]
-        drive = drive.reshape(n * width, k)
+        forcing_block = directions[j : j + step].transpose(1, 0, 2)
+        width = forcing_block.shape[1]
+        forcing_block = forcing_block.reshape(n * width, k)
         local = np.empty((L, p, width * blocks))
-        seen = np.empty((L, p, n))
+        observed_powers = np.empty((L, p, n))
         Z, row, power = np.zeros((n, width * blocks)), C, np.eye(n)
         for s in range(L):
-            local[s], seen[s] = C @ Z, row
+            local[s], observed_powers[s] = C @ Z, row
             Z = A @ Z
-            Z += (drive @ side_by_side[s]).reshape(n, -1)
+            Z += (forcing_block @ side_by_side[s]).reshape(n, -1)
             row, power = row @ A, A @ power
         ends = Z.reshape(n, width, blocks)
         carry = np.empty((n, width, blocks))
@@ -134,43 +135,45 @@ def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> A
         for b in range(blocks):
             carry[:, :, b] = x
             x = power @ x + ends[:, :, b]
-        local += (seen.reshape(L * p, n) @ carry.reshape(n, -1)).reshape(local.shape)
+        local += (observed_powers.reshape(L * p, n) @ carry.reshape(n, -1)).reshape(local.shape)
         out[..., j : j + step] = local.reshape(L, p, width, blocks).transpose(1, 3, 0, 2)
     return out.reshape(p, blocks * L, P)[:, :T]
 
 
-def residuals(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
-    """Measured minus simulated output, (p, T) a record."""
+def residuals(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+    """Return the measured minus the simulated output, (p, T) for each record."""
     return [
         y - (model.C @ simulate_states(model.A, model.B, u, x0) + model.D @ u + model.offset[:, None])
         for u, y, x0 in zip(us, ys, model.x0, strict=True)
     ]
 
 
-def with_initial_states(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> Fitted:
-    """Give the model the initial states that fit other records best, in the least-squares sense."""
-    start = replace(model, x0=tuple(np.zeros(model.order) for _ in us))
+def with_initial_states(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> FittedModel:
+    """Return the model with the initial states that fit other records best in the least-squares sense."""
+    from_zero = replace(model, x0=tuple(np.zeros(model.order) for _ in us))
     x0 = []
-    for u, error in zip(us, residuals(start, us, ys), strict=True):
+    for u, error in zip(us, residuals(from_zero, us, ys), strict=True):
         free = free_responses(model.A, model.C, u.shape[1])
         x0.append(_least_squares(free.reshape(-1, model.order), error.reshape(-1)))
     out = replace(model, x0=tuple(x0))
     return replace(out, loss=_mean_square(residuals(out, us, ys)))
 
 
-def fit_inputs(A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool) -> list[Fitted]:
-    """With A and C given the simulated output is linear in B, D, x0 and an offset: solve for all of them.
+def fit_inputs(
+    A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool
+) -> list[FittedModel]:
+    """Solve for B, D, x0 and an offset, in which the simulated output is linear once A and C are known.
 
     The classical second step of subspace methods (Verhaegen and Verdult, Filtering and System
     Identification, 2007, section 9.2), here on the simulated output of every record. With `offsets` two
-    models come back, without and with an offset beyond the mean that was taken off already: for a record
-    that starts off balance it is needed, for one that drifts it is one more thing to go wrong.
+    models are returned, without and with an output offset in addition to the mean already removed: a record
+    that starts away from equilibrium needs it, while for one that drifts it can make the fit worse.
     """
     n, p, m = A.shape[0], C.shape[0], us[0].shape[0]
     rows = []
     for e, u in enumerate(us):
         T = u.shape[1]
-        # input j entering state i alone: one column each
+        # one column for each entry of B: input j acting on state i alone
         by_B = forced_responses(A, C, np.eye(n * m).reshape(n * m, n, m), u)
         by_D = np.einsum("ik,jt->itkj", np.eye(p), u).reshape(p, T, p * m)
         by_x0 = np.zeros((p, T, len(us) * n))
@@ -187,33 +190,33 @@ def fit_inputs(A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], off
     models = []
     for theta in solutions:
         B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * m, len(us) * n]))
-        model = Fitted(A, B.reshape(n, m), C, D.reshape(p, m), tuple(x0.reshape(len(us), n)), offset)
-        models.append(_evaluated(model, us, ys))
+        model = FittedModel(A, B.reshape(n, m), C, D.reshape(p, m), tuple(x0.reshape(len(us), n)), offset)
+        models.append(_with_loss(model, us, ys))
     return models
 
 
 def refine(
-    model: Fitted,
+    model: FittedModel,
     us: Sequence[Array],
     ys: Sequence[Array],
     *,
     stable: bool,
     max_steps: int,
     rtol: float,
-) -> Fitted:
+) -> FittedModel:
     """Lower the mean square of the simulated output's residual (prediction-error method, output-error form).
 
     Levenberg-Marquardt in data-driven local coordinates: of all directions in (A, B, C) only those are
-    searched that are orthogonal to a change of the state's basis, which would change nothing
+    searched that are orthogonal to changes of the state's basis, which leave the output unchanged
     (McKelvey, Helmersson and Ribarits, Automatica 40, 2004).
     """
-    model = balanced(model)
-    offsets = bool(np.any(model.offset))  # refined only where the start has one
+    model = balance_states(model)
+    offsets = bool(np.any(model.offset))  # refined only where the initial model has one
     damping = 1e-3
     for _ in range(max_steps):
         if model.loss < _ROUNDING:
             break
-        gram, gradient, update = _linearise(model, us, ys, offsets)
+        gram, gradient, update = _linearize(model, us, ys, offsets)
         size = np.sqrt(np.maximum(np.diag(gram), np.diag(gram).max() * 1e-14))
         scaled = gram / np.outer(size, size)
         decreased = False
@@ -226,7 +229,7 @@ def refine(
             trial = update(sla.cho_solve(factor, gradient / size) / size)
             if stable:
                 trial = stabilized(trial)
-            trial = _evaluated(trial, us, ys)
+            trial = _with_loss(trial, us, ys)
             if trial.loss < model.loss:
                 decreased = True
                 break
@@ -241,9 +244,9 @@ def refine(
     return model
 
 
-def _linearise(
-    model: Fitted, us: Sequence[Array], ys: Sequence[Array], offsets: bool
-) -> tuple[Array, Array, Callable[[Array], Fitted]]:
+def _linearize(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
+) -> tuple[Array, Array, Callable[[Array], FittedModel]]:
     A, B, C = model.A, model.B, model.C
     n, m, p = A.shape[0], B.shape[1], C.shape[0]
     directions = _local_coordinates(A, B, C)
@@ -269,10 +272,10 @@ def _linearise(
         gram += flat.T @ flat
         gradient += flat.T @ error.reshape(-1)
 
-    def update(step: Array) -> Fitted:
+    def update(step: Array) -> FittedModel:
         a, b, c = np.split(directions @ step[:P], np.cumsum([n * n, n * m]))
         d, x, o = np.split(step[P:], np.cumsum([p * m, len(us) * n]))
-        return Fitted(
+        return FittedModel(
             A + a.reshape(n, n),
             B + b.reshape(n, m),
             C + c.reshape(p, n),
@@ -285,19 +288,19 @@ def _linearise(
 
 
 def _local_coordinates(A: Array, B: Array, C: Array) -> Array:
-    """Orthonormal directions (n^2 + nm + pn, n(m+p)) across the orbit of similar state spaces."""
+    """Return an orthonormal basis (n^2 + nm + pn, n(m+p)) orthogonal to the orbit of similar systems."""
     n, m, p = A.shape[0], B.shape[1], C.shape[0]
     eye = np.eye(n)
     # d/dT of (T A T^-1, T B, C T^-1) at T = I, acting on T flattened by rows
-    along = np.concatenate([np.kron(eye, A.T) - np.kron(A, eye), np.kron(eye, B.T), -np.kron(C, eye)])
-    q = sla.qr(along)[0]
-    return np.asarray(q[:, n * n :]) if n * (m + p) else np.zeros((along.shape[0], 0))
+    tangents = np.concatenate([np.kron(eye, A.T) - np.kron(A, eye), np.kron(eye, B.T), -np.kron(C, eye)])
+    q = sla.qr(tangents)[0]
+    return np.asarray(q[:, n * n :]) if n * (m + p) else np.zeros((tangents.shape[0], 0))
 
 
-def balanced(model: Fitted) -> Fitted:
-    """Give the states equal sizes (approximately balanced), so that one damping serves all directions."""
+def balance_states(model: FittedModel) -> FittedModel:
+    """Balance the states approximately, so that one damping parameter suits all directions."""
     n = model.order
-    # A slightly contracted copy always has Gramians, and only the scaling is wanted here.
+    # A slightly contracted copy always has Gramians; only the scaling is needed here.
     radius = spectral_radius(model.A)
     A = model.A * min(1.0, 0.9999 / radius) if radius else model.A
     try:
@@ -318,43 +321,43 @@ def balanced(model: Fitted) -> Fitted:
     )
 
 
-def truncated(model: Fitted, order: int) -> tuple[Array, Array]:
-    """Return (A, C) of fewer states: the weakest of a balanced model are left out."""
-    model = balanced(model)
+def truncate_states(model: FittedModel, order: int) -> tuple[Array, Array]:
+    """Return (A, C) of the leading states of the balanced model."""
+    model = balance_states(model)
     return model.A[:order, :order], model.C[:, :order]
 
 
-def on_limit(A: Array) -> bool:
-    """Whether a pole lies where `stable_matrix` puts those that are not stable."""
+def on_stability_limit(A: Array) -> bool:
+    """Whether a pole lies where `stable_matrix` moves unstable poles."""
     return spectral_radius(A) > 2 * STABLE_RADIUS - 1
 
 
 def spectral_radius(A: Array) -> float:
-    """Largest modulus of an eigenvalue."""
+    """Return the largest modulus of an eigenvalue."""
     return float(np.abs(np.linalg.eigvals(A)).max(initial=0.0))
 
 
-def stabilized(model: Fitted, radius: float = STABLE_RADIUS) -> Fitted:
-    """Move poles beyond a radius onto it; nothing else about A changes."""
+def stabilized(model: FittedModel, radius: float = STABLE_RADIUS) -> FittedModel:
+    """Return the model with the poles beyond a radius moved onto it."""
     return replace(model, A=stable_matrix(model.A, radius))
 
 
 def stable_matrix(A: Array, radius: float = STABLE_RADIUS) -> Array:
-    """Return A with eigenvalues beyond a radius moved onto it, along their direction."""
+    """Return A with eigenvalues beyond a radius moved onto it, at the same angle."""
     if spectral_radius(A) <= radius:
         return A
     w, v = np.linalg.eig(A)
     if np.linalg.cond(v) < 1e8:
-        far = np.abs(w) > radius
-        w[far] *= radius / np.abs(w[far])
+        outside = np.abs(w) > radius
+        w[outside] *= radius / np.abs(w[outside])
         out = (v * w) @ np.linalg.inv(v)
     else:
-        # a (nearly) defective A, a double integrator say, has no basis of eigenvectors to do it in
+        # a (nearly) defective A, for example a double integrator, has no basis of eigenvectors
         out = A * (radius / spectral_radius(A))
     return out if np.iscomplexobj(A) else out.real
 
 
-def _evaluated(model: Fitted, us: Sequence[Array], ys: Sequence[Array]) -> Fitted:
+def _with_loss(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> FittedModel:
     with np.errstate(over="ignore", invalid="ignore"):
         loss = _mean_square(residuals(model, us, ys))
     return replace(model, loss=loss if np.isfinite(loss) else np.inf)
@@ -367,7 +370,7 @@ def _mean_square(errors: Sequence[Array]) -> float:
 
 
 def _least_squares(M: Array, rhs: Array) -> Array:
-    """Column-scaled least squares; directions the record does not determine stay near zero."""
+    """Solve a column-scaled least-squares problem; directions that are not determined stay near zero."""
     size = np.linalg.norm(M, axis=0)
     size[size == 0] = 1
     if not np.all(np.isfinite(size)):
@@ -377,12 +380,12 @@ def _least_squares(M: Array, rhs: Array) -> Array:
     try:
         factor = sla.cho_factor(gram, check_finite=False)
         pocon = sla.lapack.get_lapack_funcs("pocon", (gram,))
-        good = float(pocon(factor[0], np.linalg.norm(gram, 1))[0]) > _GRAM_RCOND
+        well_conditioned = float(pocon(factor[0], np.linalg.norm(gram, 1))[0]) > _GRAM_RCOND
     except sla.LinAlgError:
-        good = False
-    if good:
+        well_conditioned = False
+    if well_conditioned:
         solution = sla.cho_solve(factor, M.T @ rhs, check_finite=False)
-        # one round of refinement wins back the digits that the product M^T M lost
+        # one step of iterative refinement recovers the digits lost in the product M^T M
         solution += sla.cho_solve(factor, M.T @ (rhs - M @ solution), check_finite=False)
     else:
         solution = sla.lstsq(M, rhs, cond=1e-12, lapack_driver="gelsy", check_finite=False)[0]

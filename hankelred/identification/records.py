@@ -1,9 +1,9 @@
-"""Recorded experiments: checking what the user passed, and reading it from files."""
+"""Recorded inputs and outputs: checks of the arguments, and reading from files."""
 
 from __future__ import annotations
 
 import csv
-import sys as _sys
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,14 @@ import numpy as np
 
 from .._util.arrays import LARGEST_IN_FILE, Array
 from .._util.mat_files import MatFile
-from .._util.reading import check_readable, opened
-from ..errors import FileFormatError, HankelredError, in_one_line, listed, shown
-from ..models.linear_model import LARGEST, Timebase, validated_timebase
+from .._util.reading import check_readable, open_arrays
+from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
+from ..models.linear_model import LARGEST_ENTRY, Timebase, validated_timebase
 
 
 @dataclass(frozen=True)
-class Experiments:
-    """One or several records of the same process, checked.
+class RecordedData:
+    """One or several records of the same process, after the checks.
 
     ``inputs[e]`` is (m, T_e) and ``outputs[e]`` (p, T_e).
     """
@@ -52,21 +52,21 @@ class Experiments:
         return any(np.iscomplexobj(x) for x in (*self.inputs, *self.outputs))
 
 
-def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
-    """Check a record, or a list of records, and bring it to one form.
+def as_recorded_data(u: Any, y: Any, dt: Timebase = True) -> RecordedData:
+    """Check a record, or a list of records, and convert it to a list of arrays.
 
     Parameters
     ----------
     u, y : array_like (m, T) and (p, T), or lists of arrays
         Inputs and outputs, time last; 1-D for one channel. A list (or tuple) of arrays is several
-        experiments. ``u`` may be a ``control.TimeResponseData``, or a list of them, with ``y`` None.
+        records. ``u`` may be a ``control.TimeResponseData``, or a list of them, with ``y`` None.
     dt : True or float
-        Sampling time in seconds. A ``TimeResponseData`` carries its own.
+        Sampling time in seconds. A ``TimeResponseData`` has its own.
 
     Raises
     ------
     HankelredError
-        Shapes that do not fit, NaN or Inf, a channel that never moves, swapped axes.
+        The shapes do not fit, the axes are swapped, or a sample is NaN or Inf.
     """
     labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
     responses = _time_responses(u)
@@ -113,29 +113,29 @@ def as_experiments(u: Any, y: Any, dt: Timebase = True) -> Experiments:
                 f"the experiments have {', '.join(str(x.shape[0]) for x in group)} channels of {name}; "
                 "they must all have the same"
             )
-    return Experiments(tuple(us), tuple(ys), dt, *labels)
+    return RecordedData(tuple(us), tuple(ys), dt, *labels)
 
 
-def refuse_constant_channels(data: Experiments, *, outputs: bool = True, from_rest: bool = False) -> None:
-    """Refuse a channel that never moves within any record: nothing can be learned from it.
+def refuse_constant_channels(data: RecordedData, *, outputs: bool = True, from_rest: bool = False) -> None:
+    """Raise for a channel that is constant in every record: it carries no information.
 
-    A constant output is no obstacle to a linear regression (its parameters are zero): `outputs` False lets
-    it pass. `from_rest` says that everything was zero before the record: a constant input is then a step at
-    its first sample, and only zero never moves.
+    A constant output is no problem for a linear regression (its parameters are zero): with `outputs` False
+    it is accepted. With `from_rest` everything was zero before the record: a constant input is then a step
+    at its first sample, and only a zero input is refused.
 
     Raises
     ------
     HankelredError
-        Naming the channel and its value.
+        The message names the channel and its value.
     """
     for i in constant_channels(data.inputs):
         level = data.inputs[0][i, 0]
         if not from_rest or not any(x[i].any() for x in data.inputs):
             advice = (
-                "there is no effect to see; leave it out"
+                "it has no effect; leave it out"
                 if from_rest
-                else "its effect cannot be told from an offset; leave it out, or, where everything was zero "
-                "before the record, say so (offsets=False, or past='rest')"
+                else "its effect cannot be distinguished from an offset; leave it out, or, if everything was "
+                "zero before the record, pass offsets=False or past='rest'"
             )
             raise HankelredError(f"input {i} is constant ({level:.6g}) over the whole record: {advice}")
     for i in constant_channels(data.outputs) if outputs else ():
@@ -146,13 +146,13 @@ def refuse_constant_channels(data: Experiments, *, outputs: bool = True, from_re
         )
 
 
-def refuse_dependent_inputs(data: Experiments, *, offsets: bool) -> None:
-    """Refuse inputs that always move together: which of them has an effect cannot be told.
+def refuse_dependent_inputs(data: RecordedData, *, offsets: bool) -> None:
+    """Raise for linearly dependent inputs: their effects cannot be distinguished.
 
     Raises
     ------
     HankelredError
-        Naming the channels.
+        The message names the channels.
     """
     joined = np.concatenate(data.inputs, axis=1)
     if offsets:
@@ -160,18 +160,18 @@ def refuse_dependent_inputs(data: Experiments, *, offsets: bool) -> None:
     left, sizes, _ = np.linalg.svd(
         joined / np.linalg.norm(joined, axis=1, keepdims=True), full_matrices=False
     )
-    # a unit conversion leaves rounding between two copies of a channel
+    # two copies of a channel may differ by the rounding of a unit conversion
     if sizes[-1] <= 1e-12 * sizes[0]:
         channels = np.flatnonzero(np.abs(left[:, -1]) > 1e-6)
         raise HankelredError(
             f"inputs {', '.join(map(str, channels))} move together over the whole record: their effects "
-            "cannot be told apart; leave one of them out, or move them one after the other"
+            "cannot be distinguished; leave one of them out, or move them one after the other"
         )
 
 
 def constant_channels(records: Sequence[Array]) -> list[int]:
-    """Return the channels that never move within any of the records."""
-    # A range at the rounding of the level is a constant that went through a unit conversion.
+    """Return the channels that are constant in every record."""
+    # A range as small as the rounding of the level is a constant after a unit conversion.
     return [
         i
         for i in range(records[0].shape[0])
@@ -180,7 +180,7 @@ def constant_channels(records: Sequence[Array]) -> list[int]:
 
 
 def _time_responses(u: Any) -> list[Any] | None:
-    control = _sys.modules.get("control")
+    control = sys.modules.get("control")
     if control is None:  # then the user cannot hold one of its objects
         return None
     items = list(u) if isinstance(u, list | tuple) else [u]
@@ -201,7 +201,7 @@ def _from_responses(
                 "the TimeResponseData holds no input (an initial response?); pass u and y as arrays"
             )
         u, y = np.asarray(response.u), np.asarray(response.y)
-        # A response "per input" (impulse, step) has a trace axis: each trace is an experiment.
+        # A response "per input" (impulse, step) has a trace axis: each trace is a record.
         traces = range(u.shape[1]) if u.ndim == 3 else [None]
         for trace in traces:
             us.append(u if trace is None else u[:, trace])
@@ -220,12 +220,12 @@ def _from_responses(
             raise HankelredError(
                 f"the responses are sampled at different times ({steps}); resample them first"
             )
-        given = not isinstance(dt, bool) and dt is not None
-        if given and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
+        is_number = not isinstance(dt, bool) and dt is not None
+        if is_number and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
             raise HankelredError(
                 f"dt={dt!r} disagrees with the response's own time step {steps[0]:.6g}; leave dt out"
             )
-        # Averaging over the record leaves rounding behind: 0.1 seconds should stay 0.1.
+        # The average over the record is rounded, so that 0.1 seconds stays 0.1.
         dt = float(f"{steps[0]:.9g}")
     first = responses[0]
     labels = (
@@ -271,10 +271,10 @@ def _channels(x: Any, name: str) -> Array:
             "pieces as a list"
         )
     for channel, size in enumerate(np.abs(out).max(axis=1)):
-        if size and not 1 / LARGEST <= size <= LARGEST:
+        if size and not 1 / LARGEST_ENTRY <= size <= LARGEST_ENTRY:
             raise HankelredError(
-                f"channel {channel} of {name} has values of up to {size:.1e}; {1 / LARGEST:.0e} to "
-                f"{LARGEST:.0e} can be worked with: choose other units"
+                f"channel {channel} of {name} has values of up to {size:.1e}; {1 / LARGEST_ENTRY:.0e} to "
+                f"{LARGEST_ENTRY:.0e} is supported: choose other units"
             )
     return out
 
@@ -285,8 +285,8 @@ def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
     Parameters
     ----------
     path : path
-        A .mat file's numeric vectors and matrices are put side by side in the order of the file, rows
-        being samples; a lone matrix is taken as it is.
+        The numeric vectors and matrices of a .mat file are joined column by column in the order of the
+        file; rows are samples.
 
     Returns
     -------
@@ -297,7 +297,7 @@ def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
     Raises
     ------
     FileFormatError
-        Missing, not a table, or a cell that is not a number (naming line and column).
+        The file is missing or no table, or a cell is not a number (the message names line and column).
 
     Examples
     --------
@@ -318,7 +318,7 @@ def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
 def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
     columns: list[Array] = []
     names: list[str] = []
-    with opened(path) as opened_file:
+    with open_arrays(path) as opened_file:
         content = cast(MatFile, opened_file)
         for key in content:
             if content.kind(key) not in ("numbers", "logicals"):
@@ -333,34 +333,34 @@ def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
                 columns.append(block[:, j].astype(float))
                 names.append(key if block.shape[1] == 1 else f"{key}{j}")
         if not columns:
-            raise FileFormatError(f"no real vector or matrix of samples; it holds {listed(content)}")
+            raise FileFormatError(f"no real vector or matrix of samples; it holds {name_list(content)}")
         if len({c.size for c in columns}) > 1:
             sizes = [f"{name} {column.size}" for name, column in zip(names, columns, strict=True)]
             raise FileFormatError(
-                f"its variables have different lengths ({listed(sizes)}); keep one record a file"
+                f"its variables have different lengths ({name_list(sizes)}); store one record per file"
             )
     return np.column_stack(columns), names
 
 
 def _read_text(path: Path) -> tuple[Array, list[str] | None]:
-    named = in_one_line(path)
+    name = in_one_line(path)
     try:
         if path.stat().st_size > LARGEST_IN_FILE:
             raise FileFormatError(
-                f"{named} is larger than {LARGEST_IN_FILE} bytes; read it in pieces, or thin it out"
+                f"{name} is larger than {LARGEST_IN_FILE} bytes; read it in pieces, or thin it out"
             )
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise FileFormatError(
-            f"{named} is not text ({error}); pass columns of numbers, or a .mat file"
+            f"{name} is not text ({error}); pass columns of numbers, or a .mat file"
         ) from None
     except OSError as error:
-        raise FileFormatError(f"{named} cannot be read: {error.strerror or error}") from None
+        raise FileFormatError(f"{name} cannot be read: {error.strerror or error}") from None
     rows = [(i, s) for i, line in enumerate(lines, 1) if (s := line.strip()) and s[0] not in "#%"]
     if not rows:
-        raise FileFormatError(f"{named} has no samples in it")
+        raise FileFormatError(f"{name} has no samples in it")
     delimiter = next((d for d in ",;\t" if d in rows[0][1]), None)
-    # A tab-separated file often has blanks beside its tabs: splitting on any white space reads both.
+    # A tab-separated file often has blanks next to its tabs: splitting on any white space reads both.
     try:
         cells = [
             (
@@ -372,22 +372,22 @@ def _read_text(path: Path) -> tuple[Array, list[str] | None]:
             for i, s in rows
         ]
     except csv.Error as error:  # a null character, a cell of more than 131072 characters
-        raise FileFormatError(f"{named} is no table ({error}); pass columns of numbers") from None
+        raise FileFormatError(f"{name} is no table ({error}); pass columns of numbers") from None
     names: list[str] | None = None
     if not _is_number(cells[0][1][0]):
         names = [c.strip() for c in cells[0][1]]
         cells = cells[1:]
         if not cells:
-            raise FileFormatError(f"{named} has a header and no samples")
+            raise FileFormatError(f"{name} has a header and no samples")
     width = len(names) if names else len(cells[0][1])
     table = np.empty((len(cells), width))
     for r, (line, row) in enumerate(cells):
         if len(row) != width:
-            raise FileFormatError(f"{named}, line {line}: {len(row)} columns, where {width} were expected")
+            raise FileFormatError(f"{name}, line {line}: {len(row)} columns, where {width} were expected")
         for c, cell in enumerate(row):
             if not _is_number(cell):
                 raise FileFormatError(
-                    f"{named}, line {line}, column {c}: {shown(cell)} is not a number{_advice(cell)}"
+                    f"{name}, line {line}, column {c}: {short_repr(cell)} is not a number{_advice(cell)}"
                 )
             table[r, c] = float(cell)
     return table, names
@@ -398,7 +398,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return "_" not in cell  # Python takes 1_0 for 10
+    return "_" not in cell  # float accepts 1_0 for 10
 
 
 def _advice(cell: str) -> str:
@@ -406,8 +406,8 @@ def _advice(cell: str) -> str:
 
 
 def describe_columns(names: Sequence[str] | None, width: int) -> str:
-    """Say which columns there are."""
-    return f"columns 0 to {width - 1}" + (f" ({listed(names, 20)})" if names else "")
+    """Describe the columns of a table in one line."""
+    return f"columns 0 to {width - 1}" + (f" ({name_list(names, 20)})" if names else "")
 
 
 def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: int) -> list[int]:
@@ -416,28 +416,30 @@ def choose_columns(choice: Sequence[str], names: Sequence[str] | None, width: in
     Raises
     ------
     FileFormatError
-        No such column; lists what there is.
+        There is no such column; the message lists those of the file.
 
     Examples
     --------
     >>> choose_columns(["u", "-1"], ["time", "u", "y"], 3)
     [1, 2]
     """
-    known = describe_columns(names, width)
+    description = describe_columns(names, width)
     columns = []
     for item in choice:
         if names is not None and item in names:
             if list(names).count(item) > 1:
                 raise FileFormatError(
-                    f"{shown(item)} names several columns; choose by number: the file has {known}"
+                    f"{short_repr(item)} names several columns; choose by number: the file has {description}"
                 )
             columns.append(list(names).index(item))
             continue
         try:
             number = int(item)
         except ValueError:
-            raise FileFormatError(f"there is no column {shown(item)}; the file has {known}") from None
+            raise FileFormatError(
+                f"there is no column {short_repr(item)}; the file has {description}"
+            ) from None
         if not -width <= number < width:
-            raise FileFormatError(f"there is no column {shown(number)}; the file has {known}")
+            raise FileFormatError(f"there is no column {short_repr(number)}; the file has {description}")
         columns.append(number % width)
     return columns

@@ -1,9 +1,9 @@
-"""Subspace identification: from records to first models of every order at once.
+"""Subspace identification: initial models of every order from one decomposition of the records.
 
-Block rows of past data are regressed on, block rows of future outputs are explained; the singular
-vectors of the (weighted) regression span the range of the observability matrix, or give the states.
-All of it works on the triangular factor of the stacked block rows: once that is computed, the length
-of the records no longer matters.
+Block rows of future outputs are regressed on block rows of past data; the singular vectors of the
+(weighted) regression span the range of the observability matrix, or give the states. Everything is
+computed from the triangular factor of the stacked block rows, whose size does not depend on the length
+of the records.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _RANK_TOL = 1e-12
 
 @dataclass(frozen=True)
 class Subspace:
-    """One method and horizon: first models of any order up to the number of useful singular values."""
+    """One method and horizon: models of any order up to the number of significant singular values."""
 
     name: str
     singular_values: Array
-    #: (A, C) of an order
+    #: returns (A, C) for an order
     build: Callable[[int], tuple[Array, Array]]
 
-    #: what the shift structure bears
+    #: largest order that the shift structure determines
     rows: int
 
     @property
     def max_order(self) -> int:
-        """Orders beyond this would fit rounding, or are not determined."""
+        """The largest order that is determined and not at the level of rounding."""
         s = self.singular_values
         return min(self.rows, int(np.count_nonzero(s > _RANK_TOL * s[0])))
 
@@ -47,7 +47,7 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
     ``moesp``, ``n4sid`` and ``cva`` are weightings of one oblique projection (Van Overschee and De Moor,
     Automatica 31, 1995), A and C coming from the shift structure of the observability matrix;
     ``n4sid-states`` and ``cva-states`` take A and C from a regression of the estimated states instead (the
-    same authors, Automatica 30, 1994); ``arx`` realises the impulse response of a high-order ARX model.
+    same authors, Automatica 30, 1994); ``arx`` realizes the impulse response of a high-order ARX model.
     """
     rows = _compressed(us, ys, horizon)
     m, p = us[0].shape[0], ys[0].shape[0]
@@ -56,7 +56,7 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
     past = np.concatenate([u[: horizon * m], y[: horizon * p]])
     next_past = np.concatenate([u[m : (horizon + 1) * m], y[p : (horizon + 1) * p]])
     a, b = future_u.shape[0], past.shape[0]
-    # LQ: what the future inputs explain, then what the past adds to it, then the rest
+    # LQ factorization: the part explained by future inputs, the part added by the past, the remainder
     lower = sla.qr(np.concatenate([future_u, past, future_y]).T, mode="r", check_finite=False)[0].T
     lower = np.pad(lower, ((0, 0), (0, max(0, lower.shape[0] - lower.shape[1]))))[:, : lower.shape[0]]
     L21, L22 = lower[a : a + b, :a], lower[a : a + b, a : a + b]
@@ -64,7 +64,7 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
     by_past = _regress(L32, L22)
     oblique = by_past @ np.concatenate([L21, L22], axis=1)
     spread = _square_root(L32 @ L32.T + L33 @ L33.T)
-    now = (u[horizon * m : (horizon + 1) * m], y[horizon * p : (horizon + 1) * p])
+    present = (u[horizon * m : (horizon + 1) * m], y[horizon * p : (horizon + 1) * p])
     out = []
     for name, matrix, weight in (("moesp", L32, None), ("n4sid", oblique, None), ("cva", L32, spread)):
         left, s = _left_svd(matrix, weight)
@@ -73,15 +73,15 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
         if name != "moesp":
             to_state = by_past if weight is None else sla.solve_triangular(weight, by_past, lower=True)
             to_state = (left / np.sqrt(np.maximum(s, np.finfo(float).tiny))).T @ to_state
-            build = _state_regression(to_state, past, next_past, *now)
+            build = _state_regression(to_state, past, next_past, *present)
             out.append(Subspace(f"{name}-states-{horizon}", s, build, s.size))
-    gamma, s = _arx_observability(past, now, horizon)
+    gamma, s = _arx_observability(past, present, horizon)
     out.append(Subspace(f"arx-{horizon}", s, _shift_structure(gamma, p), gamma.shape[0] - p))
     return out
 
 
 def _compressed(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> Array:
-    """Block rows u[0..2h], y[0..2h] of all records, as a square matrix with the same inner products."""
+    """Return block rows u[0..2h], y[0..2h] of all records, as a square matrix of the same inner products."""
     length = 2 * horizon + 1
     K = length * (us[0].shape[0] + ys[0].shape[0])
     factor = np.zeros((0, K))
@@ -114,13 +114,13 @@ def _state_regression(
     return build
 
 
-def _arx_observability(past: Array, now: tuple[Array, Array], horizon: int) -> tuple[Array, Array]:
-    """Realise the impulse response of a high-order ARX model.
+def _arx_observability(past: Array, present: tuple[Array, Array], horizon: int) -> tuple[Array, Array]:
+    """Return the observability matrix, by the impulse response of a high-order ARX model.
 
-    The noise goes into the ARX model's own poles and zeros; reducing its response afterwards leaves the part
-    that the input explains (Wahlberg, IEEE Trans. Automatic Control 34, 1989).
+    The poles and zeros of the ARX model describe the noise too; the reduction of its impulse response keeps
+    the part that the input explains (Wahlberg, IEEE Trans. Automatic Control 34, 1989).
     """
-    u, y = now
+    u, y = present
     m, p = u.shape[0], y.shape[0]
     # past rows: inputs then outputs, each oldest first
     arx = _regress(y, np.concatenate([past, u]))
@@ -134,7 +134,7 @@ def _arx_observability(past: Array, now: tuple[Array, Array], horizon: int) -> t
             value += by_u[:, k - 1]
         for lag in range(1, min(k, horizon) + 1):
             value += by_y[:, lag - 1] @ response[k - lag]
-        if not np.abs(value).max() < 1e6:  # unstable: what came before it blew up still serves
+        if not np.abs(value).max() < 1e6:  # unstable: only the part before the overflow is used
             response = response[: max(k, 2 * horizon)]
             break
         response[k] = value
@@ -152,10 +152,10 @@ def _left_svd(matrix: Array, weight: Array | None) -> tuple[Array, Array]:
 
 
 def _square_root(covariance: Array) -> Array:
-    # A noise-free record has a singular covariance; the ridge is at its rounding.
+    # A noise-free record has a singular covariance; the ridge is at the level of its rounding.
     ridge = np.trace(covariance) * 1e-13 * np.eye(covariance.shape[0])
     return np.asarray(np.linalg.cholesky(covariance + ridge))
 
 
-def _regress(target: Array, on: Array) -> Array:
-    return np.asarray(sla.lstsq(on.T, target.T, cond=_RANK_TOL, lapack_driver="gelsy")[0]).T
+def _regress(target: Array, regressors: Array) -> Array:
+    return np.asarray(sla.lstsq(regressors.T, target.T, cond=_RANK_TOL, lapack_driver="gelsy")[0]).T

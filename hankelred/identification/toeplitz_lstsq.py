@@ -1,4 +1,4 @@
-"""Least squares for the Markov parameters of a record: FFT products, conjugate gradients, exact edges."""
+"""Least squares for the Markov parameters of a record, by conjugate gradients with FFT products."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _MAX_ITERATIONS = 2000
 class ConvolutionMatrix:
     """The matrix of ``y[t] = sum_k h[k] u[t - k]`` for the records, as an operator on h.
 
-    The unknowns are (n m, columns), one column an output.
+    The unknowns are (n m, columns), one column per output.
 
-    ``known_past``: u is zero before the record. Otherwise the first n - 1 samples of each record, which the
-    unknown past reaches, are not used as equations.
+    With ``known_past`` u is zero before the record. Otherwise the first n - 1 samples of each record, which
+    depend on the unknown past, are not used as equations.
     """
 
     def __init__(self, us: Sequence[Array], n: int, known_past: bool) -> None:
@@ -41,7 +41,7 @@ class ConvolutionMatrix:
         return np.asarray((sfft.irfft if self._real else sfft.ifft)(x, length, axis=-1))
 
     def dot(self, h: Array) -> list[Array]:
-        """H (n m, k) -> outputs (k, equations) of each record."""
+        """Return the outputs (k, equations) of each record for h (n m, k)."""
         kernel = h.reshape(self.n, self.m, -1).transpose(2, 1, 0)
         out = []
         for u, spectrum, length in zip(self.us, self._spectra, self._lengths, strict=True):
@@ -50,7 +50,7 @@ class ConvolutionMatrix:
         return out
 
     def adjoint_dot(self, ys: Sequence[Array]) -> Array:
-        """Apply the adjoint: outputs (k, equations) of each record -> (n m, k)."""
+        """Apply the adjoint to outputs (k, equations) of each record; returns (n m, k)."""
         total = np.zeros((self.n * self.m, ys[0].shape[0]), dtype=np.result_type(self.dtype, *ys))
         for y, spectrum, length in zip(ys, self._spectra, self._lengths, strict=True):
             padded = np.zeros((y.shape[0], y.shape[1] + self.first), dtype=y.dtype)
@@ -63,8 +63,8 @@ class ConvolutionMatrix:
     def edges(self) -> tuple[Array, Array]:
         """Return the columns S (n m, q) and signs (q,) by which the normal matrix fails to be block Toeplitz.
 
-        With G the normal matrix, ``G[1:, 1:] = G[:-1, :-1] + S diag(signs) S^H`` in blocks: a sample leaves
-        at the end of each record and, where the past is unknown, another enters at its beginning.
+        With G the normal matrix, ``G[1:, 1:] = G[:-1, :-1] + S diag(signs) S^H`` in blocks: one sample
+        is dropped at the end of each record and, where the past is unknown, one is added at its beginning.
         """
         lags = np.arange(self.n - 1)
         columns, signs = [], []
@@ -88,7 +88,7 @@ class ConvolutionMatrix:
         return out
 
     def gram(self) -> Array:
-        """Return the normal matrix (n m, n m), down its diagonals from the first block row and the edges."""
+        """Return the normal matrix (n m, n m), by recursion along its diagonals from the first block row."""
         n, m = self.n, self.m
         S, signs = self.edges()
         S = S.reshape(n - 1, m, signs.size)
@@ -119,8 +119,8 @@ def solve_least_squares(
     Returns
     -------
     h : ndarray (n m, p)
-    spread : ndarray (n m,)
-        Diagonal of the inverse of the (regularised) normal matrix.
+    variance_factors : ndarray (n m,)
+        Diagonal of the inverse of the (regularized) normal matrix.
     residuals : list of ndarray (p, equations)
     """
     n, m = matrix.n, matrix.m
@@ -131,10 +131,10 @@ def solve_least_squares(
     if exact:
         factor = _cholesky(matrix.gram() + weight * np.eye(n * m), n)
 
-        def by_factor(x: Array) -> Array:
+        def apply_factor(x: Array) -> Array:
             return np.asarray(sla.cho_solve(factor, x, check_finite=False))
 
-        precondition = by_factor
+        precondition = apply_factor
 
     else:
         precondition = _circulant(blocks, weight)
@@ -145,15 +145,15 @@ def solve_least_squares(
     rhs = matrix.adjoint_dot(ys)
     h = _conjugate_gradients(normal, precondition, rhs)
     errors = [y - fit for y, fit in zip(ys, matrix.dot(h), strict=True)]
-    # One more round on the residual wins back what the normal equations squared away.
+    # One step of iterative refinement recovers digits that the normal equations lost.
     h = h + precondition(matrix.adjoint_dot(errors) - weight * h) if exact else h
     errors = [y - fit for y, fit in zip(ys, matrix.dot(h), strict=True)]
     if exact:
         inverse = sla.lapack.get_lapack_funcs("potri", (factor[0],))(factor[0], lower=factor[1])[0]
-        spread = np.diag(inverse).real.copy()
+        variance_factors = np.diag(inverse).real.copy()
     else:
-        spread = _inverse_diagonal(matrix, lambda x: _conjugate_gradients(normal, precondition, x))
-    return h, spread, errors
+        variance_factors = _inverse_diagonal(matrix, lambda x: _conjugate_gradients(normal, precondition, x))
+    return h, variance_factors, errors
 
 
 def _cholesky(G: Array, n: int) -> tuple[Array, bool]:
@@ -166,7 +166,7 @@ def _cholesky(G: Array, n: int) -> tuple[Array, bool]:
     if rcond < 1e-15:
         raise HankelredError(
             f"the input does not excite {n} lags: the normal matrix has reciprocal condition number "
-            f"{rcond:.1e}; ask for fewer parameters, use a richer record, or regularise with "
+            f"{rcond:.1e}; use fewer parameters, a record with more excitation, or regularize with "
             "ridge=1e-8 or more"
         )
     return factor
@@ -175,14 +175,14 @@ def _cholesky(G: Array, n: int) -> tuple[Array, bool]:
 def _circulant(blocks: Array, weight: float) -> Callable[[Array], Array]:
     n, m = blocks.shape[:2]
     k = np.arange(n)[:, None, None]
-    # block of lag -l is the adjoint of lag l; the wrapped average weighs each by how often it occurs
+    # the block of lag -l is the adjoint of that of lag l; the average weighs each by how often it occurs
     wrapped = blocks[::-1].conj().transpose(0, 2, 1)
     wrapped = np.concatenate([np.zeros_like(blocks[:1]), wrapped[:-1]])
     mean = ((n - k) * blocks + k * wrapped) / n
     symbol = np.fft.fft(mean.conj().transpose(0, 2, 1), axis=0)
     symbol = (symbol + symbol.conj().transpose(0, 2, 1)) / 2
     values, vectors = np.linalg.eigh(symbol)
-    # Frequencies the record does not excite must not be blown up by the preconditioner.
+    # The preconditioner must not amplify frequencies that the record does not excite.
     values = np.maximum(values, values.max() * 1e-12) + weight
     inverse = (vectors / values[:, None]) @ vectors.conj().transpose(0, 2, 1)
     real = not np.iscomplexobj(blocks)
@@ -209,7 +209,7 @@ def _conjugate_gradients(
         norms = np.linalg.norm(r, axis=0)
         better = norms < best
         best_x[:, better], best[better] = x[:, better], norms[better]
-        # The recurrence's own residual bottoms out at rounding; a few rounds without gain end it.
+        # The recursive residual stagnates at rounding; the iteration ends after some steps without progress.
         stalled = 0 if np.any(better) else stalled + 1
         if np.all(norms <= target) or stalled > 20:
             break
@@ -219,19 +219,20 @@ def _conjugate_gradients(
         x = x + alpha * d
         r = r - alpha * q
         z = precondition(r)
-        before, rz = rz, np.einsum("ik,ik->k", r.conj(), z).real
-        d = z + np.divide(rz, before, out=np.zeros_like(rz), where=before > 0) * d
+        previous, rz = rz, np.einsum("ik,ik->k", r.conj(), z).real
+        d = z + np.divide(rz, previous, out=np.zeros_like(rz), where=previous > 0) * d
     if np.any(best > 1e6 * target):
-        reached = float((best / target).max()) * 1e-14
+        relative_residual = float((best / target).max()) * 1e-14
         raise ConvergenceError(
-            f"the least-squares iteration stopped at a relative residual of {reached:.1e}; the input excites "
-            "some frequencies hardly at all: ask for fewer parameters, or regularise with ridge=1e-8 or more"
+            f"the least-squares iteration stopped at a relative residual of {relative_residual:.1e}; the "
+            "input hardly excites some frequencies: use fewer parameters, or regularize with "
+            "ridge=1e-8 or more"
         )
     return best_x
 
 
 def _inverse_diagonal(matrix: ConvolutionMatrix, solve: Callable[[Array], Array]) -> Array:
-    """Diagonal of the inverse of the normal matrix, from a few solves.
+    """Return the diagonal of the inverse of the normal matrix, from a few solves.
 
     The normal matrix has low displacement rank, so its inverse has too: its entries one block further down
     the diagonal differ by a product of thin matrices (Kailath and Sayed, SIAM Review 37, 1995). Adding up

@@ -9,57 +9,57 @@ import scipy.linalg as sla
 
 from .._util.arrays import Array, schur_poles
 from ..errors import ModelError
-from .frequency_response import LOST, difference_of_responses
+from .frequency_response import MAX_RESPONSE_CHANGE, difference_of_responses
 from .linear_model import LinearModel, as_model
-from .projection import exactly_projected
-from .scaling import equal_norms, scaled
+from .projection import project_exactly
+from .scaling import equalizing_scales, scale_system
 
-#: Entries of the transformation that separates two groups of poles. Beyond this they become one block:
-#: about as many digits would be lost as this has.
+#: Largest entry of a transformation that separates two groups of poles. If it would be larger, they share
+#: one block: about as many digits would be lost as this number has.
 LARGEST_COUPLING = 1e4
 
 
-def block_diagonalised(model: LinearModel) -> tuple[LinearModel, Array]:
+def block_diagonalize(model: LinearModel) -> tuple[LinearModel, Array]:
     """Return a state space in block-diagonal form and the matrix from its states to those of the model.
 
     The block with the slowest pole comes first.
     """
     if model.log_poles is not None:
         real, unitary = model.in_real_states()
-        blocks, T = block_diagonalised(as_model(real.as_tuple(), model.dt))
+        blocks, T = block_diagonalize(as_model(real.as_tuple(), model.dt))
         return blocks, T if unitary is None else unitary.conj().T @ T
     if model.n_states == 0:
         return model.as_state_space(), np.zeros((0, 0))
-    system, discrete = scaled(model.A, model.B, model.C), model.is_discrete
+    system, discrete = scale_system(model.A, model.B, model.C), model.is_discrete
     right, left, parts = block_diagonal_bases(system.A)
     poles = [np.linalg.eigvals(left[:, b].conj().T @ system.A @ right[:, b]) for b in parts]
     slowest = [float(np.abs(p).max() if discrete else p.real.max()) for p in poles]
-    turns = [float(np.abs(p.imag).max()) for p in poles]
-    sequence = sorted(range(len(parts)), key=lambda k: (-slowest[k], turns[k]))
+    frequencies = [float(np.abs(p.imag).max()) for p in poles]
+    sequence = sorted(range(len(parts)), key=lambda k: (-slowest[k], frequencies[k]))
     columns = np.concatenate([np.arange(parts[k].start, parts[k].stop) for k in sequence])
     right, left = right[:, columns], left[:, columns]
-    exact = exactly_projected(system, left, right)
-    B, C = exact.B, exact.C
-    A, scale, start = np.zeros_like(exact.A), np.ones(model.n_states), 0
+    projection = project_exactly(system, left, right)
+    B, C = projection.B, projection.C
+    A, scale, start = np.zeros_like(projection.A), np.ones(model.n_states), 0
     for k in sequence:
         block = slice(start, start + parts[k].stop - parts[k].start)
-        A[block, block] = exact.A[block, block]
-        scale[block] = equal_norms(*(np.array([np.linalg.norm(M)]) for M in (B[block], C[:, block])))
+        A[block, block] = projection.A[block, block]
+        scale[block] = equalizing_scales(*(np.array([np.linalg.norm(M)]) for M in (B[block], C[:, block])))
         start = block.stop
     eye = np.eye(model.n_states)
-    lost = difference_of_responses(
+    response_change = difference_of_responses(
         (system.A, system.B, system.C),
         lambda s: C @ np.linalg.solve(s * eye - A, B),
         np.concatenate(poles),
         discrete=discrete,
     )
-    if not lost <= LOST:
+    if not response_change <= MAX_RESPONSE_CHANGE:
         raise ModelError(
-            f"the block-diagonal form would change the response by {lost:.1e} of its largest value, and at "
-            f"most {LOST:.0e} is accepted; check the units of the states"
+            f"the block-diagonal form would change the response by {response_change:.1e} of its largest "
+            f"value, and at most {MAX_RESPONSE_CHANGE:.0e} is accepted; check the units of the states"
         )
     half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
-    T = system.right(right * (2.0 ** ((system.input_exponent - system.output_exponent) // 2) / scale))
+    T = system.unscale_right(right * (2.0 ** ((system.input_exponent - system.output_exponent) // 2) / scale))
     out = model.as_state_space()
     return out.with_matrices(A, B * (half * scale[:, None]), C * (half / scale), model.D), T
 
@@ -68,8 +68,8 @@ def block_diagonal_bases(A: Array) -> tuple[Array, Array, list[slice]]:
     """Return right, left with left^H right = 1 and left^H A right block diagonal, and the blocks.
 
     A real pole is a block of one state, a conjugate pair of a real matrix one of two, [[a, w], [-w, a]].
-    Poles that cannot be separated by a transformation with moderate entries, such as multiple ones
-    without enough eigenvectors, share a block, which is then triangular but for pairs.
+    Poles that cannot be separated by a transformation with moderate entries, such as multiple poles
+    without enough eigenvectors, share a block, which is quasi-triangular.
 
     Source: Bavely and Stewart, SIAM J. Numer. Anal. 16 (1979).
     """
@@ -83,7 +83,7 @@ def block_diagonal_bases(A: Array) -> tuple[Array, Array, list[slice]]:
         stop = start + _size(T, start)
         while stop < n:
             head, tail = slice(start, stop), slice(stop, n)
-            # T1 X - X T2 = -T12 removes the coupling of the block with what is behind it
+            # T1 X - X T2 = -T12 removes the coupling of the block with the states after it
             X, scale, info = trsyl(T[head, head], T[tail, tail], -T[head, tail], isgn=-1)
             if info == 0 and np.abs(X).max() <= LARGEST_COUPLING * scale:
                 X = X / scale
@@ -91,7 +91,7 @@ def block_diagonal_bases(A: Array) -> tuple[Array, Array, list[slice]]:
                 right[:, tail] += right[:, head] @ X
                 left[:, head] -= left[:, tail] @ X.conj().T
                 break
-            # the nearest of the poles behind joins the block
+            # the nearest of the poles after the block is added to it
             poles = schur_poles(T)
             nearest = stop + int(np.argmin(np.abs(poles[tail] - poles[head].mean())))
             if nearest > start and T[nearest, nearest - 1] != 0:
@@ -105,17 +105,17 @@ def block_diagonal_bases(A: Array) -> tuple[Array, Array, list[slice]]:
     if not np.iscomplexobj(T):
         for block in blocks:
             if block.stop - block.start == 2 and T[block.start + 1, block.start] != 0:
-                _turn(T[block, block], right, left, block)
+                _normalize_pair(T[block, block], right, left, block)
     return right, left, blocks
 
 
 def _size(T: Array, start: int) -> int:
-    """Return the size of the diagonal block of a Schur form that starts here."""
+    """Return the size of the diagonal block of a Schur form that starts at this index."""
     return 2 if start + 1 < T.shape[0] and T[start + 1, start] != 0 else 1
 
 
-def _turn(T: Array, right: Array, left: Array, block: slice) -> None:
-    """Scale, in place, the second state of a pair so that its block is [[a, w], [-w, a]] with w > 0."""
+def _normalize_pair(T: Array, right: Array, left: Array, block: slice) -> None:
+    """Scale in place the second state of a pair so that its block is [[a, w], [-w, a]] with w > 0."""
     factor = math.copysign(math.sqrt(-T[1, 0] / T[0, 1]), T[0, 1])
     right[:, block.stop - 1] *= factor
     left[:, block.stop - 1] /= factor

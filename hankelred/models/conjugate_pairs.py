@@ -1,4 +1,4 @@
-"""Conjugate pairs in modal form, and the real states that stand for them."""
+"""Conjugate pairs of poles in modal form, and the real states that represent them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOLERANCE = 1e-9
 
 
 def pair_starts(log_poles: Array, *, discrete: bool) -> list[int] | None:
-    """Return where conjugate pairs start; None if a complex pole does not stand beside its conjugate."""
+    """Return where conjugate pairs start; None if a complex pole is not adjacent to its conjugate."""
     starts: list[int] = []
     k = 0
     while k < log_poles.size:
@@ -28,7 +28,7 @@ def pair_starts(log_poles: Array, *, discrete: bool) -> list[int] | None:
                 continue
         if not (discrete and abs(abs(angle) - math.pi) < TOLERANCE):
             return None
-        k += 1  # the logarithm of a negative real pole, with the rounding of somebody's arithmetic
+        k += 1  # the logarithm of a negative real pole, up to rounding
     return starts
 
 
@@ -45,7 +45,7 @@ def real_coordinates(log_poles: Array, B: Array, C: Array, D: Array, *, discrete
         out[k : k + 2, k : k + 2] = np.array([[1, 1], [-1j, 1j]]) * math.sqrt(0.5)
     for M in (out @ B, (C @ out.conj().T).T):
         rows = np.linalg.norm(M, axis=1)
-        # one of the two real states of a pair may be next to nothing: rounding in it is that of the pair
+        # one of the two real states of a pair may be tiny: its rounding is relative to the size of the pair
         for k in starts:
             rows[k : k + 2] = rows[k : k + 2].max()
         if np.any(np.linalg.norm(M.imag, axis=1) > TOLERANCE * np.maximum(rows, np.finfo(float).tiny)):

@@ -1,4 +1,4 @@
-"""The frequency response of a state space at many frequencies, prepared once."""
+"""The frequency response of a state space at many frequencies."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scipy.linalg.lapack import ztrtrs
 
 from .._util.arrays import EPS, Array
 
-#: Up to this size all frequencies are solved in one batch; beyond, A is brought to Schur form once.
+#: Up to this size all frequencies are solved in one batch; for larger models A is brought to Schur form once.
 BATCH_SIZE = 40
 
-#: A point nearer to a pole than this, relative to its size, is not one to compare two responses at.
-CLEAR = 1e-3
+#: Two responses are not compared at a point nearer to a pole than this, relative to its size.
+POLE_CLEARANCE = 1e-3
 
-#: A change of states after which the response differs by more than this, relative to the largest, is refused.
-LOST = 1e-6
+#: Largest change of the response by a change of states that is accepted, relative to its largest value.
+MAX_RESPONSE_CHANGE = 1e-6
 
 
 class FrequencyResponse:
@@ -68,7 +68,7 @@ class FrequencyResponse:
             try:
                 states = np.linalg.solve(pencils, np.broadcast_to(self.B, (part.size, *self.B.shape)))
                 out[start : start + part.size] = self.D + self.C @ states
-            except np.linalg.LinAlgError:  # exactly on a pole: find out where
+            except np.linalg.LinAlgError:  # a frequency is exactly on a pole: solve one by one
                 for k, pencil in enumerate(pencils):
                     try:
                         out[start + k] = self.D + self.C @ np.linalg.solve(pencil, self.B)
@@ -93,9 +93,9 @@ def largest_singular_value(response: Array) -> Array:
 
 
 def points_off_the_poles(poles: Array, *, discrete: bool) -> Array:
-    """Return points over the frequencies of a system at which its response is finite and well-conditioned.
+    """Return points in the frequency range of a system at which its response is finite and well-conditioned.
 
-    They are on the stability boundary, but for those that would hit an undamped pole: these are moved off
+    They are on the stability boundary, except those that are near an undamped pole: these are moved off
     the boundary, to where they are farthest from the poles.
     """
     if discrete:
@@ -103,34 +103,34 @@ def points_off_the_poles(poles: Array, *, discrete: bool) -> Array:
         candidates = np.array([1.0, 1.3, 0.75, 1.7])[:, None] * on_circle
     else:
         size = np.abs(poles)
-        # an integrator comes out of an eigenvalue computation as anything this small
+        # computed eigenvalues this small may be those of an integrator
         size = size[size > EPS * size.max(initial=0.0)] if np.any(size > 0) else np.ones(1)
         radii = np.geomspace(size.min() / 3, size.max() * 3, 41)
         candidates = np.exp(1j * np.pi * np.array([0.5, 0.38, 0.26, 0.14]))[:, None] * radii
     if poles.size == 0:
         return candidates[0]
     gaps = np.abs(candidates[:, :, None] - poles).min(axis=2) / np.abs(candidates)
-    chosen = np.where(gaps[0] >= CLEAR, 0, np.argmax(gaps, axis=0))
-    return candidates[chosen, np.arange(candidates.shape[1])]
+    rows = np.where(gaps[0] >= POLE_CLEARANCE, 0, np.argmax(gaps, axis=0))
+    return candidates[rows, np.arange(candidates.shape[1])]
 
 
 def difference_of_responses(
     system: tuple[Array, Array, Array],
-    other: Callable[[complex], Array],
+    other_response: Callable[[complex], Array],
     poles: Array,
     *,
     discrete: bool,
 ) -> float:
-    """Return how far another response is from that of A, B and C, relative to its largest value.
+    """Return the largest difference of another response from that of A, B and C, relative to the latter.
 
-    At a few points, so that the price is a fraction of that of the poles.
+    It is sampled at a few points, so that the cost is small beside that of the poles.
     """
     A, B, C = system
     eye = np.eye(A.shape[0])
-    largest = worst = 0.0
+    largest = largest_difference = 0.0
     for point in points_off_the_poles(poles, discrete=discrete)[::5]:
-        truth = C @ np.linalg.solve(point * eye - A, B)
-        difference = np.abs(truth - other(point))
-        largest = max(largest, float(np.abs(truth).max(initial=0.0)))
-        worst = max(worst, float(difference.max(initial=0.0)))
-    return worst / largest if largest > 0 else worst
+        response = C @ np.linalg.solve(point * eye - A, B)
+        difference = np.abs(response - other_response(point))
+        largest = max(largest, float(np.abs(response).max(initial=0.0)))
+        largest_difference = max(largest_difference, float(difference.max(initial=0.0)))
+    return largest_difference / largest if largest > 0 else largest_difference

@@ -1,7 +1,7 @@
-"""Any linear time-invariant model in, one internal state space, the same type out.
+"""Conversion of any linear time-invariant model to one internal state space, and back to its type.
 
-This is the only room that knows which types of model exist. Everything else works on
-:class:`LinearModel`, and gives its results back through :meth:`LinearModel.to_user`.
+Only this module handles the different types of models. All other modules work on :class:`LinearModel` and
+return their results through :meth:`LinearModel.to_user`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
-from .._util.checks import real
-from ..errors import ModelError, shown
+from .._util.checks import real_number
+from ..errors import ModelError
 from .conjugate_pairs import real_coordinates
 from .rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Timebase: TypeAlias = bool | int | float | None
 
-#: Sparse matrices are worked on densely up to this many states.
+#: Sparse matrices are converted to dense ones up to this many states.
 DENSE_LIMIT = 5000
 
-#: Largest entry of a model whose square is still finite, with room for sums of squares.
-LARGEST = 1e152
+#: Upper limit of the entries of a model: sums of their squares must stay finite.
+LARGEST_ENTRY = 1e152
 
-ACCEPTED = (
+ACCEPTED_TYPES = (
     "control.StateSpace, control.TransferFunction, a scipy.signal lti/dlti, "
     "a hankelred.ModalSystem, or a tuple (A, B, C, D) or (A, B, C, D, E)"
 )
@@ -43,7 +43,7 @@ def _to_tuple(model: LinearModel) -> tuple[Array, Array, Array, Array]:
 
 @dataclass(frozen=True, eq=False)
 class LinearModel:
-    """The internal state space, and the way back to the type the user came with.
+    """The internal state space, with the conversion back to the type of the user's model.
 
     ``x' = A x + B u, y = C x + D u`` in continuous time (``dt`` 0 or None),
     ``x[k+1] = A x[k] + B u[k]`` otherwise.
@@ -54,7 +54,7 @@ class LinearModel:
     C: Array
     D: Array
     dt: Timebase = 0
-    #: builds the user's type from (A, B, C, D)
+    #: converts this model to the user's type
     export: Callable[[LinearModel], Any] = field(default=_to_tuple, repr=False)
     input_labels: tuple[str, ...] | None = None
     output_labels: tuple[str, ...] | None = None
@@ -94,49 +94,49 @@ class LinearModel:
     def in_real_states(self) -> tuple[LinearModel, Array | None]:
         """Return a real state space of a modal model that is real, and the unitary map to its states.
 
-        Any other model comes back as it is, with None.
+        Any other model is returned unchanged, with None.
         """
         if self.log_poles is None:
             return self, None
         unitary = real_coordinates(self.log_poles, self.B, self.C, self.D, discrete=self.is_discrete)
         if unitary is None:
             return self, None
-        back = unitary.conj().T
-        A, B, C = (unitary @ self.A @ back).real, (unitary @ self.B).real, (self.C @ back).real
+        adjoint = unitary.conj().T
+        A, B, C = (unitary @ self.A @ adjoint).real, (unitary @ self.B).real, (self.C @ adjoint).real
         return self.with_matrices(A, B, C, self.D.real), unitary
 
     def with_matrices(self, A: Array, B: Array, C: Array, D: Array) -> LinearModel:
-        """Return the same kind of model (type, dt, names) with other matrices."""
+        """Return a model of the same type, dt and names with other matrices."""
         return replace(self, A=A, B=B, C=C, D=D, log_poles=None)
 
     def to_user(self) -> Any:
-        """Return the model in the type it came in."""
+        """Return the model in the type of the user's model."""
         return self.export(self)
 
     @property
     def has_states(self) -> bool:
-        """Whether the type the user came with has states of its own: a transfer function has none."""
+        """Whether the type of the user's model has states: a transfer function has none."""
         return self.export not in STATELESS
 
     def as_state_space(self) -> LinearModel:
-        """Return the model on its way to the state space of the package it came from."""
+        """Return the model with an export to the state-space type of the package it came from."""
         return replace(self, export=STATELESS.get(self.export, self.export))
 
 
 def is_discrete(dt: Timebase) -> bool:
-    """Tell whether a python-control timebase means discrete time (None does not, as there)."""
+    """Return whether a timebase means discrete time; None does not, as in python-control."""
     return dt is not None and bool(dt)
 
 
 def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
-    """Bring any accepted model into the internal form.
+    """Convert any accepted model to the internal form.
 
     Parameters
     ----------
     sys : model
-        See :data:`ACCEPTED`.
+        See :data:`ACCEPTED_TYPES`.
     dt : 0, True, float or None
-        Timebase of a tuple; every other type carries its own.
+        Timebase of a tuple; every other type has its own.
 
     Raises
     ------
@@ -145,9 +145,9 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
     """
     if isinstance(sys, LinearModel):
         return sys
-    own = getattr(sys, "__hankelred_model__", None)
-    if own is not None:
-        return own()
+    convert = getattr(sys, "__hankelred_model__", None)
+    if convert is not None:
+        return convert()
     if isinstance(sys, tuple | list):
         return _from_tuple(sys, dt)
     # A user's control or scipy.signal object exists only if its module is loaded, so neither is
@@ -165,8 +165,8 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
             )
         if isinstance(sys, control.InputOutputSystem):
             raise ModelError(
-                f"a {type(sys).__name__} is not a linear model; linearise it (its .linearize(x0, u0)), or "
-                "hand a simulator of it to empirical_gramians"
+                f"a {type(sys).__name__} is not a linear model; linearize it (its .linearize(x0, u0)), or "
+                "pass a simulator of it to empirical_gramians"
             )
     signal = _sys.modules.get("scipy.signal")
     if signal is not None and isinstance(sys, signal.lti | signal.dlti):
@@ -178,16 +178,16 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
     if hasattr(sys, "hankel_singular_values"):
         usable = "its .system" if hasattr(sys, "system") else "the model it came from"
         raise ModelError(f"a {type(sys).__name__} is a result, not a model; pass {usable}")
-    advice = "; a simulator goes to empirical_gramians" if callable(sys) else ""
+    advice = "; pass a simulator to empirical_gramians" if callable(sys) else ""
     raise ModelError(
-        f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED}{advice}"
+        f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED_TYPES}{advice}"
     )
 
 
-def validated(
+def validated_matrices(
     A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: Timebase = 0
 ) -> tuple[Array, Array, Array, Array, Timebase]:
-    """Check and convert matrices to 2-D float64/complex128 arrays, E folded in."""
+    """Check matrices and convert them to 2-D float64 or complex128 arrays; E is eliminated."""
     A = numeric_matrix(A, "A")
     if A.size == 0:
         A = A.reshape(0, 0)
@@ -195,7 +195,7 @@ def validated(
     if A.shape != (n, n):
         raise ModelError(f"A must be square, got shape {A.shape}")
     if n == 0:
-        B, C = _empty_ports(B, C, D)
+        B, C = _empty_inputs_and_outputs(B, C, D)
     B = numeric_matrix(B, "B", column=True)
     C = numeric_matrix(C, "C")
     if B.shape[0] != n:
@@ -208,14 +208,14 @@ def validated(
     else:
         D = numeric_matrix(D, "D")
         if D.size == 1 and shape != (1, 1) and D.flat[0] == 0:
-            D = np.zeros(shape)  # the field's habit of writing D = 0 for any size
+            D = np.zeros(shape)  # D = 0 is customary for any size
         if D.size == 0 and 0 in shape:
             D = np.zeros(shape)
         if D.shape != shape:
             raise ModelError(f"D must have shape {shape} (outputs, inputs), got {D.shape}")
     if E is not None:
         A, B = _fold_descriptor(A, B, numeric_matrix(E, "E"))
-    # one arithmetic for the whole model: complex only if something imaginary is there
+    # one dtype for the whole model: complex only if an entry has an imaginary part
     dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in (A, B, C, D)) else float
     A, B, C, D = (np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in (A, B, C, D))
     _check_range(A, B, C, D)
@@ -223,12 +223,12 @@ def validated(
 
 
 def _check_range(A: Array, B: Array, C: Array, D: Array) -> None:
-    """Refuse entries whose squares would leave the range of double precision."""
+    """Refuse entries whose squares would overflow."""
     for name, M in zip("ABCD", (A, B, C, D), strict=True):
         size = float(np.abs(M).max(initial=0.0))
-        if size > LARGEST:
+        if size > LARGEST_ENTRY:
             raise ModelError(
-                f"the largest entry of {name} is {size:.1e}, and at most {LARGEST:.0e} can be worked with: "
+                f"the largest entry of {name} is {size:.1e}, and at most {LARGEST_ENTRY:.0e} is accepted: "
                 "choose other units"
             )
 
@@ -241,9 +241,8 @@ def validated_timebase(dt: Any) -> Timebase:
         return dt
     if isinstance(dt, np.ndarray) and dt.ndim > 0:
         raise ModelError(f"dt must be one number, the seconds between samples, got shape {dt.shape}")
-    value = real(dt)
-    if not math.isfinite(value) or value < 0:
-        raise ModelError(f"dt must be 0, True, a positive number of seconds or None, got {shown(dt)}")
+    requirement = "dt must be 0, True, a positive number of seconds or None"
+    value = real_number(dt, lambda seconds: 0 <= seconds < math.inf, requirement, ModelError)
     return 0 if value == 0 else value
 
 
@@ -256,19 +255,19 @@ def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
     if hasattr(M, "toarray"):  # sparse; scipy.sparse itself is slow to import
         if max(M.shape) > DENSE_LIMIT:
             raise ModelError(
-                f"{name} is sparse with shape {M.shape}; sparse models are worked on densely up to "
+                f"{name} is sparse with shape {M.shape}; sparse models are converted to dense ones up to "
                 f"n = {DENSE_LIMIT} states; hankel_singular_values, reduce, norm and gramian(factor=True) "
                 "take larger ones"
             )
         M = checked_sparse(M, name).toarray()
     try:
         out = np.array(M, copy=True)
-        # numpy would make numbers of these without a word
+        # numpy would silently convert these to numbers
         if out.dtype.kind in "USMm" or (
             out.dtype == object and any(isinstance(x, str | bytes) for x in out.flat)
         ):
             raise TypeError("it holds strings or dates")
-        with np.errstate(over="ignore"):  # of a longer type; refused below
+        with np.errstate(over="ignore"):  # of a longer floating-point type; refused below
             out = out.astype(complex if np.iscomplexobj(out) else float)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{name} is not a numeric matrix: {error}") from None
@@ -283,7 +282,7 @@ def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
 
 
 def checked_sparse(M: Any, name: str) -> Any:
-    """Refuse indices that lie outside: toarray writes wherever they point."""
+    """Refuse a sparse matrix with indices out of range: toarray would write outside its array."""
     try:
         if hasattr(M, "check_format"):
             M = M.copy()  # the check drops unused space
@@ -297,16 +296,16 @@ def checked_sparse(M: Any, name: str) -> Any:
     return M
 
 
-def _empty_ports(B: Any, C: Any, D: Any) -> tuple[Any, Any]:
-    """Give B and C without entries their numbers of ports: their own, or D's where they are written []."""
+def _empty_inputs_and_outputs(B: Any, C: Any, D: Any) -> tuple[Any, Any]:
+    """Give B and C of a model without states their shapes: their own, or by those of D where they are []."""
     shapes = [getattr(M, "shape", None) or np.shape(M) for M in (B, C)]
     if any(0 not in shape for shape in shapes):
-        return B, C  # refused by their shapes
-    ports = (1, 1) if D is None else np.shape(np.atleast_2d(D))[-2:]
+        return B, C  # refused later for their shapes
+    shape_of_D = (1, 1) if D is None else np.shape(np.atleast_2d(D))[-2:]
     if len(shapes[0]) != 2 or shapes[0] == (1, 0):
-        B = np.zeros((0, ports[1]))
+        B = np.zeros((0, shape_of_D[1]))
     if len(shapes[1]) != 2 or shapes[1] == (1, 0):
-        C = np.zeros((ports[0], 0))
+        C = np.zeros((shape_of_D[0], 0))
     return B, C
 
 
@@ -316,7 +315,7 @@ def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
         raise ModelError(f"E must have shape {(n, n)} as A has, got {E.shape}")
     if n == 0:
         return A, B
-    # Row and column scaling first, so that units alone do not make E look singular.
+    # Scale rows and columns first, so that bad units alone do not make E look singular.
     rows = np.abs(E).max(axis=1)
     if rows.min() == 0:
         raise ModelError(_SINGULAR_E.format(f"row {int(rows.argmin())} of E is zero"))
@@ -358,12 +357,12 @@ def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
             "where there is none; pass numerator/denominator or zeros/poles/gain as "
             "scipy.signal.TransferFunction or ZerosPolesGain"
         )
-    A, B, C, D, dt = validated(*sys, dt=dt)
+    A, B, C, D, dt = validated_matrices(*sys, dt=dt)
     return LinearModel(A, B, C, D, dt)
 
 
 def _from_control_ss(sys: Any) -> LinearModel:
-    A, B, C, D, dt = validated(sys.A, sys.B, sys.C, sys.D, dt=sys.dt)
+    A, B, C, D, dt = validated_matrices(sys.A, sys.B, sys.C, sys.D, dt=sys.dt)
     return LinearModel(
         A, B, C, D, dt, to_control, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
     )
@@ -373,7 +372,7 @@ def _from_control_tf(sys: Any) -> LinearModel:
     p, m = sys.noutputs, sys.ninputs
     num = [[np.asarray(sys.num_array[i, j]) for j in range(m)] for i in range(p)]
     den = [[np.asarray(sys.den_array[i, j]) for j in range(m)] for i in range(p)]
-    A, B, C, D, dt = validated(*state_space_from_rational(num, den), dt=sys.dt)
+    A, B, C, D, dt = validated_matrices(*state_space_from_rational(num, den), dt=sys.dt)
     return LinearModel(
         A, B, C, D, dt, _to_control_tf, tuple(sys.input_labels), tuple(sys.output_labels), sys.name
     )
@@ -393,30 +392,32 @@ def _from_scipy(sys: Any) -> LinearModel:
         matrices, export = series_from_zpk(sys.zeros, sys.poles, sys.gain), _to_scipy_zpk
     else:
         matrices, export = (sys.A, sys.B, sys.C, sys.D), _to_scipy_ss
-    A, B, C, D, dt = validated(*matrices, dt=0 if sys.dt is None else sys.dt)
+    A, B, C, D, dt = validated_matrices(*matrices, dt=0 if sys.dt is None else sys.dt)
     return LinearModel(A, B, C, D, dt, export)
 
 
-# The ways back are functions of the module, not closures, so that results can be pickled.
+# The exports are functions of the module, not closures, so that results can be pickled.
 
 
 def to_control(model: LinearModel) -> Any:
-    """Return a control.StateSpace, or the matrices of a complex model, which control has no type for."""
+    """Return a control.StateSpace, or the matrices of a complex model, for which control has no type."""
     if model.is_complex:
         return model.as_tuple()
     import control
 
-    return control.StateSpace(*model.as_tuple(), model.dt, remove_useless_states=False, **_names(model))
+    return control.StateSpace(
+        *model.as_tuple(), model.dt, remove_useless_states=False, **_signal_names(model)
+    )
 
 
 def _to_control_tf(model: LinearModel) -> Any:
     import control
 
     num, den = transfer_entries(*model.as_tuple(), discrete=model.is_discrete)
-    return control.TransferFunction(num, den, model.dt, **_names(model))
+    return control.TransferFunction(num, den, model.dt, **_signal_names(model))
 
 
-def _names(model: LinearModel) -> dict[str, Any]:
+def _signal_names(model: LinearModel) -> dict[str, Any]:
     return {
         "inputs": list(model.input_labels or ()) or None,
         "outputs": list(model.output_labels or ()) or None,
@@ -427,13 +428,14 @@ def _names(model: LinearModel) -> dict[str, Any]:
 def _to_scipy_ss(model: LinearModel) -> Any:
     import scipy.signal as signal
 
-    return _in_time(signal.StateSpace, model, *model.as_tuple())
+    return _with_timebase(signal.StateSpace, model, *model.as_tuple())
 
 
 def _to_scipy_zpk(model: LinearModel) -> Any:
     import scipy.signal as signal
 
-    return _in_time(signal.ZerosPolesGain, model, *zeros_poles_gain(*model.as_tuple()))
+    zeros_and_poles = zeros_poles_gain(*model.as_tuple(), discrete=model.is_discrete)
+    return _with_timebase(signal.ZerosPolesGain, model, *zeros_and_poles)
 
 
 def _to_scipy_tf(model: LinearModel) -> Any:
@@ -443,12 +445,14 @@ def _to_scipy_tf(model: LinearModel) -> Any:
     width = max(entry[0].size for entry in num)
     padded = [np.pad(entry[0], (width - entry[0].size, 0)) for entry in num]
     with warnings.catch_warnings():
-        # scipy.signal warns of leading zeros, which a zero or strictly proper numerator has
+        # scipy.signal warns about leading zeros, which zero and strictly proper numerators have
         warnings.simplefilter("ignore", signal.BadCoefficients)
-        return _in_time(signal.TransferFunction, model, padded if len(padded) > 1 else padded[0], den[0][0])
+        return _with_timebase(
+            signal.TransferFunction, model, padded if len(padded) > 1 else padded[0], den[0][0]
+        )
 
 
-#: The ways back to types without states, and those to the state space of the same package.
+#: Exports to types without states, and the corresponding exports to the state-space type of the package.
 STATELESS: dict[Callable[[LinearModel], Any], Callable[[LinearModel], Any]] = {
     _to_control_tf: to_control,
     _to_scipy_tf: _to_scipy_ss,
@@ -456,5 +460,5 @@ STATELESS: dict[Callable[[LinearModel], Any], Callable[[LinearModel], Any]] = {
 }
 
 
-def _in_time(kind: Any, model: LinearModel, *arguments: Any) -> Any:
+def _with_timebase(kind: Any, model: LinearModel, *arguments: Any) -> Any:
     return kind(*arguments, dt=model.dt) if model.is_discrete else kind(*arguments)

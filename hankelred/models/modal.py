@@ -12,17 +12,17 @@ import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
 from ..errors import ModelError
-from .block_diagonal import block_diagonalised
+from .block_diagonal import block_diagonalize
 from .conjugate_pairs import real_coordinates
-from .frequency_response import LOST, difference_of_responses
-from .linear_model import LARGEST, LinearModel, Timebase, as_model, is_discrete, validated_timebase
-from .projection import Projected, exactly_projected
-from .scaling import Scaled, equal_norms, scaled
+from .frequency_response import MAX_RESPONSE_CHANGE, difference_of_responses
+from .linear_model import LARGEST_ENTRY, LinearModel, Timebase, as_model, is_discrete, validated_timebase
+from .projection import ProjectedSystem, project_exactly
+from .scaling import ScaledSystem, equalizing_scales, scale_system
 
-#: Eigenvectors with a larger condition number are taken for those of a defective matrix.
+#: A matrix is considered defective if the condition number of its eigenvectors is larger than this.
 DEFECTIVE = 1e12
-#: Eigenvectors further off than this are not corrected: the square of it would be left.
-LARGEST_TURN = 1e-3
+#: Largest first-order correction of eigenvectors that is applied: its square is the error that remains.
+LARGEST_CORRECTION = 1e-3
 
 
 class ModalSystem:
@@ -35,7 +35,7 @@ class ModalSystem:
     Parameters
     ----------
     log_poles : array_like, shape (n,)
-        Complex poles of a real system come in conjugate pairs standing side by side. ``-inf`` is the
+        Complex poles of a real system come in conjugate pairs, next to each other. ``-inf`` is the
         discrete pole 0.
     B : array_like, shape (n, m)
     C : array_like, shape (p, n)
@@ -110,18 +110,18 @@ class ModalSystem:
                 raise ModelError(
                     f"{name}{list(where)} is {getattr(self, name)[where]}; every entry must be finite"
                 )
-        # the same room for squares that other models need; exp(log_poles) must have it too
+        # the squares of the entries must be finite, as for other models; also those of exp(log_poles)
         logs = self.log_poles.real if is_discrete(self.dt) else np.zeros(0)
         for name, size, largest in (
-            ("log_poles", float(logs.max(initial=0.0)), math.log(LARGEST)),
-            ("B", float(np.abs(self.B).max(initial=0.0)), LARGEST),
-            ("C", float(np.abs(self.C).max(initial=0.0)), LARGEST),
-            ("D", 0.0 if direct is None else float(np.abs(direct).max(initial=0.0)), LARGEST),
+            ("log_poles", float(logs.max(initial=0.0)), math.log(LARGEST_ENTRY)),
+            ("B", float(np.abs(self.B).max(initial=0.0)), LARGEST_ENTRY),
+            ("C", float(np.abs(self.C).max(initial=0.0)), LARGEST_ENTRY),
+            ("D", 0.0 if direct is None else float(np.abs(direct).max(initial=0.0)), LARGEST_ENTRY),
         ):
             if size > largest:
                 raise ModelError(
-                    f"the largest entry of {name} is {size:.1e}, and at most {largest:.3g} can be worked "
-                    "with: choose other units"
+                    f"the largest entry of {name} is {size:.1e}, and at most {largest:.3g} is accepted: "
+                    "choose other units"
                 )
 
     @property
@@ -168,7 +168,7 @@ def modal_form(
     return_transform: bool = False,
     dt: Timebase = 0,
 ) -> Any:
-    """Bring a model to modal form: its poles apart from each other.
+    """Bring a model to modal form, in which its poles are decoupled.
 
     Parameters
     ----------
@@ -176,24 +176,24 @@ def modal_form(
         As in :func:`hankel_singular_values`.
     form : {"diagonal", "block_diagonal"}
         "diagonal": one state for each pole, which multiple poles without enough eigenvectors do not allow.
-        "block_diagonal": every model has this one. A real state for each real pole; two for each conjugate
-        pair a +- jw, with the block [[a, w], [-w, a]]; and larger blocks, triangular but for pairs, for poles
-        that no transformation with moderate entries (1e4) can separate.
+        "block_diagonal": exists for every model. A real state for each real pole; two for each conjugate
+        pair a +- jw, with the block [[a, w], [-w, a]]; and larger quasi-triangular blocks for poles that no
+        transformation with moderate entries (1e4) can separate.
     return_transform : bool
         Return ``(modal, T)``, T of shape (n, n) with x = T z for the states x of ``sys`` and z of the
-        result, so that its matrices are T^-1 A T, T^-1 B and C T. The same convention as that of
-        ``control.modal_form``; in MATLAB's ``canon`` T is the inverse of this one.
+        result, so that its matrices are T^-1 A T, T^-1 B and C T. This is the convention of
+        ``control.modal_form``; in MATLAB's ``canon`` T is the inverse.
     dt : 0, True, float or None
         Timebase of a tuple.
 
     Returns
     -------
     ModalSystem
-        With "diagonal". Slowest pole first; conjugate pairs stand side by side, the one above the real axis
-        first. Each row of B and column of C have the same norm where neither is zero.
+        With "diagonal". Slowest pole first; conjugate poles are next to each other, the one above the real
+        axis first. Each row of B and the same column of C have equal norms where neither is zero.
     model
         With "block_diagonal": a state space of the package ``sys`` came from; a tuple for tuples and for a
-        ModalSystem. The block with the slowest pole comes first. B and C have the same norm in each block
+        ModalSystem. The block with the slowest pole comes first. B and C have equal norms in each block
         where neither is zero.
     modal, T
         With ``return_transform=True``.
@@ -201,15 +201,15 @@ def modal_form(
     Raises
     ------
     ModelError
-        The model cannot be used; unknown form; a transformation of a transfer function, which has no states;
-        or A has (nearly) multiple poles without enough eigenvectors, so that a diagonal form does not exist
-        or would change the response by more than 1e-6 of its largest value.
+        The model cannot be used; the form is unknown; the transformation of a transfer function, which has no
+        states, is requested; or A has (nearly) multiple poles without enough eigenvectors, so that a diagonal
+        form does not exist or would change the response by more than 1e-6 of its largest value.
 
     Notes
     -----
-    Eigenvectors in balanced units; Schur form and Sylvester equations for blocks (Bavely and Stewart, SIAM
-    J. Numer. Anal. 16 (1979)). The response of the result is compared with that of the model before it is
-    returned.
+    Computed from eigenvectors in balanced units; blocks from a Schur form and Sylvester equations (Bavely and
+    Stewart, SIAM J. Numer. Anal. 16 (1979)). The response of the result is compared with that of the model
+    before it is returned.
 
     Examples
     --------
@@ -221,7 +221,7 @@ def modal_form(
     >>> bool(np.allclose(A @ T, T @ np.diag(modal.log_poles)))
     True
 
-    A double pole with one eigenvector keeps a block of two states:
+    A double pole with one eigenvector needs a block of two states:
 
     >>> jordan = ([[-1.0, 1.0], [0.0, -1.0]], [[0.0], [1.0]], [[1.0, 0.0]], 0)
     >>> hankelred.modal_form(jordan, form="block_diagonal")[0].round(6)
@@ -233,65 +233,71 @@ def modal_form(
     model = as_model(sys, dt)
     check_transform(model, return_transform)
     if form == "diagonal":
-        modal, T = diagonalised(model)
+        modal, T = diagonalize(model)
         return (modal, T) if return_transform else modal
-    blocks, T = block_diagonalised(model)
+    blocks, T = block_diagonalize(model)
     return (blocks.to_user(), T) if return_transform else blocks.to_user()
 
 
 def check_transform(model: LinearModel, return_transform: bool) -> None:
-    """Refuse a transformation of states that a transfer function does not have."""
+    """Refuse to return a transformation of states for a transfer function, which has none."""
     if return_transform and not model.has_states:
         raise ModelError(
             "a transfer function has no states that a transformation could refer to; convert it to a state "
-            "space first, or leave return_transform out"
+            "space first, or omit return_transform"
         )
 
 
 def _modal_of_model(model: LinearModel) -> ModalSystem:
-    return diagonalised(model)[0]
+    return diagonalize(model)[0]
 
 
-def diagonalised(model: LinearModel) -> tuple[ModalSystem, Array]:
+def diagonalize(model: LinearModel) -> tuple[ModalSystem, Array]:
     """Return the modal system and the matrix from its states to those of the model."""
-    # thousands of inputs and outputs without a direct term: a D of zeros is not worth checking
+    # a D of zeros is not checked: with thousands of inputs and outputs it is large
     D = model.D if np.any(model.D) else None
     if model.n_states == 0:
         return ModalSystem(np.zeros(0), model.B, model.C, D, dt=model.dt), np.zeros((0, 0))
     if model.log_poles is not None:
-        same = ModalSystem(model.log_poles, model.B, model.C, D, dt=model.dt)
-        return same, np.eye(model.n_states)
-    system = scaled(model.A, model.B, model.C)
+        modal = ModalSystem(model.log_poles, model.B, model.C, D, dt=model.dt)
+        return modal, np.eye(model.n_states)
+    system = scale_system(model.A, model.B, model.C)
     poles, V = np.linalg.eig(system.A)
     condition = float(np.linalg.cond(V))
     if not condition < 1 / EPS:
-        raise ModelError(_no_diagonal_form(condition, "nothing would be left of"))
-    candidates = _modes(system, poles, V, discrete=model.is_discrete)
-    best = min(candidates, key=lambda modes: modes.lost)
-    if not (condition < DEFECTIVE and best.lost <= LOST):
-        raise ModelError(_no_diagonal_form(condition, f"a share of {best.lost:.1e} would be lost of"))
+        raise ModelError(_no_diagonal_form(condition, "all digits of its response would be lost"))
+    candidates = _diagonal_forms(system, poles, V, discrete=model.is_discrete)
+    best = min(candidates, key=lambda form: form.response_change)
+    if not (condition < DEFECTIVE and best.response_change <= MAX_RESPONSE_CHANGE):
+        raise ModelError(
+            _no_diagonal_form(
+                condition, f"its response would change by {best.response_change:.1e} of its largest value"
+            )
+        )
     B, C = best.B, best.C
     half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
-    scale = equal_norms(np.linalg.norm(B, axis=1), np.linalg.norm(C, axis=0))
+    scale = equalizing_scales(np.linalg.norm(B, axis=1), np.linalg.norm(C, axis=0))
     B, C = B * (half * scale[:, None]), C * (half / scale)
-    T = system.right(best.V * (2.0 ** ((system.input_exponent - system.output_exponent) // 2) / scale))
-    # exact conjugates, so that nothing imaginary is left when the pairs are summed
+    T = system.unscale_right(
+        best.V * (2.0 ** ((system.input_exponent - system.output_exponent) // 2) / scale)
+    )
+    # make conjugates exact, so that sums over pairs are real
     for k in best.pairs:
         B[k + 1], C[:, k + 1], T[:, k + 1] = B[k].conj(), C[:, k].conj(), T[:, k].conj()
     return ModalSystem(best.log_poles, B, C, D, dt=model.dt), T
 
 
-def _no_diagonal_form(condition: float, lost: str) -> str:
+def _no_diagonal_form(condition: float, consequence: str) -> str:
     return (
         "the model has no diagonal form: it has (nearly) multiple poles without enough eigenvectors, whose "
-        f"condition number is {condition:.1e}; {lost} its response. modal_form(..., form='block_diagonal') "
-        "keeps such poles together in one block"
+        f"condition number is {condition:.1e}; {consequence}. modal_form(..., "
+        "form='block_diagonal') keeps such poles together in one block"
     )
 
 
 @dataclass(frozen=True)
-class _Modes:
-    """A diagonal form in the units of the scaled model, and what it would lose of the response."""
+class _DiagonalForm:
+    """A diagonal form in the units of the scaled model, and its largest relative change of the response."""
 
     log_poles: Array
     B: Array
@@ -299,32 +305,32 @@ class _Modes:
     V: Array
     #: where conjugate pairs start; empty for a complex model
     pairs: list[int]
-    lost: float
+    response_change: float
 
 
-def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_Modes]:
-    """Return the diagonal form as eigenvectors give it, and with the model projected onto these.
+def _diagonal_forms(system: ScaledSystem, poles: Array, V: Array, *, discrete: bool) -> list[_DiagonalForm]:
+    """Return two diagonal forms: by projection onto the eigenvectors, and by the eigenvectors alone.
 
-    The projection, with twice the digits, knows a slow pole beside fast ones to all of its digits; of
-    nearly multiple poles it may know less.
+    The projection, with twice the digits, has a slow pole beside fast ones to full accuracy; nearly
+    multiple poles it may have less accurately.
 
-    A pair of a real matrix comes from LAPACK as neighbours, the pole above the axis first. Their eigenvectors
-    are solved with as two real columns, Re v and Im v: huge coefficients of nearly parallel
-    eigenvectors cancel in a real solution as they should, and the two conjugates cannot come apart.
+    LAPACK returns a conjugate pair of a real matrix as neighbors, the pole above the axis first. Linear
+    systems are solved with two real columns, Re v and Im v, in place of their eigenvectors: huge coefficients
+    of nearly parallel eigenvectors then cancel in real arithmetic, and the solutions stay exact conjugates.
     """
-    paired = not np.iscomplexobj(system.B) and _in_pairs(poles)
+    paired = not np.iscomplexobj(system.B) and _are_conjugate_pairs(poles)
     upper = np.flatnonzero(poles.imag > 0) if paired else np.zeros(0, dtype=int)
     columns = _real_columns(V, upper) if paired else V
     plain = sla.solve(columns, system.B.astype(columns.dtype)), system.C @ columns
-    exact = exactly_projected(system, np.linalg.inv(columns).conj().T, columns)
-    turn = _turn(exact, poles, upper)
+    projection = project_exactly(system, np.linalg.inv(columns).conj().T, columns)
+    correction = _eigenvector_correction(projection, poles, upper)
     corrected = V
-    if turn is not None:
-        corrected = V + V @ turn
+    if correction is not None:
+        corrected = V + V @ correction
         columns = _real_columns(corrected, upper) if paired else corrected
-        exact = exactly_projected(system, np.linalg.inv(columns).conj().T, columns)
-    high, low = (np.diag(M).astype(complex) for M in (exact.A, exact.A_low))
-    for diagonal, M in ((high, exact.A), (low, exact.A_low)):
+        projection = project_exactly(system, np.linalg.inv(columns).conj().T, columns)
+    high, low = (np.diag(M).astype(complex) for M in (projection.A, projection.A_low))
+    for diagonal, M in ((high, projection.A), (low, projection.A_low)):
         # the block of a pair a +- jw is [[a, w], [-w, a]] in these columns
         diagonal[upper] = (M[upper, upper] + M[upper + 1, upper + 1]) / 2 + 0.5j * (
             M[upper, upper + 1] - M[upper + 1, upper]
@@ -332,7 +338,7 @@ def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_M
         diagonal[upper + 1] = diagonal[upper].conj()
     forms = []
     for pole, pole_low, B, C, right in (
-        (high, low, exact.B, exact.C, corrected),
+        (high, low, projection.B, projection.C, corrected),
         (poles.astype(complex), np.zeros(poles.size), *plain, V),
     ):
         B, C = B.astype(complex), C.astype(complex)
@@ -343,18 +349,18 @@ def _modes(system: Scaled, poles: Array, V: Array, *, discrete: bool) -> list[_M
         logs = pole + pole_low
         if discrete:
             with np.errstate(divide="ignore", invalid="ignore"):
-                # near 1 the low part is most of what the logarithm has
+                # near 1 the low part dominates the logarithm
                 logs = np.where(pole == 0, -np.inf, np.log(pole) + pole_low / pole)
         logs, B, C = logs[order], B[order], C[:, order]
-        as_read = np.exp(logs) if discrete else logs
-        lost = difference_of_responses(
+        poles_of_logs = np.exp(logs) if discrete else logs
+        response_change = difference_of_responses(
             (system.A, system.B, system.C),
-            lambda s, C=C, B=B, as_read=as_read: (C / (s - as_read)) @ B,  # type: ignore[misc]
-            as_read,
+            lambda s, C=C, B=B, poles_of_logs=poles_of_logs: (C / (s - poles_of_logs)) @ B,  # type: ignore[misc]
+            poles_of_logs,
             discrete=discrete,
         )
         pairs = [int(k) for k in np.flatnonzero(np.isin(order, upper))]
-        forms.append(_Modes(logs, B, C, right[:, order].astype(complex), pairs, lost))
+        forms.append(_DiagonalForm(logs, B, C, right[:, order].astype(complex), pairs, response_change))
     return forms
 
 
@@ -365,34 +371,34 @@ def _real_columns(V: Array, upper: Array) -> Array:
     return columns.real
 
 
-def _turn(projected: Projected, poles: Array, upper: Array) -> Array | None:
-    """Return F so that V (1 + F) are eigenvectors but for the square of F; None if F is large.
+def _eigenvector_correction(projected: ProjectedSystem, poles: Array, upper: Array) -> Array | None:
+    """Return F so that V (1 + F) are eigenvectors up to the square of F; None if F is large.
 
-    What the projection has beside its diagonal is the error of the eigenvectors V times the distances of
-    their poles; a few of its digits are enough.
+    The off-diagonal entries of the projection are the errors of the eigenvectors V times the distances of
+    their poles; a few digits of them are enough.
     """
     # from the real columns of pairs to their eigenvectors, v = Re v + j Im v and its conjugate
     to_pairs = np.eye(poles.size, dtype=complex)
     for k in upper:
         to_pairs[k : k + 2, k : k + 2] = [[1, 1], [1j, -1j]]
-    beside = np.linalg.solve(to_pairs, (projected.A + projected.A_low) @ to_pairs)
+    off_diagonal = np.linalg.solve(to_pairs, (projected.A + projected.A_low) @ to_pairs)
     gaps = poles[None, :] - poles[:, None]
-    turn = np.where(gaps == 0, 0.0, beside / np.where(gaps == 0, 1.0, gaps))
-    return turn if np.abs(turn).max(initial=0.0) < LARGEST_TURN else None
+    correction = np.where(gaps == 0, 0.0, off_diagonal / np.where(gaps == 0, 1.0, gaps))
+    return correction if np.abs(correction).max(initial=0.0) < LARGEST_CORRECTION else None
 
 
 def _pole_order(poles: Array, upper: Array | None, *, discrete: bool) -> Array:
-    """Return the order slowest first, pairs, which start at `upper`, together; None for a complex model."""
+    """Return the order slowest pole first; pairs, which start at `upper`, stay together (None: complex)."""
     rate = np.abs(poles) if discrete else poles.real
     if upper is None:
         return np.argsort(-rate, kind="stable")
     first = np.setdiff1d(np.arange(poles.size), upper + 1)
-    units = first[np.lexsort((np.abs(poles[first].imag), -rate[first]))]
-    return np.concatenate([[k, k + 1] if k in upper else [k] for k in units]).astype(int)
+    starts = first[np.lexsort((np.abs(poles[first].imag), -rate[first]))]
+    return np.concatenate([[k, k + 1] if k in upper else [k] for k in starts]).astype(int)
 
 
-def _in_pairs(poles: Array) -> bool:
-    """Tell whether the poles are those of a real matrix as LAPACK orders them."""
+def _are_conjugate_pairs(poles: Array) -> bool:
+    """Return whether the poles are in conjugate pairs, as LAPACK orders those of a real matrix."""
     upper = np.flatnonzero(poles.imag > 0)
     return 2 * upper.size == np.count_nonzero(poles.imag) and bool(
         np.all(poles[np.minimum(upper + 1, poles.size - 1)] == poles[upper].conj())

@@ -1,4 +1,4 @@
-"""Between rational functions (polynomials; zeros, poles, gain) and state space, both ways."""
+"""Conversion between rational functions (polynomials; zeros, poles, gain) and state space."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Entries = list[list[Array]]
 
 
 def state_space_from_rational(num: Sequence[Sequence[Array]], den: Sequence[Sequence[Array]]) -> Quadruple:
-    """Realise a matrix of proper rational functions.
+    """Realize a matrix of proper rational functions.
 
     Entries that share a denominator share its states: along columns (a controllable form for each
     input) or along rows (an observable form for each output), whichever needs fewer.
     """
     p, m = len(num), len(num[0]) if num else 0
-    entries = [[_normalised(num[i][j], den[i][j], (i, j)) for j in range(m)] for i in range(p)]
+    entries = [[_normalized_entry(num[i][j], den[i][j], (i, j)) for j in range(m)] for i in range(p)]
     by_columns = _columns(entries, p, m)
     transposed = [[entries[i][j] for i in range(p)] for j in range(m)]
     A, B, C, D = _columns(transposed, m, p)
@@ -31,7 +31,7 @@ def state_space_from_rational(num: Sequence[Sequence[Array]], den: Sequence[Sequ
     return by_columns if by_columns[0].shape[0] <= by_rows[0].shape[0] else by_rows
 
 
-def _normalised(num: Any, den: Any, where: tuple[int, int]) -> tuple[Array, Array, complex]:
+def _normalized_entry(num: Any, den: Any, where: tuple[int, int]) -> tuple[Array, Array, complex]:
     """Return (strictly proper numerator, monic denominator, direct term)."""
     entry = f"entry (output {where[0]}, input {where[1]})"
     num, den = (np.trim_zeros(np.atleast_1d(np.asarray(c)), "f") for c in (num, den))
@@ -55,7 +55,7 @@ def _normalised(num: Any, den: Any, where: tuple[int, int]) -> tuple[Array, Arra
 
 
 def _columns(entries: Any, p: int, m: int) -> Quadruple:
-    """Realise column by column; equal denominators within a column share one companion block."""
+    """Realize column by column; equal denominators within a column share one companion block."""
     blocks: list[tuple[Array, Array, int]] = []
     dtype = np.result_type(float, *(np.asarray(x) for row in entries for e in row for x in e))
     D = np.zeros((p, m), dtype)
@@ -74,20 +74,20 @@ def _columns(entries: Any, p: int, m: int) -> Quadruple:
         blocks += [(companion, C, j) for companion, C in groups.values()]
     n = sum(companion.shape[0] for companion, _, _ in blocks)
     A, B, C_all = np.zeros((n, n), dtype), np.zeros((n, m), dtype), np.zeros((p, n), dtype)
-    at = 0
+    start = 0
     for companion, C, j in blocks:
         k = companion.shape[0]
-        A[at : at + k, at : at + k] = companion
-        B[at, j] = 1.0
-        C_all[:, at : at + k] = C
-        at += k
+        A[start : start + k, start : start + k] = companion
+        B[start, j] = 1.0
+        C_all[:, start : start + k] = C
+        start += k
     return A, B, C_all, D
 
 
 def series_from_zpk(zeros: Any, poles: Any, gain: Any) -> Quadruple:
-    """Realise zeros, poles and gain as a series of sections of first and second order.
+    """Realize zeros, poles and gain as a series of sections of first and second order.
 
-    No polynomial of high degree is formed, so many poles lose no digits.
+    No polynomial of high degree is formed, so that no digits are lost with many poles.
     """
     zeros, poles = (np.atleast_1d(np.asarray(v)).ravel() for v in (zeros, poles))
     if zeros.size > poles.size:
@@ -100,21 +100,21 @@ def series_from_zpk(zeros: Any, poles: Any, gain: Any) -> Quadruple:
     zero_sections = _sections(zeros, "zeros")
     A, B, C, D = np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((1, 0)), np.ones((1, 1)) * gain
     for den in sorted(pole_sections, key=lambda c: -c.size):
-        # Zeros go with poles of the same count where there are any, so that sections stay proper.
+        # A section takes as many zeros as poles where possible, so that sections stay proper.
         num = next((z for z in zero_sections if z.size == den.size), None)
         if num is not None:
             zero_sections = [z for z in zero_sections if z is not num]
         else:
             num = np.ones(1)
             while num.size < den.size:
-                small = next((z for z in zero_sections if z.size + num.size - 1 <= den.size), None)
-                if small is None:
+                section = next((z for z in zero_sections if z.size + num.size - 1 <= den.size), None)
+                if section is None:
                     break
-                zero_sections = [z for z in zero_sections if z is not small]
-                num = np.polymul(num, small)
-        A, B, C, D = _in_series((A, B, C, D), state_space_from_rational([[num]], [[den]]))
+                zero_sections = [z for z in zero_sections if z is not section]
+                num = np.polymul(num, section)
+        A, B, C, D = _series((A, B, C, D), state_space_from_rational([[num]], [[den]]))
     if zero_sections:
-        # A pair of zeros was left over two real poles: merge what remains into one small block.
+        # A pair of zeros remains beside two real poles: realize the whole function as one block.
         return _polynomial_fallback(zeros, poles, gain)
     return A, B, C, D
 
@@ -150,7 +150,7 @@ def _conjugate_pairs(roots: Array) -> list[tuple[complex, ...]]:
     return groups
 
 
-def _in_series(first: Quadruple, second: Quadruple) -> Quadruple:
+def _series(first: Quadruple, second: Quadruple) -> Quadruple:
     A1, B1, C1, D1 = first
     A2, B2, C2, D2 = second
     A = np.block([[A1, np.zeros((A1.shape[0], A2.shape[0]))], [B2 @ C1, A2]])
@@ -162,11 +162,11 @@ def _polynomial_fallback(zeros: Array, poles: Array, gain: Any) -> Quadruple:
 
 
 def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tuple[Entries, Entries]:
-    """Turn a state space into numerators and denominators, one pair for each output and input.
+    """Convert a state space to numerators and denominators, one pair for each output and input.
 
-    Two routes are computed (residues over the poles; characteristic polynomials) and the one whose
-    response is nearer the state space's is kept. Polynomials of high degree lose digits whatever the
-    route, so the loss is measured and reported.
+    Two methods are tried (residues of the poles; characteristic polynomials) and the one whose response is
+    nearer to that of the state space is used. Polynomials of high degree lose digits with either method, so
+    the loss is measured and reported.
 
     Warns
     -----
@@ -178,14 +178,14 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
     poles, vectors = np.linalg.eig(A) if n else (np.zeros(0), np.zeros((0, 0)))
     den = _poly(poles, real)
     points = points_off_the_poles(poles, discrete=discrete)
-    truth = np.array([C @ np.linalg.solve(s * np.eye(n) - A, B) + D for s in points]) if n else None
+    response = np.array([C @ np.linalg.solve(s * np.eye(n) - A, B) + D for s in points]) if n else None
     num: Entries = [[np.atleast_1d(D[i, j]) for j in range(m)] for i in range(p)]
-    if truth is None:
+    if response is None:
         return num, [[den.copy() for _ in range(m)] for _ in range(p)]
-    scale = max(float(np.abs(truth).max()), np.finfo(float).tiny)
+    scale = max(float(np.abs(response).max()), np.finfo(float).tiny)
     den_values = np.polyval(den, points)
     residues = _residue_terms(vectors, B, C)
-    worst = 0.0
+    largest_error = 0.0
     for i in range(p):
         for j in range(m):
             candidates = [np.poly(A - np.outer(B[:, j], C[i])) + (D[i, j] - 1) * den]
@@ -194,21 +194,16 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
             if real:
                 candidates = [np.real(c) for c in candidates]
             errors = [
-                float(np.abs(np.polyval(c, points) / den_values - truth[:, i, j]).max()) for c in candidates
+                float(np.abs(np.polyval(c, points) / den_values - response[:, i, j]).max())
+                for c in candidates
             ]
             best = int(np.argmin(errors))
-            worst = max(worst, errors[best])
-            # the leading coefficients are D, C B, C A B ... until one is not zero; where that is rounding,
-            # so is what a route leaves there
-            chosen = candidates[best][_leading_zeros(A, B[:, j], C[i], D[i, j]) :]
-            num[i][j] = chosen if chosen.size and np.any(chosen) else np.zeros(1)
-    if worst > 1e-6 * scale:
-        warnings.warn(
-            f"the transfer function of degree {n} differs from the state space by {worst / scale:.1e} of its "
-            "largest response: polynomials of this degree lose digits; pass a StateSpace to keep them",
-            ReductionWarning,
-            stacklevel=2,
-        )
+            largest_error = max(largest_error, errors[best])
+            # the leading coefficients are D, C B, C A B ... up to the first nonzero one; those that are zero
+            # up to rounding are removed
+            coefficients = candidates[best][_leading_zeros(A, B[:, j], C[i], D[i, j]) :]
+            num[i][j] = coefficients if coefficients.size and np.any(coefficients) else np.zeros(1)
+    _warn_of_loss(largest_error / scale, f"the transfer function of degree {n}", "polynomials of this degree")
     return num, [[den.copy() for _ in range(m)] for _ in range(p)]
 
 
@@ -243,12 +238,63 @@ def _from_residues(CV: Array, VB: Array, i: int, j: int, poles: Array, d: comple
     return total
 
 
-def zeros_poles_gain(A: Array, B: Array, C: Array, D: Array) -> tuple[Array, Array, Any]:
-    """Turn a single-input single-output state space into zeros, poles and gain."""
+def _warn_of_loss(error: float, form: str, reason: str) -> None:
+    """Warn of a form whose response differs from that of the state space, relative to its largest value."""
+    if error > 1e-6:
+        warnings.warn(
+            f"{form} differs from the state space by {error:.1e} of its largest response: {reason} lose "
+            "digits; pass a StateSpace to keep them",
+            ReductionWarning,
+            stacklevel=3,
+        )
+
+
+def zeros_poles_gain(
+    A: Array, B: Array, C: Array, D: Array, *, discrete: bool
+) -> tuple[Array, Array, complex | float]:
+    """Convert a single-input single-output state space to zeros, poles and gain.
+
+    Zeros at infinity are computed as finite ones far away where the relative degree is large, so the number
+    of zeros is that with which the response is nearest to that of the state space.
+
+    Warns
+    -----
+    ReductionWarning
+        The response of the zeros and poles differs from the state space by more than 1e-6.
+    """
     n = A.shape[0]
     poles = np.linalg.eigvals(A) if n else np.zeros(0)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
-    size = max(float(np.abs(poles).max(initial=0.0)), 1.0)
+    zeros = _finite_zeros(A, B, C, D)
+    points = points_off_the_poles(poles, discrete=discrete)
+    response = np.array([(C @ np.linalg.solve(s * np.eye(n) - A, B) + D)[0, 0] for s in points])
+    scale = float(np.abs(response).max())
+    if scale == 0:
+        return np.zeros(0), poles, 0.0
+    # logarithms, because the products leave the range of doubles at a few hundred poles
+    steps = np.concatenate(
+        [np.zeros((points.size, 1)), np.log(points[:, None] - zeros.astype(complex))], axis=1
+    )
+    logs = steps.cumsum(axis=1) - np.log(points[:, None] - poles.astype(complex)).sum(axis=1, keepdims=True)
+    fits = []
+    for count in range(zeros.size + 1):
+        if real and abs(zeros[:count].imag.sum()) > 1e-9 * np.abs(zeros[:count]).sum():
+            continue  # between a zero and its conjugate
+        largest = float(logs[:, count].real.max())
+        shape = np.exp(logs[:, count] - largest)
+        factor = np.vdot(shape, response) / np.vdot(shape, shape)
+        error = float(np.abs(factor * shape - response).max()) / scale
+        gain = factor * np.exp(-largest)
+        fits.append((error, count, float(gain.real) if real else gain))
+    least = min(fits)[0]
+    error, count, gain = next(fit for fit in fits if fit[0] <= 2 * least + 4 * EPS)
+    _warn_of_loss(error, f"the form with {count} zeros and {n} poles", "zeros of a system of this order")
+    return zeros[:count], poles, gain
+
+
+def _finite_zeros(A: Array, B: Array, C: Array, D: Array) -> Array:
+    """Return the zeros, nearest to the origin first, at most as many as the relative degree allows."""
+    n = A.shape[0]
     if D[0, 0] != 0:
         zeros = np.linalg.eigvals(A - B @ C / D[0, 0]) if n else np.zeros(0)
     else:
@@ -257,12 +303,7 @@ def zeros_poles_gain(A: Array, B: Array, C: Array, D: Array) -> tuple[Array, Arr
         mass[:n, :n] = np.eye(n)
         with np.errstate(divide="ignore", invalid="ignore"):
             zeros = sla.eigvals(pencil, mass)
-        # infinite zeros come back as huge or non-finite numbers, as many as the relative degree says
+        # infinite zeros are computed as huge or non-finite numbers
         zeros = zeros[np.isfinite(zeros)]
-        finite = n - _leading_zeros(A, B[:, 0], C[0], 0.0)
-        zeros = zeros[np.argsort(np.abs(zeros))[: max(finite, 0)]]
-    # the gain from one value of the response, away from every pole and zero
-    s = 1.37 * max(size, float(np.abs(zeros).max(initial=0.0)))
-    value = (C @ np.linalg.solve(s * np.eye(n) - A, B) + D)[0, 0]
-    gain = value * np.prod((s - poles) / s) / np.prod((s - zeros) / s) * s ** (poles.size - zeros.size)
-    return zeros, poles, (float(np.real(gain)) if real else gain)
+    zeros = zeros[np.argsort(np.abs(zeros), kind="stable")]
+    return zeros[: max(n - _leading_zeros(A, B[:, 0], C[0], D[0, 0]), 0)]

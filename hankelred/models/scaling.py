@@ -1,4 +1,4 @@
-"""Scaling of states, inputs and outputs by powers of two, which undoes bad units without a rounding error."""
+"""Scaling of states, inputs and outputs by powers of two: it corrects bad units without rounding errors."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import scipy.linalg as sla
 from .._util.arrays import Array
 from ..errors import ModelError
 
-#: A chain of states with rates far from one (a companion matrix in rad/s) needs over a hundred.
+#: Upper limit of passes over the states. A companion matrix in rad/s needs over a hundred.
 MAX_SWEEPS = 300
 
-#: Powers of two by which rows of B, or columns of C, differ before groups of states are looked at.
+#: Groups of states are scaled where rows of B, or columns of C, differ by more powers of two than this.
 GROUP_SPREAD = 64
 
 
 @dataclass(frozen=True)
-class Scaled:
-    """A system in units of its states, inputs and outputs that suit double precision.
+class ScaledSystem:
+    """A system whose states, inputs and outputs are scaled for double precision.
 
-    ``x = states * z`` for the model's states x (``states @ z`` where it is a matrix, a unitary one), and
-    the model's own B and C, in these states, are ``2**input_exponent * B`` and ``2**output_exponent * C``.
+    ``x = states * z`` for the states x of the model and z of this system (``states @ z`` where ``states`` is
+    a unitary matrix). In the states z, B and C of the model are ``2**input_exponent * B`` and
+    ``2**output_exponent * C``.
     """
 
     A: Array
@@ -34,44 +35,44 @@ class Scaled:
 
     @property
     def gain(self) -> float:
-        """The model's gains divided by those of this system."""
+        """The gain of the model divided by that of this system."""
         return 2.0 ** (self.input_exponent + self.output_exponent)
 
-    def right(self, basis: Array) -> Array:
-        """Take columns of states to the model's states."""
+    def unscale_right(self, basis: Array) -> Array:
+        """Convert columns of a right basis, which are states, to the model's states."""
         return self.states @ basis if self.states.ndim == 2 else self.states[:, None] * basis
 
-    def left(self, basis: Array) -> Array:
-        """Take columns that products with states are formed with to the model's states."""
+    def unscale_left(self, basis: Array) -> Array:
+        """Convert columns of a left basis, which multiply states, to the model's states."""
         return self.states @ basis if self.states.ndim == 2 else basis / self.states[:, None]
 
-    def into_right(self, basis: Array) -> Array:
-        """Take columns of the model's states to these states."""
+    def scale_right(self, basis: Array) -> Array:
+        """Convert columns of a right basis from the model's states to these states."""
         return self.states.conj().T @ basis if self.states.ndim == 2 else basis / self.states[:, None]
 
-    def into_left(self, basis: Array) -> Array:
-        """Take columns that products with the model's states are formed with to these states."""
+    def scale_left(self, basis: Array) -> Array:
+        """Convert columns of a left basis from the model's states to these states."""
         return self.states.conj().T @ basis if self.states.ndim == 2 else basis * self.states[:, None]
 
 
-def scaled(A: Array, B: Array, C: Array) -> Scaled:
-    """Bring B and C to entries of about one, and the states to units that balance rows and columns."""
+def scale_system(A: Array, B: Array, C: Array) -> ScaledSystem:
+    """Scale B and C to entries of about one, and the states so that rows and columns have equal norms."""
     input_exponent, output_exponent = gain_exponent(B), gain_exponent(C)
     B, C = B * 2.0**-input_exponent, C * 2.0**-output_exponent
     scales = equilibrate(A, B, C)
-    return Scaled(
+    return ScaledSystem(
         A * scales / scales[:, None], B / scales[:, None], C * scales, scales, input_exponent, output_exponent
     )
 
 
 def gain_exponent(M: Array) -> int:
-    """Return the even power of two nearest the largest entry, so that its square root is a power too."""
+    """Return the even exponent of the power of two nearest the largest entry; half of it is an integer."""
     size = float(np.abs(M).max(initial=0.0))
     return 2 * round(np.log2(size) / 2) if size > 0 else 0
 
 
 def in_range(values: Array, exponent: int, what: str) -> Array:
-    """Return values in the model's own units, 2**exponent times larger; refuse what double precision lacks.
+    """Return values in the model's units, 2**exponent times larger; refuse those that overflow.
 
     Raises
     ------
@@ -93,60 +94,60 @@ def equilibrate(A: Array, B: Array, C: Array) -> Array:
     """Return the state scales s (powers of two) that balance rows against columns.
 
     With x = s z the system of z is (A s_j / s_i, B / s_i, C s_j): for each state the row of [A B]
-    and the column of [A; C], without the diagonal, get about equal norms. The result hardly depends
-    on the units the states came in, which is what makes everything after it independent of them.
+    and the column of [A; C], without the diagonal, get about equal norms. The result, and everything
+    computed from it, hardly depends on the units of the states.
 
     Source: Osborne, J. ACM 7 (1960); Varga, SLICOT TB01ID.
     """
     n = A.shape[0]
     magnitude = np.abs(A)
     np.fill_diagonal(magnitude, 0.0)
-    units = _Units(magnitude, _sizes(B), _sizes(C.T), np.zeros(n, dtype=int))
-    rows = np.hypot(_sizes(magnitude), units.reach)
-    columns = np.hypot(_sizes(magnitude.T), units.sight)
+    scaling = _StateScaling(magnitude, _row_norms(B), _row_norms(C.T), np.zeros(n, dtype=int))
+    rows = np.hypot(_row_norms(magnitude), scaling.input_norms)
+    columns = np.hypot(_row_norms(magnitude.T), scaling.output_norms)
     usable = (rows > 0) & (columns > 0)
     if np.any(np.abs(np.log2(rows[usable]) - np.log2(columns[usable])) > 4):
-        units.balance_states()
-    if max(_spread(units.reach), _spread(units.sight)) > GROUP_SPREAD:
-        # States coupled to each other more strongly than to the ports cannot move one by one.
+        scaling.balance_states()
+    if max(_spread(scaling.input_norms), _spread(scaling.output_norms)) > GROUP_SPREAD:
+        # States coupled to each other more strongly than to inputs and outputs cannot be scaled one by one.
         for _ in range(MAX_SWEEPS):
-            if not units.balance_groups():
+            if not scaling.balance_groups():
                 break
-            units.balance_states()
-    scales: Array = np.ldexp(1.0, units.exponents)
+            scaling.balance_states()
+    scales: Array = np.ldexp(1.0, scaling.exponents)
     return scales
 
 
 @dataclass(frozen=True)
-class _Units:
-    """Sizes of the entries of A, rows of B and columns of C, and the scales taken out of them so far."""
+class _StateScaling:
+    """Sizes of the entries of A, rows of B and columns of C, and exponents of the scales applied so far."""
 
     magnitude: Array
-    reach: Array
-    sight: Array
+    input_norms: Array
+    output_norms: Array
     exponents: Array
 
     def balance_states(self) -> None:
-        """Balance the states one after the other until none has to move by a power of two."""
+        """Scale the states one after the other until none changes by a power of two."""
         for _ in range(MAX_SWEEPS):
             moved = False
-            for i in range(self.reach.size):
-                row = np.hypot(np.sqrt(self.magnitude[i] @ self.magnitude[i]), self.reach[i])
-                column = np.hypot(np.sqrt(self.magnitude[:, i] @ self.magnitude[:, i]), self.sight[i])
+            for i in range(self.input_norms.size):
+                row = np.hypot(np.sqrt(self.magnitude[i] @ self.magnitude[i]), self.input_norms[i])
+                column = np.hypot(np.sqrt(self.magnitude[:, i] @ self.magnitude[:, i]), self.output_norms[i])
                 moved |= self._move(slice(i, i + 1), row, column) != 0
             if not moved:
                 return
 
     def balance_groups(self) -> bool:
-        """Balance groups of coupled states as a whole, and tell whether any moved by more than a little."""
-        far = False
-        for group in _groups(np.maximum(self.magnitude, self.magnitude.T)):
-            others = np.ones(self.reach.size, dtype=bool)
+        """Scale groups of coupled states together; return whether one changed by more than a factor of 4."""
+        moved_far = False
+        for group in _coupled_groups(np.maximum(self.magnitude, self.magnitude.T)):
+            others = np.ones(self.input_norms.size, dtype=bool)
             others[group] = False
-            row = np.hypot(_size(self.magnitude[group][:, others]), _size(self.reach[group]))
-            column = np.hypot(_size(self.magnitude[others][:, group]), _size(self.sight[group]))
-            far |= abs(self._move(group, row, column)) > 2
-        return far
+            row = np.hypot(_norm(self.magnitude[group][:, others]), _norm(self.input_norms[group]))
+            column = np.hypot(_norm(self.magnitude[others][:, group]), _norm(self.output_norms[group]))
+            moved_far |= abs(self._move(group, row, column)) > 2
+        return moved_far
 
     def _move(self, states: slice | Array, row: float, column: float) -> int:
         if row == 0 or column == 0:
@@ -155,17 +156,17 @@ class _Units:
         if shift != 0:
             factor = 2.0**shift
             self.magnitude[states] /= factor
-            self.reach[states] /= factor
+            self.input_norms[states] /= factor
             self.magnitude[:, states] *= factor
-            self.sight[states] *= factor
+            self.output_norms[states] *= factor
             self.exponents[states] += shift
         return shift
 
 
-def _groups(coupling: Array) -> list[Array]:
-    """Return groups of coupled states, from the most strongly coupled pair to every connected component.
+def _coupled_groups(coupling: Array) -> list[Array]:
+    """Return groups of coupled states, from the most strongly coupled pair to each connected component.
 
-    These are the merges of single-linkage clustering: the edges of a maximum spanning tree in falling order.
+    They are the merges of single-linkage clustering: edges of a maximum spanning tree in descending order.
     """
     n = coupling.shape[0]
     nearest, parent = coupling[0].copy(), np.zeros(n, dtype=int)
@@ -191,41 +192,41 @@ def _groups(coupling: Array) -> list[Array]:
 
 
 def _spread(sizes: Array) -> float:
-    """Return by how many powers of two the sizes that are not zero differ."""
+    """Return by how many powers of two the nonzero sizes differ."""
     nonzero = sizes[sizes > 0]
     return float(np.log2(nonzero.max()) - np.log2(nonzero.min())) if nonzero.size else 0.0
 
 
-def _size(M: Array) -> float:
-    return float(_sizes(M.reshape(1, -1))[0])
+def _norm(M: Array) -> float:
+    return float(_row_norms(M.reshape(1, -1))[0])
 
 
-def _sizes(M: Array) -> Array:
-    """Return the norms of the rows, safe from underflow and overflow of squares."""
+def _row_norms(M: Array) -> Array:
+    """Return the norms of the rows without underflow or overflow of squares."""
     largest = np.abs(M).max(axis=1, initial=0.0)
     unit = np.where(largest > 0, largest, 1.0)
     return largest * np.linalg.norm(M / unit[:, None], axis=1)
 
 
-def equal_norms(reach: Array, sight: Array) -> Array:
-    """Return the scales that give rows of B and columns of C the same norm, 1 where either is zero."""
-    usable = (reach > 0) & (sight > 0)
-    scale = np.ones(reach.size)
-    scale[usable] = np.sqrt(sight[usable] / reach[usable])
+def equalizing_scales(row_norms: Array, column_norms: Array) -> Array:
+    """Return scales that give rows of B and columns of C the same norm; 1 where either is zero."""
+    usable = (row_norms > 0) & (column_norms > 0)
+    scale = np.ones(row_norms.size)
+    scale[usable] = np.sqrt(column_norms[usable] / row_norms[usable])
     return scale
 
 
-def balance(A: Array) -> tuple[Array, Array]:
+def balance_matrix(A: Array) -> tuple[Array, Array]:
     """Scale the states by A alone: ``A = diag(t) Ab diag(1 / t)``; return ``Ab, t``.
 
-    Norms of Ab mean something for states in mixed units, also inside the matrix exponential.
+    Norms of Ab are meaningful also for states in mixed units, as in the matrix exponential.
     """
     if A.shape[0] == 0:
         return A, np.ones(0)
-    # LAPACK's routine itself: scipy.linalg.matrix_balance casts the factors to integers and warns
-    # when they are large.
+    # LAPACK's gebal is called directly: scipy.linalg.matrix_balance casts the factors to integers and
+    # warns when they are large.
     gebal = sla.get_lapack_funcs("gebal", (A,))
     scale = gebal(A, scale=1, permute=0)[3]
-    # Within limits, so that scaling B, C and x cannot leave the range of double precision.
+    # Limit the factors, so that scaled B, C and x cannot overflow.
     scale = np.clip(scale, 2.0**-100, 2.0**100)
     return A * scale / scale[:, None], scale

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._util.arrays import Array
-from ..errors import ConvergenceError, ModelError, shown
+from ..errors import ConvergenceError, ModelError, short_repr
 from .linear_model import (
     DENSE_LIMIT,
-    LARGEST,
+    LARGEST_ENTRY,
     LinearModel,
     Timebase,
     as_model,
@@ -92,7 +92,7 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
         An unknown solver; matrices that do not make a model.
     """
     if not isinstance(solver, str) or solver not in SOLVERS:
-        raise ModelError(f"solver must be one of {', '.join(SOLVERS)}, got {shown(solver)}")
+        raise ModelError(f"solver must be one of {', '.join(SOLVERS)}, got {short_repr(solver)}")
     if solver == "dense":
         return None
     if isinstance(sys, SparseModel):
@@ -222,9 +222,9 @@ def square_sparse(M: Any, name: str, n: int | None = None) -> Any:
 def check_range(entries: Array, name: str) -> None:
     """Refuse entries whose squares would leave the range of double precision."""
     size = float(np.abs(entries).max(initial=0.0))
-    if size > LARGEST:
+    if size > LARGEST_ENTRY:
         raise ModelError(
-            f"the largest entry of {name} is {size:.1e}, and at most {LARGEST:.0e} can be worked with: "
+            f"the largest entry of {name} is {size:.1e}, and at most {LARGEST_ENTRY:.0e} can be worked with: "
             "choose other units"
         )
 

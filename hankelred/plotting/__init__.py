@@ -1,1 +1,1 @@
-"""Pictures: draws arrays, computes nothing, imports matplotlib inside functions."""
+"""Plots of arrays, without computations; matplotlib is imported inside functions."""

@@ -1,4 +1,4 @@
-"""Draws arrays; computes nothing. matplotlib is imported inside functions only."""
+"""Plots of arrays, without computations. matplotlib is imported inside functions only."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# one color per role, readable without color vision (Okabe and Ito)
+# one color per role, distinguishable with color blindness (Okabe and Ito)
 FULL, REDUCED, ERROR, BOUND, NOISE = "#0072B2", "#D55E00", "#009E73", "#555555", "#BBBBBB"
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What a picture of a Hankel spectrum shows.
+    """The contents of a plot of a Hankel spectrum.
 
-    ``values`` are in falling order, inf first. ``bounds`` has the error bound of each order, from the number
-    of infinite values to ``len(values) - 1``, and zeros where there is none. ``order`` is the one to mark,
-    with the text ``note`` behind it; ``tol`` the level to draw. A noise floor of 0 is not drawn.
+    ``values`` are in descending order, inf first. ``bounds`` has the error bound of each order, from the
+    number of infinite values to ``len(values) - 1``, and zeros where no bound is known. ``order`` is the
+    order to mark, followed by the text ``note``; ``tol`` is a level to draw. A noise floor of 0 is not drawn.
     """
 
     values: Array
@@ -39,7 +39,7 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Curve:
-    """A gain over frequency."""
+    """A gain as a function of frequency."""
 
     gain: Array
     label: str
@@ -49,7 +49,7 @@ class Curve:
 
 
 def draw_spectrum(spectrum: Spectrum, ax: Axes | None) -> Axes:
-    """Draw Hankel singular values over their index, on a logarithmic axis."""
+    """Plot Hankel singular values against their index, on a logarithmic axis."""
     from matplotlib.ticker import MaxNLocator
 
     ax = axes(ax)
@@ -60,7 +60,7 @@ def draw_spectrum(spectrum: Spectrum, ax: Axes | None) -> Axes:
     bottom, top = _range(finite[positive], bounds[bounds > 0], floor)
     ax.set_yscale("log")
     ax.set_ylim(bottom, top)
-    # values below the picture take no width
+    # the width does not include values below the plotted range
     visible = max(int(np.count_nonzero(values > bottom)), spectrum.order or 0, 1)
     ax.set_xlim(-0.2, min(values.size, math.ceil(1.05 * visible)) + 0.8)
     _draw_values(ax, finite, unstable, top, many=values.size > 120)
@@ -75,7 +75,7 @@ def draw_spectrum(spectrum: Spectrum, ax: Axes | None) -> Axes:
             label="error bound of order $k$",
         )
     if floor > 0:
-        below = " (below the picture)" if floor <= bottom else ""
+        below = " (below the plot)" if floor <= bottom else ""
         ax.axhspan(
             bottom,
             max(floor, bottom),
@@ -143,9 +143,9 @@ def draw_gains(
     bound: float | None = None,
     error: Array | None = None,
 ) -> Axes:
-    """Draw gains over frequency, both axes logarithmic, as far down as there is something to see.
+    """Plot gains against frequency on logarithmic axes, down to the smallest gain of interest.
 
-    ``error`` is the gain of the difference among the curves, if there is one; ``bound`` is drawn as a level.
+    ``error`` is the gain of the error, if it is among the curves; ``bound`` is drawn as a level.
     """
     ax = axes(ax)
     gains = []
@@ -167,13 +167,13 @@ def draw_gains(
     highest = max((_peak(curve.gain) for curve in curves), default=0.0)
     peak_error = 0.0 if error is None else _peak(error)
     if highest > 0:
-        # down to where there is something to see, not to where a gain dies away
+        # down to the smallest gain of interest, not to where a gain vanishes
         interesting = min(highest * 1e-5, peak_error * 1e-3) if peak_error > 0 else highest * 1e-5
         ax.set_ylim(max(ax.get_ylim()[0], interesting, highest * 1e-16), None)
         drawn = np.flatnonzero((np.stack(gains) > ax.get_ylim()[0]).any(axis=0))
         ax.set_xlim(frequencies[drawn[0]] / 1.3, frequencies[drawn[-1]] * 1.3)
     else:
-        ax.set_ylim(0.1, 1.0)  # identically zero: a logarithmic axis finds no range by itself
+        ax.set_ylim(0.1, 1.0)  # identically zero: a logarithmic axis has no range of its own
     ax.legend(loc="best", fontsize="small")
     return ax
 
@@ -183,7 +183,7 @@ def _peak(gain: Array) -> float:
 
 
 def axes(ax: Axes | None) -> Axes:
-    """Return the axes given, or those of a new figure."""
+    """Return ``ax``, or new axes if it is None."""
     if ax is not None:
         if not hasattr(ax, "axhline"):
             raise ModelError(

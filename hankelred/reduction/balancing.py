@@ -1,4 +1,4 @@
-"""Hankel singular values and the balanced realisation, from Gramian factors."""
+"""Hankel singular values and the balanced realization, from Gramian factors."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from ..gramians.low_rank import LowRankFactors, low_rank_factors
 from ..gramians.smith import compress
 from ..gramians.stability import STABILITY_TOL, checked_tol, is_stable_pole
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.modal import check_transform, diagonalised
+from ..models.modal import check_transform, diagonalize
 from ..models.pencil import Factorize
-from ..models.projection import exactly_projected, projected, rounding_of_projection
+from ..models.projection import project, project_exactly, rounding_of_projection
 from ..models.scaling import in_range
 from ..models.sparse_model import SparseModel, dense_model, large_or_none
-from .order import repeated
+from .order import repeated_clusters
 
-#: Factor products up to this size go through one-sided Jacobi, which keeps the digits of small
-#: singular values; larger ones through bidiagonalisation, which is some ten times faster there.
+#: Factor products up to this size are decomposed by one-sided Jacobi, which computes small singular values
+#: accurately; larger ones by bidiagonalization, which is about ten times faster there.
 JACOBI_LIMIT = 256
 
-#: Rounding of a projection below this share of the bound of the states left out, or this share of the noise
-#: floor, is let be.
-UNSEEN = 1e-3
-UNSEEN_BY_CHOICE = 0.1
+#: The rounding of a projection is accepted below this fraction of the bound of the removed states, or below
+#: this fraction of the noise floor.
+NEGLIGIBLE_OF_BOUND = 1e-3
+NEGLIGIBLE_OF_FLOOR = 0.1
 
 
 @dataclass(frozen=True)
 class Balancing:
     """The SVD of the factor product, and the bases that balance the stable part.
 
-    ``right`` is Lc V and ``left`` is Lo U in the coordinates of ``factored``; scaled by the inverse
-    square roots of ``values`` they are the balancing transformation. Gains (``values``, ``noise_floor``,
-    ``rounding``) are in the units of ``factored.scaled``.
+    ``right`` is Lc V and ``left`` is Lo U in the states of ``factored``; divided by the square roots of
+    ``values`` they are the balancing transformation. Gains (``values``, ``noise_floor``,
+    ``rounding``) are in the units of ``factored.scaled_system``.
     """
 
     factored: FactoredSystem
@@ -56,26 +56,26 @@ class Balancing:
         return int(np.count_nonzero(self.values > self.noise_floor))
 
     @property
-    def computable(self) -> int:
-        """Number of states that can be told from rounding: above it every direction would be arbitrary."""
+    def n_computable(self) -> int:
+        """Number of states above the rounding errors; the directions of all others would be arbitrary."""
         return int(np.count_nonzero(self.values > self.rounding))
 
     @property
-    def below_rank(self) -> float:
-        """What the states below the noise floor can add to a gain, with the floor itself for rounding."""
+    def tail_bound(self) -> float:
+        """Upper limit of the gain of the states below the noise floor, with the floor itself for rounding."""
         return 2 * float(self.values[self.rank :].sum()) + self.noise_floor
 
     def bases(self, r: int) -> tuple[Array, Array]:
         """Return left and right (n_stable, r) with left^H right = 1 that balance the leading r states.
 
-        Those of fewer states are their leading columns.
+        The bases of fewer states are their leading columns.
         """
         scale = 1 / np.sqrt(self.values[:r])
         left, right = self.left[:, :r] * scale, self.right[:, :r] * scale
         if r == 0:
             return left, right
-        # Rounding of size eps * sigma_1 / sigma_r in right^H left is taken out. Without pivots its LU factors
-        # change a state by those before it only, which are better known.
+        # The rounding of right^H left, of size eps * sigma_1 / sigma_r, is corrected. Without pivots its LU
+        # factors change a state only by the states before it, which are more accurate.
         lower, pivots = sla.lu_factor(right.conj().T @ left, check_finite=False)
         if np.any(pivots != np.arange(r)):
             return left @ sla.inv(right.conj().T @ left), right
@@ -85,8 +85,8 @@ class Balancing:
         ).T
         return left, right
 
-    def in_scaled_states(self, r: int) -> tuple[Array, Array]:
-        """Return the bases of :meth:`bases` in the states of ``factored.scaled``."""
+    def bases_in_scaled_states(self, r: int) -> tuple[Array, Array]:
+        """Return the bases of :meth:`bases` in the states of ``factored.scaled_system``."""
         left, right = self.bases(r)
         return self.factored.left_states(left), self.factored.right_states(right)
 
@@ -101,39 +101,39 @@ def factor_product(factored: FactoredSystem) -> tuple[Array, Array, Array, float
 
 
 def noise_floor_of(values: Array, rounding: float, factored: FactoredSystem) -> float:
-    """Return the size below which a singular value means nothing to somebody who chooses an order.
+    """Return the size below which a singular value is meaningless for the choice of an order.
 
-    The rounding of a backward stable solver is of size eps sigma_1 for each state, whatever the product of
-    the factors it returned would still resolve.
+    The rounding of a backward stable solver is of size eps sigma_1 for each state, although the product of
+    its factors may have smaller singular values.
     """
-    n = factored.n_stable + factored.n_kept
+    n = factored.n_stable + factored.n_unstable
     return max(rounding, n * EPS * float(values.max(initial=0.0)))
 
 
 def balance(factored: FactoredSystem, *, reciprocal: bool = False) -> Balancing:
     """Return the singular values of the factor product and the balancing bases.
 
-    Bases of repeated values are chosen for leaving states out of the system or, with ``reciprocal``,
-    of the system with s replaced by 1 / s, which is what residualization does.
+    Bases of repeated values are chosen for the truncation of the system or, with ``reciprocal``, of the
+    system with s replaced by 1 / s, which is residualization.
     """
     Lc, Lo, product, rounding = factor_product(factored)
     U, values, Vh = _svd(product)
     floor = noise_floor_of(values, rounding, factored)
     balancing = Balancing(factored, values, Lo @ U, Lc @ Vh.conj().T, floor, rounding)
-    clusters = repeated(values[: balancing.computable])
+    clusters = repeated_clusters(values[: balancing.n_computable])
     if clusters:
-        _untangle(balancing, clusters, reciprocal)
+        _separate_repeated(balancing, clusters, reciprocal)
     return balancing
 
 
-def _untangle(balancing: Balancing, clusters: list[slice], reciprocal: bool) -> None:
-    """Choose, in place, bases of repeated singular values in which they can be cut anywhere.
+def _separate_repeated(balancing: Balancing, clusters: list[slice], reciprocal: bool) -> None:
+    """Choose, in place, bases of repeated singular values that can be truncated at any state.
 
-    The SVD gives any basis of the space of such a value. A state of it that neither the input nor the
-    states before it drive would leave a pole on the stability boundary if the others were left out,
-    so the states are ordered by how they are reached: a staircase form.
+    The SVD returns an arbitrary basis of the space of such a value. A state in it that neither the input nor
+    earlier states drive would become a pole on the stability boundary if the states after it were removed.
+    So the states are ordered by controllability: a staircase form.
     """
-    left, right = balancing.bases(balancing.computable)
+    left, right = balancing.bases(balancing.n_computable)
     A, B = left.conj().T @ balancing.factored.A @ right, left.conj().T @ balancing.factored.B
     if reciprocal:
         A = np.linalg.inv(A)
@@ -147,19 +147,19 @@ def _untangle(balancing: Balancing, clusters: list[slice], reciprocal: bool) -> 
 
 
 def _staircase(A: Array, B: Array) -> Array:
-    """Return a unitary basis: what B reaches, strongest first, then what that reaches, and so on."""
+    """Return a unitary basis of the ranges of B, A B, A^2 B, ... in turn, strongest directions first."""
     n = A.shape[0]
-    Q, reached = np.zeros((n, 0), A.dtype), B
+    Q, block = np.zeros((n, 0), A.dtype), B
     size = max(float(np.linalg.norm(A)), float(np.linalg.norm(B)))
     while Q.shape[1] < n:
         for _ in range(2):
-            reached = reached - Q @ (Q.conj().T @ reached)
-        directions, strength, _ = np.linalg.svd(reached, full_matrices=False)
+            block = block - Q @ (Q.conj().T @ block)
+        directions, strength, _ = np.linalg.svd(block, full_matrices=False)
         directions = directions[:, strength > 1e-12 * size]
         if directions.shape[1] == 0:
             directions = sla.null_space(Q.conj().T) if Q.shape[1] else np.eye(n)
         Q = np.concatenate([Q, directions[:, : n - Q.shape[1]]], axis=1)
-        reached = A @ directions
+        block = A @ directions
     return Q
 
 
@@ -167,15 +167,17 @@ def singular_values(factored: FactoredSystem) -> tuple[Array, float]:
     """Return all n Hankel singular values, inf first, and the noise floor."""
     _, _, product, rounding = factor_product(factored)
     values = _svd_values(product)[: factored.n_stable]
-    return padded(values, factored), noise_floor_of(values, rounding, factored) * factored.scaled.gain
+    return pad_values(values, factored), noise_floor_of(
+        values, rounding, factored
+    ) * factored.scaled_system.gain
 
 
-def padded(values: Array, factored: FactoredSystem) -> Array:
-    """Return the values in the model's units, with inf in front for kept poles and zeros behind up to n."""
-    system = factored.scaled
+def pad_values(values: Array, factored: FactoredSystem) -> Array:
+    """Return n values in the model's units: inf for unstable poles, the values, and zeros."""
+    system = factored.scaled_system
     values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
     zeros = np.zeros(factored.n_stable - values.size)
-    return np.concatenate([np.full(factored.n_kept, np.inf), values, zeros])
+    return np.concatenate([np.full(factored.n_unstable, np.inf), values, zeros])
 
 
 def _svd(M: Array) -> tuple[Array, Array, Array]:
@@ -210,7 +212,7 @@ def _jacobi(M: Array, *, vectors: bool) -> tuple[Array, Array, Array] | None:
     size = float(np.abs(M).max())
     if size == 0:
         return np.eye(*M.shape), np.zeros(M.shape[1]), np.eye(M.shape[1])
-    # joba=2: rows and columns both graded; jobr=0: nothing is set to zero for being small
+    # joba=2: rows and columns both graded; jobr=0: small values are not set to zero
     scaled, U, V, work, _, info = gejsv(
         M / size, joba=2, jobu=0 if vectors else 3, jobv=0 if vectors else 3, jobr=0
     )
@@ -238,7 +240,7 @@ def hankel_singular_values(
         :class:`ModalSystem`, :class:`SecondOrderModel`, or a tuple ``(A, B, C, D)`` or ``(A, B, C, D, E)``,
         in which A and E may be sparse.
     dt : 0, True, float or None
-        Timebase of a tuple, as in python-control. Other types carry their own.
+        Timebase of a tuple, as in python-control. Other types have their own.
     stability_tol : float
         Poles nearer to the stability boundary than this, relative to the size of A, count as
         marginal.
@@ -256,8 +258,8 @@ def hankel_singular_values(
     Returns
     -------
     ndarray, shape (n,), or (k,) with the low-rank solver
-        In falling order, in the unit of the gain from input to output. ``inf`` comes first, once for
-        every unstable or marginal pole. The low-rank solver returns those that it has computed.
+        In descending order, in the unit of the gain from input to output. ``inf`` is first, once for each
+        unstable or marginal pole. The low-rank solver returns the values that it has computed.
 
     Raises
     ------
@@ -316,16 +318,16 @@ def spectrum_of(
 
 
 def values_of_large(factors: LowRankFactors) -> Array:
-    """Return the singular values in the units of the model, inf first for every pole that is kept."""
+    """Return the singular values in the units of the model, inf first for unstable and marginal poles."""
     problem = factors.problem
     finite = in_range(factors.values, problem.input_exponent + problem.output_exponent, "Hankel norm")
-    return np.concatenate([np.full(factors.kept.A.shape[0], np.inf), finite])
+    return np.concatenate([np.full(factors.n_unstable, np.inf), finite])
 
 
 def balanced_realization(
     sys: Any, *, return_transform: bool = False, dt: Timebase = 0, stability_tol: float = STABILITY_TOL
 ) -> Any:
-    """Return the balanced realisation: both Gramians equal and diagonal.
+    """Return the balanced realization: both Gramians are equal and diagonal.
 
     Parameters
     ----------
@@ -333,22 +335,22 @@ def balanced_realization(
         As in :func:`hankel_singular_values`.
     return_transform : bool
         Return ``(model, T)``, T of shape (n, r) with x = T z for the states x of ``sys`` and z of the
-        result. Where no state was left out, T is square and the matrices are T^-1 A T, T^-1 B and C T; else
-        ``reduce(sys, r)`` has the transformation in both directions, ``left`` and ``right``. MATLAB's
-        ``balreal`` calls its inverse T.
+        result. If no state was removed, T is square and the matrices are T^-1 A T, T^-1 B and C T; otherwise
+        ``reduce(sys, r)`` has the transformation in both directions, ``left`` and ``right``. In MATLAB's
+        ``balreal`` T is the inverse.
 
     Returns
     -------
     model
-        The same type, dt and names as ``sys``. Unstable and marginal modes stand first, as they are.
-        States that are not reachable or not observable cannot be balanced and are left out.
+        The same type, dt and names as ``sys``. Unstable and marginal modes are first and are not balanced.
+        States that are not reachable or not observable cannot be balanced and are removed.
     model, T
         With ``return_transform=True``.
 
     Warns
     -----
     ReductionWarning
-        States were left out, so the result has fewer states than ``sys``.
+        States were removed, so the result has fewer states than ``sys``.
 
     Raises
     ------
@@ -376,75 +378,81 @@ def balanced_realization(
     factored = factored_system(model, checked_tol(stability_tol))
     balancing = balance(factored)
     rank = balancing.rank
-    out, _, T = truncated(model, balancing, rank)
-    while rank and unstable_poles(out, factored.n_kept).size:
+    out, _, T = truncate_balanced(model, balancing, rank)
+    while rank and unstable_poles(out, factored.n_unstable).size:
         rank -= 1
-        out, _, T = truncated(model, balancing, rank)
+        out, _, T = truncate_balanced(model, balancing, rank)
     if out.n_states < model.n_states:
-        floor = balancing.noise_floor * factored.scaled.gain
+        floor = balancing.noise_floor * factored.scaled_system.gain
         warnings.warn(
             f"{model.n_states - out.n_states} of {model.n_states} states are not reachable or not observable "
-            f"above the noise floor {floor:.1e} and were left out",
+            f"above the noise floor {floor:.1e} and were removed",
             ReductionWarning,
             stacklevel=2,
         )
     if model.log_poles is not None:
-        # handed out in modal states
-        modal, to_balanced = diagonalised(out)
+        # return the model in modal states
+        modal, to_balanced = diagonalize(out)
         return (modal, T @ to_balanced) if return_transform else modal
     return (out.to_user(), T) if return_transform else out.to_user()
 
 
-def unstable_poles(model: LinearModel, n_kept: int) -> Array:
-    """Return the poles outside the stability region, those of the kept states in front aside."""
-    A = model.A[n_kept:, n_kept:]
+def unstable_poles(model: LinearModel, n_unstable: int) -> Array:
+    """Return the poles outside the stability region, except those of the first n_unstable states."""
+    A = model.A[n_unstable:, n_unstable:]
     poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
     return poles[~is_stable_pole(poles, 0.0, discrete=model.is_discrete, tol=0.0)]
 
 
-def truncated(model: LinearModel, balancing: Balancing, r: int) -> tuple[LinearModel, Array, Array]:
-    """Keep the r leading balanced states behind the kept ones; return also left and right.
+def truncate_balanced(model: LinearModel, balancing: Balancing, r: int) -> tuple[LinearModel, Array, Array]:
+    """Truncate to the unstable states and the r leading balanced ones; return also left and right.
 
-    ``left.T @ A @ right`` is the new A, for complex models too (left is conjugated for that).
+    ``left.T @ A @ right`` is the new A, also for complex models, for which left is conjugated.
     """
-    f = balancing.factored
-    left, right = balancing.in_scaled_states(r)
-    out = assembled(model, balancing, *_in_good_arithmetic(balancing, left, right), model.D)
-    states, half = f.scaled, 2.0 ** ((f.scaled.input_exponent - f.scaled.output_exponent) // 2)
-    onto = np.concatenate([states.left(f.kept_left), states.left(left) / half], axis=1)
-    back = np.concatenate([states.right(f.kept_right), states.right(right) * half], axis=1)
-    return out, onto.conj(), back
+    factored = balancing.factored
+    left, right = balancing.bases_in_scaled_states(r)
+    out = assemble_model(model, balancing, *_project_accurately(balancing, left, right), model.D)
+    scaling = factored.scaled_system
+    # scales B and C of the balanced model equally, so that its Gramians are equal in the model's units too
+    state_scale = 2.0 ** ((scaling.input_exponent - scaling.output_exponent) // 2)
+    W = np.concatenate(
+        [scaling.unscale_left(factored.unstable_left), scaling.unscale_left(left) / state_scale], axis=1
+    )
+    V = np.concatenate(
+        [scaling.unscale_right(factored.unstable_right), scaling.unscale_right(right) * state_scale], axis=1
+    )
+    return out, W.conj(), V
 
 
-def _in_good_arithmetic(balancing: Balancing, left: Array, right: Array) -> tuple[Array, Array, Array]:
+def _project_accurately(balancing: Balancing, left: Array, right: Array) -> tuple[Array, Array, Array]:
     """Return A, B and C of a projection onto balanced states.
 
-    From the matrices of the model itself, never from its Schur form, whose rounding can be larger than all
-    the states that are left out. Products with twice the digits cost ten times as much, so they are for
-    where rounding would be seen beside these states.
+    They are computed from the matrices of the model, not from its Schur form, whose rounding can be larger
+    than all the removed states. Products with twice the digits cost ten times as much, so they are used only
+    where rounding is not negligible beside the removed states.
     """
     r = left.shape[1]
-    system, values = balancing.factored.scaled, balancing.values
-    left_out = 2 * float(values[r:].sum())
+    system, values = balancing.factored.scaled_system, balancing.values
+    bound = 2 * float(values[r:].sum())
     rounding = rounding_of_projection(system, left, right, values[:r])
-    if rounding <= max(UNSEEN * left_out, UNSEEN_BY_CHOICE * balancing.noise_floor):
-        return projected(system, left, right)
-    exact = exactly_projected(system, left, right)
-    return exact.A, exact.B, exact.C
+    if rounding <= max(NEGLIGIBLE_OF_BOUND * bound, NEGLIGIBLE_OF_FLOOR * balancing.noise_floor):
+        return project(system, left, right)
+    projection = project_exactly(system, left, right)
+    return projection.A, projection.B, projection.C
 
 
-def assembled(
+def assemble_model(
     model: LinearModel, balancing: Balancing, A: Array, B: Array, C: Array, D: Array
 ) -> LinearModel:
-    """Return the model, in its own units, of the kept states and of balanced states in scaled units."""
-    f = balancing.factored
-    system = f.scaled
-    half = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
-    kept = exactly_projected(system, f.kept_left, f.kept_right)
+    """Return the model, in its units, of the unstable states and of balanced states in scaled units."""
+    factored = balancing.factored
+    system = factored.scaled_system
+    sqrt_gain = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
+    unstable = project_exactly(system, factored.unstable_left, factored.unstable_right)
     return model.with_matrices(
-        _block_diagonal(kept.A, A),
-        np.concatenate([kept.B * 2.0**system.input_exponent, B * half]),
-        np.concatenate([kept.C * 2.0**system.output_exponent, C * half], axis=1),
+        _block_diagonal(unstable.A, A),
+        np.concatenate([unstable.B * 2.0**system.input_exponent, B * sqrt_gain]),
+        np.concatenate([unstable.C * 2.0**system.output_exponent, C * sqrt_gain], axis=1),
         D,
     )
 

@@ -1,9 +1,10 @@
-"""How far balanced states that were computed are from balanced, and what that does to a reduced model.
+"""The errors of computed balanced states, and their effect on a reduced model.
 
-A Schur form is that of a matrix near A. In a stiff model, or beside a pole near the stability boundary, the
-singular values and the balanced states that follow from it are off by far more than rounding. In the
-computed states both Gramians should be diag(values); what their equations miss by can be computed with
-twice the digits and solved for the corrections, which a few digits of precision are enough for.
+A computed Schur form is the Schur form of a matrix near A. In a stiff model, or with a pole near the
+stability boundary, the errors of the singular values and balanced states that are computed from it are much
+larger than rounding. In the computed states both Gramians should be diag(values); the residuals of their
+equations can be computed with twice the digits and solved for the corrections, for which a few digits are
+enough.
 """
 
 from __future__ import annotations
@@ -15,24 +16,24 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
-from ..models.projection import Projected
-from .order import repeated
+from ..models.projection import ProjectedSystem
+from .order import repeated_clusters
 
 
 @dataclass(frozen=True)
 class Imbalance:
-    """Errors of the singular values, and the change of states that would balance a system.
+    """Errors of the singular values, and the change of states that balances a system.
 
-    ``errors`` are relative, and about four times as large as they turn out to be. ``tilt`` is F where the
-    states z of ``x = (1 + F) z`` are balanced, to first order.
+    ``errors`` are relative, and overestimated by a factor of about four. ``correction`` is F, where the
+    states z of ``x = (1 + F) z`` are balanced to first order.
     """
 
     errors: Array
-    tilt: Array
+    correction: Array
 
 
-def imbalance(system: Projected, values: Array, *, discrete: bool) -> Imbalance:
-    """Return how far a system is from one with both Gramians equal to diag(values)."""
+def imbalance(system: ProjectedSystem, values: Array, *, discrete: bool) -> Imbalance:
+    """Return the deviation of a system from one with both Gramians equal to diag(values)."""
     if values.size == 0:
         return Imbalance(np.zeros(0), np.zeros((0, 0)))
     A, A_low, C = (M.conj().T for M in (system.A, system.A_low, system.C))
@@ -42,18 +43,18 @@ def imbalance(system: Projected, values: Array, *, discrete: bool) -> Imbalance:
     sizes = (np.abs(P) + np.abs(P_noise) + np.abs(Q) + np.abs(Q_noise)) / 2
     if not np.all(np.isfinite(sizes)):
         return Imbalance(np.ones(values.size), np.full(P.shape, np.inf))
-    return Imbalance(_errors(sizes, values), _tilt(P, Q, values))
+    return Imbalance(_errors(sizes, values), _balancing_correction(P, Q, values))
 
 
 def _defect(A: Array, A_low: Array, B: Array, values: Array, *, discrete: bool) -> tuple[Array, Array]:
-    """Return what the equation of the controllability Gramian diag(values) misses by, and its rounding."""
-    image, low = A * values, A_low * values
+    """Return the residual of the equation of the controllability Gramian diag(values), and its rounding."""
+    AS, AS_low = A * values, A_low * values
     if not discrete:
-        return image + image.conj().T + B @ B.conj().T + low + low.conj().T, np.zeros(A.shape)
-    low = image @ A_low.conj().T
-    image = image @ A.conj().T
-    defect = image - np.diag(values) + B @ B.conj().T + low + low.conj().T
-    return defect, np.diag(EPS * (np.diag(image).real + values))
+        return AS + AS.conj().T + B @ B.conj().T + AS_low + AS_low.conj().T, np.zeros(A.shape)
+    AS_low = AS @ A_low.conj().T
+    AS = AS @ A.conj().T
+    defect = AS - np.diag(values) + B @ B.conj().T + AS_low + AS_low.conj().T
+    return defect, np.diag(EPS * (np.diag(AS).real + values))
 
 
 def _lyapunov_solver(A: Array) -> Callable[..., Array]:
@@ -75,7 +76,7 @@ def _stein_solver(A: Array) -> Callable[..., Array]:
     eye = np.eye(A.shape[0])
 
     def solve(W: Array, *, adjoint: bool = False) -> Array:
-        # in reverse order T^H is upper triangular again
+        # with rows and columns reversed T^H is upper triangular
         U, W = T, Z.conj().T @ W @ Z
         if adjoint:
             U, W = T[::-1, ::-1].conj().T, W[::-1, ::-1]
@@ -92,30 +93,30 @@ def _stein_solver(A: Array) -> Callable[..., Array]:
 def _errors(corrections: Array, values: Array) -> Array:
     """Return the relative errors of the values for corrections of this size, the mean of both Gramians.
 
-    To first order the values move by the diagonal, and where two are close by what ties them too.
+    To first order the values change by the diagonal, and close values also by their off-diagonal entries.
     """
-    ties = corrections**2 / (np.abs(values[:, None] - values) + corrections + np.finfo(float).tiny)
-    moves = 4 * (np.diag(corrections) + ties.sum(axis=1) - np.diag(ties))
-    return np.clip(moves / values, 16 * EPS, 1.0)
+    couplings = corrections**2 / (np.abs(values[:, None] - values) + corrections + np.finfo(float).tiny)
+    changes = 4 * (np.diag(corrections) + couplings.sum(axis=1) - np.diag(couplings))
+    return np.clip(changes / values, 16 * EPS, 1.0)
 
 
-def _tilt(P: Array, Q: Array, values: Array) -> Array:
+def _balancing_correction(P: Array, Q: Array, values: Array) -> Array:
     """Return F for which P - F S - S F^H and Q + F^H S + S F, S = diag(values), are diagonal.
 
-    Repeated values have one space, in which any basis is balanced.
+    Any basis of the space of a repeated value is balanced.
     """
     rows, columns = values[:, None], values[None, :]
     gaps = (columns - rows) * (columns + rows)
-    together = np.eye(values.size, dtype=bool)
-    for cluster in repeated(values):
-        together[cluster, cluster] = True
-    together |= gaps == 0
-    return np.where(together, 0.0, (columns * P + rows * Q) / np.where(together, 1.0, gaps))
+    same_cluster = np.eye(values.size, dtype=bool)
+    for cluster in repeated_clusters(values):
+        same_cluster[cluster, cluster] = True
+    same_cluster |= gaps == 0
+    return np.where(same_cluster, 0.0, (columns * P + rows * Q) / np.where(same_cluster, 1.0, gaps))
 
 
-def tilted(system: Projected, tilt: Array, r: int) -> tuple[Array, Array, Array]:
-    """Return how A, B and C would change if the states after the first r were balanced against these."""
-    across = tilt.copy()
-    across[:r, :r] = across[r:, r:] = 0.0
+def changes_by_balancing(system: ProjectedSystem, correction: Array, r: int) -> tuple[Array, Array, Array]:
+    """Return the changes of A, B and C if the states after the first r were balanced against these."""
+    coupling = correction.copy()
+    coupling[:r, :r] = coupling[r:, r:] = 0.0
     A, B, C = system.A, system.B, system.C
-    return A @ across - across @ A, -across @ B, C @ across
+    return A @ coupling - coupling @ A, -coupling @ B, C @ coupling

@@ -1,4 +1,4 @@
-"""The methods of reduction that start from the balanced realisation."""
+"""The methods of reduction that start from the balanced realization."""
 
 from __future__ import annotations
 
@@ -12,306 +12,357 @@ from .._util.twofold import product, two_sum
 from ..gramians.factorize import factorize
 from ..models.frequency_response import FrequencyResponse
 from ..models.linear_model import LinearModel
-from ..models.projection import Projected, exactly_projected
+from ..models.projection import ProjectedSystem, project_exactly
 from ..models.scaling import in_range
 from ..models.second_order import SecondOrderModel
-from .balancing import UNSEEN, Balancing, assembled, padded, truncated, unstable_poles
+from .balancing import (
+    NEGLIGIBLE_OF_BOUND,
+    Balancing,
+    assemble_model,
+    pad_values,
+    truncate_balanced,
+    unstable_poles,
+)
 from .conversion import conversion_error
-from .difference import difference, gain_of_changes, moved_by_rounding
-from .imbalance import Imbalance, imbalance, tilted
+from .difference import error_system, gain_of_changes, rounding_changes
+from .imbalance import Imbalance, changes_by_balancing, imbalance
 from .norms import (
+    critical_frequencies,
     difference_norm,
     h2_norm,
     no_direct_term,
     refined_gains,
-    telling_frequencies,
     verified_error,
 )
-from .order import repeated
+from .order import repeated_clusters
 from .refined_response import refined_response
 
 
 class BalancedSource:
-    """A balanced model; subclasses say how states are left out of it.
+    """A balanced model; subclasses define how its weak states are removed.
 
-    Gains inside are those of the scaled model; what goes out is in the units of the model.
+    It implements :class:`.source.ReductionSource`. A subclass sets ``method`` and defines :meth:`truncate`.
+    If its error bound is proved it also defines :meth:`exact_stable_part` and :meth:`reduced_with_changes`,
+    from which the effects of rounding on the bound are computed; otherwise it sets ``certified = False``.
+
+    Internally gains are those of the scaled model; results are in the units of the model, in which gains are
+    larger by the factor ``unit``.
     """
 
+    #: the name of the method, as an argument of `reduce`
     method: str
+    #: whether twice the sum of the removed singular values bounds the error
     certified = True
-    #: whether an order at which rounding left a pole outside may be lowered until none is
-    lowers_order = True
-    #: the model of second order that the full model was made from, if it was
+    #: the second-order model that the full model was computed from, if it was
     second_order: SecondOrderModel | None = None
-    #: what leaves a pole outside the stability region, and why
-    instability = ("rounding left", "states this weak are rounding, or the full model has a pole as near")
+    #: whether the bases of repeated singular values are chosen for the system with s replaced by 1 / s (in
+    #: continuous time), see :func:`.balancing.balance`
+    reciprocal = False
+    #: whether the order may be lowered until rounding leaves no unstable pole
+    may_lower_order = True
+    #: the parts of the message about an unstable pole: its cause, and the explanation
+    instability = (
+        "rounding left",
+        "states this weak are rounding, or the full model has a pole as near to it",
+    )
 
     def __init__(self, model: LinearModel, balancing: Balancing):
         self.full = model
         self.balancing = balancing
         factored = balancing.factored
-        self.unit = factored.scaled.gain
-        self.hankel_singular_values = padded(balancing.values[: factored.n_stable], factored)
+        self.unit = factored.scaled_system.gain
+        self.hankel_singular_values = pad_values(balancing.values[: factored.n_stable], factored)
         self.noise_floor = balancing.noise_floor * self.unit
-        self.unstable_order = factored.n_kept
-        self.largest_order = factored.n_kept + balancing.computable
+        self.unstable_order = factored.n_unstable
+        self.largest_order = factored.n_unstable + balancing.n_computable
         self.solver = factored.solver
         self.residual = factored.residual
 
     @cached_property
     def conversion_error(self) -> float:
-        """What rounding has changed of the gain before the full model was there."""
+        """How much the conversion of a second-order model to the full model changed the gain, by rounding."""
         return 0.0 if self.second_order is None else conversion_error(self.second_order, self.full)
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the reduced model, and left and right bases where it is a projection."""
         raise NotImplementedError
 
-    def exact(self, order: int) -> tuple[Projected, Array]:
-        """Return the balanced states of an order to twice the digits, and its D beyond the model's."""
+    def exact_stable_part(self, order: int) -> tuple[ProjectedSystem, Array]:
+        """Return the stable part of the reduced model with twice the digits, and its D minus the model's."""
         raise NotImplementedError
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return the bound, which Enns and Glover have proved, and what rounding adds to it.
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return the bound, which Enns and Glover have proved, plus the effects of rounding.
 
-        The matrices handed out are rounded, the more harmfully the nearer a pole is to the stability
-        boundary.
+        The returned matrices are rounded, which changes the gain more the nearer a pole is to the stability
+        boundary. inf if no bound is proved, or the reduced model is unstable.
         """
-        if reduced is None or self.outside(reduced).size:
+        if not self.certified or reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
-        discrete, values = self.full.is_discrete, self.balancing.values
         stable = self._stable_part(reduced)
         r = stable[0].shape[0]
-        exact, D = self.exact(reduced.n_states)
-        moved = gain_of_changes(stable, moved_by_rounding(exact, stable), discrete=discrete)
-        errors = values[: self._imbalance.errors.size] * self._imbalance.errors
-        left_out = bound / self.unit + 2 * float(errors[r:].sum())
+        bound_of_removed = bound / self.unit + 2 * float(self._value_errors[r:].sum())
+        rounding, rounding_of_D = self._rounding_of_matrices(stable, reduced.n_states)
+        total = bound_of_removed + rounding + rounding_of_D
+        # The bound holds for exactly balanced states; the computed ones are not quite balanced.
+        imbalance_error = self._error_of_imbalance(r)
+        largest_error = float(self._imbalance.errors[:r].max(initial=0.0))
+        negligible = NEGLIGIBLE_OF_BOUND * bound_of_removed
+        # The states too weak to be computed contribute less than the values if these are accurate enough.
+        has_uncomputed_states = self.balancing.n_computable < self.balancing.factored.n_stable
+        values_are_uncertain = has_uncomputed_states and largest_error > negligible
+        if imbalance_error <= negligible and not values_are_uncertain:
+            return self.unit * (total + imbalance_error)
+        # Most of it is harmless: a change of basis inside the correct subspaces does not change the error.
+        # The harmful part is visible at the slowest poles.
+        total *= 1 + 4 * largest_error
+        sampled = max(total, 2 * self._sampled_error(stable) - bound_of_removed)
+        return self.unit * (sampled if values_are_uncertain else min(total + imbalance_error, sampled))
+
+    def _rounding_of_matrices(self, stable: Quadruple, order: int) -> tuple[float, float]:
+        """Return how much the rounding of the returned A, B and C, and that of D, changes the gain."""
+        exact, D = self.exact_stable_part(order)
+        changes = rounding_changes(exact, stable)
         direct = stable[3] - D if np.any(stable[3]) or np.any(D) else np.zeros(1)
-        total = left_out + moved + float(np.linalg.norm(direct))
-        # States that are not quite balanced give not quite the model that the bound is about.
-        mixed = self._mixing(r)
-        # What states too weak to be computed add is below the values, if these are known that well.
-        weak = self.balancing.computable < self.balancing.factored.n_stable
-        unknown = weak and float(errors[:r].max(initial=0.0)) > UNSEEN * left_out
-        if mixed <= UNSEEN * left_out and not unknown:
-            return self.unit * (total + mixed)
-        # Most of it is harmless: states left out of spaces that are right cost nothing more. Where it is not,
-        # it shows at the slowest poles.
-        total *= 1 + 4 * float(self._imbalance.errors[:r].max(initial=0.0))
-        sampled = max(total, 2 * self._sampled_error(stable) - left_out)
-        return self.unit * (sampled if unknown else min(total + mixed, sampled))
+        change = gain_of_changes(stable, changes, discrete=self.full.is_discrete)
+        return change, float(np.linalg.norm(direct))
 
-    def _mixing(self, r: int) -> float:
-        """Return how far the gain of r states would change if these were balanced exactly."""
-        if not np.all(np.isfinite(self._imbalance.tilt)):
+    def _error_of_imbalance(self, r: int) -> float:
+        """Return how much the gain of r states would change if they were balanced exactly."""
+        if not np.all(np.isfinite(self._imbalance.correction)):
             return math.inf
-        if any(cluster.start < r < cluster.stop for cluster in repeated(self.balancing.values)):
-            return math.inf  # any basis of their space is balanced, and no correction is known
-        changes = tilted(self.minimal, self._imbalance.tilt, r)
-        model, dA, dB, dC, dD = self._cut(self.minimal, changes, r)
-        moved = gain_of_changes(model, (dA, dB, dC), discrete=self.full.is_discrete)
-        return moved + float(np.linalg.norm(dD))
+        if any(cluster.start < r < cluster.stop for cluster in repeated_clusters(self.balancing.values)):
+            return math.inf  # any basis of this space is balanced, and no correction is known
+        changes = changes_by_balancing(self.minimal_realization, self._imbalance.correction, r)
+        model, dA, dB, dC, dD = self.reduced_with_changes(self.minimal_realization, changes, r)
+        change = gain_of_changes(model, (dA, dB, dC), discrete=self.full.is_discrete)
+        return change + float(np.linalg.norm(dD))
 
-    def _cut(
-        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+    def reduced_with_changes(
+        self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
-        """Return the reduced model of r states, and how changes of the full one change its matrices."""
+        """Return the reduced model of r states, and how changes of A, B and C of the full model change it."""
         raise NotImplementedError
 
     def _sampled_error(self, reduced: Quadruple) -> float:
-        """Return the largest gain of the error at the frequencies where rounding shows."""
+        """Return the largest gain of the error at the frequencies where rounding is visible."""
         discrete = self.full.is_discrete
-        frequencies = telling_frequencies(reduced[0], discrete=discrete)
-        if self._whole is None:
-            apart = difference(self.minimal, reduced)
+        frequencies = critical_frequencies(reduced[0], discrete=discrete)
+        if self._full_stable_system is None:
+            error_model = error_system(self.minimal_realization, reduced)
             finite = frequencies[np.isfinite(frequencies)]
-            sampled = FrequencyResponse(*apart, discrete=discrete).gain(finite)
-            return max(float(sampled.max()), float(np.linalg.norm(apart[3], 2)))
-        return float(refined_gains(self._whole, reduced, frequencies, discrete=discrete)[0].max())
+            sampled = FrequencyResponse(*error_model, discrete=discrete).gain(finite)
+            return max(float(sampled.max()), float(np.linalg.norm(error_model[3], 2)))
+        return float(
+            refined_gains(self._full_stable_system, reduced, frequencies, discrete=discrete)[0].max()
+        )
 
     @property
-    def _whole(self) -> tuple[Array, Array, Array] | None:
-        """The full model; None where it has unstable poles: only its stable part has a gain then."""
-        system = self.balancing.factored.scaled
+    def _full_stable_system(self) -> tuple[Array, Array, Array] | None:
+        """The full model; None where it has unstable poles, as only its stable part has a gain then."""
+        system = self.balancing.factored.scaled_system
         return None if self.unstable_order else (system.A, system.B, system.C)
 
     @cached_property
     def _imbalance(self) -> Imbalance:
-        values = self.balancing.values[: self.balancing.computable]
-        return imbalance(self.minimal, values, discrete=self.full.is_discrete)
+        values = self.balancing.values[: self.balancing.n_computable]
+        return imbalance(self.minimal_realization, values, discrete=self.full.is_discrete)
 
     @property
     def accuracy(self) -> float:
         """Absolute accuracy of the singular values."""
+        return max(self.noise_floor, self.unit * float(self._value_errors.max(initial=0.0)))
+
+    @property
+    def _value_errors(self) -> Array:
+        """Absolute errors of the computed singular values, of the scaled model."""
         errors = self._imbalance.errors
-        known = self.balancing.values[: errors.size] * errors
-        return max(self.noise_floor, self.unit * float(known.max(initial=0.0)))
+        return self.balancing.values[: errors.size] * errors
 
     @cached_property
-    def minimal(self) -> Projected:
-        """All balanced states that can be computed, to twice the digits of double precision."""
-        return self._exactly_balanced(self.balancing.computable)
+    def minimal_realization(self) -> ProjectedSystem:
+        """The model in all balanced states that can be computed, with twice the digits."""
+        return self._exactly_balanced(self.balancing.n_computable)
 
-    def _exactly_balanced(self, r: int) -> Projected:
-        return exactly_projected(self.balancing.factored.scaled, *self.balancing.in_scaled_states(r))
+    def _exactly_balanced(self, r: int) -> ProjectedSystem:
+        return project_exactly(
+            self.balancing.factored.scaled_system, *self.balancing.bases_in_scaled_states(r)
+        )
 
     def error(self, reduced: LinearModel, norm: str) -> float:
-        """Return the norm of full minus reduced; the kept parts are equal and cancel."""
-        if self.outside(reduced).size:
+        """Return the norm of full minus reduced; their unstable parts are equal and cancel."""
+        if self.unstable_poles_of(reduced).size:
             return math.inf
         discrete = self.full.is_discrete
-        other = self._stable_part(reduced)
-        apart = difference(self.minimal, other)
+        stable_reduced = self._stable_part(reduced)
+        error_model = error_system(self.minimal_realization, stable_reduced)
         if norm == "h2":
-            if not discrete and np.any(apart[3] != 0):
+            if not discrete and np.any(error_model[3] != 0):
                 return math.inf
-            model = LinearModel(*apart, dt=self.full.dt)
+            model = LinearModel(*error_model, dt=self.full.dt)
             value = h2_norm(factorize(model, 0.0), model.D, discrete=discrete)
         else:
-            k = self.balancing.computable
+            k = self.balancing.n_computable
             noise = 2 * float(self.balancing.values[k:].sum()) + self.balancing.rounding
-            value = verified_error(apart, self._whole, other, discrete=discrete, noise=noise)
+            value = verified_error(
+                error_model, self._full_stable_system, stable_reduced, discrete=discrete, noise=noise
+            )
         if not math.isfinite(value):
             return value
         return float(in_range(np.array([value]), round(math.log2(self.unit)), "error")[0])
 
     def _stable_part(self, model: LinearModel) -> Quadruple:
-        """Return the balanced states of a reduced model in scaled units, and its D beyond the model's."""
+        """Return the stable part of a reduced model in scaled units, with the difference of its D."""
         k = self.unstable_order
-        half = math.sqrt(self.unit)
-        same = np.array_equal(model.D, self.full.D)
-        D = no_direct_term(model.D.shape) if same else (model.D - self.full.D) / self.unit
-        return model.A[k:, k:], model.B[k:] / half, model.C[:, k:] / half, D
+        sqrt_gain = math.sqrt(self.unit)
+        same_D = np.array_equal(model.D, self.full.D)
+        D = no_direct_term(model.D.shape) if same_D else (model.D - self.full.D) / self.unit
+        return model.A[k:, k:], model.B[k:] / sqrt_gain, model.C[:, k:] / sqrt_gain, D
 
-    def outside(self, model: LinearModel) -> Array:
-        """Return the poles that rounding has left outside the stability region."""
+    def unstable_poles_of(self, model: LinearModel) -> Array:
+        """Return the poles outside the stability region, without those of the full model's unstable part."""
         return unstable_poles(model, self.unstable_order)
 
 
 class Truncation(BalancedSource):
-    """Leave the weak balanced states out: a projection."""
+    """Removal of the weak balanced states: a projection."""
 
     method = "truncation"
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
-        """Return the leading states and the projection onto them."""
-        return truncated(self.full, self.balancing, order - self.unstable_order)
+        """Return the model of the leading states and the projection onto them."""
+        return truncate_balanced(self.full, self.balancing, order - self.unstable_order)
 
-    def exact(self, order: int) -> tuple[Projected, Array]:
-        """Return the projection onto the leading states."""
+    def exact_stable_part(self, order: int) -> tuple[ProjectedSystem, Array]:
+        """Return the projection onto the leading states; D is not changed."""
         return self._exactly_balanced(order - self.unstable_order), no_direct_term(self.full.D.shape)
 
-    def _cut(
-        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+    def reduced_with_changes(
+        self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
+        """Return the leading blocks of the matrices and of their changes."""
         dA, dB, dC = changes
-        none = no_direct_term(self.full.D.shape)
-        return (full.A[:r, :r], full.B[:r], full.C[:, :r], none), dA[:r, :r], dB[:r], dC[:, :r], np.zeros(1)
+        no_D = no_direct_term(self.full.D.shape)
+        return (full.A[:r, :r], full.B[:r], full.C[:, :r], no_D), dA[:r, :r], dB[:r], dC[:, :r], np.zeros(1)
 
 
-class GivenFactors(Truncation):
-    """Truncation by Gramian factors that were handed in, such as those of real inputs: nothing is proved."""
+class UserFactors(Truncation):
+    """Truncation by the user's Gramian factors, such as those of real inputs.
+
+    No bound is known: the proofs of Enns and Glover need the model's own Gramians.
+    """
 
     certified = False
-    lowers_order = False
+    may_lower_order = False
     instability = ("the projection put", "only the model's own Gramians guarantee stability")
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: the proofs of Enns and Glover need the model's own Gramians."""
-        return math.inf
-
     def error(self, reduced: LinearModel, norm: str) -> float:
-        """Return the norm of full minus reduced; the given factors may miss states that matter to it."""
+        """Return the norm of full minus reduced, without the balanced form: the factors may lack states."""
         return difference_norm(self.full, reduced, norm)
 
 
 class Residualization(BalancedSource):
-    """Let the weak balanced states settle at once: the response at frequency zero is kept."""
+    """Removal of the weak balanced states at their steady state: the response at frequency zero is kept."""
 
     method = "residualization"
+    reciprocal = True
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
-        """Return the leading states with the others at rest; there is no projection."""
-        exact, D = self.exact(order)
+        """Return the model of the leading states with the others at steady state; it is not a projection."""
+        exact, D = self.exact_stable_part(order)
         if order < self.full.n_states and not self.unstable_order:
             D = self._missing_at_dc(exact)
         direct = self.full.D + self.unit * D if np.any(D) else self.full.D.copy()
-        return assembled(self.full, self.balancing, exact.A, exact.B, exact.C, direct), None, None
+        return assemble_model(self.full, self.balancing, exact.A, exact.B, exact.C, direct), None, None
 
-    def exact(self, order: int) -> tuple[Projected, Array]:
-        """Return the leading states with the others at rest."""
-        return self._settled(order - self.unstable_order)
+    def exact_stable_part(self, order: int) -> tuple[ProjectedSystem, Array]:
+        """Return the leading states with the others at steady state, and the change of D."""
+        return self._residualized(order - self.unstable_order)
 
-    def _settled(self, r: int) -> tuple[Projected, Array]:
-        """Return the system of the leading states, and its direct term."""
-        full = self.minimal
+    def _residualized(self, r: int) -> tuple[ProjectedSystem, Array]:
+        """Return the system of r leading states, and its direct term."""
+        full = self.minimal_realization
         k = full.A.shape[0]
-        # x2 at rest: 0 = A21 x1 + A22 x2 + B2 u, in discrete time x2 = A21 x1 + A22 x2 + B2 u
-        rest, rest_low = full.A[r:, r:], full.A_low[r:, r:]
-        driven = np.concatenate([full.A[r:, :r], full.B[r:]], axis=1)
-        driven_low = np.concatenate([full.A_low[r:, :r], full.B_low[r:]], axis=1)
+        # steady state of x2: 0 = A21 x1 + A22 x2 + B2 u, in discrete time x2 = A21 x1 + A22 x2 + B2 u;
+        # its solution is x2 = gain (x1, u)
+        A22, A22_low = full.A[r:, r:], full.A_low[r:, r:]
+        A21_B2 = np.concatenate([full.A[r:, :r], full.B[r:]], axis=1)
+        A21_B2_low = np.concatenate([full.A_low[r:, :r], full.B_low[r:]], axis=1)
         eye = np.eye(k - r) if self.full.is_discrete else np.zeros((k - r, k - r))
-        settled = np.linalg.solve(eye - rest, driven)
-        image, image_low = product(rest, settled)
-        defect, low = two_sum(driven, image)
-        defect = (defect - eye @ settled) + (low + image_low + driven_low + rest_low @ settled)
-        settled, settled_low = two_sum(settled, np.linalg.solve(eye - rest, defect))
-        into = np.concatenate([full.A[:r, r:], full.C[:, r:]])
-        into_low = np.concatenate([full.A_low[:r, r:], full.C_low[:, r:]])
-        added, added_low = product(into, settled)
-        added_low = added_low + into @ settled_low + into_low @ settled
+        gain = np.linalg.solve(eye - A22, A21_B2)
+        image, image_low = product(A22, gain)
+        defect, low = two_sum(A21_B2, image)
+        defect = (defect - eye @ gain) + (low + image_low + A21_B2_low + A22_low @ gain)
+        gain, gain_low = two_sum(gain, np.linalg.solve(eye - A22, defect))
+        A12_C2 = np.concatenate([full.A[:r, r:], full.C[:, r:]])
+        A12_C2_low = np.concatenate([full.A_low[:r, r:], full.C_low[:, r:]])
+        added, added_low = product(A12_C2, gain)
+        added_low = added_low + A12_C2 @ gain_low + A12_C2_low @ gain
 
         def total(M: Array, M_low: Array, rows: slice, columns: slice) -> tuple[Array, Array]:
             high, low = two_sum(M, added[rows, columns])
             return two_sum(high, low + M_low + added_low[rows, columns])
 
-        states, others = slice(0, r), slice(r, None)
-        A, A_low = total(full.A[:r, :r], full.A_low[:r, :r], states, states)
-        B, B_low = total(full.B[:r], full.B_low[:r], states, others)
-        C, C_low = total(full.C[:, :r], full.C_low[:, :r], others, states)
-        return Projected(A, B, C, A_low, B_low, C_low), added[r:, r:]
+        leading, trailing = slice(0, r), slice(r, None)
+        A, A_low = total(full.A[:r, :r], full.A_low[:r, :r], leading, leading)
+        B, B_low = total(full.B[:r], full.B_low[:r], leading, trailing)
+        C, C_low = total(full.C[:, :r], full.C_low[:, :r], trailing, leading)
+        return ProjectedSystem(A, B, C, A_low, B_low, C_low), added[r:, r:]
 
-    def _cut(
-        self, full: Projected, changes: tuple[Array, Array, Array], r: int
+    def reduced_with_changes(
+        self, full: ProjectedSystem, changes: tuple[Array, Array, Array], r: int
     ) -> tuple[Quadruple, Array, Array, Array, Array]:
+        """Return the residualized matrices and their changes, to first order in those of the full model."""
         dA, dB, dC = changes
         k = full.A.shape[0]
-        rest = full.A[r:, r:] - np.eye(k - r) if self.full.is_discrete else full.A[r:, r:]
-        # the reduced matrices are a Schur complement; x2 = into (x1, u), and from takes x2 to (x1, y)
-        into = -np.linalg.solve(rest, np.concatenate([full.A[r:, :r], full.B[r:]], axis=1))
-        onto = np.concatenate([full.A[:r, r:], full.C[:, r:]])
-        back = -np.linalg.solve(rest.T, onto.T).T
+        A22 = full.A[r:, r:] - np.eye(k - r) if self.full.is_discrete else full.A[r:, r:]
+        # the reduced matrices are a Schur complement: x2 = right (x1, u), and left maps x2 to (x1, y)
+        right = -np.linalg.solve(A22, np.concatenate([full.A[r:, :r], full.B[r:]], axis=1))
+        A12_C2 = np.concatenate([full.A[:r, r:], full.C[:, r:]])
+        left = -np.linalg.solve(A22.T, A12_C2.T).T
         m, p = full.B.shape[1], full.C.shape[0]
-        change = np.block([[dA, dB], [dC, np.zeros((p, m))]])
-        kept, others = np.r_[:r, k : k + m], np.s_[r:k]
+        changes_of_full = np.block([[dA, dB], [dC, np.zeros((p, m))]])
+        columns, removed = np.r_[:r, k : k + m], np.s_[r:k]
         rows = np.r_[:r, k : k + p]
-        total = (
-            change[np.ix_(rows, kept)]
-            + change[rows, others] @ into
-            + back @ (change[others][:, kept] + change[others, others] @ into)
+        changes_of_reduced = (
+            changes_of_full[np.ix_(rows, columns)]
+            + changes_of_full[rows, removed] @ right
+            + left @ (changes_of_full[removed][:, columns] + changes_of_full[removed, removed] @ right)
         )
-        moved = onto @ into
+        schur_term = A12_C2 @ right
         model = (
-            full.A[:r, :r] + moved[:r, :r],
-            full.B[:r] + moved[:r, r:],
-            full.C[:, :r] + moved[r:, :r],
-            moved[r:, r:],
+            full.A[:r, :r] + schur_term[:r, :r],
+            full.B[:r] + schur_term[:r, r:],
+            full.C[:, :r] + schur_term[r:, :r],
+            schur_term[r:, r:],
         )
-        return model, total[:r, :r], total[:r, r:], total[r:, :r], total[r:, r:]
+        return (
+            model,
+            changes_of_reduced[:r, :r],
+            changes_of_reduced[:r, r:],
+            changes_of_reduced[r:, :r],
+            changes_of_reduced[r:, r:],
+        )
 
-    def _missing_at_dc(self, reduced: Projected) -> Array:
-        """Return the direct term that makes up for everything at frequency zero.
+    def _missing_at_dc(self, reduced: ProjectedSystem) -> Array:
+        """Return the direct term that corrects the response at frequency zero.
 
-        That includes the rounding of the matrices handed out and states too weak to be computed.
+        It accounts for the rounding of the returned matrices and for states too weak to be computed.
         """
-        at = np.array([1.0 + 0j if self.full.is_discrete else 0j])
-        whole, whole_low = self._whole_at_dc
-        small, small_low = refined_response(reduced.A, reduced.B, reduced.C, at)
-        missing = (whole[0] - small[0]) + (whole_low[0] - small_low[0])
+        point = np.array([1.0 + 0j if self.full.is_discrete else 0j])
+        full, full_low = self._full_response_at_dc
+        response, response_low = refined_response(reduced.A, reduced.B, reduced.C, point)
+        missing = (full[0] - response[0]) + (full_low[0] - response_low[0])
         return missing if self.full.is_complex else missing.real
 
     @cached_property
-    def _whole_at_dc(self) -> tuple[Array, Array]:
-        system = self.balancing.factored.scaled
-        at = np.array([1.0 + 0j if self.full.is_discrete else 0j])
-        return refined_response(system.A, system.B, system.C, at)
+    def _full_response_at_dc(self) -> tuple[Array, Array]:
+        system = self.balancing.factored.scaled_system
+        point = np.array([1.0 + 0j if self.full.is_discrete else 0j])
+        return refined_response(system.A, system.B, system.C, point)
+
+
+#: The methods by their names as arguments of `reduce` and on the command line.
+REDUCTION_METHODS: dict[str, type[BalancedSource]] = {
+    source_type.method: source_type for source_type in (Truncation, Residualization)
+}

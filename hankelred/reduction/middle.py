@@ -30,9 +30,9 @@ RESOLVED = 1e-13
 
 @dataclass(frozen=True, eq=False)
 class Middle:
-    """The balanced states of the stable part of a large model, and the model they make with the part kept.
+    """The balanced states of the stable part of a large model, and the model they make with the unstable one.
 
-    The kept states come first in ``model``; ``states`` are in the units of the problem.
+    The unstable states come first in ``model``; ``states`` are in the units of the problem.
     """
 
     large: SparseModel
@@ -41,13 +41,13 @@ class Middle:
     model: LinearModel
 
     @property
-    def n_kept(self) -> int:
+    def n_unstable(self) -> int:
         """Number of states of unstable and marginal poles."""
-        return int(self.factors.kept.A.shape[0])
+        return self.factors.n_unstable
 
     @property
     def values(self) -> Array:
-        """Hankel singular values, in the units of the model, inf first for every pole that is kept."""
+        """Hankel singular values, in the units of the model, inf first for unstable and marginal poles."""
         return values_of_large(self.factors)
 
     @property
@@ -75,10 +75,10 @@ class Middle:
 
         ``left.T @ E^-1 A @ right`` is the A of the middle model.
         """
-        problem, kept = self.factors.problem, self.factors.kept
+        problem, unstable = self.factors.problem, self.factors.unstable
         half = 2.0 ** ((problem.input_exponent - problem.output_exponent) // 2)
-        left = np.concatenate([kept.left, self.states.left / half], axis=1)
-        right = np.concatenate([kept.right, self.states.right * half], axis=1)
+        left = np.concatenate([unstable.left, self.states.left / half], axis=1)
+        right = np.concatenate([unstable.right, self.states.right * half], axis=1)
         back = problem.pencil.back
         return back(problem.E(left, adjoint=True).conj()), back(right)
 
@@ -118,13 +118,13 @@ def _is_stable(states: Balanced, large: SparseModel) -> bool:
 
 
 def _model_of(large: SparseModel, factors: LowRankFactors, states: Balanced) -> LinearModel:
-    """Return the kept part beside the balanced states, in the units of the model."""
-    pencil, kept = factors.problem.pencil, factors.kept
+    """Return the unstable part beside the balanced states, in the units of the model."""
+    pencil, unstable = factors.problem.pencil, factors.unstable
     half = 2.0 ** ((factors.problem.input_exponent + factors.problem.output_exponent) // 2)
-    k = kept.A.shape[0]
-    A = sla.block_diag(_dynamics(large, kept.A), states.A) if k else states.A
-    B = np.concatenate([kept.left.conj().T @ pencil.into(large.B), states.B * half])
-    C = np.concatenate([pencil.into(large.C.T).T @ kept.right, states.C * half], axis=1)
+    k = unstable.A.shape[0]
+    A = sla.block_diag(_dynamics(large, unstable.A), states.A) if k else states.A
+    B = np.concatenate([unstable.left.conj().T @ pencil.into(large.B), states.B * half])
+    C = np.concatenate([pencil.into(large.C.T).T @ unstable.right, states.C * half], axis=1)
     return LinearModel(A, B, C, large.D, large.dt)
 
 

@@ -15,20 +15,20 @@ from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
-from ..models.scaling import in_range, scaled
+from ..models.scaling import in_range, scale_system
 from ..models.sparse_model import dense_model, large_or_none
-from .balancing import Balancing, balance, singular_values, truncated
+from .balancing import Balancing, balance, singular_values, truncate_balanced
 from .middle import Middle, middle_model, residual_systems, sampled_distance
 from .refined_response import refined_response
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
 HINF_RTOL = 1e-6
 MAX_LEVELS = 60
-#: Local maxima of a grid that are climbed, and how often the bracket of each shrinks to a quarter.
-PEAKS = 4
-ZOOMS = 7
-#: Slowest poles of each model at which their difference is evaluated with more digits.
-SHARPEST = 8
+#: Local maxima of a grid that are refined, and how often the bracket of each is reduced to a quarter.
+MAX_PEAKS = 4
+ZOOM_STEPS = 7
+#: Number of slowest poles at which the difference of two models is evaluated with more digits.
+CRITICAL_POLES = 8
 
 
 def norm(
@@ -61,8 +61,8 @@ def norm(
     Returns
     -------
     float
-        The H-infinity norm is a gain that the model has, and no frequency exceeds it by more than
-        1e-6 of it.
+        The H-infinity norm is a gain of the model at some frequency, and the gain at any other frequency
+        exceeds it by at most 1e-6 of it.
 
     Raises
     ------
@@ -71,8 +71,8 @@ def norm(
 
     Notes
     -----
-    H-infinity: level sets found from the eigenvalues of a Hamiltonian matrix, which cannot step over
-    a narrow peak as a grid does (Bruinsma and Steinbuch, Syst. Control Lett. 14 (1990)).
+    H-infinity: level sets computed from the eigenvalues of a Hamiltonian matrix, which cannot miss a narrow
+    peak as a grid can (Bruinsma and Steinbuch, Syst. Control Lett. 14 (1990)).
 
     Examples
     --------
@@ -89,7 +89,7 @@ def norm(
         return _norm_of_large(middle, kind)
     model = dense_model(sys, dt, solver)
     factored = factored_system(model, tol)
-    if factored.n_kept:
+    if factored.n_unstable:
         return math.inf
     if kind == "hankel":
         return float(singular_values(factored)[0].max(initial=0.0))
@@ -100,7 +100,7 @@ def norm(
 
 def _norm_of_large(middle: Middle, kind: str) -> float:
     """Return a norm of a large model, by the factors of its Gramians or by its middle model."""
-    if middle.n_kept:
+    if middle.n_unstable:
         return math.inf
     D = middle.model.D
     if kind == "hankel":
@@ -131,7 +131,7 @@ def distance_of_middle(middle: Middle) -> float:
         return sampled_distance(middle)
     discrete = middle.large.is_discrete
     sizes = [
-        hinf_norm(*with_few_ports(*_equilibrated(*system)), discrete=discrete)[0]
+        hinf_norm(*compress_inputs_and_outputs(*_equilibrated(*system)), discrete=discrete)[0]
         for system in residual_systems(middle, factors.bound)
     ]
     return (1 + HINF_RTOL) ** 2 * sizes[0] * sizes[1] * factors.problem.gain
@@ -143,68 +143,72 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
     if not discrete and np.any(D != 0):
         return math.inf
     image = factored.C @ factored.controllability
-    size = float(np.abs(image).max(initial=0.0))  # taken out, so that tiny squares do not vanish
+    size = float(np.abs(image).max(initial=0.0))  # divided out, so that tiny squares do not underflow
     root = size * float(np.linalg.norm(image / size)) if size > 0 else 0.0
-    system = factored.scaled
+    system = factored.scaled_system
     (root,) = in_range(np.array([root]), system.input_exponent + system.output_exponent, "H2 norm")
     return math.hypot(root, direct)
 
 
 def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
-    """Return the H-infinity norm of a stable model, by way of its minimal part where that is smaller."""
-    system = balancing.factored.scaled
-    # the norm is no smaller than the singular values, and no gain of this size can be evaluated
+    """Return the H-infinity norm of a stable model; the peak is searched on its minimal part."""
+    system = balancing.factored.scaled_system
+    # the norm is at least the largest singular value; refuse it if that overflows
     in_range(balancing.values, system.input_exponent + system.output_exponent, "H-infinity norm")
-    minimal, _, _ = truncated(model, balancing, balancing.rank)
+    minimal, _, _ = truncate_balanced(model, balancing, balancing.rank)
     return verified_hinf(
         [(minimal.as_tuple(), model.as_tuple())],
         discrete=model.is_discrete,
-        noise=system.gain * balancing.below_rank,
+        noise=system.gain * balancing.tail_bound,
     )
 
 
 def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, noise: float) -> float:
-    """Return the H-infinity norm of a sum of systems, each given compactly and in full.
+    """Return the H-infinity norm of a sum of systems, each as a minimal and a full realization.
 
-    The peak is searched on the compact forms, and the value is a gain of the full forms: there, and at
-    their poles nearest the stability boundary, where the rounding of other coordinates shows most. If
-    the two differ by more than noise the search is done again on the full forms.
+    The peak is searched on the minimal realizations, and the value is a gain of the full ones: at that peak,
+    and at their poles nearest the stability boundary, where the rounding of the minimal ones is largest. If
+    the two differ by more than noise the search is repeated on the full realizations.
     """
-    compact = with_few_ports(*parallel([small for small, _ in terms]))
-    full = _equilibrated(*with_few_ports(*parallel([large for _, large in terms])))
+    compact = compress_inputs_and_outputs(*parallel([small for small, _ in terms]))
+    full = _equilibrated(*compress_inputs_and_outputs(*parallel([large for _, large in terms])))
     value, frequency = hinf_norm(*compact, discrete=discrete)
     if full[0].size == 0 or 0 in full[3].shape:
         return value
     at_peak = gain_at(full, frequency, discrete=discrete)
     response = FrequencyResponse(*full, discrete=discrete)
-    seen = max(at_peak, float(response.gain(_sharpest(full[0], discrete=discrete)).max()))
+    largest = max(
+        at_peak, float(response.gain(_frequencies_of_slowest_poles(full[0], discrete=discrete)).max())
+    )
     if (
         abs(at_peak - value) <= HINF_RTOL * value + 100 * noise
-        and seen <= value * (1 + HINF_RTOL) + 100 * noise
+        and largest <= value * (1 + HINF_RTOL) + 100 * noise
     ):
-        return seen
+        return largest
     return hinf_norm(*full, discrete=discrete)[0]
 
 
 def verified_error(
-    apart: Quadruple,
+    error_model: Quadruple,
     full: tuple[Array, Array, Array] | None,
     reduced: Quadruple,
     *,
     discrete: bool,
     noise: float,
 ) -> float:
-    """Return the H-infinity norm of a difference that is known as a system, `apart`, in other coordinates.
+    """Return the H-infinity norm of a difference of which a realization, `error_model`, is known.
 
-    The peak is searched there, and the value is a gain of the two systems themselves (where the full one
-    is given), evaluated with more digits than they lose by being subtracted: at the peak and at the poles
-    nearest the stability boundary. If the two differ by more than noise the search is done again on
-    the systems themselves.
+    The peak is searched on that realization, and the value is a gain of the difference of the two systems (if
+    the full one is given), evaluated with more digits than their subtraction loses: at the peak and at the
+    poles nearest the stability boundary. If the two differ by more than noise the search is repeated on the
+    difference of the systems.
     """
-    value, frequency = hinf_norm(*with_few_ports(*_equilibrated(*apart)), discrete=discrete)
-    if full is None or full[0].size == 0 or 0 in apart[3].shape or not math.isfinite(value):
+    value, frequency = hinf_norm(
+        *compress_inputs_and_outputs(*_equilibrated(*error_model)), discrete=discrete
+    )
+    if full is None or full[0].size == 0 or 0 in error_model[3].shape or not math.isfinite(value):
         return value
-    at = np.append(telling_frequencies(full[0], discrete=discrete), frequency)
+    at = np.append(critical_frequencies(full[0], discrete=discrete), frequency)
     gains, rounding = refined_gains(full, reduced, at, discrete=discrete)
     if not np.all(np.isfinite(gains)):
         return value
@@ -212,44 +216,46 @@ def verified_error(
     tolerance = HINF_RTOL * value + 10 * noise + rounding
     if max(abs(float(gains[-1]) - value), largest - value) <= tolerance:
         return largest
-    again = hinf_norm(
+    peak = hinf_norm(
         *_equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
         discrete=discrete,
     )[1]
-    gains, _ = refined_gains(full, reduced, np.array([again]), discrete=discrete)
+    gains, _ = refined_gains(full, reduced, np.array([peak]), discrete=discrete)
     return max(largest, float(gains[0]))
 
 
 def refined_gains(
     full: tuple[Array, Array, Array], reduced: Quadruple, frequencies: Array, *, discrete: bool
 ) -> tuple[Array, float]:
-    """Return the gain of full minus reduced at angular frequencies, and the size of the rounding left in it.
+    """Return the gain of full minus reduced at angular frequencies, and the size of its rounding.
 
-    Both are evaluated with more digits than they lose by being subtracted. The D of `reduced` is what it
-    has more than that of the full model.
+    Both are evaluated with more digits than their subtraction loses. The D of `reduced` is its difference
+    from that of the full model.
     """
-    _, B, C, D = with_few_ports(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)]))
+    _, B, C, D = compress_inputs_and_outputs(
+        *parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])
+    )
     n = full[0].shape[0]
     finite = np.isfinite(frequencies)
     w = frequencies[finite]
     points = np.exp(1j * w) if discrete else 1j * w
-    first, first_low = refined_response(full[0], B[:n], C[:, :n], points)
-    other, other_low = refined_response(reduced[0], B[n:], C[:, n:], points)
+    full_part, full_low = refined_response(full[0], B[:n], C[:, :n], points)
+    reduced_part, reduced_low = refined_response(reduced[0], B[n:], C[:, n:], points)
     gains = np.full(frequencies.size, float(np.linalg.norm(D, 2)))
-    gains[finite] = largest_singular_value((first + other + D) + (first_low + other_low))
-    # thousands of ports are rotated onto a few, which rounds
+    gains[finite] = largest_singular_value((full_part + reduced_part + D) + (full_low + reduced_low))
+    # the compression of thousands of inputs and outputs to a few has rounding errors
     rotated = D.shape != reduced[3].shape
-    return gains, n * EPS * float(np.abs(first).max(initial=0.0)) if rotated else 0.0
+    return gains, n * EPS * float(np.abs(full_part).max(initial=0.0)) if rotated else 0.0
 
 
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
-    """Return the norm of full minus reduced, two models with the same ports and timebase."""
-    difference = with_few_ports(*parallel([full.as_tuple(), negated(reduced.as_tuple())]))
+    """Return the norm of full minus reduced, two models with the same inputs, outputs and timebase."""
+    difference = compress_inputs_and_outputs(*parallel([full.as_tuple(), negated(reduced.as_tuple())]))
     return norm(difference, kind, dt=full.dt)  # type: ignore[arg-type]
 
 
 def no_direct_term(shape: tuple[int, ...]) -> Array:
-    """Return a D of zeros that takes no memory: thousands of ports have millions of entries."""
+    """Return a D of zeros that takes no memory, for models with thousands of inputs and outputs."""
     return np.broadcast_to(np.zeros(1), shape)
 
 
@@ -260,35 +266,36 @@ def negated(system: Quadruple) -> Quadruple:
 
 
 def parallel(parts: list[Quadruple]) -> Quadruple:
-    """Return the sum of systems with the same ports."""
+    """Return the sum of systems with the same inputs and outputs."""
     n = sum(A.shape[0] for A, _, _, _ in parts)
     out = np.zeros((n, n), np.result_type(*(A for A, _, _, _ in parts)))
-    at = 0
+    start = 0
     for A, _, _, _ in parts:
         k = A.shape[0]
-        out[at : at + k, at : at + k] = A
-        at += k
+        out[start : start + k, start : start + k] = A
+        start += k
     B = np.concatenate([B for _, B, _, _ in parts])
     C = np.concatenate([C for _, _, C, _ in parts], axis=1)
-    # zeros between thousands of channels are not worth adding
+    # a D of zeros is not added: it may be large
     direct = [D for _, _, _, D in parts if np.any(D)]
     return out, B, C, np.sum(direct, axis=0) if direct else parts[0][3]
 
 
-def with_few_ports(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
-    """Return a system with the same gain at every frequency and no more ports than its rank can fill.
+def compress_inputs_and_outputs(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
+    """Return a system with the same gain at every frequency and few inputs and outputs.
 
-    Thousands of channels on a few states are isometries around a small system: C = Q R has the gains of R.
+    A system with thousands of outputs and a few states is an isometry times one with a few outputs: C = Q R
+    has the gain of R. The same holds for the inputs.
     """
     direct = bool(np.any(D))
-    seen = np.concatenate([C, D], axis=1) if direct else C
-    if seen.shape[0] > seen.shape[1]:
-        seen = np.asarray(np.linalg.qr(seen, mode="r"))
-        C, D = seen[:, : C.shape[1]], seen[:, C.shape[1] :] if direct else D[: seen.shape[0]]
-    fed = np.concatenate([B, D]) if direct else B
-    if fed.shape[1] > fed.shape[0]:
-        fed = np.asarray(np.linalg.qr(fed.conj().T, mode="r")).conj().T
-        B, D = fed[: B.shape[0]], fed[B.shape[0] :] if direct else D[:, : fed.shape[1]]
+    outputs = np.concatenate([C, D], axis=1) if direct else C
+    if outputs.shape[0] > outputs.shape[1]:
+        outputs = np.asarray(np.linalg.qr(outputs, mode="r"))
+        C, D = outputs[:, : C.shape[1]], outputs[:, C.shape[1] :] if direct else D[: outputs.shape[0]]
+    inputs = np.concatenate([B, D]) if direct else B
+    if inputs.shape[1] > inputs.shape[0]:
+        inputs = np.asarray(np.linalg.qr(inputs.conj().T, mode="r")).conj().T
+        B, D = inputs[: B.shape[0]], inputs[B.shape[0] :] if direct else D[:, : inputs.shape[1]]
     return A, B, C, D
 
 
@@ -305,23 +312,23 @@ def gain_at(system: Quadruple, frequency: float, *, discrete: bool) -> float:
 
 
 def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tuple[float, float]:
-    """Return the H-infinity norm of a stable system and the angular frequency where it is reached.
+    """Return the H-infinity norm of a stable system and the angular frequency of the peak.
 
-    Levels just above the best gain so far are tested: if the gain crosses the level anywhere, the
-    crossings are eigenvalues on the imaginary axis of a Hamiltonian matrix, and a higher gain lies
-    between two of them. Rounding moves such eigenvalues off the axis, so every eigenvalue offers its
-    imaginary part as a candidate, and only evaluated gains count.
+    A level just above the largest gain so far is tested: if the gain crosses the level anywhere, the
+    crossings are eigenvalues on the imaginary axis of a Hamiltonian matrix, and a higher gain lies between
+    two of them. Rounding moves such eigenvalues off the axis, so the imaginary part of each eigenvalue near
+    it is a candidate, and the norm is always an evaluated gain.
     """
     if 0 in D.shape or A.shape[0] == 0:
         return (float(np.linalg.norm(D, 2)) if D.size else 0.0), 0.0
     response = FrequencyResponse(A, B, C, D, discrete=discrete)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
     plane = _HalfPlane(A, B, C, D, discrete=discrete)
-    start = np.append(_start_frequencies(A, discrete=discrete, real=real), plane.far_end)
-    best, at = _highest_peak(response, start)
+    start = np.append(_start_frequencies(A, discrete=discrete, real=real), plane.singular_frequency)
+    best, peak_frequency = _highest_peak(response, start)
     direct = float(np.linalg.norm(D, 2))
     if not discrete and direct > best:
-        best, at = direct, math.inf
+        best, peak_frequency = direct, math.inf
     if best == 0:
         return 0.0, 0.0
     for _ in range(MAX_LEVELS):
@@ -331,42 +338,42 @@ def hinf_norm(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> tupl
         higher, where = _highest_peak(response, np.concatenate([crossings, between]))
         if higher <= level:
             if higher > best:
-                best, at = higher, where
-            return best, at
-        best, at = higher, where
+                best, peak_frequency = higher, where
+            return best, peak_frequency
+        best, peak_frequency = higher, where
     raise ConvergenceError(
-        f"the H-infinity norm did not settle in {MAX_LEVELS} levels; the last was {best:.6g}"
+        f"the H-infinity norm did not converge in {MAX_LEVELS} levels; the last was {best:.6g}"
     )
 
 
 def _highest_peak(response: FrequencyResponse, frequencies: Array) -> tuple[float, float]:
-    """Return the largest gain on a grid, after climbing from its highest points to the peaks beside them.
+    """Return the largest gain on a grid, after a local search for the peaks beside its highest points.
 
-    Where two large systems nearly cancel, the eigenvalues of the Hamiltonian carry their rounding, and a
-    level test alone would stop below the peak.
+    Where two large systems nearly cancel, the eigenvalues of the Hamiltonian have their rounding, and a level
+    test alone would stop below the peak.
     """
     grid = np.unique(frequencies)
     if grid.size == 0:
         return 0.0, 0.0
     gains = response.gain(grid)
     k = int(np.argmax(gains))
-    best, at = float(gains[k]), float(grid[k])
+    best, peak_frequency = float(gains[k]), float(grid[k])
     padded = np.concatenate([[-np.inf], gains, [-np.inf]])
-    tops = np.flatnonzero((gains >= padded[:-2]) & (gains >= padded[2:]))
-    tops = tops[np.argsort(-gains[tops])][:PEAKS]
-    below, above = grid[np.maximum(tops - 1, 0)], grid[np.minimum(tops + 1, grid.size - 1)]
-    for _ in range(ZOOMS):
+    peaks = np.flatnonzero((gains >= padded[:-2]) & (gains >= padded[2:]))
+    peaks = peaks[np.argsort(-gains[peaks])][:MAX_PEAKS]
+    below, above = grid[np.maximum(peaks - 1, 0)], grid[np.minimum(peaks + 1, grid.size - 1)]
+    for _ in range(ZOOM_STEPS):
         if not math.isfinite(best):
             break
-        lines = below + (above - below) * np.linspace(0, 1, 9)[:, None]
-        gains = response.gain(lines.ravel()).reshape(lines.shape)
-        highest, columns = gains.argmax(axis=0), np.arange(lines.shape[1])
+        grids = below + (above - below) * np.linspace(0, 1, 9)[:, None]
+        gains = response.gain(grids.ravel()).reshape(grids.shape)
+        highest, columns = gains.argmax(axis=0), np.arange(grids.shape[1])
         k = int(np.argmax(gains[highest, columns]))
         if gains[highest[k], k] > best:
-            best, at = float(gains[highest[k], k]), float(lines[highest[k], k])
-        below = lines[np.maximum(highest - 1, 0), columns]
-        above = lines[np.minimum(highest + 1, 8), columns]
-    return best, at
+            best, peak_frequency = float(gains[highest[k], k]), float(grids[highest[k], k])
+        below = grids[np.maximum(highest - 1, 0), columns]
+        above = grids[np.minimum(highest + 1, 8), columns]
+    return best, peak_frequency
 
 
 def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
@@ -383,34 +390,34 @@ def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
 
 
 def _equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
-    """Scale the states by powers of two, which rounds nothing and takes bad units out of what follows."""
-    system = scaled(A, B, C)
+    """Scale the states by powers of two, which is exact and removes bad units."""
+    system = scale_system(A, B, C)
     return system.A, system.B, system.C * system.gain, D
 
 
-def _sharpest(A: Array, *, discrete: bool, most: int = 40) -> Array:
+def _frequencies_of_slowest_poles(A: Array, *, discrete: bool, count: int = 40) -> Array:
     """Return the frequencies of the poles nearest the stability boundary."""
     poles = np.linalg.eigvals(A)
     distance = 1 - np.abs(poles) if discrete else -poles.real
-    nearest = poles[np.argsort(distance)[:most]]
+    nearest = poles[np.argsort(distance)[:count]]
     return np.unique(np.angle(nearest) if discrete else nearest.imag)
 
 
-def telling_frequencies(A: Array, *, discrete: bool) -> Array:
-    """Return frequencies at which rounding in a model shows.
+def critical_frequencies(A: Array, *, discrete: bool) -> Array:
+    """Return the frequencies at which the rounding of a model is largest.
 
-    Both ends of the axis, the slowest poles and between these, and the fastest pole.
+    These are both ends of the axis, the slowest poles and points between them, and the fastest pole.
     """
     poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
     real = not np.iscomplexobj(A)
     ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
     if discrete:
-        poles = poles[np.argsort(1 - np.abs(poles))[:SHARPEST]]
-        # a real pole near 1 has its corner at its distance from there
+        poles = poles[np.argsort(1 - np.abs(poles))[:CRITICAL_POLES]]
+        # the corner frequency of a real pole near 1 is its distance from 1
         w = np.where(poles.imag == 0, 1 - np.abs(poles), np.angle(poles))
     else:
-        poles = poles[np.argsort(-poles.real)[:SHARPEST]]
-        # that of the peak of a light resonance, else the corner
+        poles = poles[np.argsort(-poles.real)[:CRITICAL_POLES]]
+        # the frequency of the peak of a lightly damped pole, else the corner frequency
         light = np.abs(poles.real) < 0.1 * np.abs(poles)
         w = np.where(light, poles.imag, np.abs(poles))
     w = np.unique(np.abs(w) if real else w)
@@ -419,10 +426,10 @@ def telling_frequencies(A: Array, *, discrete: bool) -> Array:
 
 
 class _HalfPlane:
-    """The system over the half plane, for level tests; a discrete one is brought there by a Moebius map.
+    """The system in continuous time, for level tests; a discrete one is converted by a Moebius map.
 
-    z = q (1 + s) / (1 - s) takes the left half plane to the disk and s = inf to z = -q, so q is chosen
-    to keep -q away from the poles: 1 or -1 for real systems unless poles are near both.
+    z = q (1 + s) / (1 - s) maps the left half plane to the unit disk and s = inf to z = -q, so q is chosen so
+    that -q is far from the poles: 1 or -1 for real systems unless poles are near both.
     """
 
     def __init__(self, A: Array, B: Array, C: Array, D: Array, *, discrete: bool):
@@ -445,8 +452,8 @@ class _HalfPlane:
         self.A, self.B, self.C, self.D = A, B, C, D
 
     @property
-    def far_end(self) -> list[float]:
-        """The frequency that the map sends to infinity, where levels below its gain have no Hamiltonian."""
+    def singular_frequency(self) -> list[float]:
+        """The frequency that the map sends to infinity; a level below the gain there has no Hamiltonian."""
         return [] if self.turn is None else [float(np.angle(-self.turn))]
 
     def candidates(self, level: float, *, real: bool) -> Array:

@@ -1,4 +1,4 @@
-"""Choosing an order from Hankel singular values: by bound, by share, by gap, or by noise."""
+"""Error bounds from Hankel singular values, and rules of order: bound, energy, gap, noise floor."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import real, whole
+from .._util.checks import as_integer, real_number
 from ..errors import OrderError
 
-#: Values nearer than this, relatively, count as one repeated value in the error bound.
+#: Values whose relative distance is smaller count as one repeated value in the error bound.
 REPEATED = 1e-10
 
 
@@ -29,29 +29,29 @@ def select_order(
     Parameters
     ----------
     hsv : array_like, shape (n,)
-        Hankel singular values in falling order, ``inf`` first for unstable and marginal poles.
+        Hankel singular values in descending order, ``inf`` first for unstable and marginal poles.
     tol : float, optional
-        Smallest order whose error bound, twice the sum of the distinct values left out, is at most
-        this (in the unit of the gain from input to output).
+        Smallest order whose error bound, twice the sum of the distinct removed values, is at most this (in
+        the unit of the gain from input to output).
     rtol : float, optional
         The same with ``rtol`` times the largest finite value.
     energy : float in (0, 1], optional
-        Smallest order that holds this share of the sum of the finite values.
+        Smallest order whose values have at least this share of the sum of all finite values.
     gap : bool, optional
-        Cut at the largest ratio of neighbouring values above the noise floor.
+        Truncate at the largest ratio of neighboring values above the noise floor.
     noise_floor : float, optional
-        Values at or below it are rounding. Default: ``n * eps`` times the largest finite value.
+        Values up to this are rounding errors. Default: ``n * eps`` times the largest finite value.
 
     Returns
     -------
     int
-        Number of states, those of the infinite values included. With none of ``tol``, ``rtol``,
-        ``energy`` and ``gap`` given: as many as lie above the noise floor.
+        Number of states, including those of infinite values. Without ``tol``, ``rtol``, ``energy`` and
+        ``gap``: the number of values above the noise floor.
 
     Raises
     ------
     OrderError
-        More than one rule, a value out of range, or ``hsv`` not falling and non-negative.
+        More than one rule, a value out of range, or ``hsv`` that is not descending or has a negative value.
 
     Notes
     -----
@@ -74,8 +74,8 @@ def select_order(
     finite = values[n_inf:]
     if noise_floor is None:
         noise_floor = float(values.size * EPS * finite.max(initial=0.0))
-    elif not real(noise_floor) >= 0:
-        raise OrderError(f"noise_floor must be a number >= 0, got {noise_floor!r}")
+    else:
+        real_number(noise_floor, lambda floor: floor >= 0, "noise_floor must be a number >= 0", OrderError)
     rank = n_inf + int(np.count_nonzero(finite > noise_floor))
     if rtol is not None:
         tol = rtol * float(finite.max(initial=0.0))
@@ -87,34 +87,34 @@ def select_order(
         total = float(finite.sum())
         if total == 0:
             return n_inf
-        # the share left out is summed from the small end, so energy=1 keeps all that is not zero
-        left_out = np.append(np.cumsum(finite[::-1])[::-1], 0.0)
+        # sums of the removed values from the smallest on, so that energy=1 keeps all nonzero values
+        tail_sums = np.append(np.cumsum(finite[::-1])[::-1], 0.0)
         allowed = (1 - energy) * total
-        if energy < 1:  # a share that is held exactly must not fail by rounding
+        if energy < 1:  # a share that is reached exactly must not fail by rounding
             allowed += 4 * finite.size * EPS * total
-        return n_inf + int(np.argmax(left_out <= allowed))
+        return n_inf + int(np.argmax(tail_sums <= allowed))
     if gap:
-        seen = values[n_inf:rank]
-        if seen.size < 2:
+        significant = values[n_inf:rank]
+        if significant.size < 2:
             return rank
-        return n_inf + int(np.argmax(seen[:-1] / seen[1:])) + 1
+        return n_inf + int(np.argmax(significant[:-1] / significant[1:])) + 1
     return rank
 
 
 def error_bounds(values: Array) -> Array:
-    """Return the bound for every order 0..n: twice the sum of the distinct values left out."""
+    """Return the error bound for every order 0..n: twice the sum of the distinct removed values."""
     n = values.size
     bounds = np.zeros(n + 1)
-    following = n  # first index whose value is distinctly smaller
+    next_distinct = n  # index of the next value that is distinctly smaller
     for k in range(n - 1, -1, -1):
-        while following > k + 1 and values[following - 1] < values[k] * (1 - REPEATED):
-            following -= 1
-        bounds[k] = 2 * values[k] + bounds[following]
+        while next_distinct > k + 1 and values[next_distinct - 1] < values[k] * (1 - REPEATED):
+            next_distinct -= 1
+        bounds[k] = 2 * values[k] + bounds[next_distinct]
     return bounds
 
 
-def repeated(values: Array) -> list[slice]:
-    """Return where values stand that count as one repeated value."""
+def repeated_clusters(values: Array) -> list[slice]:
+    """Return the ranges of values that count as one repeated value."""
     clusters: list[slice] = []
     start = 0
     for k in range(1, values.size + 1):
@@ -126,25 +126,24 @@ def repeated(values: Array) -> list[slice]:
 
 
 def check_rule(*, tol: float | None, rtol: float | None, energy: float | None, gap: bool = False) -> None:
-    """Refuse more than one rule, and rules out of range."""
-    given = {
+    """Refuse more than one rule, and values out of range."""
+    rules = {
         name: value
         for name, value in (("tol", tol), ("rtol", rtol), ("energy", energy), ("gap", gap or None))
         if value is not None
     }
-    if len(given) > 1:
+    if len(rules) > 1:
         raise OrderError(
-            f"give at most one rule for the order, got {', '.join(f'{k}={v}' for k, v in given.items())}"
+            f"give at most one rule for the order, got {', '.join(f'{k}={v}' for k, v in rules.items())}"
         )
     if not isinstance(gap, bool | np.bool_):
         raise OrderError(
-            f"gap must be True or False, got {gap!r}: the largest ratio is cut at, whatever it is"
+            f"gap must be True or False, got {gap!r}; it chooses the largest ratio and takes no threshold"
         )
     for name, value in (("tol", tol), ("rtol", rtol), ("energy", energy)):
         if value is None:
             continue
-        if not 0 < real(value) < np.inf:
-            raise OrderError(f"{name} must be a positive finite number, got {value!r}")
+        real_number(value, lambda x: 0 < x < np.inf, f"{name} must be a positive finite number", OrderError)
         if name == "energy" and value > 1:
             raise OrderError(f"energy is a share and must be in (0, 1], got {value!r}")
 
@@ -159,16 +158,16 @@ def _checked_values(hsv: npt.ArrayLike) -> Array:
     if np.any(np.isnan(values)) or np.any(values < 0):
         raise OrderError("hsv must be non-negative and without NaN")
     if np.any(values[1:] > values[:-1]):
-        raise OrderError("hsv must be in falling order, inf first; sort it with np.sort(hsv)[::-1]")
+        raise OrderError("hsv must be in descending order, inf first; sort it with np.sort(hsv)[::-1]")
     return values
 
 
 def checked_order(order: Any) -> int:
     """Return the order as an int; refuse fractions, negative numbers and booleans."""
-    number = whole(order)
+    number = as_integer(order)
     if number is None:
-        seen = repr(order) if np.ndim(order) == 0 else f"an array of shape {np.shape(order)}"
-        raise OrderError(f"order must be a whole number, got {seen}")
+        description = repr(order) if np.ndim(order) == 0 else f"an array of shape {np.shape(order)}"
+        raise OrderError(f"order must be a whole number, got {description}")
     if number < 0:
         raise OrderError(f"order must not be negative, got {number}")
     return number

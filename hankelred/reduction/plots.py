@@ -1,4 +1,4 @@
-"""The pictures of a Hankel spectrum and of a reduction."""
+"""Plots of a Hankel spectrum and of a reduction."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def plot_hankel_singular_values(
     ax: Axes | None = None,
     dt: Timebase = 0,
 ) -> Axes:
-    """Draw the Hankel spectrum to choose an order from.
+    """Plot the Hankel spectrum, to choose an order.
 
     Parameters
     ----------
     source : model, Reduction, EmpiricalGramians, or array_like of Hankel singular values
-        A model as in :func:`hankel_singular_values`; values in falling order, inf first.
+        A model as in :func:`hankel_singular_values`; values in descending order, inf first.
     order : int, optional
-        Order to mark. Default: the order of a Reduction; else none.
+        Order to mark. Default: the order of a Reduction, otherwise none.
     tol : float, optional
-        Mark the smallest order whose error bound is at most this, and draw the level.
+        Mark the smallest order whose error bound is at most this, and draw this level.
     ax : matplotlib Axes, optional
         Where to draw; default: a new figure.
     dt : 0, True, float or None
@@ -48,8 +48,8 @@ def plot_hankel_singular_values(
     Returns
     -------
     matplotlib Axes
-        Logarithmic, over the index: the singular values, the error bound of every order, the noise
-        floor, unstable values as triangles at the top, the chosen order as a labelled line.
+        On a logarithmic axis against the index: the singular values, the error bound of every order, the
+        noise floor, unstable values as triangles at the top, the chosen order as a labeled line.
 
     Raises
     ------
@@ -70,30 +70,32 @@ def plot_hankel_singular_values(
         raise OrderError(
             f"give the order to mark or a tolerance to choose it, not both (order={order}, tol={tol})"
         )
-    values, floor, reduced_to, certified = _spectrum_of(source, dt)
-    marked = reduced_to
+    values, floor, reduced_order, certified = _spectrum_of(source, dt)
+    marked_order = reduced_order
     if tol is not None:
-        marked = select_order(values, tol=tol, noise_floor=floor)
+        marked_order = select_order(values, tol=tol, noise_floor=floor)
     if order is not None:
-        marked = checked_order(order)
-        if marked > values.size:
-            raise OrderError(f"order {marked} is above the {values.size} singular values there are")
+        marked_order = checked_order(order)
+        if marked_order > values.size:
+            raise OrderError(
+                f"order {marked_order} is more than the number of singular values, {values.size}"
+            )
     unstable = int(np.isinf(values).sum())
     bounds, note = np.zeros(values.size - unstable), ""
-    # nothing bounds the error of what was estimated from data or empirical Gramians
+    # no bound is known for models estimated from data or empirical Gramians
     if certified:
-        every = error_bounds(values)
-        bounds = every[unstable : values.size]
-        if marked is not None:
-            bound = source.error_bound if marked == reduced_to else float(every[marked])
+        order_bounds = error_bounds(values)
+        bounds = order_bounds[unstable : values.size]
+        if marked_order is not None:
+            bound = source.error_bound if marked_order == reduced_order else float(order_bounds[marked_order])
             note = " (exact)" if bound == 0 else f" (bound {bound:.2e})"
-    return draw_spectrum(Spectrum(values, bounds, floor, marked, note, tol), ax)
+    return draw_spectrum(Spectrum(values, bounds, floor, marked_order, note, tol), ax)
 
 
 def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None, bool]:
-    """Return the values, their noise floor, the order of a reduction, and whether bounds follow."""
+    """Return the values, their noise floor, the order of a reduction, and whether error bounds are known."""
     if hasattr(source, "hankel_singular_values") and hasattr(source, "noise_floor"):
-        # a Reduction, or EmpiricalGramians, which have no order and bound nothing
+        # a Reduction, or EmpiricalGramians, which have no order and no bound
         certified = hasattr(source, "source") and source.source.certified
         return source.hankel_singular_values, source.noise_floor, getattr(source, "order", None), certified
     if isinstance(source, SolvedSpectrum):
@@ -102,14 +104,14 @@ def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None, b
         isinstance(source, list) and source and np.ndim(source[0]) == 0
     )
     if array:
-        select_order(source)  # checks it
+        select_order(source)  # checks the values
         return np.asarray(source, dtype=float), 0.0, None, True
     spectrum = spectrum_of(source, STABILITY_TOL, dt=dt)
     return spectrum.values, spectrum.noise_floor, None, True
 
 
 def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
-    """Draw the gain of the full model, the reduced model and their difference, with the bound.
+    """Plot the gain of the full model, the reduced model and their difference, with the error bound.
 
     Parameters
     ----------
@@ -120,13 +122,13 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
     Returns
     -------
     matplotlib Axes
-        Largest singular value of the frequency response over angular frequency (rad/s; radians per
-        sample where the step is unspecified), both axes logarithmic.
+        Largest singular value of the frequency response against angular frequency (rad/s; radians per sample
+        if the step is unspecified), both axes logarithmic.
 
     Raises
     ------
     ModelError
-        ``reduction`` is none.
+        ``reduction`` is not a Reduction, or that of a simulator.
 
     Examples
     --------
@@ -143,19 +145,19 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         )
     full, reduced = reduction.source.full, reduction.model
     if reduced is None:
-        raise ModelError("a simulator was reduced, so there is no frequency response to draw")
+        raise ModelError("the reduction is that of a simulator, which has no frequency response")
     has_step = reduced.is_discrete and reduced.dt is not True
     step = float(reduced.dt) if has_step else 1.0
     w = _frequencies(full if full is not None else reduced)
-    response = _response(reduced, w)
-    curves = [_curve(response, f"reduced ({_states(reduced.n_states)})", REDUCED, "--", 1.6)]
+    response = _frequency_response(reduced, w)
+    curves = [_curve(response, f"reduced ({_count_states(reduced.n_states)})", REDUCED, "--", 1.6)]
     bound = error = None
     if full is not None:
-        response_of_full = _response(full, w)
-        with np.errstate(invalid="ignore"):  # both infinite exactly on a pole: a gap in the curve
+        response_of_full = _frequency_response(full, w)
+        with np.errstate(invalid="ignore"):  # both are infinite on a pole, which is a gap in the curve
             difference = _curve(response_of_full - response, "error", ERROR, "-", 1.2)
         curves = [
-            _curve(response_of_full, f"full ({_states(full.n_states)})", FULL, "-", 1.8),
+            _curve(response_of_full, f"full ({_count_states(full.n_states)})", FULL, "-", 1.8),
             *curves,
             difference,
         ]
@@ -174,16 +176,16 @@ def _curve(response: Array, label: str, color: str, style: str, width: float) ->
     return Curve(largest_singular_value(response), label, color, style, width)
 
 
-def _states(n: int) -> str:
+def _count_states(n: int) -> str:
     return f"{n} state" if n == 1 else f"{n} states"
 
 
-def _response(model: LinearModel, w: Array) -> Array:
+def _frequency_response(model: LinearModel, w: Array) -> Array:
     return FrequencyResponse(*model.as_tuple(), discrete=model.is_discrete)(w)
 
 
 def _frequencies(model: LinearModel) -> Array:
-    """Return a grid over all time scales of the model, denser at its resonances."""
+    """Return a grid of frequencies over all time scales of the model, denser at its resonances."""
     poles = np.linalg.eigvals(model.A) if model.n_states else np.zeros(0)
     if model.is_discrete:
         with np.errstate(divide="ignore"):

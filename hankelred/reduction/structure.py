@@ -63,17 +63,21 @@ class PositionVelocity:
         factored = factorize(full, tol)
         self._known = self.full = full
         self.hankel_singular_values, self.noise_floor = singular_values(factored)
-        self.unstable_order, self.solver, self.residual = factored.n_kept, factored.solver, factored.residual
+        self.unstable_order, self.solver, self.residual = (
+            factored.n_unstable,
+            factored.solver,
+            factored.residual,
+        )
         N = model.M.shape[0]
-        system = factored.scaled
-        Lc = system.right(factored.right_states(factored.controllability))
-        Lo = system.left(factored.left_states(factored.observability))
+        system = factored.scaled_system
+        Lc = system.unscale_right(factored.right_states(factored.controllability))
+        Lo = system.unscale_left(factored.left_states(factored.observability))
         self._Rp, self._Lv = model.positions(Lc[:N]), model.velocities(Lo[N:])
 
     def _by_low_rank_factors(self, middle: Middle) -> None:
         self._known = self.full = middle.model
         self.hankel_singular_values, self.noise_floor = middle.values, middle.accuracy
-        self.unstable_order, self.solver = middle.n_kept, "low_rank"
+        self.unstable_order, self.solver = middle.n_unstable, "low_rank"
         self.residual = middle.factors.residual
         back = middle.factors.problem.pencil.back
         N = self.second_order.M.shape[0]
@@ -108,7 +112,7 @@ class PositionVelocity:
                 )
         return replace(reduced.dense(), export=_Export(reduced)), None, None
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return inf: nothing is proved about position-velocity balancing."""
         return math.inf
 

@@ -22,7 +22,8 @@ from .order import error_bounds
 class TwoLevel(BalancedSource):
     """The dense reduction of a middle model, and what that lacks of the large one."""
 
-    def __init__(self, middle: Middle, *, reciprocal: bool):
+    def __init__(self, middle: Middle):
+        reciprocal = self.reciprocal and not middle.large.is_discrete
         super().__init__(middle.model, balance(_factored(middle), reciprocal=reciprocal))
         self.middle = middle
         self._values_of_middle = self.hankel_singular_values
@@ -53,12 +54,12 @@ class TwoLevel(BalancedSource):
         """How far errors measured on the middle model can be from those of the large one."""
         return distance_of_middle(self.middle)
 
-    def certificate(self, bound: float, reduced: LinearModel | None) -> float:
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return the bound for the reduction of the middle model, and the distance of the two models."""
         if reduced is None:
             return math.inf
         own = float(error_bounds(self._values_of_middle)[reduced.n_states])
-        return super().certificate(own, reduced) + self.error_uncertainty
+        return super().certified_bound(own, reduced) + self.error_uncertainty
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the reduced model and the projection in the states of the large one."""
@@ -77,35 +78,42 @@ class LargeResidualization(TwoLevel, Residualization):
     """Residualization of a large model."""
 
 
+#: The methods for large models by their names, as those for dense models in `REDUCTION_METHODS`.
+LARGE_REDUCTION_METHODS: dict[str, type[TwoLevel]] = {
+    source_type.method: source_type for source_type in (LargeTruncation, LargeResidualization)
+}
+
+
 def _factored(middle: Middle) -> FactoredSystem:
-    """Return the middle model, split into kept and stable states, with the Gramian factors of the latter."""
-    k, n = middle.n_kept, middle.model.n_states
+    """Return the middle model, split into unstable and stable states, with Gramian factors of the latter."""
+    k, n = middle.n_unstable, middle.model.n_states
     A, B, C, _ = middle.model.as_tuple()
     stable = factorize(middle.model.with_matrices(A[k:, k:], B[k:], C[:, k:], middle.model.D), 0.0)
     if k == 0:
         return stable
-    scales = np.concatenate([np.ones(k), stable.scaled.states])
+    scaled = stable.scaled_system
+    scales = np.concatenate([np.ones(k), scaled.states])
     system = replace(
-        stable.scaled,
-        A=sla.block_diag(A[:k, :k], stable.scaled.A),
-        B=np.concatenate([B[:k] * 2.0**-stable.scaled.input_exponent, stable.scaled.B]),
-        C=np.concatenate([C[:, :k] * 2.0**-stable.scaled.output_exponent, stable.scaled.C], axis=1),
+        scaled,
+        A=sla.block_diag(A[:k, :k], scaled.A),
+        B=np.concatenate([B[:k] * 2.0**-scaled.input_exponent, scaled.B]),
+        C=np.concatenate([C[:, :k] * 2.0**-scaled.output_exponent, scaled.C], axis=1),
         states=scales,
     )
     eye = np.eye(n)
 
-    def beside_kept(basis: Array | None) -> Array:
+    def beside_unstable(basis: Array | None) -> Array:
         inner = np.eye(n - k) if basis is None else basis
         return np.concatenate([np.zeros((k, inner.shape[1])), inner])
 
     return replace(
         stable,
-        scaled=system,
-        right=beside_kept(stable.right),
-        left=beside_kept(stable.left),
-        kept_A=A[:k, :k],
-        kept_B=system.B[:k],
-        kept_C=system.C[:, :k],
-        kept_right=eye[:, :k],
-        kept_left=eye[:, :k],
+        scaled_system=system,
+        right=beside_unstable(stable.right),
+        left=beside_unstable(stable.left),
+        unstable_A=A[:k, :k],
+        unstable_B=system.B[:k],
+        unstable_C=system.C[:, :k],
+        unstable_right=eye[:, :k],
+        unstable_left=eye[:, :k],
     )

@@ -1,1 +1,1 @@
-"""Simulation, impulse responses and convolution, whole or in blocks."""
+"""Simulation, impulse responses and convolution of whole records and of streams."""

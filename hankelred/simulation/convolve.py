@@ -1,7 +1,7 @@
 """Causal convolution of a kernel (n, p, m) with an input (m, T), on plain arrays.
 
-Two routes: overlap-save through the FFT, and direct sums as Toeplitz matrix products. The models,
-checks and shapes of the caller are in :mod:`hankelred.simulation.simulate`.
+Two methods: overlap-save with the FFT, and direct sums as products with Toeplitz matrices. Models, checks
+and shapes are handled in :mod:`hankelred.simulation.simulate`.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from .._util.arrays import Array
 
-#: Samples of one row of the direct product, and columns of the input window taken at once.
+#: Samples of one row of the direct product, and columns of the input window processed at once.
 _DIRECT_BLOCK = 64
 _DIRECT_WINDOW = 1024
-#: Working set of the FFT blocks in flight, in bytes, about one second-level cache.
+#: Working set of the FFT blocks that are processed at once, in bytes: about one second-level cache.
 _CHUNK_BYTES = 1 << 20
 
 
-def direct_pays(n: int, m: int, p: int) -> bool:
-    """Tell whether direct sums are as fast as FFTs; then they are taken, as the more accurate. Measured."""
+def direct_is_faster(n: int, m: int, p: int) -> bool:
+    """Return whether direct sums, which are more accurate, are as fast as FFTs (measured)."""
     return n <= _DIRECT_BLOCK and min(m, p) == 1
 
 
 def convolve_direct(kernel: Array, u: Array) -> Array:
-    """Sum ``kernel[i] @ u[:, k - i]`` directly; each output has the rounding of its own terms only."""
+    """Sum ``kernel[i] @ u[:, k - i]`` directly; the rounding of an output is that of its own terms."""
     n, p, m = kernel.shape
     samples = u.shape[1]
     L = _DIRECT_BLOCK
     dtype = np.result_type(kernel, u)
     count = -(-samples // L)
-    back = -(-(n - 1) // L) * L  # samples before a block that reach into it
-    padded = np.zeros((m, back + count * L), dtype=dtype)
-    padded[:, back : back + samples] = u
+    history = -(-(n - 1) // L) * L  # samples before a block that contribute to it
+    padded = np.zeros((m, history + count * L), dtype=dtype)
+    padded[:, history : history + samples] = u
     # toeplitz[w, o, i, l] = kernel[back + l - w, o, i]
-    reversed_ = np.zeros((back + 2 * L - 1, p, m), dtype=dtype)
-    reversed_[L - 1 : L - 1 + n] = kernel
-    toeplitz = sliding_window_view(reversed_, L, axis=0)[::-1]
+    reversed_kernel = np.zeros((history + 2 * L - 1, p, m), dtype=dtype)
+    reversed_kernel[L - 1 : L - 1 + n] = kernel
+    toeplitz = sliding_window_view(reversed_kernel, L, axis=0)[::-1]
     y = np.zeros((p, count, L), dtype=dtype)
-    rows = max(1, _CHUNK_BYTES // (8 * m * min(_DIRECT_WINDOW, back + L)))
-    for left in range(0, back + L, _DIRECT_WINDOW):
-        right = min(left + _DIRECT_WINDOW, back + L)
+    rows = max(1, _CHUNK_BYTES // (8 * m * min(_DIRECT_WINDOW, history + L)))
+    for left in range(0, history + L, _DIRECT_WINDOW):
+        right = min(left + _DIRECT_WINDOW, history + L)
         width = right - left
         matrix = toeplitz[left:right].transpose(2, 0, 1, 3).reshape(m * width, p * L)
         inputs = sliding_window_view(padded[:, left:], width, axis=1)[:, ::L][:, :count]
         for first in range(0, count, rows):
-            some = inputs[:, first : first + rows].transpose(1, 0, 2).reshape(-1, m * width)
-            y[:, first : first + rows] += (some @ matrix).reshape(-1, p, L).transpose(1, 0, 2)
+            windows = inputs[:, first : first + rows].transpose(1, 0, 2).reshape(-1, m * width)
+            y[:, first : first + rows] += (windows @ matrix).reshape(-1, p, L).transpose(1, 0, 2)
     return y.reshape(p, -1)[:, :samples]
 
 
@@ -61,18 +61,18 @@ def convolve_fft(kernel: Array, u: Array) -> Array:
     spectra = transform(np.ascontiguousarray(kernel.transpose(1, 2, 0)), size, real)
     if size >= samples + n - 1:
         products = apply_spectra(spectra, transform(u, size, real))
-        return back_transform(products, size, real)[..., :samples]
-    fresh = size - n + 1
-    count = -(-samples // fresh)
-    padded = np.zeros((m, count * fresh + n - 1), dtype=dtype)
+        return inverse_transform(products, size, real)[..., :samples]
+    hop = size - n + 1
+    count = -(-samples // hop)
+    padded = np.zeros((m, count * hop + n - 1), dtype=dtype)
     padded[:, n - 1 : n - 1 + samples] = u
-    windows = sliding_window_view(padded, size, axis=1)[:, ::fresh]
-    y = np.empty((p, count, fresh), dtype=dtype)
+    windows = sliding_window_view(padded, size, axis=1)[:, ::hop]
+    y = np.empty((p, count, hop), dtype=dtype)
     rows = max(1, _CHUNK_BYTES // (16 * size * (m + p)))
     for first in range(0, count, rows):
         inputs = transform(windows[:, first : first + rows], size, real)
         products = apply_spectra(spectra, inputs)
-        y[:, first : first + rows] = back_transform(products, size, real)[..., n - 1 :]
+        y[:, first : first + rows] = inverse_transform(products, size, real)[..., n - 1 :]
     return y.reshape(p, -1)[:, :samples]
 
 
@@ -82,14 +82,14 @@ def transform(x: Array, size: int, real: bool) -> Array:
     return out
 
 
-def back_transform(x: Array, size: int, real: bool) -> Array:
+def inverse_transform(x: Array, size: int, real: bool) -> Array:
     """Inverse of :func:`transform`; overwrites ``x``."""
     out: Array = sfft.irfft(x, size, overwrite_x=True) if real else sfft.ifft(x, size, overwrite_x=True)
     return out
 
 
 def apply_spectra(spectra: Array, inputs: Array) -> Array:
-    """``out[o] = sum_i spectra[o, i] * inputs[i]``; any axes between the first and the last of inputs."""
+    """``out[o] = sum_i spectra[o, i] * inputs[i]``; inputs may have axes between the first and the last."""
     p, m = spectra.shape[:2]
     if p == m == 1:
         inputs *= spectra[0, 0]
@@ -104,13 +104,13 @@ def apply_spectra(spectra: Array, inputs: Array) -> Array:
 
 
 def _fft_size(n: int, samples: int, real: bool) -> int:
-    """Transform length with the least work: one long transform, or blocks a few kernels long."""
-    whole = sfft.next_fast_len(samples + n - 1, real=real)
-    best, least = whole, float(whole) * np.log2(whole + 1.0)
+    """Return the transform length with the least work: one transform, or blocks of a few kernel lengths."""
+    single_size = sfft.next_fast_len(samples + n - 1, real=real)
+    best_size, least_work = single_size, float(single_size) * np.log2(single_size + 1.0)
     size = 1 << max(6, n.bit_length())
-    while size < whole:
+    while size < single_size:
         work = -(-samples // (size - n + 1)) * (size * np.log2(size) + 100.0)
-        if work < least:
-            best, least = size, work
+        if work < least_work:
+            best_size, least_work = size, work
         size *= 2
-    return int(best)
+    return int(best_size)

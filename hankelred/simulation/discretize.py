@@ -1,4 +1,4 @@
-"""A continuous model over a uniformly sampled input: the exact recurrence for a given hold."""
+"""Exact discretization of a continuous model for a zero-order or first-order hold."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ import scipy.linalg as sla
 
 from .._util.arrays import Array
 from ..errors import ModelError
-from ..models.scaling import balance
+from ..models.scaling import balance_matrix
 
 
-def discretise(A: Array, B: Array, step: float, hold: str) -> tuple[Array, Array, Array]:
-    """Return ``F, G, H`` of ``x[k+1] = F x[k] + G u[k] + H u[k+1]``, exact for the given hold."""
+def discretize(A: Array, B: Array, step: float, hold: str) -> tuple[Array, Array, Array]:
+    """Return ``F, G, H`` of ``x[k+1] = F x[k] + G u[k] + H u[k+1]``, exact for this hold ("zoh" or "foh")."""
     n, m = B.shape
-    # The exponential is accurate relative to the norm of its argument: mixed units in the states, or
-    # an input much larger than A, would cost digits. Powers of two cost nothing.
-    balanced, scale = balance(A)
-    drive = B / scale[:, None] * step
-    size = max(1.0, float(np.linalg.norm(balanced * step)))
-    columns = np.linalg.norm(drive, axis=0)
+    # The exponential is accurate relative to the norm of its argument: mixed units of the states, or B much
+    # larger than A, would lose digits. Scaling by powers of two is exact.
+    balanced_A, scale = balance_matrix(A)
+    scaled_B = B / scale[:, None] * step
+    size = max(1.0, float(np.linalg.norm(balanced_A * step)))
+    columns = np.linalg.norm(scaled_B, axis=0)
     gain = np.exp2(np.ceil(np.log2(np.maximum(columns / size, np.finfo(float).tiny))))
     gain[columns == 0] = 1.0
-    order = 2 if hold == "foh" else 1
-    block = np.zeros((n + order * m, n + order * m), dtype=A.dtype)
-    block[:n, :n] = balanced * step
-    block[:n, n : n + m] = drive / gain
+    hold_order = 2 if hold == "foh" else 1
+    augmented = np.zeros((n + hold_order * m, n + hold_order * m), dtype=A.dtype)
+    augmented[:n, :n] = balanced_A * step
+    augmented[:n, n : n + m] = scaled_B / gain
     if hold == "foh":
-        block[n : n + m, n + m :] = np.eye(m)
+        augmented[n : n + m, n + m :] = np.eye(m)
     with np.errstate(over="ignore", invalid="ignore"):
-        full = sla.expm(block)
-    if not np.isfinite(full).all():
+        exponential = sla.expm(augmented)
+    if not np.isfinite(exponential).all():
         raise ModelError(
-            f"expm(A * step) overflows for step={step}; the model grows too fast for this step, take a "
+            f"expm(A * step) overflows for step={step}; the model grows too fast for this step; use a "
             "smaller one"
         )
-    F = full[:n, :n] * (scale[:, None] / scale)
-    G = full[:n, n : n + m] * gain * scale[:, None]
+    F = exponential[:n, :n] * (scale[:, None] / scale)
+    G = exponential[:n, n : n + m] * gain * scale[:, None]
     if hold == "zoh":
         return F, G, np.zeros_like(G)
-    H = full[:n, n + m :] * gain * scale[:, None]
+    H = exponential[:n, n + m :] * gain * scale[:, None]
     return F, G - H, H

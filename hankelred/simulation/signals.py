@@ -1,4 +1,4 @@
-"""Inputs, outputs and impulse responses: the checks and shapes every convolution shares."""
+"""Checks and shapes of inputs, outputs and impulse responses, shared by simulation and convolution."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors import HankelredError
 
 
 def as_numbers(values: npt.ArrayLike, name: str) -> Array:
-    """Bring anything array-like to an array of numbers."""
+    """Convert an array-like to an array of numbers."""
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -26,20 +26,20 @@ def as_input(
     u: npt.ArrayLike,
     m: int,
     *,
-    finite: str | None = "remove or replace such samples first",
-    whose: str = "the model",
+    advice: str | None = "remove or replace such samples first",
+    owner: str = "the model",
 ) -> tuple[Array, bool]:
-    """Bring an input to (m, T) float64 or complex128; also tell whether it was 1-D.
+    """Convert an input to (m, T) float64 or complex128; also return whether it was 1-D.
 
-    ``finite`` is the advice that goes with the error for NaN or Inf; None lets them through. ``whose``
-    inputs these are is said where their number does not fit.
+    ``advice`` ends the error message about NaN or Inf; with None they are accepted. ``owner`` names what has
+    the m inputs in the message about a wrong number of them.
     """
     signal = as_numbers(u, "u")
-    flat = signal.ndim == 1
-    if flat:
+    is_1d = signal.ndim == 1
+    if is_1d:
         if m != 1:
             raise HankelredError(
-                f"u has one axis ({signal.shape[0]} samples) but {whose} has {m} inputs; give shape "
+                f"u has one axis ({signal.shape[0]} samples) but {owner} has {m} inputs; give shape "
                 f"({m}, samples)"
             )
         signal = signal[None]
@@ -47,21 +47,21 @@ def as_input(
         raise HankelredError(f"u must have shape (inputs, samples) or (samples,), got {signal.shape}")
     if signal.shape[0] != m:
         hint = "; time is the last axis, so pass u.T" if signal.shape[1] == m else ""
-        raise HankelredError(f"u has {signal.shape[0]} rows but {whose} has {m} inputs{hint}")
+        raise HankelredError(f"u has {signal.shape[0]} rows but {owner} has {m} inputs{hint}")
     signal = signal.astype(complex if np.iscomplexobj(signal) else float, copy=False)
-    if finite is not None:
-        good = np.isfinite(signal)
-        if not good.all():
-            channel, sample = np.argwhere(~good)[0]
+    if advice is not None:
+        finite_entries = np.isfinite(signal)
+        if not finite_entries.all():
+            channel, sample = np.argwhere(~finite_entries)[0]
             raise HankelredError(
                 f"u[{channel}, {sample}] (input {channel}, sample {sample}) is "
-                f"{signal[channel, sample]}; every sample must be finite: {finite}"
+                f"{signal[channel, sample]}; every sample must be finite: {advice}"
             )
-    return signal, flat
+    return signal, is_1d
 
 
 def as_kernel(markov: npt.ArrayLike) -> Array:
-    """Bring an impulse response to (n, p, m) float64 or complex128."""
+    """Convert an impulse response to (n, p, m) float64 or complex128."""
     kernel = as_numbers(markov, "markov")
     if kernel.ndim == 1:
         kernel = kernel[:, None, None]
@@ -70,20 +70,20 @@ def as_kernel(markov: npt.ArrayLike) -> Array:
             f"markov must have shape (samples, outputs, inputs), or (samples,) for one channel, "
             f"got {kernel.shape}"
         )
-    good = np.isfinite(kernel)
-    if not good.all():
-        k, o, i = np.argwhere(~good)[0]
+    finite_entries = np.isfinite(kernel)
+    if not finite_entries.all():
+        k, o, i = np.argwhere(~finite_entries)[0]
         raise HankelredError(f"markov[{k}, {o}, {i}] is {kernel[k, o, i]}; every entry must be finite")
     return kernel.astype(complex if np.iscomplexobj(kernel) else float)
 
 
-def as_output(y: Array, flat: bool) -> Array:
-    """Give one output back as 1-D where the input was."""
-    return y[0] if flat and y.shape[0] == 1 else y
+def as_output(y: Array, is_1d: bool) -> Array:
+    """Return a single output as 1-D if the input was 1-D."""
+    return y[0] if is_1d and y.shape[0] == 1 else y
 
 
 def check_overflow(y: Array, what: str) -> None:
-    """Refuse values that left the range of double precision; time is the last axis."""
+    """Refuse values that overflowed; time is the last axis."""
     if np.isfinite(y).all():
         return
     sample = int(np.argwhere(~np.isfinite(y))[:, -1].min())

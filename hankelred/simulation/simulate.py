@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import real, whole
+from .._util.checks import as_integer, real_number
 from ..errors import HankelredError, ModelError
 from ..models.linear_model import LinearModel, Timebase, as_model
-from ..models.scaling import balance
-from . import convolve as _kernels
-from . import recurrence as _blocks
-from .discretize import discretise
+from ..models.scaling import balance_matrix
+from . import recurrence
+from .convolve import convolve_direct, convolve_fft, direct_is_faster
+from .discretize import discretize
 from .signals import as_input, as_kernel, as_numbers, as_output, check_overflow
 from .stream import Convolver
 
@@ -81,7 +81,7 @@ def simulate(
         Input, real or complex; 1-D is accepted for one input.
     x0 : (n,) array_like, optional
         State at the first sample; zero by default. For a transfer function it is the state of
-        hankelred's own realisation, so it means something only when it came from here.
+        hankelred's realization, so it must come from an earlier call.
     return_state : bool
         Also return the state after the last sample, so that a next run can start from it.
     return_states : bool
@@ -90,24 +90,24 @@ def simulate(
         Time between samples in seconds; required for a continuous model with states. For a discrete
         one it may be given and must then agree with its ``dt``.
     hold : {"zoh", "foh"}
-        What a continuous model's input does between samples: stays constant, or runs straight to the
-        next sample, which is what ``control.forced_response`` assumes. Both are discretised exactly.
+        The input of a continuous model between samples: constant, or linear to the next sample, which is
+        what ``control.forced_response`` assumes. Both are discretized exactly.
     method : {"auto", "blocks", "steps"}
-        "blocks" cuts the recurrence into matrix products, "steps" is the plain loop over samples,
-        "auto" takes whichever a count of operations says is faster (blocks from about 100 samples on
-        for small models). The choice depends on n, m, p and T only, never on values.
+        "blocks" computes the recurrence by matrix products, "steps" is the plain loop over samples, "auto"
+        is the faster one by a count of operations (blocks from about 100 samples on for small models). The
+        choice depends only on n, m, p and T, not on values.
     dt : 0, True, float or None
-        Timebase of a tuple; other models carry their own.
+        Timebase of a tuple; other models have their own.
 
     Returns
     -------
     y : (p, T) or (T,) ndarray
-        Output; 1-D when ``u`` is 1-D and p = 1. Complex when anything that goes in is.
+        Output; 1-D when ``u`` is 1-D and p = 1. Complex if the model, ``u`` or ``x0`` is.
     x : (n,) ndarray
         With ``return_state``. With ``hold="zoh"`` and for discrete models it is the state one sample after
-        the last, so the next run takes the *next* input sample. With ``hold="foh"`` the state there
-        depends on an input sample not given yet, so it is the state *at* the last sample, and the next
-        run starts with that same sample.
+        the last, so the next run starts with the *next* input sample. With ``hold="foh"`` that state would
+        depend on an input sample that is not known yet, so it is the state *at* the last sample, and the
+        next run starts with that same sample.
     states : (n, T) ndarray
         With ``return_states``.
 
@@ -121,12 +121,12 @@ def simulate(
 
     Notes
     -----
-    A block of samples is one row of a matrix product, and the states at the block starts follow from
-    a pairwise sweep, as in a parallel prefix sum [1]_. Powers of A are squared with their rounding
-    errors carried along, so the result is as accurate as that of the plain loop, also for poles on the
-    unit circle; where a power of A could do harm (strongly non-normal A) the blocks are made shorter, down
-    to the plain loop, which keeps the error within about a hundred times the loop's. A sample of the input
-    changes no bit of any earlier output. The discretisation is the block matrix exponential of [2]_.
+    A block of samples is one row of a matrix product, and the states at the block starts are computed by a
+    parallel prefix scan [1]_. Powers of A are squared together with their rounding errors, so the result is
+    as accurate as that of the plain loop, also for poles on the unit circle. Where a power of A would be
+    inaccurate (strongly non-normal A) the blocks are shorter, down to the plain loop, so that the error is at
+    most about a hundred times that of the loop. A sample of the input changes no bit of any earlier output.
+    The discretization is the block matrix exponential of [2]_.
 
     References
     ----------
@@ -141,7 +141,7 @@ def simulate(
     >>> hankelred.simulate(decay, [1.0, 0.0, 0.0, 0.0], dt=True)
     array([0.  , 1.  , 0.5 , 0.25])
 
-    Two runs joined through the state are one run:
+    A run can be continued from the state of an earlier one:
 
     >>> u = np.ones(6)
     >>> head, x = hankelred.simulate(decay, u[:2], dt=True, return_state=True)
@@ -156,11 +156,11 @@ def simulate(
         raise HankelredError(f'hold must be "zoh" or "foh", got {hold!r}')
     if hold == "foh" and model.is_discrete:
         raise ModelError(
-            f'hold="foh" is for continuous models; this one is discrete (dt={model.dt}): leave hold out'
+            f'hold="foh" is for continuous models; this one is discrete (dt={model.dt}): omit hold'
         )
-    signal, flat = as_input(u, model.n_inputs)
+    signal, is_1d = as_input(u, model.n_inputs)
     x = _initial_state(x0, model)
-    # a modal model of a real system has complex states but a real output: work on real states
+    # a modal model of a real system has complex states but a real output: use real states
     real, unitary = model.in_real_states()
     if np.iscomplexobj(signal):
         unitary = None
@@ -174,24 +174,26 @@ def simulate(
     A, B, C, D = (M.astype(dtype) for M in model.as_tuple())
     signal, x = signal.astype(dtype, copy=False), x.astype(dtype)
     interval = _interval(model, step)
-    ahead = np.zeros_like(B)
+    next_input_gain = np.zeros_like(B)
     if interval is not None:
-        A, B, ahead = discretise(A, B, interval, hold)
+        A, B, next_input_gain = discretize(A, B, interval, hold)
     n, p = model.n_states, model.n_outputs
     if return_states:
         C = np.concatenate([C, np.eye(n, dtype=dtype)])
         D = np.concatenate([D, np.zeros((n, model.n_inputs), dtype=dtype)])
     if hold == "foh" and signal.shape[1]:
-        # x[k+1] = A x[k] + B u[k] + ahead u[k+1] is an ordinary recurrence for z = x - ahead u.
-        shifted = D + C @ ahead
+        # x[k+1] = A x[k] + B u[k] + H u[k+1] is an ordinary recurrence for z = x - H u, H = next_input_gain.
+        D_of_z = D + C @ next_input_gain
         last = signal[:, -1]
-        y, z = _run(A, B + A @ ahead, C, shifted, signal[:, :-1], x - ahead @ signal[:, 0], method)
-        y = np.concatenate([y, (C @ z + shifted @ last)[:, None]], axis=1)
-        x = z + ahead @ last
+        y, z = _run(
+            A, B + A @ next_input_gain, C, D_of_z, signal[:, :-1], x - next_input_gain @ signal[:, 0], method
+        )
+        y = np.concatenate([y, (C @ z + D_of_z @ last)[:, None]], axis=1)
+        x = z + next_input_gain @ last
     else:
         y, x = _run(A, B, C, D, signal, x, method)
     check_overflow(y, "the output" if not return_states else "the output or the state")
-    results = [as_output(y[:p], flat)]
+    results = [as_output(y[:p], is_1d)]
     if return_state:
         check_overflow(x[:, None], "the state after the last sample")
         results.append(x if unitary is None else unitary.conj().T @ x)
@@ -220,9 +222,9 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
         Discrete time: the Markov parameters ``D, C B, C A B, C A^2 B, ...``, which :func:`convolve` takes.
         Continuous time: ``C expm(A k step) B`` for k = 0, 1, ... in output units per (input unit times
         second). There the direct term ``D delta(t)`` has no sample value and is *not* in the result, as in
-        ``control.impulse_response``; add ``D u`` to a convolution yourself. For the output under a sampled
-        input use :func:`simulate`, which is exact, or the impulse response of a discretised model. A static
-        gain has ``D, 0, 0, ...`` in either time.
+        ``control.impulse_response``; add ``D u`` to a convolution separately. For the response to a sampled
+        input use :func:`simulate`, which is exact, or the impulse response of a discretized model. A static
+        gain has ``D, 0, 0, ...`` in both cases.
 
     Raises
     ------
@@ -233,8 +235,8 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
 
     Notes
     -----
-    The response is the product of ``C A^i``, i < K, with ``A^(K j) B``, both found by doubling, with K near
-    the square root of n; powers are squared as in :func:`simulate`.
+    The response is the product of ``C A^i``, i < K, with ``A^(K j) B``, both computed by doubling, with K
+    near the square root of n; powers are squared as in :func:`simulate`.
 
     Examples
     --------
@@ -243,23 +245,23 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     array([3.  , 1.  , 0.5 , 0.25])
     """
     model = as_model(sys, dt).in_real_states()[0]
-    count = whole(n)
+    count = as_integer(n)
     if count is None or count < 0:
         raise HankelredError(f"n must be a whole number of samples >= 0, got {n!r}")
     interval = _interval(model, step)
     A, B, C, D = model.as_tuple()
     if interval is not None:
-        A = discretise(A, B, interval, "zoh")[0]
+        A = discretize(A, B, interval, "zoh")[0]
         lead = np.zeros((0, *D.shape), dtype=D.dtype)
     else:
         lead = D[None][:count]
-    balanced, scale = balance(A)
+    balanced, scale = balance_matrix(A)
     with np.errstate(over="ignore", invalid="ignore"):
-        tail = _blocks.free_response(balanced, B / scale[:, None], C * scale, count - len(lead))
+        tail = recurrence.free_response(balanced, B / scale[:, None], C * scale, count - len(lead))
         markov = np.concatenate([lead, tail])
         if not np.isfinite(markov).all():
-            # Products of powers can overflow a little before the response itself does.
-            tail = _free_steps(A, B, C, count - len(lead))
+            # Products of powers can overflow slightly before the response itself does.
+            tail = _markov_by_steps(A, B, C, count - len(lead))
             markov = np.concatenate([lead, tail])
     check_overflow(np.moveaxis(markov, 0, -1), "the impulse response")
     return markov
@@ -276,17 +278,17 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
         Input; 1-D is accepted for one input. Zero before its first sample.
     method : {"auto", "fft", "direct"}
         "fft" is overlap-save; its error is about 1e-16 times the *largest* samples inside the same
-        transform (which may hold the whole record), so a spike disturbs small samples before it.
-        "direct" sums each output by itself: the error of ``y[k]`` is about 1e-16 times
+        transform (which may be that of the whole record), so that a spike disturbs small samples before it.
+        "direct" sums each output separately: the error of ``y[k]`` is about 1e-16 times
         ``sum_i |markov[i]| |u[k - i]|``, and a later sample changes no bit of an earlier output; it also
-        accepts NaN and Inf in ``u``. It costs n p m T operations. "auto" is direct where
-        that is as fast (at most 64 kernel samples, with one input or one output), else FFT.
+        accepts NaN and Inf in ``u``. It costs n p m T operations. "auto" is "direct" where that is as fast
+        (at most 64 kernel samples, with one input or one output), else "fft".
 
     Returns
     -------
     y : (p, T) or (T,) ndarray
         Output, as long as the input; 1-D when ``u`` is 1-D and p = 1. After a NaN or Inf in ``u`` ("direct"
-        only) every output that the sample reaches, n samples from it on, is NaN, and no other.
+        only) the n outputs from that sample on are NaN, and no others.
 
     Raises
     ------
@@ -309,27 +311,29 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
         raise HankelredError(f'method must be "auto", "fft" or "direct", got {method!r}')
     kernel = as_kernel(markov)
     n, p, m = kernel.shape
-    signal, flat = as_input(
+    signal, is_1d = as_input(
         u,
         m,
-        whose=f"markov of shape {np.shape(markov)} (samples, outputs, inputs)",
-        finite='use method="direct", which keeps them from earlier outputs' if method != "direct" else None,
+        owner=f"markov of shape {np.shape(markov)} (samples, outputs, inputs)",
+        advice='use method="direct", in which they do not affect earlier outputs'
+        if method != "direct"
+        else None,
     )
     samples = signal.shape[1]
     kernel = kernel[:samples]
     if 0 in (samples, n, p, m):
-        return as_output(np.zeros((p, samples), dtype=np.result_type(kernel, signal)), flat)
+        return as_output(np.zeros((p, samples), dtype=np.result_type(kernel, signal)), is_1d)
     bad = ~np.isfinite(signal).all(axis=0) if method == "direct" else np.zeros(samples, dtype=bool)
     if bad.any():
         signal = np.where(bad, 0.0, signal)
-    direct = method == "direct" or (method == "auto" and _kernels.direct_pays(n, m, p))
+    direct = method == "direct" or (method == "auto" and direct_is_faster(n, m, p))
     with np.errstate(over="ignore", invalid="ignore"):
-        y = (_kernels.convolve_direct if direct else _kernels.convolve_fft)(kernel, signal)
+        y = (convolve_direct if direct else convolve_fft)(kernel, signal)
     check_overflow(y, "the output")
     if bad.any():
-        seen = np.concatenate([np.zeros(len(kernel), dtype=int), np.cumsum(bad)])
-        y[:, seen[len(kernel) :] > seen[:samples]] = np.nan
-    return as_output(y, flat)
+        bad_before = np.concatenate([np.zeros(len(kernel), dtype=int), np.cumsum(bad)])
+        y[:, bad_before[len(kernel) :] > bad_before[:samples]] = np.nan
+    return as_output(y, is_1d)
 
 
 def _initial_state(x0: npt.ArrayLike | None, model: LinearModel) -> Array:
@@ -346,16 +350,16 @@ def _initial_state(x0: npt.ArrayLike | None, model: LinearModel) -> Array:
 
 
 def _interval(model: LinearModel, step: float | None) -> float | None:
-    """Return the step to discretise with; None where there is nothing to discretise."""
+    """Return the step of the discretization; None for a discrete model or one without states."""
     if step is not None:
-        seconds = real(step)
-        if not 0 < seconds < np.inf:
-            raise ModelError(f"step must be a positive number of seconds, got {step!r}")
+        seconds = real_number(
+            step, lambda t: 0 < t < np.inf, "step must be a positive number of seconds", ModelError
+        )
         if model.is_discrete:
             if model.dt is not True and abs(seconds - float(model.dt or 0)) > _STEP_TOLERANCE * seconds:
                 raise ModelError(
-                    f"step={step} disagrees with the model's own dt={model.dt}; leave step out, or resample "
-                    "the model first"
+                    f"step={step} disagrees with the model's own dt={model.dt}; omit step, or resample the "
+                    "model first"
                 )
             return None
         return seconds if model.n_states else None
@@ -371,19 +375,19 @@ def _run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, method: str
     n, samples = A.shape[0], u.shape[1]
     if n == 0:
         return D @ u, x
-    plan = _blocks.plan(n, B.shape[1], C.shape[0], samples)
+    plan = recurrence.plan_blocks(n, B.shape[1], C.shape[0], samples)
     with np.errstate(over="ignore", invalid="ignore"):
-        if method == "blocks" or (method == "auto" and plan.blocks_pay):
-            balanced, scale = balance(A)
-            y, last = _blocks.block_run(balanced, B / scale[:, None], C * scale, D, u, x / scale, plan)
+        if method == "blocks" or (method == "auto" and plan.blocks_are_faster):
+            balanced, scale = balance_matrix(A)
+            y, last = recurrence.block_run(balanced, B / scale[:, None], C * scale, D, u, x / scale, plan)
             last = last * scale
             if np.isfinite(y).all() and np.isfinite(last).all():
                 return y, last
-            # A product over a whole block can overflow a little before the loop does.
-        return _blocks.step_loop(A, B, C, D, u, x)
+            # A product over a whole block can overflow slightly before the loop does.
+        return recurrence.step_loop(A, B, C, D, u, x)
 
 
-def _free_steps(A: Array, B: Array, C: Array, count: int) -> Array:
+def _markov_by_steps(A: Array, B: Array, C: Array, count: int) -> Array:
     terms = np.zeros((count, C.shape[0], B.shape[1]), dtype=A.dtype)
     for k in range(count):
         terms[k] = C @ B

@@ -1,4 +1,4 @@
-"""Convolution of a stream: blocks of any size in, the outputs of one long convolution out."""
+"""Convolution of a stream, in blocks of any size, with the same result as one long convolution."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 from .._util.arrays import Array
 from .._util.sharing import Shared
 from ..errors import HankelredError
-from . import convolve as _kernels
+from .convolve import apply_spectra, inverse_transform, transform
 from .signals import as_input, as_kernel, as_output, check_overflow
 
-#: Samples that are summed directly; a power of two.
+#: Lags that are summed directly; a power of two.
 _BASE = 64
-#: The same where the matrix of direct sums would be large (many channels).
-_BASE_MANY = 16
-_MANY = 64
-#: A long push goes through in pieces of at least this many samples, also for a short kernel.
+#: The same for many channels, where the matrix of direct sums would be large.
+_BASE_MANY_CHANNELS = 16
+_MANY_CHANNELS = 64
+#: A long block is processed in pieces of at least this many samples, also for a short kernel.
 _LEAST_PIECE = 8192
 
 
@@ -44,14 +44,14 @@ class Convolver(Shared):
 
     Notes
     -----
-    All the outputs put together are those of one :func:`convolve` of all the inputs put together, to
-    rounding: about 1e-16 times the largest samples among the last n (the FFT's error, see there). The
-    memory is constant, some 10 n (p m + p + m) numbers. Lags below 64 samples are summed directly; those
-    from ``64 * 2**j`` to ``64 * 2**(j + 1)`` are added by one FFT each time ``64 * 2**j`` new samples are
-    complete [1]_ [2]_, so a sample costs O(log(n)^2) operations whatever the block size, and one push in
-    every ``64 * 2**j`` samples takes longer than the others.
+    The concatenated outputs equal one :func:`convolve` of the concatenated inputs up to rounding, which is
+    about 1e-16 times the largest of the last n samples (the error of the FFT, see there). The memory is
+    constant, about 10 n (p m + p + m) numbers. Lags below 64 samples are summed directly; those from
+    ``64 * 2**j`` to ``64 * 2**(j + 1)`` are added by one FFT each time ``64 * 2**j`` new samples are complete
+    [1]_ [2]_, so that a sample costs O(log(n)^2) operations for any block size, and one push in every
+    ``64 * 2**j`` samples takes longer than the others.
 
-    A stream belongs to one thread at a time; a second one at the same time is refused.
+    Only one thread at a time can use a stream; a second one is refused.
 
     References
     ----------
@@ -75,9 +75,9 @@ class Convolver(Shared):
         self._kernel = as_kernel(markov)
         n, p, m = self._kernel.shape
         self.n_outputs, self.n_inputs = p, m
-        self._base = _BASE if p * m <= _MANY else _BASE_MANY
+        self._base = _BASE if p * m <= _MANY_CHANNELS else _BASE_MANY_CHANNELS
         self._piece = max(self._base, 1 << (max(n, _LEAST_PIECE) - 1).bit_length())
-        # One block of inputs, sample by sample, to the outputs of its own block and of the next:
+        # The matrix from one block of inputs to the outputs of the same block and the next:
         # near[l, o, c, i] = kernel[l - c, o, i].
         L = self._base
         padded = np.zeros((3 * L - 1, p, m), dtype=self._kernel.dtype)
@@ -89,21 +89,21 @@ class Convolver(Shared):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all input so far: the next push starts from rest."""
+        """Discard all input so far: the next push starts from zero input."""
         dtype = self._kernel.dtype
-        with self._alone():
-            # The position within a piece, the inputs of the piece up to there, and what all inputs so
-            # far contribute to the outputs of this piece and the next.
+        with self._exclusive():
+            # The position within a piece, the inputs of the piece up to there, and the contributions of all
+            # inputs so far to the outputs of this piece and the next.
             self._position: int = 0
             self._inputs = np.zeros((self.n_inputs, self._piece), dtype=dtype)
             self._outputs = np.zeros((self.n_outputs, 2 * self._piece), dtype=dtype)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
             raise HankelredError(
-                "another thread is using this Convolver; the blocks of a stream have an order: push from "
-                "one thread, or give each thread its own"
+                "another thread is using this Convolver, and the blocks of a stream have an order: push from "
+                "one thread, or use one Convolver per thread"
             )
         try:
             yield
@@ -111,7 +111,7 @@ class Convolver(Shared):
             self._lock.release()
 
     def push(self, u_block: npt.ArrayLike) -> Array:
-        """Take the next input samples and return the outputs at the same samples.
+        """Process the next input samples and return the outputs at the same samples.
 
         Parameters
         ----------
@@ -121,19 +121,19 @@ class Convolver(Shared):
         Returns
         -------
         y_block : (p, b) or (b,) ndarray
-            Outputs at these samples. Complex once the kernel or any input since :meth:`reset` was.
+            Outputs at these samples. Complex if the kernel or any input since :meth:`reset` is.
 
         Raises
         ------
         HankelredError
-            Wrong number of channels, NaN or Inf, or another thread at the same time (then nothing was taken
-            in and the stream can go on); an output too large for double precision.
+            Wrong number of channels, NaN or Inf, or another thread at the same time (the input is then
+            ignored and the stream can be continued); an output too large for double precision.
         """
-        u, flat = as_input(u_block, self.n_inputs, whose="the impulse response")
-        with self._alone():
+        u, is_1d = as_input(u_block, self.n_inputs, owner="the impulse response")
+        with self._exclusive():
             y = self._outputs_of(u)
         check_overflow(y, "the output")
-        return as_output(y, flat)
+        return as_output(y, is_1d)
 
     def _outputs_of(self, u: Array) -> Array:
         if np.iscomplexobj(u) and not np.iscomplexobj(self._inputs):
@@ -144,7 +144,7 @@ class Convolver(Shared):
         with np.errstate(over="ignore", invalid="ignore"):
             while done < u.shape[1]:
                 start = self._position
-                count = self._take(u.shape[1] - done)
+                count = self._next_count(u.shape[1] - done)
                 self._inputs[:, start : start + count] = u[:, done : done + count]
                 if count > self._base:
                     self._add(start, count, lag=0)
@@ -155,8 +155,8 @@ class Convolver(Shared):
                 self._advance(count)
         return y
 
-    def _take(self, available: int) -> int:
-        """Choose how many samples go in at once: up to the next block, or an aligned power of two."""
+    def _next_count(self, available: int) -> int:
+        """Return how many samples to process at once: up to the next block, or an aligned power of two."""
         inside = self._position % self._base
         if inside or available < self._base:
             return min(self._base - inside, available)
@@ -164,7 +164,7 @@ class Convolver(Shared):
         return min(aligned, 1 << (available.bit_length() - 1))
 
     def _add_near(self, start: int, count: int) -> None:
-        """Add lags shorter than a block, from the samples just taken, summed directly."""
+        """Add the direct sums over lags shorter than a block, from the newest samples."""
         L, p, m = self._base, self.n_outputs, self.n_inputs
         inside = start % L
         block = start - inside
@@ -182,17 +182,17 @@ class Convolver(Shared):
         spectra = self._spectra.get((lag, count, real))
         if spectra is None:
             part = self._kernel[lag : lag + count].transpose(1, 2, 0)
-            spectra = _kernels.transform(np.ascontiguousarray(part), 2 * count, real)
+            spectra = transform(np.ascontiguousarray(part), 2 * count, real)
             self._spectra[lag, count, real] = spectra
-        inputs = _kernels.transform(self._inputs[:, start : start + count], 2 * count, real)
-        products = _kernels.apply_spectra(spectra, inputs)
-        sums = _kernels.back_transform(products, 2 * count, real)
+        inputs = transform(self._inputs[:, start : start + count], 2 * count, real)
+        products = apply_spectra(spectra, inputs)
+        sums = inverse_transform(products, 2 * count, real)
         self._outputs[:, start + lag : start + lag + 2 * count] += sums
 
     def _advance(self, count: int) -> None:
         self._position += count
         if self._position % self._base == 0:
-            # Blocks of this length and longer that are complete now reach into the future.
+            # Add the contributions of the blocks of this length or longer that are now complete.
             length = max(count, self._base)
             while length < self._piece and self._position % length == 0:
                 self._add(self._position - length, length, lag=length)

@@ -1,4 +1,4 @@
-"""The progress bar of what can take long."""
+"""The progress bar."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.progress import track
 Item = TypeVar("Item")
 
 
-def watched(items: Iterable[Item], title: str, shown: bool | None) -> Iterable[Item]:
-    """Go through the items under a bar on stderr; None: where that is a terminal."""
+def progress_bar(items: Iterable[Item], title: str, shown: bool | None) -> Iterable[Item]:
+    """Iterate over items with a progress bar on stderr; with `shown` None only if stderr is a terminal."""
     if not (sys.stderr.isatty() if shown is None else shown):
         return items
     console = Console(stderr=True)

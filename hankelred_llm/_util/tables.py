@@ -1,10 +1,10 @@
-"""Tables of plain text, as reports print them."""
+"""Plain-text tables of reports."""
 
 from __future__ import annotations
 
 
 def table(rows: list[list[str]]) -> str:
-    """Return rows of cells as text, the first row being the head."""
+    """Format rows of cells as text; the first row is the header."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join(

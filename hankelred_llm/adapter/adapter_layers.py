@@ -1,4 +1,4 @@
-"""Where adapters stand in a model: their layers, their systems by layer index, and how to take them out."""
+"""The adapters in a model: their layers, their systems by layer index, and how to remove them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from ..errors import AdapterError
-from ..state import forward_context as _carrier
+from ..state import forward_context
 from .architectures import find_decoder
 from .config import HRMConfig
 from .layer import HRMLayer
@@ -20,7 +20,7 @@ def hrm_layers(model: nn.Module) -> list[HRMLayer]:
     Raises
     ------
     AdapterError
-        It is no model, but the name of one say.
+        The argument is not a model, for example the name of one.
 
     Examples
     --------
@@ -34,8 +34,8 @@ def hrm_layers(model: nn.Module) -> list[HRMLayer]:
             f"{model!r} is no model but a {type(model).__name__}; load it first, an adapter with "
             "peft.PeftModel.from_pretrained(base, folder)"
         )
-    found = [module for module in model.modules() if isinstance(module, HRMLayer)]
-    return sorted(found, key=lambda layer: layer.index)
+    layers = [module for module in model.modules() if isinstance(module, HRMLayer)]
+    return sorted(layers, key=lambda layer: layer.index)
 
 
 def find_adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[HRMLayer]]:
@@ -53,26 +53,26 @@ def find_adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[
         raise AdapterError(
             f"there is no adapter '{adapter_name}'; the model has {', '.join(map(repr, known))}"
         )
-    own = [layer for layer in layers if adapter_name in layer.hrm_system]
-    if len({layer.index for layer in own}) < len(own):
-        blocks = ", ".join(sorted({layer.block for layer in own}))
+    named = [layer for layer in layers if adapter_name in layer.hrm_system]
+    if len({layer.index for layer in named}) < len(named):
+        blocks = ", ".join(sorted({layer.block for layer in named}))
         raise AdapterError(
             f"adapter '{adapter_name}' has more than one system in a decoder layer ({blocks}), and systems "
             "are named by layer index here; give each block an adapter of its own, with add_adapter and "
             "target_modules or site"
         )
-    return adapter_name, own
+    return adapter_name, named
 
 
-class Sites(NamedTuple):
-    """The systems of one adapter, by layer index."""
+class AdapterLayers(NamedTuple):
+    """The systems of one adapter and their module names, by layer index."""
 
     adapter: str
     systems: dict[int, HRMSystem]
     names: dict[int, str]
 
 
-def find_sites(model: nn.Module, adapter_name: str | None) -> Sites:
+def find_adapter_layers(model: nn.Module, adapter_name: str | None) -> AdapterLayers:
     """Return the systems of the adapter that is active, or of the one that is named.
 
     Raises
@@ -82,15 +82,15 @@ def find_sites(model: nn.Module, adapter_name: str | None) -> Sites:
     """
     adapter, layers = find_adapter(model, adapter_name)
     parents = {id(module): name.rpartition(".")[0] for name, module in model.named_modules()}
-    return Sites(
+    return AdapterLayers(
         adapter,
         {layer.index: layer.system(adapter) for layer in layers},
         {layer.index: ".".join([*parents[id(layer)].split(".")[-2:], layer.block]) for layer in layers},
     )
 
 
-def check_heard(model: nn.Module, sites: Sites) -> None:
-    """Refuse where a forward pass would not go through the adapter.
+def check_active(model: nn.Module, adapter_layers: AdapterLayers) -> None:
+    """Refuse an adapter that a forward pass would leave out.
 
     Raises
     ------
@@ -98,24 +98,24 @@ def check_heard(model: nn.Module, sites: Sites) -> None:
         The adapter is not active.
     """
     for layer in hrm_layers(model):
-        if layer.index in sites.systems and sites.adapter not in layer.active_systems():
+        if layer.index in adapter_layers.systems and adapter_layers.adapter not in layer.active_systems():
             raise AdapterError(
-                f"adapter '{sites.adapter}' is not active, so it sees no batch; call "
-                f"model.set_adapter('{sites.adapter}'), outside of disable_adapter()"
+                f"adapter '{adapter_layers.adapter}' is not active, so no batch reaches it; call "
+                f"model.set_adapter('{adapter_layers.adapter}'), outside of disable_adapter()"
             )
 
 
-def take_out(model: nn.Module) -> None:
-    """Leave a model as it was before any HRM adapter stood in it; adapters of other methods stay."""
+def remove_adapters(model: nn.Module) -> None:
+    """Restore a model to what it was before any HRM adapter was attached; adapters of other methods stay."""
     decoder = find_decoder(model)
-    _carrier.remove(decoder.backbone, decoder.layers)
+    forward_context.remove(decoder.backbone, decoder.layers)
     for layer in decoder.layers:
         for name, block in list(layer.named_children()):
             if isinstance(block, HRMLayer):
                 block.detach()
                 delattr(layer, name)
-    book = model.__dict__.get("peft_config", {})
-    for name in [n for n, c in book.items() if isinstance(c, HRMConfig)]:
-        del book[name]
-    if not book:
+    configs = model.__dict__.get("peft_config", {})
+    for name in [n for n, c in configs.items() if isinstance(c, HRMConfig)]:
+        del configs[name]
+    if not configs:
         model.__dict__.pop("peft_config", None)

@@ -1,7 +1,7 @@
-"""The decoder layers of a model, and the blocks in them that an adapter can stand beside.
+"""The decoder layers of a model, and the blocks in them that an adapter can run in parallel with.
 
-An architecture whose blocks are called ``mlp`` and ``self_attn`` needs no entry here. Any other one is one
-line in :data:`BLOCK_NAMES`.
+An architecture whose blocks are called ``mlp`` and ``self_attn`` needs no entry here; other names are entered
+in :data:`BLOCK_NAMES`. An architecture is tested by an entry in ``ARCHITECTURES`` of tests/helpers/models.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from ..errors import AdapterError, ArchitectureError
 
-#: Name of the block by the ``site`` of a configuration, unless BLOCK_NAMES says otherwise.
+#: Default name of the block, by the ``site`` of a configuration.
 SITES = {"mlp": "mlp", "attention": "self_attn"}
 
-#: Names that differ, by ``model_type``.
+#: Names that differ from the default, by ``model_type`` and ``site``.
 BLOCK_NAMES: dict[str, dict[str, str]] = {
     "bloom": {"attention": "self_attention"},
     "codegen": {"attention": "attn"},
@@ -30,7 +30,7 @@ BLOCK_NAMES: dict[str, dict[str, str]] = {
     "mpt": {"mlp": "ffn", "attention": "attn"},
 }
 
-#: Blocks that add the residual stream themselves, so that their output is more than the block's.
+#: Blocks that return the residual stream plus their own output, as (model_type, site); no ``tap="output"``.
 ADDS_RESIDUAL = {("bloom", "mlp"), ("bloom", "attention"), ("mpt", "mlp")}
 
 
@@ -39,7 +39,7 @@ class Decoder:
     """The decoder of a causal language model."""
 
     model_type: str
-    backbone: nn.Module  # what is called with tokens, mask and positions
+    backbone: nn.Module  # the module that is called with tokens, mask and positions
     name: str  # of the list of layers, as in "model.layers"
     layers: nn.ModuleList
     width: int
@@ -57,7 +57,7 @@ def find_decoder(model: nn.Module) -> Decoder:
     AdapterError
         The model is wrapped in a PeftModel.
     ArchitectureError
-        The model is no causal language model, or its layers were not found.
+        The model is not a causal language model, or its decoder layers were not found.
     """
     kind = type(model).__name__
     if isinstance(model, PeftModel):

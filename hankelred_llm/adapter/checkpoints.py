@@ -1,7 +1,7 @@
-"""What peft and transformers may read and write for an adapter.
+"""Guards of the functions of peft and transformers that load and save adapters.
 
-Neither asks a method before it loads or saves weights, so five of their functions are wrapped here. For
-adapters of other methods they do what they did.
+Neither calls the adapter method before it loads or saves weights, so five of their functions are wrapped
+here. For adapters of other methods they work as before.
 """
 
 from __future__ import annotations
@@ -15,46 +15,22 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
-from huggingface_hub import hf_hub_download
 from peft import PeftConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
 from ..errors import AdapterFileError
-from .adapter_layers import hrm_layers, take_out
-from .config import HRMConfig, check_weights
+from .adapter_layers import hrm_layers, remove_adapters
+from .config import HRMConfig
+from .weights_file import check_finite, check_safetensors, read_weights
 
-#: What says where on the hub an adapter is looked for, and whether there at all.
+#: Options that choose the place on the hub that an adapter is loaded from.
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 
-def check_numbers(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are no finite floating-point numbers.
-
-    Raises
-    ------
-    AdapterFileError
-        With the name of the parameter.
-    """
-    for key, value in weights.items():
-        if not value.is_floating_point():
-            raise AdapterFileError(
-                f"{key} has type {value.dtype} in the file; parameters of an adapter are floating-point "
-                "numbers: save it again from the trained model"
-            )
-        if not value.is_meta and not bool(torch.isfinite(value).all()):
-            raise AdapterFileError(
-                f"{key} has entries that are not finite in the file; its training diverged: take an earlier "
-                "checkpoint, or train with a lower learning rate"
-            )
-
-
 def guard_files() -> None:
-    """Wrap what reads and writes adapters; a second time does nothing."""
+    """Wrap the functions that read and write adapters; a second call does nothing."""
     for owner, name, wrap in (
         (PeftModel, "from_pretrained", _open_by_peft),
         (PeftModel, "load_adapter", _load_by_peft),
@@ -62,17 +38,17 @@ def guard_files() -> None:
         (PeftAdapterMixin, "load_adapter", _load_by_transformers),
         (PreTrainedModel, "save_pretrained", _save_base),
     ):
-        found = inspect.getattr_static(owner, name)
-        function = getattr(found, "__func__", found)  # of a class method
+        attribute = inspect.getattr_static(owner, name)
+        function = getattr(attribute, "__func__", attribute)  # of a class method
         if not hasattr(function, "_hrm_wrapped"):
             wrapped: Any = functools.wraps(function)(wrap(function))
             wrapped._hrm_wrapped = True
-            setattr(owner, name, classmethod(wrapped) if isinstance(found, classmethod) else wrapped)
+            setattr(owner, name, classmethod(wrapped) if isinstance(attribute, classmethod) else wrapped)
 
 
 @contextlib.contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Leave out what transformers says to peft alone: the user has no part in how one calls the other."""
+    """Suppress a deprecation warning that concerns how peft calls transformers, not the user."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
@@ -86,9 +62,9 @@ def _open_by_peft(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
             with without_deprecations():
                 return from_pretrained(cls, model, *args, **kwargs)
         except Exception:
-            # nobody has a hold of the wrapper that was half made
+            # no one holds a reference to the wrapper that was only half built
             if free and hrm_layers(model):
-                take_out(model)
+                remove_adapters(model)
                 for parameter in trained:
                     parameter.requires_grad_(True)
             raise
@@ -98,9 +74,9 @@ def _open_by_peft(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
 
 def _load_by_peft(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        # a configuration that was handed in has not looked at any file
+        # a configuration that was passed as an object has not checked any file
         if isinstance(self.peft_config.get(adapter_name), HRMConfig):
-            check_weights(str(model_id), kwargs.get("subfolder"), kwargs)
+            check_safetensors(str(model_id), kwargs.get("subfolder"), kwargs)
         return load(self, model_id, adapter_name, *args, **kwargs)
 
     return load_adapter
@@ -116,78 +92,70 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        given = (peft_model_id, adapter_name, peft_config, adapter_state_dict)
-        settings = kwargs.get("load_config")
-        where = peft_model_id or getattr(settings, "pretrained_model_name_or_path", None)
+        arguments = (peft_model_id, adapter_name, peft_config, adapter_state_dict)
+        load_config = kwargs.get("load_config")
+        source = peft_model_id or getattr(load_config, "pretrained_model_name_or_path", None)
         hub = {
-            **(getattr(settings, "download_kwargs", None) or {}),
+            **(getattr(load_config, "download_kwargs", None) or {}),
             **kwargs,
             **(kwargs.get("adapter_kwargs") or {}),
         }
         hub = {key: hub[key] for key in _HUB_OPTIONS if hub.get(key)}
-        if not isinstance(peft_config if peft_config is not None else _config(where, hub), HRMConfig):
-            return load(self, *given, *args, **kwargs)
+        if not isinstance(peft_config if peft_config is not None else _config(source, hub), HRMConfig):
+            return load(self, *arguments, *args, **kwargs)
         if adapter_state_dict is None:
-            check_weights(str(where), hub.get("subfolder"), hub)
-            check_numbers(_weights(str(where), hub))
+            check_safetensors(str(source), hub.get("subfolder"), hub)
+            check_finite(read_weights(str(source), hub))
         else:
-            check_numbers(adapter_state_dict)
+            check_finite(adapter_state_dict)
         trained = [p for p in self.parameters() if p.requires_grad]
-        # other sizes are reported below, as everything that does not fit; load writes it into load_config
+        # other sizes are reported below, with everything else that does not fit; load changes load_config
         options = {**kwargs, "ignore_mismatched_sizes": True}
-        if settings is not None:
-            options["load_config"] = copy.copy(settings)
-        info = load(self, *given, *args, **options)
-        # transformers names all that is not in the file and has the adapter's name, or "hrm", somewhere in
-        # its own
-        places = [f".{kind}.{adapter_name or 'default'}." for kind in ("hrm_system", "modules_to_save")]
-        wrong = {
-            "are missing": sorted(k for k in info.missing_keys if any(place in k for place in places)),
+        if load_config is not None:
+            options["load_config"] = copy.copy(load_config)
+        info = load(self, *arguments, *args, **options)
+        # transformers lists every parameter that is not in the file and has the adapter's name, or "hrm",
+        # anywhere in its own name
+        key_parts = [f".{kind}.{adapter_name or 'default'}." for kind in ("hrm_system", "modules_to_save")]
+        problems = {
+            "are missing": sorted(k for k in info.missing_keys if any(part in k for part in key_parts)),
             "are unknown": sorted(info.unexpected_keys),
             "have another shape": sorted(key for key, *_ in info.mismatched_keys),
         }
-        if any(wrong.values()):
+        if any(problems.values()):
             self.delete_adapter(adapter_name or "default")
             if not any(layer.hrm_system for layer in hrm_layers(self)):
-                take_out(self)
+                remove_adapters(self)
             for parameter in trained:  # training an adapter froze the base
                 parameter.requires_grad_(True)
-            raise does_not_fit(wrong)
+            raise weights_mismatch(problems)
         return info
 
     return load_adapter
 
 
-def does_not_fit(wrong: Mapping[str, list[str]]) -> AdapterFileError:
-    """Return the refusal of weights of another adapter, by what is wrong with which of them."""
-    found = ", ".join(f"{len(keys)} {what} ({', '.join(keys[:2])})" for what, keys in wrong.items())
+def weights_mismatch(problems: Mapping[str, list[str]]) -> AdapterFileError:
+    """Return the error for weights of another adapter; `problems` maps what is wrong to the parameters."""
+    counts = ", ".join(f"{len(keys)} {what} ({', '.join(keys[:2])})" for what, keys in problems.items())
     return AdapterFileError(
-        f"the adapter's weights do not fit: {found}; were r, site or layers changed in its "
+        f"the adapter's weights do not fit: {counts}; were r, site or layers changed in its "
         "adapter_config.json, or is it an adapter of another model?"
     )
 
 
-def _config(where: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> PeftConfig | None:
-    """Return the configuration in a folder or repository, None where whoever loads will say what is wrong."""
+def _config(source: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> PeftConfig | None:
+    """Return the configuration in a folder or repository, None where loading it will raise the error."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they come again when it is loaded
-            return PeftConfig.from_pretrained(str(where), **hub)
+            warnings.simplefilter("ignore")  # they are repeated when it is loaded
+            return PeftConfig.from_pretrained(str(source), **hub)
     except (ValueError, KeyError, TypeError, OSError):
         return None
 
 
-def _weights(where: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read the weights that :func:`check_weights` has found; peft would ask the hub for them again."""
-    path = os.path.join(where, hub.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
-    return load_file(
-        path if os.path.isfile(path) else hf_hub_download(where, SAFETENSORS_WEIGHTS_NAME, **hub)
-    )
-
-
 def _save_base(save: Callable[..., Any]) -> Callable[..., Any]:
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # with adapters of its own it saves those alone, as LoRA beside an HRM
+        # with adapters added by transformers (LoRA next to an HRM) it saves those adapters only
         if not getattr(self, "_hf_peft_config_loaded", False) and hrm_layers(self):
             warnings.warn(
                 "the base model is saved with an HRM adapter in it, which from_pretrained will not read; "

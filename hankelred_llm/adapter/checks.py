@@ -1,11 +1,13 @@
-"""Whether a configuration fits a model: the base it was made for, and the names in it."""
+"""Whether a configuration fits a model: its base model, and the names in its fields."""
 
 from __future__ import annotations
 
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from torch import nn
 
@@ -15,7 +17,7 @@ from .config import HRMConfig, names_block
 
 
 def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
-    """Refuse another base than the adapter was made for; write that down in a new one."""
+    """Refuse another base model than the adapter was made for; record it in a new configuration."""
     shape = {
         "model_type": decoder.model_type,
         "hidden_size": decoder.width,
@@ -30,104 +32,159 @@ def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
             f"{dict(sorted(shape.items()))}; load the base {base}, or train an adapter of this one"
         )
     made_for, name = config.base_model_name_or_path, getattr(model, "name_or_path", None)
-    # the same model may lie in another folder
+    # the same model may be in another folder
     if made_for and name and os.path.basename(made_for) != os.path.basename(name):
         warnings.warn(
-            f"the adapter was trained on '{made_for}', and is put into '{name}'; with other weights it "
-            "computes something else",
+            f"the adapter was trained on '{made_for}', and is put into '{name}'; with other weights its "
+            "output is another one",
             stacklevel=2,
         )
 
 
 def check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh: bool) -> list[str]:
-    """Refuse names of layers, blocks and modules that are not there; return the blocks that are adapted."""
-    count, site = len(decoder.layers), decoder.block_name(config.site)
-    targets = config.target_modules
+    """Refuse names of layers, blocks and modules that do not exist; return the blocks that are adapted.
+
+    Parameters
+    ----------
+    fresh : bool
+        Whether the configuration is a new one, whose user may have passed ``site``, not one read from a file.
+
+    Raises
+    ------
+    ArchitectureError
+        No block of the model has a name in ``target_modules``.
+    ConfigError
+        Another field names something that does not exist, or two fields contradict each other.
+    """
     blocks = [
-        (i, name, f"{decoder.name}.{i}.{name}")
-        for i, layer in enumerate(decoder.layers)
+        _Block(index, name, f"{decoder.name}.{index}.{name}")
+        for index, layer in enumerate(decoder.layers)
         for name, _ in layer.named_children()
     ]
+    targets = _target_blocks(config, decoder, blocks)
+    names = {block.name for block in targets}
+    _check_site(config, decoder, names, fresh=fresh)
+    _check_tap(config, decoder, names)
+    _check_modules_to_save(config, model)
+    layers = _chosen_layers(config, decoder)
+    adapted = [block.full_name for block in targets if block.layer in layers]
+    if config.exclude_modules:
+        adapted = _without_excluded(adapted, config.exclude_modules)
+    _check_patterns(config, decoder, adapted)
+    return adapted
+
+
+class _Block(NamedTuple):
+    """A child of a decoder layer."""
+
+    layer: int
+    name: str  # within its layer, as in "mlp"
+    full_name: str  # as in "model.layers.3.mlp"
+
+
+def _target_blocks(config: HRMConfig, decoder: Decoder, blocks: list[_Block]) -> list[_Block]:
+    """Return the blocks that ``target_modules`` names: a list of names, or a pattern of whole names."""
+    targets = config.target_modules
     if isinstance(targets, list):
-        blocks_named = [block for block in blocks if any(names_block(t, block[2]) for t in targets)]
-        if not blocks_named:
-            there = sorted({name for _, name, _ in blocks})
-            sites = [f"site='{s}'" for s in SITES if decoder.block_name(s) in there]
+        named = [block for block in blocks if any(names_block(t, block.full_name) for t in targets)]
+        if not named:
+            existing = sorted({block.name for block in blocks})
+            sites = [f"site='{site}'" for site in SITES if decoder.block_name(site) in existing]
             raise ArchitectureError(
                 f"model_type '{decoder.model_type}' has no block {targets} in its decoder layers, only "
-                f"{', '.join(there)}; give {' or '.join([*sites, 'target_modules'])}, with a block that "
+                f"{', '.join(existing)}; give {' or '.join([*sites, 'target_modules'])}, with a block that "
                 "takes and returns hidden states"
             )
-    else:
-        blocks_named = [block for block in blocks if re.fullmatch(str(targets), block[2])]
-        if not blocks_named:
-            raise ArchitectureError(
-                f"target_modules={targets!r} is a pattern that matches the whole name of no block, such as "
-                f"'{decoder.name}.0.{site}'; write '.*{site}', or a list as in ['{site}']"
-            )
-    names = {name for _, name, _ in blocks_named}
-    # the default says nothing of what its user meant, and a file does not say whether it was the default
-    wished = config.site != HRMConfig.site or (fresh and config.site_given)
-    if wished and names and site not in names:
-        raise ConfigError(
-            f"site={config.site!r} and target_modules={targets!r} name different blocks; give one of them"
+        return named
+    named = [block for block in blocks if re.fullmatch(str(targets), block.full_name)]
+    if not named:
+        site = decoder.block_name(config.site)
+        raise ArchitectureError(
+            f"target_modules={targets!r} is a pattern that matches the whole name of no block, such as "
+            f"'{decoder.name}.0.{site}'; write '.*{site}', or a list as in ['{site}']"
         )
+    return named
+
+
+def _check_site(config: HRMConfig, decoder: Decoder, names: set[str], *, fresh: bool) -> None:
+    """Refuse a ``site`` that is none of the target blocks."""
+    # the default value was not chosen by the user, and a file does not record whether it was the default
+    chosen = config.site != HRMConfig.site or (fresh and config.site_given)
+    if chosen and decoder.block_name(config.site) not in names:
+        raise ConfigError(
+            f"site={config.site!r} and target_modules={config.target_modules!r} name different blocks; give "
+            "one of them"
+        )
+
+
+def _check_tap(config: HRMConfig, decoder: Decoder, names: set[str]) -> None:
+    """Refuse ``tap="output"`` at a block whose output is not its own contribution alone."""
     adding = [s for s in SITES if decoder.block_name(s) in names and (decoder.model_type, s) in ADDS_RESIDUAL]
     if adding and config.tap == "output":
         raise ConfigError(
             f"tap='output' is not possible at site={adding[0]!r} of model_type '{decoder.model_type}': "
             "its block returns the residual stream with its output; use tap='input'"
         )
-    parts = [name for name, _ in model.named_modules() if name]
-    for wanted in config.modules_to_save or ():
-        if not any(names_block(wanted, name) for name in parts):
-            near = get_close_matches(wanted, {name.rpartition(".")[2] for name in parts}, n=1)
+
+
+def _check_modules_to_save(config: HRMConfig, model: nn.Module) -> None:
+    """Refuse ``modules_to_save`` with a name that no module of the model has."""
+    modules = [name for name, _ in model.named_modules() if name]
+    for key in config.modules_to_save or ():
+        if not any(names_block(key, name) for name in modules):
+            near = get_close_matches(key, {name.rpartition(".")[2] for name in modules}, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ", of which print(model) shows all"
-            raise ConfigError(f"modules_to_save names {wanted!r}, which is no module of the model{hint}")
-    chosen = config.layers_to_transform
+            raise ConfigError(f"modules_to_save names {key!r}, which is no module of the model{hint}")
+
+
+def _chosen_layers(config: HRMConfig, decoder: Decoder) -> Sequence[int]:
+    """Return the indices that ``layers_to_transform`` chooses; all of them by default."""
+    count, chosen = len(decoder.layers), config.layers_to_transform
     layers = range(count) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
     for index in layers:
         if not 0 <= index < count:
             raise ConfigError(
                 f"layers_to_transform names layer {index}; the model has layers 0 to {count - 1}"
             )
-    adapted = [full for i, _, full in blocks_named if i in layers]
-    if config.exclude_modules:
-        adapted = _without(adapted, config.exclude_modules)
+    return layers
+
+
+def _check_patterns(config: HRMConfig, decoder: Decoder, adapted: list[str]) -> None:
+    """Refuse keys of ``rank_pattern`` and ``mode_pattern`` that name no adapted block."""
     for field in ("rank_pattern", "mode_pattern"):
         for key in getattr(config, field):
-            if not any(names_block(key, full) for full in adapted):
-                example = adapted[0] if adapted else f"{decoder.name}.0.{site}"
+            if not any(names_block(key, name) for name in adapted):
+                example = adapted[0] if adapted else f"{decoder.name}.0.{decoder.block_name(config.site)}"
+                chosen = config.layers_to_transform
                 only = "" if chosen is None else f", and layers_to_transform={chosen!r}"
                 raise ConfigError(
                     f"{field} names {key!r}, which is no adapted block; names are like "
                     f"'{example.removeprefix(decoder.name.rpartition('.')[0] + '.')}', up to layer "
-                    f"{count - 1}{only}"
+                    f"{len(decoder.layers) - 1}{only}"
                 )
-    return adapted
 
 
-def _without(blocks: list[str], excluded: list[str] | str) -> list[str]:
+def _without_excluded(blocks: list[str], excluded: list[str] | str) -> list[str]:
     """Return the blocks that are not excluded: a list excludes by name, a string by a pattern of whole names.
 
     Raises
     ------
     ConfigError
-        A name means none of the blocks, or no block is left.
+        A name is that of no block, or no block is left.
     """
-    left = list(blocks)
-    for wanted in [excluded] if isinstance(excluded, str) else excluded:
+    remaining = list(blocks)
+    for name in [excluded] if isinstance(excluded, str) else excluded:
         matched = [
             block
             for block in blocks
-            if (re.fullmatch(wanted, block) if isinstance(excluded, str) else names_block(wanted, block))
+            if (re.fullmatch(name, block) if isinstance(excluded, str) else names_block(name, block))
         ]
         if not matched:
             raise ConfigError(
-                f"exclude_modules has {wanted!r}, which is no adapted block; they are {', '.join(blocks[:3])}"
+                f"exclude_modules has {name!r}, which is no adapted block; they are {', '.join(blocks[:3])}"
                 f"{', ...' if len(blocks) > 3 else ''}"
             )
-        left = [block for block in left if block not in matched]
-    if not left:
+        remaining = [block for block in remaining if block not in matched]
+    if not remaining:
         raise ConfigError(f"exclude_modules={excluded!r} leaves no block for an adapter; exclude fewer")
-    return left
+    return remaining

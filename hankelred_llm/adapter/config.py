@@ -1,24 +1,19 @@
-"""The configuration of an adapter: what peft stores beside its weights."""
+"""The configuration of an adapter, which peft stores next to its weights."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
-from peft.utils.other import check_file_exists_on_hf_hub
-from safetensors import SafetensorError, safe_open
 
-from ..errors import AdapterFileError, ConfigError
+from ..errors import ConfigError
 from .architectures import SITES
-from .initial_poles import STARTS
+from .initial_poles import INITIAL_POLES
+from .weights_file import check_safetensors
 
 EIGENVALUES = ("complex", "real")
 TAPS = ("input", "output")
@@ -29,9 +24,9 @@ _NOT_OFFERED = {
         "the decoder layers are found from the architecture; choose among them with layers_to_transform"
     ),
     "trainable_token_indices": ("train the whole embedding with modules_to_save=['embed_tokens']"),
-    "lora_alpha": "the output is scaled by a gate that is learned; its first value is gate_init",
+    "lora_alpha": "the output is scaled by a learned gate; its initial value is gate_init",
     "lora_dropout": "there is no dropout in a recurrence; use that of the base model",
-    "calibration": "a start from data is a second call: hankelred_llm.initialize(model, calibration)",
+    "calibration": "initialization from data is a second call: hankelred_llm.initialize(model, calibration)",
     "bias": "biases of the base model stay frozen; name whole modules in modules_to_save",
 }
 
@@ -39,7 +34,7 @@ _NOT_OFFERED = {
 _T = TypeVar("_T")
 
 
-class Modes(NamedTuple):
+class ModeCounts(NamedTuple):
     """Numbers of real states of a system, and of conjugate pairs and negative real eigenvalues among them."""
 
     order: int
@@ -48,14 +43,14 @@ class Modes(NamedTuple):
 
 
 class _UnknownFieldError(ConfigError, TypeError):
-    """A TypeError too, in the usual words: peft leaves such a field of a file of a later version out."""
+    """Also a TypeError with the usual message: peft then ignores such fields of files of later versions."""
 
 
-class _Unasked(str):
-    """A default, told from the same value given by a user."""
+class _Default(str):
+    """A default value, to distinguish it from the same value passed by a user."""
 
 
-class HRMType(str, Enum):  # noqa: UP042, peft reports what comes after the point in str()
+class HRMType(str, Enum):  # noqa: UP042, peft reports the part of str() after the point
     """The name of the method in peft, whose own enumeration cannot be extended."""
 
     HRM = "HRM"
@@ -65,10 +60,10 @@ class HRMType(str, Enum):  # noqa: UP042, peft reports what comes after the poin
 class HRMConfig(PeftConfig):
     """Configuration of a Hankel reduced-order model (HRM) adapter.
 
-    Beside one block of every decoder layer, with input x_t of width d, runs a diagonal linear system of
-    ``r`` real states: ``s_t = A s_{t-1} + B x_t``, and ``gate * C s_t`` is added to the block's output.
-    It costs ``2 r d`` parameters and O(r) more; ``r = 26`` equals LoRA of rank 16 on the query and value
-    projections of Mistral-7B.
+    In parallel with one block of every decoder layer, with input x_t of width d, runs a diagonal linear
+    system of ``r`` real states, ``s_t = A s_{t-1} + B x_t``, and ``gate * C s_t`` is added to the block's
+    output. It costs ``2 r d`` parameters and O(r) more; ``r = 26`` equals LoRA of rank 16 on the query and
+    value projections of Mistral-7B.
 
     Parameters
     ----------
@@ -77,18 +72,18 @@ class HRMConfig(PeftConfig):
     eigenvalues : {"complex", "real"}
         Conjugate pairs (with one real state more if ``r`` is odd), or real ones only.
     site : {"mlp", "attention"}
-        The block the system stands beside. With ``target_modules`` it may be left out.
+        The block that the system runs in parallel with. With ``target_modules`` it may be left out.
     tap : {"input", "output"}
-        Whether x_t is what goes into that block or what comes out of it.
+        Whether x_t is the input or the output of that block.
     init_weights : str
-        Where training starts. ``"ring"``: ``|A|^2`` uniform in [0.9^2, 0.999^2], phases uniform, B normal
-        with variance 1/(2d). ``"s4d_real"``: decay rates n + 1 (n = 0, 1, ...) times a step that is
-        log-uniform in [1e-4, 0.1], phases zero. In both the adapted model starts as the base model. A start
-        from data is a second call, :func:`initialize`.
+        Initialization of poles and input map. ``"ring"``: ``|A|^2`` uniform in [0.9^2, 0.999^2], phases
+        uniform, B normal with variance 1/(2d). ``"s4d_real"``: decay rates n + 1 (n = 0, 1, ...) times a step
+        that is log-uniform in [1e-4, 0.1], phases zero. With both the adapted model starts as the base model.
+        Initialization from data is a second call, :func:`initialize`.
     gate_init : float
-        First value of the gate. With 0 the output map C starts at random, else at zero.
+        Initial value of the gate. With 0 the output map C is initialized at random, otherwise to zero.
     target_modules : list of str or str, optional
-        Names of the blocks; found from the architecture by default.
+        Names of the blocks; by default those of ``site`` in the architecture.
     exclude_modules : list of str or str, optional
         Blocks that get no adapter, by names as in ``"layers.3.mlp"``, or a pattern of their whole names.
     layers_to_transform : list of int or int, optional
@@ -97,17 +92,16 @@ class HRMConfig(PeftConfig):
         ``r`` of single layers, by names as in ``"layers.3.mlp"``.
     mode_pattern : dict
         Numbers of conjugate pairs and of negative real eigenvalues, ``[pairs, negative]``, of single layers,
-        by the same names. It is written when a system with another mix than the usual one is put into a
-        layer.
+        by the same names. :func:`set_systems` writes it for a system with another mix than the default.
     modules_to_save : list of str, optional
         Modules of the base model that are trained and saved too.
     base_shape : dict, optional
-        What the adapter was made for: written at attaching, compared at loading.
+        Architecture and sizes of the base model: written at attaching, compared at loading.
 
     Raises
     ------
     ConfigError
-        A field has a value that means nothing.
+        A field has an invalid value.
 
     Notes
     -----
@@ -127,7 +121,7 @@ class HRMConfig(PeftConfig):
     task_type: str | None = "CAUSAL_LM"
     r: int = 32
     eigenvalues: str = "complex"
-    site: str = _Unasked("mlp")
+    site: str = _Default("mlp")
     tap: str = "input"
     init_weights: str = "ring"
     gate_init: float = 1.0
@@ -141,32 +135,34 @@ class HRMConfig(PeftConfig):
 
     def __new__(cls, *args: Any, **options: Any) -> HRMConfig:
         """Refuse unknown fields by name, most of all those of other methods."""
-        known = [f.name for f in fields(cls)]
+        allowed = [f.name for f in fields(cls)]
         for name in options:
-            if name not in known:
-                own = ", ".join(other for other in known if other in HRMConfig.__annotations__)
-                remedy = _NOT_OFFERED.get(name, f"its fields are {own}")
+            if name not in allowed:
+                field_names = ", ".join(other for other in allowed if other in HRMConfig.__annotations__)
+                remedy = _NOT_OFFERED.get(name, f"its fields are {field_names}")
                 raise _UnknownFieldError(f"HRMConfig got an unexpected keyword argument {name!r}: {remedy}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = HRMType.HRM
-        # no field: a saved configuration does not say what was written and what was left out
-        self.site_given = not isinstance(self.site, _Unasked)
+        # not a field: a saved configuration does not record which values its user passed
+        self.site_given = not isinstance(self.site, _Default)
         self.site = str(self.site)
-        for name, known in (
+        for name, allowed in (
             ("eigenvalues", EIGENVALUES),
             ("site", tuple(SITES)),
             ("tap", TAPS),
-            ("init_weights", tuple(STARTS)),
+            ("init_weights", tuple(INITIAL_POLES)),
         ):
             value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, known))}")
+            if value not in allowed:
+                raise ConfigError(
+                    f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}"
+                )
         if self.task_type not in (None, "CAUSAL_LM"):
             raise ConfigError(
-                f"task_type={self.task_type!r} is not possible: an adapter stands in a causal language "
+                f"task_type={self.task_type!r} is not possible: an adapter belongs to a causal language "
                 "model; leave it at 'CAUSAL_LM'"
             )
         _check_count("r", self.r, least=1)
@@ -192,7 +188,7 @@ class HRMConfig(PeftConfig):
             self.layers_to_transform = sorted(self.layers_to_transform)
         _check_layers(self.layers_to_transform)
 
-    def modes_of(self, module_name: str) -> Modes:
+    def modes_of(self, module_name: str) -> ModeCounts:
         """Return the numbers of states, conjugate pairs and negative real eigenvalues of one block.
 
         Parameters
@@ -202,31 +198,31 @@ class HRMConfig(PeftConfig):
 
         Returns
         -------
-        Modes
+        ModeCounts
             Named ``order``, ``pairs`` and ``negative``.
 
         Examples
         --------
         >>> from hankelred_llm import HRMConfig
         >>> HRMConfig(r=8, rank_pattern={"layers.1.mlp": 5}).modes_of("model.layers.1.mlp")
-        Modes(order=5, pairs=2, negative=0)
+        ModeCounts(order=5, pairs=2, negative=0)
         """
         order = _by_name(self.rank_pattern, module_name, self.r)
-        usual = [order // 2 if self.eigenvalues == "complex" else 0, 0]
-        pairs, negative = _by_name(self.mode_pattern, module_name, usual)
+        default = [order // 2 if self.eigenvalues == "complex" else 0, 0]
+        pairs, negative = _by_name(self.mode_pattern, module_name, default)
         if 2 * pairs + negative > order:
             raise ConfigError(
                 f"{module_name}: {pairs} conjugate pairs and {negative} negative eigenvalues need "
                 f"{2 * pairs + negative} states, but its order is {order}; set rank_pattern and "
                 "mode_pattern together"
             )
-        return Modes(order, pairs, negative)
+        return ModeCounts(order, pairs, negative)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> HRMConfig:
-        """Load the configuration from a folder or a repository, and refuse weights that are unfit to load.
+        """Load the configuration from a folder or a repository, and refuse weights that must not be loaded.
 
         Parameters
         ----------
@@ -242,7 +238,7 @@ class HRMConfig(PeftConfig):
         AdapterFileError
             The weights are pickled, or the safetensors file is damaged.
         """
-        check_weights(str(pretrained_model_name_or_path), subfolder, kwargs)
+        check_safetensors(str(pretrained_model_name_or_path), subfolder, kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
 
@@ -265,59 +261,10 @@ def _is_number(value: Any) -> bool:
 
 
 def names_block(key: str, module_name: str) -> bool:
-    """Tell whether a key such as "layers.3.mlp" means this module."""
+    """Return whether a key such as "layers.3.mlp" names this module."""
     return module_name == key or module_name.endswith("." + key)
 
 
 def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:
-    found = [value for key, value in pattern.items() if names_block(key, module_name)]
-    return found[0] if found else default
-
-
-def _is_on_hub(where: str, name: str, hub: Mapping[str, Any]) -> bool:
-    if not hub.get("local_files_only"):
-        there = check_file_exists_on_hf_hub(
-            where, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
-        )
-        if there is not None:
-            return bool(there)
-    try:  # without a connection what is in the cache will be loaded
-        cached = try_to_load_from_cache(where, name, hub.get("cache_dir"), hub.get("revision"))
-    except HFValidationError:
-        return True  # neither folder nor repository: whoever loads says so
-    return isinstance(cached, str)
-
-
-def check_weights(where: str, subfolder: str | None, hub: Mapping[str, Any]) -> None:
-    """Refuse a folder or repository without a whole safetensors file; peft would fall back on a pickle.
-
-    `hub` may hold the revision, token, cache_dir and local_files_only that it will be loaded with.
-
-    Raises
-    ------
-    AdapterFileError
-        Nothing is ever unpickled.
-    """
-    folder = os.path.join(where, subfolder) if subfolder else where
-    if not os.path.isdir(folder):
-        name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
-        if not _is_on_hub(where, name, hub):
-            raise AdapterFileError(
-                f"{where} has no {name}, or the hub cannot be reached and it is not in the cache; adapters "
-                "are loaded from safetensors files only"
-            )
-        return
-    path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
-    if not os.path.isfile(path):
-        seen = f"only {WEIGHTS_NAME}" if os.path.isfile(os.path.join(folder, WEIGHTS_NAME)) else "no weights"
-        raise AdapterFileError(
-            f"{folder} has {seen}, and adapters are never unpickled; save again with safe_serialization=True "
-            f"to get {SAFETENSORS_WEIGHTS_NAME}"
-        )
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(
-            f"{path} ({os.path.getsize(path)} bytes) is no complete safetensors file ({error}); copy it again"
-        ) from None
+    matches = [value for key, value in pattern.items() if names_block(key, module_name)]
+    return matches[0] if matches else default

@@ -1,4 +1,4 @@
-"""Where training starts: poles and input maps of a fresh layer."""
+"""Initialization of the poles of a layer."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 
-class Start(NamedTuple):
-    """Poles of a fresh layer, float64."""
+class InitialPoles(NamedTuple):
+    """Initial poles of a layer, float64."""
 
     log_decay: Tensor  # (modes,)
     phase: Tensor  # (pairs,)
 
 
-def _ring(modes: int, pairs: int) -> Start:
+def _ring(modes: int, pairs: int) -> InitialPoles:
     """Spread poles uniformly over the area of a ring, as the linear recurrent unit of arXiv:2303.06349."""
     squared = torch.empty(modes, dtype=torch.float64, device="cpu").uniform_(0.9**2, 0.999**2)
     phase = torch.empty(pairs, dtype=torch.float64, device="cpu").uniform_(0.0, 2 * math.pi)
-    return Start(0.5 * squared.log(), phase)
+    return InitialPoles(0.5 * squared.log(), phase)
 
 
-def _s4d_real(modes: int, pairs: int) -> Start:
+def _s4d_real(modes: int, pairs: int) -> InitialPoles:
     """Set poles as S4D-Real of arXiv:2206.11893, with a step size of its own for each mode."""
     step = torch.empty(modes, dtype=torch.float64, device="cpu").uniform_(math.log(1e-4), math.log(0.1)).exp()
     rates = torch.arange(1, modes + 1, dtype=torch.float64, device="cpu")
-    return Start(-rates * step, torch.zeros(pairs, dtype=torch.float64, device="cpu"))
+    return InitialPoles(-rates * step, torch.zeros(pairs, dtype=torch.float64, device="cpu"))
 
 
 #: By the name in ``HRMConfig.init_weights``: a function from numbers of modes and of pairs to poles.
-STARTS: dict[str, Callable[[int, int], Start]] = {"ring": _ring, "s4d_real": _s4d_real}
+INITIAL_POLES: dict[str, Callable[[int, int], InitialPoles]] = {"ring": _ring, "s4d_real": _s4d_real}

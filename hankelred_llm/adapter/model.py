@@ -20,21 +20,22 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from ..errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
-from ..state import forward_context as _carrier
+from ..state import forward_context
 from ..state.decoder_call import check_arguments
-from .adapter_layers import hrm_layers, take_out
+from .adapter_layers import hrm_layers, remove_adapters
 from .architectures import find_decoder
-from .checkpoints import check_numbers, does_not_fit, guard_files, without_deprecations
+from .checkpoints import guard_files, weights_mismatch, without_deprecations
 from .checks import check_base, check_names
 from .config import HRMConfig, HRMType
 from .layer import HRMLayer, cannot_merge
 from .self_check import check_architecture
+from .weights_file import check_finite
 
-#: Where the configuration stands in ``model.peft_config`` beside those of other methods. peft leaves
-#: parameters with this in their name out of what it saves for the others.
-_BOOK_ENTRY = "hrm_system"
+#: Key of the configuration in ``model.peft_config``, next to those of other methods. peft does not save
+#: parameters with this key in their name with the adapters of other methods.
+_CONFIG_KEY = "hrm_system"
 
-#: What peft calls the base model where each row names its adapter.
+#: Name of the base model in peft's ``adapter_names``.
 _BASE_ROW = "__base__"
 
 
@@ -55,7 +56,7 @@ class HRMModel(BaseTuner):
     tuner_layer_cls = HRMLayer
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any):
-        if not isinstance(peft_config, dict):  # injected by transformers: one book for all methods
+        if not isinstance(peft_config, dict):  # injected by transformers: one registry for all methods
             super().__init__(model, peft_config, adapter_name, **options)
             return
         _check_free(model)
@@ -63,19 +64,19 @@ class HRMModel(BaseTuner):
         try:
             super().__init__(model, peft_config, adapter_name, **options)
         finally:
-            # peft's own entry would be taken for that of another adapter of the same name
+            # peft's own entry would be mistaken for that of another adapter of the same name
             model.__dict__.pop("peft_config", None)
             if others:
                 model.__dict__["peft_config"] = others
-        model.__dict__["peft_config"] = {**others, _BOOK_ENTRY: self.peft_config[adapter_name]}
+        model.__dict__["peft_config"] = {**others, _CONFIG_KEY: self.peft_config[adapter_name]}
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put an adapter into a model.
+        """Add an adapter to a model.
 
         Raises
         ------
         ArchitectureError
-            The model is none that an adapter can stand beside.
+            The architecture of the model is not supported.
         AdapterFileError
             The adapter was made for another base.
         ConfigError
@@ -95,7 +96,7 @@ class HRMModel(BaseTuner):
         for layer in hrm_layers(model):
             layer.method_adapters = self.method_adapters
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        _carrier.install(decoder.backbone, decoder.layers)
+        forward_context.install(decoder.backbone, decoder.layers)
 
     def _create_and_replace(
         self,
@@ -113,11 +114,11 @@ class HRMModel(BaseTuner):
                 f"{current_key} is no block of a decoder layer; target_modules must name blocks such as "
                 f"'{self.decoder.block_name('mlp')}' or '{self.decoder.block_name('attention')}'"
             )
-        beside = f"{target_name}_adapter"
-        if not hasattr(parent, beside):
+        child_name = f"{target_name}_adapter"
+        if not hasattr(parent, child_name):
             new = HRMLayer(target, index, target_name, self.decoder.width)
-            setattr(parent, beside, new.train(target.training))
-        layer = getattr(parent, beside)
+            setattr(parent, child_name, new.train(target.training))
+        layer = getattr(parent, child_name)
         layer.method_adapters = self.method_adapters
         layer.update_layer(adapter_name, peft_config, peft_config.modes_of(current_key))
 
@@ -130,7 +131,7 @@ class HRMModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        # peft would take all of its layers, those of other methods on the same model too
+        # peft would take the parameters of all tuner layers, those of other methods too
         return {key: state_dict[key] for key in _parameter_names(model, adapter_name) if key in state_dict}
 
     @classmethod
@@ -140,31 +141,32 @@ class HRMModel(BaseTuner):
         mapped: dict[str, Tensor] = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        own = model.state_dict()
+        model_state = model.state_dict()
         expected = _parameter_names(model, adapter_name)
         missing = [key for key in expected if key not in mapped]
-        unknown = [key for key in mapped if key not in own]
+        unknown = [key for key in mapped if key not in model_state]
         if missing or unknown:
-            raise does_not_fit({"are missing": missing, "are unknown": unknown})
+            raise weights_mismatch({"are missing": missing, "are unknown": unknown})
         for key in expected:
-            if mapped[key].shape != own[key].shape:
+            if mapped[key].shape != model_state[key].shape:
                 raise AdapterFileError(
-                    f"{key} has shape {tuple(mapped[key].shape)} in the file and {tuple(own[key].shape)} in "
+                    f"{key} has shape {tuple(mapped[key].shape)} in the file and "
+                    f"{tuple(model_state[key].shape)} in "
                     "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
                     "adapter of another model?"
                 )
-        check_numbers({key: mapped[key] for key in expected})
+        check_finite({key: mapped[key] for key in expected})
         return mapped
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Give each row the adapter that ``adapter_names`` of forward or generate names for it.
+        """Use for each row the adapter that ``adapter_names`` of forward or generate names for it.
 
         Raises
         ------
         AdapterError
-            The model is in training mode, a name is no adapter, or modules of the base are trained with an
-            adapter.
+            The model is in training mode, a name is not that of an adapter, or modules of the base model are
+            trained with an adapter.
         """
         names = kwargs.get("adapter_names")
         if names is None:
@@ -189,13 +191,13 @@ class HRMModel(BaseTuner):
                 "the model once for each adapter, after set_adapter"
             )
         # generate repeats every row for its beams and samples
-        configs = [each for each in (*args, *kwargs.values()) if isinstance(each, GenerationConfig)]
+        configs = [value for value in (*args, *kwargs.values()) if isinstance(value, GenerationConfig)]
         configs.append(self.model.generation_config)
         copies = [
             next((n for n in (kwargs.get(what), *(getattr(c, what, None) for c in configs)) if n), 1)
             for what in ("num_beams", "num_return_sequences")
         ]
-        with _carrier.row_adapters(self.decoder.backbone, names, copies=max(copies)):
+        with forward_context.row_adapters(self.decoder.backbone, names, copies=max(copies)):
             yield
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -213,7 +215,7 @@ class HRMModel(BaseTuner):
         )
 
     def unload(self) -> nn.Module:
-        """Take all HRM adapters out and return the base model; adapters of other methods stay.
+        """Remove all HRM adapters and return the base model; adapters of other methods stay.
 
         Examples
         --------
@@ -226,7 +228,7 @@ class HRMModel(BaseTuner):
         >>> type(base.model.layers[0].mlp).__name__
         'MistralMLP'
         """
-        take_out(self.model)
+        remove_adapters(self.model)
         return self.model
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -277,15 +279,15 @@ class HRMModel(BaseTuner):
 
 
 def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: Any) -> PeftModel:
-    """Put an HRM adapter into a causal language model.
+    """Add an HRM adapter to a causal language model.
 
-    The base is frozen, and until the first training step the output is the base's to the bit.
+    The base model is frozen. At initialization the model's outputs are bit-identical to the base model's.
 
     Parameters
     ----------
     model : PreTrainedModel
-        A causal language model of transformers. It is changed in place. It may have a LoRA from
-        ``model.add_adapter``, which stays as it is, trainable or not.
+        A causal language model of transformers, changed in place. A LoRA from ``model.add_adapter`` stays as
+        it is, trainable or not.
     config : HRMConfig, optional
     **config_fields
         Fields of :class:`HRMConfig`, instead of ``config``.
@@ -293,18 +295,18 @@ def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: A
     Returns
     -------
     PeftModel
-        It trains in transformers' Trainer and in TRL, generates with every cache, and is saved and loaded
-        like any adapter of peft.
+        It is trained, saved and loaded like any peft model: with transformers' Trainer, with TRL, and with
+        every cache in generation.
 
     Raises
     ------
     ArchitectureError
-        The model is no causal language model, or has no block to stand beside.
+        The model is not a causal language model, or has no block of this name.
     AdapterError
         The model has an HRM adapter, or is wrapped in a PeftModel.
     ConfigError
-        A field has a value that means nothing, or names a layer that does not exist; or the configuration is
-        one of another method.
+        A field has an invalid value or names a layer that does not exist, or the configuration is one of
+        another method.
 
     Notes
     -----
@@ -346,7 +348,7 @@ def attach(model: nn.Module, config: HRMConfig | None = None, **config_fields: A
 
 
 def _check_free(model: nn.Module) -> None:
-    """Refuse a model that is wrapped, or has an adapter: a second wrapper would know nothing of the first."""
+    """Refuse a model that is wrapped or has an adapter: a second wrapper would not know the first one."""
     find_decoder(model)
     if hrm_layers(model):
         raise AdapterError(
@@ -365,12 +367,13 @@ def _parameter_names(model: nn.Module, adapter_name: str) -> list[str]:
 
 
 def register() -> None:
-    """Enter HRM in the tables of peft, whose own register function takes no new names.
+    """Register HRM in the mappings of peft, whose own register function accepts no new names.
 
     Raises
     ------
     ImportError
-        This peft saves its own methods only, which would be found out when training is over.
+        This version of peft cannot save adapters of other packages; without the check, that error would come
+        after training.
     """
     if not hasattr(BaseTuner, "_get_adapter_state_dict"):
         raise ImportError(

@@ -1,9 +1,9 @@
-"""A check that the cached pass of an architecture is its full pass, made before an adapter is put into it.
+"""A check, before an adapter is attached, that decoding with a cache equals the full forward pass.
 
-transformers renames arguments and moves code between releases. What an adapter reads of a forward pass, the
-cache most of all, could then be missed without an error: training and full passes would be right, and
-generation would start every token from a state of zero. So a copy of the model with a few narrow layers and
-random weights generates some tokens first. Where such a copy cannot be made, the model itself generates two.
+transformers renames arguments and moves code between releases. An adapter could then miss what it reads of a
+forward pass, above all the cache, without an error: training and full passes would be correct, but generation
+would start every token from a zero state. So a copy of the model with a few narrow layers and random weights
+generates some tokens first. Where such a copy cannot be made, the model itself processes two tokens.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from ..errors import ArchitectureError, StateError
-from ..state import forward_context as _carrier
+from ..state import forward_context
 from ..state.decoder_call import argument_names, cache_argument
-from .adapter_layers import hrm_layers, take_out
+from .adapter_layers import hrm_layers, remove_adapters
 from .architectures import Decoder, find_decoder
 from .config import HRMConfig
 from .layer import HRMLayer
 from .system import HRMSystem
 
-#: Environment variable: "1" leaves the check out.
+#: Environment variable: "1" skips the check.
 SKIP = "HANKELRED_SKIP_SELF_CHECK"
 
-#: Largest difference between cached and full pass: of the base model, as a share of its logits; with the
-#: adapter, as a share of what it changes.
+#: Largest difference between cached and full pass, of the base model relative to its logits, and with the
+#: adapter relative to the change that the adapter makes.
 _BASE_TOLERANCE, _TOLERANCE = 1e-4, 1e-2
 
 #: With more parameters a copy is not tiny: the check would take seconds.
@@ -46,8 +46,8 @@ _WAY_OUT = f"set the environment variable {SKIP}=1 and use the adapter without a
 _NO_PADDING = "padding did not reach the adapter"
 _NO_STARTS = "starts of packed documents did not reach the adapter"
 
-#: Sizes of the copy, by the names that configurations have for them. What a configuration lacks, or has as
-#: None, is left out.
+#: Sizes of the copy, by their names in configurations. Names that a configuration lacks, or has as None, are
+#: left out.
 _SIZES: dict[str, Any] = {
     "vocab_size": 32,
     "hidden_size": 64,
@@ -81,18 +81,18 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
-#: What a result holds for: the class of the model, that of its decoder, blocks, tap and eigenvalues.
+#: Results are kept by the class of the model, the class of its decoder, blocks, tap and eigenvalues.
 _Key: TypeAlias = tuple[type[nn.Module], type[nn.Module], frozenset[str], str, str]
 
-_results: dict[_Key, str] = {}  # what is wrong; "" where nothing is
+_results: dict[_Key, str] = {}  # the fault, "" where there is none
 _lock = threading.RLock()
 
 
 def check_architecture(model: PreTrainedModel, decoder: Decoder, config: HRMConfig, blocks: set[str]) -> None:
-    """Check that an adapter beside some blocks of a model gets its state, padding and document starts.
+    """Check that an adapter in some blocks of a model receives its state, padding and document starts.
 
-    Once in a process for each class of models, decoders and adapters. Done before anything of the adapter is
-    in the model, which a refusal leaves as it was.
+    Runs once per process for each class of models, decoders and adapters, before the adapter is attached, so
+    that the model is unchanged when the check fails.
 
     Parameters
     ----------
@@ -100,14 +100,14 @@ def check_architecture(model: PreTrainedModel, decoder: Decoder, config: HRMConf
     decoder : Decoder
         Of the model.
     config : HRMConfig
-        Of the adapter that is to be put into it.
+        Of the adapter that will be attached.
     blocks : set of str
         Names of the blocks within a decoder layer that get an adapter.
 
     Raises
     ------
     StateError
-        It does not get them, or that cannot be found out.
+        It does not receive them, or the check cannot run.
     """
     if os.environ.get(SKIP) == "1":
         return
@@ -125,14 +125,15 @@ def check_architecture(model: PreTrainedModel, decoder: Decoder, config: HRMConf
 
 
 def _check_model(model: PreTrainedModel, decoder: Decoder, config: HRMConfig, blocks: set[str]) -> bool:
-    """Check the model itself, with an adapter that is in it for the check alone, or with those it has.
+    """Check the model itself, with a temporary adapter or with those it has.
 
-    The result depends on this model's weights and settings, so no refusal is kept.
+    The result depends on this model's weights and settings, so a failure is not kept for other models.
 
     Returns
     -------
     bool
-        False where the model cannot tell yet: it has no weights, or no finite ones, or no adapter is active.
+        False where nothing can be concluded: the model has no weights, or no finite ones, or no adapter is
+        active.
     """
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors) and not hasattr(model, "hf_device_map"):
@@ -141,7 +142,7 @@ def _check_model(model: PreTrainedModel, decoder: Decoder, config: HRMConfig, bl
     temporary = not hrm_layers(model)
     try:
         if temporary:
-            _put_in(decoder, config, blocks)
+            _insert_adapter(decoder, config, blocks)
         model.eval()
         with _with_weights(model):
             systems = _active_systems(model)
@@ -157,7 +158,7 @@ def _check_model(model: PreTrainedModel, decoder: Decoder, config: HRMConfig, bl
         ) from error
     finally:
         if temporary:
-            take_out(model)
+            remove_adapters(model)
         for module, training in modes.items():
             module.training = training
     if fault:
@@ -178,7 +179,7 @@ def _name(model: nn.Module) -> str:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep the caller's random state, device and precision out, and leave them as they were."""
+    """Neither use nor change the caller's random state, default device and precision."""
     with (
         torch.random.fork_rng(devices=[]),
         torch.device("cpu"),
@@ -190,20 +191,20 @@ def _undisturbed() -> Iterator[None]:
 
 
 def _fault_of_copy(model: PreTrainedModel, config: HRMConfig, blocks: set[str]) -> str | None:
-    """Return what is wrong with the passes of a tiny copy, "" if nothing; None where there can be no copy."""
+    """Return the fault of a tiny copy, "" if it has none; None where there can be no copy."""
     try:
         tiny, decoder = _tiny_copy(model, blocks)
         cached, full = _both_ways(tiny)
         if not bool((cached - full).abs().max() <= _BASE_TOLERANCE * full.abs().max()):
             return None
-        _put_in(decoder, config, blocks)
+        _insert_adapter(decoder, config, blocks)
         systems = _active_systems(tiny)
         _randomize(nn.ModuleList(systems))
         return _fault_of_generation(tiny, systems, base=full) or _fault_of_batches(tiny, decoder, systems)
     except StateError as error:
         return str(error)
     except Exception:
-        # whatever a configuration cannot express in small: the model itself is checked instead
+        # this configuration cannot be made small: the model itself is checked instead
         return None
 
 
@@ -234,14 +235,14 @@ def _tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
     shared = {name: getattr(text, name, None) for name in ("num_key_value_heads", "num_kv_heads")}
     for name, size in _SIZES.items():
         if getattr(text, name, None) is not None:
-            with contextlib.suppress(AttributeError):  # a property that follows from the others
+            with contextlib.suppress(AttributeError):  # a property derived from the others
                 setattr(text, name, size)
     for name, count in shared.items():
         if count is not None:
             setattr(text, name, 4 if count == heads else 2)
     kinds = getattr(text, "layer_types", None) or getattr(text, "attention_layers", None)
     if kinds:
-        kinds = list(dict.fromkeys(kinds))  # one layer of each kind, two in all at least
+        kinds = list(dict.fromkeys(kinds))  # one layer of each kind, at least two layers
         kinds = kinds if len(kinds) > 1 else kinds * 2
         setattr(text, "layer_types" if getattr(text, "layer_types", None) else "attention_layers", kinds)
     text.num_hidden_layers = len(kinds) if kinds else 2
@@ -251,18 +252,18 @@ def _tiny_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _plain_rotations(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return rotary embeddings without the stretching to long contexts, whose factors depend on the width."""
+    """Return rotary embeddings without scaling to long contexts, whose factors depend on the width."""
     if any(isinstance(value, dict) for value in parameters.values()):  # by kind of layer
         return {
             kind: _plain_rotations(value) if isinstance(value, dict) else value
             for kind, value in parameters.items()
         }
-    kept = {key: value for key, value in parameters.items() if not isinstance(value, list)}
-    return {**kept, "rope_type": "default"}
+    scalars = {key: value for key, value in parameters.items() if not isinstance(value, list)}
+    return {**scalars, "rope_type": "default"}
 
 
 def _randomize(tiny: nn.Module) -> None:
-    """Give weights that make every part count, whatever the initialization of the architecture is."""
+    """Set random weights under which every part changes the output, whatever the architecture initializes."""
     generator = torch.Generator().manual_seed(0)
     for module in tiny.modules():
         for name, parameter in module._parameters.items():
@@ -270,7 +271,7 @@ def _randomize(tiny: nn.Module) -> None:
                 continue
             values = torch.randn(parameter.shape, generator=generator)
             values = 1 + 0.1 * values if parameter.ndim == 1 else values * parameter.shape[-1] ** -0.5
-            # peft's low_cpu_mem_usage keeps parameters made meanwhile without memory
+            # parameters made under peft's low_cpu_mem_usage have no memory
             module._parameters[name] = nn.Parameter(values, requires_grad=False)
     if (tie := getattr(tiny, "tie_weights", None)) is not None:
         tie()
@@ -300,40 +301,40 @@ def _both_ways(tiny: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return torch.stack(out.logits, 1), full[:, _PROMPT - 1 : -1]
 
 
-def _put_in(decoder: Decoder, config: HRMConfig, blocks: set[str]) -> None:
-    """Put an adapter beside blocks of a decoder, past peft, which would change more of the model."""
-    own = HRMConfig(r=4, eigenvalues=config.eigenvalues, tap=config.tap)
+def _insert_adapter(decoder: Decoder, config: HRMConfig, blocks: set[str]) -> None:
+    """Add an adapter to blocks of a decoder without peft, which would change more of the model."""
+    check_config = HRMConfig(r=4, eigenvalues=config.eigenvalues, tap=config.tap)
     for index, layer in enumerate(decoder.layers):
         for block in blocks:
             if hasattr(layer, block):
-                beside = HRMLayer(getattr(layer, block), index, block, decoder.width)
-                beside.method_adapters = (_ADAPTER,)
-                setattr(layer, f"{block}_adapter", beside)
-                beside.update_layer(_ADAPTER, own, own.modes_of(block))
-                beside.set_adapter(_ADAPTER)
-    _carrier.install(decoder.backbone, decoder.layers)
+                adapter_layer = HRMLayer(getattr(layer, block), index, block, decoder.width)
+                adapter_layer.method_adapters = (_ADAPTER,)
+                setattr(layer, f"{block}_adapter", adapter_layer)
+                adapter_layer.update_layer(_ADAPTER, check_config, check_config.modes_of(block))
+                adapter_layer.set_adapter(_ADAPTER)
+    forward_context.install(decoder.backbone, decoder.layers)
 
 
 def _fault_of_generation(tiny: PreTrainedModel, systems: list[HRMSystem], *, base: Tensor) -> str:
-    """Return what is wrong with generated tokens, of which one row is padded."""
+    """Return the fault of generated tokens, of which one row is padded; "" if there is none."""
     with _recorded(systems) as calls:
         cached, full = _both_ways(tiny)
     difference = float((cached - full).abs().max())
-    effect = float((base - full)[:, 0].abs().max())  # later ones follow other tokens
+    effect = float((base - full)[:, 0].abs().max())  # later logits follow other tokens
     if not effect > 1e-3 * float(base.abs().max()):
-        return f"the adapter changes the output by {effect:.1e} at most, as if it were not there"
+        return f"the adapter changes the output by {effect:.1e} at most, as if it were absent"
     if not difference <= _TOLERANCE * effect:
         return (
             f"outputs with a cache differ by {difference:.1e} from those without, where the adapter changes "
             f"them by {effect:.1e}"
         )
-    kept = torch.ones(_ROWS, _PROMPT + _NEW, dtype=torch.bool)
-    kept[-1, :_PADDING] = False
-    return "" if _all_got(calls, "keep", kept) else _NO_PADDING
+    valid = torch.ones(_ROWS, _PROMPT + _NEW, dtype=torch.bool)
+    valid[-1, :_PADDING] = False
+    return "" if _all_received(calls, "valid", valid) else _NO_PADDING
 
 
 def _fault_of_two_tokens(model: PreTrainedModel, systems: list[HRMSystem]) -> str | None:
-    """Return what is wrong where one token follows another in a cache; None where nothing can be seen."""
+    """Return the fault of two tokens passed one after the other with a cache; None if inconclusive."""
     config = model.config.get_text_config(decoder=True)
     cache = {cache_argument(type(model).forward): DynamicCache(config=config)}
     ids = torch.ones(1, 1, dtype=torch.long, device=_input_device(model))
@@ -350,32 +351,32 @@ def _fault_of_two_tokens(model: PreTrainedModel, systems: list[HRMSystem]) -> st
 
 
 def _fault_of_batches(model: PreTrainedModel, decoder: Decoder, systems: list[HRMSystem]) -> str:
-    """Return what is wrong with padding and with packed documents, in passes without a cache."""
+    """Return the fault of padded and of packed rows, in passes without a cache; "" if there is none."""
     device = _input_device(model)
     ids = torch.ones(_ROWS, _PROMPT, dtype=torch.long, device=device)
     mask = ids.clone()
     mask[-1, :_PADDING] = 0
     positions = torch.arange(_PROMPT, device=device) % (_PROMPT // 2)
-    batches = [("keep", mask.bool(), {"attention_mask": mask}, _NO_PADDING)]
+    batches = [("valid", mask.bool(), {"attention_mask": mask}, _NO_PADDING)]
     if "position_ids" in argument_names(decoder.backbone):
         packed = {"position_ids": positions.expand(_ROWS, -1)}
-        batches.append(("reset", packed["position_ids"] == 0, packed, _NO_STARTS))
+        batches.append(("segment_start", packed["position_ids"] == 0, packed, _NO_STARTS))
     for what, expected, inputs, fault in batches:
         with _recorded(systems) as calls:
             decoder.backbone(input_ids=ids, use_cache=False, **inputs)
-        if not _all_got(calls, what, expected):
+        if not _all_received(calls, what, expected):
             return fault
     return ""
 
 
-def _all_got(calls: dict[int, list[_Call]], what: str, expected: Tensor) -> bool:
-    """Tell whether all systems got these flags in their last call."""
-    seen = [getattr(each[-1], what) if each else None for each in calls.values()]
-    return all(flags is not None and torch.equal(flags.cpu(), expected.cpu()) for flags in seen)
+def _all_received(calls: dict[int, list[_SystemCall]], what: str, expected: Tensor) -> bool:
+    """Return whether all systems received this mask in their last call."""
+    masks = [getattr(of_system[-1], what) if of_system else None for of_system in calls.values()]
+    return all(mask is not None and torch.equal(mask.cpu(), expected.cpu()) for mask in masks)
 
 
 def _input_device(model: PreTrainedModel) -> torch.device:
-    """Return the device that token ids have to be on; weights kept elsewhere come there to be used."""
+    """Return the device that token ids have to be on; offloaded weights are moved to it for use."""
     embeddings = model.get_input_embeddings()
     hook = getattr(embeddings, "_hf_hook", None) or getattr(model, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
@@ -386,25 +387,25 @@ def _active_systems(model: nn.Module) -> list[HRMSystem]:
     return [layer.system(name) for layer in hrm_layers(model) for name in layer.active_systems()]
 
 
-class _Call(NamedTuple):
-    """What a system was called with, and its states."""
+class _SystemCall(NamedTuple):
+    """State and masks that a system was called with, and the states it returned."""
 
     state: Tensor | None
-    keep: Tensor | None
-    reset: Tensor | None
+    valid: Tensor | None
+    segment_start: Tensor | None
     states: Tensor
 
 
 @contextlib.contextmanager
-def _recorded(systems: Iterable[nn.Module]) -> Iterator[dict[int, list[_Call]]]:
+def _recorded(systems: Iterable[nn.Module]) -> Iterator[dict[int, list[_SystemCall]]]:
     """Record the calls of systems, by their ids."""
-    calls: dict[int, list[_Call]] = {id(system): [] for system in systems}
+    calls: dict[int, list[_SystemCall]] = {id(system): [] for system in systems}
 
     def hook(system: nn.Module, args: Any, kwargs: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
-        # copies: a static cache writes the next state into the place of the last one
+        # copies: a static cache overwrites the last state with the next one
         state = kwargs.get("state")
         state = None if state is None else state.clone()
-        call = _Call(state, kwargs.get("keep"), kwargs.get("reset"), output[1].clone())
+        call = _SystemCall(state, kwargs.get("valid"), kwargs.get("segment_start"), output[1].clone())
         calls[id(system)].append(call)
 
     handles = [system.register_forward_hook(hook, with_kwargs=True) for system in systems]
@@ -417,7 +418,7 @@ def _recorded(systems: Iterable[nn.Module]) -> Iterator[dict[int, list[_Call]]]:
 
 @contextlib.contextmanager
 def _with_weights(model: nn.Module) -> Iterator[None]:
-    """Lend weights to adapters that were made without, as under low_cpu_mem_usage."""
+    """Give random weights, for a while, to adapters that have none, as under low_cpu_mem_usage."""
     empty = [
         (system, name, parameter, layer.target_device())
         for layer in hrm_layers(model)

@@ -1,4 +1,4 @@
-"""Adapters as linear systems: out of a model, and back into it."""
+"""Read the linear systems of an adapter, and write linear systems into an adapter."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import hankelred
 
 from ..errors import AdapterError
 from .adapter_layers import find_adapter
-from .config import HRMConfig, Modes, names_block
+from .config import HRMConfig, ModeCounts, names_block
 from .layer import HRMLayer
-from .system import FASTEST, RATES, SLOWEST, HRMSystem
+from .system import FASTEST_LOG_DECAY, LOG_RATE_LIMITS, SLOWEST_LOG_DECAY, HRMSystem
 
 Array: TypeAlias = npt.NDArray[Any]
 System: TypeAlias = tuple[Array, Array, Array]
@@ -59,21 +59,21 @@ def get_systems(model: nn.Module, adapter_name: str | None = None) -> dict[int, 
     (4,)
     """
     name, layers = find_adapter(model, adapter_name)
-    return {layer.index: _system_of(layer.system(name)) for layer in layers}
+    return {layer.index: _complex_system(layer.system(name)) for layer in layers}
 
 
 def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str | None = None) -> None:
-    """Put linear systems into an adapter, in place: the inverse of :func:`get_systems`.
+    """Write linear systems into an adapter, in place: the inverse of :func:`get_systems`.
 
-    Orders may differ from what was there; the configuration follows, so that the adapter is saved and loaded
-    as usual. The gate becomes 1. The parameters are replaced: make the optimizer after this.
+    Orders may differ from the previous ones; the configuration is updated, so that the adapter is saved and
+    loaded as usual. The gate becomes 1. The parameters are replaced: create the optimizer after this.
 
     Parameters
     ----------
     model : PeftModel or PreTrainedModel
         A model with an HRM adapter.
     systems : mapping of int to system
-        By layer index; layers that are not named stay. A system is a tuple (log_poles, B, C) as
+        By layer index; other layers stay as they are. A system is a tuple (log_poles, B, C) as
         :func:`get_systems` gives it, a :class:`hankelred.ModalSystem`, a :class:`hankelred.Reduction`, or any
         stable discrete-time model that :func:`hankelred.modal_form` takes, with d inputs, d outputs and no
         feedthrough: its A, B and C are taken.
@@ -87,7 +87,7 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
 
     Notes
     -----
-    A real pole whose B and C cannot be made real together takes two states, those of a conjugate pair.
+    A real pole whose B and C cannot both be made real takes two states, as a conjugate pair does.
 
     Examples
     --------
@@ -115,17 +115,17 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
                 f"adapter '{name}' has no layer {index!r}; it has layers {', '.join(map(str, by_index))}"
             )
     # all are read before any is written
-    columns = {i: _columns_of(_triple(s, i, by_index[i].width)) for i, s in systems.items()}
+    real_systems = {i: _real_system(_read_system(s, i, by_index[i].width)) for i, s in systems.items()}
     config = cast(dict[str, HRMConfig], model.peft_config)[name]
     parents = {id(module): key.rpartition(".")[0] for key, module in model.named_modules()}
-    for index, system in columns.items():
+    for index, system in real_systems.items():
         layer = by_index[index]
-        _write(layer, name, system)
-        _remember(config, f"{parents[id(layer)]}.{layer.block}", system)
+        _replace_system(layer, name, system)
+        _update_config(config, f"{parents[id(layer)]}.{layer.block}", system)
 
 
-class _Columns(NamedTuple):
-    """A system in the order of the layer's columns: pairs, then positive and negative real modes."""
+class _RealSystem(NamedTuple):
+    """A system in the order of the layer's real channels: pairs, then positive and negative real modes."""
 
     log_decay: Array  # (modes,)
     phase: Array  # (pairs,)
@@ -134,18 +134,18 @@ class _Columns(NamedTuple):
     C: Array  # (d, order)
 
     @property
-    def modes(self) -> Modes:
-        return Modes(order=self.B.shape[0], pairs=self.phase.size, negative=self.negative)
+    def modes(self) -> ModeCounts:
+        return ModeCounts(order=self.B.shape[0], pairs=self.phase.size, negative=self.negative)
 
 
-def _system_of(system: HRMSystem) -> System:
+def _complex_system(system: HRMSystem) -> System:
     def numpy(tensor: torch.Tensor) -> Array:
         return tensor.detach().double().cpu().numpy()
 
     pairs, negative = system.modes.pairs, system.modes.negative
     B = numpy(system.B)
     C = numpy(system.gate) * numpy(system.C)
-    decay = -np.exp(np.clip(numpy(system.log_rate), *RATES))
+    decay = -np.exp(np.clip(numpy(system.log_rate), *LOG_RATE_LIMITS))
     phase = np.zeros(0) if system.phase is None else numpy(system.phase)
     real = decay[pairs:] + 1j * np.pi * (np.arange(decay.size - pairs) >= decay.size - pairs - negative)
     upper = decay[:pairs] + 1j * phase
@@ -161,8 +161,14 @@ def _system_of(system: HRMSystem) -> System:
     return log_poles, B_all, C_all
 
 
-def _triple(system: Any, index: int, width: int) -> System:
-    """Read any kind of system as (log_poles, B, C)."""
+def _read_system(system: Any, index: int, width: int) -> System:
+    """Return any kind of system as (log_poles, B, C).
+
+    Raises
+    ------
+    AdapterError
+        It is not a stable discrete-time system of this width without feedthrough.
+    """
     D: Array = np.zeros(0)
     if isinstance(system, tuple) and len(system) == 3:
         log_poles, B, C = (np.asarray(part, dtype=complex) for part in system)
@@ -175,8 +181,9 @@ def _triple(system: Any, index: int, width: int) -> System:
             raise AdapterError(f"layer {index}: {error}") from error
         if not modal.dt:
             raise AdapterError(
-                f"layer {index}: the system has dt={modal.dt}, and an adapter counts tokens: it must be in "
-                "discrete time (dt=True); sample it first"
+                f"layer {index}: the system has dt={modal.dt}, and an adapter steps once per token: it must "
+                "be in "
+                "discrete time (dt=True); discretize it first"
             )
         log_poles, B, C, D = modal.log_poles, modal.B, modal.C, modal.D
     if log_poles.ndim != 1 or B.shape != (log_poles.size, width) or C.shape != (width, log_poles.size):
@@ -185,7 +192,7 @@ def _triple(system: Any, index: int, width: int) -> System:
             f"expected (n,), (n, {width}) and ({width}, n)"
         )
     if log_poles.size == 0:
-        raise AdapterError(f"layer {index}: the system has no states; an adapter keeps at least one")
+        raise AdapterError(f"layer {index}: the system has no states; an adapter has at least one")
     if np.any(D):
         raise AdapterError(
             f"layer {index}: the system has a feedthrough D of size {np.abs(D).max():.2g}, for which an "
@@ -206,26 +213,26 @@ def _triple(system: Any, index: int, width: int) -> System:
     return log_poles, B, C
 
 
-def _columns_of(system: System) -> _Columns:
+def _real_system(system: System) -> _RealSystem:
     """Sort the modes into conjugate pairs and real ones."""
     log_poles, B, C = system
     positive: list[tuple[float, Array, Array]] = []
     negative: list[tuple[float, Array, Array]] = []
     paired: list[tuple[complex, Array, Array]] = []
-    left = list(range(log_poles.size))
-    while left:
-        i = left.pop(0)
+    remaining = list(range(log_poles.size))
+    while remaining:
+        i = remaining.pop(0)
         pole, b, c = log_poles[i], B[i], C[:, i]
         half_turns = pole.imag / math.pi
         if abs(half_turns - round(half_turns)) <= 1e-12:
-            real_b, real_c = _turned(b, c)
+            real_b, real_c = _with_real_row(b, c)
             if not np.any(real_b.imag) and not np.any(real_c.imag):
                 single = negative if round(half_turns) % 2 else positive
                 single.append((pole.real, real_b.real, real_c.real))
                 continue
-        partner = next((j for j in left if _conjugate(log_poles, B, C, i, j)), None)
+        partner = next((j for j in remaining if _conjugate(log_poles, B, C, i, j)), None)
         if partner is not None:
-            left.remove(partner)
+            remaining.remove(partner)
             c = 2 * c
         paired.append((pole, b, c))
     poles = np.array([p for p, _, _ in paired], dtype=complex)
@@ -233,20 +240,20 @@ def _columns_of(system: System) -> _Columns:
     decay = np.concatenate([poles.real, [p for p, _, _ in real]])
     rows = [b.real for _, b, _ in paired] + [b.imag for _, b, _ in paired] + [b for _, b, _ in real]
     outs = [c.real for _, _, c in paired] + [-c.imag for _, _, c in paired] + [c for _, _, c in real]
-    decay = np.clip(decay, FASTEST, SLOWEST)
-    return _Columns(decay, poles.imag, len(negative), np.array(rows), np.array(outs).T)
+    decay = np.clip(decay, FASTEST_LOG_DECAY, SLOWEST_LOG_DECAY)
+    return _RealSystem(decay, poles.imag, len(negative), np.array(rows), np.array(outs).T)
 
 
-def _turned(b: Array, c: Array) -> tuple[Array, Array]:
-    """Turn b and c against each other so that the largest entry of b is real."""
+def _with_real_row(b: Array, c: Array) -> tuple[Array, Array]:
+    """Divide b and multiply c by a phase factor so that the largest entry of b is real."""
     largest = b[np.argmax(np.abs(b))]
     if largest.imag == 0:
         return b, c
-    turn = largest / abs(largest)
-    return _chopped(b / turn), _chopped(c * turn)
+    rotation = largest / abs(largest)
+    return _without_rounding(b / rotation), _without_rounding(c * rotation)
 
 
-def _chopped(a: Array) -> Array:
+def _without_rounding(a: Array) -> Array:
     rounding = 64 * np.finfo(float).eps * np.abs(a).max(initial=0.0)
     return a.real.astype(complex) if np.all(np.abs(a.imag) <= rounding) else a
 
@@ -256,33 +263,33 @@ def _conjugate(log_poles: Array, B: Array, C: Array, i: int, j: int) -> bool:
         return bool(np.all(np.abs(a - b.conj()) <= 1e-9 * np.abs(a).max(initial=0.0)))
 
     near = abs(log_poles[i].real - log_poles[j].real) <= 1e-9 * abs(log_poles[i].real)
-    turn = math.remainder(log_poles[i].imag + log_poles[j].imag, 2 * math.pi)
-    return near and abs(turn) <= 1e-9 and same(B[i], B[j]) and same(C[:, i], C[:, j])
+    angle = math.remainder(log_poles[i].imag + log_poles[j].imag, 2 * math.pi)
+    return near and abs(angle) <= 1e-9 and same(B[i], B[j]) and same(C[:, i], C[:, j])
 
 
-def _write(layer: HRMLayer, name: str, columns: _Columns) -> None:
+def _replace_system(layer: HRMLayer, name: str, real_system: _RealSystem) -> None:
     old = layer.system(name)
     trainable = old.B.requires_grad
-    new = HRMSystem(old.width, columns.modes, dtype=old.B.dtype, device=old.B.device)
+    new = HRMSystem(old.width, real_system.modes, dtype=old.B.dtype, device=old.B.device)
     with torch.no_grad():
-        new.log_rate.copy_(torch.from_numpy(np.log(-columns.log_decay)))
+        new.log_rate.copy_(torch.from_numpy(np.log(-real_system.log_decay)))
         if new.phase is not None:
-            new.phase.copy_(torch.from_numpy(columns.phase))
-        new.B.copy_(torch.from_numpy(columns.B))
-        new.C.copy_(torch.from_numpy(columns.C))
+            new.phase.copy_(torch.from_numpy(real_system.phase))
+        new.B.copy_(torch.from_numpy(real_system.B))
+        new.C.copy_(torch.from_numpy(real_system.C))
         new.gate.fill_(1.0)
     new.requires_grad_(trainable)
     new.train(old.training)
     layer.hrm_system[name] = new
 
 
-def _remember(config: HRMConfig, module_name: str, columns: _Columns) -> None:
-    """Write the layer's order into the configuration, where it differs from what is there."""
+def _update_config(config: HRMConfig, module_name: str, real_system: _RealSystem) -> None:
+    """Write the order of a layer into the configuration, where it differs from the default."""
     key = ".".join(module_name.split(".")[-3:])
-    for old in (config.rank_pattern, config.mode_pattern):
-        for name in [name for name in old if names_block(name, module_name)]:
-            del old[name]
-    modes = columns.modes
+    for pattern in (config.rank_pattern, config.mode_pattern):
+        for name in [name for name in pattern if names_block(name, module_name)]:
+            del pattern[name]
+    modes = real_system.modes
     if config.r != modes.order:
         config.rank_pattern[key] = modes.order
     if config.modes_of(module_name) != modes:

@@ -1,1 +1,1 @@
-"""What data say of an adapter: calibration, Hankel spectra, reduction, initialization."""
+"""Analysis of adapters: calibration on data, Hankel spectra, reduction, initialization."""

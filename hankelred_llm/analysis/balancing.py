@@ -1,4 +1,4 @@
-"""Adapters as systems for the core: between few ports, and balanced."""
+"""Adapters as systems of hankelred: with compressed inputs and outputs, and balanced."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from torch import nn
 import hankelred
 from hankelred import OrderError, ReductionWarning
 
-from ..adapter.adapter_layers import Sites
+from ..adapter.adapter_layers import AdapterLayers
 from ..adapter.systems import get_systems
 from ..errors import AdapterError
 
 Array: TypeAlias = npt.NDArray[Any]
 
 
-def modal_systems(model: nn.Module, sites: Sites) -> dict[int, hankelred.ModalSystem]:
-    """Return the systems of an adapter for the core.
+def modal_systems(model: nn.Module, adapter_layers: AdapterLayers) -> dict[int, hankelred.ModalSystem]:
+    """Return the systems of an adapter as modal systems.
 
     Raises
     ------
     AdapterError
         A parameter is not finite.
     """
-    for i, site in sites.systems.items():
-        for name, parameter in site.named_parameters():
-            bad = ~parameter.detach().isfinite()
-            if bool(bad.any()):
+    for i, system in adapter_layers.systems.items():
+        for name, parameter in system.named_parameters():
+            not_finite = ~parameter.detach().isfinite()
+            if bool(not_finite.any()):
                 raise AdapterError(
-                    f"layer {i}: {int(bad.sum())} of the {bad.numel()} entries of {name} are NaN or "
+                    f"layer {i}: {int(not_finite.sum())} of the {not_finite.numel()} entries of {name} are "
+                    "NaN or "
                     "infinite; the training has diverged: go back to a saved adapter"
                 )
-    return {i: hankelred.ModalSystem(*system) for i, system in get_systems(model, sites.adapter).items()}
+    return {
+        i: hankelred.ModalSystem(*parts) for i, parts in get_systems(model, adapter_layers.adapter).items()
+    }
 
 
-def with_few_ports(*systems: hankelred.ModalSystem) -> Any:
-    """Return systems with the same ports brought onto an orthonormal basis of what their B and C span.
+def with_compressed_io(*systems: hankelred.ModalSystem) -> Any:
+    """Return systems with inputs and outputs projected onto orthonormal bases of what B and C span.
 
-    d inputs on r real states are an isometry around at most r of them: nothing that the core measures
-    changes, and d = 4096 costs no more than d = 64. Of each conjugate pair one mode is listed above the real
-    axis, and spans what the pair does.
+    Systems passed together get the same bases. The projection is an isometry onto at most r dimensions, so no
+    norm or singular value changes, and d = 4096 costs no more than d = 64. Of each conjugate pair only the
+    mode above the real axis is used, whose real and imaginary parts span the same space as the pair.
     """
     upper = np.concatenate([s.log_poles for s in systems]).imag >= 0
     inputs = _basis(np.concatenate([s.B for s in systems])[upper].T)
     outputs = _basis(np.concatenate([s.C for s in systems], axis=1)[:, upper])
-    few = [hankelred.ModalSystem(s.log_poles, s.B @ inputs, outputs.T @ s.C) for s in systems]
-    return few[0] if len(few) == 1 else few
+    compressed = [hankelred.ModalSystem(s.log_poles, s.B @ inputs, outputs.T @ s.C) for s in systems]
+    return compressed[0] if len(compressed) == 1 else compressed
 
 
 def _basis(M: Array) -> Array:
@@ -63,9 +66,9 @@ def _basis(M: Array) -> Array:
 def balanced(
     system: hankelred.ModalSystem, states: Array | None = None, outputs: Array | None = None
 ) -> hankelred.Reduction:
-    """Return the balancing of a system as its reduction to one state, from which any order follows."""
+    """Return the balancing of a system, as its reduction to one state; ``.at(order)`` gives the others."""
     with warnings.catch_warnings():
-        # of this first order alone: a system that does nothing has none, and factors of data may fail at one
+        # warnings about order 1 alone: a zero system has no states, and factors from data may fail at one
         warnings.simplefilter("ignore", ReductionWarning)
         return hankelred.reduce(system, 1, controllability_factor=states, observability_factor=outputs)
 

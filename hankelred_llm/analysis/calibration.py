@@ -1,4 +1,4 @@
-"""What an adapter meets on real data: sums of its states and of the loss's gradient at its output."""
+"""Statistics of an adapter on data: its states, and the gradient of the loss at its output."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import hankelred
 
-from ..adapter.adapter_layers import Sites, find_sites
+from ..adapter.adapter_layers import AdapterLayers, find_adapter_layers
 from ..errors import CalibrationError
 from .calibration_file import NUMBERS, Content, read, write
 from .capture import inputs_of
-from .fingerprints import adapter_tag, compare, model_tag
+from .fingerprints import adapter_fingerprint, check_fingerprint, model_fingerprint
 from .gradient_hankel import GradientOperator
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -27,12 +27,12 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class LayerSums:
-    """Sums over the kept positions, in the layer's columns: real parts, imaginary parts, real modes.
+    """Sums over the valid positions, in the layer's real channels: real parts, imaginary parts, real modes.
 
     Attributes
     ----------
     pairs : int
-        Number of conjugate pairs among the columns.
+        Number of conjugate pairs among the channels.
     states : ndarray, shape (r, r)
         Sum of s s^T.
     outputs : ndarray, shape (r, r)
@@ -47,8 +47,8 @@ class LayerSums:
     def __add__(self, other: LayerSums) -> LayerSums:
         return LayerSums(self.pairs, self.states + other.states, self.outputs + other.outputs)
 
-    def to_modes(self) -> Array:
-        """Return T (r, r) from real columns to the modes as :func:`get_systems` lists them."""
+    def mode_transform(self) -> Array:
+        """Return T (r, r) from real channels to the modes in the order of :func:`get_systems`."""
         r, p = self.states.shape[0], self.pairs
         T = np.zeros((r, r), complex)
         k = np.arange(p)
@@ -62,33 +62,35 @@ class LayerSums:
 class Calibration:
     """Statistics of an adapter on data; made by :func:`calibrate`.
 
-    It holds 2 r^2 numbers a layer, whatever the amount of data, and the tokens of a few rows that were held
-    out of the statistics, to compare candidates of a reduction on them. Of a fresh adapter, and batches with
-    labels, also the gradient operator: 8 MB a layer for a width of 64, 50 MB at d = 4096.
+    It holds 2 r^2 numbers per layer, whatever the amount of data, and the tokens of a few validation rows,
+    which are left out of the statistics and used to compare candidates of a reduction. For an untrained
+    adapter and batches with labels it also holds the gradient operator: 8 MB per layer for a width of 64, 50
+    MB at d = 4096.
 
     Attributes
     ----------
     model, adapter : dict
-        What it was made with: a name and a fingerprint of the weights each.
+        Name and fingerprint of the weights that it was made with.
     data : tuple of dict
-        What it was made from: digest and numbers of batches, rows and tokens, for each part that was merged.
+        For each part that was merged: digest and numbers of batches, rows and tokens.
     layers : dict of LayerSums
         By layer index.
     gradients : dict of GradientOperator
-        Of layers whose adapter is fresh (C = 0), from batches with labels: what the loss asks of them.
+        For layers with an untrained adapter (C = 0), from batches with labels: the gradient of the loss with
+        respect to their impulse response.
     tokens : int
-        Kept positions that were counted.
+        Number of valid positions in the statistics.
     labelled_tokens : int
-        Those of them in batches with labels: the outputs' sums are over these.
+        Number of those in batches with labels, which the sums of the outputs are over.
     loss_sum : float
-        Of the labels' losses; ``labels`` is their number.
+        Sum of the losses of all labels; ``labels`` is their number.
     labels : int
     held_out : tuple of dict
-        Rows that were held out, as batches of one row.
+        Validation rows, as batches of one row.
     held_out_limit, stride : int
-        How many tokens of them are kept, and one row in how many that has become.
+        Largest number of their tokens, and the resulting stride: one row in so many is a validation row.
     rows : int
-        Rows seen, held out or not.
+        Number of all rows, validation rows included.
 
     Notes
     -----
@@ -127,7 +129,7 @@ class Calibration:
         Raises
         ------
         CalibrationError
-            Naming both.
+            They differ.
 
         Examples
         --------
@@ -139,32 +141,33 @@ class Calibration:
         >>> calibration = hankelred_llm.calibrate(model, [{"input_ids": torch.arange(64).view(4, 16) % 32}])
         >>> calibration.check(model)
         """
-        sites = find_sites(model, adapter_name)
-        compare(self.model, model_tag(model), "model")
-        compare(self.adapter, adapter_tag(sites), "adapter")
-        self._check_sizes(sites)
+        adapter_layers = find_adapter_layers(model, adapter_name)
+        check_fingerprint(self.model, model_fingerprint(model), "model")
+        check_fingerprint(self.adapter, adapter_fingerprint(adapter_layers), "adapter")
+        self._check_sizes(adapter_layers)
 
-    def _check_sizes(self, sites: Sites) -> None:
-        """Refuse sums of other sizes than the adapter has: a file may name it and still hold others."""
-        mine = {i: (len(sums.states), sums.pairs) for i, sums in self.layers.items()}
-        theirs = {i: (system.modes.order, system.modes.pairs) for i, system in sites.systems.items()}
-        for i in sorted({*mine, *theirs}):
-            if mine.get(i) != theirs.get(i):
+    def _check_sizes(self, adapter_layers: AdapterLayers) -> None:
+        """Refuse sums of other sizes than the adapter has: a file may have its fingerprint and other sums."""
+        expected = {i: (len(sums.states), sums.pairs) for i, sums in self.layers.items()}
+        actual = {i: (system.modes.order, system.modes.pairs) for i, system in adapter_layers.systems.items()}
+        for i in sorted({*expected, *actual}):
+            if expected.get(i) != actual.get(i):
                 raise CalibrationError(
-                    f"layer {i}: the calibration has (states, conjugate pairs) {mine.get(i)}, and adapter "
-                    f"'{sites.adapter}' has {theirs.get(i)}; calibrate again"
+                    f"layer {i}: the calibration has (states, conjugate pairs) {expected.get(i)}, and "
+                    "adapter "
+                    f"'{adapter_layers.adapter}' has {actual.get(i)}; calibrate again"
                 )
         for i, operator in self.gradients.items():
-            if operator.width != sites.systems[i].width:
+            if operator.width != adapter_layers.systems[i].width:
                 raise CalibrationError(
                     f"layer {i}: the calibration has gradients of width {operator.width}, and the model has "
-                    f"width {sites.systems[i].width}; calibrate again"
+                    f"width {adapter_layers.systems[i].width}; calibrate again"
                 )
 
     def merge(self, other: Calibration) -> Calibration:
         """Return the calibration of both parts of the data; neither of the two is changed.
 
-        Sums are added, so the order does not matter, but for which rows stay held out.
+        Sums are added, so the order matters only for which validation rows are kept.
 
         Parameters
         ----------
@@ -174,7 +177,7 @@ class Calibration:
         Raises
         ------
         CalibrationError
-            Of another model or adapter.
+            The other one is of another model or adapter.
 
         Examples
         --------
@@ -189,13 +192,13 @@ class Calibration:
         96
         """
         check_calibration(other)
-        compare(self.model, other.model, "model")
-        compare(self.adapter, other.adapter, "adapter")
+        check_fingerprint(self.model, other.model, "model")
+        check_fingerprint(self.adapter, other.adapter, "adapter")
         merged = replace(
             self,
             data=tuple(sorted(self.data + other.data, key=lambda part: str(part["digest"]))),
             layers={index: sums + other.layers[index] for index, sums in self.layers.items()},
-            gradients={i: own.merge(other.gradients[i]) for i, own in self.gradients.items()},
+            gradients={i: operator.merge(other.gradients[i]) for i, operator in self.gradients.items()},
             tokens=self.tokens + other.tokens,
             labelled_tokens=self.labelled_tokens + other.labelled_tokens,
             loss_sum=self.loss_sum + other.loss_sum,
@@ -208,17 +211,17 @@ class Calibration:
         return thinned(merged)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with JSON metadata, in one step: a reader sees the old or the new one.
+        """Write a safetensors file with JSON metadata, atomically: a reader sees the old or the new file.
 
         Parameters
         ----------
         path : path
-            Written under exactly this name. The file holds the tokens of the rows that were held out.
+            Written under exactly this name. The file holds the tokens of the validation rows.
 
         Raises
         ------
         OSError
-            The file cannot be written; then there is no partial file.
+            The file cannot be written; no partial file is left.
         """
         write(
             path,
@@ -278,23 +281,23 @@ class Calibration:
         Returns
         -------
         controllability : ndarray, shape (r, k)
-            L with L L^H = E[s s^H]: of the states that the data excite.
+            L with L L^H = E[s s^H], s the states on the data.
         observability : ndarray, shape (r, k), or None without labels
-            Of the outputs weighted by how much the loss feels them: with Q = E[(C^H g)(C^H g)^H], the
+            Of the outputs weighted by the gradient of the loss: with Q = E[(C^H g)(C^H g)^H], the
             solution of ``A^H W A - W + Q = 0``, W_ij = Q_ij / (1 - conj(a_i) a_j).
         """
         sums = self.layers[index]
-        T = sums.to_modes()
+        T = sums.mode_transform()
         states = T @ hankelred.gramian_factor(sums.states / self.tokens)
         if not self.labelled_tokens or not np.any(sums.outputs):
             return states, None
-        seen = hankelred.gramian_factor(sums.outputs / self.labelled_tokens)
-        weighted = hankelred.ModalSystem(system.log_poles, system.B, seen.T @ np.linalg.inv(T))
+        output_weights = hankelred.gramian_factor(sums.outputs / self.labelled_tokens)
+        weighted = hankelred.ModalSystem(system.log_poles, system.B, output_weights.T @ np.linalg.inv(T))
         return states, hankelred.gramian(weighted, "observability", factor=True)
 
 
 def check_calibration(calibration: object) -> None:
-    """Refuse what is none, such as the name of its file.
+    """Refuse anything but a Calibration, such as the name of its file.
 
     Raises
     ------
@@ -309,11 +312,11 @@ def check_calibration(calibration: object) -> None:
 
 
 def thinned(calibration: Calibration) -> Calibration:
-    """Drop every second row that is held out while there are more tokens of them than allowed."""
-    held, stride = calibration.held_out, calibration.stride
-    while len(held) > 1 and sum(map(_tokens_in, held)) > calibration.held_out_limit:
-        held, stride = held[::2], 2 * stride
-    return replace(calibration, held_out=held, stride=stride)
+    """Drop every second validation row while there are more tokens of them than allowed."""
+    rows, stride = calibration.held_out, calibration.stride
+    while len(rows) > 1 and sum(map(_tokens_in, rows)) > calibration.held_out_limit:
+        rows, stride = rows[::2], 2 * stride
+    return replace(calibration, held_out=rows, stride=stride)
 
 
 def _tokens_in(row: Mapping[str, Tensor]) -> int:

@@ -1,4 +1,4 @@
-"""The file of a calibration: safetensors with JSON metadata, all of it checked before any is used."""
+"""The file of a calibration: safetensors with JSON metadata, checked completely before it is used."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from .gradient_hankel import GradientOperator
 FORMAT = 1
 
 _COUNTS = ("tokens", "labelled_tokens", "labels", "held_out_limit", "stride", "rows")
-_TAGS = ("model", "adapter")
-#: Fields of a calibration that are no tensors.
-NUMBERS = (*_COUNTS, "loss_sum", *_TAGS, "data")
+_FINGERPRINTS = ("model", "adapter")
+#: Fields of a calibration that are not tensors.
+NUMBERS = (*_COUNTS, "loss_sum", *_FINGERPRINTS, "data")
 _KEYS = {"format", "pairs", *NUMBERS}
 _PART_COUNTS = ("batches", "rows", "tokens")
 
 
 class Content(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
-    numbers: dict[str, Any]  # fields of a Calibration that are no tensors
+    numbers: dict[str, Any]  # fields of a Calibration that are not tensors
     pairs: dict[int, int]  # by layer
     sums: dict[int, dict[str, Tensor]]  # by layer: states and outputs
     gradients: dict[int, GradientOperator]  # by layer
@@ -40,12 +40,12 @@ class Content(NamedTuple):
 
 
 def write(path: str | os.PathLike[str], content: Content) -> None:
-    """Write a file in one step: a reader sees the old or the new one.
+    """Write a file atomically: a reader sees the old or the new file.
 
     Raises
     ------
     OSError
-        It cannot be written; then there is no partial file.
+        It cannot be written; no partial file is left.
     """
     tensors = {
         f"{kind}.{index}.{key}": value.cpu().contiguous()
@@ -58,8 +58,8 @@ def write(path: str | os.PathLike[str], content: Content) -> None:
         for key, value in group.items()
     }
     pairs = {str(index): count for index, count in content.pairs.items()}
-    facts = json.dumps({"format": FORMAT, "pairs": pairs, **content.numbers})
-    data = save(tensors, metadata={"calibration": facts})
+    metadata = json.dumps({"format": FORMAT, "pairs": pairs, **content.numbers})
+    data = save(tensors, metadata={"calibration": metadata})
     replace_file(Path(path), lambda name: Path(name).write_bytes(data))
 
 
@@ -69,65 +69,65 @@ def read(path: str | os.PathLike[str]) -> Content:
     Raises
     ------
     ValueError
-        Something is missing, unknown, or of a type or size that does not fit the rest.
+        An entry is missing, unknown, or of a type or size that does not fit the others.
     CalibrationError
-        So it is with the sums of a gradient operator.
+        The same for the sums of a gradient operator.
     SafetensorError, OSError
         It cannot be read as a safetensors file.
     """
     with safe_open(path, framework="pt") as file:
-        facts = _facts(file.metadata())
+        metadata = _read_metadata(file.metadata())
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    pairs = _pairs(facts.pop("pairs"))
+    pairs = _pairs(metadata.pop("pairs"))
     groups: dict[str, dict[int, dict[str, Tensor]]] = {"layers": {}, "gradients": {}, "held_out": {}}
     for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        number, dot, key = rest.partition(".")
+        kind, _, remainder = name.partition(".")
+        number, dot, key = remainder.partition(".")
         if kind not in groups or not _is_index(number) or not dot:
-            raise ValueError(f"{name!r} is nothing that a calibration has")
+            raise ValueError(f"{name!r} is not an entry of a calibration")
         groups[kind].setdefault(int(number), {})[key] = tensor
     _check_sums(groups["layers"], pairs)
     return Content(
-        facts, pairs, groups["layers"], _gradients(groups["gradients"], pairs), _rows(groups["held_out"])
+        metadata, pairs, groups["layers"], _gradients(groups["gradients"], pairs), _rows(groups["held_out"])
     )
 
 
-def _facts(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    if not metadata or "calibration" not in metadata:
+def _read_metadata(of_file: Mapping[str, str] | None) -> dict[str, Any]:
+    if not of_file or "calibration" not in of_file:
         raise ValueError("it has no entry 'calibration'")
-    facts = json.loads(metadata["calibration"])
-    if not isinstance(facts, dict):
-        raise ValueError(f"its entry 'calibration' is {_short(facts)}, not a dict")
-    if facts.get("format") != FORMAT:
-        raise ValueError(f"it has format {_short(facts.get('format'))}, this version reads {FORMAT}")
-    _check_keys(facts, _KEYS, "its entry 'calibration'")
-    del facts["format"]
+    metadata = json.loads(of_file["calibration"])
+    if not isinstance(metadata, dict):
+        raise ValueError(f"its entry 'calibration' is {_short(metadata)}, not a dict")
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"it has format {_short(metadata.get('format'))}, this version reads {FORMAT}")
+    _check_keys(metadata, _KEYS, "its entry 'calibration'")
+    del metadata["format"]
     for name in _COUNTS:
-        _check_count(facts[name], name, least=1 if name == "stride" else 0)
-    if facts["labelled_tokens"] > facts["tokens"]:
-        raise ValueError(f"{facts['labelled_tokens']} of {facts['tokens']} tokens have labels")
-    loss = facts["loss_sum"]
+        _check_count(metadata[name], name, least=1 if name == "stride" else 0)
+    if metadata["labelled_tokens"] > metadata["tokens"]:
+        raise ValueError(f"{metadata['labelled_tokens']} of {metadata['tokens']} tokens have labels")
+    loss = metadata["loss_sum"]
     if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
         raise ValueError(f"loss_sum is {_short(loss)}, not a finite number")
-    for name in _TAGS:
-        _check_keys(facts[name], {"name", "fingerprint"}, name)
-        if not all(isinstance(value, str) for value in facts[name].values()):
-            raise ValueError(f"{name} is {_short(facts[name])}, not two texts")
-    parts = facts["data"]
+    for name in _FINGERPRINTS:
+        _check_keys(metadata[name], {"name", "fingerprint"}, name)
+        if not all(isinstance(value, str) for value in metadata[name].values()):
+            raise ValueError(f"{name} is {_short(metadata[name])}, not two strings")
+    parts = metadata["data"]
     if not isinstance(parts, list) or not parts:
         raise ValueError(f"data is {_short(parts)}, not a list of parts")
     for part in parts:
         _check_keys(part, {"digest", *_PART_COUNTS}, "a part of data")
         if not isinstance(part["digest"], str):
-            raise ValueError(f"a digest is {_short(part['digest'])}, not a text")
+            raise ValueError(f"a digest is {_short(part['digest'])}, not a string")
         for name in _PART_COUNTS:
             _check_count(part[name], f"{name} of a part of data", least=0)
     for name in ("rows", "tokens"):
         total = sum(part[name] for part in parts)
-        if total != facts[name]:
-            raise ValueError(f"its parts have {total} {name}, and the whole has {facts[name]}")
-    facts["data"] = tuple(parts)
-    return facts
+        if total != metadata[name]:
+            raise ValueError(f"its parts have {total} {name}, and the whole has {metadata[name]}")
+    metadata["data"] = tuple(parts)
+    return metadata
 
 
 def _pairs(pairs: Any) -> dict[int, int]:
@@ -158,15 +158,15 @@ def _check_sums(layers: Mapping[int, Mapping[str, Tensor]], pairs: Mapping[int, 
 def _gradients(
     states: Mapping[int, Mapping[str, Tensor]], layers: Mapping[int, int]
 ) -> dict[int, GradientOperator]:
-    found = {}
+    operators = {}
     for index in sorted(states):
         if index not in layers:
             raise ValueError(f"it has gradients of layer {index}, and sums of layers {sorted(layers)}")
         for name, tensor in states[index].items():
             _check_numbers(tensor, f"{name} of the gradients of layer {index}")
-        found[index] = GradientOperator.from_state(states[index])
-        _check_keys(states[index], set(found[index].state()), f"the gradients of layer {index}")
-    return found
+        operators[index] = GradientOperator.from_state(states[index])
+        _check_keys(states[index], set(operators[index].state()), f"the gradients of layer {index}")
+    return operators
 
 
 def _rows(rows: Mapping[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], ...]:
@@ -181,14 +181,14 @@ def _rows(rows: Mapping[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], ...
     return tuple(rows[k] for k in sorted(rows))
 
 
-def _check_keys(found: Any, wanted: set[str], where: str) -> None:
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{where} is {_short(found)}, not a dict")
-    missing, unknown = sorted(wanted - set(found)), sorted(set(found) - wanted)
+def _check_keys(value: Any, expected: set[str], where: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is {_short(value)}, not a dict")
+    missing, unknown = sorted(expected - set(value)), sorted(set(value) - expected)
     if missing:
         raise ValueError(f"{where} has no {', '.join(map(repr, missing))}")
     if unknown:
-        raise ValueError(f"{where} has {', '.join(map(repr, unknown))}, which means nothing here")
+        raise ValueError(f"{where} has {', '.join(map(repr, unknown))}, which is unknown")
 
 
 def _check_count(value: Any, name: str, *, least: int) -> None:

@@ -1,4 +1,4 @@
-"""Running batches through a model and listening to its adapters, leaving everything as it was."""
+"""Capture of adapter activations and gradients while batches run; the model is left unchanged."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..adapter.adapter_layers import Sites
+from ..adapter.adapter_layers import AdapterLayers
 from ..errors import CalibrationError
 from ..state.cache import find_cache
 
-#: The Trainer's number of labels in several batches: the loss is then no mean over those of this batch.
+#: The Trainer's number of labels in several batches, with which the loss is not a mean over this batch.
 _CHANGES_THE_LOSS = ("num_items_in_batch",)
 
 
-class Seen(NamedTuple):
-    """What the system of one layer got and made of a batch."""
+class CapturedActivation(NamedTuple):
+    """Input, states and masks of the system of one layer on a batch."""
 
     x: Tensor  # (batch, time, d)
     s: Tensor  # (batch, order, time)
-    keep: Tensor | None  # (batch, time)
-    reset: Tensor | None  # (batch, time)
+    valid: Tensor | None  # (batch, time)
+    segment_start: Tensor | None  # (batch, time)
 
 
-#: Gets the layer index and what was seen; may return what is to be called with the gradient of the summed
-#: loss at the system's output, (batch, time, d).
-Listener = Callable[[int, Seen], Callable[[Tensor], None] | None]
+#: Called with the layer index and the captured activation; may return a function to call with the gradient of
+#: the summed loss with respect to the system's output, (batch, time, d).
+CaptureCallback = Callable[[int, CapturedActivation], Callable[[Tensor], None] | None]
 
 
 @contextlib.contextmanager
-def listening(
-    model: nn.Module, sites: Sites, listener: Listener, *, gradients: bool
+def capturing(
+    model: nn.Module, adapter_layers: AdapterLayers, callback: CaptureCallback, *, gradients: bool
 ) -> Iterator[Callable[[Mapping[str, Any]], tuple[float, int] | None]]:
-    """Prepare a model for passes; what is yielded runs one batch.
+    """Prepare a model for passes; yields a function that runs one batch.
 
-    The model evaluates (no dropout). Gradients are those with respect to what the systems put out; only the
-    gates take part in the graph, so nothing is computed for weights. Gradient checkpointing stays on where
-    it was: a recomputed forward pass is told apart because it comes during the backward pass.
+    The model is in evaluation mode (no dropout). Gradients are those with respect to the outputs of the
+    systems; only the gates require gradients, so none are computed for weights. Gradient checkpointing stays
+    on where it was; a recomputed forward pass is recognized by its place in the backward pass.
 
     Parameters
     ----------
     gradients : bool
-        Go backward through batches with labels.
+        Run a backward pass for batches with labels.
 
     Yields
     ------
@@ -53,55 +53,60 @@ def listening(
 
     Notes
     -----
-    Hooks, mode, gradients, requires_grad and the random state are as before afterwards, whatever happens.
+    Hooks, mode, gradients, requires_grad and the random state are restored, also after an error.
     """
     modes = {module: module.training for module in model.modules()}
     parameters = list(model.parameters())
     trainable = [parameter.requires_grad for parameter in parameters]
-    kept_gradients = {system: system.gate.grad for system in sites.systems.values()}
+    kept_gradients = {system: system.gate.grad for system in adapter_layers.systems.values()}
     handles: list[Any] = []
     forward = True
 
     def hook(index: int) -> Callable[..., None]:
-        def hear(_: nn.Module, args: Any, kwargs: dict[str, Any], output: tuple[Tensor, Tensor]) -> None:
+        def on_activation(
+            _: nn.Module, args: Any, kwargs: dict[str, Any], output: tuple[Tensor, Tensor]
+        ) -> None:
             y, s = output
-            seen = Seen(args[0].detach(), s.detach(), kwargs.get("keep"), kwargs.get("reset"))
-            # with reentrant checkpointing the graph is that of the recomputed pass, else that of the first;
-            # a hook on the other one's output is never called
-            heard = listener(index, seen) if forward or y.requires_grad else None
-            if heard is not None and y.requires_grad:
-                y.register_hook(heard)  # type: ignore[no-untyped-call]
+            captured = CapturedActivation(
+                args[0].detach(), s.detach(), kwargs.get("valid"), kwargs.get("segment_start")
+            )
+            # with reentrant checkpointing the graph belongs to the recomputed pass, otherwise to the first
+            # one; a hook on the output of the other pass is never called
+            on_gradient = callback(index, captured) if forward or y.requires_grad else None
+            if on_gradient is not None and y.requires_grad:
+                y.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
-        return hear
+        return on_activation
 
     def run(batch: Mapping[str, Any]) -> tuple[float, int] | None:
         nonlocal forward
         forward = True
-        placed = {
+        batch_on_device = {
             key: value.to(device) if isinstance(value, Tensor) else value
             for key, value in batch.items()
             if key not in _CHANGES_THE_LOSS
         }
-        labels = placed.get("labels")
-        # the caller may be under no_grad or inference_mode, as one is with a frozen model
+        labels = batch_on_device.get("labels")
+        # the caller may have no_grad or inference_mode on
         with torch.inference_mode(False), torch.set_grad_enabled(gradients and labels is not None):
-            loss = model(**{"use_cache": False, **placed}).loss
+            loss = model(**{"use_cache": False, **batch_on_device}).loss
             if labels is None:
                 return None
             count = int((labels[..., 1:] != -100).sum())
             mean = float(loss.detach()) if count else 0.0  # a mean over no labels is NaN
-            # of the sum over labels, whatever the batch's size; it also keeps float16 from underflowing
+            # the sum over labels gives equal weights to batches of all sizes, and avoids underflow in float16
             total = loss * count
         if gradients and count:
             forward = False
             total.backward()
-            for system in sites.systems.values():
+            for system in adapter_layers.systems.values():
                 system.gate.grad = None
         return mean, count
 
-    device = next(iter(sites.systems.values())).B.device
-    place = getattr(model, "device", device)
-    device = place if isinstance(place, torch.device) and place.type != "meta" else device
+    device = next(iter(adapter_layers.systems.values())).B.device
+    model_device = getattr(model, "device", device)
+    if isinstance(model_device, torch.device) and model_device.type != "meta":
+        device = model_device
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices):
@@ -110,10 +115,10 @@ def listening(
                 parameter.requires_grad_(False)
             if gradients:
                 _checkpoint(model, modes, handles)
-                for system in sites.systems.values():
+                for system in adapter_layers.systems.values():
                     system.gate.requires_grad_(True)
                     system.gate.grad = None
-            for index, system in sites.systems.items():
+            for index, system in adapter_layers.systems.items():
                 handles.append(system.register_forward_hook(hook(index), with_kwargs=True))
             yield run
     finally:
@@ -121,18 +126,21 @@ def listening(
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-        for parameter, wanted in zip(parameters, trainable, strict=True):
-            parameter.requires_grad_(wanted)
+        for parameter, requires_grad in zip(parameters, trainable, strict=True):
+            parameter.requires_grad_(requires_grad)
         for system, gradient in kept_gradients.items():
             system.gate.grad = gradient
 
 
 def mean_loss(
-    model: nn.Module, sites: Sites, rows: Iterable[Mapping[str, Any]], listener: Listener | None = None
+    model: nn.Module,
+    adapter_layers: AdapterLayers,
+    rows: Iterable[Mapping[str, Any]],
+    callback: CaptureCallback | None = None,
 ) -> float | None:
-    """Return the mean loss over the labels of all rows, None without labels; nothing goes backward."""
+    """Return the mean loss over the labels of all rows, None without labels; there is no backward pass."""
     total, labels = 0.0, 0
-    with listening(model, sites, listener or (lambda index, seen: None), gradients=False) as run:
+    with capturing(model, adapter_layers, callback or (lambda index, captured: None), gradients=False) as run:
         for row in rows:
             mean, count = run(row) or (0.0, 0)
             total, labels = total + mean * count, labels + count
@@ -140,30 +148,32 @@ def mean_loss(
 
 
 def inputs_of(batch: Mapping[str, Any]) -> Any:
-    """Return the token ids of a batch, or what is given in their place."""
+    """Return the token ids of a batch, or the embeddings passed instead."""
     return batch.get("input_ids", batch.get("inputs_embeds"))
 
 
 def _checkpoint(model: Any, modes: dict[nn.Module, bool], handles: list[Any]) -> None:
-    """Leave gradient checkpointing on where the model trains with it: its memory may not do without."""
-    on = [
+    """Keep gradient checkpointing on where the model trains with it: memory may require it."""
+    checkpointed = [
         module for module, mode in modes.items() if mode and getattr(module, "gradient_checkpointing", False)
     ]
-    for module in on:
-        module.training = True  # of this module alone, not of the dropout in it
-    embeddings = model.get_input_embeddings() if on and hasattr(model, "get_input_embeddings") else None
+    for module in checkpointed:
+        module.training = True  # this module only, not the dropout inside it
+    embeddings = (
+        model.get_input_embeddings() if checkpointed and hasattr(model, "get_input_embeddings") else None
+    )
     if isinstance(embeddings, nn.Module):
-        # reentrant checkpointing makes a graph only for inputs that have one
+        # reentrant checkpointing builds a graph only for inputs that require gradients
         handles.append(embeddings.register_forward_hook(lambda _, __, out: out.requires_grad_(True)))
 
 
 def checked_batch(batch: Any, number: int) -> Mapping[str, Any]:
-    """Return a batch that a pass can be made of.
+    """Return a batch, checked.
 
     Raises
     ------
     CalibrationError
-        It is no mapping, has no inputs, or comes with a cache.
+        It is not a mapping, has no inputs, or has a cache.
     """
     if not isinstance(batch, Mapping):
         raise CalibrationError(

@@ -1,4 +1,4 @@
-"""Fingerprints of models, adapters and data: what statistics belong to."""
+"""Fingerprints of models, adapters and data, by which statistics are matched to them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..adapter.adapter_layers import Sites
+from ..adapter.adapter_layers import AdapterLayers
 from ..errors import CalibrationError
 
-#: Values of each weight that go into the fingerprint of a model: enough to tell two trainings apart.
+#: Values of each weight that enter the fingerprint of a model: enough to distinguish two trainings.
 FINGERPRINT = 16
 
 
@@ -25,7 +25,7 @@ def add_batch(digest: Any, batch: Mapping[str, Any]) -> None:
             digest.update((numbers.double() if numbers.is_floating_point() else numbers).numpy().tobytes())
 
 
-def model_tag(model: nn.Module) -> dict[str, str]:
+def model_fingerprint(model: nn.Module) -> dict[str, str]:
     """Return name and fingerprint of a model without its HRM adapters."""
     config = getattr(model, "config", None)
     model_type = str(getattr(config, "model_type", "a model"))
@@ -33,37 +33,41 @@ def model_tag(model: nn.Module) -> dict[str, str]:
     for name, parameter in model.named_parameters():
         if ".hrm_system." in name:
             continue
-        # not the name: it is another one in a PeftModel, and the model with and without adapters is the same
+        # without the name, which differs in a PeftModel: the fingerprint is the same with and without
+        # adapters
         digest.update(f"{tuple(parameter.shape)}".encode())
         if not parameter.is_meta:
             flat = parameter.detach().reshape(-1)
-            some = flat[:: max(1, flat.numel() // FINGERPRINT)][:FINGERPRINT]
-            digest.update(some.cpu().double().numpy().tobytes())
+            sample = flat[:: max(1, flat.numel() // FINGERPRINT)][:FINGERPRINT]
+            digest.update(sample.cpu().double().numpy().tobytes())
     name = str(getattr(config, "_name_or_path", "") or model_type)
     return {"name": name, "fingerprint": digest.hexdigest()}
 
 
-def adapter_tag(sites: Sites) -> dict[str, str]:
+def adapter_fingerprint(adapter_layers: AdapterLayers) -> dict[str, str]:
     """Return name and fingerprint of an adapter."""
     digest = hashlib.sha256()
-    for index, system in sites.systems.items():
-        digest.update(f"{index}{system.modes}".encode())
+    for index, system in adapter_layers.systems.items():
+        order, pairs, negative = system.modes
+        # the text of the format of calibration files, not the repr of a class that may be renamed
+        digest.update(f"{index}Modes(order={order}, pairs={pairs}, negative={negative})".encode())
         for name, parameter in system.named_parameters():
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().cpu().double().numpy().tobytes())
-    return {"name": sites.adapter, "fingerprint": digest.hexdigest()}
+    return {"name": adapter_layers.adapter, "fingerprint": digest.hexdigest()}
 
 
-def compare(mine: dict[str, str], theirs: dict[str, str], what: str) -> None:
-    """Refuse other weights than those a calibration was made with."""
+def check_fingerprint(expected: dict[str, str], actual: dict[str, str], kind: str) -> None:
+    """Refuse other weights than those that a calibration was made with."""
     # a name may differ between the folders a model was loaded from; its weights may not
-    if mine["fingerprint"] != theirs["fingerprint"]:
+    if expected["fingerprint"] != actual["fingerprint"]:
         raise CalibrationError(
-            f"the calibration was made with {what} '{mine['name']}' ({mine['fingerprint'][:12]}), and this "
-            f"is '{theirs['name']}' ({theirs['fingerprint'][:12]}): "
+            f"the calibration was made with {kind} '{expected['name']}' ({expected['fingerprint'][:12]}), "
+            "and this "
+            f"is '{actual['name']}' ({actual['fingerprint'][:12]}): "
             + (
-                "its parameters are others; calibrate again after training or reducing"
-                if what == "adapter"
-                else "its weights are others; calibrate again with this model"
+                "its parameters differ; calibrate again after training or reducing"
+                if kind == "adapter"
+                else "its weights differ; calibrate again with this model"
             )
         )

@@ -1,4 +1,4 @@
-"""A start from data: what the loss asks of a fresh adapter, put into it before the first step."""
+"""Initialization from data: an untrained adapter is set from the gradient of the loss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from .._util.tables import table
-from ..adapter.adapter_layers import Sites, check_heard, find_sites
+from ..adapter.adapter_layers import AdapterLayers, check_active, find_adapter_layers
 from ..adapter.systems import get_systems, set_systems
 from ..errors import AdapterError, CalibrationError, ConfigError
 from .calibration import Calibration
 from .calibration_pass import calibrate
 from .capture import mean_loss
-from .fingerprints import compare, model_tag
+from .fingerprints import check_fingerprint, model_fingerprint
 from .gradient_hankel import GradientSpectrum
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -27,15 +27,14 @@ System: TypeAlias = tuple[Array, Array, Array]
 
 PARTS = ("B", "AB", "ABC")
 
-#: Share of a row of B that comes from data, in energy; the rest is what was there. With all of it a layer
-#: with one value above the null would see one direction only, whatever its r.
+#: Share of the energy of a row of B that comes from data; the rest is its previous value. With a share of 1,
+#: a layer with one value above the null would read one direction only, whatever its r.
 SHARE = 0.5
 
-#: Tokens that are held back to find the size of C on.
-HELD_BACK = 4096
+#: Number of tokens of the validation rows on which the gain of C is chosen.
+VALIDATION_TOKENS = 4096
 
-#: First size of C that is tried, where 1 makes the largest Hankel singular value 1, and how often it is
-#: doubled.
+#: First gain of C that is tried, where 1 makes the largest Hankel singular value 1, and number of doublings.
 SMALLEST, DOUBLINGS = 2.0**-12, 16
 
 
@@ -50,11 +49,11 @@ class InitializationReport:
     significant : dict of int
         By layer index: singular values of the gradient operator above its null.
     orders : dict of int
-        States that were taken from data; those of a layer that was left as it was are 0.
+        Number of states taken from data; 0 for a layer that was left unchanged.
     gain : float or None
-        Size of C, in units of -dL/dH per token; None where C is zero.
+        Gain of C, in units of -dL/dH per token; None where C is zero.
     loss_before, loss_after : float or None
-        Mean loss over the rows that were held back to find that size.
+        Mean loss over the validation rows on which the gain was chosen.
 
     Examples
     --------
@@ -78,7 +77,7 @@ class InitializationReport:
         rows += [[str(i), str(self.significant[i]), str(self.orders[i])] for i in self.orders]
         text = table(rows)
         if self.loss_before is not None and self.loss_after is not None:
-            text += f"\nC: loss on rows held back {self.loss_before:.4f} -> {self.loss_after:.4f}"
+            text += f"\nC: loss on validation rows {self.loss_before:.4f} -> {self.loss_after:.4f}"
         return text
 
 
@@ -90,25 +89,25 @@ def initialize(
     adapter_name: str | None = None,
     progress: bool | None = None,
 ) -> InitializationReport:
-    """Set a fresh adapter, in place, from the gradient of the loss with respect to its impulse response.
+    """Initialize an untrained adapter, in place, from the gradient of the loss.
 
     In each layer the Hankel operator of -dL/dH is collected, H being the impulse response of a linear
-    residual where the adapter stands. Its balanced realisation in modal form gives as many states as it has
-    singular values above those of its null (:func:`hankel_spectra`), at most r; r itself stays. Layers
-    without any stay as they are.
+    residual branch in the place of the adapter. Its balanced realization in modal form gives as many states
+    as it has singular values above those of its null (:func:`hankel_spectra`), at most r; r itself stays.
+    Layers without such values stay as they are.
 
     Parameters
     ----------
     model : PeftModel or PreTrainedModel
-        With an HRM adapter that adds nothing yet.
+        With an HRM adapter whose output is zero.
     batches : iterable of dict, or Calibration
-        For ``model(**batch)``, with labels, in batches of at least three sequences; or what
-        :func:`calibrate` made of them with this model, before any adapter was trained.
+        For ``model(**batch)``, with labels, in batches of at least three sequences; or the result of
+        :func:`calibrate` on them with this model, before any adapter was trained.
     what : {"B", "AB", "ABC"}
-        "B": poles stay, each row of B is turned half towards the inputs that the loss asks for at its pole.
-        "AB": poles and rows of the realisation; the remaining states stay. In both C is zero, and the
-        model's output unchanged to the bit. "ABC": its C too, of one size for all layers, the one that is
-        best on rows held back from the operator.
+        "B": poles stay; each row of B is rotated towards the negative gradient of the loss at its pole. "AB":
+        poles and rows of the realization; the remaining states stay. With both C is zero, and the model's
+        outputs are bit-identical to the base model's. "ABC": also its C, with one gain for all layers, chosen
+        on validation rows that are left out of the operator.
     adapter_name : str, optional
         Default: the active adapter.
     progress : bool, optional
@@ -121,17 +120,17 @@ def initialize(
     Raises
     ------
     AdapterError
-        There is no such adapter, or it adds something already.
+        There is no such adapter, or its output is not zero.
     CalibrationError
         Batches without labels, fewer than three sequences, or a Calibration of another model, or of a
-        trained adapter; with "ABC" one without rows held out.
+        trained adapter; with "ABC" one without validation rows.
     ConfigError
         Another value of ``what``.
 
     Notes
     -----
-    The parameters are replaced: make the optimizer after this. Rows are of the size they had, poles not
-    slower than 0.999. How often this helped, and where it did not: docs/spectra_before_training.md.
+    The parameters are replaced: create the optimizer after this. Rows keep their norms; the modulus of poles
+    is at most 0.999. docs/spectra_before_training.md reports where this helped and where it did not.
 
     Examples
     --------
@@ -147,91 +146,93 @@ def initialize(
     """
     if what not in PARTS:
         raise ConfigError(f"what={what!r} is unknown; choose one of {', '.join(map(repr, PARTS))}")
-    sites = find_sites(model, adapter_name)
-    _check_fresh(sites)
+    adapter_layers = find_adapter_layers(model, adapter_name)
+    _check_untrained(adapter_layers)
     if isinstance(batches, Calibration):
-        # of any fresh adapter: none of them has a part in the gradients
+        # a calibration of any untrained adapter: the gradients do not depend on it
         calibration = batches
-        compare(calibration.model, model_tag(model), "model")
+        check_fingerprint(calibration.model, model_fingerprint(model), "model")
     else:
-        held_out = HELD_BACK if what == "ABC" else 0
+        held_out = VALIDATION_TOKENS if what == "ABC" else 0
         calibration = calibrate(
-            model, batches, adapter_name=sites.adapter, held_out=held_out, progress=progress
+            model, batches, adapter_name=adapter_layers.adapter, held_out=held_out, progress=progress
         )
     if what == "ABC":
-        check_heard(model, sites)
+        check_active(model, adapter_layers)
         if not calibration.held_out:
             raise CalibrationError(
-                "the size of C is found on rows that were held out, and this calibration has none; "
-                "calibrate with "
-                "held_out=4096, and with more than a few rows"
+                "the gain of C is chosen on rows that were held out, and this calibration has none; "
+                "calibrate with held_out=4096, and with more than a few rows"
             )
-    spectra = _spectra(model, calibration, sites.adapter)
-    report = _start_from(model, spectra, what, sites.adapter)
+    spectra = _spectra(model, calibration, adapter_layers.adapter)
+    report = _set_from_spectra(model, spectra, what, adapter_layers.adapter)
     if what != "ABC":
         return report
     largest = max((float(spectra[i].values[0]) for i, n in report.orders.items() if n), default=0.0)
-    return _with_gain(model, calibration.held_out, report, largest, sites.adapter)
+    return _with_gain(model, calibration.held_out, report, largest, adapter_layers.adapter)
 
 
 def _spectra(model: nn.Module, calibration: Calibration, adapter_name: str) -> dict[int, GradientSpectrum]:
-    """Return what the data of a calibration ask of each layer of an adapter."""
+    """Return the spectrum of the gradient operator of each layer of an adapter."""
     layers = get_systems(model, adapter_name)
     missing = sorted(set(layers) - set(calibration.gradients))
     if missing or not calibration.labels:
         raise CalibrationError(
             f"there are no gradients of layers {missing} in the calibration: it was made with an "
-            "adapter that was trained, or elsewhere; calibrate a fresh adapter"
+            "adapter that was trained, or of other layers; calibrate an untrained adapter"
             if missing
             else "there are no gradients in the calibration: its batches had no labels"
         )
     return {i: calibration.gradients[i].spectrum() for i in layers}
 
 
-def _start_from(
+def _set_from_spectra(
     model: nn.Module, spectra: Mapping[int, GradientSpectrum], what: str, adapter_name: str
 ) -> InitializationReport:
-    """Set poles and rows; "ABC" sets C in the unit of -dL/dH per token."""
+    """Set poles and rows of B; with "ABC" also C, in units of -dL/dH per token."""
     new, significant, orders = {}, {}, {}
     for index, old in get_systems(model, adapter_name).items():
         spectrum = spectra[index]
         significant[index] = spectrum.significant
         orders[index] = min(significant[index], old[0].size)
         if orders[index]:
-            found = spectrum.realize(orders[index])
-            new[index] = _turned(old, found) if what == "B" else _replaced(old, found, output=what == "ABC")
+            realized = spectrum.realize(orders[index])
+            new[index] = (
+                _with_rotated_rows(old, realized)
+                if what == "B"
+                else _with_realized_modes(old, realized, output=what == "ABC")
+            )
     if new:
         set_systems(model, new, adapter_name)
     return InitializationReport(what, significant, orders)
 
 
-def _check_fresh(sites: Sites) -> None:
-    for index, system in sites.systems.items():
-        if not system.adds_nothing():
+def _check_untrained(adapter_layers: AdapterLayers) -> None:
+    for index, system in adapter_layers.systems.items():
+        if not system.output_is_zero():
             raise AdapterError(
-                f"the adapter of layer {index} adds something to the output already: it was trained or "
-                f"set, and that "
-                "would be lost; attach a fresh one, or add one with add_adapter"
+                f"the adapter of layer {index} adds something to the output already: it was trained or set, "
+                "which would be lost; attach a new one, or add one with add_adapter"
             )
 
 
-def _turned(old: System, found: System) -> System:
-    """Turn rows of B towards the gradient they would get at their pole under a random C."""
+def _with_rotated_rows(old: System, realized: System) -> System:
+    """Rotate rows of B towards the gradient that they would get at their pole with a random C."""
     logs, B, C = old
     rng = np.random.default_rng(0)
-    own, rows, outs = found
-    # sum_k exp(k log_pole) (-dL/dH_k) = outs diag(1 / (1 - pole own_pole)) rows
-    gains = 1 / (1 - np.exp(logs[:, None] + own[None]))
+    realized_logs, rows, outs = realized
+    # sum_k exp(k log_pole) (-dL/dH_k) = outs diag(1 / (1 - pole realized_pole)) rows
+    gains = 1 / (1 - np.exp(logs[:, None] + realized_logs[None]))
     shape = logs.size, outs.shape[0]
     random = rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
-    wanted = (((random @ outs) * gains) @ rows).conj()
+    directions = (((random @ outs) * gains) @ rows).conj()
     new = B.copy()
     for k in range(logs.size):
         if k and _are_pair(logs, k - 1, k) and logs[k - 1].imag > 0:
             new[k] = new[k - 1].conj()
             continue
         # the row of a real mode is real
-        row = wanted[k].real if abs(math.sin(logs[k].imag)) < 1e-12 else wanted[k]
+        row = directions[k].real if abs(math.sin(logs[k].imag)) < 1e-12 else directions[k]
         size = np.linalg.norm(row)
         if size > 0:
             row = math.sqrt(1 - SHARE) * B[k] + math.sqrt(SHARE) * np.linalg.norm(B[k]) / size * row
@@ -243,24 +244,24 @@ def _are_pair(logs: Array, i: int, j: int) -> bool:
     return bool(logs[i].imag != 0 and np.isclose(logs[i], logs[j].conj(), rtol=1e-9, atol=0))
 
 
-def _replaced(old: System, found: System, *, output: bool) -> System:
-    """Put found modes, with rows of B of norm 1, in the place of as many old ones."""
-    logs, B, C = found
+def _with_realized_modes(old: System, realized: System, *, output: bool) -> System:
+    """Replace modes by realized ones, with rows of B of norm 1."""
+    logs, B, C = realized
     size = np.linalg.norm(B, axis=1)
     size[size == 0] = 1.0
     B, C = B / size[:, None], C * size
-    kept = _modes(old, old[0].size - logs.size)
-    # C of what stays is zero, as it is before training
-    zero = np.zeros((C.shape[0], kept[0].size))
+    remaining = _leading_modes(old, old[0].size - logs.size)
+    # C of the remaining modes is zero, as before training
+    zero = np.zeros((C.shape[0], remaining[0].size))
     return (
-        np.concatenate([logs, kept[0]]),
-        np.concatenate([B, kept[1]]),
+        np.concatenate([logs, remaining[0]]),
+        np.concatenate([B, remaining[1]]),
         np.concatenate([C if output else np.zeros_like(C), zero], axis=1),
     )
 
 
-def _modes(system: System, count: int) -> tuple[Array, Array]:
-    """Return that many modes of a system; of a pair that has room for one only, a real one of its modulus."""
+def _leading_modes(system: System, count: int) -> tuple[Array, Array]:
+    """Return the first modes of a system; half a pair becomes a real mode of the same modulus."""
     logs, B, _ = system
     poles: list[complex] = []
     rows: list[Array] = []
@@ -270,8 +271,8 @@ def _modes(system: System, count: int) -> tuple[Array, Array]:
         if pair and len(poles) + 2 > count:
             poles, rows = [*poles, complex(logs[k].real)], [*rows, B[k].real.astype(complex)]
         else:
-            wide = 2 if pair else 1
-            poles, rows = [*poles, *logs[k : k + wide]], [*rows, *B[k : k + wide]]
+            width = 2 if pair else 1
+            poles, rows = [*poles, *logs[k : k + width]], [*rows, *B[k : k + width]]
         k += 2 if pair else 1
     return np.array(poles, dtype=complex), np.array(rows, dtype=complex).reshape(count, B.shape[1])
 
@@ -283,28 +284,28 @@ def _with_gain(
     largest: float,
     adapter_name: str,
 ) -> InitializationReport:
-    """Find the size of C: doubled as long as the loss on the rows held back falls."""
-    sites = find_sites(model, adapter_name)
-    outputs = {i: system.C.detach().clone() for i, system in sites.systems.items()}
+    """Choose the gain of C: doubled as long as the loss on the validation rows falls."""
+    adapter_layers = find_adapter_layers(model, adapter_name)
+    outputs = {i: system.C.detach().clone() for i, system in adapter_layers.systems.items()}
 
     def set_gain(gain: float) -> None:
         with torch.no_grad():
-            for i, system in sites.systems.items():
+            for i, system in adapter_layers.systems.items():
                 system.C.copy_(outputs[i] * gain)
 
     def loss() -> float:
-        return mean_loss(model, sites, rows) or 0.0
+        return mean_loss(model, adapter_layers, rows) or 0.0
 
     set_gain(0.0)
     before = best = loss()
     gain = 0.0
     if largest > 0:
         for doubling in range(DOUBLINGS):
-            tried = SMALLEST * 2**doubling / largest
-            set_gain(tried)
-            now = loss()
-            if not now < best:
+            trial = SMALLEST * 2**doubling / largest
+            set_gain(trial)
+            trial_loss = loss()
+            if not trial_loss < best:
                 break
-            gain, best = tried, now
+            gain, best = trial, trial_loss
     set_gain(gain)
     return InitializationReport("ABC", report.significant, report.orders, gain, before, best)

@@ -1,4 +1,4 @@
-"""Reducing adapters in place: fewer states, still trainable, with a measured (or certified) loss."""
+"""Reduction of adapters in place: fewer states, still trainable, with a measured (or certified) error."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import nn
 import hankelred
 from hankelred import ModalSystem, OrderError, ReductionWarning
 
-from .._util.progress import watched
+from .._util.progress import progress_bar
 from .._util.tables import table
-from ..adapter.adapter_layers import Sites, check_heard, find_sites
+from ..adapter.adapter_layers import AdapterLayers, check_active, find_adapter_layers
 from ..adapter.systems import set_systems
-from .balancing import balanced, modal_systems, whole_number, with_few_ports
+from .balancing import balanced, modal_systems, whole_number, with_compressed_io
 from .calibration import Calibration, check_calibration
-from .candidates import Plan, choose, hold
+from .candidates import LayerReductionChoice, choose, run_validation_rows
 from .capture import mean_loss
 from .spectra import HankelSpectra
 
@@ -33,31 +33,30 @@ _NOTHING_HELD_OUT = (
 
 @dataclass(frozen=True)
 class LayerReduction:
-    """What became of one layer.
+    """The reduction of one layer.
 
     Attributes
     ----------
     name : str
-        Of the module.
+        Name of the module.
     full_order, order : int
         Number of states before and after.
     kept : str
-        Which candidate: "exact", "empirical", "empirical, loss" or "output POD" (see :func:`reduce`);
-        "unchanged" where no state was left out.
+        The chosen candidate: "exact", "empirical", "empirical, loss" or "output POD" (see :func:`reduce`);
+        "unchanged" where no state was removed.
     bound : float
-        No input is amplified by (before minus after) by more than this, up to ``rounding``: Glover's bound,
-        twice the sum of the singular values left out. inf where the kept candidate is not the exact one:
-        nothing is proved of the others.
+        Bound on the H-infinity norm of the difference, up to ``rounding``: Glover's bound, twice the sum of
+        the singular values left out. inf where the chosen candidate is not the exact one, as there is no
+        bound for the others.
     error : float
-        The true error, the H-infinity norm of the difference between the systems before and after as they are
-        stored.
+        The true error: H-infinity norm of the difference between the stored systems before and after.
     rounding : float
-        The part of it that storing the reduced system in the precision of the parameters makes.
+        The part of the error due to storing the reduced system in the precision of the parameters.
     norm : float
         H-infinity norm of the system before.
     held_out : dict of float
-        For each candidate, the root mean square error of the output on the rows that the calibration held
-        out, relative to the output; inf for an unstable candidate. Empty without calibration.
+        For each candidate, the root mean square output error on the validation rows of the calibration,
+        relative to the output; inf for an unstable candidate. Empty without calibration.
     """
 
     name: str
@@ -72,25 +71,25 @@ class LayerReduction:
 
     @property
     def vacuous(self) -> bool:
-        """Whether the bound says nothing: leaving the whole layer out would make no larger error."""
+        """Whether the bound is vacuous: removing the whole layer would not make a larger error."""
         return self.bound >= self.norm > 0
 
 
 @dataclass(frozen=True)
 class ReductionReport:
-    """What a reduction did to an adapter; made by :func:`reduce`. Printing it gives a table.
+    """The reduction of an adapter; returned by :func:`reduce`. Printing it gives a table.
 
     Attributes
     ----------
     layers : dict of LayerReduction
         By layer index.
     parameters_before, parameters_after : int
-        Of the adapter.
+        Numbers of parameters of the adapter.
     loss_before, loss_after : float or None
-        Mean loss over the labels of the rows that the calibration held out; None where there are none.
+        Mean loss over the labels of the validation rows of the calibration; None where there are none.
     held_out_rows : int or None
-        Rows that the candidates were compared on; None without calibration. 0: the calibration held none
-        out, so it was not used.
+        Number of validation rows that candidates were compared on; None without calibration. 0: the
+        calibration has none, so it was not used.
     """
 
     layers: dict[int, LayerReduction]
@@ -117,11 +116,11 @@ class ReductionReport:
 
     @property
     def parameters_saved(self) -> int:
-        """How many parameters the adapter has less."""
+        """Number of parameters removed."""
         return self.parameters_before - self.parameters_after
 
     def to_json(self) -> str:
-        """Return everything as JSON; what is infinite is null."""
+        """Return everything as JSON; infinite values are null."""
         layers = {str(i): {**asdict(layer), "vacuous": layer.vacuous} for i, layer in self.layers.items()}
         numbers = {
             name: getattr(self, name)
@@ -133,12 +132,12 @@ class ReductionReport:
         return json.dumps(_without_infinity({"layers": layers, **numbers}), allow_nan=False)
 
     def __str__(self) -> str:
-        held = any(layer.held_out for layer in self.layers.values())
-        heads = ["layer", "states", "kept", "norm", "bound", "error", "bound says"]
-        rows = [heads + (["held-out error"] if held else [])]
+        validation = any(layer.held_out for layer in self.layers.values())
+        heads = ["layer", "states", "candidate", "norm", "bound", "error", "relative bound"]
+        rows = [heads + (["held-out error"] if validation else [])]
         for layer in self.layers.values():
-            says = (
-                "nothing"
+            relative_bound = (
+                "vacuous"
                 if layer.vacuous or math.isinf(layer.bound)
                 else f"{layer.bound / (layer.norm or 1):.1%}"
             )
@@ -149,9 +148,9 @@ class ReductionReport:
                 f"{layer.norm:.3g}",
                 f"{layer.bound:.3g}",
                 f"{layer.error:.3g}",
-                says,
+                relative_bound,
             ]
-            if held:
+            if validation:
                 # one of the names has a comma
                 cells.append("; ".join(f"{name} {value:.2%}" for name, value in layer.held_out.items()))
             rows.append(cells)
@@ -180,26 +179,27 @@ def reduce(
 ) -> ReductionReport:
     """Reduce an adapter by balanced truncation, in place.
 
-    The layers keep their modal form, so the result is an adapter as before: it trains on, generates, and is
-    saved with the order of each layer in its configuration. Make the optimizer anew, the parameters are
-    others.
+    The layers stay in modal form, so the result is an adapter as before: it can be trained further,
+    generates, and is saved with the order of each layer in its configuration. The parameters are replaced:
+    create the optimizer after this.
 
     Parameters
     ----------
     model : PeftModel or PreTrainedModel
         With an HRM adapter.
     order : int
-        States of every layer.
+        Number of states of every layer.
     tol : float
         For every layer the smallest order, of at least 1, whose error bound is at most this.
     ranks : mapping of int to int
-        States by layer index; layers that are not named stay.
+        Numbers of states by layer index; other layers stay as they are.
     budget : int
-        States over all layers, given out by one threshold for all: see :meth:`HankelSpectra.suggest_ranks`.
+        Number of states over all layers, distributed by one threshold: see
+        :meth:`HankelSpectra.suggest_ranks`.
     calibration : Calibration, optional
-        Of this model and adapter. The directions that are left out may then be chosen by what the data
-        excite and the loss feels; for every layer the candidate with the smallest output error on the rows
-        that were held out is kept. The orders are those without it.
+        Of this model and adapter. The removed directions may then be chosen by the states on the data and by
+        the gradient of the loss; for every layer the candidate with the smallest output error on the
+        validation rows is chosen. The orders are the same as without it.
     adapter_name : str, optional
         Default: the active adapter.
     progress : bool, optional
@@ -212,7 +212,7 @@ def reduce(
     Raises
     ------
     OrderError
-        Not exactly one of order, tol, ranks and budget, or a value that makes no sense.
+        Not exactly one of order, tol, ranks and budget, or an invalid value.
     AdapterError
         No such adapter, parameters that are not finite, or a layer with no diagonal form at its order.
     CalibrationError
@@ -221,16 +221,16 @@ def reduce(
     Warns
     -----
     ReductionWarning
-        Layers have fewer states that do anything than were asked for, and keep those. Or: the calibration
-        held no rows out, and is not used.
+        Layers have fewer singular values above rounding than states were requested, and keep those. Or: the
+        calibration has no validation rows, and is not used.
 
     Notes
     -----
     Candidates: "exact", balanced truncation, to which Glover's bound applies; "empirical", with the
-    controllability Gramian of the states in the data; "empirical, loss", also with the outputs weighted by
-    what the loss feels; "output POD", the projection that best keeps C s_t of the states in the data. See
-    ``docs/spectra_and_reduction.md`` for what is certain of them. The adapter is changed at once, after
-    everything is decided: what fails before that leaves it as it was.
+    controllability Gramian of the states on the data; "empirical, loss", also with outputs weighted by the
+    gradient of the loss; "output POD", the projection that best preserves C s_t of the states on the data.
+    See ``docs/spectra_and_reduction.md`` for their guarantees. The adapter is changed only after all layers
+    are computed: an error before that leaves it unchanged.
 
     Examples
     --------
@@ -247,49 +247,53 @@ def reduce(
     >>> model.peft_config["default"].rank_pattern
     {'layers.0.mlp': 4}
     """
-    given = {"order": order, "tol": tol, "ranks": ranks, "budget": budget}
-    chosen = [name for name, value in given.items() if value is not None]
+    rules = {"order": order, "tol": tol, "ranks": ranks, "budget": budget}
+    chosen = [name for name, value in rules.items() if value is not None]
     if len(chosen) != 1:
         raise OrderError(
             f"give exactly one of order, tol, ranks and budget, got {' and '.join(chosen) or 'none'}"
         )
-    sites = find_sites(model, adapter_name)
+    adapter_layers = find_adapter_layers(model, adapter_name)
     if calibration is not None:
         check_calibration(calibration)
-        check_heard(model, sites)
-        calibration.check(model, sites.adapter)
-    full = modal_systems(model, sites)
-    few = {i: with_few_ports(system) for i, system in full.items()}
-    exact = {i: balanced(system) for i, system in few.items()}
-    wanted = _orders(exact, sites, order=order, tol=tol, ranks=ranks, budget=budget)
-    held = None if calibration is None else hold(model, sites, calibration)
-    if calibration is not None and held is None:
+        check_active(model, adapter_layers)
+        calibration.check(model, adapter_layers.adapter)
+    full = modal_systems(model, adapter_layers)
+    compressed = {i: with_compressed_io(system) for i, system in full.items()}
+    exact = {i: balanced(system) for i, system in compressed.items()}
+    orders = _orders(exact, adapter_layers, order=order, tol=tol, ranks=ranks, budget=budget)
+    validation = None if calibration is None else run_validation_rows(model, adapter_layers, calibration)
+    if calibration is not None and validation is None:
         warnings.warn(_NOTHING_HELD_OUT, ReductionWarning, stacklevel=2)
-    shrunk = [i for i, n in wanted.items() if n < few[i].n_states]
-    plans = {
-        i: choose(i, few[i], exact[i], wanted[i], calibration, held)
-        for i in watched(shrunk, "reducing", progress)
+    shrunk = [i for i, n in orders.items() if n < compressed[i].n_states]
+    choices = {
+        i: choose(i, compressed[i], exact[i], orders[i], calibration, validation)
+        for i in progress_bar(shrunk, "reducing", progress)
     }
-    before = _parameters(sites)
-    # in all the ports of the layer again, by the projection
-    small = {i: plan.expanded(full[i]) for i, plan in plans.items()}
-    set_systems(model, small, sites.adapter)
-    sites = find_sites(model, sites.adapter)
-    stored = modal_systems(model, sites)
+    before = _parameters(adapter_layers)
+    # with all inputs and outputs of the layer again
+    reduced = {i: choice.expanded(full[i]) for i, choice in choices.items()}
+    set_systems(model, reduced, adapter_layers.adapter)
+    adapter_layers = find_adapter_layers(model, adapter_layers.adapter)
+    stored = modal_systems(model, adapter_layers)
     layers = {
-        i: _layer(sites.names[i], full[i], few[i], stored[i], small.get(i), plans.get(i))
-        for i in watched(list(wanted), "measuring", progress)
+        i: _layer(adapter_layers.names[i], full[i], compressed[i], stored[i], reduced.get(i), choices.get(i))
+        for i in progress_bar(list(orders), "measuring", progress)
     }
-    after = _parameters(sites)
+    after = _parameters(adapter_layers)
     if calibration is None:
         return ReductionReport(layers, before, after)
-    losses = (None, None) if held is None else (held.loss, mean_loss(model, sites, calibration.held_out))
+    losses = (
+        (None, None)
+        if validation is None
+        else (validation.loss, mean_loss(model, adapter_layers, calibration.held_out))
+    )
     return ReductionReport(layers, before, after, *losses, held_out_rows=len(calibration.held_out))
 
 
 def _orders(
     exact: dict[int, hankelred.Reduction],
-    sites: Sites,
+    adapter_layers: AdapterLayers,
     *,
     order: int | None,
     tol: float | None,
@@ -298,8 +302,8 @@ def _orders(
 ) -> dict[int, int]:
     """Return the order of each layer that is to be reduced."""
     if tol is not None or budget is not None:
-        values = {i: one.hankel_singular_values for i, one in exact.items()}
-        floors = {i: one.noise_floor for i, one in exact.items()}
+        values = {i: value.hankel_singular_values for i, value in exact.items()}
+        floors = {i: value.noise_floor for i, value in exact.items()}
         return HankelSpectra(values, floors).suggest_ranks(tol=tol, budget=budget)
     if order is not None:
         ranks = dict.fromkeys(exact, whole_number(order, "order"))
@@ -308,16 +312,17 @@ def _orders(
     for i in ranks:
         if i not in exact:
             raise OrderError(
-                f"ranks names layer {i!r}; adapter '{sites.adapter}' has layers {', '.join(map(str, exact))}"
+                f"ranks names layer {i!r}; adapter '{adapter_layers.adapter}' has layers "
+                f"{', '.join(map(str, exact))}"
             )
-    asked = {i: whole_number(n, f"ranks[{i}]") for i, n in sorted(ranks.items())}
-    asked = {i: min(n, exact[i].hankel_singular_values.size) for i, n in asked.items()}
-    orders = {i: min(n, max(1, exact[i].numerical_rank)) for i, n in asked.items()}
-    clipped = {i: n for i, n in orders.items() if n < asked[i]}
+    requested = {i: whole_number(n, f"ranks[{i}]") for i, n in sorted(ranks.items())}
+    requested = {i: min(n, exact[i].hankel_singular_values.size) for i, n in requested.items()}
+    orders = {i: min(n, max(1, exact[i].numerical_rank)) for i, n in requested.items()}
+    clipped = {i: n for i, n in orders.items() if n < requested[i]}
     if clipped:
         warnings.warn(
-            "fewer singular values than states asked for are above rounding: layer(s) "
-            + ", ".join(f"{i} keep(s) {n} of {asked[i]}" for i, n in clipped.items()),
+            "fewer singular values than requested states are above rounding: layer(s) "
+            + ", ".join(f"{i} keep(s) {n} of {requested[i]}" for i, n in clipped.items()),
             ReductionWarning,
             stacklevel=3,
         )
@@ -327,43 +332,43 @@ def _orders(
 def _layer(
     name: str,
     full: ModalSystem,
-    few: ModalSystem,
+    compressed: ModalSystem,
     stored: ModalSystem,
-    small: ModalSystem | None,
-    plan: Plan | None,
+    reduced: ModalSystem | None,
+    choice: LayerReductionChoice | None,
 ) -> LayerReduction:
-    """Measure what was done to a layer."""
-    norm = hankelred.norm(few, "hinf")
-    if plan is None or small is None:
+    """Measure the reduction of a layer."""
+    norm = hankelred.norm(compressed, "hinf")
+    if choice is None or reduced is None:
         return LayerReduction(name, full.n_states, full.n_states, "unchanged", 0.0, 0.0, 0.0, norm)
     return LayerReduction(
         name,
         full.n_states,
         stored.n_states,
-        plan.kept,
-        plan.bound,
+        choice.kept,
+        choice.bound,
         _distance(full, stored),
-        _distance(small, stored),
+        _distance(reduced, stored),
         norm,
-        plan.held_out,
+        choice.held_out,
     )
 
 
 def _distance(first: ModalSystem, second: ModalSystem) -> float:
     """Return the H-infinity norm of the difference."""
-    one, other = with_few_ports(first, second)
-    poles = np.concatenate([one.log_poles, other.log_poles])
+    first, second = with_compressed_io(first, second)
+    poles = np.concatenate([first.log_poles, second.log_poles])
     difference = ModalSystem(
-        poles, np.concatenate([one.B, other.B]), np.concatenate([one.C, -other.C], axis=1)
+        poles, np.concatenate([first.B, second.B]), np.concatenate([first.C, -second.C], axis=1)
     )
     return hankelred.norm(difference, "hinf")
 
 
-def _parameters(sites: Sites) -> int:
-    return sum(p.numel() for system in sites.systems.values() for p in system.parameters())
+def _parameters(adapter_layers: AdapterLayers) -> int:
+    return sum(p.numel() for system in adapter_layers.systems.values() for p in system.parameters())
 
 
 def _without_infinity(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_infinity(one) for key, one in value.items()}
+        return {key: _without_infinity(value) for key, value in value.items()}
     return None if isinstance(value, float) and math.isinf(value) else value

@@ -1,4 +1,4 @@
-"""Hankel spectra of adapters, and the ranks they suggest."""
+"""Hankel spectra of adapters, and ranks chosen from them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 import hankelred
 from hankelred import OrderError
 
-from .._util.progress import watched
+from .._util.progress import progress_bar
 from .._util.tables import table
-from ..adapter.adapter_layers import find_sites, hrm_layers
+from ..adapter.adapter_layers import find_adapter_layers, hrm_layers
 from ..adapter.architectures import find_decoder
-from .balancing import balanced, modal_systems, whole_number, with_few_ports
+from .balancing import balanced, modal_systems, whole_number, with_compressed_io
 from .calibration import Calibration, check_calibration
-from .fingerprints import compare, model_tag
+from .fingerprints import check_fingerprint, model_fingerprint
 from .gradient_hankel import MARGIN
 
 if TYPE_CHECKING:
@@ -31,26 +31,26 @@ Array: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class HankelSpectra(Mapping[int, Array]):
-    """Hankel singular values by layer: how much memory each layer uses, or its data asks for.
+    """Hankel singular values by layer: how much memory a layer uses, or would use according to the gradient.
 
-    A mapping from layer index to values in falling order (float64): those of the trained adapters where there
-    are any, else those of the gradient. Printing it gives a table.
+    A mapping from layer index to values in descending order (float64): those of the trained adapters where
+    there are any, otherwise those of the gradient. Printing it gives a table.
 
     Attributes
     ----------
     exact : dict of ndarray
-        Of the systems (A, B, gate C), by closed-form Gramians; a layer of r states has r values. Empty for a
-        model without adapters.
+        Of the systems (A, B, gate C), from closed-form Gramians; a layer of r states has r values. Empty for
+        a model without adapters.
     noise_floors : dict of float
-        Exact values at or below it are rounding errors.
+        Level at or below which exact values are rounding errors.
     empirical : dict of ndarray or None
-        By the Gramians of a :class:`Calibration`: of the states that the data excite and of the outputs
-        that the loss feels (without labels: of all outputs alike). They are in the units of the data, so
-        they compare layers with each other, not with the exact values. No bound follows from them.
+        From the Gramians of a :class:`Calibration`: of the states on the data, and of the outputs weighted by
+        the gradient of the loss (without labels: unweighted). They are in the units of the data, so they
+        compare layers with each other, not with the exact values. No bound follows from them.
     gradient, null : dict of ndarray or None
-        Before training: of the Hankel operator of the loss's gradient, in loss per token and unit of gain,
-        and of the same with inputs and gradients of different sequences, which is what chance gives. A value
-        counts from 1.5 times the largest of the null on.
+        Before training: of the Hankel operator of the gradient of the loss, in loss per token and unit of
+        gain, and of its permutation null, with inputs and gradients of different sequences. A value is
+        significant above 1.5 times the largest of the null.
     names : dict of str
         Module names of the layers.
     """
@@ -76,7 +76,7 @@ class HankelSpectra(Mapping[int, Array]):
         return len(self._values)
 
     def significant(self, layer: int) -> int:
-        """Return how many values of a layer are more than rounding or, before training, more than chance.
+        """Return the number of values of a layer above rounding or, before training, above the null.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class HankelSpectra(Mapping[int, Array]):
         return int(np.count_nonzero(self[layer] > self.threshold(layer)))
 
     def threshold(self, layer: int) -> float:
-        """Return the level above which a value of a layer counts.
+        """Return the level above which a value of a layer is significant.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class HankelSpectra(Mapping[int, Array]):
         """
         if self.exact:
             return self.noise_floors.get(layer, 0.0)
-        # three null operators are all there are, and the next would differ: chance reaches further than they
+        # there are only three null operators, and others would exceed them: hence a margin
         return MARGIN * float(self.null[layer].max(initial=0.0)) if self.null else 0.0
 
     def plot(
@@ -121,9 +121,8 @@ class HankelSpectra(Mapping[int, Array]):
         ax : matplotlib Axes, optional
             Where to draw; default: a new figure.
         kind : {"curves", "heatmap"}
-            "curves": one for each layer, dark for the last ones, with their median and quartiles, and the
-            level above which values count; empirical values are dashed, null ones grey. "heatmap": layer by
-            index.
+            "curves": one per layer, darker for later layers, with their median and quartiles and the level of
+            significance; empirical values are dashed, those of the null gray. "heatmap": layers by index.
         ranks : dict of int, optional
             Orders to mark, by layer, such as from :meth:`suggest_ranks`.
 
@@ -134,7 +133,7 @@ class HankelSpectra(Mapping[int, Array]):
         Raises
         ------
         ConfigError
-            Another kind, or there are no layers.
+            An unknown kind, or there are no layers.
 
         Examples
         --------
@@ -146,9 +145,16 @@ class HankelSpectra(Mapping[int, Array]):
         >>> ax.get_yscale()
         'log'
         """
-        from .plots import draw
+        from .plots import Spectra, draw
 
-        return draw(self, ax, kind=kind, ranks=ranks)
+        spectra = Spectra(
+            values=self._values,
+            thresholds={layer: self.threshold(layer) for layer in self},
+            trained=bool(self.exact),
+            empirical=self.empirical,
+            null=None if self.exact else self.null,
+        )
+        return draw(spectra, ax, kind=kind, ranks=ranks)
 
     def suggest_ranks(self, *, tol: float | None = None, budget: int | None = None) -> dict[int, int]:
         """Return an order for each layer; :func:`reduce` with the same rule takes the same.
@@ -159,9 +165,9 @@ class HankelSpectra(Mapping[int, Array]):
             Absolute, for each layer: the smallest order of at least 1 whose error bound, twice the sum of the
             distinct values left out, is at most this.
         budget : int, optional
-            Number of states over all layers, 2 d parameters each. One threshold for all layers: each gets one
-            state, and the rest go to the largest values wherever they are; of equal ones to the lower
-            layer. Values that are rounding (or chance) get none, so the sum may be smaller.
+            Number of states over all layers, 2 d parameters each. Each layer gets one state, and the others
+            go to the largest values of all layers; of equal values the lower layer comes first. Values that
+            are not significant get none, so the sum may be smaller.
 
         Returns
         -------
@@ -170,11 +176,11 @@ class HankelSpectra(Mapping[int, Array]):
         Raises
         ------
         OrderError
-            Not exactly one rule, or a value that makes no sense.
+            Not exactly one rule, or an invalid value.
 
         Notes
         -----
-        The ranks follow the exact values where there are any: they bound the error whatever the input.
+        The ranks follow the exact values where there are any: these bound the error for every input.
 
         Examples
         --------
@@ -188,16 +194,16 @@ class HankelSpectra(Mapping[int, Array]):
         """
         if (tol is None) == (budget is None):
             raise OrderError("give exactly one of tol= and budget=")
-        most = {i: max(1, self.significant(i)) for i in self}
+        significant = {i: max(1, self.significant(i)) for i in self}
         if tol is not None:
-            return {i: min(max(1, hankelred.select_order(self[i], tol=tol)), most[i]) for i in self}
+            return {i: min(max(1, hankelred.select_order(self[i], tol=tol)), significant[i]) for i in self}
         total = whole_number(budget, "budget")
         if total < len(self):
             raise OrderError(
                 f"budget={total} is less than one state for each of the {len(self)} layers; the least is "
                 f"{len(self)}"
             )
-        further = sorted((-float(self[i][k]), i, k) for i in self for k in range(1, most[i]))
+        further = sorted((-float(self[i][k]), i, k) for i in self for k in range(1, significant[i]))
         ranks = dict.fromkeys(self, 1)
         for _, i, _ in further[: total - len(self)]:
             ranks[i] += 1
@@ -241,15 +247,15 @@ class HankelSpectra(Mapping[int, Array]):
 def hankel_spectra(
     model: nn.Module, calibration: Calibration | None = None, *, adapter_name: str | None = None
 ) -> HankelSpectra:
-    """Return the Hankel singular values of a model's adapters, or what the data ask of fresh ones.
+    """Return the Hankel singular values of a model's adapters, or before training those of the gradient.
 
     Parameters
     ----------
     model : PeftModel or PreTrainedModel
         With an HRM adapter; or, with a calibration that had labels, without one.
     calibration : Calibration, optional
-        Of this model and adapter: adds the empirical values. Where the adapter adds nothing yet, or there is
-        none, the values are those of the gradient of the loss, beside those of their null.
+        Of this model and adapter: adds the empirical values. Where the output of the adapter is zero, or
+        there is no adapter, the values are those of the gradient of the loss and of its null.
     adapter_name : str, optional
         Default: the active adapter.
 
@@ -278,33 +284,33 @@ def hankel_spectra(
     if calibration is not None:
         check_calibration(calibration)
     if calibration is not None and calibration.gradients and not hrm_layers(model):
-        compare(calibration.model, model_tag(model), "model")
+        check_fingerprint(calibration.model, model_fingerprint(model), "model")
         decoder = find_decoder(model)
         where = f"{decoder.name.rpartition('.')[2]}.{{}}.{decoder.block_name('mlp')}"
         return _before_training(calibration, {i: where.format(i) for i in calibration.gradients})
-    sites = find_sites(model, adapter_name)
+    adapter_layers = find_adapter_layers(model, adapter_name)
     if calibration is not None:
-        calibration.check(model, sites.adapter)
-        if len(calibration.gradients) == len(sites.systems) and calibration.labels:
-            return _before_training(calibration, dict(sites.names))
+        calibration.check(model, adapter_layers.adapter)
+        if len(calibration.gradients) == len(adapter_layers.systems) and calibration.labels:
+            return _before_training(calibration, dict(adapter_layers.names))
     exact, floors, empirical = {}, {}, {}
-    for i, system in modal_systems(model, sites).items():
-        few = with_few_ports(system)
-        own = balanced(few)
-        exact[i], floors[i] = own.hankel_singular_values, own.noise_floor
+    for i, system in modal_systems(model, adapter_layers).items():
+        compressed = with_compressed_io(system)
+        balancing = balanced(compressed)
+        exact[i], floors[i] = balancing.hankel_singular_values, balancing.noise_floor
         if calibration is not None:
-            empirical[i] = balanced(few, *calibration.factors(i, few)).hankel_singular_values
+            empirical[i] = balanced(compressed, *calibration.factors(i, compressed)).hankel_singular_values
     return HankelSpectra(
-        exact, floors, empirical if calibration is not None else None, names=dict(sites.names)
+        exact, floors, empirical if calibration is not None else None, names=dict(adapter_layers.names)
     )
 
 
 def _before_training(calibration: Calibration, names: dict[int, str]) -> HankelSpectra:
-    operators = watched(calibration.gradients.items(), "spectra", None)
-    found = {i: operator.spectrum() for i, operator in operators}
+    operators = progress_bar(calibration.gradients.items(), "spectra", None)
+    spectra = {i: operator.spectrum() for i, operator in operators}
     return HankelSpectra(
         {},
-        gradient={i: spectrum.values for i, spectrum in found.items()},
-        null={i: spectrum.null for i, spectrum in found.items()},
+        gradient={i: spectrum.values for i, spectrum in spectra.items()},
+        null={i: spectrum.null for i, spectrum in spectra.items()},
         names=names,
     )

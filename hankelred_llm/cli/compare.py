@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .settings_options import given, settings_options
+from .settings_options import flag_values, settings_options
 
 
 @click.command(short_help="Methods on a task: equal budgets, own learning rates, several seeds.")
@@ -15,7 +15,7 @@ from .settings_options import given, settings_options
 def compare(config: Path | None, **flags: Any) -> None:
     """Compare methods on a task and write table, plot and JSON into the folder --out.
 
-    A comparison that was stopped goes on where it was when the command is given again.
+    A comparison that was stopped resumes when the command is given again.
 
     \b
     Example:
@@ -23,13 +23,13 @@ def compare(config: Path | None, **flags: Any) -> None:
       hankelred-llm compare --task flip_flop --model mistralai/Mistral-7B-v0.1 --dtype bfloat16
       hankelred-llm compare --config examples/paper/quality.yaml --data-dir data
     """
-    from hankelred_llm.experiments.settings import read_settings
+    from ..experiments.settings import read_settings
 
-    settings = read_settings(config, given(flags))
-    from hankelred_llm.cli.main import console, progress
-    from hankelred_llm.experiments import compare as comparison
-    from hankelred_llm.experiments.processes import this_process
-    from hankelred_llm.experiments.report import tables
+    settings = read_settings(config, flag_values(flags))
+    from ..experiments import compare as comparison
+    from ..experiments.processes import this_process
+    from ..experiments.report import tables
+    from .main import console, progress
 
     found = comparison.compare(settings, progress=progress())
     if not this_process().is_main_process:

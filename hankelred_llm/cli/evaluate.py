@@ -15,16 +15,20 @@ import click
     type=click.Choice(["validation", "test"]),
     default="validation",
     show_default=True,
-    help="Choose on validation; read the test once, when everything is chosen.",
+    help="Use validation to choose; read the test split once, when all choices are made.",
 )
 @click.option(
-    "--length", "lengths", type=int, multiple=True, help="Default: those of the training. Repeatable."
+    "--length",
+    "lengths",
+    type=int,
+    multiple=True,
+    help="Length of the rows; repeatable. Default: the lengths given in training.",
 )
 @click.option("--eval-batch-size", type=int, help="Rows at a time (default: as in training).")
 def evaluate(folder: Path, split_name: str, lengths: tuple[int, ...], eval_batch_size: int | None) -> None:
     """Score the adapter that hankelred-llm train wrote into FOLDER.
 
-    Scores are kept in FOLDER/results.jsonl; a split that was scored at a length is not read again.
+    Scores are saved in FOLDER/results.jsonl; a split already scored at a length is not read again.
 
     \b
     Example:
@@ -33,19 +37,19 @@ def evaluate(folder: Path, split_name: str, lengths: tuple[int, ...], eval_batch
     """
     from rich.table import Table
 
-    from hankelred_llm.cli.main import console
-    from hankelred_llm.experiments.processes import this_process
-    from hankelred_llm.experiments.single_run import score_folder
+    from ..experiments.processes import this_process
+    from ..experiments.single_run import score_folder
+    from .main import console
 
     records = score_folder(folder, split_name, lengths, eval_batch_size)
     if not this_process().is_main_process:
         return
     table = Table(title=f"{folder}, {split_name}", title_justify="left")
-    columns = ["length", "rows", "context", "cut", "evidence kept"]
+    columns = ["length", "rows", "context", "truncated", "evidence left"]
     metrics = list(records[0]["means"])
-    floors = list(records[0]["floors"])
+    baselines = list(records[0]["floors"])
     main = records[0]["metric"]
-    for heading in [*columns, *metrics, *(f"floor: {name}" for name in floors)]:
+    for heading in [*columns, *metrics, *(f"baseline: {name}" for name in baselines)]:
         table.add_column(heading, justify="right")
     for r in records:
         evidence = "" if r["evidence_share"] is None else f"{r['evidence_share']:.0%}"
@@ -57,7 +61,7 @@ def evaluate(folder: Path, split_name: str, lengths: tuple[int, ...], eval_batch
             evidence,
         ]
         cells += [f"{r['means'][name]:.4f}" for name in metrics]
-        cells += [f"{r['floors'][name][main]:.4f}" for name in floors]
+        cells += [f"{r['floors'][name][main]:.4f}" for name in baselines]
         table.add_row(*cells)
     console().print(table)
 

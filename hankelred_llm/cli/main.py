@@ -59,13 +59,13 @@ def progress() -> Any:
 
 
 def main() -> None:
-    """Run the command line; what is wrong is said in one line, with exit status 2."""
-    # what libraries say to each other of their next versions is nothing a user can act on
+    """Run the command line; an error is printed in one line, with exit status 2."""
+    # deprecations between the libraries below are nothing that a user can act on
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # the bars of the libraries below would run through those of the command
+    # progress bars of these libraries would overlap with those of the command
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    run(cli, "hankelred-llm", interrupted="interrupted; the same command goes on from here")
+    run(cli, "hankelred-llm", interrupted="interrupted; run the same command to resume")

@@ -15,7 +15,7 @@ from torch import nn
 from ..adapter.config import HRMType
 from ..errors import AdapterFileError, ExperimentError
 from ..experiments.base_models import BaseModel, find_model
-from ..experiments.methods import LORA_BESIDE, load_adapter, save_adapter
+from ..experiments.methods import LORA_FOLDER, load_adapter, save_adapter
 from ..experiments.processes import this_process
 from ..tasks import ByteTokenizer
 from .text_rows import text_batches
@@ -23,15 +23,15 @@ from .text_rows import text_batches
 CONFIG = "adapter_config.json"
 
 #: What a folder of an adapter holds when it was written by peft, or here.
-WRITTEN = {CONFIG, "adapter_model.safetensors", "README.md", "reduction.json", LORA_BESIDE}
+WRITTEN = {CONFIG, "adapter_model.safetensors", "README.md", "reduction.json", LORA_FOLDER}
 
 
-class Opened(NamedTuple):
-    """What a name has been opened to."""
+class LoadedModel(NamedTuple):
+    """A base model, or an adapter with its base model, loaded by name."""
 
     name: str
     base: BaseModel
-    model: nn.Module  # with its adapter, where the name is that of one
+    model: nn.Module  # with the adapter, if the name is that of an adapter
     config: dict[str, Any] | None  # of the adapter
 
     def batches(
@@ -60,7 +60,7 @@ class Opened(NamedTuple):
         return text_batches(data, tokenizer, length=length, batches=batches, batch_size=batch_size)
 
 
-def open_named(name: str, *, base: str | None, dtype: str, device: str | None) -> Opened:
+def open_named(name: str, *, base: str | None, dtype: str, device: str | None) -> LoadedModel:
     """Open a base model or an adapter folder.
 
     Raises
@@ -68,27 +68,25 @@ def open_named(name: str, *, base: str | None, dtype: str, device: str | None) -
     HankelredError
         There is no such model, adapter, base or device, or the adapter is of another method.
     """
-    place = _device(device)
+    target = _device(device)
     folder = Path(name)
     if not (folder / CONFIG).is_file():
         if (folder / "adapter" / CONFIG).is_file():
             raise AdapterFileError(f"{name} is no adapter, but {folder / 'adapter'} is; give that folder")
         if base is not None:
             raise AdapterFileError(f"{name} has no {CONFIG}, and --base is for adapters; leave --base out")
-        found = find_model(name, dtype)
-        return Opened(name, found, _loaded(found).to(place).eval(), None)
+        base_model = find_model(name, dtype)
+        return LoadedModel(name, base_model, _load(base_model).to(target).eval(), None)
     config = adapter_config(folder)
-    named = base or config.get("base_model_name_or_path")
-    if not named:
+    base_name = base or config.get("base_model_name_or_path")
+    if not base_name:
         raise AdapterFileError(f"{folder / CONFIG} does not name the base model; give it with --base")
     try:
-        found = find_model(str(named), dtype)
+        base_model = find_model(str(base_name), dtype)
     except ExperimentError as error:
-        raise ExperimentError(
-            f"the base of {name}: {error}; with --base another place can be named"
-        ) from None
-    model = load_adapter(_loaded(found), folder)
-    return Opened(name, found, model.to(place).eval(), config)
+        raise ExperimentError(f"the base of {name}: {error}; give its folder or name with --base") from None
+    model = load_adapter(_load(base_model), folder)
+    return LoadedModel(name, base_model, model.to(target).eval(), config)
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
@@ -120,12 +118,13 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _loaded(found: BaseModel) -> nn.Module:
+def _load(base_model: BaseModel) -> nn.Module:
     try:
-        return found.load()
+        return base_model.load()
     except (OSError, ValueError) as error:
         raise ExperimentError(
-            f"model {found.name!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give a causal "
+            f"model {base_model.name!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give a "
+            "causal "
             "language model with its weights"
         ) from None
 
@@ -171,7 +170,7 @@ def check_place(out: Path, *, overwrite: bool) -> None:
 
 
 def write_adapter(model: Any, out: Path, texts: Mapping[str, str]) -> None:
-    """Write the adapters of a model, and files beside them: the folder is whole or as it was before.
+    """Write the adapters of a model and other files into a folder, completely or not at all.
 
     Raises
     ------
@@ -179,7 +178,7 @@ def write_adapter(model: Any, out: Path, texts: Mapping[str, str]) -> None:
         It cannot be written.
     """
     try:
-        # beside the target: only inside one file system a folder is moved at once
+        # in the same folder as the target: a move is atomic only within one file system
         with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as scratch:
             new, old = Path(scratch) / "new", Path(scratch) / "old"
             save_adapter(model, new)

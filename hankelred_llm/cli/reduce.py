@@ -40,9 +40,9 @@ def reduce(
 ) -> None:
     """Reduce the HRM adapter in the folder ADAPTER, and write the smaller one and reduction.json into --out.
 
-    With a text, or a calibration, each layer keeps the candidate with the smallest error on rows that were
-    held out, and the loss on them is told before and after. Without, states that matter least for any input
-    go. The reduced adapter is loaded, trained on and used as every other.
+    With a text, or a calibration, each layer gets the candidate with the smallest error on held-out rows, and
+    the loss on these rows is printed before and after. Without, the states with the smallest Hankel singular
+    values are removed. The reduced adapter is loaded, trained and used like any other.
 
     \b
     Example:
@@ -50,16 +50,16 @@ def reduce(
       hankelred-llm reduce training/adapter --budget 12 --calibration calibration.safetensors --out smaller
     """
     rules = {"--order": order, "--tol": tol, "--budget": budget}
-    given = [name for name, value in rules.items() if value is not None]
-    if len(given) != 1:
+    rules_passed = [name for name, value in rules.items() if value is not None]
+    if len(rules_passed) != 1:
         raise click.UsageError(
-            f"give one of --order, --tol and --budget, got {' and '.join(given) or 'none'}"
+            f"give one of --order, --tol and --budget, got {' and '.join(rules_passed) or 'none'}"
         )
     if data is not None and calibration is not None:
         raise click.UsageError("--data and --calibration are two sources of the same; give one of them")
-    from hankelred_llm import Calibration, CalibrationError, calibrate
-    from hankelred_llm import reduce as reduce_in_place
-    from hankelred_llm.cli.open_model import adapter_config, check_place, open_named, write_adapter
+    from .. import Calibration, CalibrationError, calibrate
+    from .. import reduce as reduce_in_place
+    from .open_model import adapter_config, check_place, open_named, write_adapter
 
     adapter_config(adapter)
     check_place(out, overwrite=overwrite)
@@ -68,21 +68,21 @@ def reduce(
             f"there is no calibration {calibration}; make it with hankelred-llm spectra {adapter} --data "
             f"TEXT --save {calibration}"
         )
-    opened = open_named(str(adapter), base=base, dtype=dtype, device=device)
-    seen: Calibration | None = None
+    loaded = open_named(str(adapter), base=base, dtype=dtype, device=device)
+    statistics: Calibration | None = None
     try:
         if data is not None:
-            rows = opened.batches(data, length=length, batches=batches, batch_size=batch_size)
-            seen = calibrate(opened.model, rows)
+            rows = loaded.batches(data, length=length, batches=batches, batch_size=batch_size)
+            statistics = calibrate(loaded.model, rows)
         elif calibration is not None:
-            seen = Calibration.load(calibration)
-        report = reduce_in_place(opened.model, order=order, tol=tol, budget=budget, calibration=seen)
+            statistics = Calibration.load(calibration)
+        report = reduce_in_place(loaded.model, order=order, tol=tol, budget=budget, calibration=statistics)
     except KeyboardInterrupt:
         raise click.Abort(
             "interrupted, and nothing was written; to be able to go on with a long text, read it by "
             "hankelred-llm spectra --save, and give the file with --calibration"
         ) from None
-    write_adapter(opened.model, out, {"reduction.json": report.to_json()})
+    write_adapter(loaded.model, out, {"reduction.json": report.to_json()})
     click.echo(str(report))
     click.echo(f"wrote {out}")
 

@@ -1,21 +1,22 @@
-"""Every field of `Settings` as a flag, over a YAML file."""
+"""Every field of `Settings` as a flag, which takes precedence over a YAML file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import click
 import yaml
 
-from hankelred_llm.errors import ExperimentError
-from hankelred_llm.experiments.settings import DEFAULT_GRID, Settings
+from ..errors import ExperimentError
+from ..experiments.settings import DEFAULT_GRID, Settings, without_none
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str, "list[int]": int, "list[str]": str}
+#: Type of one value of a flag, by the annotation of the field.
+_FLAG_TYPES: dict[Any, Any] = {int: int, float: float, str: str, list[int]: int, list[str]: str}
 
 
 def settings_options(*leave_out: str, **defaults: str) -> Callable[[F], F]:
@@ -25,9 +26,10 @@ def settings_options(*leave_out: str, **defaults: str) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
+        hints = get_type_hints(Settings)
         for f in reversed(fields(Settings)):
             if f.name not in leave_out:
-                function = _flag(f, _help(f, defaults))(function)
+                function = _flag(f, without_none(hints[f.name]), _help(f, defaults))(function)
         return click.option(
             "--config",
             type=click.Path(path_type=Path),
@@ -38,7 +40,7 @@ def settings_options(*leave_out: str, **defaults: str) -> Callable[[F], F]:
 
 
 def _help(f: Any, defaults: dict[str, str]) -> str:
-    """Return the help text of a field, with its default where that is said in a few words."""
+    """Return the help text of a field, with its default where that is short."""
     text, default = str(f.metadata["help"]), defaults.get(f.name, f.default)
     if f.name == "learning_rates":
         default = ", ".join(f"{rate:g}" for rate in DEFAULT_GRID)
@@ -49,29 +51,28 @@ def _help(f: Any, defaults: dict[str, str]) -> str:
     return f"{text} [default: {default}]"
 
 
-def _flag(f: Any, help: str) -> Callable[[Any], Any]:
-    kind = str(f.type).removesuffix(" | None")
+def _flag(f: Any, kind: Any, help: str) -> Callable[[Any], Any]:
     name = f"--{f.name.replace('_', '-')}"
-    if kind == "bool":
+    if kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", default=None, help=help)
     if f.name == "task_options":
         return click.option("--task-option", "task_options", multiple=True, metavar="NAME=VALUE", help=help)
     if f.name == "learning_rates":
         help = f"{help} Repeatable."
         return click.option("--learning-rate", "learning_rates", multiple=True, type=float, help=help)
-    many = kind.startswith("list")
+    many = get_origin(kind) is list
     flag = f"--{f.name.removesuffix('s').replace('_', '-')}" if many else name
     return click.option(
-        flag, f.name, type=_TYPES[kind], multiple=many, help=help + (" Repeatable." if many else "")
+        flag, f.name, type=_FLAG_TYPES[kind], multiple=many, help=help + (" Repeatable." if many else "")
     )
 
 
-def given(flags: dict[str, Any]) -> dict[str, Any]:
+def flag_values(flags: dict[str, Any]) -> dict[str, Any]:
     """Return the flags that were used, as values of settings."""
-    found = {name: value for name, value in flags.items() if value is not None and value != ()}
-    if "task_options" in found:
-        found["task_options"] = dict(_pair(text) for text in found["task_options"])
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    values = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if "task_options" in values:
+        values["task_options"] = dict(_pair(text) for text in values["task_options"])
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -14,10 +14,10 @@ from hankelred.cli.console import check_folder, check_picture, save_picture
 from .data_options import data_options
 
 if TYPE_CHECKING:
-    from hankelred_llm import HankelSpectra
+    from .. import HankelSpectra
 
 
-@click.command(short_help="How much memory an adapter uses, or a text asks for.")
+@click.command(short_help="How much memory an adapter uses, or a text requires.")
 @click.argument("model")
 @data_options
 @click.option("--tol", type=float, help="Suggest ranks: the least whose error bound is at most this.")
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--save",
     type=click.Path(path_type=Path),
-    help="The calibration, for reduce. A command that was interrupted goes on from it.",
+    help="The calibration, for reduce. An interrupted command resumes from it.",
 )
 def spectra(
     model: str,
@@ -50,10 +50,10 @@ def spectra(
 ) -> None:
     """Print the Hankel singular values of every layer of MODEL.
 
-    MODEL is a folder with an HRM adapter, or a causal language model: a folder, a hub name, or 'small'.
-    Of an adapter the values are those of its systems; --data adds those of the states that a text excites and
-    of the outputs that the loss feels. Of a model without adapter they are what the loss asks for on --data,
-    beside chance.
+    MODEL is a folder with an HRM adapter, or a causal language model: a folder, a hub name, or 'small'. For
+    an adapter these are the values of its systems; --data adds those weighted by the states on a text and by
+    the gradient of the loss. For a model without adapter they are those of the gradient of the loss on
+    --data, compared with a permutation null.
 
     \b
     Example:
@@ -63,103 +63,105 @@ def spectra(
     if tol is not None and budget is not None:
         raise click.UsageError("--tol and --budget are two rules for the ranks; give one of them")
     if save is not None and data is None:
-        raise click.UsageError("--save writes what was seen of a text; give one with --data")
+        raise click.UsageError("--save writes the statistics of a text; give one with --data")
     check_picture(plot)
     for path in (table, save):
         if path is not None:
             check_folder(path)
-    from hankelred_llm import AdapterError, Calibration, calibrate, hankel_spectra
-    from hankelred_llm.cli.open_model import open_named
+    from .. import AdapterError, Calibration, calibrate, hankel_spectra
+    from .open_model import open_named
 
-    opened = open_named(model, base=base, dtype=dtype, device=device)
-    if opened.config is None and data is None:
+    loaded = open_named(model, base=base, dtype=dtype, device=device)
+    if loaded.config is None and data is None:
         raise AdapterError(
             f"{model} is a model without adapter, whose spectra are those of a text; give one with --data"
         )
     calibration: Calibration | None = None
     try:
         if data is not None:
-            rows = opened.batches(data, length=length, batches=batches, batch_size=batch_size)
+            rows = loaded.batches(data, length=length, batches=batches, batch_size=batch_size)
             # without an adapter there is nothing to reduce, and all rows can count
-            more: dict[str, Any] = {"held_out": 0} if opened.config is None else {}
-            calibration = calibrate(opened.model, rows, checkpoint=save, **more)
-        found = hankel_spectra(opened.model, calibration)
+            more: dict[str, Any] = {"held_out": 0} if loaded.config is None else {}
+            calibration = calibrate(loaded.model, rows, checkpoint=save, **more)
+        result = hankel_spectra(loaded.model, calibration)
     except KeyboardInterrupt:
         raise click.Abort(f"interrupted; {_goes_on(save)}") from None
-    click.echo(_headline(model, found, calibration))
-    click.echo(str(found))
-    ranks = None if tol is None and budget is None else found.suggest_ranks(tol=tol, budget=budget)
+    click.echo(_headline(model, result, calibration))
+    click.echo(str(result))
+    ranks = None if tol is None and budget is None else result.suggest_ranks(tol=tol, budget=budget)
     if ranks is not None:
-        click.echo(f"\n{_suggestion(found, ranks, opened.config)}")
+        click.echo(f"\n{_suggestion(result, ranks, loaded.config)}")
         spare = 0 if budget is None else budget - sum(ranks.values())
         if spare:
-            why = "rounding" if found.exact else "within chance on this text"
+            why = "rounding" if result.exact else "not above the null on this text"
             click.echo(f"{spare} of the {budget} states were given to no layer: the values left are {why}")
-        if not found.exact:
-            click.echo("first order only: what pays once something is remembered is not seen")
+        if not result.exact:
+            click.echo("first order only: what becomes useful after training has begun is not measured")
     if table is not None:
-        _write_json(table, found, ranks, calibration)
+        _write_json(table, result, ranks, calibration)
     if plot is not None:
         layers = plot.with_stem(f"{plot.stem}-layers")
-        save_picture(plot, lambda ax: found.plot(ax, ranks=ranks))
-        save_picture(layers, lambda ax: found.plot(ax, kind="heatmap", ranks=ranks))
+        save_picture(plot, lambda ax: result.plot(ax, ranks=ranks))
+        save_picture(layers, lambda ax: result.plot(ax, kind="heatmap", ranks=ranks))
     if save is not None:
         click.echo(f"wrote {save}")
 
 
 def _goes_on(save: Path | None) -> str:
     if save is None:
-        return "with --save it could be gone on with"
+        return "with --save it could be resumed"
     if not save.is_file():
         return f"{save} was not written yet, which is done once a minute"
-    return f"the same command goes on from {save}, which was written less than a minute or a batch ago"
+    return f"the same command resumes from {save}, which was written less than a minute or a batch ago"
 
 
-def _headline(model: str, found: HankelSpectra, calibration: Any) -> str:
-    what = "values of the adapter" if found.exact else "what the loss asks for, before training"
+def _headline(model: str, result: HankelSpectra, calibration: Any) -> str:
+    what = "values of the adapter" if result.exact else "gradient of the loss, before training"
     if calibration is None:
         return f"{model}: {what}"
     return f"{model}: {what}; {calibration.tokens:,} tokens, loss {calibration.loss:.4f}"
 
 
-def _suggestion(found: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str, Any] | None) -> str:
-    """Return the ranks with what speaks for them, and the configuration that has them."""
-    from hankelred_llm._util.tables import table
+def _suggestion(result: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str, Any] | None) -> str:
+    """Return the ranks with the values they are based on, and the configuration that has them."""
+    from .._util.tables import table
 
-    level = "noise floor" if found.exact else "level of chance"
+    level = "noise floor" if result.exact else "null threshold"
     rows = [["layer", "rank", "counted", "last kept", "first left out", level]]
-    if found.exact:
+    if result.exact:
         rows[0].append("error bound")
     for i, rank in ranks.items():
-        values = found[i]
+        values = result[i]
         left = f"{values[rank]:.2e}" if rank < values.size else ""
-        cells = [found.names.get(i, str(i)), str(rank), str(found.significant(i))]
-        cells += [f"{values[rank - 1]:.2e}", left, f"{found.threshold(i):.2e}"]
-        if found.exact:
+        cells = [result.names.get(i, str(i)), str(rank), str(result.significant(i))]
+        cells += [f"{values[rank - 1]:.2e}", left, f"{result.threshold(i):.2e}"]
+        if result.exact:
             cells.append(f"{2 * float(values[rank:].sum()):.2e}")
         rows.append(cells)
-    return f"{table(rows)}\nranks of {sum(ranks.values())} states in all:\n  {_pattern(found, ranks, config)}"
+    return (
+        f"{table(rows)}\nranks of {sum(ranks.values())} states in all:\n  {_pattern(result, ranks, config)}"
+    )
 
 
-def _pattern(found: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str, Any] | None) -> str:
+def _pattern(result: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str, Any] | None) -> str:
     """Return the configuration of a new adapter with these ranks, to be pasted."""
     most = max(ranks.values())
     fields = [f"r={most}"]
-    for name, usual in (("site", "mlp"), ("tap", "input"), ("eigenvalues", "complex")):
-        if config is not None and config.get(name, usual) != usual:
+    for name, default in (("site", "mlp"), ("tap", "input"), ("eigenvalues", "complex")):
+        if config is not None and config.get(name, default) != default:
             fields.append(f"{name}={config[name]!r}")
     if config is not None and config.get("layers_to_transform") is not None:
         fields.append(f"layers_to_transform={sorted(ranks)}")
-    pattern = {found.names[i]: rank for i, rank in ranks.items() if rank != most}
+    pattern = {result.names[i]: rank for i, rank in ranks.items() if rank != most}
     if pattern:
         fields.append(f"rank_pattern={pattern}")
     return f"HRMConfig({', '.join(fields)})"
 
 
-def _write_json(path: Path, found: HankelSpectra, ranks: Mapping[int, int] | None, calibration: Any) -> None:
+def _write_json(path: Path, result: HankelSpectra, ranks: Mapping[int, int] | None, calibration: Any) -> None:
     from hankelred._util.writing import write_atomically
 
-    content = json.loads(found.to_json())
+    content = json.loads(result.to_json())
     if ranks is not None:
         content["ranks"] = {str(i): rank for i, rank in ranks.items()}
     if calibration is not None:

@@ -1,4 +1,4 @@
-"""Rows of any text as batches, for calibration: spread evenly over the text, as long as asked for."""
+"""Batches of rows from a text, for calibration: of a given length, spread evenly over the text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from ..tasks import Collator, Example, TaskDataError
 from ..tasks.byte_tokens import IGNORED, Tokenizer
 
-#: Bytes that are read for each token of a row: no tokenizer in use needs as many on average.
+#: Bytes that are read for each token of a row: more than any common tokenizer needs on average.
 BYTES_PER_TOKEN = 32
 
-#: Bytes on which it is seen how many tokens a text has.
-PROBE = 2**16
+#: Bytes at the beginning of a text from which its number of tokens is estimated.
+SAMPLE_BYTES = 2**16
 
 _REMEDY = "give a text file, or a folder with .txt files"
 
@@ -23,19 +23,19 @@ _REMEDY = "give a text file, or a folder with .txt files"
 def text_batches(
     path: Path, tokenizer: Tokenizer, *, length: int, batches: int, batch_size: int
 ) -> list[dict[str, torch.Tensor]]:
-    """Return batches of a text, for ``model(**batch)``, with labels.
+    """Return batches of rows of a text with labels, for ``model(**batch)``.
 
     Parameters
     ----------
     path : Path
         A text file, or a folder: all of its .txt files.
     tokenizer : Tokenizer
-        The model's.
+        That of the model.
     length : int
-        Tokens of a row.
+        Tokens per row.
     batches, batch_size : int
-        Number of batches and rows in each, fewer where the text has not as many rows. The rows of a batch
-        come from all over the text: neighbours would be no unrelated sequences.
+        Number of batches and of rows in each; fewer if the text is too short. The rows of a batch come from
+        distant places in the text, because neighboring rows would be related.
 
     Raises
     ------
@@ -45,15 +45,15 @@ def text_batches(
     files = _files(path)
     sizes = [file.stat().st_size for file in files]
     total = sum(sizes)
-    probe = _encoded(b"".join(_pieces(files, sizes, 0, PROBE)), tokenizer)
-    if not probe:
+    sample = _encoded(b"".join(_pieces(files, sizes, 0, SAMPLE_BYTES)), tokenizer)
+    if not sample:
         raise TaskDataError(path, None, "has no text", _REMEDY)
-    tokens = len(probe) * total / min(PROBE, total)
+    tokens = len(sample) * total / min(SAMPLE_BYTES, total)
     count = max(1, min(batches * batch_size, int(tokens // length)))
     rows = []
     for k in range(count):
         start, end = k * total // count, (k + 1) * total // count
-        # a row lies in one file, the first that its share of the text touches
+        # a row is from one file, the first in its part of the text
         piece = next(_pieces(files, sizes, start, min(end - start, BYTES_PER_TOKEN * length)), b"")
         row = _row(piece, tokenizer, length, f"{path.name} from byte {start}")
         if len(row) > 1:
@@ -62,7 +62,7 @@ def text_batches(
         raise TaskDataError(path, None, "has no row of two tokens", "give a longer text")
     number = -(-len(rows) // batch_size)
     padding = tokenizer.pad_token_id
-    # any id will do where the attention mask is 0
+    # any id is valid where the attention mask is 0
     collate = Collator(0 if padding is None else int(padding))
     return [collate(rows[k::number]) for k in range(number)]
 
@@ -94,7 +94,7 @@ def _pieces(files: list[Path], sizes: list[int], start: int, length: int) -> Ite
 
 
 def _encoded(piece: bytes, tokenizer: Tokenizer) -> list[int]:
-    # a piece may begin and end within a character
+    # a piece may begin or end inside a multi-byte character
     text = piece.decode("utf-8", errors="ignore").strip()
     return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
 
@@ -102,6 +102,6 @@ def _encoded(piece: bytes, tokenizer: Tokenizer) -> list[int]:
 def _row(piece: bytes, tokenizer: Tokenizer, length: int, name: str) -> Example:
     first = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     ids = np.array([*first, *_encoded(piece, tokenizer)][:length], dtype=np.int64)
-    # what is first is predicted from nothing
+    # the first token is not predicted
     labels = np.concatenate([[IGNORED], ids[1:]]).astype(np.int64)
     return Example(ids, labels, len(ids), name, name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .settings_options import given, settings_options
+from .settings_options import flag_values, settings_options
 
 
 @click.command(short_help="One adapter on a task.")
@@ -29,7 +29,7 @@ def train(
 ) -> None:
     """Train one adapter and write it into the folder --out, with its validation score.
 
-    A training that was stopped goes on from its last checkpoint when the command is given again.
+    A training that was stopped resumes from its last checkpoint when the command is given again.
     The adapter is in OUT/adapter, for PeftModel.from_pretrained.
 
     \b
@@ -37,12 +37,12 @@ def train(
       hankelred-llm train --task flip_flop --method "hrm-attention r=16" --learning-rate 0.03
       hankelred-llm evaluate training --length 64 --length 256
     """
-    from hankelred_llm.cli.main import progress
-    from hankelred_llm.experiments.processes import this_process
-    from hankelred_llm.experiments.settings import read_values
-    from hankelred_llm.experiments.single_run import one_run, train_into
+    from ..experiments.processes import this_process
+    from ..experiments.settings import read_values
+    from ..experiments.single_run import one_run, train_into
+    from .main import progress
 
-    values = {"out": "training", **read_values(config), **given(flags)}
+    values = {"out": "training", **read_values(config), **flag_values(flags)}
     settings = one_run(method or "hrm", 0.01 if learning_rate is None else learning_rate, seed or 0, **values)
     run = train_into(settings, progress=progress())
     if not this_process().is_main_process:

@@ -71,7 +71,7 @@ class BaseModel:
     dtype: str
 
     def load(self, *, quantized: bool = False) -> nn.Module:
-        """Return the model with its weights, frozen by whoever puts an adapter in."""
+        """Return the model with its weights; adding an adapter freezes them."""
         options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
         if quantized:
             from transformers import BitsAndBytesConfig
@@ -117,12 +117,12 @@ class BaseModel:
         commit = getattr(self.config, "_commit_hash", None)
         if commit:
             return str(commit)
-        found = hashlib.blake2b(digest_size=6)
+        digest = hashlib.blake2b(digest_size=6)
         for path in sorted(Path(self.source).glob("*.safetensors")):
             with path.open("rb") as file:
                 # large files by their size and their beginning, which lists what is in them
-                found.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**26))
-        return found.hexdigest()
+                digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**26))
+        return digest.hexdigest()
 
 
 def find_model(name: str, dtype: str) -> BaseModel:

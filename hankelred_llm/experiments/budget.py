@@ -10,7 +10,16 @@ from torch import nn
 
 from ..adapter.architectures import find_decoder
 from ..errors import ExperimentError
-from .methods import FittedMethod, FittedPart, Method, Part, linear_layers, parse_method, put_into, trainable
+from .methods import (
+    FittedMethod,
+    FittedPart,
+    Method,
+    Part,
+    add_adapters,
+    linear_layers,
+    parse_method,
+    trainable,
+)
 
 #: Two methods are equal when their numbers of parameters differ by at most this share.
 TOLERANCE = 0.02
@@ -60,9 +69,9 @@ def fixed(method: Method, skeleton: Callable[[], nn.Module]) -> FittedMethod:
 def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> FittedMethod:
     """Return a method with ranks that come to a budget within 2 %.
 
-    The rank is the largest whole one within the budget; then single blocks or linear layers get one more,
-    dear ones first, as long as that comes nearer. AdaLoRA has one rank for all; what it starts with is
-    counted.
+    The rank is the largest whole one within the budget; then single blocks or linear layers get one more, the
+    most expensive first, as long as the count comes nearer to the budget. AdaLoRA has one rank for all; what
+    it starts with is counted.
 
     Parameters
     ----------
@@ -80,12 +89,12 @@ def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> Fitte
     if any("r" in part.options for part in method.parts):
         raise ExperimentError(f"method {method.name!r}: r follows from the budget here; leave it out")
     fitted: list[FittedPart] = []
-    left = float(budget)
-    # the last part takes what the first left, so that together they come as close as one alone
+    remaining = float(budget)
+    # the last part gets what remains, so that together they come as close to the budget as one part
     for part in reversed(method.parts) if len(method.parts) > 1 else method.parts:
-        share = left if len(fitted) == len(method.parts) - 1 else budget * (1 - method.share)
+        share = remaining if len(fitted) == len(method.parts) - 1 else budget * (1 - method.share)
         fitted.insert(0, _fit_part(method, part, share, skeleton))
-        left -= _count((fitted[0],), skeleton)
+        remaining -= _count((fitted[0],), skeleton)
     parts = tuple(fitted)
     count = _count(parts, skeleton)
     if abs(count - budget) > TOLERANCE * budget:
@@ -116,29 +125,29 @@ def check_equal(methods: Iterable[FittedMethod]) -> None:
 
 
 def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], nn.Module]) -> FittedPart:
-    one, two = (_count((FittedPart(part, r),), skeleton) for r in (1, 2))
-    each = two - one
-    exact = (budget - one) / each + 1
+    at_rank_one, at_rank_two = (_count((FittedPart(part, r),), skeleton) for r in (1, 2))
+    per_rank = at_rank_two - at_rank_one
+    exact = (budget - at_rank_one) / per_rank + 1
     if part.kind == "adalora":
         return FittedPart(part, max(1, round(exact)))
     r = math.floor(exact)
     if r < 1:
         raise ExperimentError(
-            f"method {method.name!r} has {one:,} trainable parameters at rank 1, and the budget for it is "
-            f"{budget:,.0f}; give a larger budget"
+            f"method {method.name!r} has {at_rank_one:,} trainable parameters at rank 1, and the budget for "
+            f"it is {budget:,.0f}; give a larger budget"
         )
-    left = budget - one - (r - 1) * each
+    remaining = budget - at_rank_one - (r - 1) * per_rank
     costs, larger = _costs(part, skeleton()), []
     for name, cost in sorted(costs.items(), key=lambda item: -item[1]):
         # also a little above the budget, where that is nearer to it
-        if cost < 2 * left:
+        if cost < 2 * remaining:
             larger.append(name)
-            left -= cost
+            remaining -= cost
     return FittedPart(part, r, tuple(larger)) if len(larger) < len(costs) else FittedPart(part, r + 1)
 
 
 def _costs(part: Part, model: nn.Module) -> dict[str, int]:
-    """Return what one rank more costs, by linear layer or by block."""
+    """Return the number of parameters of one more rank, by linear layer or by block."""
     if part.kind != "hrm":
         return linear_layers(model, part.where)
     decoder = find_decoder(model)
@@ -149,4 +158,4 @@ def _costs(part: Part, model: nn.Module) -> dict[str, int]:
 
 def _count(parts: tuple[FittedPart, ...], skeleton: Callable[[], nn.Module]) -> int:
     with torch.device("meta"):
-        return trainable(put_into(skeleton(), parts, steps=100))
+        return trainable(add_adapters(skeleton(), parts, steps=100))

@@ -1,4 +1,4 @@
-"""Comparing methods: equal budgets, own learning rates, several seeds, one test at the end."""
+"""Comparison of methods: equal budgets, a learning rate tuned per method, several seeds, one final test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .experiment import Experiment, open_experiment
 from .methods import load_adapter, parse_method
 from .peft_schema import peft_record
 from .processes import this_process
-from .records import Record, ResultsFile
+from .records import ResultRecord, ResultsFile
 from .settings import Settings, nearest, read_settings
 from .statistics import Difference, paired_difference
 from .train import ADAPTER, train
@@ -82,14 +82,14 @@ class Comparison:
     ----------
     settings : Settings
     metric : str
-        The task's own.
+        Metric of the task.
     higher_is_better : bool
     reference : str
-        Method the others are compared with.
+        Method that the others are compared with.
     lines : dict of int to tuple of Line
         By length.
     splits : dict of int to dict
-        What was scored at each length: sizes, contexts, cuts, evidence, and the floors.
+        The split at each length: sizes, contexts, truncation, evidence, and the trivial baselines.
     folder : Path
         Where everything was written.
     """
@@ -99,7 +99,7 @@ class Comparison:
     higher_is_better: bool
     reference: str
     lines: dict[int, tuple[Line, ...]]
-    splits: dict[int, Record]
+    splits: dict[int, ResultRecord]
     folder: Path = field(default=Path())
 
     def line(self, method: str, length: int) -> Line:
@@ -108,7 +108,7 @@ class Comparison:
 
 
 def compare(settings: Settings, *, progress: Progress | None = None) -> Comparison:
-    """Run a comparison, or what is left of it, and write table, plot and JSON files.
+    """Run a comparison, or resume it, and write table, plot and JSON files.
 
     Everything is checked before anything is trained. Each method is trained at every rate of its grid on
     `tuning_seeds`; the rate with the best validation score, at the training length or averaged over
@@ -128,7 +128,7 @@ def compare(settings: Settings, *, progress: Progress | None = None) -> Comparis
     Raises
     ------
     HankelredError
-        What is wrong with the settings, the data or the results file; or all rates of a method diverged.
+        The settings, the data or the results file are wrong, or all rates of a method diverged.
 
     Examples
     --------
@@ -145,7 +145,7 @@ def compare(settings: Settings, *, progress: Progress | None = None) -> Comparis
 
 
 class _Study:
-    """The order of things in a comparison."""
+    """The steps of a comparison: tuning, training, scoring, report."""
 
     def __init__(self, settings: Settings, progress: Progress | None) -> None:
         self.settings = settings
@@ -159,7 +159,7 @@ class _Study:
         self.folder = Path(settings.out)
         main = self.process.is_main_process
         self.results = ResultsFile(self.folder / RESULTS, self.experiment.identity(), write=main)
-        # the others have read the file before the first record is added
+        # all processes read the file before the first record is added
         self.process.wait_for_everyone()
         self.names = list(self.experiment.methods)
         self.split_name = "validation" if settings.validation_only else "test"
@@ -215,7 +215,7 @@ class _Study:
             "it; compare it in another folder (out), with the methods it is to be compared with"
         )
 
-    def _run(self, phase: str, name: str, rate: float, seed: int) -> Record | None:
+    def _run(self, phase: str, name: str, rate: float, seed: int) -> ResultRecord | None:
         return self.results.find(kind="run", phase=phase, method=name, learning_rate=rate, seed=seed)
 
     def _run_folder(self, phase: str, name: str, rate: float, seed: int) -> Path:
@@ -223,7 +223,7 @@ class _Study:
         return self.folder / "runs" / f"{phase}--{slug}--rate{rate:g}--seed{seed}"
 
     def _trained(self, phase: str, name: str, rate: float, seed: int) -> None:
-        """Train, unless that is done, and record the validation score."""
+        """Train, unless the run is recorded already, and record the validation score."""
         if self._run(phase, name, rate, seed) is not None:
             return
         folder = self._run_folder(phase, name, rate, seed)
@@ -239,16 +239,16 @@ class _Study:
                 shutil.rmtree(path)
 
     def _validated(self, model: Any) -> dict[str, float] | None:
-        """Return the means over the lengths that choose; None where the model diverged."""
-        task, found = self.experiment.task, []
+        """Return the mean scores over the validation lengths; None where the model diverged."""
+        task, means = self.experiment.task, []
         for length in self.settings.validated:
             split = self.experiment.validation(length)
             try:
                 scores = evaluate(model, task, split, batch_size=self.settings.eval_batch_size)
             except TaskError:  # it is not finite
                 return None
-            found.append(scores.means)
-        return {metric: float(np.mean([means[metric] for means in found])) for metric in found[0]}
+            means.append(scores.means)
+        return {metric: float(np.mean([of_length[metric] for of_length in means])) for metric in means[0]}
 
     def chosen(self, name: str) -> float:
         """Return the learning rate with the best validation score."""
@@ -279,17 +279,17 @@ class _Study:
         """Score every adapter on the split that is reported, which is made once."""
         task, settings = self.experiment.task, self.settings
         for length in settings.lengths:
-            wanted = [
+            missing = [
                 (name, seed)
                 for name in self.names
                 for seed in settings.seeds
                 if self._score(name, seed, length) is None
             ]
             known = self.results.find(kind="split", split=self.split_name, length=length)
-            if not wanted and known:
+            if not missing and known:
                 continue
             split = self._split(length)
-            for name, seed in wanted:
+            for name, seed in missing:
                 self._score_one(task, split, name, seed)
 
     def _split(self, length: int) -> Split:
@@ -303,13 +303,13 @@ class _Study:
                 {
                     "kind": "split",
                     **split.describe(),
-                    "floors": dict(task.floors(split)),
+                    "floors": dict(task.baselines(split)),
                     "test_reads": list(task.test_reads),
                 }
             )
         return split
 
-    def _score(self, name: str, seed: int, length: int) -> Record | None:
+    def _score(self, name: str, seed: int, length: int) -> ResultRecord | None:
         return self.results.find(
             kind="score",
             split=self.split_name,
@@ -322,7 +322,7 @@ class _Study:
     def _score_one(self, task: Task, split: Split, name: str, seed: int) -> None:
         rate = self.chosen(name)
         folder = self._run_folder("final", name, rate, seed) / ADAPTER
-        model = load_adapter(self.experiment.bare(name), folder).to(self.process.device)
+        model = load_adapter(self.experiment.base_model(name), folder).to(self.process.device)
         scores = evaluate(model, task, split, batch_size=self.settings.eval_batch_size)
         self.results.append(
             {
@@ -346,12 +346,12 @@ class _Study:
         lines, splits = {}, {}
         for length in settings.lengths:
             lines[length] = tuple(self._line(name, length, reference) for name in self.names)
-            found = self.results.find(kind="split", split=self.split_name, length=length)
-            splits[length] = {key: value for key, value in (found or {}).items() if key != "kind"}
+            record = self.results.find(kind="split", split=self.split_name, length=length)
+            splits[length] = {key: value for key, value in (record or {}).items() if key != "kind"}
         return Comparison(settings, task.metric, task.higher_is_better, reference, lines, splits, self.folder)
 
     def _best_without_hrm(self) -> str:
-        """Return the method to beat: chosen on validation, as everything is."""
+        """Return the reference: the method without a state with the best validation score."""
         task = self.experiment.task
         candidates = [n for n in self.names if not parse_method(n).stateful] or self.names[:1]
         sign = 1 if task.higher_is_better else -1

@@ -1,4 +1,4 @@
-"""What a model says of a split, scored by its task."""
+"""Predictions of a model on a split, scored by its task."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def evaluate(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32
 
 
 def predict(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32) -> list[Any]:
-    """Return what `Task.score` asks for, one entry for each row; several processes share the rows.
+    """Return the predictions that `Task.score` takes, one per row; rows are distributed over processes.
 
     Parameters
     ----------
@@ -78,62 +78,68 @@ def predict(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32)
     >>> [ids.shape for ids in predict(model, task, task.validation(8, size=2))]
     [(1,), (1,)]
     """
-    asking = {"tokens": _tokens, "bits": _bits, "options": _options, "text": _text}[task.asks]
+    predict_rows = {"tokens": _tokens, "bits": _bits, "options": _options, "text": _text}[
+        task.prediction_kind
+    ]
     process = this_process()
-    # neighbours are about equally long, and so are the shares of the processes
-    mine = range(process.process_index, len(split), process.num_processes)
+    # consecutive rows have similar lengths, so interleaving gives processes similar work
+    own_rows = range(process.process_index, len(split), process.num_processes)
     training = model.training
     model.eval()
-    said: list[tuple[int, Any]] = []
+    predictions: list[tuple[int, Any]] = []
     try:
         with torch.inference_mode():
-            for start in range(0, len(mine), batch_size):
-                rows = [split[i] for i in mine[start : start + batch_size]]
-                said += zip(mine[start : start + batch_size], asking(model, task, split, rows), strict=True)
+            for start in range(0, len(own_rows), batch_size):
+                rows = [split[i] for i in own_rows[start : start + batch_size]]
+                predictions += zip(
+                    own_rows[start : start + batch_size], predict_rows(model, task, split, rows), strict=True
+                )
     finally:
         model.train(training)
     if process.num_processes > 1:
-        said = gather_object(said)
-    return [prediction for _, prediction in sorted(said, key=lambda pair: pair[0])]
+        predictions = gather_object(predictions)
+    return [prediction for _, prediction in sorted(predictions, key=lambda pair: pair[0])]
 
 
 def _tokens(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
     logits = _logits(model, Collator(task.pad_token_id)(rows))
     for row, values in zip(rows, logits, strict=True):
-        asked = values[torch.as_tensor(row.asked, device=values.device)]
-        # a model that diverged says nothing, and must not score by chance
+        scored_logits = values[torch.as_tensor(row.scored, device=values.device)]
+        # logits that are not finite are no prediction, and must not be correct by chance
         yield np.where(
-            torch.isfinite(asked).all(-1).cpu().numpy(), asked.argmax(-1).cpu().numpy().astype(float), np.nan
+            torch.isfinite(scored_logits).all(-1).cpu().numpy(),
+            scored_logits.argmax(-1).cpu().numpy().astype(float),
+            np.nan,
         )
 
 
 def _bits(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
     logits = _logits(model, Collator(task.pad_token_id)(rows))
     for row, values in zip(rows, logits, strict=True):
-        asked = values[torch.as_tensor(row.asked, device=values.device)]
-        yield -_likelihood(asked, row.targets)
+        scored_logits = values[torch.as_tensor(row.scored, device=values.device)]
+        yield -_likelihood(scored_logits, row.targets)
 
 
 def _options(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
-    """Ask for every candidate; those of one token share one pass, as they differ in what is asked alone."""
-    wanted: dict[tuple[int, bytes], Example] = {}
+    """Return the likelihood of every candidate; candidates of a single token share one forward pass."""
+    inputs: dict[tuple[int, bytes], Example] = {}
     for i, row in enumerate(rows):
         for candidate in row.candidates:
             ids = np.concatenate([row.prompt_ids, candidate[:-1]])
-            wanted.setdefault(
+            inputs.setdefault(
                 (i, candidate[:-1].tobytes()), Example(ids, ids, len(ids), row.unit, row.document)
             )
-    keys = list(wanted)
-    said: dict[tuple[int, bytes], Tensor] = {}
+    keys = list(inputs)
+    logits_by_input: dict[tuple[int, bytes], Tensor] = {}
     for start in range(0, len(keys), len(rows)):
-        some = keys[start : start + len(rows)]
-        logits = _logits(model, Collator(task.pad_token_id)([wanted[k] for k in some]))
-        said.update(zip(some, logits, strict=True))
+        batch_keys = keys[start : start + len(rows)]
+        logits = _logits(model, Collator(task.pad_token_id)([inputs[k] for k in batch_keys]))
+        logits_by_input.update(zip(batch_keys, logits, strict=True))
     for i, row in enumerate(rows):
         values = []
         for candidate in row.candidates:
             first = row.prompt_length - 1
-            logits = said[i, candidate[:-1].tobytes()][first : first + len(candidate)]
+            logits = logits_by_input[i, candidate[:-1].tobytes()][first : first + len(candidate)]
             values.append(_likelihood(logits, candidate))
         yield np.array(values)
 
@@ -155,18 +161,18 @@ def _text(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     device = _device(model)
-    found: Tensor = model(
+    logits: Tensor = model(
         input_ids=batch["input_ids"].to(device),
         attention_mask=batch["attention_mask"].to(device),
         use_cache=False,
     ).logits
-    return found
+    return logits
 
 
 def _likelihood(logits: Tensor, targets: Any) -> float:
     """Return the log-likelihood of tokens, in nats."""
-    wanted = torch.as_tensor(targets, device=logits.device)
-    return -float(nn.functional.cross_entropy(logits.float(), wanted, reduction="sum"))
+    ids = torch.as_tensor(targets, device=logits.device)
+    return -float(nn.functional.cross_entropy(logits.float(), ids, reduction="sum"))
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -16,13 +16,13 @@ from ..tasks import Split, Task, get_task
 from ..tasks.document_task import DocumentTask
 from .base_models import BaseModel, find_model
 from .budget import check_equal, fit, fixed, parameters_of
-from .methods import FittedMethod, check_available, parse_method, put_into
+from .methods import FittedMethod, add_adapters, check_available, parse_method
 from .settings import Settings
 
 
 @dataclass
 class Experiment:
-    """What every run of an experiment shares.
+    """The configuration that all runs of an experiment share.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Experiment:
     task : Task
     base : BaseModel
     budget : int or None
-        Trainable parameters of every method; None where r was given by hand.
+        Trainable parameters of every method; None where methods have an r of their own.
     methods : dict of str to FittedMethod
         By name, as in the settings.
     """
@@ -54,22 +54,22 @@ class Experiment:
         return self.task.train(self.settings.length, size=rows, seed=seed)
 
     def calibration_steps(self, name: str) -> int:
-        """Return how many of the steps of a method its start takes."""
+        """Return the number of steps that the calibration of a method takes."""
         return self.settings.calibration_steps if self.methods[name].method.balanced else 0
 
-    def fresh(self, name: str, seed: int) -> PeftModel:
-        """Return the base with the fresh adapters of a method."""
+    def untrained_model(self, name: str, seed: int) -> PeftModel:
+        """Return the base model with the untrained adapters of a method."""
         fitted = self.methods[name]
         base = self.base.load(quantized=fitted.method.quantized)
         set_seed(seed)
-        return put_into(base, fitted.parts, steps=self.settings.steps)
+        return add_adapters(base, fitted.parts, steps=self.settings.steps)
 
-    def bare(self, name: str) -> nn.Module:
-        """Return the base as a method trains it, without adapters."""
+    def base_model(self, name: str) -> nn.Module:
+        """Return the base model that a method adapts, without adapters."""
         return self.base.load(quantized=self.methods[name].method.quantized)
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same for runs to stand in one results file."""
+        """Return the configuration that all runs in one results file share."""
         return {**self.settings.identity(), "model_version": self.base.version, "parameters": self.budget}
 
 
@@ -82,7 +82,7 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
     methods : iterable of str
         Names of methods.
     by_hand : bool
-        Whether a method may come with an r of its own, instead of the budget.
+        Whether a method may have an r of its own, instead of the budget.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
 
 
 def _check_fit(experiment: Experiment) -> None:
-    """Refuse rows with ids or positions that the model does not have."""
+    """Refuse rows with ids or positions that the model does not support."""
     settings, task, base = experiment.settings, experiment.task, experiment.base
     if task.vocab_size is not None and task.vocab_size > base.vocabulary:
         raise ExperimentError(

@@ -58,7 +58,7 @@ class Part:
 
     @property
     def balanced(self) -> str | None:
-        """What of a balanced start is taken, "B", "AB" or "ABC"; None for another start."""
+        """The parts set from data, "B", "AB" or "ABC"; None for another initialization."""
         name = str(self.options.get("init_weights")) if self.kind == "hrm" else ""
         return BALANCED.get(name)
 
@@ -75,7 +75,7 @@ class Method:
     share : float
         Share of the budget that the first of two parts gets.
     lora_lr_ratio : float
-        Learning rate of a LoRA beside an HRM, as a multiple of that of the HRM.
+        Learning rate of a LoRA next to an HRM, as a multiple of that of the HRM.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Method:
 
     @property
     def balanced(self) -> str | None:
-        """What of a balanced start its HRM takes, if it takes any."""
+        """The parts of its HRM that are set from data; None if none are."""
         return self.parts[0].balanced
 
     @property
@@ -105,7 +105,7 @@ class Method:
 
 
 #: Every name there is. ``hrm`` is the default adapter of this package, whatever that is.
-METHODS: dict[str, Part] = {
+ADAPTER_METHODS: dict[str, Part] = {
     "hrm": Part("hrm"),
     "hrm-mlp": Part("hrm", options={"site": "mlp"}),
     "hrm-attention": Part("hrm", options={"site": "attention"}),
@@ -119,12 +119,12 @@ METHODS: dict[str, Part] = {
     "qlora": Part("lora", "qv", quantized=True),
 }
 
-#: Starts from data by the value of ``init_weights``, and what of the realisation they take.
+#: Initializations from data by the value of ``init_weights``, and the parts they set.
 BALANCED = {"balanced-B": "B", "balanced": "AB", "balanced-ABC": "ABC"}
 
 _CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig, "adalora": AdaLoraConfig}
 
-#: Set by the budget or from training rows, not by hand.
+#: Set from the budget or from training rows, not by the user.
 _COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r"})
 
 
@@ -148,12 +148,12 @@ def parse_method(text: str) -> Method:
     """
     words = text.split()
     if not words:
-        raise ExperimentError(f"a method has no name; there are: {', '.join(METHODS)}")
+        raise ExperimentError(f"a method has no name; there are: {', '.join(ADAPTER_METHODS)}")
     parts = []
     for name in words[0].split("+"):
-        if name not in METHODS:
-            raise ExperimentError(f"there is no method {name!r}{nearest(name, METHODS)}")
-        parts.append(METHODS[name])
+        if name not in ADAPTER_METHODS:
+            raise ExperimentError(f"there is no method {name!r}{nearest(name, ADAPTER_METHODS)}")
+        parts.append(ADAPTER_METHODS[name])
     if len(parts) > 1 and [part.kind for part in parts] != ["hrm", "lora"]:
         raise ExperimentError(f"{words[0]!r}: only an HRM and a LoRA share a budget, in this order")
     share, ratio = 0.5 if len(parts) > 1 else 1.0, 1.0
@@ -223,7 +223,7 @@ def linear_layers(model: nn.Module, where: str) -> dict[str, int]:
         The model has no such layers.
     """
     decoder = find_decoder(model)
-    found: dict[str, int] = {}
+    layers: dict[str, int] = {}
     for i, layer in enumerate(decoder.layers):
         for name, module in layer.named_modules():
             features = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -235,13 +235,13 @@ def linear_layers(model: nn.Module, where: str) -> dict[str, int]:
                 "all": True,
             }[where]
             if chosen:
-                found[f"{decoder.name}.{i}.{name}"] = sum(features)  # type: ignore[arg-type]
-    if not found:
+                layers[f"{decoder.name}.{i}.{name}"] = sum(features)  # type: ignore[arg-type]
+    if not layers:
         raise ExperimentError(
             f"model_type '{decoder.model_type}' has no linear layers for LoRA at {where!r}; take lora-all or "
             "another model"
         )
-    return found
+    return layers
 
 
 @dataclass(frozen=True)
@@ -274,15 +274,15 @@ class FittedMethod:
 
         Examples
         --------
-        >>> from hankelred_llm.experiments.methods import FittedMethod, FittedPart, METHODS, Method
-        >>> part = METHODS["lora-qv"]
+        >>> from hankelred_llm.experiments.methods import FittedMethod, FittedPart, ADAPTER_METHODS, Method
+        >>> part = ADAPTER_METHODS["lora-qv"]
         >>> FittedMethod(Method("lora-qv", (part,)), (FittedPart(part, 8, ("a", "b")),), 0).ranks()
         '8 (+1 in 2)'
         """
         return " + ".join(f"{p.r} (+1 in {len(p.larger)})" if p.larger else str(p.r) for p in self.parts)
 
 
-def put_into(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int) -> PeftModel:
+def add_adapters(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int) -> PeftModel:
     """Put the adapters of a method into a model, which is changed in place.
 
     Parameters
@@ -308,7 +308,7 @@ def _config(model: nn.Module, fitted: FittedPart, steps: int) -> Any:
     part, r = fitted.part, fitted.r
     options = {key: value for key, value in part.options.items() if key != "r"}
     if part.balanced is not None:
-        del options["init_weights"]  # a start of its own first: data are asked later what they would change
+        del options["init_weights"]  # the default first; initialization from data follows
     if part.kind == "hrm":
         return HRMConfig(r=r, rank_pattern={_short(name): r + 1 for name in fitted.larger}, **options)
     targets = sorted(linear_layers(model, part.where))
@@ -344,33 +344,33 @@ def trainable(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-LORA_BESIDE = "lora"
+LORA_FOLDER = "lora"
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write the adapters of a model by peft's own routes: the second one goes into a folder of its own."""
     base = model.get_base_model()
     model.save_pretrained(str(folder))
-    if _has_lora_beside(model):
-        beside = folder / LORA_BESIDE
-        base.peft_config["default"].save_pretrained(str(beside))
+    if _has_lora(model):
+        lora_folder = folder / LORA_FOLDER
+        base.peft_config["default"].save_pretrained(str(lora_folder))
         weights = get_peft_model_state_dict(base, adapter_name="default")
         # under the names that they have in a PeftModel, which loads them
         weights = {f"base_model.model.{key}": value.contiguous() for key, value in weights.items()}
-        save_file(weights, beside / SAFETENSORS_WEIGHTS_NAME)
+        save_file(weights, lora_folder / SAFETENSORS_WEIGHTS_NAME)
 
 
 def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
     """Put the adapters of a folder into a model, which is changed in place."""
-    if (folder / LORA_BESIDE).is_dir():
-        PeftModel.from_pretrained(base, str(folder / LORA_BESIDE))
+    if (folder / LORA_FOLDER).is_dir():
+        PeftModel.from_pretrained(base, str(folder / LORA_FOLDER))
     with warnings.catch_warnings():
         # AdaLoRA names its ranks otherwise than the check of LoRA's names expects
         warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
         return PeftModel.from_pretrained(base, str(folder))
 
 
-def _has_lora_beside(model: PeftModel) -> bool:
+def _has_lora(model: PeftModel) -> bool:
     return isinstance(next(iter(model.peft_config.values())), HRMConfig) and any(
         "lora_" in name for name, _ in model.named_parameters()
     )

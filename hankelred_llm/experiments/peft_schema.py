@@ -17,13 +17,13 @@ import torch
 from hankelred._util.writing import write_atomically
 
 from .experiment import Experiment
-from .records import Record
+from .records import ResultRecord
 from .trainer import CLIP, SCHEDULE, WARMUP
 
 _PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch", "hankelred")
 
 
-def peft_record(experiment: Experiment, run: Record, scores: list[Record], path: Path) -> None:
+def peft_record(experiment: Experiment, run: ResultRecord, scores: list[ResultRecord], path: Path) -> None:
     """Write one finished run as peft's scripts write theirs.
 
     What they call memory of the accelerator is, without one, the peak of the process. Test metrics carry the

@@ -1,4 +1,4 @@
-"""Results as JSON lines: one record appended whole for everything that is finished."""
+"""Results as JSON lines: one record, appended atomically, for every finished step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ExperimentError
 
-Record = dict[str, Any]
+ResultRecord = dict[str, Any]
 
 
 class ResultsFile:
@@ -18,11 +18,11 @@ class ResultsFile:
     Parameters
     ----------
     path : Path
-        Made where it is not there.
+        Created if it does not exist.
     identity : dict
-        What all records of a file have in common; another one than that of the file is refused.
+        The configuration that all records of a file share; a file with another one is refused.
     write : bool
-        Whether this process writes; the others only remember.
+        Whether this process writes; the others keep records in memory only.
 
     Raises
     ------
@@ -44,44 +44,44 @@ class ResultsFile:
     hankelred_llm.errors.ExperimentError: ...another configuration: steps is 10 there and 20 here...
     """
 
-    def __init__(self, path: Path, identity: Record, *, write: bool = True) -> None:
+    def __init__(self, path: Path, identity: ResultRecord, *, write: bool = True) -> None:
         self.path, self._write = path, write
         self.records = read_records(path) if path.exists() else []
-        # as JSON gives it back
+        # in the form that JSON returns
         identity = json.loads(json.dumps(identity, default=str))
         if self.records:
-            _compare(path, self.records[0], identity)
+            _check_identity(path, self.records[0], identity)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.append({"kind": "experiment", "identity": identity})
 
-    def append(self, record: Record) -> None:
-        """Write a record: all of it, or after a crash none."""
+    def append(self, record: ResultRecord) -> None:
+        """Write a record, completely or, after a crash, not at all."""
         record = json.loads(json.dumps(record))
         self.records.append(record)
         if not self._write:
             return
         line = json.dumps(record) + "\n"
         with self.path.open("ab") as file:
-            # what was cut off by a crash is no line, and must not become the beginning of this one
-            if file.tell() and not _ends(self.path):
-                file.truncate(_whole(self.path))
+            # remove an incomplete last line, left by a crash, before appending
+            if file.tell() and not _ends_with_newline(self.path):
+                file.truncate(_complete_length(self.path))
                 file.seek(0, os.SEEK_END)
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
 
-    def find(self, **values: Any) -> Record | None:
+    def find(self, **values: Any) -> ResultRecord | None:
         """Return the first record with these values."""
         return next(iter(self.all(**values)), None)
 
-    def all(self, **values: Any) -> list[Record]:
+    def all(self, **values: Any) -> list[ResultRecord]:
         """Return all records with these values, in order."""
         return [r for r in self.records if all(r.get(key) == value for key, value in values.items())]
 
 
-def read_records(path: Path) -> list[Record]:
-    """Return the records of a file; a last line that was cut off is none.
+def read_records(path: Path) -> list[ResultRecord]:
+    """Return the records of a file; an incomplete last line is ignored.
 
     Raises
     ------
@@ -103,24 +103,26 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def _compare(path: Path, first: Record, identity: Record) -> None:
-    there = first.get("identity")
-    if not isinstance(there, dict):
-        raise ExperimentError(f"{path}, line 1: says nothing of an experiment; take another folder with out")
-    different = [key for key in sorted({*there, *identity}) if there.get(key) != identity.get(key)]
+def _check_identity(path: Path, first: ResultRecord, identity: ResultRecord) -> None:
+    stored = first.get("identity")
+    if not isinstance(stored, dict):
+        raise ExperimentError(
+            f"{path}, line 1: has no identity of an experiment; take another folder with out"
+        )
+    different = [key for key in sorted({*stored, *identity}) if stored.get(key) != identity.get(key)]
     if different:
-        said = "; ".join(
-            f"{key} is {there.get(key)!r} there and {identity.get(key)!r} here" for key in different
+        differences = "; ".join(
+            f"{key} is {stored.get(key)!r} there and {identity.get(key)!r} here" for key in different
         )
         raise ExperimentError(
-            f"{path} is that of another configuration: {said}; take another folder with out, or the same "
-            "settings"
+            f"{path} is that of another configuration: {differences}; take another folder with out, or the "
+            "same settings"
         )
 
 
-def _ends(path: Path) -> bool:
+def _ends_with_newline(path: Path) -> bool:
     return path.read_bytes().endswith(b"\n")
 
 
-def _whole(path: Path) -> int:
+def _complete_length(path: Path) -> int:
     return path.read_bytes().rfind(b"\n") + 1

@@ -1,4 +1,4 @@
-"""A comparison as a table, a picture and a summary in JSON."""
+"""The report of a comparison: tables, a figure and a summary in JSON."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_reports(comparison: Comparison) -> None:
 
 
 def headline(comparison: Comparison) -> str:
-    """Return what the whole comparison shares, in words."""
+    """Return the settings that all methods have in common, as a sentence."""
     s = comparison.settings
     first = next(iter(comparison.lines.values()))[0]
     return (
@@ -54,21 +54,25 @@ def headline(comparison: Comparison) -> str:
 
 
 def caption(comparison: Comparison, length: int) -> str:
-    """Return what belongs beside the scores of one length: sizes, context, cuts, evidence, floors."""
+    """Return the caption of the scores of one length: sizes, context, truncation, evidence, baselines."""
     split = comparison.splits[length]
     parts = [
         f"{split['split']}, {split['examples']} rows of {split['documents']} documents",
         f"context {split['context_mean']:.0f} tokens, at most {split['context_max']}",
     ]
     if split["cut_share"]:
-        parts.append(f"{split['cut_share']:.0%} of rows cut, by {split['cut_mean']:.0f} tokens on average")
+        parts.append(
+            f"{split['cut_share']:.0%} of rows truncated, by {split['cut_mean']:.0f} tokens on average"
+        )
     if split["evidence_share"] is not None:
         parts.append(
-            f"{split['evidence_share']:.0%} of the marked evidence kept, none of it in "
+            f"{split['evidence_share']:.0%} of the marked evidence left, none of it in "
             f"{split['evidence_none']:.0%} of rows"
         )
-    floors = ", ".join(f"{name} {values[comparison.metric]:.3f}" for name, values in split["floors"].items())
-    return "; ".join([*parts, f"floors: {floors}"])
+    baselines = ", ".join(
+        f"{name} {values[comparison.metric]:.3f}" for name, values in split["floors"].items()
+    )
+    return "; ".join([*parts, f"trivial baselines: {baselines}"])
 
 
 def rows(comparison: Comparison, length: int) -> tuple[list[str], list[list[str]]]:
@@ -116,8 +120,8 @@ def tables(comparison: Comparison) -> Group:
 
 
 FOOTNOTE = (
-    "± is the standard deviation over seeds. Intervals are of 95 %: over seeds by Student's t, over units or "
-    "documents by bootstrap, both of paired differences. * marks differences that both leave on one side of "
+    "± is the standard deviation over seeds. The 95 % intervals are of paired differences: over seeds by "
+    "Student's t, over units or documents by bootstrap. * marks differences for which both intervals exclude "
     "zero. (edge): the first or last of the learning rates that were tried."
 )
 
@@ -137,7 +141,7 @@ def _row(cells: list[str]) -> str:
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
-    """Return everything the tables show, for programs."""
+    """Return the content of the tables as a dict, for JSON."""
     return {
         "settings": asdict(comparison.settings),
         "metric": comparison.metric,
@@ -162,7 +166,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
 
 
 def draw(comparison: Comparison) -> Any:
-    """Return a figure: a panel a length, a row a method, a dot a seed, lines for floors."""
+    """Return a figure: a panel per length, a row per method, a dot per seed, lines for trivial baselines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -171,17 +175,17 @@ def draw(comparison: Comparison) -> Any:
     figure = Figure(figsize=(2 + 3.6 * len(lengths), 1.6 + 0.36 * len(names)), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(lengths), sharey=True, sharex=True, squeeze=False)[0]
-    colours = ["0.75", "0.55", "0.35"]
+    colors = ["0.75", "0.55", "0.35"]
     for ax, length in zip(axes, lengths, strict=True):
-        floors = comparison.splits[length]["floors"]
-        for (name, values), colour in zip(floors.items(), colours, strict=False):
+        baselines = comparison.splits[length]["floors"]
+        for (name, values), color in zip(baselines.items(), colors, strict=False):
             ax.axvline(
-                values[comparison.metric], color=colour, linestyle="--", linewidth=1, label=f"floor: {name}"
+                values[comparison.metric], color=color, linestyle="--", linewidth=1, label=f"baseline: {name}"
             )
         for i, line in enumerate(comparison.lines[length]):
-            colour = "tab:blue" if "hrm" in line.method else "tab:orange"
-            ax.plot(line.scores, [i] * len(line.scores), "o", color=colour, alpha=0.45, markersize=5)
-            ax.plot([line.mean], [i], "|", color=colour, markersize=16, markeredgewidth=2.5)
+            color = "tab:blue" if "hrm" in line.method else "tab:orange"
+            ax.plot(line.scores, [i] * len(line.scores), "o", color=color, alpha=0.45, markersize=5)
+            ax.plot([line.mean], [i], "|", color=color, markersize=16, markeredgewidth=2.5)
         ax.set_title(f"length {length}")
         ax.set_xlabel(comparison.metric.replace("_", " "))
         ax.grid(axis="x", alpha=0.3)
@@ -191,7 +195,7 @@ def draw(comparison: Comparison) -> Any:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     better = "right" if comparison.higher_is_better else "left"
     figure.suptitle(
-        f"{comparison.settings.task}: dots are seeds, bars their means; better is further {better}",
+        f"{comparison.settings.task}: dots are seeds, bars are means; further {better} is better",
         fontsize=10,
     )
     return figure

@@ -1,28 +1,29 @@
-"""What a run or a comparison is made with: read from YAML and from flags, checked key by key."""
+"""The settings of a run or a comparison: read from YAML and from flags, checked key by key."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 from ..errors import ExperimentError
 
-#: One grid for all methods is the plainest of fair ones; a method that chooses an end of it is marked.
+#: The same grid for all methods is the simplest fair choice; a method whose best rate is at an end is marked.
 DEFAULT_GRID = (3e-3, 1e-2, 3e-2)
 
-#: HRM alone, for what a state can hold; with LoRA where features, or attention itself, must change too.
+#: HRM alone, for tasks that need memory; with LoRA where features, or attention itself, must change too.
 HRM_FAMILY = (
     "hrm-attention",
     "hrm-attention+lora-mlp share=0.3",
     "hrm-attention+lora-all share=0.4 lora_lr_ratio=3",
 )
 
-#: Fields that say which runs are wanted and where they go, not what a run is.
+#: Fields that select runs and their folder, and do not change a run.
 _SELECTION = frozenset(
     {"methods", "learning_rates", "tuning_seeds", "seeds", "reference", "out", "validation_only"}
     | {"eval_batch_size", "save_every"}
@@ -38,7 +39,7 @@ def _option(help: str, default: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides what is trained and what is compared. Each field is a YAML key and a flag.
+    """All settings of training and comparison. Each field is a YAML key and a flag.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ class Settings:
     data_dir: str | None = _option("Folder with the files of a task of texts (default: the hub).", None)
     length: int = _option("Length of training rows, in the unit of the task.", 64)
     test_lengths: list[int] = _option("Lengths of the test (default: once and four times the length).", [])
-    steps: int = _option("Optimiser steps of every run.", 250)
+    steps: int = _option("Optimizer steps of every run.", 250)
     batch_size: int = _option("Rows of a step, over all devices.", 16)
     accumulation: int = _option("Parts that the rows of a step are computed in, to save memory.", 1)
     learning_rates: dict[str, list[float]] = _option(
@@ -101,7 +102,8 @@ class Settings:
         25,
     )
     chunk: int | None = _option(
-        "Train through rows in chunks of so many tokens: cache and state go on, gradients stop at borders.",
+        "Train through rows in chunks of so many tokens: cache and state are passed on, gradients stop at "
+        "chunk boundaries.",
         None,
     )
     validation_size: int | None = _option("Rows or questions of the validation split.", None)
@@ -112,8 +114,9 @@ class Settings:
     out: str = _option("Folder for everything that is written.", "comparison")
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for f in fields(self):
-            object.__setattr__(self, f.name, _checked(f, getattr(self, f.name)))
+            object.__setattr__(self, f.name, _checked(f.name, hints[f.name], getattr(self, f.name)))
         if not self.task:
             raise ExperimentError(
                 "no task is named; give task (in YAML) or --task, as in --task flip_flop: an unknown name "
@@ -171,13 +174,13 @@ class Settings:
         return sorted(set(self.learning_rates.get(method, self.learning_rates.get("default", DEFAULT_GRID))))
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same for runs to stand in one results file."""
+        """Return the settings that all runs in one results file share."""
         values = {name: value for name, value in asdict(self).items() if name not in _SELECTION}
         return {**values, "test_lengths": list(self.lengths), "tuning_lengths": list(self.validated)}
 
 
 def read_settings(file: Path | None, flags: Mapping[str, Any]) -> Settings:
-    """Return settings from a YAML file, over which flags go.
+    """Return settings from a YAML file and from flags, which take precedence.
 
     Parameters
     ----------
@@ -243,46 +246,34 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
 
 
-def _checked(f: Field[Any], value: Any) -> Any:
-    """Return a value as the type of its field, or refuse it by name."""
-    kind = str(f.type)
+def without_none(hint: Any) -> Any:
+    """Return T for an annotation ``T | None``, and every other annotation unchanged.
+
+    Examples
+    --------
+    >>> from hankelred_llm.experiments.settings import without_none
+    >>> without_none(int | None), without_none(list[int])
+    (<class 'int'>, list[int])
+    """
+    parts = get_args(hint)
+    return next(part for part in parts if part is not NoneType) if NoneType in parts else hint
+
+
+def _checked(name: str, hint: Any, value: Any) -> Any:
+    """Return the value of a field, converted to the type of its annotation.
+
+    Raises
+    ------
+    ExperimentError
+        The value is of another kind.
+    """
+    convert, description = _CONVERTERS[without_none(hint)]
+    if value is None and NoneType in get_args(hint):
+        return None
     try:
-        if value is None:
-            if "None" in kind:
-                return None
-        elif f.name == "learning_rates":
-            lists = value if isinstance(value, dict) else {"default": value}
-            return {str(k): [_number(v) for v in _listed(rates)] for k, rates in lists.items()}
-        elif kind.startswith("dict"):
-            if isinstance(value, dict):
-                return {str(k): v for k, v in value.items()}
-        elif kind.startswith("list"):
-            entry = _text if kind == "list[str]" else _whole
-            return [entry(v) for v in _listed(value)]
-        elif kind == "bool":
-            if isinstance(value, bool):
-                return value
-        elif kind.startswith("int"):
-            return _whole(value)
-        elif kind == "float":
-            return _number(value)
-        else:
-            return _text(value)
+        return convert(value)
     except (TypeError, ValueError):
-        pass
-    raise ExperimentError(f"{f.name} is {value!r}; give {_KINDS[kind.removesuffix(' | None')]}")
-
-
-_KINDS = {
-    "str": "a text",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "list[str]": "a list of texts",
-    "list[int]": "a list of whole numbers",
-    "dict[str, Any]": "names with values",
-    "dict[str, list[float]]": "a list of numbers, or lists of numbers by method",
-}
+        raise ExperimentError(f"{name} is {value!r}; give {description}") from None
 
 
 def _listed(value: Any) -> list[Any]:
@@ -310,3 +301,43 @@ def _text(value: Any) -> str:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ExperimentError(f"{name} is {value}; give a whole number of at least {least}")
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _texts(value: Any) -> list[str]:
+    return [_text(entry) for entry in _listed(value)]
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    return [_whole(entry) for entry in _listed(value)]
+
+
+def _named_values(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return {str(key): entry for key, entry in value.items()}
+
+
+def _rates_by_method(value: Any) -> dict[str, list[float]]:
+    if value is None:
+        raise TypeError
+    lists = value if isinstance(value, dict) else {"default": value}
+    return {str(key): [_number(rate) for rate in _listed(rates)] for key, rates in lists.items()}
+
+
+#: By the annotation of a field: how a value is converted, and how it is described in an error.
+_CONVERTERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    str: (_text, "a text"),
+    int: (_whole, "a whole number"),
+    float: (_number, "a number"),
+    bool: (_flag, "true or false"),
+    list[str]: (_texts, "a list of texts"),
+    list[int]: (_whole_numbers, "a list of whole numbers"),
+    dict[str, Any]: (_named_values, "names with values"),
+    dict[str, list[float]]: (_rates_by_method, "a list of numbers, or lists of numbers by method"),
+}

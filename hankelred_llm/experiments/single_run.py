@@ -15,18 +15,18 @@ from .evaluate import evaluate
 from .experiment import Experiment, open_experiment
 from .methods import load_adapter
 from .processes import this_process
-from .records import Record, ResultsFile, read_records
+from .records import ResultRecord, ResultsFile, read_records
 from .settings import Settings
 from .train import ADAPTER, train
 
 RESULTS = "results.jsonl"
 
 
-def train_into(settings: Settings, *, progress: Progress | None = None) -> Record:
+def train_into(settings: Settings, *, progress: Progress | None = None) -> ResultRecord:
     """Train the only method of some settings at its only rate and seed, and return the record of the run.
 
     The adapter, and the results with its validation score, are written into ``settings.out``. A training that
-    was stopped goes on; one that is finished is not repeated.
+    was stopped resumes; a finished one is not repeated.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def train_into(settings: Settings, *, progress: Progress | None = None) -> Recor
 
 def score_folder(
     folder: Path, split_name: str, lengths: Sequence[int], batch_size: int | None
-) -> list[Record]:
+) -> list[ResultRecord]:
     """Score the adapter of a folder, once for each split and length, and return the records with floors.
 
     Raises
@@ -60,27 +60,27 @@ def score_folder(
     HankelredError
         The folder holds no finished training, or data or model are not there any more.
     """
-    settings, own = _settings_of(folder, batch_size)
-    experiment, results = _open(settings, own)
+    settings, run_identity = _settings_of(folder, batch_size)
+    experiment, results = _open(settings, run_identity)
     if results.find(kind="run") is None:
         raise ExperimentError(
             f"{folder} holds a training that is not finished; give the same train command again"
         )
     model: Any = None
-    found = []
+    records = []
     for length in lengths or settings.lengths:
         record = results.find(kind="score", split=split_name, length=length)
         if record is None:
             if model is None:
-                base = experiment.bare(own["method"])
+                base = experiment.base_model(run_identity["method"])
                 model = load_adapter(base, folder / ADAPTER).to(this_process().device)
             record = _score(experiment, model, split_name, length)
             results.append(record)
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
-def _score(experiment: Experiment, model: Any, split_name: str, length: int) -> Record:
+def _score(experiment: Experiment, model: Any, split_name: str, length: int) -> ResultRecord:
     task, settings = experiment.task, experiment.settings
     if split_name == "validation":
         split = experiment.validation(length)
@@ -92,20 +92,20 @@ def _score(experiment: Experiment, model: Any, split_name: str, length: int) -> 
         **split.describe(),
         "metric": task.metric,
         "means": scores.means,
-        "floors": dict(task.floors(split)),
+        "floors": dict(task.baselines(split)),
     }
 
 
-def _open(settings: Settings, own: Record) -> tuple[Experiment, ResultsFile]:
+def _open(settings: Settings, run_identity: ResultRecord) -> tuple[Experiment, ResultsFile]:
     experiment = open_experiment(settings, settings.methods, by_hand=True)
     process = this_process()
     path = Path(settings.out) / RESULTS
-    results = ResultsFile(path, {**experiment.identity(), **own}, write=process.is_main_process)
+    results = ResultsFile(path, {**experiment.identity(), **run_identity}, write=process.is_main_process)
     process.wait_for_everyone()
     return experiment, results
 
 
-def _settings_of(folder: Path, batch_size: int | None) -> tuple[Settings, Record]:
+def _settings_of(folder: Path, batch_size: int | None) -> tuple[Settings, ResultRecord]:
     """Return what an adapter was trained with."""
     path = folder / RESULTS
     if not path.is_file():
@@ -121,9 +121,11 @@ def _settings_of(folder: Path, batch_size: int | None) -> tuple[Settings, Record
     values: dict[str, Any] = {name: value for name, value in identity.items() if name in known}
     if batch_size is not None:
         values["eval_batch_size"] = batch_size
-    own = {name: identity[name] for name in ("method", "learning_rate", "seed")}
-    settings = one_run(own["method"], own["learning_rate"], own["seed"], out=str(folder), **values)
-    return settings, own
+    run_identity = {name: identity[name] for name in ("method", "learning_rate", "seed")}
+    settings = one_run(
+        run_identity["method"], run_identity["learning_rate"], run_identity["seed"], out=str(folder), **values
+    )
+    return settings, run_identity
 
 
 def one_run(method: str, learning_rate: float, seed: int, **values: Any) -> Settings:

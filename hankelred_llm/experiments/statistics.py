@@ -78,12 +78,12 @@ def paired_difference(
     >>> rng = np.random.default_rng(0)
     >>> base = rng.uniform(size=(3, 100))
     >>> better = base + 0.1 + 0.01 * rng.standard_normal((3, 100))
-    >>> found = paired_difference(better, base, np.ones(100), [str(i) for i in range(100)])
-    >>> round(found.mean, 2), found.clear
+    >>> difference = paired_difference(better, base, np.ones(100), [str(i) for i in range(100)])
+    >>> round(difference.mean, 2), difference.clear
     (0.1, True)
     """
-    apart = ours - theirs
-    by_seed = apart @ weights / weights.sum()
+    differences = ours - theirs
+    by_seed = differences @ weights / weights.sum()
     over_seeds = None
     if len(by_seed) > 1:
         spread = stats.sem(by_seed)
@@ -93,7 +93,7 @@ def paired_difference(
     resampled = "documents"
     if len(names) < FEWEST_DOCUMENTS:
         group, resampled = np.arange(len(weights)), "units"
-    total = np.bincount(group, weights=weights * apart.mean(axis=0)).astype(np.float64)
+    total = np.bincount(group, weights=weights * differences.mean(axis=0)).astype(np.float64)
     weight = np.bincount(group, weights=weights).astype(np.float64)
     return Difference(float(by_seed.mean()), over_seeds, _bootstrap(total, weight), resampled)
 
@@ -102,7 +102,7 @@ def _bootstrap(total: FloatArray, weight: FloatArray) -> tuple[float, float]:
     if len(total) < 2 or np.allclose(total / weight, total.sum() / weight.sum(), rtol=0, atol=1e-15):
         value = float(total.sum() / weight.sum())
         return value, value
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (total, weight),
         lambda t, w, axis: t.sum(axis=axis) / w.sum(axis=axis),
         paired=True,
@@ -112,4 +112,4 @@ def _bootstrap(total: FloatArray, weight: FloatArray) -> tuple[float, float]:
         method="percentile",
         **{_GENERATOR: np.random.default_rng(0)},
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)

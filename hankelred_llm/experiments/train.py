@@ -1,4 +1,4 @@
-"""Training one adapter: a run that can be killed at any moment and goes on where it was."""
+"""Training of one adapter: a run that can be stopped at any moment and resumed."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def train(
     """
     settings, began = experiment.settings, time.perf_counter()
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    model = experiment.fresh(method, seed)
+    model = experiment.untrained_model(method, seed)
     parameters, total = trainable(model), sum(p.numel() for p in model.parameters())
     process = this_process()
     rows, spent = experiment.train_rows(seed), experiment.calibration_steps(method)
-    # also of a run that goes on: its checkpoint fits the systems of this start
+    # also when a run resumes: its checkpoint fits the systems of this initialization
     used = spent * settings.batch_size
-    seconds_calibration = _start(model, experiment, method, rows[:used] if used else [])
+    seconds_calibration = _initialize(model, experiment, method, rows[:used] if used else [])
     resumed = last_checkpoint(folder) if process.is_main_process else None
     process.wait_for_everyone()
     if not process.is_main_process:
@@ -139,8 +139,8 @@ def train(
     return Run(model, record, folder)
 
 
-def _start(model: PeftModel, experiment: Experiment, method: str, rows: Sequence[Example]) -> float:
-    """Set a fresh adapter from rows, where its method wants that, and return the seconds it took."""
+def _initialize(model: PeftModel, experiment: Experiment, method: str, rows: Sequence[Example]) -> float:
+    """Initialize an adapter from rows, if its method does so, and return the seconds it took."""
     what, began = experiment.methods[method].method.balanced, time.perf_counter()
     if what is None:
         return 0.0

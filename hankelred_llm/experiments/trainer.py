@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -33,11 +32,11 @@ from ..errors import ExperimentError
 from ..state.cache import HRMState
 from ..state.decoder_call import cache_argument
 
-#: The same for every method, and written beside every result.
+#: The same for every method, and written with every result.
 WARMUP, CLIP, SCHEDULE = 0.1, 1.0, "cosine"
 
 #: How often the loss is recorded: this many times in a run.
-RECORDS = 100
+LOSS_RECORDS = 100
 
 _WEIGHTS, _COMPLETE, _ADALORA = "trainable.safetensors", "complete", "adalora"
 
@@ -61,7 +60,7 @@ def arguments(
             f"batch_size {rows} cannot be split over {world} devices in {accumulation} parts each; take a "
             f"multiple of {world * accumulation}"
         )
-    every = max(1, steps // RECORDS)
+    every = max(1, steps // LOSS_RECORDS)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -77,7 +76,7 @@ def arguments(
         logging_steps=every,
         logging_nan_inf_filter=False,  # a run that diverged must be seen
         save_strategy="no" if save_every is None else "steps",
-        # the loss is averaged since the last record: only there can a resumed run go on with the same curve
+        # the loss is averaged since the last record: only at records can a run resume with the same curve
         save_steps=every * max(1, round((save_every or 1) / every)),
         save_total_limit=2,  # the last complete one stays while the next is written
         restore_callback_states_from_checkpoint=True,
@@ -87,13 +86,13 @@ def arguments(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
-        **_recomputing(gradient_checkpointing),
+        **_checkpointing_arguments(gradient_checkpointing),
     )
 
 
-def _recomputing(wanted: bool) -> dict[str, Any]:
+def _checkpointing_arguments(on: bool) -> dict[str, Any]:
     """Return the arguments of gradient checkpointing, which transformers has renamed."""
-    if not wanted:
+    if not on:
         return {}
     new = "activation_checkpointing"
     name = new if new in TrainingArguments.__dataclass_fields__ else "gradient_checkpointing"
@@ -126,12 +125,12 @@ class AdapterTrainer(Trainer):
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
-        own: list[TrainerCallback] = [Meter(), _Marker()]
+        callbacks: list[TrainerCallback] = [Meter(), _Marker()]
         if progress is not None:
-            own.append(_Bar(progress, title))
-        super().__init__(callbacks=own, **options)
-        for unwanted in (PrinterCallback, ProgressCallback):
-            self.remove_callback(unwanted)
+            callbacks.append(_Bar(progress, title))
+        super().__init__(callbacks=callbacks, **options)
+        for default_callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(default_callback)
         self.chunk, self.lora_lr_ratio = chunk, lora_lr_ratio
         if chunk is not None and not self.model_accepts_loss_kwargs:
             raise ExperimentError(f"{type(self.model).__name__} cannot be trained in chunks; leave chunk out")
@@ -140,7 +139,7 @@ class AdapterTrainer(Trainer):
 
     @property
     def meter(self) -> Meter:
-        """What the steps cost so far. A Trainer that resumes puts another one in its place."""
+        """Cost of the steps so far. A Trainer that resumes replaces it."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Meter))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -171,8 +170,8 @@ class AdapterTrainer(Trainer):
         time = inputs["input_ids"].shape[1]
         if self.chunk is None or time <= self.chunk:
             return super().training_step(model, inputs, num_items_in_batch)
-        # shifted before it is cut: the last token of a chunk is asked for the first of the next
-        asked = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+        # shifted before it is split: the target of the last token of a chunk is the first token of the next
+        shifted_labels = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
         base = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if isinstance(base, PeftModel) else base
         cache, cache_name = DynamicCache(config=base.config), cache_argument(type(base).forward)
@@ -182,8 +181,8 @@ class AdapterTrainer(Trainer):
             chunk = {
                 "input_ids": inputs["input_ids"][:, part],
                 "attention_mask": inputs["attention_mask"][:, : part.stop],
-                "labels": asked[:, part],
-                "shift_labels": asked[:, part].contiguous(),
+                "labels": shifted_labels[:, part],
+                "shift_labels": shifted_labels[:, part].contiguous(),
                 cache_name: cache,
                 "use_cache": True,
             }
@@ -196,9 +195,9 @@ class AdapterTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        given = dict(self.model.named_parameters()) if state_dict is None else state_dict
+        parameters_by_name = dict(self.model.named_parameters()) if state_dict is None else state_dict
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        weights = {name: given[name].detach().cpu().contiguous() for name in names}
+        weights = {name: parameters_by_name[name].detach().cpu().contiguous() for name in names}
         notes: dict[str, str] = {}
         if (adalora := _adalora(self.model)) is not None:
             tensors, notes = _allocation(adalora)
@@ -246,8 +245,8 @@ class Meter(TrainerCallback, ExportableState):
     seconds : list of float
         One for each step, those before a restart included.
     memory : int or None
-        Bytes: allocated on the GPU at most; without one, the process's own at most; None where the system
-        does not say.
+        Peak in bytes: allocated on the GPU, or without a GPU that of the process; None where the system does
+        not report it, as on Windows.
     """
 
     def __init__(self, seconds: list[float] | None = None, memory: int | None = None) -> None:
@@ -270,13 +269,9 @@ class Meter(TrainerCallback, ExportableState):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """Stop the clock, and read the peak before a checkpoint is written."""
         self.seconds.append(round(self._now() - self._began, 6))
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-                1 if sys.platform == "darwin" else 1024
-            )
-        self.memory = max(peak, self.memory or 0)
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _process_peak()
+        if peak is not None:
+            self.memory = max(peak, self.memory or 0)
 
     def state(self) -> dict[str, Any]:
         """Return what goes into a checkpoint."""
@@ -289,8 +284,18 @@ class Meter(TrainerCallback, ExportableState):
         return time.perf_counter()
 
 
+def _process_peak() -> int | None:
+    """Return the peak memory of this process in bytes; None where the system does not report it."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such module
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 class _Marker(TrainerCallback):
-    """Says of a checkpoint that it was written to its end."""
+    """Marks a checkpoint as complete."""
 
     def on_save(self, args: TrainingArguments, state: Any, *rest: Any, **kwargs: Any) -> None:
         if args.should_save:
@@ -320,7 +325,7 @@ class _Bar(TrainerCallback):
 
 
 class _Allocation(TrainerCallback):
-    """Lets AdaLoRA move its ranks, at the one moment when gradients are there and the step is done."""
+    """Lets AdaLoRA reallocate its ranks, after a step and before gradients are cleared."""
 
     def __init__(self, adalora: AdaLoraModel) -> None:
         self._adalora = adalora
@@ -338,7 +343,7 @@ _IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def _allocation(adalora: AdaLoraModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what AdaLoRA remembers between steps, which peft does not save."""
+    """Return the state of AdaLoRA between steps, which peft does not save."""
     tensors = {
         f"{_ADALORA}:{kind}:{name}": value.detach().cpu().contiguous()
         for kind in _IMPORTANCE

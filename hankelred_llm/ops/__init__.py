@@ -1,1 +1,1 @@
-"""The recurrence of diagonal systems over batches of sequences, as an operator of torch; one token of it."""
+"""The recurrence of diagonal systems over batches of sequences, as a torch operator; its decoding step."""

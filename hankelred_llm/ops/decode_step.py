@@ -1,4 +1,4 @@
-"""One step of the recurrence on real columns, by plain operations: what decoding runs on."""
+"""One step of the recurrence on real channels, by plain operations, for decoding."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 
-class Step(NamedTuple):
-    """The coefficients of a step, in float64: rounded ones would add up over very many tokens."""
+class StepCoefficients(NamedTuple):
+    """The coefficients of a step, in float64: rounding errors of theirs would accumulate over many tokens."""
 
-    own: Tensor  # (columns,): of the column itself
-    other: Tensor | None  # (columns,): of the other column of its pair, None without pairs
-    partner: Tensor | None  # (columns,): which column that is
+    diagonal: Tensor  # (channels,): of the channel itself
+    cross: Tensor | None  # (channels,): of the other channel of its pair, None without pairs
+    partner_index: Tensor | None  # (channels,): which channel that is
 
     @classmethod
-    def of(cls, log_decay: Tensor, phase: Tensor | None, *, negative: int = 0) -> Step:
-        """Take eigenvalues as in `column_scan`; the last ones may be negative."""
+    def of(cls, log_decay: Tensor, phase: Tensor | None, *, negative: int = 0) -> StepCoefficients:
+        """Compute them from eigenvalues as in `channel_scan`, of which the last may be negative."""
         decay = log_decay.double().exp()
         if negative:
             decay = torch.cat([decay[:-negative], -decay[-negative:]])
@@ -35,33 +35,33 @@ class Step(NamedTuple):
         )
 
     def advance(self, u: Tensor, before: Tensor) -> Tensor:
-        """Return the state after one sample, both (batch, columns), in the type of the state."""
-        after = torch.addcmul(u, self.own, before)
-        if self.other is not None and self.partner is not None:
-            after = torch.addcmul(after, self.other, before.index_select(1, self.partner))
+        """Return the state after one sample, both (batch, channels), in the type of the state."""
+        after = torch.addcmul(u, self.diagonal, before)
+        if self.cross is not None and self.partner_index is not None:
+            after = torch.addcmul(after, self.cross, before.index_select(1, self.partner_index))
         return after.to(before.dtype)
 
 
 class Stepper(NamedTuple):
     """A system prepared for one token at a time."""
 
-    step: Step
+    step: StepCoefficients
     B: Tensor  # (order, d)
     out: Tensor  # (order, d), contiguous: a product with one row reads it twice as fast as C
 
     def run(
-        self, x: Tensor, state: Tensor, keep: Tensor | None, reset: Tensor | None
+        self, x: Tensor, state: Tensor, valid: Tensor | None, segment_start: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Run one token, in as few operations as can be."""
+        """Run one token, in as few operations as possible."""
         batch, _, width = x.shape
         row = x.reshape(batch, width)
-        before = state if reset is None else torch.where(reset, 0.0, state)
+        before = state if segment_start is None else torch.where(segment_start, 0.0, state)
         s = self.step.advance(
             linear(row if row.dtype == state.dtype else row.to(state.dtype), self.B), before
         )
-        if keep is not None:
-            s = torch.where(keep, s, before)
+        if valid is not None:
+            s = torch.where(valid, s, before)
         return torch.mm(s, self.out).view(batch, 1, width), s[..., None]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
-        return self  # copies of a cache share it: nothing in it is ever changed
+        return self  # copies of a cache share it: it is never changed

@@ -1,7 +1,7 @@
 """The linear recurrence of a diagonal system: one entry point, three ways to compute it.
 
 ``s_t = exp(log_decay + i phase) s_(t-1) + u_t`` with padding, document starts and a state in and out.
-The float64 loop in `_sequential` is the written-down meaning; everything else is compared with it.
+The float64 loop in `_sequential` is the definition; everything else is compared with it.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hankelred import ModelError
-from hankelred_llm.ops.autograd import column_scan, state_dtype
-from hankelred_llm.ops.eigenvalues import Modes
 
-METHODS = ("auto", "chunked", "fft", "sequential")
+from .autograd import channel_scan, state_dtype
+from .eigenvalues import Eigenvalues
+
+RECURRENCE_METHODS = ("auto", "chunked", "fft", "sequential")
 
 
 def linear_recurrence(
@@ -28,9 +29,9 @@ def linear_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """Run ``s_t = a s_(t-1) + u_t`` with ``a = exp(log_decay + i phase)``, channel by channel.
 
-    Differentiable once in `log_decay`, `phase`, `u` and `state`. There is no synchronisation with the device
-    and, under `torch.compile`, no graph break. On a CPU, long sequences without masks are looked at once a
-    block, whether the state is finite; elsewhere there is no branch on data.
+    Differentiable once in `log_decay`, `phase`, `u` and `state`. There is no synchronization with the
+    device and, under `torch.compile`, no graph break. On a CPU, long sequences without masks are checked once
+    per block for a state that is not finite; elsewhere there is no branch on data.
 
     Parameters
     ----------
@@ -46,11 +47,12 @@ def linear_recurrence(
     keep : bool Tensor, (batch, time), optional
         Where False, ``s_t = s_(t-1)`` and u_t is never read.
     reset : bool Tensor, (batch, time), optional
-        Where True everything before is forgotten, `state` too; without keep, s_t is 0 there.
+        Where True a segment starts: the state before it is forgotten, `state` too; without keep, s_t is 0
+        there.
     method : {"auto", "chunked", "fft", "sequential"}
-        "auto" is "chunked", causal to the bit: no later sample, Inf and NaN included, reaches an earlier
-        state. "fft" is the zero-padded convolution, whose error is relative to the largest state of the
-        whole sequence; it knows no `keep` and no `reset`. "sequential" is a plain loop in float64.
+        "auto" is "chunked", which is exactly causal: no later sample, Inf and NaN included, changes an
+        earlier state. "fft" is the zero-padded convolution, whose error is relative to the largest state of
+        the whole sequence; it supports neither `keep` nor `reset`. "sequential" is a plain loop in float64.
 
     Returns
     -------
@@ -63,7 +65,7 @@ def linear_recurrence(
     Raises
     ------
     hankelred.HankelredError
-        A shape or a type does not fit, the method is unknown, or it is "fft" and there is a mask.
+        A shape or a dtype is wrong, the method is unknown, or it is "fft" and there is a mask.
 
     Notes
     -----
@@ -92,12 +94,12 @@ def linear_recurrence(
     if method == "fft":
         return _fft(log_decay, phase, u, state)
     if phase is None:
-        s, last = column_scan(log_decay, None, u.mT, state=state, keep=keep, reset=reset)
+        s, last = channel_scan(log_decay, None, u.mT, state=state, valid=keep, segment_start=reset)
         return s.mT, last
     r = log_decay.shape[0]
-    columns = torch.cat([u.real.mT, _imaginary(u).mT], 1)
+    channels = torch.cat([u.real.mT, _imaginary(u).mT], 1)
     start = None if state is None else torch.cat([state.real, _imaginary(state)], 1)
-    s, last = column_scan(log_decay, phase, columns, state=start, keep=keep, reset=reset)
+    s, last = channel_scan(log_decay, phase, channels, state=start, valid=keep, segment_start=reset)
     return torch.complex(s[:, :r], s[:, r:]).mT, torch.complex(last[:, :r], last[:, r:])
 
 
@@ -109,16 +111,16 @@ def states_between_shards(
     *,
     cut: Tensor | None = None,
 ) -> Tensor:
-    """Return the state that enters each of several contiguous shards of one sequence.
+    """Return the initial state of each of several contiguous shards of one sequence.
 
-    Each shard is scanned from zero on its own; its last state is all that has to travel.
+    Each shard is scanned from zero independently; only its final state has to be communicated.
 
     Parameters
     ----------
     log_decay, phase : Tensor, (r,)
         As in `linear_recurrence`.
     last_states : Tensor, (shards, batch, r)
-        What each shard's scan from zero ends with, in order.
+        Final state of each shard's scan from zero, in order.
     kept : Tensor, (shards, batch) or (shards, 1)
         How many samples of each shard are kept (not padding); without padding, its length.
     cut : bool Tensor, (shards, batch), optional
@@ -127,12 +129,12 @@ def states_between_shards(
     Returns
     -------
     Tensor, (shards, batch, r)
-        For `add_entering_state`. The first is zero.
+        Initial states, for `add_entering_state`. The first is zero.
 
     Examples
     --------
     >>> import torch
-    >>> from hankelred_llm.ops.recurrence import add_entering_state, linear_recurrence, states_between_shards
+    >>> from .recurrence import add_entering_state, linear_recurrence, states_between_shards
     >>> log_decay, u = torch.tensor([-0.1, -0.01]), torch.ones(1, 100, 2)
     >>> shards = u.split([30, 70], 1)
     >>> scans = [linear_recurrence(log_decay, None, shard) for shard in shards]
@@ -145,14 +147,14 @@ def states_between_shards(
     """
     factor = _powers(log_decay, phase, kept)
     state = torch.zeros_like(last_states[0])
-    entering = []
+    initial_states = []
     for shard, last in enumerate(last_states):
-        entering.append(state)
+        initial_states.append(state)
         carried = factor[shard] * state
         if cut is not None:
             carried = torch.where(cut[shard, :, None], 0.0, carried)
         state = (carried + last).to(last.dtype)
-    return torch.stack(entering)
+    return torch.stack(initial_states)
 
 
 def add_entering_state(
@@ -164,7 +166,7 @@ def add_entering_state(
     keep: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> Tensor:
-    """Correct states that were scanned from zero for a state that enters: ``s_t + a^(t+1) state``.
+    """Correct states that were scanned from zero for an initial state: ``s_t + a^(t+1) state``.
 
     Parameters
     ----------
@@ -175,12 +177,12 @@ def add_entering_state(
     state : Tensor, (batch, r)
         The state before the first sample.
     keep, reset : bool Tensor, (batch, time), optional
-        As in `linear_recurrence`; only kept samples count as steps, and a reset ends the correction.
+        As in `linear_recurrence`; only kept samples count as steps, and the correction ends at a reset.
 
     Returns
     -------
     Tensor, (batch, time, r)
-        What `linear_recurrence` returns when it is given `state`, up to rounding.
+        The states that `linear_recurrence` returns with this `state`, up to rounding.
     """
     ones = torch.ones(1, s.shape[1], dtype=torch.bool, device=s.device)
     steps = (ones if keep is None else keep).cumsum(1)
@@ -196,7 +198,7 @@ def _imaginary(x: Tensor) -> Tensor:
 
 def _powers(log_decay: Tensor, phase: Tensor | None, exponents: Tensor) -> Tensor:
     """Return ``exp(k lambda)``, float64 or complex128, with a last axis of r more than `exponents`."""
-    (powers,) = Modes.of(log_decay, phase).powers(exponents.flatten().double())
+    (powers,) = Eigenvalues.of(log_decay, phase).powers(exponents.flatten().double())
     return powers.mT.reshape(*exponents.shape, powers.shape[0])
 
 
@@ -213,7 +215,7 @@ def _sequential(
     keep: Tensor | None,
     reset: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Define what the recurrence means: float64, one sample after the other."""
+    """Run the recurrence by its definition, in float64, one sample after the other."""
     a = log_decay.double().exp()
     if phase is not None:
         a = torch.polar(a, phase.double())
@@ -233,7 +235,7 @@ def _fft(log_decay: Tensor, phase: Tensor | None, u: Tensor, state: Tensor | Non
     """Convolve with the powers of a by zero-padded FFT."""
     time, dtype = u.shape[1], _result_dtype(u, phase)
     powers = _powers(log_decay, phase, torch.arange(time + 1, device=u.device))
-    if not u.numel():  # which torch.fft refuses
+    if not u.numel():  # torch.fft refuses empty tensors
         last = u.new_zeros(u.shape[0], u.shape[2]) if state is None else state
         return u.to(dtype), last.to(dtype)
     kernel, x, n = powers[:-1].to(dtype).mT, u.to(dtype).mT, 2 * time
@@ -256,9 +258,11 @@ def _check(
     reset: Tensor | None,
     method: str,
 ) -> None:
-    """Refuse shapes and types that do not fit; values are not looked at, they may be on a device."""
-    if method not in METHODS:
-        raise ModelError(f"method={method!r} is unknown: use one of {', '.join(map(repr, METHODS))}")
+    """Refuse wrong shapes and dtypes; values are not checked, as they may be on a device."""
+    if method not in RECURRENCE_METHODS:
+        raise ModelError(
+            f"method={method!r} is unknown: use one of {', '.join(map(repr, RECURRENCE_METHODS))}"
+        )
     if u.dim() != 3 or not (u.is_floating_point() or u.is_complex()):
         raise ModelError(
             f"u has shape {tuple(u.shape)} and type {u.dtype}: give floating-point numbers of shape "
@@ -284,7 +288,7 @@ def _check(
             )
         if method == "fft":
             raise ModelError(
-                f"method='fft' is one convolution over the whole sequence and cannot honour {name}: "
+                f"method='fft' is one convolution over the whole sequence and does not support {name}: "
                 "use method='auto', or leave the mask out where it changes nothing"
             )
 

@@ -1,1 +1,1 @@
-"""The state in a forward pass: padding and documents, the cache, sequences over several processes."""
+"""The state in a forward pass: padding and segments, the cache, sequences sharded over processes."""

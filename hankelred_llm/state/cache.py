@@ -1,8 +1,8 @@
 """The recurrent state inside the cache of transformers.
 
 A cache of transformers is a list of layers, one for each decoder layer, that it reorders, crops, resets and
-copies. The states of all adapters are one more entry at its end, so whatever happens to keys and values
-happens to them too.
+copies. The states of all adapters are one more entry at its end, so they are reordered, cropped, reset and
+copied together with keys and values.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ..errors import StateError
 if TYPE_CHECKING:
     from ..ops.decode_step import Stepper
 
-#: How many tokens a cache can always be cropped by.
-TAIL = 64
+#: Number of tokens that a cache can always be cropped by.
+CROPPABLE_TOKENS = 64
 
-#: How many tokens of the last call a cache of a single row can be cropped by: drafts of prompt lookup and
-#: assisted decoding, which are for single rows, may be longer than the tail.
-DRAFT = 1024
+#: Number of tokens of the last call that a cache of a single row can be cropped by: drafts of prompt lookup
+#: and assisted decoding, which work on single rows, may be longer than CROPPABLE_TOKENS.
+DRAFT_TOKENS = 1024
 
 _NEW_CACHE = "start with a new, empty cache"
 
-#: Since 5.23 transformers has a class for entries without keys, and passes over them in more places. Nothing
-#: of that class is used but its name.
-_WithoutKeys: type = getattr(cache_utils, "DummyLayer", object)
+#: Since 5.23 transformers has a class for entries without keys, and skips them in more places. Only the name
+#: of that class is used.
+_CacheLayerWithoutKeys: type = getattr(cache_utils, "DummyLayer", object)
 
 
-class HRMState(_WithoutKeys):
+class HRMState(_CacheLayerWithoutKeys):
     """States of all adapters of a model, as one more layer of its cache.
 
     Growing caches keep the states after each of the last tokens, so that they can be cropped; static ones
@@ -49,12 +49,12 @@ class HRMState(_WithoutKeys):
     Attributes
     ----------
     tokens : int
-        Number of tokens followed (growing caches).
+        Number of tokens that the states have followed (growing caches).
     is_sliding : bool
-        As all other layers of the cache: transformers takes sizes of masks from the first layer of a kind,
-        which must not be this one.
-    first : object, optional
-        The layer that is needed after this one, when a cache is kept off the device.
+        As for all other layers of the cache: transformers takes sizes of masks from the first layer of each
+        kind, which must not be this one.
+    next_layer : object, optional
+        The layer that is needed after this one, where the cache is offloaded from the device.
 
     Examples
     --------
@@ -76,46 +76,47 @@ class HRMState(_WithoutKeys):
     is_croppable = True
     keys = values = None
 
-    def __init__(self, static: bool, *, is_sliding: bool = False, first: Any = None):
-        self.static, self.is_sliding, self.first = static, is_sliding, first
+    def __init__(self, static: bool, *, is_sliding: bool = False, next_layer: Any = None):
+        self.static, self.is_sliding, self.next_layer = static, is_sliding, next_layer
         self.started = False
         self.tokens = 0
         self.record_past = False
         self._row_adapters: tuple[str, ...] | None = None
-        self._tracks: dict[str, dict[str, _Track]] = {}  # by block, then by adapter
+        self._histories: dict[str, dict[str, _StateHistory]] = {}  # by block, then by adapter
 
     def previous(self, block: str, adapter: str) -> Tensor | None:
-        """Return the state an adapter left beside a block, (batch, states), None at the start.
+        """Return the last state of an adapter of a block, (batch, states), None before the first token.
 
         Raises
         ------
         StateError
-            The cache holds tokens that this adapter has not seen.
+            The cache holds tokens that this adapter has not processed.
         """
-        track = self._tracks.get(block, {}).get(adapter)
-        if track is not None:
-            return track.last()
+        history = self._histories.get(block, {}).get(adapter)
+        if history is not None:
+            return history.last()
         if self.started:
             raise StateError(
-                f"the cache holds tokens that the adapter of block {block} has not seen: it was filled with "
+                f"the cache holds tokens that the adapter of block {block} has not processed: it was filled "
+                "with "
                 f"the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
             )
         return None
 
     def check_rows(self, row_adapters: tuple[str, ...] | None) -> None:
-        """Refuse to go on where rows have other adapters than those that followed their tokens so far.
+        """Refuse rows with other adapters than those that processed their earlier tokens.
 
         Parameters
         ----------
         row_adapters : tuple of str or None
-            The adapter of each row, where they are given by row.
+            The adapter of each row, None where one adapter is active for all rows.
 
         Raises
         ------
         StateError
-            A row would go on from the state of tokens that another adapter has changed.
+            A row would continue from a state that belongs to another adapter.
         """
-        # one adapter for all rows is that adapter active, and the states themselves tell which one it was
+        # one adapter for all rows equals that adapter being active, and the states are kept by adapter
         mixed = row_adapters if row_adapters is not None and len(set(row_adapters)) > 1 else None
         if not self.started:
             self._row_adapters = mixed
@@ -127,36 +128,39 @@ class HRMState(_WithoutKeys):
             raise StateError(f"the cache was filled with {before}, and is called with {now}; {_NEW_CACHE}")
 
     def stepper(self, block: str, adapter: str, make: Callable[[], Stepper]) -> Stepper:
-        """Return an adapter prepared for one token.
+        """Return an adapter prepared for single tokens.
 
-        It is prepared once: a cache is of no use after parameters have changed.
+        It is prepared once, as a cache is out of date after parameters have changed.
         """
         if torch.compiler.is_compiling():
             return make()
-        track = self._tracks[block][adapter]
-        if track.stepper is None:
-            track.stepper = make()
-        return track.stepper
+        history = self._histories[block][adapter]
+        if history.stepper is None:
+            history.stepper = make()
+        return history.stepper
 
     def store(self, block: str, states: dict[str, Tensor]) -> None:
-        """Keep states (batch, states, time) of the adapters active beside a block, and drop all others."""
-        tracks = self._tracks.get(block, {})
-        if tracks.keys() != states.keys():
-            tracks = {name: tracks.get(name) or (_Slot() if self.static else _Tail()) for name in states}
-            self._tracks[block] = tracks
+        """Keep states (batch, states, time) of the active adapters of a block; drop those of all others."""
+        histories = self._histories.get(block, {})
+        if histories.keys() != states.keys():
+            histories = {
+                name: histories.get(name) or (_LastState() if self.static else _RecentStates())
+                for name in states
+            }
+            self._histories[block] = histories
         for adapter, s in states.items():
-            tracks[adapter].append(s, unlimited=self.record_past)
+            histories[adapter].append(s, unlimited=self.record_past)
 
     def drop(self, block: str) -> None:
-        """Forget a block, whose adapter does not see the tokens that come now."""
-        self._tracks.pop(block, None)
+        """Drop the states of a block whose adapters do not process the current tokens."""
+        self._histories.pop(block, None)
 
-    # what transformers calls
+    # the methods that transformers calls
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> tuple[None, None]:
-        """Refuse keys; a cache that is put together again from its keys hands over the absence of any."""
+        """Refuse keys; None is accepted, which a cache that is rebuilt from its keys passes here."""
         if key_states is not None or value_states is not None:
-            raise StateError("the states of an adapter are no layer to keep keys in")
+            raise StateError("the states of an adapter cannot hold keys and values")
         return None, None
 
     def get_max_length(self) -> int:
@@ -164,38 +168,38 @@ class HRMState(_WithoutKeys):
         return -1
 
     def offload(self) -> None:
-        """Stay: a state is small."""
+        """Do nothing: a state is small enough to stay on its device."""
 
     def prefetch(self) -> None:
-        """Hand on to the layer whose turn it is next; transformers before 5.23 takes this one for it."""
-        if self.first is not None:
-            self.first.prefetch()
+        """Prefetch the next layer with keys; transformers before 5.23 calls this entry in its place."""
+        if self.next_layer is not None:
+            self.next_layer.prefetch()
 
     def activate_past_recording(self) -> None:
-        """Keep every state until the next :meth:`crop`: drafts may be longer than the tail."""
+        """Keep every state until the next :meth:`crop`: drafts may be longer than CROPPABLE_TOKENS."""
         self.record_past = True
 
     def detach(self) -> None:
-        """Cut the states off from the passes that made them: gradients end here, values go on."""
+        """Detach the states from the graph of the passes that made them."""
         self._rows(torch.Tensor.detach)
 
     def reset(self) -> None:
-        """Go back to the empty cache."""
+        """Return to the empty cache."""
         self.started, self.tokens, self._row_adapters = False, 0, None
         if self.static:
             self._rows(torch.zeros_like)
-            for track in self._all():
-                track.stepper = None
+            for history in self._all():
+                history.stepper = None
         else:
-            self._tracks.clear()
+            self._histories.clear()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens, ``-tokens_to_remove`` of them.
+        """Remove the last tokens, ``-tokens_to_remove`` of them.
 
         Raises
         ------
         StateError
-            More than the kept tail, but not all.
+            States are not kept for so many tokens, and these are not all tokens.
         """
         removed = -int(tokens_to_remove)  # transformers 5.17 gives a tensor
         if removed < 0:
@@ -205,8 +209,8 @@ class HRMState(_WithoutKeys):
         if removed >= self.tokens and not self.static:
             self.reset()
             return
-        for track in self._all():
-            track.crop(removed, self.tokens)
+        for history in self._all():
+            history.crop(removed, self.tokens)
         self.tokens -= removed
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -229,15 +233,15 @@ class HRMState(_WithoutKeys):
             self._row_adapters = tuple(self._row_adapters[row] for row in rows.tolist())
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        for track in self._all():
-            track.rows(change)
+        for history in self._all():
+            history.rows(change)
 
-    def _all(self) -> list[_Track]:
-        return [track for tracks in self._tracks.values() for track in tracks.values()]
+    def _all(self) -> list[_StateHistory]:
+        return [history for histories in self._histories.values() for history in histories.values()]
 
 
-class _Track(ABC):
-    """States of one adapter beside one block."""
+class _StateHistory(ABC):
+    """States of one adapter of one block."""
 
     stepper: Stepper | None = None
 
@@ -247,19 +251,19 @@ class _Track(ABC):
 
     @abstractmethod
     def append(self, s: Tensor, *, unlimited: bool) -> None:
-        """Go on by the states (batch, states, time), of which some are kept, or all."""
+        """Append states (batch, states, time); keep the most recent ones, or all if unlimited."""
 
     @abstractmethod
     def crop(self, removed: int, tokens: int) -> None:
-        """Go back by some of the tokens."""
+        """Remove the states of the last tokens."""
 
     @abstractmethod
     def rows(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows of the batch."""
 
 
-class _Slot(_Track):
-    """The last state, in a static cache: a compiled model finds it at the same address every time."""
+class _LastState(_StateHistory):
+    """The last state, in a static cache, always at the same address, as compiled models require."""
 
     def __init__(self) -> None:
         self._state: Tensor | None = None
@@ -267,7 +271,7 @@ class _Slot(_Track):
     def last(self) -> Tensor:
         if self._state is None:
             raise StateError("the static cache has no state yet")
-        # it is overwritten below, which a backward pass must not see
+        # it is overwritten below, which must not change a tensor saved for the backward pass
         return self._state.clone() if torch.is_grad_enabled() else self._state
 
     def append(self, s: Tensor, *, unlimited: bool) -> None:
@@ -291,8 +295,8 @@ class _Slot(_Track):
                 self._state = changed
 
 
-class _Tail(_Track):
-    """States after each of the last tokens: pieces (batch, states, time), in order."""
+class _RecentStates(_StateHistory):
+    """States after each of the last tokens, in consecutive pieces (batch, states, time)."""
 
     def __init__(self) -> None:
         self._pieces: list[Tensor] = []
@@ -302,14 +306,14 @@ class _Tail(_Track):
         return self._pieces[-1][..., -1]
 
     def append(self, s: Tensor, *, unlimited: bool) -> None:
-        kept = TAIL + 1  # one state more than can be cropped: the one to go back to
-        longest = kept if s.shape[0] > 1 else DRAFT + 1
+        needed = CROPPABLE_TOKENS + 1  # one state more than can be cropped: the one to return to
+        longest = needed if s.shape[0] > 1 else DRAFT_TOKENS + 1
         if not unlimited and s.shape[-1] > longest:
-            s = s[..., -longest:].clone()  # a view would hold on to the states of a whole prompt
+            s = s[..., -longest:].clone()  # a view would keep the states of a whole prompt in memory
         self._pieces.append(s)
         self._length += s.shape[-1]
         if not unlimited:
-            while self._length - self._pieces[0].shape[-1] >= kept:
+            while self._length - self._pieces[0].shape[-1] >= needed:
                 self._length -= self._pieces.pop(0).shape[-1]
 
     def crop(self, removed: int, tokens: int) -> None:
@@ -325,9 +329,9 @@ class _Tail(_Track):
             if piece.shape[-1] > removed:
                 self._pieces.append(piece[..., :-removed])
             removed -= min(removed, piece.shape[-1])
-        # a prompt or a draft may have been longer than the tail; what lies before it is not needed any more
-        if self._length > 2 * TAIL:
-            self.rows(lambda states: states[..., -TAIL - 1 :].clone())
+        # a prompt or a draft may have been longer than CROPPABLE_TOKENS; older states are not needed any more
+        if self._length > 2 * CROPPABLE_TOKENS:
+            self.rows(lambda states: states[..., -CROPPABLE_TOKENS - 1 :].clone())
 
     def rows(self, change: Callable[[Tensor], Tensor]) -> None:
         piece = change(torch.cat(self._pieces, -1) if len(self._pieces) > 1 else self._pieces[0])
@@ -339,57 +343,58 @@ def find_state(cache: Cache) -> HRMState | None:
     return next((layer for layer in reversed(cache.layers) if isinstance(layer, HRMState)), None)
 
 
-def tokens_seen(cache: Cache) -> int:
-    """Return how many tokens the cache holds keys of; 0 where asking a device would be in vain."""
-    seen = cache.get_seq_length()
-    if isinstance(seen, int):
-        return seen
+def cached_length(cache: Cache) -> int:
+    """Return the number of tokens with keys in the cache; 0 where a read from the device is not needed."""
+    length = cache.get_seq_length()
+    if isinstance(length, int):
+        return length
     state = find_state(cache)
-    # a static cache counts on the device: it is asked once, before there are states, and not while it is
-    # traced; so does a window of transformers 5.17 once it was cropped, but that one grows and is compared
+    # a static cache counts on the device: that count is read once, before there are states, and not during
+    # tracing; a cropped window of transformers 5.17 counts there too, but it grows and is compared
     followed = state is not None and state.static
-    return 0 if followed or torch.compiler.is_compiling() else int(seen)
+    return 0 if followed or torch.compiler.is_compiling() else int(length)
 
 
-def open_state(cache: Cache, *, seen: int, n_layers: int) -> HRMState:
+def open_state(cache: Cache, *, length: int, n_layers: int) -> HRMState:
     """Return the states in a cache, appending an empty entry to an empty cache.
 
     Parameters
     ----------
     cache : Cache
         That of ``n_layers`` decoder layers.
-    seen : int
-        What :func:`tokens_seen` said before this pass.
+    length : int
+        The result of :func:`cached_length` before this pass.
 
     Raises
     ------
     StateError
-        The cache holds tokens that no adapter has seen.
+        The cache holds tokens that no adapter has processed.
     """
     state = find_state(cache)
     if state is None:
-        if seen:
+        if length:
             raise StateError(
-                f"the cache holds {seen} tokens that no adapter has seen: it was filled with the adapter "
+                f"the cache holds {length} tokens that no adapter has processed: it was filled with the "
+                "adapter "
                 f"off, or by the base model; {_NEW_CACHE}"
             )
-        # a DynamicCache without config grows a layer at a time, and would take the entry for one of them
+        # a DynamicCache without config grows layer by layer, and would mistake the entry for one of them
         while cache.layer_class_to_replicate is not None and len(cache.layers) < n_layers:
             cache.layers.append(cache.layer_class_to_replicate())
         sliding = cache.is_sliding
-        passed_over = [
+        skipped = [
             linear or (slides and cache.offloading and cache.only_non_sliding)
             for linear, slides in zip(cache.is_linear, sliding, strict=True)
         ]
         state = HRMState(
             static=any(isinstance(layer, StaticLayer) for layer in cache.layers),
             is_sliding=bool(sliding) and all(sliding),
-            first=next((x for x, no in zip(cache.layers, passed_over, strict=True) if not no), None),
+            next_layer=next((x for x, skip in zip(cache.layers, skipped, strict=True) if not skip), None),
         )
         cache.layers.append(state)
-    elif not state.static and state.tokens != seen:
+    elif not state.static and state.tokens != length:
         raise StateError(
-            f"the cache holds {seen} tokens, of which the adapter has followed {state.tokens}: it was off, "
+            f"the cache holds {length} tokens, of which the adapter has followed {state.tokens}: it was off, "
             f"or another model wrote into the cache; {_NEW_CACHE}"
         )
     return state
@@ -418,7 +423,7 @@ def find_cache(values: Iterable[object]) -> Cache | None:
     >>> find_cache([None, True, cache, cache]) is cache
     True
     """
-    found: Cache | None = None
+    cache: Cache | None = None
     for value in values:
         if value is None or isinstance(value, (Tensor, bool, int, float, str)):
             continue
@@ -429,17 +434,17 @@ def find_cache(values: Iterable[object]) -> Cache | None:
                 f"a recurrent state cannot be kept in a {type(value).__name__}; use a DynamicCache or a "
                 "StaticCache"
             )
-        if found is not None and found is not value:
+        if cache is not None and cache is not value:
             raise StateError(
-                f"the model was called with two caches, a {type(found).__name__} and a "
+                f"the model was called with two caches, a {type(cache).__name__} and a "
                 f"{type(value).__name__}; the state can be kept in one of them only: pass one"
             )
-        found = value
-    return found
+        cache = value
+    return cache
 
 
 def _holds_keys(value: object) -> bool:
-    """Tell whether a value serves as a cache: one of another kind, or pairs of keys and values by layer."""
+    """Return whether a value is a cache of another kind, such as pairs of keys and values by layer."""
     if isinstance(value, (tuple, list)):
         first = value[0] if value else None
         return isinstance(first, (tuple, list)) and any(isinstance(x, Tensor) and x.ndim == 4 for x in first)

@@ -1,4 +1,4 @@
-"""What a decoder of transformers is called with: the one place that knows the names of its arguments."""
+"""The arguments of a call of a decoder of transformers: the one module that knows their names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .cache import find_cache
 #: Arguments without which padding cannot be read. The cache is found by its type instead.
 _READ = ("input_ids", "inputs_embeds", "attention_mask")
 
-#: Arguments that say nothing of positions. A decoder with no others may do without position_ids, as those do
-#: whose attention counts distances itself; another one may have renamed them.
+#: Arguments that are not positions. A decoder with only these needs no position_ids, for example because its
+#: attention computes distances itself; a decoder with other arguments may have renamed position_ids.
 _NO_POSITIONS = {
     *_READ,
     "cache",
@@ -41,17 +41,17 @@ _NO_POSITIONS = {
 
 @dataclass(frozen=True)
 class DecoderCall:
-    """One call of a decoder, as far as adapters need to know it.
+    """The part of a call of a decoder that adapters need.
 
     Parameters
     ----------
     batch, time : int
-        Numbers of rows, and of tokens in each, without what is in the cache.
+        Numbers of rows, and of tokens in each, without those in the cache.
     cache : Cache or None
         Keys and values of earlier tokens.
     use_cache : bool
         Whether a cache was requested in the call itself.
-    mask, positions, starts, documents
+    mask, positions, cumulative_lengths, document_ids
         Attention mask, positions, cumulative lengths of the documents of one row, document of each token.
     """
 
@@ -61,14 +61,14 @@ class DecoderCall:
     use_cache: bool
     mask: Any
     positions: Tensor | None
-    starts: Tensor | None
-    documents: Tensor | None
+    cumulative_lengths: Tensor | None
+    document_ids: Tensor | None
 
     @classmethod
     def read(
         cls, config: Any, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> DecoderCall | None:
-        """Read a call; None where there are no tokens in it.
+        """Read a call; None where it has no tokens.
 
         Parameters
         ----------
@@ -82,36 +82,36 @@ class DecoderCall:
         Raises
         ------
         AdapterError
-            The call has an adapter for each row, which the PeftModel alone knows how to use.
+            The call names an adapter for each row, which only the PeftModel can handle.
         StateError
-            The cache is of a kind that has no place for a recurrent state.
+            The cache is of a kind that cannot hold a recurrent state.
         """
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         paged = "paged" in str(getattr(config, "_attn_implementation", ""))
-        if paged or given.get("write_index") is not None:
+        if paged or arguments.get("write_index") is not None:
             raise StateError(
                 "continuous batching (generate_batch) keeps keys and values in a paged cache, which cannot "
                 "hold a recurrent state; use generate"
             )
-        if given.get("adapter_names") is not None:
+        if arguments.get("adapter_names") is not None:
             raise AdapterError(
                 "adapter_names reached the base model, which ignores it; pass it to the PeftModel, whose "
                 "forward and generate choose an adapter for each row"
             )
-        inputs = given.get("inputs_embeds")
-        inputs = given.get("input_ids") if inputs is None else inputs
+        inputs = arguments.get("inputs_embeds")
+        inputs = arguments.get("input_ids") if inputs is None else inputs
         if inputs is None:
             return None
         batch, time = inputs.shape[:2]
         return cls(
             batch=batch,
             time=time,
-            cache=find_cache(given.values()),
-            use_cache=given.get("use_cache") is True,
-            mask=given.get("attention_mask"),
-            positions=given.get("position_ids"),
-            starts=given.get("cu_seq_lens_q"),
-            documents=given.get("seq_idx"),
+            cache=find_cache(arguments.values()),
+            use_cache=arguments.get("use_cache") is True,
+            mask=arguments.get("attention_mask"),
+            positions=arguments.get("position_ids"),
+            cumulative_lengths=arguments.get("cu_seq_lens_q"),
+            document_ids=arguments.get("seq_idx"),
         )
 
 
@@ -121,12 +121,12 @@ def argument_names(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def check_arguments(backbone: nn.Module, model_type: str) -> None:
-    """Refuse a decoder in which padding and document starts would be looked for under wrong names.
+    """Refuse a decoder whose arguments for padding and document starts have unknown names.
 
     Raises
     ------
     ArchitectureError
-        An argument that says where they are is not among those it takes.
+        The decoder does not take an argument from which they are read.
     """
     names = argument_names(backbone)
     missing = [name for name in _READ if name not in names]
@@ -157,10 +157,11 @@ def cache_argument(forward: Callable[..., Any]) -> str:
         if re.search(r"\bCache\b", str(parameter.annotation))
     ]
     if len(names) != 1:
-        seen = ", ".join(inspect.signature(forward).parameters)
+        parameters = ", ".join(inspect.signature(forward).parameters)
         raise StateError(
             f"transformers {transformers.__version__}: {len(names)} of the arguments of "
-            f"{forward.__qualname__} ({seen}) are annotated as a Cache, where one is expected; use a version "
+            f"{forward.__qualname__} ({parameters}) are annotated as a Cache, where one is expected; use a "
+            "version "
             "of transformers that this version of hankelred_llm knows"
         )
     return names[0]

@@ -1,4 +1,4 @@
-"""The front door of context parallelism: which processes hold the pieces of a sequence."""
+"""Context parallelism: the user declares which processes hold the shards of a sequence."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import AdapterError
-from .forward_context import carrying_decoders
+from .forward_context import patched_decoders
 
 
 @contextlib.contextmanager
 def context_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) -> Iterator[None]:
-    """Let the state of the adapters run through a sequence that is cut over several processes.
+    """Pass the state of the adapters along a sequence that is sharded over several processes.
 
     Inside, each process calls the model with its contiguous shard of every row: ``input_ids``,
-    ``position_ids`` of the whole sequence and, where there is padding, a 2-D ``attention_mask``, all cut
-    alike. Shards may differ in length; a document may start anywhere (position 0). Attention over the shards
-    is the model's own matter, for example torch's ``context_parallel`` with load balancing off.
+    ``position_ids`` of the whole sequence and, where there is padding, a 2-D ``attention_mask``, all sharded
+    alike. Shards may differ in length; a document may start anywhere (position 0). Attention across
+    shards is not part of this: use for example torch's ``context_parallel`` without load balancing.
 
-    A process's gradients are those of the sum of all processes' losses with respect to what that process
-    computed: to its own tokens they are complete, those of parameters are to be summed over the group.
+    The gradients on a process are those of the sum of all processes' losses with respect to the tensors of
+    that process: complete for its own tokens; those of parameters must be summed over the group.
 
     Parameters
     ----------
     model : Module
-        A model with HRM adapters; it may be wrapped, in DistributedDataParallel say.
+        A model with HRM adapters; it may be wrapped, for example in DistributedDataParallel.
     group : ProcessGroup, optional
         The processes that hold the shards, in order; default all. Of a ``DeviceMesh``,
         ``mesh["cp"].get_group()``.
@@ -35,25 +35,25 @@ def context_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) -
     Returns
     -------
     context manager
-        It may span one pass or a whole training.
+        It may span one forward pass or a whole training.
 
     Raises
     ------
     AdapterError
         The model has no HRM adapter, there are no processes, or this one is not in the group.
     StateError
-        Inside, in all processes: the shards are not contiguous or differ in rows, or one came without
-        ``position_ids`` or with a filled cache.
+        In the forward pass, in all processes: the shards are not contiguous or differ in rows, or one has no
+        ``position_ids`` or a filled cache.
 
     Notes
     -----
     Each adapter exchanges batch times states numbers in the forward pass, and as many in the backward pass.
-    So all processes must run the same passes, forward and backward, in the same order. In each forward pass
-    two answers are waited for: whether all processes take part, and whether the shards are contiguous.
+    So all processes must run the same passes, forward and backward, in the same order. Each forward pass also
+    synchronizes twice: to check that all processes take part, and that the shards are contiguous.
 
     Examples
     --------
-    A sequence on one process is its only shard:
+    A sequence on one process, as a single shard:
 
     >>> import tempfile, torch, transformers, hankelred_llm
     >>> config = transformers.MistralConfig(
@@ -70,7 +70,7 @@ def context_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) -
     >>> logits.shape
     torch.Size([1, 8, 32])
     """
-    decoders = carrying_decoders(model)
+    decoders = patched_decoders(model)
     if not decoders:
         raise AdapterError("the model has no HRM adapter; call attach(model) first")
     if not dist.is_available() or not dist.is_initialized():
@@ -81,7 +81,8 @@ def context_parallel(model: nn.Module, group: dist.ProcessGroup | None = None) -
     group = dist.group.WORLD if group is None else group
     if group is None or dist.get_rank(group) < 0:
         raise AdapterError(
-            f"process {dist.get_rank()} is not in the group; every process passes the group it is itself in"
+            f"process {dist.get_rank()} is not in the group; every process passes the group that it belongs "
+            "to"
         )
     before = [decoder.__dict__.get("_hrm_group") for decoder in decoders]
     for decoder in decoders:

@@ -1,10 +1,10 @@
-"""One sequence in contiguous shards, one a process: the state that passes between them, and its adjoint.
+"""One sequence in contiguous shards, one per process: state passing between shards, and its adjoint.
 
-Each process scans its shard from zero. The states those scans end with are gathered (batch times columns
-numbers a process), joined in order, and the shard is scanned again from the state that truly enters it. The
-adjoint does the same from the end: the gradients that reach the start of each shard are gathered and joined
-in the opposite order. What a process computes with its own tokens is thus all it needs for its share of the
-parameters' gradients; the shares add up to the gradient of the whole sequence.
+Each process scans its shard from zero. The final states of those scans are gathered (batch times channels
+numbers per process) and scanned in order of the shards; then each shard is scanned again from its true
+initial state. The adjoint does the same in reverse: the gradients with respect to the initial states of the
+shards are gathered and scanned in the opposite order. Each process thus computes its part of the parameters'
+gradients from its own tokens; the parts add up to the gradient of the whole sequence.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import StateError
-from ..ops.autograd import column_scan, column_scan_backward
-from ..ops.eigenvalues import to_columns, to_modes
+from ..ops.autograd import channel_scan, channel_scan_backward
+from ..ops.eigenvalues import to_channels, to_modes
+from ..ops.masks import SegmentMasks
 from ..ops.recurrence import states_between_shards
-from .segments import Tokens
 
 _CONTIGUOUS = (
     "give each process one contiguous piece of the sequence, in the order of the processes; torch's "
@@ -33,72 +33,83 @@ _CONTIGUOUS = (
 
 @dataclass(frozen=True)
 class Shards:
-    """Where the shard of this process stands in one sequence, for one forward pass.
+    """The shards of one sequence, and which one this process holds, for one forward pass.
 
     Parameters
     ----------
     group : ProcessGroup
         The processes that hold the sequence, in order.
-    kept : Tensor of int, (shards, batch)
-        Tokens of each shard that are no padding.
-    cut : Tensor of bool, (shards, batch)
-        Whether a document starts in the shard.
+    valid_counts : Tensor of int, (shards, batch)
+        Number of valid tokens (no padding) of each shard.
+    has_start : Tensor of bool, (shards, batch)
+        Whether a segment starts in the shard.
     """
 
     group: dist.ProcessGroup
-    kept: Tensor
-    cut: Tensor
+    valid_counts: Tensor
+    has_start: Tensor
 
     @property
     def rank(self) -> int:
         """Number of this process's shard."""
         return dist.get_rank(self.group)
 
-    def kept_before(self) -> Tensor:
-        """Return how many tokens before this shard are no padding, (batch,)."""
-        return self.kept[: self.rank].sum(0)
+    def valid_before(self) -> Tensor:
+        """Return the number of valid tokens before this shard, (batch,)."""
+        return self.valid_counts[: self.rank].sum(0)
 
     def on(self, device: torch.device) -> Shards:
-        """Return the same, known on another device: a model may stand on several."""
-        return replace(self, kept=self.kept.to(device), cut=self.cut.to(device))
+        """Return a copy on another device: a model may be spread over several."""
+        return replace(self, valid_counts=self.valid_counts.to(device), has_start=self.has_start.to(device))
 
     def scan(
-        self, log_decay: Tensor, phase: Tensor | None, u: Tensor, *, keep: Tensor | None, reset: Tensor | None
+        self,
+        log_decay: Tensor,
+        phase: Tensor | None,
+        u: Tensor,
+        *,
+        valid: Tensor | None,
+        segment_start: Tensor | None,
     ) -> Tensor:
-        """Return the states that one process would have computed with the whole sequence.
+        """Return the states of this shard, as a scan of the whole sequence on one process computes them.
 
-        As :func:`column_scan`, but for the state that enters, which the other processes know.
+        Like :func:`channel_scan`, with the initial state taken from the other processes.
         """
-        out: Tensor = _ShardScan.apply(self, u, log_decay, phase, keep, reset)  # type: ignore[no-untyped-call]
+        out: Tensor = _ShardScan.apply(self, u, log_decay, phase, valid, segment_start)  # type: ignore[no-untyped-call]
         return out
 
-    def join(self, log_decay: Tensor, phase: Tensor | None, ends: Tensor, *, reverse: bool) -> Tensor:
-        """Return what enters this shard, float64 (batch, columns).
+    def initial_state(
+        self, log_decay: Tensor, phase: Tensor | None, final_states: Tensor, *, reverse: bool
+    ) -> Tensor:
+        """Return the initial state of this shard, float64 (batch, channels).
 
         Parameters
         ----------
-        ends : Tensor, (batch, columns)
-            Its own: what the scan of this shard from zero ends with; in reverse, what the adjoint of that
+        final_states : Tensor, (batch, channels)
+            Final state of the scan of this shard from zero; in reverse, the gradient that the adjoint of that
             scan gives for the state before the first token.
         reverse : bool
             From the last shard to the first.
         """
         pairs = 0 if phase is None else phase.shape[0]
         order = -1 if reverse else 1
-        numbers = range(self.kept.shape[0])[::order]
-        all_ends = gather(ends.double(), self.group)
-        # every mode as a complex one, a real mode without phase
+        numbers = range(self.valid_counts.shape[0])[::order]
+        all_final_states = gather(final_states.double(), self.group)
+        # every mode as a complex one; real modes have phase zero
         modes = torch.stack(
-            [torch.cat([m.to(torch.complex128) for m in to_modes(all_ends[n], pairs)], 1) for n in numbers]
+            [
+                torch.cat([m.to(torch.complex128) for m in to_modes(all_final_states[n], pairs)], 1)
+                for n in numbers
+            ]
         )
         angle = log_decay.new_zeros(log_decay.shape, dtype=torch.float64)
         if phase is not None:
             angle[:pairs] = order * phase
         shards = list(numbers)
-        entering = states_between_shards(log_decay, angle, modes, self.kept[shards], cut=self.cut[shards])[
-            shards.index(self.rank)
-        ]
-        return torch.cat([*to_columns([entering[:, :pairs]]), entering.real[:, pairs:]], 1)
+        initial_states = states_between_shards(
+            log_decay, angle, modes, self.valid_counts[shards], cut=self.has_start[shards]
+        )[shards.index(self.rank)]
+        return torch.cat([*to_channels([initial_states[:, :pairs]]), initial_states.real[:, pairs:]], 1)
 
 
 class _ShardScan(torch.autograd.Function):
@@ -109,24 +120,24 @@ class _ShardScan(torch.autograd.Function):
         u: Tensor,
         log_decay: Tensor,
         phase: Tensor | None,
-        keep: Tensor | None,
-        reset: Tensor | None,
+        valid: Tensor | None,
+        segment_start: Tensor | None,
     ) -> Tensor:
-        _, last = column_scan(log_decay, phase, u, keep=keep, reset=reset)
-        state = shards.join(log_decay, phase, last, reverse=False)
-        s, _ = column_scan(log_decay, phase, u, state=state, keep=keep, reset=reset)
+        _, last = channel_scan(log_decay, phase, u, valid=valid, segment_start=segment_start)
+        state = shards.initial_state(log_decay, phase, last, reverse=False)
+        s, _ = channel_scan(log_decay, phase, u, state=state, valid=valid, segment_start=segment_start)
         ctx.shards = shards
-        ctx.save_for_backward(s, log_decay, phase, state, keep, reset)
+        ctx.save_for_backward(s, log_decay, phase, state, valid, segment_start)
         return s
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, s_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        s, log_decay, phase, state, keep, reset = ctx.saved_tensors
-        rest = (s, log_decay, phase, state, keep, reset)
-        *_, first = column_scan_backward(s_gradient, None, *rest, False)
-        last = ctx.shards.join(log_decay, phase, first, reverse=True).to(s.dtype)
-        u_gradient, decay_gradient, phase_gradient, _ = column_scan_backward(s_gradient, last, *rest, True)
+        s, log_decay, phase, state, valid, segment_start = ctx.saved_tensors
+        saved = (s, log_decay, phase, state, valid, segment_start)
+        *_, first = channel_scan_backward(s_gradient, None, *saved, False)
+        last = ctx.shards.initial_state(log_decay, phase, first, reverse=True).to(s.dtype)
+        u_gradient, decay_gradient, phase_gradient, _ = channel_scan_backward(s_gradient, last, *saved, True)
         return (
             None,
             u_gradient,
@@ -137,146 +148,153 @@ class _ShardScan(torch.autograd.Function):
         )
 
 
-def gather(mine: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Return the tensors of all processes, stacked in order."""
+def gather(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the tensors of all processes, stacked in order of the processes."""
     size = dist.get_world_size(group)
-    everyone = mine.new_empty(size, *mine.shape)
-    dist.all_gather(list(everyone.unbind()), mine.contiguous(), group=group)
-    return everyone
+    stacked = tensor.new_empty(size, *tensor.shape)
+    dist.all_gather(list(stacked.unbind()), tensor.contiguous(), group=group)
+    return stacked
 
 
-def meeting_place(group: dist.ProcessGroup, decoder: nn.Module) -> torch.device:
-    """Return a device that the processes of a group can talk on, whatever each of them was called with."""
+def common_device(group: dist.ProcessGroup, decoder: nn.Module) -> torch.device:
+    """Return a device on which the processes of a group can communicate, whatever their arguments."""
     kinds = [entry.partition(":")[0] for entry in dist.get_backend_config(group).split(",")]
     if "cpu" in kinds:
         return torch.device("cpu")
-    own = (p.device for p in decoder.parameters() if p.device.type in kinds)
-    return next(own, torch.device(kinds[0]))
+    devices = (p.device for p in decoder.parameters() if p.device.type in kinds)
+    return next(devices, torch.device(kinds[0]))
 
 
-def tell_refusal(group: dist.ProcessGroup, place: torch.device) -> None:
-    """Let the others know that this process does not run the pass they are waiting for."""
-    gather(torch.tensor([-1], device=place), group)
+def announce_refusal(group: dist.ProcessGroup, device: torch.device) -> None:
+    """Tell the other processes, which wait in :func:`compare_shards`, that this one raises an error."""
+    gather(torch.tensor([-1], device=device), group)
 
 
 def read_shard(
     batch: int,
     time: int,
-    tokens: Tokens,
+    masks: SegmentMasks,
     *,
     mask: Any,
     positions: Tensor | None,
-    starts: Tensor | None,
-    documents: Tensor | None,
+    cumulative_lengths: Tensor | None,
+    document_ids: Tensor | None,
 ) -> Tensor:
-    """Read from the shard of this process what the others have to know of it.
+    """Summarize the shard of this process for the other processes.
 
     Parameters
     ----------
     batch, time : int
         Size of the shard.
     tokens : Tokens
-        What was read of it.
+        Those of the shard.
     mask, positions, starts, documents
-        As for :func:`read_tokens`.
+        As for :func:`read_segment_masks`.
 
     Returns
     -------
     Tensor of int, (4, batch)
-        Kept tokens, whether a document starts, positions of the first and of the last kept token.
+        Number of valid tokens, whether a segment starts, positions of the first and of the last valid token.
 
     Raises
     ------
     StateError
-        There are no positions, or something else than tokens is cut.
+        There are no positions, or the mask or the documents are not sharded like the tokens.
     """
     if positions is None:
         raise StateError(
-            "a shard of a sequence came without position_ids, so attention and adapter cannot know where it "
-            "stands; pass position_ids of the whole sequence, cut like the tokens"
+            "a shard of a sequence has no position_ids, so its place in the sequence is unknown to attention "
+            "and adapter; pass position_ids of the whole sequence, sharded like the tokens"
         )
     if mask is not None and (not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != time):
-        seen = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        kind = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise StateError(
-            f"padding of a shard cannot be read from an attention mask of kind {seen}; pass one of shape "
-            f"(batch, {time}), cut like the tokens"
+            f"padding of a shard cannot be read from an attention mask of kind {kind}; pass one of shape "
+            f"(batch, {time}), sharded like the tokens"
         )
-    if starts is not None or documents is not None:
+    if cumulative_lengths is not None or document_ids is not None:
         raise StateError(
-            "cu_seq_lens_q and seq_idx do not say whether a shard's first document began in the shard "
-            "before; leave them out and mark document starts by position_ids"
+            "cu_seq_lens_q and seq_idx do not tell whether a shard's first document began in the previous "
+            "shard; leave them out and mark document starts by position_ids"
         )
     positions = positions.expand(batch, time)
-    keep = torch.ones_like(positions, dtype=torch.bool) if tokens.keep is None else tokens.keep
+    valid = torch.ones_like(positions, dtype=torch.bool) if masks.valid is None else masks.valid
     index = torch.arange(time, device=positions.device)
-    first = torch.where(keep, index, time - 1).amin(1, keepdim=True)
-    last = torch.where(keep, index, 0).amax(1, keepdim=True)
-    reset = torch.zeros_like(keep) if tokens.reset is None else tokens.reset
-    own = [keep.sum(1), reset.any(1), positions.gather(1, first)[:, 0], positions.gather(1, last)[:, 0]]
-    return torch.stack([each.long() for each in own])
+    first = torch.where(valid, index, time - 1).amin(1, keepdim=True)
+    last = torch.where(valid, index, 0).amax(1, keepdim=True)
+    segment_start = torch.zeros_like(valid) if masks.segment_start is None else masks.segment_start
+    summary = [
+        valid.sum(1),
+        segment_start.any(1),
+        positions.gather(1, first)[:, 0],
+        positions.gather(1, last)[:, 0],
+    ]
+    return torch.stack([row.long() for row in summary])
 
 
-def compare_shards(group: dist.ProcessGroup, own: Tensor, place: torch.device) -> Shards:
-    """Compare the shards of all processes; where one refuses its shard, or the pieces do not fit, all refuse.
+def compare_shards(group: dist.ProcessGroup, summary: Tensor, device: torch.device) -> Shards:
+    """Compare the shards of all processes; if one has raised an error, or they do not fit, all raise one.
 
-    Two answers are waited for: whether all have as many rows, and whether shards follow one another.
+    Synchronizes twice: to compare the numbers of rows, and to check that the shards are contiguous.
 
     Parameters
     ----------
     group : ProcessGroup
     own : Tensor of int, (4, batch)
-        What :func:`read_shard` said of the shard of this process.
-    place : torch.device
-        Where the processes meet.
+        The result of :func:`read_shard` on this process.
+    device : torch.device
+        The result of :func:`common_device`.
 
     Raises
     ------
     StateError
-        A process has refused its shard, has another number of rows, or a shard does not go on where the one
-        before it ends.
+        A process raised an error, has another number of rows, or a shard does not continue the one before.
     """
-    rows = gather(torch.tensor([own.shape[1]], device=place), group)[:, 0].tolist()
+    rows = gather(torch.tensor([summary.shape[1]], device=device), group)[:, 0].tolist()
     refusing = [number for number, count in enumerate(rows) if count < 0]
     if refusing:
         raise StateError(
-            f"process {refusing[0]} of the group refused its shard of the sequence, and its own error says "
-            "why; the others stop with it, for its state would be missing"
+            f"process {refusing[0]} of the group refused its shard of the sequence, for the reason in its "
+            "own "
+            "error; the others stop too, because its state would be missing"
         )
     if len(set(rows)) > 1:
         raise StateError(
-            f"the shards of the processes have {', '.join(map(str, rows))} rows; cut every row of the batch "
+            f"the shards of the processes have {', '.join(map(str, rows))} rows; split every row of the "
+            "batch "
             "into as many pieces as there are processes"
         )
-    kept, cut, opening, closing = gather(own.to(place), group).unbind(1)
-    if bool(_breaks(kept, opening, closing)):
+    valid_counts, has_start, first_position, last_position = gather(summary.to(device), group).unbind(1)
+    if bool(_discontinuous(valid_counts, first_position, last_position)):
         raise StateError(
-            "a shard starts at a position that is neither 0 nor the one after the last position of the shard "
-            "before, as in load-balanced (zigzag, head-tail) sharding; a state runs along the sequence: "
+            "a shard starts at a position that is neither 0 nor the one after the last position of the "
+            "previous shard, as in load-balanced (zigzag, head-tail) sharding; a state needs the order of "
+            "the sequence: "
             f"{_CONTIGUOUS}"
         )
-    return Shards(group, kept, cut.bool()).on(own.device)
+    return Shards(group, valid_counts, has_start.bool()).on(summary.device)
 
 
-def _breaks(kept: Tensor, opening: Tensor, closing: Tensor) -> Tensor:
-    """Whether any shard neither goes on nor starts a document; padding says nothing. All (shards, batch)."""
-    expected, known = closing[0] + 1, kept[0] > 0
+def _discontinuous(valid_counts: Tensor, first_position: Tensor, last_position: Tensor) -> Tensor:
+    """Return whether a shard neither continues the previous one nor starts a document, without padding."""
+    expected, known = last_position[0] + 1, valid_counts[0] > 0
     broken = torch.zeros_like(known)
-    for number in range(1, kept.shape[0]):
-        some = kept[number] > 0
-        broken |= known & some & (opening[number] != 0) & (opening[number] != expected)
-        expected, known = torch.where(some, closing[number] + 1, expected), known | some
+    for number in range(1, valid_counts.shape[0]):
+        any_valid = valid_counts[number] > 0
+        broken |= known & any_valid & (first_position[number] != 0) & (first_position[number] != expected)
+        expected, known = torch.where(any_valid, last_position[number] + 1, expected), known | any_valid
     return broken.any()
 
 
-def check_ring(group: dist.ProcessGroup | None) -> None:
-    """Refuse what torch's own context parallelism would feed the adapter without its state.
+def check_torch_context_parallel(group: dist.ProcessGroup | None) -> None:
+    """Refuse a forward pass in torch's own context parallelism where the adapter would lack its state.
 
     Raises
     ------
     StateError
-        It is on, and no group is known, or it balances the load.
+        It is on without a group passed to :func:`context_parallel`, or with load balancing.
     """
-    # who has not imported it cannot have switched it on
+    # a program that has not imported it has not switched it on
     ring = sys.modules.get("torch.distributed.tensor.experimental._context_parallel._attention")
     if ring is None or torch.compiler.is_compiling():
         return
@@ -285,12 +303,13 @@ def check_ring(group: dist.ProcessGroup | None) -> None:
         return
     if group is None:
         raise StateError(
-            "torch's context_parallel has cut the sequence over processes, and the adapter would start from "
+            "torch's context_parallel has sharded the sequence over processes, and the adapter would start "
+            "from "
             "zero in each shard; run the model inside hankelred_llm.context_parallel(model, group), and "
             f"{_CONTIGUOUS}"
         )
     if ring._cp_options.enable_load_balance:
         raise StateError(
             "torch's context_parallel balances the load: each process holds a piece from the start and one "
-            f"from the end of the sequence, along which a state cannot run; {_CONTIGUOUS}"
+            f"from the end of the sequence, which a state cannot follow; {_CONTIGUOUS}"
         )

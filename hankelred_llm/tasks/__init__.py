@@ -1,6 +1,6 @@
 """Tasks: data, prompts, labels, metrics and trivial baselines.
 
-A file of the folders ``synthetic``, ``documents`` and ``language_modelling`` is a task. It holds one
+A file of the folders ``synthetic``, ``documents`` and ``language_modeling`` is a task. It holds one
 subclass of `Task`, bound to ``TASK``; most need only `SyntheticTask.draw`, `DocumentTask.parse` or
 `ByteTask.streams`. Nothing has to be registered.
 """
@@ -32,11 +32,11 @@ __all__ = [
     "list_tasks",
 ]
 
-FAMILIES = ("synthetic", "documents", "language_modelling")
+FAMILIES = ("synthetic", "documents", "language_modeling")
 
 
 def list_tasks() -> dict[str, str]:
-    """Return the name of every task and what it asks.
+    """Return the name of every task and what it predicts.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def get_task(name: str, **options: Any) -> Task:
     >>> row = task.train(6)[0]
     >>> bytes(row.input_ids[:-1].tolist()), bytes(row.targets.tolist())
     (b'...', b'...')
-    >>> task.floors(task.validation(32))["chance"]
+    >>> task.baselines(task.validation(32))["chance"]
     {'accuracy': 0.25}
     """
     if name not in _names():

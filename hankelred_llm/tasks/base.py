@@ -1,4 +1,4 @@
-"""What every task is: examples in three splits, a metric, and floors; and the lock on the test split."""
+"""The base class of tasks: examples in three splits, a metric, baselines; the test split is read once."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from .errors import SplitReadError, TaskError
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
-#: What a task asks of a model: the likeliest token at every scored position; the negative log-likelihood
-#: of what is scored; the log-likelihood of each candidate after the prompt; a generated text.
-Asks: TypeAlias = Literal["tokens", "bits", "options", "text"]
+#: Kinds of predictions: the likeliest token at every scored position; the negative log-likelihood of the
+#: scored tokens; the log-likelihood of each candidate after the prompt; a generated text.
+PredictionKind: TypeAlias = Literal["tokens", "bits", "options", "text"]
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
     """One row for a model, in the conventions of transformers.
 
-    ``labels[t]`` is what the logits at ``t - 1`` must say, so that ``model(input_ids, labels=labels)`` shifts
-    them itself; -100 is not scored.
+    ``labels[t]`` is the target of the logits at ``t - 1``, as ``model(input_ids, labels=labels)`` shifts them
+    itself; -100 is not scored.
 
     Attributes
     ----------
     input_ids, labels : ndarray of int64, shape (time,)
-        The prompt, then what is to be learned.
+        The prompt, then the completion that is trained on.
     prompt_length : int
-        ``input_ids[:prompt_length]`` is all a model sees before it is asked for options or a text.
+        ``input_ids[:prompt_length]`` is the input for options and for generation.
     unit, document : str
-        What is scored as one (a question, however many rows ask it), and what it is about. Splits never
-        share a document.
+        The unit of scoring (a question, in however many rows) and its document. Splits never share a
+        document.
     references : tuple of str
         Right answers, for generated text.
     candidates : tuple of ndarray
@@ -66,24 +66,24 @@ class Example:
 
     @property
     def prompt_ids(self) -> IntArray:
-        """What a model sees before it is asked for options or a text."""
+        """The input for options and for generation."""
         return self.input_ids[: self.prompt_length]
 
     @property
-    def asked(self) -> IntArray:
+    def scored(self) -> IntArray:
         """Positions whose logits are scored."""
         return np.flatnonzero(self.labels[1:] != IGNORED)
 
     @property
     def targets(self) -> IntArray:
-        """The right tokens at `asked`."""
-        return self.labels[self.asked + 1]
+        """The target tokens at `scored`."""
+        return self.labels[self.scored + 1]
 
 
 class Split(Sequence[Example]):
     """Examples in their final order: the same for every method that is trained or tested on them.
 
-    Rows are made when they are asked for; documents are tokenised once for all of them. Do not shuffle a
+    Rows are made on access; documents are tokenized once for all of them. Do not shuffle a
     training split: its order comes from its seed.
 
     Attributes
@@ -91,7 +91,7 @@ class Split(Sequence[Example]):
     name : str
         "train", "validation" or "test".
     length : int
-        The length asked for, in the task's own unit.
+        The requested length, in the unit of the task.
     max_new_tokens : int
         Longest text to be generated; 0 where none is.
     documents_dropped : int
@@ -130,11 +130,11 @@ class Split(Sequence[Example]):
 
     @cached_property
     def positions(self) -> int:
-        """Positions a model must hold: the longest row, or the longest prompt and its answer."""
+        """Number of positions that a model needs: the longest row, or the longest prompt and its answer."""
         return max(max(len(e), e.prompt_length + self.max_new_tokens) for e in self)
 
     def describe(self) -> dict[str, float | int | str | None]:
-        """Return what belongs beside every score: sizes, context, and what the cut took.
+        """Return a description to report with every score: sizes, context lengths and truncation.
 
         Returns
         -------
@@ -193,14 +193,14 @@ class Scores:
 
 
 class Task(ABC):
-    """A task: three splits, a metric and floors. Make one with `get_task`.
+    """A task: three splits, a metric and trivial baselines. Make one with `get_task`.
 
     Attributes
     ----------
     name, summary, source, license : str
         For tables.
-    asks : str
-        What is asked of a model: "tokens", "bits", "options" or "text"; see `score`.
+    prediction_kind : str
+        Kind of predictions: "tokens", "bits", "options" or "text"; see `score`.
     metric : str
         The metric reported first.
     higher_is_better : bool
@@ -213,7 +213,7 @@ class Task(ABC):
     summary: ClassVar[str]
     source: ClassVar[str]
     license: ClassVar[str]
-    asks: Asks
+    prediction_kind: PredictionKind
     metric: str
     higher_is_better: bool = True
     vocab_size: int | None
@@ -224,7 +224,7 @@ class Task(ABC):
 
     @property
     def test_reads(self) -> tuple[int, ...]:
-        """Lengths at which the test split was read, in order: to be written beside results."""
+        """Lengths at which the test split was read, in order; report them with the results."""
         return tuple(self._test_reads)
 
     def train(self, length: int, *, size: int | None = None, seed: int = 0) -> Split:
@@ -233,7 +233,7 @@ class Task(ABC):
         Parameters
         ----------
         length : int
-            Symbols (synthetic tasks), bytes (language modelling) or tokens of the prompt at most (texts).
+            Symbols (synthetic tasks), bytes (language modeling) or tokens of the prompt at most (texts).
         size : int, optional
             Number of rows, steps times batch. Tasks with a fixed set go through it again and again, in a
             new order each time. Default: 1024, or the whole set.
@@ -247,16 +247,16 @@ class Task(ABC):
         Raises
         ------
         TaskError
-            A length or size that makes no sense, or is too short for the question.
+            An invalid length or size, or a length that is too short for the question.
         SplitReadError
             The test split has been read.
         """
-        self._still_closed("train")
+        self._check_test_unread("train")
         return self._checked("train", length, size, seed)
 
     def validation(self, length: int, *, size: int | None = None) -> Split:
         """Return the validation split, on which everything is chosen; as `train`, but of a fixed order."""
-        self._still_closed("validation")
+        self._check_test_unread("validation")
         return self._checked("validation", length, size, 0)
 
     def test(self, length: int, *, size: int | None = None) -> Split:
@@ -291,14 +291,14 @@ class Task(ABC):
         return split
 
     def score(self, split: Split, predictions: Sequence[Any]) -> Scores:
-        """Score what a model said of a split.
+        """Score the predictions of a model on a split.
 
         Parameters
         ----------
         split : Split
             One of this task's.
         predictions : sequence, one entry for each row of the split
-            "tokens": ids, the likeliest token at each position of `Example.asked`. "bits": the sum over
+            "tokens": ids, the likeliest token at each position of `Example.scored`. "bits": the sum over
             them of the negative log-likelihood of `Example.targets`, in nats. "options": log-likelihoods
             of `Example.candidates` after the prompt. "text": what was generated after the prompt.
 
@@ -316,8 +316,8 @@ class Task(ABC):
         return self._score(split, predictions)
 
     @abstractmethod
-    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
-        """Return what can be had without understanding, as metrics by name of the floor."""
+    def baselines(self, split: Split) -> Mapping[str, dict[str, float]]:
+        """Return the metrics of trivial baselines, by name of the baseline."""
 
     @abstractmethod
     def _split(self, name: SplitName, length: int, size: int | None, seed: int) -> Split:
@@ -327,10 +327,10 @@ class Task(ABC):
     def _score(self, split: Split, predictions: Sequence[Any]) -> Scores:
         """Return scores; there is one prediction for each row."""
 
-    def _still_closed(self, name: str) -> None:
+    def _check_test_unread(self, name: str) -> None:
         if self._test_reads:
             raise SplitReadError(
-                f"the {name} split of {self.name} was asked for after the test split was read; make it "
+                f"the {name} split of {self.name} was requested after the test split was read; make it "
                 "before, or make a new task for a new experiment"
             )
 
@@ -348,7 +348,7 @@ def checked_array(prediction: Any, size: int, row: int) -> FloatArray:
     except (TypeError, ValueError) as error:
         raise TaskError(f"prediction of row {row} is no array of numbers: {error}") from None
     if values.size != size:
-        raise TaskError(f"prediction of row {row} has {values.size} values, {size} are asked for")
+        raise TaskError(f"prediction of row {row} has {values.size} values, expected {size}")
     if not np.isfinite(values).all():
         raise TaskError(f"prediction of row {row} is not finite; the model diverged")
     return values

@@ -1,4 +1,4 @@
-"""Language modelling of bytes: windows of streams, scored in bits per byte."""
+"""Language modeling of bytes: windows of streams, scored in bits per byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ByteTask(Task):
     A subclass writes `streams`.
     """
 
-    asks = "bits"
+    prediction_kind = "bits"
     metric = "bits_per_byte"
     higher_is_better = False
     vocab_size = ByteTokenizer.vocab_size
@@ -41,7 +41,7 @@ class ByteTask(Task):
     def streams(self) -> Mapping[SplitName, Streams]:
         """Return the streams of the three splits, none of them empty; read once."""
 
-    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
+    def baselines(self, split: Split) -> Mapping[str, dict[str, float]]:
         """Return the bits of equal probabilities (chance), and of training frequencies.
 
         "constant" gives every byte its frequency in the training split whatever came before, "previous_byte"
@@ -56,10 +56,12 @@ class ByteTask(Task):
         bits_after = -np.log2(joint / joint.sum(axis=1, keepdims=True))
         constant, after, count = 0.0, 0.0, 0
         for e in split:
-            said = e.targets
-            count += len(said)
-            constant += float(bits_alone[said].sum())
-            after += float(bits_alone[said[0]] + bits_after[said[:-1], said[1:]].sum())
+            targets_of_row = e.targets
+            count += len(targets_of_row)
+            constant += float(bits_alone[targets_of_row].sum())
+            after += float(
+                bits_alone[targets_of_row[0]] + bits_after[targets_of_row[:-1], targets_of_row[1:]].sum()
+            )
         return {
             "chance": {self.metric: 8.0},
             "constant": {self.metric: constant / count},

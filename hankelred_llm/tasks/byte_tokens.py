@@ -1,4 +1,4 @@
-"""Bytes as tokens, for tasks without a tokenizer; and what is asked of a tokenizer where there is one."""
+"""Bytes as tokens, for tasks without a tokenizer; and the interface of other tokenizers."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Collator:
         Id in the padding, `Task.pad_token_id`; its attention mask is 0.
     prompts : bool
         True: prompts alone, padded on the left, for ``generate`` and for options. False: whole rows and
-        labels, padded on the right, so that `Example.asked` holds in the batch.
+        labels, padded on the right, so that `Example.scored` holds in the batch.
 
     Examples
     --------

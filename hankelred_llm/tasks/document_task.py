@@ -1,7 +1,7 @@
-"""Questions about documents: splits by document, prompts cut in the middle of the document, floors.
+"""Questions about documents: splits by document, prompts truncated in the middle of the document, baselines.
 
-A prompt is the instruction, the document and the question, each tokenised by itself, so that a document is
-tokenised once whatever is asked about it. What does not fit is cut from the middle of the document;
+A prompt is the instruction, the document and the question, each tokenized separately, so that a document is
+tokenized once for all its questions. What does not fit is cut from the middle of the document;
 LongBench cuts the middle of the whole prompt, so that its two ends, instruction and question included, are
 equally long. Instruction and question stay whole.
 """
@@ -20,14 +20,14 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from .base import Asks, Example, Scores, Split, SplitName, Task
+from .base import Example, PredictionKind, Scores, Split, SplitName, Task
 from .byte_tokens import IGNORED, ByteTokenizer, IntArray, Tokenizer
 from .errors import TaskDataError, TaskError
 from .metrics import word_f1
-from .sources import Record, read_jsonl
+from .sources import SourceRecord, read_jsonl
 from .synthetic_task import checked_count
 
-#: Answers that stand for all when the constant answer is chosen.
+#: Size of the sample of training answers among which the constant answer is chosen.
 CONSTANT_SAMPLE = 300
 
 Measure: TypeAlias = Callable[[str, Sequence[str]], dict[str, float]]
@@ -35,9 +35,9 @@ Measure: TypeAlias = Callable[[str, Sequence[str]], dict[str, float]]
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its right answers.
+    """A question and its correct answers.
 
-    `evidence` are character ranges of the document; `right` is the index of the right one of `options`.
+    `evidence` has character ranges of the document; `right` is the index of the correct one of `options`.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """A text and what is asked about it."""
+    """A text and the questions about it."""
 
     key: str
     text: str
@@ -58,14 +58,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Row:
-    """A question as it is asked: tokenised, but for its document."""
+    """A question as it is passed to a model: tokenized, except for its document."""
 
     document: Document
     question: Question
     unit: str
-    tail: IntArray
-    """What stands after the document."""
-    learned: IntArray
+    prompt_end: IntArray
+    """The part of the prompt after the document."""
+    completion: IntArray
     """What follows the prompt in training."""
     candidates: tuple[IntArray, ...] = ()
     answer: int = -1
@@ -74,7 +74,7 @@ class Row:
 class DocumentTask(Task):
     """A task of questions about documents.
 
-    A subclass gives the class variables and writes `parse`; `hub` where the data set is on the hub.
+    A subclass sets the class variables and defines `parse`, and `hub` if the data set is on the hub.
 
     Parameters
     ----------
@@ -85,14 +85,14 @@ class DocumentTask(Task):
         `ByteTokenizer`.
     """
 
-    asks: Asks = "text"
-    #: the prompt, with the places {context} and {input}
+    prediction_kind: PredictionKind = "text"
+    #: the prompt, with the placeholders {context} and {input}
     prompt: ClassVar[str]
     #: longest generated answer in tokens
     answer_length: ClassVar[int]
-    #: files by split, in data_dir; those of missing splits are carved from the others, see `three_splits`
+    #: files by split, in data_dir; a missing split is taken from the others, see `three_splits`
     files: ClassVar[Mapping[str, str]]
-    #: what a record must have, for error messages
+    #: the fields of a record, for error messages
     layout: ClassVar[str]
     #: scores of one answer, the task's metric first
     measure: Measure
@@ -113,18 +113,20 @@ class DocumentTask(Task):
         self._kept_characters: dict[tuple[str, int, int], tuple[int, int]] = {}
 
     @abstractmethod
-    def parse(self, records: Iterable[Record]) -> list[Document]:
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
         """Return the documents of the records of one file."""
 
-    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
+    def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
         """Return records by split, from the hub."""
-        raise TaskError(f"task {self.name} is read from files only; give a data_dir with {self._wanted()}")
+        raise TaskError(
+            f"task {self.name} is read from files only; give a data_dir with {self._required_files()}"
+        )
 
-    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
-        """Return two floors that read nothing: one constant answer, and answers to other questions.
+    def baselines(self, split: Split) -> Mapping[str, dict[str, float]]:
+        """Return two baselines that read neither document nor question: a constant answer, and a random one.
 
-        "constant" is the training answer that is most like the other training answers (words in common, F1),
-        given to every question; "chance" gives each question a training answer drawn at random.
+        "constant" gives every question the training answer that is most similar to the other training answers
+        (F1 of words); "chance" gives each question a training answer drawn at random.
         """
         answers = sorted({q.answers[0] for d in self.documents()["train"] for q in d.questions})
         rng = random.Random(0)
@@ -139,7 +141,7 @@ class DocumentTask(Task):
         """Return the documents of the three splits, which have none in common."""
         if self._documents is None:
             parts = {name: self.parse(records) for name, records in self._records().items()}
-            self._documents, self._dropped = disjoint(three_splits(parts))
+            self._documents, self._dropped = without_shared_documents(three_splits(parts))
             for name, documents in self._documents.items():
                 if not documents:
                     raise TaskDataError(
@@ -151,78 +153,80 @@ class DocumentTask(Task):
         return self._documents
 
     def rows(self, name: SplitName) -> list[Row]:
-        """Return every question of a split as it is asked."""
+        """Return every question of a split as rows."""
         rows = []
         for document in self.documents()[name]:
             for i, question in enumerate(document.questions):
-                rows += self.ask(document, question, f"{document.key}, question {i + 1}", name)
+                rows += self.question_rows(document, question, f"{document.key}, question {i + 1}", name)
         return rows
 
-    def ask(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
-        """Return the rows that ask one question."""
-        del name  # for tasks that ask otherwise in training
-        tail = self._after(question.text)
-        prompt, learned = self._continued(tail, " " + question.answers[0])
-        learned = np.append(learned, self._end)[: self.answer_length]
-        return [Row(document, question, unit, prompt, learned)]
+    def question_rows(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
+        """Return the rows of one question."""
+        del name  # only for tasks whose training rows differ
+        prompt_end = self._prompt_end(question.text)
+        prompt, completion = self._encode_continuation(prompt_end, " " + question.answers[0])
+        completion = np.append(completion, self._eos)[: self.answer_length]
+        return [Row(document, question, unit, prompt, completion)]
 
-    def _records(self) -> Mapping[SplitName, Iterable[Record]]:
+    def _records(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
         if self.data_dir is None:
             return self.hub()
-        found: dict[SplitName, Iterable[Record]] = {}
+        records_by_split: dict[SplitName, Iterable[SourceRecord]] = {}
         for name in ("train", "validation", "test"):
             file = self.files.get(name)
             if file is None:
                 continue
             path = self.data_dir / file
             if path.is_file():
-                found[name] = read_jsonl(path, self.layout)
+                records_by_split[name] = read_jsonl(path, self.layout)
             elif name != "test":
-                raise TaskDataError(path, None, "is not there", f"data_dir must have {self._wanted()}")
-        return found
+                raise TaskDataError(
+                    path, None, "is not there", f"data_dir must have {self._required_files()}"
+                )
+        return records_by_split
 
-    def _wanted(self) -> str:
+    def _required_files(self) -> str:
         needed = [f for name, f in self.files.items() if name != "test"]
         return " and ".join(needed)
 
-    def _after(self, question: str) -> str:
+    def _prompt_end(self, question: str) -> str:
         return self.prompt.split("{context}")[1].replace("{input}", question)
 
     @property
-    def _end(self) -> list[int]:
+    def _eos(self) -> list[int]:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
     def _encode(self, text: str) -> IntArray:
         return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
 
-    def _continued(self, text: str, answer: str) -> tuple[IntArray, IntArray]:
-        """Return the ids of a text and of what follows it, spaces as in one text where that is possible."""
+    def _encode_continuation(self, text: str, answer: str) -> tuple[IntArray, IntArray]:
+        """Return the ids of a text and of the answer after it, tokenized as one text where possible."""
         alone, both = self._encode(text), self._encode(text + answer)
         if np.array_equal(both[: len(alone)], alone):
             return alone, both[len(alone) :]
-        # a token crosses the border; the prompt must not depend on the answer
+        # a token crosses the boundary; the prompt must not depend on the answer
         return alone, self._encode(answer)
 
     def _split(self, name: SplitName, length: int, size: int | None, seed: int) -> Split:
         rows = self.rows(name)
         start = self.tokenizer.bos_token_id
-        head = np.append(
+        prompt_start = np.append(
             np.array([] if start is None else [start], dtype=np.int64),
             self._encode(self.prompt.split("{context}")[0]),
         )
-        longest = len(head) + max(len(row.tail) for row in rows)
+        longest = len(prompt_start) + max(len(row.prompt_end) for row in rows)
         if longest >= length:
             raise TaskError(
-                f"length {length} has no room for a document: instruction and question of task {self.name} "
+                f"length {length} is too short for a document: instruction and question of task {self.name} "
                 f"take up to {longest} tokens; give more"
             )
         order = self._order(name, rows, size, checked_count("seed", seed, least=0))
         return Split(
-            partial(self._example, head, rows, order, length),
+            partial(self._example, prompt_start, rows, order, length),
             len(order),
             name=name,
             length=length,
-            max_new_tokens=self.answer_length if self.asks == "text" else 1,
+            max_new_tokens=self.answer_length if self.prediction_kind == "text" else 1,
             documents_dropped=self._dropped[name],
         )
 
@@ -234,24 +238,26 @@ class DocumentTask(Task):
             return [int(i) for i in np.concatenate(passes)[:size]]
         units = list(dict.fromkeys(row.unit for row in rows))
         if size is not None:
-            # a part of the split is the same for everybody, and from all documents
-            units = sorted(units, key=hashed)[:size]
+            # the same part of the split for every method, from all documents
+            units = sorted(units, key=text_hash)[:size]
         chosen = set(units)
         return [i for i, row in enumerate(rows) if row.unit in chosen]
 
-    def _example(self, head: IntArray, rows: list[Row], order: list[int], length: int, i: int) -> Example:
+    def _example(
+        self, prompt_start: IntArray, rows: list[Row], order: list[int], length: int, i: int
+    ) -> Example:
         row = rows[order[i]]
         document = row.document
         if document.key not in self._tokens:
             self._tokens[document.key] = self._encode(document.text).astype(np.int32)
         tokens = self._tokens[document.key]
-        room = length - len(head) - len(row.tail)
+        available = length - len(prompt_start) - len(row.prompt_end)
         first, last = len(tokens), 0
-        if len(tokens) > room:
-            first, last = room - room // 2, room // 2
+        if len(tokens) > available:
+            first, last = available - available // 2, available // 2
         kept = np.concatenate([tokens[:first], tokens[len(tokens) - last :]]).astype(np.int64)
-        ids = np.concatenate([head, kept, row.tail, row.learned])
-        prompt = len(ids) - len(row.learned)
+        ids = np.concatenate([prompt_start, kept, row.prompt_end, row.completion])
+        prompt = len(ids) - len(row.completion)
         labels = ids.copy()
         labels[:prompt] = IGNORED
         return Example(
@@ -264,11 +270,11 @@ class DocumentTask(Task):
             row.candidates,
             row.answer,
             cut=len(tokens) - len(kept),
-            evidence=self._surviving(row, tokens, first, last),
+            evidence=self._kept_evidence(row, tokens, first, last),
         )
 
-    def _surviving(self, row: Row, tokens: IntArray, first: int, last: int) -> float | None:
-        """Return the share of the characters of the evidence that is in the kept ends."""
+    def _kept_evidence(self, row: Row, tokens: IntArray, first: int, last: int) -> float | None:
+        """Return the share of the characters of the evidence that is left after truncation."""
         spans = row.question.evidence
         if not spans:
             return None
@@ -276,7 +282,7 @@ class DocumentTask(Task):
             return 1.0
         key = row.document.key, first, last
         if key not in self._kept_characters:
-            # by decoding, which every tokenizer can do; offsets of tokens are known to some only
+            # by decoding, because only some tokenizers return the offsets of tokens
             ends = tokens[:first], tokens[len(tokens) - last :]
             before, after = (len(self.tokenizer.decode(e.tolist(), skip_special_tokens=True)) for e in ends)
             self._kept_characters[key] = before, len(row.document.text) - after
@@ -297,59 +303,59 @@ class DocumentTask(Task):
 
 
 def three_splits(parts: Mapping[SplitName, list[Document]]) -> dict[SplitName, list[Document]]:
-    """Return training, validation and test documents where there are fewer parts.
+    """Return training, validation and test documents where some of these parts are missing.
 
-    Without a test part, the validation part is the test and one training document of eight the validation; of
-    one part alone, a third is the test and a sixth the validation. Which ones follows from their keys, not
-    from a seed, so that no run trains on what another one tests.
+    Without a test part, the validation part becomes the test part, and one training document in eight becomes
+    validation. If there is one part only, a third becomes test and a sixth validation. The choice depends on
+    the keys of the documents, not on a seed, so that no run trains on what another one tests.
     """
     if "test" in parts:
         return dict(parts)
     if "validation" in parts:
-        rest, held = _parted(parts["train"], 8)
-        return {"train": rest, "validation": held, "test": parts["validation"]}
-    rest, test = _parted(parts["train"], 3)
-    train, validation = _parted(rest, 4)
+        remaining, selected = _split_off(parts["train"], 8)
+        return {"train": remaining, "validation": selected, "test": parts["validation"]}
+    remaining, test = _split_off(parts["train"], 3)
+    train, validation = _split_off(remaining, 4)
     return {"train": train, "validation": validation, "test": test}
 
 
-def disjoint(
+def without_shared_documents(
     parts: Mapping[SplitName, list[Document]],
 ) -> tuple[dict[SplitName, list[Document]], dict[SplitName, int]]:
-    """Return the parts without documents that a later one has, and how many were left out.
+    """Remove documents that are in more than one part; return the parts and the numbers removed.
 
-    A document is known by its key and by its text; the test split keeps all of its own.
+    Documents are compared by their key and by their text. The test part keeps all of its documents.
     """
-    seen: set[str] = set()
+    earlier: set[str] = set()
     kept: dict[SplitName, list[Document]] = {}
     dropped: dict[SplitName, int] = {}
     for name in ("test", "validation", "train"):
         documents = parts[name]
-        kept[name] = [d for d in documents if d.key not in seen and _text_key(d) not in seen]
+        kept[name] = [d for d in documents if d.key not in earlier and _text_key(d) not in earlier]
         dropped[name] = len(documents) - len(kept[name])
-        seen.update(x for d in documents for x in (d.key, _text_key(d)))
+        earlier.update(x for d in documents for x in (d.key, _text_key(d)))
     return {name: kept[name] for name in parts}, dropped
 
 
-def _parted(documents: list[Document], of: int) -> tuple[list[Document], list[Document]]:
-    """Return the rest, and one document of so many but at least one."""
-    ordered = sorted(documents, key=lambda d: hashed(d.key))
+def _split_off(documents: list[Document], of: int) -> tuple[list[Document], list[Document]]:
+    """Return the remaining documents, and one in `of` of them, at least one."""
+    ordered = sorted(documents, key=lambda d: text_hash(d.key))
     cut = max(1, len(documents) // of)
-    held = {d.key for d in ordered[:cut]}
-    return [d for d in documents if d.key not in held], [d for d in documents if d.key in held]
+    selected = {d.key for d in ordered[:cut]}
+    return [d for d in documents if d.key not in selected], [d for d in documents if d.key in selected]
 
 
-def hashed(text: str) -> str:
-    """Return a short name of a text, the same everywhere."""
+def text_hash(text: str) -> str:
+    """Return a short hash of a text, the same on every machine."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _text_key(document: Document) -> str:
-    # white space differs between copies of one text
-    return "text " + hashed(" ".join(document.text.split()))
+    # white space may differ between copies of a text
+    return "text " + text_hash(" ".join(document.text.split()))
 
 
-def joined(parts: Sequence[str], separator: str) -> tuple[str, list[tuple[int, int]]]:
+def join_with_ranges(parts: Sequence[str], separator: str) -> tuple[str, list[tuple[int, int]]]:
     """Return parts as one text, and the character range of each."""
     ranges, position = [], 0
     for part in parts:

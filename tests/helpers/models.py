@@ -43,7 +43,8 @@ _SIZES: dict[str, Any] = {
 _HEADS = {"head_dim": 8}
 _GPT = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 512, "n_inner": 48}
 
-#: Architectures under test: what their configuration needs beside the sizes above.
+#: Architectures under test, by ``model_type``: what their configuration needs in addition to the sizes above.
+#: An entry here runs all tests of tests/llm/adapter/test_architectures.py, and the self-check, on it.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "arcee": {},
     "bloom": {},
@@ -108,8 +109,8 @@ def base_model(model_type: str = "mistral", *, seed: int = 0, **fields: Any) -> 
     return model.eval()
 
 
-def awake(model: nn.Module, *, seed: int = 1, scale: float = 0.3) -> nn.Module:
-    """The model with random output maps, so that its adapters say something."""
+def with_random_output(model: nn.Module, *, seed: int = 1, scale: float = 0.3) -> nn.Module:
+    """The model with random output maps C, which are zero at initialization."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in hrm_layers(model):
@@ -120,15 +121,15 @@ def awake(model: nn.Module, *, seed: int = 1, scale: float = 0.3) -> nn.Module:
 
 
 def adapted(model_type: str = "mistral", *, base: dict[str, Any] | None = None, **fields: Any) -> Any:
-    """A tiny model with an adapter that says something."""
+    """A tiny model with an adapter whose output map is random."""
     plain = base_model(model_type, **(base or {}))
     torch.manual_seed(7)
     model = hankelred_llm.attach(plain, **{"r": 6, **fields})
-    return awake(model).eval()
+    return with_random_output(model).eval()
 
 
 def system_of(model: Any, layer: int = 0, adapter_name: str = "default") -> HRMSystem:
-    """The system of an adapter beside one layer."""
+    """The system of an adapter in one layer."""
     return next(each for each in hrm_layers(model) if each.index == layer).system(adapter_name)
 
 

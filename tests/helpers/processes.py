@@ -18,14 +18,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 import hankelred_llm
 from hankelred_llm import StateError
-from hankelred_llm.adapter.config import Modes
+from hankelred_llm.adapter.config import ModeCounts
 from hankelred_llm.adapter.system import HRMSystem
-from hankelred_llm.state.segments import read_tokens
+from hankelred_llm.state.attention_masks import read_segment_masks
 from hankelred_llm.state.shards import Shards, compare_shards, read_shard
 from helpers.models import (
     PAD,
     adapted,
-    awake,
     base_model,
     cache_of,
     checkpointed,
@@ -33,6 +32,7 @@ from helpers.models import (
     step_by_step,
     tokens,
     with_cache,
+    with_random_output,
 )
 
 
@@ -174,7 +174,7 @@ def check_fsdp_half_precision(rank, size, folder):
     def build():
         torch.manual_seed(7)
         base = base_model(sliding_window=None).to(torch.bfloat16)
-        return awake(hankelred_llm.attach(base, r=6)).train()
+        return with_random_output(hankelred_llm.attach(base, r=6)).train()
 
     single = build()
     # rows apart, as the processes see them: products of half precision depend on the batch
@@ -266,17 +266,17 @@ def layouts():
 
 
 KINDS = {
-    "pairs": Modes(order=16, pairs=8, negative=0),
-    "pairs and real": Modes(order=17, pairs=8, negative=0),
-    "real": Modes(order=8, pairs=0, negative=0),
-    "negative": Modes(order=20, pairs=8, negative=2),
+    "pairs": ModeCounts(order=16, pairs=8, negative=0),
+    "pairs and real": ModeCounts(order=17, pairs=8, negative=0),
+    "real": ModeCounts(order=8, pairs=0, negative=0),
+    "negative": ModeCounts(order=20, pairs=8, negative=2),
 }
 
 
 def read(keep, positions, time):
     mask = None if keep is None else keep.long()
-    told = {"mask": mask, "positions": positions, "starts": None, "documents": None}
-    return told, read_tokens(2, time, **told, cache=None, window=None)
+    told = {"mask": mask, "positions": positions, "cumulative_lengths": None, "document_ids": None}
+    return told, read_segment_masks(2, time, **told, cache=None, window=None)
 
 
 def check_system(rank, size, folder):
@@ -287,11 +287,11 @@ def check_system(rank, size, folder):
             for name, (keep, positions) in layouts().items():
                 torch.manual_seed(0)
                 system = HRMSystem(8, modes, dtype=dtype, device="cpu")
-                system.start("ring", gate=0.7)
+                system.initialize("ring", gate=0.7)
                 torch.nn.init.normal_(system.C)
                 x = torch.randn(2, TIME, 8, dtype=dtype, requires_grad=True)
                 _, whole = read(keep, positions, TIME)
-                y, _ = system(x, keep=whole.keep, reset=whole.reset)
+                y, _ = system(x, valid=whole.valid, segment_start=whole.segment_start)
                 y.square().sum().backward()
                 expected = {name: p.grad.clone() for name, p in system.named_parameters()}
                 scales = {name: grad.abs().max() for name, grad in expected.items()}
@@ -309,7 +309,7 @@ def check_system(rank, size, folder):
                 )
                 known = read_shard(2, own.shape[1], part, **told)
                 shards = compare_shards(dist.group.WORLD, known, known.device)
-                seen, _ = system(own, keep=part.keep, reset=part.reset, shards=shards)
+                seen, _ = system(own, valid=part.valid, segment_start=part.segment_start, shards=shards)
                 seen.square().sum().backward()
                 for p in system.parameters():
                     dist.all_reduce(p.grad)
@@ -504,12 +504,12 @@ def check_devices(rank, size, folder):
     u, log_decay, phase = (
         torch.empty(shape, device="meta", requires_grad=True) for shape in ((2, 6, 5), (4,), (2,))
     )
-    s = there.scan(log_decay, phase, u, keep=None, reset=None)
+    s = there.scan(log_decay, phase, u, valid=None, segment_start=None)
     s.sum().backward()
     return {
         "states": str(s.device),
         "gradient": str(u.grad.device),
-        "tokens": str(there.kept_before().device),
+        "tokens": str(there.valid_before().device),
     }
 
 

@@ -202,17 +202,30 @@ def test_public_names_are_documented(name):
 
 def test_thresholds_in_the_solver_page_are_those_of_the_code():
     rows = re.findall(
-        r"^\| `(\w+)\.(\w+)` \| (\S+) \|", (DOCS / "solvers.md").read_text("utf-8"), re.MULTILINE
+        r"^\| `([\w.]+)\.(\w+)` \| (\S+) \|", (DOCS / "solvers.md").read_text("utf-8"), re.MULTILINE
     )
     assert len(rows) > 10
     for module, constant, value in rows:
         assert getattr(importlib.import_module(f"hankelred.{module}"), constant) == float(value), constant
 
 
-def test_contributing_maps_every_module():
+def test_contributing_maps_every_folder():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for module in (ROOT / "hankelred").glob("*.py"):
-        assert module.name == "__init__.py" or f"`{module.name}`" in text, module.name
+    for package in ("hankelred", "hankelred_llm"):
+        entries = text.split(f"\n{package}/\n")[1].split("\nhankelred_llm/\n")[0].split("\ntests/")[0]
+        for path in (ROOT / package).iterdir():
+            if path.is_dir() and path.name != "__pycache__":
+                assert f"  {path.name}/ " in entries, f"{package}/{path.name}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_files_that_pages_name_exist(page):
+    now = page.read_text("utf-8")
+    if page.name == "moved_modules.md":
+        now = "\n".join(re.findall(r"\| (`[^`]+`) \|$", now, re.MULTILINE))
+    folders = "hankelred|hankelred_llm|tests|benchmarks|tools|examples"
+    for name in re.findall(rf"`((?:{folders})/[\w/.]+\.\w+)`", now):
+        assert (ROOT / name).exists(), name
 
 
 def test_changelog_has_this_version():

@@ -1,6 +1,6 @@
 """FairytaleQA: answer a question about a fairy tale in a phrase. Sections with the evidence are marked.
 
-It is like NarrativeQA, smaller, and asked with the same prompt.
+It is similar to NarrativeQA but smaller, and has the same prompt.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from ..document_task import Document, DocumentTask, Question, joined
-from ..longbench import ANSWER_LENGTHS, PROMPTS
+from ..document_task import Document, DocumentTask, Question, join_with_ranges
+from ..longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from ..metrics import answer_scores
-from ..sources import Record
+from ..sources import SourceRecord
 
 
 class FairytaleQA(DocumentTask):
@@ -32,12 +32,12 @@ class FairytaleQA(DocumentTask):
     }
     layout = "name, sections (texts) and questions (question, answers, sections counted from 1)"
 
-    def parse(self, records: Iterable[Record]) -> list[Document]:
-        """Return one document a tale."""
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
+        """Return one document per tale."""
         documents = []
         for record in records:
             sections = [str(s.content) for s in record.each("sections")]
-            text, ranges = joined(sections, "\n\n")
+            text, ranges = join_with_ranges(sections, "\n\n")
             questions = []
             for q in record.each("questions"):
                 answers = tuple(str(a.content) for a in q.each("answers") if str(a.content).strip())

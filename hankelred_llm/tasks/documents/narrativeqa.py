@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from ..base import SplitName
 from ..document_task import Document, DocumentTask, Question
-from ..longbench import ANSWER_LENGTHS, PROMPTS
+from ..longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from ..metrics import answer_scores
-from ..sources import Record, read_hub
+from ..sources import SourceRecord, read_hub
 
 DATASET, REVISION = "deepmind/narrativeqa", "2e643e7363944af1c33a652d1c87320d0871c4e4"
 
@@ -32,13 +32,13 @@ class NarrativeQA(DocumentTask):
     }
     layout = "document (id, text), question (text) and answers (each with text), as the rows of the hub"
 
-    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
-        """Return the rows of the hub, one a question."""
+    def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
+        """Return the rows of the hub, one per question."""
         names: tuple[SplitName, ...] = ("train", "validation", "test")
         return {name: read_hub(DATASET, name, self.layout, revision=REVISION) for name in names}
 
-    def parse(self, records: Iterable[Record]) -> list[Document]:
-        """Return one document a story; its questions stand in rows of their own."""
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
+        """Return one document per story; each record has one question."""
         texts: dict[str, str] = {}
         questions: dict[str, list[Question]] = {}
         for record in records:

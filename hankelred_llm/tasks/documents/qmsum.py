@@ -1,7 +1,7 @@
 """QMSum: answer a query about a meeting in a few sentences, from its transcript.
 
 The official release, in files or fetched from its repository by `datasets`. Specific queries mark the turns
-that have the evidence, so that the share that survives the cut is known.
+with the evidence, so that the share that is left after truncation is known.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from ..base import SplitName
-from ..document_task import Document, DocumentTask, Question, hashed, joined
-from ..longbench import ANSWER_LENGTHS, PROMPTS
+from ..document_task import Document, DocumentTask, Question, join_with_ranges, text_hash
+from ..longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from ..metrics import rouge_scores
-from ..sources import Record, read_hub
+from ..sources import SourceRecord, read_hub
 
-#: the authors publish here, not on the hub; the copy of SCROLLS there does not mark the evidence
+#: the release of the authors; the copy on the hub, by SCROLLS, does not mark the evidence
 COMMIT = "83d7768c1f2b4dfeb091385d3dc7e239b8e5bb7e"
 RELEASE = f"https://raw.githubusercontent.com/Yale-LILY/QMSum/{COMMIT}/data/ALL/jsonl"
 
@@ -41,7 +41,7 @@ class QMSum(DocumentTask):
         "(query, answer, relevant_text_span)"
     )
 
-    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
+    def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
         """Return the records of the official release."""
         files: dict[SplitName, str] = {"train": "train", "validation": "val", "test": "test"}
         return {
@@ -49,13 +49,13 @@ class QMSum(DocumentTask):
             for name, file in files.items()
         }
 
-    def parse(self, records: Iterable[Record]) -> list[Document]:
-        """Return one document a meeting, one line a turn."""
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
+        """Return one document per meeting, with one line per turn."""
         documents = []
         for record in records:
             turns = record.each("meeting_transcripts")
             lines = [f"{turn.get('speaker', str)}: {turn.get('content', str)}" for turn in turns]
-            text, ranges = joined(lines, "\n")
+            text, ranges = join_with_ranges(lines, "\n")
             questions = [
                 Question(q.text("query"), (q.text("answer"),)) for q in record.each("general_query_list")
             ]
@@ -64,11 +64,11 @@ class QMSum(DocumentTask):
                 marked = sorted({i for first, last in spans for i in range(first, last + 1)})
                 evidence = tuple(ranges[i] for i in marked)
                 questions.append(Question(q.text("query"), (q.text("answer"),), evidence))
-            documents.append(Document(hashed(text), text, tuple(questions)))
+            documents.append(Document(text_hash(text), text, tuple(questions)))
         return documents
 
 
-def _turns(span: Record, count: int) -> tuple[int, int]:
+def _turns(span: SourceRecord, count: int) -> tuple[int, int]:
     """Return the first and the last turn of a span."""
     try:
         first, last = (int(span.content[i]) for i in (0, -1))

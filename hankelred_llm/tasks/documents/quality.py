@@ -1,9 +1,9 @@
 """QuALITY: choose one of four answers to a question about a long story.
 
-Asked by likelihood (the default), every question is put four times with its options cycled, each letter
-standing once for each option, and the option with the largest sum of log-likelihoods is the answer: no
-preference for a letter is left in it. Asked by generation, the letter is read from what the model writes. In
-training, both ask all four cycles and teach the letter.
+With ``by="likelihood"`` (the default), every question has four rows, in which its options are permuted
+cyclically so that each letter stands once for each option. The answer is the option with the largest sum of
+log-likelihoods, so that a preference for a letter has no effect. With ``by="generation"``, the letter is read
+from the generated text. Training rows are the four permutations with the letter as completion, for both.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import numpy as np
 
 from ..base import FloatArray, Scores, Split, SplitName, checked_array
 from ..byte_tokens import IntArray, Tokenizer
-from ..document_task import Document, DocumentTask, Question, Row, hashed
+from ..document_task import Document, DocumentTask, Question, Row, text_hash
 from ..errors import TaskError
-from ..sources import Record, read_hub
+from ..sources import SourceRecord, read_hub
 
 LETTERS = "ABCD"
 DATASET = "emozilla/quality"
-#: an option in a question of L-Eval's files, and the letter at the start of an answer
+#: an option in a question of L-Eval's files
 OPTION = re.compile(r"\n[ \t]*\(([A-D])\)")
-SAID = re.compile(r"\(([A-D])\)|\b([A-D])\b(?=\s*(?:[).:,]|$))")
+#: the letter of an option in a generated answer
+ANSWER_LETTER = re.compile(r"\(([A-D])\)|\b([A-D])\b(?=\s*(?:[).:,]|$))")
 
 
 class Quality(DocumentTask):
@@ -69,51 +70,53 @@ class Quality(DocumentTask):
         super().__init__(data_dir=data_dir, tokenizer=tokenizer)
         if by not in ("likelihood", "generation"):
             raise TaskError(f"by is {by!r}; give 'likelihood' or 'generation'")
-        self.asks = "options" if by == "likelihood" else "text"
+        self.prediction_kind = "options" if by == "likelihood" else "text"
 
-    def hub(self) -> Mapping[SplitName, Iterable[Record]]:
-        """Return the rows of the hub, one a question; answers of the official test set are not public."""
+    def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
+        """Return the rows of the hub, one per question; answers of the official test set are not public."""
         layout = "article, question, options (four) and answer (0 to 3), as the rows of the hub"
         names: tuple[SplitName, ...] = ("train", "validation")
         return {name: read_hub(DATASET, name, layout) for name in names}
 
-    def parse(self, records: Iterable[Record]) -> list[Document]:
-        """Return one document a story, from rows of L-Eval or of the hub."""
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
+        """Return one document per story, from rows of L-Eval or of the hub."""
         questions: dict[str, list[Question]] = {}
         for record in records:
             if isinstance(record.content, dict) and "article" in record.content:
-                questions.setdefault(record.text("article"), []).append(_from_hub(record))
+                questions.setdefault(record.text("article"), []).append(_question_of_hub(record))
             else:
-                questions.setdefault(record.text("input"), []).extend(_from_leval(record))
-        return [Document(_title(text), text, tuple(asked)) for text, asked in questions.items()]
+                questions.setdefault(record.text("input"), []).extend(_questions_of_leval(record))
+        return [Document(_document_key(text), text, tuple(of_story)) for text, of_story in questions.items()]
 
-    def ask(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
-        """Return the cycles of one question."""
+    def question_rows(self, document: Document, question: Question, unit: str, name: SplitName) -> list[Row]:
+        """Return the rows of one question: its options in every cyclic permutation, or in one."""
         right = question.right
-        cycles = len(LETTERS) if name == "train" or self.asks == "options" else 1
+        cycles = len(LETTERS) if name == "train" or self.prediction_kind == "options" else 1
         rows = []
         for cycle in range(cycles):
             letter = [LETTERS[(i - cycle) % len(LETTERS)] for i in range(len(LETTERS))]
-            shown = sorted(zip(letter, question.options, strict=True))
-            tail = self._after("\n".join([question.text, *(f"({a}) {text}" for a, text in shown)]))
-            continued = [self._continued(tail, f" ({a})") for a in letter]
-            prompt, answers = continued[0][0], [c[1] for c in continued]
-            learned = np.append(answers[right], self._end)[: self.answer_length]
-            if self.asks == "options":
-                # what all answers begin with belongs to the prompt: one pass of the model compares them
-                common = _shared(answers)
-                ended = _shared([a[common:][::-1] for a in answers])
-                prompt, learned = np.append(prompt, answers[0][:common]), learned[common:]
-                candidates = tuple(a[common : len(a) - ended] for a in answers)
-                rows.append(Row(document, question, unit, prompt, learned, candidates, right))
+            options_shown = sorted(zip(letter, question.options, strict=True))
+            prompt_end = self._prompt_end(
+                "\n".join([question.text, *(f"({a}) {text}" for a, text in options_shown)])
+            )
+            continuations = [self._encode_continuation(prompt_end, f" ({a})") for a in letter]
+            prompt, answers = continuations[0][0], [c[1] for c in continuations]
+            completion = np.append(answers[right], self._eos)[: self.answer_length]
+            if self.prediction_kind == "options":
+                # the common start of the answers is put into the prompt: one forward pass compares them
+                common = _common_prefix_length(answers)
+                common_end = _common_prefix_length([a[common:][::-1] for a in answers])
+                prompt, completion = np.append(prompt, answers[0][:common]), completion[common:]
+                candidates = tuple(a[common : len(a) - common_end] for a in answers)
+                rows.append(Row(document, question, unit, prompt, completion, candidates, right))
             else:
-                rows.append(Row(document, question, unit, prompt, learned, answer=right))
+                rows.append(Row(document, question, unit, prompt, completion, answer=right))
         return rows
 
-    def floors(self, split: Split) -> Mapping[str, dict[str, float]]:
-        """Return chance, the letter most often right in training, and the longest option.
+    def baselines(self, split: Split) -> Mapping[str, dict[str, float]]:
+        """Return chance, the letter that is most often correct in training, and the longest option.
 
-        The letters are those of the data, before cycling.
+        The letters are those of the data, before the permutation.
         """
         rights = [q.right for d in self.documents()["train"] for q in d.questions]
         constant = int(np.bincount(rights, minlength=len(LETTERS)).argmax())
@@ -136,25 +139,25 @@ class Quality(DocumentTask):
         return [known[unit] for unit in dict.fromkeys(e.unit for e in split)]
 
     def _score(self, split: Split, predictions: Sequence[Any]) -> Scores:
-        if self.asks == "options":
+        if self.prediction_kind == "options":
             return _by_likelihood(split, predictions)
-        right, silent, units, documents = [], [], [], []
+        right, without_letter, units, documents = [], [], [], []
         for row, (e, text) in enumerate(zip(split, predictions, strict=True)):
             if not isinstance(text, str):
                 raise TaskError(f"prediction of row {row} is of type {type(text).__name__}; give the text")
-            said = said_letter(text)
-            right.append(float(said == LETTERS[e.answer]))
-            silent.append(float(said is None))
+            letter = first_letter(text)
+            right.append(float(letter == LETTERS[e.answer]))
+            without_letter.append(float(letter is None))
             units.append(e.unit)
             documents.append(e.document)
-        values = {"accuracy": np.array(right), "no_letter": np.array(silent)}
+        values = {"accuracy": np.array(right), "no_letter": np.array(without_letter)}
         return Scores(values, np.ones(len(units)), tuple(units), tuple(documents))
 
 
-def said_letter(text: str) -> str | None:
-    """Return the letter an answer chooses: the first in parentheses or before a mark or the end, if any."""
-    found = SAID.search(text.strip())
-    return None if found is None else found.group(1) or found.group(2)
+def first_letter(text: str) -> str | None:
+    """Return the first letter A to D in parentheses, or before punctuation or the end of the text, if any."""
+    match = ANSWER_LETTER.search(text.strip())
+    return None if match is None else match.group(1) or match.group(2)
 
 
 def _by_likelihood(split: Split, predictions: Sequence[Any]) -> Scores:
@@ -165,7 +168,7 @@ def _by_likelihood(split: Split, predictions: Sequence[Any]) -> Scores:
         answers[e.unit] = e.answer, e.document
     right = []
     for unit, cycles in sums.items():
-        # exact sums: a model that looks at letters alone ties, and must not be decided by rounding
+        # exact sums: a model that prefers letters only has ties, which must not be decided by rounding
         total = [math.fsum(column) for column in zip(*cycles, strict=True)]
         best = [i for i, value in enumerate(total) if value == max(total)]
         right.append((answers[unit][0] in best) / len(best))
@@ -173,20 +176,20 @@ def _by_likelihood(split: Split, predictions: Sequence[Any]) -> Scores:
     return Scores({"accuracy": np.array(right)}, np.ones(len(right)), tuple(answers), documents)
 
 
-def _shared(rows: Sequence[IntArray]) -> int:
-    """Return how many ids all rows begin with, leaving each at least one."""
+def _common_prefix_length(rows: Sequence[IntArray]) -> int:
+    """Return the number of ids that all rows have in common at their start, leaving at least one of each."""
     length = 0
     while length < min(map(len, rows)) - 1 and len({int(row[length]) for row in rows}) == 1:
         length += 1
     return length
 
 
-def _from_leval(record: Record) -> list[Question]:
-    asked, outputs = record.each("instructions"), record.each("outputs")
-    if len(asked) != len(outputs):
-        raise record.error(f"has {len(asked)} instructions and {len(outputs)} outputs")
+def _questions_of_leval(record: SourceRecord) -> list[Question]:
+    instructions, outputs = record.each("instructions"), record.each("outputs")
+    if len(instructions) != len(outputs):
+        raise record.error(f"has {len(instructions)} instructions and {len(outputs)} outputs")
     questions = []
-    for i in range(len(asked)):
+    for i in range(len(instructions)):
         parts = OPTION.split(record.within("instructions").text(i))
         letters, options = parts[1::2], tuple(p.strip() for p in parts[2::2])
         answer = re.match(r"\(([A-D])\)", record.within("outputs").text(i).strip())
@@ -197,7 +200,7 @@ def _from_leval(record: Record) -> list[Question]:
     return questions
 
 
-def _from_hub(record: Record) -> Question:
+def _question_of_hub(record: SourceRecord) -> Question:
     options = tuple(str(o.content).strip() for o in record.each("options"))
     right = record.get("answer", int)
     if len(options) != len(LETTERS) or not 0 <= right < len(LETTERS):
@@ -205,9 +208,9 @@ def _from_hub(record: Record) -> Question:
     return Question(record.text("question"), (options[right],), options=options, right=right)
 
 
-def _title(text: str) -> str:
-    """Return what a story is known by: its beginning and its hash."""
-    return f"{' '.join(text.split())[:40]} {hashed(text)}"
+def _document_key(text: str) -> str:
+    """Return the key of a story: its beginning and its hash."""
+    return f"{' '.join(text.split())[:40]} {text_hash(text)}"
 
 
 TASK = Quality

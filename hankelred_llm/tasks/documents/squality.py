@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..document_task import Document, DocumentTask, Question
 from ..metrics import rouge_scores
-from ..sources import Record
+from ..sources import SourceRecord
 
 
 class Squality(DocumentTask):
@@ -35,7 +35,7 @@ class Squality(DocumentTask):
     }
     layout = "metadata (passage_id), document and questions (question_text, responses with response_text)"
 
-    def parse(self, records: Iterable[Record]) -> list[Document]:
+    def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
         """Return one document a story."""
         documents = []
         for record in records:

@@ -2,7 +2,7 @@
 
 ``w`` writes the bit after it, ``i`` says to ignore it, and the bit after ``r`` is the one written last. The
 first instruction is ``w`` and the last ``r``; the others are ``w``, ``i`` and ``r`` with probabilities .1, .8
-and .1. Only bits after ``r`` are asked, as next token. After Liu, Ash, Goel, Krishnamurthy and Zhang,
+and .1. Only bits after ``r`` are scored, as next token. After Liu, Ash, Goel, Krishnamurthy and Zhang,
 "Exposing attention glitches with flip-flop language modeling", NeurIPS 2023 (their FFL(0.8)).
 """
 
@@ -25,7 +25,7 @@ class FlipFlop(SyntheticTask):
     answers = "01"
 
     def draw(self, rng: np.random.Generator, size: int, length: int) -> tuple[IntArray, IntArray]:
-        """Return rows of pairs; bits after a read are asked."""
+        """Return rows of pairs; bits after a read are scored."""
         needs_length(self.name, length, 4, even=True)
         pairs = length // 2
         instruction = rng.choice(3, (size, pairs), p=PROBABILITIES)

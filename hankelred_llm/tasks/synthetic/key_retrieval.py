@@ -1,4 +1,4 @@
-"""A key in a haystack: letters, among them once ``:`` and a digit, at the end ``?``; the digit is asked."""
+"""A key in a haystack: letters, among them once ``:`` and a digit, at the end ``?``; the digit is scored."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class LagCopy(SyntheticTask):
     Parameters
     ----------
     lag : int
-        At least 1; the first `lag` positions are not asked.
+        At least 1; the first `lag` positions are not scored.
     seed : int
         Draws the rows.
     """
@@ -30,7 +30,7 @@ class LagCopy(SyntheticTask):
         self.lag = checked_count("lag", lag, least=1)
 
     def draw(self, rng: np.random.Generator, size: int, length: int) -> tuple[IntArray, IntArray]:
-        """Return rows of letters; positions from `lag` on are asked."""
+        """Return rows of letters; positions from `lag` on are scored."""
         needs_length(self.name, length, self.lag + 1)
         letters = codes(LETTERS)[rng.integers(0, len(LETTERS), (size, length))]
         targets = np.full_like(letters, IGNORED)

@@ -1,4 +1,4 @@
-"""Running majority: bits ``0`` and ``1``; after each, the one read more often so far. Ties are not asked."""
+"""Running majority: bits ``0`` and ``1``; after each, the one read more often so far. Ties are not scored."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Majority(SyntheticTask):
     """Majority of the bits read so far."""
 
     name = "majority"
-    summary = "the bit that has been read more often, after every bit; ties are not asked"
+    summary = "the bit that has been read more often, after every bit; ties are not scored"
     answers = "01"
 
     def draw(self, rng: np.random.Generator, size: int, length: int) -> tuple[IntArray, IntArray]:
-        """Return rows of bits; positions with a tie are not asked."""
+        """Return rows of bits; positions with a tie are not scored."""
         bits = rng.integers(0, 2, (size, length))
         lead = np.cumsum(2 * bits - 1, axis=1)
         targets = np.where(lead == 0, IGNORED, codes("01")[(lead > 0).astype(int)])

@@ -30,7 +30,7 @@ class ModularSum(SyntheticTask):
         self.answers = DIGITS[: self.modulus]
 
     def draw(self, rng: np.random.Generator, size: int, length: int) -> tuple[IntArray, IntArray]:
-        """Return rows of digits; every position is asked."""
+        """Return rows of digits; every position is scored."""
         digits = rng.integers(0, self.modulus, (size, length))
         return after_each(codes(DIGITS)[digits], codes(DIGITS)[np.cumsum(digits, axis=1) % self.modulus])
 

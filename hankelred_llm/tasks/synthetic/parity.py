@@ -20,7 +20,7 @@ class Parity(SyntheticTask):
     answers = "01"
 
     def draw(self, rng: np.random.Generator, size: int, length: int) -> tuple[IntArray, IntArray]:
-        """Return rows of bits; every position is asked."""
+        """Return rows of bits; every position is scored."""
         bits = rng.integers(0, 2, (size, length))
         return after_each(codes("01")[bits], codes("01")[np.cumsum(bits, axis=1) % 2])
 

@@ -1,4 +1,4 @@
-"""State of an automaton after every symbol: letters ``a``, ``b``, ... in; states ``0``, ``1``, ... are asked.
+"""State of an automaton after every symbol: inputs ``a``, ``b``, ...; target states ``0``, ``1``, ...
 
 The automaton is the same in every row and every split: what is learned is the automaton, not how to read one
 from a prompt. It starts in state 0.
@@ -51,7 +51,7 @@ class PrefixDFA(SyntheticTask):
         if transitions is None:
             states = checked_count("states", states, least=2, most=len(STATES))
             symbols = checked_count("symbols", symbols, least=2, most=len(LETTERS))
-            self.transitions = drawn_automaton(
+            self.transitions = random_automaton(
                 np.random.default_rng([self.seed, states, symbols]), states, symbols
             )
         else:
@@ -59,7 +59,7 @@ class PrefixDFA(SyntheticTask):
         self.answers = STATES[: len(self.transitions)]
 
     def draw(self, rng: np.random.Generator, size: int, length: int) -> tuple[IntArray, IntArray]:
-        """Return rows of symbols; every position is asked."""
+        """Return rows of symbols; every position is scored."""
         symbols = rng.integers(0, self.transitions.shape[1], (size, length))
         visited = np.empty_like(symbols)
         state = np.zeros(size, dtype=np.int64)
@@ -87,13 +87,13 @@ def checked_automaton(transitions: Any) -> IntArray:
         )
     if table.min() < 0 or table.max() >= n:
         raise TaskError(f"transitions lead to {table.min()} to {table.max()}; give states 0 to {n - 1}")
-    lost = np.flatnonzero(~_reach(table)[0])
-    if lost.size:
-        raise TaskError(f"states {lost.tolist()} cannot be reached from state 0; leave them out")
+    unreachable = np.flatnonzero(~_reach(table)[0])
+    if unreachable.size:
+        raise TaskError(f"states {unreachable.tolist()} cannot be reached from state 0; leave them out")
     return table.astype(np.int64)
 
 
-def drawn_automaton(rng: np.random.Generator, states: int, symbols: int) -> IntArray:
+def random_automaton(rng: np.random.Generator, states: int, symbols: int) -> IntArray:
     """Return a random table with the properties that `PrefixDFA` promises."""
     for _ in range(MAX_DRAWS):
         table = rng.integers(0, states, (states, symbols))

@@ -1,8 +1,8 @@
 """Words of the symmetric group S3: letters ``a`` to ``f``, one for each permutation of three things.
 
-After each letter the product of all so far is asked, as a digit ``0`` to ``5``: the number of the permutation
-in lexicographic order (``0`` and ``a`` are the identity), a new letter acting last. The group is not
-commutative, so that no count of letters gives the answer.
+After each letter the product of all so far is scored, as a digit ``0`` to ``5``: the number of the
+permutation in lexicographic order (``0`` and ``a`` are the identity), a new letter acting last. The group is
+not commutative, so that no count of letters gives the answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class S3Words(SyntheticTask):
     answers = DIGITS
 
     def draw(self, rng: np.random.Generator, size: int, length: int) -> tuple[IntArray, IntArray]:
-        """Return rows of permutations; every position is asked."""
+        """Return rows of permutations; every position is scored."""
         letters = rng.integers(0, len(LETTERS), (size, length))
         products = np.empty_like(letters)
         product = np.zeros(size, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it: exit status, one line on error, files whole or absent."""
+"""The command line as a user runs it: exit status, errors of one line, output files complete or absent."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ class TestForce:
         def work(*_, **__):
             raise AssertionError("there was work before the refusal")
 
-        for name in ("cli.read_model", "_cli_identify.read_columns"):
+        for name in ("cli.main.read_model", "cli.identify.read_columns"):
             monkeypatch.setattr(f"hankelred.{name}", work)
 
     @staticmethod
@@ -372,8 +372,8 @@ def test_a_model_that_explains_nothing_is_not_silent(folder):
 
 
 def test_what_keeps_fewer_states_is_said(folder):
-    assert "--order, --tol, --rtol or --energy keep fewer" in run("reduce", "model.mat")[1]
-    assert "keep fewer" not in run("reduce", "model.mat", "--order", "2")[1]
+    assert "--order, --tol, --rtol or --energy to keep fewer" in run("reduce", "model.mat")[1]
+    assert "to keep fewer" not in run("reduce", "model.mat", "--order", "2")[1]
 
 
 def test_clipping_is_said_in_one_line(folder):
@@ -382,7 +382,7 @@ def test_clipping_is_said_in_one_line(folder):
     status, out, err = run("reduce", "hidden.json", "--order", "2")
     assert status == 0
     assert "order 1" in out
-    assert err.startswith("warning: order 2 was asked for")
+    assert err.startswith("warning: order 2 was requested")
     assert err.count("\n") == 1
 
 

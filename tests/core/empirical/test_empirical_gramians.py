@@ -693,12 +693,12 @@ def test_bad_models():
         gramians("model")
 
 
-def test_an_undecayed_response_says_so():
+def test_the_error_estimate_of_a_growing_response_is_infinite():
     grams = gramians(spoiled(lambda x0, x, y: (np.cumsum(x, axis=1), np.cumsum(y, axis=1))), **SIZES)
     assert grams.error_estimate["observability"] == np.inf
 
 
-def test_hold_that_cannot_be_told_is_asked_for():
+def test_hold_that_cannot_be_detected_must_be_specified():
     model = tuple(np.array(M, ndmin=2) for M in (-1.0, 1.0, 1.0, 0.0))
     implicit = stepper(model, 0.05, "zoh")
 

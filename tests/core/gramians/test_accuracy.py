@@ -35,7 +35,7 @@ def worst_large(values, exact, least=1e-8):
     return float(np.max(np.abs(values[large] / exact[large] - 1)))
 
 
-def test_reference_knows_a_closed_form():
+def test_reference_agrees_with_a_closed_form():
     # the oracle itself, on 1 / (s + 1) + 1 / (s + 2), whose cross Gramian is b_i c_j / (a_i + a_j)
     A, B, C = np.diag([-1.0, -2.0]), np.ones((2, 1)), np.ones((1, 2))
     cross = np.array([[1 / 2, 1 / 3], [1 / 3, 1 / 4]])
@@ -98,7 +98,7 @@ def test_published_values(name):
 
 
 @pytest.mark.parametrize(
-    "system, discrete, bar",
+    "system, discrete, tolerance",
     [
         (damped_chain(8, 1e-2), False, 1e-11),
         (damped_chain(8, 1e-6, m=2), False, 1e-7),
@@ -112,10 +112,10 @@ def test_published_values(name):
         (random_system(7, 1, 3, 2), False, 1e-13),
     ],
 )
-def test_many_kinds_against_multiprecision(system, discrete, bar):
+def test_many_kinds_against_multiprecision(system, discrete, tolerance):
     exact = exact_hsv(*system[:3], discrete=discrete)
     values = hankel_singular_values(system, dt=discrete)
-    assert worst_large(values, exact) < bar
+    assert worst_large(values, exact) < tolerance
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,4 @@
-"""The ladder of Gramian solvers: each rung against independent ones, and the rule that chooses."""
+"""Each Gramian solver against independent ones, and the rule that chooses among them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import scipy.linalg as sla
 from helpers.reference import damped_chain, exact_gramians, random_system, slow_pole
 
 import hankelred
-from hankelred.gramians import factorize as lyapunov
-from hankelred.gramians import hammarling as _hammarling
-from hankelred.gramians import smith as _smith
+from hankelred.gramians import factorize, hammarling, smith
 from hankelred.gramians.cauchy import cauchy_factor
 from hankelred.gramians.hammarling import hammarling_factors
 from hankelred.gramians.smith import cayley, compress, smith_factors
@@ -36,7 +34,7 @@ def assert_gramians(A, B, C, Lc, Lo, *, discrete, rtol=1e-9):
 def test_smith_doubling(n, m, p, discrete, complex_):
     A, B, C, _ = random_system(n, n, m, p, discrete=discrete, complex_=complex_)
     result = smith_factors(A, B, C, discrete=discrete)
-    assert result.stopped == ""
+    assert result.failure == ""
     assert_gramians(A, B, C, result.controllability, result.observability, discrete=discrete)
 
 
@@ -64,7 +62,7 @@ def test_hammarling_complex(n, m, p, discrete):
 @pytest.mark.parametrize("kind", ["real", "complex", "discrete"])
 def test_hammarling_in_tiles_of_any_size(tile, kind, monkeypatch):
     # 2 x 2 blocks must not be cut by the edge of a tile
-    monkeypatch.setattr(_hammarling, "TILE", tile)
+    monkeypatch.setattr(hammarling, "TILE", tile)
     discrete = kind == "discrete"
     A, B, C, _ = random_system(5, 21, 2, 3, discrete=discrete)
     T, Z = sla.schur(A, output="real" if kind == "real" else "complex")
@@ -142,13 +140,13 @@ def test_number_of_doublings_is_the_edge(monkeypatch):
     A = np.diag([1 - 2.0**-8, 0.5])
     system = A, np.ones((2, 1)), np.ones((1, 2)), 0
     needed = next(k for k in range(40) if _solver_with(monkeypatch, system, "MAX_DOUBLINGS", k) == "smith")
-    assert 10 < needed <= _smith.MAX_DOUBLINGS
+    assert 10 < needed <= smith.MAX_DOUBLINGS
     assert _solver_with(monkeypatch, system, "MAX_DOUBLINGS", needed - 1) == "hammarling"
 
 
 def _solver_with(monkeypatch, system, name, value):
     with monkeypatch.context() as patch:
-        patch.setattr(_smith, name, value)
+        patch.setattr(smith, name, value)
         return solver_of(system, dt=True)
 
 
@@ -159,7 +157,7 @@ def test_unstable_poles_go_to_hammarling():
 
 def test_explicit_tolerance_needs_the_poles():
     system = random_system(0, 8, 1, 1)
-    edge = lyapunov.EXPLICIT_POLES_TOL
+    edge = factorize.EXPLICIT_POLES_TOL
     assert solver_of(system, stability_tol=edge) == "smith"
     assert solver_of(system, stability_tol=np.nextafter(edge, 1)) == "hammarling"
 
@@ -168,27 +166,27 @@ def test_full_rank_factors_beyond_a_size(monkeypatch):
     # many lightly damped modes: every singular value counts, so the factors never become thin
     system = damped_chain(12, 0.3, m=6)
     n = 24
-    monkeypatch.setattr(_smith, "FULL_RANK_SIZE", n)
+    monkeypatch.setattr(smith, "FULL_RANK_SIZE", n)
     assert solver_of(system) == "smith"
-    monkeypatch.setattr(_smith, "FULL_RANK_SIZE", n - 1)
+    monkeypatch.setattr(smith, "FULL_RANK_SIZE", n - 1)
     assert solver_of(system) == "hammarling"
-    monkeypatch.setattr(_smith, "FULL_RANK_SHARE", 10.0)
-    monkeypatch.setattr(_smith, "_foretold_rank", lambda A, B: 0.0)
+    monkeypatch.setattr(smith, "FULL_RANK_SHARE", 10.0)
+    monkeypatch.setattr(smith, "_extrapolated_rank", lambda A, B: 0.0)
     assert solver_of(system) == "smith"
 
 
 def test_growing_factors_stop_the_doubling(monkeypatch):
     # the forecast may be wrong; the factors themselves decide then
-    monkeypatch.setattr(_smith, "FULL_RANK_SIZE", 23)
-    monkeypatch.setattr(_smith, "_foretold_rank", lambda A, B: 0.0)
+    monkeypatch.setattr(smith, "FULL_RANK_SIZE", 23)
+    monkeypatch.setattr(smith, "_extrapolated_rank", lambda A, B: 0.0)
     A, B, C, _ = damped_chain(12, 0.3, m=6)
     result = smith_factors(A, B, C, discrete=False)
-    assert result.controllability is None and "full rank" in result.stopped
+    assert result.controllability is None and "full rank" in result.failure
 
 
 @pytest.mark.parametrize("n", [198, 199, 200, 201, 202, 240])
 def test_both_sides_of_the_size_limit_agree(n):
-    assert _smith.FULL_RANK_SIZE == 200
+    assert smith.FULL_RANK_SIZE == 200
     rng = np.random.default_rng(n)
     poles = -np.geomspace(0.1, 100, n)
     A = np.diag(poles) + np.diag(0.01 * rng.standard_normal(n - 1), 1)
@@ -203,15 +201,15 @@ def test_both_sides_of_the_size_limit_agree(n):
 def test_bad_residual_of_doubling_gives_way(monkeypatch):
     system = random_system(0, 8, 1, 1)
     values = hankelred.hankel_singular_values(system)
-    monkeypatch.setattr(lyapunov, "SMITH_RESIDUAL", -1.0)
+    monkeypatch.setattr(factorize, "SMITH_RESIDUAL", -1.0)
     reduction = hankelred.reduce(system)
     assert reduction.solver == "hammarling"
     np.testing.assert_allclose(reduction.hankel_singular_values, values, rtol=1e-10)
 
 
 def test_failure_raises_instead_of_returning(monkeypatch):
-    monkeypatch.setattr(lyapunov, "SMITH_RESIDUAL", -1.0)
-    monkeypatch.setattr(lyapunov, "ACCEPTED_RESIDUAL", -1.0)
+    monkeypatch.setattr(factorize, "SMITH_RESIDUAL", -1.0)
+    monkeypatch.setattr(factorize, "ACCEPTED_RESIDUAL", -1.0)
     system = random_system(0, 8, 1, 1)
     for function in (hankelred.hankel_singular_values, hankelred.reduce, hankelred.gramian, hankelred.norm):
         with pytest.raises(hankelred.ConvergenceError, match="residual"):
@@ -219,20 +217,20 @@ def test_failure_raises_instead_of_returning(monkeypatch):
 
 
 def test_wrong_factors_are_noticed(monkeypatch):
-    # a solver that returns garbage, however plausible, must not be believed
+    # plausible but wrong factors must be detected by their residual
     def wrong(T, B, C, *, discrete):
         Lc, Lo = hammarling_factors(T, B, C, discrete=discrete)
         return 1.01 * Lc, Lo
 
-    monkeypatch.setattr(lyapunov, "hammarling_factors", wrong)
+    monkeypatch.setattr(factorize, "hammarling_factors", wrong)
     with pytest.raises(hankelred.ConvergenceError):
         hankelred.hankel_singular_values(random_system(0, 8, 2, 2), stability_tol=1e-6)
 
 
 def test_cross_gramian_failure_raises(monkeypatch):
-    from hankelred.gramians import gramians
+    from hankelred.gramians import cross_gramian
 
-    monkeypatch.setattr(gramians, "_cross_continuous", lambda T, source: 1.01 * np.ones_like(T))
+    monkeypatch.setattr(cross_gramian, "_solve_continuous", lambda T, source: 1.01 * np.ones_like(T))
     with pytest.raises(hankelred.ConvergenceError, match="cross"):
         hankelred.gramian(random_system(0, 5, 2, 2), "cross")
 
@@ -354,11 +352,11 @@ def test_equilibrate_by_powers_of_two_and_independent_of_units():
 
 def test_mirrored_poles_are_an_error_of_ours():
     # Story: where LAPACK gave up inside Hammarling's method the user read "LinAlgError: ztrtrs failed", which
-    # is no error of this package and says nothing of the model.
+    # is not an error of this package and does not describe the model.
     T, ones, U = np.diag([2.0 + 0j, 0.5]), np.ones((2, 1), complex), np.zeros((2, 2), complex)
     first, second = slice(0, 1), slice(1, 2)
-    with pytest.raises(hankelred.ConvergenceError, match="LAPACK's ztrtrs reports 1, as for two poles"):
-        _hammarling._discrete_tile(T, ones, U, first, second, U[:1, 1:], T[1:, 1:], ones[1:])
+    with pytest.raises(hankelred.ConvergenceError, match="LAPACK's ztrtrs returned 1, as for two poles"):
+        hammarling._discrete_tile(T, ones, U, first, second, U[:1, 1:], T[1:, 1:], ones[1:])
 
 
 def test_rows_of_denormal_numbers_do_not_overflow():
@@ -369,7 +367,7 @@ def test_rows_of_denormal_numbers_do_not_overflow():
     for row in ([1e-309, 0.0], [5e-324, 5e-324], [3e-310, 4e-310]):
         T, B = np.diag([-1.0, -2.0]), np.array([[1.0, 2.0], row])
         for t, discrete in ((T, False), (-T / 4, True)):
-            U = _hammarling.hammarling(t.astype(complex) if discrete else t, B, discrete=discrete)
+            U = hammarling.hammarling(t.astype(complex) if discrete else t, B, discrete=discrete)
             assert np.all(np.isfinite(U))
     n = 30
     line = np.diag(np.full(n, -2.0)) + np.eye(n, k=1) + np.eye(n, k=-1)

@@ -1,4 +1,4 @@
-"""Stable, marginal and unstable poles: who is who, and that what is not stable is kept exactly."""
+"""Classification of poles as stable, marginal and unstable, and the separation of the unstable part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.reference import gains, random_system, response, similar, with_jord
 import hankelred
 from hankelred import hankel_singular_values
 from hankelred._util.arrays import schur_poles
-from hankelred.gramians.stability import STABILITY_TOL, is_stable_pole, matrix_size, split
+from hankelred.gramians.stability import STABILITY_TOL, is_stable_pole, matrix_size, split_schur
 
 
 def infinite(system, **options):
@@ -98,7 +98,7 @@ def test_stable_systems_are_not_called_marginal(discrete):
 
 
 def test_equal_slow_poles_are_stable():
-    # Story: two equal tanks in series with rate 1e-6 beside a pole of size 1 counted as integrators.
+    # Story: two equal tanks in series with rate 1e-6, together with a pole of size 1, counted as integrators.
     A = np.array([[-1e-6, 1.0, 0.0], [0.0, -1e-6, 0.0], [0.0, 0.0, -1.0]])
     assert infinite((A, np.ones((3, 1)), np.ones((1, 3)), 0)) == 0
     assert infinite((np.diag([-1e-9, -1e-9, -1.0]), np.ones((3, 1)), np.ones((1, 3)), 0)) == 0
@@ -171,16 +171,16 @@ def test_split_decouples(discrete, complex_):
     rng = np.random.default_rng(0)
     A = rng.standard_normal((12, 12)) + (1j * rng.standard_normal((12, 12)) if complex_ else 0)
     A = A / 3 if discrete else A
-    parts = split(A, discrete=discrete, tol=1e-13)
+    parts = split_schur(A, discrete=discrete, tol=1e-13)
     k = parts.n_stable
     assert 0 < k < 12
     np.testing.assert_allclose(parts.left.conj().T @ parts.right, np.eye(12), atol=1e-10)
     np.testing.assert_allclose(
-        parts.left.conj().T @ A @ parts.right, sla.block_diag(parts.T, parts.kept), atol=1e-10
+        parts.left.conj().T @ A @ parts.right, sla.block_diag(parts.T_stable, parts.T_unstable), atol=1e-10
     )
-    poles = np.linalg.eigvals(parts.T)
+    poles = np.linalg.eigvals(parts.T_stable)
     assert np.all(np.abs(poles) < 1) if discrete else np.all(poles.real < 0)
-    kept = np.linalg.eigvals(parts.kept)
+    kept = np.linalg.eigvals(parts.T_unstable)
     assert np.all(np.abs(kept) >= 1) if discrete else np.all(kept.real >= 0)
 
 

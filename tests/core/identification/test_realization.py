@@ -148,7 +148,7 @@ class TestMarkovParameters:
         ("change", "words"),
         [
             (lambda u, y: (np.where(np.arange(100) == 7, np.nan, u), y), "sample 7"),
-            (lambda u, y: (np.zeros((2, 100)), y), r"input 0 is constant \(0\).*no effect to see"),
+            (lambda u, y: (np.zeros((2, 100)), y), r"input 0 is constant \(0\).*it has no effect"),
             (lambda u, y: (np.ones((2, 100)), y), "excite"),
             (lambda u, y: (u[:, :90], y), "90"),
             (lambda u, y: (u.T, y), r"pass u\.T"),
@@ -272,7 +272,7 @@ class TestRealize:
         assert found.order == 3
         assert found.noise_floor > found.hankel_singular_values[3]
         assert relative_error(markov_of(*matrices(found), count), h) < 1e-3
-        assert hankelred.realize(noisy, 5).order == 5  # a number asked for is honoured
+        assert hankelred.realize(noisy, 5).order == 5  # an explicit order is used
 
     def test_noise_floor_from_standard_errors(self):
         truth = system(2, 1, 1, seed=14, radius=0.8)
@@ -369,7 +369,7 @@ class TestIdentify:
         assert relative_error(back, markov_of(*matrices(plain), 40)) < 1e-6
         assert moved.fit == pytest.approx(plain.fit, abs=1e-6)
 
-    def test_order_is_found_in_noise_and_fit_is_what_it_says(self):
+    def test_order_is_detected_in_noise_and_fit_is_by_its_definition(self):
         truth = system(2, 1, 1, seed=32)
         rng = np.random.default_rng(33)
         u = rng.standard_normal((1, 1000))
@@ -563,7 +563,7 @@ class TestStepTests:
 
     @pytest.mark.parametrize("samples", [30, 100, 400])
     @pytest.mark.parametrize("noise", [0.0, 0.01])
-    def test_order_is_found_though_the_end_of_the_record_says_nothing(self, samples, noise):
+    def test_order_is_detected_though_the_end_of_the_record_has_no_information(self, samples, noise):
         # The last 30 % of a settled step are noise around a level: held back, they chose any order.
         A = 0.95 * np.array([[np.cos(0.3), np.sin(0.3)], [-np.sin(0.3), np.cos(0.3)]])
         B, C, D = np.array([[1.0], [0.0]]), np.array([[0.0, 1.0]]), np.zeros((1, 1))
@@ -610,8 +610,8 @@ class TestStepTests:
     @pytest.mark.parametrize(
         ("u", "y", "options", "words"),
         [
-            (np.zeros(80), np.arange(80.0), {"offsets": False}, r"constant \(0\).*no effect to see"),
-            (np.ones(80), 3 + 0.1 * np.sin(np.arange(80.0)), {}, "cannot be told from an offset"),
+            (np.zeros(80), np.arange(80.0), {"offsets": False}, r"constant \(0\).*it has no effect"),
+            (np.ones(80), 3 + 0.1 * np.sin(np.arange(80.0)), {}, "cannot be distinguished from an offset"),
             (np.ones((2, 80)), 1 - 0.9 ** np.arange(80.0), {}, "inputs 0, 1 move together"),
             (np.ones(80), np.ones(80), {"offsets": False}, "output 0 is constant"),
             (np.ones(8), 1 - 0.9 ** np.arange(8.0), {}, "too few samples: 8 in 1"),
@@ -694,7 +694,7 @@ class TestDegenerateRecords:
 class TestAutomaticOrder:
     """A user's record of a chain of masses was modelled with 6 states and a fit of 0.30, a pole at 0.999999.
 
-    Ten states asked for by number reached 0.85. Only three orders had been refined, from starts of horizons
+    With order=10 the fit was 0.85. Only three orders had been refined, from starts of horizons
     too short for the chain, and on easy records the order came out as 7 for a true 2.
     """
 

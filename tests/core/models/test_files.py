@@ -1,4 +1,4 @@
-"""Files are read without trusting them and written whole: damaged, hostile, odd and interrupted ones."""
+"""Reading of damaged, malicious and unusual files without harm, and atomic writing."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ def test_sparse_indices_of_level_4_too(tmp_path, place, value):
 
 @pytest.mark.parametrize("form", ["csc", "csr", "coo", "bsr"])
 def test_sparse_matrices_of_the_user_are_checked_too(form):
-    # A relative: the same matrix handed over in Python.
+    # A relative: the same matrix passed in Python.
     S = sps.csc_matrix(A).asformat(form)
     (S.row if form == "coo" else S.indices)[0] = 10**8
     with pytest.raises(ModelError, match="A is a damaged sparse matrix"):
@@ -293,8 +293,8 @@ def test_variables_that_are_not_wanted_are_not_read(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mat", ".npz", ".json"])
 def test_variables_beyond_the_limit_are_refused_before_they_are_unpacked(tmp_path, monkeypatch, suffix):
-    for module in ("_matlab", "_reading"):
-        monkeypatch.setattr(f"hankelred.{module}.LARGEST_IN_FILE", 10**6)
+    for module in ("mat_files", "reading"):
+        monkeypatch.setattr(f"hankelred._util.{module}.LARGEST_IN_FILE", 10**6)
     path = tmp_path / f"x{suffix}"
     large = {**MODEL, "A": np.zeros((1000, 1000))}
     if suffix == ".mat":

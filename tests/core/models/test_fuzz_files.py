@@ -1,4 +1,4 @@
-"""The fuzzer of files sees what is wrong, and finds nothing in its first cases."""
+"""The fuzzer of files detects errors, and reports none in its first cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diagonal systems: the class, the way there, and that every function takes them."""
+"""Modal systems: the class, the conversion to modal form, and their use as arguments of every function."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_nearly_multiple_poles_are_right_or_refused(seed, orthogonal, discrete):
     try:
         modal = modal_form(system, dt=discrete)
     except ModelError as error:
-        assert "would be lost of its response" in str(error)
+        assert "its response would change by" in str(error)
     else:
         assert relative_error(system, matrices_of(modal), discrete=discrete) < 5e-6
         assert np.isrealobj(modal.state_space()[0])
@@ -173,10 +173,11 @@ def test_nearly_multiple_poles_are_right_or_refused(seed, orthogonal, discrete):
 
 def test_what_is_refused_tells_what_would_be_lost():
     with pytest.raises(
-        ModelError, match=r"condition number is 8e\+12|a share of \d\.\de[-+]\d\d would be lost"
+        ModelError,
+        match=r"condition number is 8e\+12|response would change by \d\.\de[-+]\d\d of its largest",
     ):
         modal_form(hidden_block(-10 * np.eye(4) + np.diag(np.ones(3), 1), 1))
-    with pytest.raises(ModelError, match=r"nothing would be left of its response.*form='block_diagonal'"):
+    with pytest.raises(ModelError, match=r"all digits of its response would be lost.*form='block_diagonal'"):
         modal_form(([[0.0, 1.0], [0.0, 0.0]], [[0.0], [1.0]], [[1.0, 0.0]], 0))
 
 
@@ -373,7 +374,7 @@ def test_arguments_are_copied():
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
+    "arguments, message",
     [
         (dict(log_poles=[[-1]], B=[[1]], C=[[1]]), "one dimension"),
         (dict(log_poles=[-1, -2], B=[[1]], C=[[1, 1]]), "B must have 2 rows"),
@@ -391,8 +392,8 @@ def test_arguments_are_copied():
         (dict(log_poles=[-1], B=[[1e200]], C=[[1]]), "1.0e\\+200"),
     ],
 )
-def test_bad_modal_systems(arguments, says):
-    with pytest.raises(ModelError, match=says):
+def test_bad_modal_systems(arguments, message):
+    with pytest.raises(ModelError, match=message):
         ModalSystem(**arguments)
 
 
@@ -408,8 +409,8 @@ def test_one_dimensional_ports():
     assert modal.B.shape == (2, 1) and modal.C.shape == (1, 2)
 
 
-def test_projection_leads_to_the_modal_system_handed_out():
-    # Story: left and right led to the balanced states, while the system was handed out in modal ones.
+def test_projection_gives_the_modal_system_that_is_returned():
+    # Story: left and right were those of the balanced states, while the system was returned in modal states.
     rng = np.random.default_rng(4)
     A = rng.standard_normal((7, 7))
     A -= (np.linalg.eigvals(A).real.max() + 0.3) * np.eye(7)

@@ -326,7 +326,7 @@ def test_free_response_of_the_reduced_model():
     still, x0 = np.zeros(1001), np.ones(15)
     full = simulate(DRAWN, still, x0=x0, step=0.01)
     reduced = simulate(reduction.system, still, x0=reduction.left.T @ x0, step=0.01)
-    # they allow 1e-3 with an impulse on top; the bound speaks of inputs only
+    # they allow 1e-3 with an impulse on top; the bound is one for inputs only
     assert np.linalg.norm(full - reduced) < 1e-2 * np.linalg.norm(full)
 
 

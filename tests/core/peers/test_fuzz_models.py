@@ -1,4 +1,4 @@
-"""A small sample of the fuzzer of models (benchmarks/fuzz_models.py), which tells right from wrong."""
+"""A small sample of the fuzzer of models (benchmarks/fuzz_models.py), and a check that it detects errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_cases_are_the_same_for_the_same_seed():
 
 @pytest.mark.parametrize("wrong", ["A", "C", "gain"])
 def test_a_wrong_answer_is_noticed(wrong):
-    # the model that is handed over is not the one it is compared with: 1e-5 in one matrix is enough
+    # the tested model differs from the one it is compared with by 1e-5 in one matrix
     case = fuzz.make("random continuous", 1)
     A, B, C, D = case.model
     if wrong == "gain":

@@ -1,4 +1,4 @@
-"""Certificates against the true error of the very matrices handed out, subtracted with many bits."""
+"""Error bounds against the true error of the returned matrices, computed in multiprecision."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from helpers.reference import (
 
 import hankelred
 from hankelred._util.twofold import product, two_product
-from hankelred.models.projection import Projected, exactly_projected
-from hankelred.models.scaling import Scaled
+from hankelred.models.projection import ProjectedSystem, project_exactly
+from hankelred.models.scaling import ScaledSystem
 from hankelred.reduction.imbalance import imbalance
 from hankelred.reduction.refined_response import refined_response
 
@@ -154,7 +154,7 @@ def test_bounds_of_benign_models_hardly_grow():
             assert plain <= base.at(order).error_bound <= 1.01 * plain
 
 
-def test_an_unstable_part_beside_needs_its_stable_part_alone():
+def test_an_unstable_part_does_not_change_the_bound():
     system = stiff_chain(1, decades=6)
     A, B, C, D = system
     unstable = sla.block_diag(A, 0.5), np.vstack([B, [[1.0]]]), np.hstack([C, [[1.0]]]), D
@@ -186,24 +186,24 @@ def test_default_orders_of_real_models(name, expected):
     assert balanced is None or np.linalg.eigvals(balanced[0]).real.max() < 0
 
 
-def test_an_order_above_the_noise_floor_is_honoured_as_far_as_it_can_be_computed():
+def test_an_order_beyond_the_noise_floor_is_used_as_far_as_it_can_be_computed():
     system, _ = slicot_model("iss")
     base = hankelred.reduce(system)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for order in (237, 240, 243):
             assert base.at(order).order == order > base.numerical_rank
-    with pytest.warns(hankelred.ReductionWarning, match=r"order 270 was asked for.*has order \d+$") as caught:
+    with pytest.warns(hankelred.ReductionWarning, match=r"order 270 was requested.*has order \d+$") as caught:
         most = base.at(270)
     assert 243 < most.order < 270 and f"has order {most.order}" in str(caught[0].message)
     assert np.linalg.eigvals(most.system[0]).real.max() < 0, "no pole that the model has not"
 
 
-def test_states_that_rounding_makes_unstable_are_not_handed_out(monkeypatch):
-    # whatever the reason, a default reduction steps down until its poles are stable, and says so
+def test_a_default_reduction_removes_states_that_rounding_makes_unstable(monkeypatch):
+    # whatever the reason, the default order is lowered until the poles are stable, with a warning
     from hankelred.reduction import methods as _balanced
 
-    def outside(model, n_kept):
+    def outside(model, n_unstable):
         return np.array([5.5]) if model.n_states > 3 else np.zeros(0)
 
     monkeypatch.setattr(_balanced, "unstable_poles", outside)
@@ -218,7 +218,7 @@ def test_states_that_rounding_makes_unstable_are_not_handed_out(monkeypatch):
 
 
 def test_a_tolerance_counts_the_rounding():
-    # a tolerance just above what is left out is not met at that order if rounding does not fit beside it
+    # a tolerance just above the bound of the removed states is not met there if rounding exceeds the rest
     system = damped_chain(6, 1e-7)
     base = hankelred.reduce(system)
     for order in (2, 6, 10):
@@ -274,8 +274,8 @@ def test_states_that_are_not_balanced_are_measured(discrete, complex_):
     A, B, C = back @ A @ T, back @ B, C @ T
     low = np.zeros((6, 6)), np.zeros_like(B), np.zeros_like(C)
     claimed = values * (1 + 1e-6 * np.arange(6))
-    found = imbalance(Projected(A, B, C, *low), claimed, discrete=discrete)
-    np.testing.assert_allclose(found.tilt, F, atol=3e-12 * values[0] / values[-1])
+    found = imbalance(ProjectedSystem(A, B, C, *low), claimed, discrete=discrete)
+    np.testing.assert_allclose(found.correction, F, atol=3e-12 * values[0] / values[-1])
     np.testing.assert_allclose(found.errors, 4e-6 * np.arange(6), atol=1e-8 * values[0] / values[-1])
 
 
@@ -350,9 +350,9 @@ def test_projection_depends_on_the_spaces_alone():
     rng = np.random.default_rng(3)
     left, right = (np.linalg.qr(rng.standard_normal((8, 3)))[0] for _ in range(2))
     left = left @ np.linalg.inv(right.T @ left)
-    system = Scaled(A, B, C, np.ones(8), 0, 0)
-    clean = exactly_projected(system, left, right)
-    tilted = exactly_projected(system, left @ (np.eye(3) + 1e-6 * rng.standard_normal((3, 3))), right)
+    system = ScaledSystem(A, B, C, np.ones(8), 0, 0)
+    clean = project_exactly(system, left, right)
+    tilted = project_exactly(system, left @ (np.eye(3) + 1e-6 * rng.standard_normal((3, 3))), right)
     for name in ("A", "B", "C"):
         np.testing.assert_allclose(getattr(tilted, name), getattr(clean, name), rtol=1e-11, atol=1e-13)
 

@@ -7,7 +7,7 @@ import pytest
 
 import hankelred
 from hankelred import OrderError, select_order
-from hankelred.reduction.order import error_bounds, repeated
+from hankelred.reduction.order import error_bounds, repeated_clusters
 
 HSV = np.array([8.0, 4.0, 2.0, 1.0])
 
@@ -20,7 +20,7 @@ def test_error_bounds_by_hand():
 
 
 def test_repeated_values_count_once():
-    # Glover: each distinct value counts once, however often it stands there
+    # Glover: each distinct value counts once, however often it is repeated
     np.testing.assert_array_equal(error_bounds(np.array([3.0, 3, 3, 1, 1])), [8, 8, 8, 2, 2, 0])
     nearly = np.array([3.0, 3 * (1 - 1e-13), 1.0])
     np.testing.assert_allclose(error_bounds(nearly), [8, 8, 2, 0], rtol=1e-12)
@@ -32,12 +32,12 @@ def test_a_chain_of_near_repeats_is_not_one_value():
     # neighbours 0.8e-10 apart: each pair is within 1e-10, the ends are not
     chain = 1 - 0.8e-10 * np.arange(6)
     assert error_bounds(chain)[0] >= 2 * 2.9
-    assert [(c.start, c.stop) for c in repeated(chain)] == [(0, 2), (2, 4), (4, 6)]
+    assert [(c.start, c.stop) for c in repeated_clusters(chain)] == [(0, 2), (2, 4), (4, 6)]
 
 
 def test_repeated_finds_clusters():
-    assert repeated(np.array([3.0, 3, 2, 1, 1, 1])) == [slice(0, 2), slice(3, 6)]
-    assert repeated(np.zeros(0)) == [] and repeated(np.array([1.0])) == []
+    assert repeated_clusters(np.array([3.0, 3, 2, 1, 1, 1])) == [slice(0, 2), slice(3, 6)]
+    assert repeated_clusters(np.zeros(0)) == [] and repeated_clusters(np.array([1.0])) == []
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_bad_rules(rule):
         select_order(HSV, **rule)
 
 
-def test_message_names_every_rule_given():
+def test_message_names_every_rule_passed():
     with pytest.raises(OrderError, match=r"tol=1.*energy=0.5"):
         select_order(HSV, tol=1, energy=0.5)
 

@@ -1,4 +1,4 @@
-"""Both pictures: what is drawn, on which axes, with which words; empty and odd spectra."""
+"""Plots of spectra and reductions: curves, axes, labels; empty and unusual spectra."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_odd_spectra(source):
         assert np.all(np.isfinite(line.get_ydata()))
 
 
-def test_given_axes_are_used():
+def test_axes_of_the_user_are_used():
     _, axes = plt.subplots(1, 2)
     before = plt.get_fignums()
     assert plot_hankel_singular_values(HSV, ax=axes[0]) is axes[0]
@@ -249,7 +249,7 @@ def test_frequencies_where_nothing_is_seen_are_left_out():
     assert np.all(gain[w > right] <= bottom)
 
 
-def test_a_floor_below_the_picture_is_said_to_be_there():
+def test_a_noise_floor_below_the_axis_is_in_the_legend():
     ax = hankelred.plot_hankel_singular_values(([[-1.0]], [[1.0]], [[1.0]], 0))
     draw(ax)
-    assert any(text.endswith("(below the picture)") for text in labels(ax))
+    assert any(text.endswith("(below the plot)") for text in labels(ax))

@@ -1,4 +1,4 @@
-"""Properties that hold for every system, tried on systems that hypothesis makes up."""
+"""Properties that hold for every system, tested with systems drawn by hypothesis."""
 
 from __future__ import annotations
 

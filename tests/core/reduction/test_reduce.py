@@ -51,7 +51,7 @@ def certified(system, reduction, w, *, discrete, size):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dt", [0, True, 0.5])
 def test_every_order_of_random_systems(seed, method, dt):
-    # Story: in discrete time balred returned 6 or 8 states where 2, 4, 6 were asked for, with an error
+    # Story: in discrete time balred returned 6 or 8 states where 2, 4, 6 were requested, with an error
     # 3.6 times the valid bound and dt=0.
     discrete, complex_ = bool(dt), seed == 9
     n, m, p = ((1, 1, 1), (2, 3, 1), (5, 1, 3), (8, 2, 2), (6, 3, 4))[seed % 5]
@@ -135,7 +135,7 @@ def test_residualization_keeps_dc_below_the_noise_floor():
 
 
 @pytest.mark.parametrize("dt", [0, True])
-def test_residualization_keeps_dc_of_states_it_never_sees(dt, monkeypatch):
+def test_residualization_keeps_dc_of_states_that_are_not_computed(dt, monkeypatch):
     # with a noise floor in the middle of the spectrum half of the states are in no reduced model
     from hankelred.reduction import balancing as hankel
     from hankelred.reduction import reduce as reduction
@@ -247,7 +247,7 @@ def test_reduced_model_is_balanced():
 # the order ------------------------------------------------
 
 
-def test_clipping_warns_and_tells_the_true_number():
+def test_a_lowered_order_is_in_the_warning():
     system = heat(30)
     rank = hankelred.reduce(system).numerical_rank
     with pytest.warns(hankelred.ReductionWarning):
@@ -260,7 +260,7 @@ def test_clipping_warns_and_tells_the_true_number():
         with pytest.warns(hankelred.ReductionWarning):
             assert hankelred.reduce(system, 3).at(order).order == most
     for order in range(rank, most + 1):
-        # the noise floor is for choosing; who asks for more gets it as long as it can be computed
+        # the noise floor limits only the chosen order; a larger one is used as long as it can be computed
         assert hankelred.reduce(system, order).order == order
 
 
@@ -316,7 +316,7 @@ def test_rules_that_make_no_sense(rules):
 
 
 @pytest.mark.parametrize("dt", [0, True])
-def test_rules_mean_what_the_design_says(dt):
+def test_rules_by_their_definitions(dt):
     system = random_system(5, 9, 2, 2, discrete=bool(dt))
     values = hankelred.hankel_singular_values(system, dt=dt)
     tails = np.append(2 * np.cumsum(values[::-1])[::-1], 0.0)  # all values are distinct
@@ -339,7 +339,7 @@ def test_rules_mean_what_the_design_says(dt):
         assert hankelred.reduce(system, tol=1e-300, dt=dt).order == 9
 
 
-def test_nothing_given_keeps_everything_above_the_noise():
+def test_default_order_has_every_state_above_the_noise_floor():
     r = hankelred.reduce(heat(30))
     kept = r.hankel_singular_values > r.noise_floor
     assert r.order == r.numerical_rank == kept.sum() < 30
@@ -591,7 +591,7 @@ def test_a_pole_that_rounding_moves_is_not_silent(monkeypatch):
         hankelred.reduce(random_system(0, 3, 1, 1), 1)
 
 
-def test_error_is_that_of_the_matrices_handed_out():
+def test_error_is_that_of_the_returned_matrices():
     # Story: the error was measured in the coordinates of the solver, whose rounding the reduced model
     # shares. A pole at 1 - 1e-9 moves by 1e-16 on the way to the user, and the gain there by 1e-7 of
     # 1e9, but the difference of the two said 2.
@@ -619,7 +619,7 @@ def test_results_can_be_pickled_and_copied(kind):
         assert again.at(1).error() == r.at(1).error()
 
 
-def test_results_are_compared_without_asking_an_array_for_its_truth():
+def test_results_can_be_compared_although_they_contain_arrays():
     # Story: == between two reductions raised numpy's error about ambiguous arrays, and so did hash().
     r = hankelred.reduce((np.diag([-1.0, -2.0]), np.ones((2, 1)), np.ones((1, 2)), 0), 1)
     assert r == r and r != r.at(1)

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 import hankelred
 from hankelred import Convolver, HankelredError, convolve, impulse_response, simulate
 from hankelred.errors import ModelError
-from hankelred.models.scaling import balance
-from hankelred.simulation import convolve as _kernels
-from hankelred.simulation import recurrence as _blocks
-from hankelred.simulation.discretize import discretise
+from hankelred.models.scaling import balance_matrix
+from hankelred.simulation import recurrence
+from hankelred.simulation.convolve import _fft_size
+from hankelred.simulation.discretize import discretize
 
 METHODS = ["blocks", "steps", "auto"]
 
@@ -105,7 +105,7 @@ def test_the_block_route_is_really_taken_and_differs_only_in_rounding(monkeypatc
     def refuse(*args):
         raise AssertionError("plain loop")
 
-    monkeypatch.setattr(_blocks, "step_loop", refuse)
+    monkeypatch.setattr(recurrence, "step_loop", refuse)
     for method in ("blocks", "auto"):
         fast = simulate(model, u, dt=True, method=method)
         assert 0 < np.abs(fast - slow).max() < 1e-12
@@ -193,8 +193,8 @@ def test_discretisation_keeps_digits_in_mixed_units_and_for_large_inputs():
         truth = simulate((A, B, C, D), u, step=0.3, hold=hold)
         size = np.abs(truth).max()
         scale = 2.0 ** np.array([-50.0, 0.0, 50.0, 10.0])
-        F, G, H = discretise(A, B, 0.3, hold)
-        got = discretise(A * scale / scale[:, None], B / scale[:, None], 0.3, hold)
+        F, G, H = discretize(A, B, 0.3, hold)
+        got = discretize(A * scale / scale[:, None], B / scale[:, None], 0.3, hold)
         wanted = (F * scale / scale[:, None], G / scale[:, None], H / scale[:, None])
         for one, other in zip(got, wanted, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12)
@@ -340,7 +340,7 @@ def test_accurate_as_the_loop(name):
 def test_filters_in_companion_form_run_in_long_blocks():
     # Powers of a companion matrix grow before they decay, and the loop rounds one entry per step only.
     model = scipy.signal.tf2ss(*scipy.signal.butter(4, 0.1))
-    assert len(_blocks.safe_squares(balance(model[0])[0], 14)) == 15
+    assert len(recurrence.safe_squares(balance_matrix(model[0])[0], 14)) == 15
     rng = np.random.default_rng(24)
     no_worse_than_the_loop(model, rng.standard_normal((1, 5000)), rng.standard_normal(4), factor=30)
 
@@ -352,7 +352,7 @@ def test_plain_squaring_would_be_less_accurate_than_the_loop():
     plain = q
     for _ in range(20):
         exact, plain = exact @ exact, plain @ plain
-    ours = _blocks.safe_squares(q, 20)[-1]
+    ours = recurrence.safe_squares(q, 20)[-1]
     assert np.abs(ours - exact).max() < 1e-12
     assert np.abs(plain - exact).max() > 1e-11
 
@@ -361,7 +361,7 @@ def test_squaring_is_exact_to_the_last_bits_complex():
     rng = np.random.default_rng(11)
     q = orthogonal(rng, 9) @ np.diag(np.exp(1j * rng.uniform(0, 6, 9)))
     exact = q.astype(np.clongdouble)
-    for square in _blocks.safe_squares(q, 12)[1:]:
+    for square in recurrence.safe_squares(q, 12)[1:]:
         exact = exact @ exact
         assert np.abs(square - exact).max() < 4e-16
 
@@ -403,10 +403,10 @@ def test_dynamic_range_of_the_input():
 
 
 def test_auto_takes_the_loop_for_few_samples_only():
-    assert not _blocks.plan(10, 1, 1, 10).blocks_pay
-    assert not _blocks.plan(2000, 1, 1, 100).blocks_pay
-    assert _blocks.plan(10, 1, 1, 1000).blocks_pay
-    assert _blocks.plan(2000, 1, 1, 10**6).blocks_pay
+    assert not recurrence.plan_blocks(10, 1, 1, 10).blocks_are_faster
+    assert not recurrence.plan_blocks(2000, 1, 1, 100).blocks_are_faster
+    assert recurrence.plan_blocks(10, 1, 1, 1000).blocks_are_faster
+    assert recurrence.plan_blocks(2000, 1, 1, 10**6).blocks_are_faster
 
 
 GOOD = ([[0.5]], [[1.0]], [[1.0]], [[0.0]])
@@ -429,13 +429,13 @@ TWO = (np.eye(2) * 0.5, np.eye(2), np.eye(2), np.zeros((2, 2)))
         (GOOD, [1.0], {"dt": True, "x0": [np.nan]}, r"x0\[0\] is nan"),
         (GOOD, [1.0], {"dt": True, "method": "fft"}, "got 'fft'"),
         (GOOD, [1.0], {"dt": 0, "step": 1.0, "hold": "tustin"}, "got 'tustin'"),
-        (GOOD, [1.0], {"dt": True, "hold": "foh"}, "leave hold out"),
+        (GOOD, [1.0], {"dt": True, "hold": "foh"}, "omit hold"),
         (GOOD, [1.0], {}, r"continuous \(dt=0\): give step="),
         (GOOD, [1.0], {"dt": None}, "give step="),
         (GOOD, [1.0], {"dt": 0.1, "step": 0.2}, "step=0.2 disagrees with the model's own dt=0.1"),
         (GOOD, [1.0], {"step": -1.0}, "positive number of seconds, got -1.0"),
         (GOOD, [1.0], {"step": "fast"}, "got 'fast'"),
-        (([[800.0]], [[1.0]], [[1.0]], [[0.0]]), [1.0], {"step": 1.0}, "take a smaller one"),
+        (([[800.0]], [[1.0]], [[1.0]], [[0.0]]), [1.0], {"step": 1.0}, "use a smaller one"),
     ],
 )
 def test_bad_input_to_simulate(model, u, options, message):
@@ -520,7 +520,7 @@ def test_impulse_response_without_the_use_of_high_powers():
     q = orthogonal(np.random.default_rng(23), 4)
     for pole, coupling, usable in ((0.5, 10.0, 2), (0.99, 0.15, 7)):
         A = q @ (pole * np.eye(4) + coupling * np.diag(np.ones(3), 1)) @ q.T
-        assert len(_blocks.safe_squares(A, 10)) == usable
+        assert len(recurrence.safe_squares(A, 10)) == usable
         model = (A, np.ones((4, 1)), np.ones((1, 4)), np.zeros((1, 1)))
         for count in (2, 3, 7, 8, 1000):
             H = impulse_response(model, count, dt=True)
@@ -572,7 +572,7 @@ def test_convolve_many_blocks_against_scipy(method):
     truth = np.array([
         sum(scipy.signal.oaconvolve(u[i], markov[:, o, i])[:60_000] for i in range(2)) for o in range(2)
     ])  # fmt: skip
-    assert _kernels._fft_size(700, 60_000, True) < 60_000  # several blocks
+    assert _fft_size(700, 60_000, True) < 60_000  # several blocks
     np.testing.assert_allclose(convolve(markov, u, method=method), truth, atol=1e-12 * np.abs(truth).max())
 
 

@@ -1,21 +1,23 @@
-"""Every architecture: adding one to the table in _models.py tests it."""
+"""Every architecture in `ARCHITECTURES` of tests/helpers/models.py; an entry there adds one."""
 
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.models import (
     ARCHITECTURES,
     adapted,
-    awake,
     base_model,
     checkpointed,
     error,
     padded,
     step_by_step,
     tokens,
+    with_random_output,
 )
 from transformers import (
     AutoModelForSequenceClassification,
@@ -29,22 +31,22 @@ import hankelred_llm
 TOLERANCE = 2e-6
 LENGTH, WIDTH = 17, 21
 GAPS = {"left": slice(0, 4), "right": slice(17, 21), "middle": slice(6, 10)}
-#: Positions of these are places in the row, so padding in mid-row changes the base model itself.
-COUNTS_PADDING = {"mpt"}
+#: Base models whose positions count padding too: padding in the middle of a row changes their own output.
+POSITIONS_COUNT_PADDING = {"mpt"}
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_output_is_the_bases_to_the_bit_at_the_start(model_type):
+def test_output_at_initialization_is_bit_identical_to_the_base(model_type):
     base, ids = base_model(model_type), tokens(2, LENGTH)
     with torch.no_grad():
         before = base(ids).logits
         model = hankelred_llm.attach(base, r=6)
         assert torch.equal(model(ids).logits, before)
-        assert error(awake(model)(ids).logits, before) > 1e-2
+        assert error(with_random_output(model)(ids).logits, before) > 1e-2
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_token_by_token_is_the_full_pass(model_type):
+def test_cached_decoding_equals_the_full_forward_pass(model_type):
     model, ids = adapted(model_type), tokens(2, LENGTH)
     with torch.no_grad():
         full = model(ids).logits
@@ -57,10 +59,10 @@ def test_token_by_token_is_the_full_pass(model_type):
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("gap", GAPS)
-def test_padded_rows_are_unpadded_rows(model_type, gap):
-    if gap == "middle" and model_type in COUNTS_PADDING:
+def test_padded_rows_give_the_outputs_of_unpadded_rows(model_type, gap):
+    if gap == "middle" and model_type in POSITIONS_COUNT_PADDING:
         pytest.skip("the base model itself changes")
-    # a window would count padding too
+    # a short sliding window would count padding too
     wide = {"window_size": 64} if model_type == "gpt_neo" else {}
     if "sliding_window" in ARCHITECTURES[model_type]:
         wide = {"sliding_window": 64}
@@ -94,13 +96,30 @@ def test_gradients_reach_every_parameter(model_type, checkpointing):
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "bloom", "falcon", "gpt_neox", "mistral", "gemma3_text"])
-def test_beside_attention(model_type):
+def test_site_attention(model_type):
     model, ids = adapted(model_type, site="attention"), tokens(2, LENGTH)
     with torch.no_grad():
         full = model(ids).logits
         with model.disable_adapter():
             assert error(model(ids).logits, full) > 1e-2
     assert error(step_by_step(model, ids), full) < TOLERANCE
+
+
+def test_falcon_with_linear_biases():
+    """docs/adapter.md lists falcon with ALiBi; the configuration of the other tests has rotary embeddings."""
+    model, ids = adapted("falcon", base={"alibi": True}), tokens(2, LENGTH)
+    batch = padded(ids, GAPS["left"], WIDTH)
+    del batch["position_ids"]
+    with torch.no_grad():
+        full = model(ids).logits
+        assert error(model(**batch).logits[:, 4:], full) < TOLERANCE
+    assert error(step_by_step(model, ids), full) < TOLERANCE
+
+
+def test_every_architecture_is_in_the_documentation():
+    page = (Path(__file__).parents[3] / "docs/adapter.md").read_text("utf-8")
+    table = page.partition("## Architectures")[2].partition("\n## ")[0]
+    assert set(ARCHITECTURES) <= set(re.findall(r"\w+", table))
 
 
 def test_a_block_without_mlp_module_is_refused_by_name():
@@ -110,9 +129,9 @@ def test_a_block_without_mlp_module_is_refused_by_name():
     assert "HRM" not in str(base)
 
 
-def test_beside_attention_opt_works():
+def test_site_attention_of_opt():
     base = base_model("opt", ffn_dim=48, word_embed_proj_dim=32, activation_function="relu")
-    model, ids = awake(hankelred_llm.attach(base, r=4, site="attention")), tokens(2, LENGTH)
+    model, ids = with_random_output(hankelred_llm.attach(base, r=4, site="attention")), tokens(2, LENGTH)
     with torch.no_grad():
         full = model(ids).logits
     assert error(step_by_step(model, ids), full) < TOLERANCE

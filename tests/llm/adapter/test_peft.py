@@ -17,13 +17,13 @@ import transformers
 from helpers.models import (
     WIDTH,
     adapted,
-    awake,
     base_model,
     error,
     needs_adapter_methods,
     step_by_step,
     system_of,
     tokens,
+    with_random_output,
 )
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
@@ -86,7 +86,7 @@ class TestFrontDoor:
     def test_a_fresh_process_needs_the_import_only_and_no_training_stack(self, tmp_path, ids):
         base = base_model()
         base.save_pretrained(tmp_path / "base")
-        model = awake(
+        model = with_random_output(
             hankelred_llm.attach(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), r=6)
         ).eval()
         model.save_pretrained(tmp_path / "adapter")
@@ -218,7 +218,7 @@ class TestFiles:
             asked.append(hub)
             return None if hub.get("token") == "none" else hub.get("revision") == "v2"
 
-        monkeypatch.setattr("hankelred_llm.adapter.config.check_file_exists_on_hf_hub", exists)
+        monkeypatch.setattr("hankelred_llm.adapter.weights_file.check_file_exists_on_hf_hub", exists)
         with pytest.raises(AdapterFileError, match=r"someone/adapter has no adapter_model.safetensors"):
             HRMConfig.from_pretrained("someone/adapter", revision="v1", token="mine")
         assert asked == [{"revision": "v1", "token": "mine"}]
@@ -249,7 +249,7 @@ class TestFiles:
     @pytest.mark.parametrize("base_type", [torch.bfloat16, torch.float16, torch.float64])
     def test_precision_of_parameters(self, tmp_path, base_type, ids):
         kept = torch.float64 if base_type == torch.float64 else torch.float32
-        model = awake(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
+        model = with_random_output(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
         model.save_pretrained(tmp_path)
         loaded = [
             model,
@@ -511,7 +511,7 @@ class TestSeveral:
         assert torch.equal(logits(model, ids), first)
         model.set_adapter("other")
         assert torch.equal(logits(model, ids), base)
-        awake(model, seed=9)
+        with_random_output(model, seed=9)
         other = logits(model, ids)
         assert error(step_by_step(model, ids), other) < 2e-6
         with model.disable_adapter():
@@ -532,7 +532,7 @@ class TestSeveral:
     def test_both_sites_of_one_layer(self, ids):
         model = adapted()
         model.add_adapter("other", HRMConfig(r=4, site="attention"))
-        awake(model, seed=9)
+        with_random_output(model, seed=9)
         model.base_model.set_adapter(["default", "other"])
         assert error(step_by_step(model, ids), logits(model, ids)) < 2e-6
 
@@ -553,7 +553,7 @@ class TestSeveral:
         seen = []
         system = system_of(model)
         system.register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(kwargs["keep"]), with_kwargs=True
+            lambda _, args, kwargs: seen.append(kwargs["valid"]), with_kwargs=True
         )
         logits(model, ids)
         with torch.no_grad():
@@ -607,7 +607,7 @@ class TestBesideLora:
     def test_names_of_one_do_not_switch_the_other(self, name, ids):
         base = base_model()
         base.add_adapter(copy.deepcopy(self.LORA), adapter_name=name)
-        model = awake(hankelred_llm.attach(base, r=6))
+        model = with_random_output(hankelred_llm.attach(base, r=6))
         both = logits(model, ids)
         base.set_adapter(name)
         assert torch.equal(logits(model, ids), both)
@@ -615,7 +615,7 @@ class TestBesideLora:
         assert torch.equal(logits(model, ids), both)
 
     def check_training_and_files(self, model, base, tmp_path, ids):
-        awake(model)
+        with_random_output(model)
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         assert any("lora" in name for name in trained) and any("hrm_system" in name for name in trained)
         assert all("lora" in name or "hrm_system" in name for name in trained)
@@ -644,14 +644,14 @@ class TestBesideLora:
         base = base_model()
         base.add_adapter(copy.deepcopy(self.LORA))
         only_lora = logits(base, ids)
-        awake(hankelred_llm.attach(base, r=6)).unload()
+        with_random_output(hankelred_llm.attach(base, r=6)).unload()
         assert torch.equal(logits(base, ids), only_lora)
         assert list(base.peft_config) == ["default"] and base.peft_config["default"].peft_type == "LORA"
 
     def test_a_lora_peft_models_base(self, tmp_path, ids):
         base = base_model()
         peft.get_peft_model(base, copy.deepcopy(self.LORA))
-        model = awake(hankelred_llm.attach(base, r=6))
+        model = with_random_output(hankelred_llm.attach(base, r=6))
         model.save_pretrained(tmp_path)
         assert all("hrm_system" in key for key in load_file(tmp_path / WEIGHTS))
 
@@ -892,7 +892,7 @@ def test_offloaded_models(tmp_path, ids):
     expected = logits(adapted(), ids)
     base = accelerate.cpu_offload(base_model(), execution_device=torch.device("cpu"))
     torch.manual_seed(7)
-    model = awake(hankelred_llm.attach(base, r=6)).eval()
+    model = with_random_output(hankelred_llm.attach(base, r=6)).eval()
     assert error(logits(model, ids), expected) < 2e-6
     model.unload()
     assert error(logits(base, ids), logits(base_model(), ids)) < 2e-6
@@ -900,7 +900,9 @@ def test_offloaded_models(tmp_path, ids):
 
 def test_auto_class(tmp_path, ids):
     base_model().save_pretrained(tmp_path / "base")
-    model = awake(hankelred_llm.attach(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), r=6)).eval()
+    model = with_random_output(
+        hankelred_llm.attach(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), r=6)
+    ).eval()
     model.save_pretrained(tmp_path / "adapter")
     again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.equal(logits(again, ids), logits(model, ids))

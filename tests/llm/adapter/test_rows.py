@@ -8,7 +8,7 @@ import json
 import peft
 import pytest
 import torch
-from helpers.models import PAD, adapted, awake, base_model, cache_of, error, tokens, with_cache
+from helpers.models import PAD, adapted, base_model, cache_of, error, tokens, with_cache, with_random_output
 from transformers import DynamicCache, GenerationConfig, StaticCache
 
 import hankelred_llm
@@ -24,7 +24,7 @@ def model():
     model = adapted(r=4)
     model.add_adapter("a", HRMConfig(r=6))
     model.add_adapter("b", HRMConfig(r=5, site="attention", tap="output", layers_to_transform=[1]))
-    return awake(model).eval()
+    return with_random_output(model).eval()
 
 
 def alone(model, name, call):
@@ -97,7 +97,7 @@ def test_an_adapter_that_has_not_seen_the_cache_is_refused(model):
         with pytest.raises(StateError, match="filled with one adapter for all rows, and is called with"):
             model(ids, adapter_names=["a", "b"], **with_cache(cache))
         cache = cache_of(model(ids, adapter_names=["a", "a"], use_cache=True))
-        with pytest.raises(StateError, match="has not seen"):
+        with pytest.raises(StateError, match="has not processed"):
             model(ids, adapter_names=["b", "b"], **with_cache(cache))
 
 
@@ -119,7 +119,7 @@ def test_rows_with_other_adapters_than_their_tokens_are_refused(model, first, th
     with torch.no_grad():
         model(ids, **first, **with_cache(cache))
         model.set_adapter("a")
-        with pytest.raises(StateError, match=r"filled with .* is called with|has not seen"):
+        with pytest.raises(StateError, match=r"filled with .* is called with|has not processed"):
             model(ids, **then, **with_cache(cache))
 
 

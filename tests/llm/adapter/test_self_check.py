@@ -11,13 +11,13 @@ import transformers
 from helpers.models import (
     ARCHITECTURES,
     adapted,
-    awake,
     base_model,
     checkpointed,
     error,
     needs_adapter_methods,
     step_by_step,
     tokens,
+    with_random_output,
 )
 from helpers.renamed import CACHE, boxed_source, model_of, renamed_source
 from peft import LoraConfig, PeftModel
@@ -39,7 +39,9 @@ def test_a_cache_of_another_name_is_found(monkeypatch, tmp_path, skipped):
     # transformers 5.24 renamed past_key_values to cache. The adapter looked for the old name, found nothing
     # and ran every cached step from a zero state: full passes were right, generation was wrong in silence.
     monkeypatch.setenv(_self_check.SKIP, "1" if skipped else "0")
-    model = awake(hankelred_llm.attach(model_of(renamed_source(CACHE, "memory_bank"), tmp_path), r=6)).eval()
+    model = with_random_output(
+        hankelred_llm.attach(model_of(renamed_source(CACHE, "memory_bank"), tmp_path), r=6)
+    ).eval()
     ids = tokens(2, 20)
     with torch.no_grad():
         full = model(ids).logits
@@ -57,7 +59,7 @@ def test_a_cache_that_the_layers_get_in_another_object_is_refused(monkeypatch, t
     assert "HRM" not in str(base)
     # and in use, where the check was left out
     monkeypatch.setenv(_self_check.SKIP, "1")
-    model, ids = awake(hankelred_llm.attach(base, r=4)).eval(), tokens(1, 6)
+    model, ids = with_random_output(hankelred_llm.attach(base, r=4)).eval(), tokens(1, 6)
     with torch.no_grad():
         model(ids, use_cache=False)
         with pytest.raises(StateError, match="holds 6 tokens, and no decoder layer was called with it"):
@@ -167,9 +169,9 @@ def test_the_check_is_made_once_for_a_class_and_a_kind_of_adapter(monkeypatch):
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("keep", "padding did not reach the adapter"),
-        ("reset", "starts of packed documents did not reach the adapter"),
-        ("y", "as if it were not there"),
+        ("valid", "padding did not reach the adapter"),
+        ("segment_start", "starts of packed documents did not reach the adapter"),
+        ("y", "as if it were absent"),
     ],
 )
 def test_what_else_the_check_notices(monkeypatch, place, message):
@@ -182,9 +184,9 @@ def test_what_else_the_check_notices(monkeypatch, place, message):
     if place == "y":
         monkeypatch.setattr("hankelred_llm.adapter.system.HRMSystem.forward", broken)
     else:
-        read = hankelred_llm.state.forward_context.read_tokens
+        read = hankelred_llm.state.forward_context.read_segment_masks
         monkeypatch.setattr(
-            "hankelred_llm.state.forward_context.read_tokens",
+            "hankelred_llm.state.forward_context.read_segment_masks",
             lambda *a, **k: read(*a, **k)._replace(**{place: None}),
         )
     with pytest.raises(StateError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ import hankelred
 import hankelred_llm
 from hankelred_llm import AdapterError, Calibration, CalibrationError, calibrate
 from hankelred_llm.adapter.adapter_layers import hrm_layers
-from hankelred_llm.analysis import calibration_pass as _collecting
+from hankelred_llm.analysis import calibration_pass
 from hankelred_llm.analysis.gradient_hankel import GradientOperator
 
 
@@ -295,7 +296,7 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(_collecting, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(calibration_pass, "SAVE_EVERY", 0.0)
     model, data, path = adapted(), batches(), tmp_path / "checkpoint"
 
     def interrupted():
@@ -404,7 +405,7 @@ EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "row
         ({"format": 2}, {}, "it has format 2, this version reads 1"),
         ({"format": None}, {}, "it has format None"),
         ({"tokens": None}, {}, "has no 'tokens'"),
-        ({"colour": "red"}, {}, "has 'colour', which means nothing here"),
+        ({"colour": "red"}, {}, "has 'colour', which is unknown"),
         ({"tokens": 1.5}, {}, "tokens is 1.5, not a whole number"),
         ({"rows": True}, {}, "rows is True, not a whole number"),
         ({"labels": -1}, {}, "labels is -1, not a whole number of at least 0"),
@@ -414,7 +415,7 @@ EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "row
         ({"loss_sum": "much"}, {}, "loss_sum is 'much'"),
         ({"model": "mistral"}, {}, "model is 'mistral', not a dict"),
         ({"adapter": {"name": "default"}}, {}, "adapter has no 'fingerprint'"),
-        ({"adapter": {"name": "default", "fingerprint": 5}}, {}, "not two texts"),
+        ({"adapter": {"name": "default", "fingerprint": 5}}, {}, "not two strings"),
         ({"data": []}, {}, "data is \\[\\], not a list of parts"),
         ({"data": [{**PART, "tokens": "all"}]}, {}, "tokens of a part of data is 'all'"),
         ({"data": [{**PART, "digest": 5}]}, {}, "a digest is 5"),
@@ -424,20 +425,20 @@ EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "row
         ({"pairs": {"0": 2, "01": 2}}, {}, "not a dict by layer index"),
         ({"pairs": {"0": 2}}, {}, r"sums of layers \[0, 1\], and pairs of layers \[0\]"),
         ({}, {"layers.0.states": None}, "layer 0 has no 'states'"),
-        ({}, {"layers.0.inputs": EYE}, "layer 0 has 'inputs', which means nothing here"),
+        ({}, {"layers.0.inputs": EYE}, "layer 0 has 'inputs', which is unknown"),
         ({}, {"layers.0.states": torch.zeros(2, 5).double()}, r"states of layer 0 have shape \(2, 5\)"),
         ({}, {"layers.0.states": torch.tensor(1.0).double()}, r"states of layer 0 have shape \(\)"),
         ({}, {"layers.0.outputs": torch.eye(4).double()}, r"outputs of layer 0 have shape \(4, 4\)"),
         ({}, {"layers.0.states": EYE.float()}, "states of layer 0 is of type torch.float32"),
         ({}, {"layers.0.states": EYE * float("nan")}, "states of layer 0 holds numbers that are not finite"),
         ({}, {"layers.0.states": -EYE}, "states of layer 0 are no sums of squares"),
-        ({}, {"weights": EYE}, "'weights' is nothing that a calibration has"),
-        ({}, {"layers.first.states": EYE}, "'layers.first.states' is nothing that"),
+        ({}, {"weights": EYE}, "'weights' is not an entry of a calibration"),
+        ({}, {"layers.first.states": EYE}, "'layers.first.states' is not an entry of"),
         ({}, {"gradients.7.tokens": EYE}, "gradients of layer 7, and sums of layers"),
         ({}, {"gradients.0.own.0.core": EYE}, "own.0.core has shape"),
         ({}, {"gradients.0.own.0.core": None}, "no 'own.0.core'"),
         ({}, {"gradients.0.tokens": torch.tensor(1)}, "tokens of the gradients of layer 0 is of type"),
-        ({}, {"gradients.0.more": EYE}, "the gradients of layer 0 has 'more', which means nothing"),
+        ({}, {"gradients.0.more": EYE}, "the gradients of layer 0 has 'more', which is unknown"),
         ({}, {"held_out.9.input_ids": torch.ones(1, 4).long()}, r"numbered \[0, 1, 9\]"),
         ({}, {"held_out.0.input_ids": None}, "held-out row 0 has no input_ids of one sequence"),
         ({}, {"held_out.0.input_ids": torch.ones(2, 4).long()}, "held-out row 0 has no input_ids of one"),
@@ -625,7 +626,22 @@ def test_factors_are_those_of_the_modes():
         Wo = outputs @ outputs.conj().T
         a = np.exp(log_poles)
         Q = Wo - a.conj()[:, None] * Wo * a
-        T = sums.to_modes()
+        T = sums.mode_transform()
         np.testing.assert_allclose(
             T.conj().T @ Q @ T, sums.outputs / found.labelled_tokens, atol=1e-9 * np.abs(Q).max()
         )
+
+
+def test_fingerprints_of_adapters_are_those_of_earlier_files():
+    # The hash contained the repr of a class of this package: renaming the class would have made every saved
+    # calibration one of another adapter.
+    model = adapted(r=5)
+    digest = hashlib.sha256()
+    for layer, log_poles in enumerate(poles for poles, _, _ in hankelred_llm.get_systems(model).values()):
+        pairs = int(np.sum(log_poles.imag > 0))
+        digest.update(f"{layer}Modes(order=5, pairs={pairs}, negative=0)".encode())
+        for name, parameter in model.named_parameters():
+            if f"layers.{layer}." in name and ".hrm_system." in name:
+                digest.update(f"{name.rpartition('.')[2]}{tuple(parameter.shape)}".encode())
+                digest.update(parameter.detach().double().numpy().tobytes())
+    assert calibrate(model, batches(1)).adapter == {"name": "default", "fingerprint": digest.hexdigest()}

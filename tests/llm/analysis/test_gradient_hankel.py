@@ -11,7 +11,7 @@ from scipy.sparse.linalg import svds
 
 import hankelred
 from hankelred_llm import CalibrationError
-from hankelred_llm.analysis import gradient_hankel as room
+from hankelred_llm.analysis import gradient_hankel
 from hankelred_llm.analysis.gradient_hankel import MARGIN, GradientOperator
 from hankelred_llm.analysis.lagged_sums import LAGS, RANGE, SKETCH
 
@@ -38,7 +38,7 @@ def orthonormal(rows, columns, seed):
 def dense(documents, partners):
     """-sum over pairs, in loops: for documents (x, g), each with the numbers of its two partners."""
     d = documents[0][0].shape[1]
-    own, null = torch.zeros(LAGS, d, d).double(), torch.zeros(LAGS, d, d).double()
+    centered, null = torch.zeros(LAGS, d, d).double(), torch.zeros(LAGS, d, d).double()
     tokens = 0
     for (x, g), (one, other) in zip(documents, partners, strict=True):
         a, b = documents[one][0], documents[other][0]
@@ -47,9 +47,9 @@ def dense(documents, partners):
         for t in range(length):
             for k in range(min(LAGS, t + 1)):
                 s = t - k
-                own[k] -= torch.outer(g[t], x[s] - (a[s] + b[s]) / 2)
+                centered[k] -= torch.outer(g[t], x[s] - (a[s] + b[s]) / 2)
                 null[k] -= torch.outer(g[t], (a[s] - b[s]) * math.sqrt(0.75))
-    return own.numpy(), null.numpy(), tokens
+    return centered.numpy(), null.numpy(), tokens
 
 
 def both(halves):
@@ -64,26 +64,26 @@ def hankel(markov):
 class TestSums:
     def test_equal_dense_sums_over_pairs(self):
         x, g = noise(4, 90, 3), noise(4, 90, 3, seed=1)
-        own, null, tokens = dense(list(zip(x, g, strict=True)), [(1, 2), (0, 2), (1, 0), (2, 1)])
+        centered, null, tokens = dense(list(zip(x, g, strict=True)), [(1, 2), (0, 2), (1, 0), (2, 1)])
         operator = GradientOperator(3)
         operator.update(x, g)
         assert operator.tokens == tokens == 360
-        assert np.abs(both(operator.own) - own).max() < 1e-11
+        assert np.abs(both(operator.centered) - centered).max() < 1e-11
         assert np.abs(both(operator.null) - null).max() < 1e-11
 
     def test_values_are_those_of_the_dense_hankel_matrix(self):
         operator = GradientOperator(3)
         operator.update(noise(5, 80, 3), noise(5, 80, 3, seed=1))
-        own, null = (np.linalg.svd(hankel(both(s) / 400))[1] for s in (operator.own, operator.null))
+        centered, null = (np.linalg.svd(hankel(both(s) / 400))[1] for s in (operator.centered, operator.null))
         found = operator.spectrum()
-        assert np.abs(found.values - own[: found.values.size]).max() < 1e-12 * own[0]
+        assert np.abs(found.values - centered[: found.values.size]).max() < 1e-12 * centered[0]
         assert found.null[0] >= null[0] * (1 - 1e-12)  # that of three which is the largest
 
     def test_masks_and_documents(self):
         """Masked tokens are taken out of a row, wherever they are; a reset starts another document."""
         lengths = [70, 66, 40, 9]
         documents = [(noise(n, 2, seed=n), noise(n, 2, seed=n + 1)) for n in lengths]
-        own, null, tokens = dense(documents, [(1, 2), (0, 2), (1, 0), (2, 1)])
+        centered, null, tokens = dense(documents, [(1, 2), (0, 2), (1, 0), (2, 1)])
         x, g = torch.full((2, 160, 2), math.nan).double(), torch.full((2, 160, 2), math.nan).double()
         keep, reset = torch.zeros(2, 160, dtype=torch.bool), torch.zeros(2, 160, dtype=torch.bool)
         rng = np.random.default_rng(0)
@@ -96,7 +96,7 @@ class TestSums:
         operator = GradientOperator(2)
         operator.update(x, g, keep, reset)
         assert operator.tokens == tokens
-        assert np.abs(both(operator.own) - own).max() < 1e-11
+        assert np.abs(both(operator.centered) - centered).max() < 1e-11
         assert np.abs(both(operator.null) - null).max() < 1e-11
 
     @pytest.mark.parametrize("width", [5, 80, 150])
@@ -127,15 +127,15 @@ class TestSums:
             # a document that is its own partner adds nothing
             expected += dense([documents[k], documents[k - 1], documents[k - 2]], [(1, 2), (1, 1), (2, 2)])[0]
         assert operator.tokens == 200
-        assert np.abs(both(operator.own) - expected).max() < 1e-11
+        assert np.abs(both(operator.centered) - expected).max() < 1e-11
 
     def test_half_precision_is_summed_in_full(self):
         x, g = noise(3, 64, 4, dtype=torch.float32), noise(3, 64, 4, seed=1, dtype=torch.float32)
         half, full = GradientOperator(4), GradientOperator(4)
         half.update(x.bfloat16(), g.bfloat16())
         full.update(x.bfloat16().double(), g.bfloat16().double())
-        assert torch.allclose(half.own[0].core, full.own[0].core, atol=1e-3)
-        assert half.own[0].core.dtype == torch.float64
+        assert torch.allclose(half.centered[0].core, full.centered[0].core, atol=1e-3)
+        assert half.centered[0].core.dtype == torch.float64
 
     def test_refusals(self):
         operator = GradientOperator(3)
@@ -167,8 +167,8 @@ class TestSketch:
         small, large = GradientOperator(20), GradientOperator(width)
         small.update(x @ V, g @ U)
         large.update(x, g)
-        assert large.own[0].core.shape == (LAGS, SKETCH, SKETCH)
-        for few, many in zip((*small.own, *small.null), (*large.own, *large.null), strict=True):
+        assert large.centered[0].core.shape == (LAGS, SKETCH, SKETCH)
+        for few, many in zip((*small.centered, *small.null), (*large.centered, *large.null), strict=True):
             markov, outputs, inputs = many.markov()
             expected = few.markov()[0]
             found = U.T.numpy() @ outputs @ markov @ inputs.T @ V.numpy()
@@ -262,7 +262,7 @@ class TestRecovery:
         operator = GradientOperator(2)
         operator.update(x, -teacher(x, [1.0], torch.eye(2)[:1].double(), torch.eye(2)[:, :1].double()))
         logs, _, _ = operator.spectrum().realize(1)
-        assert np.exp(logs.real).max() <= room.SLOWEST + 1e-12
+        assert np.exp(logs.real).max() <= gradient_hankel.SLOWEST_MODULUS + 1e-12
 
 
 class TestChance:

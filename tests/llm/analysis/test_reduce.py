@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from helpers.models import adapted, awake, base_model, cache_of, tokens, with_cache
+from helpers.models import adapted, base_model, cache_of, tokens, with_cache, with_random_output
 
 import hankelred
 import hankelred_llm
@@ -17,7 +17,7 @@ from hankelred import OrderError
 from hankelred_llm import AdapterError, calibrate, get_systems, hankel_spectra, reduce, set_systems
 from hankelred_llm.adapter.adapter_layers import hrm_layers
 from hankelred_llm.adapter.model import PeftModel
-from hankelred_llm.analysis.balancing import with_few_ports
+from hankelred_llm.analysis.balancing import with_compressed_io
 
 WIDTH = 32
 DIGITS = 120
@@ -238,7 +238,7 @@ def test_tol_is_the_smallest_order_whose_bound_allows_it():
 @pytest.mark.parametrize("budget", [2, 3, 7, 11, 16, 100])
 def test_a_budget_keeps_the_largest_values_wherever_they_are(budget):
     model = adapted(r=8, base={"num_hidden_layers": 2})
-    awake(model, scale=0.1)
+    with_random_output(model, scale=0.1)
     with torch.no_grad():
         hrm_layers(model)[1].system("default").C.mul_(30)
     hsv = {i: multiprecision_balancing(*system)[0] for i, system in get_systems(model).items()}
@@ -431,7 +431,7 @@ def test_two_adapters_one_is_reduced(trained):
     model = copied(trained)
     model.add_adapter("second", hankelred_llm.HRMConfig(r=5))
     before = get_systems(model, "default")
-    awake(model, seed=5)
+    with_random_output(model, seed=5)
     model.set_adapter("second")
     kept = get_systems(model, "default")
     assert reduce(model, order=2, adapter_name="second").orders == {0: 2, 1: 2}
@@ -584,7 +584,7 @@ def test_wide_layers_cost_no_more_than_narrow_ones():
     B = rng.standard_normal((16, 4096)) + 1j * rng.standard_normal((16, 4096))
     system = hankelred.ModalSystem(*paired(log_poles, B, B.T.copy()))
     started = time.perf_counter()
-    few = with_few_ports(system)
+    few = with_compressed_io(system)
     values = hankelred.hankel_singular_values(few)
     assert time.perf_counter() - started < 5
     # as many ports as real states: those of one mode of each pair

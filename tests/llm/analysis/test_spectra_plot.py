@@ -10,9 +10,9 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-from hankelred.reduction import plots as plotting
+from hankelred.plotting import draw as plotting
 from hankelred_llm import ConfigError, HankelSpectra
-from hankelred_llm.analysis import plots as _spectra_plot
+from hankelred_llm.analysis import plots as spectra_plots
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +60,7 @@ class TestCurves:
     def test_before_training_shows_the_null_and_the_level(self):
         spectra = before_training(3)
         ax = spectra.plot()
-        assert {"null: unrelated sequences", "level that counts, above the null"} <= set(labels(ax))
+        assert {"null: unrelated sequences", "level of significance"} <= set(labels(ax))
         level = next(line for line in ax.get_lines() if line.get_label().startswith("level"))
         assert level.get_ydata()[0] == pytest.approx(spectra.threshold(0))
         assert "before training" in ax.get_title()
@@ -71,7 +71,7 @@ class TestCurves:
         ax = spectra.plot()
         dashed = [line for line in ax.get_lines() if line.get_linestyle() == "--"]
         assert len(dashed) == 2
-        assert dashed[0].get_color() == _spectra_plot.OTHER != _spectra_plot.VALUES
+        assert dashed[0].get_color() == spectra_plots.OTHER != spectra_plots.VALUES
         top = max(v.max() for v in spectra.values())
         assert max(line.get_ydata().max() for line in dashed) == pytest.approx(top)
 
@@ -117,6 +117,6 @@ def test_given_axes_are_used():
 
 
 def test_colours_are_those_of_the_core():
-    assert (_spectra_plot.VALUES, _spectra_plot.CHOSEN) == (plotting.FULL, plotting.REDUCED)
-    assert (_spectra_plot.OTHER, _spectra_plot.LINE) == (plotting.ERROR, plotting.BOUND)
-    assert _spectra_plot.NULL == plotting.NOISE
+    assert (spectra_plots.VALUES, spectra_plots.CHOSEN) == (plotting.FULL, plotting.REDUCED)
+    assert (spectra_plots.OTHER, spectra_plots.LINE) == (plotting.ERROR, plotting.BOUND)
+    assert spectra_plots.NULL == plotting.NOISE

@@ -11,13 +11,13 @@ import pytest
 import torch
 from helpers.commands import command
 from helpers.data import data_file, shared_folder
-from helpers.models import awake
+from helpers.models import with_random_output
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hankelred_llm
 from hankelred_llm import Calibration, HRMConfig, get_systems, hankel_spectra
-from hankelred_llm.analysis import calibration_pass as _collecting
+from hankelred_llm.analysis import calibration_pass
 from hankelred_llm.cli.text_rows import text_batches
 from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.tasks import ByteTokenizer, TaskDataError
@@ -33,7 +33,7 @@ def stored(tmp_path_factory):
     for name, site in (("adapter", "mlp"), ("attention", "attention")):
         model = AutoModelForCausalLM.from_pretrained(folder / "base")
         torch.manual_seed(3)
-        awake(hankelred_llm.attach(model, r=6, site=site)).save_pretrained(folder / name)
+        with_random_output(hankelred_llm.attach(model, r=6, site=site)).save_pretrained(folder / name)
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "lora")
     (folder / "corpus.txt").write_text("It was a dark night, and the rain fell in torrents. " * 60)
@@ -102,7 +102,7 @@ def test_spectra_of_a_model_without_adapter(folder):
         *("--save", "seen.safetensors", "--plot", "picture.svg"),
     )
     assert (status, err) == (0, "")
-    assert "what the loss asks for, before training" in out and "level of chance" in out
+    assert "gradient of the loss, before training" in out and "null threshold" in out
     told = json.loads((folder / "all.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     expected = hankel_spectra(model, Calibration.load("seen.safetensors"))
@@ -119,11 +119,11 @@ def test_spectra_of_a_model_without_adapter(folder):
 
 
 def test_an_interrupted_command_goes_on(folder, monkeypatch):
-    monkeypatch.setattr(_collecting, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(calibration_pass, "SAVE_EVERY", 0.0)
     arguments = ["spectra", "base", "--data", "corpus.txt", *SHORT]
     whole = command(*arguments)[1]
     passes, stop_at = [], 2
-    forward = _collecting._Collector.add
+    forward = calibration_pass._Collector.add
 
     def counted(self, *args):
         if len(passes) == stop_at:
@@ -131,17 +131,17 @@ def test_an_interrupted_command_goes_on(folder, monkeypatch):
         passes.append(1)
         forward(self, *args)
 
-    monkeypatch.setattr(_collecting._Collector, "add", counted)
+    monkeypatch.setattr(calibration_pass._Collector, "add", counted)
     status, _, err = command(*arguments)
-    assert status == 130 and "with --save it could be gone on with" in err
+    assert status == 130 and "with --save it could be resumed" in err
     passes.clear()
     with monkeypatch.context() as rarely:
-        rarely.setattr(_collecting, "SAVE_EVERY", 60.0)
+        rarely.setattr(calibration_pass, "SAVE_EVERY", 60.0)
         status, _, err = command(*arguments, "--save", "seen.safetensors")
     assert status == 130 and "seen.safetensors was not written yet" in err
     passes.clear()
     status, _, err = command(*arguments, "--save", "seen.safetensors")
-    assert status == 130 and "the same command goes on from seen.safetensors" in err
+    assert status == 130 and "the same command resumes from seen.safetensors" in err
     passes.clear()
     status, out, _ = command(*arguments, "--save", "seen.safetensors")
     assert status == 0 and len(passes) == 1

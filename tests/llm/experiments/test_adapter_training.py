@@ -12,7 +12,6 @@ import torch
 from helpers.models import (
     VOCAB,
     adapted,
-    awake,
     base_model,
     cache_of,
     checkpointed,
@@ -22,15 +21,16 @@ from helpers.models import (
     system_of,
     tokens,
     with_cache,
+    with_random_output,
 )
 from safetensors.torch import load_file
 from transformers import DynamicCache, StaticCache
 
 import hankelred_llm
 from hankelred_llm import HRMConfig
-from hankelred_llm.adapter.config import Modes
+from hankelred_llm.adapter.config import ModeCounts
 from hankelred_llm.adapter.system import HRMSystem
-from hankelred_llm.state.forward_context import current_pass
+from hankelred_llm.state.forward_context import current_context
 
 TOLERANCE = 2e-6
 
@@ -95,7 +95,7 @@ def test_checkpointing_switches_the_cache_off_for_the_state_too():
 @pytest.mark.parametrize("base_type", [torch.bfloat16, torch.float16])
 def test_float32_states_beside_a_half_precision_base(base_type):
     ids = tokens(2, 20)
-    model = awake(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
+    model = with_random_output(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
     seen = []
     system_of(model).register_forward_hook(lambda _, args, out: seen.append((args[0], *out)))
     with torch.no_grad():
@@ -127,7 +127,7 @@ def test_autocast_stays_out_of_the_system():
 
 
 def test_double_precision():
-    model, ids = awake(hankelred_llm.attach(base_model().double(), r=6)).eval(), tokens(2, 20)
+    model, ids = with_random_output(hankelred_llm.attach(base_model().double(), r=6)).eval(), tokens(2, 20)
     with torch.no_grad():
         assert error(step_by_step(model, ids), model(ids).logits) < 1e-13
 
@@ -135,16 +135,16 @@ def test_double_precision():
 @pytest.mark.parametrize("negative", [0, 1])
 def test_gradients_by_finite_differences(negative):
     system = HRMSystem(
-        4, Modes(order=5, pairs=2 - negative, negative=negative), dtype=torch.float64, device="cpu"
+        4, ModeCounts(order=5, pairs=2 - negative, negative=negative), dtype=torch.float64, device="cpu"
     )
     torch.manual_seed(0)
-    system.start("ring", gate=0.8)
+    system.initialize("ring", gate=0.8)
     torch.nn.init.normal_(system.C)
     keep, reset = torch.rand(2, 7) > 0.3, torch.rand(2, 7) > 0.7
     inputs = [torch.randn(2, 7, 4, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)]
 
     def run(x, state, *_):
-        return system(x, state=state, keep=keep, reset=reset)
+        return system(x, state=state, valid=keep, segment_start=reset)
 
     for each in inputs:
         each.requires_grad_(True)
@@ -202,7 +202,7 @@ def test_decoding_asks_no_device(monkeypatch):
             monkeypatch.setattr(torch.Tensor, name, lambda *_: pytest.fail("a number was read"))
         system = system_of(model)
         system(torch.randn(2, 1, 32), state=torch.zeros(2, 6))
-        system(torch.randn(2, 40, 32), keep=torch.ones(2, 40, dtype=torch.bool))
+        system(torch.randn(2, 40, 32), valid=torch.ones(2, 40, dtype=torch.bool))
 
 
 def test_a_recomputed_layer_leaves_out_the_last_product_of_a_frozen_block():
@@ -229,7 +229,7 @@ def test_a_step_that_stops_half_way_is_freed(where):
     block = model.get_base_model().model.layers[1].mlp.up_proj
     passes = []
     model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(
-        lambda *_: passes.append(weakref.ref(current_pass()))
+        lambda *_: passes.append(weakref.ref(current_context()))
     )
     for attempt in range(3):  # the last one is whole: torch itself may hold the one before
         stops = where if attempt < 2 else "nowhere"
@@ -257,7 +257,7 @@ def test_an_adapter_hears_what_its_block_gets(first, double):
     heard, runs = [], []
     if first == "hook":
         block.register_forward_pre_hook(double)
-    model = awake(hankelred_llm.attach(base, r=6)).eval()
+    model = with_random_output(hankelred_llm.attach(base, r=6)).eval()
     if first == "adapter":
         block.register_forward_pre_hook(double)
     block.register_forward_hook(lambda _, args, out: heard.append((args[0], out)))
@@ -362,7 +362,7 @@ class TestTrainer:
         )
         seen = []
         system_of(model).register_forward_hook(
-            lambda _, args, kwargs, out: seen.append((args[0], kwargs["reset"])), with_kwargs=True
+            lambda _, args, kwargs, out: seen.append((args[0], kwargs["segment_start"])), with_kwargs=True
         )
         trainer.train()
         assert trainer.state.global_step == 2

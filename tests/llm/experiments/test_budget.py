@@ -11,9 +11,15 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from hankelred_llm.errors import ExperimentError
 from hankelred_llm.experiments.budget import TOLERANCE, check_equal, fit, fixed, parameters_of
-from hankelred_llm.experiments.methods import METHODS, check_available, parse_method, put_into, trainable
+from hankelred_llm.experiments.methods import (
+    ADAPTER_METHODS,
+    add_adapters,
+    check_available,
+    parse_method,
+    trainable,
+)
 
-ALL = [name for name in METHODS if name != "qlora"]
+ALL = [name for name in ADAPTER_METHODS if name != "qlora"]
 
 
 def skeleton():
@@ -35,7 +41,7 @@ def test_every_method_comes_to_the_budget(name):
     fitted = fit(parse_method(name), 14_400, skeleton)
     assert abs(fitted.parameters / 14_400 - 1) <= TOLERANCE
     # counted again on a model with weights, as it is trained
-    model = put_into(MistralForCausalLM(skeleton().config), fitted.parts, steps=50)
+    model = add_adapters(MistralForCausalLM(skeleton().config), fitted.parts, steps=50)
     assert trainable(model) == fitted.parameters
     assert fitted.parameters == sum(p.numel() for n, p in model.named_parameters() if p.requires_grad)
     names = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -44,7 +50,7 @@ def test_every_method_comes_to_the_budget(name):
 
 def test_shares_of_two_parts():
     fitted = fit(parse_method("hrm-mlp+lora-all share=0.25"), 20_000, skeleton)
-    hrm = trainable(put_into(skeleton(), fitted.parts[:1], steps=1))
+    hrm = trainable(add_adapters(skeleton(), fitted.parts[:1], steps=1))
     assert hrm / fitted.parameters == pytest.approx(0.25, abs=0.02)
 
 

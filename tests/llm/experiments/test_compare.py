@@ -16,7 +16,7 @@ from hankelred_llm.errors import ExperimentError
 from hankelred_llm.experiments import compare as comparison_module
 from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.experiments.compare import compare
-from hankelred_llm.experiments.methods import METHODS, parse_method
+from hankelred_llm.experiments.methods import ADAPTER_METHODS, parse_method
 from hankelred_llm.experiments.records import ResultsFile, read_records
 from hankelred_llm.experiments.settings import Settings, read_settings
 from hankelred_llm.experiments.statistics import paired_difference
@@ -127,7 +127,7 @@ def test_documents_are_resampled_whole():
 def test_table_plot_and_summary(finished):
     folder = finished.folder
     table = (folder / "table.md").read_text()
-    assert table.count("| hrm-attention |") == 2 and "floors: chance 0.500" in table
+    assert table.count("| hrm-attention |") == 2 and "trivial baselines: chance 0.500" in table
     assert "context 8 tokens" in table and "context 32 tokens" in table
     assert (folder / "scores.png").stat().st_size > 10_000
     summary = json.loads((folder / "summary.json").read_text())
@@ -236,7 +236,7 @@ def test_train_and_evaluate(flags, tmp_path):
     assert "hrm r=4 (r 4, 1,034 parameters) on lag_copy" in out
     for _ in range(2):
         status, out, _ = command("evaluate", tmp_path / "out", "--split", "test", "--length", 8)
-        assert status == 0 and "floor: chance" in out
+        assert status == 0 and "baseline: chance" in out
     kinds = [r["kind"] for r in read_records(tmp_path / "out" / "results.jsonl")]
     assert kinds == ["experiment", "run", "score"]
     assert command(*arguments[:-2], "--out", tmp_path / "out", "--seed", 1)[0] == 2
@@ -319,7 +319,7 @@ def test_the_papers_rows_are_ready(name):
     found = read_settings(EXAMPLES / "paper" / f"{name}.yaml", {})
     assert (found.task, found.length, found.model) == (name, 2048, "mistralai/Mistral-7B-v0.1")
     parts = [part for method in found.methods for part in parse_method(method).parts]
-    assert all(METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
+    assert all(ADAPTER_METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
     assert len(found.seeds) >= 3 and found.lengths == (2048,)
 
 

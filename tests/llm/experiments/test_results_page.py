@@ -1,4 +1,4 @@
-"""The page of results says what its files say."""
+"""docs/results.md agrees with the files it is made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from hankelred_llm.experiments.compare import Settings, compare
 from hankelred_llm.experiments.records import read_records
-from hankelred_llm.ops.autograd import column_scan
+from hankelred_llm.ops.autograd import channel_scan
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -39,11 +39,11 @@ def bench():
 
 def test_the_page_is_what_its_command_writes(made):
     assert made.page(made.read()) == (DOCS / "results.md").read_text(encoding="utf-8"), (
-        "give: python docs/make_results.py"
+        "run: python docs/make_results.py"
     )
 
 
-def test_the_pictures_are_there(made, tmp_path, monkeypatch):
+def test_the_figures_are_there(made, tmp_path, monkeypatch):
     text = (DOCS / "results.md").read_text(encoding="utf-8")
     monkeypatch.setattr(made, "IMAGES", tmp_path)
     found = made.read()
@@ -81,10 +81,10 @@ def test_the_files_are_small_and_whole(made):
     ],
 )
 def test_verdicts(made, mean, clear, higher, word):
-    assert made.judge({"mean": mean, "clear": clear}, higher) == word
+    assert made.verdict_of({"mean": mean, "clear": clear}, higher) == word
 
 
-def test_the_best_of_lora_is_the_hardest_one(made):
+def test_the_best_of_lora_is_the_strongest_one(made):
     scores = {"hrm-attention": [0.9], "lora-qv": [0.5, 0.7], "adalora": [0.2, 0.1]}
     found = {"higher_is_better": True, "lengths": {"8": {"scores": scores}}}
     assert made.best_lora(found, "8") == "lora-qv"
@@ -103,8 +103,8 @@ def test_the_scans_whose_cost_is_shown_are_the_same_recurrence(bench, method):
     phase = torch.linspace(0.1, 3, 4)
     log_decay = -torch.linspace(0.01, 0.5, 4)
     u = torch.randn(2, 8, 50, generator=generator)
-    masks = {"state": None, "keep": None, "reset": None}
-    ours, theirs = (scan(log_decay, phase, u, **masks) for scan in (bench.scan_by(method), column_scan))
+    masks = {"state": None, "valid": None, "segment_start": None}
+    ours, theirs = (scan(log_decay, phase, u, **masks) for scan in (bench.scan_by(method), channel_scan))
     for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 

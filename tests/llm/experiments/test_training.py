@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from hankelred_llm import initialize
 from hankelred_llm.errors import ExperimentError
+from hankelred_llm.experiments import trainer as trainer_module
 from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.experiments.evaluate import predict
 from hankelred_llm.experiments.experiment import open_experiment
@@ -125,7 +127,7 @@ def test_checkpoints_hold_the_adapter_only(base, tmp_path):
 def test_the_saved_adapter_is_the_trained_one(base, tmp_path, method):
     found = experiment(base, method)
     trained = run(found, tmp_path, method)
-    loaded = load_adapter(found.bare(method), tmp_path / "adapter")
+    loaded = load_adapter(found.base_model(method), tmp_path / "adapter")
     split = found.validation(16)
     batch = Collator(found.task.pad_token_id, prompts=True)(split[:4])
     with torch.no_grad():
@@ -142,7 +144,7 @@ def test_the_rate_of_a_lora_beside_an_hrm_is_a_multiple(base, tmp_path):
     for name in ("", " lora_lr_ratio=0.25"):
         method = f"hrm-mlp+lora-qv{name}"
         found = experiment(base, method, steps=1)
-        start = {n: p.detach().clone() for n, p in found.fresh(method, 3).named_parameters()}
+        start = {n: p.detach().clone() for n, p in found.untrained_model(method, 3).named_parameters()}
         trained = run(found, tmp_path / f"run{len(moved)}", method).model
         moved[name] = {n: (p - start[n]).abs().max().item() for n, p in trained.named_parameters()}
     ours, theirs = moved[" lora_lr_ratio=0.25"], moved[""]
@@ -209,7 +211,7 @@ def test_rows_and_their_order_are_those_of_the_seed(base, tmp_path, monkeypatch)
 def trainer(base, tmp_path):
     def make(method, chunk, checkpointing=False):
         found = experiment(base, method)
-        model = found.fresh(method, 0)
+        model = found.untrained_model(method, 0)
         # adapters that say something, so that states and gradients are not zero
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -312,3 +314,24 @@ def test_the_small_model_is_the_same_every_time(base, tmp_path):
     again = small_model(tmp_path / "again", pretrained=False)
     ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (base, again))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_training_can_be_imported_where_there_is_no_resource_module(monkeypatch):
+    # `import resource` at the top of the trainer, which exists on Unix only, made the whole training stack
+    # impossible to import on Windows. There, the peak of the process is unknown, and everything else works.
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ImportError):
+        import resource  # noqa: F401
+    spec = importlib.util.spec_from_file_location(
+        "hankelred_llm.experiments.on_windows", trainer_module.__file__
+    )
+    windows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(windows)
+    meter = windows.Meter()
+    meter.on_step_begin()
+    meter.on_step_end()
+    assert len(meter.seconds) == 1 and meter.memory is None
+    monkeypatch.undo()
+    meter.on_step_end()
+    assert meter.memory > 2**20

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from hankelred import HankelredError
 from hankelred_llm import linear_recurrence
-from hankelred_llm.ops import autograd as _scan
-from hankelred_llm.ops import chunk_elementwise as _sweeps
-from hankelred_llm.ops import chunk_matmul as _products
-from hankelred_llm.ops.autograd import column_scan
+from hankelred_llm.ops import autograd as autograd
+from hankelred_llm.ops import chunk_elementwise as chunk_elementwise
+from hankelred_llm.ops import chunk_matmul as chunk_matmul
+from hankelred_llm.ops.autograd import channel_scan
 from hankelred_llm.ops.recurrence import add_entering_state, states_between_shards
 
 KINDS = ["real", "complex"]
@@ -96,9 +96,9 @@ def test_states_are_those_of_the_numpy_loop(kind, time, masks):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(_sweeps, "_CPU_STEP", 1)
-    monkeypatch.setattr(_products, "_BLOCK", 12_000)
-    assert max(x.block_length(torch.empty(2, 6, 3000)) for x in (_sweeps, _products)) < 1100
+    monkeypatch.setattr(chunk_elementwise, "_CPU_STEP", 1)
+    monkeypatch.setattr(chunk_matmul, "_BLOCK", 12_000)
+    assert max(x.block_length(torch.empty(2, 6, 3000)) for x in (chunk_elementwise, chunk_matmul)) < 1100
 
 
 @pytest.fixture(autouse=True, scope="module", params=["as chosen", "products from one chunk on"])
@@ -106,8 +106,8 @@ def shortest(request):
     """Short sequences are left to sweeps; here they show what products do, too."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param != "as chosen":
-            patch.setattr(_products, "_FEWEST_NUMBERS", 1)
-            patch.setattr(_products, "_FEWEST_SAMPLES", 1)
+            patch.setattr(chunk_matmul, "_FEWEST_NUMBERS", 1)
+            patch.setattr(chunk_matmul, "_FEWEST_SAMPLES", 1)
         yield request.param
 
 
@@ -129,7 +129,9 @@ def test_columns_are_real_parts_imaginary_parts_real_modes(pairs, reals, time):
     u = torch.randn(2, 2 * pairs + reals, time, generator=g, dtype=torch.float64)
     state = torch.randn(2, 2 * pairs + reals, generator=g, dtype=torch.float64)
     keep, reset = torch.rand(2, time, generator=g) > 0.3, torch.rand(2, time, generator=g) > 0.8
-    s, last = column_scan(log_decay, phase if pairs else None, u, state=state, keep=keep, reset=reset)
+    s, last = channel_scan(
+        log_decay, phase if pairs else None, u, state=state, valid=keep, segment_start=reset
+    )
     masks = dict(keep=keep, reset=reset)
 
     def cut(x):
@@ -164,7 +166,7 @@ def test_pairs_and_real_modes_together_and_all_their_gradients(time):
         real = linear_recurrence(log_decay[2:], None, u[:, 4:].mT, state=state[:, 4:], method="sequential")
         return [torch.cat([p.real, p.imag, r], -1) for p, r in zip(pair, real, strict=True)]
 
-    s, last = column_scan(log_decay, phase, u, state=state)
+    s, last = channel_scan(log_decay, phase, u, state=state)
     expected, expected_last = plain(*inputs)
     torch.testing.assert_close(s.mT, expected, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(last, expected_last, rtol=1e-11, atol=1e-11)
@@ -526,8 +528,8 @@ def test_channels_and_rows_are_independent_and_may_be_reordered():
 def test_rows_that_pay_for_products_together_give_what_each_gives_alone(kind, time, shortest):
     r = 26 if kind == "real" else 13
     arguments = problem(kind, time, batch=8, r=r, masks=False)
-    assert _products.allowed(torch.empty(8, 26, time), torch.float64)
-    assert _products.allowed(torch.empty(1, 26, time), torch.float64) == (shortest != "as chosen")
+    assert chunk_matmul.is_applicable(torch.empty(8, 26, time), torch.float64)
+    assert chunk_matmul.is_applicable(torch.empty(1, 26, time), torch.float64) == (shortest != "as chosen")
     together, last = linear_recurrence(**arguments)
     for b in range(8):
         row = arguments | dict(u=arguments["u"][b : b + 1], state=arguments["state"][b : b + 1])
@@ -628,7 +630,9 @@ def test_autocast_and_matmul_precision_have_no_influence(kind, time, masks):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        assert not _products.allowed(torch.empty(1, 1, 2**20), torch.float32)  # whatever this processor does
+        assert not chunk_matmul.is_applicable(
+            torch.empty(1, 1, 2**20), torch.float32
+        )  # whatever this processor does
         coarse = run()
     finally:
         torch.set_float32_matmul_precision(before)
@@ -685,7 +689,7 @@ def test_operators_keep_their_promises_to_torch():
     inputs = [arguments[name] for name in names]
     inputs[0] = inputs[0].mT.contiguous().requires_grad_()
     inputs[1].requires_grad_()
-    torch.library.opcheck(torch.ops.hankelred_llm.column_scan.default, inputs)
+    torch.library.opcheck(torch.ops.hankelred_llm.channel_scan.default, inputs)
 
 
 @pytest.mark.parametrize("pairs", [0, 2, 4])
@@ -695,7 +699,7 @@ def test_the_operators_read_no_number_and_stay_on_the_device(pairs, masks):
     u, state = torch.empty(2, 4 + pairs, 2000, device="meta"), torch.empty(2, 4 + pairs, device="meta")
     log_decay, phase = torch.empty(4, device="meta"), torch.empty(pairs, device="meta") if pairs else None
     keep = torch.empty(2, 2000, dtype=torch.bool, device="meta") if masks else None
-    forward, backward = _scan._column_scan._init_fn, _scan.column_scan_backward._init_fn
+    forward, backward = autograd._channel_scan._init_fn, autograd.channel_scan_backward._init_fn
     s, last = forward(u, log_decay, phase, state, keep, keep)
     gradients = backward(s, last, s, log_decay, phase, state, keep, keep, True)
     assert [x.shape for x in (s, last, *gradients)] == [
@@ -786,9 +790,9 @@ def test_shards_compose_to_the_full_scan(kind, sizes, masks):
         (dict(reset=torch.ones(2, 4, dtype=torch.bool)), r"reset has shape \(2, 4\).*\(2, 5\)"),
         (
             dict(keep=torch.ones(2, 5, dtype=torch.bool), method="fft"),
-            r"cannot honour keep: use method='auto'",
+            r"does not support keep: use method='auto'",
         ),
-        (dict(reset=torch.ones(2, 5, dtype=torch.bool), method="fft"), r"cannot honour reset"),
+        (dict(reset=torch.ones(2, 5, dtype=torch.bool), method="fft"), r"does not support reset"),
     ],
 )
 def test_refusals_name_what_was_seen_and_the_remedy(change, message):

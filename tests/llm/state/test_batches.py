@@ -8,19 +8,19 @@ from helpers.models import (
     PAD,
     VOCAB,
     adapted,
-    awake,
     base_model,
     error,
     padded,
     system_of,
     tokens,
     with_cache,
+    with_random_output,
 )
 from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 
 import hankelred_llm
 from hankelred_llm import StateError
-from hankelred_llm.state.segments import read_tokens
+from hankelred_llm.state.attention_masks import read_segment_masks
 
 TOLERANCE = 2e-6
 LENGTHS = (9, 1, 14, 6)
@@ -104,7 +104,7 @@ def test_the_tap_is_where_it_is_said_to_be(site, tap):
         seen["sum"] = out[0] if isinstance(out, tuple) else out
 
     block.register_forward_hook(before, with_kwargs=True)
-    model = awake(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
+    model = with_random_output(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
     block.register_forward_hook(after, with_kwargs=True)
     with torch.no_grad():
         model(tokens(2, 9))
@@ -169,7 +169,7 @@ def test_a_hole_in_a_row_without_positions_is_an_identity_step():
         model(ids, attention_mask=mask)
         handle.remove()
         ((x,), masks, (y, s)) = seen[0]
-        assert masks["reset"] is None and torch.equal(masks["keep"], mask.bool())
+        assert masks["segment_start"] is None and torch.equal(masks["valid"], mask.bool())
         kept = mask[0].bool()
         assert error(y[:, kept], system(x[:, kept])[0]) < TOLERANCE
         assert torch.equal(s[..., 5:8], s[..., 4:5].expand(-1, -1, 3))
@@ -194,15 +194,17 @@ def test_packed_documents_are_separate_documents(model, documents, given):
 @pytest.mark.parametrize("given", ["cu_seq_lens_q", "seq_idx"])
 def test_document_starts_without_positions(given):
     # no attention of the CPU reads these alone, so the adapter is looked at by itself
-    from hankelred_llm.state.segments import read_tokens
+    from hankelred_llm.state.attention_masks import read_segment_masks
 
     named = {
-        "starts": torch.tensor([0, *LENGTHS]).cumsum(0) if given == "cu_seq_lens_q" else None,
-        "documents": torch.repeat_interleave(torch.arange(4), torch.tensor(LENGTHS))[None]
+        "cumulative_lengths": torch.tensor([0, *LENGTHS]).cumsum(0) if given == "cu_seq_lens_q" else None,
+        "document_ids": torch.repeat_interleave(torch.arange(4), torch.tensor(LENGTHS))[None]
         if given == "seq_idx"
         else None,
     }
-    reset = read_tokens(1, 30, mask=None, positions=None, cache=None, window=None, **named).reset
+    reset = read_segment_masks(
+        1, 30, mask=None, positions=None, cache=None, window=None, **named
+    ).segment_start
     expected = packed_positions() == 0
     assert torch.equal(reset[:, 1:], expected[:, 1:])
 
@@ -337,20 +339,20 @@ def test_a_static_cache_with_the_masks_of_generate(model):
 
 def test_chunks_of_packed_rows_go_on_with_a_cache():
     """A document that a chunk cuts goes on, one that starts in it starts anew."""
-    from hankelred_llm.state.segments import read_tokens
+    from hankelred_llm.state.attention_masks import read_segment_masks
 
     positions = packed_positions()
     chunks = [
-        read_tokens(
+        read_segment_masks(
             1,
             10,
             mask=None,
             positions=positions[:, start : start + 10],
-            starts=None,
-            documents=None,
+            cumulative_lengths=None,
+            document_ids=None,
             cache=DynamicCache(),
             window=None,
-        ).reset
+        ).segment_start
         for start in (0, 10, 20)
     ]
     assert torch.equal(torch.cat(chunks, 1), positions == 0)
@@ -358,27 +360,36 @@ def test_chunks_of_packed_rows_go_on_with_a_cache():
 
 def test_only_kept_tokens_are_compared():
     """Packed rows with padding in and between documents, and a 2-D mask."""
-    from hankelred_llm.state.segments import read_tokens
+    from hankelred_llm.state.attention_masks import read_segment_masks
 
     positions = torch.tensor([[0, 1, 2, 0, 0, 3, 4, 0, 1, 0, 2, 0], [9, 9, 0, 1, 9, 2, 5, 6, 0, 0, 0, 7]])
     mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0]])
     starts = torch.tensor([[1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0]])
-    seen = read_tokens(
-        2, 12, mask=mask, positions=positions, starts=None, documents=None, cache=None, window=None
+    seen = read_segment_masks(
+        2,
+        12,
+        mask=mask,
+        positions=positions,
+        cumulative_lengths=None,
+        document_ids=None,
+        cache=None,
+        window=None,
     )
-    assert torch.equal(seen.keep, mask.bool()) and torch.equal(seen.reset, starts.bool())
+    assert torch.equal(seen.valid, mask.bool()) and torch.equal(seen.segment_start, starts.bool())
     # a call that goes on: its first kept token starts nothing unless its position is 0
-    later = read_tokens(
+    later = read_segment_masks(
         2,
         6,
         mask=mask,
         positions=positions[:, 6:],
-        starts=None,
-        documents=None,
+        cumulative_lengths=None,
+        document_ids=None,
         cache=DynamicCache(),
         window=None,
     )
-    assert torch.equal(later.reset[:, 1:], starts[:, 7:].bool()) and not later.reset[:, 0].any()
+    assert (
+        torch.equal(later.segment_start[:, 1:], starts[:, 7:].bool()) and not later.segment_start[:, 0].any()
+    )
 
 
 def test_the_vocabulary_is_as_the_tests_think():
@@ -394,16 +405,16 @@ def test_what_a_window_hides_is_no_document_start(gap, starts):
     keep = (here == 0) | (here >= gap)
     near = (here[:, None] >= here) & (here[:, None] - here < window) & keep
     near[gap:, 0] = False  # cut off by the mask, or by the window where that is narrower anyway
-    seen = read_tokens(
+    seen = read_segment_masks(
         1,
         time,
         mask=near[None, None],
         positions=None,
-        starts=None,
-        documents=None,
+        cumulative_lengths=None,
+        document_ids=None,
         cache=None,
         window=window,
     )
-    assert seen.reset is not None
-    assert bool(seen.reset[0, gap]) is starts
-    assert not seen.reset[0, gap + 1 :].any()
+    assert seen.segment_start is not None
+    assert bool(seen.segment_start[0, gap]) is starts
+    assert not seen.segment_start[0, gap + 1 :].any()

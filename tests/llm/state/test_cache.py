@@ -11,7 +11,6 @@ import torch
 from helpers.models import (
     PAD,
     adapted,
-    awake,
     base_model,
     cache_of,
     error,
@@ -20,6 +19,7 @@ from helpers.models import (
     system_of,
     tokens,
     with_cache,
+    with_random_output,
 )
 from transformers import (
     ContinuousBatchingConfig,
@@ -32,7 +32,7 @@ from transformers.cache_utils import QuantizedCache
 
 import hankelred_llm
 from hankelred_llm import StateError
-from hankelred_llm.state.cache import TAIL, HRMState, open_state
+from hankelred_llm.state.cache import CROPPABLE_TOKENS, HRMState, open_state
 
 TOLERANCE = 2e-6
 WINDOWS = [None, 8]
@@ -114,7 +114,7 @@ def test_an_offloaded_cache_goes_round(model):
     # the first layer stayed away from the device they were needed on
     cache = DynamicCache(config=model.config)
     cache.offloading, cache.only_non_sliding = True, False
-    open_state(cache, seen=0, n_layers=len(cache.layers))
+    open_state(cache, length=0, n_layers=len(cache.layers))
     cache.prefetch_stream, fetched = contextlib.nullcontext(), []
     cache.layers[0].prefetch = lambda: fetched.append(0)
     cache.prefetch(2, only_non_sliding=False)
@@ -217,8 +217,8 @@ def test_prompt_lookup_and_assisted_decoding(model):
     greedy = model.generate(ids, **options)
     assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=10))
     # drafts longer than the tail that is always kept
-    assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=TAIL + 30))
-    assistant = awake(model_of(model.config.sliding_window), seed=5)
+    assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=CROPPABLE_TOKENS + 30))
+    assistant = with_random_output(model_of(model.config.sliding_window), seed=5)
     assert torch.equal(greedy, model.generate(ids, **options, assistant_model=assistant))
 
 
@@ -231,8 +231,10 @@ def test_drafts_longer_than_the_tail(model):
     crops, crop = [], HRMState.crop
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HRMState, "crop", lambda self, n: (crops.append(-int(n)), crop(self, n)))
-        assert torch.equal(greedy, model.generate(ids, **options, prompt_lookup_num_tokens=TAIL + 40))
-    assert max(crops) > TAIL
+        assert torch.equal(
+            greedy, model.generate(ids, **options, prompt_lookup_num_tokens=CROPPABLE_TOKENS + 40)
+        )
+    assert max(crops) > CROPPABLE_TOKENS
 
 
 def test_drafts_with_a_static_cache_are_refused():
@@ -290,9 +292,9 @@ def test_rows_of_the_cache_move_with_keys_and_values(change):
         assert error(out, model(torch.cat([ids, end], 1)).logits[:, 12:]) < TOLERANCE
 
 
-@pytest.mark.parametrize("removed", [1, 5, TAIL])
+@pytest.mark.parametrize("removed", [1, 5, CROPPABLE_TOKENS])
 def test_crop_goes_back(removed):
-    model, ids, end = model_of(), tokens(2, TAIL + 20), tokens(2, 3, seed=9)
+    model, ids, end = model_of(), tokens(2, CROPPABLE_TOKENS + 20), tokens(2, 3, seed=9)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(ids[:, :-7], **with_cache(cache))
@@ -305,12 +307,13 @@ def test_crop_goes_back(removed):
 
 
 def test_crop_further_than_the_tail_is_refused():
-    model, ids = model_of(), tokens(2, TAIL + 20)
+    model, ids = model_of(), tokens(2, CROPPABLE_TOKENS + 20)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(ids, **with_cache(cache))
-        with pytest.raises(StateError, match=rf"by {TAIL + 1} of its {TAIL + 20} tokens.*last {TAIL};"):
-            cache.crop(-TAIL - 1)
+        most = CROPPABLE_TOKENS
+        with pytest.raises(StateError, match=rf"by {most + 1} of its {most + 20} tokens.*last {most};"):
+            cache.crop(-CROPPABLE_TOKENS - 1)
 
 
 def test_crop_by_a_positive_number_is_refused():
@@ -386,10 +389,10 @@ def test_the_tail_is_bounded_and_holds_no_prompt():
         model(ids, **with_cache(cache))
         for t in range(100):
             model(ids[:, t : t + 1], **with_cache(cache))
-    (track,) = states(cache)._tracks["0.mlp"].values()
-    assert track._length == sum(piece.shape[-1] for piece in track._pieces) == TAIL + 1
+    (track,) = states(cache)._histories["0.mlp"].values()
+    assert track._length == sum(piece.shape[-1] for piece in track._pieces) == CROPPABLE_TOKENS + 1
     stored = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in track._pieces}
-    assert sum(stored.values()) <= 4 * 6 * (TAIL + 1)
+    assert sum(stored.values()) <= 4 * 6 * (CROPPABLE_TOKENS + 1)
 
 
 def test_training_through_a_cache_gives_the_full_gradient():
@@ -453,7 +456,7 @@ class TestRefusals:
         cache = StaticCache(model.config, max_cache_len=32) if static else DynamicCache(config=model.config)
         with model.disable_adapter():
             self.fill(model, cache, ids)
-        with pytest.raises(StateError, match="6 tokens that no adapter has seen"):
+        with pytest.raises(StateError, match="6 tokens that no adapter has processed"):
             self.fill(model, cache, ids)
 
     @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
@@ -463,7 +466,7 @@ class TestRefusals:
         self.fill(model, cache, ids)
         with model.disable_adapter():
             self.fill(model, cache, ids)
-        with pytest.raises(StateError, match=r"has followed 6|has not seen"):
+        with pytest.raises(StateError, match=r"has followed 6|has not processed"):
             self.fill(model, cache, ids)
 
     @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
@@ -473,7 +476,7 @@ class TestRefusals:
         cache = StaticCache(model.config, max_cache_len=32) if static else DynamicCache(config=model.config)
         self.fill(model, cache, ids)
         model.set_adapter("other")
-        with pytest.raises(StateError, match="has not seen"):
+        with pytest.raises(StateError, match="has not processed"):
             self.fill(model, cache, ids)
 
     def test_switched_there_and_back(self, model):
@@ -484,7 +487,7 @@ class TestRefusals:
         model.set_adapter("default")
         self.fill(model, cache, ids)
         model.base_model.set_adapter(["default", "other"])
-        with pytest.raises(StateError, match="has not seen"):
+        with pytest.raises(StateError, match="has not processed"):
             self.fill(model, cache, ids)
 
     def test_filled_by_another_model(self, model):
@@ -504,7 +507,7 @@ class TestRefusals:
         ids, cache = tokens(1, 6), DynamicCache(config=model.config)
         self.fill(model, cache, ids)
         hankelred_llm.set_systems(model, hankelred_llm.get_systems(model))
-        with pytest.raises(StateError, match="has not seen"):
+        with pytest.raises(StateError, match="has not processed"):
             self.fill(model, cache, ids)
 
     def test_encoder_decoder_caches(self, model):

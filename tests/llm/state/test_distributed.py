@@ -121,11 +121,11 @@ def test_refusals_on_a_cut_sequence(tmp_path):
         "torch's, contiguous": "passed",
         "head and tail": "load-balanced",
         "gap": "neither 0 nor the one after",
-        "no positions": "without position_ids",
-        "wide mask": "cut like the tokens",
+        "no positions": "has no position_ids",
+        "wide mask": "sharded like the tokens",
         "lengths": "by position_ids",
         "filled cache": "use_cache=False",
-        "cache of a shard": "no adapter has seen",
+        "cache of a shard": "no adapter has processed",
     }
     for result in run("refusals", 2, tmp_path):
         assert result.keys() == reasons.keys()
@@ -141,14 +141,14 @@ def test_where_one_process_refuses_its_shard_all_do(size, tmp_path):
     # Positions and masks were looked at before the processes had met: one that refused its shard left the
     # others waiting for it, until the group's timeout and then without a reason.
     reasons = {
-        "no positions": "without position_ids",
+        "no positions": "has no position_ids",
         "positions of another length": "position_ids of shape (1, ",
-        "wide mask": "cut like the tokens",
+        "wide mask": "sharded like the tokens",
         "flat mask": "pass one of shape (batch, tokens)",
         "lengths": "by position_ids",
         "filled cache": "use_cache=False",
-        "other rows": "cut every row",
-        "no tokens": "without input_ids",
+        "other rows": "split every row",
+        "no tokens": "has no input_ids",
     }
     *others, alone = run("alone", size, tmp_path)
     assert alone.keys() == reasons.keys()

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task
-from hankelred_llm.tasks.document_task import Document, Question, disjoint, three_splits
-from hankelred_llm.tasks.documents.quality import said_letter
-from hankelred_llm.tasks.longbench import ANSWER_LENGTHS, PROMPTS
+from hankelred_llm.tasks.document_task import Document, Question, three_splits, without_shared_documents
+from hankelred_llm.tasks.documents.quality import first_letter
+from hankelred_llm.tasks.longbench_prompts import ANSWER_LENGTHS, PROMPTS
 from hankelred_llm.tasks.metrics import answer_scores, rouge_scores, word_f1
 
 
@@ -146,7 +146,7 @@ def test_order_comes_from_the_seed_and_passes_are_whole(folder):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 300), st.integers(1, 240))
-def test_the_middle_of_the_document_is_cut(words, room):
+def test_the_middle_of_the_document_is_cut(words, available):
     from hankelred_llm.tasks.documents.squality import Squality
 
     document = "".join(chr(97 + i % 26) for i in range(words)) + "."
@@ -158,26 +158,26 @@ def test_the_middle_of_the_document_is_cut(words, room):
             return {name: [Document("d", document, (asked,))] for name in self._dropped}
 
     task = One()
-    head, tail = task.prompt.replace("{input}", "Why so?").split("{context}")
-    length = 1 + len(head) + len(tail) + room
+    prompt_start, prompt_end = task.prompt.replace("{input}", "Why so?").split("{context}")
+    length = 1 + len(prompt_start) + len(prompt_end) + available
     split = task.validation(length)
     (e,) = split
     prompt = read(task, e.prompt_ids)
-    assert prompt.startswith(head) and prompt.endswith(tail)
-    kept = prompt[len(head) : len(prompt) - len(tail)]
-    if len(document) <= room:
+    assert prompt.startswith(prompt_start) and prompt.endswith(prompt_end)
+    kept = prompt[len(prompt_start) : len(prompt) - len(prompt_end)]
+    if len(document) <= available:
         assert kept == document and e.cut == 0
     else:
-        first, last = (room + 1) // 2, room // 2
+        first, last = (available + 1) // 2, available // 2
         assert kept == document[:first] + document[len(document) - last :]
-        assert e.cut == len(document) - room
+        assert e.cut == len(document) - available
         assert e.prompt_length == length
     assert split.positions == max(len(e), e.prompt_length + 512)
-    with pytest.raises(TaskError, match=r"no room for a document.*take up to"):
-        task.validation(length - room)
+    with pytest.raises(TaskError, match=r"too short for a document.*take up to"):
+        task.validation(length - available)
 
 
-def test_share_of_evidence_that_survives(folder):
+def test_share_of_evidence_after_truncation(folder):
     """Counted anew: characters of the marked turns and sections that stand in the prompt."""
     task = get_task("qmsum", data_dir=folder)
     base = len(read(task, task.validation(2000)[0].prompt_ids))
@@ -206,7 +206,7 @@ def test_share_of_evidence_that_survives(folder):
     assert ends.describe()["evidence_share"] == 1.0 and ends.describe()["cut_mean"] > 0
 
 
-def test_documents_are_tokenised_once(folder):
+def test_documents_are_tokenized_once(folder):
     class Counting(ByteTokenizer):
         calls = 0
 
@@ -265,7 +265,7 @@ def test_documents_of_later_splits_are_left_out_of_earlier_ones(folder):
         "validation": documents("b", "d"),
         "test": documents("c", "d"),
     }
-    kept, dropped = disjoint(parts)
+    kept, dropped = without_shared_documents(parts)
     assert {name: [d.key for d in part] for name, part in kept.items()} == {
         "train": ["a"],
         "validation": ["b"],
@@ -299,11 +299,11 @@ def test_options_are_cycled_four_times(folder):
     options = ["red", "green", "deep blue"]
     by_unit = {}
     for e in split:
-        shown = shown_letters(task, e)
+        options_shown = shown_letters(task, e)
         assert read(task, e.prompt_ids).endswith("\nAnswer: (")
         letters = [read(task, c) for c in e.candidates]
         # candidate i stands for option i in every cycle
-        assert [shown[a] for a in letters][:3] == options
+        assert [options_shown[a] for a in letters][:3] == options
         learned = read(task, e.input_ids[e.prompt_length :])
         assert learned == letters[e.answer] + ")"
         by_unit.setdefault(e.unit, []).append(letters)
@@ -327,7 +327,7 @@ def test_likelihood_of_a_letter_decides_nothing_and_that_of_an_option_all(folder
     assert len(scores.units) == len(split) // 4 == len(set(scores.units))
     second = [[float(i == 1) for i in range(4)] for _ in split]
     assert task.score(split, second).means == {"accuracy": 0.25}  # B is right once in four by construction
-    with pytest.raises(TaskError, match="row 0 has 3 values, 4 are asked for"):
+    with pytest.raises(TaskError, match="row 0 has 3 values, expected 4"):
         task.score(split, [v[:3] for v in biased])
 
 
@@ -360,14 +360,14 @@ def test_by_generation(folder):
     ],
 )
 def test_letters_said(text, letter):
-    assert said_letter(text) == letter
+    assert first_letter(text) == letter
 
 
 def test_floors_of_multiple_choice(folder):
     write_jsonl(folder / "quality/quality.jsonl", [exam(i, "CCCA") for i in range(6)])
     task = get_task("quality", data_dir=folder)
-    floors = task.floors(task.test(900))
-    assert floors == {
+    baselines = task.baselines(task.test(900))
+    assert baselines == {
         "chance": {"accuracy": 0.25},
         "constant": {"accuracy": 0.75},
         "longest": {"accuracy": 0.75},  # "deep blue" is (C)
@@ -427,11 +427,11 @@ def test_floors_of_free_answers_are_scores_of_answers(folder):
     for name in ("fairytaleqa", "narrativeqa"):
         task = get_task(name, data_dir=folder)
         split = task.test(900)
-        floors = task.floors(split)
+        baselines = task.baselines(split)
         trained = [q.answers[0] for d in task.documents()["train"] for q in d.questions]
         values = [task.score(split, [a] * len(split)).means["f1"] for a in trained]
-        assert any(floors["constant"]["f1"] == pytest.approx(v) for v in values)
-        assert set(floors) == {"chance", "constant"} and floors["constant"]["f1"] > 0
+        assert any(baselines["constant"]["f1"] == pytest.approx(v) for v in values)
+        assert set(baselines) == {"chance", "constant"} and baselines["constant"]["f1"] > 0
     with pytest.raises(TaskError, match="prediction of row 0 is of type int; give the text"):
         task.score(split, [1] * len(split))
 
@@ -603,7 +603,7 @@ def test_floors_of_quality():
     longest = [q.right == np.argmax([len(o) for o in q.options]) for q in questions]
     assert sum(longest) == 27
     tested = sum(len(d.questions) for d in task.documents()["test"])
-    floor = task.floors(task.test(8192))["longest"]["accuracy"]
+    floor = task.baselines(task.test(8192))["longest"]["accuracy"]
     assert floor == pytest.approx(np.mean(longest[-tested:]))
 
 
@@ -611,15 +611,15 @@ def test_floors_of_qmsum():
     """On validation meetings, the test meetings not being there; published for the test: .128 and .389."""
     pytest.importorskip("rouge_score")
     task = get_task("qmsum", data_dir=shared("qmsum/val.jsonl"))
-    floors = task.floors(task.validation(8192, size=8))
+    baselines = task.baselines(task.validation(8192, size=8))
     split = task.test(8192, size=60)
     answers = sorted({q.answers[0] for d in task.documents()["train"] for q in d.questions}, key=len)
     long = task.score(split, [answers[int(0.99 * len(answers))]] * len(split)).means
     assert long["rougeL_f1"] == pytest.approx(0.127, abs=0.005)
     assert long["rouge1_recall"] == pytest.approx(0.413, abs=0.02)
     # recall is won by length; the floor that is reported is the constant with more F1
-    assert 0.12 < floors["constant"]["rougeL_f1"] < 0.17
-    assert floors["constant"]["rouge1_recall"] < long["rouge1_recall"]
+    assert 0.12 < baselines["constant"]["rougeL_f1"] < 0.17
+    assert baselines["constant"]["rouge1_recall"] < long["rouge1_recall"]
 
 
 def test_real_tales_lose_evidence_to_the_cut():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hankelred_llm.tasks import TaskError, get_task
-from hankelred_llm.tasks.synthetic.prefix_dfa import drawn_automaton
+from hankelred_llm.tasks.synthetic.prefix_dfa import random_automaton
 
 PAPER_LIKE = [[2, 1], [0, 3], [0, 2], [0, 3]]
 
@@ -21,7 +21,7 @@ def rows(split):
     """Yield each row as text, and what it is asked as {position in the text: answer}."""
     for e in split:
         text = "".join(chr(i) if i < 256 else "" for i in e.input_ids)
-        yield text, {int(p): chr(t) for p, t in zip(e.asked, e.targets, strict=True)}
+        yield text, {int(p): chr(t) for p, t in zip(e.scored, e.targets, strict=True)}
 
 
 def by_parity(text):
@@ -175,8 +175,8 @@ def test_floors(name):
     options, oracle, chance = CASES[name]
     task = get_task(name, **options)
     split = task.test(64, size=200)
-    floors = {k: v["accuracy"] for k, v in task.floors(split).items()}
-    assert floors["chance"] == pytest.approx(chance)
+    baselines = {k: v["accuracy"] for k, v in task.baselines(split).items()}
+    assert baselines["chance"] == pytest.approx(chance)
     # counted anew from text, by answers of the oracle
     pairs = Counter()
     for text, _ in rows(split):
@@ -186,14 +186,14 @@ def test_floors(name):
     for (last, answer), count in pairs.items():
         answers[answer] += count
         best[last] = max(best[last], count)
-    assert floors["constant"] == pytest.approx(max(answers.values()) / pairs.total())
-    assert floors["last_symbol"] == pytest.approx(best.total() / pairs.total())
+    assert baselines["constant"] == pytest.approx(max(answers.values()) / pairs.total())
+    assert baselines["last_symbol"] == pytest.approx(best.total() / pairs.total())
     # reading alone stays far from the answer
-    assert floors["last_symbol"] < 0.65
+    assert baselines["last_symbol"] < 0.65
     # and a constant prediction scores what the floor says
     constant = ord(answers.most_common(1)[0][0])
     said = [np.full(e.targets.size, constant) for e in split]
-    assert task.score(split, said).means["accuracy"] == pytest.approx(floors["constant"])
+    assert task.score(split, said).means["accuracy"] == pytest.approx(baselines["constant"])
 
 
 def test_exact_floors_of_the_automaton_used_in_continuous_integration():
@@ -211,15 +211,15 @@ def test_exact_floors_of_the_automaton_used_in_continuous_integration():
         state_share = [a + b / 32 for a, b in zip(state_share, after, strict=True)]
     last = sum(max(joint.get((symbol, s), Fraction(0)) for s in range(4)) for symbol in range(2))
     task = get_task("prefix_dfa", transitions=PAPER_LIKE)
-    floors = task.floors(task.test(32, size=3000))
-    assert floors["constant"]["accuracy"] == pytest.approx(float(max(state_share)), abs=0.01)
-    assert floors["last_symbol"]["accuracy"] == pytest.approx(float(last), abs=0.01)
+    baselines = task.baselines(task.test(32, size=3000))
+    assert baselines["constant"]["accuracy"] == pytest.approx(float(max(state_share)), abs=0.01)
+    assert baselines["last_symbol"]["accuracy"] == pytest.approx(float(last), abs=0.01)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 9), st.integers(2, 4))
 def test_drawn_automata_keep_their_promises(seed, states, symbols):
-    table = drawn_automaton(np.random.default_rng(seed), states, symbols)
+    table = random_automaton(np.random.default_rng(seed), states, symbols)
     assert table.shape == (states, symbols)
     # strongly connected, by search from every state
     for start in range(states):
@@ -268,7 +268,7 @@ def test_three_states_that_move_alike_are_never_told_apart():
         def integers(self, low, high, size):
             return drawn.pop() if drawn and size == (4, 3) else self.rng.integers(low, high, size)
 
-    table = drawn_automaton(Rigged(), 4, 3)
+    table = random_automaton(Rigged(), 4, 3)
     assert not drawn and table.tolist() != alike.tolist()
 
 

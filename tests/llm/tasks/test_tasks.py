@@ -101,7 +101,7 @@ def test_the_test_split_is_read_once_and_closes_the_others():
     # what was made before stays, and so do floors
     assert len(train[0]) == len(validation[0]) == len(short[0]) == 17
     assert len(long[0]) == 65
-    assert task.floors(short)["chance"] == {"accuracy": 0.5}
+    assert task.baselines(short)["chance"] == {"accuracy": 0.5}
     assert get_task("parity").test_reads == ()
 
 
@@ -129,7 +129,7 @@ def test_a_task_is_one_class_with_one_method():
 
     task = Echo()
     split = task.test(32)
-    assert task.floors(split)["last_symbol"] == {"accuracy": 1.0}
+    assert task.baselines(split)["last_symbol"] == {"accuracy": 1.0}
     assert task.score(split, [e.targets for e in split]).means == {"accuracy": 1.0}
 
 
@@ -160,7 +160,7 @@ def test_labels_are_what_transformers_shifts(model):
     with torch.no_grad():
         for e in rows:
             logits = model(torch.as_tensor(e.input_ids)[None]).logits[0]
-            losses.append(torch.log_softmax(logits, -1)[e.asked, e.targets])
+            losses.append(torch.log_softmax(logits, -1)[e.scored, e.targets])
         loss = model(**batch).loss
     assert torch.allclose(loss, -torch.cat(losses).mean(), atol=1e-5)
     assert batch["attention_mask"].sum(1).tolist() == [10] * 3 + [15] * 2
@@ -195,7 +195,7 @@ def test_rows_weigh_by_what_they_are_asked():
     "change, message",
     [
         (lambda p: p[:-1], "3 predictions for 4 rows"),
-        (lambda p: [p[0][:-1], *p[1:]], "row 0 has 7 values, 8 are asked"),
+        (lambda p: [p[0][:-1], *p[1:]], "row 0 has 7 values, expected 8"),
         (lambda p: [*p[:3], p[3] * np.nan], "row 3 is not finite"),
         (lambda p: [*p[:3], ["a"] * 8], "row 3 is no array of numbers"),
     ],
@@ -287,7 +287,7 @@ def test_every_held_out_byte_is_scored_once(text_file):
     split = task.validation(37)
     assert b"".join(bytes(e.targets.tolist()) for e in split) == stream
     for e in split:
-        assert e.input_ids[0] == 256 and len(e.asked) == len(e) - 1
+        assert e.input_ids[0] == 256 and len(e.scored) == len(e) - 1
         assert np.array_equal(e.input_ids[1:], e.targets)
     assert split.positions == 38
 
@@ -320,14 +320,14 @@ def test_bits_per_byte(text_file):
 def test_byte_floors_are_the_entropies_of_counts(text_file):
     task = get_task("byte_lm", path=text_file[0])
     train, test = task.streams()["train"][0][1], task.streams()["test"][0][1]
-    floors = task.floors(task.test(10**6))
+    baselines = task.baselines(task.test(10**6))
     pairs, firsts = Counter(pairwise(train)), Counter(train[:-1])
     after = [np.log2((firsts[a] + 256) / (pairs[a, b] + 1)) for a, b in pairwise(test)]
     seconds = Counter(train[1:])
     alone = [np.log2((len(train) - 1 + 256**2) / (seconds[b] + 256)) for b in test]
-    assert floors["chance"] == {"bits_per_byte": 8.0}
-    assert floors["constant"]["bits_per_byte"] == pytest.approx(np.mean(alone))
-    assert floors["previous_byte"]["bits_per_byte"] == pytest.approx((alone[0] + sum(after)) / len(test))
+    assert baselines["chance"] == {"bits_per_byte": 8.0}
+    assert baselines["constant"]["bits_per_byte"] == pytest.approx(np.mean(alone))
+    assert baselines["previous_byte"]["bits_per_byte"] == pytest.approx((alone[0] + sum(after)) / len(test))
 
 
 def test_files_that_hold_no_three_documents(tmp_path):
@@ -362,7 +362,7 @@ def test_chorales_are_split_by_piece(tmp_path):
     split = task.test(20)
     assert [len(e) - 1 for e in split] == [20, 12, 12]  # a window ends with its piece
     assert {e.document for e in split} == {"valid 0", "valid 1"}
-    assert task.floors(split)["chance"] == {"bits_per_byte": 8.0}
+    assert task.baselines(split)["chance"] == {"bits_per_byte": 8.0}
     for e in get_task("chorales", path=path).train(20, size=50):
         text = bytes(e.targets.tolist())
         assert any(text in data for _, data in streams["train"])
@@ -405,16 +405,16 @@ def test_chorales_that_do_not_parse(tmp_path, content, message):
 def test_floors_of_real_data(name, file, options, previous):
     task = get_task(name, path=data_file(f"text/{file}"), **options)
     split = task.test(1024)
-    floors = {k: v["bits_per_byte"] for k, v in task.floors(split).items()}
-    assert floors["previous_byte"] == pytest.approx(previous, abs=0.02)
-    assert floors["previous_byte"] < floors["constant"] < floors["chance"]
+    baselines = {k: v["bits_per_byte"] for k, v in task.baselines(split).items()}
+    assert baselines["previous_byte"] == pytest.approx(previous, abs=0.02)
+    assert baselines["previous_byte"] < baselines["constant"] < baselines["chance"]
 
 
 @settings(max_examples=20)
 @given(st.integers(1, 400), st.integers(1, 60))
 def test_parts_of_held_out_windows_are_spread(length, size):
     """Taking fewer windows takes them from the whole range, each once."""
-    from hankelred_llm.tasks.language_modelling.byte_lm import ByteLM
+    from hankelred_llm.tasks.language_modeling.byte_lm import ByteLM
 
     class Held(ByteLM):
         def streams(self):

@@ -1,4 +1,4 @@
-"""Truncation by Gramian factors that are handed in, and factors of Gramians that are at hand as matrices."""
+"""Truncation by the user's Gramian factors, and factors of Gramians that are known as matrices."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def colored(A, B):
 
 
 @pytest.mark.parametrize("order", [1, 3, 5])
-def test_the_projection_is_that_of_the_given_gramians(order):
+def test_the_projection_is_that_of_the_users_gramians(order):
     system = random_system(3, 7, 2, 2, discrete=True)
     Wc = colored(*system[:2])
     Wo = sla.solve_discrete_lyapunov(system[0].T, system[2].T @ np.diag([1.0, 9.0]) @ system[2])
@@ -55,10 +55,10 @@ def test_the_projection_is_that_of_the_given_gramians(order):
 
 @pytest.mark.parametrize("norm", ["hinf", "h2"])
 def test_the_error_is_measured_on_the_full_model(norm):
-    # the given factor misses most of the system, so its own values say nothing of the error
+    # the user's factor misses most of the system, so its singular values are no measure of the error
     system = random_system(4, 6, 2, 3, discrete=True, direct=False)
-    blind = np.eye(6)[:, :2]
-    reduction = hankelred.reduce(system, 1, controllability_factor=blind, dt=True)
+    two_states = np.eye(6)[:, :2]
+    reduction = hankelred.reduce(system, 1, controllability_factor=two_states, dt=True)
     whole = hankelred.norm(difference(system, reduction.system), norm, dt=True)
     assert reduction.error(norm) == pytest.approx(whole, rel=1e-6)
 
@@ -69,9 +69,9 @@ def test_own_factors_change_nothing():
         f"{kind}_factor": hankelred.gramian(system, kind, factor=True)
         for kind in ("controllability", "observability")
     }
-    given, plain = hankelred.reduce(system, 3, **own), hankelred.reduce(system, 3)
-    np.testing.assert_allclose(given.hankel_singular_values, plain.hankel_singular_values, rtol=1e-9)
-    assert given.error() == pytest.approx(plain.error(), rel=1e-6)
+    by_factors, plain = hankelred.reduce(system, 3, **own), hankelred.reduce(system, 3)
+    np.testing.assert_allclose(by_factors.hankel_singular_values, plain.hankel_singular_values, rtol=1e-9)
+    assert by_factors.error() == pytest.approx(plain.error(), rel=1e-6)
 
 
 def test_modal_systems_take_factors_of_their_modes_and_stay_real():
@@ -103,11 +103,11 @@ def test_modal_systems_take_factors_of_their_modes_and_stay_real():
         hankelred.reduce(system, 3, controllability_factor=np.diag([1, 0, 1, 1, 1]) @ states[:, :9])
 
 
-def test_poles_on_the_boundary_are_kept_beside_given_factors():
+def test_poles_on_the_boundary_are_not_reduced_by_user_factors():
     A, B, C, D = slow_pole(0.0, n=5)
-    given = hankelred.reduce((A, B, C, D), 3, controllability_factor=np.eye(5))
-    assert given.unstable_order == 1 and np.isinf(given.hankel_singular_values[0])
-    assert np.abs(np.linalg.eigvals(given.system[0])).min() == 0
+    by_factors = hankelred.reduce((A, B, C, D), 3, controllability_factor=np.eye(5))
+    assert by_factors.unstable_order == 1 and np.isinf(by_factors.hankel_singular_values[0])
+    assert np.abs(np.linalg.eigvals(by_factors.system[0])).min() == 0
 
 
 def test_an_unstable_projection_is_never_silent():

@@ -1,4 +1,4 @@
-"""Byte-level language modelling of any file, without label smoothing.
+"""Byte-level language modeling of any file, without label smoothing.
 
 The first 90 % of the bytes are for training, the next 5 % for validation, the last 5 % for the test:
 contiguous ranges, cut between documents, so that nothing but what the file itself repeats is on both sides.

@@ -1,0 +1,99 @@
+"""The file with the weights of an adapter: safetensors only, never a pickle; and all numbers in it finite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils.other import check_file_exists_on_hf_hub
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import AdapterFileError
+
+
+def check_safetensors(source: str, subfolder: str | None, hub: Mapping[str, Any]) -> None:
+    """Refuse a folder or repository without a complete safetensors file; peft would fall back on a pickle.
+
+    `hub` may hold the revision, token, cache_dir and local_files_only that it will be loaded with.
+
+    Raises
+    ------
+    AdapterFileError
+        There is no complete safetensors file; nothing is ever unpickled.
+    """
+    folder = os.path.join(source, subfolder) if subfolder else source
+    if not os.path.isdir(folder):
+        name = f"{subfolder}/{SAFETENSORS_WEIGHTS_NAME}" if subfolder else SAFETENSORS_WEIGHTS_NAME
+        if not _is_on_hub(source, name, hub):
+            raise AdapterFileError(
+                f"{source} has no {name}, or the hub cannot be reached and it is not in the cache; adapters "
+                "are loaded from safetensors files only"
+            )
+        return
+    path = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
+    if not os.path.isfile(path):
+        contents = (
+            f"only {WEIGHTS_NAME}" if os.path.isfile(os.path.join(folder, WEIGHTS_NAME)) else "no weights"
+        )
+        raise AdapterFileError(
+            f"{folder} has {contents}, and adapters are never unpickled; save again with "
+            "safe_serialization=True "
+            f"to get {SAFETENSORS_WEIGHTS_NAME}"
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(
+            f"{path} ({os.path.getsize(path)} bytes) is no complete safetensors file ({error}); copy it again"
+        ) from None
+
+
+def _is_on_hub(source: str, name: str, hub: Mapping[str, Any]) -> bool:
+    if not hub.get("local_files_only"):
+        exists = check_file_exists_on_hf_hub(
+            source, name, **{k: hub[k] for k in ("revision", "token") if hub.get(k)}
+        )
+        if exists is not None:
+            return bool(exists)
+    try:  # without a connection the weights in the cache will be loaded
+        cached = try_to_load_from_cache(source, name, hub.get("cache_dir"), hub.get("revision"))
+    except HFValidationError:
+        return True  # neither folder nor repository: loading it raises that error
+    return isinstance(cached, str)
+
+
+def read_weights(source: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read the weights that :func:`check_safetensors` found; peft would query the hub for them again."""
+    path = os.path.join(source, hub.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
+    return load_file(
+        path if os.path.isfile(path) else hf_hub_download(source, SAFETENSORS_WEIGHTS_NAME, **hub)
+    )
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not finite floating-point numbers.
+
+    Raises
+    ------
+    AdapterFileError
+        With the name of the parameter.
+    """
+    for key, value in weights.items():
+        if not value.is_floating_point():
+            raise AdapterFileError(
+                f"{key} has type {value.dtype} in the file; parameters of an adapter are floating-point "
+                "numbers: save it again from the trained model"
+            )
+        if not value.is_meta and not bool(torch.isfinite(value).all()):
+            raise AdapterFileError(
+                f"{key} has entries that are not finite in the file; its training diverged: take an earlier "
+                "checkpoint, or train with a lower learning rate"
+            )

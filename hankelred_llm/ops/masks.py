@@ -1,0 +1,30 @@
+"""The masks of a recurrence: which steps are skipped, and where segments start."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class SegmentMasks(NamedTuple):
+    """Validity and segment starts of a batch, each (batch, time) bool, or None where all tokens are alike.
+
+    A segment is a run of tokens that the state follows without a break: a document of a packed row.
+    """
+
+    valid: Tensor | None
+    """False: padding, an identity step."""
+    segment_start: Tensor | None
+    """True: a segment starts, and the state before it is forgotten."""
+
+    def adjoint(self) -> SegmentMasks:
+        """Return the masks of the adjoint recurrence: its step at t is step t + 1 of the original one."""
+        valid, segment_start = self
+        return SegmentMasks(
+            None if valid is None else torch.cat([valid[:, 1:], torch.ones_like(valid[:, :1])], 1),
+            None
+            if segment_start is None
+            else torch.cat([segment_start[:, 1:], torch.zeros_like(segment_start[:, :1])], 1),
+        )
