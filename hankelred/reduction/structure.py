@@ -94,7 +94,7 @@ class PositionVelocity:
         k = order // 2
         if k > self._W.shape[1]:
             raise OrderError(
-                f"order {order} was asked for, and only {2 * self._W.shape[1]} states can be told from "
+                f"order {order} was requested, but only {2 * self._W.shape[1]} states can be told from "
                 "rounding"
             )
         W, T = self._W[:, :k], self._T[:, :k]

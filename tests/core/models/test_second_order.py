@@ -129,7 +129,7 @@ def test_wrong_uses_of_structure():
     system = SecondOrderModel(*beam(10))
     with pytest.raises(OrderError, match="even"):
         hankelred.reduce(system, 5, structure="second_order")
-    with pytest.warns(ReductionWarning, match="order 400 was asked for"):
+    with pytest.warns(ReductionWarning, match="order 400 was requested"):
         assert hankelred.reduce(system, 400, structure="second_order").order == 40
     for options in ({}, {"tol": 1e-3}, {"order": 4, "method": "residualization"}):
         with pytest.raises(ModelError, match="takes an order"):
