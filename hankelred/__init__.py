@@ -19,6 +19,7 @@ from .identification.era import realize
 from .identification.identify import Comparison, IdentifiedModel, identify
 from .identification.markov import MarkovParameters, markov_parameters
 from .models.modal import ModalSystem, modal_form
+from .models.second_order import SecondOrderModel
 from .reduction.balancing import balanced_realization, hankel_singular_values
 from .reduction.compare import MethodComparison, compare_methods
 from .reduction.norms import norm
@@ -47,6 +48,7 @@ __all__ = [
     "OrderError",
     "Reduction",
     "ReductionWarning",
+    "SecondOrderModel",
     "UnstableError",
     "balanced_realization",
     "compare_methods",

@@ -1,4 +1,7 @@
-"""Reading and writing models: .mat, .npz and .json files with the keys A, B, C, D, E, dt."""
+"""Reading and writing models: .mat, .npz and .json files with the keys A, B, C, D, E, dt or M, D, K, B, C.
+
+Matrix Market files are read too.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,23 @@ from typing import Any
 
 import numpy as np
 
+from ._util import matrix_market
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
 from .models.linear_model import LinearModel, Timebase, validated_matrices, validated_timebase
+from .models.second_order import SecondOrderModel
+from .models.sparse_model import SparseModel, large_model
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")
+#: Of a second-order model. The Oberwolfach collection calls the damping E.
+SECOND_ORDER_KEYS = ("M", "D", "E", "K", "B", "C", "Cp", "Cv", "Du")
 
 
-def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel:
+def read_model(
+    path: str | os.PathLike[str], dt: Timebase = None
+) -> LinearModel | SparseModel | SecondOrderModel:
     """Read a model from a file.
 
     Every length and index in the file is checked before it is used, and nothing in it is executed, so that
@@ -29,7 +39,15 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
     ----------
     path : path
         ``.mat`` (MATLAB 4 to 7.2, also with sparse matrices), ``.npz`` or ``.json`` (nested lists). Keys A,
-        B, C and optionally D, E and dt, in upper or lower case; others are ignored.
+        B, C and optionally D, E and dt, in upper or lower case; others are ignored. A file with M and K and
+        without A is a second-order model: M, D (or E), K, B, and C (or Cp, Cv, Du). Alternatively one of
+        the Matrix Market files ``NAME.A``, ``NAME.B``, ``NAME.C``, ``NAME.E`` or ``NAME.M``, ``NAME.K`` and
+        so on, which are read together.
+
+    Returns
+    -------
+    model
+        Accepted by every function that takes models; sparse ones of more than 5000 states remain sparse.
     dt : 0, True, float or None
         Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
@@ -51,12 +69,40 @@ def read_model(path: str | os.PathLike[str], dt: Timebase = None) -> LinearModel
     (1, 0.1)
     """
     path = Path(path)
-    with open_arrays(path) as content:
-        matrices = _matrices(content, KEYS if dt is None else KEYS[:-1])
-        if dt is None:
-            dt = _timebase(matrices.get("dt"))
-    A, B, C, D, dt = validated_matrices(*(matrices.get(key) for key in "ABCDE"), dt=dt)
+    if matrix_market.is_matrix_market(path):
+        matrices, dt = _model_matrices(matrix_market.read_together(path), dt)
+    else:
+        with open_arrays(path) as content:
+            matrices, dt = _model_matrices(content, dt)
+    if "A" not in matrices:
+        return _second_order(matrices)
+    values = tuple(matrices.get(key) for key in "ABCDE")
+    large = large_model(values if "E" in matrices else values[:4], dt)
+    if large is not None:
+        return large
+    A, B, C, D, dt = validated_matrices(*values, dt=dt)
     return LinearModel(A, B, C, D, dt)
+
+
+def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
+    """Return the matrices of a model by their names, and its timebase."""
+    names = {name.upper() for name in content}
+    if {"M", "K"} <= names and "A" not in names:
+        matrices = _matrices(content, SECOND_ORDER_KEYS, ("M", "K", "B"))
+        for what, choice in (("damping, D or E", "DE"), ("output by position, C or Cp", ("C", "Cp"))):
+            count = sum(key in matrices for key in choice)
+            if count != 1:
+                raise FileFormatError(f"a second-order model has one {what}; this file has {count}")
+        return matrices, 0
+    matrices = _matrices(content, KEYS if dt is None else KEYS[:-1], ("A", "B", "C"))
+    return matrices, _timebase(matrices.get("dt")) if dt is None else dt
+
+
+def _second_order(matrices: Mapping[str, Any]) -> SecondOrderModel:
+    M, K, B = (matrices[key] for key in ("M", "K", "B"))
+    damping = matrices["D"] if "D" in matrices else matrices["E"]
+    output = matrices["C"] if "C" in matrices else matrices["Cp"]
+    return SecondOrderModel(M, damping, K, B, output, matrices.get("Cv"), matrices.get("Du", 0))
 
 
 def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
@@ -91,23 +137,18 @@ def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
         write_atomically(path, lambda name: savemat(name, content))
 
 
-def _matrices(content: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def _matrices(content: Mapping[str, Any], keys: Sequence[str], needed: Sequence[str]) -> dict[str, Any]:
     """Read these keys only, in upper or lower case."""
     names = {key: [name for name in content if name.lower() == key.lower()] for key in keys}
     for key, matches in names.items():
         names[key] = [key] if key in matches else matches
         if len(names[key]) > 1:
             raise FileFormatError(f"it has {' and '.join(matches)}: which one is {key}?")
-    if not names["A"] and {"M", "K"} & {name.upper() for name in content}:
-        raise FileFormatError(
-            f"it holds {name_list(content)}: second-order models (M, D, K) are not read; write the "
-            "first-order form A, B, C, D, E"
-        )
-    missing = [key for key in "ABC" if not names[key]]
+    missing = [key for key in needed if not names[key]]
     if missing:
         raise FileFormatError(
-            f"it has no {', '.join(missing)}; a model file has the keys A, B, C and optionally D, E, dt, and "
-            f"this one has {name_list(content)}"
+            f"it has no {', '.join(missing)}; a model file has the keys A, B, C and optionally D, E, dt, or "
+            f"M, D, K, B and C, and this one has {name_list(content)}"
         )
     matrices = {key: content[matches[0]] for key, matches in names.items() if matches}
     for key, value in matrices.items():

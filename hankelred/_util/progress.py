@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -12,6 +13,19 @@ Item = TypeVar("Item")
 def on_terminal() -> bool:
     """Return whether stderr is a terminal."""
     return sys.stderr.isatty()
+
+
+@contextmanager
+def with_status_line(title: str, visible: bool) -> Iterator[Callable[[str], None]]:
+    """Show a line on stderr, if `visible`, and yield the function that replaces its text."""
+    if not visible:
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    with Status(title, console=Console(stderr=True)) as status:
+        yield lambda text: status.update(f"{title}: {text}")
 
 
 def with_progress_bar(

@@ -15,6 +15,7 @@ from ..errors import in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
+from ..reduction.balancing import spectrum_of
 from ..reduction.reduce import Reduction
 from ..reduction.variants.catalog import REDUCTION_METHODS
 from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
@@ -105,18 +106,15 @@ def hsv(
     Example:
       hankelred hsv model.mat --plot spectrum.png
     """
-    from ..gramians.factorize import factorize
     from ..gramians.stability import checked_tol
-    from ..reduction.balancing import singular_values
 
     check_picture(plot)
     check_target(plot, model, force)
     system = read_model(model, dt)
-    factored = factorize(system, checked_tol(stability_tol))
-    values, floor = singular_values(factored)
-    print_spectrum(system, values, floor, None if show_all else 20)
-    click.echo(f"solver: {factored.solver}, residual {factored.residual:.1e}")
-    if factored.n_unstable == system.n_states:
+    spectrum = spectrum_of(system, checked_tol(stability_tol))
+    print_spectrum(system, spectrum.values, spectrum.noise_floor, None if show_all else 20)
+    click.echo(f"solver: {spectrum.solver}, residual {spectrum.residual:.1e}")
+    if isinstance(system, LinearModel) and np.isinf(spectrum.values).sum() == system.n_states:
         poles = np.linalg.eigvals(system.A)
         advice = suspected_timebase(poles, discrete=system.is_discrete).removeprefix("; ")
         if advice:
@@ -124,7 +122,7 @@ def hsv(
     if plot is not None:
         from ..reduction.plots import plot_hankel_singular_values
 
-        save_picture(plot, lambda ax: plot_hankel_singular_values(system, ax=ax))
+        save_picture(plot, lambda ax: plot_hankel_singular_values(spectrum, ax=ax))
 
 
 @cli.command(short_help="A smaller MODEL, with error bound and true error.")
@@ -253,7 +251,7 @@ def compare(
 cli.add_command(identify)
 
 
-def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | None) -> None:
+def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) -> None:
     """Print the singular values as a table."""
     from rich.table import Table
 
@@ -274,7 +272,7 @@ def print_spectrum(system: LinearModel, values: Any, floor: float, limit: int | 
     click.echo(f"noise floor: {floor:.1e} ({int((values > floor).sum())} of {len(values)} values above it)")
 
 
-def print_reduction(system: LinearModel, reduction: Reduction) -> None:
+def print_reduction(system: Any, reduction: Reduction) -> None:
     """Print the orders, the error bound and the true error of a reduction."""
     bound, error = reduction.error_bound, reduction.error("hinf")
     click.echo(f"{describe(system)} -> order {reduction.order} by {reduction.method}")
@@ -283,9 +281,16 @@ def print_reduction(system: LinearModel, reduction: Reduction) -> None:
     if reduction.unstable_order:
         click.echo(f"unstable or marginal states kept exactly: {reduction.unstable_order}")
     click.echo(f"solver: {reduction.solver}, residual {reduction.residual:.1e}")
+    if reduction.certificate.factorizations:
+        known = reduction.certificate
+        click.echo(
+            f"certificate: {known.kind}, singular values to {known.value:.1e}, "
+            f"{known.factorizations} sparse factorizations"
+        )
+        click.echo(f"uncertainty of the error: {reduction.error_uncertainty:.1e}")
 
 
-def describe(system: LinearModel) -> str:
+def describe(system: Any) -> str:
     """Return the sizes and timebase of a model in one line."""
     sizes = (("state", system.n_states), ("input", system.n_inputs), ("output", system.n_outputs))
     time = f"discrete, {timestep(system.dt)}" if system.is_discrete else "continuous"

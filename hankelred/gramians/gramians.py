@@ -9,10 +9,13 @@ import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
 from ..errors import ModelError, UnstableError
-from ..models.linear_model import Timebase, as_model
+from ..models.linear_model import Timebase
+from ..models.pencil import Factorize
 from ..models.scaling import in_range
+from ..models.sparse_model import SparseModel, dense_model, large_or_none
 from .cross_gramian import cross_gramian
-from .factorize import factorize
+from .factorize import factorize as factored_system
+from .low_rank import low_rank_factors
 from .stability import STABILITY_TOL, checked_tol, no_gramian_message
 
 #: Rounding by which a Gramian may fail to be semidefinite, for each of its states.
@@ -28,6 +31,9 @@ def gramian(
     factor: bool = False,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
+    solver: Literal["auto", "dense", "low_rank"] = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
 ) -> Array:
     """Return a Gramian of a stable model, or a factor of it.
 
@@ -46,6 +52,9 @@ def gramian(
         Timebase of a tuple.
     stability_tol : float
         Poles nearer to the boundary than this, relative to the size of A, count as marginal.
+    solver, accuracy, factorize
+        As in :func:`hankel_singular_values`. The low-rank solver returns factors only. With E the equation is
+        A W E^H + E W A^H + B B^H = 0 and, for observability, the same with A^H, E^H and C^H.
 
     Returns
     -------
@@ -72,15 +81,20 @@ def gramian(
     """
     if kind not in KINDS:
         raise ModelError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    model = as_model(sys, dt)
     tol = checked_tol(stability_tol)
+    L = large_or_none(
+        sys, dt, solver, lambda large: _factor_of_large(large, kind, factor, accuracy, factorize, tol)
+    )
+    if L is not None:
+        return L
+    model = dense_model(sys, dt, solver)
     if kind == "cross":
         if factor:
             raise ModelError(
                 "the cross Gramian is not semidefinite and has no factor L L^H; use factor=False"
             )
         return cross_gramian(model, tol)
-    factored = factorize(model, tol)
+    factored = factored_system(model, tol)
     if factored.n_unstable:
         poles = np.linalg.eigvals(factored.unstable_A)
         raise UnstableError(no_gramian_message(poles, model.A, discrete=model.is_discrete))
@@ -96,6 +110,32 @@ def gramian(
             system.output_exponent,
         )
     return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")
+
+
+def _factor_of_large(
+    large: SparseModel,
+    kind: str,
+    factor: bool,
+    accuracy: float | None,
+    factorize: Factorize | None,
+    tol: float,
+) -> Array:
+    """Return the low-rank factor of a Gramian of a large model."""
+    if kind == "cross" or not factor:
+        raise ModelError(
+            f"a Gramian of {large.n_states} states is not formed: factor=True returns L with W = L L^H, for "
+            "kind='controllability' and 'observability'"
+        )
+    factors = low_rank_factors(large, accuracy, factorize, tol)
+    if factors.n_unstable:
+        raise UnstableError(
+            f"the model has {factors.n_unstable} unstable or marginal pole(s) near the origin, so no Gramian "
+            "exists"
+        )
+    problem = factors.problem
+    if kind == "controllability":
+        return in_range(problem.pencil.back(factors.controllability), problem.input_exponent, "Gramian")
+    return in_range(problem.pencil.back(factors.observability), problem.output_exponent, "Gramian")
 
 
 def gramian_factor(gramian: npt.ArrayLike) -> Array:

@@ -109,8 +109,14 @@ def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tu
 def _factor_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
     # (1 - |t|)(1 + |t|) is accurate for a pole near the unit circle
     length = math.sqrt((1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real)
-    size = math.hypot(*np.abs(b).tolist())  # safe from underflow
-    return size / length, pole, b * (length / size) if size > 0 else b
+    largest = float(np.abs(b).max(initial=0.0))
+    if largest == 0:
+        return 0.0, pole, b
+    # brought to a size of one first: a hardly controllable row may be so small that its inverse overflows
+    exponent = math.frexp(largest)[1]
+    row = b * 2.0 ** (-exponent // 2) * 2.0 ** (-exponent - -exponent // 2)
+    size = math.hypot(*np.abs(row).tolist())
+    return math.ldexp(size / length, exponent), pole, row * (length / size)
 
 
 def _factor_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:

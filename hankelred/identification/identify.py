@@ -32,13 +32,7 @@ from .order_selection import (
     select_model,
     usable_horizons,
 )
-from .output_error import (
-    STABLE_RADIUS,
-    on_stability_limit,
-    residuals,
-    simulate_states,
-    with_initial_states,
-)
+from .output_error import STABLE_RADIUS, on_stability_limit, residuals, simulate_states, with_initial_states
 from .records import (
     RecordedData,
     as_recorded_data,

@@ -188,7 +188,7 @@ def validated_matrices(
     A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: Timebase = 0
 ) -> tuple[Array, Array, Array, Array, Timebase]:
     """Check matrices and convert them to 2-D float64 or complex128 arrays; E is eliminated."""
-    A = _matrix(A, "A")
+    A = numeric_matrix(A, "A")
     if A.size == 0:
         A = A.reshape(0, 0)
     n = A.shape[0]
@@ -196,8 +196,8 @@ def validated_matrices(
         raise ModelError(f"A must be square, got shape {A.shape}")
     if n == 0:
         B, C = _empty_inputs_and_outputs(B, C, D)
-    B = _matrix(B, "B", column=True)
-    C = _matrix(C, "C")
+    B = numeric_matrix(B, "B", column=True)
+    C = numeric_matrix(C, "C")
     if B.shape[0] != n:
         raise ModelError(f"B must have {n} rows as A has, got shape {B.shape}")
     if C.shape[1] != n:
@@ -206,7 +206,7 @@ def validated_matrices(
     if D is None:
         D = np.zeros(shape)
     else:
-        D = _matrix(D, "D")
+        D = numeric_matrix(D, "D")
         if D.size == 1 and shape != (1, 1) and D.flat[0] == 0:
             D = np.zeros(shape)  # D = 0 is customary for any size
         if D.size == 0 and 0 in shape:
@@ -214,7 +214,7 @@ def validated_matrices(
         if D.shape != shape:
             raise ModelError(f"D must have shape {shape} (outputs, inputs), got {D.shape}")
     if E is not None:
-        A, B = _fold_descriptor(A, B, _matrix(E, "E"))
+        A, B = _fold_descriptor(A, B, numeric_matrix(E, "E"))
     # one dtype for the whole model: complex only if an entry has an imaginary part
     dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in (A, B, C, D)) else float
     A, B, C, D = (np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in (A, B, C, D))
@@ -246,7 +246,8 @@ def validated_timebase(dt: Any) -> Timebase:
     return 0 if value == 0 else value
 
 
-def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
+def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
+    """Return a matrix of finite floats or complex numbers; refuse what is none."""
     if M is None:
         raise ModelError(
             f"{name} is None; a model needs A, B and C (and D = 0 where there is no direct term)"
@@ -255,9 +256,10 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
         if max(M.shape) > DENSE_LIMIT:
             raise ModelError(
                 f"{name} is sparse with shape {M.shape}; sparse models are converted to dense ones up to "
-                f"n = {DENSE_LIMIT} states, and larger sparse models are not supported yet"
+                f"n = {DENSE_LIMIT} states; hankel_singular_values, reduce, norm and gramian(factor=True) "
+                "take larger ones"
             )
-        M = _checked_sparse(M, name).toarray()
+        M = checked_sparse(M, name).toarray()
     try:
         out = np.array(M, copy=True)
         # numpy would silently convert these to numbers
@@ -279,7 +281,7 @@ def _matrix(M: Any, name: str, *, column: bool = False) -> Array:
     return out
 
 
-def _checked_sparse(M: Any, name: str) -> Any:
+def checked_sparse(M: Any, name: str) -> Any:
     """Refuse a sparse matrix with indices out of range: toarray would write outside its array."""
     try:
         if hasattr(M, "check_format"):

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
 from ..errors import ReductionWarning
-from ..gramians.factorize import FactoredSystem, factorize
+from ..gramians.factorize import FactoredSystem
+from ..gramians.factorize import factorize as factored_system
+from ..gramians.low_rank import LowRankFactors, low_rank_factors
 from ..gramians.smith import compress
 from ..gramians.stability import STABILITY_TOL, checked_tol, is_stable_pole
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import check_transform, diagonalize
+from ..models.pencil import Factorize
 from ..models.projection import project, project_exactly, rounding_of_projection
 from ..models.scaling import in_range
+from ..models.sparse_model import SparseModel, dense_model, large_or_none
 from .order import repeated_clusters
 
 #: Factor products up to this size are decomposed by one-sided Jacobi, which computes small singular values
@@ -218,25 +222,44 @@ def _jacobi(M: Array, *, vectors: bool) -> tuple[Array, Array, Array] | None:
     return U[:, : M.shape[1]], values, V.T
 
 
-def hankel_singular_values(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -> Array:
+def hankel_singular_values(
+    sys: Any,
+    *,
+    dt: Timebase = 0,
+    stability_tol: float = STABILITY_TOL,
+    solver: Literal["auto", "dense", "low_rank"] = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
+) -> Array:
     """Return the Hankel singular values of a model.
 
     Parameters
     ----------
     sys : model
         ``control.StateSpace``, ``control.TransferFunction``, a ``scipy.signal`` lti or dlti,
-        :class:`ModalSystem`, or a tuple ``(A, B, C, D)`` or ``(A, B, C, D, E)``.
+        :class:`ModalSystem`, :class:`SecondOrderModel`, or a tuple ``(A, B, C, D)`` or ``(A, B, C, D, E)``,
+        in which A and E may be sparse.
     dt : 0, True, float or None
         Timebase of a tuple, as in python-control. Other types have their own.
     stability_tol : float
         Poles nearer to the stability boundary than this, relative to the size of A, count as
         marginal.
+    solver : {"auto", "dense", "low_rank"}
+        "low_rank" works with sparse factorizations and never makes A dense. "auto" takes it for sparse
+        tuples of more than 5000 states and for sparse models of second order, where these have Gramians of
+        low rank or are too large for the dense way.
+    accuracy : float, optional
+        What the low-rank solver is to be sure of, relative to the largest value; default 1e-4.
+        ``reduce(...).certificate`` says what it reached and how sure that is.
+    factorize : callable, optional
+        Another sparse solver than that of scipy: a function from a sparse matrix (CSC, real or complex) to an
+        object with ``solve(b, trans)``, trans "N" or "T".
 
     Returns
     -------
-    ndarray, shape (n,)
+    ndarray, shape (n,), or (k,) with the low-rank solver
         In descending order, in the unit of the gain from input to output. ``inf`` is first, once for each
-        unstable or marginal pole.
+        unstable or marginal pole. The low-rank solver returns the values that it has computed.
 
     Raises
     ------
@@ -257,7 +280,48 @@ def hankel_singular_values(sys: Any, *, dt: Timebase = 0, stability_tol: float =
     >>> hankelred.hankel_singular_values((A, B, C, 0)).round(6)
     array([0.731, 0.019])
     """
-    return singular_values(factorize(as_model(sys, dt), checked_tol(stability_tol)))[0]
+    tol = checked_tol(stability_tol)
+    return spectrum_of(sys, tol, dt=dt, solver=solver, accuracy=accuracy, factorize=factorize).values
+
+
+@dataclass(frozen=True)
+class SolvedSpectrum:
+    """Hankel singular values, and how they were found."""
+
+    values: Array
+    noise_floor: float
+    solver: str
+    residual: float
+
+
+def spectrum_of(
+    sys: Any,
+    tol: float,
+    *,
+    dt: Timebase = 0,
+    solver: str = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
+) -> SolvedSpectrum:
+    """Return the Hankel singular values of any model, dense or large."""
+
+    def by_low_rank(large: SparseModel) -> SolvedSpectrum:
+        factors = low_rank_factors(large, accuracy, factorize, tol)
+        floor = factors.certificate * factors.problem.gain
+        return SolvedSpectrum(values_of_large(factors), floor, "low_rank", factors.residual)
+
+    spectrum = large_or_none(sys, dt, solver, by_low_rank)
+    if spectrum is not None:
+        return spectrum
+    factored = factored_system(dense_model(sys, dt, solver), tol)
+    return SolvedSpectrum(*singular_values(factored), factored.solver, factored.residual)
+
+
+def values_of_large(factors: LowRankFactors) -> Array:
+    """Return the singular values in the units of the model, inf first for unstable and marginal poles."""
+    problem = factors.problem
+    finite = in_range(factors.values, problem.input_exponent + problem.output_exponent, "Hankel norm")
+    return np.concatenate([np.full(factors.n_unstable, np.inf), finite])
 
 
 def balanced_realization(
@@ -311,7 +375,7 @@ def balanced_realization(
     """
     model = as_model(sys, dt)
     check_transform(model, return_transform)
-    factored = factorize(model, checked_tol(stability_tol))
+    factored = factored_system(model, checked_tol(stability_tol))
     balancing = balance(factored)
     rank = balancing.rank
     out, _, T = truncate_balanced(model, balancing, rank)

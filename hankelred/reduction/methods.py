@@ -14,6 +14,7 @@ from ..models.frequency_response import FrequencyResponse
 from ..models.linear_model import LinearModel
 from ..models.projection import ProjectedSystem, project_exactly
 from ..models.scaling import in_range
+from ..models.second_order import SecondOrderModel
 from .balancing import (
     NEGLIGIBLE_OF_BOUND,
     Balancing,
@@ -23,8 +24,7 @@ from .balancing import (
     truncate_balanced,
     unstable_poles,
 )
-from .difference import error_system, gain_of_changes, rounding_changes
-from .imbalance import Imbalance, changes_by_balancing, imbalance
+from .conversion import conversion_error
 from .norms import (
     critical_frequencies,
     difference_norm,
@@ -36,7 +36,9 @@ from .norms import (
     verified_error,
 )
 from .order import repeated_clusters
-from .refined_response import refined_response
+from .rounding.error_system import error_system, gain_of_changes, rounding_changes
+from .rounding.imbalance import Imbalance, changes_by_balancing, imbalance
+from .rounding.refined_response import refined_response
 
 
 class BalancedSource:
@@ -54,6 +56,8 @@ class BalancedSource:
     method: str
     #: whether twice the sum of the removed singular values bounds the error
     certified = True
+    #: the second-order model that the full model was computed from, if it was
+    second_order: SecondOrderModel | None = None
     #: whether the bases of repeated singular values are chosen for the system with s replaced by 1 / s (in
     #: continuous time), see :func:`.balancing.balance`
     reciprocal = False
@@ -78,6 +82,11 @@ class BalancedSource:
         self.largest_order = factored.n_unstable + balancing.n_computable
         self.solver = factored.solver
         self.residual = factored.residual
+
+    @cached_property
+    def conversion_error(self) -> float:
+        """How much the conversion of a second-order model to the full model changed the gain, by rounding."""
+        return 0.0 if self.second_order is None else conversion_error(self.second_order, self.full)
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the reduced model, and left and right bases where it is a projection."""

@@ -9,14 +9,18 @@ import numpy as np
 
 from .._util.arrays import EPS, Array, Quadruple
 from ..errors import ConvergenceError, ModelError
-from ..gramians.factorize import FactoredSystem, factorize
+from ..gramians.factorize import FactoredSystem
+from ..gramians.factorize import factorize as factored_system
 from ..gramians.limited import Bands
 from ..gramians.stability import STABILITY_TOL, checked_tol, matrix_size
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
-from ..models.linear_model import LinearModel, Timebase, as_model
+from ..models.linear_model import LinearModel, Timebase
+from ..models.pencil import Factorize
 from ..models.scaling import in_range, scale_system
+from ..models.sparse_model import dense_model, large_or_none
 from .balancing import Balancing, balance, singular_values, truncate_balanced
-from .refined_response import refined_response
+from .middle import Middle, middle_model, residual_systems, sampled_distance
+from .rounding.refined_response import refined_response
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
 HINF_RTOL = 1e-6
@@ -39,6 +43,9 @@ def norm(
     return_frequency: bool = False,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
+    solver: Literal["auto", "dense", "low_rank"] = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
 ) -> Any:
     """Return a norm of a model.
 
@@ -59,6 +66,8 @@ def norm(
         Timebase of a tuple.
     stability_tol : float
         Poles nearer to the boundary than this, relative to the size of A, count as marginal.
+    solver, accuracy, factorize
+        As in :func:`hankel_singular_values`, for large sparse models.
 
     Returns
     -------
@@ -94,8 +103,14 @@ def norm(
         raise ModelError(f"kind must be 'h2', 'hinf', 'hankel', 'linf', 2 or inf, got {kind!r}")
     if return_frequency and kind not in ("hinf", "linf"):
         raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
-    model = as_model(sys, dt)
-    factored = factorize(model, checked_tol(stability_tol))
+    tol = checked_tol(stability_tol)
+    middle = large_or_none(sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, tol))
+    if middle is not None:
+        if kind == "linf" or return_frequency:
+            raise ModelError("kind='linf' and return_frequency=True are for dense models")
+        return _norm_of_large(middle, kind)
+    model = dense_model(sys, dt, solver)
+    factored = factored_system(model, tol)
     if kind == "linf":
         value, at = _largest_gain(model, factored, stability_tol)
     elif factored.n_unstable:
@@ -122,6 +137,45 @@ def _largest_gain(model: LinearModel, factored: FactoredSystem, stability_tol: f
     if marginal.size:
         return math.inf, float(abs(np.angle(marginal[0]) if discrete else marginal[0].imag))
     return hinf_norm(*compress_inputs_and_outputs(*equilibrated(*model.as_tuple())), discrete=discrete)
+
+
+def _norm_of_large(middle: Middle, kind: str) -> float:
+    """Return a norm of a large model, by the factors of its Gramians or by its middle model."""
+    if middle.n_unstable:
+        return math.inf
+    D = middle.model.D
+    if kind == "hankel":
+        return float(middle.values.max(initial=0.0))
+    if kind == "h2":
+        if not middle.large.is_discrete and np.any(D):
+            return math.inf
+        return math.hypot(middle.h2(), float(np.linalg.norm(D)))
+    value = norm(middle.model, "hinf", dt=middle.large.dt)
+    distance = distance_of_middle(middle)
+    if not distance <= middle.factors.accuracy * value:
+        raise ConvergenceError(
+            f"the largest gain is {value:.6g} up to {distance:.1e}, where {middle.factors.accuracy:.1e} of "
+            "it was asked for: ask for more accurate factors (accuracy=)"
+        )
+    return value
+
+
+def distance_of_middle(middle: Middle) -> float:
+    """Return how far the gain of a large model and that of its middle model are apart at most.
+
+    Proved where the decay of the model is, and an estimate elsewhere.
+    """
+    factors = middle.factors
+    if middle.model.n_states == 0:
+        return 2 * middle.accuracy
+    if factors.bound is None:
+        return sampled_distance(middle)
+    discrete = middle.large.is_discrete
+    sizes = [
+        hinf_norm(*compress_inputs_and_outputs(*equilibrated(*system)), discrete=discrete)[0]
+        for system in residual_systems(middle, factors.bound)
+    ]
+    return (1 + HINF_RTOL) ** 2 * sizes[0] * sizes[1] * factors.problem.gain
 
 
 def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:

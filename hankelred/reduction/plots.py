@@ -10,10 +10,9 @@ import numpy as np
 
 from .._util.arrays import Array
 from ..errors import ModelError, OrderError
-from ..gramians.factorize import factorize
 from ..gramians.stability import STABILITY_TOL
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
-from ..models.linear_model import LinearModel, Timebase, as_model
+from ..models.linear_model import LinearModel, Timebase
 from ..plotting.draw import (
     DASHES,
     ERROR,
@@ -28,7 +27,7 @@ from ..plotting.draw import (
     shade,
 )
 from ..simulation.simulate import impulse_response
-from .balancing import singular_values
+from .balancing import SolvedSpectrum, spectrum_of
 from .order import checked_order, error_bounds, select_order
 from .region import Region
 
@@ -117,14 +116,16 @@ def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None, b
         # a Reduction, or EmpiricalGramians, which have no order and no bound
         certified = hasattr(source, "source") and source.source.certified
         return source.hankel_singular_values, source.noise_floor, getattr(source, "order", None), certified
+    if isinstance(source, SolvedSpectrum):
+        return source.values, source.noise_floor, None, True
     array = isinstance(source, np.ndarray) or (
         isinstance(source, list) and source and np.ndim(source[0]) == 0
     )
     if array:
         select_order(source)  # checks the values
         return np.asarray(source, dtype=float), 0.0, None, True
-    values, floor = singular_values(factorize(as_model(source, dt), STABILITY_TOL))
-    return values, floor, None, True
+    spectrum = spectrum_of(source, STABILITY_TOL, dt=dt)
+    return spectrum.values, spectrum.noise_floor, None, True
 
 
 def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:

@@ -19,17 +19,24 @@ import numpy.typing as npt
 
 from .._util.arrays import Array
 from ..errors import ModelError, OrderError, ReductionWarning, UnstableError
-from ..gramians.factorize import factorize, with_user_factors
+from ..gramians.factorize import factorize as factored_system
+from ..gramians.factorize import with_user_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
-from ..models.linear_model import LinearModel, Timebase, as_model
+from ..models.linear_model import LinearModel, Timebase
 from ..models.modal import ModalSystem, diagonalize
+from ..models.pencil import Factorize
+from ..models.second_order import SecondOrderModel
+from ..models.sparse_model import dense_model, large_or_none
 from .balancing import balance
 from .measured_error import region_error
 from .methods import BalancedSource, UserFactors, whole_models
+from .middle import middle_model
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
 from .region import Region, checked_bands, checked_horizon, radians_per_sample
 from .source import ReductionSource
+from .structure import STRUCTURES, PositionVelocity
+from .two_level import LARGE_REDUCTION_METHODS, TwoLevel
 from .variants.catalog import REDUCTION_METHODS, checked_method
 from .variants.coprime import Coprime
 from .variants.restricted import Restricted
@@ -47,7 +54,8 @@ class Certificate:
     ----------
     kind : str
         "exact" if both Gramians of the model were factored, so that the values are exact up to rounding;
-        "estimate" if they are computed from data, experiments or the user's factors.
+        "rigorous" if a bound of the error of low-rank factors is proved; "estimate" if it is not, or if the
+        values are computed from data, experiments or the user's factors.
     value : float
         Absolute accuracy of the values, in their unit. If the Gramians were factored it is at least the noise
         floor, and larger if the balanced states do not satisfy their equations, as in stiff models and with
@@ -81,9 +89,10 @@ class Reduction:
         twice the sum of the distinct removed singular values, plus the effect of the rounding of the returned
         matrices, which depends on the order and is visible where a pole is near the stability boundary. It
         compares state spaces: the conversion of a transfer function or a descriptor model rounds the data by
-        a few units in the last digit, and the conversion of the reduced state space to polynomials or modal
-        form may change the response by 1e-6 of its largest value before there is a warning. inf if no bound
-        is known (empirical Gramians, models estimated from data) or the reduced model is unstable.
+        a few units in the last digit (for a :class:`SecondOrderModel` this is measured and included), and the
+        conversion of the reduced state space to polynomials or modal form may change the response by 1e-6 of
+        its largest value before there is a warning. inf if no bound is known (empirical Gramians, models
+        estimated from data) or the reduced model is unstable.
     certificate : Certificate
         The accuracy of the singular values: ``kind``, ``value``, ``residual``, ``factorizations``.
     noise_floor : float
@@ -125,7 +134,17 @@ class Reduction:
     def error_bound(self) -> float:
         """Upper bound of the gain of (full minus reduced); computed at the first access."""
         bound = float(error_bounds(self.hankel_singular_values)[self.order])
-        return self.source.certified_bound(bound, self.model)
+        conversion = float(getattr(self.source, "conversion_error", 0.0))
+        return self.source.certified_bound(bound, self.model) + conversion
+
+    @property
+    def error_uncertainty(self) -> float:
+        """Upper bound of the distance of :meth:`error` from the true error; 0 except for large models.
+
+        Large sparse models are reduced in two levels, and errors are measured from the model between. Proved
+        if the certificate is "rigorous". The error bound includes it.
+        """
+        return float(getattr(self.source, "error_uncertainty", 0.0))
 
     @property
     def relative_error_bound(self) -> float:
@@ -153,13 +172,18 @@ class Reduction:
     def certificate(self) -> Certificate:
         """Accuracy of the singular values; see :class:`hankelred.reduction.reduce.Certificate`."""
         source = self.source
+        if isinstance(source, TwoLevel):
+            return Certificate(source.kind, source.accuracy, self.residual, source.factorizations)
         if isinstance(source, BalancedSource) and source.certified:
             return Certificate("exact", source.accuracy, self.residual, 0)
         return Certificate("estimate", self.noise_floor, self.residual, 0)
 
     def __repr__(self) -> str:
+        source, n = self.source, self.hankel_singular_values.size
+        if isinstance(source, TwoLevel):
+            n = source.middle.large.n_states
         return (
-            f"<{type(self).__name__} of {self.hankel_singular_values.size} states to order {self.order} by "
+            f"<{type(self).__name__} of {n} states to order {self.order} by "
             f"{self.method}: error bound {self.error_bound:.3g}, solver {self.solver}>"
         )
 
@@ -301,6 +325,10 @@ class Options(TypedDict, total=False):
     observability_factor: npt.ArrayLike | None
     dt: Timebase
     stability_tol: float
+    solver: Literal["auto", "dense", "low_rank"]
+    accuracy: float | None
+    factorize: Factorize | None
+    structure: Literal["first_order", "second_order"]
 
 
 @overload
@@ -326,6 +354,10 @@ def reduce(
     observability_factor: npt.ArrayLike | None = None,
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
+    solver: Literal["auto", "dense", "low_rank"] = "auto",
+    accuracy: float | None = None,
+    factorize: Factorize | None = None,
+    structure: Literal["first_order", "second_order"] = "first_order",
 ) -> Reduction | list[Reduction]:
     """Reduce a model by balancing, with a certificate of the error.
 
@@ -385,6 +417,14 @@ def reduce(
     stability_tol : float
         Poles nearer to the stability boundary than this, relative to the size of A, count as
         marginal and are not reduced.
+    solver, accuracy, factorize
+        As in :func:`hankel_singular_values`, for large sparse models. These are reduced in two levels: to all
+        states that the low-rank factors resolve, about a hundred, and from there as any other model.
+        ``error_bound`` includes the distance of the two levels.
+    structure : {"first_order", "second_order"}
+        The type of the result for a :class:`SecondOrderModel`: a state space as a tuple, or a second-order
+        model, by position-velocity balancing (Reis and Stykel 2008). That preserves the second-order form
+        only: it has no error bound, and needs an even ``order`` instead of a rule.
 
     Returns
     -------
@@ -453,23 +493,39 @@ def reduce(
         raise OrderError("order is an empty list: give one order or more")
     for one in orders:
         rule = checked_choice(one, tol=tol, rtol=rtol, energy=energy, gap=gap)
-    model = as_model(sys, dt)
-    factors = {
-        key: None if L is None else checked_factor(L, key, model.n_states)
-        for key, L in (
-            ("controllability_factor", controllability_factor),
-            ("observability_factor", observability_factor),
+    margin = checked_tol(stability_tol)
+    by_user = controllability_factor is not None or observability_factor is not None
+    if not isinstance(structure, str) or structure not in STRUCTURES:
+        raise ModelError(f"structure must be one of {', '.join(STRUCTURES)}, got {structure!r}")
+    if structure == "second_order":
+        if not isinstance(sys, SecondOrderModel):
+            raise ModelError(f"structure='second_order' is for a SecondOrderModel, got {type(sys).__name__}")
+        if order is None or name != "truncation" or by_user:
+            raise ModelError(
+                "structure='second_order' takes an order and method='truncation': no bound is known from "
+                "which a rule could choose"
+            )
+        of_structure = PositionVelocity(sys, solver, accuracy, factorize, margin)
+        reductions = [make_reduction(of_structure, one) for one in orders]
+        return reductions if several else reductions[0]
+    middle = None
+    if not by_user:
+        middle = large_or_none(
+            sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, margin)
         )
-    }
-    names = [key for key, L in factors.items() if L is not None]
-    if names and name != "truncation":
-        raise ModelError(f"{names[0]} is for method='truncation' only, got method={method!r}")
     source: BalancedSource
-    if names:
-        factored = factorize(model, checked_tol(stability_tol))
-        source = UserFactors(model, balance(with_user_factors(factored, *factors.values())))
+    if middle is not None:
+        if name not in LARGE_REDUCTION_METHODS:
+            raise ModelError(
+                f"method={name!r} is for dense models; of large sparse models the methods are "
+                f"{', '.join(LARGE_REDUCTION_METHODS)}"
+            )
+        source = LARGE_REDUCTION_METHODS[name](middle)
     else:
-        source = REDUCTION_METHODS[name].make(model, checked_tol(stability_tol), **options)
+        model = dense_model(sys, dt, solver)
+        source = _dense_source(model, name, options, controllability_factor, observability_factor, margin)
+        if isinstance(sys, SecondOrderModel):
+            source.second_order = sys
     reductions = []
     for one in orders:
         measured = source.order_within(tol, rtol)
@@ -480,6 +536,31 @@ def reduce(
             reduction = within(reduction, source.tolerance(tol, rtol))
         reductions.append(reduction)
     return reductions if several else reductions[0]
+
+
+def _dense_source(
+    model: LinearModel,
+    method: str,
+    options: dict[str, Any],
+    controllability_factor: npt.ArrayLike | None,
+    observability_factor: npt.ArrayLike | None,
+    stability_tol: float,
+) -> BalancedSource:
+    """Return the balanced form of a dense model for a method, by its own Gramians or the user's factors."""
+    factors = {
+        key: None if L is None else checked_factor(L, key, model.n_states)
+        for key, L in (
+            ("controllability_factor", controllability_factor),
+            ("observability_factor", observability_factor),
+        )
+    }
+    names = [key for key, L in factors.items() if L is not None]
+    if names and method != "truncation":
+        raise ModelError(f"{names[0]} is for method='truncation' only, got method={method!r}")
+    if names:
+        factored = factored_system(model, stability_tol)
+        return UserFactors(model, balance(with_user_factors(factored, *factors.values())))
+    return REDUCTION_METHODS[method].make(model, stability_tol, **options)
 
 
 def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
@@ -656,9 +737,11 @@ def _raise_order(reduction: Reduction, level: float) -> Reduction:
     while reduction.source.certified and reduction.error_bound > level:
         order = reduction.order + 1
         if order > reduction.numerical_rank or (higher := reduction.at(order)).order < order:
+            more = "; ask for more of the low-rank factors (accuracy=)"
+            advice = more if isinstance(reduction.source, TwoLevel) else ""
             warnings.warn(
                 f"the tolerance {level:.3g} is below the rounding of the reduced model's matrices: order "
-                f"{initial.order} is certified to {initial.error_bound:.3g}",
+                f"{initial.order} is certified to {initial.error_bound:.3g}{advice}",
                 ReductionWarning,
                 stacklevel=3,
             )

@@ -357,3 +357,28 @@ def test_mirrored_poles_are_an_error_of_ours():
     first, second = slice(0, 1), slice(1, 2)
     with pytest.raises(hankelred.ConvergenceError, match="LAPACK's ztrtrs returned 1, as for two poles"):
         hammarling._discrete_tile(T, ones, U, first, second, U[:1, 1:], T[1:, 1:], ones[1:])
+
+
+def test_rows_of_denormal_numbers_do_not_overflow():
+    """The heat equation beside an integrator: rows of B shrink below 1e-308, and their inverse was infinite.
+
+    hankel_singular_values ended in scipy's "array must not contain infs or NaNs".
+    """
+    for row in ([1e-309, 0.0], [5e-324, 5e-324], [3e-310, 4e-310]):
+        T, B = np.diag([-1.0, -2.0]), np.array([[1.0, 2.0], row])
+        for t, discrete in ((T, False), (-T / 4, True)):
+            U = hammarling.hammarling(t.astype(complex) if discrete else t, B, discrete=discrete)
+            assert np.all(np.isfinite(U))
+    n = 30
+    line = np.diag(np.full(n, -2.0)) + np.eye(n, k=1) + np.eye(n, k=-1)
+    A = (np.kron(line, np.eye(n)) + np.kron(np.eye(n), line)) * (n + 1) ** 2
+    B, C = np.zeros((n * n, 1)), np.zeros((1, n * n))
+    B[:40], C[0, -40:] = 1, 1
+    whole = np.zeros((n * n + 1, n * n + 1))
+    whole[:-1, :-1] = A
+    system = (whole, np.vstack([B, [[1.0]]]), np.hstack([C, [[1.0]]]), 0)
+    values = hankelred.hankel_singular_values(system)
+    poles, modes = np.linalg.eigh(A)
+    truth = hankelred.hankel_singular_values(hankelred.ModalSystem(poles, modes.T @ B, C @ modes, dt=0))
+    assert np.isinf(values[0])
+    np.testing.assert_allclose(values[1:7], truth[:6], rtol=1e-8)

@@ -28,8 +28,8 @@ import hankelred
 from hankelred._util.twofold import product, two_product
 from hankelred.models.projection import ProjectedSystem, project_exactly
 from hankelred.models.scaling import ScaledSystem
-from hankelred.reduction.imbalance import imbalance
-from hankelred.reduction.refined_response import refined_response
+from hankelred.reduction.rounding.imbalance import imbalance
+from hankelred.reduction.rounding.refined_response import refined_response
 
 METHODS = ("truncation", "residualization")
 

@@ -227,7 +227,7 @@ def test_at_does_not_factor_again(monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("factored again")
 
-    monkeypatch.setattr("hankelred.reduction.reduce.factorize", forbidden)
+    monkeypatch.setattr("hankelred.reduction.reduce.factored_system", forbidden)
     monkeypatch.setattr("hankelred.reduction.reduce.balance", forbidden)
     assert base.at(2).at(7).order == 7
 

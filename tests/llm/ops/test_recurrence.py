@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from hankelred import HankelredError
 from hankelred_llm import linear_recurrence
-from hankelred_llm.ops import autograd as autograd
-from hankelred_llm.ops import chunk_elementwise as chunk_elementwise
-from hankelred_llm.ops import chunk_matmul as chunk_matmul
+from hankelred_llm.ops import autograd, chunk_elementwise, chunk_matmul
 from hankelred_llm.ops.autograd import channel_scan
 from hankelred_llm.ops.recurrence import add_entering_state, states_between_shards
 

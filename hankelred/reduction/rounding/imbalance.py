@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array
-from ..models.projection import ProjectedSystem
-from .order import repeated_clusters
+from ..._util.arrays import EPS, Array
+from ...models.projection import ProjectedSystem
+from ..order import repeated_clusters
 
 
 @dataclass(frozen=True)

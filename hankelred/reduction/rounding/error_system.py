@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._util.arrays import Array, Quadruple, reduce_columns
-from ..models.frequency_response import FrequencyResponse, largest_singular_value
-from ..models.projection import ProjectedSystem
+from ..._util.arrays import Array, Quadruple, reduce_columns
+from ...models.frequency_response import FrequencyResponse, largest_singular_value
+from ...models.projection import ProjectedSystem
 
 #: Number of poles nearest the stability boundary that are considered; changes of the gain are largest there.
 SLOWEST_POLES = 60

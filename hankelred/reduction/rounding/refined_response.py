@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array
-from .._util.twofold import product, two_product, two_sum
+from ..._util.arrays import EPS, Array
+from ..._util.twofold import product, two_product, two_sum
 
 #: Largest number of corrections. Each adds as many digits as a solution in double precision has.
 CORRECTIONS = 30

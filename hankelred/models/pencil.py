@@ -1,0 +1,315 @@
+"""Sparse pencils A + s E: products, and linear systems with one factorization for both Gramians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from .._util.arrays import EPS, Array
+from ..errors import ConvergenceError, ModelError
+
+#: Share of the entries whose mirror image is an entry too, above which pivots are taken from the diagonal.
+NEARLY_SYMMETRIC = 0.9
+#: A diagonal pivot is taken if it is at least this share of the largest entry of its column.
+PIVOT_SHARE = 0.01
+#: Relative residual of a linear system above which it is corrected once, and above which it is not accepted.
+REFINED = 1e-12
+ACCEPTED = 1e-8
+
+
+class SparseFactorization(Protocol):
+    """What a factorization must offer: SuperLU of scipy, or that of another package."""
+
+    def solve(self, b: Array, trans: str) -> Array:
+        """Solve M x = b for trans "N", and M^T x = b for "T"; b is (n, k), real or complex as M is."""
+
+
+Factorize: TypeAlias = Callable[[Any], SparseFactorization]
+
+
+class Pencil(Protocol):
+    """A and E of ``E x' = A x + B u`` as the low-rank solver needs them."""
+
+    #: number of states
+    n: int
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether A or E is complex."""
+
+    @property
+    def factorizations(self) -> int:
+        """Factorizations made so far."""
+
+    def A(self, x: Array, *, transposed: bool = False) -> Array:
+        """Return A x, or A^T x."""
+
+    def E(self, x: Array, *, transposed: bool = False) -> Array:
+        """Return E x, or E^T x."""
+
+    def into(self, x: Array) -> Array:
+        """Take states of the model to the order this pencil works in."""
+
+    def back(self, x: Array) -> Array:
+        """Take states in the order of this pencil to those of the model."""
+
+    def sizes(self, left: Array, right: Array) -> Array:
+        """Return, column by column, left^T |A| right for columns without signs."""
+
+    def shifted(self, shift: complex) -> Solver:
+        """Return the solver of A + shift E."""
+
+    def mass(self) -> Solver:
+        """Return the solver of E."""
+
+
+class Solver(Protocol):
+    """Linear systems with one matrix and its transpose."""
+
+    def __call__(self, b: Array, *, transposed: bool = False) -> Array:
+        """Return M^-1 b, or M^-T b."""
+
+
+class SparseFamily:
+    """Sparse matrices whose linear combinations are factored, ordered once for all of them.
+
+    Parameters
+    ----------
+    matrices : list of sparse matrices, shape (n, n)
+    factorize : callable, optional
+        Sparse matrix (CSC) to an object with ``solve(b, trans)``; default: SuperLU.
+    """
+
+    def __init__(self, matrices: list[Any], factorize: Factorize | None = None):
+        import scipy.sparse as sp
+
+        matrices = [sp.csc_array(M) for M in matrices]
+        self._is_complex = any(np.iscomplexobj(M.data) for M in matrices)
+        self._made = 0
+        self._factorize = factorize
+        pattern = _union(matrices)
+        mirrored = pattern.T.tocsc()
+        shared = pattern.multiply(mirrored).count_nonzero()
+        self._from_diagonal = bool(shared >= NEARLY_SYMMETRIC * pattern.nnz)
+        self._order = self._inverse = None
+        if self._from_diagonal:
+            self._order = _fill_reducing_order(pattern + mirrored)
+            self._inverse = np.argsort(self._order)
+            matrices = [M[self._order][:, self._order].tocsc() for M in matrices]
+        for M in matrices:
+            M.sort_indices()
+        #: the matrices in the order that is worked in
+        self.matrices = matrices
+        self._combine = _CombinedOnOnePattern(matrices)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether any of the matrices is complex."""
+        return self._is_complex
+
+    @property
+    def factorizations(self) -> int:
+        """Factorizations made so far."""
+        return self._made
+
+    def into(self, x: Array) -> Array:
+        """Take rows in the order of the model to the order that is worked in."""
+        return x if self._order is None else x[self._order]
+
+    def back(self, x: Array) -> Array:
+        """Take rows in the order that is worked in to the order of the model."""
+        return x if self._inverse is None else x[self._inverse]
+
+    def combined(self, *weights: complex) -> FactoredSolver:
+        """Factor the sum of the matrices with these weights."""
+        return self.solver(self._combine(weights))
+
+    def solver(self, M: Any, *, for_inertia: bool = False) -> FactoredSolver:
+        """Factor a sparse matrix in the order that is worked in; for its inertia without exchanges."""
+        self._made += 1
+        factorize = self._factorize
+        if for_inertia or factorize is None:
+            pivots = 0.0 if for_inertia else PIVOT_SHARE
+            factors = _superlu(M, symmetric=self._from_diagonal, pivots=pivots)
+            return FactoredSolver(M, factors, lambda: _superlu(M))
+        given = factorize
+        return FactoredSolver(M, given(M), lambda: given(M))
+
+
+class SparsePencil(SparseFamily):
+    """A pencil of two sparse matrices."""
+
+    def __init__(self, A: Any, E: Any, factorize: Factorize | None = None):
+        super().__init__([A, E], factorize)
+        self.n = int(A.shape[0])
+        self.A_matrix, self.E_matrix = self.matrices
+
+    def A(self, x: Array, *, transposed: bool = False) -> Array:
+        """Return A x, or A^T x."""
+        return times(self.A_matrix, x, transposed)
+
+    def E(self, x: Array, *, transposed: bool = False) -> Array:
+        """Return E x, or E^T x."""
+        return times(self.E_matrix, x, transposed)
+
+    def sizes(self, left: Array, right: Array) -> Array:
+        """Return, column by column, left^T |A| right for columns without signs."""
+        return np.sum(left * (abs(self.A_matrix) @ right), axis=0)
+
+    def shifted(self, shift: complex) -> Solver:
+        """Return the solver of A + shift E."""
+        return self.combined(1.0, as_real(shift) if not self.is_complex else shift)
+
+    def mass(self) -> Solver:
+        """Return the solver of E."""
+        return self.solver(self.E_matrix)
+
+
+def times(M: Any, x: Array, transposed: bool) -> Array:
+    """Return M x, or M^T x."""
+    return (M.T if transposed else M) @ x
+
+
+def as_real(shift: complex) -> complex:
+    """Return a shift without an imaginary part as a float, so that real matrices stay real."""
+    return float(shift.real) if shift.imag == 0 else shift
+
+
+class FactoredSolver:
+    """Linear systems with a factored sparse matrix; every answer is checked against the matrix.
+
+    Pivots from the diagonal save half of the fill, and can fail: where they do, the matrix is factored again
+    with full pivoting.
+    """
+
+    def __init__(self, M: Any, factors: SparseFactorization, again: Callable[[], SparseFactorization]):
+        self.matrix, self.factors, self._again = M, factors, again
+        self._size = float(np.abs(M.data).max(initial=0.0))
+
+    def __call__(self, b: Array, *, transposed: bool = False) -> Array:
+        """Return M^-1 b, or M^-T b."""
+        x, residual = self._solved(b, transposed)
+        if not residual <= ACCEPTED:
+            self.factors = self._again()
+            x, residual = self._solved(b, transposed)
+            if not residual <= ACCEPTED:
+                raise ConvergenceError(
+                    f"a sparse linear system was solved with relative residual {residual:.1e} only, where at "
+                    f"most {ACCEPTED:.0e} is accepted: the pencil is singular or too ill-conditioned; scale "
+                    "its states, or give another factorization (factorize=)"
+                )
+        return x
+
+    def _solved(self, b: Array, transposed: bool) -> tuple[Array, float]:
+        """Return the solution and the relative residual of its first column."""
+        trans = "T" if transposed else "N"
+        M = self.matrix.T if transposed else self.matrix
+        b = np.ascontiguousarray(b, dtype=np.result_type(b, self.matrix.dtype))
+        if b.size == 0:
+            return b, 0.0
+        with np.errstate(all="ignore"):  # what overflows has no small residual
+            x = np.asarray(self.factors.solve(b, trans))
+            relative = self._residual(M, x, b)
+            if REFINED < relative <= 1:
+                x = x + np.asarray(self.factors.solve(b - M @ x, trans))
+                relative = self._residual(M, x, b)
+        return x, relative if np.isfinite(relative) else np.inf
+
+    def _residual(self, M: Any, x: Array, b: Array) -> float:
+        x, b = x[:, 0], b[:, 0]
+        size = float(np.linalg.norm(b)) + self._size * float(np.linalg.norm(x))
+        return float(np.linalg.norm(b - M @ x)) / size if size > 0 else 0.0
+
+    def inertia(self, rounding: float) -> tuple[int, int] | None:
+        """Return the numbers of positive and negative eigenvalues of a Hermitian matrix.
+
+        Pivots below this share of the largest are rounding and count as neither.
+
+        By Sylvester's law from the pivots, if all of them were taken from the diagonal in order; None where
+        they were not.
+        """
+        factors: Any = self.factors
+        if not hasattr(factors, "perm_r") or not np.array_equal(factors.perm_r, factors.perm_c):
+            return None
+        pivots = factors.U.diagonal()
+        if np.any(np.abs(pivots.imag) > 1e3 * EPS * np.abs(pivots.real)):
+            return None
+        floor = rounding * float(np.abs(pivots).max(initial=0.0))
+        return int(np.count_nonzero(pivots.real > floor)), int(np.count_nonzero(pivots.real < -floor))
+
+
+def _superlu(M: Any, *, symmetric: bool = False, pivots: float = 1.0) -> Any:
+    import scipy.sparse.linalg as spl
+
+    try:
+        if symmetric:  # the rows and columns are in order already
+            return spl.splu(
+                M, permc_spec="NATURAL", diag_pivot_thresh=pivots, options={"SymmetricMode": True}
+            )
+        return spl.splu(M, permc_spec="COLAMD")
+    except RuntimeError as error:
+        if "singular" not in str(error).lower():
+            raise
+        raise ModelError(
+            "a shifted matrix A + s E is singular to working precision: A and E share a null space, or s is "
+            "a pole of the model"
+        ) from None
+
+
+class _CombinedOnOnePattern:
+    """Linear combinations of sparse matrices; their pattern is found once."""
+
+    def __init__(self, matrices: list[Any]):
+        import scipy.sparse as sp
+
+        pattern = _union(matrices)
+        pattern.sort_indices()
+        self._indices, self._indptr, self._shape = pattern.indices, pattern.indptr, pattern.shape
+        keys = _keys(pattern)
+        self._entries = []
+        for M in matrices:
+            entries = np.zeros(keys.size, dtype=M.dtype)
+            entries[np.searchsorted(keys, _keys(M))] = M.data
+            self._entries.append(entries)
+        self._make = sp.csc_array
+
+    def __call__(self, weights: tuple[complex, ...]) -> Any:
+        first, *others = (w * entries for w, entries in zip(weights, self._entries, strict=True))
+        return self._make((sum(others, first), self._indices, self._indptr), shape=self._shape)
+
+
+def _keys(M: Any) -> Array:
+    """Return one number for the place of each entry, rising where the indices are sorted."""
+    columns = np.repeat(np.arange(M.shape[1], dtype=np.int64), np.diff(M.indptr))
+    return columns * M.shape[0] + M.indices
+
+
+def _union(matrices: list[Any]) -> Any:
+    """Return a sparse matrix with an entry wherever one of the matrices has one."""
+    import scipy.sparse as sp
+
+    first, *others = (
+        sp.csc_array((np.ones(M.data.size), M.indices, M.indptr), shape=M.shape) for M in matrices
+    )
+    return sum(others, first).tocsc()
+
+
+def _fill_reducing_order(pattern: Any) -> Array:
+    """Return the order of states in which elimination from the diagonal makes few new entries."""
+    import scipy.sparse as sp
+    import scipy.sparse.linalg as spl
+
+    # Any matrix of the pattern will do, so a strongly diagonal one, which needs no pivots; an incomplete
+    # factorization that drops everything finds the same order for a fraction of the time.
+    dominant = (pattern + sp.diags_array(np.asarray(pattern.sum(axis=1)).ravel() + 1)).tocsc()
+    factors = spl.spilu(
+        dominant,
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0.0,
+        drop_tol=1.0,
+        fill_factor=1.0,
+        options={"SymmetricMode": True},
+    )
+    return np.argsort(factors.perm_c)

@@ -1,0 +1,309 @@
+"""Models of second order, ``M x'' + D x' + K x = B u, y = Cp x + Cv x' + Du u``, as of mechanics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+
+from .._util.arrays import Array
+from ..errors import ConvergenceError, ModelError
+from .linear_model import DENSE_LIMIT, LinearModel
+from .pencil import Factorize, Solver, SparseFamily, as_real, times
+from .sparse_model import SparseModel, checked_ports, is_sparse, square_sparse
+
+#: A sparse model of second order with more states than this goes to the low-rank solver by itself.
+SPARSE_STATES = 500
+#: A squared frequency below this share of the others found belongs to a rigid body mode.
+RIGID = 1e-10
+#: Asymmetry that counts as rounding, relative to the largest entry.
+SYMMETRIC = 1e-14
+
+
+class SecondOrderModel:
+    """A model given by mass, damping and stiffness.
+
+    ``M x'' + D x' + K x = B u`` and ``y = Cp x + Cv x' + Du u``, in continuous time. Everything that takes a
+    model takes it; the states of its first-order form are 2 N. It is never brought to companion form: dense
+    models are worked on in energy coordinates, sparse ones with one N x N factorization a shift.
+
+    Parameters
+    ----------
+    M, D, K : array_like or sparse, shape (N, N)
+        Mass (symmetric, positive definite), damping, stiffness. With a singular K, rigid body modes are
+        integrators and are kept.
+    B : array_like or sparse, shape (N, m)
+        Forces by input.
+    Cp : array_like or sparse, shape (p, N)
+        Outputs by position.
+    Cv : array_like or sparse, shape (p, N), optional
+        Outputs by velocity; default: none.
+    Du : array_like, shape (p, m)
+        Direct term.
+
+    Raises
+    ------
+    ModelError
+        Shapes that do not fit, NaN or Inf, M not symmetric or not positive definite.
+
+    Examples
+    --------
+    >>> import hankelred
+    >>> mass = hankelred.SecondOrderModel([[1.0]], [[0.2]], [[4.0]], [[1.0]], [[1.0]])
+    >>> mass.n_states
+    2
+    >>> hankelred.hankel_singular_values(mass).round(4)
+    array([1.3141, 1.1891])
+    """
+
+    def __init__(self, M: Any, D: Any, K: Any, B: Any, Cp: Any, Cv: Any = None, Du: Any = 0):
+        self.is_sparse = any(is_sparse(each) for each in (M, D, K))
+        M = square_sparse(M, "M")
+        N = M.shape[0]
+        matrices = [M, square_sparse(D, "D", N), square_sparse(K, "K", N)]
+        if abs(M - M.conj().T).max() > SYMMETRIC * abs(M).max():
+            raise ModelError(
+                "M must be symmetric; a mass matrix that is not can be brought to the right side"
+            )
+        if any(np.iscomplexobj(each.data) for each in matrices):
+            raise ModelError("M, D and K must be real; a complex model can be given as (A, B, C, D, E)")
+        self.M, self.D, self.K = matrices if self.is_sparse else (each.toarray() for each in matrices)
+        if not np.all(M.diagonal() > 0):
+            at = int(np.argmin(M.diagonal()))
+            raise ModelError(
+                f"M must be positive definite, and M[{at}, {at}] is {M.diagonal()[at]:.3g}; eliminate states "
+                "without mass first"
+            )
+        self.B, self.Cp, self.Du = checked_ports(B, Cp, Du, N, names=("B", "Cp", "Du"))
+        if Cv is None:
+            self.Cv = np.zeros_like(self.Cp)
+        else:
+            self.Cv = checked_ports(B, Cv, Du, N, names=("B", "Cv", "Du"))[1]
+        if any(np.iscomplexobj(each) for each in (self.B, self.Cp, self.Cv, self.Du)):
+            raise ModelError("B, Cp, Cv and Du must be real; a complex model can be given as (A, B, C, D, E)")
+
+    def projected(self, left: Array, right: Array, mass: Array | None = None) -> SecondOrderModel:
+        """Return the model for x = right z, its equation times left^T; `mass` is left^T M right, if known."""
+        M, D, K = (_symmetrized(left.T @ (each @ right)) for each in (self.M, self.D, self.K))
+        M = M if mass is None else mass
+        return SecondOrderModel(M, D, K, left.T @ self.B, self.Cp @ right, self.Cv @ right, self.Du)
+
+    def positions(self, first: Array) -> Array:
+        """Take the first half of the states of :meth:`dense` to positions x."""
+        stiffness = _cholesky(self._dense(self.K))
+        if stiffness is None:
+            return first
+        return sla.solve_triangular(stiffness, first, lower=True, trans="T", check_finite=False)
+
+    def velocities(self, second: Array) -> Array:
+        """Take the second half of the states of :meth:`dense` to velocities x'."""
+        mass = self._mass_factor()
+        return sla.solve_triangular(mass, second, lower=True, trans="T", check_finite=False)
+
+    @property
+    def n_states(self) -> int:
+        """Number of states of the first-order form, 2 N."""
+        return 2 * self.M.shape[0]
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return int(self.B.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.Cp.shape[0])
+
+    #: always in continuous time
+    dt = 0
+    is_discrete = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<SecondOrderModel of {self.M.shape[0]} degrees of freedom, {self.B.shape[1]} input(s), "
+            f"{self.Cp.shape[0]} output(s)>"
+        )
+
+    def __hankelred_model__(self) -> LinearModel:
+        """Return the dense first-order form in energy coordinates."""
+        if self.is_sparse and self.n_states > DENSE_LIMIT:
+            raise ModelError(
+                f"a sparse model of second order with {self.n_states} states is not made dense beyond "
+                f"{DENSE_LIMIT}: reduce it first"
+            )
+        return self.dense()
+
+    def __hankelred_sparse_model__(self, solver: str) -> SparseModel | None:
+        """Return the sparse form, if the low-rank solver is to work on it."""
+        if solver == "auto" and not (self.is_sparse and self.n_states > SPARSE_STATES):
+            return None
+        N = self.M.shape[0]
+        B = np.concatenate([np.zeros_like(self.B), self.B])
+        C = np.concatenate([self.Cp, self.Cv], axis=1)
+        falls_back = solver == "auto" and 2 * N <= DENSE_LIMIT
+        return SparseModel(self._pencil, B, C, self.Du, 0, self.dense, falls_back)
+
+    def _pencil(self, factorize: Factorize | None) -> SecondOrderPencil:
+        import scipy.sparse as sp
+
+        M, D, K = (sp.csc_array(each) for each in (self.M, self.D, self.K))
+        return SecondOrderPencil(M, D, K, factorize)
+
+    def dense(self) -> LinearModel:
+        """Return the first-order form in energy coordinates, of any size.
+
+        With M = Lm Lm^T and K = Lk Lk^T the states are Lk^T x and Lm^T x', whose squares are twice the
+        energies: nothing of the size of K stands beside ones. A K that is not positive definite keeps x
+        itself.
+        """
+        D, K = self._dense(self.D), self._dense(self.K)
+        mass, stiffness = self._mass_factor(), _cholesky(K)
+        N = D.shape[0]
+
+        def over_mass(X: Array) -> Array:
+            return sla.solve_triangular(mass, X, lower=True, check_finite=False)
+
+        damping = over_mass(over_mass(D).T).T  # Lm^-1 D Lm^-T
+        A = np.zeros((2 * N, 2 * N))
+        A[N:, N:] = -damping
+        if stiffness is not None:
+            coupling = over_mass(stiffness)  # Lm^-1 Lk
+            A[:N, N:], A[N:, :N] = coupling.T, -coupling
+            position = sla.solve_triangular(stiffness, self.Cp.T, lower=True, check_finite=False).T
+        else:
+            A[:N, N:], A[N:, :N] = over_mass(np.eye(N)).T, -over_mass(K)
+            position = self.Cp
+        B = np.concatenate([np.zeros_like(self.B), over_mass(self.B)])
+        C = np.concatenate([position, over_mass(self.Cv.T).T], axis=1)
+        return LinearModel(A, B, C, self.Du, 0)
+
+    @staticmethod
+    def _dense(M: Any) -> Array:
+        return np.asarray(M.toarray() if is_sparse(M) else M)
+
+    def _mass_factor(self) -> Array:
+        mass = _cholesky(self._dense(self.M))
+        if mass is None:
+            raise ModelError(
+                "M must be positive definite, and its Cholesky factorization fails; eliminate states without "
+                "mass first"
+            )
+        return mass
+
+
+def _symmetrized(M: Array) -> Array:
+    """Take the rounding out of a matrix that is symmetric up to it."""
+    even = (M + M.T) / 2
+    return even if np.abs(M - even).max(initial=0.0) <= 1e-10 * np.abs(M).max(initial=0.0) else M
+
+
+def _cholesky(M: Array) -> Array | None:
+    """Return the lower Cholesky factor of a symmetric matrix; None where it is not positive definite."""
+    if np.abs(M - M.T).max(initial=0.0) > SYMMETRIC * np.abs(M).max(initial=0.0):
+        return None
+    try:
+        return np.asarray(sla.cholesky(M, lower=True, check_finite=False))
+    except np.linalg.LinAlgError:
+        return None
+
+
+class SecondOrderPencil:
+    """A = [0 I; -K -D] and E = [I 0; 0 M], of which only K - s D + s^2 M is ever factored."""
+
+    is_complex = False
+
+    def __init__(self, M: Any, D: Any, K: Any, factorize: Factorize | None = None):
+        self.family = SparseFamily([M, D, K], factorize)
+        self.M, self.D, self.K = self.family.matrices
+        self.N = int(M.shape[0])
+        self.n = 2 * self.N
+
+    @property
+    def factorizations(self) -> int:
+        """Factorizations made so far."""
+        return self.family.factorizations
+
+    def _halves(self, x: Array) -> tuple[Array, Array]:
+        return x[: self.N], x[self.N :]
+
+    def A(self, x: Array, *, transposed: bool = False) -> Array:
+        """Return A x, or A^T x."""
+        p, v = self._halves(x)
+        if transposed:
+            return np.concatenate([-times(self.K, v, True), p - times(self.D, v, True)])
+        return np.concatenate([v, -times(self.K, p, False) - times(self.D, v, False)])
+
+    def E(self, x: Array, *, transposed: bool = False) -> Array:
+        """Return E x, or E^T x."""
+        p, v = self._halves(x)
+        return np.concatenate([p, times(self.M, v, transposed)])
+
+    def into(self, x: Array) -> Array:
+        """Take states of the model to the order this pencil works in."""
+        return np.concatenate([self.family.into(half) for half in self._halves(x)])
+
+    def back(self, x: Array) -> Array:
+        """Take states in the order of this pencil to those of the model."""
+        return np.concatenate([self.family.back(half) for half in self._halves(x)])
+
+    def sizes(self, left: Array, right: Array) -> Array:
+        """Return, column by column, left^T |A| right for columns without signs."""
+        (lp, lv), (rp, rv) = self._halves(left), self._halves(right)
+        return np.sum(lp * rv + lv * (abs(self.K) @ rp + abs(self.D) @ rv), axis=0)
+
+    def shifted(self, shift: complex) -> Solver:
+        """Return the solver of A + shift E."""
+        s = as_real(shift)
+        solve = self.family.combined(s * s, -s, 1.0)
+
+        def solved(b: Array, *, transposed: bool = False) -> Array:
+            first, second = self._halves(b)
+            if transposed:
+                v = solve(s * second - first, transposed=True)
+                return np.concatenate([second + times(self.D, v, True) - s * times(self.M, v, True), v])
+            p = solve(s * times(self.M, first, False) - times(self.D, first, False) - second)
+            return np.concatenate([p, first - s * p])
+
+        return solved
+
+    def mass(self) -> Solver:
+        """Return the solver of E."""
+        solve = self.family.combined(1.0, 0.0, 0.0)
+
+        def solved(b: Array, *, transposed: bool = False) -> Array:
+            first, second = self._halves(b)
+            return np.concatenate([first, solve(second, transposed=transposed)])
+
+        return solved
+
+    def slow_poles(self, count: int, B: Array, C: Array, around: float) -> tuple[Array, Array] | None:
+        """Return poles of the modes of lowest frequency, as if damping left the modes apart; None without.
+
+        The modes are those of K and M, those whose frequency is nearest i `around`. Only the upper half
+        plane. Beside them: how much each adds to the largest gain from B to C.
+        """
+        import scipy.sparse.linalg as spl
+
+        count = min(count, self.N - 2)
+        if count < 1 or any(abs(X - X.T).max() > SYMMETRIC * abs(X).max() for X in (self.M, self.K)):
+            return None
+        try:
+            solve = self.family.combined(around**2, 0.0, 1.0)
+            inverse = spl.LinearOperator((self.N, self.N), matvec=lambda b: solve(b.reshape(-1, 1))[:, 0])
+            squares, modes = spl.eigsh(
+                self.K, k=count, M=self.M, sigma=-(around**2), OPinv=inverse, v0=np.ones(self.N), tol=1e-8
+            )
+        except (ModelError, ConvergenceError, RuntimeError):  # of ARPACK
+            return None
+        damping = np.sum(modes * (self.D @ modes), axis=0) / 2
+        # of an overdamped mode the slow one of its two poles
+        root = np.sqrt((damping**2 - squares).astype(complex))
+        poles = -damping + root
+        seen = np.linalg.norm(C[:, : self.N] @ modes + poles * (C[:, self.N :] @ modes), axis=0)
+        fed = np.linalg.norm(modes.T @ B[self.N :], axis=1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gains = seen * fed / np.abs(2 * root * poles.real)
+        stable = (poles.real < 0) & (squares > RIGID * np.abs(squares).max())
+        return poles[stable], np.nan_to_num(gains[stable], nan=0.0, posinf=np.finfo(float).max)

@@ -1,0 +1,255 @@
+"""Large sparse models, which are never made dense: ``E x' = A x + B u, y = C x + D u``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .._util.arrays import Array
+from ..errors import ConvergenceError, ModelError, short_repr
+from .linear_model import (
+    DENSE_LIMIT,
+    LARGEST_ENTRY,
+    LinearModel,
+    Timebase,
+    as_model,
+    checked_sparse,
+    is_discrete,
+    numeric_matrix,
+    validated_timebase,
+)
+from .pencil import Factorize, Pencil, SparsePencil
+
+Result = TypeVar("Result")
+
+SINGULAR_E = (
+    "E is singular to working precision ({}): sparse descriptor models with algebraic states are not taken "
+    "yet, eliminate these states first"
+)
+
+SOLVERS = ("auto", "dense", "low_rank")
+
+
+@dataclass(frozen=True, eq=False)
+class SparseModel:
+    """A model given by a pencil, B, C and D, and the way back to the type the user came with.
+
+    ``E x[k+1] = A x[k] + B u[k]`` in discrete time.
+    """
+
+    #: makes the pencil of A and E, or of their bilinear transform, with a sparse factorization
+    make_pencil: Callable[[Factorize | None], Pencil] = field(repr=False)
+    B: Array
+    C: Array
+    D: Array
+    dt: Timebase
+    #: the same model in dense matrices, however large
+    dense: Callable[[], LinearModel] = field(repr=False)
+    #: whether the dense way takes over where the Gramians have no low rank
+    falls_back: bool = False
+
+    @property
+    def n_states(self) -> int:
+        """Number of states."""
+        return int(self.B.shape[0])
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return int(self.B.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.C.shape[0])
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the model is in discrete time."""
+        return is_discrete(self.dt)
+
+    def __hankelred_model__(self) -> LinearModel:
+        """Refuse to make the matrices dense where nobody has asked for it."""
+        raise ModelError(
+            f"the model has {self.n_states} states, and this works densely up to n = {DENSE_LIMIT}; "
+            "hankel_singular_values, reduce, norm and gramian(factor=True) take larger ones"
+        )
+
+
+def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel | None:
+    """Return the model in sparse form if the low-rank solver is to work on it, and None otherwise.
+
+    With ``solver="auto"`` those are sparse tuples of more than :data:`DENSE_LIMIT` states, and models that
+    choose it themselves.
+
+    Raises
+    ------
+    ModelError
+        An unknown solver; matrices that do not make a model.
+    """
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise ModelError(f"solver must be one of {', '.join(SOLVERS)}, got {short_repr(solver)}")
+    if solver == "dense":
+        return None
+    if isinstance(sys, SparseModel):
+        return sys
+    own = getattr(sys, "__hankelred_sparse_model__", None)
+    if own is not None:
+        model: SparseModel | None = own(solver)
+        return model
+    if is_sparse_tuple(sys):
+        n = max(getattr(sys[0], "shape", (0,)))
+        return _from_tuple(sys, dt) if solver == "low_rank" or n > DENSE_LIMIT else None
+    return _from_dense(as_model(sys, dt)) if solver == "low_rank" else None
+
+
+def large_or_none(
+    sys: Any, dt: Timebase, solver: str, compute: Callable[[SparseModel], Result]
+) -> Result | None:
+    """Compute from the sparse form of a large model; None where the dense way is to be taken.
+
+    That is also where the low-rank solver did not converge on a model that the dense way can take over.
+    """
+    large = large_model(sys, dt, solver)
+    if large is None:
+        return None
+    try:
+        return compute(large)
+    except ConvergenceError:
+        if not large.falls_back:
+            raise
+        return None
+
+
+def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel:
+    """Return the model in dense form; with ``solver="dense"`` sparse matrices of any size are made dense."""
+    if isinstance(sys, SparseModel):
+        return sys.dense()
+    if solver == "dense" and is_sparse_tuple(sys):
+        sys = tuple(checked_sparse(M, name).toarray() if is_sparse(M) else M for name, M in named(sys))
+    return as_model(sys, dt)
+
+
+def is_sparse_tuple(sys: Any) -> bool:
+    """Tell whether a model is a tuple of matrices with a sparse A or E."""
+    return isinstance(sys, tuple | list) and len(sys) in (4, 5) and (is_sparse(sys[0]) or is_sparse(sys[-1]))
+
+
+def named(sys: Any) -> list[tuple[str, Any]]:
+    """Return the matrices of a tuple with their names."""
+    return list(zip("ABCDE", sys, strict=False))
+
+
+def is_sparse(M: Any) -> bool:
+    """Tell whether a matrix is one of scipy.sparse."""
+    return hasattr(M, "toarray")
+
+
+def _from_tuple(sys: Any, dt: Timebase) -> SparseModel:
+    matrices = dict(named(sys))
+    A = square_sparse(matrices["A"], "A")
+    n = A.shape[0]
+    E = None if matrices.get("E") is None else square_sparse(matrices["E"], "E", n)
+    if E is not None:
+        _refuse_empty_rows(E)
+    B, C, D = checked_ports(matrices["B"], matrices["C"], matrices["D"], n)
+    dt = validated_timebase(dt)
+    return SparseModel(
+        _PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, partial(dense_model, sys, dt, "dense")
+    )
+
+
+def _refuse_empty_rows(E: Any) -> None:
+    size = abs(E)
+    for axis, what in ((1, "row"), (0, "column")):
+        sums = np.asarray(size.sum(axis=axis)).ravel()
+        if np.any(sums == 0):
+            raise ModelError(SINGULAR_E.format(f"{what} {int(np.argmin(sums))} of it is zero"))
+
+
+def _from_dense(model: LinearModel) -> SparseModel:
+    import scipy.sparse as sp
+
+    A = sp.csc_array(model.A)
+    pencil = _PencilOfMatrices(A, None, discrete=model.is_discrete)
+    return SparseModel(pencil, model.B, model.C, model.D, model.dt, partial(dense_model, model))
+
+
+@dataclass(frozen=True)
+class _PencilOfMatrices:
+    """Makes the pencil whose continuous Gramians are those of the model."""
+
+    A: Any
+    E: Any
+    discrete: bool
+
+    def __call__(self, factorize: Factorize | None) -> SparsePencil:
+        import scipy.sparse as sp
+
+        E = sp.eye_array(self.A.shape[0], format="csc") if self.E is None else self.E
+        if self.discrete:
+            # A X A^T - E X E^T = -B B^T is (A - E) X (A + E)^T + (A + E) X (A - E)^T = -2 B B^T
+            return SparsePencil(self.A - E, self.A + E, factorize)
+        return SparsePencil(self.A, E, factorize)
+
+
+def square_sparse(M: Any, name: str, n: int | None = None) -> Any:
+    """Return a matrix as a checked sparse one (CSC) with n rows and columns."""
+    import scipy.sparse as sp
+
+    M = sp.csc_array(checked_sparse(M, name)) if is_sparse(M) else sp.csc_array(numeric_matrix(M, name))
+    if M.dtype.kind not in "biufc":
+        raise ModelError(f"{name} is not a numeric matrix: its entries are of type {M.dtype}")
+    M = M.astype(complex if np.iscomplexobj(M.data) and np.any(M.data.imag) else float, copy=True)
+    M.sum_duplicates()
+    M.sort_indices()
+    if M.shape[0] != M.shape[1]:
+        raise ModelError(f"{name} must be square, got shape {M.shape}")
+    if n is not None and M.shape[0] != n:
+        raise ModelError(f"{name} must have shape {(n, n)}, got {M.shape}")
+    if not np.all(np.isfinite(M.data)):
+        at = int(np.flatnonzero(~np.isfinite(M.data))[0])
+        column = int(np.searchsorted(M.indptr, at, side="right")) - 1
+        raise ModelError(f"{name}[{M.indices[at]}, {column}] is {M.data[at]}; every entry must be finite")
+    check_range(M.data, name)
+    return M
+
+
+def check_range(entries: Array, name: str) -> None:
+    """Refuse entries whose squares would leave the range of double precision."""
+    size = float(np.abs(entries).max(initial=0.0))
+    if size > LARGEST_ENTRY:
+        raise ModelError(
+            f"the largest entry of {name} is {size:.1e}, and at most {LARGEST_ENTRY:.0e} can be worked with: "
+            "choose other units"
+        )
+
+
+def checked_ports(
+    B: Any, C: Any, D: Any, n: int, names: tuple[str, str, str] = ("B", "C", "D")
+) -> tuple[Array, Array, Array]:
+    """Return B, C and D as dense matrices that fit n states."""
+    in_name, out_name, direct_name = names
+    B = numeric_matrix(_dense(B, in_name), in_name, column=True)
+    C = numeric_matrix(_dense(C, out_name), out_name)
+    if B.shape[0] != n:
+        raise ModelError(f"{in_name} must have {n} rows, got shape {B.shape}")
+    if C.shape[1] != n:
+        raise ModelError(f"{out_name} must have {n} columns, got shape {C.shape}")
+    shape = (C.shape[0], B.shape[1])
+    D = np.zeros(shape) if D is None else numeric_matrix(_dense(D, direct_name), direct_name)
+    if D.size == 1 and D.flat[0] == 0:
+        D = np.zeros(shape)  # the field's habit of writing D = 0 for any size
+    if D.shape != shape:
+        raise ModelError(f"{direct_name} must have shape {shape} (outputs, inputs), got {D.shape}")
+    for M, name in ((B, in_name), (C, out_name), (D, direct_name)):
+        check_range(M, name)
+    return B, C, D
+
+
+def _dense(M: Any, name: str) -> Any:
+    return checked_sparse(M, name).toarray() if is_sparse(M) else M

@@ -1,0 +1,175 @@
+"""The model between a large sparse one and its reduction: all balanced states that its factors resolve.
+
+It has a hundred states or so, and everything dense is done with it. How far it is from the large model is
+known by the residuals of both: with r_B(s) = B - (s E - A) R x(s) and its dual r_C(s), the difference is
+exactly r_C (s E - A)^-1 r_B, and small where both are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg as sla
+
+from .._util.arrays import Array, Quadruple
+from ..errors import ConvergenceError
+from ..gramians.low_rank import Balanced, LowRankFactors, low_rank_factors, sampled_error
+from ..gramians.residual_bounds import ResidualBound
+from ..gramians.stability import STABILITY_TOL, is_stable_pole
+from ..models.linear_model import LinearModel
+from ..models.scaling import in_range
+from ..models.sparse_model import SparseModel
+from .balancing import values_of_large
+
+#: Singular values below this share of the largest are not taken into the middle model.
+RESOLVED = 1e-13
+
+
+@dataclass(frozen=True, eq=False)
+class Middle:
+    """The balanced states of the stable part of a large model, and the model they make with the unstable one.
+
+    The unstable states come first in ``model``; ``states`` are in the units of the problem.
+    """
+
+    large: SparseModel
+    factors: LowRankFactors
+    states: Balanced
+    model: LinearModel
+
+    @property
+    def n_unstable(self) -> int:
+        """Number of states of unstable and marginal poles."""
+        return self.factors.n_unstable
+
+    @property
+    def values(self) -> Array:
+        """Hankel singular values, in the units of the model, inf first for unstable and marginal poles."""
+        return values_of_large(self.factors)
+
+    @property
+    def accuracy(self) -> float:
+        """Absolute accuracy of the singular values."""
+        return float(self._in_units(np.array([self.factors.certificate]), "accuracy")[0])
+
+    def _in_units(self, values: Array, what: str) -> Array:
+        problem = self.factors.problem
+        return in_range(values, problem.input_exponent + problem.output_exponent, what)
+
+    def h2(self) -> float:
+        """Return the H2 norm without the direct term.
+
+        The Gramian of what the iteration left over on one side is seen through the factor of the other.
+        """
+        factors = self.factors
+        through = factors.problem.ports[1] @ factors.controllability
+        rest = factors.observability.conj().T @ factors.left_over[0]
+        found = math.hypot(float(np.linalg.norm(through)), float(np.linalg.norm(rest)))
+        return float(self._in_units(np.array([found]), "H2 norm")[0])
+
+    def bases(self) -> tuple[Array, Array]:
+        """Return left and right, (n, states), in the states of the large model, with left^T right = 1.
+
+        ``left.T @ E^-1 A @ right`` is the A of the middle model.
+        """
+        problem, unstable = self.factors.problem, self.factors.unstable
+        half = 2.0 ** ((problem.input_exponent - problem.output_exponent) // 2)
+        left = np.concatenate([unstable.left, self.states.left / half], axis=1)
+        right = np.concatenate([unstable.right, self.states.right * half], axis=1)
+        back = problem.pencil.back
+        return back(problem.E(left, adjoint=True).conj()), back(right)
+
+
+def middle_model(
+    large: SparseModel,
+    accuracy: float | None = None,
+    factorize: Any = None,
+    stability_tol: float = STABILITY_TOL,
+) -> Middle:
+    """Factor the Gramians of a large model and project it onto all states that these resolve.
+
+    Raises
+    ------
+    ConvergenceError
+        The factors did not converge, or their leading states make an unstable model.
+    """
+    factors = low_rank_factors(large, accuracy, factorize, stability_tol)
+    values = factors.values
+    r = int(np.count_nonzero(values > RESOLVED * values.max(initial=0.0)))
+    states = factors.balanced(r)
+    while r and not _is_stable(states, large):
+        # the last states are those that the iteration knows least
+        r = int(np.count_nonzero(values > 10 * values[r - 1]))
+        states = factors.balanced(r)
+    if r == 0 and values.size:
+        raise ConvergenceError(
+            "the leading states of the low-rank factors make an unstable model: ask for more (accuracy=), or "
+            "use solver='dense'"
+        )
+    return Middle(large, factors, states, _model_of(large, factors, states))
+
+
+def _is_stable(states: Balanced, large: SparseModel) -> bool:
+    poles = np.linalg.eigvals(states.A)
+    return bool(np.all(is_stable_pole(poles, 0.0, discrete=large.is_discrete, tol=0.0)))
+
+
+def _model_of(large: SparseModel, factors: LowRankFactors, states: Balanced) -> LinearModel:
+    """Return the unstable part beside the balanced states, in the units of the model."""
+    pencil, unstable = factors.problem.pencil, factors.unstable
+    half = 2.0 ** ((factors.problem.input_exponent + factors.problem.output_exponent) // 2)
+    k = unstable.A.shape[0]
+    A = sla.block_diag(_dynamics(large, unstable.A), states.A) if k else states.A
+    B = np.concatenate([unstable.left.conj().T @ pencil.into(large.B), states.B * half])
+    C = np.concatenate([pencil.into(large.C.T).T @ unstable.right, states.C * half], axis=1)
+    return LinearModel(A, B, C, large.D, large.dt)
+
+
+def _dynamics(large: SparseModel, A: Array) -> Array:
+    """Return the A of the model from that of the pencil that was worked with."""
+    eye = np.eye(A.shape[0])
+    return np.linalg.solve(eye - A, eye + A) if large.is_discrete else A
+
+
+def residual_systems(middle: Middle, bound: ResidualBound) -> tuple[Quadruple, Quadruple]:
+    """Return two systems, the product of whose gains bounds that of the large model minus the middle one.
+
+    In the units of the problem.
+    """
+    problem, states = middle.factors.problem, middle.states
+    B, C = problem.ports
+    ER, LE = problem.E(states.right), problem.E(states.left, adjoint=True)
+    LA = problem.A(states.left, adjoint=True)
+    missed = np.concatenate([B - ER @ states.B, problem.A(states.right) - ER @ states.A], axis=1)
+    unseen = np.concatenate([C.conj().T - LE @ states.C.conj().T, LA - LE @ states.A.conj().T], axis=1)
+    m, p = B.shape[1], C.shape[0]
+    first = _root(bound.gram(missed, transposed=False))
+    other = _root(bound.gram(unseen.conj(), transposed=True).conj()).conj().T
+    return (
+        (states.A, states.B, first[:, m:], first[:, :m]),
+        (states.A, other[p:], states.C, other[:p]),
+    )
+
+
+def _root(gram: Array) -> Array:
+    """Return R with R^H R the positive semidefinite matrix."""
+    values, vectors = sla.eigh((gram + gram.conj().T) / 2, check_finite=False)
+    return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T
+
+
+def sampled_distance(middle: Middle) -> float:
+    """Estimate the largest gain of the large model minus the middle one, in the units of the model."""
+    poles = np.linalg.eigvals(middle.states.A)
+    if poles.size == 0:
+        return 0.0
+    if middle.large.is_discrete:
+        poles = (poles - 1) / (poles + 1)  # of the pencil that is worked with
+    sizes = np.abs(poles)
+    frequencies = np.concatenate([[0.0], np.geomspace(sizes.min() / 2, 2 * sizes.max(), 5)])
+    seen = sampled_error(middle.factors, frequencies)
+    return (
+        2 * (seen + middle.factors.certificate) * middle.factors.problem.gain if math.isfinite(seen) else seen
+    )

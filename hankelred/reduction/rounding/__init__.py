@@ -1,0 +1,1 @@
+"""Effects of rounding on reduced models and their error bounds."""

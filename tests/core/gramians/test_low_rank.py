@@ -1,0 +1,302 @@
+"""The low-rank solver for large sparse models: values, certificates, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.linalg as sla
+import scipy.sparse as sp
+from helpers.sparse_models import beam, chain, heat, modal_values, rail
+
+import hankelred
+from hankelred import ConvergenceError, ModelError, OrderError, hankel_singular_values
+from hankelred.gramians.low_rank import low_rank_factors
+from hankelred.models.sparse_model import large_model
+
+
+def factored(system, accuracy=None, **options):
+    dt = options.pop("dt", 0)
+    return low_rank_factors(large_model(system, dt, "low_rank"), accuracy, **options)
+
+
+def checked(system, truth, accuracy=None, **options):
+    """Factor, compare with the true values, and return values, factors, and the certificate over sigma_1."""
+    factors = factored(system, accuracy, **options)
+    values, certificate = factors.values * factors.problem.gain, factors.certificate * factors.problem.gain
+    known = np.zeros(truth.size)
+    known[: values.size] = values[: truth.size]
+    error = np.abs(known - truth).max()
+    assert error <= certificate
+    assert certificate <= (accuracy or 1e-4) * truth[0]
+    return values, factors, certificate / truth[0]
+
+
+def right_to(share, values, truth):
+    """Return how many of the leading values are right to a share of them."""
+    k = min(values.size, truth.size)
+    wrong = np.abs(values[:k] - truth[:k]) > share * truth[:k]
+    return int(np.argmax(np.append(wrong, True)))
+
+
+def dense(A, B, C, E=None, dt=0):
+    system = (A.toarray(), B, C, 0) if E is None else (A.toarray(), B, C, 0, E.toarray())
+    return hankel_singular_values(system, dt=dt)
+
+
+def symmetric_values(A, B, C, E=None):
+    """Singular values of a symmetric pencil from its eigenvectors, in closed form."""
+    poles, modes = sla.eigh(A.toarray(), None if E is None else E.toarray())
+    return hankel_singular_values(hankelred.ModalSystem(poles, modes.T @ B, C @ modes, dt=0))
+
+
+def test_symmetric_pencil_is_certified_rigorously():
+    A, B, C = heat(24)
+    truth = symmetric_values(A, B, C)
+    values, factors, _ = checked((A, B, C, 0), truth)
+    assert factors.kind == "rigorous"
+    assert right_to(1e-2, values, truth) >= 25
+    # four more proved digits at a price
+    values, precise, share = checked((A, B, C, 0), truth, 1e-8)
+    assert precise.kind == "rigorous" and share <= 1e-8
+    assert precise.factorizations <= 1.6 * factors.factorizations
+
+
+def test_mass_matrix():
+    A, B, C = heat(15)
+    n = A.shape[0]
+    E = sp.csc_array(
+        sp.diags([np.full(n - 1, 1 / 6), np.linspace(0.5, 2, n), np.full(n - 1, 1 / 6)], [-1, 0, 1])
+    )
+    truth = symmetric_values(A, B, C, E)
+    _, factors, _ = checked((A, B, C, 0, E), truth)
+    assert factors.kind == "rigorous"
+
+
+def test_mass_matrix_of_linear_elements_is_proved_definite():
+    # its rows are dominant nowhere strictly, so that only the inertia proves it
+    n = 300
+    E = sp.csc_array(sp.diags([np.ones(n - 1), np.r_[1, 2 * np.ones(n - 2), 1], np.ones(n - 1)], [-1, 0, 1]))
+    A = sp.csc_array(sp.diags([np.ones(n - 1), -2.01 * np.ones(n), np.ones(n - 1)], [-1, 0, 1]))
+    B, C = np.eye(n)[:, [0, 40]], np.eye(n)[[200]]
+    # singular: the alternating vector is in its null space
+    with pytest.raises((ModelError, ConvergenceError)):
+        factored((A, B, C, 0, E))
+    E = E + sp.csc_array(sp.diags([np.full(n, 0.5)], [0]))
+    _, factors, _ = checked((A, B, C, 0, E), symmetric_values(A, B, C, E))
+    assert factors.kind == "rigorous"
+
+
+def test_dissipative_pencil_is_certified_rigorously():
+    A, B, C = heat(20, convection=20.0)
+    truth = dense(A, B, C)
+    _, factors, _ = checked((A, B, C, 0), truth)
+    assert factors.kind == "rigorous"
+    checked((A, B, C, 0), truth, 1e-8)
+
+
+def test_estimate_where_nothing_is_proved():
+    # E is not symmetric, so that there is no norm in which the decay could be proved
+    A, B, C = heat(18, convection=5.0)
+    n = A.shape[0]
+    E = sp.csc_array(sp.diags([np.ones(n), np.full(n - 1, 0.2)], [0, 1]))
+    _, factors, _ = checked((A, B, C, 0, E), dense(A, B, C, E))
+    assert factors.kind == "estimate"
+
+
+def test_complex_model():
+    A, B, C = heat(14, convection=10.0)
+    A = A + 1j * sp.csc_array(sp.diags([np.linspace(-300, 300, A.shape[0])], [0]))
+    B, C = B * (1 + 0.5j), C * (1 - 2j)
+    values, factors, _ = checked((A, B, C, 0), dense(A, B, C))
+    assert np.iscomplexobj(factors.controllability) and values.size > 10
+
+
+def test_discrete_model_keeps_its_sparsity():
+    A, B, C = heat(14)
+    step = sp.csc_array(sp.identity(A.shape[0]) + 1e-3 * A)
+    truth = dense(step, B, C, dt=True)
+    _, factors, _ = checked((step, B, C, 0), truth, dt=True)
+    assert factors.kind == "rigorous"
+    # an implicit step, and a matrix that is not symmetric
+    A, B, C = heat(14, convection=15.0)
+    E = sp.csc_array(sp.identity(A.shape[0]) - 2e-3 * A)
+    step = sp.csc_array(sp.identity(A.shape[0]) + 2e-3 * A)
+    checked((step, B, C, 0, E), dense(step, B, C, E, dt=0.1), dt=0.1)
+
+
+def test_gains_of_any_size():
+    A, B, C = heat(12)
+    truth = symmetric_values(A, B, C)
+    for size in (1e-60, 1e60):
+        values = hankel_singular_values((A, size * B, C / size * 3, 0), solver="low_rank")
+        np.testing.assert_allclose(values[:8], 3 * truth[:8], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [[[0.0]], [[0.0, 1.0], [0.0, 0.0]], [[3.0]], [[0.5, 7.0], [-7.0, 0.5]], [[0.0, 7.0], [-7.0, 0.0]]],
+    ids=["integrator", "two in a chain", "unstable", "unstable pair", "undamped pair"],
+)
+def test_unstable_poles_near_the_origin_are_taken_out(block):
+    A, B, C = heat(16, convection=10.0)
+    n, k = A.shape[0], len(block)
+    rng = np.random.default_rng(k)
+    into = np.zeros((n, k))
+    into[rng.integers(0, n, 5)] = rng.standard_normal((5, k))
+    whole = sp.csc_array(
+        sp.block_array([[A, sp.csc_array(10 * into)], [None, sp.csc_array(np.array(block))]])
+    )
+    B_all, C_all = np.vstack([B, rng.standard_normal((k, 2))]), np.hstack([C, rng.standard_normal((2, k))])
+    # the stable part by a Sylvester equation
+    X = sla.solve_sylvester(A.toarray(), -np.array(block), -10 * into)
+    truth = dense(A, B - X @ B_all[n:], C)
+    values = hankel_singular_values((whole, B_all, C_all, 0), solver="low_rank")
+    assert np.all(np.isinf(values[:k])) and np.isfinite(values[k])
+    np.testing.assert_allclose(values[k : k + 8], truth[:8], rtol=1e-5)
+    reduction = hankelred.reduce((whole, B_all, C_all, 0), k + 10, solver="low_rank")
+    assert reduction.unstable_order == k
+    # the response, kept part included, off the poles
+    for s in (0.3 + 2j, 40j):
+        full = C_all @ np.linalg.solve(s * np.eye(n + k) - whole.toarray(), B_all.astype(complex))
+        A_r, B_r, C_r, _ = reduction.system
+        small = C_r @ np.linalg.solve(s * np.eye(k + 10) - A_r, B_r)
+        assert np.abs(full - small).max() <= reduction.error_bound + 1e-8 * np.abs(full).max()
+
+
+def test_unstable_model_far_from_the_origin_is_refused():
+    A, B, C = heat(16, convection=10.0)
+    shifted = A + 600 * sp.csc_array(sp.identity(A.shape[0]))
+    with pytest.raises(ConvergenceError, match="unstable"):
+        hankel_singular_values((shifted, B, C, 0), solver="low_rank")
+    with pytest.raises(ConvergenceError, match="unstable"):
+        hankel_singular_values((-A, B, C, 0), solver="low_rank")
+
+
+def test_model_without_input_or_output():
+    A, B, C = heat(10)
+    assert hankel_singular_values((A, 0 * B, C, 0), solver="low_rank").size == 0
+    assert hankelred.reduce((A, B, 0 * C, [[1, 2], [3, 4]]), solver="low_rank").order == 0
+    assert hankelred.norm((A, 0 * B, C, 0), "hinf", solver="low_rank") == 0
+
+
+def test_another_factorization():
+    A, B, C = heat(12, convection=10.0)
+    made = []
+
+    class Dense:
+        def __init__(self, M):
+            self.M = M.toarray()
+
+        def solve(self, b, trans):
+            return np.linalg.solve(self.M.T if trans == "T" else self.M, b)
+
+    def factorize(M):
+        made.append(M.shape)
+        return Dense(M)
+
+    values = hankel_singular_values((A, B, C, 0), solver="low_rank", factorize=factorize)
+    assert len(made) > 10
+    np.testing.assert_allclose(values[:10], dense(A, B, C)[:10], rtol=1e-6)
+    with pytest.raises(ModelError, match="factorize"):
+        hankel_singular_values((A, B, C, 0), solver="low_rank", factorize=3)
+
+
+def test_a_wrong_factorization_is_noticed():
+    A, B, C = heat(8, convection=10.0)
+
+    class Wrong:
+        def __init__(self, M):
+            self.M = M.toarray()
+
+        def solve(self, b, trans):
+            return np.linalg.solve(self.M, b)  # whatever trans says
+
+    with pytest.raises(ConvergenceError, match="factorization"):
+        hankel_singular_values((A, B, C, 0), solver="low_rank", factorize=Wrong)
+
+
+def test_pivots_from_the_diagonal_are_checked():
+    # a zero diagonal: elimination without exchanges cannot solve these
+    n = 60
+    A = sp.csc_array(sp.kron(sp.diags([np.linspace(1, 9, n // 2)], [0]), np.array([[0, 1.0], [-1.0, -3.0]])))
+    rng = np.random.default_rng(0)
+    B, C = rng.standard_normal((n, 1)), rng.standard_normal((1, n))
+    values = hankel_singular_values((A, B, C, 0), solver="low_rank")
+    np.testing.assert_allclose(values[:20], dense(A, B, C)[:20], rtol=1e-4)
+
+
+@pytest.mark.parametrize("stiffness_damping", [1e-3, 1e-5])
+def test_lightly_damped_chain_is_right_or_refused(stiffness_damping):
+    # pyMOR 2026.1 answers with a line in its log: its sigma_5 is 42 % off
+    parts = chain(300, 0.0, stiffness_damping)
+    system = hankelred.SecondOrderModel(*parts)
+    truth = modal_values(*parts)
+    values, factors, _ = checked(system, truth)
+    assert factors.kind == "estimate" and right_to(1e-2, values, truth) >= 50
+
+
+def test_gramians_without_low_rank_are_refused_or_go_the_dense_way():
+    # all 600 modes matter alike
+    parts = chain(400, 1e-3, 1e-4)
+    system = hankelred.SecondOrderModel(*parts)
+    with pytest.raises(ConvergenceError, match=r"factorizations and \d+ \+ \d+ columns .* residual"):
+        hankel_singular_values(system, solver="low_rank", accuracy=1e-6)
+
+
+def test_beam_without_the_companion_form():
+    parts = beam(100)
+    values, _, _ = checked(hankelred.SecondOrderModel(*parts), modal_values(*parts))
+    assert right_to(1e-4, values, modal_values(*parts)) >= 45
+
+
+def test_ill_conditioned_beam_is_not_answered_in_silence():
+    """Of 1500 elements the condition of K eats the digits: sigma_1 is wrong, and no residual shows it."""
+    system = hankelred.SecondOrderModel(*beam(1500))
+    with pytest.raises(ConvergenceError):
+        hankel_singular_values(system, solver="low_rank")
+
+
+def test_rail():
+    A, B, C, E = rail()
+    truth = symmetric_values(A, B, C, E)
+    values, factors, _ = checked((A, B, C, 0, E), truth)
+    assert factors.kind == "rigorous"
+    assert right_to(1e-2, values, truth) >= 150
+    _, precise, share = checked((A, B, C, 0, E), truth, 1e-8)
+    assert share <= 1e-8 and precise.factorizations <= 1.6 * factors.factorizations
+
+
+def test_bad_matrices_are_refused():
+    A, B, C = heat(6)
+    n = A.shape[0]
+    bad = A.copy()
+    bad.data = bad.data.copy()
+    bad.data[7] = np.nan
+    row, column = bad.indices[7], np.searchsorted(bad.indptr, 7, side="right") - 1
+
+    def refused(system, says):
+        for function in (hankel_singular_values, hankelred.reduce, hankelred.norm):
+            with pytest.raises(ModelError, match=says):
+                function(system, solver="low_rank")
+
+    refused((bad, B, C, 0), rf"A\[{row}, {column}\] is nan")
+    refused((A[:, :-1], B, C, 0), "square")
+    refused((A, B[:-1], C, 0), rf"B must have {n} rows")
+    refused((A, B, C[:, :-1], 0), rf"C must have {n} columns")
+    refused((A, B, C, np.ones((3, 1))), "D must have shape")
+    refused((A, B, C, 0, A[:-1, :-1]), "E must have shape")
+    refused((A, B, C, 0, sp.csc_array((n, n))), "E is singular")
+    refused((1e200 * A, B, C, 0), "choose other units")
+    with pytest.raises(ModelError, match="solver"):
+        hankel_singular_values((A, B, C, 0), solver="sparse")
+    with pytest.raises(OrderError, match="accuracy"):
+        hankel_singular_values((A, B, C, 0), solver="low_rank", accuracy=2)
+
+
+def test_many_inputs():
+    A, _, C = heat(16)
+    n = A.shape[0]
+    B = np.eye(n)[:, np.random.default_rng(0).permutation(n)[:90]]
+    _, factors, _ = checked((A, B, C, 0), symmetric_values(A, B, C))
+    # 90 columns a step, of which few are new
+    assert factors.controllability.shape[1] < 1000 < 90 * (factors.factorizations - 2)

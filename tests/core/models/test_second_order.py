@@ -1,0 +1,195 @@
+"""Models of second order: dense in energy coordinates, sparse, and reduced to second order again."""
+
+from __future__ import annotations
+
+import mpmath as mp
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from helpers.data import second_order_model
+from helpers.sparse_models import beam, chain, modal_values
+
+import hankelred
+from hankelred import ModelError, OrderError, ReductionWarning, SecondOrderModel, hankel_singular_values
+from hankelred.gramians.low_rank import low_rank_factors
+from hankelred.models.sparse_model import large_model
+
+
+def dense(parts):
+    return [each.toarray() if sp.issparse(each) else each for each in parts]
+
+
+def exact_response(parts, w):
+    """Cp (K + i w D - w^2 M)^-1 B to 50 digits."""
+    M, D, K, B, C = (mp.matrix(np.asarray(each).tolist()) for each in parts)
+    s = mp.mpc(0, w)
+    return (C * mp.lu_solve(M * s * s + D * s + K, B))[0]
+
+
+def exact_response_of_state_space(system, w):
+    A, B, C, D = (mp.matrix(np.asarray(each).tolist()) for each in system)
+    return (C * mp.lu_solve(mp.mpc(0, w) * mp.eye(A.rows) - A, B) + D)[0]
+
+
+def test_singular_values_of_modal_damping():
+    parts = chain(40, 1e-2, 1e-1)
+    truth = modal_values(*parts)
+    np.testing.assert_allclose(
+        hankel_singular_values(SecondOrderModel(*parts)), truth, rtol=1e-8, atol=1e-12 * truth[0]
+    )
+
+
+def test_output_of_velocities_and_direct_term():
+    rng = np.random.default_rng(0)
+    M, D, K, B, _ = dense(chain(6, 0.1, 0.1))
+    Cp, Cv, Du = rng.standard_normal((2, 6)), rng.standard_normal((2, 6)), rng.standard_normal((2, 1))
+    for system in (
+        SecondOrderModel(M, D, K, B, Cp, Cv, Du),
+        SecondOrderModel(sp.csr_array(M), D, K, B, Cp, Cv, Du),
+    ):
+        A, B1, C1, D1 = system.dense().as_tuple()
+        for s in (0.3j, 2 + 1j):
+            expected = (Cp + s * Cv) @ np.linalg.solve(s**2 * M + s * D + K, B) + Du
+            got = C1 @ np.linalg.solve(s * np.eye(12) - A, B1) + D1
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+    y = hankelred.simulate(SecondOrderModel(M, D, K, B, Cp, Cv, Du), np.ones(4), step=0.1)
+    assert y.shape == (2, 4) and np.all(y[:, 0] == Du[:, 0])
+
+
+def test_gyroscopic_and_unsymmetric_stiffness():
+    rng = np.random.default_rng(1)
+    M, D, K, B, C = dense(chain(8, 0.5, 0.5))
+    G = rng.standard_normal((8, 8))
+    for system in (SecondOrderModel(M, D + G - G.T, K, B, C), SecondOrderModel(M, D, K + 0.1 * G, B, C)):
+        A, B1, C1, _ = system.dense().as_tuple()
+        s = 0.7j
+        expected = C @ np.linalg.solve(s**2 * system.M + s * system.D + system.K, B)
+        np.testing.assert_allclose(C1 @ np.linalg.solve(s * np.eye(16) - A, B1), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("order", [2, 4, 6, 8, 10])
+def test_beam_of_slicot_to_fifty_digits(order):
+    """In companion form, with entries of 1e13 beside ones, 8 states had an error 68 times the bound."""
+    parts = second_order_model("LF10")
+    reduction = hankelred.reduce(SecondOrderModel(*parts), order)
+    poles = np.linalg.eigvals(reduction.model.A)
+    frequencies = np.concatenate([[0.0], np.geomspace(1e-4, 1e6, 21), np.abs(poles.imag)])
+    with mp.workdps(50):
+        error = max(
+            float(abs(exact_response(parts, w) - exact_response_of_state_space(reduction.system, w)))
+            for w in frequencies
+        )
+    assert error <= reduction.error_bound + reduction.noise_floor
+    assert error == pytest.approx(reduction.error(), rel=0.1)
+
+
+@pytest.mark.parametrize("order", [11, 13])
+def test_what_the_conversion_rounds_is_in_the_bound(order):
+    """Energy coordinates round M, D and K: 34 times the bound that the state space alone would have."""
+    parts = second_order_model("LF10")
+    reduction = hankelred.reduce(SecondOrderModel(*parts), order)
+    with mp.workdps(50):
+        error = max(
+            float(abs(exact_response(parts, w) - exact_response_of_state_space(reduction.system, w)))
+            for w in np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 11)])
+        )
+    assert reduction.error() < 0.5 * error <= 0.5 * (reduction.error_bound + reduction.noise_floor)
+
+
+def test_structure_is_kept_on_request():
+    parts = second_order_model("LF10")
+    system = SecondOrderModel(*parts)
+    reduction = hankelred.reduce(system, 8, structure="second_order")
+    small = reduction.system
+    assert isinstance(small, SecondOrderModel) and small.n_states == reduction.order == 8
+    assert reduction.error_bound == np.inf and reduction.certificate.kind == "estimate"
+    np.testing.assert_allclose(small.M, np.eye(4), atol=1e-9)
+    reduced = small.M, small.D, small.K, small.B, small.Cp
+    with mp.workdps(50):
+        error = max(
+            float(abs(exact_response(parts, w) - exact_response(reduced, w)))
+            for w in np.concatenate([[0.0], np.geomspace(1e-3, 1e5, 41)])
+        )
+    assert error <= reduction.error() * 1.1
+    # what pyMOR 2026.1 has for the same method: 3.5e-9 to 3.1e-8 of the largest gain
+    assert reduction.error() <= 5e-9 * hankelred.norm(system, "hinf")
+
+
+@pytest.mark.parametrize("solver", ["dense", "low_rank"])
+def test_structure_of_a_beam(solver):
+    system = SecondOrderModel(*beam(20))
+    gain = hankelred.norm(system, "hinf", solver="dense")
+    for structure in ("first_order", "second_order"):
+        reduction = hankelred.reduce(system, 10, structure=structure, solver=solver)
+        assert reduction.error() / gain == pytest.approx(1.32e-4, rel=5e-3)
+        assert np.all(np.linalg.eigvals(reduction.model.A).real < 0)
+
+
+def test_wrong_uses_of_structure():
+    system = SecondOrderModel(*beam(10))
+    with pytest.raises(OrderError, match="even"):
+        hankelred.reduce(system, 5, structure="second_order")
+    with pytest.warns(ReductionWarning, match="order 400 was requested"):
+        assert hankelred.reduce(system, 400, structure="second_order").order == 40
+    for options in ({}, {"tol": 1e-3}, {"order": 4, "method": "residualization"}):
+        with pytest.raises(ModelError, match="takes an order"):
+            hankelred.reduce(system, structure="second_order", **options)
+    with pytest.raises(ModelError, match="SecondOrderModel"):
+        hankelred.reduce(([[-1.0]], [[1.0]], [[1.0]], 0), 2, structure="second_order")
+    with pytest.raises(ModelError, match="structure"):
+        hankelred.reduce(system, 4, structure="third_order")
+    free = SecondOrderModel(np.eye(2), np.eye(2), [[1, -1], [-1, 1]], [[1], [0]], [[0, 1]])
+    with pytest.raises(ModelError, match="rigid body"):
+        hankelred.reduce(free, 2, structure="second_order")
+
+
+@pytest.mark.parametrize("damping", [0.2, 0.0], ids=["internal", "with friction"])
+def test_rigid_body_modes_are_kept(damping):
+    n = 120
+    off = -np.ones(n - 1)
+    K = sp.csc_array(sp.diags([off, np.r_[1, 2 * np.ones(n - 2), 1], off], [-1, 0, 1]))
+    D = sp.csc_array(0.2 * K if damping else 0.2 * K + 0.05 * sp.identity(n))
+    B, C = np.zeros((n, 1)), np.zeros((1, n))
+    B[3], C[0, -4] = 1, 1
+    system = SecondOrderModel(sp.identity(n), D, K, B, C)
+    dense_values = hankel_singular_values(system, solver="dense")
+    values = hankel_singular_values(system, solver="low_rank")
+    k = int(np.isinf(dense_values).sum())
+    assert k == (2 if damping else 1) and np.isinf(values).sum() == k
+    np.testing.assert_allclose(values[k : k + 6], dense_values[k : k + 6], rtol=1e-5)
+
+
+def test_sparse_model_is_never_brought_to_companion_form():
+    system = SecondOrderModel(*beam(60))
+    factors = low_rank_factors(large_model(system, 0, "low_rank"))
+    assert factors.problem.pencil.family.matrices[0].shape == (120, 120)
+    # A + s E of the companion form, against the N x N factorization
+    pencil = factors.problem.pencil
+    rng = np.random.default_rng(0)
+    for shift in (-3.0, -2.0 + 40j):
+        for transposed in (False, True):
+            x = rng.standard_normal((240, 2)) + (1j * rng.standard_normal((240, 2)) if shift.imag else 0)
+            b = pencil.A(x, transposed=transposed) + shift * pencil.E(x, transposed=transposed)
+            solved = pencil.shifted(complex(shift))(b, transposed=transposed)
+            np.testing.assert_allclose(solved, x, atol=1e-5 * np.abs(x).max())
+
+
+def test_bad_models_are_refused():
+    M, D, K, B, C = dense(chain(4, 0.1, 0.1))
+    good = {"M": M, "D": D, "K": K, "B": B, "Cp": C}
+
+    def refused(says, **changed):
+        with pytest.raises(ModelError, match=says):
+            hankel_singular_values(SecondOrderModel(**{**good, **changed}))
+
+    refused("M must be positive definite", M=-M)
+    refused("M must be positive definite", M=np.ones((4, 4)))
+    refused("M must be symmetric", M=M + np.triu(np.ones((4, 4)), 1))
+    refused("D must have shape", D=D[:3, :3])
+    refused("K must be square", K=K[:, :3])
+    refused("B must have 4 rows", B=B[:3])
+    refused("Cp must have 4 columns", Cp=C[:, :3])
+    refused("Cv must have 4 columns", Cv=C[:, :3])
+    refused(r"K\[1, 2\] is nan", K=np.where((np.arange(4) == 2) & (np.arange(4)[:, None] == 1), np.nan, K))
+    refused("must be real", D=D * 1j)
+    refused("Du must have shape", Du=np.ones((2, 2)))
