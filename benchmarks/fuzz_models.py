@@ -118,7 +118,8 @@ class Judge:
             self.note("right", check)
             return
         reach = allowed + CONDITIONING * movement()
-        times = off / np.maximum(reach, 1e-300)
+        with np.errstate(invalid="ignore"):
+            times = np.where(off <= reach, 0.0, off / np.maximum(reach, 1e-300))
         k = int(np.argmax(times))
         text = f"{computed.flat[k]:.6g} where {exact.flat[k]:.6g} is exact, {times.flat[k]:.2g} times allowed"
         self.note("conditioning" if np.all(off <= reach) else "wrong", check, f"{text} {detail}".strip())

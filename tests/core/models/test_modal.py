@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import scipy.linalg as sla
@@ -424,3 +426,15 @@ def test_projection_gives_the_modal_system_that_is_returned():
         np.testing.assert_allclose(r.left.T @ r.right, np.eye(order), atol=1e-10)
         np.testing.assert_allclose(r.left.T @ modal.B, r.system.B, atol=1e-10)
         np.testing.assert_allclose(modal.C @ r.right, r.system.C, atol=1e-10)
+
+
+def test_double_integrator_whose_poles_are_computed_off_zero():
+    """Story: a LinAlgError, because responses were compared at 3e-9 rad/s, a pole to the solver."""
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        Q = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+        A = Q @ np.array(np.diag([0.0, 0, -1, -2, -3]) + np.diag([1.0, 0, 0, 0], 1)) @ Q.T
+        system = A, rng.standard_normal((5, 1)), rng.standard_normal((1, 5)), 0
+        for form in ("diagonal", "block_diagonal"):
+            with contextlib.suppress(hankelred.ModelError):
+                hankelred.modal_form(system, form=form)
