@@ -13,6 +13,8 @@ from hankelred import ConvergenceError, ModelError, OrderError, hankel_singular_
 from hankelred.gramians.low_rank import low_rank_factors
 from hankelred.models.sparse_model import large_model
 
+pytestmark = pytest.mark.slow
+
 
 def factored(system, accuracy=None, **options):
     dt = options.pop("dt", 0)

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from helpers.data import ROOT
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("flint", reason="python-flint is not installed (extra test)")
 pytest.importorskip("control")
 

@@ -31,6 +31,8 @@ from hankelred.models.scaling import ScaledSystem
 from hankelred.reduction.rounding.imbalance import imbalance
 from hankelred.reduction.rounding.refined_response import refined_response
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("truncation", "residualization")
 
 

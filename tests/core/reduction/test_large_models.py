@@ -10,6 +10,8 @@ from helpers.sparse_models import beam, chain, heat, rail
 import hankelred
 from hankelred import ConvergenceError, ModelError, ReductionWarning
 
+pytestmark = pytest.mark.slow
+
 
 def response(A, B, C, w, E=None):
     E = np.eye(A.shape[0]) if E is None else E
