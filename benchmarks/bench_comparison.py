@@ -1,6 +1,6 @@
 """The runs behind docs/results.md: comparisons of methods and of starts, what they learn, what a step costs.
 
-    python benchmarks/bench_comparison.py run FOLDER [NAME ...]   hours on one core; goes on where it was
+    python benchmarks/bench_comparison.py run FOLDER [NAME ...]   hours on one core; resumes
     python benchmarks/bench_comparison.py costs                   minutes; writes docs/results/costs.json
     python benchmarks/bench_comparison.py collect FOLDER          writes the other files of docs/results/
     python docs/make_results.py                                   writes the page

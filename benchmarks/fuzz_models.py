@@ -27,7 +27,7 @@ Measured, 1007 cases on that code: as predicted, but far gains wrong once only (
 prediction 12 of 53 zeros-poles-gain models came back with zeros that are not there, and an undamped pair in a
 transfer function of gain 1e7 was taken for stable. 694 cases have a short bound, 45 something wrong.
 
-With --out the results are kept as JSON lines, and a later run goes on from them.
+With --out the results are kept as JSON lines, and a later run resumes from them.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ FAULTS = (
         ("test_accuracy.py",),
     ),
     Fault(
-        "unstable doubling goes on",
+        "doubling of an unstable system is not stopped",
         "if not size < CONTRACTION:\n        return None",
         "if not size < 1 / CONTRACTION:\n        return None",
         ("test_solvers.py", "test_stability.py"),

@@ -11,7 +11,8 @@ from hypothesis import settings
 TESTS = Path(__file__).parent
 
 # What fails in continuous integration (GitHub and `make test` set CI) must fail for everybody: there
-# hypothesis draws the same examples each time. Elsewhere it goes on looking; what it finds stays as @example.
+# hypothesis draws the same examples each time. Elsewhere it keeps drawing new ones, and what it finds is kept as
+# an @example.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("repeatable")

@@ -1,12 +1,12 @@
-"""Low-rank factors of the Gramians of large sparse models, and how sure the singular values are.
+"""Low-rank factors of the Gramians of large sparse models, and the accuracy of the singular values.
 
-The dual ADI iteration (`dual_adi`) goes on until the certificate of the Hankel singular values is as small as
-asked. Where the decay of the model can be proved (`residual_bounds`) it is a rigorous bound: with the
-Gramians' factors Zp, Zq and the Gramians dP, dQ of what the iteration left over, by Weyl's inequality
+The dual ADI iteration (`dual_adi`) stops when the certificate of the Hankel singular values is as small as
+required. If the decay of the model can be proved (`residual_bounds`) it is a rigorous bound: with the
+Gramians' factors Zp, Zq and the Gramians dP, dQ of the final residuals, by Weyl's inequality
 
     |sigma_i - sigma_i(Zq^T E Zp)| <= max(sqrt(|Q| |dP|), sqrt(|P| |dQ|)) + sqrt(|dP| |dQ|).
 
-Elsewhere it is an estimate: what the last columns changed.
+Otherwise it is an estimate: the change by the last columns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .stability import STABILITY_TOL
 
 #: Accuracy of the singular values, relative to the largest, unless another is asked for.
 ACCURACY = 1e-4
-#: Steps of the power iteration for the largest singular value while the iteration goes on.
+#: Steps of the power iteration for the largest singular value during the iteration.
 POWERS = 8
 #: Rows whose absolute values are taken at a time.
 ROWS = 65_536
@@ -61,12 +61,12 @@ DIVERGED = 1e15
 #: Residual to be reached where it says something: not of lightly damped models, whose fast modes keep it
 #: large.
 SETTLED_RESIDUAL = 1e-8
-#: Batches after which it is asked whether the Gramians have low rank at all.
+#: Batches after which the rank of the Gramians is checked.
 PATIENCE = 12
-#: No residual below this is looked for.
+#: Smallest residual that is required.
 SMALLEST = 1e-28
-#: Residual to be reached whatever the certificate says, as small singular values depend on it; that of larger
-#: models, whose factorizations are dear, is what their certificate asks for.
+#: Residual to be reached whatever the certificate is, because small singular values depend on it. Models of
+#: more than CHEAP_STATES states, with expensive factorizations, only reach what their certificate requires.
 RESIDUAL = 2e-13
 CHEAP_STATES = 20_000
 #: No more factorizations than this.

@@ -25,8 +25,8 @@ class SecondOrderModel:
     """A model given by mass, damping and stiffness.
 
     ``M x'' + D x' + K x = B u`` and ``y = Cp x + Cv x' + Du u``, in continuous time. Everything that takes a
-    model takes it; the states of its first-order form are 2 N. It is never brought to companion form: dense
-    models are worked on in energy coordinates, sparse ones with one N x N factorization a shift.
+    model takes it; the states of its first-order form are 2 N. It is never converted to companion form: dense
+    models are converted to energy coordinates, sparse ones need one N x N factorization per shift.
 
     Parameters
     ----------
@@ -155,8 +155,8 @@ class SecondOrderModel:
         """Return the first-order form in energy coordinates, of any size.
 
         With M = Lm Lm^T and K = Lk Lk^T the states are Lk^T x and Lm^T x', whose squares are twice the
-        energies: nothing of the size of K stands beside ones. A K that is not positive definite keeps x
-        itself.
+        energies, so that no matrix has entries of the size of K and entries of one. If K is not positive
+        definite, x itself is a state.
         """
         D, K = self._dense(self.D), self._dense(self.K)
         mass, stiffness = self._mass_factor(), _cholesky(K)

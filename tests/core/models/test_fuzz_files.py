@@ -33,7 +33,7 @@ def test_its_first_cases_are_read_right_or_refused(tmp_path):
     counts = [int(cell) for cell in done[1].stdout.splitlines()[-1].split("|")[2:-1]]
     assert counts[0] == 400 and counts[1] > 250 and counts[2] > 50
     assert counts[3:8] == [0] * 5
-    # begun again it goes on where it was, and what is finished is not repeated
+    # a second run resumes: finished cases are not repeated
     assert done[2].stdout == done[1].stdout
     assert len(log.read_text().splitlines()) == 400
 

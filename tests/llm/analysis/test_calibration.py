@@ -210,7 +210,7 @@ def test_the_model_stays_as_it_was(frozen, fails):
 
 def test_a_pass_that_draws_random_numbers_leaves_the_random_state():
     # nothing of the small model draws in evaluation mode: without the guard all tests passed, and a block
-    # that draws, as a noisy router does, would have changed the training that goes on
+    # that draws, as a noisy router does, would have changed the training that follows
     model, batch = adapted(), {"input_ids": tokens(2, 6)}
     model.base_model.model.model.layers[0].mlp.register_forward_hook(lambda *_: torch.rand(1) and None)
     before = torch.get_rng_state()

@@ -82,7 +82,7 @@ def test_spectra_of_an_adapter_on_a_text(folder):
     ranks = expected.suggest_ranks(budget=7)
     pasted = eval(re.search(r"^  (HRMConfig\(.*\))$", out, re.M).group(1))
     assert {i: pasted.modes_of(f"model.layers.{i}.mlp").order for i in ranks} == ranks
-    # the bound of what is left out stands beside the rank
+    # the bound of the truncated states is printed next to the rank
     for i, rank in ranks.items():
         row = re.search(rf"^layers.{i}.mlp +{rank} .* (\S+)$", out, re.M)
         assert float(row.group(1)) == pytest.approx(2 * expected[i][rank:].sum(), rel=5e-3, abs=1e-300)

@@ -247,28 +247,28 @@ def test_a_step_that_stops_half_way_is_freed(where):
 
 @pytest.mark.parametrize("first", ["adapter", "hook"])
 @pytest.mark.parametrize("double", [lambda _, args: (2 * args[0],), lambda _, args: (args[0].mul_(2),)])
-def test_an_adapter_hears_what_its_block_gets(first, double):
+def test_an_adapter_captures_the_input_of_its_block(first, double):
     """A hook that changes what goes into the block counts, whether it was there before the adapter or not.
 
-    An adapter that listened before the hook heard the old input, and of a new tensor both in turn.
+    An adapter that captured its input before the hook got the old input, and for a new tensor both.
     """
     base = base_model()
     block = base.model.layers[0].mlp
-    heard, runs = [], []
+    captured, runs = [], []
     if first == "hook":
         block.register_forward_pre_hook(double)
     model = with_random_output(hankelred_llm.attach(base, r=6)).eval()
     if first == "adapter":
         block.register_forward_pre_hook(double)
-    block.register_forward_hook(lambda _, args, out: heard.append((args[0], out)))
+    block.register_forward_hook(lambda _, args, out: captured.append((args[0], out)))
     system_of(model).register_forward_hook(lambda _, args, out: runs.append(args[0].clone()))
     before = []
     block.down_proj.register_forward_hook(lambda _, args, out: before.append(out))
     with torch.no_grad():
         model(tokens(2, 9))
-        assert len(runs) == 1 and torch.equal(runs[0], heard[0][0])
-        y, _ = system_of(model)(heard[0][0])
-        assert torch.equal(heard[0][1], before[0] + y)
+        assert len(runs) == 1 and torch.equal(runs[0], captured[0][0])
+        y, _ = system_of(model)(captured[0][0])
+        assert torch.equal(captured[0][1], before[0] + y)
 
 
 @pytest.mark.parametrize("kind", ["padded", "packed", "plain"])

@@ -1,4 +1,4 @@
-"""A comparison from end to end: what is held equal, what is written, what goes on, and what is refused."""
+"""A comparison from end to end: what is equal for all methods, what is written, resuming, and refusals."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_restart_repeats_nothing(settings, finished, monkeypatch):
 
 
 def test_a_restart_makes_what_is_missing(settings, finished, tmp_path, monkeypatch):
-    """A results file that was cut off in the middle of a line goes on behind its last whole one."""
+    """A results file that was cut off in the middle of a line resumes after its last complete one."""
     lines = (finished.folder / "results.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "results.jsonl").write_bytes(b"".join(lines[:-7]) + lines[-7][:40])
     (tmp_path / "runs").symlink_to(finished.folder / "runs")

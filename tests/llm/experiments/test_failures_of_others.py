@@ -66,7 +66,7 @@ def test_large_lightly_damped_model():
 
 @pytest.mark.parametrize("dt", [0, True])
 def test_unstable_pole_neither_dropped_nor_moved(dt):
-    # pyMOR goes on with indefinite Gramians: the pole was dropped, or moved from .5 to .468.
+    # pyMOR continues with indefinite Gramians: the pole was dropped, or moved from .5 to .468.
     stable = random_system(1, 6, 1, 1, discrete=bool(dt))
     pole = 1.5 if dt else 0.5
     system = (

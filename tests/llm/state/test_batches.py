@@ -126,7 +126,7 @@ def test_padding_in_every_form(model, gap, given):
         batch["attention_mask"] = batch["attention_mask"].bool()
     elif given.startswith("4-D"):
         if model.config.sliding_window:
-            pytest.skip("a full mask says nothing of the window")
+            pytest.skip("a full mask does not show the window")
         allowed = (torch.ones(21, 21).tril().bool() & kept[None, :]).expand(2, 1, 21, 21)
         lowest = torch.finfo(torch.float32).min
         batch["attention_mask"] = allowed if given == "4-D" else torch.where(allowed, 0.0, lowest)
@@ -185,7 +185,7 @@ def test_packed_documents_are_separate_documents(model, documents, given):
         inputs[given] = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))[None].int()
     elif given == "4-D":
         if model.config.sliding_window:
-            pytest.skip("a full mask says nothing of the window")
+            pytest.skip("a full mask does not show the window")
         inputs = {"attention_mask": block_mask()}
     with torch.no_grad():
         assert error(model(row, **inputs, use_cache=False).logits, separate(model, documents)) < TOLERANCE
@@ -338,7 +338,7 @@ def test_a_static_cache_with_the_masks_of_generate(model):
 
 
 def test_chunks_of_packed_rows_go_on_with_a_cache():
-    """A document that a chunk cuts goes on, one that starts in it starts anew."""
+    """A document cut by a chunk boundary continues, one that starts in the chunk starts at zero."""
     from hankelred_llm.state.attention_masks import read_segment_masks
 
     positions = packed_positions()
@@ -376,7 +376,7 @@ def test_only_kept_tokens_are_compared():
         window=None,
     )
     assert torch.equal(seen.valid, mask.bool()) and torch.equal(seen.segment_start, starts.bool())
-    # a call that goes on: its first kept token starts nothing unless its position is 0
+    # a later call of the same sequence: its first valid token starts no segment unless its position is 0
     later = read_segment_masks(
         2,
         6,

@@ -341,7 +341,7 @@ def test_by_generation(folder):
     right = [f" ({'ABCD'[e.answer]}) since" for e in split]
     assert task.score(split, right).means == {"accuracy": 1.0, "no_letter": 0.0}
     assert task.score(split, ["I do not know"] * 8).means == {"accuracy": 0.0, "no_letter": 1.0}
-    for e in train:  # the letter that is taught stands beside the right option
+    for e in train:  # the target letter is that of the correct option
         letter = read(task, e.input_ids[e.prompt_length :])[2]
         assert shown_letters(task, e)[letter] == e.references[0]
 
