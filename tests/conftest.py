@@ -10,9 +10,8 @@ from hypothesis import settings
 
 TESTS = Path(__file__).parent
 
-# What fails in continuous integration (GitHub and `make test` set CI) must fail for everybody: there
-# hypothesis draws the same examples each time. Elsewhere it keeps drawing new ones, and what it finds is kept as
-# an @example.
+# What fails in continuous integration (GitHub and `make test` set CI) must fail for everybody: hypothesis
+# draws the same examples each time there. Elsewhere it keeps drawing new ones; failures are kept as @example.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 if os.environ.get("CI"):
     settings.load_profile("repeatable")
