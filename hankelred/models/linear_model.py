@@ -41,8 +41,36 @@ def _to_tuple(model: LinearModel) -> tuple[Array, Array, Array, Array]:
     return model.as_tuple()
 
 
+class Dimensions:
+    """Numbers of states, inputs and outputs, and the time domain, from B, C and dt."""
+
+    B: Array
+    C: Array
+    dt: Timebase
+
+    @property
+    def n_states(self) -> int:
+        """Number of states."""
+        return int(self.B.shape[0])
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs."""
+        return int(self.B.shape[1])
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs."""
+        return int(self.C.shape[0])
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the model is in discrete time."""
+        return is_discrete(self.dt)
+
+
 @dataclass(frozen=True, eq=False)
-class LinearModel:
+class LinearModel(Dimensions):
     """The internal state space, with the conversion back to the type of the user's model.
 
     ``x' = A x + B u, y = C x + D u`` in continuous time (``dt`` 0 or None),
@@ -61,26 +89,6 @@ class LinearModel:
     name: str | None = None
     #: log poles, where A is diag(log_poles) or, in discrete time, diag(exp(log_poles))
     log_poles: Array | None = None
-
-    @property
-    def n_states(self) -> int:
-        """Number of states."""
-        return int(self.A.shape[0])
-
-    @property
-    def n_inputs(self) -> int:
-        """Number of inputs."""
-        return int(self.B.shape[1])
-
-    @property
-    def n_outputs(self) -> int:
-        """Number of outputs."""
-        return int(self.C.shape[0])
-
-    @property
-    def is_discrete(self) -> bool:
-        """Whether the model is in discrete time."""
-        return is_discrete(self.dt)
 
     @property
     def is_complex(self) -> bool:

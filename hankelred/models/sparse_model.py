@@ -14,6 +14,7 @@ from ..errors import ConvergenceError, ModelError, short_repr
 from .linear_model import (
     DENSE_LIMIT,
     LARGEST_ENTRY,
+    Dimensions,
     LinearModel,
     Timebase,
     as_model,
@@ -35,7 +36,7 @@ SOLVERS = ("auto", "dense", "low_rank")
 
 
 @dataclass(frozen=True, eq=False)
-class SparseModel:
+class SparseModel(Dimensions):
     """A model given by a pencil, B, C and D, and the way back to the type the user came with.
 
     ``E x[k+1] = A x[k] + B u[k]`` in discrete time.
@@ -51,26 +52,6 @@ class SparseModel:
     dense: Callable[[], LinearModel] = field(repr=False)
     #: whether the dense way takes over where the Gramians have no low rank
     falls_back: bool = False
-
-    @property
-    def n_states(self) -> int:
-        """Number of states."""
-        return int(self.B.shape[0])
-
-    @property
-    def n_inputs(self) -> int:
-        """Number of inputs."""
-        return int(self.B.shape[1])
-
-    @property
-    def n_outputs(self) -> int:
-        """Number of outputs."""
-        return int(self.C.shape[0])
-
-    @property
-    def is_discrete(self) -> bool:
-        """Whether the model is in discrete time."""
-        return is_discrete(self.dt)
 
     def __hankelred_model__(self) -> LinearModel:
         """Refuse to make the matrices dense where nobody has asked for it."""
