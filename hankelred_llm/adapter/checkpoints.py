@@ -1,6 +1,6 @@
 """Checks on the weights that peft and transformers read and write for an adapter.
 
-Neither calls the adapter method before it loads or saves weights, so five of their functions are wrapped
+Neither calls the adapter method before it loads or saves weights, so six of their functions are wrapped
 here. For adapters of other methods they work as before.
 """
 
@@ -15,16 +15,15 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
-from huggingface_hub import hf_hub_download
 from peft import PeftConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.config import PeftConfigMixin
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
 from ..errors import AdapterFileError
+from .adapter_file import check_config_file, check_numbers, loading, weights_mismatch, weights_path
 from .adapter_layers import hrm_layers, remove_adapters
 from .config import HRMConfig, check_weights
 
@@ -32,30 +31,10 @@ from .config import HRMConfig, check_weights
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 
-def check_numbers(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not finite floating-point numbers.
-
-    Raises
-    ------
-    AdapterFileError
-        With the name of the parameter.
-    """
-    for key, value in weights.items():
-        if not value.is_floating_point():
-            raise AdapterFileError(
-                f"{key} has type {value.dtype} in the file; parameters of an adapter are floating-point "
-                "numbers: save it again from the trained model"
-            )
-        if not value.is_meta and not bool(torch.isfinite(value).all()):
-            raise AdapterFileError(
-                f"{key} has entries that are not finite in the file; its training diverged: take an earlier "
-                "checkpoint, or train with a lower learning rate"
-            )
-
-
 def guard_files() -> None:
     """Wrap the functions that read and write adapters; a second call does nothing."""
     for owner, name, wrap in (
+        (PeftConfigMixin, "from_json_file", _read_config),
         (PeftModel, "from_pretrained", _open_by_peft),
         (PeftModel, "load_adapter", _load_by_peft),
         (PeftModel, "save_pretrained", _save),
@@ -78,13 +57,21 @@ def without_deprecations() -> Iterator[None]:
         yield
 
 
+def _read_config(from_json_file: Callable[..., Any]) -> Callable[..., Any]:
+    def read_config(cls: Any, path_json_file: str, **kwargs: Any) -> Any:
+        check_config_file(path_json_file)
+        return from_json_file(cls, path_json_file, **kwargs)
+
+    return read_config
+
+
 def _open_by_peft(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
-    def open_adapter(cls: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def open_adapter(cls: Any, model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
         free = isinstance(model, PreTrainedModel) and not hrm_layers(model)
         trained = [p for p in model.parameters() if p.requires_grad] if free else []
         try:
-            with without_deprecations():
-                return from_pretrained(cls, model, *args, **kwargs)
+            with without_deprecations(), loading((str(model_id), _hub_options(kwargs))):
+                return from_pretrained(cls, model, model_id, *args, **kwargs)
         except Exception:
             # no one holds a reference to the wrapper that was only half built
             if free and hrm_layers(model):
@@ -101,7 +88,8 @@ def _load_by_peft(load: Callable[..., Any]) -> Callable[..., Any]:
         # a configuration that was passed as an object has not checked any file
         if isinstance(self.peft_config.get(adapter_name), HRMConfig):
             check_weights(str(model_id), kwargs.get("subfolder"), kwargs)
-        return load(self, model_id, adapter_name, *args, **kwargs)
+        with loading((str(model_id), _hub_options(kwargs))):
+            return load(self, model_id, adapter_name, *args, **kwargs)
 
     return load_adapter
 
@@ -124,12 +112,11 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
             **kwargs,
             **(kwargs.get("adapter_kwargs") or {}),
         }
-        hub = {key: hub[key] for key in _HUB_OPTIONS if hub.get(key)}
+        hub = _hub_options(hub)
         if not isinstance(peft_config if peft_config is not None else _config(source, hub), HRMConfig):
             return load(self, *arguments, *args, **kwargs)
         if adapter_state_dict is None:
-            check_weights(str(source), hub.get("subfolder"), hub)
-            check_numbers(_weights(str(source), hub))
+            check_numbers(load_file(weights_path(str(source), hub)))
         else:
             check_numbers(adapter_state_dict)
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -137,7 +124,8 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
         options = {**kwargs, "ignore_mismatched_sizes": True}
         if load_config is not None:
             options["load_config"] = copy.copy(load_config)
-        info = load(self, *arguments, *args, **options)
+        with loading((str(source), hub) if adapter_state_dict is None else adapter_state_dict):
+            info = load(self, *arguments, *args, **options)
         # transformers lists every parameter that is not in the file and has the adapter's name, or "hrm",
         # anywhere in its own name
         key_parts = [f".{kind}.{adapter_name or 'default'}." for kind in ("hrm_system", "modules_to_save")]
@@ -158,15 +146,6 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
     return load_adapter
 
 
-def weights_mismatch(problems: Mapping[str, list[str]]) -> AdapterFileError:
-    """Return the error for weights of another adapter; `problems` maps what is wrong to the parameters."""
-    counts = ", ".join(f"{len(keys)} {what} ({', '.join(keys[:2])})" for what, keys in problems.items())
-    return AdapterFileError(
-        f"the adapter's weights do not fit: {counts}; were r, site or layers changed in its "
-        "adapter_config.json, or is it an adapter of another model?"
-    )
-
-
 def _config(source: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> PeftConfig | None:
     """Return the configuration in a folder or repository, None where loading it will raise the error."""
     try:
@@ -177,12 +156,8 @@ def _config(source: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> Pe
         return None
 
 
-def _weights(source: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read the weights that :func:`check_weights` found; peft would query the hub for them again."""
-    path = os.path.join(source, hub.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
-    return load_file(
-        path if os.path.isfile(path) else hf_hub_download(source, SAFETENSORS_WEIGHTS_NAME, **hub)
-    )
+def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in _HUB_OPTIONS if options.get(key)}
 
 
 def _save_base(save: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,9 +22,10 @@ from transformers import GenerationConfig
 from ..errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ..state import forward_context
 from ..state.decoder_call import check_arguments
+from .adapter_file import check_numbers, check_sizes, errors_of_file, weights_mismatch
 from .adapter_layers import hrm_layers, remove_adapters
 from .architectures import find_decoder
-from .checkpoints import check_numbers, guard_files, weights_mismatch, without_deprecations
+from .checkpoints import guard_files, without_deprecations
 from .checks import check_base, check_names
 from .config import HRMConfig, HRMType
 from .layer import HRMLayer, cannot_merge
@@ -88,13 +89,16 @@ class HRMModel(BaseTuner):
         check_base(config, model, decoder)
         if config.target_modules is None:
             config.target_modules = [decoder.block_name(config.site)]
-        adapted = check_names(config, model, decoder, fresh=fresh)
+        with errors_of_file():
+            adapted = check_names(config, model, decoder, fresh=fresh)
+            check_sizes(config, adapted, decoder.width)
         check_architecture(model, decoder, config, {name.rpartition(".")[2] for name in adapted})
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
         for layer in hrm_layers(model):
             layer.method_adapters = self.method_adapters
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        with errors_of_file():
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         forward_context.install(decoder.backbone, decoder.layers)
 
     def _create_and_replace(
