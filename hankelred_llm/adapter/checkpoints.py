@@ -13,6 +13,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
@@ -26,6 +27,7 @@ from ..errors import AdapterFileError
 from .adapter_file import check_config_file, check_numbers, loading, weights_mismatch, weights_path
 from .adapter_layers import hrm_layers, remove_adapters
 from .config import HRMConfig, check_weights
+from .model_card import write_card
 
 #: Options that choose the place on the hub that an adapter is loaded from.
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
@@ -189,6 +191,15 @@ def _save(save: Callable[..., Any]) -> Callable[..., Any]:
                 "safe_serialization=False writes a pickle, and adapters are never unpickled: it could not be "
                 "loaded; leave it out to get a safetensors file"
             )
-        return save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        result = save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        # the default adapter last: its card stands where peft writes that of all
+        for name in sorted(names, key=lambda name: name == "default"):
+            config = self.peft_config[name]
+            if isinstance(config, HRMConfig) and kwargs.get("is_main_process", True):
+                folder = Path(save_directory) if name == "default" else Path(save_directory) / name
+                write_card(folder, config)
+                if not (Path(save_directory) / "adapter_config.json").exists():
+                    write_card(Path(save_directory), config)
+        return result
 
     return save_pretrained

@@ -15,6 +15,7 @@ import yaml
 from hankelred.errors import in_one_line, short_repr
 
 from ..errors import ExperimentError
+from ..tasks import check_name
 
 #: The same grid for all methods is the simplest fair choice; a method whose best rate is at an end is marked.
 DEFAULT_GRID = (3e-3, 1e-2, 3e-2)
@@ -135,6 +136,7 @@ class Settings:
                 "no task is named; give task (in YAML) or --task, as in --task flip_flop: an unknown name "
                 "lists all"
             )
+        check_name(self.task)
         for name in ("steps", "batch_size", "accumulation", "length", "eval_batch_size", "save_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("calibration_steps", self.calibration_steps, 1)
@@ -226,6 +228,17 @@ def read_settings(file: Path | None, flags: Mapping[str, Any]) -> Settings:
     10
     """
     return Settings(**{**read_values(file), **flags})
+
+
+def one_run(method: str, learning_rate: float, seed: int, **values: Any) -> Settings:
+    """Return settings of a single run."""
+    single = {
+        "methods": [method],
+        "learning_rates": [learning_rate],
+        "seeds": [seed],
+        "tuning_seeds": [seed + 1],
+    }
+    return Settings(**{**values, **single, "reference": None})
 
 
 def read_values(file: Path | None) -> dict[str, Any]:

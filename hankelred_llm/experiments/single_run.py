@@ -16,7 +16,7 @@ from .experiment import Experiment, open_experiment
 from .methods import load_adapter
 from .processes import this_process
 from .records import ResultRecord, ResultsFile, read_records
-from .settings import Settings
+from .settings import Settings, one_run
 from .train import ADAPTER, train
 
 RESULTS = "results.jsonl"
@@ -126,14 +126,3 @@ def _settings_of(folder: Path, batch_size: int | None) -> tuple[Settings, Result
         run_identity["method"], run_identity["learning_rate"], run_identity["seed"], out=str(folder), **values
     )
     return settings, run_identity
-
-
-def one_run(method: str, learning_rate: float, seed: int, **values: Any) -> Settings:
-    """Return settings of a single run."""
-    single = {
-        "methods": [method],
-        "learning_rates": [learning_rate],
-        "seeds": [seed],
-        "tuning_seeds": [seed + 1],
-    }
-    return Settings(**{**values, **single, "reference": None})
