@@ -192,14 +192,14 @@ def _save(save: Callable[..., Any]) -> Callable[..., Any]:
                 "loaded; leave it out to get a safetensors file"
             )
         result = save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
-        # the default adapter last: its card stands where peft writes that of all
-        for name in sorted(names, key=lambda name: name == "default"):
-            config = self.peft_config[name]
-            if isinstance(config, HRMConfig) and kwargs.get("is_main_process", True):
-                folder = Path(save_directory) if name == "default" else Path(save_directory) / name
-                write_card(folder, config)
-                if not (Path(save_directory) / "adapter_config.json").exists():
-                    write_card(Path(save_directory), config)
+        writes = args[1] if len(args) > 1 else kwargs.get("is_main_process", True)
+        configs = {n: c for n in names if isinstance(c := self.peft_config[n], HRMConfig)}
+        if writes and configs:
+            # peft writes one card for all, into the folder above those of named adapters
+            write_card(Path(save_directory), configs.get("default") or next(iter(configs.values())))
+            for name, config in configs.items():
+                if name != "default":
+                    write_card(Path(save_directory) / name, config)
         return result
 
     return save_pretrained

@@ -41,11 +41,12 @@ def card_text(config: HRMConfig, data: str | None = None) -> str:
     base = in_one_line(name, 200) if name else None
     revision = f" (revision {in_one_line(config.revision, 100)})" if config.revision else ""
     source = repr(base) if base else "BASE"
+    exceptions = ", with the exceptions in rank_pattern" if config.rank_pattern else ""
     return f"""{_HEADING} for {base or "a base model whose name is not recorded"}
 
-Linear systems with states, in parallel with the {config.site} blocks of the decoder layers of a frozen language model: a Hankel
-reduced-order model (HRM) adapter, arXiv:2606.26290. They carry information from token to token beside the
-attention. It has {config.r} real states in a layer{" unless rank_pattern says otherwise" if config.rank_pattern else ""}.
+Linear systems with states, in parallel with the {config.site} blocks of the decoder layers of a frozen language
+model: a Hankel reduced-order model (HRM) adapter, arXiv:2606.26290. They carry information from token to token
+beside the attention. It has {config.r} real states in a layer{exceptions}.
 
 - **Base model:** {f"{base}{revision}" if base else "not recorded"}
 - **Training data:** {in_one_line(data, 500) if data else "not recorded"}
@@ -67,8 +68,9 @@ model = PeftModel.from_pretrained(base, "this folder, or its name on the hub")
 
 `KeyError: 'HRM'` means that `import hankelred_llm` is missing: peft does not know the method without it.
 
-The adapter has a state, so it **cannot be merged** into the weights of the base model: `merge_and_unload` refuses.
-`generate` keeps the state in the cache beside keys and values. Programs that load merged weights only cannot run it.
+The adapter has a state, so it **cannot be merged** into the weights of the base model: `merge_and_unload`
+refuses. `generate` keeps the state in the cache beside keys and values. Programs that load merged weights only
+cannot run it.
 """
 
 
@@ -85,11 +87,9 @@ def write_card(folder: Path, config: HRMConfig, data: str | None = None) -> None
         As in :func:`card_text`.
     """
     path = folder / "README.md"
-    card = ModelCard(path.read_text(encoding="utf-8") if path.is_file() else "---\n{}\n---\n")
-    if path.is_file() and _FORM_OF_PEFT not in card.text and _HEADING not in card.text:
-        pass  # written by the user
-    else:
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    card = ModelCard(text or "---\nlibrary_name: peft\n---\n")
+    if not text or _FORM_OF_PEFT in text or _HEADING in text:
         card.text = card_text(config, data)
     card.data.tags = sorted({*(card.data.tags or []), TAG})
-    card.data.library_name = "peft"
     path.write_text(str(card), encoding="utf-8")

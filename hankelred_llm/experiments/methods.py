@@ -28,6 +28,7 @@ from hankelred.errors import short_repr
 from ..adapter.architectures import find_decoder
 from ..adapter.config import HRMConfig
 from ..adapter.model import attach
+from ..adapter.model_card import write_card
 from ..errors import ExperimentError
 from .settings import nearest, parse_yaml
 
@@ -361,10 +362,21 @@ def trainable(model: nn.Module) -> int:
 LORA_FOLDER = "lora"
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapters of a model by peft's own routes: the second one goes into a folder of its own."""
+def save_adapter(model: PeftModel, folder: Path, *, data: str | None = None) -> None:
+    """Write the adapters of a model by peft's own routes: the second one goes into a folder of its own.
+
+    Parameters
+    ----------
+    model : PeftModel
+    folder : Path
+    data : str, optional
+        What it was trained on, for the model card of an HRM.
+    """
     base = model.get_base_model()
     model.save_pretrained(str(folder))
+    config = next(iter(model.peft_config.values()))
+    if isinstance(config, HRMConfig) and data is not None:
+        write_card(folder, config, data)
     if _has_lora(model):
         lora_folder = folder / LORA_FOLDER
         base.peft_config["default"].save_pretrained(str(lora_folder))
