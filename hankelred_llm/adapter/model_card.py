@@ -44,9 +44,9 @@ def card_text(config: HRMConfig, data: str | None = None) -> str:
     exceptions = ", with the exceptions in rank_pattern" if config.rank_pattern else ""
     return f"""{_HEADING} for {base or "a base model whose name is not recorded"}
 
-Linear systems with states, in parallel with the {config.site} blocks of the decoder layers of a frozen language
-model: a Hankel reduced-order model (HRM) adapter, arXiv:2606.26290. They carry information from token to token
-beside the attention. It has {config.r} real states in a layer{exceptions}.
+Linear systems with states, in parallel with the {config.site} blocks of the decoder layers of a frozen
+language model: a Hankel reduced-order model (HRM) adapter, arXiv:2606.26290. They carry information from
+token to token beside the attention. It has {config.r} real states in a layer{exceptions}.
 
 - **Base model:** {f"{base}{revision}" if base else "not recorded"}
 - **Training data:** {in_one_line(data, 500) if data else "not recorded"}
@@ -69,7 +69,7 @@ model = PeftModel.from_pretrained(base, "this folder, or its name on the hub")
 `KeyError: 'HRM'` means that `import hankelred_llm` is missing: peft does not know the method without it.
 
 The adapter has a state, so it **cannot be merged** into the weights of the base model: `merge_and_unload`
-refuses. `generate` keeps the state in the cache beside keys and values. Programs that load merged weights only
+refuses. `generate` keeps the state in the cache beside keys and values. Programs that load merged weights
 cannot run it.
 """
 
@@ -91,5 +91,5 @@ def write_card(folder: Path, config: HRMConfig, data: str | None = None) -> None
     card = ModelCard(text or "---\nlibrary_name: peft\n---\n")
     if not text or _FORM_OF_PEFT in text or _HEADING in text:
         card.text = card_text(config, data)
-    card.data.tags = sorted({*(card.data.tags or []), TAG})
+    card.data["tags"] = sorted({*(card.data.get("tags") or []), TAG})
     path.write_text(str(card), encoding="utf-8")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,7 +108,7 @@ def _read_metadata(of_file: Mapping[str, str] | None) -> dict[str, Any]:
     if metadata["labelled_tokens"] > metadata["tokens"]:
         raise ValueError(f"{metadata['labelled_tokens']} of {metadata['tokens']} tokens have labels")
     loss = metadata["loss_sum"]
-    if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
+    if isinstance(loss, bool) or not isinstance(loss, int | float) or not abs(loss) <= sys.float_info.max:
         raise ValueError(f"loss_sum is {short_repr(loss)}, not a finite number")
     for name in _FINGERPRINTS:
         _check_keys(metadata[name], {"name", "fingerprint"}, name)
@@ -206,7 +206,7 @@ def _check_keys(value: Any, expected: set[str], where: str) -> None:
 
 
 def _check_count(value: Any, name: str, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise ValueError(f"{name} is {short_repr(value)}, not a whole number of at least {least}")
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import yaml
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import nn
 
-from hankelred.errors import short_repr
+from hankelred.errors import in_one_line, short_repr
 
 from ..adapter.architectures import find_decoder
 from ..adapter.config import HRMConfig
@@ -387,7 +387,19 @@ def save_adapter(model: PeftModel, folder: Path, *, data: str | None = None) -> 
 
 
 def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
-    """Put the adapters of a folder into a model, which is changed in place."""
+    """Put the adapters of a folder into a model, which is changed in place.
+
+    Raises
+    ------
+    ExperimentError
+        The results name a training whose adapter is not there any more.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise ExperimentError(
+            f"{in_one_line(folder)} has no {CONFIG_NAME}: the adapter was moved or removed; put it back, or "
+            "train "
+            "again in another folder"
+        )
     if (folder / LORA_FOLDER).is_dir():
         PeftModel.from_pretrained(base, str(folder / LORA_FOLDER))
     with warnings.catch_warnings():

@@ -413,6 +413,8 @@ EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "row
         ({"labelled_tokens": 99}, {}, "99 of 72 tokens have labels"),
         ({"loss_sum": float("nan")}, {}, "loss_sum is nan"),
         ({"loss_sum": "much"}, {}, "loss_sum is 'much'"),
+        ({"loss_sum": 10**400}, {}, "loss_sum is 1000"),
+        ({"stride": 10**400}, {}, "stride is 1000"),
         ({"model": "mistral"}, {}, "model is 'mistral', not a dict"),
         ({"adapter": {"name": "default"}}, {}, "adapter has no 'fingerprint'"),
         ({"adapter": {"name": "default", "fingerprint": 5}}, {}, "not two strings"),
