@@ -11,6 +11,7 @@ import copy
 import functools
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,6 +29,7 @@ from ..errors import AdapterFileError
 from .adapter_file import check_config_file, check_numbers, loading, weights_mismatch, weights_path
 from .adapter_layers import hrm_layers, remove_adapters
 from .config import HRMConfig, check_weights
+from .layer import HRMLayer
 from .model_card import write_card
 
 #: Options that choose the place on the hub that an adapter is loaded from.
@@ -191,6 +194,8 @@ def _save(save: Callable[..., Any]) -> Callable[..., Any]:
                 "safe_serialization=False writes a pickle, and adapters are never unpickled: it could not be "
                 "loaded; leave it out to get a safetensors file"
             )
+        if sys._getframe(1).f_globals.get("__name__") == "transformers.trainer":
+            _warn_of_trained_beside(self)
         result = save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
         writes = args[1] if len(args) > 1 else kwargs.get("is_main_process", True)
         configs = {n: c for n in names if isinstance(c := self.peft_config[n], HRMConfig)}
@@ -203,3 +208,27 @@ def _save(save: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return save_pretrained
+
+
+def _warn_of_trained_beside(model: PeftModel) -> None:
+    """Warn that a checkpoint of a Trainer lacks adapters of other methods that are trained beside an HRM."""
+    if not any(isinstance(config, HRMConfig) for config in model.peft_config.values()):
+        return
+    beside = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+        and not isinstance(module, HRMLayer)
+        and any(p.requires_grad for p in module.parameters())
+    ]
+    if beside:
+        warnings.warn(
+            f"the Trainer's checkpoints hold the HRM adapter only: {len(beside)} modules with a LoRA or "
+            "another "
+            f"adapter beside it ({beside[0]}, ...) are trained and not saved, so that resume_from_checkpoint "
+            "and "
+            "load_best_model_at_end would start them anew; save them in a callback, or train with "
+            "hankelred-llm "
+            "train, whose checkpoints hold both",
+            stacklevel=3,
+        )

@@ -84,6 +84,22 @@ def check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh:
     return adapted
 
 
+def warn_of_many_states(config: HRMConfig, adapted: Sequence[str], width: int) -> None:
+    """Warn where a layer gets more states than the model is wide, and say what they cost."""
+    orders = {block: config.modes_of(block).order for block in adapted}
+    larger = {block: order for block, order in orders.items() if order > width}
+    if larger:
+        block, order = max(larger.items(), key=lambda item: item[1])
+        warnings.warn(
+            f"{block} gets r={order} states, more than the {width} channels that they read and write: 2 r d "
+            "= "
+            f"{2 * order * width:,} parameters in this layer, and {order} numbers of state for each row of a "
+            "batch; "
+            f"take r of at most {width}, unless the task needs more independent time constants",
+            stacklevel=2,
+        )
+
+
 class _Block(NamedTuple):
     """A child of a decoder layer."""
 

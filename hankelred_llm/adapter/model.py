@@ -26,7 +26,7 @@ from .adapter_file import check_numbers, check_sizes, errors_of_file, weights_mi
 from .adapter_layers import hrm_layers, remove_adapters
 from .architectures import find_decoder
 from .checkpoints import guard_files, without_deprecations
-from .checks import check_base, check_names
+from .checks import check_base, check_names, warn_of_many_states
 from .config import HRMConfig, HRMType
 from .layer import HRMLayer, cannot_merge
 from .self_check import check_architecture
@@ -92,6 +92,8 @@ class HRMModel(BaseTuner):
         with errors_of_file():
             adapted = check_names(config, model, decoder, fresh=fresh)
             check_sizes(config, adapted, decoder.width)
+        if fresh:
+            warn_of_many_states(config, adapted, decoder.width)
         check_architecture(model, decoder, config, {name.rpartition(".")[2] for name in adapted})
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
