@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
 from peft import PeftConfig
+
+from hankelred.errors import short_repr
 
 from ..errors import ConfigError
 from .architectures import SITES
@@ -17,6 +20,15 @@ from .weights_file import check_safetensors
 
 EIGENVALUES = ("complex", "real")
 TAPS = ("input", "output")
+
+#: Beyond any memory, and the largest size that torch counts with.
+_MOST_STATES = 2**31 - 1
+
+#: The largest number in single precision.
+_LARGEST = (2 - 2.0**-23) * 2.0**127
+
+#: Keys of ``base_shape``, and the types of their values.
+_BASE_SHAPE = {"model_type": str, "hidden_size": int, "num_hidden_layers": int}
 
 #: Fields of other methods of peft that have no counterpart, and what to do instead.
 _NOT_OFFERED = {
@@ -144,11 +156,16 @@ class HRMConfig(PeftConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        if self.task_type not in (None, "CAUSAL_LM"):
+            raise ConfigError(
+                f"task_type={short_repr(self.task_type)} is not possible: an adapter belongs to a causal "
+                "language model; leave it at 'CAUSAL_LM'"
+            )
         super().__post_init__()
         self.peft_type = HRMType.HRM
         # not a field: a saved configuration does not record which values its user passed
         self.site_given = not isinstance(self.site, _Default)
-        self.site = str(self.site)
+        self.site = str(self.site) if isinstance(self.site, str) else self.site
         for name, allowed in (
             ("eigenvalues", EIGENVALUES),
             ("site", tuple(SITES)),
@@ -158,35 +175,68 @@ class HRMConfig(PeftConfig):
             value = getattr(self, name)
             if value not in allowed:
                 raise ConfigError(
-                    f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}"
+                    f"{name}={short_repr(value)} is unknown; choose one of {', '.join(map(repr, allowed))}"
                 )
-        if self.task_type not in (None, "CAUSAL_LM"):
-            raise ConfigError(
-                f"task_type={self.task_type!r} is not possible: an adapter belongs to a causal language "
-                "model; leave it at 'CAUSAL_LM'"
-            )
         _check_count("r", self.r, least=1)
         for name in ("rank_pattern", "mode_pattern"):
             pattern = getattr(self, name)
             if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
-                raise ConfigError(f"{name}={pattern!r} must be a dict by names such as 'layers.3.mlp'")
+                raise ConfigError(
+                    f"{name}={short_repr(pattern)} must be a dict by names such as 'layers.3.mlp'"
+                )
         for key, order in self.rank_pattern.items():
-            _check_count(f"rank_pattern[{key!r}]", order, least=1)
+            _check_count(f"rank_pattern[{short_repr(key)}]", order, least=1)
         for key, modes in self.mode_pattern.items():
             if not isinstance(modes, (list, tuple)) or len(modes) != 2:
                 raise ConfigError(
-                    f"mode_pattern[{key!r}]={modes!r} must be [pairs, negative real eigenvalues]"
+                    f"mode_pattern[{short_repr(key)}]={short_repr(modes)} must be [pairs, negative real "
+                    "eigenvalues]"
                 )
             for count in modes:
-                _check_count(f"mode_pattern[{key!r}]", count, least=0)
-        if not _is_number(self.gate_init) or not math.isfinite(self.gate_init):
-            raise ConfigError(f"gate_init={self.gate_init!r} is no finite number; 1.0 is the default")
+                _check_count(f"mode_pattern[{short_repr(key)}]", count, least=0)
+        if not _is_number(self.gate_init) or not abs(self.gate_init) <= _LARGEST:
+            raise ConfigError(
+                f"gate_init={short_repr(self.gate_init)} is no finite number of single precision; 1.0 is the "
+                "default"
+            )
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), (set, tuple)):
                 setattr(self, name, sorted(value))
+            _check_block_names(name, getattr(self, name))
         if isinstance(self.layers_to_transform, (range, tuple, set)):
             self.layers_to_transform = sorted(self.layers_to_transform)
         _check_layers(self.layers_to_transform)
+        self._check_fields_for_peft()
+
+    def _check_fields_for_peft(self) -> None:
+        """Refuse values of the fields that only peft reads, which would end in an exception there."""
+        modules = self.modules_to_save
+        if modules is not None and not (isinstance(modules, (list, tuple, set)) and _all_texts(modules)):
+            raise ConfigError(
+                f"modules_to_save={short_repr(modules)} must be a list of names of modules, such as "
+                "['lm_head']"
+            )
+        for name in ("base_model_name_or_path", "revision", "peft_version"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (str, os.PathLike)):
+                raise ConfigError(f"{name}={short_repr(value)} must be a text; leave it out if it is unknown")
+        if not isinstance(self.inference_mode, bool):
+            raise ConfigError(f"inference_mode={short_repr(self.inference_mode)} must be true or false")
+        mapping = self.auto_mapping
+        if mapping is not None and not (
+            isinstance(mapping, dict) and all(v is None or isinstance(v, str) for v in mapping.values())
+        ):
+            raise ConfigError(f"auto_mapping={short_repr(mapping)} must be a dict of texts; leave it out")
+        shape = self.base_shape
+        if shape is not None and not (
+            isinstance(shape, dict)
+            and shape.keys() == _BASE_SHAPE.keys()
+            and all(type(shape[key]) is kind for key, kind in _BASE_SHAPE.items())
+        ):
+            raise ConfigError(
+                f"base_shape={short_repr(shape)} must have {', '.join(_BASE_SHAPE)} of the base model; leave "
+                "it out, and it is written when the adapter is attached"
+            )
 
     def modes_of(self, module_name: str) -> ModeCounts:
         """Return the numbers of states, conjugate pairs and negative real eigenvalues of one block.
@@ -243,16 +293,36 @@ class HRMConfig(PeftConfig):
 
 
 def _check_count(name: str, value: Any, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value!r} must be a whole number of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST_STATES:
+        most = f" and at most {_MOST_STATES}" if isinstance(value, int) and value > least else ""
+        raise ConfigError(f"{name}={short_repr(value)} must be a whole number of at least {least}{most}")
+
+
+def _check_block_names(name: str, value: Any) -> None:
+    """Refuse what is neither a list of names nor a pattern."""
+    if value is None or (isinstance(value, list) and _all_texts(value)):
+        return
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"{name}={short_repr(value)} must be a list of names of blocks, such as ['mlp'], or a pattern of "
+            "whole names, such as '.*mlp'"
+        )
+    try:
+        re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"{name}={short_repr(value)} is no regular expression ({error})") from None
+
+
+def _all_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _check_layers(value: Any) -> None:
     layers = value if isinstance(value, list) else [] if value is None else [value]
     if value == [] or any(isinstance(index, bool) or not isinstance(index, int) for index in layers):
         raise ConfigError(
-            f"layers_to_transform={value!r} must be a layer index or a list of them, such as [0, 1]; leave "
-            "it out for all layers"
+            f"layers_to_transform={short_repr(value)} must be a layer index or a list of them, such as "
+            "[0, 1]; leave it out for all layers"
         )
 
 

@@ -22,14 +22,14 @@ from transformers import GenerationConfig
 from ..errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ..state import forward_context
 from ..state.decoder_call import check_arguments
+from .adapter_file import check_numbers, check_sizes, errors_of_file, weights_mismatch
 from .adapter_layers import hrm_layers, remove_adapters
 from .architectures import find_decoder
-from .checkpoints import guard_files, weights_mismatch, without_deprecations
-from .checks import check_base, check_names
+from .checkpoints import guard_files, without_deprecations
+from .checks import check_base, check_names, warn_of_many_states
 from .config import HRMConfig, HRMType
 from .layer import HRMLayer, cannot_merge
 from .self_check import check_architecture
-from .weights_file import check_finite
 
 #: Key of the configuration in ``model.peft_config``, next to those of other methods. peft does not save
 #: parameters with this key in their name with the adapters of other methods.
@@ -89,13 +89,18 @@ class HRMModel(BaseTuner):
         check_base(config, model, decoder)
         if config.target_modules is None:
             config.target_modules = [decoder.block_name(config.site)]
-        adapted = check_names(config, model, decoder, fresh=fresh)
+        with errors_of_file():
+            adapted = check_names(config, model, decoder, fresh=fresh)
+            check_sizes(config, adapted, decoder.width)
+        if fresh:
+            warn_of_many_states(config, adapted, decoder.width)
         check_architecture(model, decoder, config, {name.rpartition(".")[2] for name in adapted})
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
         for layer in hrm_layers(model):
             layer.method_adapters = self.method_adapters
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        with errors_of_file():
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         forward_context.install(decoder.backbone, decoder.layers)
 
     def _create_and_replace(
@@ -155,7 +160,7 @@ class HRMModel(BaseTuner):
                     "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
                     "adapter of another model?"
                 )
-        check_finite({key: mapped[key] for key in expected})
+        check_numbers({key: mapped[key] for key in expected})
         return mapped
 
     @contextlib.contextmanager

@@ -218,6 +218,39 @@ class HRMSystem(nn.Module):
         return f"width={self.width}, {self.modes}"
 
 
+@torch.no_grad()
+def output_bound(log_rate: Tensor, B: Tensor, C: Tensor, gate: Tensor) -> float:
+    """Return a bound on the states and outputs of a system, for inputs of at most one in every entry.
+
+    Parameters
+    ----------
+    log_rate, B, C, gate : Tensor
+        As in :class:`HRMSystem`.
+
+    Returns
+    -------
+    float
+        The largest ``sum |C| |B| / (1 - |a|)`` over outputs, and ``sum |B| / (1 - |a|)`` over states.
+
+    Examples
+    --------
+    >>> import torch
+    >>> half = torch.tensor([0.5]).log().neg().log()  # log_rate of a pole at 0.5
+    >>> one = torch.ones(1, 1)
+    >>> round(output_bound(half, 2 * one, 3 * one, torch.ones(1)), 5)  # 3 * 2 / (1 - 0.5)
+    12.0
+    """
+    log_decay = -log_rate.double().clamp(*LOG_RATE_LIMITS).exp()
+    pairs = len(B) - len(log_rate)
+    drive = B.double().abs().sum(1)
+    # |u| of a complex state is at most the sum of those of its real and its imaginary part
+    both = drive[:pairs] + drive[pairs : 2 * pairs]
+    states = torch.cat([both, drive[2 * pairs :]]) / -torch.expm1(log_decay)
+    channels = torch.cat([states[:pairs], states])
+    outputs = (gate.double() * C.double()).abs() @ channels
+    return float(torch.cat([states, outputs]).max())
+
+
 class Identity:
     """A name of a system that distinguishes copies; a pickle keeps it."""
 

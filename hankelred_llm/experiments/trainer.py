@@ -28,6 +28,8 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from hankelred.errors import in_one_line
+
 from ..errors import ExperimentError
 from ..state.cache import HRMState
 from ..state.decoder_call import cache_argument
@@ -189,6 +191,21 @@ class AdapterTrainer(Trainer):
             losses.append(super().training_step(model, chunk, num_items_in_batch))
             _detach(cache)
         return torch.stack(losses).sum()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except RuntimeError as error:
+            # what torch says where the system refuses to write, without its reason
+            reason = in_one_line(str(error).strip().partition("\n")[0], 100)
+            raise OSError(f"no checkpoint can be written: {reason}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:

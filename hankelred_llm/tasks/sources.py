@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hankelred.errors import short_repr
+
 from .errors import TaskDataError, TaskError
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class SourceRecord:
         except (KeyError, IndexError, TypeError):
             raise self.error(f"has no {key!r}") from None
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.error(f"{key!r} is {_short(value)}, not of type {kind.__name__}")
+            raise self.error(f"{key!r} is {short_repr(value)}, not of type {kind.__name__}")
         return value
 
     def text(self, key: str | int) -> str:
@@ -103,12 +105,7 @@ def read_hub(name: str, split: str, layout: str, **options: Any) -> Iterator[Sou
 def _parsed(line: str, path: Path, number: int, layout: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskDataError(
             path, number, f"is no JSON ({error})", f"a record must be one line and have {layout}"
         ) from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hankelred.errors import short_repr
+
 from ..base import FloatArray, Scores, Split, SplitName, checked_array
 from ..byte_tokens import IntArray, Tokenizer
 from ..document_task import Document, DocumentTask, Question, Row, text_hash
@@ -69,7 +71,7 @@ class Quality(DocumentTask):
     ) -> None:
         super().__init__(data_dir=data_dir, tokenizer=tokenizer)
         if by not in ("likelihood", "generation"):
-            raise TaskError(f"by is {by!r}; give 'likelihood' or 'generation'")
+            raise TaskError(f"by is {short_repr(by)}; give 'likelihood' or 'generation'")
         self.prediction_kind = "options" if by == "likelihood" else "text"
 
     def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:

@@ -413,6 +413,8 @@ EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "row
         ({"labelled_tokens": 99}, {}, "99 of 72 tokens have labels"),
         ({"loss_sum": float("nan")}, {}, "loss_sum is nan"),
         ({"loss_sum": "much"}, {}, "loss_sum is 'much'"),
+        ({"loss_sum": 10**400}, {}, "loss_sum is 1000"),
+        ({"stride": 10**400}, {}, "stride is 1000"),
         ({"model": "mistral"}, {}, "model is 'mistral', not a dict"),
         ({"adapter": {"name": "default"}}, {}, "adapter has no 'fingerprint'"),
         ({"adapter": {"name": "default", "fingerprint": 5}}, {}, "not two strings"),
@@ -443,6 +445,15 @@ EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "row
         ({}, {"held_out.0.input_ids": None}, "held-out row 0 has no input_ids of one sequence"),
         ({}, {"held_out.0.input_ids": torch.ones(2, 4).long()}, "held-out row 0 has no input_ids of one"),
         ({}, {"held_out.0.input_ids": torch.ones(1, 4)}, "input_ids of held-out row 0 are of type"),
+        ({}, {"held_out.0.input_ids": torch.ones(1, 1, 12).long()}, "no input_ids of one sequence"),
+        ({}, {"held_out.0.input_ids": -torch.ones(1, 12).long()}, "held-out row 0 has token -1"),
+        ({}, {"held_out.0.labels": torch.ones(1, 12)}, "labels of held-out row 0 are of type"),
+        ({}, {"held_out.0.labels": torch.ones(1, 9).long()}, r"labels of held-out row 0 have shape \(1, 9\)"),
+        ({}, {"held_out.0.attention_mask": torch.ones(2, 12)}, r"attention_mask of .* have shape \(2, 12\)"),
+        ({}, {"held_out.0.position_ids": torch.tensor(1)}, r"position_ids of .* have shape \(\)"),
+        ({}, {"gradients.0.own.0.inputs": torch.tensor(1.0).double()}, "own.0.inputs has shape"),
+        # of 10^9 rows and no column: the sums of that width would take 500 TB
+        ({}, {"gradients.0.own.0.inputs": torch.empty(10**9, 0).double()}, "has shape"),
     ],
 )
 def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path, fresh_calibration, facts, tensors, message):
@@ -454,7 +465,29 @@ def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path, fresh_calibration, f
         Calibration.load(path)
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"calibration": "{"}, {"calibration": "[1]"}], ids=str)
+@pytest.mark.parametrize("what", ["input_ids", "labels"])
+def test_validation_rows_with_tokens_that_the_model_does_not_have(tmp_path, what):
+    # they were loaded, and ended in an IndexError of the embedding in the middle of a reduction
+    model, path = hankelred_llm.attach(base_model(), r=5), tmp_path / "file"
+    found = calibrate(model, [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}], held_out=24)
+    edited_file(path, found, tensors={f"held_out.0.{what}": torch.full((1, 12), 10**6)})
+    with pytest.raises(CalibrationError, match=f"token 1000000 in {what}, and the model has"):
+        hankelred_llm.reduce(model, order=2, calibration=Calibration.load(path))
+
+
+def test_validation_rows_with_arguments_that_the_model_does_not_take(tmp_path):
+    model, path = adapted(r=5), tmp_path / "file"
+    found = calibrate(model, [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}], held_out=24)
+    edited_file(path, found, tensors={"held_out.0.inputs_embeds": torch.ones(1, 12, 3)})
+    with pytest.raises(CalibrationError, match="cannot run the validation rows"):
+        hankelred_llm.reduce(model, order=2, calibration=Calibration.load(path))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"calibration": "{"}, {"calibration": "[1]"}, {"calibration": "[" * 100_000}],
+    ids=lambda value: str(value)[:30],
+)
 def test_another_safetensors_file_is_refused(tmp_path, metadata):
     save_file({"weight": torch.eye(2)}, tmp_path / "file", metadata=metadata)
     with pytest.raises(CalibrationError, match="no complete calibration"):

@@ -103,7 +103,7 @@ def test_methods_on_both_sides_of_the_budget_must_not_be_too_far_apart():
         ("hrm site", "'site' is no option"),
         ("hrm+lora-qv share=2", "between 0 and 1"),
         ("hrm share=0.5", "no option 'share'"),
-        ("hrm+lora-qv lora_lr_ratio=0", "lora_lr_ratio is 0; give a positive number"),
+        ("hrm+lora-qv lora_lr_ratio=0", "lora_lr_ratio is '0'; give a positive number"),
         ("hrm lora_lr_ratio=0.3", "no option 'lora_lr_ratio'"),
         ("", "has no name"),
     ],
