@@ -22,6 +22,7 @@ from .models.modal import ModalSystem, modal_form
 from .models.second_order import SecondOrderModel
 from .reduction.balancing import balanced_realization, hankel_singular_values
 from .reduction.compare import MethodComparison, compare_methods
+from .reduction.interactive import explore
 from .reduction.norms import norm
 from .reduction.order import select_order
 from .reduction.parts import minimal, split, truncate_states
@@ -54,6 +55,7 @@ __all__ = [
     "compare_methods",
     "convolve",
     "empirical_gramians",
+    "explore",
     "gramian",
     "gramian_factor",
     "hankel_singular_values",

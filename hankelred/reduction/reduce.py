@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -28,6 +29,7 @@ from ..models.pencil import Factorize
 from ..models.second_order import SecondOrderModel
 from ..models.sparse_model import dense_model, large_or_none
 from .balancing import balance
+from .interactive import reduction_in_notebook, write_report
 from .measured_error import region_error
 from .methods import BalancedSource, UserFactors, whole_models
 from .middle import middle_model
@@ -305,6 +307,38 @@ class Reduction:
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Plot the gains of full, reduced, error and the bound; see :func:`plot_reduction`."""
         return plot_reduction(self, ax=ax)
+
+    def report(self, path: str | Path) -> None:
+        """Write a page for the browser: spectrum, responses, certificate, and a slider for the order.
+
+        The page holds all its data and scripts, so it works without a network and can be sent as one file.
+
+        Parameters
+        ----------
+        path : str or Path
+            Of the HTML file; written as a whole or not at all.
+
+        Raises
+        ------
+        ModelError
+            The reduction of a simulator, which has no frequency response.
+        FileFormatError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import numpy as np, hankelred, tempfile, pathlib
+        >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.ones((1, 3))
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.html"
+        >>> hankelred.reduce((A, B, C, 0), order=1).report(path)
+        >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        True
+        """
+        write_report(self, path)
+
+    def _repr_html_(self) -> str:
+        """Return the table and the small spectrum that a notebook shows."""
+        return reduction_in_notebook(self)
 
 
 class Options(TypedDict, total=False):
