@@ -15,10 +15,11 @@ beyond it "wrong". The bound of a state space is a promise about the matrices th
 such excuse: an exact error above error_bound + noise_floor is "bound short", or "wrong" where not even the
 conditioning explains it. For a transfer function, zeros and poles, or a descriptor model the bound is
 promised of the state space it was converted to, and converting rounds the data: up to ten times what that
-moves (or 1e-6 of the largest response for polynomials; 1e-4 outside the stability region) is "conditioning",
-beyond it "wrong". A value above ten noise floors that is mostly rounding, and more than the data explain, is
-"bound short" too. "refused" is an error of hankelred's, or a warning of a loss that is there; a warning of
-anybody else's, or of a loss that is not there, is "leaked". A case counts as its worst outcome.
+moves (or, for polynomials with poles on the boundary, 1e-4 of the largest response outside the stability
+region) is "conditioning", beyond it "wrong". A value above ten noise floors that is mostly rounding, and more
+than the data explain, is "bound short" too. "refused" is an error of hankelred's, or a warning of a loss that
+is there; a warning of anybody else's, or of a loss that is not there, is "leaked". A case counts as its worst
+outcome.
 
 Prediction, written before the first thousand cases, on the code of version 0.1.0: wrong in multiple poles and
 delays (modal form), far gains, near the boundary (bound of residualization); foreign exceptions in undamped
@@ -365,8 +366,6 @@ def _check_bound(judge, truth, name, reduction, losses):
         return error, at
     moved = truth.most_movement(at)()
     reach = CONDITIONING * moved
-    if truth.case.coefficients:
-        reach = max(reach, 1e-6 * max(_exact.gain(truth.rational, None, s) for s in truth.points()))
     excuse = "conditioning" if truth.case.converted else "bound short"
     judge.note(
         excuse if error <= bound + floor + reach else "wrong",

@@ -27,7 +27,7 @@ from ..models.linear_model import LinearModel
 from ..models.scaling import ScaledSystem, gain_exponent, scale_system
 from .cauchy import cauchy_factor
 from .hammarling import hammarling_factors
-from .smith import smith_factors
+from .smith import rounding_of_growth, smith_factors
 from .stability import is_stable_pole, matrix_size, split_schur
 
 #: A stability tolerance above this needs the poles, so doubling is skipped.
@@ -66,6 +66,7 @@ class FactoredSystem:
     unstable_left: Array
     solver: str
     residual: float
+    rounding: float
 
     def right_states(self, basis: Array) -> Array:
         """Convert columns of a right basis from the states of the solver to those of ``scaled_system``."""
@@ -114,7 +115,9 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
             residual = _residual(A, B, C, result.controllability, result.observability, discrete)
             if residual <= SMITH_RESIDUAL:
                 Lc, Lo = result.controllability, result.observability
-                return _factored_system(system, (A, B, C), Lc, Lo, None, "smith", residual)
+                return _factored_system(
+                    system, (A, B, C), Lc, Lo, None, "smith", residual, rounding=result.rounding
+                )
     return _factorize_schur(system, discrete, stability_tol)
 
 
@@ -140,7 +143,7 @@ def with_user_factors(
         scaled_factor = system.scale_left(observability) * 2.0**-system.output_exponent
         scaled_factor = scaled_factor if factored.right is None else factored.right.conj().T @ scaled_factor
         Lo = _in_real_states(factored, scaled_factor, "observability_factor")
-    return replace(factored, controllability=Lc, observability=Lo, solver="given")
+    return replace(factored, controllability=Lc, observability=Lo, solver="given", rounding=0.0)
 
 
 def _in_real_states(factored: FactoredSystem, L: Array, name: str) -> Array:
@@ -188,7 +191,10 @@ def _factorize_schur(system: ScaledSystem, discrete: bool, stability_tol: float)
         )
     unstable = (parts.T_unstable, B[n:], C[:, n:])
     bases = parts.right, parts.left
-    return _factored_system(system, (T, Bs, Cs), Lc, Lo, unstable, "hammarling", residual, bases)
+    rounding = rounding_of_growth(T, Lc, Lo, discrete=discrete)
+    return _factored_system(
+        system, (T, Bs, Cs), Lc, Lo, unstable, "hammarling", residual, bases, rounding=rounding
+    )
 
 
 def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> FactoredSystem:
@@ -243,6 +249,8 @@ def _factored_system(
     solver: str,
     residual: float,
     bases: tuple[Array, Array] | None = None,
+    *,
+    rounding: float = 0.0,
 ) -> FactoredSystem:
     """Assemble the result; the leading columns of the bases (right, left) belong to the stable part."""
     A, B, C = stable
@@ -256,7 +264,7 @@ def _factored_system(
     if bases is None:
         no_basis = np.zeros((n, 0), A.dtype)
         return FactoredSystem(
-            system, A, B, C, Lc, Lo, None, None, *unstable, no_basis, no_basis, solver, residual
+            system, A, B, C, Lc, Lo, None, None, *unstable, no_basis, no_basis, solver, residual, rounding
         )
     right, left = bases
     return FactoredSystem(
@@ -273,6 +281,7 @@ def _factored_system(
         left[:, n:],
         solver,
         residual,
+        rounding,
     )
 
 

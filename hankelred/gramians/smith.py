@@ -41,17 +41,22 @@ CONTRACTION = 0.4
 #: Larger powers of A mean that the system is unstable, or so far from normal that squaring loses digits.
 GROWTH = 100.0
 
+#: Norm of a power of A from which the rounding of its square can exceed that of the factors.
+NEARLY_NORMAL = 1.5
+
 #: Columns of the Krylov sequence from which the decay of the singular values is extrapolated.
 PROBE_COLUMNS = 48
 
 
 @dataclass(frozen=True)
 class SmithResult:
-    """Both factors, or None and the reason of the failure."""
+    """Both factors and the rounding of their product, or None and the reason of the failure."""
 
     controllability: Array | None
     observability: Array | None
     failure: str = ""
+    #: estimate of what rounding of large powers of A changes Lo^H Lc by; 0 where no power is large
+    rounding: float = 0.0
 
 
 def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResult:
@@ -70,15 +75,18 @@ def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResul
         return SmithResult(None, None, "the factors have nearly full rank")
     tolerance = COMPRESSION_LARGE if large else COMPRESSION
     Lc, Lo, power = compress(B, tolerance), compress(C.conj().T, tolerance), A
-    for _ in range(MAX_DOUBLINGS):
+    large_squarings = 0
+    for squaring in range(MAX_DOUBLINGS):
         if not np.linalg.norm(power) < GROWTH:
             return SmithResult(None, None, "the powers of A grow")
-        products = _remaining_products(power, Lc.shape[1] + Lo.shape[1], thin_is_cheap=large)
+        size = _spectral_norm(power)
+        products = _remaining_products(power, size, Lc.shape[1] + Lo.shape[1], thin_is_cheap=large)
         if products is not None:
-            return SmithResult(
-                _sum_of_powers(power, Lc, products, tolerance),
-                _sum_of_powers(power.conj().T, Lo, products, tolerance),
-            )
+            Lc = _sum_of_powers(power, Lc, products, tolerance)
+            Lo = _sum_of_powers(power.conj().T, Lo, products, tolerance)
+            return SmithResult(Lc, Lo, rounding=_rounding_of_squarings(A, large_squarings, Lc, Lo))
+        if size > NEARLY_NORMAL:
+            large_squarings = squaring + 1
         Lc = compress(np.hstack([Lc, power @ Lc]), tolerance)
         Lo = compress(np.hstack([Lo, power.conj().T @ Lo]), tolerance)
         if large and max(Lc.shape[1], Lo.shape[1]) > FULL_RANK_SHARE * n:
@@ -87,9 +95,11 @@ def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResul
     return SmithResult(None, None, "a pole lies near the stability boundary")
 
 
-def _remaining_products(power: Array, width: int, *, thin_is_cheap: bool) -> int | None:
-    """Return how many products with this power of A complete the sum; None if squaring is better."""
-    size = _spectral_norm(power)
+def _remaining_products(power: Array, size: float, width: int, *, thin_is_cheap: bool) -> int | None:
+    """Return how many products with this power of A, of norm `size`, complete the sum.
+
+    None if squaring is better.
+    """
     if not size < CONTRACTION:
         return None
     products = math.ceil(math.log(EPS / 4) / math.log(max(size, EPS / 4)))
@@ -109,6 +119,33 @@ def _spectral_norm(A: Array) -> float:
         norm = float(np.linalg.norm(image))
         v = A.conj().T @ image
     return norm
+
+
+def _rounding_of_squarings(A: Array, count: int, Lc: Array, Lo: Array) -> float:
+    """Return what the rounding of the first `count` squares of A changes Lo^H Lc by, as a mean square.
+
+    Entry (i, j) of a square of P has rounding errors of mean square eps^2 sum_k |P_ik|^2 |P_kj|^2.
+    """
+    inputs, outputs = np.sum(np.abs(Lc) ** 2, axis=1), np.sum(np.abs(Lo) ** 2, axis=1)
+    power, rounding = A, 0.0
+    for _ in range(count):
+        squares = np.abs(power) ** 2
+        rounding += EPS * math.sqrt(float(outputs @ (squares @ (squares @ inputs))))
+        power = power @ power
+    return rounding
+
+
+def rounding_of_growth(A: Array, Lc: Array, Lo: Array, *, discrete: bool) -> float:
+    """Return what a relative change of eps of A changes Lo^H Lc by where powers of A grow, otherwise 0.
+
+    In continuous time this is the A of the Cayley transform.
+    """
+    if A.shape[0] == 0:
+        return 0.0
+    transformed = (A,) if discrete else cayley(A, A[:, :0], A[:0])
+    if transformed is None or not _spectral_norm(transformed[0]) > NEARLY_NORMAL:
+        return 0.0
+    return EPS * float(np.linalg.norm(transformed[0]) * np.linalg.norm(Lc) * np.linalg.norm(Lo))
 
 
 def _sum_of_powers(power: Array, L: Array, products: int, tolerance: float) -> Array:

@@ -17,6 +17,12 @@ BATCH_SIZE = 40
 #: Two responses are not compared at a point nearer to a pole than this, relative to its size.
 POLE_CLEARANCE = 1e-3
 
+#: Number of slowest poles at whose peaks two responses are compared.
+MAX_PEAKS = 8
+
+#: A pole nearer to the stability boundary than this, relative to its size, counts as undamped, with no peak.
+UNDAMPED = 1e-9
+
 #: Largest change of the response by a change of states that is accepted, relative to its largest value.
 MAX_RESPONSE_CHANGE = 1e-6
 
@@ -114,6 +120,26 @@ def points_off_the_poles(poles: Array, *, discrete: bool) -> Array:
     return candidates[rows, np.arange(candidates.shape[1])]
 
 
+def points_at_peaks(poles: Array, *, discrete: bool) -> Array:
+    """Return the points of the stability boundary nearest to the slowest damped poles.
+
+    The response has its peaks there. A point too near to its pole is moved along the boundary.
+    """
+    size = np.ones(poles.size) if discrete else np.abs(poles)
+    distance = 1 - np.abs(poles) if discrete else -poles.real
+    damped = np.flatnonzero(distance > UNDAMPED * size)
+    slowest = damped[np.argsort(distance[damped] / size[damped], kind="stable")[:MAX_PEAKS]]
+    clearance = 2 * POLE_CLEARANCE * size[slowest]
+    aside = np.where(distance[slowest] < clearance, clearance, 0.0)
+    points = (
+        np.exp(1j * (np.angle(poles[slowest]) + aside)) if discrete else 1j * (poles[slowest].imag + aside)
+    )
+    gaps = np.abs(points[:, None] - poles)
+    nearest = gaps.argmin(axis=1) if points.size else np.zeros(0, dtype=int)
+    reach = POLE_CLEARANCE * np.maximum(np.abs(points), np.abs(poles[nearest]))
+    return np.unique(points[gaps[np.arange(points.size), nearest] >= reach])
+
+
 def difference_of_responses(
     system: tuple[Array, Array, Array],
     other_response: Callable[[complex], Array],
@@ -123,15 +149,25 @@ def difference_of_responses(
 ) -> float:
     """Return the largest difference of another response from that of A, B and C, relative to the latter.
 
-    It is sampled at a few points, so that the cost is small beside that of the poles.
+    It is sampled over the frequency range and at peaks that rounding of A does not move; of a large model at
+    few points, so that the cost is small beside that of the poles.
     """
     A, B, C = system
     eye = np.eye(A.shape[0])
+    rounding = EPS * float(np.linalg.norm(A))
     largest = largest_difference = 0.0
     compared = False
-    for point in points_off_the_poles(poles, discrete=discrete)[::5]:
+    points = points_off_the_poles(poles, discrete=discrete)[:: 5 if A.shape[0] > BATCH_SIZE else 1]
+    peaks = points_at_peaks(poles, discrete=discrete)
+    for k, point in enumerate(np.concatenate([points, peaks])):
         try:
-            response = C @ np.linalg.solve(point * eye - A, B)
+            states = np.linalg.solve(point * eye - A, B)
+            response = C @ states
+            if k >= points.size:
+                outputs = np.linalg.solve((point * eye - A).T, C.T)
+                moved = rounding * float(np.linalg.norm(outputs) * np.linalg.norm(states))
+                if not moved <= 0.1 * MAX_RESPONSE_CHANGE * np.linalg.norm(response):
+                    continue
             difference = np.abs(response - other_response(point))
         except np.linalg.LinAlgError:
             # poles at zero are computed with rounding errors, and points of that size are poles to the solver

@@ -1,13 +1,16 @@
-"""What bringing a model of second order to a state space has rounded away."""
+"""What conversions round away: of second-order models to state spaces, of state spaces to polynomials."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import Array
 from .._util.twofold import product, two_product, two_sum
-from ..models.linear_model import LinearModel
+from ..models.linear_model import LinearModel, as_model
+from ..models.modal import ModalSystem
 from ..models.second_order import SecondOrderModel
 from .rounding.refined_response import refined_response
 
@@ -43,6 +46,16 @@ def conversion_error(model: SecondOrderModel, state_space: LinearModel) -> float
         if np.all(np.isfinite(apart)):
             worst = max(worst, float(np.linalg.norm(apart, 2)))
     return SAFETY * worst
+
+
+def converted_model(model: LinearModel, system: Any) -> LinearModel | None:
+    """Return the model of a user's type that a state space was converted to as a state space again.
+
+    None where the type is a state space, so that nothing was converted.
+    """
+    if model.has_states and not isinstance(system, ModalSystem):
+        return None
+    return as_model(system).in_real_states()[0]
 
 
 def _response(M: Array, D: Array, K: Array, model: SecondOrderModel, w: float) -> tuple[Array, Array]:

@@ -28,6 +28,7 @@ from .conversion import conversion_error
 from .norms import (
     critical_frequencies,
     difference_norm,
+    gain_of_difference,
     h2_norm,
     negated,
     no_direct_term,
@@ -255,6 +256,27 @@ class BalancedSource:
         if not math.isfinite(value):
             return value
         return float(in_range(np.array([value]), round(math.log2(self.unit)), "error")[0])
+
+    def conversion_loss(self, reduced: LinearModel, converted: LinearModel) -> float:
+        """Return the largest gain of a reduced model minus what it was converted to; inf if that is unstable.
+
+        The model has no unstable or marginal poles, so that the states may be any.
+        """
+        if self.unstable_poles_of(converted).size:
+            return math.inf
+        _, stable, unit = self.compared(reduced)
+        _, other, _ = self.compared(converted)
+        return unit * gain_of_difference(stable, other, discrete=self.full.is_discrete)
+
+    def error_of_converted(self, converted: LinearModel, norm: str) -> float:
+        """Return the norm of the full model, without unstable poles, minus what the reduced one became."""
+        if self.unstable_poles_of(converted).size:
+            return math.inf
+        full, other, unit = self.compared(converted)
+        whole = (*full, no_direct_term(other[3].shape))
+        if norm == "hinf":
+            return unit * gain_of_difference(whole, other, discrete=self.full.is_discrete)
+        return unit * difference_norm(converted.with_matrices(*whole), converted.with_matrices(*other), norm)
 
     def error_model(self, stable_reduced: Quadruple) -> Quadruple:
         """Return full minus reduced, both balanced and in scaled units, as a system."""

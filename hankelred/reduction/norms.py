@@ -263,6 +263,15 @@ def verified_error(
     return max(largest, float(gains[0]))
 
 
+def gain_of_difference(first: Quadruple, second: Quadruple, *, discrete: bool) -> float:
+    """Return the H-infinity norm of the difference of two stable systems."""
+    A, B, C, D = second
+    apart = (A, B, C, D - first[3])
+    no_D = no_direct_term(D.shape)
+    difference = parallel([(*first[:3], no_D), negated(apart)])
+    return verified_error(difference, first[:3], apart, discrete=discrete, noise=0.0)
+
+
 def refined_gains(
     full: tuple[Array, Array, Array], reduced: Quadruple, frequencies: Array, *, discrete: bool
 ) -> tuple[Array, float]:

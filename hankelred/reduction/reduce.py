@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
@@ -29,10 +29,12 @@ from ..models.pencil import Factorize
 from ..models.second_order import SecondOrderModel
 from ..models.sparse_model import dense_model, large_or_none
 from .balancing import balance
+from .conversion import converted_model
 from .interactive import reduction_in_notebook, write_report
 from .measured_error import region_error
 from .methods import BalancedSource, UserFactors, whole_models
 from .middle import middle_model
+from .norms import HINF_RTOL
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
 from .region import Region, checked_bands, checked_horizon, radians_per_sample
@@ -89,17 +91,18 @@ class Reduction:
     error_bound : float
         Upper bound, together with ``noise_floor``, of the gain of (full minus reduced) at all frequencies:
         twice the sum of the distinct removed singular values, plus the effect of the rounding of the returned
-        matrices, which depends on the order and is visible where a pole is near the stability boundary. It
-        compares state spaces: the conversion of a transfer function or a descriptor model rounds the data by
-        a few units in the last digit (for a :class:`SecondOrderModel` this is measured and included), and the
-        conversion of the reduced state space to polynomials or modal form may change the response by 1e-6 of
-        its largest value before there is a warning. inf if no bound is known (empirical Gramians, models
-        estimated from data) or the reduced model is unstable.
+        matrices, which depends on the order and is visible where a pole is near the stability boundary. What
+        the conversion of the reduced state space to polynomials, zeros and poles or modal form changes is
+        measured and included; where unstable or marginal poles are kept it is not, and may be 1e-6 of the
+        largest response before there is a warning. The conversion of a full transfer function or descriptor
+        model to a state space rounds the data by a few units in the last digit, which is not included (for
+        a :class:`SecondOrderModel` it is). inf if no bound is known (empirical Gramians, models estimated
+        from data) or the reduced model is unstable.
     certificate : Certificate
         The accuracy of the singular values: ``kind``, ``value``, ``residual``, ``factorizations``.
     noise_floor : float
-        At least n eps times the largest singular value. Values up to it are meaningless for the choice of an
-        order.
+        At least n eps times the largest singular value, and more where powers of A grow before they vanish.
+        Values up to it are meaningless for the choice of an order.
     unstable_order : int
         Number of states of unstable and marginal poles, which are not reduced.
     numerical_rank : int
@@ -137,7 +140,24 @@ class Reduction:
         """Upper bound of the gain of (full minus reduced); computed at the first access."""
         bound = float(error_bounds(self.hankel_singular_values)[self.order])
         conversion = float(getattr(self.source, "conversion_error", 0.0))
-        return self.source.certified_bound(bound, self.model) + conversion
+        certified = self.source.certified_bound(bound, self.model) + conversion
+        return certified + self._conversion_loss if math.isfinite(certified) else certified
+
+    @cached_property
+    def _converted(self) -> LinearModel | None:
+        """The state space of what was handed out, if that is polynomials, zeros and poles or modes.
+
+        None with kept poles: rounding moves these, and the difference has no finite gain.
+        """
+        if self.model is None or self.unstable_order or not isinstance(self.source, BalancedSource):
+            return None
+        return converted_model(self.model, self.system)
+
+    @cached_property
+    def _conversion_loss(self) -> float:
+        if self._converted is None or not isinstance(self.source, BalancedSource):
+            return 0.0
+        return self.source.conversion_loss(self.model, self._converted)
 
     @property
     def error_uncertainty(self) -> float:
@@ -230,6 +250,10 @@ class Reduction:
     ) -> Any:
         """Return the error, a norm of the full model minus the reduced one.
 
+        The reduced model is what was handed out: where polynomials, zeros and poles or modes do not have the
+        response of the reduced state space, the difference is part of the error, unless unstable or marginal
+        poles were kept.
+
         Parameters
         ----------
         norm : {"hinf", "h2", "hankel"}, optional
@@ -270,14 +294,34 @@ class Reduction:
         region = self._region(norm, band, horizon, weighted)
         if return_frequency and norm != "hinf":
             raise ModelError(f"return_frequency=True needs norm='hinf', got {norm!r}")
+        converted = self._converted_where_it_shows(norm)
         if region is None and not return_frequency:
-            return self.source.error(self.model, norm)
-        value, at = error_in(self.source, self.model, region or Region(), norm)
+            return self._error_everywhere(converted, norm)
+        value, at = error_in(self.source, converted or self.model, region or Region(), norm)
         if not return_frequency:
             return value
         if region is None:
-            value = self.source.error(self.model, norm)
+            value = self._error_everywhere(converted, norm)
         return value, at / radians_per_sample(self.model)
+
+    def _error_everywhere(self, converted: LinearModel | None, norm: str) -> float:
+        if converted is not None and isinstance(self.source, BalancedSource):
+            return self.source.error_of_converted(converted, norm)
+        return self.source.error(self.model, norm)
+
+    def _converted_where_it_shows(self, norm: str) -> LinearModel | None:
+        """Return what the reduced model was converted to; None where that is no part of the error.
+
+        The state space itself, in balanced states, is compared more accurately.
+        """
+        if self._converted is None or self._conversion_loss <= HINF_RTOL * self.source.error(
+            self.model, "hinf"
+        ):
+            return None
+        if norm == "h2" and not self._converted.is_discrete:
+            # a direct term that differs by rounding has infinite energy
+            return replace(self._converted, D=self.model.D)
+        return self._converted
 
     def _region(self, norm: Any, band: Any, horizon: Any, weighted: Any) -> Region | None:
         """Check the arguments of :meth:`error`; return where the error counts, None for everywhere."""

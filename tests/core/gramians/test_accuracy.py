@@ -334,3 +334,50 @@ def test_quadruple_poles_in_discrete_time(seed):
     system = Q @ A @ Q.T, rng.standard_normal((8, 3)), rng.standard_normal((1, 8)), np.zeros((1, 3))
     exact = exact_hsv(*system[:3], discrete=True)
     np.testing.assert_allclose(hankelred.hankel_singular_values(system, dt=True), exact, rtol=3e-12)
+
+
+def unreachable_beside(first, seed, *, discrete):
+    """Return a model in mixed states whose first part alone is driven: the other values are rounding."""
+    rng = np.random.default_rng(seed)
+    k, n = first.shape[0], int(rng.integers(1, 4))
+    A = sla.block_diag(first, random_system(seed + 1000, n, discrete=discrete)[0])
+    B = np.concatenate([rng.standard_normal((k, 1)), np.zeros((n, 1))])
+    C, T = rng.standard_normal((1, k + n)), rng.standard_normal(A.shape)
+    return T @ A @ np.linalg.inv(T), T @ B, C @ np.linalg.inv(T), np.zeros((1, 1))
+
+
+@pytest.mark.parametrize("seed", [7, 12, 13, 38])
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("part", ["delays", "random"])
+def test_the_noise_floor_covers_what_is_lost_where_powers_grow(part, discrete, seed):
+    """Story: a chain of delays had a state of 9.4e-10 where 1.2e-11 is exact, and a noise floor of 3.3e-11.
+
+    The powers of its A reach 400 before they vanish, and squaring them rounds by eps times the square of
+    that; n eps sigma_1, the floor of a nearly normal matrix, does not count it. Relatives: continuous time,
+    matrices without delays, and Hammarling's method, where the rounding of A itself is amplified.
+    """
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(2, 8))
+    first = random_system(seed, k, discrete=discrete)[0]
+    if part == "delays":
+        first = np.eye(k, k=-1) * rng.uniform(0.5, 3) - (not discrete) * np.eye(k)
+    system = unreachable_beside(first, seed, discrete=discrete)
+    reduction, exact = hankelred.reduce(system, dt=discrete), exact_hsv(*system[:3], discrete=discrete)
+    values, floor = reduction.hankel_singular_values, reduction.noise_floor
+    assert np.all(np.abs(values - exact) <= floor + 1e-8 * exact)
+    assert reduction.order <= np.count_nonzero(exact > 0.5 * floor)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_the_noise_floor_of_normal_matrices_is_that_of_the_largest_value(discrete):
+    # the other side: powers that do not grow amplify nothing, by either solver
+    rng = np.random.default_rng(0)
+    Q = np.linalg.qr(rng.standard_normal((8, 8)))[0]
+    for slowest, solver in ((0.1, "smith"), (1e-12, "hammarling")):
+        rates = np.append(rng.uniform(0.2, 0.9, 7), slowest)
+        A = Q @ np.diag(1 - rates if discrete else -rates) @ Q.T
+        system = A, rng.standard_normal((8, 2)), rng.standard_normal((2, 8)), np.zeros((2, 2))
+        reduction = hankelred.reduce(system, dt=discrete)
+        assert reduction.solver == solver
+        least = 8 * np.finfo(float).eps * reduction.hankel_singular_values[0]
+        assert least <= reduction.noise_floor <= 3 * least
