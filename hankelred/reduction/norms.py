@@ -19,7 +19,7 @@ from ..models.pencil import Factorize
 from ..models.scaling import in_range, scale_system
 from ..models.sparse_model import dense_model, large_or_none
 from .balancing import Balancing, balance, singular_values, truncate_balanced
-from .middle import Middle, middle_model, residual_systems, sampled_distance
+from .intermediate import IntermediateModel, intermediate_model, residual_systems, sampled_distance
 from .rounding.refined_response import refined_response
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
@@ -104,11 +104,13 @@ def norm(
     if return_frequency and kind not in ("hinf", "linf"):
         raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     tol = checked_tol(stability_tol)
-    middle = large_or_none(sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, tol))
-    if middle is not None:
+    intermediate = large_or_none(
+        sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, tol)
+    )
+    if intermediate is not None:
         if kind == "linf" or return_frequency:
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
-        return _norm_of_large(middle, kind)
+        return _norm_of_large(intermediate, kind)
     model = dense_model(sys, dt, solver)
     factored = factored_system(model, tol)
     if kind == "linf":
@@ -139,41 +141,41 @@ def _largest_gain(model: LinearModel, factored: FactoredSystem, stability_tol: f
     return hinf_norm(*compress_inputs_and_outputs(*equilibrated(*model.as_tuple())), discrete=discrete)
 
 
-def _norm_of_large(middle: Middle, kind: str) -> float:
-    """Return a norm of a large model, by the factors of its Gramians or by its middle model."""
-    if middle.n_unstable:
+def _norm_of_large(intermediate: IntermediateModel, kind: str) -> float:
+    """Return a norm of a large model, by the factors of its Gramians or by its intermediate model."""
+    if intermediate.n_unstable:
         return math.inf
-    D = middle.model.D
+    D = intermediate.model.D
     if kind == "hankel":
-        return float(middle.values.max(initial=0.0))
+        return float(intermediate.values.max(initial=0.0))
     if kind == "h2":
-        if not middle.large.is_discrete and np.any(D):
+        if not intermediate.large.is_discrete and np.any(D):
             return math.inf
-        return math.hypot(middle.h2(), float(np.linalg.norm(D)))
-    value = norm(middle.model, "hinf", dt=middle.large.dt)
-    distance = distance_of_middle(middle)
-    if not distance <= middle.factors.accuracy * value:
+        return math.hypot(intermediate.h2(), float(np.linalg.norm(D)))
+    value = norm(intermediate.model, "hinf", dt=intermediate.large.dt)
+    distance = intermediate_error(intermediate)
+    if not distance <= intermediate.factors.accuracy * value:
         raise ConvergenceError(
-            f"the largest gain is {value:.6g} up to {distance:.1e}, where {middle.factors.accuracy:.1e} of "
-            "it was asked for: ask for more accurate factors (accuracy=)"
+            f"the largest gain is {value:.6g} with an uncertainty of {distance:.1e}, more than the requested "
+            f"share {intermediate.factors.accuracy:.1e}: request more accurate factors (accuracy=)"
         )
     return value
 
 
-def distance_of_middle(middle: Middle) -> float:
-    """Return how far the gain of a large model and that of its middle model are apart at most.
+def intermediate_error(intermediate: IntermediateModel) -> float:
+    """Return a bound for the gain of a large model minus its intermediate model.
 
-    Proved where the decay of the model is, and an estimate elsewhere.
+    It is proved if a decay rate of the model is proved, and an estimate otherwise.
     """
-    factors = middle.factors
-    if middle.model.n_states == 0:
-        return 2 * middle.accuracy
+    factors = intermediate.factors
+    if intermediate.model.n_states == 0:
+        return 2 * intermediate.accuracy
     if factors.bound is None:
-        return sampled_distance(middle)
-    discrete = middle.large.is_discrete
+        return sampled_distance(intermediate)
+    discrete = intermediate.large.is_discrete
     sizes = [
         hinf_norm(*compress_inputs_and_outputs(*equilibrated(*system)), discrete=discrete)[0]
-        for system in residual_systems(middle, factors.bound)
+        for system in residual_systems(intermediate, factors.bound)
     ]
     return (1 + HINF_RTOL) ** 2 * sizes[0] * sizes[1] * factors.problem.gain
 

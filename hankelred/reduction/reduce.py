@@ -31,9 +31,9 @@ from ..models.sparse_model import dense_model, large_or_none
 from .balancing import balance
 from .conversion import converted_model
 from .interactive import reduction_in_notebook, write_report
+from .intermediate import intermediate_model
 from .measured_error import region_error
 from .methods import BalancedSource, UserFactors, whole_models
-from .middle import middle_model
 from .norms import HINF_RTOL
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
@@ -203,7 +203,7 @@ class Reduction:
     def __repr__(self) -> str:
         source, n = self.source, self.hankel_singular_values.size
         if isinstance(source, TwoLevel):
-            n = source.middle.large.n_states
+            n = source.intermediate.large.n_states
         return (
             f"<{type(self).__name__} of {n} states to order {self.order} by "
             f"{self.method}: error bound {self.error_bound:.3g}, solver {self.solver}>"
@@ -586,19 +586,19 @@ def reduce(
         of_structure = PositionVelocity(sys, solver, accuracy, factorize, margin)
         reductions = [make_reduction(of_structure, one) for one in orders]
         return reductions if several else reductions[0]
-    middle = None
+    intermediate = None
     if not by_user:
-        middle = large_or_none(
-            sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, margin)
+        intermediate = large_or_none(
+            sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, margin)
         )
     source: BalancedSource
-    if middle is not None:
+    if intermediate is not None:
         if name not in LARGE_REDUCTION_METHODS:
             raise ModelError(
                 f"method={name!r} is for dense models; of large sparse models the methods are "
                 f"{', '.join(LARGE_REDUCTION_METHODS)}"
             )
-        source = LARGE_REDUCTION_METHODS[name](middle)
+        source = LARGE_REDUCTION_METHODS[name](intermediate)
     else:
         model = dense_model(sys, dt, solver)
         source = _dense_source(model, name, options, controllability_factor, observability_factor, margin)
