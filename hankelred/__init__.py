@@ -16,6 +16,7 @@ from .errors import (
 )
 from .gramians.gramians import gramian, gramian_factor
 from .identification.era import realize
+from .identification.frequency_fit.frequency_fit import FrequencyFit, fit_frequency_response
 from .identification.identify import Comparison, IdentifiedModel, identify
 from .identification.markov import MarkovParameters, markov_parameters
 from .models.modal import ModalSystem, modal_form
@@ -38,6 +39,7 @@ __all__ = [
     "EmpiricalGramians",
     "EmpiricalReduction",
     "FileFormatError",
+    "FrequencyFit",
     "GramianEstimator",
     "HankelredError",
     "IdentifiedModel",
@@ -54,6 +56,7 @@ __all__ = [
     "compare_methods",
     "convolve",
     "empirical_gramians",
+    "fit_frequency_response",
     "gramian",
     "gramian_factor",
     "hankel_singular_values",

@@ -1,4 +1,4 @@
-"""The command line: `hankelred hsv`, `hankelred reduce`, `hankelred compare`, `hankelred identify`."""
+"""The command line: `hankelred hsv`, `reduce`, `compare`, `identify` and `fit`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..reduction.balancing import spectrum_of
 from ..reduction.reduce import Reduction
 from ..reduction.variants.catalog import REDUCTION_METHODS
 from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
+from .fit import fit
 from .identify import identify
 
 if TYPE_CHECKING:
@@ -249,6 +250,7 @@ def compare(
 
 
 cli.add_command(identify)
+cli.add_command(fit)
 
 
 def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) -> None:
