@@ -16,6 +16,7 @@ from .errors import (
 )
 from .gramians.gramians import gramian, gramian_factor
 from .identification.era import realize
+from .identification.frequency_fit.frequency_fit import FrequencyFit, fit_frequency_response
 from .identification.identify import Comparison, IdentifiedModel, identify
 from .identification.markov import MarkovParameters, markov_parameters
 from .models.modal import ModalSystem, modal_form
@@ -39,6 +40,7 @@ __all__ = [
     "EmpiricalGramians",
     "EmpiricalReduction",
     "FileFormatError",
+    "FrequencyFit",
     "GramianEstimator",
     "HankelredError",
     "IdentifiedModel",
@@ -56,6 +58,7 @@ __all__ = [
     "convolve",
     "empirical_gramians",
     "explore",
+    "fit_frequency_response",
     "gramian",
     "gramian_factor",
     "hankel_singular_values",

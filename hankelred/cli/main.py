@@ -1,4 +1,4 @@
-"""The command line: `hankelred hsv`, `hankelred reduce`, `hankelred compare`, `hankelred identify`."""
+"""The command line: `hankelred hsv`, `reduce`, `compare`, `identify` and `fit`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from .console import (
     save_picture,
     timestep,
 )
+from .fit import fit
 from .identify import identify
 
 if TYPE_CHECKING:
@@ -271,6 +272,7 @@ def compare(
 
 
 cli.add_command(identify)
+cli.add_command(fit)
 
 
 def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) -> None:

@@ -168,8 +168,8 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
             return _from_control_tf(sys)
         if isinstance(sys, control.FrequencyResponseData):
             raise ModelError(
-                "a FrequencyResponseData holds a response at some frequencies, not a model; fit a "
-                "transfer function or state space to it first"
+                "a FrequencyResponseData holds a response at some frequencies, not a model; fit one to it "
+                "first, with hankelred.fit_frequency_response"
             )
         if isinstance(sys, control.InputOutputSystem):
             raise ModelError(
