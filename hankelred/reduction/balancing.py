@@ -246,15 +246,15 @@ def hankel_singular_values(
         Poles nearer to the stability boundary than this, relative to the size of A, count as
         marginal.
     solver : {"auto", "dense", "low_rank"}
-        "low_rank" works with sparse factorizations and never makes A dense. "auto" takes it for sparse
-        tuples of more than 5000 states and for sparse models of second order, where these have Gramians of
-        low rank or are too large for the dense way.
+        "low_rank" uses sparse factorizations and never makes A dense. "auto" uses it for sparse tuples of
+        more than 5000 states, and for sparse second-order models if their Gramians have low rank or the
+        models are too large for the dense solver.
     accuracy : float, optional
-        What the low-rank solver is to be sure of, relative to the largest value; default 1e-4.
-        ``reduce(...).certificate`` says what it reached and how sure that is.
+        Required accuracy of the low-rank solver, relative to the largest value; default 1e-4.
+        ``reduce(...).certificate`` contains the accuracy reached, and whether it is proved.
     factorize : callable, optional
-        Another sparse solver than that of scipy: a function from a sparse matrix (CSC, real or complex) to an
-        object with ``solve(b, trans)``, trans "N" or "T".
+        A sparse solver to use instead of that of scipy: a function from a sparse matrix (CSC, real or
+        complex) to an object with ``solve(b, trans)``, trans "N" or "T".
 
     Returns
     -------
@@ -287,7 +287,7 @@ def hankel_singular_values(
 
 @dataclass(frozen=True)
 class SolvedSpectrum:
-    """Hankel singular values, and how they were found."""
+    """Hankel singular values, with the solver that computed them."""
 
     values: Array
     noise_floor: float

@@ -98,15 +98,15 @@ class BalancedSource:
         raise NotImplementedError
 
     def attainable(self, order: int) -> tuple[int, str]:
-        """Return the largest order up to this one that there is a model of, and why it is less."""
+        """Return the largest attainable order up to this one, and the reason if it is smaller."""
         return min(order, self.largest_order), ""
 
-    def remark(self, order: int) -> str:
-        """Return why the model of an order is not the one that was asked for; nothing where it is."""
+    def warning_text(self, order: int) -> str:
+        """Return the text of a warning about the model of an order; empty if there is none."""
         return ""
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
-        """Return the order that meets a tolerance; None where the bound of the singular values tells it."""
+        """Return the order that meets a tolerance; None if it follows from the singular values."""
         return None
 
     def tolerance(self, tol: float | None, rtol: float | None) -> float:

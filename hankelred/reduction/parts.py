@@ -59,11 +59,11 @@ def minimal(
     Notes
     -----
     The stable part is balanced; the staircase form (Rosenbrock 1970; Paige, IEEE Trans. Autom.
-    Control 26 (1981)) of the rest separates what is reached and observed.
+    Control 26 (1981)) of the rest separates the controllable and observable states.
 
     Examples
     --------
-    An unstable mode that no output shows:
+    An unstable mode that is not observable:
 
     >>> import numpy as np, hankelred
     >>> hidden = (np.diag([-1.0, 2.0]), np.ones((2, 1)), np.array([[1.0, 0.0]]), 0)
@@ -80,7 +80,7 @@ def minimal(
     if level is not None:
         floor = max(level * float(balancing.values.max(initial=0.0)), balancing.rounding)
     rank = int(np.count_nonzero(balancing.values > floor))
-    left, right = _seen(factored, HIDDEN if level is None else max(level, EPS))
+    left, right = _minimal_bases(factored, HIDDEN if level is None else max(level, EPS))
     if rank == factored.n_stable and left.shape[1] == factored.n_unstable:
         return sys
     out, _, _ = truncate_balanced(model, balancing, rank)
@@ -108,13 +108,13 @@ def minimal(
     return model.with_matrices(A, B, C, model.D).to_user()
 
 
-def _seen(factored: FactoredSystem, tol: float) -> tuple[Array, Array]:
-    """Return left and right bases of the kept states that are reached and observed."""
+def _minimal_bases(factored: FactoredSystem, tol: float) -> tuple[Array, Array]:
+    """Return left and right bases of the controllable and observable unstable and marginal states."""
     A, B, C = factored.unstable_A, factored.unstable_B, factored.unstable_C
     system = factored.scaled_system
-    Q = _reached(A, B, tol, _size(factored.unstable_left) * _size(system.B))
+    Q = _controllable_basis(A, B, tol, _size(factored.unstable_left) * _size(system.B))
     A, C = Q.conj().T @ A @ Q, C @ Q
-    P = _reached(A.conj().T, C.conj().T, tol, _size(factored.unstable_right) * _size(system.C))
+    P = _controllable_basis(A.conj().T, C.conj().T, tol, _size(factored.unstable_right) * _size(system.C))
     return Q @ P, Q @ P
 
 
@@ -122,8 +122,8 @@ def _size(M: Array) -> float:
     return float(np.linalg.norm(M, 2)) if M.size else 0.0
 
 
-def _reached(A: Array, B: Array, tol: float, size: float) -> Array:
-    """Return an orthonormal basis of what B reaches through A, by a staircase.
+def _controllable_basis(A: Array, B: Array, tol: float, size: float) -> Array:
+    """Return an orthonormal basis of the controllable subspace of A and B, by the staircase algorithm.
 
     Entries of B below the tolerance relative to ``size`` count as zero.
     """

@@ -460,30 +460,30 @@ def reduce(
         give the reduced model an unstable pole that the full model does not have.
     method : str
         "truncation" is exact at high frequency (continuous time), "residualization" (or "matchdc") at
-        frequency zero. Both have the same error bound. "frequency_limited" looks at a band of frequencies,
-        "time_limited" at the time until a horizon, "frequency_weighted" through weights; nothing bounds the
-        error of these three (``error_bound`` is inf), so ``tol`` and ``rtol`` mean the error that is
-        measured there: ``error(band=)``, ``error(horizon=)``, ``error(weighted=True)``, ``rtol`` relative to
-        the same figure of the full model. Where such a model would be unstable, or worse there than plain
-        truncation, another one is handed out, with a warning; see ``balanced_by``.
-        "hankel_norm" gives the smallest possible Hankel norm of the error, the first singular value left out.
-        "stochastic" keeps the relative error small (``relative_error_bound``), "coprime" reduces unstable
-        plants by their normalized coprime factors (``gap_bound``), "positive_real" and "bounded_real" keep
-        passivity, and "modal" keeps the poles that show most.
+        frequency zero. Both have the same error bound. "frequency_limited" aims at a small error in a band of
+        frequencies, "time_limited" up to a horizon, "frequency_weighted" with weights. These three have no
+        error bound (``error_bound`` is inf), so ``tol`` and ``rtol`` refer to the measured error
+        ``error(band=)``, ``error(horizon=)`` or ``error(weighted=True)``, and ``rtol`` is relative to the
+        same norm of the full model. If such a model were unstable or less accurate than plain truncation, a
+        different one is returned, with a warning; see ``balanced_by``.
+        "hankel_norm" gives the smallest possible Hankel norm of the error, the first truncated singular
+        value. "stochastic" bounds the relative error (``relative_error_bound``), "coprime" reduces unstable
+        plants by their normalized coprime factors (``gap_bound``), "positive_real" and "bounded_real"
+        preserve passivity, and "modal" keeps the poles with the largest contribution to the gain.
     band : (w1, w2) or list of such pairs
-        Of "frequency_limited": angular frequencies in rad/s, or radians per sample where the step is
-        unspecified; w2 = inf in continuous time.
+        For "frequency_limited": angular frequencies in rad/s, or radians per sample if the step is
+        unspecified; w2 = inf is allowed in continuous time.
     horizon : float
-        Of "time_limited": seconds, or samples where the step is unspecified.
+        For "time_limited": seconds, or samples if the step is unspecified.
     input_weight, output_weight : model
-        Of "frequency_weighted", at least one: the error that counts is ``output_weight * error *
-        input_weight``. Unstable weights act by their gain.
+        For "frequency_weighted", at least one: the measured error is ``output_weight * error *
+        input_weight``. Unstable weights are replaced by stable ones with the same gain.
     weighting : {"best", "enns", "lin_chiu"}
-        Of "frequency_weighted": which weighted Gramians; "best", the default, keeps the smallest measured
-        error, plain truncation being among the candidates.
+        For "frequency_weighted": the choice of the weighted Gramians. "best", the default, returns the model
+        with the smallest measured error, where plain truncation is one of the candidates.
     regularization : float
-        Of "stochastic": the gain below which errors count as absolute ones, needed where D has not full row
-        rank. Too small a value makes the Riccati equation unsolvable, and raises.
+        For "stochastic": the gain below which errors are measured absolutely; required if D does not have
+        full row rank. If it is too small, the Riccati equation cannot be solved, and an error is raised.
     controllability_factor, observability_factor : array_like, shape (n, k), optional
         L with W = L L^H, to balance with these Gramians instead of the model's own: for example those of the
         states that real inputs excite (:class:`GramianEstimator`, :func:`gramian_factor`), or of weighted
@@ -496,9 +496,9 @@ def reduce(
         Poles nearer to the stability boundary than this, relative to the size of A, count as
         marginal and are not reduced.
     solver, accuracy, factorize
-        As in :func:`hankel_singular_values`, for large sparse models. These are reduced in two levels: to all
-        states that the low-rank factors resolve, about a hundred, and from there as any other model.
-        ``error_bound`` includes the distance of the two levels.
+        As in :func:`hankel_singular_values`, for large sparse models. These are reduced in two steps: to an
+        intermediate model of all states that the low-rank factors resolve, about a hundred, and from there
+        like any other model. ``error_bound`` includes the error of the intermediate model.
     structure : {"first_order", "second_order"}
         The type of the result for a :class:`SecondOrderModel`: a state space as a tuple, or a second-order
         model, by position-velocity balancing (Reis and Stykel 2008). That preserves the second-order form
@@ -696,8 +696,8 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
     model: LinearModel | None
     if isinstance(source, BalancedSource):
         order, model, left, right = _truncate_computable(source, order, rank, is_default=is_default)
-        if remark := source.remark(order):
-            warnings.warn(remark, ReductionWarning, stacklevel=3)
+        if text := source.warning_text(order):
+            warnings.warn(text, ReductionWarning, stacklevel=3)
     else:
         if order > rank:
             warnings.warn(

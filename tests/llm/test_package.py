@@ -82,14 +82,14 @@ def test_without_torch_one_line_says_what_to_install(tmp_path):
         "u.find_spec = lambda n, *a: None if n in ('torch', 'peft') else find(n, *a)\n"
         "sys.meta_path.insert(0, Hide())\n"
     )
-    said = "hankelred_llm needs torch, peft; run: pip install 'hankelred[llm]'"
+    message = "hankelred_llm needs torch, peft; run: pip install 'hankelred[llm]'"
     script = tmp_path / "hankelred-llm"
     script.write_text(hide + "from hankelred_llm.cli.main import main\nmain()\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, script, "--help"], capture_output=True, text=True, check=False, env=environment
     )
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
     done = subprocess.run(
         [sys.executable, "-c", hide + "import hankelred_llm"],
         capture_output=True,
@@ -97,7 +97,7 @@ def test_without_torch_one_line_says_what_to_install(tmp_path):
         cwd=ROOT,
         check=False,
     )
-    assert done.returncode == 1 and done.stderr.rstrip().endswith(f"ImportError: {said}")
+    assert done.returncode == 1 and done.stderr.rstrip().endswith(f"ImportError: {message}")
 
 
 @pytest.mark.slow

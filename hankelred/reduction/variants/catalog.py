@@ -1,4 +1,4 @@
-"""Every method of reduction by name, and the arguments that belong to it."""
+"""All reduction methods by name, with their arguments."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .stochastic import Stochastic
 
 @dataclass(frozen=True)
 class Method:
-    """How a method makes its source, the arguments it takes, and those it cannot do without."""
+    """The function that creates the source of a method, all its arguments, and the required ones."""
 
     make: Callable[..., BalancedSource]
     options: tuple[str, ...] = ()
-    needed: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
 
 
 def _balanced(source_type: type[BalancedSource]) -> Method:
-    """Return the entry of a method that needs only the balanced model."""
+    """Return the entry of a method that requires only the balanced model."""
 
     def make(model: LinearModel, stability_tol: float) -> BalancedSource:
         reciprocal = source_type.reciprocal and not model.is_discrete
@@ -53,32 +53,32 @@ REDUCTION_METHODS: dict[str, Method] = {
     "bounded_real": Method(BoundedReal),
 }
 
-#: Other names, as other packages have them.
+#: Alternative names, used by other packages.
 ALIASES = {"matchdc": "residualization"}
 
 
 def checked_method(method: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name of a method and those of its arguments that were given.
+    """Return the name of a method and the arguments that were passed for it.
 
     Raises
     ------
     ModelError
-        An unknown method, an argument of another method, or one that is missing.
+        The method is unknown, an argument belongs to another method, or a required argument is missing.
     """
     name = ALIASES.get(method, method) if isinstance(method, str) else method
     if not isinstance(name, str) or name not in REDUCTION_METHODS:
         raise ModelError(
             f"method must be one of {', '.join([*REDUCTION_METHODS, *ALIASES])}, got {short_repr(method)}"
         )
-    given = {key: value for key, value in options.items() if value is not None}
+    passed = {key: value for key, value in options.items() if value is not None}
     entry = REDUCTION_METHODS[name]
-    for key in given:
+    for key in passed:
         if key not in entry.options:
-            serves = [other for other, candidate in REDUCTION_METHODS.items() if key in candidate.options]
+            methods = [other for other, candidate in REDUCTION_METHODS.items() if key in candidate.options]
             raise ModelError(
-                f"{key}= belongs to method={name_list(map(repr, serves))}, got method={method!r}"
+                f"{key}= belongs to method={name_list(map(repr, methods))}, got method={method!r}"
             )
-    missing = [key for key in entry.needed if key not in given]
+    missing = [key for key in entry.required if key not in passed]
     if missing:
         raise ModelError(f"method={name!r} needs {missing[0]}=")
-    return name, given
+    return name, passed

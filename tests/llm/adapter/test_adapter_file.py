@@ -163,7 +163,7 @@ def test_a_block_that_is_trained_whole_has_no_adapter():
 def test_valid_files_are_loaded_as_before(folder):
     expected = load_file(folder / WEIGHTS)
     model = PeftModel.from_pretrained(base_model(), folder)
-    found = {k.replace(".default", ""): v for k, v in model.state_dict().items() if "hrm_system" in k}
-    assert found.keys() == expected.keys() and WIDTH > 0
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    loaded = {k.replace(".default", ""): v for k, v in model.state_dict().items() if "hrm_system" in k}
+    assert loaded.keys() == expected.keys() and WIDTH > 0
+    assert all(torch.equal(loaded[key], value) for key, value in expected.items())
     assert issubclass(AdapterFileError, HankelredError)

@@ -96,13 +96,13 @@ def test_checkpointing_switches_the_cache_off_for_the_state_too():
 def test_float32_states_beside_a_half_precision_base(base_type):
     ids = tokens(2, 20)
     model = with_random_output(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
-    seen = []
-    system_of(model).register_forward_hook(lambda _, args, out: seen.append((args[0], *out)))
+    captured = []
+    system_of(model).register_forward_hook(lambda _, args, out: captured.append((args[0], *out)))
     with torch.no_grad():
         full = model(ids).logits
         assert full.dtype == base_type
         steps = step_by_step(model, ids)
-    x, y, s = seen[0]
+    x, y, s = captured[0]
     assert x.dtype == base_type and y.dtype == s.dtype == torch.float32
     # the base itself differs by its rounding
     with torch.no_grad(), model.disable_adapter():
@@ -115,12 +115,12 @@ def test_float32_states_beside_a_half_precision_base(base_type):
 
 def test_autocast_stays_out_of_the_system():
     model, ids = adapted(), tokens(2, 20)
-    seen = []
-    system_of(model).register_forward_hook(lambda _, args, out: seen.append((args[0], *out)))
+    captured = []
+    system_of(model).register_forward_hook(lambda _, args, out: captured.append((args[0], *out)))
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             model(ids)
-        x, y, s = seen[0]
+        x, y, s = captured[0]
         assert y.dtype == s.dtype == torch.float32
         expected = system_of(model)(x)
     assert torch.equal(y, expected[0]) and torch.equal(s, expected[1])
@@ -360,13 +360,13 @@ class TestTrainer:
             train_dataset=datasets.Dataset.from_dict({"input_ids": documents}),
             processing_class=_tokenizer(),
         )
-        seen = []
+        captured = []
         system_of(model).register_forward_hook(
-            lambda _, args, kwargs, out: seen.append((args[0], kwargs["segment_start"])), with_kwargs=True
+            lambda _, args, kwargs, out: captured.append((args[0], kwargs["segment_start"])), with_kwargs=True
         )
         trainer.train()
         assert trainer.state.global_step == 2
-        assert all(reset is not None and reset.sum() > 1 for _, reset in seen)
+        assert all(reset is not None and reset.sum() > 1 for _, reset in captured)
         names = load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors")
         assert all("hrm_system" in name for name in names)
 

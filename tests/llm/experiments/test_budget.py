@@ -88,9 +88,9 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_numbers():
 
 
 def test_methods_on_both_sides_of_the_budget_must_not_be_too_far_apart():
-    one, two = (fixed(parse_method(f"lora-qv r={r}"), skeleton) for r in (50, 52))
+    smaller, larger = (fixed(parse_method(f"lora-qv r={r}"), skeleton) for r in (50, 52))
     with pytest.raises(ExperimentError, match=r"'lora-qv r=52'.*'lora-qv r=50'.*4.0% apart"):
-        check_equal([one, two])
+        check_equal([smaller, larger])
 
 
 @pytest.mark.parametrize(
