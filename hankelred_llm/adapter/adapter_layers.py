@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import nn
 
 from ..errors import AdapterError
 from ..state import forward_context
-from .architectures import find_decoder
+from .architectures import find_decoder, without_wrapper
 from .config import HRMConfig
-from .layer import HRMLayer
+from .layer import AdapterLayer, HRMLayer
+from .static import StaticLayer
 from .system import HRMSystem
 
 
@@ -45,7 +46,7 @@ def find_adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[
     if not known:
         raise AdapterError("the model has no HRM adapter; put one in with hankelred_llm.attach(model)")
     if adapter_name is None:
-        active = sorted({name for layer in layers for name in layer.active_systems()})
+        active = sorted({name for layer in layers for name in layer.active_parts()})
         if len(active) != 1:
             raise AdapterError(f"pass adapter_name: {len(active)} of the adapters {known} are active")
         adapter_name = active[0]
@@ -89,6 +90,22 @@ def find_adapter_layers(model: nn.Module, adapter_name: str | None) -> AdapterLa
     )
 
 
+def add_static_layer(parent: nn.Module, name: str) -> StaticLayer:
+    """Return the layer of a linear module, which is added next to it where there is none.
+
+    Parameters
+    ----------
+    parent : Module
+    name : str
+        Of the linear module in it.
+    """
+    child = f"{name}_adapter"
+    if not hasattr(parent, child):
+        target = without_wrapper(parent.get_submodule(name))
+        setattr(parent, child, StaticLayer(target).train(target.training))
+    return cast(StaticLayer, getattr(parent, child))
+
+
 def check_active(model: nn.Module, adapter_layers: AdapterLayers) -> None:
     """Refuse an adapter that a forward pass would leave out.
 
@@ -98,7 +115,7 @@ def check_active(model: nn.Module, adapter_layers: AdapterLayers) -> None:
         The adapter is not active.
     """
     for layer in hrm_layers(model):
-        if layer.index in adapter_layers.systems and adapter_layers.adapter not in layer.active_systems():
+        if layer.index in adapter_layers.systems and adapter_layers.adapter not in layer.active_parts():
             raise AdapterError(
                 f"adapter '{adapter_layers.adapter}' is not active, so no batch reaches it; call "
                 f"model.set_adapter('{adapter_layers.adapter}'), outside of disable_adapter()"
@@ -110,10 +127,11 @@ def remove_adapters(model: nn.Module) -> None:
     decoder = find_decoder(model)
     forward_context.remove(decoder.backbone, decoder.layers)
     for layer in decoder.layers:
-        for name, block in list(layer.named_children()):
-            if isinstance(block, HRMLayer):
-                block.detach()
-                delattr(layer, name)
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, AdapterLayer):
+                module.detach()
+                parent, _, child = name.rpartition(".")
+                delattr(layer.get_submodule(parent), child)
     configs = model.__dict__.get("peft_config", {})
     for name in [n for n, c in configs.items() if isinstance(c, HRMConfig)]:
         del configs[name]

@@ -48,20 +48,33 @@ class Stepper(NamedTuple):
     step: StepCoefficients
     B: Tensor  # (order, d)
     out: Tensor  # (order, d), contiguous: a product with one row reads it twice as fast as C
+    m: Tensor | None = None  # (order,): the output is that of u + m s, None: of s alone
+    static_B: Tensor | None = None  # (rank, d): input map of the direct term, where it has its own
+    static_out: Tensor | None = None  # (rank, d), contiguous
 
     def run(
-        self, x: Tensor, state: Tensor, valid: Tensor | None, segment_start: Tensor | None
+        self,
+        x: Tensor,
+        state: Tensor,
+        valid: Tensor | None,
+        segment_start: Tensor | None,
+        static_input: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run one token, in as few operations as possible."""
         batch, _, width = x.shape
         row = x.reshape(batch, width)
+        row = row if row.dtype == state.dtype else row.to(state.dtype)
+        shared = static_input is not None and self.static_B is None
+        u = static_input[..., 0] if shared and static_input is not None else linear(row, self.B)
         before = state if segment_start is None else torch.where(segment_start, 0.0, state)
-        s = self.step.advance(
-            linear(row if row.dtype == state.dtype else row.to(state.dtype), self.B), before
-        )
+        s = self.step.advance(u, before)
         if valid is not None:
             s = torch.where(valid, s, before)
-        return torch.mm(s, self.out).view(batch, 1, width), s[..., None]
+        y = torch.mm(s if self.m is None else torch.addcmul(u, self.m, s), self.out)
+        if self.static_B is not None and self.static_out is not None:
+            direct = linear(row, self.static_B) if static_input is None else static_input[..., 0]
+            y = torch.addmm(y, direct, self.static_out)
+        return y.view(batch, 1, width), s[..., None]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
         return self  # copies of a cache share it: it is never changed
