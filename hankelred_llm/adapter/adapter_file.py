@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hankelred.errors import in_one_line, name_list, short_repr
 
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
-from .config import HRMConfig, HRMType
+from .config import HRMConfig, HRMType, lora_options
 from .static import LowRankMaps
 from .system import HRMSystem, StaticMaps, output_bound
 from .weights_file import weights_path
@@ -143,7 +143,7 @@ def check_sizes(
     for block, static in blocks.items():
         parts[f"{block}{_SYSTEM}"] = HRMSystem(width, config.modes_of(block), static, **on_meta)
     for name, sizes in lora.items():
-        parts[f"{name}{_LORA}"] = LowRankMaps(sizes, config.lora_options(name), **on_meta)
+        parts[f"{name}{_LORA}"] = LowRankMaps(sizes, lora_options(config, name), **on_meta)
     expected: Shapes = {
         _short_key(f"{prefix}{parameter}"): tuple(value.shape)
         for prefix, part in parts.items()

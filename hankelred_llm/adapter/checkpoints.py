@@ -31,13 +31,14 @@ from .adapter_layers import hrm_layers, remove_adapters
 from .config import HRMConfig
 from .layer import AdapterLayer
 from .model_card import write_card
+from .static import PARAMETERS
 from .weights_file import check_safetensors, weights_path
 
 #: Options that choose the place on the hub that an adapter is loaded from.
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 #: Parts of the names of all parameters that an adapter has in its file.
-_SAVED = "hrm_system", "hrm_lora", "modules_to_save"
+_SAVED = (*PARAMETERS, "modules_to_save")
 
 
 def guard_files() -> None:

@@ -16,7 +16,7 @@ from hankelred.errors import in_one_line, name_list, short_repr
 
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
 from .architectures import ADDS_RESIDUAL, SITES, Decoder, is_linear
-from .config import HRMConfig, names_block
+from .config import HRMConfig, has_lora, lora_targets, names_block
 
 
 def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
@@ -293,12 +293,12 @@ def lora_names(config: HRMConfig, model: nn.Module, decoder: Decoder, readouts: 
     if config.lora is None:
         return []
     modules = _modules_in(model)
-    targets = config.lora_targets()
+    targets = lora_targets(config)
     every = targets == "all-linear"
     names = [
         name
         for name, module in modules.items()
-        if config.has_lora(name) and not (every and not is_linear(module))
+        if has_lora(config, name) and not (every and not is_linear(module))
     ]
     inside = [name for name in names if name.startswith(f"{decoder.name}.")]
     if not inside or (len(inside) < len(names) and not every):

@@ -283,47 +283,6 @@ class HRMConfig(PeftConfig):
         if self.lora is not None:
             self.lora = _lora_fields(self.lora)
 
-    def lora_config(self) -> LoraConfig | None:
-        """Return ``lora`` as a configuration of peft."""
-        return None if self.lora is None else LoraConfig(**_fields_of(self.lora))
-
-    def lora_options(self, module_name: str) -> LoraOptions:
-        """Return rank, scale, dropout and initialization of the LoRA of a module, by peft's rules.
-
-        Parameters
-        ----------
-        module_name : str
-            Such as ``"model.layers.3.mlp.up_proj"``.
-
-        Examples
-        --------
-        >>> from hankelred_llm import HRMConfig
-        >>> config = HRMConfig(lora={"r": 4, "lora_alpha": 8, "target_modules": ["up_proj"]})
-        >>> config.lora_options("model.layers.3.mlp.up_proj")
-        LoraOptions(rank=4, scale=2.0, dropout=0.0, gaussian=False)
-        """
-        config = self.lora_config()
-        if config is None:
-            raise ConfigError("the configuration has no lora")
-        ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
-        rank = ranks.get(get_pattern_key(ranks, module_name), config.r)
-        alpha = alphas.get(get_pattern_key(alphas, module_name), config.lora_alpha)
-        scale = alpha / (rank**0.5 if config.use_rslora else rank)
-        return LoraOptions(rank, scale, config.lora_dropout, config.init_lora_weights == "gaussian")
-
-    def lora_targets(self) -> list[str] | str | None:
-        """Return the target modules of ``lora``: names, or a pattern."""
-        return None if self.lora is None else _fields_of(self.lora)["target_modules"]
-
-    def has_lora(self, module_name: str) -> bool:
-        """Return whether the target modules of ``lora`` match the name of a module."""
-        config = self.lora_config()
-        if config is None:
-            return False
-        if config.target_modules == "all-linear":
-            config.target_modules = ".*"
-        return bool(check_target_module_exists(config, module_name))
-
     def _check_fields_for_peft(self) -> None:
         """Refuse values of the fields that only peft reads, which would end in an exception there."""
         modules = self.modules_to_save
@@ -383,10 +342,6 @@ class HRMConfig(PeftConfig):
                 "mode_pattern together"
             )
         return ModeCounts(order, pairs, negative)
-
-    def static_rank(self, module_name: str) -> int | None:
-        """Return the rank of the input map of the static parts of a block, None where they share B."""
-        return _by_name(self.static_pattern, module_name, None)
 
     @classmethod
     def from_pretrained(
@@ -453,6 +408,57 @@ def _is_number(value: Any) -> bool:
 def names_block(key: str, module_name: str) -> bool:
     """Return whether a key such as "layers.3.mlp" names this module."""
     return module_name == key or module_name.endswith("." + key)
+
+
+def lora_config(config: HRMConfig) -> LoraConfig | None:
+    """Return ``lora`` as a configuration of peft."""
+    return None if config.lora is None else LoraConfig(**_fields_of(config.lora))
+
+
+def lora_options(config: HRMConfig, module_name: str) -> LoraOptions:
+    """Return rank, scale, dropout and initialization of the LoRA of a module, by peft's rules.
+
+    Parameters
+    ----------
+    module_name : str
+        Such as ``"model.layers.3.mlp.up_proj"``.
+
+    Examples
+    --------
+    >>> from hankelred_llm import HRMConfig
+    >>> from hankelred_llm.adapter.config import lora_options
+    >>> config = HRMConfig(lora={"r": 4, "lora_alpha": 8, "target_modules": ["up_proj"]})
+    >>> lora_options(config, "model.layers.3.mlp.up_proj")
+    LoraOptions(rank=4, scale=2.0, dropout=0.0, gaussian=False)
+    """
+    lora = lora_config(config)
+    if lora is None:
+        raise ConfigError("the configuration has no lora")
+    ranks, alphas = lora.rank_pattern or {}, lora.alpha_pattern or {}
+    rank = ranks.get(get_pattern_key(ranks, module_name), lora.r)
+    alpha = alphas.get(get_pattern_key(alphas, module_name), lora.lora_alpha)
+    scale = alpha / (rank**0.5 if lora.use_rslora else rank)
+    return LoraOptions(rank, scale, lora.lora_dropout, lora.init_lora_weights == "gaussian")
+
+
+def lora_targets(config: HRMConfig) -> list[str] | str | None:
+    """Return the target modules of ``lora``: names, or a pattern."""
+    return None if config.lora is None else _fields_of(config.lora)["target_modules"]
+
+
+def has_lora(config: HRMConfig, module_name: str) -> bool:
+    """Return whether the target modules of ``lora`` match the name of a module."""
+    lora = lora_config(config)
+    if lora is None:
+        return False
+    if lora.target_modules == "all-linear":
+        lora.target_modules = ".*"
+    return bool(check_target_module_exists(lora, module_name))
+
+
+def static_rank(config: HRMConfig, module_name: str) -> int | None:
+    """Return the rank of the input map of the static parts of a block, None where they share B."""
+    return _by_name(config.static_pattern, module_name, None)
 
 
 def _fields_of(lora: Mapping[str, Any] | LoraConfig) -> dict[str, Any]:

@@ -180,6 +180,14 @@ class HRMLayer(AdapterLayer):
         """Return the system of an adapter."""
         return cast(HRMSystem, self.hrm_system[adapter_name])
 
+    def static_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all adapters that only their static parts have."""
+        return [
+            parameter
+            for system in self.hrm_system.values()
+            for parameter in cast(HRMSystem, system).static_parameters()
+        ]
+
     def static_input(self, context: ForwardContext, name: str, x: Tensor, reader: str = "") -> Tensor:
         """Return what the static parts of an adapter read, computed once for all of them.
 

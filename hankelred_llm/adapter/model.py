@@ -28,7 +28,7 @@ from .adapter_layers import add_static_layer, find_adapter, hrm_layers, remove_a
 from .architectures import find_decoder, linear_sizes
 from .checkpoints import guard_files, without_deprecations
 from .checks import check_base, check_names, lora_names, readout_names, warn_of_many_states
-from .config import HRMConfig, HRMType
+from .config import HRMConfig, HRMType, lora_options, static_rank
 from .layer import AdapterLayer, HRMLayer, cannot_merge
 from .self_check import check_architecture
 from .static import Readout, StaticLayer, export, merge, unmerge
@@ -101,7 +101,7 @@ class HRMModel(BaseTuner):
                 block: StaticMaps(
                     {key: linear_sizes(model.get_submodule(name))[1] for key, name in names.items()},
                     config.feedthrough,
-                    config.static_rank(block),
+                    static_rank(config, block),
                 )
                 for block, names in readouts.items()
             }
@@ -152,7 +152,7 @@ class HRMModel(BaseTuner):
         # the first of all blocks: peft creates parameters, also those of the LoRA, on the meta device here
         while self._lora:
             name = self._lora.pop()
-            self._static_layer(name).add_lora(adapter_name, peft_config.lora_options(name))
+            self._static_layer(name).add_lora(adapter_name, lora_options(peft_config, name))
 
     def _static_layer(self, name: str) -> StaticLayer:
         parent, _, child = name.rpartition(".")

@@ -24,6 +24,9 @@ from .system import PreciseModule
 if TYPE_CHECKING:
     from .config import LoraOptions
 
+#: Parts of the names of all parameters of an adapter: of its systems, and of its LoRA.
+PARAMETERS = (*HRMLayer.adapter_layer_names, "hrm_lora")
+
 
 class LowRankMaps(PreciseModule):
     """A LoRA: ``scale * lora_B lora_A x`` is added to the output of a linear module.
@@ -87,7 +90,7 @@ class StaticLayer(AdapterLayer):
         By adapter name.
     """
 
-    adapter_layer_names = ("hrm_lora",)
+    adapter_layer_names = PARAMETERS[1:]
     other_param_names = ("readouts",)
     hrm_lora: nn.ModuleDict
 

@@ -190,6 +190,11 @@ class HRMSystem(PreciseModule):
         readouts = [self.readout(name) for name in self.static.readouts]
         return readouts if self.static_C is None else [*readouts, self.static_C]
 
+    def static_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that only the static parts have."""
+        outputs = self._static_outputs()
+        return outputs if self.static_B is None else [self.static_B, *outputs]
+
     def output_map(self) -> Tensor:
         """Return the map from the states to the output, (d, order): gate * C, or gate * C m."""
         return self.gate * self.C if self.m is None else self.gate * self.C * self.m
@@ -280,6 +285,7 @@ class HRMSystem(PreciseModule):
             None if self.m is None else _precise(self.m),
             _precise(cast(Tensor, self.static_B)) if direct else None,
             _precise(cast(Tensor, self.static_C)).t().contiguous() if direct else None,
+            shared=self.static_B is None,
         )
 
     def _signs(self, u: Tensor, valid: Tensor | None, shards: Shards | None) -> Tensor:

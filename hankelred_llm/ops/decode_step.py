@@ -51,6 +51,7 @@ class Stepper(NamedTuple):
     m: Tensor | None = None  # (order,): the output is that of u + m s, None: of s alone
     static_B: Tensor | None = None  # (rank, d): input map of the direct term, where it has its own
     static_out: Tensor | None = None  # (rank, d), contiguous
+    shared: bool = True  # whether what static parts read is u
 
     def run(
         self,
@@ -64,8 +65,8 @@ class Stepper(NamedTuple):
         batch, _, width = x.shape
         row = x.reshape(batch, width)
         row = row if row.dtype == state.dtype else row.to(state.dtype)
-        shared = static_input is not None and self.static_B is None
-        u = static_input[..., 0] if shared and static_input is not None else linear(row, self.B)
+        given = static_input is not None and self.shared
+        u = static_input[..., 0] if given and static_input is not None else linear(row, self.B)
         before = state if segment_start is None else torch.where(segment_start, 0.0, state)
         s = self.step.advance(u, before)
         if valid is not None:

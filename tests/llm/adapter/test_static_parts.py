@@ -509,3 +509,161 @@ class TestRefusals:
         model = hankelred_llm.attach(base_model(), r=4, site="attention", static_readouts=["o_proj"])
         with pytest.raises(ConfigError, match="another input"):
             model(ids)
+
+
+class TestGroups:
+    def test_static_parts_have_a_rate_of_their_own(self, ids):
+        model = hankelred_llm.attach(base_model(), **HYBRID, modules_to_save=["lm_head"])
+        state, static = hankelred_llm.parameter_groups(model, lr=1e-2, static_lr_ratio=3)
+        assert (state["lr"], static["lr"]) == (1e-2, 3e-2)
+        names = {id(p): name for name, p in model.named_parameters()}
+        kinds = [{names[id(p)].rpartition(".")[2] for p in group["params"]} for group in (state, static)]
+        assert kinds[0] == {"log_rate", "phase", "B", "C", "gate", "m", "weight"}
+        assert kinds[1] == {"readout_q_proj", "readout_k_proj", "readout_v_proj", "lora_A", "lora_B"}
+        both = [id(p) for group in (state, static) for p in group["params"]]
+        assert sorted(both) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+        optimizer = torch.optim.AdamW([state, static])
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+
+    def test_an_adapter_without_static_parts_has_one_group(self):
+        (group,) = hankelred_llm.parameter_groups(hankelred_llm.attach(base_model(), r=4), lr=1e-3)
+        assert group["lr"] == 1e-3 and len(group["params"]) == 10
+
+    def test_a_lora_beside_the_adapter_is_static(self):
+        base = base_model()
+        peft.get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
+        _, static = hankelred_llm.parameter_groups(hankelred_llm.attach(base, r=4), lr=1, static_lr_ratio=2)
+        assert len(static["params"]) == 4 and static["lr"] == 2
+
+    @pytest.mark.parametrize("rates", [{"lr": 0}, {"lr": float("nan")}, {"lr": 1, "static_lr_ratio": -1}])
+    def test_rates_that_mean_nothing(self, model, rates):
+        with pytest.raises(ConfigError, match="must be a positive number"):
+            hankelred_llm.parameter_groups(model, **rates)
+
+    def test_nothing_to_train(self, model):
+        with pytest.raises(AdapterError, match="no trainable parameters"):
+            hankelred_llm.parameter_groups(model.requires_grad_(False), lr=1)
+
+
+class TestSystems:
+    """The state of a hybrid is read, replaced and reduced; the parts without a state stay what they are."""
+
+    def static_logits(self, model, ids):
+        """Logits without the state: its output map is zero, the direct term and the readouts are not."""
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for layer in hrm_layers(twin):
+                system = layer.system("default")
+                (system.C if system.m is None else system.m).zero_()
+        return logits(twin, ids)
+
+    @pytest.mark.parametrize("kind", ["hybrid", "readouts", "feedthrough", "mlp"])
+    def test_what_was_read_can_be_written(self, tmp_path, kind, ids):
+        model = adapted(gate_init=0.6, **KINDS[kind])
+        full, count = logits(model, ids), model.get_nb_trainable_parameters()[0]
+        systems = hankelred_llm.get_systems(model)
+        hankelred_llm.set_systems(model, systems)
+        assert error(logits(model, ids), full) < 1e-6
+        assert model.get_nb_trainable_parameters()[0] == count  # the input map is still shared
+        assert model.peft_config["default"].static_pattern == {}
+
+    @pytest.mark.parametrize("kind", ["hybrid", "readouts", "feedthrough"])
+    def test_another_state_beside_the_same_static_parts(self, tmp_path, kind, ids):
+        model = adapted(gate_init=0.6, **KINDS[kind])
+        before = self.static_logits(model, ids)
+        log_poles, B, C = hankelred_llm.get_systems(model)[0]
+        hankelred_llm.set_systems(model, {0: (log_poles[:2], 2 * B[:2], 3 * C[:, :2])})
+        assert error(self.static_logits(model, ids), before) < 1e-6
+        full = logits(model, ids)
+        assert error(step_by_step(model, ids), full) < 2e-6
+        got = hankelred_llm.get_systems(model)[0]
+        assert got[1] == pytest.approx(2 * B[:2], abs=1e-6) and got[2] == pytest.approx(
+            3 * C[:, :2], abs=1e-6
+        )
+        block = "layers.0.mlp" if kind == "feedthrough" else "layers.0.self_attn"
+        assert model.peft_config["default"].static_pattern == {block: KINDS[kind]["r"]}
+        # a second change keeps the maps that the static parts have by now; all is saved, merged and trained
+        hankelred_llm.set_systems(model, {0: (log_poles[:2], B[:2], C[:, :2])})
+        assert error(self.static_logits(model, ids), before) < 1e-6
+        full = logits(model, ids)
+        model.save_pretrained(tmp_path)
+        again = PeftModel.from_pretrained(base_model(), tmp_path, is_trainable=True)
+        assert torch.equal(logits(again, ids), full)
+        again(ids, labels=ids).loss.backward()
+        assert all(p.grad is not None for p in again.parameters() if p.requires_grad)
+        if kind != "feedthrough":
+            model.merge_static()
+            assert error(logits(model, ids), full) < MERGED
+
+    def test_the_direct_term_keeps_its_output_map(self, ids):
+        # B stays, so that only the output map must be another one
+        model = adapted(r=4, feedthrough=True)
+        before = self.static_logits(model, ids)
+        log_poles, B, C = hankelred_llm.get_systems(model)[0]
+        hankelred_llm.set_systems(model, {0: (log_poles, B, 2 * C)})
+        assert error(self.static_logits(model, ids), before) < 1e-6
+        assert hankelred_llm.get_systems(model)[0][2] == pytest.approx(2 * C, abs=1e-6)
+
+    def test_readouts_share_the_map_while_b_is_the_same(self, ids):
+        model = adapted(**KINDS["readouts"])
+        before = self.static_logits(model, ids)
+        log_poles, B, C = hankelred_llm.get_systems(model)[0]
+        hankelred_llm.set_systems(model, {0: (2 * log_poles.real + 1j * log_poles.imag, B, 2 * C)})
+        assert model.peft_config["default"].static_pattern == {}
+        assert error(self.static_logits(model, ids), before) < 1e-6
+
+    def test_spectra_and_reduction_are_those_of_the_state(self, tmp_path, model, ids):
+        systems = hankelred_llm.get_systems(model)
+        alone = hankelred_llm.attach(base_model(), r=5, site="attention")
+        hankelred_llm.set_systems(alone, systems)
+        ours, theirs = hankelred_llm.hankel_spectra(model), hankelred_llm.hankel_spectra(alone)
+        for index in ours:
+            assert ours[index] == pytest.approx(theirs[index], rel=1e-5)
+        before = self.static_logits(model, ids)
+        report, expected = hankelred_llm.reduce(model, order=3), hankelred_llm.reduce(alone, order=3)
+        assert report.orders == {0: 3, 1: 3}
+        assert report.bounds == pytest.approx(expected.bounds, rel=1e-4)
+        assert all(report.errors[i] <= report.bounds[i] * (1 + 1e-5) for i in report.errors)
+        assert error(self.static_logits(model, ids), before) < 1e-6
+        full = logits(model, ids)
+        model.save_pretrained(tmp_path)
+        assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), full)
+        assert error(step_by_step(model, ids), full) < 2e-6
+
+    def test_calibration_and_reduction_with_it(self, model):
+        rows = tokens(8, 24, seed=5)
+        calibration = hankelred_llm.calibrate(model, [{"input_ids": rows, "labels": rows}], held_out=64)
+        # the outputs are weighted through gate * C m, the map from the states
+        system, index = system_of(model), 0
+        assert torch.equal(system.output_map(), system.gate * system.C * system.m)
+        spectra = hankelred_llm.hankel_spectra(model, calibration)
+        assert len(spectra[index]) == 5 and spectra.empirical is not None
+        report = hankelred_llm.reduce(model, order=3, calibration=calibration)
+        assert report.orders == {0: 3, 1: 3} and report.loss_after is not None
+
+    @pytest.mark.parametrize("what", ["B", "AB", "ABC"])
+    def test_initialization_of_an_untrained_hybrid(self, what, ids):
+        base = base_model()
+        before = logits(base, ids)
+        torch.manual_seed(2)
+        model = hankelred_llm.attach(base, **HYBRID)
+        count = model.get_nb_trainable_parameters()[0]
+        rows = tokens(24, 24, seed=5)
+        old = hankelred_llm.get_systems(model)[0][1]
+        batches = [{"input_ids": part, "labels": part} for part in rows.split(8)]
+        report = hankelred_llm.initialize(model, batches, what)
+        assert report.what == what
+        if what == "ABC":
+            return
+        assert torch.equal(logits(model, ids), before)
+        # nothing reads the input map yet, so it is still the same for all
+        assert model.get_nb_trainable_parameters()[0] == count
+        assert report.orders[0] == 0 or abs(hankelred_llm.get_systems(model)[0][1] - old).max() > 0
+
+    def test_a_trained_hybrid_is_not_initialized(self, model):
+        with torch.no_grad():
+            for layer in hrm_layers(model):
+                layer.system("default").C.zero_()
+        with pytest.raises(AdapterError, match="adds something to the output already"):
+            hankelred_llm.initialize(model, [{"input_ids": tokens(8, 8), "labels": tokens(8, 8)}])
