@@ -176,6 +176,10 @@ class HRMLayer(AdapterLayer):
         self.taps[adapter_name] = config.tap
         self.set_adapter(cast(list[str], self.active_adapters))
 
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Return whether an adapter has a part here."""
+        return adapter_name in self.hrm_system
+
     def system(self, adapter_name: str) -> HRMSystem:
         """Return the system of an adapter."""
         return cast(HRMSystem, self.hrm_system[adapter_name])
@@ -306,13 +310,15 @@ class HRMLayer(AdapterLayer):
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
         state = context.open_state_once()
         before = None if state is None else state.previous(self.cache_key, identity)
-        stepper = None
+        options: dict[str, Any] = {}
         if before is not None and state is not None and context.time == 1 and not torch.is_grad_enabled():
-            stepper = state.stepper(self.cache_key, identity, system.stepper)
-        options: dict[str, Any] = {"shards": context.shards_on(x.device)}
+            options["stepper"] = state.stepper(self.cache_key, identity, system.stepper)
+            options["decayed"] = state.decayed(self.cache_key, identity, segment_start)
+        if context.shards is not None:
+            options["shards"] = context.shards_on(x.device)
         if system.static.readouts:
             options["static_input"] = self.static_input(context, name, x)
-        result = system(x, state=before, valid=valid, segment_start=segment_start, stepper=stepper, **options)
+        result = system(x, state=before, valid=valid, segment_start=segment_start, **options)
         return cast("tuple[Tensor, Tensor]", result)
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -51,10 +51,12 @@ class LowRankMaps(PreciseModule):
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return what is added to the output."""
-        x = dropout(x.to(self.lora_A.dtype), self.dropout, self.training)
-        return self.scale * linear(linear(x, self.lora_A), self.lora_B)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return what is added to the output as ``scale * linear(h, up)``: h, up and the scale."""
+        x = x if x.dtype == self.lora_A.dtype else x.to(self.lora_A.dtype)
+        if self.dropout and self.training:
+            x = dropout(x, self.dropout)
+        return linear(x, self.lora_A), self.lora_B, self.scale
 
 
 class Readout(NamedTuple):
@@ -144,8 +146,11 @@ class StaticLayer(AdapterLayer):
         for name in active:
             rows = None if context is None else context.rows_of(name)
             if name not in self._merged:
-                delta = self._delta(context, name, x)
-                out = out + (delta if rows is None else torch.where(_fitting(rows, x), delta, 0))
+                h, up, scale = self._part(context, name, x)
+                if rows is None:
+                    out = _plus(out, h, up, scale)
+                else:
+                    out = out + torch.where(_fitting(rows, x), scale * linear(h, up), 0)
             else:
                 self._check_not_trained(name)
                 if rows is not None:
@@ -155,10 +160,10 @@ class StaticLayer(AdapterLayer):
                 out = out - self._merged_delta(name, x)
         return out if out.dtype == dtype else out.to(dtype)
 
-    def _delta(self, context: ForwardContext | None, name: str, x: Tensor) -> Tensor:
-        """Return what an adapter adds."""
+    def _part(self, context: ForwardContext | None, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Return what an adapter adds, as ``scale * linear(h, up)``."""
         if name in self.hrm_lora:
-            return cast(Tensor, self.hrm_lora[name](x))
+            return cast(LowRankMaps, self.hrm_lora[name])(x)
         layer, key, scale = self.readouts[name]
         if context is None:
             raise StateError(
@@ -166,15 +171,17 @@ class StaticLayer(AdapterLayer):
                 "model; call the model, or its decoder"
             )
         u = layer.static_input(context, name, x, key)
-        return scale * linear(u.transpose(1, 2), layer.system(name).readout(key))
+        return u.transpose(1, 2), layer.system(name).readout(key), scale
 
     def _merged_delta(self, name: str, x: Tensor) -> Tensor:
         down, up = self._merged[name]
         return linear(linear(x.to(down.dtype), down), up)
 
     def _check_not_trained(self, name: str) -> None:
+        if not torch.is_grad_enabled():
+            return
         part = self.hrm_lora[name] if name in self.hrm_lora else self.readouts[name].layer.system(name)
-        if torch.is_grad_enabled() and self.training and any(p.requires_grad for p in part.parameters()):
+        if self.training and any(p.requires_grad for p in part.parameters()):
             raise AdapterError(
                 f"the static parts of adapter '{name}' are merged into the weights of the base model, where "
                 "they get no gradient; call model.unmerge_static() before training"
@@ -224,6 +231,15 @@ class StaticLayer(AdapterLayer):
 def _add_static(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
     """Add the static parts to the output of a linear module, as its forward hook."""
     return cast(Tensor, module.__dict__["_hrm_linear"].forward(args[0], out))
+
+
+def _plus(out: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
+    """Return ``out + scale * linear(h, up)``, in one operation where the types allow it."""
+    if out.dtype != h.dtype or torch.is_autocast_enabled(out.device.type):
+        return out + scale * linear(h, up)
+    # the sum is not stored beside its parts
+    total = torch.addmm(out.reshape(-1, out.shape[-1]), h.reshape(-1, h.shape[-1]), up.t(), alpha=scale)
+    return total.view(out.shape)
 
 
 def _fitting(rows: Tensor, x: Tensor) -> Tensor:

@@ -222,6 +222,7 @@ class HRMSystem(PreciseModule):
         stepper: Stepper | None = None,
         shards: Shards | None = None,
         static_input: Tensor | None = None,
+        decayed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the system.
 
@@ -240,6 +241,8 @@ class HRMSystem(PreciseModule):
             The tokens are one shard of a sequence; the state comes from the previous process.
         static_input : Tensor, shape (batch, rank, time), optional
             What :meth:`static_input` returned for x, where it was called before.
+        decayed : Tensor, shape (batch, order), optional
+            A times the state, for the stepper, where it was computed for all layers together.
 
         Returns
         -------
@@ -248,9 +251,9 @@ class HRMSystem(PreciseModule):
         """
         if stepper is not None and state is not None:
             if not torch.is_autocast_enabled(x.device.type):
-                return stepper.run(x, state, valid, segment_start, static_input)
+                return stepper.run(x, state, valid, segment_start, static_input, decayed)
             with _full_precision(x.device.type):
-                return stepper.run(x, state, valid, segment_start, static_input)
+                return stepper.run(x, state, valid, segment_start, static_input, decayed)
         batch, time, width = x.shape
         with _full_precision(x.device.type):
             shared = static_input is not None and self.static_B is None

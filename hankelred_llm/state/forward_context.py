@@ -154,6 +154,7 @@ class ForwardContext:
         if self._state is None and self._cache is not None:
             self._state = open_state(self._cache, length=self._cached_before, n_layers=self.n_layers)
             self._state.check_rows(self.row_adapters)
+            self._state.start_pass()
         return self._state
 
     def take_pre_block_outputs(self, block: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -358,8 +358,9 @@ class TestTrainer:
             save_steps=2,
             load_best_model_at_end=True,
             metric_for_best_model="eval_loss",
+            lr_scheduler_type="constant",
         )
-        arguments.learning_rate = 0.3  # too high, so that the last step is not the best
+        arguments.learning_rate = 3.0  # too high, so that the last step is not the best
         trainer = Trainer(model, arguments, train_dataset=self.data(), eval_dataset=self.data()[:4])
         trainer.train()
         losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
