@@ -15,6 +15,7 @@ from hankelred import __version__
 from ._util.imports import after_import
 
 if TYPE_CHECKING:
+    from .adapter.adapter_layers import parameter_groups
     from .adapter.config import HRMConfig
     from .adapter.model import attach
     from .adapter.systems import get_systems, set_systems
@@ -82,6 +83,7 @@ _MODULES = {
     "hankel_spectra": ".analysis.spectra",
     "initialize": ".analysis.initialize",
     "linear_recurrence": ".ops.recurrence",
+    "parameter_groups": ".adapter.adapter_layers",
     "reduce": ".analysis.reduce",
     "set_systems": ".adapter.systems",
 }
@@ -107,6 +109,7 @@ __all__ = [
     "hankel_spectra",
     "initialize",
     "linear_recurrence",
+    "parameter_groups",
     "reduce",
     "set_systems",
 ]

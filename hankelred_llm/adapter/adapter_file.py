@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import fields
 from typing import Any
@@ -14,17 +15,19 @@ import peft
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from hankelred.errors import in_one_line, name_list, short_repr
 
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
-from .config import HRMConfig, HRMType
-from .system import HRMSystem, output_bound
+from .config import HRMConfig, HRMType, lora_options
+from .static import LowRankMaps
+from .system import HRMSystem, StaticMaps, output_bound
 from .weights_file import weights_path
 
-#: Part of the name of every parameter of a system, after the name of its block.
-_SYSTEM = "_adapter.hrm_system."
+#: Part of the name of every parameter of a system, after the name of its block; of a LoRA, after that of its
+#: module; and of both.
+_SYSTEM, _LORA, _EITHER = "_adapter.hrm_system.", "_adapter.hrm_lora.", "_adapter.hrm_"
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -100,7 +103,12 @@ def errors_of_file() -> Iterator[None]:
         raise AdapterFileError(f"adapter_config.json: {error}") from None
 
 
-def check_sizes(config: HRMConfig, blocks: Sequence[str], width: int) -> None:
+def check_sizes(
+    config: HRMConfig,
+    blocks: Mapping[str, StaticMaps],
+    lora: Mapping[str, tuple[int, int]],
+    width: int,
+) -> None:
     """Refuse a configuration whose systems are not those in the file that is being loaded.
 
     Only the header of the file is read, and nothing is allocated: a configuration of a few bytes can claim
@@ -109,8 +117,10 @@ def check_sizes(config: HRMConfig, blocks: Sequence[str], width: int) -> None:
     Parameters
     ----------
     config : HRMConfig
-    blocks : sequence of str
-        Whole names of the blocks that get an adapter.
+    blocks : mapping of str to StaticMaps
+        Whole names of the blocks that get an adapter, and its parts without a state.
+    lora : mapping of str to tuple of int
+        Whole names of the modules that get a LoRA, and their widths.
     width : int
         Of the model.
 
@@ -127,12 +137,18 @@ def check_sizes(config: HRMConfig, blocks: Sequence[str], width: int) -> None:
     else:
         with safe_open(weights_path(*source), framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    in_file = {_short_key(key): shape for key, shape in shapes.items() if _SYSTEM in key}
-    expected: Shapes = {}
-    for block in blocks:
-        system = HRMSystem(width, config.modes_of(block), dtype=torch.float32, device="meta")
-        for parameter, value in system.named_parameters():
-            expected[_short_key(f"{block}{_SYSTEM}{parameter}")] = tuple(value.shape)
+    in_file = {_short_key(key): shape for key, shape in shapes.items() if _EITHER in key}
+    parts: dict[str, nn.Module] = {}
+    on_meta: dict[str, Any] = {"dtype": torch.float32, "device": "meta"}
+    for block, static in blocks.items():
+        parts[f"{block}{_SYSTEM}"] = HRMSystem(width, config.modes_of(block), static, **on_meta)
+    for name, sizes in lora.items():
+        parts[f"{name}{_LORA}"] = LowRankMaps(sizes, lora_options(config, name), **on_meta)
+    expected: Shapes = {
+        _short_key(f"{prefix}{parameter}"): tuple(value.shape)
+        for prefix, part in parts.items()
+        for parameter, value in part.named_parameters()
+    }
     missing, unknown = sorted(expected.keys() - in_file.keys()), sorted(in_file.keys() - expected.keys())
     if missing or unknown:
         raise weights_mismatch({"are missing": missing, "are unknown": unknown}, config)
@@ -140,7 +156,7 @@ def check_sizes(config: HRMConfig, blocks: Sequence[str], width: int) -> None:
         if in_file[key] != shape:
             raise AdapterFileError(
                 f"the adapter's weights do not fit: {key} has shape {in_file[key]} in the file and {shape} "
-                "in the model; were r or rank_pattern changed in its adapter_config.json "
+                "in the model; were r, rank_pattern or lora changed in its adapter_config.json "
                 f"({_sizes(config)}), or is it an adapter of another model?"
             )
 
@@ -150,11 +166,14 @@ def _short_key(key: str) -> str:
 
     What comes before depends on who wrote the file: peft or transformers, and which version of the base.
     """
-    return ".".join(key.split(".")[-5:])
+    found = re.search(r"[^.]+\.\d+\..+", key)
+    return found.group() if found else key
 
 
 def _sizes(config: HRMConfig) -> str:
-    names = "r", "rank_pattern", "mode_pattern", "eigenvalues", "site", "layers_to_transform"
+    names = ["r", "rank_pattern", "mode_pattern", "eigenvalues", "site", "layers_to_transform"]
+    static = "static_readouts", "feedthrough", "lora", "static_pattern"
+    names += [name for name in static if getattr(config, name)]
     return ", ".join(f"{name}={short_repr(getattr(config, name))}" for name in names)
 
 
@@ -203,6 +222,8 @@ def _check_range(name: str, parameters: Mapping[str, Tensor]) -> None:
     fits = B.ndim == 2 and C.shape == B.shape[::-1] and log_rate.ndim == 1
     if not fits or not len(log_rate) <= len(B) <= 2 * len(log_rate) or parameters["gate"].numel() != 1:
         return  # likewise
+    if parameters.get("m") is not None and parameters["m"].shape == B.shape[:1]:
+        C = C * parameters["m"]
     bound = output_bound(log_rate, B, C, parameters["gate"])
     largest = torch.finfo(torch.promote_types(B.dtype, torch.float32)).max
     if not bound < largest:

@@ -29,12 +29,16 @@ from ..errors import AdapterFileError
 from .adapter_file import check_config_file, check_numbers, loading, weights_mismatch
 from .adapter_layers import hrm_layers, remove_adapters
 from .config import HRMConfig
-from .layer import HRMLayer
+from .layer import AdapterLayer
 from .model_card import write_card
+from .static import PARAMETERS
 from .weights_file import check_safetensors, weights_path
 
 #: Options that choose the place on the hub that an adapter is loaded from.
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
+
+#: Parts of the names of all parameters that an adapter has in its file.
+_SAVED = (*PARAMETERS, "modules_to_save")
 
 
 def guard_files() -> None:
@@ -134,7 +138,7 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
             info = load(self, *arguments, *args, **options)
         # transformers lists every parameter that is not in the file and has the adapter's name, or "hrm",
         # anywhere in its own name
-        key_parts = [f".{kind}.{adapter_name or 'default'}." for kind in ("hrm_system", "modules_to_save")]
+        key_parts = [f".{kind}.{adapter_name or 'default'}." for kind in _SAVED]
         problems = {
             "are missing": sorted(k for k in info.missing_keys if any(part in k for part in key_parts)),
             "are unknown": sorted(info.unexpected_keys),
@@ -219,7 +223,7 @@ def _warn_of_trained_beside(model: PeftModel) -> None:
         name
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer)
-        and not isinstance(module, HRMLayer)
+        and not isinstance(module, AdapterLayer)
         and any(p.requires_grad for p in module.parameters())
     ]
     if beside:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from hankelred.errors import in_one_line, short_repr
+from hankelred.errors import in_one_line, name_list, short_repr
 
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
-from .architectures import ADDS_RESIDUAL, SITES, Decoder
-from .config import HRMConfig, names_block
+from .architectures import ADDS_RESIDUAL, SITES, Decoder, is_linear
+from .config import HRMConfig, has_lora, lora_targets, names_block
 
 
 def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
@@ -188,8 +189,8 @@ def _chosen_layers(config: HRMConfig, decoder: Decoder) -> Sequence[int]:
 
 
 def _check_patterns(config: HRMConfig, decoder: Decoder, adapted: list[str]) -> None:
-    """Refuse keys of ``rank_pattern`` and ``mode_pattern`` that name no adapted block."""
-    for field in ("rank_pattern", "mode_pattern"):
+    """Refuse keys of ``rank_pattern``, ``mode_pattern`` and ``static_pattern`` that name no adapted block."""
+    for field in ("rank_pattern", "mode_pattern", "static_pattern"):
         for key in getattr(config, field):
             if not any(names_block(key, name) for name in adapted):
                 example = adapted[0] if adapted else f"{decoder.name}.0.{decoder.block_name(config.site)}"
@@ -229,3 +230,97 @@ def _without_excluded(blocks: list[str], excluded: list[str] | str) -> list[str]
             f"exclude_modules={short_repr(excluded)} leaves no block for an adapter; exclude fewer"
         )
     return remaining
+
+
+def readout_names(config: HRMConfig, model: nn.Module, adapted: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the whole names of the linear modules in ``static_readouts``, by block and by name in the field.
+
+    Raises
+    ------
+    ConfigError
+        A name is that of no linear module of a block, or of several in one.
+    """
+    named: dict[str, dict[str, str]] = {block: {} for block in adapted}
+    for block in named:
+        inside = _modules_in(model.get_submodule(block))
+        for name in config.static_readouts:
+            found = [key for key in inside if names_block(name, key)]
+            linear = [key for key in found if is_linear(inside[key])]
+            if len(linear) > 1 or (found and not linear):
+                what = f"{len(linear)} linear modules" if linear else f"a {type(inside[found[0]]).__name__}"
+                raise ConfigError(
+                    f"static_readouts names {short_repr(name)}, which is {what} in {block}; name one linear "
+                    "module that reads the input of the block, such as 'q_proj'"
+                )
+            if linear:
+                named[block][name] = f"{block}.{linear[0]}"
+    for name in config.static_readouts:
+        if not any(name in readouts for readouts in named.values()):
+            block = next(iter(named))
+            inside = _modules_in(model.get_submodule(block))
+            linear = [key for key in inside if is_linear(inside[key])]
+            raise ConfigError(
+                f"static_readouts names {short_repr(name)}, which is no linear module of {block}; it has "
+                f"{name_list(linear, 6) if linear else 'none'}"
+            )
+    return named
+
+
+def _modules_in(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules in a block by their names in it, without the inside of adapters."""
+    modules = dict(block.named_modules())
+    inside = [f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer)]
+    return {
+        name: module
+        for name, module in modules.items()
+        if name and not any(name.startswith(prefix) for prefix in inside)
+    }
+
+
+def lora_names(config: HRMConfig, model: nn.Module, decoder: Decoder, readouts: Iterable[str]) -> list[str]:
+    """Return the whole names of the modules that get the LoRA of the adapter.
+
+    Parameters
+    ----------
+    readouts : iterable of str
+        Whole names of the modules that are read statically.
+
+    Raises
+    ------
+    ConfigError
+        No module has such a name, or one is not linear, outside of the decoder layers, or read statically.
+    """
+    if config.lora is None:
+        return []
+    modules = _modules_in(model)
+    targets = lora_targets(config)
+    every = targets == "all-linear"
+    names = [
+        name
+        for name, module in modules.items()
+        if has_lora(config, name) and not (every and not is_linear(module))
+    ]
+    inside = [name for name in names if name.startswith(f"{decoder.name}.")]
+    if not inside or (len(inside) < len(names) and not every):
+        outside = next((name for name in names if name not in inside), None)
+        raise ConfigError(
+            f"lora.target_modules names {outside}, which is in no decoder layer"
+            if outside
+            else f"lora.target_modules={short_repr(targets)} is no linear module of a "
+            "decoder layer; names are like 'up_proj'"
+        )
+    both = set(inside) & set(readouts)
+    for name in inside:
+        parent = modules.get(name.rpartition(".")[0])
+        if not is_linear(modules[name]) or isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            what = "entry of a list of modules" if is_linear(modules[name]) else type(modules[name]).__name__
+            raise ConfigError(
+                f"lora.target_modules names {name}, a {what}; the LoRA in this adapter is for linear modules "
+                "with a name of their own"
+            )
+        if name in both:
+            raise ConfigError(
+                f"lora.target_modules names {name}, which is read statically too; take it out of "
+                "static_readouts or of the LoRA (lora.exclude_modules, with 'all-linear')"
+            )
+    return inside

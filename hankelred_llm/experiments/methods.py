@@ -3,7 +3,8 @@
 A method is one part (an HRM or a member of the LoRA family) or an HRM and a LoRA that share one budget. It is
 written as a name and options: ``hrm-attention``, ``hrm-mlp init_weights=s4d_real eigenvalues=real``,
 ``hrm-mlp+lora-all share=0.25 lora_lr_ratio=0.3``. Options are fields of `HRMConfig` or of peft's
-`LoraConfig`.
+`LoraConfig`. An HRM with static parts is one part:
+``hrm-attention static_readouts=[q_proj,k_proj] feedthrough=true static_lr_ratio=3``.
 """
 
 from __future__ import annotations
@@ -77,14 +78,15 @@ class Method:
     parts : tuple of Part
     share : float
         Share of the budget that the first of two parts gets.
-    lora_lr_ratio : float
-        Learning rate of a LoRA next to an HRM, as a multiple of that of the HRM.
+    static_lr_ratio : float
+        Learning rate of a LoRA next to an HRM, or of the static parts in it, as a multiple of that of the
+        state.
     """
 
     name: str
     parts: tuple[Part, ...]
     share: float = 1.0
-    lora_lr_ratio: float = 1.0
+    static_lr_ratio: float = 1.0
 
     @property
     def quantized(self) -> bool:
@@ -184,12 +186,13 @@ def parse_method(text: str) -> Method:
                     "and 1"
                 )
             continue
-        if key == "lora_lr_ratio" and len(parts) > 1:
+        if (key == "lora_lr_ratio" and len(parts) > 1) or (
+            key == "static_lr_ratio" and parts[0].kind == "hrm"
+        ):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ExperimentError(
-                    f"method {short_repr(text)}: lora_lr_ratio is {short_repr(written)}; give a positive "
-                    "number, the learning rate "
-                    "of the LoRA over that of the HRM"
+                    f"method {short_repr(text)}: {key} is {short_repr(written)}; give a positive number, the "
+                    "learning rate of the LoRA, and of static readouts, over that of the state"
                 )
             ratio = float(value)
             continue
@@ -200,6 +203,7 @@ def parse_method(text: str) -> Method:
 def _with_option(text: str, parts: list[Part], key: str, value: Any) -> list[Part]:
     """Return the parts with one option more, given to the first part that has such a field."""
     known: list[str] = ["share", "lora_lr_ratio"] if len(parts) > 1 else []
+    known += ["static_lr_ratio"] if parts[0].kind == "hrm" else []
     for i, part in enumerate(parts):
         names = [f.name for f in fields(_CONFIGS[part.kind]) if f.name not in _COMPUTED]
         if key in names:
@@ -410,5 +414,5 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 def _has_lora(model: PeftModel) -> bool:
     return isinstance(next(iter(model.peft_config.values())), HRMConfig) and any(
-        "lora_" in name for name, _ in model.named_parameters()
+        "lora_" in name and ".hrm_lora." not in name for name, _ in model.named_parameters()
     )

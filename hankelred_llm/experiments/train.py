@@ -108,7 +108,7 @@ def train(
         train_dataset=rows[used:] if used else rows,
         data_collator=Collator(experiment.task.pad_token_id),
         chunk=settings.chunk,
-        lora_lr_ratio=experiment.methods[method].method.lora_lr_ratio,
+        static_lr_ratio=experiment.methods[method].method.static_lr_ratio,
         title=f"{method}, rate {learning_rate:g}, seed {seed}",
         progress=progress,
     )

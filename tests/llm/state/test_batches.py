@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.models import (
+    HYBRID,
     PAD,
     VOCAB,
     adapted,
@@ -26,9 +27,10 @@ TOLERANCE = 2e-6
 LENGTHS = (9, 1, 14, 6)
 
 
-@pytest.fixture(params=[None, 8], ids=["full attention", "window"])
+@pytest.fixture(params=[(None, {}), (8, {}), (None, HYBRID)], ids=["full attention", "window", "hybrid"])
 def model(request):
-    return adapted("mistral", base={"sliding_window": request.param})
+    window, fields = request.param
+    return adapted("mistral", base={"sliding_window": window}, **fields)
 
 
 @pytest.fixture

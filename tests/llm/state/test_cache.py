@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from helpers.models import (
+    HYBRID,
     PAD,
     adapted,
     base_model,
@@ -42,6 +43,7 @@ KINDS = [
     {"tap": "output", "r": 5},
     {"site": "attention"},
     {"site": "attention", "tap": "output", "eigenvalues": "real"},
+    HYBRID,
 ]
 
 
@@ -53,13 +55,14 @@ def states(cache):
     return next(layer for layer in cache.layers if isinstance(layer, HRMState))
 
 
-@pytest.fixture(params=WINDOWS, ids=["full attention", "window"])
+@pytest.fixture(params=[(None, {}), (8, {}), (None, HYBRID)], ids=["full attention", "window", "hybrid"])
 def model(request):
-    return model_of(request.param)
+    window, fields = request.param
+    return model_of(window, **fields)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("fields", KINDS, ids=str)
+@pytest.mark.parametrize("fields", KINDS, ids=lambda fields: "hybrid" if fields is HYBRID else str(fields))
 @pytest.mark.parametrize("size", [1, 5])
 def test_pieces_are_the_full_pass(window, fields, size):
     model, ids = model_of(window, **fields), tokens(2, 20)
