@@ -59,6 +59,8 @@ def gramian(
     Returns
     -------
     ndarray, shape (n, n), or (n, k) with ``factor=True``
+        With a singular E those of the finite poles, in the states of the model: the proper Gramians of
+        Stykel, of which the observability one is E^H times hers times E.
 
     Raises
     ------
@@ -88,12 +90,14 @@ def gramian(
     if L is not None:
         return L
     model = dense_model(sys, dt, solver)
+    infinite = model.infinite
     if kind == "cross":
         if factor:
             raise ModelError(
                 "the cross Gramian is not semidefinite and has no factor L L^H; use factor=False"
             )
-        return cross_gramian(model, tol)
+        X = cross_gramian(model, tol)
+        return X if infinite is None else infinite.right @ X @ infinite.coordinates.T
     factored = factored_system(model, tol)
     if factored.n_unstable:
         poles = np.linalg.eigvals(factored.unstable_A)
@@ -109,6 +113,8 @@ def gramian(
             system.unscale_left(factored.left_states(factored.observability)),
             system.output_exponent,
         )
+    if infinite is not None:
+        L = (infinite.right if kind == "controllability" else infinite.coordinates.conj()) @ L
     return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")
 
 

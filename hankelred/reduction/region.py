@@ -124,6 +124,7 @@ def checked_weights(
             weights.append(None)
             continue
         own = as_model(weight, model.dt)
+        own.require_proper(f"{name} has to be proper: the weighted error would have no largest gain")
         if own.is_discrete != model.is_discrete or (
             own.is_discrete and True not in (own.dt, model.dt) and own.dt != model.dt
         ):
