@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
 from ..errors import ModelError, UnstableError
+from ..models.descriptor_sparse import BorderedPencil
 from ..models.linear_model import Timebase
 from ..models.pencil import Factorize
 from ..models.scaling import in_range
@@ -139,6 +140,12 @@ def _factor_of_large(
             "exists"
         )
     problem = factors.problem
+    if isinstance(problem.pencil, BorderedPencil):
+        if kind == "controllability":
+            states = problem.pencil.expand(factors.controllability)
+            return in_range(states, problem.input_exponent, "Gramian")
+        states = problem.pencil.expand(factors.observability.conj(), transposed=True).conj()
+        return in_range(states, problem.output_exponent, "Gramian")
     if kind == "controllability":
         return in_range(problem.pencil.back(factors.controllability), problem.input_exponent, "Gramian")
     return in_range(problem.pencil.back(factors.observability), problem.output_exponent, "Gramian")

@@ -167,6 +167,9 @@ class Reduction:
     @property
     def finite_order(self) -> int:
         """Number of finite poles of the full model: all of them, unless its E is singular."""
+        if isinstance(self.source, TwoLevel):
+            large = self.source.middle.large
+            return large.n_states if large.finite_order is None else large.finite_order
         infinite = self._infinite
         return self.hankel_singular_values.size if infinite is None else int(infinite.right.shape[1])
 
@@ -181,7 +184,8 @@ class Reduction:
         """How clearly infinite poles were told from finite ones; inf for models without infinite poles.
 
         The smallest quotient, in all decisions on ranks, of a singular value that counted and one that did
-        not, or of rounding where that is larger. Below 50 the model is refused.
+        not, or of rounding where that is larger. Below 50 the model is refused. inf for large sparse models
+        too, in which infinite poles are those of rows and columns of zeros.
         """
         infinite = self._infinite
         return math.inf if infinite is None else infinite.gap
