@@ -109,6 +109,7 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
     A, B, C = system.A, system.B, system.C
     discrete = model.is_discrete
     check_rates(A, discrete)
+    stability_tol = model.tolerance(stability_tol, matrix_size(A))
     if stability_tol <= EXPLICIT_POLES_TOL:
         result = smith_factors(A, B, C, discrete=discrete)
         if result.controllability is not None and result.observability is not None:

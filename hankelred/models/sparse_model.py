@@ -11,6 +11,7 @@ import numpy as np
 
 from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError, short_repr
+from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
 from .linear_model import (
     DENSE_LIMIT,
     LARGEST_ENTRY,
@@ -27,10 +28,7 @@ from .pencil import Factorize, Pencil, SparsePencil
 
 Result = TypeVar("Result")
 
-SINGULAR_E = (
-    "E is singular to working precision ({}): sparse descriptor models with algebraic states are not taken "
-    "yet, eliminate these states first"
-)
+SINGULAR_E = "E is singular to working precision ({}), and not by rows and columns of zeros: " + REMEDY
 
 SOLVERS = ("auto", "dense", "low_rank")
 
@@ -52,6 +50,8 @@ class SparseModel(Dimensions):
     dense: Callable[[], LinearModel] = field(repr=False)
     #: whether the dense solver is used if the Gramians do not have low rank
     falls_back: bool = False
+    #: number of finite poles, if E is singular; B and C are those of the states with a derivative then
+    finite_order: int | None = None
 
     def __hankelred_model__(self) -> LinearModel:
         """Raise an error: the matrices are made dense on request only."""
@@ -136,21 +136,16 @@ def _from_tuple(sys: Any, dt: Timebase) -> SparseModel:
     A = square_sparse(matrices["A"], "A")
     n = A.shape[0]
     E = None if matrices.get("E") is None else square_sparse(matrices["E"], "E", n)
-    if E is not None:
-        _refuse_empty_rows(E)
     B, C, D = checked_ports(matrices["B"], matrices["C"], matrices["D"], n)
     dt = validated_timebase(dt)
+    dense = partial(dense_model, sys, dt, "dense")
+    parts = None if E is None else bordered_parts(A, E, discrete=is_discrete(dt))
+    if parts is not None:
+        B, C, D = BorderedPencil(parts).ports(B, C, D)
+        return SparseModel(partial(BorderedPencil, parts), B, C, D, dt, dense, False, parts.finite_order)
     return SparseModel(
-        _PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, partial(dense_model, sys, dt, "dense")
+        _PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, dense
     )
-
-
-def _refuse_empty_rows(E: Any) -> None:
-    size = abs(E)
-    for axis, what in ((1, "row"), (0, "column")):
-        sums = np.asarray(size.sum(axis=axis)).ravel()
-        if np.any(sums == 0):
-            raise ModelError(SINGULAR_E.format(f"{what} {int(np.argmin(sums))} of it is zero"))
 
 
 def _from_dense(model: LinearModel) -> SparseModel:

@@ -19,6 +19,7 @@ from ..errors import ConvergenceError
 from ..gramians.low_rank import BalancedStates, LowRankFactors, low_rank_factors, sampled_error
 from ..gramians.residual_bounds import ResidualBound
 from ..gramians.stability import STABILITY_TOL, is_stable_pole
+from ..models.descriptor_sparse import BorderedPencil
 from ..models.linear_model import LinearModel
 from ..models.scaling import in_range
 from ..models.sparse_model import SparseModel
@@ -81,6 +82,9 @@ class IntermediateModel:
         left = np.concatenate([unstable.left, self.states.left / half], axis=1)
         right = np.concatenate([unstable.right, self.states.right * half], axis=1)
         back = problem.pencil.back
+        if isinstance(problem.pencil, BorderedPencil):  # left^T E right = 1 with a singular E
+            expand = problem.pencil.expand
+            return expand(left.conj(), transposed=True), expand(right)
         return back(problem.E(left, adjoint=True).conj()), back(right)
 
 

@@ -57,7 +57,8 @@ def norm(
         "h2" or 2: root of the energy of the impulse response; inf for an unstable model or a continuous one
         with D != 0. "hinf" or inf: largest gain over all frequencies; inf with a pole on or beyond the
         stability boundary. "linf": largest gain over all frequencies of a model that may be unstable; inf
-        with a pole on the boundary. "hankel": largest Hankel singular value.
+        with a pole on the boundary. "hankel": largest Hankel singular value. Of an improper model
+        (singular E) that is the proper part's, as a polynomial has no memory; the other norms are inf.
     return_frequency : bool
         Return also the angular frequency of the largest gain ("hinf" and "linf" only), in rad/s, or radians
         per sample where the step is unspecified: inf where it is the direct term of a continuous model, NaN
@@ -112,6 +113,8 @@ def norm(
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
         return _norm_of_large(intermediate, kind)
     model = dense_model(sys, dt, solver)
+    if model.improper and kind != "hankel":
+        return (math.inf, math.inf) if return_frequency else math.inf
     factored = factored_system(model, tol)
     if kind == "linf":
         value, at = _largest_gain(model, factored, stability_tol)

@@ -154,7 +154,7 @@ def split(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -
     -------
     stable, unstable : model
         Of the same type, dt and names. Marginal poles go to the unstable part, the direct term to the stable
-        one.
+        one, and so do the infinite poles of an improper model.
 
     Raises
     ------
@@ -177,14 +177,15 @@ def split(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -
     model = as_model(sys, dt)
     factored = factorize(model, checked_tol(stability_tol))
     system, eye = factored.scaled_system, np.eye(factored.n_stable)
-    parts = []
+    parts: list[Any] = []
     for left, right, D in (
         (factored.left_states(eye), factored.right_states(eye), model.D),
         (factored.unstable_left, factored.unstable_right, np.zeros_like(model.D)),
     ):
         part = project_exactly(system, left, right)
         B, C = part.B * 2.0**system.input_exponent, part.C * 2.0**system.output_exponent
-        parts.append(model.with_matrices(part.A, B, C, D).to_user())
+        owner = model.proper_part() if parts else model
+        parts.append(owner.with_matrices(part.A, B, C, D).to_user())
     return parts[0], parts[1]
 
 
@@ -241,6 +242,11 @@ def truncate_states(
     model = as_model(sys, dt)
     if not model.has_states:
         raise ModelError("a transfer function has no states to remove; convert it to a state space first")
+    if model.infinite is not None:
+        raise ModelError(
+            "E is singular, so that the states depend on each other, and removing some of them is no "
+            "reduction: use reduce(), or take the finite part first, reduce(sys, order).system"
+        )
     n = model.n_states
     chosen = np.zeros(n, dtype=bool)
     if np.ndim(remove) != 1:

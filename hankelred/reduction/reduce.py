@@ -23,6 +23,7 @@ from ..errors import ModelError, OrderError, ReductionWarning, UnstableError
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.factorize import with_user_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
+from ..models.descriptor import InfinitePart
 from ..models.linear_model import LinearModel, Timebase
 from ..models.modal import ModalSystem, diagonalize
 from ..models.pencil import Factorize
@@ -110,7 +111,8 @@ class Reduction:
         computed.
     left, right : ndarray, shape (n, order), or None
         The projection: ``A_r = left.T @ A @ right`` and ``left.T @ right = 1``; for a model with a fifth
-        matrix E, A is E^-1 A. None for methods that are not projections.
+        matrix E, A is E^-1 A, and if that is singular ``left.T @ E @ right = 1`` instead. None for methods
+        that are not projections.
     method : str
         "truncation", "residualization", or the method of estimation from data.
     solver : str
@@ -183,6 +185,36 @@ class Reduction:
         """Bound of the gap between full and reduced model by method="coprime"; inf where no theorem holds."""
         source = self.source
         return source.gap_bound(self.order) if isinstance(source, Coprime) else math.inf
+
+    @property
+    def finite_order(self) -> int:
+        """Number of finite poles of the full model: all of them, unless its E is singular."""
+        if isinstance(self.source, TwoLevel):
+            large = self.source.middle.large
+            return large.n_states if large.finite_order is None else large.finite_order
+        infinite = self._infinite
+        return self.hankel_singular_values.size if infinite is None else int(infinite.right.shape[1])
+
+    @property
+    def improper(self) -> list[Array]:
+        """D_1, D_2, ... of the polynomial s D_1 + s^2 D_2 + ... that is kept; empty for proper models."""
+        infinite = self._infinite
+        return [] if infinite is None else list(infinite.improper)
+
+    @property
+    def infinite_gap(self) -> float:
+        """How clearly infinite poles were told from finite ones; inf for models without infinite poles.
+
+        The smallest quotient, in all decisions on ranks, of a singular value that counted and one that did
+        not, or of rounding where that is larger. Below 50 the model is refused. inf for large sparse models
+        too, in which infinite poles are those of rows and columns of zeros.
+        """
+        infinite = self._infinite
+        return math.inf if infinite is None else infinite.gap
+
+    @property
+    def _infinite(self) -> InfinitePart | None:
+        return None if self.model is None else getattr(self.model, "infinite", None)
 
     @property
     def balanced_by(self) -> str:
@@ -625,20 +657,32 @@ def _dense_source(
     stability_tol: float,
 ) -> BalancedSource:
     """Return the balanced form of a dense model for a method, by its own Gramians or the user's factors."""
+    n_states = model.n_states if model.infinite is None else model.infinite.n_states
     factors = {
-        key: None if L is None else checked_factor(L, key, model.n_states)
+        key: None if L is None else checked_factor(L, key, n_states)
         for key, L in (
             ("controllability_factor", controllability_factor),
             ("observability_factor", observability_factor),
         )
     }
+    if model.infinite is not None:
+        factors = _in_finite_states(factors, model.infinite)
     names = [key for key, L in factors.items() if L is not None]
     if names and method != "truncation":
         raise ModelError(f"{names[0]} is for method='truncation' only, got method={method!r}")
     if names:
         factored = factored_system(model, stability_tol)
         return UserFactors(model, balance(with_user_factors(factored, *factors.values())))
-    return REDUCTION_METHODS[method].make(model, stability_tol, **options)
+    entry = REDUCTION_METHODS[method]
+    if entry.needs_proper:
+        model.require_proper(entry.needs_proper)
+    return entry.make(model, stability_tol, **options)
+
+
+def _in_finite_states(factors: dict[str, Array | None], infinite: InfinitePart) -> dict[str, Array | None]:
+    """Return the user's factors, given in all states of a model with a singular E, in its finite states."""
+    maps = {"controllability_factor": infinite.coordinates.T, "observability_factor": infinite.right.T}
+    return {key: None if L is None else maps[key] @ L for key, L in factors.items()}
 
 
 def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
@@ -709,6 +753,8 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
             order = rank
         model, left, right = source.truncate(order)
     system = None if model is None else model.to_user()
+    if model is not None and model.infinite is not None and left is not None and right is not None:
+        left, right = model.infinite.left @ left, model.infinite.right @ right
     if model is not None and isinstance(system, ModalSystem) and left is not None and right is not None:
         # the result is in modal states, so the projection is converted to these
         system, to_model = diagonalize(model)

@@ -124,6 +124,7 @@ def checked_weights(
             weights.append(None)
             continue
         system = as_model(weight, model.dt)
+        system.require_proper(f"{name} has to be proper: the weighted error would have no largest gain")
         if system.is_discrete != model.is_discrete or (
             system.is_discrete and True not in (system.dt, model.dt) and system.dt != model.dt
         ):

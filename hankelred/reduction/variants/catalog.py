@@ -26,6 +26,8 @@ class Method:
     make: Callable[..., BalancedSource]
     options: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+    #: why an improper model is refused; empty where the polynomial part is kept beside the reduced finite one
+    needs_proper: str = ""
 
 
 def _balanced(source_type: type[BalancedSource]) -> Method:
@@ -45,12 +47,20 @@ REDUCTION_METHODS: dict[str, Method] = {
     "frequency_limited": Method(frequency_limited, ("band",), ("band",)),
     "time_limited": Method(time_limited, ("horizon",), ("horizon",)),
     "frequency_weighted": Method(frequency_weighted, ("input_weight", "output_weight", "weighting")),
-    "stochastic": Method(Stochastic, ("regularization",)),
+    "stochastic": Method(
+        Stochastic,
+        ("regularization",),
+        needs_proper="method='stochastic' compares with a gain that grows without limit then",
+    ),
     "hankel_norm": Method(HankelNorm),
-    "coprime": Method(Coprime),
+    "coprime": Method(
+        Coprime, needs_proper="method='coprime' knows normalized coprime factors of proper models only"
+    ),
     "modal": Method(Modal),
-    "positive_real": Method(PositiveReal),
-    "bounded_real": Method(BoundedReal),
+    "positive_real": Method(
+        PositiveReal, needs_proper="method='positive_real' keeps the passivity of proper models only"
+    ),
+    "bounded_real": Method(BoundedReal, needs_proper="no gain bounds it, as method='bounded_real' needs"),
 }
 
 #: Alternative names, used by other packages.

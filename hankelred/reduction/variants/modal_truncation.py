@@ -39,12 +39,13 @@ class Modal(BalancedSource):
         self.unit, self._system = system.gain, system
         right, left, parts = block_diagonal_bases(system.A) if real.n_states else (real.A, real.A, [])
         size, gains = matrix_size(system.A), []
+        tol = model.tolerance(stability_tol, size)
         exact = project_exactly(system, left, right)
         none = no_direct_term(model.D.shape)
         for part in parts:
             block = exact.A[part, part], exact.B[part], exact.C[:, part]
             poles = np.linalg.eigvals(block[0])
-            stable = np.all(is_stable_pole(poles, size, discrete=model.is_discrete, tol=stability_tol))
+            stable = np.all(is_stable_pole(poles, size, discrete=model.is_discrete, tol=tol))
             gains.append(hinf_norm(*block, none, discrete=model.is_discrete)[0] if stable else math.inf)
         falling = sorted(range(len(parts)), key=lambda k: -gains[k])
         self._blocks = [parts[k] for k in falling]
