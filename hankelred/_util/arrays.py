@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,8 +30,9 @@ def schur_poles(T: Array) -> Array:
     poles = np.diag(T).astype(complex)
     if np.iscomplexobj(T):
         return poles
-    for k in np.flatnonzero(np.diag(T, -1)):
-        # LAPACK's standard form: equal diagonal, off-diagonal of opposite sign
-        poles[k] += 1j * math.sqrt(max(-T[k, k + 1] * T[k + 1, k], 0.0))
-        poles[k + 1] = poles[k].conjugate()
+    # LAPACK's standard form of a pair: equal diagonal, off-diagonal of opposite sign
+    below = np.diagonal(T, -1)
+    pairs = np.flatnonzero(below)
+    imaginary = np.sqrt(np.maximum(-np.diagonal(T, 1)[pairs] * below[pairs], 0.0))
+    poles.imag[pairs], poles.imag[pairs + 1] = imaginary, -imaginary
     return poles
