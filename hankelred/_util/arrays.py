@@ -18,6 +18,13 @@ EPS = float(np.finfo(float).eps)
 LARGEST_IN_FILE = 2**29
 
 
+def largest_entry(M: Array) -> float:
+    """Return the largest absolute value of a matrix: NaN if one is NaN, 0 if there is none."""
+    if M.size == 0:
+        return 0.0
+    return float(np.abs(M).max()) if np.iscomplexobj(M) else max(float(M.max()), -float(M.min()))
+
+
 def reduce_columns(M: Array) -> Array:
     """Return a matrix with no more columns than rows and the same M M^H."""
     if M.shape[1] <= M.shape[0]:

@@ -29,8 +29,11 @@ from .smith import compress
 
 TILE = 40
 
-#: Up to this number of states times inputs, the factors of all inputs are computed one by one and joined, which
-#: is faster there: with one input a tile takes one equation instead of one for each pole.
+#: Up to this many states, a single input takes one tile.
+ONE_TILE = 64
+
+#: Up to this number of states times inputs, the factors of all inputs are computed one by one and joined,
+#: which is faster there: with one input a tile takes one equation instead of one for each pole.
 ONE_BY_ONE = 256
 
 #: That equation loses as many digits as the smallest ratio of a pole's damping to its size has. Below this
@@ -45,18 +48,22 @@ def hammarling_factors(T: Array, B: Array, C: Array, *, discrete: bool) -> tuple
 
     Discrete time takes complex Schur form only.
     """
-    Lc = _factor(T, B, discrete)
+    one_equation = not (discrete or _has_light_damping(T))
+    Lc = _factor(T, B, discrete, one_equation)
     # T^H is lower triangular; with the states in reverse order it is upper triangular again
-    Lo = _factor(T[::-1, ::-1].conj().T, C.conj().T[::-1], discrete)
+    Lo = _factor(T[::-1, ::-1].conj().T, C.conj().T[::-1], discrete, one_equation)
     return Lc, Lo[::-1]
 
 
-def _factor(T: Array, B: Array, discrete: bool) -> Array:
+def _factor(T: Array, B: Array, discrete: bool, one_equation: bool) -> Array:
     """Return a factor (n, n) of one Gramian; the columns of a few inputs are computed one input at a time."""
     n, m = B.shape
-    if discrete or m < 2 or n * m > ONE_BY_ONE or _has_light_damping(T):
-        return hammarling(T, B, discrete=discrete)
-    return compress(np.hstack([hammarling(T, B[:, [k]], discrete=False) for k in range(m)]))
+    if m == 0:
+        return np.zeros((n, 0), np.result_type(T, B))
+    if one_equation and m > 1 and n * m <= ONE_BY_ONE:
+        inputs = [hammarling(T, B[:, [k]], discrete=False, one_equation=True) for k in range(m)]
+        return compress(np.hstack(inputs))
+    return hammarling(T, B, discrete=discrete, one_equation=one_equation)
 
 
 def _has_light_damping(T: Array) -> bool:
@@ -64,16 +71,19 @@ def _has_light_damping(T: Array) -> bool:
     return bool(np.any(-poles.real < LIGHT_DAMPING * np.abs(poles)))
 
 
-def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
-    """Return the block upper triangular U of the equation above; T must be stable."""
+def hammarling(T: Array, B: Array, *, discrete: bool, one_equation: bool = False) -> Array:
+    """Return the block upper triangular U of the equation above; T must be stable.
+
+    ``one_equation`` allows a tile to be solved as one equation where there is a single input.
+    """
     n = T.shape[0]
     dtype = np.result_type(T, B)
     T = np.asfortranarray(T, dtype=dtype)
     B = np.array(reduce_columns(B), dtype=dtype, order="F")
     U = np.zeros((n, n), dtype=dtype, order="F")
-    tiles = _tiles(T)
+    one_equation = one_equation and B.shape[1] == 1
+    tiles = _tiles(T, ONE_TILE if one_equation and n <= ONE_TILE else TILE)
     solve_tile = _discrete_tile if discrete else _continuous_tile
-    one_equation = B.shape[1] == 1 and not discrete and not _has_light_damping(T)
     for j in range(len(tiles) - 1, -1, -1):
         J = tiles[j]
         if one_equation:
@@ -87,11 +97,11 @@ def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
     return U
 
 
-def _tiles(T: Array) -> list[slice]:
-    """Cut the states into tiles without cutting a 2 x 2 block."""
+def _tiles(T: Array, size: int) -> list[slice]:
+    """Cut the states into tiles of a size without cutting a 2 x 2 block."""
     n, tiles, start = T.shape[0], [], 0
     while start < n:
-        stop = min(start + TILE, n)
+        stop = min(start + size, n)
         if stop < n and T[stop, stop - 1] != 0:
             stop += 1
         tiles.append(slice(start, stop))
@@ -143,11 +153,12 @@ def _tile_of_one_input(T: Array, B: Array, U: Array, J: slice) -> tuple[Array, A
     M = np.sqrt(-2 * poles.real)[:, None].astype(U.dtype)
     S = np.triu(-(M @ M.T), 1)
     np.fill_diagonal(S, poles)
-    for k in np.flatnonzero(np.diagonal(tile, -1)):
+    first = np.flatnonzero(np.diagonal(tile, -1))
+    if first.size:
         # both states of a pair a +- j w have M = sqrt(-2 a): f + g = 2 a and f g = -w^2 in [[a, f], [g, a]]
-        a, minus_w_squared = float(tile[k, k]), float(tile[k, k + 1] * tile[k + 1, k])
-        g = a - math.sqrt(a * a - minus_w_squared)
-        S[k, k + 1], S[k + 1, k] = minus_w_squared / g, g
+        a, minus_w_squared = poles[first], np.diagonal(tile, 1)[first] * np.diagonal(tile, -1)[first]
+        g = a - np.sqrt(a * a - minus_w_squared)
+        S[first, first + 1], S[first + 1, first] = minus_w_squared / g, g
     S = np.asfortranarray(S)
     U[J, J] = _sylvester(tile, S, -(B[J] @ M.T))
     return S, M

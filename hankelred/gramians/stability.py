@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import ztrtrs
+from scipy.linalg.lapack import dgees, zgees, ztrtrs
 
 from .._util.arrays import EPS, Array, schur_poles
 from .._util.checks import real_number
@@ -40,7 +40,8 @@ def matrix_size(A: Array) -> float:
     """Return sqrt(|A|_1 |A|_inf): at least the spectral norm, and equal to it for diagonal A."""
     if A.size == 0:
         return 0.0
-    return math.sqrt(float(np.linalg.norm(A, 1)) * float(np.linalg.norm(A, np.inf)))
+    sizes = np.abs(A)
+    return math.sqrt(float(sizes.sum(axis=0).max())) * math.sqrt(float(sizes.sum(axis=1).max()))
 
 
 def is_stable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
@@ -76,7 +77,7 @@ def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
     """
     n = A.shape[0]
     size = matrix_size(A)
-    T, Z = sla.schur(A, output="complex" if np.iscomplexobj(A) else "real", check_finite=False)
+    T, Z = schur_form(A)
     stable = _classify(T, size, discrete=discrete, tol=tol)
     n_stable = int(np.count_nonzero(stable))
     if n_stable == n:
@@ -98,6 +99,26 @@ def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
     right[:, tail] += Z[:, head] @ X
     left[:, head] -= Z[:, tail] @ X.conj().T
     return SchurSplit(T[head, head], T[tail, tail], right, left)
+
+
+def schur_form(A: Array) -> tuple[Array, Array]:
+    """Return T and Z of the Schur form A = Z T Z^H, real with 2 x 2 blocks for real A.
+
+    Raises
+    ------
+    ConvergenceError
+        The QR algorithm did not converge.
+    """
+    gees = zgees if np.iscomplexobj(A) else dgees
+    # blocks of 32 columns in the reduction to Hessenberg form
+    out = gees(_unsorted, A, lwork=max(1, 33 * A.shape[0]))
+    if out[-1] != 0:
+        raise ConvergenceError("the poles could not be computed: the QR algorithm did not converge")
+    return out[0], out[-3]
+
+
+def _unsorted(*pole: float) -> None:
+    """Fill the argument of LAPACK that chooses which poles are first; it is not called."""
 
 
 def _reorder(T: Array, Z: Array, stable: Array) -> tuple[Array, Array]:

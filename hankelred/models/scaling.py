@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg as sla
 from scipy.linalg.lapack import dgebal
 
-from .._util.arrays import Array
+from .._util.arrays import Array, largest_entry
 from ..errors import ModelError
 
 #: Upper limit of passes over the states. A companion matrix in rad/s needs over a hundred.
@@ -16,6 +17,9 @@ MAX_SWEEPS = 300
 
 #: Groups of states are scaled where rows of B, or columns of C, differ by more powers of two than this.
 GROUP_SPREAD = 64
+
+#: Powers of two below this one can be multiplied without overflow or loss of digits.
+SAFE_EXPONENT = 500
 
 #: Between these a norm computed from squares is accurate: those that underflow are negligible.
 SAFE_NORMS = (1e-120, 1e150)
@@ -72,8 +76,8 @@ def scale_system(A: Array, B: Array, C: Array) -> ScaledSystem:
 
 def gain_exponent(M: Array) -> int:
     """Return the even exponent of the power of two nearest the largest entry; half of it is an integer."""
-    size = float(np.abs(M).max(initial=0.0))
-    return 2 * round(np.log2(size) / 2) if size > 0 else 0
+    size = largest_entry(M)
+    return 2 * round(math.log2(size) / 2) if size > 0 else 0
 
 
 def in_range(values: Array, exponent: int, what: str) -> Array:
@@ -84,6 +88,8 @@ def in_range(values: Array, exponent: int, what: str) -> Array:
     ModelError
         An entry would be infinite.
     """
+    if abs(exponent) < SAFE_EXPONENT and largest_entry(values) < 2.0**SAFE_EXPONENT:
+        return np.asarray(values * 2.0**exponent)
     with np.errstate(over="ignore"):
         out: Array = values * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
     if not np.all(np.isfinite(out)):

@@ -110,7 +110,7 @@ def norm(
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
         return _norm_of_large(middle, kind)
     model = dense_model(sys, dt, solver)
-    factored = factored_system(model, tol)
+    factored = factored_system(model, tol, both=kind != "h2")
     if kind == "linf":
         value, at = _largest_gain(model, factored, stability_tol)
     elif factored.n_unstable:
