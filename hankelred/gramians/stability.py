@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import dgees, zgees, ztrtrs
+from scipy.linalg.lapack import ztrtrs
 
 from .._util.arrays import EPS, Array, schur_poles
 from .._util.checks import real_number
+from .._util.schur import schur_form
 from ..errors import ConvergenceError, OrderError
 
 STABILITY_TOL = 1e-13
@@ -99,26 +100,6 @@ def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
     right[:, tail] += Z[:, head] @ X
     left[:, head] -= Z[:, tail] @ X.conj().T
     return SchurSplit(T[head, head], T[tail, tail], right, left)
-
-
-def schur_form(A: Array) -> tuple[Array, Array]:
-    """Return T and Z of the Schur form A = Z T Z^H, real with 2 x 2 blocks for real A.
-
-    Raises
-    ------
-    ConvergenceError
-        The QR algorithm did not converge.
-    """
-    gees = zgees if np.iscomplexobj(A) else dgees
-    # blocks of 32 columns in the reduction to Hessenberg form
-    out = gees(_unsorted, A, lwork=max(1, 33 * A.shape[0]))
-    if out[-1] != 0:
-        raise ConvergenceError("the poles could not be computed: the QR algorithm did not converge")
-    return out[0], out[-3]
-
-
-def _unsorted(*pole: float) -> None:
-    """Fill the argument of LAPACK that chooses which poles are first; it is not called."""
 
 
 def _reorder(T: Array, Z: Array, stable: Array) -> tuple[Array, Array]:
