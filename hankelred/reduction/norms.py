@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -246,6 +247,7 @@ def verified_error(
     *,
     discrete: bool,
     noise: float,
+    critical: CriticalResponse | None = None,
 ) -> float:
     """Return the H-infinity norm of a difference of which a realization, `error_model`, is known.
 
@@ -257,8 +259,11 @@ def verified_error(
     value, frequency = hinf_norm(*compress_inputs_and_outputs(*equilibrated(*error_model)), discrete=discrete)
     if full is None or full[0].size == 0 or 0 in error_model[3].shape or not math.isfinite(value):
         return value
-    at = np.append(critical_frequencies(full[0], discrete=discrete), frequency)
-    gains, rounding = refined_gains(full, reduced, at, discrete=discrete)
+    if critical is None:
+        critical = CriticalResponse(full, discrete=discrete)
+    at_critical, rounding = critical.gains(reduced)
+    at_peak, _ = refined_gains(full, reduced, np.array([frequency]), discrete=discrete)
+    gains = np.append(at_critical, at_peak)
     if not np.all(np.isfinite(gains)):
         return value
     largest = float(gains.max())
@@ -285,16 +290,55 @@ def refined_gains(
         *parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])
     )
     n = full[0].shape[0]
-    finite = np.isfinite(frequencies)
-    w = frequencies[finite]
-    points = np.exp(1j * w) if discrete else 1j * w
+    points = _points(frequencies, discrete=discrete)
     full_part, full_low = refined_response(full[0], B[:n], C[:, :n], points)
-    reduced_part, reduced_low = refined_response(reduced[0], B[n:], C[:, n:], points)
-    gains = np.full(frequencies.size, float(np.linalg.norm(D, 2)))
-    gains[finite] = largest_singular_value((full_part + reduced_part + D) + (full_low + reduced_low))
+    response = refined_response(reduced[0], B[n:], C[:, n:], points)
+    gains = _gains_of_sum((full_part, full_low), response, D, np.isfinite(frequencies))
     # the compression of thousands of inputs and outputs to a few has rounding errors
     rotated = D.shape != reduced[3].shape
     return gains, n * EPS * float(np.abs(full_part).max(initial=0.0)) if rotated else 0.0
+
+
+def _points(frequencies: Array, *, discrete: bool) -> Array:
+    """Return the points of the finite frequencies on the stability boundary."""
+    w = frequencies[np.isfinite(frequencies)]
+    return np.asarray(np.exp(1j * w) if discrete else 1j * w)
+
+
+def _gains_of_sum(first: tuple[Array, Array], second: tuple[Array, Array], D: Array, finite: Array) -> Array:
+    """Return the gains of the sum of two responses, given as pairs, and of D at infinite frequencies."""
+    gains = np.full(finite.size, float(np.linalg.norm(D, 2)))
+    gains[finite] = largest_singular_value((first[0] + second[0] + D) + (first[1] + second[1]))
+    return gains
+
+
+class CriticalResponse:
+    """The response of a full model where rounding is largest, from which errors of several orders are found.
+
+    It has more digits than their subtraction loses; it is computed once, when it is first needed.
+    """
+
+    def __init__(self, full: tuple[Array, Array, Array], *, discrete: bool):
+        self.full = full
+        self.discrete = discrete
+
+    @cached_property
+    def frequencies(self) -> Array:
+        """The critical frequencies of the model."""
+        return critical_frequencies(self.full[0], discrete=self.discrete)
+
+    @cached_property
+    def _response(self) -> tuple[Array, Array]:
+        return refined_response(*self.full, _points(self.frequencies, discrete=self.discrete))
+
+    def gains(self, reduced: Quadruple) -> tuple[Array, float]:
+        """Return the gains of full minus reduced, and the size of their rounding."""
+        A, B, C, D = negated(reduced)
+        n, (p, m) = self.full[0].shape[0], D.shape
+        if max(p, m) > n + A.shape[0]:  # thousands of inputs or outputs, compressed with those of reduced
+            return refined_gains(self.full, reduced, self.frequencies, discrete=self.discrete)
+        response = refined_response(A, B, C, _points(self.frequencies, discrete=self.discrete))
+        return _gains_of_sum(self._response, response, D, np.isfinite(self.frequencies)), 0.0
 
 
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
