@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array
+from .._util.arrays import EPS, Array, largest_entry
 from .._util.checks import real_number
 from ..errors import ModelError
 from .conjugate_pairs import real_coordinates
@@ -277,6 +277,8 @@ def matrices_model(A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: 
 
 def _with_one_dtype(*matrices: Array) -> tuple[Array, ...]:
     """Return all matrices as complex ones if an entry has an imaginary part, and as real ones otherwise."""
+    if not any(map(np.iscomplexobj, matrices)):
+        return matrices
     dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in matrices) else float
     return tuple(np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in matrices)
 
@@ -314,7 +316,7 @@ def _shaped_matrices(A: Any, B: Any, C: Any, D: Any) -> tuple[Array, Array, Arra
 def _check_range(A: Array, B: Array, C: Array, D: Array) -> None:
     """Refuse entries whose squares would overflow."""
     for name, M in zip("ABCD", (A, B, C, D), strict=True):
-        size = float(np.abs(M).max(initial=0.0))
+        size = largest_entry(M)
         if size > LARGEST_ENTRY:
             raise ModelError(
                 f"the largest entry of {name} is {size:.1e}, and at most {LARGEST_ENTRY:.0e} is accepted: "
@@ -351,20 +353,22 @@ def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
         M = checked_sparse(M, name).toarray()
     try:
         out = np.array(M, copy=True)
+        is_converted = out.dtype in (np.float64, np.complex128)
         # numpy would silently convert these to numbers
-        if out.dtype.kind in "USMm" or (
+        if (not is_converted and out.dtype.kind in "USMm") or (
             out.dtype == object and any(isinstance(x, str | bytes) for x in out.flat)
         ):
             raise TypeError("it holds strings or dates")
-        with np.errstate(over="ignore"):  # of a longer floating-point type; refused below
-            out = out.astype(complex if np.iscomplexobj(out) else float)
+        if not is_converted:
+            with np.errstate(over="ignore"):  # of a longer floating-point type; refused below
+                out = out.astype(complex if np.iscomplexobj(out) else float)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{name} is not a numeric matrix: {error}") from None
     if out.ndim < 2:
         out = out.reshape(-1, 1) if column else out.reshape(1, -1)
     if out.ndim != 2:
         raise ModelError(f"{name} must be a matrix, got an array of shape {out.shape}")
-    if not np.all(np.isfinite(out)):
+    if not math.isfinite(largest_entry(out)):
         row, col = np.argwhere(~np.isfinite(out))[0]
         raise ModelError(f"{name}[{row}, {col}] is {out[row, col]}; every entry must be finite")
     return out

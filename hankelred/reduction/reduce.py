@@ -190,7 +190,7 @@ class Reduction:
     def finite_order(self) -> int:
         """Number of finite poles of the full model: all of them, unless its E is singular."""
         if isinstance(self.source, TwoLevel):
-            large = self.source.middle.large
+            large = self.source.intermediate.large
             return large.n_states if large.finite_order is None else large.finite_order
         infinite = self._infinite
         return self.hankel_singular_values.size if infinite is None else int(infinite.right.shape[1])

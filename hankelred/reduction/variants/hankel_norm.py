@@ -116,7 +116,7 @@ class HankelNorm(BalancedSource):
         excess = self._excess(approximation, reduced)
         return bound - self.unit * approximation.level + 2 * (self.unit * excess + self.accuracy)
 
-    def error_model(self, stable_reduced: Quadruple) -> Quadruple:
+    def error_model(self, stable_reduced: Quadruple, k: int | None = None) -> Quadruple:
         """Return full minus reduced in scaled units."""
         return parallel(
             [(*self.stable_states, no_direct_term(stable_reduced[3].shape)), negated(stable_reduced)]

@@ -371,13 +371,13 @@ def test_the_noise_floor_covers_what_is_lost_where_powers_grow(part, discrete, s
 @pytest.mark.parametrize("discrete", [True, False])
 def test_the_noise_floor_of_normal_matrices_is_that_of_the_largest_value(discrete):
     # the other side: powers that do not grow amplify nothing, by either solver
-    rng = np.random.default_rng(0)
-    Q = np.linalg.qr(rng.standard_normal((8, 8)))[0]
+    rng, n = np.random.default_rng(0), 20
+    Q = np.linalg.qr(rng.standard_normal((n, n)))[0]
     for slowest, solver in ((0.1, "smith"), (1e-12, "hammarling")):
-        rates = np.append(rng.uniform(0.2, 0.9, 7), slowest)
+        rates = np.append(rng.uniform(0.2, 0.9, n - 1), slowest)
         A = Q @ np.diag(1 - rates if discrete else -rates) @ Q.T
-        system = A, rng.standard_normal((8, 2)), rng.standard_normal((2, 8)), np.zeros((2, 2))
+        system = A, rng.standard_normal((n, 2)), rng.standard_normal((2, n)), np.zeros((2, 2))
         reduction = hankelred.reduce(system, dt=discrete)
         assert reduction.solver == solver
-        least = 8 * np.finfo(float).eps * reduction.hankel_singular_values[0]
+        least = n * np.finfo(float).eps * reduction.hankel_singular_values[0]
         assert least <= reduction.noise_floor <= 3 * least
