@@ -107,6 +107,9 @@ class HRMConfig(PeftConfig):
         by the same names. :func:`set_systems` writes it for a system with another mix than the default.
     modules_to_save : list of str, optional
         Modules of the base model that are trained and saved too.
+    base_gguf_file : str, optional
+        Name of the GGUF file in the base model's folder or repository that its weights were read from. It is
+        recorded at attaching where the folder has one GGUF file only.
     base_shape : dict, optional
         Architecture and sizes of the base model: written at attaching, compared at loading.
 
@@ -143,6 +146,7 @@ class HRMConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     mode_pattern: dict[str, list[int]] = field(default_factory=dict)
     modules_to_save: list[str] | None = None
+    base_gguf_file: str | None = None
     base_shape: dict[str, Any] | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> HRMConfig:
@@ -216,7 +220,7 @@ class HRMConfig(PeftConfig):
                 f"modules_to_save={short_repr(modules)} must be a list of names of modules, such as "
                 "['lm_head']"
             )
-        for name in ("base_model_name_or_path", "revision", "peft_version"):
+        for name in ("base_model_name_or_path", "base_gguf_file", "revision", "peft_version"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, (str, os.PathLike)):
                 raise ConfigError(f"{name}={short_repr(value)} must be a text; leave it out if it is unknown")
