@@ -201,7 +201,11 @@ def _save(save: Callable[..., Any]) -> Callable[..., Any]:
             )
         if sys._getframe(1).f_globals.get("__name__") == "transformers.trainer":
             _warn_of_trained_beside(self)
-        result = save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        with warnings.catch_warnings():
+            if any(getattr(self.peft_config.get(n), "base_gguf_file", None) for n in names):
+                # peft looks for the vocabulary in a config.json, which a base in a GGUF file has not
+                warnings.filterwarnings("ignore", "Could not find a config file in")
+            result = save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
         writes = args[1] if len(args) > 1 else kwargs.get("is_main_process", True)
         configs = {n: c for n in names if isinstance(c := self.peft_config[n], HRMConfig)}
         if writes and configs:

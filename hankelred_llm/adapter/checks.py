@@ -28,6 +28,8 @@ def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
     }
     if config.base_shape is None:
         config.base_shape = shape
+        if config.base_gguf_file is None:
+            config.base_gguf_file = _gguf_file(model)
     elif config.base_shape != shape:
         base = (
             f"'{in_one_line(config.base_model_name_or_path, 300)}'"
@@ -46,6 +48,25 @@ def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
             "other weights its output is another one",
             stacklevel=2,
         )
+
+
+def _gguf_file(model: nn.Module) -> str | None:
+    """Return the GGUF file a model was read from, where its folder has no other one."""
+    if getattr(model, "quantization_method", None) != "gguf":
+        return None
+    name = str(getattr(model, "name_or_path", "") or "")
+    files = (
+        sorted(entry for entry in os.listdir(name) if entry.endswith(".gguf")) if os.path.isdir(name) else []
+    )
+    if len(files) == 1:
+        return files[0]
+    warnings.warn(
+        f"the base model was read from a GGUF file, and which one is not known (in "
+        f"{in_one_line(name, 300)!r}: {name_list(files, 3)}); give HRMConfig(base_gguf_file=...), so that "
+        "the adapter records it",
+        stacklevel=2,
+    )
+    return None
 
 
 def _listed(shape: Mapping[str, object]) -> str:

@@ -144,6 +144,9 @@ class HRMConfig(PeftConfig):
     static_pattern : dict
         Rank of the input map of the static parts of single layers, by the names of ``rank_pattern``, where
         they do not share that of the state: :func:`set_systems` and :func:`reduce` write it.
+    base_gguf_file : str, optional
+        Name of the GGUF file in the base model's folder or repository that its weights were read from. It is
+        recorded at attaching where the folder has one GGUF file only.
     base_shape : dict, optional
         Architecture and sizes of the base model: written at attaching, compared at loading.
 
@@ -180,6 +183,7 @@ class HRMConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(default_factory=dict)
     mode_pattern: dict[str, list[int]] = field(default_factory=dict)
     modules_to_save: list[str] | None = None
+    base_gguf_file: str | None = None
     base_shape: dict[str, Any] | None = None
     static_readouts: Sequence[str] = ()
     feedthrough: bool = False
@@ -291,7 +295,7 @@ class HRMConfig(PeftConfig):
                 f"modules_to_save={short_repr(modules)} must be a list of names of modules, such as "
                 "['lm_head']"
             )
-        for name in ("base_model_name_or_path", "revision", "peft_version"):
+        for name in ("base_model_name_or_path", "base_gguf_file", "revision", "peft_version"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, (str, os.PathLike)):
                 raise ConfigError(f"{name}={short_repr(value)} must be a text; leave it out if it is unknown")

@@ -41,6 +41,11 @@ def card_text(config: HRMConfig, data: str | None = None) -> str:
     base = in_one_line(name, 200) if name else None
     revision = f" (revision {in_one_line(config.revision, 100)})" if config.revision else ""
     source = repr(base) if base else "BASE"
+    options = "".join(
+        f", {key}={in_one_line(value, 100)!r}"
+        for key, value in (("gguf_file", config.base_gguf_file), ("revision", config.revision))
+        if value
+    )
     exceptions = ", with the exceptions in rank_pattern" if config.rank_pattern else ""
     return f"""{_HEADING} for {base or "a base model whose name is not recorded"}
 
@@ -62,7 +67,7 @@ import hankelred_llm  # registers the method HRM in peft
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({source})
+base = AutoModelForCausalLM.from_pretrained({source}{options})
 model = PeftModel.from_pretrained(base, "this folder, or its name on the hub")
 ```
 

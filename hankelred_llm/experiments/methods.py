@@ -301,7 +301,14 @@ class FittedMethod:
         return " + ".join(f"{p.r} (+1 in {len(p.larger)})" if p.larger else str(p.r) for p in self.parts)
 
 
-def add_adapters(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int) -> PeftModel:
+def add_adapters(
+    model: nn.Module,
+    parts: tuple[FittedPart, ...],
+    *,
+    steps: int,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+) -> PeftModel:
     """Put the adapters of a method into a model, which is changed in place.
 
     Parameters
@@ -310,12 +317,18 @@ def add_adapters(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int)
     parts : tuple of FittedPart
     steps : int
         Length of the training, which AdaLoRA plans for.
+    gguf_file, revision : str, optional
+        Where the model came from; the adapters record it.
 
     Returns
     -------
     PeftModel
     """
     configs = [(part.part.kind, _config(model, part, steps)) for part in parts]
+    for _, config in configs:
+        config.revision = revision
+        if isinstance(config, HRMConfig):
+            config.base_gguf_file = gguf_file
     if len(configs) == 2:
         # not by add_adapter of transformers, which may need a newer peft than there is
         get_peft_model(model, configs[1][1])

@@ -82,6 +82,8 @@ class Settings:
         "pretrained here once on Python's library) or 'small-random'.",
         "small",
     )
+    gguf_file: str | None = _option("GGUF file in the model's folder or repository, to be read.", None)
+    revision: str | None = _option("Branch, tag or commit of the model on the hub.", None)
     methods: list[str] = _option(
         "Methods, such as 'hrm-attention', 'lora-all', 'hrm-mlp+lora-all share=0.5'.",
         [*HRM_FAMILY, "lora-qv", "lora-mlp", "lora-all"],

@@ -82,6 +82,13 @@ def read_jsonl(path: Path, layout: str) -> Iterator[SourceRecord]:
         raise TaskDataError(path, None, f"is no UTF-8 ({error.reason})", "fetch it again") from None
 
 
+def checked_revision(revision: object) -> str:
+    """Return the branch, tag or commit of a data set on the hub."""
+    if not isinstance(revision, str) or not revision:
+        raise TaskError(f"revision is {short_repr(revision)}; give a branch, tag or commit, such as 'main'")
+    return revision
+
+
 def read_hub(name: str, split: str, layout: str, **options: Any) -> Iterator[SourceRecord]:
     """Yield the rows of a data set; `datasets` keeps what it fetched."""
     shown = options.get("data_files", f"{name}, {split}")
