@@ -27,7 +27,7 @@ from ..models.linear_model import LinearModel
 from ..models.scaling import ScaledSystem, gain_exponent, scale_system
 from .cauchy import cauchy_factor
 from .hammarling import hammarling_factors
-from .smith import rounding_of_growth, smith_factors
+from .smith import smith_factors
 from .stability import is_stable_pole, matrix_size, split_schur
 
 #: A stability tolerance above this needs the poles, so doubling is skipped.
@@ -191,10 +191,7 @@ def _factorize_schur(system: ScaledSystem, discrete: bool, stability_tol: float)
         )
     unstable = (parts.T_unstable, B[n:], C[:, n:])
     bases = parts.right, parts.left
-    rounding = rounding_of_growth(T, Lc, Lo, discrete=discrete)
-    return _factored_system(
-        system, (T, Bs, Cs), Lc, Lo, unstable, "hammarling", residual, bases, rounding=rounding
-    )
+    return _factored_system(system, (T, Bs, Cs), Lc, Lo, unstable, "hammarling", residual, bases)
 
 
 def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> FactoredSystem:

@@ -135,19 +135,6 @@ def _rounding_of_squarings(A: Array, count: int, Lc: Array, Lo: Array) -> float:
     return rounding
 
 
-def rounding_of_growth(A: Array, Lc: Array, Lo: Array, *, discrete: bool) -> float:
-    """Return what a relative change of eps of A changes Lo^H Lc by where powers of A grow, otherwise 0.
-
-    In continuous time this is the A of the Cayley transform.
-    """
-    if A.shape[0] == 0:
-        return 0.0
-    transformed = (A,) if discrete else cayley(A, A[:, :0], A[:0])
-    if transformed is None or not _spectral_norm(transformed[0]) > NEARLY_NORMAL:
-        return 0.0
-    return EPS * float(np.linalg.norm(transformed[0]) * np.linalg.norm(Lc) * np.linalg.norm(Lo))
-
-
 def _sum_of_powers(power: Array, L: Array, products: int, tolerance: float) -> Array:
     """Return the compressed [L, power L, ..., power^products L]."""
     blocks, block, width = [L], L, L.shape[1]
