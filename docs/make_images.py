@@ -106,6 +106,12 @@ def methods() -> None:
     save(axes.figure, "methods")
 
 
+def explore() -> None:
+    """Draw the interactive figure at one order, for `docs/order.md`."""
+    explorer = hankelred.explore(hankelred.reduce(line(), order=3))
+    save(explorer.figure, "explore")
+
+
 def save(figure: object, name: str) -> None:
     """Write one picture."""
     figure.savefig(IMAGES / f"{name}.png", dpi=100)  # type: ignore[attr-defined]
@@ -152,5 +158,6 @@ if __name__ == "__main__":
     order()
     certificate()
     methods()
+    explore()
     demo()
     gallery()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .empirical.empirical_gramians import empirical_gramians
-from .empirical.estimator import GramianEstimator
-from .empirical.results import EmpiricalGramians, EmpiricalReduction
+import importlib as _importlib
+import typing as _typing
+
 from .errors import (
     ConvergenceError,
     FileFormatError,
@@ -14,20 +14,62 @@ from .errors import (
     ReductionWarning,
     UnstableError,
 )
-from .gramians.gramians import gramian, gramian_factor
-from .identification.era import realize
-from .identification.identify import Comparison, IdentifiedModel, identify
-from .identification.markov import MarkovParameters, markov_parameters
-from .models.modal import ModalSystem, modal_form
-from .models.second_order import SecondOrderModel
-from .reduction.balancing import balanced_realization, hankel_singular_values
-from .reduction.compare import MethodComparison, compare_methods
-from .reduction.norms import norm
-from .reduction.order import select_order
-from .reduction.parts import minimal, split, truncate_states
-from .reduction.plots import plot_hankel_singular_values, plot_reduction
-from .reduction.reduce import Reduction, reduce
-from .simulation.simulate import Convolver, convolve, impulse_response, simulate
+
+if _typing.TYPE_CHECKING:
+    from .empirical.empirical_gramians import empirical_gramians
+    from .empirical.estimator import GramianEstimator
+    from .empirical.results import EmpiricalGramians, EmpiricalReduction
+    from .gramians.gramians import gramian, gramian_factor
+    from .identification.era import realize
+    from .identification.frequency_fit.frequency_fit import FrequencyFit, fit_frequency_response
+    from .identification.identify import Comparison, IdentifiedModel, identify
+    from .identification.markov import MarkovParameters, markov_parameters
+    from .models.modal import ModalSystem, modal_form
+    from .models.second_order import SecondOrderModel
+    from .reduction.balancing import balanced_realization, hankel_singular_values
+    from .reduction.compare import MethodComparison, compare_methods
+    from .reduction.interactive import explore
+    from .reduction.norms import norm
+    from .reduction.order import select_order
+    from .reduction.parts import minimal, split, truncate_states
+    from .reduction.plots import plot_hankel_singular_values, plot_reduction
+    from .reduction.reduce import Reduction, reduce
+    from .simulation.simulate import Convolver, convolve, impulse_response, simulate
+
+#: Where the public names are. A module is imported when one of its names is first used.
+_MODULES = {
+    ".empirical.empirical_gramians": ("empirical_gramians",),
+    ".empirical.estimator": ("GramianEstimator",),
+    ".empirical.results": ("EmpiricalGramians", "EmpiricalReduction"),
+    ".gramians.gramians": ("gramian", "gramian_factor"),
+    ".identification.era": ("realize",),
+    ".identification.frequency_fit.frequency_fit": ("FrequencyFit", "fit_frequency_response"),
+    ".identification.identify": ("Comparison", "IdentifiedModel", "identify"),
+    ".identification.markov": ("MarkovParameters", "markov_parameters"),
+    ".models.modal": ("ModalSystem", "modal_form"),
+    ".models.second_order": ("SecondOrderModel",),
+    ".reduction.balancing": ("balanced_realization", "hankel_singular_values"),
+    ".reduction.compare": ("MethodComparison", "compare_methods"),
+    ".reduction.interactive": ("explore",),
+    ".reduction.norms": ("norm",),
+    ".reduction.order": ("select_order",),
+    ".reduction.parts": ("minimal", "split", "truncate_states"),
+    ".reduction.plots": ("plot_hankel_singular_values", "plot_reduction"),
+    ".reduction.reduce": ("Reduction", "reduce"),
+    ".simulation.simulate": ("Convolver", "convolve", "impulse_response", "simulate"),
+}
+_FOLDERS = (
+    "empirical",
+    "files",
+    "gramians",
+    "identification",
+    "models",
+    "plotting",
+    "reduction",
+    "report",
+    "simulation",
+)
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __version__ = "0.1.0"
 
@@ -38,6 +80,7 @@ __all__ = [
     "EmpiricalGramians",
     "EmpiricalReduction",
     "FileFormatError",
+    "FrequencyFit",
     "GramianEstimator",
     "HankelredError",
     "IdentifiedModel",
@@ -54,6 +97,8 @@ __all__ = [
     "compare_methods",
     "convolve",
     "empirical_gramians",
+    "explore",
+    "fit_frequency_response",
     "gramian",
     "gramian_factor",
     "hankel_singular_values",
@@ -72,3 +117,18 @@ __all__ = [
     "split",
     "truncate_states",
 ]
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name in _FOLDERS:
+        return _importlib.import_module(f".{name}", __name__)
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_importlib.import_module(module, __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 
 
@@ -40,10 +41,18 @@ def in_one_line(text: object, longest: int = 1000) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+_REPR = reprlib.Repr()
+# strings are cut below; of nested containers only the outermost levels are written, since a few hundred bytes
+# of YAML can describe a structure whose whole repr does not fit into memory
+_REPR.maxlevel = 3
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = _REPR.maxset = _REPR.maxfrozenset = _REPR.maxdeque = 20
+
+
 def short_repr(value: object) -> str:
     """Return the repr of a value for an error message: in one line, length limited."""
     try:
-        return in_one_line(repr(value), 60)
+        return in_one_line(_REPR.repr(value), 60)
     except ValueError:  # Python refuses to convert very long integers to decimal digits
         return "a number of thousands of digits"
 

@@ -17,7 +17,7 @@ from ._util import matrix_market
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
-from .models.linear_model import LinearModel, Timebase, validated_matrices, validated_timebase
+from .models.linear_model import LinearModel, Timebase, matrices_model, validated_timebase
 from .models.second_order import SecondOrderModel
 from .models.sparse_model import SparseModel, large_model
 
@@ -80,8 +80,7 @@ def read_model(
     large = large_model(values if "E" in matrices else values[:4], dt)
     if large is not None:
         return large
-    A, B, C, D, dt = validated_matrices(*values, dt=dt)
-    return LinearModel(A, B, C, D, dt)
+    return matrices_model(*values, dt=dt)
 
 
 def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
@@ -106,7 +105,7 @@ def _second_order(matrices: Mapping[str, Any]) -> SecondOrderModel:
 
 
 def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
-    """Write A, B, C, D and dt to a file atomically.
+    """Write A, B, C, D and dt to a file atomically, and E if the model is improper.
 
     Raises
     ------
@@ -115,7 +114,8 @@ def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     suffix = checked_suffix(path)
-    content: dict[str, Any] = dict(zip("ABCD", model.as_tuple(), strict=True))
+    matrices = model.to_user() if model.improper else model.as_tuple()
+    content: dict[str, Any] = dict(zip("ABCDE", matrices, strict=False))
     # only JSON distinguishes True from 1; the other formats hold the word as text
     content["dt"] = (
         str(model.dt) if model.dt is None or (model.dt is True and suffix != ".json") else model.dt

@@ -1,28 +1,92 @@
-"""Recurrent adapters: diagonal linear systems in parallel with the blocks of a frozen language model."""
+"""Recurrent adapters: diagonal linear systems in parallel with the blocks of a frozen language model.
+
+The names below are imported when they are first used, and HRM becomes a method of peft when peft is imported:
+torch, peft and transformers take seconds, which a command line that only prints its help does not need.
+"""
+
+import importlib.util
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hankelred import __version__
 
-from .adapter.config import HRMConfig
-from .adapter.model import attach, register
-from .adapter.systems import get_systems, set_systems
-from .analysis.calibration import Calibration
-from .analysis.calibration_pass import calibrate
-from .analysis.initialize import InitializationReport, initialize
-from .analysis.reduce import ReductionReport, reduce
-from .analysis.spectra import HankelSpectra, hankel_spectra
-from .errors import (
-    AdapterError,
-    AdapterFileError,
-    ArchitectureError,
-    CalibrationError,
-    ConfigError,
-    ExperimentError,
-    StateError,
-)
-from .ops.recurrence import linear_recurrence
-from .state.sequence_parallel import context_parallel
+from ._util.imports import after_import
 
-register()
+if TYPE_CHECKING:
+    from .adapter.adapter_layers import parameter_groups
+    from .adapter.config import HRMConfig
+    from .adapter.model import attach
+    from .adapter.systems import get_systems, set_systems
+    from .analysis.calibration import Calibration
+    from .analysis.calibration_pass import calibrate
+    from .analysis.initialize import InitializationReport, initialize
+    from .analysis.reduce import ReductionReport, reduce
+    from .analysis.spectra import HankelSpectra, hankel_spectra
+    from .errors import (
+        AdapterError,
+        AdapterFileError,
+        ArchitectureError,
+        CalibrationError,
+        ConfigError,
+        ExperimentError,
+        StateError,
+    )
+    from .ops.recurrence import linear_recurrence
+    from .state.sequence_parallel import context_parallel
+
+#: What the extra ``llm`` installs, by the names they are imported by.
+_NEEDED = ("torch", "transformers", "peft", "accelerate", "safetensors", "yaml")
+
+
+def _check_installed() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if not missing:
+        return
+    message = f"hankelred_llm needs {', '.join(missing)}; run: pip install 'hankelred[llm]'"
+    if (
+        Path("".join(sys.argv[:1])).stem == "hankelred-llm"
+    ):  # this module is imported before the command can catch it
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(message)
+
+
+def _register() -> None:
+    from .adapter.model import register
+
+    register()
+
+
+_check_installed()
+after_import("peft", _register)
+
+#: The module of each public name.
+_MODULES = {
+    "AdapterError": ".errors",
+    "AdapterFileError": ".errors",
+    "ArchitectureError": ".errors",
+    "Calibration": ".analysis.calibration",
+    "CalibrationError": ".errors",
+    "ConfigError": ".errors",
+    "ExperimentError": ".errors",
+    "HRMConfig": ".adapter.config",
+    "HankelSpectra": ".analysis.spectra",
+    "InitializationReport": ".analysis.initialize",
+    "ReductionReport": ".analysis.reduce",
+    "StateError": ".errors",
+    "attach": ".adapter.model",
+    "calibrate": ".analysis.calibration_pass",
+    "context_parallel": ".state.sequence_parallel",
+    "get_systems": ".adapter.systems",
+    "hankel_spectra": ".analysis.spectra",
+    "initialize": ".analysis.initialize",
+    "linear_recurrence": ".ops.recurrence",
+    "parameter_groups": ".adapter.adapter_layers",
+    "reduce": ".analysis.reduce",
+    "set_systems": ".adapter.systems",
+}
 
 __all__ = [
     "AdapterError",
@@ -45,6 +109,18 @@ __all__ = [
     "hankel_spectra",
     "initialize",
     "linear_recurrence",
+    "parameter_groups",
     "reduce",
     "set_systems",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 #: Installed first and separately, in the one version that comes without gigabytes of CUDA packages.
 INSTALLED_FIRST = {"torch"}
-EXTRAS = ("llm", "evaluate")
+EXTRAS = ("llm", "evaluate", "gguf")
 
 #: Indirect dependencies of the same age: newer versions do not work with the old ones, or warn about them.
 COMPANIONS = {"pyarrow": "24.0.0", "pyparsing": "3.2.0", "trl": "1.8.0"}

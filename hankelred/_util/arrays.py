@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +18,13 @@ EPS = float(np.finfo(float).eps)
 LARGEST_IN_FILE = 2**29
 
 
+def largest_entry(M: Array) -> float:
+    """Return the largest absolute value of a matrix: NaN if one is NaN, 0 if there is none."""
+    if M.size == 0:
+        return 0.0
+    return float(np.abs(M).max()) if np.iscomplexobj(M) else max(float(M.max()), -float(M.min()))
+
+
 def reduce_columns(M: Array) -> Array:
     """Return a matrix with no more columns than rows and the same M M^H."""
     if M.shape[1] <= M.shape[0]:
@@ -31,8 +37,9 @@ def schur_poles(T: Array) -> Array:
     poles = np.diag(T).astype(complex)
     if np.iscomplexobj(T):
         return poles
-    for k in np.flatnonzero(np.diag(T, -1)):
-        # LAPACK's standard form: equal diagonal, off-diagonal of opposite sign
-        poles[k] += 1j * math.sqrt(max(-T[k, k + 1] * T[k + 1, k], 0.0))
-        poles[k + 1] = poles[k].conjugate()
+    # LAPACK's standard form of a pair: equal diagonal, off-diagonal of opposite sign
+    below = np.diagonal(T, -1)
+    pairs = np.flatnonzero(below)
+    imaginary = np.sqrt(np.maximum(-np.diagonal(T, 1)[pairs] * below[pairs], 0.0))
+    poles.imag[pairs], poles.imag[pairs + 1] = imaginary, -imaginary
     return poles

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +40,28 @@ def replace_file(path: Path, write: Callable[[str], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """Make a folder next to a target, to prepare its content in; it is removed at the end.
+
+    The folders that killed processes left for this target are removed. If such a process had moved the
+    target's previous content away, to ``PREVIOUS`` in its folder, and not put the new one in place, the
+    previous content is put back.
+    """
+    prefix = f".{target.name[:40]}{_UNFINISHED}"
+    for leftover in target.parent.glob(f"{glob.escape(prefix)}????????"):
+        if set(leftover.name[len(prefix) :]) <= set("0123456789abcdef"):
+            _remove_folder(leftover, target)
+    scratch = target.with_name(prefix + secrets.token_hex(4))
+    scratch.mkdir()
+    handle = _lock(scratch)
+    try:
+        yield scratch
+    finally:
+        _release(handle)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def check_writable(path: Path) -> None:
     """Check that `write_atomically` can write this file, by creating a temporary one."""
     with _explain_os_errors(path):
@@ -64,6 +88,9 @@ def _explain_os_errors(path: Path) -> Iterator[None]:
 
 _UNFINISHED = ".unfinished-"
 
+#: Name, in a scratch folder, of the previous content of the target.
+PREVIOUS = "previous"
+
 
 def _unfinished(path: Path) -> tuple[Path, int | None]:
     """Create a temporary file in the target's folder: os.replace is atomic only inside one file system."""
@@ -79,6 +106,30 @@ def _unfinished(path: Path) -> tuple[Path, int | None]:
         if temporary.exists():
             return temporary, handle
         os.close(handle)  # another process removed it as left over before it was locked
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder as in use; None where that cannot be done, so that nothing there is removed later."""
+    if sys.platform == "win32":
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return handle
+
+
+def _remove_folder(leftover: Path, target: Path) -> None:
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):  # in use, or no permission
+        handle = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (leftover / PREVIOUS).exists() and not target.exists():
+                os.replace(leftover / PREVIOUS, target)
+            shutil.rmtree(leftover)
+        finally:
+            os.close(handle)
 
 
 def _release(handle: int | None) -> None:

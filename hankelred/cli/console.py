@@ -16,6 +16,7 @@ from ..errors import FileFormatError, HankelredError, in_one_line, short_repr
 from ..models.linear_model import Timebase
 
 PICTURES = (".png", ".pdf", ".svg")
+PAGES = (".html", ".htm")
 
 
 def run(commands: click.Group, program: str, *, interrupted: str = "interrupted") -> None:
@@ -129,6 +130,18 @@ def check_picture(path: Path | None) -> None:
     if path.suffix.lower() not in PICTURES:
         raise FileFormatError(
             f"{in_one_line(path)}: a picture ends in {', '.join(PICTURES)}, "
+            f"got {short_repr(path.suffix or 'no ending')}"
+        )
+    check_folder(path)
+
+
+def check_page(path: Path | None) -> None:
+    """Raise before any computation if the ending is not that of a page, or the folder is missing."""
+    if path is None:
+        return
+    if path.suffix.lower() not in PAGES:
+        raise FileFormatError(
+            f"{in_one_line(path)}: a page ends in {', '.join(PAGES)}, "
             f"got {short_repr(path.suffix or 'no ending')}"
         )
     check_folder(path)

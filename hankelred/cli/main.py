@@ -1,4 +1,4 @@
-"""The command line: `hankelred hsv`, `hankelred reduce`, `hankelred compare`, `hankelred identify`."""
+"""The command line: `hankelred hsv`, `reduce`, `compare`, `identify` and `fit`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,18 @@ from ..models.linear_model import LinearModel, Timebase, validated_timebase
 from ..reduction.balancing import spectrum_of
 from ..reduction.reduce import Reduction
 from ..reduction.variants.catalog import REDUCTION_METHODS
-from .console import check_picture, check_target, console, count, force_option, run, save_picture, timestep
+from .console import (
+    check_page,
+    check_picture,
+    check_target,
+    console,
+    count,
+    force_option,
+    run,
+    save_picture,
+    timestep,
+)
+from .fit import fit
 from .identify import identify
 
 if TYPE_CHECKING:
@@ -143,6 +154,11 @@ def hsv(
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write full, reduced, error and bound as a picture."
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="Write a page for the browser (.html) with a slider for the order.",
+)
 @force_option
 def reduce(
     model: Path,
@@ -158,6 +174,7 @@ def reduce(
     regularization: float | None,
     out: Path | None,
     plot: Path | None,
+    report: Path | None,
     force: bool,
 ) -> None:
     """Reduce MODEL and report the bound and the true error.
@@ -166,15 +183,18 @@ def reduce(
     Example:
       hankelred reduce model.mat --order 10 --out reduced.mat --plot reduced.png
       hankelred reduce model.json --tol 1e-3 --out reduced.json
+      hankelred reduce model.mat --rtol 1e-2 --report report.html
       hankelred reduce model.mat --order 10 --method frequency_limited --band 5 6
     """
     from ..reduction.reduce import reduce as reduce_model
 
     check_picture(plot)
+    check_page(report)
     if out is not None:
         checked_suffix(out)
     check_target(out, model, force)
     check_target(plot, model, force)
+    check_target(report, model, force)
     system = read_model(model, dt)
     reduction = reduce_model(
         system,
@@ -204,6 +224,9 @@ def reduce(
         from ..reduction.plots import plot_reduction
 
         save_picture(plot, lambda ax: plot_reduction(reduction, ax=ax))
+    if report is not None:
+        reduction.report(report)
+        click.echo(f"wrote {in_one_line(report)}")
 
 
 @cli.command(short_help="Every method on MODEL: error, bound, time.")
@@ -249,6 +272,7 @@ def compare(
 
 
 cli.add_command(identify)
+cli.add_command(fit)
 
 
 def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) -> None:

@@ -64,9 +64,9 @@ def assemble(responses: Responses, kinds: tuple[str, ...]) -> Assembled:
     samples = next(iter(responses.fine.values())).shape[-1]
     weights = _weights(responses, samples)
     sides = {side: _rows(side, values, weights) for side, values in responses.fine.items()}
-    # Errors are measured in the units of each state, so that they do not depend on the scaling of the states.
-    units = {side: np.linalg.norm(rows, axis=0) for side, rows in sides.items()}
     squares = {side: rows.conj().T @ rows for side, rows in sides.items()}
+    # Errors are measured in the units of each state, so that they do not depend on the scaling of the states.
+    units = {side: np.sqrt(np.diagonal(square).real) for side, square in squares.items()}
     for kind in kinds:
         left, right = _SIDES[kind]
         if kind == "cross":

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
 from .._util.checks import as_integer, as_positive_integer
-from ..errors import HankelredError
+from ..errors import HankelredError, ModelError
 from ..gramians.stability import checked_tol
 from ..models.linear_model import LinearModel, Timebase, as_model, is_discrete, validated_timebase
 from ..simulation.signals import as_numbers
@@ -187,6 +187,11 @@ def empirical_gramians(
             seed=seed,
         )
     model = as_model(system, dt)
+    if model.infinite is not None:
+        raise ModelError(
+            "E is singular, so that the states cannot be excited one by one: pass the state space of the "
+            "finite poles, reduce(system, finite_order).system, or use gramian()"
+        )
     if "cross" in kinds and model.n_inputs != model.n_outputs:
         raise cross_needs_square(model.n_inputs, model.n_outputs)
     origin = np.zeros(model.n_states)

@@ -28,6 +28,12 @@ class TriangularFactor:
 
     def push(self, rows: Array) -> None:
         """Add rows (k, n)."""
+        while rows.shape[0] >= 2 * self._block:
+            # the triangles of many blocks in one call, and then those of the triangles
+            blocks = rows.shape[0] // self._block
+            whole = rows[: blocks * self._block].reshape(blocks, self._block, self.n_columns)
+            triangles: Any = np.linalg.qr(whole, mode="r")
+            rows = np.concatenate([triangles.reshape(-1, self.n_columns), rows[blocks * self._block :]])
         for start in range(0, rows.shape[0], self._block):
             part = rows[start : start + self._block]
             self._pending.append(np.array(part))

@@ -23,11 +23,11 @@ STOP = EPS * 1e-10
 def cauchy_factor(log_poles: Array, B: Array, *, discrete: bool) -> Array:
     """Return L (n, k) with W = L L^H for x' = diag(log_poles) x + B u, all poles stable.
 
-    In discrete time the poles are exp(log_poles). Costs O(n k m).
+    In discrete time the poles are exp(log_poles). Costs O(n k m). Real for real poles and real B.
     """
     n = log_poles.size
-    B = reduce_columns(B.astype(complex))
-    denominators = _denominator(log_poles.real + 0j, log_poles.real + 0j, discrete).real
+    B = reduce_columns(B.astype(np.result_type(B, log_poles)))
+    denominators = _denominator(log_poles.real, log_poles.real, discrete)
     remaining = np.ones(n, dtype=bool)
     columns: list[Array] = []
     largest = 0.0

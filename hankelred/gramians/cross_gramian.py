@@ -28,7 +28,8 @@ def cross_gramian(model: LinearModel, tol: float) -> Array:
     complex_form = discrete or np.iscomplexobj(A)
     T, Z = sla.schur(A, output="complex" if complex_form else "real", check_finite=False)
     poles = schur_poles(T)
-    stable = is_stable_pole(poles, matrix_size(A), discrete=discrete, tol=tol)
+    size = matrix_size(A)
+    stable = is_stable_pole(poles, size, discrete=discrete, tol=model.tolerance(tol, size))
     if not np.all(stable):
         raise UnstableError(no_gramian_message(poles[~stable], model.A, discrete=discrete))
     source = (Z.conj().T @ B) @ (C @ Z)

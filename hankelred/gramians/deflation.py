@@ -1,4 +1,4 @@
-"""The few unstable and marginal poles of a large sparse pencil, taken out before its Gramians are made."""
+"""Deflation of the few unstable and marginal poles of a large sparse pencil."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..models.pencil import Pencil, Solver
 from .poles import krylov
 from .stability import is_stable_pole
 
-#: Columns of the Krylov spaces in which such poles are looked for.
+#: Number of columns of the Krylov spaces in which such poles are searched for.
 COLUMNS = 40
-#: So many poles are taken out at most.
-MOST = 20
-#: A chain of two integrators comes out of an eigenvalue computation as poles of the square root of rounding.
+#: Largest number of deflated poles.
+MAX_POLES = 20
+#: The computed poles of a chain of two integrators have the size of the square root of rounding.
 CLUSTER = 1e-6
-#: Poles are looked for nearer to the origin, so often, until these nearest ones are found exactly.
+#: The search is repeated nearer to the origin, at most this often, until the nearest poles are exact.
 ROUNDS = 5
 NEAREST = 6
-#: Relative residual of an eigenvector up to which its pole counts as one.
-SETTLED = 1e-6
-#: Steps of subspace iteration, and how far from invariant the result may be.
+#: Largest relative residual of an eigenvector whose eigenvalue counts as a pole.
+CONVERGED = 1e-6
+#: Number of steps of subspace iteration, and largest relative residual of the invariant subspace.
 STEPS = 6
 INVARIANT = 1e-8
 
@@ -52,8 +52,8 @@ def unstable_part(pencil: Pencil, near: float, tol: float) -> UnstablePart:
     Parameters
     ----------
     near : float
-        Size of the slowest poles, roughly: poles are looked for around this positive number, where a stable
-        pencil has none.
+        Approximate modulus of the slowest poles: poles are searched for around this positive number, where a
+        stable pencil has none.
     tol : float
         Poles nearer to the stability boundary than this, relative to the size of the fastest pole, are
         marginal.
@@ -61,29 +61,29 @@ def unstable_part(pencil: Pencil, near: float, tol: float) -> UnstablePart:
     Raises
     ------
     ConvergenceError
-        There are too many of them, or their subspace did not become invariant.
+        There are too many such poles, or their subspace did not become invariant.
     """
     for _ in range(ROUNDS):
-        solve, right, left, poles, Y, X, settled = _projected_near(pencil, near)
+        solve, right, left, poles, Y, X, converged = _projected_near(pencil, near)
         nearest = np.argsort(np.abs(poles))[:NEAREST]
-        if np.all(settled[nearest]) or not np.any(np.abs(poles[nearest]) < near):
+        if np.all(converged[nearest]) or not np.any(np.abs(poles[nearest]) < near):
             break
         near = float(np.median(np.abs(poles[nearest])))
     size = float(np.abs(poles[np.isfinite(poles)]).max(initial=0.0))
     tol = max(tol, 10 * EPS)
-    unstable = settled & ~is_stable_pole(poles, size, discrete=False, tol=tol)
-    # the poles of a chain of integrators part to both sides, while their mean stays
-    group = settled & (np.abs(poles) <= CLUSTER * near)
+    unstable = converged & ~is_stable_pole(poles, size, discrete=False, tol=tol)
+    # the computed poles of a chain of integrators lie on both sides of the boundary, with their mean on it
+    group = converged & (np.abs(poles) <= CLUSTER * near)
     if np.any(group) and abs(np.mean(poles[group])) <= tol * size:
         unstable |= group
     if not np.any(unstable):
         return no_unstable_part(pencil.n)
     count = int(np.count_nonzero(unstable))
-    if count > min(MOST, right.shape[1] // 2):
+    if count > min(MAX_POLES, right.shape[1] // 2):
         raise ConvergenceError(
-            f"at least {count} poles near {near:.1e} are unstable or marginal, and the low-rank solver takes "
-            f"at most {MOST} out: use solver='dense', and check the sign of A (a stable model has its poles "
-            "in the left half plane)"
+            f"at least {count} poles near {near:.1e} are unstable or marginal, and the low-rank solver can "
+            f"deflate at most {MAX_POLES}: use solver='dense', and check the sign of A (a stable model has "
+            "its poles in the left half plane)"
         )
     V, U = right @ X[:, unstable], left.conj() @ Y[:, unstable]
     if not pencil.is_complex:
@@ -94,7 +94,7 @@ def unstable_part(pencil: Pencil, near: float, tol: float) -> UnstablePart:
 def _projected_near(pencil: Pencil, near: float) -> tuple[Solver, Array, Array, Array, Array, Array, Array]:
     """Return a solver, both Krylov spaces around a positive number, and the poles and vectors in them.
 
-    Last, which of the poles are settled: many a pole of a projection is none of the pencil.
+    The last item marks the converged poles: some poles of a projection are not poles of the pencil.
     """
     solve = _solver_near(pencil, near)
     start = np.random.default_rng(0).standard_normal((pencil.n, 2))
@@ -103,12 +103,12 @@ def _projected_near(pencil: Pencil, near: float) -> tuple[Solver, Array, Array, 
     k = min(right.shape[1], left.shape[1])
     right, left = right[:, :k], left[:, :k]
     poles, Y, X = sla.eig(left.T @ pencil.A(right), left.T @ pencil.E(right), left=True, right=True)
-    settled = np.isfinite(poles) & (_defects(pencil, right @ X, poles, near) <= SETTLED)
-    return solve, right, left, poles, Y, X, settled
+    converged = np.isfinite(poles) & (_defects(pencil, right @ X, poles, near) <= CONVERGED)
+    return solve, right, left, poles, Y, X, converged
 
 
 def _defects(pencil: Pencil, V: Array, poles: Array, near: float) -> Array:
-    """Return the residuals of eigenvectors relative to what a pole of size `near` would have."""
+    """Return the residuals of eigenvectors, relative to the size of the terms with a pole of size `near`."""
     image, E = pencil.A(V), pencil.E(V)
     sizes = np.linalg.norm(image, axis=0) + (np.abs(poles) + near) * np.linalg.norm(E, axis=0)
     with np.errstate(all="ignore"):
@@ -126,13 +126,13 @@ def _solver_near(pencil: Pencil, near: float) -> Solver:
 
 
 def _real_basis(V: Array) -> Array:
-    """Return an orthonormal real basis of the space of vectors whose conjugates belong to it too."""
+    """Return an orthonormal real basis of a space that contains the conjugates of its vectors."""
     U, _, _ = np.linalg.svd(np.hstack([V.real, V.imag]), full_matrices=False)
     return U
 
 
 def _refined(pencil: Pencil, solve: Solver, V: Array, U: Array, near: float) -> UnstablePart:
-    """Return the subspaces of both sides after some steps of subspace iteration."""
+    """Return the subspaces of both sides, refined by steps of subspace iteration."""
     for _ in range(STEPS):
         V = np.linalg.qr(solve(pencil.E(V)))[0]
         U = np.linalg.qr(solve(pencil.E(U.conj(), transposed=True), transposed=True).conj())[0]
@@ -144,7 +144,7 @@ def _refined(pencil: Pencil, solve: Solver, V: Array, U: Array, near: float) -> 
     size = float(np.linalg.norm(image)) + float(np.linalg.norm(E)) * (float(np.linalg.norm(A)) + near)
     if not defect <= INVARIANT * size:
         raise ConvergenceError(
-            f"the unstable or marginal poles could not be taken out: their subspace is invariant to "
-            f"{defect / size:.1e} only, where at most {INVARIANT:.0e} is accepted; use solver='dense'"
+            "the unstable or marginal poles could not be deflated: the relative residual of their subspace "
+            f"is {defect / size:.1e}, and at most {INVARIANT:.0e} is accepted; use solver='dense'"
         )
     return UnstablePart(A, U, V)

@@ -1,8 +1,8 @@
-"""The ADI iteration for both Gramians of a sparse system, with one factorization for both a step.
+"""The ADI iteration for both Gramians of a sparse system, with one factorization per step for both.
 
-The Gramians are those of ``A P E^T + E P A^T + B B^T = 0`` and of the transposed pencil with C^T. What a
-step leaves over is known exactly, as a factor W of as many columns as B has: P - Z Z^T is the Gramian that
-belongs to W in the place of B.
+The Gramians are those of ``A P E^T + E P A^T + B B^T = 0`` and of the transposed pencil with C^T. After each
+step the residual is known exactly, as W W^T with as many columns of W as B has: P - Z Z^T is the Gramian of
+the system with W in place of B.
 
 Sources: Kuerschner, dissertation, Magdeburg (2016), section 4; Benner, Kuerschner and Saak, Numer.
 Algorithms 62 (2013), for real arithmetic with complex shifts.
@@ -20,35 +20,35 @@ from ..models.pencil import Pencil
 from .shifts import ordered, ritz_values
 from .smith import compress
 
-#: Shifts that are chosen at a time, and blocks of columns that they are chosen from.
+#: Number of shifts that are chosen at a time, and of blocks of columns from which they are computed.
 SHIFTS = 8
 HISTORY = 8
 #: Factors with more columns than this are compressed.
 MANY_COLUMNS = 600
-#: A shift nearer to the real axis than this, relatively, is taken as real.
+#: A shift nearer to the real axis than this, relatively, is made real.
 REAL_SHIFT = 1e-8
-#: What is left of B or C when an invariant subspace is taken out and this small was nothing before rounding.
+#: If an invariant subspace is deflated and less than this share of B or C remains, it is rounding.
 NOTHING = 1e-14
-#: Blocks of columns for shifts far from the origin.
+#: Number of blocks of columns for shifts far from the origin.
 FAR_BLOCKS = 4
-#: Columns that the first shifts are chosen from at least.
+#: Smallest number of columns from which the first shifts are computed.
 FIRST_COLUMNS = 8
 
 
 class Side:
-    """One of the two Gramians: its factor in blocks of columns, and the factor of what is left over.
+    """One of the two Gramians: its factor in blocks of columns, and the factor W of the residual.
 
-    For complex systems the observability side holds the conjugates.
+    For complex systems the observability side contains the conjugates.
     """
 
     def __init__(self, pencil: Pencil, W: Array, *, transposed: bool):
         self.pencil, self.W, self.transposed = pencil, W, transposed
         self.blocks: list[Array] = []
         self._rank = 0
-        #: columns that span the spaces the next shifts are chosen from
+        #: columns that span the spaces from which the next shifts are computed
         self.recent: list[Array] = []
         self.start = self.residual_factor_size()
-        #: a projection whose image is taken out of W: columns, and what they are multiplied by
+        #: the two factors of a projection whose image is removed from W; None without deflation
         self.deflated: tuple[Array, Array] | None = None
 
     def residual_factor_size(self) -> float:
@@ -66,39 +66,39 @@ class Side:
         return sum(block.shape[1] for block in self.blocks)
 
     def step(self, V: Array, shift: complex, *, pair: bool) -> None:
-        """Take in V = (A + shift E)^-1 W; with `pair` for the conjugate shift too."""
+        """Add the columns of V = (A + shift E)^-1 W; with `pair` also those of the conjugate shift."""
         if not pair:
             self.blocks.append(math.sqrt(-2 * shift.real) * V)
-            self._leave(-2 * shift.real * self.pencil.E(V, transposed=self.transposed))
+            self._add_to_residual_factor(-2 * shift.real * self.pencil.E(V, transposed=self.transposed))
             self.recent.append(V)
         else:
             ratio = shift.real / shift.imag
             real = V.real + ratio * V.imag
             gamma = 2 * math.sqrt(-shift.real)
             self.blocks += [gamma * real, gamma * math.hypot(ratio, 1) * V.imag]
-            self._leave(gamma**2 * self.pencil.E(real, transposed=self.transposed))
+            self._add_to_residual_factor(gamma**2 * self.pencil.E(real, transposed=self.transposed))
             self.recent += [V.real, V.imag]
         del self.recent[:-HISTORY]
 
     def deflate(self, spanned: Array, projector: Array) -> None:
-        """Work on what is left of W without spanned @ projector^T W, now and after each step."""
+        """Subtract spanned @ projector^T W from W, now and after each step."""
         before = self.start
         self.deflated = spanned, projector
-        self._leave(np.zeros_like(self.W))
+        self._add_to_residual_factor(np.zeros_like(self.W))
         self.start = self.residual_factor_size()
         if self.start <= NOTHING * before:
             self.W, self.start = np.zeros_like(self.W), 0.0
 
-    def _leave(self, change: Array) -> None:
+    def _add_to_residual_factor(self, change: Array) -> None:
         self.W = self.W + change
         if self.deflated is not None:
             spanned, projector = self.deflated
             self.W = self.W - spanned @ (projector.T @ self.W)
 
     def compress(self) -> None:
-        """Bring the factor to as many columns as its numerical rank, once it has many more than last time.
+        """Reduce the number of columns to the numerical rank, if it has grown since the last compression.
 
-        With many inputs or outputs every step adds as many columns.
+        With many inputs or outputs every step adds many columns.
         """
         if self.columns > max(MANY_COLUMNS, 2 * self._rank):
             self.blocks = [compress(self.factor())]
@@ -109,7 +109,7 @@ class Side:
         return np.hstack(self.blocks) if self.blocks else np.zeros((self.W.shape[0], 0), self.W.dtype)
 
     def spanning(self) -> Array:
-        """Return columns to choose shifts from."""
+        """Return columns from which shifts are computed."""
         if self.recent:
             return np.hstack(self.recent)
         rng = np.random.default_rng(0)
@@ -125,9 +125,9 @@ class DualADI:
         self.controllability = Side(pencil, B, transposed=False)
         self.observability = Side(pencil, np.ascontiguousarray(C.T), transposed=True)
         self.shifts: list[complex] = []
-        #: is told how far the iteration is
-        self.tell: Callable[[str], None] = lambda text: None
-        #: all Ritz values seen, which tell where the poles are
+        #: is called with a line on the progress of the iteration
+        self.report: Callable[[str], None] = lambda text: None
+        #: the last Ritz values, which approximate poles
         self.ritz: Array = np.zeros(0, complex)
 
     @property
@@ -136,13 +136,13 @@ class DualADI:
         return self.controllability, self.observability
 
     def deflate(self, left: Array, right: Array) -> None:
-        """Take an invariant subspace out of both sides: A right = E right A_k, left^H E right = 1."""
+        """Deflate an invariant subspace from both sides: A right = E right A_k, left^H E right = 1."""
         pencil = self.pencil
         self.controllability.deflate(pencil.E(right), left.conj())
         self.observability.deflate(pencil.E(left.conj(), transposed=True), right)
 
     def far_shifts(self) -> list[complex]:
-        """Choose shifts far from the origin, from the modes that what is left over excites at once."""
+        """Compute shifts far from the origin, from the fast modes that the residual excites."""
         solve = self.pencil.mass()
         parts = []
         for side in self.sides:
@@ -156,7 +156,7 @@ class DualADI:
         return ordered(self.ritz, SHIFTS, real=not self.pencil.is_complex)
 
     def next_shifts(self) -> list[complex]:
-        """Choose shifts from the columns of both sides."""
+        """Compute shifts from the columns of both sides."""
         parts = [
             ritz_values(self.pencil, side.spanning(), transposed=side.transposed)
             for side in self.sides
@@ -177,4 +177,4 @@ class DualADI:
         self.shifts.append(shift)
         residual = max(side.residual for side in self.sides)
         columns = " + ".join(str(side.columns) for side in self.sides)
-        self.tell(f"{len(self.shifts)} shifts, {columns} columns, residual {residual:.1e}")
+        self.report(f"{len(self.shifts)} shifts, {columns} columns, residual {residual:.1e}")

@@ -2,36 +2,51 @@
 
 The solvers return factors L of both Gramians of a stable system, W = L L^H; W itself is never formed.
 
-1. A system defined by its poles (a :class:`hankelred.ModalSystem`): closed form (:mod:`.cauchy`).
+1. A system defined by its poles (a :class:`hankelred.ModalSystem`): closed form (:mod:`.cauchy`). The same
+   for a Hermitian A in continuous time, such as that of diffusion, whose rates differ by a factor of
+   `CLOSED_FORM_CONDITION` or more: its eigenvectors are orthogonal and cost a fifth of a Schur form.
 2. Factored Smith doubling (:mod:`.smith`), unless one of these holds:
+   the system is in continuous time and has at most `SMALL_SIZE` states, where calls cost more than sums;
+   it has at most `SCHUR_FIRST_SIZE` states, so that a Schur form costs little, and by its poles more than
+   `MAX_DOUBLINGS_CONTINUOUS` squarings are needed;
    the stability tolerance is above `EXPLICIT_POLES_TOL`, so that the poles must be known;
    the system has more than `FULL_RANK_SIZE` states, and extrapolation from the first Krylov columns predicts
    factors of more than `FULL_RANK_SHARE` of full rank, or the factors grow to that;
-   the powers of A do not vanish after `MAX_DOUBLINGS` squarings (a pole is near the stability boundary, on
-   it, or beyond it); the residual is above `SMITH_RESIDUAL`.
+   the powers of A do not vanish after `MAX_DOUBLINGS` squarings (`MAX_DOUBLINGS_CONTINUOUS`), which is
+   predicted from the trace of A or after a few of them (a pole is near the stability boundary, on it, or
+   beyond it); the residual is above `SMITH_RESIDUAL`.
 3. Schur form, split into stable and other poles (:mod:`.stability`), and Hammarling's method in tiles
    (:mod:`.hammarling`) for the stable part. A residual above `ACCEPTED_RESIDUAL` raises an error.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import scipy.linalg as sla
+from scipy.linalg.lapack import dsyevd, zheevd
 
-from .._util.arrays import Array
+from .._util.arrays import Array, schur_poles
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
 from ..models.linear_model import LinearModel
 from ..models.scaling import ScaledSystem, gain_exponent, scale_system
 from .cauchy import cauchy_factor
 from .hammarling import hammarling_factors
-from .smith import smith_factors
-from .stability import is_stable_pole, matrix_size, split_schur
+from .smith import MAX_DOUBLINGS_CONTINUOUS, doublings_needed, smith_factors
+from .stability import SchurSplit, is_stable_pole, matrix_size, split_schur
 
 #: A stability tolerance above this needs the poles, so doubling is skipped.
 EXPLICIT_POLES_TOL = 1e-9
+#: Up to this size the Schur method is used in continuous time; up to the next the Schur form comes first,
+#: from whose poles the choice is made.
+SMALL_SIZE = 16
+SCHUR_FIRST_SIZE = 64
+#: A Hermitian A with a larger ratio of the fastest to the slowest rate is diagonalized.
+CLOSED_FORM_CONDITION = 1000.0
 #: With a larger relative residual of doubling the Schur method is used.
 SMITH_RESIDUAL = 1e-11
 #: A larger relative residual of any solver is an error.
@@ -87,8 +102,11 @@ class FactoredSystem:
         return int(self.unstable_A.shape[0])
 
 
-def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
+def factorize(model: LinearModel, stability_tol: float, *, both: bool = True) -> FactoredSystem:
     """Equilibrate, split and factor by the rule of this module.
+
+    With ``both=False`` the observability factor may have no columns: it is computed only where it costs
+    nothing.
 
     Raises
     ------
@@ -109,16 +127,42 @@ def factorize(model: LinearModel, stability_tol: float) -> FactoredSystem:
     A, B, C = system.A, system.B, system.C
     discrete = model.is_discrete
     check_rates(A, discrete)
-    if stability_tol <= EXPLICIT_POLES_TOL:
-        result = smith_factors(A, B, C, discrete=discrete)
+    stability_tol = model.tolerance(stability_tol, matrix_size(A))
+    if not discrete and np.array_equal(A, A.conj().T):
+        diagonal = _factorize_hermitian(system, stability_tol)
+        if diagonal is not None:
+            return diagonal
+    parts = None
+    doubling = stability_tol <= EXPLICIT_POLES_TOL
+    if not discrete and A.shape[0] <= SCHUR_FIRST_SIZE:
+        parts = split_schur(A, discrete=False, tol=stability_tol)
+        doubling = (
+            doubling and A.shape[0] > SMALL_SIZE and doublings_by_poles(parts) <= MAX_DOUBLINGS_CONTINUOUS
+        )
+    if doubling:
+        observed = C if both else C[:0]
+        result = smith_factors(A, B, observed, discrete=discrete)
         if result.controllability is not None and result.observability is not None:
-            residual = _residual(A, B, C, result.controllability, result.observability, discrete)
+            residual = _residual(A, B, observed, result.controllability, result.observability, discrete)
             if residual <= SMITH_RESIDUAL:
                 Lc, Lo = result.controllability, result.observability
                 return _factored_system(
                     system, (A, B, C), Lc, Lo, None, "smith", residual, rounding=result.rounding
                 )
-    return _factorize_schur(system, discrete, stability_tol)
+    if parts is None:
+        parts = split_schur(A, discrete=discrete, tol=stability_tol)
+    return _factorize_schur(system, parts, discrete, both=both)
+
+
+def doublings_by_poles(parts: SchurSplit) -> float:
+    """Return how many doublings a continuous system needs, by its poles; inf where one is not stable."""
+    if parts.T_unstable.size:
+        return math.inf
+    poles = schur_poles(parts.T_stable)
+    sizes = np.abs(poles)
+    shift = math.sqrt(float(sizes.max()) * float(sizes.min()))
+    slowest = float(np.abs((shift + poles) / (shift - poles)).max())
+    return doublings_needed(slowest)
 
 
 def with_user_factors(
@@ -171,18 +215,37 @@ def check_rates(A: Array, discrete: bool) -> None:
         )
 
 
-def _factorize_schur(system: ScaledSystem, discrete: bool, stability_tol: float) -> FactoredSystem:
-    parts = split_schur(system.A, discrete=discrete, tol=stability_tol)
+def _factorize_hermitian(system: ScaledSystem, stability_tol: float) -> FactoredSystem | None:
+    """Factor by the eigenvectors of a Hermitian A; None where a pole is unstable or the rates are similar."""
+    A = system.A
+    heevd = zheevd if np.iscomplexobj(A) else dsyevd
+    poles, Z, info = heevd(A)
+    if info != 0 or not -poles[0] >= CLOSED_FORM_CONDITION * -poles[-1]:
+        return None
+    if not np.all(is_stable_pole(poles, matrix_size(A), discrete=False, tol=stability_tol)):
+        return None
+    B, C = Z.conj().T @ system.B, system.C @ Z
+    Lc, Lo = (cauchy_factor(poles, M, discrete=False) for M in (B, C.conj().T))
+    stable = np.diag(poles).astype(A.dtype), B, C
+    residual = _residual(*stable, Lc, Lo, False)
+    unstable = np.zeros((0, 0), A.dtype), B[:0], C[:, :0]
+    return _factored_system(system, stable, Lc, Lo, unstable, "cauchy", residual, (Z, Z))
+
+
+def _factorize_schur(
+    system: ScaledSystem, parts: SchurSplit, discrete: bool, *, both: bool
+) -> FactoredSystem:
     n = parts.n_stable
     B, C = parts.left.conj().T @ system.B, system.C @ parts.right
     T, Bs, Cs = parts.T_stable, B[:n], C[:, :n]
+    observed = Cs if both else Cs[:0]
     if discrete and not np.iscomplexobj(T):
         Tc, Q = sla.rsf2csf(T, np.eye(n))
-        Lc, Lo = hammarling_factors(Tc, Q.conj().T @ Bs, Cs @ Q, discrete=True)
+        Lc, Lo = hammarling_factors(Tc, Q.conj().T @ Bs, observed @ Q, discrete=True)
         Lc, Lo = real_factor(Q @ Lc), real_factor(Q @ Lo)
     else:
-        Lc, Lo = hammarling_factors(T, Bs, Cs, discrete=discrete)
-    residual = _residual(T, Bs, Cs, Lc, Lo, discrete)
+        Lc, Lo = hammarling_factors(T, Bs, observed, discrete=discrete)
+    residual = _residual(T, Bs, observed, Lc, Lo, discrete)
     if not residual <= ACCEPTED_RESIDUAL:
         raise ConvergenceError(
             f"the Gramians could not be computed: relative residual {residual:.1e} where at most "
@@ -282,6 +345,11 @@ def _factored_system(
     )
 
 
+@lru_cache(maxsize=4)
+def _probes(n: int) -> Array:
+    return np.random.default_rng(0).standard_normal((n, 8))
+
+
 def _residual(A: Array, B: Array, C: Array, Lc: Array, Lo: Array, discrete: bool) -> float:
     """Return the larger relative residual of both equations, from products with random vectors.
 
@@ -290,7 +358,7 @@ def _residual(A: Array, B: Array, C: Array, Lc: Array, Lo: Array, discrete: bool
     n = A.shape[0]
     if n == 0:
         return 0.0
-    probes = np.random.default_rng(0).standard_normal((n, 8))
+    probes = _probes(n)
     size = matrix_size(A)
 
     def relative(A: Array, B: Array, L: Array) -> float:

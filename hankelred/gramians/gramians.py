@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
 from ..errors import ModelError, UnstableError
+from ..models.descriptor_sparse import BorderedPencil
 from ..models.linear_model import Timebase
 from ..models.pencil import Factorize
 from ..models.scaling import in_range
@@ -59,6 +60,8 @@ def gramian(
     Returns
     -------
     ndarray, shape (n, n), or (n, k) with ``factor=True``
+        With a singular E those of the finite poles, in the states of the model: the proper Gramians of
+        Stykel, of which the observability one is E^H times hers times E.
 
     Raises
     ------
@@ -88,12 +91,14 @@ def gramian(
     if L is not None:
         return L
     model = dense_model(sys, dt, solver)
+    infinite = model.infinite
     if kind == "cross":
         if factor:
             raise ModelError(
                 "the cross Gramian is not semidefinite and has no factor L L^H; use factor=False"
             )
-        return cross_gramian(model, tol)
+        X = cross_gramian(model, tol)
+        return X if infinite is None else infinite.right @ X @ infinite.coordinates.T
     factored = factored_system(model, tol)
     if factored.n_unstable:
         poles = np.linalg.eigvals(factored.unstable_A)
@@ -109,6 +114,8 @@ def gramian(
             system.unscale_left(factored.left_states(factored.observability)),
             system.output_exponent,
         )
+    if infinite is not None:
+        L = (infinite.right if kind == "controllability" else infinite.coordinates.conj()) @ L
     return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")
 
 
@@ -133,6 +140,12 @@ def _factor_of_large(
             "exists"
         )
     problem = factors.problem
+    if isinstance(problem.pencil, BorderedPencil):
+        if kind == "controllability":
+            states = problem.pencil.expand(factors.controllability)
+            return in_range(states, problem.input_exponent, "Gramian")
+        states = problem.pencil.expand(factors.observability.conj(), transposed=True).conj()
+        return in_range(states, problem.output_exponent, "Gramian")
     if kind == "controllability":
         return in_range(problem.pencil.back(factors.controllability), problem.input_exponent, "Gramian")
     return in_range(problem.pencil.back(factors.observability), problem.output_exponent, "Gramian")

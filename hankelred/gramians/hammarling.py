@@ -23,10 +23,22 @@ from typing import Any
 import numpy as np
 from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
-from .._util.arrays import Array, reduce_columns
+from .._util.arrays import Array, reduce_columns, schur_poles
 from ..errors import ConvergenceError
+from .smith import compress
 
 TILE = 40
+
+#: Up to this many states, a single input takes one tile.
+ONE_TILE = 64
+
+#: Up to this number of states times inputs, the factors of all inputs are computed one by one and joined,
+#: which is faster there: with one input a tile takes one equation instead of one for each pole.
+ONE_BY_ONE = 256
+
+#: That equation loses as many digits as the smallest ratio of a pole's damping to its size has. Below this
+#: the closed form of each pole is used.
+LIGHT_DAMPING = 1e-4
 
 HALF = math.sqrt(0.5)
 
@@ -36,24 +48,48 @@ def hammarling_factors(T: Array, B: Array, C: Array, *, discrete: bool) -> tuple
 
     Discrete time takes complex Schur form only.
     """
-    Lc = hammarling(T, B, discrete=discrete)
+    one_equation = not (discrete or _has_light_damping(T))
+    Lc = _factor(T, B, discrete, one_equation)
     # T^H is lower triangular; with the states in reverse order it is upper triangular again
-    Lo = hammarling(T[::-1, ::-1].conj().T, C.conj().T[::-1], discrete=discrete)
+    Lo = _factor(T[::-1, ::-1].conj().T, C.conj().T[::-1], discrete, one_equation)
     return Lc, Lo[::-1]
 
 
-def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
-    """Return the block upper triangular U of the equation above; T must be stable."""
+def _factor(T: Array, B: Array, discrete: bool, one_equation: bool) -> Array:
+    """Return a factor (n, n) of one Gramian; the columns of a few inputs are computed one input at a time."""
+    n, m = B.shape
+    if m == 0:
+        return np.zeros((n, 0), np.result_type(T, B))
+    if one_equation and m > 1 and n * m <= ONE_BY_ONE:
+        inputs = [hammarling(T, B[:, [k]], discrete=False, one_equation=True) for k in range(m)]
+        return compress(np.hstack(inputs))
+    return hammarling(T, B, discrete=discrete, one_equation=one_equation)
+
+
+def _has_light_damping(T: Array) -> bool:
+    poles = schur_poles(T)
+    return bool(np.any(-poles.real < LIGHT_DAMPING * np.abs(poles)))
+
+
+def hammarling(T: Array, B: Array, *, discrete: bool, one_equation: bool = False) -> Array:
+    """Return the block upper triangular U of the equation above; T must be stable.
+
+    ``one_equation`` allows a tile to be solved as one equation where there is a single input.
+    """
     n = T.shape[0]
     dtype = np.result_type(T, B)
     T = np.asfortranarray(T, dtype=dtype)
     B = np.array(reduce_columns(B), dtype=dtype, order="F")
     U = np.zeros((n, n), dtype=dtype, order="F")
-    tiles = _tiles(T)
+    one_equation = one_equation and B.shape[1] == 1
+    tiles = _tiles(T, ONE_TILE if one_equation and n <= ONE_TILE else TILE)
     solve_tile = _discrete_tile if discrete else _continuous_tile
     for j in range(len(tiles) - 1, -1, -1):
         J = tiles[j]
-        S, M = _diagonal_tile(T, B, U, J, discrete)
+        if one_equation:
+            S, M = _tile_of_one_input(T, B, U, J)
+        else:
+            S, M = _diagonal_tile(T, B, U, J, discrete)
         for i in range(j - 1, -1, -1):
             I = tiles[i]
             coupling = T[I, I.stop : J.stop] @ U[I.stop : J.stop, J]
@@ -61,11 +97,11 @@ def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
     return U
 
 
-def _tiles(T: Array) -> list[slice]:
-    """Cut the states into tiles without cutting a 2 x 2 block."""
+def _tiles(T: Array, size: int) -> list[slice]:
+    """Cut the states into tiles of a size without cutting a 2 x 2 block."""
     n, tiles, start = T.shape[0], [], 0
     while start < n:
-        stop = min(start + TILE, n)
+        stop = min(start + size, n)
         if stop < n and T[stop, stop - 1] != 0:
             stop += 1
         tiles.append(slice(start, stop))
@@ -104,6 +140,37 @@ def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tu
         stop = start
     S = np.asfortranarray(np.where(on_diagonal_blocks, blocks, np.triu(-(M @ M.conj().T), 1)))
     return S, M
+
+
+def _tile_of_one_input(T: Array, B: Array, U: Array, J: slice) -> tuple[Array, Array]:
+    """Solve the tile on the diagonal for a single input, in continuous time.
+
+    M has one column then, so its rows are numbers whose squares follow from the poles: with the phases of 1,
+    S and M are known before U is, and T U + U S^H + B M^H = 0 is a single Sylvester equation.
+    """
+    tile = T[J, J]
+    poles = np.diagonal(tile)
+    M = np.sqrt(-2 * poles.real)[:, None].astype(U.dtype)
+    S = np.triu(-(M @ M.T), 1)
+    np.fill_diagonal(S, poles)
+    first = np.flatnonzero(np.diagonal(tile, -1))
+    if first.size:
+        # both states of a pair a +- j w have M = sqrt(-2 a): f + g = 2 a and f g = -w^2 in [[a, f], [g, a]]
+        a, minus_w_squared = poles[first], np.diagonal(tile, 1)[first] * np.diagonal(tile, -1)[first]
+        g = a - np.sqrt(a * a - minus_w_squared)
+        S[first, first + 1], S[first + 1, first] = minus_w_squared / g, g
+    S = np.asfortranarray(S)
+    U[J, J] = _sylvester(tile, S, -(B[J] @ M.T))
+    return S, M
+
+
+def _sylvester(T: Array, S: Array, W: Array) -> Array:
+    """Return the X of T X + X S^H = W."""
+    trsyl = ztrsyl if np.iscomplexobj(W) else dtrsyl
+    X, scale, info = trsyl(T, S, W, tranb="C")
+    if info < 0 or scale == 0:
+        raise _solver_error("trsyl", info)
+    return X if scale == 1 else X / scale
 
 
 def _factor_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
@@ -211,11 +278,7 @@ def _continuous_tile(
     T: Array, B: Array, U: Array, I: slice, J: slice, coupling: Array, S: Array, M: Array
 ) -> None:
     """Solve T_II X + X S^H = -coupling - B_I M^H for X = U[I, J] and update B_I."""
-    trsyl = ztrsyl if np.iscomplexobj(U) else dtrsyl
-    X, scale, info = trsyl(T[I, I], S, -coupling - B[I] @ M.conj().T, tranb="C")
-    if info < 0 or scale == 0:
-        raise _solver_error("trsyl", info)
-    U[I, J] = X if scale == 1 else X / scale
+    U[I, J] = _sylvester(T[I, I], S, -coupling - B[I] @ M.conj().T)
     B[I] -= U[I, J] @ M
 
 

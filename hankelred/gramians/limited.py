@@ -1,9 +1,10 @@
-"""Factors of Gramians that see some frequencies, or some time after an impulse, only.
+"""Factors of frequency-limited and time-limited Gramians.
 
-The controllability Gramian is an integral over all frequencies, or over all time. Taken over a part of either
-it weighs the states by what they do there. Both are computed as sums L L^H, so that they are positive
-semidefinite whatever rounding does; the equations of Lyapunov type that they satisfy have an indefinite right
-side and lose that.
+The controllability Gramian is an integral over all frequencies, or over all time. If only a band of
+frequencies, or the time up to a horizon, is included, the Gramian measures the response of the states there.
+It is computed as a sum L L^H and is therefore positive semidefinite in spite of rounding. The generalized
+Lyapunov equations of these Gramians have an indefinite right-hand side, and their solution would lose this
+property.
 
 Sources: Gawronski and Juang, Int. J. Systems Sci. 21 (1990); Benner, Kuerschner and Saak, SIAM J. Sci.
 Comput. 38 (2016); Kuerschner, Adv. Comput. Math. 44 (2018).
@@ -27,17 +28,17 @@ from .smith import compress
 Bands: TypeAlias = Sequence[tuple[float, float]]
 
 #: Gauss nodes in a panel. No panel is longer than the distance of its center to the nearest pole, so that the
-#: error of the quadrature falls at least by a factor of 13 with every node.
+#: quadrature error decreases at least by a factor of 13 with every node.
 NODES = 12
 
-#: More panels than this are a pole so near the stability boundary that it counts as being on it.
-MOST_PANELS = 200_000
+#: If more panels were necessary, a pole is so close to the stability boundary that it counts as marginal.
+MAX_PANELS = 200_000
 
 #: Terms of the series of the exponential of a matrix of norm one: 1 / 21! is below rounding.
 TERMS = 21
 
-#: Columns that are held before they are compressed, as a multiple of the number of states.
-HELD = 6
+#: Largest number of columns before compression, as a multiple of the number of states.
+MAX_COLUMNS = 6
 
 
 def whole_axis(*, discrete: bool) -> Bands:
@@ -46,7 +47,7 @@ def whole_axis(*, discrete: bool) -> Bands:
 
 
 def band_nodes(poles: Array, bands: Bands, *, discrete: bool) -> tuple[Array, Array]:
-    """Return frequencies and weights of a quadrature over bands of a response with these poles.
+    """Return frequencies and weights of a quadrature rule over bands, for a response with these poles.
 
     Panels are halved until none is longer than its distance to the nearest pole. Frequencies beyond twice the
     largest pole are integrated over their inverse, in which the response has no pole nearby.
@@ -74,27 +75,27 @@ def band_nodes(poles: Array, bands: Bands, *, discrete: bool) -> tuple[Array, Ar
 
 def _panels(singular: Array, low: float, high: float, *, discrete: bool) -> Array:
     """Return panels (k, 2) that cover an interval, none longer than its distance to the nearest pole."""
-    waiting, done = np.array([[low, high]]), []
+    pending, done = np.array([[low, high]]), []
     count = 0
-    while waiting.size:
-        center, length = waiting.mean(axis=1), np.diff(waiting, axis=1)[:, 0]
+    while pending.size:
+        center, length = pending.mean(axis=1), np.diff(pending, axis=1)[:, 0]
         long = np.zeros(length.size, dtype=bool)
         for start in range(0, length.size, 256):
             part = slice(start, start + 256)
-            apart = 1j * center[part, None] - singular
+            difference = 1j * center[part, None] - singular
             if discrete:
-                turns = np.round(apart.imag / (2 * math.pi))
-                apart = apart - 2j * math.pi * turns
-            long[part] = length[part] > np.abs(apart).min(axis=1, initial=np.inf)
-        done.append(waiting[~long])
+                turns = np.round(difference.imag / (2 * math.pi))
+                difference = difference - 2j * math.pi * turns
+            long[part] = length[part] > np.abs(difference).min(axis=1, initial=np.inf)
+        done.append(pending[~long])
         count += len(done[-1])
-        if count + int(long.sum()) > MOST_PANELS:
+        if count + int(long.sum()) > MAX_PANELS:
             raise ConvergenceError(
-                f"a pole is so near the frequencies asked for that {MOST_PANELS} panels do not resolve it; "
-                "raise stability_tol= so that it counts as marginal and is kept"
+                f"a pole is so close to the band that {MAX_PANELS} panels do not resolve it; increase "
+                "stability_tol= so that it counts as marginal and is kept"
             )
-        halves = np.stack([waiting[long, 0], center[long], center[long], waiting[long, 1]], axis=1)
-        waiting = halves.reshape(-1, 2)
+        halves = np.stack([pending[long, 0], center[long], center[long], pending[long, 1]], axis=1)
+        pending = halves.reshape(-1, 2)
     out = np.concatenate(done)
     return out[np.argsort(out[:, 0])]
 
@@ -102,14 +103,14 @@ def _panels(singular: Array, low: float, high: float, *, discrete: bool) -> Arra
 def band_factors(A: Array, B: Array, C: Array, bands: Bands, *, discrete: bool) -> tuple[Array, Array]:
     """Return factors of the controllability and the observability Gramian over bands of frequencies.
 
-    Over all frequencies they are those of the ordinary Gramians. Bands stand for their negative frequencies
-    too. A must have no pole in the bands; it may be unstable.
+    Over all frequencies they are factors of the ordinary Gramians. The corresponding negative frequencies are
+    included. A must have no pole in the bands; it may be unstable.
     """
     poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
     frequencies, weights = band_nodes(poles, bands, discrete=discrete)
     real = not any(np.iscomplexobj(M) for M in (A, B, C))
     if real:
-        weights = weights / math.pi  # both signs at once
+        weights = weights / math.pi  # for both signs of the frequency
     else:
         frequencies = np.concatenate([frequencies, -frequencies])
         weights = np.concatenate([weights, weights]) / (2 * math.pi)
@@ -127,16 +128,16 @@ def _sum_of_responses(A: Array, B: Array, frequencies: Array, weights: Array, *,
         return np.zeros((n, 0), B.dtype)
     real = not (np.iscomplexobj(A) or np.iscomplexobj(B))
     response = FrequencyResponse(A, B, np.eye(n), np.zeros((n, m)), discrete=discrete)
-    at_once = max(1, HELD * n // (2 * m))
+    chunk = max(1, MAX_COLUMNS * n // (2 * m))
     blocks: list[Array] = []
-    for start in range(0, frequencies.size, at_once):
-        part = slice(start, start + at_once)
+    for start in range(0, frequencies.size, chunk):
+        part = slice(start, start + chunk)
         states = response(frequencies[part]) * np.sqrt(weights[part])[:, None, None]
         columns = states.transpose(1, 0, 2).reshape(n, -1)
         if real:
             columns = np.concatenate([columns.real, columns.imag], axis=1)
         blocks.append(columns)
-        if sum(block.shape[1] for block in blocks) > HELD * n:
+        if sum(block.shape[1] for block in blocks) > MAX_COLUMNS * n:
             blocks = [compress(np.concatenate(blocks, axis=1))]
     return compress(np.concatenate(blocks, axis=1))
 
@@ -144,8 +145,8 @@ def _sum_of_responses(A: Array, B: Array, frequencies: Array, weights: Array, *,
 def horizon_factors(A: Array, B: Array, C: Array, horizon: float, *, discrete: bool) -> tuple[Array, Array]:
     """Return factors of both Gramians over the time from 0 to a horizon; A may be unstable.
 
-    The horizon is a time in continuous time, and a whole number of samples in discrete time: as many powers
-    of A are summed.
+    The horizon is a time in continuous time. In discrete time it is a whole number of samples, the number of
+    powers of A in the sum.
     """
     return (
         horizon_factor(A, B, horizon, discrete=discrete),
@@ -156,7 +157,7 @@ def horizon_factors(A: Array, B: Array, C: Array, horizon: float, *, discrete: b
 def horizon_factor(A: Array, B: Array, horizon: float, *, discrete: bool) -> Array:
     """Return a factor of the controllability Gramian over the time from 0 to a horizon, by doubling.
 
-    With L over a time h, [L, e^(Ah) L] is a factor over 2 h.
+    If L is a factor over a time h, [L, e^(Ah) L] is a factor over 2 h.
     """
     n, m = B.shape
     if n == 0 or m == 0:
@@ -172,13 +173,13 @@ def horizon_factor(A: Array, B: Array, horizon: float, *, discrete: bool) -> Arr
 
 
 def _time_by_doubling(A: Array, B: Array, horizon: float) -> Array:
-    # a Schur form, because the exponential of a triangular matrix keeps slow rates beside fast ones
+    # in a Schur form, because the exponential of a triangular matrix is accurate for slow next to fast poles
     T, Z = sla.schur(A, output="complex", check_finite=False)
     real = not (np.iscomplexobj(A) or np.iscomplexobj(B))
     size = float(np.linalg.norm(T, 1))
     doublings = max(0, math.ceil(math.log2(max(size * horizon, 1.0))))
     step = math.ldexp(horizon, -doublings)
-    # |A| step is at most one: the series of e^(A t) B ends after some twenty thin products
+    # |A| step is at most one, so the series of e^(A t) B converges in about twenty products with few columns
     terms = [Z.conj().T @ B]
     for j in range(1, TERMS):
         terms.append((step / j) * (T @ terms[-1]))
@@ -190,12 +191,12 @@ def _time_by_doubling(A: Array, B: Array, horizon: float) -> Array:
     for k in range(doublings):
         if k:
             power = power @ power
-            # the diagonal is known, and squaring would lose slow rates beside fast ones
+            # the exact diagonal is used, because squaring would lose the digits of slow next to fast poles
             np.fill_diagonal(power, np.exp(np.diag(T) * math.ldexp(step, k)))
-        moved = power @ L
-        if not np.all(np.isfinite(moved)):
-            return moved
-        L = compress(np.concatenate([L, moved], axis=1))
+        shifted = power @ L
+        if not np.all(np.isfinite(shifted)):
+            return shifted
+        L = compress(np.concatenate([L, shifted], axis=1))
     L = Z @ L
     return compress(np.concatenate([L.real, L.imag], axis=1)) if real else L
 

@@ -6,7 +6,7 @@ Gramians' factors Zp, Zq and the Gramians dP, dQ of the final residuals, by Weyl
 
     |sigma_i - sigma_i(Zq^T E Zp)| <= max(sqrt(|Q| |dP|), sqrt(|P| |dQ|)) + sqrt(|dP| |dQ|).
 
-Otherwise it is an estimate: the change by the last columns.
+Otherwise it is an estimate: the change caused by the last columns.
 """
 
 from __future__ import annotations
@@ -33,49 +33,49 @@ from .poles import slow_poles
 from .residual_bounds import ResidualBound, check_descriptor, is_proven_stable, proven_bound
 from .stability import STABILITY_TOL
 
-#: Accuracy of the singular values, relative to the largest, unless another is asked for.
+#: Default accuracy of the singular values, relative to the largest.
 ACCURACY = 1e-4
 #: Steps of the power iteration for the largest singular value during the iteration.
-POWERS = 8
-#: Rows whose absolute values are taken at a time.
+POWER_ITERATIONS = 8
+#: Number of rows whose absolute values are computed at a time.
 ROWS = 65_536
-#: Poles near the origin that are looked for first.
+#: Number of poles near the origin in the first search.
 FIRST_POLES = 40
 #: Models whose poles have less damping than this are lightly damped.
 LIGHTLY_DAMPED = 0.1
-#: Poles nearer than this, relatively, to the farthest one known are not taken as new ones.
+#: Poles nearer than this, relatively, to the farthest known pole do not count as new.
 SAME_POLE = 1e-6
-#: What the last batches of steps changed, times this, estimates what is missing.
-REMEMBERED = 2
+#: The largest change by this many recent batches of steps, times SAFETY, estimates the remaining error.
+RECENT_BATCHES = 2
 SAFETY = 2.0
-#: Frequencies beside the origin at which an estimate is checked.
+#: Number of frequencies, in addition to the origin, at which an estimate is checked.
 SAMPLES = 4
-#: Balanced states whose sensitivity to rounding is looked at.
-LEADING = 8
-#: So many columns are no proof that Gramians have no low rank, however few the states.
-FEW_COLUMNS = 400
-#: Batches of shifts from what is left over, after the poles of a lightly damped model.
-FAR = 2
-#: A residual beyond this is that of an unstable pole.
+#: Number of leading balanced states whose sensitivity to rounding is estimated.
+LEADING_STATES = 8
+#: The number of columns may always be as large as this, even if the model has few states.
+MIN_COLUMNS = 400
+#: Batches of shifts chosen from the residual, after the poles of a lightly damped model.
+FAR_BATCHES = 2
+#: A larger residual indicates an unstable pole.
 DIVERGED = 1e15
-#: Residual to be reached where it says something: not of lightly damped models, whose fast modes keep it
-#: large.
-SETTLED_RESIDUAL = 1e-8
-#: Batches after which the rank of the Gramians is checked.
-PATIENCE = 12
-#: Smallest residual that is required.
-SMALLEST = 1e-28
-#: Residual to be reached whatever the certificate is, because small singular values depend on it. Models of
-#: more than CHEAP_STATES states, with expensive factorizations, only reach what their certificate requires.
-RESIDUAL = 2e-13
+#: Residual required for convergence. It is not required of lightly damped models, whose fast modes keep the
+#: residual large.
+CONVERGED_RESIDUAL = 1e-8
+#: Number of batches after which the speed of convergence is checked.
+MIN_BATCHES = 12
+#: With a smaller residual the iteration stops in any case.
+SMALLEST_RESIDUAL = 1e-28
+#: Residual that is required independently of the certificate, because small singular values depend on it. For
+#: models of more than CHEAP_STATES states, whose factorizations are expensive, only the certificate counts.
+TARGET_RESIDUAL = 2e-13
 CHEAP_STATES = 20_000
-#: No more factorizations than this.
+#: Largest number of factorizations.
 MAX_SHIFTS = 500
 
 
 @dataclass(frozen=True)
 class SparseProblem:
-    """A model as the iteration works on it: its pencil, and ports with entries of about one.
+    """A model in the form used by the iteration: its pencil, and B and C scaled to entries of about one.
 
     In discrete time the pencil is (A - E, A + E), and B and C carry the factor sqrt(2) of that transform.
     """
@@ -89,12 +89,12 @@ class SparseProblem:
 
     @property
     def gain(self) -> float:
-        """The model's gains divided by those of this problem."""
+        """Ratio of the gains of the model to those of this problem."""
         return 2.0 ** (self.input_exponent + self.output_exponent)
 
     @property
-    def ports(self) -> tuple[Array, Array]:
-        """B and C of the model itself but for the gain."""
+    def input_output_matrices(self) -> tuple[Array, Array]:
+        """B and C of the model, without the factor of the bilinear transform, but scaled."""
         root = math.sqrt(2) if self.discrete else 1.0
         return self.B / root, self.C / root
 
@@ -106,16 +106,16 @@ class SparseProblem:
     def A(self, x: Array, *, adjoint: bool = False) -> Array:
         """Return A x with A of the model, or A^H x."""
         if not self.discrete:
-            return _product_with(self.pencil.A, x, adjoint)
+            return _apply(self.pencil.A, x, adjoint)
         E, A = self._products(x, adjoint)
         return (E + A) / 2
 
     def _products(self, x: Array, adjoint: bool) -> tuple[Array, Array | None]:
-        A = _product_with(self.pencil.A, x, adjoint) if self.discrete else None
-        return _product_with(self.pencil.E, x, adjoint), A
+        A = _apply(self.pencil.A, x, adjoint) if self.discrete else None
+        return _apply(self.pencil.E, x, adjoint), A
 
 
-def _product_with(times: Callable[..., Array], x: Array, adjoint: bool) -> Array:
+def _apply(times: Callable[..., Array], x: Array, adjoint: bool) -> Array:
     return times(x.conj(), transposed=True).conj() if adjoint else times(x)
 
 
@@ -136,7 +136,7 @@ def sparse_problem(model: SparseModel, factorize: Factorize | None = None) -> Sp
 
 @dataclass(frozen=True, eq=False)
 class LowRankFactors:
-    """Factors of both Gramians of a problem, and what is known of their accuracy.
+    """Factors of both Gramians of a problem, and their accuracy.
 
     Gains (``product``, ``values``, ``certificate``, ``rounding``) are in the units of the problem.
     """
@@ -149,18 +149,18 @@ class LowRankFactors:
     #: "rigorous" or "estimate"
     kind: str
     certificate: float
-    #: size of the rounding in the product
+    #: size of the rounding errors in the product
     rounding: float
     residual: float
     factorizations: int
-    #: what is proved about the model's decay; None where nothing is
+    #: bound from a proved decay rate; None if none is proved
     bound: ResidualBound | None
-    #: the accuracy that was asked for
+    #: the requested accuracy
     accuracy: float
     #: the unstable and marginal part
     unstable: UnstablePart
-    #: what is left over on both sides
-    left_over: tuple[Array, Array]
+    #: low-rank factors of the residuals of both Lyapunov equations
+    residual_factors: tuple[Array, Array]
 
     @property
     def n_unstable(self) -> int:
@@ -169,7 +169,7 @@ class LowRankFactors:
 
     @cached_property
     def values(self) -> Array:
-        """Singular values that can be told from rounding."""
+        """Singular values that exceed the rounding errors."""
         values = np.linalg.svd(self.product, compute_uv=False)
         return values[values > self.rounding]
 
@@ -181,25 +181,25 @@ class LowRankFactors:
         return U[:, :k], Vh[:k].conj().T
 
     @cached_property
-    def all_states(self) -> Balanced:
-        """All balanced states that can be told from rounding."""
+    def all_states(self) -> BalancedStates:
+        """All balanced states whose singular values exceed the rounding errors."""
         return self.balanced(self.values.size)
 
-    def balanced(self, r: int) -> Balanced:
+    def balanced(self, r: int) -> BalancedStates:
         """Return the leading r balanced states."""
         U, V = self.vectors
         scale = 1 / np.sqrt(self.values[:r])
         left: Array = self.observability @ (U[:, :r] * scale)
         right: Array = self.controllability @ (V[:, :r] * scale)
-        # left^H E right is the identity up to rounding of size eps sigma_1 / sigma_r, which is taken out
+        # left^H E right is the identity up to rounding of size eps sigma_1 / sigma_r, which is removed here
         left = np.linalg.solve(left.conj().T @ self.problem.E(right), left.conj().T).conj().T
-        B, C = self.problem.ports
-        into = left.conj().T
-        return Balanced(left, right, into @ self.problem.A(right), into @ B, C @ right)
+        B, C = self.problem.input_output_matrices
+        projection = left.conj().T
+        return BalancedStates(left, right, projection @ self.problem.A(right), projection @ B, C @ right)
 
 
 @dataclass(frozen=True, eq=False)
-class Balanced:
+class BalancedStates:
     """Balanced states of a problem: bases (n, r) with left^H E right = 1, and A, B and C in its units."""
 
     left: Array
@@ -208,13 +208,13 @@ class Balanced:
     B: Array
     C: Array
 
-    def leading(self, r: int) -> Balanced:
+    def leading(self, r: int) -> BalancedStates:
         """Return the first r of the states."""
-        return Balanced(self.left[:, :r], self.right[:, :r], self.A[:r, :r], self.B[:r], self.C[:, :r])
+        return BalancedStates(self.left[:, :r], self.right[:, :r], self.A[:r, :r], self.B[:r], self.C[:, :r])
 
 
 def checked_accuracy(accuracy: Any) -> float:
-    """Return the accuracy asked for, or the default for None."""
+    """Return the requested accuracy, or the default for None."""
     if accuracy is None:
         return ACCURACY
     requirement = "accuracy is relative to the largest singular value and must be between 0 and 1"
@@ -227,121 +227,126 @@ def low_rank_factors(
     factorize: Factorize | None = None,
     stability_tol: float = STABILITY_TOL,
 ) -> LowRankFactors:
-    """Factor both Gramians of the stable part of a large model to the accuracy asked for.
+    """Factor both Gramians of the stable part of a large model to the requested accuracy.
 
     Raises
     ------
     ConvergenceError
-        The certificate did not become as small as asked.
+        The certificate did not become as small as requested.
     """
     accuracy = checked_accuracy(accuracy)
     problem = sparse_problem(model, factorize)
     bound = proven_bound(problem.pencil, discrete=problem.discrete)
     adi = DualADI(problem.pencil, problem.B, problem.C)
     unstable = no_unstable_part(model.n_states)
-    around, product = 0.0, None
+    center, product = 0.0, None
     if bound is None:
         check_descriptor(problem.pencil, discrete=problem.discrete)
     if bound is None and not is_proven_stable(problem.pencil):
-        adi.next_shifts()  # for a first look at the poles
-        near = float(np.abs(adi.ritz).min(initial=np.inf))
-        unstable = unstable_part(problem.pencil, near, stability_tol) if math.isfinite(near) else unstable
+        adi.next_shifts()  # computes first approximations of the poles
+        slowest = float(np.abs(adi.ritz).min(initial=np.inf))
+        if math.isfinite(slowest):
+            unstable = unstable_part(problem.pencil, slowest, stability_tol)
         if unstable.A.size:
             adi.deflate(unstable.left, unstable.right)
             problem = replace(problem, B=adi.controllability.W, C=adi.observability.W.T)
-            around = near
-    certificate = 0.0  # where no input drives the model, or no output sees it
+            center = slowest
+    certificate = 0.0  # if B or C is zero
     if all(side.start > 0 for side in adi.sides):
         visible = model.n_states > CHEAP_STATES and on_terminal()
-        with with_status_line("low-rank Gramians", visible) as adi.tell:
+        with with_status_line("low-rank Gramians", visible) as adi.report:
             if bound is not None:
                 _iterate_until_proven(problem, adi, bound, accuracy)
                 certificate = weyl_bound(problem, adi, bound)
             else:
-                certificate, product = _iterate_until_settled(problem, adi, accuracy, around)
-    factors = _finished(problem, adi, bound, accuracy, certificate, unstable, product)
+                certificate, product = _iterate_until_converged(problem, adi, accuracy, center)
+    factors = _assembled_factors(problem, adi, bound, accuracy, certificate, unstable, product)
     if bound is None and math.isfinite(certificate) and factors.values.size:
-        seen = sampled_error(factors, _other_frequencies(adi.ritz, unstable))
-        certificate = max(certificate, seen) + rounding_of_values(factors)
+        sampled = sampled_error(factors, _sample_frequencies(adi.ritz, unstable))
+        certificate = max(certificate, sampled) + rounding_of_values(factors)
         factors = replace(factors, certificate=certificate, factorizations=problem.pencil.factorizations)
     largest = float(factors.values.max(initial=0.0))
     if not factors.certificate <= accuracy * largest:
         columns = [L.shape[1] for L in (factors.controllability, factors.observability)]
         raise ConvergenceError(
             f"the low-rank factors of the Gramians did not converge: after {factors.factorizations} sparse "
-            f"factorizations and {columns[0]} + {columns[1]} columns the singular values are known to "
-            f"{_share(factors.certificate, largest)} of the largest ({factors.kind}), where {accuracy:.1e} "
-            f"was asked for; the residual is {factors.residual:.1e}. {_remedy(model.n_states)}"
+            f"factorizations and {columns[0]} + {columns[1]} columns the accuracy of the singular values is "
+            f"{_share(factors.certificate, largest)} of the largest ({factors.kind}), and {accuracy:.1e} was "
+            f"requested; the residual is {factors.residual:.1e}. {_remedy(model.n_states)}"
         )
     return factors
 
 
 def _share(certificate: float, largest: float) -> str:
-    return f"{certificate / largest:.1e}" if largest > 0 and math.isfinite(certificate) else "no share"
+    return (
+        f"{certificate / largest:.1e}" if largest > 0 and math.isfinite(certificate) else "an unknown share"
+    )
 
 
 def _remedy(n: int) -> str:
     dense = "use solver='dense'" if n <= DENSE_LIMIT else "with enough memory, use solver='dense'"
     return (
-        "Lightly damped models with many modes that matter have Gramians without low rank, and unstable "
-        f"poles have none: {dense}, or ask for less (accuracy=)"
+        "Lightly damped models with many significant modes have Gramians without low rank, and models with "
+        f"unstable poles have no Gramians: {dense}, or request a lower accuracy (accuracy=)"
     )
 
 
 def _iterate_until_proven(
     problem: SparseProblem, adi: DualADI, bound: ResidualBound, accuracy: float
 ) -> None:
-    """Take steps until the bound, looked at rarely, is as small as asked, or there is no hope of it."""
-    look_at = accuracy**2 * (10 if problem.pencil.n <= CHEAP_STATES else 0.1)
+    """Take steps until the bound, computed rarely, is as small as requested, or cannot become so."""
+    check_below = accuracy**2 * (10 if problem.pencil.n <= CHEAP_STATES else 0.1)
     if problem.pencil.n <= CHEAP_STATES:
-        look_at = min(look_at, RESIDUAL)
+        check_below = min(check_below, TARGET_RESIDUAL)
     while len(adi.shifts) < MAX_SHIFTS:
         for shift in adi.next_shifts():
             adi.step(shift)
             for side in adi.sides:
                 side.compress()
             residual = max(side.residual for side in adi.sides)
-            if not math.isfinite(residual) or residual < SMALLEST:
+            if not math.isfinite(residual) or residual < SMALLEST_RESIDUAL:
                 return
-            if residual > look_at:
+            if residual > check_below:
                 continue
             share = weyl_bound(problem, adi, bound) / largest_value(problem, adi) / accuracy
             if share <= 1:
                 return
-            # the bound falls as the root of the residual
-            look_at = residual / share**2
+            # the bound decreases as the root of the residual
+            check_below = residual / share**2
 
 
-def _iterate_until_settled(
-    problem: SparseProblem, adi: DualADI, accuracy: float, around: float
+def _iterate_until_converged(
+    problem: SparseProblem, adi: DualADI, accuracy: float, center: float
 ) -> tuple[float, Array]:
-    """Take steps until the last ones change little; return an estimate of what is missing, and Lo^H E Lc.
+    """Take steps until the last ones change little; return an estimate of the error, and Lo^H E Lc.
 
-    The shifts are poles where these are known, those that matter most to the gain first: of a lightly damped
-    mode nothing else finds enough, and what it adds is seen when its turn comes.
+    As far as poles are known they are the shifts, those with the largest contribution to the gain first:
+    without a shift at its pole, a lightly damped mode is hardly resolved, and its contribution is visible
+    only once its shift has been used.
     """
     changes: list[float] = []
     product = _GrowingProduct(problem, adi)
-    known, gains = slow_poles(problem.pencil, *problem.ports, FIRST_POLES, around)
-    lightly = known.size > 0 and float(np.median(np.abs(known.real) / np.abs(known))) < LIGHTLY_DAMPED
-    waiting = list(known[np.argsort(-gains)].conj()) if known.size else []
+    B, C = problem.input_output_matrices
+    poles, gains = slow_poles(problem.pencil, B, C, FIRST_POLES, center)
+    lightly_damped = poles.size > 0 and float(np.median(np.abs(poles.real) / np.abs(poles))) < LIGHTLY_DAMPED
+    unused = list(poles[np.argsort(-gains)].conj()) if poles.size else []
     estimate = target = math.inf
-    by_poles, far = 0.0, 0
+    change_by_poles, far_batches = 0.0, 0
     width = max(side.W.shape[1] for side in adi.sides)
-    most = min(MAX_SHIFTS, max(problem.pencil.n // 2, FEW_COLUMNS) // width)
-    while len(adi.shifts) < most:
-        if not waiting and lightly and math.isfinite(estimate):
-            if estimate <= target or (far and changes[-1] > target / SAFETY):
-                # what is far from the origin is found in what is left over
-                batch, far = adi.far_shifts(), far + 1
+    max_shifts = min(MAX_SHIFTS, max(problem.pencil.n // 2, MIN_COLUMNS) // width)
+    while len(adi.shifts) < max_shifts:
+        if not unused and lightly_damped and math.isfinite(estimate):
+            if estimate <= target or (far_batches and changes[-1] > target / SAFETY):
+                # shifts far from the origin are chosen from the residuals
+                batch, far_batches = adi.far_shifts(), far_batches + 1
             else:
-                more, gains = slow_poles(problem.pencil, *problem.ports, 2 * known.size, around)
-                unused = np.abs(more) > np.abs(known).max() * (1 + SAME_POLE)
-                waiting = list(more[unused][np.argsort(-gains[unused])].conj())
-                known, lightly = more, bool(waiting)
+                more, gains = slow_poles(problem.pencil, B, C, 2 * poles.size, center)
+                new = np.abs(more) > np.abs(poles).max() * (1 + SAME_POLE)
+                unused = list(more[new][np.argsort(-gains[new])].conj())
+                poles, lightly_damped = more, bool(unused)
                 continue
-        elif waiting:
-            batch, waiting = waiting[:SHIFTS], waiting[SHIFTS:]
+        elif unused:
+            batch, unused = unused[:SHIFTS], unused[SHIFTS:]
         else:
             batch = adi.next_shifts()
         for shift in batch:
@@ -350,22 +355,23 @@ def _iterate_until_settled(
         if not residual <= DIVERGED:
             return math.inf, product.matrix
         changes.append(product.grow())
-        if not far:
-            by_poles = max(changes[-REMEMBERED:]) if len(changes) >= REMEMBERED else math.inf
-        estimate = SAFETY * max([by_poles, *changes[len(changes) - min(far, FAR) :]])
+        if not far_batches:
+            change_by_poles = max(changes[-RECENT_BATCHES:]) if len(changes) >= RECENT_BATCHES else math.inf
+        recent = changes[len(changes) - min(far_batches, FAR_BATCHES) :]
+        estimate = SAFETY * max([change_by_poles, *recent])
         target = accuracy * product.largest
-        if not waiting and estimate <= target:
-            # of a resonance that is left out nothing would be seen, so that all known poles are used
-            if far >= FAR or (not lightly and residual <= SETTLED_RESIDUAL):
+        if not unused and estimate <= target:
+            # a resonance whose pole is not used would not be visible in the changes: all known poles are used
+            if far_batches >= FAR_BATCHES or (not lightly_damped and residual <= CONVERGED_RESIDUAL):
                 break
-        elif _is_hopeless(changes, target / SAFETY, most // SHIFTS):
+        elif _converges_too_slowly(changes, target / SAFETY, max_shifts // SHIFTS):
             break
-    adi.ritz = np.concatenate([known, adi.ritz])
+    adi.ritz = np.concatenate([poles, adi.ritz])
     return estimate, product.matrix
 
 
-def _other_frequencies(ritz: Array, unstable: UnstablePart) -> Array:
-    """Return the origin, if no pole may be there, and frequencies over and beyond the poles seen."""
+def _sample_frequencies(ritz: Array, unstable: UnstablePart) -> Array:
+    """Return the origin, unless a pole may be there, and frequencies covering the approximate poles."""
     sizes = np.abs(ritz)
     origin = np.zeros(0 if unstable.A.size else 1)
     if sizes.size == 0:
@@ -376,15 +382,15 @@ def _other_frequencies(ritz: Array, unstable: UnstablePart) -> Array:
 def sampled_error(factors: LowRankFactors, frequencies: Array) -> float:
     """Return the largest gain of the model minus its balanced states at these frequencies of the pencil.
 
-    Less what the rounding of A does to the gain, which near a resonance is far more than it does to the
-    singular values.
+    The effect of the rounding of A on the gain is subtracted, because near a resonance it is much larger than
+    the effect on the singular values.
     """
     problem = factors.problem
-    moved, _, widths = _sensitivities(factors)
-    rounding = float(np.max(moved / widths, initial=0.0))
-    B, C = problem.ports
+    displacements, _, widths = _sensitivities(factors)
+    rounding = float(np.max(displacements / widths, initial=0.0))
+    B, C = problem.input_output_matrices
     reduced = factors.all_states
-    worst = 0.0
+    largest = 0.0
     for frequency in frequencies:
         s = 1j * frequency
         try:
@@ -393,50 +399,57 @@ def sampled_error(factors: LowRankFactors, frequencies: Array) -> float:
             return math.inf
         point, scale = ((1 + s) / (1 - s), 1 - s) if problem.discrete else (s, 1.0)
         pencil = point * np.eye(factors.values.size) - reduced.A
-        small = reduced.C @ np.linalg.solve(pencil, reduced.B.astype(complex))
-        apart = float(np.linalg.norm(scale * response - small, 2))
-        worst = max(worst, apart - rounding * float(np.linalg.norm(small, 2)))
-    return worst
+        reduced_response = reduced.C @ np.linalg.solve(pencil, reduced.B.astype(complex))
+        error = float(np.linalg.norm(scale * response - reduced_response, 2))
+        largest = max(largest, error - rounding * float(np.linalg.norm(reduced_response, 2)))
+    return largest
 
 
 def rounding_of_values(factors: LowRankFactors) -> float:
-    """Estimate what rounding of the entries of A, as in each factorization, does to the singular values.
+    """Estimate the effect on the singular values of rounding the entries of A, as in each factorization.
 
-    Of a state with the pole lambda it moves the pole by d = eps |left|^T |A| |right|: the value by the share
-    d / |lambda|, and where d comes near the width |Re lambda| of its resonance, the solves at different
-    shifts are those of different models, which costs a share of order (d / Re lambda)^2.
+    The pole lambda of a state moves by d = eps |left|^T |A| |right|, which changes its singular value by the
+    share d / |lambda|. If d is not small compared with the width |Re lambda| of the resonance, the solves at
+    different shifts belong to different models, which changes the value by a share of order
+    (d / Re lambda)^2.
     """
     if factors.values.size == 0:
         return 0.0
-    moved, rates, widths = _sensitivities(factors)
-    shares = np.minimum(moved / rates + 0.5 * (moved / (4 * widths)) ** 2, 1.0)
-    known = factors.problem.pencil.n * EPS * float(factors.values[0]) + factors.rounding
-    return known + float(np.max(factors.values[: shares.size] * shares))
+    displacements, moduli, widths = _sensitivities(factors)
+    shares = np.minimum(displacements / moduli + 0.5 * (displacements / (4 * widths)) ** 2, 1.0)
+    rounding = factors.problem.pencil.n * EPS * float(factors.values[0]) + factors.rounding
+    return rounding + float(np.max(factors.values[: shares.size] * shares))
 
 
 def _sensitivities(factors: LowRankFactors) -> tuple[Array, Array, Array]:
-    """Return for the leading states how far rounding moves the pole, its size, the width of its peak."""
-    r = min(LEADING, factors.values.size)
+    """Return how far rounding moves the poles of the leading states, their moduli and their peaks' widths."""
+    r = min(LEADING_STATES, factors.values.size)
     states = factors.all_states.leading(r)
-    moved = EPS * factors.problem.pencil.sizes(np.abs(states.left), np.abs(states.right))
+    displacements = EPS * factors.problem.pencil.sizes(np.abs(states.left), np.abs(states.right))
     A = states.A
     tiny = np.finfo(float).tiny
-    return moved, np.maximum(np.linalg.norm(A, axis=1), tiny), np.maximum(np.abs(np.diag(A).real), tiny)
+    return (
+        displacements,
+        np.maximum(np.linalg.norm(A, axis=1), tiny),
+        np.maximum(np.abs(np.diag(A).real), tiny),
+    )
 
 
-def _is_hopeless(changes: list[float], target: float, most: int) -> bool:
-    """Tell whether changes that fall as they have done so far would take more than `most` batches."""
+def _converges_too_slowly(changes: list[float], target: float, max_batches: int) -> bool:
+    """Return whether more than `max_batches` are required if the changes decrease at the rate so far."""
     count = len(changes)
-    if count < PATIENCE:
+    if count < MIN_BATCHES:
         return False
-    early, late = max(changes[count // 2 - REMEMBERED : count // 2]), max(changes[-REMEMBERED:])
+    early, late = max(changes[count // 2 - RECENT_BATCHES : count // 2]), max(changes[-RECENT_BATCHES:])
     if late <= target:
         return False
-    return late >= early or count + math.log(late / target) * (count / 2) / math.log(early / late) > most
+    if late >= early:
+        return True
+    return count + math.log(late / target) * (count / 2) / math.log(early / late) > max_batches
 
 
 class _GrowingProduct:
-    """Lo^H E Lc, grown by the columns of each batch of steps, and how much a batch changed it."""
+    """Lo^H E Lc, extended by the columns of each batch of steps, and how much each batch changes it."""
 
     def __init__(self, problem: SparseProblem, adi: DualADI):
         self._problem, self._adi = problem, adi
@@ -444,7 +457,7 @@ class _GrowingProduct:
         self._columns = self._rows = 0
 
     def grow(self) -> float:
-        """Take in the new blocks of both sides; return the size of what they add."""
+        """Add the new blocks of both sides; return the norm of the entries that they add."""
         Lc, Lo = (side.blocks for side in self._adi.sides)
         new_c, new_o = Lc[self._columns :], Lo[self._rows :]
         image = self._problem.E(np.hstack(new_c))
@@ -466,7 +479,7 @@ class _GrowingProduct:
 
 
 def weyl_bound(problem: SparseProblem, adi: DualADI, bound: ResidualBound) -> float:
-    """Return the bound of the error of all singular values."""
+    """Return a bound for the error of all singular values."""
     dP, dQ = (bound(side) for side in adi.sides)
     P, Q = (trace(problem, side) + rest for side, rest in zip(adi.sides, (dP, dQ), strict=True))
     return max(math.sqrt(Q * dP), math.sqrt(P * dQ)) + math.sqrt(dP * dQ)
@@ -482,7 +495,7 @@ def largest_value(problem: SparseProblem, adi: DualADI) -> float:
     Lc, Lo = (side.factor() for side in adi.sides)
     x: Array = np.random.default_rng(0).standard_normal((Lc.shape[1], 1))
     size = 0.0
-    for _ in range(POWERS):
+    for _ in range(POWER_ITERATIONS):
         x = np.asarray(x / float(np.linalg.norm(x)))
         y = Lo.T @ problem.E(Lc @ x)
         size = float(np.linalg.norm(y))
@@ -492,7 +505,7 @@ def largest_value(problem: SparseProblem, adi: DualADI) -> float:
     return size
 
 
-def _finished(
+def _assembled_factors(
     problem: SparseProblem,
     adi: DualADI,
     bound: ResidualBound | None,
@@ -519,12 +532,12 @@ def _finished(
         bound=bound,
         accuracy=accuracy,
         unstable=unstable,
-        left_over=(adi.controllability.W, adi.observability.W.conj()),
+        residual_factors=(adi.controllability.W, adi.observability.W.conj()),
     )
 
 
 def _product(Lo: Array, image: Array) -> tuple[Array, float]:
-    """Return Lo^H image and the size of its rounding errors; by rows, as absolute values take memory."""
+    """Return Lo^H image and the size of its rounding errors, in blocks of rows to save memory."""
     product = Lo.conj().T @ image
     sizes = np.zeros(product.shape)
     for start in range(0, Lo.shape[0], ROWS):

@@ -1,4 +1,4 @@
-"""Poles of a large sparse pencil near the origin, with what they matter to the ports."""
+"""Poles of a large sparse pencil near the origin, and their contribution to the gain from B to C."""
 
 from __future__ import annotations
 
@@ -9,48 +9,49 @@ from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError
 from ..models.pencil import Pencil, Solver
 
-#: Columns of the Krylov spaces for each pole asked for.
+#: Columns of the Krylov spaces for each requested pole.
 OVERSAMPLING = 3
 
 
-def slow_poles(pencil: Pencil, B: Array, C: Array, count: int, around: float = 0.0) -> tuple[Array, Array]:
-    """Return stable poles near the origin, and how much each adds to the largest gain from B to C.
+def slow_poles(pencil: Pencil, B: Array, C: Array, count: int, center: float = 0.0) -> tuple[Array, Array]:
+    """Return stable poles near the origin, and the contribution of each to the largest gain from B to C.
 
-    Where the origin may be a pole itself they are looked for around a positive number.
+    If the origin may be a pole, the poles nearest to the positive number `center` are returned instead.
 
-    By the modes of a model of second order; else from shifted and inverted Krylov spaces of both sides, which
-    start at the ports, so that poles that neither are driven nor seen do not appear.
+    The poles of a second-order model are computed from its modes. Otherwise they are computed from
+    shift-and-invert Krylov spaces that start from B and C, so that poles that are neither controllable nor
+    observable do not appear.
     """
-    own = getattr(pencil, "slow_poles", None)
-    found = own(count, B, C, around) if own is not None else None
-    if found is not None:
-        return found
-    nothing = np.zeros(0, complex), np.zeros(0)
+    by_modes = getattr(pencil, "slow_poles", None)
+    poles_and_gains = by_modes(count, B, C, center) if by_modes is not None else None
+    if poles_and_gains is not None:
+        return poles_and_gains
+    no_poles = np.zeros(0, complex), np.zeros(0)
     try:
-        solve = pencil.shifted(complex(-around))
+        solve = pencil.shifted(complex(-center))
         right = krylov(pencil, solve, B, OVERSAMPLING * count, transposed=False)
         left = krylov(pencil, solve, C.T, OVERSAMPLING * count, transposed=True)
     except (ModelError, ConvergenceError):  # the origin is a pole
-        return nothing
+        return no_poles
     k = min(right.shape[1], left.shape[1])
     if k == 0:
-        return nothing
+        return no_poles
     right, left = right[:, :k], left[:, :k]
     A, E = left.T @ pencil.A(right), left.T @ pencil.E(right)
     poles, Y, X = sla.eig(A, E, left=True, right=True)
     weight = np.einsum("ij,ik,kj->j", Y.conj(), E, X)
     with np.errstate(all="ignore"):
-        seen = np.linalg.norm(C @ (right @ X), axis=0)
-        fed = np.linalg.norm((Y.conj().T @ left.T) @ B, axis=1)
-        gains = seen * fed / np.abs(weight * poles.real)
-    good = (
+        output_gains = np.linalg.norm(C @ (right @ X), axis=0)
+        input_gains = np.linalg.norm((Y.conj().T @ left.T) @ B, axis=1)
+        gains = output_gains * input_gains / np.abs(weight * poles.real)
+    usable = (
         np.isfinite(poles)
         & np.isfinite(gains)
         & (poles.real < 0)
         & (poles.imag >= 0 if not pencil.is_complex else True)
     )
-    poles, gains = poles[good], gains[good]
-    nearest = np.argsort(np.abs(poles - around))[:count]
+    poles, gains = poles[usable], gains[usable]
+    nearest = np.argsort(np.abs(poles - center))[:count]
     return poles[nearest], gains[nearest]
 
 

@@ -1,4 +1,4 @@
-"""How large the Gramian of a residual factor can be: what makes a low-rank certificate a rigorous one.
+"""Bounds for the Gramian of a residual factor, on which a rigorous low-rank certificate is based.
 
 With E positive definite, let a Gramian be measured by its largest eigenvalue in the coordinates in which E is
 the identity. For a residual factor W the Gramian X of ``A X E + E X A^T = -W W^T`` is bounded
@@ -27,28 +27,28 @@ from ..models.second_order import SecondOrderPencil
 from ..models.sparse_model import SINGULAR_E
 from .dual_adi import Side
 
-#: Up to this many states a factorization that serves the bounds is kept; beyond, it is made when needed.
+#: Up to this many states the factorization for the bounds is kept; for more it is computed when needed.
 KEPT_STATES = 200_000
 #: Asymmetry that counts as rounding, relative to the largest entry.
 SYMMETRIC = 1e-14
 #: A row whose diagonal entry exceeds the sum of the others by more than this share is strictly dominant.
 STRICT = 1e-10
-#: The decay rate that is proved, as a share of the one found.
+#: The decay rate that is proved, as a share of the estimated one.
 PROVED_SHARE = 0.9
 
 
 class ResidualBound(Protocol):
-    """What is proved about the size of (s E - A)^-1."""
+    """A proved bound for (s E - A)^-1."""
 
     def __call__(self, side: Side) -> float:
-        """Return a bound of the largest eigenvalue of the Gramian of what is left over."""
+        """Return a bound for the largest eigenvalue of the Gramian of the residual factor."""
 
     def gram(self, W: Array, *, transposed: bool) -> Array:
         """Return W^H X W, so that |w^H (s E - A)^-1 v|^2 <= (w^H X w) (v^H X v) on the stability boundary."""
 
 
 def proven_bound(pencil: Pencil, *, discrete: bool) -> ResidualBound | None:
-    """Return the bound that can be proved for this pencil; None where there is none."""
+    """Return the bound that can be proved for this pencil, or None."""
     if not isinstance(pencil, SparsePencil):
         return None
     A, E = pencil.A_matrix, pencil.E_matrix
@@ -69,10 +69,10 @@ class SymmetricBound:
 
     def __init__(self, pencil: SparsePencil, *, discrete: bool):
         matrices = [-pencil.A_matrix, pencil.E_matrix] if discrete else [-pencil.A_matrix]
-        self._solvers = [_Recalled(pencil, M) for M in matrices]
+        self._solvers = [_FactoredOnDemand(pencil, M) for M in matrices]
 
     def __call__(self, side: Side) -> float:
-        """Return a bound of the largest eigenvalue of the Gramian of what is left over."""
+        """Return a bound for the largest eigenvalue of the Gramian of the residual factor."""
         trace = float(np.trace(self.gram(side.W, transposed=side.transposed)).real)
         return max(trace / (2 * len(self._solvers)), 0.0)
 
@@ -87,10 +87,10 @@ class DissipativeBound:
 
     def __init__(self, pencil: SparsePencil, mu: float):
         self.mu = mu
-        self._solver = _Recalled(pencil, pencil.E_matrix)
+        self._solver = _FactoredOnDemand(pencil, pencil.E_matrix)
 
     def __call__(self, side: Side) -> float:
-        """Return a bound of the largest eigenvalue of the Gramian of what is left over."""
+        """Return a bound for the largest eigenvalue of the Gramian of the residual factor."""
         return float(np.linalg.norm(self.gram(side.W, transposed=side.transposed), 2)) / 2
 
     def gram(self, W: Array, *, transposed: bool) -> Array:
@@ -98,8 +98,8 @@ class DissipativeBound:
         return W.conj().T @ self._solver(W, transposed=transposed) / self.mu
 
 
-class _Recalled:
-    """A factored matrix; of a large one the factors are made anew each time and not kept."""
+class _FactoredOnDemand:
+    """A factored matrix; the factors of a large matrix are computed for each use and not kept."""
 
     def __init__(self, pencil: SparsePencil, M: Any):
         self._pencil, self._matrix = pencil, M

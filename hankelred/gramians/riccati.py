@@ -1,4 +1,4 @@
-"""Stabilizing solutions of Riccati equations, checked."""
+"""Stabilizing solutions of Riccati equations, with a check of the residual."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import scipy.linalg as sla
 from .._util.arrays import Array
 from ..errors import ConvergenceError
 
-#: No solution with a larger relative residual is believed.
+#: Solutions with a larger relative residual are rejected.
 ACCEPTED_RESIDUAL = 1e-8
 
-#: A solution with a smaller one is not improved further; so many steps of Newton's method are made at most.
+#: Newton's method stops at this relative residual, or after so many steps.
 GOOD_RESIDUAL, STEPS = 1e-15, 30
 
 
 @dataclass(frozen=True)
 class Riccati:
-    """The solution X, the gain K that makes A - B K stable, and the weight that goes with it.
+    """The solution X, the gain K that makes A - B K stable, and the corresponding weight.
 
-    The weight is R in continuous time and R + B^H X B in discrete time. ``rows`` is sqrt(weight) K: the
-    output that completes the equation to one of Lyapunov type.
+    The weight is R in continuous time and R + B^H X B in discrete time. With the rows sqrt(weight) K as an
+    additional output, the equation becomes a Lyapunov equation.
     """
 
     X: Array
@@ -47,28 +47,28 @@ def solve_riccati(
     Raises
     ------
     ConvergenceError
-        No such solution was found, or it does not satisfy the equation. ``what`` and ``advice`` go into the
-        message.
+        No such solution could be computed, or it does not satisfy the equation. ``what`` and ``advice`` are
+        part of the message.
     """
     failed = f"the Riccati equation of {what} has no stabilizing solution that can be computed"
     equation = _Equation(A, B, Q, S, R, discrete)
     X: Array | None = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a badly conditioned matrix; the residual is checked
+            warnings.simplefilter("ignore")  # about ill-conditioned matrices; the residual is checked
             solve = sla.solve_discrete_are if discrete else sla.solve_continuous_are
             X = np.asarray(solve(A, B, Q, R, s=S))
     except (np.linalg.LinAlgError, ValueError) as error:
         failed = f"{failed} ({error})"
     try:
-        found = equation.improved(X)
+        solution = equation.improved(X)
     except (np.linalg.LinAlgError, ValueError):
-        found = None
-    if found is None or not np.all(np.linalg.eigvalsh(found.weight) > 0):
+        solution = None
+    if solution is None or not np.all(np.linalg.eigvalsh(solution.weight) > 0):
         raise ConvergenceError(f"{failed}; {advice}")
-    if not found.residual <= ACCEPTED_RESIDUAL:
-        raise ConvergenceError(f"{failed}: its relative residual is {found.residual:.1e}; {advice}")
-    return found
+    if not solution.residual <= ACCEPTED_RESIDUAL:
+        raise ConvergenceError(f"{failed}: its relative residual is {solution.residual:.1e}; {advice}")
+    return solution
 
 
 @dataclass(frozen=True)
@@ -83,27 +83,27 @@ class _Equation:
     discrete: bool
 
     def improved(self, X: Array | None) -> Riccati | None:
-        """Return the solution that Newton's method reaches from X, or from zero if A is stable.
+        """Return the solution by Newton's method, started from X, or from zero if A is stable.
 
-        None where neither start makes A - B K stable.
+        None if neither initial value makes A - B K stable.
         """
-        found = None if X is None else self.evaluated(X)
-        if found is None or not self.settled(found.K):
-            found = self.evaluated(np.zeros_like(self.Q))
-            if not self.settled(np.zeros_like(found.K)):
+        solution = None if X is None else self.evaluated(X)
+        if solution is None or not self.is_stabilizing(solution.K):
+            solution = self.evaluated(np.zeros_like(self.Q))
+            if not self.is_stabilizing(np.zeros_like(solution.K)):
                 return None
-            found = self.step(np.zeros_like(found.K))
+            solution = self.step(np.zeros_like(solution.K))
         for _ in range(STEPS):
-            if found.residual <= GOOD_RESIDUAL or not self.settled(found.K):
+            if solution.residual <= GOOD_RESIDUAL or not self.is_stabilizing(solution.K):
                 break
-            better = self.step(found.K)
-            if not better.residual < found.residual:
+            better = self.step(solution.K)
+            if not better.residual < solution.residual:
                 break
-            found = better
-        return found if self.settled(found.K) else None
+            solution = better
+        return solution if self.is_stabilizing(solution.K) else None
 
     def step(self, K: Array) -> Riccati:
-        """Return one step of Newton's method (Kleinman 1968): the cost of the feedback K."""
+        """Return the result of one step of Newton's method (Kleinman 1968) from the feedback gain K."""
         closed, SK = self.A - self.B @ K, self.S @ K
         cost = self.Q - SK - SK.conj().T + K.conj().T @ self.R @ K
         if self.discrete:
@@ -111,7 +111,7 @@ class _Equation:
         return self.evaluated(np.asarray(sla.solve_continuous_lyapunov(closed.conj().T, -cost)))
 
     def evaluated(self, X: Array) -> Riccati:
-        """Return the gain and the residual of a solution."""
+        """Return the gain and the residual of an approximate solution."""
         A, B = self.A, self.B
         X = (X + X.conj().T) / 2
         weight = self.R + B.conj().T @ X @ B if self.discrete else self.R
@@ -124,7 +124,7 @@ class _Equation:
         residual = float(np.linalg.norm(linear - cross @ K + self.Q))
         return Riccati(X, K, weight, residual / sum(sizes) if sum(sizes) > 0 else 0.0)
 
-    def settled(self, K: Array) -> bool:
-        """Tell whether A - B K is stable."""
+    def is_stabilizing(self, K: Array) -> bool:
+        """Return whether A - B K is stable."""
         poles = np.linalg.eigvals(self.A - self.B @ K)
         return bool(np.all(np.abs(poles) < 1) if self.discrete else np.all(poles.real < 0))

@@ -1,4 +1,4 @@
-"""Shifts of the ADI iteration: Ritz values of the columns it has made, in the order that damps most."""
+"""Shifts of the ADI iteration: Ritz values, ordered so that each damps the remaining residual most."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import scipy.linalg as sla
 from .._util.arrays import Array
 from ..models.pencil import Pencil
 
-#: Columns of a projection that are the sum of others up to this share of their length are left out.
+#: Columns that depend linearly on the others, up to this share of their length, are omitted.
 INDEPENDENT = 1e-10
 
 
@@ -31,10 +31,10 @@ def ritz_values(pencil: Pencil, V: Array, *, transposed: bool) -> Array:
 
 
 def ordered(candidates: Array, count: int, *, real: bool) -> list[complex]:
-    """Return up to `count` of the candidates, each the one that those before it damp least.
+    """Return up to `count` of the candidates; each is the one that the preceding ones damp least.
 
-    A solve with ``A + p E`` multiplies what is left of a mode at s by (s - conj(p)) / (s + p), so that the
-    shift for a pole is its conjugate. For real pencils a shift stands for its conjugate too.
+    A solve with ``A + p E`` multiplies the residual of a mode at s by (s - conj(p)) / (s + p), so that the
+    shift for a pole is its conjugate. For real pencils a shift is used together with its conjugate.
 
     Source: Penzl, SIAM J. Sci. Comput. 21 (2000).
     """
@@ -53,7 +53,7 @@ def ordered(candidates: Array, count: int, *, real: bool) -> list[complex]:
         return factor
 
     table = np.stack([damping(each) for each in candidates])
-    # the first: the one that damps all others best
+    # the first shift is the one that damps all others best
     at = int(np.argmin(np.where(np.isfinite(table), table, -np.inf).max(axis=1)))
     chosen, left = [at], table[at]
     while len(chosen) < min(count, candidates.size):

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import scipy.linalg as sla
+from scipy.linalg.lapack import dgeqp3, zgeqp3
 
 from .._util.arrays import EPS, Array
 
@@ -28,6 +29,13 @@ COMPRESSION_LARGE = EPS * 0.1
 #: More squarings than this mean a pole within about 1e-4 of the boundary (after the Cayley transform).
 #: Each one doubles the relative error of the powers, so the Schur method is used instead.
 MAX_DOUBLINGS = 16
+
+#: In continuous time, where the Schur method takes real numbers and few calls, it is faster and as accurate
+#: from this number of squarings on.
+MAX_DOUBLINGS_CONTINUOUS = 10
+
+#: After so many squarings the number of those that remain is predicted, from the decay of a vector.
+DOUBLINGS_BEFORE_PREDICTION = 5
 
 #: Above this size, factors of more than this share of full rank make doubling slower than Schur
 #: (measured: they cross between 0.6 and 1 for n = 250 to 1000).
@@ -65,8 +73,12 @@ def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResul
     A power of A that is a contraction also proves that A is stable; no eigenvalues are computed.
     """
     n = A.shape[0]
+    max_doublings = MAX_DOUBLINGS if discrete else MAX_DOUBLINGS_CONTINUOUS
     if not discrete:
-        transformed = cayley(A, B, C)
+        shift = _shift(A)
+        if shift is not None and _least_doublings(A, shift) > max_doublings:
+            return SmithResult(None, None, "a pole lies near the stability boundary")
+        transformed = None if shift is None else cayley(A, B, C, shift)
         if transformed is None:
             return SmithResult(None, None, "the Cayley transform is singular")
         A, B, C = transformed
@@ -74,49 +86,77 @@ def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResul
     if large and _extrapolated_rank(A, B) > FULL_RANK_SHARE * n:
         return SmithResult(None, None, "the factors have nearly full rank")
     tolerance = COMPRESSION_LARGE if large else COMPRESSION
-    Lc, Lo, power = compress(B, tolerance), compress(C.conj().T, tolerance), A
+    powers = [A]
+    for _ in range(DOUBLINGS_BEFORE_PREDICTION):
+        powers.append(powers[-1] @ powers[-1])
+    if _predicted_doublings(powers[-1]) > max_doublings - DOUBLINGS_BEFORE_PREDICTION:
+        return SmithResult(None, None, "a pole lies near the stability boundary")
+    power = A
+    powers.reverse()
+    Lc, Lo = compress(B, tolerance), compress(C.conj().T, tolerance)
     large_squarings = 0
-    for squaring in range(MAX_DOUBLINGS):
-        if not np.linalg.norm(power) < GROWTH:
+    for squaring in range(max_doublings):
+        power = powers.pop() if powers else power @ power
+        norm = float(np.linalg.norm(power))
+        if not norm < GROWTH:
             return SmithResult(None, None, "the powers of A grow")
-        size = _spectral_norm(power)
-        products = _remaining_products(power, size, Lc.shape[1] + Lo.shape[1], thin_is_cheap=large)
+        products = _remaining_products(power, norm, Lc.shape[1] + Lo.shape[1], thin_is_cheap=large)
         if products is not None:
             Lc = _sum_of_powers(power, Lc, products, tolerance)
             Lo = _sum_of_powers(power.conj().T, Lo, products, tolerance)
             return SmithResult(Lc, Lo, rounding=_rounding_of_squarings(A, large_squarings, Lc, Lo))
-        if size > NEARLY_NORMAL:
+        if norm > NEARLY_NORMAL and _spectral_norm(power, NEARLY_NORMAL) >= NEARLY_NORMAL:
             large_squarings = squaring + 1
-        Lc = compress(np.hstack([Lc, power @ Lc]), tolerance)
-        Lo = compress(np.hstack([Lo, power.conj().T @ Lo]), tolerance)
+        Lc = compress(np.concatenate([Lc, power @ Lc], axis=1), tolerance)
+        Lo = compress(np.concatenate([Lo, power.conj().T @ Lo], axis=1), tolerance)
         if large and max(Lc.shape[1], Lo.shape[1]) > FULL_RANK_SHARE * n:
             return SmithResult(None, None, "the factors have nearly full rank")
-        power = power @ power
     return SmithResult(None, None, "a pole lies near the stability boundary")
 
 
-def _remaining_products(power: Array, size: float, width: int, *, thin_is_cheap: bool) -> int | None:
-    """Return how many products with this power of A, of norm `size`, complete the sum.
+def _predicted_doublings(power: Array) -> float:
+    """Predict how many squarings of this power of A it takes until it is below rounding."""
+    v = power @ _start_vector(power.shape[1])
+    size, next_size = _length(v), _length(power @ v)
+    return doublings_needed(next_size / size if size > 0 else 0.0)
 
-    None if squaring is better.
-    """
+
+def doublings_needed(size: float) -> float:
+    """Return how often a number of this size is squared until it is below rounding."""
+    if size >= 1:
+        return math.inf
+    return math.log2(math.log(EPS / 4) / math.log(max(size, EPS / 4)))
+
+
+def _remaining_products(power: Array, norm: float, width: int, *, thin_is_cheap: bool) -> int | None:
+    """Return how many products with this power of A complete the sum; None if squaring is better."""
+    n = power.shape[0]
+    if norm >= CONTRACTION * math.sqrt(
+        n
+    ):  # then the spectral norm, which is larger than norm / sqrt(n), is too
+        return None
+    size = _spectral_norm(power, CONTRACTION)
     if not size < CONTRACTION:
         return None
     products = math.ceil(math.log(EPS / 4) / math.log(max(size, EPS / 4)))
     more_squarings = math.ceil(math.log2(products)) - 1
-    if products == 1 or (thin_is_cheap and products * width <= power.shape[0] * more_squarings):
+    if products == 1 or (thin_is_cheap and products * width <= n * more_squarings):
         return products
     return None
 
 
-def _spectral_norm(A: Array) -> float:
-    """Estimate the largest singular value from below by the power method, mostly within a few percent."""
-    v: Any = np.random.default_rng(0).standard_normal(A.shape[1])
+def _spectral_norm(A: Array, enough: float) -> float:
+    """Estimate the largest singular value from below by the power method, mostly within a few percent.
+
+    The first estimate that is large enough is returned.
+    """
+    v = _start_vector(A.shape[1])
     norm = 0.0
     for _ in range(6):
-        v = v / max(float(np.linalg.norm(v)), np.finfo(float).tiny)
-        image = A @ v
-        norm = float(np.linalg.norm(image))
+        image = A @ (v / max(_length(v), np.finfo(float).tiny))
+        norm = _length(image)
+        if norm >= enough:
+            break
         v = A.conj().T @ image
     return norm
 
@@ -133,6 +173,15 @@ def _rounding_of_squarings(A: Array, count: int, Lc: Array, Lo: Array) -> float:
         rounding += EPS * math.sqrt(float(outputs @ (squares @ (squares @ inputs))))
         power = power @ power
     return rounding
+
+
+@lru_cache(maxsize=4)
+def _start_vector(n: int) -> Array:
+    return np.random.default_rng(0).standard_normal(n)
+
+
+def _length(v: Array) -> float:
+    return math.sqrt(np.vdot(v, v).real)
 
 
 def _sum_of_powers(power: Array, L: Array, products: int, tolerance: float) -> Array:
@@ -163,18 +212,36 @@ def _extrapolated_rank(A: Array, B: Array) -> float:
     return pivots.size * math.log(EPS) / min(math.log(pivots[-1] / pivots[0]), -1e-3)
 
 
-def cayley(A: Array, B: Array, C: Array) -> tuple[Array, Array, Array] | None:
-    """Map a continuous system to the discrete one with the same Gramians; None where singular."""
-    n = A.shape[0]
-    getrf, getri, gecon = sla.get_lapack_funcs(("getrf", "getri", "gecon"), (A,))
+def _least_doublings(A: Array, shift: float) -> float:
+    """Return a number of doublings that the trace of A proves to be needed after the Cayley transform.
+
+    Some pole is at most as far from the imaginary axis as the poles are on average, |trace A| / n, and no
+    pole so near to it is mapped farther inside the circle than the real one.
+    """
+    rate = abs(float(np.trace(A).real)) / A.shape[0]
+    return doublings_needed((shift - rate) / (shift + rate)) if rate < shift else 0.0
+
+
+def _shift(A: Array) -> float | None:
+    """Return the shift of the Cayley transform; None for a singular A.
+
+    sqrt(|A| / |A^-1|) is the geometric mean of the fastest and the slowest rate, the best single shift for a
+    real spectrum.
+    """
+    getrf, gecon = sla.get_lapack_funcs(("getrf", "gecon"), (A,))
     norm = float(np.linalg.norm(A, 1))
     lu, _, info = getrf(A)
     rcond = float(gecon(lu, norm)[0]) if info == 0 else 0.0
-    if rcond == 0 or norm == 0:
+    return norm * math.sqrt(rcond) if rcond > 0 and norm > 0 else None
+
+
+def cayley(A: Array, B: Array, C: Array, shift: float | None = None) -> tuple[Array, Array, Array] | None:
+    """Map a continuous system to the discrete one with the same Gramians; None where singular."""
+    n = A.shape[0]
+    shift = _shift(A) if shift is None else shift
+    if shift is None:
         return None
-    # sqrt(|A| / |A^-1|) is the geometric mean of the fastest and the slowest rate, the best single
-    # shift for a real spectrum
-    shift = norm * math.sqrt(rcond)
+    getrf, getri, gecon = sla.get_lapack_funcs(("getrf", "getri", "gecon"), (A,))
     shifted = shift * np.eye(n) - A
     norm = float(np.linalg.norm(shifted, 1))
     lu, pivots, info = getrf(shifted, overwrite_a=True)
@@ -191,10 +258,17 @@ def compress(L: Array, tolerance: float = COMPRESSION) -> Array:
     """Return a factor of the same L L^H with as many columns as its numerical rank, in descending order."""
     if L.shape[1] <= 1 or L.shape[0] == 0:
         return L
-    R, pivots = sla.qr(L.conj().T, mode="r", pivoting=True, check_finite=False)
-    R = R[: min(L.shape)]
-    diagonal = np.abs(np.diag(R))
+    geqp3 = zgeqp3 if np.iscomplexobj(L) else dgeqp3
+    # L^H as LAPACK stores it; the workspace is that of blocks of 32 columns
+    rows = np.array(L.conj(), order="C").T
+    qr, pivots, _, _, _ = geqp3(rows, lwork=2 * L.shape[0] + 32 * (L.shape[0] + 1), overwrite_a=1)
+    diagonal = np.abs(np.diagonal(qr))
     rank = int(np.count_nonzero(diagonal > tolerance * diagonal[0])) if diagonal.size else 0
     out = np.empty((L.shape[0], rank), dtype=L.dtype)
-    out[pivots] = R[:rank].conj().T
+    out[pivots - 1] = (qr[:rank] * _triangle(L.shape[0])[:rank]).T.conj()
     return out
+
+
+@lru_cache(maxsize=4)
+def _triangle(n: int) -> Array:
+    return np.triu(np.ones((n, n), dtype=bool))

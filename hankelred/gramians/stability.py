@@ -12,6 +12,7 @@ from scipy.linalg.lapack import ztrtrs
 
 from .._util.arrays import EPS, Array, schur_poles
 from .._util.checks import real_number
+from .._util.schur import schur_form
 from ..errors import ConvergenceError, OrderError
 
 STABILITY_TOL = 1e-13
@@ -40,7 +41,8 @@ def matrix_size(A: Array) -> float:
     """Return sqrt(|A|_1 |A|_inf): at least the spectral norm, and equal to it for diagonal A."""
     if A.size == 0:
         return 0.0
-    return math.sqrt(float(np.linalg.norm(A, 1)) * float(np.linalg.norm(A, np.inf)))
+    sizes = np.abs(A)
+    return math.sqrt(float(sizes.sum(axis=0).max())) * math.sqrt(float(sizes.sum(axis=1).max()))
 
 
 def is_stable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
@@ -76,7 +78,7 @@ def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
     """
     n = A.shape[0]
     size = matrix_size(A)
-    T, Z = sla.schur(A, output="complex" if np.iscomplexobj(A) else "real", check_finite=False)
+    T, Z = schur_form(A)
     stable = _classify(T, size, discrete=discrete, tol=tol)
     n_stable = int(np.count_nonzero(stable))
     if n_stable == n:

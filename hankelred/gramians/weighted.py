@@ -1,9 +1,9 @@
-"""Factors of frequency-weighted Gramians, and weights without unstable poles.
+"""Factors of frequency-weighted Gramians, and stable equivalents of unstable weights.
 
-The states of a model behind an input weight, together with those of the weight, have a Gramian [[P11, P12],
-[P21, P22]]. With its factor [L1; L2], P11 = L1 L1^H is the choice of Enns, and P11 - P12 P22^-1 P21 = (L1
-N)(L1 N)^H that of Lin and Chiu, the columns of N spanning what L2 sends to zero: no difference of Gramians is
-formed.
+The series connection of an input weight and the model has a Gramian [[P11, P12], [P21, P22]], with the states
+of the model first and those of the weight second. Let [L1; L2] be its factor. The Gramian of Enns is P11 =
+L1 L1^H; that of Lin and Chiu is P11 - P12 P22^-1 P21 = (L1 N)(L1 N)^H, where the columns of N span the null
+space of L2, so that no difference of Gramians is formed.
 
 Sources: Enns, Proc. CDC (1984); Lin and Chiu, Control Theory Adv. Technol. 8 (1992); Varga and Anderson,
 Automatica 39 (2003).
@@ -21,24 +21,24 @@ from ..models.projection import project_exactly
 from .factorize import factorize
 from .gramians import gramian
 
-#: States of the weight that are reached less than this, relative to the strongest, count as not reached.
-REACHED = 1e-12
+#: States of the weight that are less controllable than this, relatively, count as uncontrollable.
+CONTROLLABLE = 1e-12
 
 
 def input_weighted_factors(A: Array, B: Array, weight: Quadruple, *, dt: Timebase) -> tuple[Array, Array]:
-    """Return factors of the controllability Gramian behind a stable weight: by Enns, by Lin and Chiu."""
+    """Return factors of the input-weighted Gramians of Enns and of Lin and Chiu, for a stable weight."""
     Aw, Bw, Cw, Dw = weight
     n, k = A.shape[0], Aw.shape[0]
     joint = np.zeros((n + k, n + k), np.result_type(A, B, Aw, Cw))
     joint[:n, :n], joint[:n, n:], joint[n:, n:] = A, B @ Cw, Aw
-    driven = np.concatenate([B @ Dw, Bw])
-    L = gramian((joint, driven, np.eye(n, n + k), np.zeros((n, driven.shape[1]))), factor=True, dt=dt)
+    joint_B = np.concatenate([B @ Dw, Bw])
+    L = gramian((joint, joint_B, np.eye(n, n + k), np.zeros((n, joint_B.shape[1]))), factor=True, dt=dt)
     L1, L2 = L[:n], L[n:]
     if k == 0:
         return L1, L1
     _, strength, Vh = np.linalg.svd(L2, full_matrices=True)
-    reached = int(np.count_nonzero(strength > REACHED * strength.max(initial=0.0)))
-    return L1, L1 @ Vh[reached:].conj().T
+    rank = int(np.count_nonzero(strength > CONTROLLABLE * strength.max(initial=0.0)))
+    return L1, L1 @ Vh[rank:].conj().T
 
 
 def dual(system: Quadruple) -> Quadruple:
@@ -48,15 +48,15 @@ def dual(system: Quadruple) -> Quadruple:
 
 
 def stable_weight(weight: LinearModel, stability_tol: float, name: str, *, on_input: bool) -> Quadruple:
-    """Return a stable weight that gives every error the same gain at every frequency.
+    """Return a stable weight with which every weighted error has the same gain at every frequency.
 
-    An unstable weight W = N M^-1 on the input side, M being inner, acts like N: M changes no gain. On the
-    output side it is M^-1 N.
+    An unstable input weight W = N M^-1 with inner M is replaced by N, because M does not change gains. For an
+    output weight the factorization is M^-1 N.
 
     Raises
     ------
     ModelError
-        A pole on the stability boundary: no weighted error is finite there.
+        The weight has a pole on the stability boundary, where no weighted error is finite.
 
     Notes
     -----
@@ -70,8 +70,8 @@ def stable_weight(weight: LinearModel, stability_tol: float, name: str, *, on_in
     beyond = np.abs(poles) - 1 if discrete else poles.real
     if beyond.min() <= stability_tol * max(1.0, float(np.abs(poles).max())):
         raise ModelError(
-            f"{name} has a pole at {poles[np.argmin(beyond)]:.3g}, on the stability boundary, where it "
-            "weighs an error without limit; move the pole into the stable region"
+            f"{name} has a pole at {poles[np.argmin(beyond)]:.3g}, on the stability boundary, where its gain "
+            "is infinite; move the pole into the stable region"
         )
     if not on_input:
         return dual(
@@ -86,10 +86,10 @@ def stable_weight(weight: LinearModel, stability_tol: float, name: str, *, on_in
     n = factored.n_stable
     A, B, C = states.A, states.B * 2.0**system.input_exponent, states.C * 2.0**system.output_exponent
     Au, Bu = A[n:, n:], B[n:]
-    # only what the input drives has to be moved; what it does not drive adds nothing to W
+    # only controllable poles have to be reflected; uncontrollable ones do not contribute to W
     Z = _antistable_gramian(Au, Bu, discrete=discrete)
     values, vectors = np.linalg.eigh((Z + Z.conj().T) / 2)
-    if values.min() <= REACHED * values.max():
+    if values.min() <= CONTROLLABLE * values.max():
         raise ModelError(f"{name} has an unstable pole that is cancelled by a zero; remove it with minimal()")
     inverse = (vectors / values) @ vectors.conj().T
     F = np.zeros((B.shape[1], A.shape[0]), A.dtype)

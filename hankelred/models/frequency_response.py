@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg as sla
 from scipy.linalg.lapack import ztrtrs
 
 from .._util.arrays import EPS, Array
+from .._util.schur import is_quasi_triangular, schur_form, triangular_form
 
 #: Up to this size all frequencies are solved in one batch; for larger models A is brought to Schur form once.
 BATCH_SIZE = 40
@@ -38,14 +38,17 @@ class FrequencyResponse:
         self.D = D.astype(complex)
         self.n = A.shape[0]
         if self.n > BATCH_SIZE:
-            kind = "complex" if np.iscomplexobj(A) else "real"
-            T, Z = sla.schur(A, output=kind, check_finite=False)
-            if kind == "real":
-                T, Z = sla.rsf2csf(T, Z)
-            self.A = np.asfortranarray(T)
-            self.B, self.C = Z.conj().T @ B, C @ Z
+            if not is_quasi_triangular(A):
+                A, Z = schur_form(A)
+                B, C = Z.conj().T @ B, C @ Z
+            self.A, self.B, self.C = triangular_form(A, B, C)
         else:
             self.A, self.B, self.C = A.astype(complex), B.astype(complex), C.astype(complex)
+
+    @property
+    def poles(self) -> Array:
+        """The poles of the system."""
+        return np.diagonal(self.A) if self.n > BATCH_SIZE else np.linalg.eigvals(self.A)
 
     def __call__(self, frequencies: npt.ArrayLike) -> Array:
         """Return the response, shape (frequencies, outputs, inputs); infinite at a pole."""
@@ -91,6 +94,11 @@ def largest_singular_value(response: Array) -> Array:
     """Return the largest singular value of each matrix in a stack; inf where it is not finite."""
     if 0 in response.shape[1:]:
         return np.zeros(response.shape[0])
+    if 1 in response.shape[1:]:  # a row, a column or a number
+        largest = np.abs(response).max(axis=(1, 2), keepdims=True)
+        safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+        norms = largest.ravel() * np.sqrt(np.sum(np.abs(response / safe) ** 2, axis=(1, 2)))
+        return np.where(np.isfinite(largest.ravel()), norms, np.inf)
     finite = np.isfinite(response).all(axis=(1, 2))
     out = np.full(response.shape[0], np.inf)
     if np.any(finite):

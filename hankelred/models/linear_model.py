@@ -17,16 +17,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array
+from .._util.arrays import EPS, Array, largest_entry
 from .._util.checks import real_number
 from ..errors import ModelError
 from .conjugate_pairs import real_coordinates
+from .descriptor import InfinitePart, finite_part, nilpotent_realization
 from .rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Timebase: TypeAlias = bool | int | float | None
 
 #: Sparse matrices are converted to dense ones up to this many states.
 DENSE_LIMIT = 5000
+
+#: With a smaller reciprocal condition number of E the rank of E is decided by singular values.
+NEARLY_SINGULAR = 1e-13
 
 #: Upper limit of the entries of a model: sums of their squares must stay finite.
 LARGEST_ENTRY = 1e152
@@ -39,6 +43,20 @@ ACCEPTED_TYPES = (
 
 def _to_tuple(model: LinearModel) -> tuple[Array, Array, Array, Array]:
     return model.as_tuple()
+
+
+def _to_descriptor(model: LinearModel) -> tuple[Array, ...]:
+    """Return the matrices, with an E only where the model is improper."""
+    if not model.improper:
+        return model.as_tuple()
+    E, B, C = nilpotent_realization(model.improper)
+    return (
+        sla.block_diag(model.A, np.eye(E.shape[0])),
+        np.concatenate([model.B, B]),
+        np.concatenate([model.C, C], axis=1),
+        model.D,
+        sla.block_diag(np.eye(model.n_states), E),
+    )
 
 
 class Dimensions:
@@ -89,6 +107,8 @@ class LinearModel(Dimensions):
     name: str | None = None
     #: log poles, where A is diag(log_poles) or, in discrete time, diag(exp(log_poles))
     log_poles: Array | None = None
+    #: what a model with a singular E has beside A, B, C and D, which are those of its finite poles
+    infinite: InfinitePart | None = None
 
     @property
     def is_complex(self) -> bool:
@@ -122,6 +142,39 @@ class LinearModel(Dimensions):
         return self.export(self)
 
     @property
+    def improper(self) -> tuple[Array, ...]:
+        """D_1, D_2, ... of the transfer function C (s - A)^-1 B + D + s D_1 + ...; empty if it is proper."""
+        return () if self.infinite is None else self.infinite.improper
+
+    def require_proper(self, what: str) -> None:
+        """Refuse a model whose gain grows with frequency.
+
+        Raises
+        ------
+        ModelError
+            An improper model.
+        """
+        if self.improper:
+            sizes = ", ".join(f"|D_{k}| = {np.linalg.norm(D):.2g}" for k, D in enumerate(self.improper, 1))
+            raise ModelError(
+                f"the model is improper of degree {len(self.improper)} ({sizes} of s^k D_k), and {what}: "
+                "choose outputs, or filter inputs, so that no derivative of an input is an output"
+            )
+
+    def tolerance(self, tol: float, size: float) -> float:
+        """Return the tolerance of stability relative to the size of A; with a singular E by its pencil."""
+        if self.infinite is None:
+            return tol
+        return self.infinite.tolerance(tol, size, discrete=self.is_discrete)
+
+    def proper_part(self) -> LinearModel:
+        """Return the model without the polynomial s D_1 + s^2 D_2 + ..."""
+        if self.infinite is None:
+            return self
+        export = _to_tuple if self.export is _to_descriptor else self.export
+        return replace(self, infinite=None, export=export)
+
+    @property
     def has_states(self) -> bool:
         """Whether the type of the user's model has states: a transfer function has none."""
         return self.export not in STATELESS
@@ -149,7 +202,7 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
     Raises
     ------
     ModelError
-        Unknown type, shapes that do not fit, NaN or Inf, singular E, too large.
+        Unknown type, shapes that do not fit, NaN or Inf, a singular pencil, too large.
     """
     if isinstance(sys, LinearModel):
         return sys
@@ -168,8 +221,8 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
             return _from_control_tf(sys)
         if isinstance(sys, control.FrequencyResponseData):
             raise ModelError(
-                "a FrequencyResponseData holds a response at some frequencies, not a model; fit a "
-                "transfer function or state space to it first"
+                "a FrequencyResponseData holds a response at some frequencies, not a model; fit one to it "
+                "first, with hankelred.fit_frequency_response"
             )
         if isinstance(sys, control.InputOutputSystem):
             raise ModelError(
@@ -193,9 +246,45 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
 
 
 def validated_matrices(
-    A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: Timebase = 0
+    A: Any, B: Any, C: Any, D: Any = None, *, dt: Timebase = 0
 ) -> tuple[Array, Array, Array, Array, Timebase]:
-    """Check matrices and convert them to 2-D float64 or complex128 arrays; E is eliminated."""
+    """Check matrices and convert them to 2-D float64 or complex128 arrays."""
+    A, B, C, D = _with_one_dtype(*_shaped_matrices(A, B, C, D))
+    _check_range(A, B, C, D)
+    return A, B, C, D, validated_timebase(dt)
+
+
+def matrices_model(A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: Timebase = 0) -> LinearModel:
+    """Return the model of matrices; E is eliminated, and infinite poles are separated if it is singular."""
+    if E is None:
+        return LinearModel(*validated_matrices(A, B, C, D, dt=dt))
+    dt = validated_timebase(dt)
+    A, B, C, D = _shaped_matrices(A, B, C, D)
+    E = numeric_matrix(E, "E")
+    if E.shape != A.shape:
+        raise ModelError(f"E must have shape {A.shape} as A has, got {E.shape}")
+    folded = _fold_descriptor(A, B, E)
+    if folded is not None:
+        A, B, C, D = _with_one_dtype(*folded, C, D)
+        _check_range(A, B, C, D)
+        return LinearModel(A, B, C, D, dt)
+    A, B, C, D, E = _with_one_dtype(A, B, C, D, E)
+    _check_range(A, B, C, D)
+    A, B, C, D, infinite = finite_part(A, B, C, D, E, discrete=is_discrete(dt))
+    _check_range(A, B, C, D)
+    return LinearModel(A, B, C, D, dt, _to_descriptor, infinite=infinite)
+
+
+def _with_one_dtype(*matrices: Array) -> tuple[Array, ...]:
+    """Return all matrices as complex ones if an entry has an imaginary part, and as real ones otherwise."""
+    if not any(map(np.iscomplexobj, matrices)):
+        return matrices
+    dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in matrices) else float
+    return tuple(np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in matrices)
+
+
+def _shaped_matrices(A: Any, B: Any, C: Any, D: Any) -> tuple[Array, Array, Array, Array]:
+    """Return the matrices as 2-D arrays of numbers; refuse shapes that do not fit."""
     A = numeric_matrix(A, "A")
     if A.size == 0:
         A = A.reshape(0, 0)
@@ -221,19 +310,13 @@ def validated_matrices(
             D = np.zeros(shape)
         if D.shape != shape:
             raise ModelError(f"D must have shape {shape} (outputs, inputs), got {D.shape}")
-    if E is not None:
-        A, B = _fold_descriptor(A, B, numeric_matrix(E, "E"))
-    # one dtype for the whole model: complex only if an entry has an imaginary part
-    dtype = complex if any(np.iscomplexobj(M) and np.any(M.imag) for M in (A, B, C, D)) else float
-    A, B, C, D = (np.asarray(M if dtype is complex else M.real, dtype=dtype) for M in (A, B, C, D))
-    _check_range(A, B, C, D)
-    return A, B, C, D, validated_timebase(dt)
+    return A, B, C, D
 
 
 def _check_range(A: Array, B: Array, C: Array, D: Array) -> None:
     """Refuse entries whose squares would overflow."""
     for name, M in zip("ABCD", (A, B, C, D), strict=True):
-        size = float(np.abs(M).max(initial=0.0))
+        size = largest_entry(M)
         if size > LARGEST_ENTRY:
             raise ModelError(
                 f"the largest entry of {name} is {size:.1e}, and at most {LARGEST_ENTRY:.0e} is accepted: "
@@ -270,20 +353,22 @@ def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
         M = checked_sparse(M, name).toarray()
     try:
         out = np.array(M, copy=True)
+        is_converted = out.dtype in (np.float64, np.complex128)
         # numpy would silently convert these to numbers
-        if out.dtype.kind in "USMm" or (
+        if (not is_converted and out.dtype.kind in "USMm") or (
             out.dtype == object and any(isinstance(x, str | bytes) for x in out.flat)
         ):
             raise TypeError("it holds strings or dates")
-        with np.errstate(over="ignore"):  # of a longer floating-point type; refused below
-            out = out.astype(complex if np.iscomplexobj(out) else float)
+        if not is_converted:
+            with np.errstate(over="ignore"):  # of a longer floating-point type; refused below
+                out = out.astype(complex if np.iscomplexobj(out) else float)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{name} is not a numeric matrix: {error}") from None
     if out.ndim < 2:
         out = out.reshape(-1, 1) if column else out.reshape(1, -1)
     if out.ndim != 2:
         raise ModelError(f"{name} must be a matrix, got an array of shape {out.shape}")
-    if not np.all(np.isfinite(out)):
+    if not math.isfinite(largest_entry(out)):
         row, col = np.argwhere(~np.isfinite(out))[0]
         raise ModelError(f"{name}[{row}, {col}] is {out[row, col]}; every entry must be finite")
     return out
@@ -317,29 +402,28 @@ def _empty_inputs_and_outputs(B: Any, C: Any, D: Any) -> tuple[Any, Any]:
     return B, C
 
 
-def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array]:
+def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array] | None:
+    """Return E^-1 A and E^-1 B; None if E is singular to working precision."""
     n = A.shape[0]
-    if E.shape != (n, n):
-        raise ModelError(f"E must have shape {(n, n)} as A has, got {E.shape}")
     if n == 0:
         return A, B
     # Scale rows and columns first, so that bad units alone do not make E look singular.
     rows = np.abs(E).max(axis=1)
     if rows.min() == 0:
-        raise ModelError(_SINGULAR_E.format(f"row {int(rows.argmin())} of E is zero"))
+        return None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         scaled = E / rows[:, None]
     if not np.all(np.isfinite(scaled)):
         raise ModelError(_TINY_E.format(rows.min()))
     cols = np.abs(scaled).max(axis=0)
     if cols.min() == 0:
-        raise ModelError(_SINGULAR_E.format(f"column {int(cols.argmin())} of E is zero"))
+        return None
     scaled = scaled / cols
     gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled,))
     lu, piv, info = getrf(scaled)
     rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(scaled, 1))[0])
-    if rcond < n * EPS:
-        raise ModelError(_SINGULAR_E.format(f"its reciprocal condition number is {rcond:.1e}"))
+    if rcond < max(n * EPS, NEARLY_SINGULAR):
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
         rhs = np.concatenate([A, B], axis=1) / rows[:, None]
         solved = getrs(lu, piv, rhs.astype(np.result_type(lu, rhs)))[0] / cols[:, None]
@@ -352,10 +436,6 @@ _TINY_E = (
     "E^-1 A or E^-1 B exceeds double precision: the largest entry of a row of E is down to {:.1e}; choose "
     "other units"
 )
-_SINGULAR_E = (
-    "E is singular to working precision ({}); descriptor systems with singular E are not supported yet: "
-    "eliminate the algebraic states first"
-)
 
 
 def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
@@ -365,8 +445,7 @@ def _from_tuple(sys: Sequence[Any], dt: Timebase) -> LinearModel:
             "where there is none; pass numerator/denominator or zeros/poles/gain as "
             "scipy.signal.TransferFunction or ZerosPolesGain"
         )
-    A, B, C, D, dt = validated_matrices(*sys, dt=dt)
-    return LinearModel(A, B, C, D, dt)
+    return matrices_model(*sys, dt=dt)
 
 
 def _from_control_ss(sys: Any) -> LinearModel:

@@ -231,6 +231,8 @@ def modal_form(
     if form not in ("diagonal", "block_diagonal"):
         raise ModelError(f"form must be 'diagonal' or 'block_diagonal', got {form!r}")
     model = as_model(sys, dt)
+    if form == "diagonal":
+        model.require_proper("a ModalSystem holds no polynomial part; form='block_diagonal' keeps it")
     check_transform(model, return_transform)
     if form == "diagonal":
         modal, T = diagonalize(model)

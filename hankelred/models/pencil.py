@@ -14,13 +14,13 @@ from ..errors import ConvergenceError, ModelError
 NEARLY_SYMMETRIC = 0.9
 #: A diagonal pivot is taken if it is at least this share of the largest entry of its column.
 PIVOT_SHARE = 0.01
-#: Relative residual of a linear system above which it is corrected once, and above which it is not accepted.
+#: Relative residuals of a linear system above which one step of refinement is made, and the limit after it.
 REFINED = 1e-12
 ACCEPTED = 1e-8
 
 
 class SparseFactorization(Protocol):
-    """What a factorization must offer: SuperLU of scipy, or that of another package."""
+    """Interface of a sparse factorization: SuperLU of scipy, or a user-supplied one."""
 
     def solve(self, b: Array, trans: str) -> Array:
         """Solve M x = b for trans "N", and M^T x = b for "T"; b is (n, k), real or complex as M is."""
@@ -30,7 +30,7 @@ Factorize: TypeAlias = Callable[[Any], SparseFactorization]
 
 
 class Pencil(Protocol):
-    """A and E of ``E x' = A x + B u`` as the low-rank solver needs them."""
+    """Interface to A and E of ``E x' = A x + B u`` for the low-rank solver."""
 
     #: number of states
     n: int
@@ -41,7 +41,7 @@ class Pencil(Protocol):
 
     @property
     def factorizations(self) -> int:
-        """Factorizations made so far."""
+        """Number of factorizations so far."""
 
     def A(self, x: Array, *, transposed: bool = False) -> Array:
         """Return A x, or A^T x."""
@@ -50,13 +50,13 @@ class Pencil(Protocol):
         """Return E x, or E^T x."""
 
     def into(self, x: Array) -> Array:
-        """Take states of the model to the order this pencil works in."""
+        """Permute states of the model to the order of this pencil."""
 
     def back(self, x: Array) -> Array:
-        """Take states in the order of this pencil to those of the model."""
+        """Permute states in the order of this pencil to the order of the model."""
 
     def sizes(self, left: Array, right: Array) -> Array:
-        """Return, column by column, left^T |A| right for columns without signs."""
+        """Return left^T |A| right for each pair of columns, whose entries must not be negative."""
 
     def shifted(self, shift: complex) -> Solver:
         """Return the solver of A + shift E."""
@@ -73,7 +73,7 @@ class Solver(Protocol):
 
 
 class SparseFamily:
-    """Sparse matrices whose linear combinations are factored, ordered once for all of them.
+    """Sparse matrices whose linear combinations are factored, with one ordering for all of them.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class SparseFamily:
             matrices = [M[self._order][:, self._order].tocsc() for M in matrices]
         for M in matrices:
             M.sort_indices()
-        #: the matrices in the order that is worked in
+        #: the matrices in the fill-reducing order
         self.matrices = matrices
         self._combine = _CombinedOnOnePattern(matrices)
 
@@ -111,15 +111,15 @@ class SparseFamily:
 
     @property
     def factorizations(self) -> int:
-        """Factorizations made so far."""
+        """Number of factorizations so far."""
         return self._made
 
     def into(self, x: Array) -> Array:
-        """Take rows in the order of the model to the order that is worked in."""
+        """Permute rows from the order of the model to the fill-reducing order."""
         return x if self._order is None else x[self._order]
 
     def back(self, x: Array) -> Array:
-        """Take rows in the order that is worked in to the order of the model."""
+        """Permute rows from the fill-reducing order to the order of the model."""
         return x if self._inverse is None else x[self._inverse]
 
     def combined(self, *weights: complex) -> FactoredSolver:
@@ -127,15 +127,14 @@ class SparseFamily:
         return self.solver(self._combine(weights))
 
     def solver(self, M: Any, *, for_inertia: bool = False) -> FactoredSolver:
-        """Factor a sparse matrix in the order that is worked in; for its inertia without exchanges."""
+        """Factor a sparse matrix in the fill-reducing order; for its inertia, without row exchanges."""
         self._made += 1
         factorize = self._factorize
         if for_inertia or factorize is None:
             pivots = 0.0 if for_inertia else PIVOT_SHARE
             factors = _superlu(M, symmetric=self._from_diagonal, pivots=pivots)
             return FactoredSolver(M, factors, lambda: _superlu(M))
-        given = factorize
-        return FactoredSolver(M, given(M), lambda: given(M))
+        return FactoredSolver(M, factorize(M), lambda: factorize(M))
 
 
 class SparsePencil(SparseFamily):
@@ -155,7 +154,7 @@ class SparsePencil(SparseFamily):
         return times(self.E_matrix, x, transposed)
 
     def sizes(self, left: Array, right: Array) -> Array:
-        """Return, column by column, left^T |A| right for columns without signs."""
+        """Return left^T |A| right for each pair of columns, whose entries must not be negative."""
         return np.sum(left * (abs(self.A_matrix) @ right), axis=0)
 
     def shifted(self, shift: complex) -> Solver:
@@ -178,9 +177,9 @@ def as_real(shift: complex) -> complex:
 
 
 class FactoredSolver:
-    """Linear systems with a factored sparse matrix; every answer is checked against the matrix.
+    """Linear systems with a factored sparse matrix; the residual of every solution is checked.
 
-    Pivots from the diagonal save half of the fill, and can fail: where they do, the matrix is factored again
+    Pivots from the diagonal reduce the fill by half but can fail. In that case the matrix is factored again
     with full pivoting.
     """
 
@@ -196,9 +195,9 @@ class FactoredSolver:
             x, residual = self._solved(b, transposed)
             if not residual <= ACCEPTED:
                 raise ConvergenceError(
-                    f"a sparse linear system was solved with relative residual {residual:.1e} only, where at "
-                    f"most {ACCEPTED:.0e} is accepted: the pencil is singular or too ill-conditioned; scale "
-                    "its states, or give another factorization (factorize=)"
+                    f"the relative residual of a sparse linear system is {residual:.1e}, and at most "
+                    f"{ACCEPTED:.0e} is accepted: the pencil is singular or too ill-conditioned; scale its "
+                    "states, or pass another factorization (factorize=)"
                 )
         return x
 
@@ -209,7 +208,7 @@ class FactoredSolver:
         b = np.ascontiguousarray(b, dtype=np.result_type(b, self.matrix.dtype))
         if b.size == 0:
             return b, 0.0
-        with np.errstate(all="ignore"):  # what overflows has no small residual
+        with np.errstate(all="ignore"):  # after an overflow the residual is not small
             x = np.asarray(self.factors.solve(b, trans))
             relative = self._residual(M, x, b)
             if REFINED < relative <= 1:
@@ -225,10 +224,9 @@ class FactoredSolver:
     def inertia(self, rounding: float) -> tuple[int, int] | None:
         """Return the numbers of positive and negative eigenvalues of a Hermitian matrix.
 
-        Pivots below this share of the largest are rounding and count as neither.
-
-        By Sylvester's law from the pivots, if all of them were taken from the diagonal in order; None where
-        they were not.
+        Pivots below this share of the largest are rounding and count as neither. By Sylvester's law, the
+        inertia is that of the pivots if all of them are on the diagonal, in order; otherwise the result is
+        None.
         """
         factors: Any = self.factors
         if not hasattr(factors, "perm_r") or not np.array_equal(factors.perm_r, factors.perm_c):
@@ -259,7 +257,7 @@ def _superlu(M: Any, *, symmetric: bool = False, pivots: float = 1.0) -> Any:
 
 
 class _CombinedOnOnePattern:
-    """Linear combinations of sparse matrices; their pattern is found once."""
+    """Linear combinations of sparse matrices; their common pattern is computed once."""
 
     def __init__(self, matrices: list[Any]):
         import scipy.sparse as sp

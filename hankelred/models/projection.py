@@ -22,6 +22,11 @@ class ProjectedSystem:
     B_low: Array
     C_low: Array
 
+    def leading(self, k: int | None) -> ProjectedSystem:
+        """Return the system of the k leading states, with None of all."""
+        A, A_low = self.A[:k, :k], self.A_low[:k, :k]
+        return ProjectedSystem(A, self.B[:k], self.C[:, :k], A_low, self.B_low[:k], self.C_low[:, :k])
+
 
 def project(system: ScaledSystem, left: Array, right: Array) -> tuple[Array, Array, Array]:
     """Return left^H A right, left^H B and C right in double precision."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg as sla
+from scipy.linalg.lapack import dgebal
 
-from .._util.arrays import Array
+from .._util.arrays import Array, largest_entry
 from ..errors import ModelError
 
 #: Upper limit of passes over the states. A companion matrix in rad/s needs over a hundred.
@@ -15,6 +17,12 @@ MAX_SWEEPS = 300
 
 #: Groups of states are scaled where rows of B, or columns of C, differ by more powers of two than this.
 GROUP_SPREAD = 64
+
+#: Powers of two below this one can be multiplied without overflow or loss of digits.
+SAFE_EXPONENT = 500
+
+#: Between these a norm computed from squares is accurate: those that underflow are negligible.
+SAFE_NORMS = (1e-120, 1e150)
 
 
 @dataclass(frozen=True)
@@ -60,15 +68,16 @@ def scale_system(A: Array, B: Array, C: Array) -> ScaledSystem:
     input_exponent, output_exponent = gain_exponent(B), gain_exponent(C)
     B, C = B * 2.0**-input_exponent, C * 2.0**-output_exponent
     scales = equilibrate(A, B, C)
-    return ScaledSystem(
-        A * scales / scales[:, None], B / scales[:, None], C * scales, scales, input_exponent, output_exponent
-    )
+    if np.any(scales != 1):
+        A, B, C = A * scales, B / scales[:, None], C * scales
+        A /= scales[:, None]
+    return ScaledSystem(A, B, C, scales, input_exponent, output_exponent)
 
 
 def gain_exponent(M: Array) -> int:
     """Return the even exponent of the power of two nearest the largest entry; half of it is an integer."""
-    size = float(np.abs(M).max(initial=0.0))
-    return 2 * round(np.log2(size) / 2) if size > 0 else 0
+    size = largest_entry(M)
+    return 2 * round(math.log2(size) / 2) if size > 0 else 0
 
 
 def in_range(values: Array, exponent: int, what: str) -> Array:
@@ -79,6 +88,8 @@ def in_range(values: Array, exponent: int, what: str) -> Array:
     ModelError
         An entry would be infinite.
     """
+    if abs(exponent) < SAFE_EXPONENT and largest_entry(values) < 2.0**SAFE_EXPONENT:
+        return np.asarray(values * 2.0**exponent)
     with np.errstate(over="ignore"):
         out: Array = values * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
     if not np.all(np.isfinite(out)):
@@ -102,9 +113,11 @@ def equilibrate(A: Array, B: Array, C: Array) -> Array:
     n = A.shape[0]
     magnitude = np.abs(A)
     np.fill_diagonal(magnitude, 0.0)
-    scaling = _StateScaling(magnitude, _row_norms(B), _row_norms(C.T), np.zeros(n, dtype=int))
-    rows = np.hypot(_row_norms(magnitude), scaling.input_norms)
-    columns = np.hypot(_row_norms(magnitude.T), scaling.output_norms)
+    scaling = _StateScaling(
+        magnitude, _norms(np.abs(B), axis=1), _norms(np.abs(C), axis=0), np.zeros(n, dtype=int)
+    )
+    rows = np.hypot(_norms(magnitude, axis=1), scaling.input_norms)
+    columns = np.hypot(_norms(magnitude, axis=0), scaling.output_norms)
     usable = (rows > 0) & (columns > 0)
     if np.any(np.abs(np.log2(rows[usable]) - np.log2(columns[usable])) > 4):
         scaling.balance_states()
@@ -128,15 +141,21 @@ class _StateScaling:
     exponents: Array
 
     def balance_states(self) -> None:
-        """Scale the states one after the other until none changes by a power of two."""
-        for _ in range(MAX_SWEEPS):
-            moved = False
-            for i in range(self.input_norms.size):
-                row = np.hypot(np.sqrt(self.magnitude[i] @ self.magnitude[i]), self.input_norms[i])
-                column = np.hypot(np.sqrt(self.magnitude[:, i] @ self.magnitude[:, i]), self.output_norms[i])
-                moved |= self._move(slice(i, i + 1), row, column) != 0
-            if not moved:
-                return
+        """Scale the states one after the other until none changes by a power of two.
+
+        LAPACK's gebal does it for a matrix with one more state, which the outputs drive and which drives the
+        inputs. Only ratios of its scales matter, so that of this state is divided out.
+        """
+        n = self.input_norms.size
+        bordered = np.zeros((n + 1, n + 1), order="F")
+        bordered[:n, :n] = self.magnitude
+        bordered[:n, n], bordered[n, :n] = self.input_norms, self.output_norms
+        balanced, _, _, scale, _ = dgebal(bordered, scale=1, permute=0, overwrite_a=1)
+        exponents = np.frexp(scale)[1]
+        self.magnitude[:] = balanced[:n, :n]
+        self.input_norms[:] = balanced[:n, n] / scale[n]
+        self.output_norms[:] = balanced[n, :n] * scale[n]
+        self.exponents[:] += exponents[:n] - exponents[n]
 
     def balance_groups(self) -> bool:
         """Scale groups of coupled states together; return whether one changed by more than a factor of 4."""
@@ -198,14 +217,17 @@ def _spread(sizes: Array) -> float:
 
 
 def _norm(M: Array) -> float:
-    return float(_row_norms(M.reshape(1, -1))[0])
+    return float(_norms(M.reshape(1, -1), axis=1)[0])
 
 
-def _row_norms(M: Array) -> Array:
-    """Return the norms of the rows without underflow or overflow of squares."""
-    largest = np.abs(M).max(axis=1, initial=0.0)
+def _norms(M: Array, *, axis: int) -> Array:
+    """Return the norms along an axis of a nonnegative matrix without underflow or overflow of squares."""
+    norms: Array = np.sqrt(np.einsum("ij,ij->i" if axis == 1 else "ij,ij->j", M, M))
+    if norms.size == 0 or (norms.min() > SAFE_NORMS[0] and norms.max() < SAFE_NORMS[1]):
+        return norms
+    largest = M.max(axis=axis, initial=0.0, keepdims=True)
     unit = np.where(largest > 0, largest, 1.0)
-    return largest * np.linalg.norm(M / unit[:, None], axis=1)
+    return largest.ravel() * np.linalg.norm(M / unit, axis=axis)
 
 
 def equalizing_scales(row_norms: Array, column_norms: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Models of second order, ``M x'' + D x' + K x = B u, y = Cp x + Cv x' + Du u``, as of mechanics."""
+"""Second-order models of mechanics, ``M x'' + D x' + K x = B u, y = Cp x + Cv x' + Du u``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from .linear_model import DENSE_LIMIT, LinearModel
 from .pencil import Factorize, Solver, SparseFamily, as_real, times
 from .sparse_model import SparseModel, checked_ports, is_sparse, square_sparse
 
-#: A sparse model of second order with more states than this goes to the low-rank solver by itself.
+#: The low-rank solver is the default for sparse second-order models with more states than this.
 SPARSE_STATES = 500
-#: A squared frequency below this share of the others found belongs to a rigid body mode.
+#: A squared frequency below this share of the largest computed one belongs to a rigid body mode.
 RIGID = 1e-10
 #: Asymmetry that counts as rounding, relative to the largest entry.
 SYMMETRIC = 1e-14
 
 
 class SecondOrderModel:
-    """A model given by mass, damping and stiffness.
+    """A model with mass, damping and stiffness matrices.
 
-    ``M x'' + D x' + K x = B u`` and ``y = Cp x + Cv x' + Du u``, in continuous time. Everything that takes a
-    model takes it; the states of its first-order form are 2 N. It is never converted to companion form: dense
-    models are converted to energy coordinates, sparse ones need one N x N factorization per shift.
+    ``M x'' + D x' + K x = B u`` and ``y = Cp x + Cv x' + Du u``, in continuous time. It can be passed to
+    every function that accepts a model; its first-order form has 2 N states. It is never converted to
+    companion form: dense models are converted to energy coordinates, sparse models require one N x N
+    factorization per shift.
 
     Parameters
     ----------
@@ -34,18 +35,18 @@ class SecondOrderModel:
         Mass (symmetric, positive definite), damping, stiffness. With a singular K, rigid body modes are
         integrators and are kept.
     B : array_like or sparse, shape (N, m)
-        Forces by input.
+        Forces as functions of the inputs.
     Cp : array_like or sparse, shape (p, N)
-        Outputs by position.
+        Outputs as functions of the positions.
     Cv : array_like or sparse, shape (p, N), optional
-        Outputs by velocity; default: none.
+        Outputs as functions of the velocities; default: zero.
     Du : array_like, shape (p, m)
         Direct term.
 
     Raises
     ------
     ModelError
-        Shapes that do not fit, NaN or Inf, M not symmetric or not positive definite.
+        The shapes are inconsistent, there is NaN or Inf, or M is not symmetric and positive definite.
 
     Examples
     --------
@@ -64,10 +65,10 @@ class SecondOrderModel:
         matrices = [M, square_sparse(D, "D", N), square_sparse(K, "K", N)]
         if abs(M - M.conj().T).max() > SYMMETRIC * abs(M).max():
             raise ModelError(
-                "M must be symmetric; a mass matrix that is not can be brought to the right side"
+                "M must be symmetric; if it is not, multiply the equations by the inverse of M first"
             )
         if any(np.iscomplexobj(each.data) for each in matrices):
-            raise ModelError("M, D and K must be real; a complex model can be given as (A, B, C, D, E)")
+            raise ModelError("M, D and K must be real; pass a complex model as (A, B, C, D, E)")
         self.M, self.D, self.K = matrices if self.is_sparse else (each.toarray() for each in matrices)
         if not np.all(M.diagonal() > 0):
             at = int(np.argmin(M.diagonal()))
@@ -81,23 +82,23 @@ class SecondOrderModel:
         else:
             self.Cv = checked_ports(B, Cv, Du, N, names=("B", "Cv", "Du"))[1]
         if any(np.iscomplexobj(each) for each in (self.B, self.Cp, self.Cv, self.Du)):
-            raise ModelError("B, Cp, Cv and Du must be real; a complex model can be given as (A, B, C, D, E)")
+            raise ModelError("B, Cp, Cv and Du must be real; pass a complex model as (A, B, C, D, E)")
 
     def projected(self, left: Array, right: Array, mass: Array | None = None) -> SecondOrderModel:
-        """Return the model for x = right z, its equation times left^T; `mass` is left^T M right, if known."""
+        """Return the model for x = right z, multiplied by left^T; `mass` is left^T M right, if known."""
         M, D, K = (_symmetrized(left.T @ (each @ right)) for each in (self.M, self.D, self.K))
         M = M if mass is None else mass
         return SecondOrderModel(M, D, K, left.T @ self.B, self.Cp @ right, self.Cv @ right, self.Du)
 
     def positions(self, first: Array) -> Array:
-        """Take the first half of the states of :meth:`dense` to positions x."""
+        """Return the positions x for the first half of the states of :meth:`dense`."""
         stiffness = _cholesky(self._dense(self.K))
         if stiffness is None:
             return first
         return sla.solve_triangular(stiffness, first, lower=True, trans="T", check_finite=False)
 
     def velocities(self, second: Array) -> Array:
-        """Take the second half of the states of :meth:`dense` to velocities x'."""
+        """Return the velocities x' for the second half of the states of :meth:`dense`."""
         mass = self._mass_factor()
         return sla.solve_triangular(mass, second, lower=True, trans="T", check_finite=False)
 
@@ -130,13 +131,13 @@ class SecondOrderModel:
         """Return the dense first-order form in energy coordinates."""
         if self.is_sparse and self.n_states > DENSE_LIMIT:
             raise ModelError(
-                f"a sparse model of second order with {self.n_states} states is not made dense beyond "
-                f"{DENSE_LIMIT}: reduce it first"
+                f"the sparse second-order model has {self.n_states} states, and models of more than "
+                f"{DENSE_LIMIT} are not converted to dense ones: reduce it first"
             )
         return self.dense()
 
     def __hankelred_sparse_model__(self, solver: str) -> SparseModel | None:
-        """Return the sparse form, if the low-rank solver is to work on it."""
+        """Return the sparse form, if the low-rank solver is to be used."""
         if solver == "auto" and not (self.is_sparse and self.n_states > SPARSE_STATES):
             return None
         N = self.M.shape[0]
@@ -152,31 +153,31 @@ class SecondOrderModel:
         return SecondOrderPencil(M, D, K, factorize)
 
     def dense(self) -> LinearModel:
-        """Return the first-order form in energy coordinates, of any size.
+        """Return the first-order form in energy coordinates, for any number of states.
 
         With M = Lm Lm^T and K = Lk Lk^T the states are Lk^T x and Lm^T x', whose squares are twice the
-        energies, so that no matrix has entries of the size of K and entries of one. If K is not positive
-        definite, x itself is a state.
+        energies. This avoids a matrix that contains both entries of the size of K and entries of size one. If
+        K is not positive definite, the positions x are states instead of Lk^T x.
         """
         D, K = self._dense(self.D), self._dense(self.K)
         mass, stiffness = self._mass_factor(), _cholesky(K)
         N = D.shape[0]
 
-        def over_mass(X: Array) -> Array:
+        def solve_mass(X: Array) -> Array:
             return sla.solve_triangular(mass, X, lower=True, check_finite=False)
 
-        damping = over_mass(over_mass(D).T).T  # Lm^-1 D Lm^-T
+        damping = solve_mass(solve_mass(D).T).T  # Lm^-1 D Lm^-T
         A = np.zeros((2 * N, 2 * N))
         A[N:, N:] = -damping
         if stiffness is not None:
-            coupling = over_mass(stiffness)  # Lm^-1 Lk
+            coupling = solve_mass(stiffness)  # Lm^-1 Lk
             A[:N, N:], A[N:, :N] = coupling.T, -coupling
             position = sla.solve_triangular(stiffness, self.Cp.T, lower=True, check_finite=False).T
         else:
-            A[:N, N:], A[N:, :N] = over_mass(np.eye(N)).T, -over_mass(K)
+            A[:N, N:], A[N:, :N] = solve_mass(np.eye(N)).T, -solve_mass(K)
             position = self.Cp
-        B = np.concatenate([np.zeros_like(self.B), over_mass(self.B)])
-        C = np.concatenate([position, over_mass(self.Cv.T).T], axis=1)
+        B = np.concatenate([np.zeros_like(self.B), solve_mass(self.B)])
+        C = np.concatenate([position, solve_mass(self.Cv.T).T], axis=1)
         return LinearModel(A, B, C, self.Du, 0)
 
     @staticmethod
@@ -194,13 +195,13 @@ class SecondOrderModel:
 
 
 def _symmetrized(M: Array) -> Array:
-    """Take the rounding out of a matrix that is symmetric up to it."""
+    """Return the symmetric part of a matrix that is symmetric up to rounding, and any other unchanged."""
     even = (M + M.T) / 2
     return even if np.abs(M - even).max(initial=0.0) <= 1e-10 * np.abs(M).max(initial=0.0) else M
 
 
 def _cholesky(M: Array) -> Array | None:
-    """Return the lower Cholesky factor of a symmetric matrix; None where it is not positive definite."""
+    """Return the lower Cholesky factor of a matrix, or None if it is not symmetric positive definite."""
     if np.abs(M - M.T).max(initial=0.0) > SYMMETRIC * np.abs(M).max(initial=0.0):
         return None
     try:
@@ -210,7 +211,7 @@ def _cholesky(M: Array) -> Array | None:
 
 
 class SecondOrderPencil:
-    """A = [0 I; -K -D] and E = [I 0; 0 M], of which only K - s D + s^2 M is ever factored."""
+    """The pencil of A = [0 I; -K -D] and E = [I 0; 0 M]; only K - s D + s^2 M is ever factored."""
 
     is_complex = False
 
@@ -241,15 +242,15 @@ class SecondOrderPencil:
         return np.concatenate([p, times(self.M, v, transposed)])
 
     def into(self, x: Array) -> Array:
-        """Take states of the model to the order this pencil works in."""
+        """Permute states of the model to the order of this pencil."""
         return np.concatenate([self.family.into(half) for half in self._halves(x)])
 
     def back(self, x: Array) -> Array:
-        """Take states in the order of this pencil to those of the model."""
+        """Permute states in the order of this pencil to the order of the model."""
         return np.concatenate([self.family.back(half) for half in self._halves(x)])
 
     def sizes(self, left: Array, right: Array) -> Array:
-        """Return, column by column, left^T |A| right for columns without signs."""
+        """Return left^T |A| right for each pair of columns, whose entries must not be negative."""
         (lp, lv), (rp, rv) = self._halves(left), self._halves(right)
         return np.sum(lp * rv + lv * (abs(self.K) @ rp + abs(self.D) @ rv), axis=0)
 
@@ -258,7 +259,7 @@ class SecondOrderPencil:
         s = as_real(shift)
         solve = self.family.combined(s * s, -s, 1.0)
 
-        def solved(b: Array, *, transposed: bool = False) -> Array:
+        def solve_shifted(b: Array, *, transposed: bool = False) -> Array:
             first, second = self._halves(b)
             if transposed:
                 v = solve(s * second - first, transposed=True)
@@ -266,23 +267,24 @@ class SecondOrderPencil:
             p = solve(s * times(self.M, first, False) - times(self.D, first, False) - second)
             return np.concatenate([p, first - s * p])
 
-        return solved
+        return solve_shifted
 
     def mass(self) -> Solver:
         """Return the solver of E."""
         solve = self.family.combined(1.0, 0.0, 0.0)
 
-        def solved(b: Array, *, transposed: bool = False) -> Array:
+        def solve_mass(b: Array, *, transposed: bool = False) -> Array:
             first, second = self._halves(b)
             return np.concatenate([first, solve(second, transposed=transposed)])
 
-        return solved
+        return solve_mass
 
-    def slow_poles(self, count: int, B: Array, C: Array, around: float) -> tuple[Array, Array] | None:
-        """Return poles of the modes of lowest frequency, as if damping left the modes apart; None without.
+    def slow_poles(self, count: int, B: Array, C: Array, center: float) -> tuple[Array, Array] | None:
+        """Return poles of the slowest modes, as if they were not coupled by damping, or None.
 
-        The modes are those of K and M, those whose frequency is nearest i `around`. Only the upper half
-        plane. Beside them: how much each adds to the largest gain from B to C.
+        The modes are those of K and M, without damping, whose frequencies are nearest to i `center`. Only
+        poles in the upper half plane are returned, with the contribution of each to the largest gain from B
+        to C. The result is None if M or K is not symmetric, or the eigenvalues do not converge.
         """
         import scipy.sparse.linalg as spl
 
@@ -290,20 +292,20 @@ class SecondOrderPencil:
         if count < 1 or any(abs(X - X.T).max() > SYMMETRIC * abs(X).max() for X in (self.M, self.K)):
             return None
         try:
-            solve = self.family.combined(around**2, 0.0, 1.0)
+            solve = self.family.combined(center**2, 0.0, 1.0)
             inverse = spl.LinearOperator((self.N, self.N), matvec=lambda b: solve(b.reshape(-1, 1))[:, 0])
             squares, modes = spl.eigsh(
-                self.K, k=count, M=self.M, sigma=-(around**2), OPinv=inverse, v0=np.ones(self.N), tol=1e-8
+                self.K, k=count, M=self.M, sigma=-(center**2), OPinv=inverse, v0=np.ones(self.N), tol=1e-8
             )
         except (ModelError, ConvergenceError, RuntimeError):  # of ARPACK
             return None
         damping = np.sum(modes * (self.D @ modes), axis=0) / 2
-        # of an overdamped mode the slow one of its two poles
+        # for an overdamped mode this is the slower one of its two poles
         root = np.sqrt((damping**2 - squares).astype(complex))
         poles = -damping + root
-        seen = np.linalg.norm(C[:, : self.N] @ modes + poles * (C[:, self.N :] @ modes), axis=0)
-        fed = np.linalg.norm(modes.T @ B[self.N :], axis=1)
+        output_gains = np.linalg.norm(C[:, : self.N] @ modes + poles * (C[:, self.N :] @ modes), axis=0)
+        input_gains = np.linalg.norm(modes.T @ B[self.N :], axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            gains = seen * fed / np.abs(2 * root * poles.real)
+            gains = output_gains * input_gains / np.abs(2 * root * poles.real)
         stable = (poles.real < 0) & (squares > RIGID * np.abs(squares).max())
         return poles[stable], np.nan_to_num(gains[stable], nan=0.0, posinf=np.finfo(float).max)

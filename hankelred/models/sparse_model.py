@@ -1,4 +1,4 @@
-"""Large sparse models, which are never made dense: ``E x' = A x + B u, y = C x + D u``."""
+"""Large sparse models, which are not converted to dense ones: ``E x' = A x + B u, y = C x + D u``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError, short_repr
+from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
 from .linear_model import (
     DENSE_LIMIT,
     LARGEST_ENTRY,
@@ -27,34 +28,33 @@ from .pencil import Factorize, Pencil, SparsePencil
 
 Result = TypeVar("Result")
 
-SINGULAR_E = (
-    "E is singular to working precision ({}): sparse descriptor models with algebraic states are not taken "
-    "yet, eliminate these states first"
-)
+SINGULAR_E = "E is singular to working precision ({}), and not by rows and columns of zeros: " + REMEDY
 
 SOLVERS = ("auto", "dense", "low_rank")
 
 
 @dataclass(frozen=True, eq=False)
 class SparseModel(Dimensions):
-    """A model given by a pencil, B, C and D, and the way back to the type the user came with.
+    """A model of a pencil, B, C and D.
 
     ``E x[k+1] = A x[k] + B u[k]`` in discrete time.
     """
 
-    #: makes the pencil of A and E, or of their bilinear transform, with a sparse factorization
+    #: creates the pencil of A and E, or of their bilinear transform, with a sparse factorization
     make_pencil: Callable[[Factorize | None], Pencil] = field(repr=False)
     B: Array
     C: Array
     D: Array
     dt: Timebase
-    #: the same model in dense matrices, however large
+    #: converts the model to dense matrices, for any number of states
     dense: Callable[[], LinearModel] = field(repr=False)
-    #: whether the dense way takes over where the Gramians have no low rank
+    #: whether the dense solver is used if the Gramians do not have low rank
     falls_back: bool = False
+    #: number of finite poles, if E is singular; B and C are those of the states with a derivative then
+    finite_order: int | None = None
 
     def __hankelred_model__(self) -> LinearModel:
-        """Refuse to make the matrices dense where nobody has asked for it."""
+        """Raise an error: the matrices are made dense on request only."""
         raise ModelError(
             f"the model has {self.n_states} states, and this works densely up to n = {DENSE_LIMIT}; "
             "hankel_singular_values, reduce, norm and gramian(factor=True) take larger ones"
@@ -62,10 +62,10 @@ class SparseModel(Dimensions):
 
 
 def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel | None:
-    """Return the model in sparse form if the low-rank solver is to work on it, and None otherwise.
+    """Return the model in sparse form if the low-rank solver is to be used, and None otherwise.
 
-    With ``solver="auto"`` those are sparse tuples of more than :data:`DENSE_LIMIT` states, and models that
-    choose it themselves.
+    With ``solver="auto"`` it is used for sparse tuples of more than :data:`DENSE_LIMIT` states, and for
+    models whose method ``__hankelred_sparse_model__`` returns a sparse form.
 
     Raises
     ------
@@ -78,9 +78,9 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
         return None
     if isinstance(sys, SparseModel):
         return sys
-    own = getattr(sys, "__hankelred_sparse_model__", None)
-    if own is not None:
-        model: SparseModel | None = own(solver)
+    to_sparse = getattr(sys, "__hankelred_sparse_model__", None)
+    if to_sparse is not None:
+        model: SparseModel | None = to_sparse(solver)
         return model
     if is_sparse_tuple(sys):
         n = max(getattr(sys[0], "shape", (0,)))
@@ -91,9 +91,10 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
 def large_or_none(
     sys: Any, dt: Timebase, solver: str, compute: Callable[[SparseModel], Result]
 ) -> Result | None:
-    """Compute from the sparse form of a large model; None where the dense way is to be taken.
+    """Return the result for the sparse form of a large model, or None if the dense solver is to be used.
 
-    That is also where the low-rank solver did not converge on a model that the dense way can take over.
+    The result is also None if the low-rank solver does not converge and the model can fall back to the dense
+    solver.
     """
     large = large_model(sys, dt, solver)
     if large is None:
@@ -135,21 +136,14 @@ def _from_tuple(sys: Any, dt: Timebase) -> SparseModel:
     A = square_sparse(matrices["A"], "A")
     n = A.shape[0]
     E = None if matrices.get("E") is None else square_sparse(matrices["E"], "E", n)
-    if E is not None:
-        _refuse_empty_rows(E)
     B, C, D = checked_ports(matrices["B"], matrices["C"], matrices["D"], n)
     dt = validated_timebase(dt)
-    return SparseModel(
-        _PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, partial(dense_model, sys, dt, "dense")
-    )
-
-
-def _refuse_empty_rows(E: Any) -> None:
-    size = abs(E)
-    for axis, what in ((1, "row"), (0, "column")):
-        sums = np.asarray(size.sum(axis=axis)).ravel()
-        if np.any(sums == 0):
-            raise ModelError(SINGULAR_E.format(f"{what} {int(np.argmin(sums))} of it is zero"))
+    dense = partial(dense_model, sys, dt, "dense")
+    parts = None if E is None else bordered_parts(A, E, discrete=is_discrete(dt))
+    if parts is not None:
+        B, C, D = BorderedPencil(parts).ports(B, C, D)
+        return SparseModel(partial(BorderedPencil, parts), B, C, D, dt, dense, False, parts.finite_order)
+    return SparseModel(_PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, dense)
 
 
 def _from_dense(model: LinearModel) -> SparseModel:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
+from scipy.linalg.lapack import dgejsv, dgeqp3, dormqr
 
-from .._util.arrays import EPS, Array
+from .._util.arrays import EPS, Array, largest_entry
 from ..errors import ReductionWarning
 from ..gramians.factorize import FactoredSystem
 from ..gramians.factorize import factorize as factored_system
@@ -24,9 +25,13 @@ from ..models.scaling import in_range
 from ..models.sparse_model import SparseModel, dense_model, large_or_none
 from .order import repeated_clusters
 
-#: Factor products up to this size are decomposed by one-sided Jacobi, which computes small singular values
-#: accurately; larger ones by bidiagonalization, which is about ten times faster there.
-JACOBI_LIMIT = 256
+#: Factor products up to this size are brought to graded form first, so that small singular values are
+#: accurate.
+GRADED_LIMIT = 256
+
+#: If the smallest pivot of that form is at least this fraction of the largest, the singular vectors come from
+#: divide and conquer, whose relative error is about EPS divided by it; else from one-sided Jacobi.
+SIMILAR_VALUES = 1e-4
 
 #: The rounding of a projection is accepted below this fraction of the bound of the removed states, or below
 #: this fraction of the noise floor.
@@ -94,7 +99,7 @@ class Balancing:
 def factor_product(factored: FactoredSystem) -> tuple[Array, Array, Array, float]:
     """Return Lc, Lo, Lo^H Lc and the size of the rounding errors in that product."""
     Lc, Lo = factored.controllability, factored.observability
-    if min(Lc.shape[1], Lo.shape[1]) <= JACOBI_LIMIT:
+    if min(Lc.shape[1], Lo.shape[1]) <= GRADED_LIMIT:
         Lc, Lo = compress(Lc), compress(Lo)
     rounding = EPS * float(np.linalg.norm(np.abs(Lo).T @ np.abs(Lc)))
     return Lc, Lo, Lo.conj().T @ Lc, rounding
@@ -184,43 +189,65 @@ def pad_values(values: Array, factored: FactoredSystem) -> Array:
 def _svd(M: Array) -> tuple[Array, Array, Array]:
     if 0 in M.shape:
         return np.zeros((M.shape[0], 0)), np.zeros(0), np.zeros((0, M.shape[1]))
-    if np.iscomplexobj(M) or min(M.shape) > JACOBI_LIMIT:
-        U, values, Vh = np.linalg.svd(M, full_matrices=False)
-        return U, values, Vh
+    if not _may_be_graded(M):
+        return np.linalg.svd(M, full_matrices=False)
     if M.shape[0] < M.shape[1]:
         U, values, Vh = _svd(M.T)
         return Vh.T, values, U.T
-    jacobi = _jacobi(M, vectors=True)
-    return jacobi if jacobi is not None else np.linalg.svd(M, full_matrices=False)
+    qr, pivots, tau = _graded(M)
+    if abs(qr[M.shape[1] - 1, -1]) < SIMILAR_VALUES * abs(qr[0, 0]):
+        jacobi = _jacobi(M)
+        if jacobi is not None:
+            return jacobi
+    U, values, V_of_pivots = np.linalg.svd(np.triu(qr[: M.shape[1]]))
+    padded = np.zeros(M.shape, order="F")
+    padded[: M.shape[1]] = U
+    U = dormqr("L", "N", qr, tau, padded, lwork=64 * M.shape[1], overwrite_c=1)[0]
+    Vh = np.empty_like(V_of_pivots)
+    Vh[:, pivots - 1] = V_of_pivots
+    return U, values, Vh
+
+
+def _jacobi(M: Array) -> tuple[Array, Array, Array] | None:
+    """One-sided Jacobi SVD; None where LAPACK reports that it did not converge.
+
+    Source: Drmac and Veselic, SIAM J. Matrix Anal. Appl. 29 (2008).
+    """
+    size = largest_entry(M)
+    if size == 0:
+        return np.eye(*M.shape), np.zeros(M.shape[1]), np.eye(M.shape[1])
+    # joba=2: rows and columns both graded; jobr=0: small values are not set to zero
+    scaled, U, V, work, _, info = dgejsv(M / size, joba=2, jobu=0, jobv=0, jobr=0)
+    if info != 0:
+        return None
+    return U[:, : M.shape[1]], scaled * (work[0] / work[1]) * size, V.T
 
 
 def _svd_values(M: Array) -> Array:
     if 0 in M.shape:
         return np.zeros(0)
-    if not np.iscomplexobj(M) and min(M.shape) <= JACOBI_LIMIT:
-        jacobi = _jacobi(M if M.shape[0] >= M.shape[1] else M.T, vectors=False)
-        if jacobi is not None:
-            return jacobi[1]
-    return sla.svdvals(M, check_finite=False)
+    if _may_be_graded(M):
+        M = M if M.shape[0] >= M.shape[1] else M.T
+        M = np.triu(_graded(M)[0][: M.shape[1]])
+    return np.asarray(np.linalg.svd(M, compute_uv=False))
 
 
-def _jacobi(M: Array, *, vectors: bool) -> tuple[Array, Array, Array] | None:
-    """One-sided Jacobi SVD; None where LAPACK reports that it did not converge.
+def _may_be_graded(M: Array) -> bool:
+    return not np.iscomplexobj(M) and min(M.shape) <= GRADED_LIMIT
 
-    Source: Drmac and Veselic, SIAM J. Matrix Anal. Appl. 29 (2008).
+
+def _graded(M: Array) -> tuple[Array, Array, Array]:
+    """Return a QR decomposition with pivoting: R above the reflectors of Q, the pivots and tau.
+
+    The rows of R are graded from large to small, and then bidiagonalization, and so the SVD, computes small
+    singular values with about the relative accuracy of one-sided Jacobi.
+
+    Source: Barlow, SIAM J. Matrix Anal. Appl. 23 (2002).
     """
-    (gejsv,) = sla.get_lapack_funcs(("gejsv",), (M,))
-    size = float(np.abs(M).max())
-    if size == 0:
-        return np.eye(*M.shape), np.zeros(M.shape[1]), np.eye(M.shape[1])
-    # joba=2: rows and columns both graded; jobr=0: small values are not set to zero
-    scaled, U, V, work, _, info = gejsv(
-        M / size, joba=2, jobu=0 if vectors else 3, jobv=0 if vectors else 3, jobr=0
-    )
-    if info != 0:
-        return None
-    values = scaled * (work[0] / work[1]) * size
-    return U[:, : M.shape[1]], values, V.T
+    n = M.shape[1]
+    # the workspace is that of blocks of 32 columns
+    qr, pivots, tau, _, _ = dgeqp3(M, lwork=2 * n + 32 * (n + 1))
+    return qr, pivots, tau
 
 
 def hankel_singular_values(
@@ -246,15 +273,15 @@ def hankel_singular_values(
         Poles nearer to the stability boundary than this, relative to the size of A, count as
         marginal.
     solver : {"auto", "dense", "low_rank"}
-        "low_rank" works with sparse factorizations and never makes A dense. "auto" takes it for sparse
-        tuples of more than 5000 states and for sparse models of second order, where these have Gramians of
-        low rank or are too large for the dense way.
+        "low_rank" uses sparse factorizations and never makes A dense. "auto" uses it for sparse tuples of
+        more than 5000 states, and for sparse second-order models if their Gramians have low rank or the
+        models are too large for the dense solver.
     accuracy : float, optional
-        What the low-rank solver is to be sure of, relative to the largest value; default 1e-4.
-        ``reduce(...).certificate`` says what it reached and how sure that is.
+        Required accuracy of the low-rank solver, relative to the largest value; default 1e-4.
+        ``reduce(...).certificate`` contains the accuracy reached, and whether it is proved.
     factorize : callable, optional
-        Another sparse solver than that of scipy: a function from a sparse matrix (CSC, real or complex) to an
-        object with ``solve(b, trans)``, trans "N" or "T".
+        A sparse solver to use instead of that of scipy: a function from a sparse matrix (CSC, real or
+        complex) to an object with ``solve(b, trans)``, trans "N" or "T".
 
     Returns
     -------
@@ -287,7 +314,7 @@ def hankel_singular_values(
 
 @dataclass(frozen=True)
 class SolvedSpectrum:
-    """Hankel singular values, and how they were found."""
+    """Hankel singular values, with the solver that computed them."""
 
     values: Array
     noise_floor: float

@@ -1,4 +1,4 @@
-"""Every method on one model, side by side: error, bound, time."""
+"""Comparison of all methods on one model: error, bound and time."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from .variants.catalog import REDUCTION_METHODS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Regularization of "stochastic" where none is given and it is needed, as a share of the largest gain.
-SHARE = 0.1
+#: Default regularization of "stochastic" for models that require one, as a share of the largest gain.
+REGULARIZATION = 0.1
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """What one method did.
+    """The result of one method.
 
     Attributes
     ----------
     method : str
-        Its name, as ``reduce(method=)`` takes it.
+        Its name, the argument ``method`` of ``reduce``.
     order : int or None
-        States of the reduced model; None where there is none.
+        Number of states of the reduced model; None if there is none.
     error : float
         H-infinity norm of full minus reduced.
     band_error, horizon_error, weighted_error : float
-        The error in the band, on the horizon, between the weights; NaN where none was given.
+        The error in the band, up to the horizon, and with the weights; NaN if these were not passed.
     bound : float
-        ``error_bound``; inf where no theorem holds.
+        ``error_bound``; inf if no bound is known.
     seconds : float
-        Time that the reduction took.
+        Computing time of the reduction.
     note : str
-        What the method warned of, or why it gave no model.
+        The warning of the method, or the reason why there is no model.
     reduction : Reduction or None
     """
 
@@ -63,13 +63,13 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class MethodComparison:
-    """The results of every method on one model; printed, it is a table.
+    """The results of all methods on one model; ``print`` shows them as a table.
 
     Attributes
     ----------
     rows : list of MethodResult
-        By error in the band, on the horizon or between the weights where one was given, else by error; those
-        without a model last.
+        Sorted by the error in the band, up to the horizon or with the weights if one of these was passed,
+        otherwise by ``error``; methods without a model are last.
     """
 
     rows: list[MethodResult]
@@ -85,12 +85,12 @@ class MethodComparison:
 
     @property
     def columns(self) -> list[str]:
-        """The errors that the table shows."""
+        """Names of the errors in the table."""
         names = ["error", "band_error", "horizon_error", "weighted_error"]
         return [n for n in names if n == "error" or any(not math.isnan(getattr(r, n)) for r in self.rows)]
 
     def cells(self) -> list[list[str]]:
-        """Return the table as text, the heading first."""
+        """Return the cells of the table as text, with the heading as the first row."""
         heading = [
             "method",
             "order",
@@ -127,7 +127,7 @@ class MethodComparison:
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw; default: a new figure.
+            The axes to draw in; default: a new figure.
 
         Raises
         ------
@@ -150,7 +150,7 @@ def compare_methods(
     dt: Timebase = 0,
     stability_tol: float = STABILITY_TOL,
 ) -> MethodComparison:
-    """Reduce a model by every method, to choose one by looking.
+    """Reduce a model by every method, to compare the results.
 
     Parameters
     ----------
@@ -159,9 +159,9 @@ def compare_methods(
     order : int
         Number of states.
     band, horizon, input_weight, output_weight
-        As in :func:`reduce`. Each adds its method, and a column with every method's error there.
+        As in :func:`reduce`. Each adds a method, and a column with the corresponding error of every method.
     regularization : float, optional
-        Of "stochastic". Default: none where the model needs none, else a tenth of its largest gain.
+        For "stochastic". Default: zero, or a tenth of the largest gain if the model requires regularization.
     dt : 0, True, float or None
         Timebase of a tuple.
     stability_tol : float
@@ -170,13 +170,12 @@ def compare_methods(
     Returns
     -------
     MethodComparison
-        Its rows are sorted, smallest error first; ``print`` shows a table, ``.plot()`` a picture.
+        Its rows are sorted by error; ``print`` shows a table, and ``.plot()`` draws the errors.
 
     Raises
     ------
     OrderError, ModelError
-        The order or the model cannot be used by any method. What a single method cannot do is noted in its
-        row.
+        The order or the model cannot be used by any method. An error of a single method is noted in its row.
 
     Examples
     --------
@@ -208,10 +207,10 @@ def compare_methods(
             "regularization must be a positive finite gain",
             ModelError,
         )
-    weighing = Region()
+    weights_region = Region()
     if weights:
         tol = checked_tol(stability_tol)
-        weighing = Region(None, None, *checked_weights(input_weight, output_weight, model, tol))
+        weights_region = Region(None, None, *checked_weights(input_weight, output_weight, model, tol))
     rows = []
     for method, entry in REDUCTION_METHODS.items():
         options = where.get(method, {})
@@ -219,7 +218,7 @@ def compare_methods(
             continue
         if method == "stochastic" and regularization is not None:
             options = {"regularization": regularization}
-        rows.append(_row(model, order, method, options, stability_tol, band, horizon, weighing))
+        rows.append(_row(model, order, method, options, stability_tol, band, horizon, weights_region))
     key = "weighted_error" if weights else "horizon_error" if horizon is not None else "error"
     key = "band_error" if band is not None else key
     rows.sort(key=lambda row: (row.order is None, getattr(row, key), row.error))
@@ -234,7 +233,7 @@ def _row(
     stability_tol: float,
     band: Any,
     horizon: float | None,
-    weighing: Region,
+    weights_region: Region,
 ) -> MethodResult:
     """Return the result of one method."""
     note = ""
@@ -247,7 +246,7 @@ def _row(
             except ModelError as error:
                 if method != "stochastic" or "regularization=" not in str(error):
                     raise
-                size = SHARE * norm(model, "hinf", stability_tol=stability_tol)
+                size = REGULARIZATION * norm(model, "hinf", stability_tol=stability_tol)
                 note = f"regularization {size:.3g}"
                 start = time.perf_counter()
                 reduction = reduce(
@@ -255,8 +254,8 @@ def _row(
                 )
         seconds = time.perf_counter() - start
         weighted = math.nan
-        if weighing.weighted:
-            weighted = error_in(reduction.source, reduction.model, weighing, "hinf")[0]
+        if weights_region.weighted:
+            weighted = error_in(reduction.source, reduction.model, weights_region, "hinf")[0]
         note = "; ".join([note] * bool(note) + [str(w.message) for w in caught])
         return MethodResult(
             method,

@@ -1,4 +1,4 @@
-"""What conversions round away: of second-order models to state spaces, of state spaces to polynomials."""
+"""Rounding errors of conversions: second-order models to state spaces, state spaces to polynomials."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from ..models.modal import ModalSystem
 from ..models.second_order import SecondOrderModel
 from .rounding.refined_response import refined_response
 
-#: Slowest modes at whose frequencies the two are compared, and how many where the matrices are large.
+#: Number of slowest modes at whose frequencies the two are compared, and their number for large matrices.
 MODES = 8
 LARGE = 1000
 MODES_OF_LARGE = 1
-#: Corrections of a solution, each of which gains as many digits as its condition leaves.
+#: Steps of iterative refinement; a smaller condition number means more digits per step.
 CORRECTIONS = 8
-#: Bits of a frequency, so that its square is exact.
+#: Frequencies are rounded to so many bits, so that their squares are exact.
 BITS = 20
-#: The rounding found at some frequencies is that at others up to a factor.
+#: The error at other frequencies may be larger than that at the sampled ones, at most by this factor.
 SAFETY = 2.0
 
 
 def conversion_error(model: SecondOrderModel, state_space: LinearModel) -> float:
-    """Return how far the gains of a model and of its state space are apart by rounding.
+    """Estimate the largest gain of the difference between a model and its state space, due to rounding.
 
-    At frequency zero and at the slowest modes, where it shows, with twice the digits of double precision.
+    The two are compared at frequency zero and at the slowest modes, where the error is largest, with twice
+    the digits of double precision.
     """
     M, D, K = (
         np.asarray(each.toarray() if model.is_sparse else each) for each in (model.M, model.D, model.K)
@@ -38,14 +39,14 @@ def conversion_error(model: SecondOrderModel, state_space: LinearModel) -> float
     slowest = poles[np.argsort(-poles.real)][: 2 * (MODES if M.shape[0] <= LARGE else MODES_OF_LARGE)]
     mantissa, exponent = np.frexp(np.unique(np.concatenate([[0.0], np.abs(slowest.imag)])))
     frequencies = np.ldexp(np.round(mantissa * 2**BITS) / 2**BITS, exponent)
-    own, own_low = refined_response(state_space.A, state_space.B, state_space.C, 1j * frequencies)
-    worst = 0.0
+    response, response_low = refined_response(state_space.A, state_space.B, state_space.C, 1j * frequencies)
+    largest = 0.0
     for k, w in enumerate(frequencies):
         exact, exact_low = _response(M, D, K, model, float(w))
-        apart = (exact - own[k]) + (exact_low - own_low[k])
-        if np.all(np.isfinite(apart)):
-            worst = max(worst, float(np.linalg.norm(apart, 2)))
-    return SAFETY * worst
+        difference = (exact - response[k]) + (exact_low - response_low[k])
+        if np.all(np.isfinite(difference)):
+            largest = max(largest, float(np.linalg.norm(difference, 2)))
+    return SAFETY * largest
 
 
 def converted_model(model: LinearModel, system: Any) -> LinearModel | None:
@@ -59,15 +60,15 @@ def converted_model(model: LinearModel, system: Any) -> LinearModel | None:
 
 
 def _response(M: Array, D: Array, K: Array, model: SecondOrderModel, w: float) -> tuple[Array, Array]:
-    """Return (Cp + i w Cv) (K + i w D - w^2 M)^-1 B as a pair whose sum has more digits than either."""
+    """Return (Cp + i w Cv) (K + i w D - w^2 M)^-1 B as an unevaluated sum of two matrices."""
     inertia, inertia_low = two_product(np.array([-(w**2) + 0j]), M.astype(complex))
     damping, damping_low = two_product(np.array([1j * w]), D.astype(complex))
-    seen, seen_low = two_product(np.array([1j * w]), model.Cv.astype(complex))
+    velocity, velocity_low = two_product(np.array([1j * w]), model.Cv.astype(complex))
     high, low = two_sum(K.astype(complex), inertia)
     high, rest = two_sum(high, damping)
     low = low + rest + inertia_low + damping_low
-    outputs, rest = two_sum(model.Cp.astype(complex), seen)
-    outputs_low = seen_low + rest
+    outputs, rest = two_sum(model.Cp.astype(complex), velocity)
+    outputs_low = velocity_low + rest
     factors = sla.lu_factor(high, check_finite=False)
     B = model.B.astype(complex)
     x, x_low = sla.lu_solve(factors, B, check_finite=False), np.zeros_like(B)

@@ -1,4 +1,4 @@
-"""The error of a reduction measured where it counts: in a band, on a horizon, through weights."""
+"""The measured error of a reduction in a region: in a band, on a horizon, or with weights."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .region import Region
 
 
 def region_norm(system: Quadruple, region: Region, kind: str, *, discrete: bool) -> tuple[float, float]:
-    """Return the size of a system in a region, and the angular frequency where the largest gain is (or NaN).
+    """Return the norm of a system in a region, and the angular frequency of the largest gain (or NaN).
 
-    ``kind`` is "hinf", the largest gain, or "h2", the root of the energy of the impulse response: on the
-    horizon, or of the share of its spectrum in the bands. Poles may be anywhere but in the bands.
+    ``kind`` is "hinf", the largest gain, or "h2", the square root of the energy of the impulse response up to
+    the horizon or of its spectrum in the bands. There must be no poles in the bands.
     """
     system = weighted(system, region)
     if 0 in system[3].shape:
@@ -35,21 +35,23 @@ def region_norm(system: Quadruple, region: Region, kind: str, *, discrete: bool)
             *compress_inputs_and_outputs(*equilibrated(*system)), discrete=discrete, within=region.bands
         )
     if region.horizon is not None:
-        return _energy_until(system, region.horizon, discrete=discrete), math.nan
-    return _energy_in(system, region.bands or whole_axis(discrete=discrete), discrete=discrete), math.nan
+        return _impulse_energy_root(system, region.horizon, discrete=discrete), math.nan
+    return _band_energy_root(
+        system, region.bands or whole_axis(discrete=discrete), discrete=discrete
+    ), math.nan
 
 
 def region_error(
     full: tuple[Array, Array, Array], reduced: Quadruple, region: Region, kind: str, *, discrete: bool
 ) -> tuple[float, float]:
-    """Return the size of full minus reduced in a region, and where its largest gain is.
+    """Return the norm of full minus reduced in a region, and the frequency of its largest gain.
 
-    The D of `reduced` is what it has more than that of the full model. A gain that is handed out is
-    evaluated with more digits than the two lose by being subtracted.
+    The D of `reduced` is its difference from the D of the full model. The returned gain is evaluated with
+    additional digits, to make up for the cancellation in the difference.
     """
-    apart = parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])
-    value, at = region_norm(apart, region, kind, discrete=discrete)
-    if kind != "hinf" or region.weighted or not math.isfinite(value) or 0 in apart[3].shape:
+    difference = parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])
+    value, at = region_norm(difference, region, kind, discrete=discrete)
+    if kind != "hinf" or region.weighted or not math.isfinite(value) or 0 in difference[3].shape:
         return value, at
     edges = [edge for band in region.bands or [] for edge in band]
     candidates = np.array([at, *edges])
@@ -61,7 +63,7 @@ def region_error(
 
 
 def weighted(system: Quadruple, region: Region) -> Quadruple:
-    """Return the system between the weights of a region."""
+    """Return the system multiplied by the weights of a region."""
     if region.input_weight is not None:
         system = series(region.input_weight, system)
     if region.output_weight is not None:
@@ -70,7 +72,7 @@ def weighted(system: Quadruple, region: Region) -> Quadruple:
 
 
 def series(first: Quadruple, second: Quadruple) -> Quadruple:
-    """Return the system whose input goes through the first and then through the second."""
+    """Return the series connection: the output of the first system is the input of the second."""
     A1, B1, C1, D1 = first
     A2, B2, C2, D2 = second
     n, k = A1.shape[0], A2.shape[0]
@@ -79,7 +81,7 @@ def series(first: Quadruple, second: Quadruple) -> Quadruple:
     return A, np.concatenate([B1, B2 @ D1]), np.concatenate([D2 @ C1, C2], axis=1), D2 @ D1
 
 
-def _energy_until(system: Quadruple, horizon: float, *, discrete: bool) -> float:
+def _impulse_energy_root(system: Quadruple, horizon: float, *, discrete: bool) -> float:
     A, B, C, D = equilibrated(*system)
     if not discrete and np.any(D != 0):
         return math.inf
@@ -87,7 +89,7 @@ def _energy_until(system: Quadruple, horizon: float, *, discrete: bool) -> float
     return math.hypot(float(np.linalg.norm(image)), float(np.linalg.norm(D)))
 
 
-def _energy_in(system: Quadruple, bands: Bands, *, discrete: bool) -> float:
+def _band_energy_root(system: Quadruple, bands: Bands, *, discrete: bool) -> float:
     A, B, C, D = equilibrated(*system)
     if np.any(D != 0) and any(math.isinf(high) for _, high in bands):
         return math.inf

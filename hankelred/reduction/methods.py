@@ -26,6 +26,8 @@ from .balancing import (
 )
 from .conversion import conversion_error
 from .norms import (
+    NEGLIGIBLE_TAIL,
+    CriticalResponse,
     critical_frequencies,
     difference_norm,
     gain_of_difference,
@@ -98,15 +100,15 @@ class BalancedSource:
         raise NotImplementedError
 
     def attainable(self, order: int) -> tuple[int, str]:
-        """Return the largest order up to this one that there is a model of, and why it is less."""
+        """Return the largest attainable order up to this one, and the reason if it is smaller."""
         return min(order, self.largest_order), ""
 
-    def remark(self, order: int) -> str:
-        """Return why the model of an order is not the one that was asked for; nothing where it is."""
+    def warning_text(self, order: int) -> str:
+        """Return the text of a warning about the model of an order; empty if there is none."""
         return ""
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
-        """Return the order that meets a tolerance; None where the bound of the singular values tells it."""
+        """Return the order that meets a tolerance; None if it follows from the singular values."""
         return None
 
     def tolerance(self, tol: float | None, rtol: float | None) -> float:
@@ -191,6 +193,11 @@ class BalancedSource:
         return None if self.unstable_order else (system.A, system.B, system.C)
 
     @cached_property
+    def _critical_response(self) -> CriticalResponse | None:
+        full = self._full_stable_system
+        return None if full is None else CriticalResponse(full, discrete=self.full.is_discrete)
+
+    @cached_property
     def _imbalance(self) -> Imbalance:
         values = self.balancing.values[: self.balancing.n_computable]
         return imbalance(self.minimal_realization, values, discrete=self.full.is_discrete)
@@ -235,8 +242,8 @@ class BalancedSource:
             return math.inf
         discrete = self.full.is_discrete
         stable_reduced = self._stable_part(reduced)
-        error_model = self.error_model(stable_reduced)
-        if norm == "h2":
+        error_model = self.error_model(stable_reduced) if norm == "h2" else None
+        if error_model is not None:
             if not discrete and np.any(error_model[3] != 0):
                 return math.inf
             model = LinearModel(*error_model, dt=self.full.dt)
@@ -248,10 +255,15 @@ class BalancedSource:
             factored = factorize(LinearModel(*difference, dt=self.full.dt), 0.0)
             value = float(singular_values(factored)[0].max(initial=0.0))
         else:
-            k = self.balancing.n_computable
+            k = self._order_for_error(stable_reduced[0].shape[0])
             noise = 2 * float(self.balancing.values[k:].sum()) + self.balancing.rounding
             value = verified_error(
-                error_model, self._full_stable_system, stable_reduced, discrete=discrete, noise=noise
+                self.error_model(stable_reduced, k),
+                self._full_stable_system,
+                stable_reduced,
+                discrete=discrete,
+                noise=noise,
+                critical=self._critical_response,
             )
         if not math.isfinite(value):
             return value
@@ -278,9 +290,22 @@ class BalancedSource:
             return unit * gain_of_difference(whole, other, discrete=self.full.is_discrete)
         return unit * difference_norm(converted.with_matrices(*whole), converted.with_matrices(*other), norm)
 
-    def error_model(self, stable_reduced: Quadruple) -> Quadruple:
-        """Return full minus reduced, both balanced and in scaled units, as a system."""
-        return error_system(self.minimal_realization, stable_reduced)
+    def _order_for_error(self, r: int) -> int:
+        """Return how many balanced states have the error of r states up to a fraction of its accuracy.
+
+        No error is smaller than the first singular value left out.
+        """
+        values = self.balancing.values[: self.balancing.n_computable]
+        tails = 2 * np.append(np.cumsum(values[::-1])[::-1], 0.0)
+        first = values[r] if r < values.size else 0.0
+        return max(r, int(np.argmax(tails <= NEGLIGIBLE_TAIL * first)))
+
+    def error_model(self, stable_reduced: Quadruple, k: int | None = None) -> Quadruple:
+        """Return full minus reduced, both balanced and in scaled units, as a system.
+
+        The full model is that of its k leading balanced states, of all that can be computed by default.
+        """
+        return error_system(self.minimal_realization.leading(k), stable_reduced)
 
     def _stable_part(self, model: LinearModel) -> Quadruple:
         """Return the stable part of a reduced model in scaled units, with the difference of its D."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -16,17 +17,23 @@ from ..gramians.stability import STABILITY_TOL, checked_tol, matrix_size
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
+from ..models.projection import project
 from ..models.scaling import in_range, scale_system
 from ..models.sparse_model import dense_model, large_or_none
-from .balancing import Balancing, balance, singular_values, truncate_balanced
-from .middle import Middle, middle_model, residual_systems, sampled_distance
+from .balancing import Balancing, assemble_model, balance, singular_values
+from .intermediate import IntermediateModel, intermediate_model, residual_systems, sampled_distance
 from .rounding.refined_response import refined_response
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
 HINF_RTOL = 1e-6
 MAX_LEVELS = 60
-#: Local maxima of a grid that are refined, and how often the bracket of each is reduced to a quarter.
+#: States of which the gain is less than this fraction of the largest singular value are left out of its
+#: search.
+NEGLIGIBLE_TAIL = 1e-8
+#: Local maxima of a grid that are refined, the gain from which on, relative to the largest, and how often the
+#: bracket of each is reduced to a quarter.
 MAX_PEAKS = 4
+LOW_PEAK = 0.5
 ZOOM_STEPS = 7
 #: Number of slowest poles at which the difference of two models is evaluated with more digits.
 CRITICAL_POLES = 8
@@ -57,7 +64,8 @@ def norm(
         "h2" or 2: root of the energy of the impulse response; inf for an unstable model or a continuous one
         with D != 0. "hinf" or inf: largest gain over all frequencies; inf with a pole on or beyond the
         stability boundary. "linf": largest gain over all frequencies of a model that may be unstable; inf
-        with a pole on the boundary. "hankel": largest Hankel singular value.
+        with a pole on the boundary. "hankel": largest Hankel singular value. Of an improper model
+        (singular E) that is the proper part's, as a polynomial has no memory; the other norms are inf.
     return_frequency : bool
         Return also the angular frequency of the largest gain ("hinf" and "linf" only), in rad/s, or radians
         per sample where the step is unspecified: inf where it is the direct term of a continuous model, NaN
@@ -104,13 +112,17 @@ def norm(
     if return_frequency and kind not in ("hinf", "linf"):
         raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     tol = checked_tol(stability_tol)
-    middle = large_or_none(sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, tol))
-    if middle is not None:
+    intermediate = large_or_none(
+        sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, tol)
+    )
+    if intermediate is not None:
         if kind == "linf" or return_frequency:
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
-        return _norm_of_large(middle, kind)
+        return _norm_of_large(intermediate, kind)
     model = dense_model(sys, dt, solver)
-    factored = factored_system(model, tol)
+    if model.improper and kind != "hankel":
+        return (math.inf, math.inf) if return_frequency else math.inf
+    factored = factored_system(model, tol, both=kind != "h2")
     if kind == "linf":
         value, at = _largest_gain(model, factored, stability_tol)
     elif factored.n_unstable:
@@ -139,41 +151,41 @@ def _largest_gain(model: LinearModel, factored: FactoredSystem, stability_tol: f
     return hinf_norm(*compress_inputs_and_outputs(*equilibrated(*model.as_tuple())), discrete=discrete)
 
 
-def _norm_of_large(middle: Middle, kind: str) -> float:
-    """Return a norm of a large model, by the factors of its Gramians or by its middle model."""
-    if middle.n_unstable:
+def _norm_of_large(intermediate: IntermediateModel, kind: str) -> float:
+    """Return a norm of a large model, by the factors of its Gramians or by its intermediate model."""
+    if intermediate.n_unstable:
         return math.inf
-    D = middle.model.D
+    D = intermediate.model.D
     if kind == "hankel":
-        return float(middle.values.max(initial=0.0))
+        return float(intermediate.values.max(initial=0.0))
     if kind == "h2":
-        if not middle.large.is_discrete and np.any(D):
+        if not intermediate.large.is_discrete and np.any(D):
             return math.inf
-        return math.hypot(middle.h2(), float(np.linalg.norm(D)))
-    value = norm(middle.model, "hinf", dt=middle.large.dt)
-    distance = distance_of_middle(middle)
-    if not distance <= middle.factors.accuracy * value:
+        return math.hypot(intermediate.h2(), float(np.linalg.norm(D)))
+    value = norm(intermediate.model, "hinf", dt=intermediate.large.dt)
+    distance = intermediate_error(intermediate)
+    if not distance <= intermediate.factors.accuracy * value:
         raise ConvergenceError(
-            f"the largest gain is {value:.6g} up to {distance:.1e}, where {middle.factors.accuracy:.1e} of "
-            "it was asked for: ask for more accurate factors (accuracy=)"
+            f"the largest gain is {value:.6g} with an uncertainty of {distance:.1e}, more than the requested "
+            f"share {intermediate.factors.accuracy:.1e}: request more accurate factors (accuracy=)"
         )
     return value
 
 
-def distance_of_middle(middle: Middle) -> float:
-    """Return how far the gain of a large model and that of its middle model are apart at most.
+def intermediate_error(intermediate: IntermediateModel) -> float:
+    """Return a bound for the gain of a large model minus its intermediate model.
 
-    Proved where the decay of the model is, and an estimate elsewhere.
+    It is proved if a decay rate of the model is proved, and an estimate otherwise.
     """
-    factors = middle.factors
-    if middle.model.n_states == 0:
-        return 2 * middle.accuracy
+    factors = intermediate.factors
+    if intermediate.model.n_states == 0:
+        return 2 * intermediate.accuracy
     if factors.bound is None:
-        return sampled_distance(middle)
-    discrete = middle.large.is_discrete
+        return sampled_distance(intermediate)
+    discrete = intermediate.large.is_discrete
     sizes = [
         hinf_norm(*compress_inputs_and_outputs(*equilibrated(*system)), discrete=discrete)[0]
-        for system in residual_systems(middle, factors.bound)
+        for system in residual_systems(intermediate, factors.bound)
     ]
     return (1 + HINF_RTOL) ** 2 * sizes[0] * sizes[1] * factors.problem.gain
 
@@ -192,41 +204,45 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
 
 
 def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
-    """Return the H-infinity norm of a stable model; the peak is searched on its minimal part."""
-    system = balancing.factored.scaled_system
+    """Return the H-infinity norm of a stable model.
+
+    The peak is searched on the leading balanced states, and the value is a gain of the model itself: at that
+    peak, and at its poles nearest the stability boundary, where the rounding of the balanced states is
+    largest. If the two differ by more than the states left out can, the search is repeated on the model.
+    """
+    factored, discrete = balancing.factored, model.is_discrete
+    system = factored.scaled_system
     # the norm is at least the largest singular value; refuse it if that overflows
     in_range(balancing.values, system.input_exponent + system.output_exponent, "H-infinity norm")
-    minimal, _, _ = truncate_balanced(model, balancing, balancing.rank)
-    return verified_hinf(
-        [(minimal.as_tuple(), model.as_tuple())],
-        discrete=model.is_discrete,
-        noise=system.gain * balancing.tail_bound,
-    )
-
-
-def verified_hinf(terms: list[tuple[Quadruple, Quadruple]], *, discrete: bool, noise: float) -> float:
-    """Return the H-infinity norm of a sum of systems, each as a minimal and a full realization.
-
-    The peak is searched on the minimal realizations, and the value is a gain of the full ones: at that peak,
-    and at their poles nearest the stability boundary, where the rounding of the minimal ones is largest. If
-    the two differ by more than noise the search is repeated on the full realizations.
-    """
-    compact = compress_inputs_and_outputs(*parallel([small for small, _ in terms]))
-    full = equilibrated(*compress_inputs_and_outputs(*parallel([large for _, large in terms])))
-    value, frequency = hinf_norm(*compact, discrete=discrete)
+    r = _order_for_search(balancing)
+    left, right = balancing.bases_in_scaled_states(r)
+    leading = assemble_model(model, balancing, *project(system, left, right), model.D)
+    noise = system.gain * (2 * float(balancing.values[r:].sum()) + balancing.noise_floor)
+    value, frequency = hinf_norm(*compress_inputs_and_outputs(*leading.as_tuple()), discrete=discrete)
+    full = compress_inputs_and_outputs(system.A, system.B, system.C * system.gain, model.D)
     if full[0].size == 0 or 0 in full[3].shape:
         return value
-    at_peak = gain_at(full, frequency, discrete=discrete)
-    response = FrequencyResponse(*full, discrete=discrete)
-    largest = max(
-        at_peak, float(response.gain(_frequencies_of_slowest_poles(full[0], discrete=discrete)).max())
-    )
+    at_peak = largest = gain_at(full, frequency, discrete=discrete)
+    # doubling converges fast in continuous time only if no pole is near the boundary
+    if factored.solver != "smith" or discrete:
+        # the states of the solver may be in Schur form already
+        stable = compress_inputs_and_outputs(factored.A, factored.B, factored.C * system.gain, model.D)
+        response = FrequencyResponse(*stable, discrete=discrete)
+        slowest = _frequencies_of_slowest_poles(response.poles, discrete=discrete)
+        largest = max(at_peak, float(response.gain(slowest).max()))
     if (
         abs(at_peak - value) <= HINF_RTOL * value + 100 * noise
         and largest <= value * (1 + HINF_RTOL) + 100 * noise
     ):
         return largest
     return hinf_norm(*full, discrete=discrete)[0]
+
+
+def _order_for_search(balancing: Balancing) -> int:
+    """Return how many balanced states have the largest gain up to a fraction of its accuracy."""
+    values = balancing.values[: balancing.rank]
+    tails = 2 * np.append(np.cumsum(values[::-1])[::-1], 0.0)
+    return int(np.argmax(tails <= NEGLIGIBLE_TAIL * values.max(initial=0.0)))
 
 
 def verified_error(
@@ -236,6 +252,7 @@ def verified_error(
     *,
     discrete: bool,
     noise: float,
+    critical: CriticalResponse | None = None,
 ) -> float:
     """Return the H-infinity norm of a difference of which a realization, `error_model`, is known.
 
@@ -247,8 +264,11 @@ def verified_error(
     value, frequency = hinf_norm(*compress_inputs_and_outputs(*equilibrated(*error_model)), discrete=discrete)
     if full is None or full[0].size == 0 or 0 in error_model[3].shape or not math.isfinite(value):
         return value
-    at = np.append(critical_frequencies(full[0], discrete=discrete), frequency)
-    gains, rounding = refined_gains(full, reduced, at, discrete=discrete)
+    if critical is None:
+        critical = CriticalResponse(full, discrete=discrete)
+    at_critical, rounding = critical.gains(reduced)
+    at_peak, _ = refined_gains(full, reduced, np.array([frequency]), discrete=discrete)
+    gains = np.append(at_critical, at_peak)
     if not np.all(np.isfinite(gains)):
         return value
     largest = float(gains.max())
@@ -284,16 +304,55 @@ def refined_gains(
         *parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])
     )
     n = full[0].shape[0]
-    finite = np.isfinite(frequencies)
-    w = frequencies[finite]
-    points = np.exp(1j * w) if discrete else 1j * w
+    points = _points(frequencies, discrete=discrete)
     full_part, full_low = refined_response(full[0], B[:n], C[:, :n], points)
-    reduced_part, reduced_low = refined_response(reduced[0], B[n:], C[:, n:], points)
-    gains = np.full(frequencies.size, float(np.linalg.norm(D, 2)))
-    gains[finite] = largest_singular_value((full_part + reduced_part + D) + (full_low + reduced_low))
+    response = refined_response(reduced[0], B[n:], C[:, n:], points)
+    gains = _gains_of_sum((full_part, full_low), response, D, np.isfinite(frequencies))
     # the compression of thousands of inputs and outputs to a few has rounding errors
     rotated = D.shape != reduced[3].shape
     return gains, n * EPS * float(np.abs(full_part).max(initial=0.0)) if rotated else 0.0
+
+
+def _points(frequencies: Array, *, discrete: bool) -> Array:
+    """Return the points of the finite frequencies on the stability boundary."""
+    w = frequencies[np.isfinite(frequencies)]
+    return np.asarray(np.exp(1j * w) if discrete else 1j * w)
+
+
+def _gains_of_sum(first: tuple[Array, Array], second: tuple[Array, Array], D: Array, finite: Array) -> Array:
+    """Return the gains of the sum of two responses, given as pairs, and of D at infinite frequencies."""
+    gains = np.full(finite.size, float(np.linalg.norm(D, 2)))
+    gains[finite] = largest_singular_value((first[0] + second[0] + D) + (first[1] + second[1]))
+    return gains
+
+
+class CriticalResponse:
+    """The response of a full model where rounding is largest, from which errors of several orders are found.
+
+    It has more digits than their subtraction loses; it is computed once, when it is first needed.
+    """
+
+    def __init__(self, full: tuple[Array, Array, Array], *, discrete: bool):
+        self.full = full
+        self.discrete = discrete
+
+    @cached_property
+    def frequencies(self) -> Array:
+        """The critical frequencies of the model."""
+        return critical_frequencies(self.full[0], discrete=self.discrete)
+
+    @cached_property
+    def _response(self) -> tuple[Array, Array]:
+        return refined_response(*self.full, _points(self.frequencies, discrete=self.discrete))
+
+    def gains(self, reduced: Quadruple) -> tuple[Array, float]:
+        """Return the gains of full minus reduced, and the size of their rounding."""
+        A, B, C, D = negated(reduced)
+        n, (p, m) = self.full[0].shape[0], D.shape
+        if max(p, m) > n + A.shape[0]:  # thousands of inputs or outputs, compressed with those of reduced
+            return refined_gains(self.full, reduced, self.frequencies, discrete=self.discrete)
+        response = refined_response(A, B, C, _points(self.frequencies, discrete=self.discrete))
+        return _gains_of_sum(self._response, response, D, np.isfinite(self.frequencies)), 0.0
 
 
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
@@ -375,8 +434,10 @@ def hinf_norm(
         return (float(np.linalg.norm(D, 2)) if D.size else 0.0), 0.0
     response = FrequencyResponse(A, B, C, D, discrete=discrete)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
-    plane = _HalfPlane(A, B, C, D, discrete=discrete)
-    start = np.append(_start_frequencies(A, discrete=discrete, real=real), plane.singular_frequency)
+    plane = _HalfPlane(A, B, C, D, response.poles, discrete=discrete)
+    start = np.append(
+        _start_frequencies(response.poles, discrete=discrete, real=real), plane.singular_frequency
+    )
     inside = _Inside(within, real=real)
     best, peak_frequency = _highest_peak(response, inside.kept(start), inside)
     direct = float(np.linalg.norm(D, 2))
@@ -442,6 +503,7 @@ def _highest_peak(response: FrequencyResponse, frequencies: Array, inside: _Insi
     best, peak_frequency = float(gains[k]), float(grid[k])
     padded = np.concatenate([[-np.inf], gains, [-np.inf]])
     peaks = np.flatnonzero((gains >= padded[:-2]) & (gains >= padded[2:]))
+    peaks = peaks[gains[peaks] >= LOW_PEAK * best]
     peaks = peaks[np.argsort(-gains[peaks])][:MAX_PEAKS]
     below, above = grid[np.maximum(peaks - 1, 0)], grid[np.minimum(peaks + 1, grid.size - 1)]
     for _ in range(ZOOM_STEPS):
@@ -458,16 +520,17 @@ def _highest_peak(response: FrequencyResponse, frequencies: Array, inside: _Insi
     return best, peak_frequency
 
 
-def _start_frequencies(A: Array, *, discrete: bool, real: bool) -> Array:
+def _start_frequencies(poles: Array, *, discrete: bool, real: bool) -> Array:
     """Return the resonance of every pole, both ends of the axis, and a coarse grid between."""
-    poles = np.linalg.eigvals(A)
     if discrete:
         frequencies = np.concatenate([np.angle(poles), np.linspace(-math.pi, math.pi, 65)])
     else:
-        resonance = np.sqrt(np.maximum(poles.imag**2 - poles.real**2, 0.0)) * np.sign(poles.imag)
+        light = np.abs(poles.imag) > np.abs(poles.real)
+        resonance = np.sqrt(poles.imag[light] ** 2 - poles.real[light] ** 2) * np.sign(poles.imag[light])
         sizes = np.abs(poles[poles != 0])
         grid = np.geomspace(sizes.min() / 3, sizes.max() * 3, 65) if sizes.size else np.zeros(0)
-        frequencies = np.concatenate([poles.imag, resonance, np.abs(poles), grid, -grid, [0.0]])
+        corners = np.abs(poles[~light])
+        frequencies = np.concatenate([resonance, poles.imag[~light], corners, grid, -grid, [0.0]])
     return np.unique(np.abs(frequencies) if real else frequencies)
 
 
@@ -477,9 +540,8 @@ def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
     return system.A, system.B, system.C * system.gain, D
 
 
-def _frequencies_of_slowest_poles(A: Array, *, discrete: bool, count: int = 40) -> Array:
+def _frequencies_of_slowest_poles(poles: Array, *, discrete: bool, count: int = 40) -> Array:
     """Return the frequencies of the poles nearest the stability boundary."""
-    poles = np.linalg.eigvals(A)
     distance = 1 - np.abs(poles) if discrete else -poles.real
     nearest = poles[np.argsort(distance)[:count]]
     return np.unique(np.angle(nearest) if discrete else nearest.imag)
@@ -514,10 +576,9 @@ class _HalfPlane:
     that -q is far from the poles: 1 or -1 for real systems unless poles are near both.
     """
 
-    def __init__(self, A: Array, B: Array, C: Array, D: Array, *, discrete: bool):
+    def __init__(self, A: Array, B: Array, C: Array, D: Array, poles: Array, *, discrete: bool):
         self.turn: complex | None = None
         if discrete:
-            poles = np.linalg.eigvals(A)
             turns: list[complex] = [1.0, -1.0]
             if max(_distance(poles, q) for q in turns) < 1e-3:
                 turns += list(np.exp(1j * np.linspace(0, 2 * np.pi, 4 * poles.size + 8)))

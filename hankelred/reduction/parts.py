@@ -59,11 +59,11 @@ def minimal(
     Notes
     -----
     The stable part is balanced; the staircase form (Rosenbrock 1970; Paige, IEEE Trans. Autom.
-    Control 26 (1981)) of the rest separates what is reached and observed.
+    Control 26 (1981)) of the rest separates the controllable and observable states.
 
     Examples
     --------
-    An unstable mode that no output shows:
+    An unstable mode that is not observable:
 
     >>> import numpy as np, hankelred
     >>> hidden = (np.diag([-1.0, 2.0]), np.ones((2, 1)), np.array([[1.0, 0.0]]), 0)
@@ -80,7 +80,7 @@ def minimal(
     if level is not None:
         floor = max(level * float(balancing.values.max(initial=0.0)), balancing.rounding)
     rank = int(np.count_nonzero(balancing.values > floor))
-    left, right = _seen(factored, HIDDEN if level is None else max(level, EPS))
+    left, right = _minimal_bases(factored, HIDDEN if level is None else max(level, EPS))
     if rank == factored.n_stable and left.shape[1] == factored.n_unstable:
         return sys
     out, _, _ = truncate_balanced(model, balancing, rank)
@@ -108,13 +108,13 @@ def minimal(
     return model.with_matrices(A, B, C, model.D).to_user()
 
 
-def _seen(factored: FactoredSystem, tol: float) -> tuple[Array, Array]:
-    """Return left and right bases of the kept states that are reached and observed."""
+def _minimal_bases(factored: FactoredSystem, tol: float) -> tuple[Array, Array]:
+    """Return left and right bases of the controllable and observable unstable and marginal states."""
     A, B, C = factored.unstable_A, factored.unstable_B, factored.unstable_C
     system = factored.scaled_system
-    Q = _reached(A, B, tol, _size(factored.unstable_left) * _size(system.B))
+    Q = _controllable_basis(A, B, tol, _size(factored.unstable_left) * _size(system.B))
     A, C = Q.conj().T @ A @ Q, C @ Q
-    P = _reached(A.conj().T, C.conj().T, tol, _size(factored.unstable_right) * _size(system.C))
+    P = _controllable_basis(A.conj().T, C.conj().T, tol, _size(factored.unstable_right) * _size(system.C))
     return Q @ P, Q @ P
 
 
@@ -122,8 +122,8 @@ def _size(M: Array) -> float:
     return float(np.linalg.norm(M, 2)) if M.size else 0.0
 
 
-def _reached(A: Array, B: Array, tol: float, size: float) -> Array:
-    """Return an orthonormal basis of what B reaches through A, by a staircase.
+def _controllable_basis(A: Array, B: Array, tol: float, size: float) -> Array:
+    """Return an orthonormal basis of the controllable subspace of A and B, by the staircase algorithm.
 
     Entries of B below the tolerance relative to ``size`` count as zero.
     """
@@ -154,7 +154,7 @@ def split(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -
     -------
     stable, unstable : model
         Of the same type, dt and names. Marginal poles go to the unstable part, the direct term to the stable
-        one.
+        one, and so do the infinite poles of an improper model.
 
     Raises
     ------
@@ -177,14 +177,15 @@ def split(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -
     model = as_model(sys, dt)
     factored = factorize(model, checked_tol(stability_tol))
     system, eye = factored.scaled_system, np.eye(factored.n_stable)
-    parts = []
+    parts: list[Any] = []
     for left, right, D in (
         (factored.left_states(eye), factored.right_states(eye), model.D),
         (factored.unstable_left, factored.unstable_right, np.zeros_like(model.D)),
     ):
         part = project_exactly(system, left, right)
         B, C = part.B * 2.0**system.input_exponent, part.C * 2.0**system.output_exponent
-        parts.append(model.with_matrices(part.A, B, C, D).to_user())
+        owner = model.proper_part() if parts else model
+        parts.append(owner.with_matrices(part.A, B, C, D).to_user())
     return parts[0], parts[1]
 
 
@@ -241,6 +242,11 @@ def truncate_states(
     model = as_model(sys, dt)
     if not model.has_states:
         raise ModelError("a transfer function has no states to remove; convert it to a state space first")
+    if model.infinite is not None:
+        raise ModelError(
+            "E is singular, so that the states depend on each other, and removing some of them is no "
+            "reduction: use reduce(), or take the finite part first, reduce(sys, order).system"
+        )
     n = model.n_states
     chosen = np.zeros(n, dtype=bool)
     if np.ndim(remove) != 1:

@@ -98,16 +98,26 @@ def plot_hankel_singular_values(
             raise OrderError(
                 f"order {marked_order} is more than the number of singular values, {values.size}"
             )
-    unstable = int(np.isinf(values).sum())
-    bounds, note = np.zeros(values.size - unstable), ""
-    # no bound is known for models estimated from data or empirical Gramians
-    if certified:
-        order_bounds = error_bounds(values)
-        bounds = order_bounds[unstable : values.size]
-        if marked_order is not None:
-            bound = source.error_bound if marked_order == reduced_order else float(order_bounds[marked_order])
-            note = " (exact)" if bound == 0 else f" (bound {bound:.2e})"
+    note = ""
+    if certified and marked_order is not None:
+        bound = (
+            source.error_bound if marked_order == reduced_order else float(error_bounds(values)[marked_order])
+        )
+        note = " (exact)" if bound == 0 else f" (bound {bound:.2e})"
+    bounds = _bounds(values, certified=certified)
     return draw_spectrum(Spectrum(values, bounds, floor, marked_order, note, tol), ax)
+
+
+def reduction_spectrum(reduction: Reduction) -> Spectrum:
+    """Return what the picture of the spectrum of a reduction shows."""
+    values, floor, order, certified = _spectrum_of(reduction, 0)
+    return Spectrum(values, _bounds(values, certified=certified), floor, order)
+
+
+def _bounds(values: Array, *, certified: bool) -> Array:
+    """Return the error bound of each order; zeros for empirical Gramians and models estimated from data."""
+    unstable = int(np.isinf(values).sum())
+    return error_bounds(values)[unstable : values.size] if certified else np.zeros(values.size - unstable)
 
 
 def _spectrum_of(source: Any, dt: Timebase) -> tuple[Array, float, int | None, bool]:
@@ -169,16 +179,15 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
     region: Region = getattr(reduction.source, "region", Region())
     if region.horizon is not None and full is not None:
         return _plot_impulse_responses(reduction, full, reduced, region.horizon, ax)
-    has_step = reduced.is_discrete and reduced.dt is not True
-    step = float(reduced.dt) if has_step else 1.0
-    w = _frequencies(full if full is not None else reduced)
-    response = _frequency_response(reduced, w)
-    curves = [_curve(response, f"reduced ({_count_states(reduced.n_states)})", REDUCED, "--", 1.6)]
+    step, label = frequency_axis(reduced)
+    w = frequency_grid(full if full is not None else reduced)
+    response_of_reduced = response(reduced, w)
+    curves = [_curve(response_of_reduced, f"reduced ({_count_states(reduced.n_states)})", REDUCED, "--", 1.6)]
     bound = error = None
     if full is not None:
-        response_of_full = _frequency_response(full, w)
+        response_of_full = response(full, w)
         with np.errstate(invalid="ignore"):  # both are infinite on a pole, which is a gap in the curve
-            difference = _curve(response_of_full - response, "error", ERROR, "-", 1.2)
+            difference = _curve(response_of_full - response_of_reduced, "error", ERROR, "-", 1.2)
         curves = [
             _curve(response_of_full, f"full ({_count_states(full.n_states)})", FULL, "-", 1.8),
             *curves,
@@ -195,9 +204,8 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
             response_of_weight = FrequencyResponse(*weight, discrete=reduced.is_discrete)(w)
             curves.append(_curve(response_of_weight, name, color, "-.", 1.0))
     ax = draw_gains(w / step, curves, ax, bound=bound, error=error)
-    seconds = not reduced.is_discrete or has_step
-    ax.set_xlabel("angular frequency (rad/s)" if seconds else "angular frequency (rad/sample)")
-    ax.set_ylabel("gain" if min(reduced.n_inputs, reduced.n_outputs) == 1 else "largest singular value")
+    ax.set_xlabel(label)
+    ax.set_ylabel(gain_label(reduced))
     ax.set_title(f"{reduction.method} to order {reduction.order}")
     if region.bands is not None:
         shade(ax, [(low / step, high / step) for low, high in region.bands], "band")
@@ -243,43 +251,57 @@ def plot_methods(reductions: Sequence[Reduction], *, ax: Axes | None = None) -> 
     full = reductions[0].source.full
     if full is None:
         raise ModelError("there is no full model to compare with")
-    step = float(full.dt) if full.is_discrete and full.dt is not True else 1.0  # type: ignore[arg-type]
-    w = _frequencies(full)
-    response_of_full = _frequency_response(full, w)
+    step, label = frequency_axis(full)
+    w = frequency_grid(full)
+    response_of_full = response(full, w)
     curves = [_curve(response_of_full, f"full ({_count_states(full.n_states)})", FULL, "-", 2.0)]
     spans: list[tuple[float, float]] = []
     largest = None
     for k, reduction in enumerate(reductions):
         with np.errstate(invalid="ignore"):
-            apart = response_of_full - _frequency_response(reduction.model, w)
+            apart = response_of_full - response(reduction.model, w)
         color, style = SERIES[k % len(SERIES)], DASHES[k // len(SERIES) % len(DASHES)]
         curves.append(_curve(apart, f"error of {reduction.method}", color, style, 1.2))
         largest = curves[-1].gain if largest is None else np.fmin(largest, curves[-1].gain)
         region: Region = getattr(reduction.source, "region", Region())
         spans = spans or [(low / step, high / step) for low, high in region.bands or []]
     ax = draw_gains(w / step, curves, ax, error=largest)
-    seconds = not full.is_discrete or full.dt is not True
-    ax.set_xlabel("angular frequency (rad/s)" if seconds else "angular frequency (rad/sample)")
-    ax.set_ylabel("gain" if min(full.n_inputs, full.n_outputs) == 1 else "largest singular value")
+    ax.set_xlabel(label)
+    ax.set_ylabel(gain_label(full))
     ax.set_title(f"errors at order {reductions[0].order}")
     if spans:
         shade(ax, spans, "band")
     return ax
 
 
-def _curve(response: Array, label: str, color: str, style: str, width: float) -> Curve:
-    return Curve(largest_singular_value(response), label, color, style, width)
+def _curve(values: Array, label: str, color: str, style: str, width: float) -> Curve:
+    return Curve(largest_singular_value(values), label, color, style, width)
 
 
 def _count_states(n: int) -> str:
     return f"{n} state" if n == 1 else f"{n} states"
 
 
-def _frequency_response(model: LinearModel, w: Array) -> Array:
+def frequency_axis(model: LinearModel) -> tuple[float, str]:
+    """Return the seconds per unit of time of a model, and the label of its frequency axis."""
+    if not model.is_discrete:
+        return 1.0, "angular frequency (rad/s)"
+    if model.dt is True:
+        return 1.0, "angular frequency (rad/sample)"
+    return float(model.dt), "angular frequency (rad/s)"  # type: ignore[arg-type]
+
+
+def gain_label(model: LinearModel) -> str:
+    """Return the label of an axis of gains."""
+    return "gain" if min(model.n_inputs, model.n_outputs) == 1 else "largest singular value"
+
+
+def response(model: LinearModel, w: Array) -> Array:
+    """Return the frequency response at angular frequencies per unit of time of the model."""
     return FrequencyResponse(*model.as_tuple(), discrete=model.is_discrete)(w)
 
 
-def _frequencies(model: LinearModel) -> Array:
+def frequency_grid(model: LinearModel) -> Array:
     """Return a grid of frequencies over all time scales of the model, denser at its resonances."""
     poles = np.linalg.eigvals(model.A) if model.n_states else np.zeros(0)
     if model.is_discrete:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..errors import ModelError, OrderError, ReductionWarning, UnstableError
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.factorize import with_user_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
+from ..models.descriptor import InfinitePart
 from ..models.linear_model import LinearModel, Timebase
 from ..models.modal import ModalSystem, diagonalize
 from ..models.pencil import Factorize
@@ -29,9 +31,10 @@ from ..models.second_order import SecondOrderModel
 from ..models.sparse_model import dense_model, large_or_none
 from .balancing import balance
 from .conversion import converted_model
+from .interactive import reduction_in_notebook, write_report
+from .intermediate import intermediate_model
 from .measured_error import region_error
 from .methods import BalancedSource, UserFactors, whole_models
-from .middle import middle_model
 from .norms import HINF_RTOL
 from .order import check_rule, checked_order, error_bounds, select_order
 from .plots import plot_reduction
@@ -108,7 +111,8 @@ class Reduction:
         computed.
     left, right : ndarray, shape (n, order), or None
         The projection: ``A_r = left.T @ A @ right`` and ``left.T @ right = 1``; for a model with a fifth
-        matrix E, A is E^-1 A. None for methods that are not projections.
+        matrix E, A is E^-1 A, and if that is singular ``left.T @ E @ right = 1`` instead. None for methods
+        that are not projections.
     method : str
         "truncation", "residualization", or the method of estimation from data.
     solver : str
@@ -183,6 +187,36 @@ class Reduction:
         return source.gap_bound(self.order) if isinstance(source, Coprime) else math.inf
 
     @property
+    def finite_order(self) -> int:
+        """Number of finite poles of the full model: all of them, unless its E is singular."""
+        if isinstance(self.source, TwoLevel):
+            large = self.source.intermediate.large
+            return large.n_states if large.finite_order is None else large.finite_order
+        infinite = self._infinite
+        return self.hankel_singular_values.size if infinite is None else int(infinite.right.shape[1])
+
+    @property
+    def improper(self) -> list[Array]:
+        """D_1, D_2, ... of the polynomial s D_1 + s^2 D_2 + ... that is kept; empty for proper models."""
+        infinite = self._infinite
+        return [] if infinite is None else list(infinite.improper)
+
+    @property
+    def infinite_gap(self) -> float:
+        """How clearly infinite poles were told from finite ones; inf for models without infinite poles.
+
+        The smallest quotient, in all decisions on ranks, of a singular value that counted and one that did
+        not, or of rounding where that is larger. Below 50 the model is refused. inf for large sparse models
+        too, in which infinite poles are those of rows and columns of zeros.
+        """
+        infinite = self._infinite
+        return math.inf if infinite is None else infinite.gap
+
+    @property
+    def _infinite(self) -> InfinitePart | None:
+        return None if self.model is None else getattr(self.model, "infinite", None)
+
+    @property
     def balanced_by(self) -> str:
         """Which of the Gramians that a method compares were balanced; empty where it compares none."""
         source = self.source
@@ -201,7 +235,7 @@ class Reduction:
     def __repr__(self) -> str:
         source, n = self.source, self.hankel_singular_values.size
         if isinstance(source, TwoLevel):
-            n = source.middle.large.n_states
+            n = source.intermediate.large.n_states
         return (
             f"<{type(self).__name__} of {n} states to order {self.order} by "
             f"{self.method}: error bound {self.error_bound:.3g}, solver {self.solver}>"
@@ -350,6 +384,38 @@ class Reduction:
         """Plot the gains of full, reduced, error and the bound; see :func:`plot_reduction`."""
         return plot_reduction(self, ax=ax)
 
+    def report(self, path: str | Path) -> None:
+        """Write a page for the browser: spectrum, responses, certificate, and a slider for the order.
+
+        The page holds all its data and scripts, so it works without a network and can be sent as one file.
+
+        Parameters
+        ----------
+        path : str or Path
+            Of the HTML file; written as a whole or not at all.
+
+        Raises
+        ------
+        ModelError
+            The reduction of a simulator, which has no frequency response.
+        FileFormatError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> import numpy as np, hankelred, tempfile, pathlib
+        >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.ones((1, 3))
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.html"
+        >>> hankelred.reduce((A, B, C, 0), order=1).report(path)
+        >>> path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+        True
+        """
+        write_report(self, path)
+
+    def _repr_html_(self) -> str:
+        """Return the table and the small spectrum that a notebook shows."""
+        return reduction_in_notebook(self)
+
 
 class Options(TypedDict, total=False):
     """The keyword arguments of :func:`reduce`."""
@@ -426,30 +492,30 @@ def reduce(
         give the reduced model an unstable pole that the full model does not have.
     method : str
         "truncation" is exact at high frequency (continuous time), "residualization" (or "matchdc") at
-        frequency zero. Both have the same error bound. "frequency_limited" looks at a band of frequencies,
-        "time_limited" at the time until a horizon, "frequency_weighted" through weights; nothing bounds the
-        error of these three (``error_bound`` is inf), so ``tol`` and ``rtol`` mean the error that is
-        measured there: ``error(band=)``, ``error(horizon=)``, ``error(weighted=True)``, ``rtol`` relative to
-        the same figure of the full model. Where such a model would be unstable, or worse there than plain
-        truncation, another one is handed out, with a warning; see ``balanced_by``.
-        "hankel_norm" gives the smallest possible Hankel norm of the error, the first singular value left out.
-        "stochastic" keeps the relative error small (``relative_error_bound``), "coprime" reduces unstable
-        plants by their normalized coprime factors (``gap_bound``), "positive_real" and "bounded_real" keep
-        passivity, and "modal" keeps the poles that show most.
+        frequency zero. Both have the same error bound. "frequency_limited" aims at a small error in a band of
+        frequencies, "time_limited" up to a horizon, "frequency_weighted" with weights. These three have no
+        error bound (``error_bound`` is inf), so ``tol`` and ``rtol`` refer to the measured error
+        ``error(band=)``, ``error(horizon=)`` or ``error(weighted=True)``, and ``rtol`` is relative to the
+        same norm of the full model. If such a model were unstable or less accurate than plain truncation, a
+        different one is returned, with a warning; see ``balanced_by``.
+        "hankel_norm" gives the smallest possible Hankel norm of the error, the first truncated singular
+        value. "stochastic" bounds the relative error (``relative_error_bound``), "coprime" reduces unstable
+        plants by their normalized coprime factors (``gap_bound``), "positive_real" and "bounded_real"
+        preserve passivity, and "modal" keeps the poles with the largest contribution to the gain.
     band : (w1, w2) or list of such pairs
-        Of "frequency_limited": angular frequencies in rad/s, or radians per sample where the step is
-        unspecified; w2 = inf in continuous time.
+        For "frequency_limited": angular frequencies in rad/s, or radians per sample if the step is
+        unspecified; w2 = inf is allowed in continuous time.
     horizon : float
-        Of "time_limited": seconds, or samples where the step is unspecified.
+        For "time_limited": seconds, or samples if the step is unspecified.
     input_weight, output_weight : model
-        Of "frequency_weighted", at least one: the error that counts is ``output_weight * error *
-        input_weight``. Unstable weights act by their gain.
+        For "frequency_weighted", at least one: the measured error is ``output_weight * error *
+        input_weight``. Unstable weights are replaced by stable ones with the same gain.
     weighting : {"best", "enns", "lin_chiu"}
-        Of "frequency_weighted": which weighted Gramians; "best", the default, keeps the smallest measured
-        error, plain truncation being among the candidates.
+        For "frequency_weighted": the choice of the weighted Gramians. "best", the default, returns the model
+        with the smallest measured error, where plain truncation is one of the candidates.
     regularization : float
-        Of "stochastic": the gain below which errors count as absolute ones, needed where D has not full row
-        rank. Too small a value makes the Riccati equation unsolvable, and raises.
+        For "stochastic": the gain below which errors are measured absolutely; required if D does not have
+        full row rank. If it is too small, the Riccati equation cannot be solved, and an error is raised.
     controllability_factor, observability_factor : array_like, shape (n, k), optional
         L with W = L L^H, to balance with these Gramians instead of the model's own: for example those of the
         states that real inputs excite (:class:`GramianEstimator`, :func:`gramian_factor`), or of weighted
@@ -462,9 +528,9 @@ def reduce(
         Poles nearer to the stability boundary than this, relative to the size of A, count as
         marginal and are not reduced.
     solver, accuracy, factorize
-        As in :func:`hankel_singular_values`, for large sparse models. These are reduced in two levels: to all
-        states that the low-rank factors resolve, about a hundred, and from there as any other model.
-        ``error_bound`` includes the distance of the two levels.
+        As in :func:`hankel_singular_values`, for large sparse models. These are reduced in two steps: to an
+        intermediate model of all states that the low-rank factors resolve, about a hundred, and from there
+        like any other model. ``error_bound`` includes the error of the intermediate model.
     structure : {"first_order", "second_order"}
         The type of the result for a :class:`SecondOrderModel`: a state space as a tuple, or a second-order
         model, by position-velocity balancing (Reis and Stykel 2008). That preserves the second-order form
@@ -552,19 +618,19 @@ def reduce(
         of_structure = PositionVelocity(sys, solver, accuracy, factorize, margin)
         reductions = [make_reduction(of_structure, one) for one in orders]
         return reductions if several else reductions[0]
-    middle = None
+    intermediate = None
     if not by_user:
-        middle = large_or_none(
-            sys, dt, solver, lambda large: middle_model(large, accuracy, factorize, margin)
+        intermediate = large_or_none(
+            sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, margin)
         )
     source: BalancedSource
-    if middle is not None:
+    if intermediate is not None:
         if name not in LARGE_REDUCTION_METHODS:
             raise ModelError(
                 f"method={name!r} is for dense models; of large sparse models the methods are "
                 f"{', '.join(LARGE_REDUCTION_METHODS)}"
             )
-        source = LARGE_REDUCTION_METHODS[name](middle)
+        source = LARGE_REDUCTION_METHODS[name](intermediate)
     else:
         model = dense_model(sys, dt, solver)
         source = _dense_source(model, name, options, controllability_factor, observability_factor, margin)
@@ -591,20 +657,32 @@ def _dense_source(
     stability_tol: float,
 ) -> BalancedSource:
     """Return the balanced form of a dense model for a method, by its own Gramians or the user's factors."""
+    n_states = model.n_states if model.infinite is None else model.infinite.n_states
     factors = {
-        key: None if L is None else checked_factor(L, key, model.n_states)
+        key: None if L is None else checked_factor(L, key, n_states)
         for key, L in (
             ("controllability_factor", controllability_factor),
             ("observability_factor", observability_factor),
         )
     }
+    if model.infinite is not None:
+        factors = _in_finite_states(factors, model.infinite)
     names = [key for key, L in factors.items() if L is not None]
     if names and method != "truncation":
         raise ModelError(f"{names[0]} is for method='truncation' only, got method={method!r}")
     if names:
         factored = factored_system(model, stability_tol)
         return UserFactors(model, balance(with_user_factors(factored, *factors.values())))
-    return REDUCTION_METHODS[method].make(model, stability_tol, **options)
+    entry = REDUCTION_METHODS[method]
+    if entry.needs_proper:
+        model.require_proper(entry.needs_proper)
+    return entry.make(model, stability_tol, **options)
+
+
+def _in_finite_states(factors: dict[str, Array | None], infinite: InfinitePart) -> dict[str, Array | None]:
+    """Return the user's factors, given in all states of a model with a singular E, in its finite states."""
+    maps = {"controllability_factor": infinite.coordinates.T, "observability_factor": infinite.right.T}
+    return {key: None if L is None else maps[key] @ L for key, L in factors.items()}
 
 
 def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
@@ -662,8 +740,8 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
     model: LinearModel | None
     if isinstance(source, BalancedSource):
         order, model, left, right = _truncate_computable(source, order, rank, is_default=is_default)
-        if remark := source.remark(order):
-            warnings.warn(remark, ReductionWarning, stacklevel=3)
+        if text := source.warning_text(order):
+            warnings.warn(text, ReductionWarning, stacklevel=3)
     else:
         if order > rank:
             warnings.warn(
@@ -675,6 +753,8 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
             order = rank
         model, left, right = source.truncate(order)
     system = None if model is None else model.to_user()
+    if model is not None and model.infinite is not None and left is not None and right is not None:
+        left, right = model.infinite.left @ left, model.infinite.right @ right
     if model is not None and isinstance(system, ModalSystem) and left is not None and right is not None:
         # the result is in modal states, so the projection is converted to these
         system, to_model = diagonalize(model)

@@ -108,12 +108,12 @@ def checked_horizon(horizon: Any, model: LinearModel) -> float:
 def checked_weights(
     input_weight: Any, output_weight: Any, model: LinearModel, stability_tol: float
 ) -> tuple[Quadruple | None, Quadruple | None]:
-    """Return the weights as stable systems that weigh every error alike.
+    """Return stable weights that give every error the same weighted norm.
 
     Raises
     ------
     ModelError
-        Ports or timebase that do not fit the model, or a pole on the stability boundary.
+        The size or timebase of a weight does not match the model, or it has a pole on the stability boundary.
     """
     weights: list[Quadruple | None] = []
     for name, weight, on_input in (
@@ -123,17 +123,18 @@ def checked_weights(
         if weight is None:
             weights.append(None)
             continue
-        own = as_model(weight, model.dt)
-        if own.is_discrete != model.is_discrete or (
-            own.is_discrete and True not in (own.dt, model.dt) and own.dt != model.dt
+        system = as_model(weight, model.dt)
+        system.require_proper(f"{name} has to be proper: the weighted error would have no largest gain")
+        if system.is_discrete != model.is_discrete or (
+            system.is_discrete and True not in (system.dt, model.dt) and system.dt != model.dt
         ):
-            raise ModelError(f"{name} has dt={own.dt!r}, but the model has dt={model.dt!r}")
-        ports, needed, side = (
-            (own.n_outputs, model.n_inputs, "outputs, one for each input")
+            raise ModelError(f"{name} has dt={system.dt!r}, but the model has dt={model.dt!r}")
+        size, needed, side = (
+            (system.n_outputs, model.n_inputs, "outputs, one for each input")
             if on_input
-            else (own.n_inputs, model.n_outputs, "inputs, one for each output")
+            else (system.n_inputs, model.n_outputs, "inputs, one for each output")
         )
-        if ports != needed:
-            raise ModelError(f"{name} must have {needed} {side} of the model, got {ports}")
-        weights.append(stable_weight(own, stability_tol, name, on_input=on_input))
+        if size != needed:
+            raise ModelError(f"{name} must have {needed} {side} of the model, got {size}")
+        weights.append(stable_weight(system, stability_tol, name, on_input=on_input))
     return weights[0], weights[1]

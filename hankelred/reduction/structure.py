@@ -1,4 +1,4 @@
-"""Reduction of models of second order to models of second order."""
+"""Reduction of second-order models to second-order models."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..models.linear_model import LinearModel
 from ..models.second_order import SecondOrderModel
 from ..models.sparse_model import large_or_none
 from .balancing import singular_values
-from .middle import Middle, middle_model
-from .norms import difference_norm, distance_of_middle
+from .intermediate import IntermediateModel, intermediate_model
+from .norms import difference_norm, intermediate_error
 
 STRUCTURES = ("first_order", "second_order")
 
@@ -25,8 +25,8 @@ class PositionVelocity:
     """Balances the position part of one Gramian against the velocity part of the other.
 
     With Rp the positions of the controllability factor and Lv the velocities of the observability factor, the
-    singular value decomposition of Lv^T M Rp gives bases W and T with W^T M T = 1. The model W^T M T, W^T D
-    T, W^T K T is of second order again. There is no error bound.
+    singular value decomposition of Lv^T M Rp gives bases W and T with W^T M T = 1. The model with mass W^T M
+    T, damping W^T D T and stiffness W^T K T is a second-order model again. There is no error bound.
 
     Source: Reis and Stykel, Math. Comput. Model. Dyn. Syst. 14 (2008).
     """
@@ -35,20 +35,22 @@ class PositionVelocity:
     certified = False
     full: LinearModel | None
 
-    def __init__(self, model: SecondOrderModel, solver: str, accuracy: float | None, given: Any, tol: float):
+    def __init__(
+        self, model: SecondOrderModel, solver: str, accuracy: float | None, user_solver: Any, tol: float
+    ):
         self.second_order = model
-        self.middle: Middle | None = large_or_none(
-            model, 0, solver, lambda large: middle_model(large, accuracy, given, tol)
+        self.intermediate: IntermediateModel | None = large_or_none(
+            model, 0, solver, lambda large: intermediate_model(large, accuracy, user_solver, tol)
         )
-        if self.middle is None:
+        if self.intermediate is None:
             self._by_dense_factors(model, tol)
         else:
-            self._by_low_rank_factors(self.middle)
+            self._by_low_rank_factors(self.intermediate)
         if self.unstable_order:
             raise ModelError(
                 f"{self.unstable_order} pole(s) are unstable or marginal, such as those of rigid body modes, "
-                "and position-velocity balancing is for stable models: use structure='first_order', which "
-                "keeps them"
+                "but position-velocity balancing requires a stable model: use structure='first_order', which "
+                "keeps such poles"
             )
         M = model.M
         U, values, Vh = np.linalg.svd(self._Lv.T @ (M @ self._Rp), full_matrices=False)
@@ -61,7 +63,7 @@ class PositionVelocity:
     def _by_dense_factors(self, model: SecondOrderModel, tol: float) -> None:
         full = model.dense()
         factored = factorize(full, tol)
-        self._known = self.full = full
+        self._full = self.full = full
         self.hankel_singular_values, self.noise_floor = singular_values(factored)
         self.unstable_order, self.solver, self.residual = (
             factored.n_unstable,
@@ -74,56 +76,55 @@ class PositionVelocity:
         Lo = system.unscale_left(factored.left_states(factored.observability))
         self._Rp, self._Lv = model.positions(Lc[:N]), model.velocities(Lo[N:])
 
-    def _by_low_rank_factors(self, middle: Middle) -> None:
-        self._known = self.full = middle.model
-        self.hankel_singular_values, self.noise_floor = middle.values, middle.accuracy
-        self.unstable_order, self.solver = middle.n_unstable, "low_rank"
-        self.residual = middle.factors.residual
-        back = middle.factors.problem.pencil.back
+    def _by_low_rank_factors(self, intermediate: IntermediateModel) -> None:
+        self._full = self.full = intermediate.model
+        self.hankel_singular_values, self.noise_floor = intermediate.values, intermediate.accuracy
+        self.unstable_order, self.solver = intermediate.n_unstable, "low_rank"
+        self.residual = intermediate.factors.residual
+        back = intermediate.factors.problem.pencil.back
         N = self.second_order.M.shape[0]
-        self._Rp = back(middle.factors.controllability)[:N]
-        self._Lv = back(middle.factors.observability)[N:]
+        self._Rp = back(intermediate.factors.controllability)[:N]
+        self._Lv = back(intermediate.factors.observability)[N:]
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:
-        """Return the reduced model, of order / 2 degrees of freedom; it has no bases in the states."""
+        """Return the reduced model, with order / 2 degrees of freedom; it is no projection of the states."""
         if order % 2:
             raise OrderError(
-                f"a model of second order has two states a degree of freedom, so the order must be even, got "
+                "a second-order model has two states per degree of freedom, so the order must be even, got "
                 f"{order}"
             )
         k = order // 2
         if k > self._W.shape[1]:
             raise OrderError(
-                f"order {order} was requested, but only {2 * self._W.shape[1]} states can be told from "
-                "rounding"
+                f"order {order} was requested, but only {2 * self._W.shape[1]} states exceed rounding errors"
             )
         W, T = self._W[:, :k], self._T[:, :k]
-        # W^T M T is the identity up to rounding, which is taken out
+        # W^T M T is the identity up to rounding, which is removed here
         T = np.linalg.solve((W.T @ (self.second_order.M @ T)).T, T.T).T
         reduced = self.second_order.projected(W, T, np.eye(k))
         if not _is_stable(reduced):
-            # one basis on both sides keeps the definiteness of M, D and K, and with it stability
+            # the same basis on both sides preserves the definiteness of M, D and K, and therefore stability
             basis = np.linalg.qr(T)[0]
             reduced = self.second_order.projected(basis, basis)
             if not _is_stable(reduced):
                 raise ConvergenceError(
-                    f"position-velocity balancing to order {order} leaves an unstable model, and so does the "
-                    "projection on its positions alone: use another order, or structure='first_order'"
+                    f"position-velocity balancing to order {order} gives an unstable model, and so does the "
+                    "projection onto its position basis only: use another order, or structure='first_order'"
                 )
         return replace(reduced.dense(), export=_Export(reduced)), None, None
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: nothing is proved about position-velocity balancing."""
+        """Return inf: no bound is proved for position-velocity balancing."""
         return math.inf
 
     def error(self, reduced: LinearModel, norm: str) -> float:
-        """Return the norm of the full model, or of the middle one of a large one, minus the reduced one."""
-        return difference_norm(self._known, reduced, norm)
+        """Return the norm of the full (for large models: the intermediate) model minus the reduced one."""
+        return difference_norm(self._full, reduced, norm)
 
     @property
     def error_uncertainty(self) -> float:
-        """How far the error that is measured can be from that of the large model."""
-        return 0.0 if self.middle is None else distance_of_middle(self.middle)
+        """Bound or estimate of the difference between the measured error and that of the large model."""
+        return 0.0 if self.intermediate is None else intermediate_error(self.intermediate)
 
 
 def _is_stable(model: SecondOrderModel) -> bool:
@@ -131,7 +132,7 @@ def _is_stable(model: SecondOrderModel) -> bool:
 
 
 class _Export:
-    """Gives the reduced model back as one of second order."""
+    """Returns the reduced model as a `SecondOrderModel`."""
 
     def __init__(self, model: SecondOrderModel):
         self.model = model

@@ -1,4 +1,4 @@
-"""Reduction of large sparse models by way of a middle one."""
+"""Reduction of large sparse models in two steps: to an intermediate model, and from there."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from .._util.arrays import EPS, Array
 from ..gramians.factorize import FactoredSystem, factorize
 from ..models.linear_model import LinearModel
 from .balancing import balance
+from .intermediate import IntermediateModel
 from .methods import BalancedSource, Residualization, Truncation
-from .middle import Middle
-from .norms import distance_of_middle
+from .norms import intermediate_error
 from .order import error_bounds
 
 
 class TwoLevel(BalancedSource):
-    """The dense reduction of a middle model, and what that lacks of the large one."""
+    """The dense reduction of an intermediate model, and the error of that model."""
 
-    def __init__(self, middle: Middle):
-        reciprocal = self.reciprocal and not middle.large.is_discrete
-        super().__init__(middle.model, balance(_factored(middle), reciprocal=reciprocal))
-        self.middle = middle
-        self._values_of_middle = self.hankel_singular_values
-        values = middle.values
+    def __init__(self, intermediate: IntermediateModel):
+        reciprocal = self.reciprocal and not intermediate.large.is_discrete
+        super().__init__(intermediate.model, balance(_factored(intermediate), reciprocal=reciprocal))
+        self.intermediate = intermediate
+        self._intermediate_values = self.hankel_singular_values
+        values = intermediate.values
         self.hankel_singular_values = values
         finite = values[self.unstable_order :]
-        self.noise_floor = max(middle.accuracy, middle.large.n_states * EPS * float(finite.max(initial=0.0)))
+        self.noise_floor = max(
+            intermediate.accuracy, intermediate.large.n_states * EPS * float(finite.max(initial=0.0))
+        )
         self.solver = "low_rank"
-        self.residual = middle.factors.residual
+        self.residual = intermediate.factors.residual
 
     @property
     def accuracy(self) -> float:
@@ -41,33 +43,33 @@ class TwoLevel(BalancedSource):
 
     @property
     def kind(self) -> str:
-        """How sure the accuracy is."""
-        return self.middle.factors.kind
+        """Whether the accuracy is "rigorous" or an "estimate"."""
+        return self.intermediate.factors.kind
 
     @property
     def factorizations(self) -> int:
         """Number of sparse factorizations."""
-        return self.middle.factors.problem.pencil.factorizations
+        return self.intermediate.factors.problem.pencil.factorizations
 
     @cached_property
     def error_uncertainty(self) -> float:
-        """How far errors measured on the middle model can be from those of the large one."""
-        return distance_of_middle(self.middle)
+        """Bound or estimate of the error of the intermediate model, by which measured errors can be wrong."""
+        return intermediate_error(self.intermediate)
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return the bound for the reduction of the middle model, and the distance of the two models."""
+        """Return the error bound for the reduction of the intermediate model plus the error of that model."""
         if reduced is None:
             return math.inf
-        own = float(error_bounds(self._values_of_middle)[reduced.n_states])
-        return super().certified_bound(own, reduced) + self.error_uncertainty
+        tail = float(error_bounds(self._intermediate_values)[reduced.n_states])
+        return super().certified_bound(tail, reduced) + self.error_uncertainty
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the reduced model and the projection in the states of the large one."""
         model, left, right = super().truncate(order)
         if left is None or right is None:
             return model, left, right
-        onto, back = self.middle.bases()
-        return model, onto @ left, back @ right
+        intermediate_left, intermediate_right = self.intermediate.bases()
+        return model, intermediate_left @ left, intermediate_right @ right
 
 
 class LargeTruncation(TwoLevel, Truncation):
@@ -78,17 +80,19 @@ class LargeResidualization(TwoLevel, Residualization):
     """Residualization of a large model."""
 
 
-#: The methods for large models by their names, as those for dense models in `REDUCTION_METHODS`.
+#: The methods for large models by their names; those for dense models are in `REDUCTION_METHODS`.
 LARGE_REDUCTION_METHODS: dict[str, type[TwoLevel]] = {
     source_type.method: source_type for source_type in (LargeTruncation, LargeResidualization)
 }
 
 
-def _factored(middle: Middle) -> FactoredSystem:
-    """Return the middle model, split into unstable and stable states, with Gramian factors of the latter."""
-    k, n = middle.n_unstable, middle.model.n_states
-    A, B, C, _ = middle.model.as_tuple()
-    stable = factorize(middle.model.with_matrices(A[k:, k:], B[k:], C[:, k:], middle.model.D), 0.0)
+def _factored(intermediate: IntermediateModel) -> FactoredSystem:
+    """Return the intermediate model, split into unstable and stable states, with factored Gramians."""
+    k, n = intermediate.n_unstable, intermediate.model.n_states
+    A, B, C, _ = intermediate.model.as_tuple()
+    stable = factorize(
+        intermediate.model.with_matrices(A[k:, k:], B[k:], C[:, k:], intermediate.model.D), 0.0
+    )
     if k == 0:
         return stable
     scaled = stable.scaled_system
@@ -102,15 +106,15 @@ def _factored(middle: Middle) -> FactoredSystem:
     )
     eye = np.eye(n)
 
-    def beside_unstable(basis: Array | None) -> Array:
+    def with_zero_rows(basis: Array | None) -> Array:
         inner = np.eye(n - k) if basis is None else basis
         return np.concatenate([np.zeros((k, inner.shape[1])), inner])
 
     return replace(
         stable,
         scaled_system=system,
-        right=beside_unstable(stable.right),
-        left=beside_unstable(stable.left),
+        right=with_zero_rows(stable.right),
+        left=with_zero_rows(stable.left),
         unstable_A=A[:k, :k],
         unstable_B=system.B[:k],
         unstable_C=system.C[:, :k],

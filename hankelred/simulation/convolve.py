@@ -7,7 +7,6 @@ and shapes are handled in :mod:`hankelred.simulation.simulate`.
 from __future__ import annotations
 
 import numpy as np
-import scipy.fft as sfft
 from numpy.lib.stride_tricks import sliding_window_view
 
 from .._util.arrays import Array
@@ -78,12 +77,16 @@ def convolve_fft(kernel: Array, u: Array) -> Array:
 
 def transform(x: Array, size: int, real: bool) -> Array:
     """FFT along the last axis, padded to ``size``."""
+    import scipy.fft as sfft  # slow to import, and of no use to the command line
+
     out: Array = sfft.rfft(x, size) if real else sfft.fft(x, size)
     return out
 
 
 def inverse_transform(x: Array, size: int, real: bool) -> Array:
     """Inverse of :func:`transform`; overwrites ``x``."""
+    import scipy.fft as sfft
+
     out: Array = sfft.irfft(x, size, overwrite_x=True) if real else sfft.ifft(x, size, overwrite_x=True)
     return out
 
@@ -105,6 +108,8 @@ def apply_spectra(spectra: Array, inputs: Array) -> Array:
 
 def _fft_size(n: int, samples: int, real: bool) -> int:
     """Return the transform length with the least work: one transform, or blocks of a few kernel lengths."""
+    import scipy.fft as sfft
+
     single_size = sfft.next_fast_len(samples + n - 1, real=real)
     best_size, least_work = single_size, float(single_size) * np.log2(single_size + 1.0)
     size = 1 << max(6, n.bit_length())

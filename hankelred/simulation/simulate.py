@@ -7,6 +7,7 @@ Time is the last axis of inputs and outputs and the first of impulse responses.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy.typing as npt
 
 from .._util.arrays import Array
 from .._util.checks import as_integer, real_number
-from ..errors import HankelredError, ModelError
+from ..errors import HankelredError, ModelError, ReductionWarning
+from ..models.descriptor import InfinitePart
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.scaling import balance_matrix
 from . import recurrence
@@ -27,6 +29,8 @@ __all__ = ["Convolver", "convolve", "impulse_response", "simulate"]
 
 #: How far ``step`` may be from the ``dt`` of a discrete model, relative.
 _STEP_TOLERANCE = 1e-9
+#: How far a start may be from what the constraints of a model with a singular E demand, relative.
+CONSISTENT = 1e-8
 
 
 @overload
@@ -80,7 +84,8 @@ def simulate(
     u : (m, T) or (T,) array_like
         Input, real or complex; 1-D is accepted for one input.
     x0 : (n,) array_like, optional
-        State at the first sample; zero by default. For a transfer function it is the state of
+        State at the first sample; zero by default. With a singular E only E x0 matters, and it must satisfy
+        the constraints of the model. For a transfer function it is the state of
         hankelred's realization, so it must come from an earlier call.
     return_state : bool
         Also return the state after the last sample, so that a next run can start from it.
@@ -104,7 +109,8 @@ def simulate(
     y : (p, T) or (T,) ndarray
         Output; 1-D when ``u`` is 1-D and p = 1. Complex if the model, ``u`` or ``x0`` is.
     x : (n,) ndarray
-        With ``return_state``. With ``hold="zoh"`` and for discrete models it is the state one sample after
+        With ``return_state``; with a singular E without what the states have from the input at once. With
+        ``hold="zoh"`` and for discrete models it is the state one sample after
         the last, so the next run starts with the *next* input sample. With ``hold="foh"`` that state would
         depend on an input sample that is not known yet, so it is the state *at* the last sample, and the
         next run starts with that same sample.
@@ -114,7 +120,8 @@ def simulate(
     Raises
     ------
     ModelError
-        The model cannot be used, or ``step`` is missing or contradicts it.
+        The model cannot be used, or is improper; ``step`` is missing or contradicts it; a start that is not
+        consistent with a singular E.
     HankelredError
         NaN or Inf in ``u`` or ``x0``, shapes that do not fit, an unknown ``hold`` or ``method``, or an output
         too large for double precision (an unstable model run for too long).
@@ -159,7 +166,9 @@ def simulate(
             f'hold="foh" is for continuous models; this one is discrete (dt={model.dt}): omit hold'
         )
     signal, is_1d = as_input(u, model.n_inputs)
-    x = _initial_state(x0, model)
+    model.require_proper("an input that jumps from sample to sample makes impulses in its outputs")
+    infinite = model.infinite
+    x = _initial_state(x0, model) if infinite is None else _finite_state(x0, signal, infinite)
     # a modal model of a real system has complex states but a real output: use real states
     real, unitary = model.in_real_states()
     if np.iscomplexobj(signal):
@@ -179,8 +188,9 @@ def simulate(
         A, B, next_input_gain = discretize(A, B, interval, hold)
     n, p = model.n_states, model.n_outputs
     if return_states:
-        C = np.concatenate([C, np.eye(n, dtype=dtype)])
-        D = np.concatenate([D, np.zeros((n, model.n_inputs), dtype=dtype)])
+        C = np.concatenate([C, np.eye(n, dtype=dtype) if infinite is None else infinite.right.astype(dtype)])
+        direct = np.zeros((n, model.n_inputs)) if infinite is None else _algebraic_states(infinite)
+        D = np.concatenate([D, direct.astype(dtype)])
     if hold == "foh" and signal.shape[1]:
         # x[k+1] = A x[k] + B u[k] + H u[k+1] is an ordinary recurrence for z = x - H u, H = next_input_gain.
         D_of_z = D + C @ next_input_gain
@@ -196,6 +206,7 @@ def simulate(
     results = [as_output(y[:p], is_1d)]
     if return_state:
         check_overflow(x[:, None], "the state after the last sample")
+        x = x if infinite is None else infinite.right @ x
         results.append(x if unitary is None else unitary.conj().T @ x)
     if return_states:
         results.append(y[p:] if unitary is None else unitary.conj().T @ y[p:])
@@ -226,6 +237,11 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
         input use :func:`simulate`, which is exact, or the impulse response of a discretized model. A static
         gain has ``D, 0, 0, ...`` in both cases.
 
+    Warns
+    -----
+    ReductionWarning
+        An improper model (singular E): its impulses, derivatives of delta(t), are named.
+
     Raises
     ------
     ModelError
@@ -245,6 +261,8 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     array([3.  , 1.  , 0.5 , 0.25])
     """
     model = as_model(sys, dt).in_real_states()[0]
+    if model.improper:
+        _name_impulses(model)
     count = as_integer(n)
     if count is None or count < 0:
         raise HankelredError(f"n must be a whole number of samples >= 0, got {n!r}")
@@ -265,6 +283,23 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
             markov = np.concatenate([lead, tail])
     check_overflow(np.moveaxis(markov, 0, -1), "the impulse response")
     return markov
+
+
+def _name_impulses(model: LinearModel) -> None:
+    """Warn of the part of an impulse response that no sample holds."""
+    sizes = [f"{np.linalg.norm(D):.3g}" for D in model.improper]
+    if model.is_discrete:
+        terms = ", ".join(f"D_{k} at sample -{k} of size {size}" for k, size in enumerate(sizes, 1))
+        text = (
+            f"the model is improper and answers before the impulse: {terms}, which the result does not hold"
+        )
+    else:
+        terms = " + ".join(f"D_{k} delta^({k})(t) of size {size}" for k, size in enumerate(sizes, 1))
+        text = (
+            f"the model is improper, and its impulse response has the impulses D delta(t) + {terms} beside "
+            "the samples returned"
+        )
+    warnings.warn(text + "; reduce(sys).improper lists D_1, D_2, ...", ReductionWarning, stacklevel=3)
 
 
 def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -> Array:
@@ -347,6 +382,48 @@ def _initial_state(x0: npt.ArrayLike | None, model: LinearModel) -> Array:
         k = int(np.argmin(np.isfinite(x)))
         raise HankelredError(f"x0[{k}] is {x[k]}; every initial state must be finite")
     return x
+
+
+def _finite_state(x0: npt.ArrayLike | None, signal: Array, infinite: InfinitePart) -> Array:
+    """Return the finite states of a start of a model with a singular E; refuse one that is not consistent.
+
+    E x_0 determines the finite states. What else it has must be what the constraints demand at the first
+    sample: of an index of 1 nothing, beyond that the constraints themselves.
+    """
+    if x0 is None:
+        return np.zeros(infinite.right.shape[1])
+    x = as_numbers(x0, "x0")
+    if x.shape != (infinite.n_states,):
+        raise HankelredError(f"x0 must have one entry per state, shape ({infinite.n_states},), got {x.shape}")
+    if not np.isfinite(x).all():
+        k = int(np.argmin(np.isfinite(x)))
+        raise HankelredError(f"x0[{k}] is {x[k]}; every initial state must be finite")
+    start: Array = infinite.coordinates.T @ x
+    first = signal[:, 0] if signal.shape[1] else np.zeros(signal.shape[0])
+    image, size = infinite.E @ x, np.abs(infinite.E) @ np.abs(x)
+    demanded = infinite.E @ (infinite.right @ start)
+    apart = np.abs(image - demanded)  # zero for the state that an earlier run has returned
+    if infinite.states:
+        demanded = demanded + infinite.E @ (infinite.states[0] @ first)
+        apart = np.minimum(apart, np.abs(image - demanded))
+    k = int(np.argmax(apart - CONSISTENT * float(size.max(initial=0.0))))
+    if apart.size and apart[k] > CONSISTENT * float(size.max(initial=0.0)):
+        raise ModelError(
+            f"x0 is not consistent: the constraints of the model (E is singular) and the first input demand "
+            f"{demanded[k]:.6g} for entry {k} of E x0, which is {image[k]:.6g}; a jump there would be an "
+            "impulse. Start from a state that satisfies the constraints, or leave x0 out to start at rest"
+        )
+    return start
+
+
+def _algebraic_states(infinite: InfinitePart) -> Array:
+    """Return how the states follow the input at once; refuse states that are derivatives of it."""
+    if len(infinite.states) > 1:
+        raise ModelError(
+            "some states are derivatives of the input (E is singular, of index 2 or more), which has none "
+            "where it jumps: leave out return_states, the outputs are known"
+        )
+    return infinite.states[0] if infinite.states else np.zeros((infinite.n_states, 0))
 
 
 def _interval(model: LinearModel, step: float | None) -> float | None:

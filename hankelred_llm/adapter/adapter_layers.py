@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple, cast
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..errors import AdapterError
+from hankelred.errors import short_repr
+
+from ..errors import AdapterError, ConfigError
 from ..state import forward_context
-from .architectures import find_decoder
+from .architectures import find_decoder, without_wrapper
 from .config import HRMConfig
-from .layer import HRMLayer
+from .layer import AdapterLayer, HRMLayer
+from .static import StaticLayer
 from .system import HRMSystem
 
 
@@ -45,7 +50,7 @@ def find_adapter(model: nn.Module, adapter_name: str | None) -> tuple[str, list[
     if not known:
         raise AdapterError("the model has no HRM adapter; put one in with hankelred_llm.attach(model)")
     if adapter_name is None:
-        active = sorted({name for layer in layers for name in layer.active_systems()})
+        active = sorted({name for layer in layers for name in layer.active_parts()})
         if len(active) != 1:
             raise AdapterError(f"pass adapter_name: {len(active)} of the adapters {known} are active")
         adapter_name = active[0]
@@ -89,6 +94,22 @@ def find_adapter_layers(model: nn.Module, adapter_name: str | None) -> AdapterLa
     )
 
 
+def add_static_layer(parent: nn.Module, name: str) -> StaticLayer:
+    """Return the layer of a linear module, which is added next to it where there is none.
+
+    Parameters
+    ----------
+    parent : Module
+    name : str
+        Of the linear module in it.
+    """
+    child = f"{name}_adapter"
+    if not hasattr(parent, child):
+        target = without_wrapper(parent.get_submodule(name))
+        setattr(parent, child, StaticLayer(target).train(target.training))
+    return cast(StaticLayer, getattr(parent, child))
+
+
 def check_active(model: nn.Module, adapter_layers: AdapterLayers) -> None:
     """Refuse an adapter that a forward pass would leave out.
 
@@ -98,11 +119,69 @@ def check_active(model: nn.Module, adapter_layers: AdapterLayers) -> None:
         The adapter is not active.
     """
     for layer in hrm_layers(model):
-        if layer.index in adapter_layers.systems and adapter_layers.adapter not in layer.active_systems():
+        if layer.index in adapter_layers.systems and adapter_layers.adapter not in layer.active_parts():
             raise AdapterError(
                 f"adapter '{adapter_layers.adapter}' is not active, so no batch reaches it; call "
                 f"model.set_adapter('{adapter_layers.adapter}'), outside of disable_adapter()"
             )
+
+
+def parameter_groups(model: nn.Module, lr: float, static_lr_ratio: float = 1.0) -> list[dict[str, Any]]:
+    """Return the trainable parameters as groups for an optimizer, static parts at a rate of their own.
+
+    Parameters
+    ----------
+    model : PeftModel or PreTrainedModel
+    lr : float
+        Learning rate of the states, with their input and output maps, and of modules of the base model.
+    static_lr_ratio : float
+        Learning rate of the static readouts and of a LoRA, in the adapter or beside it, over ``lr``. An input
+        map that readouts share with the state is trained with the state.
+
+    Returns
+    -------
+    list of dict
+        With ``params`` and ``lr``; a group without parameters is left out.
+
+    Raises
+    ------
+    ConfigError
+        A rate is not a positive number.
+    AdapterError
+        Nothing in the model is trainable.
+
+    Examples
+    --------
+    >>> import transformers, torch, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(
+    ...     transformers.MistralForCausalLM(config), r=4, site="attention", static_readouts=["q_proj"])
+    >>> groups = hankelred_llm.parameter_groups(model, lr=1e-2, static_lr_ratio=3)
+    >>> [(len(group["params"]), group["lr"]) for group in groups]  # q_proj of two layers
+    [(10, 0.01), (2, 0.03)]
+    >>> optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    """
+    for name, value in (("lr", lr), ("static_lr_ratio", static_lr_ratio)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(f"{name}={short_repr(value)} must be a positive number")
+    static = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+        for p in (module.static_parameters() if isinstance(module, HRMLayer) else module.parameters())
+    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise AdapterError(
+            "the model has no trainable parameters; attach an adapter, or load one with is_trainable=True"
+        )
+    groups = [
+        {"params": [p for p in trained if id(p) not in static], "lr": lr},
+        {"params": [p for p in trained if id(p) in static], "lr": lr * static_lr_ratio},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def remove_adapters(model: nn.Module) -> None:
@@ -110,10 +189,11 @@ def remove_adapters(model: nn.Module) -> None:
     decoder = find_decoder(model)
     forward_context.remove(decoder.backbone, decoder.layers)
     for layer in decoder.layers:
-        for name, block in list(layer.named_children()):
-            if isinstance(block, HRMLayer):
-                block.detach()
-                delattr(layer, name)
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, AdapterLayer):
+                module.detach()
+                parent, _, child = name.rpartition(".")
+                delattr(layer.get_submodule(parent), child)
     configs = model.__dict__.get("peft_config", {})
     for name in [n for n, c in configs.items() if isinstance(c, HRMConfig)]:
         del configs[name]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from peft import PeftModel
-from torch import nn
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import AdapterError, ArchitectureError
 
@@ -90,3 +93,44 @@ def find_decoder(model: nn.Module) -> Decoder:
         f"{kind} (model_type '{model_type}') is not supported: {type(backbone).__name__} holds no list of "
         f"{text.num_hidden_layers} decoder layers"
     )
+
+
+def without_wrapper(module: nn.Module) -> nn.Module:
+    """Return the module of the base model that an adapter of another method wraps, or the module itself."""
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is linear, quantized ones included, and those that adapters have wrapped.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from hankelred_llm.adapter.architectures import is_linear
+    >>> is_linear(nn.Linear(2, 3)), is_linear(nn.Embedding(2, 3))
+    (True, False)
+    """
+    module = without_wrapper(module)
+    sizes = (getattr(module, name, None) for name in ("in_features", "out_features"))
+    return isinstance(module, (nn.Linear, Conv1D)) or all(isinstance(size, int) for size in sizes)
+
+
+def linear_sizes(module: nn.Module) -> tuple[int, int]:
+    """Return the widths of the input and the output of a linear module."""
+    module = without_wrapper(module)
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]
+
+
+def plain_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight of a linear module; None where it is quantized, sharded or offloaded."""
+    weight = getattr(module, "weight", None)
+    plain = (
+        isinstance(module, (nn.Linear, Conv1D))
+        and type(weight) is nn.Parameter
+        and type(weight.data) is Tensor
+        and weight.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+        and not weight.is_meta
+    )
+    return weight if plain else None

@@ -1,6 +1,6 @@
-"""Guards of the functions of peft and transformers that load and save adapters.
+"""Checks on the files that peft and transformers read and write for an adapter.
 
-Neither calls the adapter method before it loads or saves weights, so five of their functions are wrapped
+Neither calls the adapter method before it loads or saves weights, so six of their functions are wrapped
 here. For adapters of other methods they work as before.
 """
 
@@ -11,27 +11,40 @@ import copy
 import functools
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel
+from peft.config import PeftConfigMixin
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
 from ..errors import AdapterFileError
+from .adapter_file import check_config_file, check_numbers, loading, weights_mismatch
 from .adapter_layers import hrm_layers, remove_adapters
 from .config import HRMConfig
-from .weights_file import check_finite, check_safetensors, read_weights
+from .layer import AdapterLayer
+from .model_card import write_card
+from .static import PARAMETERS
+from .weights_file import check_safetensors, weights_path
 
 #: Options that choose the place on the hub that an adapter is loaded from.
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
+
+#: Parts of the names of all parameters that an adapter has in its file.
+_SAVED = (*PARAMETERS, "modules_to_save")
 
 
 def guard_files() -> None:
     """Wrap the functions that read and write adapters; a second call does nothing."""
     for owner, name, wrap in (
+        (PeftConfigMixin, "from_json_file", _read_config),
         (PeftModel, "from_pretrained", _open_by_peft),
         (PeftModel, "load_adapter", _load_by_peft),
         (PeftModel, "save_pretrained", _save),
@@ -54,13 +67,21 @@ def without_deprecations() -> Iterator[None]:
         yield
 
 
+def _read_config(from_json_file: Callable[..., Any]) -> Callable[..., Any]:
+    def read_config(cls: Any, path_json_file: str, **kwargs: Any) -> Any:
+        check_config_file(path_json_file)
+        return from_json_file(cls, path_json_file, **kwargs)
+
+    return read_config
+
+
 def _open_by_peft(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
-    def open_adapter(cls: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+    def open_adapter(cls: Any, model: Any, model_id: Any, *args: Any, **kwargs: Any) -> Any:
         free = isinstance(model, PreTrainedModel) and not hrm_layers(model)
         trained = [p for p in model.parameters() if p.requires_grad] if free else []
         try:
-            with without_deprecations():
-                return from_pretrained(cls, model, *args, **kwargs)
+            with without_deprecations(), loading((str(model_id), _hub_options(kwargs))):
+                return from_pretrained(cls, model, model_id, *args, **kwargs)
         except Exception:
             # no one holds a reference to the wrapper that was only half built
             if free and hrm_layers(model):
@@ -77,7 +98,8 @@ def _load_by_peft(load: Callable[..., Any]) -> Callable[..., Any]:
         # a configuration that was passed as an object has not checked any file
         if isinstance(self.peft_config.get(adapter_name), HRMConfig):
             check_safetensors(str(model_id), kwargs.get("subfolder"), kwargs)
-        return load(self, model_id, adapter_name, *args, **kwargs)
+        with loading((str(model_id), _hub_options(kwargs))):
+            return load(self, model_id, adapter_name, *args, **kwargs)
 
     return load_adapter
 
@@ -100,23 +122,23 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
             **kwargs,
             **(kwargs.get("adapter_kwargs") or {}),
         }
-        hub = {key: hub[key] for key in _HUB_OPTIONS if hub.get(key)}
+        hub = _hub_options(hub)
         if not isinstance(peft_config if peft_config is not None else _config(source, hub), HRMConfig):
             return load(self, *arguments, *args, **kwargs)
         if adapter_state_dict is None:
-            check_safetensors(str(source), hub.get("subfolder"), hub)
-            check_finite(read_weights(str(source), hub))
+            check_numbers(load_file(weights_path(str(source), hub)))
         else:
-            check_finite(adapter_state_dict)
+            check_numbers(adapter_state_dict)
         trained = [p for p in self.parameters() if p.requires_grad]
         # other sizes are reported below, with everything else that does not fit; load changes load_config
         options = {**kwargs, "ignore_mismatched_sizes": True}
         if load_config is not None:
             options["load_config"] = copy.copy(load_config)
-        info = load(self, *arguments, *args, **options)
+        with loading((str(source), hub) if adapter_state_dict is None else adapter_state_dict):
+            info = load(self, *arguments, *args, **options)
         # transformers lists every parameter that is not in the file and has the adapter's name, or "hrm",
         # anywhere in its own name
-        key_parts = [f".{kind}.{adapter_name or 'default'}." for kind in ("hrm_system", "modules_to_save")]
+        key_parts = [f".{kind}.{adapter_name or 'default'}." for kind in _SAVED]
         problems = {
             "are missing": sorted(k for k in info.missing_keys if any(part in k for part in key_parts)),
             "are unknown": sorted(info.unexpected_keys),
@@ -134,15 +156,6 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
     return load_adapter
 
 
-def weights_mismatch(problems: Mapping[str, list[str]]) -> AdapterFileError:
-    """Return the error for weights of another adapter; `problems` maps what is wrong to the parameters."""
-    counts = ", ".join(f"{len(keys)} {what} ({', '.join(keys[:2])})" for what, keys in problems.items())
-    return AdapterFileError(
-        f"the adapter's weights do not fit: {counts}; were r, site or layers changed in its "
-        "adapter_config.json, or is it an adapter of another model?"
-    )
-
-
 def _config(source: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> PeftConfig | None:
     """Return the configuration in a folder or repository, None where loading it will raise the error."""
     try:
@@ -151,6 +164,10 @@ def _config(source: str | os.PathLike[str] | None, hub: Mapping[str, Any]) -> Pe
             return PeftConfig.from_pretrained(str(source), **hub)
     except (ValueError, KeyError, TypeError, OSError):
         return None
+
+
+def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in _HUB_OPTIONS if options.get(key)}
 
 
 def _save_base(save: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,6 +199,45 @@ def _save(save: Callable[..., Any]) -> Callable[..., Any]:
                 "safe_serialization=False writes a pickle, and adapters are never unpickled: it could not be "
                 "loaded; leave it out to get a safetensors file"
             )
-        return save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        if sys._getframe(1).f_globals.get("__name__") == "transformers.trainer":
+            _warn_of_trained_beside(self)
+        with warnings.catch_warnings():
+            if any(getattr(self.peft_config.get(n), "base_gguf_file", None) for n in names):
+                # peft looks for the vocabulary in a config.json, which a base in a GGUF file has not
+                warnings.filterwarnings("ignore", "Could not find a config file in")
+            result = save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
+        writes = args[1] if len(args) > 1 else kwargs.get("is_main_process", True)
+        configs = {n: c for n in names if isinstance(c := self.peft_config[n], HRMConfig)}
+        if writes and configs:
+            # peft writes one card for all, into the folder above those of named adapters
+            write_card(Path(save_directory), configs.get("default") or next(iter(configs.values())))
+            for name, config in configs.items():
+                if name != "default":
+                    write_card(Path(save_directory) / name, config)
+        return result
 
     return save_pretrained
+
+
+def _warn_of_trained_beside(model: PeftModel) -> None:
+    """Warn that a checkpoint of a Trainer lacks adapters of other methods that are trained beside an HRM."""
+    if not any(isinstance(config, HRMConfig) for config in model.peft_config.values()):
+        return
+    beside = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+        and not isinstance(module, AdapterLayer)
+        and any(p.requires_grad for p in module.parameters())
+    ]
+    if beside:
+        warnings.warn(
+            f"the Trainer's checkpoints hold the HRM adapter only: {len(beside)} modules with a LoRA or "
+            "another "
+            f"adapter beside it ({beside[0]}, ...) are trained and not saved, so that resume_from_checkpoint "
+            "and "
+            "load_best_model_at_end would start them anew; save them in a callback, or train with "
+            "hankelred-llm "
+            "train, whose checkpoints hold both",
+            stacklevel=3,
+        )

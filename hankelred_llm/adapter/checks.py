@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from hankelred.errors import in_one_line, name_list, short_repr
+
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
-from .architectures import ADDS_RESIDUAL, SITES, Decoder
-from .config import HRMConfig, names_block
+from .architectures import ADDS_RESIDUAL, SITES, Decoder, is_linear
+from .config import HRMConfig, has_lora, lora_targets, names_block
 
 
 def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
@@ -25,20 +28,49 @@ def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
     }
     if config.base_shape is None:
         config.base_shape = shape
+        if config.base_gguf_file is None:
+            config.base_gguf_file = _gguf_file(model)
     elif config.base_shape != shape:
-        base = f"'{config.base_model_name_or_path}'" if config.base_model_name_or_path else "that it had"
+        base = (
+            f"'{in_one_line(config.base_model_name_or_path, 300)}'"
+            if config.base_model_name_or_path
+            else "that it had"
+        )
         raise AdapterFileError(
-            f"the adapter was made for {dict(sorted(config.base_shape.items()))}, and the model is "
-            f"{dict(sorted(shape.items()))}; load the base {base}, or train an adapter of this one"
+            f"the adapter was made for base_shape={_listed(config.base_shape)}, and the model is "
+            f"{_listed(shape)}; load the base {base}, or train an adapter of this one"
         )
     made_for, name = config.base_model_name_or_path, getattr(model, "name_or_path", None)
     # the same model may be in another folder
     if made_for and name and os.path.basename(made_for) != os.path.basename(name):
         warnings.warn(
-            f"the adapter was trained on '{made_for}', and is put into '{name}'; with other weights its "
-            "output is another one",
+            f"the adapter was trained on '{in_one_line(made_for, 300)}', and is put into '{name}'; with "
+            "other weights its output is another one",
             stacklevel=2,
         )
+
+
+def _gguf_file(model: nn.Module) -> str | None:
+    """Return the GGUF file a model was read from, where its folder has no other one."""
+    if getattr(model, "quantization_method", None) != "gguf":
+        return None
+    name = str(getattr(model, "name_or_path", "") or "")
+    files = (
+        sorted(entry for entry in os.listdir(name) if entry.endswith(".gguf")) if os.path.isdir(name) else []
+    )
+    if len(files) == 1:
+        return files[0]
+    warnings.warn(
+        f"the base model was read from a GGUF file, and which one is not known (in "
+        f"{in_one_line(name, 300)!r}: {name_list(files, 3)}); give HRMConfig(base_gguf_file=...), so that "
+        "the adapter records it",
+        stacklevel=2,
+    )
+    return None
+
+
+def _listed(shape: Mapping[str, object]) -> str:
+    return f"{{{', '.join(f'{key!r}: {short_repr(value)}' for key, value in sorted(shape.items()))}}}"
 
 
 def check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh: bool) -> list[str]:
@@ -65,13 +97,29 @@ def check_names(config: HRMConfig, model: nn.Module, decoder: Decoder, *, fresh:
     names = {block.name for block in targets}
     _check_site(config, decoder, names, fresh=fresh)
     _check_tap(config, decoder, names)
-    _check_modules_to_save(config, model)
     layers = _chosen_layers(config, decoder)
     adapted = [block.full_name for block in targets if block.layer in layers]
     if config.exclude_modules:
         adapted = _without_excluded(adapted, config.exclude_modules)
+    _check_modules_to_save(config, model, adapted)
     _check_patterns(config, decoder, adapted)
     return adapted
+
+
+def warn_of_many_states(config: HRMConfig, adapted: Sequence[str], width: int) -> None:
+    """Warn where a layer gets more states than the model is wide, and say what they cost."""
+    orders = {block: config.modes_of(block).order for block in adapted}
+    larger = {block: order for block, order in orders.items() if order > width}
+    if larger:
+        block, order = max(larger.items(), key=lambda item: item[1])
+        warnings.warn(
+            f"{block} gets r={order} states, more than the {width} channels that they read and write: 2 r d "
+            "= "
+            f"{2 * order * width:,} parameters in this layer, and {order} numbers of state for each row of a "
+            "batch; "
+            f"take r of at most {width}, unless the task needs more independent time constants",
+            stacklevel=2,
+        )
 
 
 class _Block(NamedTuple):
@@ -91,7 +139,8 @@ def _target_blocks(config: HRMConfig, decoder: Decoder, blocks: list[_Block]) ->
             existing = sorted({block.name for block in blocks})
             sites = [f"site='{site}'" for site in SITES if decoder.block_name(site) in existing]
             raise ArchitectureError(
-                f"model_type '{decoder.model_type}' has no block {targets} in its decoder layers, only "
+                f"model_type '{decoder.model_type}' has no block {short_repr(targets)} in its decoder "
+                "layers, only "
                 f"{', '.join(existing)}; give {' or '.join([*sites, 'target_modules'])}, with a block that "
                 "takes and returns hidden states"
             )
@@ -100,7 +149,8 @@ def _target_blocks(config: HRMConfig, decoder: Decoder, blocks: list[_Block]) ->
     if not named:
         site = decoder.block_name(config.site)
         raise ArchitectureError(
-            f"target_modules={targets!r} is a pattern that matches the whole name of no block, such as "
+            f"target_modules={short_repr(targets)} is a pattern that matches the whole name of no block, "
+            "such as "
             f"'{decoder.name}.0.{site}'; write '.*{site}', or a list as in ['{site}']"
         )
     return named
@@ -112,7 +162,8 @@ def _check_site(config: HRMConfig, decoder: Decoder, names: set[str], *, fresh: 
     chosen = config.site != HRMConfig.site or (fresh and config.site_given)
     if chosen and decoder.block_name(config.site) not in names:
         raise ConfigError(
-            f"site={config.site!r} and target_modules={config.target_modules!r} name different blocks; give "
+            f"site={config.site!r} and target_modules={short_repr(config.target_modules)} name different "
+            "blocks; give "
             "one of them"
         )
 
@@ -127,14 +178,23 @@ def _check_tap(config: HRMConfig, decoder: Decoder, names: set[str]) -> None:
         )
 
 
-def _check_modules_to_save(config: HRMConfig, model: nn.Module) -> None:
-    """Refuse ``modules_to_save`` with a name that no module of the model has."""
+def _check_modules_to_save(config: HRMConfig, model: nn.Module, adapted: list[str]) -> None:
+    """Refuse ``modules_to_save`` with a name that no module of the model has, or an adapted block is in."""
     modules = [name for name, _ in model.named_modules() if name]
     for key in config.modules_to_save or ():
-        if not any(names_block(key, name) for name in modules):
+        named = [name for name in modules if names_block(key, name)]
+        if inside := [b for b in adapted for name in named if f"{b}.".startswith(f"{name}.")]:
+            raise ConfigError(
+                f"modules_to_save names {short_repr(key)}, and {inside[0]} gets an adapter; a block is "
+                "either "
+                "trained whole or has an adapter: take it out of modules_to_save or of target_modules"
+            )
+        if not named:
             near = get_close_matches(key, {name.rpartition(".")[2] for name in modules}, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ", of which print(model) shows all"
-            raise ConfigError(f"modules_to_save names {key!r}, which is no module of the model{hint}")
+            raise ConfigError(
+                f"modules_to_save names {short_repr(key)}, which is no module of the model{hint}"
+            )
 
 
 def _chosen_layers(config: HRMConfig, decoder: Decoder) -> Sequence[int]:
@@ -144,21 +204,21 @@ def _chosen_layers(config: HRMConfig, decoder: Decoder) -> Sequence[int]:
     for index in layers:
         if not 0 <= index < count:
             raise ConfigError(
-                f"layers_to_transform names layer {index}; the model has layers 0 to {count - 1}"
+                f"layers_to_transform names layer {short_repr(index)}; the model has layers 0 to {count - 1}"
             )
     return layers
 
 
 def _check_patterns(config: HRMConfig, decoder: Decoder, adapted: list[str]) -> None:
-    """Refuse keys of ``rank_pattern`` and ``mode_pattern`` that name no adapted block."""
-    for field in ("rank_pattern", "mode_pattern"):
+    """Refuse keys of ``rank_pattern``, ``mode_pattern`` and ``static_pattern`` that name no adapted block."""
+    for field in ("rank_pattern", "mode_pattern", "static_pattern"):
         for key in getattr(config, field):
             if not any(names_block(key, name) for name in adapted):
                 example = adapted[0] if adapted else f"{decoder.name}.0.{decoder.block_name(config.site)}"
                 chosen = config.layers_to_transform
-                only = "" if chosen is None else f", and layers_to_transform={chosen!r}"
+                only = "" if chosen is None else f", and layers_to_transform={short_repr(chosen)}"
                 raise ConfigError(
-                    f"{field} names {key!r}, which is no adapted block; names are like "
+                    f"{field} names {short_repr(key)}, which is no adapted block; names are like "
                     f"'{example.removeprefix(decoder.name.rpartition('.')[0] + '.')}', up to layer "
                     f"{len(decoder.layers) - 1}{only}"
                 )
@@ -181,10 +241,107 @@ def _without_excluded(blocks: list[str], excluded: list[str] | str) -> list[str]
         ]
         if not matched:
             raise ConfigError(
-                f"exclude_modules has {name!r}, which is no adapted block; they are {', '.join(blocks[:3])}"
+                f"exclude_modules has {short_repr(name)}, which is no adapted block; they are "
+                f"{', '.join(blocks[:3])}"
                 f"{', ...' if len(blocks) > 3 else ''}"
             )
         remaining = [block for block in remaining if block not in matched]
     if not remaining:
-        raise ConfigError(f"exclude_modules={excluded!r} leaves no block for an adapter; exclude fewer")
+        raise ConfigError(
+            f"exclude_modules={short_repr(excluded)} leaves no block for an adapter; exclude fewer"
+        )
     return remaining
+
+
+def readout_names(config: HRMConfig, model: nn.Module, adapted: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the whole names of the linear modules in ``static_readouts``, by block and by name in the field.
+
+    Raises
+    ------
+    ConfigError
+        A name is that of no linear module of a block, or of several in one.
+    """
+    named: dict[str, dict[str, str]] = {block: {} for block in adapted}
+    for block in named:
+        inside = _modules_in(model.get_submodule(block))
+        for name in config.static_readouts:
+            found = [key for key in inside if names_block(name, key)]
+            linear = [key for key in found if is_linear(inside[key])]
+            if len(linear) > 1 or (found and not linear):
+                what = f"{len(linear)} linear modules" if linear else f"a {type(inside[found[0]]).__name__}"
+                raise ConfigError(
+                    f"static_readouts names {short_repr(name)}, which is {what} in {block}; name one linear "
+                    "module that reads the input of the block, such as 'q_proj'"
+                )
+            if linear:
+                named[block][name] = f"{block}.{linear[0]}"
+    for name in config.static_readouts:
+        if not any(name in readouts for readouts in named.values()):
+            block = next(iter(named))
+            inside = _modules_in(model.get_submodule(block))
+            linear = [key for key in inside if is_linear(inside[key])]
+            raise ConfigError(
+                f"static_readouts names {short_repr(name)}, which is no linear module of {block}; it has "
+                f"{name_list(linear, 6) if linear else 'none'}"
+            )
+    return named
+
+
+def _modules_in(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules in a block by their names in it, without the inside of adapters."""
+    modules = dict(block.named_modules())
+    inside = [f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer)]
+    return {
+        name: module
+        for name, module in modules.items()
+        if name and not any(name.startswith(prefix) for prefix in inside)
+    }
+
+
+def lora_names(config: HRMConfig, model: nn.Module, decoder: Decoder, readouts: Iterable[str]) -> list[str]:
+    """Return the whole names of the modules that get the LoRA of the adapter.
+
+    Parameters
+    ----------
+    readouts : iterable of str
+        Whole names of the modules that are read statically.
+
+    Raises
+    ------
+    ConfigError
+        No module has such a name, or one is not linear, outside of the decoder layers, or read statically.
+    """
+    if config.lora is None:
+        return []
+    modules = _modules_in(model)
+    targets = lora_targets(config)
+    every = targets == "all-linear"
+    names = [
+        name
+        for name, module in modules.items()
+        if has_lora(config, name) and not (every and not is_linear(module))
+    ]
+    inside = [name for name in names if name.startswith(f"{decoder.name}.")]
+    if not inside or (len(inside) < len(names) and not every):
+        outside = next((name for name in names if name not in inside), None)
+        raise ConfigError(
+            f"lora.target_modules names {outside}, which is in no decoder layer"
+            if outside
+            else f"lora.target_modules={short_repr(targets)} is no linear module of a "
+            "decoder layer; names are like 'up_proj'"
+        )
+    both = set(inside) & set(readouts)
+    for name in inside:
+        parent = modules.get(name.rpartition(".")[0])
+        if not is_linear(modules[name]) or isinstance(parent, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            what = "entry of a list of modules" if is_linear(modules[name]) else type(modules[name]).__name__
+            raise ConfigError(
+                f"lora.target_modules names {name}, a {what}; the LoRA in this adapter is for linear modules "
+                "with a name of their own"
+            )
+        if name in both:
+            raise ConfigError(
+                f"lora.target_modules names {name}, which is read statically too; take it out of "
+                "static_readouts or of the LoRA (lora.exclude_modules, with 'all-linear')"
+            )
+    return inside

@@ -9,19 +9,125 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..errors import AdapterError, StateError
+from ..errors import AdapterError, ConfigError, StateError
 from ..state.forward_context import ForwardContext, current_context
-from .system import HRMSystem
+from .system import HRMSystem, StaticMaps
 
 if TYPE_CHECKING:
     from .config import HRMConfig, ModeCounts
 
 
-class HRMLayer(nn.Module, BaseTunerLayer):
-    """The adapters of one block of a decoder layer: a child of that layer, next to the block.
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """The adapters of one module of the base model, which adds their outputs in a hook.
 
-    The block is not wrapped, so names of the base model's parameters do not change, and adapters of other
-    methods inside the block are found and saved as usual.
+    The module is not wrapped, so names of the base model's parameters do not change, and adapters of other
+    methods in it are found and saved as usual.
+
+    Parameters
+    ----------
+    target : Module
+        The module.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ()
+    other_param_names: tuple[str, ...] = ()
+
+    def __init__(self, target: nn.Module):
+        super().__init__()
+        self.merged_adapters: list[str] = []
+        self.method_adapters: tuple[str, ...] = ()  # all of this method in the model
+        # not registered as a submodule: neither is a child of the other
+        self.__dict__["_target"] = target
+        self.__dict__["_hooks"] = ()
+
+    @property
+    def target(self) -> nn.Module:
+        """The module of the base model."""
+        return cast(nn.Module, self.__dict__["_target"])
+
+    def modules_of(self, kind: str) -> nn.ModuleDict:
+        """Return the modules with the parameters of one kind, by adapter name."""
+        return cast(nn.ModuleDict, getattr(self, kind))
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Return whether an adapter has a part here."""
+        return any(adapter_name in self.modules_of(kind) for kind in self.adapter_layer_names)
+
+    def active_parts(self) -> list[str]:
+        """Return the names of the adapters that take part in the forward pass."""
+        names = [] if self.disable_adapters else cast(list[str], self.active_adapters)
+        return [name for name in names if self.has_adapter(name)]
+
+    def active_in(self, context: ForwardContext | None) -> list[str]:
+        """Return the names of the adapters that take part in one forward pass."""
+        if context is None or context.row_adapters is None or self.disable_adapters:
+            return self.active_parts()
+        return [name for name in dict.fromkeys(context.row_adapters) if self.has_adapter(name)]
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapters; names of adapters of other methods, such as LoRA, are ignored."""
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if not names or any(name in self.method_adapters for name in names):
+            super().set_adapter(names, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter."""
+        super().delete_adapter(adapter_name)
+        self.method_adapters = tuple(name for name in self.method_adapters if name != adapter_name)
+
+    def detach(self) -> None:
+        """Remove the hooks from the module."""
+        for hook in self.__dict__["_hooks"]:
+            hook.remove()
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse: a recurrence cannot be merged into weights."""
+        raise cannot_merge()
+
+    def unmerge(self) -> None:
+        """Refuse: nothing can have been merged."""
+        raise cannot_merge()
+
+    @property
+    def weight(self) -> Tensor:
+        """Absent: peft assumes that a tuner layer wraps a layer with weights."""
+        raise AttributeError("weight")
+
+    @property
+    def bias(self) -> Tensor:
+        """Absent, as the weight."""
+        raise AttributeError("bias")
+
+    def target_device(self) -> torch.device | None:
+        """Return the device that the module computes on, None where it has no tensors."""
+        # weights that accelerate has offloaded return to the device they run on
+        for module in self.target.modules():
+            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+        # quantized modules may hold their weights as buffers
+        tensors = itertools.chain(self.target.parameters(), self.target.buffers())
+        return next((tensor.device for tensor in tensors), None)
+
+    def parameter_dtype(self) -> torch.dtype:
+        """Return the type of new parameters: double precision for a module in it, else single."""
+        double = any(p.dtype == torch.float64 for p in self.target.parameters())
+        return torch.float64 if double else torch.float32
+
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
+        # peft would also cast to the module's dtype, and bfloat16 is too coarse for poles and states
+        device = self.target_device() if device is None else device
+        for kind in self.adapter_layer_names:
+            if device is not None and adapter_name in self.modules_of(kind):
+                part = self.modules_of(kind)[adapter_name]
+                if not any(parameter.is_meta for parameter in part.parameters()):
+                    part.to(device)
+
+
+class HRMLayer(AdapterLayer):
+    """The adapters of one block of a decoder layer: a child of that layer, next to the block.
 
     Parameters
     ----------
@@ -43,55 +149,76 @@ class HRMLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = ("hrm_system",)
-    other_param_names = ()
     hrm_system: nn.ModuleDict
 
     def __init__(self, target: nn.Module, index: int, block: str, width: int):
-        super().__init__()
+        super().__init__(target)
         self.index, self.block, self.width = index, block, width
         self.cache_key = f"{index}.{block}"  # names its states in a cache
         self.hrm_system = nn.ModuleDict()
-        self.merged_adapters: list[str] = []
         self.taps: dict[str, str] = {}
-        self.method_adapters: tuple[str, ...] = ()  # all of this method in the model
-        # not registered as submodules: neither is a child of the other
-        self.__dict__["_target"] = target
         target.__dict__["_hrm_layer"] = self
         self.__dict__["_hooks"] = (
             target.register_forward_pre_hook(_pre_hook, with_kwargs=True),
             target.register_forward_hook(_add_adapters, with_kwargs=True),
         )
 
-    @property
-    def target(self) -> nn.Module:
-        """The block."""
-        return cast(nn.Module, self.__dict__["_target"])
-
-    def update_layer(self, adapter_name: str, config: HRMConfig, modes: ModeCounts) -> None:
+    def update_layer(
+        self, adapter_name: str, config: HRMConfig, modes: ModeCounts, static: StaticMaps
+    ) -> None:
         """Add a newly initialized adapter."""
-        double = any(p.dtype == torch.float64 for p in self.target.parameters())
-        dtype = torch.float64 if double else torch.float32
-        system = HRMSystem(self.width, modes, dtype=dtype, device=self.target_device())
+        system = HRMSystem(
+            self.width, modes, static, dtype=self.parameter_dtype(), device=self.target_device()
+        )
         system.initialize(config.init_weights, gate=config.gate_init)
         system.train(self.training)
         self.hrm_system[adapter_name] = system
         self.taps[adapter_name] = config.tap
         self.set_adapter(cast(list[str], self.active_adapters))
 
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Return whether an adapter has a part here."""
+        return adapter_name in self.hrm_system
+
     def system(self, adapter_name: str) -> HRMSystem:
         """Return the system of an adapter."""
         return cast(HRMSystem, self.hrm_system[adapter_name])
 
-    def active_systems(self) -> list[str]:
-        """Return the names of the adapters that take part in the forward pass."""
-        names = [] if self.disable_adapters else cast(list[str], self.active_adapters)
-        return [name for name in names if name in self.hrm_system]
+    def static_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all adapters that only their static parts have."""
+        return [
+            parameter
+            for system in self.hrm_system.values()
+            for parameter in cast(HRMSystem, system).static_parameters()
+        ]
 
-    def active_in(self, context: ForwardContext | None) -> list[str]:
-        """Return the names of the adapters that take part in one forward pass."""
-        if context is None or context.row_adapters is None or self.disable_adapters:
-            return self.active_systems()
-        return [name for name in dict.fromkeys(context.row_adapters) if name in self.hrm_system]
+    def static_input(self, context: ForwardContext, name: str, x: Tensor, reader: str = "") -> Tensor:
+        """Return what the static parts of an adapter read, computed once for all of them.
+
+        Parameters
+        ----------
+        x : Tensor, shape (batch, time, d)
+            Input of the block, or of a linear module in it that is read statically.
+        reader : str
+            Name of that module.
+
+        Raises
+        ------
+        ConfigError
+            The linear module has another input than its block.
+        """
+        key = self.cache_key, name
+        if key not in context.static_inputs:
+            context.static_inputs[key] = x, self.system(name).static_input(x)
+        read, u = context.static_inputs[key]
+        if read is not x:
+            named = reader or ", ".join(self.system(name).static.readouts)
+            raise ConfigError(
+                f"static_readouts names '{named}', which has another input than block {self.cache_key}, so "
+                "that it cannot read u = B x; name only projections of the block's input, and give the "
+                "others a LoRA of their own with lora="
+            )
+        return u
 
     def run_before_block(self, hidden: Tensor) -> None:
         """Run the active adapters that take the input of the block, before the block runs.
@@ -142,6 +269,7 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         for name in active:
             x = hidden if self.taps[name] == "input" else block_output
             y, s = precomputed[name] if name in precomputed else self._run(context, name, x)
+            context.static_inputs.pop((self.cache_key, name), None)
             states[self.system(name).identity.value] = s
             rows = context.rows_of(name)
             if rows is not None:
@@ -182,71 +310,26 @@ class HRMLayer(nn.Module, BaseTunerLayer):
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
         state = context.open_state_once()
         before = None if state is None else state.previous(self.cache_key, identity)
-        stepper = None
+        options: dict[str, Any] = {}
         if before is not None and state is not None and context.time == 1 and not torch.is_grad_enabled():
-            stepper = state.stepper(self.cache_key, identity, system.stepper)
-        shards = context.shards_on(x.device)
-        result = system(
-            x, state=before, valid=valid, segment_start=segment_start, stepper=stepper, shards=shards
-        )
+            options["stepper"] = state.stepper(self.cache_key, identity, system.stepper)
+            options["decayed"] = state.decayed(self.cache_key, identity, segment_start)
+        if context.shards is not None:
+            options["shards"] = context.shards_on(x.device)
+        if system.static.readouts:
+            options["static_input"] = self.static_input(context, name, x)
+        result = system(x, state=before, valid=valid, segment_start=segment_start, **options)
         return cast("tuple[Tensor, Tensor]", result)
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Choose the active adapters; names of adapters of other methods, such as LoRA, are ignored."""
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if not names or any(name in self.method_adapters for name in names):
-            super().set_adapter(names, inference_mode=inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter."""
         super().delete_adapter(adapter_name)
         self.taps.pop(adapter_name, None)
-        self.method_adapters = tuple(name for name in self.method_adapters if name != adapter_name)
 
     def detach(self) -> None:
         """Remove the hooks from the block."""
-        for hook in self.__dict__["_hooks"]:
-            hook.remove()
+        super().detach()
         self.target.__dict__.pop("_hrm_layer", None)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: a recurrence cannot be merged into weights."""
-        raise cannot_merge()
-
-    def unmerge(self) -> None:
-        """Refuse: nothing can have been merged."""
-        raise cannot_merge()
-
-    @property
-    def weight(self) -> Tensor:
-        """Absent: peft assumes that a tuner layer wraps a layer with weights."""
-        raise AttributeError("weight")
-
-    @property
-    def bias(self) -> Tensor:
-        """Absent, as the weight."""
-        raise AttributeError("bias")
-
-    def target_device(self) -> torch.device | None:
-        """Return the device that the block computes on, None where it has no tensors."""
-        # weights that accelerate has offloaded return to the device they run on
-        for module in self.target.modules():
-            device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-        # quantized blocks may hold their weights as buffers
-        tensors = itertools.chain(self.target.parameters(), self.target.buffers())
-        return next((tensor.device for tensor in tensors), None)
-
-    def _move_adapter_to_device_of_base_layer(
-        self, adapter_name: str, device: torch.device | None = None
-    ) -> None:
-        # peft would also cast to the block's dtype, and bfloat16 is too coarse for poles and states
-        device = self.target_device() if device is None else device
-        if device is not None and adapter_name in self.hrm_system:
-            system = self.hrm_system[adapter_name]
-            if not any(parameter.is_meta for parameter in system.parameters()):
-                system.to(device)
 
 
 def _pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -22,14 +23,16 @@ from transformers import GenerationConfig
 from ..errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
 from ..state import forward_context
 from ..state.decoder_call import check_arguments
-from .adapter_layers import hrm_layers, remove_adapters
-from .architectures import find_decoder
-from .checkpoints import guard_files, weights_mismatch, without_deprecations
-from .checks import check_base, check_names
-from .config import HRMConfig, HRMType
-from .layer import HRMLayer, cannot_merge
+from .adapter_file import check_numbers, check_sizes, errors_of_file, weights_mismatch
+from .adapter_layers import add_static_layer, find_adapter, hrm_layers, remove_adapters
+from .architectures import find_decoder, linear_sizes
+from .checkpoints import guard_files, without_deprecations
+from .checks import check_base, check_names, lora_names, readout_names, warn_of_many_states
+from .config import HRMConfig, HRMType, lora_options, static_rank
+from .layer import AdapterLayer, HRMLayer, cannot_merge
 from .self_check import check_architecture
-from .weights_file import check_finite
+from .static import Readout, StaticLayer, export, merge, unmerge
+from .system import StaticMaps
 
 #: Key of the configuration in ``model.peft_config``, next to those of other methods. peft does not save
 #: parameters with this key in their name with the adapters of other methods.
@@ -53,7 +56,7 @@ class HRMModel(BaseTuner):
     """
 
     prefix = "hrm_"
-    tuner_layer_cls = HRMLayer
+    tuner_layer_cls = AdapterLayer
 
     def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, **options: Any):
         if not isinstance(peft_config, dict):  # injected by transformers: one registry for all methods
@@ -89,13 +92,33 @@ class HRMModel(BaseTuner):
         check_base(config, model, decoder)
         if config.target_modules is None:
             config.target_modules = [decoder.block_name(config.site)]
-        adapted = check_names(config, model, decoder, fresh=fresh)
+        with errors_of_file():
+            adapted = check_names(config, model, decoder, fresh=fresh)
+            readouts = readout_names(config, model, adapted)
+            read = [name for names in readouts.values() for name in names.values()]
+            lora = lora_names(config, model, decoder, read)
+            static = {
+                block: StaticMaps(
+                    {key: linear_sizes(model.get_submodule(name))[1] for key, name in names.items()},
+                    config.feedthrough,
+                    static_rank(config, block),
+                )
+                for block, names in readouts.items()
+            }
+            check_sizes(
+                config, static, {n: linear_sizes(model.get_submodule(n)) for n in lora}, decoder.width
+            )
+        if fresh:
+            warn_of_many_states(config, adapted, decoder.width)
         check_architecture(model, decoder, config, {name.rpartition(".")[2] for name in adapted})
         self.decoder = decoder
         self.method_adapters = tuple(n for n, c in self.peft_config.items() if isinstance(c, HRMConfig))
-        for layer in hrm_layers(model):
-            layer.method_adapters = self.method_adapters
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        for layer in model.modules():
+            if isinstance(layer, AdapterLayer):
+                layer.method_adapters = self.method_adapters
+        self._static, self._readouts, self._lora = static, readouts, lora
+        with errors_of_file():
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
         forward_context.install(decoder.backbone, decoder.layers)
 
     def _create_and_replace(
@@ -120,7 +143,22 @@ class HRMModel(BaseTuner):
             setattr(parent, child_name, new.train(target.training))
         layer = getattr(parent, child_name)
         layer.method_adapters = self.method_adapters
-        layer.update_layer(adapter_name, peft_config, peft_config.modes_of(current_key))
+        layer.update_layer(
+            adapter_name, peft_config, peft_config.modes_of(current_key), self._static[current_key]
+        )
+        for key, name in self._readouts[current_key].items():
+            readout = Readout(layer, key, peft_config.static_scale)
+            self._static_layer(name).add_readout(adapter_name, readout)
+        # the first of all blocks: peft creates parameters, also those of the LoRA, on the meta device here
+        while self._lora:
+            name = self._lora.pop()
+            self._static_layer(name).add_lora(adapter_name, lora_options(peft_config, name))
+
+    def _static_layer(self, name: str) -> StaticLayer:
+        parent, _, child = name.rpartition(".")
+        layer = add_static_layer(self.model.get_submodule(parent), child)
+        layer.method_adapters = self.method_adapters
+        return layer
 
     @classmethod
     def _get_adapter_state_dict(
@@ -155,7 +193,7 @@ class HRMModel(BaseTuner):
                     "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
                     "adapter of another model?"
                 )
-        check_finite({key: mapped[key] for key in expected})
+        check_numbers({key: mapped[key] for key in expected})
         return mapped
 
     @contextlib.contextmanager
@@ -213,6 +251,67 @@ class HRMModel(BaseTuner):
             "activate both with model.base_model.set_adapter([name, other]), or build the sum with "
             "get_systems and set_systems"
         )
+
+    def merge_static(self) -> None:
+        """Merge the static readouts and the LoRA of the active adapters into the weights of the base model.
+
+        The state stays, with its feedthrough. The adapter is saved as before, and ``disable_adapter`` and
+        ``set_adapter`` work as before: where a merged adapter is not active, what it added is subtracted from
+        the outputs. Parameters must not be changed, or trained, before :meth:`unmerge_static`.
+
+        Raises
+        ------
+        AdapterError
+            There are no static parts, they are merged already, or a weight is quantized, sharded, offloaded
+            or shared. The model is not changed then.
+
+        Examples
+        --------
+        >>> import transformers, torch, hankelred_llm
+        >>> config = transformers.MistralConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2, num_key_value_heads=1)
+        >>> model = hankelred_llm.attach(
+        ...     transformers.MistralForCausalLM(config), r=4, site="attention", static_readouts=["q_proj"])
+        >>> model.merge_static()
+        >>> model.unmerge_static()
+        """
+        merge(self.model, self._active_names())
+
+    def unmerge_static(self) -> None:
+        """Undo :meth:`merge_static`; weights of the base are as before up to rounding.
+
+        Raises
+        ------
+        AdapterError
+            Nothing is merged.
+        """
+        unmerge(self.model)
+
+    def export_static(self, folder: str | os.PathLike[str], adapter_name: str | None = None) -> None:
+        """Write the static readouts and the LoRA of an adapter as an ordinary LoRA of peft.
+
+        Parameters
+        ----------
+        folder : path
+        adapter_name : str, optional
+            Default: the active adapter.
+
+        Raises
+        ------
+        AdapterError
+            There is no such adapter, or it has no static parts.
+
+        Notes
+        -----
+        The LoRA lacks the state and its feedthrough: with it the base model computes what this model does
+        without them.
+        """
+        export(self.model, find_adapter(self.model, adapter_name)[0], folder)
+
+    def _active_names(self) -> list[str]:
+        active = self.active_adapters
+        return [name for name in active if name in self.method_adapters]
 
     def unload(self) -> nn.Module:
         """Remove all HRM adapters and return the base model; adapters of other methods stay.
@@ -359,10 +458,12 @@ def _check_free(model: nn.Module) -> None:
 
 def _parameter_names(model: nn.Module, adapter_name: str) -> list[str]:
     return [
-        f"{name}.hrm_system.{adapter_name}.{parameter}"
+        f"{name}.{kind}.{adapter_name}.{parameter}"
         for name, module in model.named_modules()
-        if isinstance(module, HRMLayer) and adapter_name in module.hrm_system
-        for parameter, _ in module.system(adapter_name).named_parameters()
+        if isinstance(module, AdapterLayer)
+        for kind in module.adapter_layer_names
+        if adapter_name in module.modules_of(kind)
+        for parameter, _ in module.modules_of(kind)[adapter_name].named_parameters()
     ]
 
 

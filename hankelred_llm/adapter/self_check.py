@@ -20,14 +20,16 @@ import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from ..errors import ArchitectureError, StateError
+from ..errors import ArchitectureError, ConfigError, StateError
 from ..state import forward_context
 from ..state.decoder_call import argument_names, cache_argument
-from .adapter_layers import hrm_layers, remove_adapters
-from .architectures import Decoder, find_decoder
+from .adapter_layers import add_static_layer, hrm_layers, remove_adapters
+from .architectures import Decoder, find_decoder, linear_sizes
+from .checks import readout_names
 from .config import HRMConfig
-from .layer import HRMLayer
-from .system import HRMSystem
+from .layer import AdapterLayer, HRMLayer
+from .static import Readout
+from .system import HRMSystem, StaticMaps
 
 #: Environment variable: "1" skips the check.
 SKIP = "HANKELRED_SKIP_SELF_CHECK"
@@ -81,8 +83,9 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 
-#: Results are kept by the class of the model, the class of its decoder, blocks, tap and eigenvalues.
-_Key: TypeAlias = tuple[type[nn.Module], type[nn.Module], frozenset[str], str, str]
+#: Results are kept by the class of the model, the class of its decoder, blocks, tap, eigenvalues, static
+#: readouts and feedthrough.
+_Key: TypeAlias = tuple[type[nn.Module], type[nn.Module], frozenset[str], str, str, tuple[str, ...], bool]
 
 _results: dict[_Key, str] = {}  # the fault, "" where there is none
 _lock = threading.RLock()
@@ -111,7 +114,10 @@ def check_architecture(model: PreTrainedModel, decoder: Decoder, config: HRMConf
     """
     if os.environ.get(SKIP) == "1":
         return
-    key = (type(model), type(decoder.backbone), frozenset(blocks), config.tap, config.eigenvalues)
+    key = (
+        *(type(model), type(decoder.backbone), frozenset(blocks), config.tap, config.eigenvalues),
+        *(tuple(config.static_readouts), config.feedthrough),
+    )
     with _lock, _undisturbed():
         if key not in _results:
             fault = _fault_of_copy(model, config, blocks)
@@ -142,7 +148,7 @@ def _check_model(model: PreTrainedModel, decoder: Decoder, config: HRMConfig, bl
     temporary = not hrm_layers(model)
     try:
         if temporary:
-            _insert_adapter(decoder, config, blocks)
+            _insert_adapter(model, decoder, config, blocks)
         model.eval()
         with _with_weights(model):
             systems = _active_systems(model)
@@ -151,6 +157,8 @@ def _check_model(model: PreTrainedModel, decoder: Decoder, config: HRMConfig, bl
                 fault = _fault_of_batches(model, decoder, systems)
     except StateError as error:
         fault = str(error)
+    except ConfigError:
+        raise
     except Exception as error:
         raise StateError(
             f"{_name(model)} could not compute two tokens, so it is unknown whether it carries the state of "
@@ -197,12 +205,14 @@ def _fault_of_copy(model: PreTrainedModel, config: HRMConfig, blocks: set[str]) 
         cached, full = _both_ways(tiny)
         if not bool((cached - full).abs().max() <= _BASE_TOLERANCE * full.abs().max()):
             return None
-        _insert_adapter(decoder, config, blocks)
+        _insert_adapter(tiny, decoder, config, blocks)
         systems = _active_systems(tiny)
         _randomize(nn.ModuleList(systems))
         return _fault_of_generation(tiny, systems, base=full) or _fault_of_batches(tiny, decoder, systems)
     except StateError as error:
         return str(error)
+    except ConfigError:  # a static readout of another input than that of its block
+        raise
     except Exception:
         # this configuration cannot be made small: the model itself is checked instead
         return None
@@ -301,17 +311,32 @@ def _both_ways(tiny: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return torch.stack(out.logits, 1), full[:, _PROMPT - 1 : -1]
 
 
-def _insert_adapter(decoder: Decoder, config: HRMConfig, blocks: set[str]) -> None:
+def _insert_adapter(model: nn.Module, decoder: Decoder, config: HRMConfig, blocks: set[str]) -> None:
     """Add an adapter to blocks of a decoder without peft, which would change more of the model."""
-    check_config = HRMConfig(r=4, eigenvalues=config.eigenvalues, tap=config.tap)
-    for index, layer in enumerate(decoder.layers):
-        for block in blocks:
-            if hasattr(layer, block):
-                adapter_layer = HRMLayer(getattr(layer, block), index, block, decoder.width)
-                adapter_layer.method_adapters = (_ADAPTER,)
-                setattr(layer, f"{block}_adapter", adapter_layer)
-                adapter_layer.update_layer(_ADAPTER, check_config, check_config.modes_of(block))
-                adapter_layer.set_adapter(_ADAPTER)
+    kept = ("eigenvalues", "tap", "static_readouts", "feedthrough", "static_scale")
+    check_config = HRMConfig(r=4, **{name: getattr(config, name) for name in kept})
+    adapted = [
+        f"{decoder.name}.{index}.{block}"
+        for index, layer in enumerate(decoder.layers)
+        for block in sorted(blocks)
+        if hasattr(layer, block)
+    ]
+    for name, readouts in readout_names(check_config, model, adapted).items():
+        parent, _, block = name.rpartition(".")
+        layer = model.get_submodule(parent)
+        adapter_layer = HRMLayer(getattr(layer, block), int(parent.rpartition(".")[2]), block, decoder.width)
+        adapter_layer.method_adapters = (_ADAPTER,)
+        setattr(layer, f"{block}_adapter", adapter_layer)
+        widths = {key: linear_sizes(model.get_submodule(whole))[1] for key, whole in readouts.items()}
+        static = StaticMaps(widths, check_config.feedthrough)
+        adapter_layer.update_layer(_ADAPTER, check_config, check_config.modes_of(block), static)
+        adapter_layer.set_adapter(_ADAPTER)
+        for key, whole in readouts.items():
+            parent, _, child = whole.rpartition(".")
+            static_layer = add_static_layer(model.get_submodule(parent), child)
+            static_layer.method_adapters = (_ADAPTER,)
+            static_layer.add_readout(_ADAPTER, Readout(adapter_layer, key, check_config.static_scale))
+            static_layer.set_adapter(_ADAPTER)
     forward_context.install(decoder.backbone, decoder.layers)
 
 
@@ -384,7 +409,7 @@ def _input_device(model: PreTrainedModel) -> torch.device:
 
 
 def _active_systems(model: nn.Module) -> list[HRMSystem]:
-    return [layer.system(name) for layer in hrm_layers(model) for name in layer.active_systems()]
+    return [layer.system(name) for layer in hrm_layers(model) for name in layer.active_parts()]
 
 
 class _SystemCall(NamedTuple):
@@ -420,10 +445,11 @@ def _recorded(systems: Iterable[nn.Module]) -> Iterator[dict[int, list[_SystemCa
 def _with_weights(model: nn.Module) -> Iterator[None]:
     """Give random weights, for a while, to adapters that have none, as under low_cpu_mem_usage."""
     empty = [
-        (system, name, parameter, layer.target_device())
-        for layer in hrm_layers(model)
-        for system in layer.hrm_system.values()
-        for name, parameter in system._parameters.items()
+        (part, name, parameter, layer.target_device())
+        for layer in model.modules()
+        if isinstance(layer, AdapterLayer)
+        for part in layer.modules()
+        for name, parameter in part._parameters.items()
         if parameter is not None and parameter.is_meta
     ]
     for system, name, parameter, device in empty:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,26 +27,57 @@ SLOWEST_LOG_DECAY = -(2.0**-50)
 #: The same limits as values of ``log_rate``.
 LOG_RATE_LIMITS = math.log(-SLOWEST_LOG_DECAY), math.log(-FASTEST_LOG_DECAY)
 
+#: Start of the names of the parameters of static readouts.
+READOUT = "readout_"
 
-class HRMSystem(nn.Module):
+
+class StaticMaps(NamedTuple):
+    """The parts of a system without a state."""
+
+    readouts: Mapping[str, int] = {}  # width of the output by name of the linear module that gets it
+    feedthrough: bool = False
+    rank: int | None = None  # of an input map of their own, None where they share B with the state
+
+
+class PreciseModule(nn.Module):
+    """A module whose parameters keep at least single precision, whatever the base model is converted to."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        def kept_precise(tensor: Tensor) -> Tensor:
+            # model.to(bfloat16) is meant for the base model: eight bits would change the poles
+            out = cast(Tensor, fn(tensor))
+            rounded = out.is_floating_point() and out.dtype.itemsize < 4 <= tensor.dtype.itemsize
+            return tensor.to(out.device) if rounded else out
+
+        return super()._apply(kept_precise, recurse)  # type: ignore[no-untyped-call]
+
+
+class HRMSystem(PreciseModule):
     r"""A diagonal linear system from width d to width d, with real states.
 
-    ``s_t = A s_{t-1} + B x_t``, ``y_t = gate * C s_t``. The first ``pairs`` modes represent conjugate pairs:
-    each is one complex state, stored as two real channels, its real and its imaginary part. The others are
-    real. Channels are ordered: real parts, imaginary parts, real modes.
+    ``u_t = B x_t``, ``s_t = A s_{t-1} + u_t``, ``y_t = gate * C s_t``. The first ``pairs`` modes represent
+    conjugate pairs: each is one complex state, stored as two real channels, its real and its imaginary part.
+    The others are real. Channels are ordered: real parts, imaginary parts, real modes.
+
+    With feedthrough, ``y_t = gate * C (u_t + m * s_t)``. Static readouts are further output maps of u_t, to
+    linear modules of the block. Where the static parts have an input map of their own, they read
+    ``static_B x_t`` in place of u_t, and ``y_t = gate * C s_t + static_C static_B x_t``.
 
     Parameters
     ----------
     width : int
         d.
-    modes : Modes
+    modes : ModeCounts
         Numbers of real states, and of conjugate pairs and negative real modes among them.
+    static : StaticMaps, optional
+        Default: none.
     dtype, device
         Of the parameters.
 
     Attributes
     ----------
-    modes : Modes
+    modes : ModeCounts
+    static : StaticMaps
     log_rate : Parameter, shape (order - pairs,)
         ``log(-log|A|)``, so that ``|A| < 1`` whatever its value; clamped to |A| between exp(-60) and
         1 - 9e-16, beyond which exp would overflow or give 1.
@@ -54,6 +86,11 @@ class HRMSystem(nn.Module):
     B : Parameter, shape (order, d)
     C : Parameter, shape (d, order)
     gate : Parameter, shape (1,)
+    m : Parameter, shape (order,), or None without feedthrough, or with an input map of the static parts
+    static_B : Parameter, shape (rank, d), or None
+    static_C : Parameter, shape (d, rank), or None
+    readout_NAME : Parameter, shape (outputs, rank)
+        Of the linear module of this name; see :meth:`readout`.
     identity : str
         Differs between a model and its copies, and between a system and one that replaces it.
 
@@ -72,9 +109,21 @@ class HRMSystem(nn.Module):
     phase: nn.Parameter | None
     identity: Identity
 
-    def __init__(self, width: int, modes: ModeCounts, *, dtype: torch.dtype, device: Any):
+    m: nn.Parameter | None
+    static_B: nn.Parameter | None
+    static_C: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        modes: ModeCounts,
+        static: StaticMaps = StaticMaps(),  # noqa: B008, it cannot be changed
+        *,
+        dtype: torch.dtype,
+        device: Any,
+    ):
         super().__init__()
-        self.width, self.modes = width, modes
+        self.width, self.modes, self.static = width, modes, static
         order, pairs = modes.order, modes.pairs
         factory_kwargs = {"dtype": dtype, "device": device}
         self.log_rate = nn.Parameter(torch.empty(order - pairs, **factory_kwargs))
@@ -82,6 +131,16 @@ class HRMSystem(nn.Module):
         self.B = nn.Parameter(torch.empty(order, width, **factory_kwargs))
         self.C = nn.Parameter(torch.empty(width, order, **factory_kwargs))
         self.gate = nn.Parameter(torch.empty(1, **factory_kwargs))
+        rank, direct = static.rank, static.feedthrough
+        self.m = nn.Parameter(torch.empty(order, **factory_kwargs)) if direct and rank is None else None
+        self.static_B = None if rank is None else nn.Parameter(torch.empty(rank, width, **factory_kwargs))
+        self.static_C = (
+            nn.Parameter(torch.empty(width, rank, **factory_kwargs)) if direct and rank is not None else None
+        )
+        for name, outputs in static.readouts.items():
+            readout = torch.empty(outputs, order if rank is None else rank, **factory_kwargs)
+            # no ParameterDict: peft takes the name of the adapter out of a key only before its last part
+            self.register_parameter(READOUT + name, nn.Parameter(readout))
         self.identity = Identity()
 
     @torch.no_grad()
@@ -106,10 +165,48 @@ class HRMSystem(nn.Module):
             self.C.normal_(std=deviation)
         else:
             self.C.zero_()
+        if self.m is not None:
+            self.m.fill_(1.0)
+        if self.static_B is not None:
+            self.static_B.normal_(std=deviation)
+        for output in self._static_outputs():
+            output.zero_()
+
+    def readout(self, name: str) -> nn.Parameter:
+        """Return the static output map to the linear module of a name, (its output width, rank)."""
+        return self.get_parameter(READOUT + name)
 
     def output_is_zero(self) -> bool:
-        """Return whether the output is zero for every input, as that of an untrained adapter."""
-        return not bool(((self.gate * self.C) != 0).any())
+        """Return whether all outputs are zero for every input, as those of an untrained adapter."""
+        return self.static_is_zero() and not bool(((self.gate * self.C) != 0).any())
+
+    def static_is_zero(self) -> bool:
+        """Return whether the parts without a state add nothing to any output."""
+        shared = [] if self.m is None else [self.gate * self.C]
+        return not any(bool((output != 0).any()) for output in [*self._static_outputs(), *shared])
+
+    def _static_outputs(self) -> list[nn.Parameter]:
+        """Return the output maps that only the static parts have."""
+        readouts = [self.readout(name) for name in self.static.readouts]
+        return readouts if self.static_C is None else [*readouts, self.static_C]
+
+    def static_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that only the static parts have."""
+        outputs = self._static_outputs()
+        return outputs if self.static_B is None else [self.static_B, *outputs]
+
+    def output_map(self) -> Tensor:
+        """Return the map from the states to the output, (d, order): gate * C, or gate * C m."""
+        return self.gate * self.C if self.m is None else self.gate * self.C * self.m
+
+    def static_map(self) -> nn.Parameter:
+        """Return the map from x to what the static parts read, (rank, d): B, or one of their own."""
+        return self.B if self.static_B is None else self.static_B
+
+    def static_input(self, x: Tensor) -> Tensor:
+        """Return what the static parts read: u, (batch, rank, time), from x (batch, time, d)."""
+        with _full_precision(x.device.type):
+            return _mapped(self.static_map(), x)
 
     def log_decay(self) -> Tensor:
         """Return log|A|, (modes,)."""
@@ -124,6 +221,8 @@ class HRMSystem(nn.Module):
         segment_start: Tensor | None = None,
         stepper: Stepper | None = None,
         shards: Shards | None = None,
+        static_input: Tensor | None = None,
+        decayed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run the system.
 
@@ -132,14 +231,18 @@ class HRMSystem(nn.Module):
         x : Tensor, shape (batch, time, d)
         state : Tensor, shape (batch, order), optional
             State before the first token; default zero.
-        keep : Tensor of bool, shape (batch, time), optional
+        valid : Tensor of bool, shape (batch, time), optional
             False: padding; the state stays, the token is not read.
-        reset : Tensor of bool, shape (batch, time), optional
+        segment_start : Tensor of bool, shape (batch, time), optional
             True: the state before is forgotten.
         stepper : Stepper, optional
             What :meth:`stepper` returns, for a single token after a state.
         shards : Shards, optional
             The tokens are one shard of a sequence; the state comes from the previous process.
+        static_input : Tensor, shape (batch, rank, time), optional
+            What :meth:`static_input` returned for x, where it was called before.
+        decayed : Tensor, shape (batch, order), optional
+            A times the state, for the stepper, where it was computed for all layers together.
 
         Returns
         -------
@@ -148,15 +251,14 @@ class HRMSystem(nn.Module):
         """
         if stepper is not None and state is not None:
             if not torch.is_autocast_enabled(x.device.type):
-                return stepper.run(x, state, valid, segment_start)
+                return stepper.run(x, state, valid, segment_start, static_input, decayed)
             with _full_precision(x.device.type):
-                return stepper.run(x, state, valid, segment_start)
+                return stepper.run(x, state, valid, segment_start, static_input, decayed)
         batch, time, width = x.shape
         with _full_precision(x.device.type):
-            B, out = self._maps()
-            rows = x.reshape(batch * time, width).to(B.dtype)
-            # channel first: one product for the whole batch, in the layout that the scan is fast for
-            u = (B @ rows.t()).view(-1, batch, time).transpose(0, 1)
+            shared = static_input is not None and self.static_B is None
+            u = static_input if shared and static_input is not None else _mapped(self.B, x)
+            drive = u
             signs = self._signs(u, valid, shards) if self.modes.negative else None
             u = self._flipped(u, signs)
             if shards is None:
@@ -166,21 +268,27 @@ class HRMSystem(nn.Module):
             else:
                 s = shards.scan(self.log_decay(), self.phase, u, valid=valid, segment_start=segment_start)
             s = self._flipped(s, signs)
-            y = s.transpose(1, 2).reshape(batch * time, -1) @ out
+            out = _precise(self.gate * self.C).t()
+            if self.m is None:
+                y = _rows(s) @ out
+            else:
+                y = _rows(torch.addcmul(drive, _precise(self.m)[:, None], s)) @ out
+            if self.static_C is not None:
+                direct = self.static_input(x) if static_input is None else static_input
+                y = torch.addmm(y, _rows(direct), _precise(self.static_C).t())
         return y.view(batch, time, width), s
-
-    def _maps(self) -> tuple[Tensor, Tensor]:
-        """Return B and the transpose of gate * C, in at least single precision."""
-        dtype = torch.promote_types(self.B.dtype, torch.float32)
-        return self.B.to(dtype), (self.gate * self.C).to(dtype).t()
 
     def stepper(self) -> Stepper:
         """Return the system prepared for single tokens; it is out of date once parameters change."""
-        B, out = self._maps()
+        direct = self.static_C is not None and self.static_B is not None
         return Stepper(
             StepCoefficients.of(self.log_decay(), self.phase, negative=self.modes.negative),
-            B,
-            out.contiguous(),
+            _precise(self.B),
+            _precise(self.gate * self.C).t().contiguous(),
+            None if self.m is None else _precise(self.m),
+            _precise(cast(Tensor, self.static_B)) if direct else None,
+            _precise(cast(Tensor, self.static_C)).t().contiguous() if direct else None,
+            shared=self.static_B is None,
         )
 
     def _signs(self, u: Tensor, valid: Tensor | None, shards: Shards | None) -> Tensor:
@@ -204,18 +312,43 @@ class HRMSystem(nn.Module):
         positive = channels.shape[1] - self.modes.negative
         return torch.cat([channels[:, :positive], channels[:, positive:] * signs], 1)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        def kept_precise(tensor: Tensor) -> Tensor:
-            # model.to(bfloat16) is meant for the base model: eight bits would change the poles
-            out = cast(Tensor, fn(tensor))
-            rounded = out.is_floating_point() and out.dtype.itemsize < 4 <= tensor.dtype.itemsize
-            return tensor.to(out.device) if rounded else out
-
-        return super()._apply(kept_precise, recurse)  # type: ignore[no-untyped-call]
-
     def extra_repr(self) -> str:
         """Return the sizes, for printing."""
-        return f"width={self.width}, {self.modes}"
+        static = f", {self.static}" if self.static != StaticMaps() else ""
+        return f"width={self.width}, {self.modes}{static}"
+
+
+@torch.no_grad()
+def output_bound(log_rate: Tensor, B: Tensor, C: Tensor, gate: Tensor) -> float:
+    """Return a bound on the states and outputs of a system, for inputs of at most one in every entry.
+
+    Parameters
+    ----------
+    log_rate, B, C, gate : Tensor
+        As in :class:`HRMSystem`.
+
+    Returns
+    -------
+    float
+        The largest ``sum |C| |B| / (1 - |a|)`` over outputs, and ``sum |B| / (1 - |a|)`` over states.
+
+    Examples
+    --------
+    >>> import torch
+    >>> half = torch.tensor([0.5]).log().neg().log()  # log_rate of a pole at 0.5
+    >>> one = torch.ones(1, 1)
+    >>> round(output_bound(half, 2 * one, 3 * one, torch.ones(1)), 5)  # 3 * 2 / (1 - 0.5)
+    12.0
+    """
+    log_decay = -log_rate.double().clamp(*LOG_RATE_LIMITS).exp()
+    pairs = len(B) - len(log_rate)
+    drive = B.double().abs().sum(1)
+    # |u| of a complex state is at most the sum of those of its real and its imaginary part
+    both = drive[:pairs] + drive[pairs : 2 * pairs]
+    states = torch.cat([both, drive[2 * pairs :]]) / -torch.expm1(log_decay)
+    channels = torch.cat([states[:pairs], states])
+    outputs = (gate.double() * C.double()).abs() @ channels
+    return float(torch.cat([states, outputs]).max())
 
 
 class Identity:
@@ -226,6 +359,25 @@ class Identity:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Identity:
         return Identity()
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """Return parameters in at least single precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _mapped(input_map: Tensor, x: Tensor) -> Tensor:
+    """Return the product of an input map (rank, d) with x (batch, time, d), as (batch, rank, time)."""
+    batch, time, width = x.shape
+    input_map = _precise(input_map)
+    rows = x.reshape(batch * time, width).to(input_map.dtype)
+    # channel first: one product for the whole batch, in the layout that the scan is fast for
+    return (input_map @ rows.t()).view(-1, batch, time).transpose(0, 1)
+
+
+def _rows(channels: Tensor) -> Tensor:
+    """Return channels (batch, order, time) as one row per token, (batch * time, order)."""
+    return channels.transpose(1, 2).reshape(-1, channels.shape[1])
 
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:

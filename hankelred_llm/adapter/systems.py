@@ -17,7 +17,7 @@ from ..errors import AdapterError
 from .adapter_layers import find_adapter
 from .config import HRMConfig, ModeCounts, names_block
 from .layer import HRMLayer
-from .system import FASTEST_LOG_DECAY, LOG_RATE_LIMITS, SLOWEST_LOG_DECAY, HRMSystem
+from .system import FASTEST_LOG_DECAY, LOG_RATE_LIMITS, READOUT, SLOWEST_LOG_DECAY, HRMSystem, StaticMaps
 
 Array: TypeAlias = npt.NDArray[Any]
 System: TypeAlias = tuple[Array, Array, Array]
@@ -67,6 +67,9 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
 
     Orders may differ from the previous ones; the configuration is updated, so that the adapter is saved and
     loaded as usual. The gate becomes 1. The parameters are replaced: create the optimizer after this.
+
+    Static readouts and the direct term of ``feedthrough`` stay what they are: where B of the state changes,
+    or C of a direct term, they get maps of their own.
 
     Parameters
     ----------
@@ -121,7 +124,7 @@ def set_systems(model: nn.Module, systems: Mapping[int, Any], adapter_name: str 
     for index, system in real_systems.items():
         layer = by_index[index]
         _replace_system(layer, name, system)
-        _update_config(config, f"{parents[id(layer)]}.{layer.block}", system)
+        _update_config(config, f"{parents[id(layer)]}.{layer.block}", system, layer.system(name).static.rank)
 
 
 class _RealSystem(NamedTuple):
@@ -144,7 +147,7 @@ def _complex_system(system: HRMSystem) -> System:
 
     pairs, negative = system.modes.pairs, system.modes.negative
     B = numpy(system.B)
-    C = numpy(system.gate) * numpy(system.C)
+    C = numpy(system.gate) * numpy(system.C) * (1.0 if system.m is None else numpy(system.m))
     decay = -np.exp(np.clip(numpy(system.log_rate), *LOG_RATE_LIMITS))
     phase = np.zeros(0) if system.phase is None else numpy(system.phase)
     real = decay[pairs:] + 1j * np.pi * (np.arange(decay.size - pairs) >= decay.size - pairs - negative)
@@ -269,24 +272,56 @@ def _conjugate(log_poles: Array, B: Array, C: Array, i: int, j: int) -> bool:
 
 def _replace_system(layer: HRMLayer, name: str, real_system: _RealSystem) -> None:
     old = layer.system(name)
-    trainable = old.B.requires_grad
-    new = HRMSystem(old.width, real_system.modes, dtype=old.B.dtype, device=old.B.device)
+    static, maps = _static_maps(old, real_system)
+    new = HRMSystem(old.width, real_system.modes, static, dtype=old.B.dtype, device=old.B.device)
+    maps |= {
+        "log_rate": np.log(-real_system.log_decay),
+        "phase": real_system.phase,
+        "B": real_system.B,
+        "gate": np.ones(1),
+    }
+    maps.setdefault("C", real_system.C)
     with torch.no_grad():
-        new.log_rate.copy_(torch.from_numpy(np.log(-real_system.log_decay)))
-        if new.phase is not None:
-            new.phase.copy_(torch.from_numpy(real_system.phase))
-        new.B.copy_(torch.from_numpy(real_system.B))
-        new.C.copy_(torch.from_numpy(real_system.C))
-        new.gate.fill_(1.0)
-    new.requires_grad_(trainable)
+        for key, parameter in new.named_parameters():
+            value = maps[key]
+            parameter.copy_(value if isinstance(value, torch.Tensor) else torch.from_numpy(value))
+    new.requires_grad_(old.B.requires_grad)
     new.train(old.training)
     layer.hrm_system[name] = new
 
 
-def _update_config(config: HRMConfig, module_name: str, real_system: _RealSystem) -> None:
+def _static_maps(old: HRMSystem, real_system: _RealSystem) -> tuple[StaticMaps, dict[str, Any]]:
+    """Return the static parts of a system with another state, and parameters that keep their outputs.
+
+    They share the input map of the state while it is the same, or while they are zero, as in an untrained
+    adapter.
+    """
+    readouts = {key: p.detach() for key, p in old.named_parameters() if key.startswith(READOUT)}
+    if not old.static.readouts and not old.static.feedthrough:
+        return StaticMaps(), {}
+    if old.static_B is not None:
+        return old.static, readouts | {"static_B": old.static_B, "static_C": old.static_C}
+    shared = old.static._replace(rank=None)
+    order = real_system.modes.order
+    if old.static_is_zero() and not (old.m is not None and np.any(real_system.C)):
+        zeros = {key: value.new_zeros(len(value), order) for key, value in readouts.items()}
+        return shared, zeros | {"m": torch.ones(order)}
+    before, direct = _real_system(_complex_system(old)), (old.gate * old.C).detach()
+    if np.array_equal(before.B, real_system.B):
+        if old.m is None:
+            return shared, readouts
+        if np.array_equal(before.C, real_system.C):
+            return shared, readouts | {"C": direct, "m": old.m.detach()}
+    own_maps = old.static._replace(rank=old.modes.order)
+    return own_maps, readouts | {"static_B": old.B.detach(), "static_C": direct}
+
+
+def _update_config(
+    config: HRMConfig, module_name: str, real_system: _RealSystem, static_rank: int | None
+) -> None:
     """Write the order of a layer into the configuration, where it differs from the default."""
     key = ".".join(module_name.split(".")[-3:])
-    for pattern in (config.rank_pattern, config.mode_pattern):
+    for pattern in (config.rank_pattern, config.mode_pattern, config.static_pattern):
         for name in [name for name in pattern if names_block(name, module_name)]:
             del pattern[name]
     modes = real_system.modes
@@ -294,3 +329,5 @@ def _update_config(config: HRMConfig, module_name: str, real_system: _RealSystem
         config.rank_pattern[key] = modes.order
     if config.modes_of(module_name) != modes:
         config.mode_pattern[key] = [modes.pairs, modes.negative]
+    if static_rank is not None:
+        config.static_pattern[key] = static_rank

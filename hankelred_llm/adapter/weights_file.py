@@ -1,4 +1,4 @@
-"""The file with the weights of an adapter: safetensors only, never a pickle; and all numbers in it finite."""
+"""The file with the weights of an adapter: safetensors only, never a pickle."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from peft.utils.other import check_file_exists_on_hf_hub
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from ..errors import AdapterFileError
 
@@ -70,30 +67,14 @@ def _is_on_hub(source: str, name: str, hub: Mapping[str, Any]) -> bool:
     return isinstance(cached, str)
 
 
-def read_weights(source: str, hub: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read the weights that :func:`check_safetensors` found; peft would query the hub for them again."""
-    path = os.path.join(source, hub.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
-    return load_file(
-        path if os.path.isfile(path) else hf_hub_download(source, SAFETENSORS_WEIGHTS_NAME, **hub)
-    )
-
-
-def check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not finite floating-point numbers.
+def weights_path(source: str, hub: Mapping[str, Any]) -> str:
+    """Return the safetensors file of an adapter, fetched where it is on the hub.
 
     Raises
     ------
     AdapterFileError
-        With the name of the parameter.
+        There is no complete one.
     """
-    for key, value in weights.items():
-        if not value.is_floating_point():
-            raise AdapterFileError(
-                f"{key} has type {value.dtype} in the file; parameters of an adapter are floating-point "
-                "numbers: save it again from the trained model"
-            )
-        if not value.is_meta and not bool(torch.isfinite(value).all()):
-            raise AdapterFileError(
-                f"{key} has entries that are not finite in the file; its training diverged: take an earlier "
-                "checkpoint, or train with a lower learning rate"
-            )
+    check_safetensors(source, hub.get("subfolder"), hub)
+    path = os.path.join(source, hub.get("subfolder") or "", SAFETENSORS_WEIGHTS_NAME)
+    return path if os.path.isfile(path) else hf_hub_download(source, SAFETENSORS_WEIGHTS_NAME, **hub)

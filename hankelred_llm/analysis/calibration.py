@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import hankelred
+from hankelred.errors import in_one_line
 
 from ..adapter.adapter_layers import AdapterLayers, find_adapter_layers
 from ..errors import CalibrationError
@@ -145,6 +146,7 @@ class Calibration:
         check_fingerprint(self.model, model_fingerprint(model), "model")
         check_fingerprint(self.adapter, adapter_fingerprint(adapter_layers), "adapter")
         self._check_sizes(adapter_layers)
+        _check_tokens(self.held_out, model)
 
     def _check_sizes(self, adapter_layers: AdapterLayers) -> None:
         """Refuse sums of other sizes than the adapter has: a file may have its fingerprint and other sums."""
@@ -258,9 +260,10 @@ class Calibration:
             )
         try:
             content = read(path)
-        except (SafetensorError, CalibrationError, ValueError, OSError) as error:
+        except (SafetensorError, CalibrationError, ValueError, OSError, RecursionError) as error:
             raise CalibrationError(
-                f"{os.fspath(path)} is no complete calibration ({error}); write it with Calibration.save"
+                f"{os.fspath(path)} is no complete calibration ({in_one_line(error, 300)}); write it with "
+                "Calibration.save"
             ) from error
         layers = {
             i: LayerSums(pairs, content.sums[i]["states"].numpy(), content.sums[i]["outputs"].numpy())
@@ -294,6 +297,21 @@ class Calibration:
         output_weights = hankelred.gramian_factor(sums.outputs / self.labelled_tokens)
         weighted = hankelred.ModalSystem(system.log_poles, system.B, output_weights.T @ np.linalg.inv(T))
         return states, hankelred.gramian(weighted, "observability", factor=True)
+
+
+def _check_tokens(rows: Sequence[Mapping[str, Tensor]], model: nn.Module) -> None:
+    """Refuse validation rows with tokens that the model does not have: a file may hold any."""
+    for what, layer in (("input_ids", "get_input_embeddings"), ("labels", "get_output_embeddings")):
+        embeddings = getattr(model, layer)() if hasattr(model, layer) else None
+        if not isinstance(weight := getattr(embeddings, "weight", None), Tensor):
+            continue
+        for k, row in enumerate(rows):
+            if what in row and int(row[what].max()) >= len(weight):
+                raise CalibrationError(
+                    f"validation row {k} of the calibration has token {int(row[what].max())} in {what}, and "
+                    "the "
+                    f"model has {len(weight)} tokens; calibrate again with this model"
+                )
 
 
 def check_calibration(calibration: object) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hankelred._util.writing import replace_file
+from hankelred.errors import short_repr
 
 from .capture import inputs_of
 from .gradient_hankel import GradientOperator
@@ -97,9 +98,9 @@ def _read_metadata(of_file: Mapping[str, str] | None) -> dict[str, Any]:
         raise ValueError("it has no entry 'calibration'")
     metadata = json.loads(of_file["calibration"])
     if not isinstance(metadata, dict):
-        raise ValueError(f"its entry 'calibration' is {_short(metadata)}, not a dict")
+        raise ValueError(f"its entry 'calibration' is {short_repr(metadata)}, not a dict")
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"it has format {_short(metadata.get('format'))}, this version reads {FORMAT}")
+        raise ValueError(f"it has format {short_repr(metadata.get('format'))}, this version reads {FORMAT}")
     _check_keys(metadata, _KEYS, "its entry 'calibration'")
     del metadata["format"]
     for name in _COUNTS:
@@ -107,19 +108,19 @@ def _read_metadata(of_file: Mapping[str, str] | None) -> dict[str, Any]:
     if metadata["labelled_tokens"] > metadata["tokens"]:
         raise ValueError(f"{metadata['labelled_tokens']} of {metadata['tokens']} tokens have labels")
     loss = metadata["loss_sum"]
-    if isinstance(loss, bool) or not isinstance(loss, int | float) or not math.isfinite(loss):
-        raise ValueError(f"loss_sum is {_short(loss)}, not a finite number")
+    if isinstance(loss, bool) or not isinstance(loss, int | float) or not abs(loss) <= sys.float_info.max:
+        raise ValueError(f"loss_sum is {short_repr(loss)}, not a finite number")
     for name in _FINGERPRINTS:
         _check_keys(metadata[name], {"name", "fingerprint"}, name)
         if not all(isinstance(value, str) for value in metadata[name].values()):
-            raise ValueError(f"{name} is {_short(metadata[name])}, not two strings")
+            raise ValueError(f"{name} is {short_repr(metadata[name])}, not two strings")
     parts = metadata["data"]
     if not isinstance(parts, list) or not parts:
-        raise ValueError(f"data is {_short(parts)}, not a list of parts")
+        raise ValueError(f"data is {short_repr(parts)}, not a list of parts")
     for part in parts:
         _check_keys(part, {"digest", *_PART_COUNTS}, "a part of data")
         if not isinstance(part["digest"], str):
-            raise ValueError(f"a digest is {_short(part['digest'])}, not a string")
+            raise ValueError(f"a digest is {short_repr(part['digest'])}, not a string")
         for name in _PART_COUNTS:
             _check_count(part[name], f"{name} of a part of data", least=0)
     for name in ("rows", "tokens"):
@@ -132,7 +133,7 @@ def _read_metadata(of_file: Mapping[str, str] | None) -> dict[str, Any]:
 
 def _pairs(pairs: Any) -> dict[int, int]:
     if not isinstance(pairs, dict) or not pairs or not all(map(_is_index, pairs)):
-        raise ValueError(f"pairs is {_short(pairs)}, not a dict by layer index")
+        raise ValueError(f"pairs is {short_repr(pairs)}, not a dict by layer index")
     for index, count in pairs.items():
         _check_count(count, f"pairs of layer {index}", least=0)
     return {int(index): count for index, count in pairs.items()}
@@ -173,17 +174,30 @@ def _rows(rows: Mapping[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], ...
     if sorted(rows) != list(range(len(rows))):
         raise ValueError(f"its held-out rows are numbered {sorted(rows)}")
     for k, row in rows.items():
-        inputs = inputs_of(row)
-        if inputs is None or inputs.ndim < 2 or inputs.shape[0] != 1:
-            raise ValueError(f"held-out row {k} has no input_ids of one sequence")
-        if "input_ids" in row and inputs.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"input_ids of held-out row {k} are of type {inputs.dtype}")
+        _check_row(row, f"held-out row {k}")
     return tuple(rows[k] for k in sorted(rows))
+
+
+def _check_row(row: Mapping[str, Tensor], name: str) -> None:
+    inputs = inputs_of(row)
+    if inputs is None or inputs.ndim != (2 if "input_ids" in row else 3) or inputs.shape[0] != 1:
+        raise ValueError(f"{name} has no input_ids of one sequence")
+    for key in ("input_ids", "labels"):
+        if key in row and row[key].dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"{key} of {name} are of type {row[key].dtype}")
+    time = inputs.shape[1]
+    for key in ("labels", "attention_mask", "position_ids"):
+        # masks of pairs of tokens have four axes, and positions in pictures three
+        shape = tuple(row[key].shape) if key in row else (1, time)
+        if shape[-1:] != (time,) or len(shape) < 2 or (len(shape) == 2 and shape[0] != 1):
+            raise ValueError(f"{key} of {name} have shape {shape}, and there are {time} tokens")
+    if time == 0 or ("input_ids" in row and int(inputs.min()) < 0):
+        raise ValueError(f"{name} has token {int(inputs.min())}" if time else f"{name} has no tokens")
 
 
 def _check_keys(value: Any, expected: set[str], where: str) -> None:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{where} is {_short(value)}, not a dict")
+        raise ValueError(f"{where} is {short_repr(value)}, not a dict")
     missing, unknown = sorted(expected - set(value)), sorted(set(value) - expected)
     if missing:
         raise ValueError(f"{where} has no {', '.join(map(repr, missing))}")
@@ -192,8 +206,8 @@ def _check_keys(value: Any, expected: set[str], where: str) -> None:
 
 
 def _check_count(value: Any, name: str, *, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {_short(value)}, not a whole number of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+        raise ValueError(f"{name} is {short_repr(value)}, not a whole number of at least {least}")
 
 
 def _check_numbers(tensor: Tensor, name: str) -> None:
@@ -206,8 +220,3 @@ def _check_numbers(tensor: Tensor, name: str) -> None:
 def _is_index(text: str) -> bool:
     # '01' would be the same layer as '1'
     return text.isascii() and text.isdigit() and str(int(text)) == text
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

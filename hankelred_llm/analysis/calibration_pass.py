@@ -278,7 +278,7 @@ class _Collector:
         def on_gradient(g: Tensor) -> None:
             if operator is not None:
                 operator.update(captured.x, g, counted, captured.segment_start)
-            C = (system.gate * system.C).detach()
+            C = system.output_map().detach()
             self._outputs[index] = _square(g[counted].to(C.dtype) @ C)
 
         return on_gradient

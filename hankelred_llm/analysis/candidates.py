@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 import hankelred
-from hankelred import ModalSystem, ReductionWarning
+from hankelred import HankelredError, ModalSystem, ReductionWarning
+from hankelred.errors import in_one_line
 
 from ..adapter.adapter_layers import AdapterLayers
 from ..adapter.system import FASTEST_LOG_DECAY
-from ..errors import AdapterError
+from ..errors import AdapterError, CalibrationError
 from ..ops.autograd import channel_scan
 from .balancing import balanced
 from .calibration import Calibration
@@ -61,7 +62,16 @@ def run_validation_rows(
             first[torch.arange(len(valid)), valid.int().argmax(1)] = True
             segment_starts.append(first[valid].numpy())
 
-    loss = mean_loss(model, adapter_layers, calibration.held_out, on_activation)
+    try:
+        loss = mean_loss(model, adapter_layers, calibration.held_out, on_activation)
+    except (HankelredError, torch.OutOfMemoryError):
+        raise
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        # a file of a stranger may hold any arguments of a model
+        raise CalibrationError(
+            f"the model cannot run the validation rows of the calibration ({in_one_line(error, 200)}); "
+            "calibrate again with this model"
+        ) from error
     T = {i: calibration.layers[i].mode_transform() for i in inputs}
     return ValidationInputs(
         {i: T[i] @ np.concatenate(u, 1) for i, u in inputs.items()}, np.concatenate(segment_starts), loss

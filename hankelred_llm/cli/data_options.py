@@ -12,6 +12,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option("--base", help="Folder or hub name of the adapter's base, where it is not as saved."),
+    click.option("--gguf-file", help="GGUF file in the base's folder or repository, to be read."),
+    click.option("--revision", help="Branch, tag or commit of the base on the hub."),
     click.option(
         "--data", type=click.Path(path_type=Path), help="Text: a file, or a folder with .txt files."
     ),

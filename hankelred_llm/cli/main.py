@@ -13,6 +13,8 @@ import click
 from hankelred import __version__
 from hankelred.cli.console import run
 
+from .._util.imports import after_import
+
 #: Each is a module of this folder that binds a click command to ``COMMAND``.
 COMMANDS = ("compare", "evaluate", "reduce", "spectra", "train")
 
@@ -58,14 +60,18 @@ def progress() -> Any:
     return Progress(*columns, transient=True)
 
 
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def main() -> None:
     """Run the command line; an error is printed in one line, with exit status 2."""
     # deprecations between the libraries below are nothing that a user can act on
     warnings.filterwarnings("ignore", category=FutureWarning)
     # progress bars of these libraries would overlap with those of the command
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    after_import("transformers", _quiet)
     run(cli, "hankelred-llm", interrupted="interrupted; run the same command to resume")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from hankelred._util.writing import PREVIOUS, scratch_folder
 
 from ..adapter.config import HRMType
 from ..errors import AdapterFileError, ExperimentError
@@ -60,8 +62,19 @@ class LoadedModel(NamedTuple):
         return text_batches(data, tokenizer, length=length, batches=batches, batch_size=batch_size)
 
 
-def open_named(name: str, *, base: str | None, dtype: str, device: str | None) -> LoadedModel:
+def open_named(
+    name: str,
+    *,
+    base: str | None,
+    gguf_file: str | None,
+    revision: str | None,
+    dtype: str,
+    device: str | None,
+) -> LoadedModel:
     """Open a base model or an adapter folder.
+
+    The GGUF file and the revision of an adapter's base are those in its configuration, unless another base or
+    others are named.
 
     Raises
     ------
@@ -75,14 +88,17 @@ def open_named(name: str, *, base: str | None, dtype: str, device: str | None) -
             raise AdapterFileError(f"{name} is no adapter, but {folder / 'adapter'} is; give that folder")
         if base is not None:
             raise AdapterFileError(f"{name} has no {CONFIG}, and --base is for adapters; leave --base out")
-        base_model = find_model(name, dtype)
+        base_model = find_model(name, dtype, gguf_file=gguf_file, revision=revision)
         return LoadedModel(name, base_model, _load(base_model).to(target).eval(), None)
     config = adapter_config(folder)
     base_name = base or config.get("base_model_name_or_path")
     if not base_name:
         raise AdapterFileError(f"{folder / CONFIG} does not name the base model; give it with --base")
+    if base is None:
+        gguf_file = gguf_file or config.get("base_gguf_file")
+        revision = revision or config.get("revision")
     try:
-        base_model = find_model(str(base_name), dtype)
+        base_model = find_model(str(base_name), dtype, gguf_file=gguf_file, revision=revision)
     except ExperimentError as error:
         raise ExperimentError(f"the base of {name}: {error}; give its folder or name with --base") from None
     model = load_adapter(_load(base_model), folder)
@@ -121,11 +137,10 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 def _load(base_model: BaseModel) -> nn.Module:
     try:
         return base_model.load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
         raise ExperimentError(
             f"model {base_model.name!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give a "
-            "causal "
-            "language model with its weights"
+            "causal language model with its weights"
         ) from None
 
 
@@ -178,9 +193,8 @@ def write_adapter(model: Any, out: Path, texts: Mapping[str, str]) -> None:
         It cannot be written.
     """
     try:
-        # in the same folder as the target: a move is atomic only within one file system
-        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as scratch:
-            new, old = Path(scratch) / "new", Path(scratch) / "old"
+        with scratch_folder(out.absolute()) as scratch:
+            new, old = scratch / "new", scratch / PREVIOUS
             save_adapter(model, new)
             for name, text in texts.items():
                 (new / name).write_text(text + "\n", encoding="utf-8")

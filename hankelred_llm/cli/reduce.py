@@ -28,6 +28,8 @@ def reduce(
     tol: float | None,
     budget: int | None,
     base: str | None,
+    gguf_file: str | None,
+    revision: str | None,
     data: Path | None,
     length: int,
     batches: int,
@@ -68,7 +70,9 @@ def reduce(
             f"there is no calibration {calibration}; make it with hankelred-llm spectra {adapter} --data "
             f"TEXT --save {calibration}"
         )
-    loaded = open_named(str(adapter), base=base, dtype=dtype, device=device)
+    loaded = open_named(
+        str(adapter), base=base, gguf_file=gguf_file, revision=revision, dtype=dtype, device=device
+    )
     statistics: Calibration | None = None
     try:
         if data is not None:

@@ -10,8 +10,10 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 import click
 import yaml
 
+from hankelred.errors import short_repr
+
 from ..errors import ExperimentError
-from ..experiments.settings import DEFAULT_GRID, Settings, without_none
+from ..experiments.settings import DEFAULT_GRID, Settings, parse_yaml, without_none
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,8 +80,8 @@ def flag_values(flags: dict[str, Any]) -> dict[str, Any]:
 def _pair(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ExperimentError(f"--task-option {text!r}: write it as NAME=VALUE")
+        raise ExperimentError(f"--task-option {short_repr(text)}: write it as NAME=VALUE")
     try:
-        return name, yaml.safe_load(value)
+        return name, parse_yaml(value)
     except yaml.YAMLError:
         return name, value

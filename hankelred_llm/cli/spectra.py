@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 def spectra(
     model: str,
     base: str | None,
+    gguf_file: str | None,
+    revision: str | None,
     data: Path | None,
     length: int,
     batches: int,
@@ -71,7 +73,7 @@ def spectra(
     from .. import AdapterError, Calibration, calibrate, hankel_spectra
     from .open_model import open_named
 
-    loaded = open_named(model, base=base, dtype=dtype, device=device)
+    loaded = open_named(model, base=base, gguf_file=gguf_file, revision=revision, dtype=dtype, device=device)
     if loaded.config is None and data is None:
         raise AdapterError(
             f"{model} is a model without adapter, whose spectra are those of a text; give one with --data"

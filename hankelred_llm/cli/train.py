@@ -37,13 +37,14 @@ def train(
       hankelred-llm train --task flip_flop --method "hrm-attention r=16" --learning-rate 0.03
       hankelred-llm evaluate training --length 64 --length 256
     """
-    from ..experiments.processes import this_process
-    from ..experiments.settings import read_values
-    from ..experiments.single_run import one_run, train_into
-    from .main import progress
+    from ..experiments.settings import one_run, read_values
 
     values = {"out": "training", **read_values(config), **flag_values(flags)}
     settings = one_run(method or "hrm", 0.01 if learning_rate is None else learning_rate, seed or 0, **values)
+    from ..experiments.processes import this_process
+    from ..experiments.single_run import train_into
+    from .main import progress
+
     run = train_into(settings, progress=progress())
     if not this_process().is_main_process:
         return

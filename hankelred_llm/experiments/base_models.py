@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import struct
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.progress import Progress
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, MistralConfig, set_seed
 
+from hankelred._util.writing import scratch_folder
+from hankelred.errors import in_one_line, name_list
+
 from ..errors import ExperimentError
 from ..tasks import ByteTokenizer, Collator, get_task
 from .processes import this_process
+
+#: Ending of files that hold weights, configuration and tokenizer of a model in one, as llama.cpp reads them.
+GGUF = ".gguf"
 
 SMALL = {"small": True, "small-random": False}
 
@@ -63,16 +71,27 @@ class BaseModel:
     config : object
         Its configuration.
     dtype : str
+    gguf_file : str, optional
+        Name of the GGUF file in ``source`` that holds the weights.
+    revision : str, optional
+        Branch, tag or commit on the hub.
     """
 
     name: str
     source: str
     config: Any
     dtype: str
+    gguf_file: str | None = None
+    revision: str | None = None
 
     def load(self, *, quantized: bool = False) -> nn.Module:
         """Return the model with its weights; adding an adapter freezes them."""
-        options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
+        options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), **self._place}
+        if quantized and self.gguf_file:
+            raise ExperimentError(
+                f"model {self.name!r} is read from the GGUF file {self.gguf_file!r}, whose weights cannot be "
+                "quantized to 4 bits again; take the original model, or a method other than qlora"
+            )
         if quantized:
             from transformers import BitsAndBytesConfig
 
@@ -82,8 +101,15 @@ class BaseModel:
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=getattr(torch, self.dtype),
             )
+        if self.gguf_file and hasattr(transformers, "GgufConfig"):
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         model: nn.Module = AutoModelForCausalLM.from_pretrained(self.source, **options)
-        return model
+        return _as_plain(model) if self.gguf_file else model
+
+    @property
+    def _place(self) -> dict[str, str]:
+        """Where transformers finds it in ``source``."""
+        return _place(self.gguf_file, self.revision)
 
     def skeleton(self) -> nn.Module:
         """Return the model on the meta device: its shapes without its weights."""
@@ -97,7 +123,7 @@ class BaseModel:
         if self.name in SMALL:
             return None
         try:
-            return AutoTokenizer.from_pretrained(self.source)
+            return AutoTokenizer.from_pretrained(self.source, **self._place)
         except (OSError, ValueError, ImportError):
             return None
 
@@ -118,34 +144,90 @@ class BaseModel:
         if commit:
             return str(commit)
         digest = hashlib.blake2b(digest_size=6)
-        for path in sorted(Path(self.source).glob("*.safetensors")):
+        for path in sorted(Path(self.source).glob(self.gguf_file or "*.safetensors")):
             with path.open("rb") as file:
                 # large files by their size and their beginning, which lists what is in them
                 digest.update(f"{path.name} {path.stat().st_size}".encode() + file.read(2**26))
         return digest.hexdigest()
 
 
-def find_model(name: str, dtype: str) -> BaseModel:
+def find_model(
+    name: str, dtype: str, *, gguf_file: str | None = None, revision: str | None = None
+) -> BaseModel:
     """Return a base model by its name, making the small one where it is not there yet.
+
+    Parameters
+    ----------
+    name : str
+        Folder, name on the hub, 'small' or 'small-random'; the path of a GGUF file stands for its folder and
+        `gguf_file`.
+    dtype : str
+    gguf_file : str, optional
+        Name of a GGUF file in the folder or repository, which is read in place of other weights.
+    revision : str, optional
+        Branch, tag or commit on the hub.
 
     Raises
     ------
     ExperimentError
         There is no such model.
     """
+    if name in SMALL and (gguf_file or revision):
+        given = "gguf_file" if gguf_file else "revision"
+        raise ExperimentError(f"model {name!r} is made here and has no {given}; leave {given} out")
     if name in SMALL and this_process().num_processes > 1 and not _cached(SMALL[name]).is_dir():
         raise ExperimentError(
             f"model {name!r} is made by one process; give the command once without accelerate"
         )
     source = str(small_model(pretrained=SMALL[name])) if name in SMALL else name
+    if gguf_file is None and name.endswith(GGUF) and os.path.isfile(name):
+        source, gguf_file = os.path.split(os.path.abspath(name))
+    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
+        raise ExperimentError(
+            f"reading the GGUF file {in_one_line(gguf_file)} needs the package gguf; pip install gguf"
+        )
+    files = [path.name for path in sorted(Path(source).glob(f"*{GGUF}"))] if os.path.isdir(source) else []
+    if gguf_file is not None and os.path.isdir(source) and gguf_file not in files:
+        raise ExperimentError(
+            f"there is no GGUF file {in_one_line(gguf_file)} in {in_one_line(source)}; there is "
+            f"{name_list(files)}"
+        )
     try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(source, **_place(gguf_file, revision))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError, struct.error) as error:
+        hint = f" or one of its GGUF files with --gguf-file ({name_list(files, 3)})," if files else ""
         raise ExperimentError(
             f"model {name!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give a folder with a "
-            "config.json, a name on the hub, 'small' or 'small-random'"
+            f"config.json,{hint} a name on the hub, 'small' or 'small-random'"
         ) from None
-    return BaseModel(name, source, config, dtype)
+    return BaseModel(name, source, config, dtype, gguf_file, revision)
+
+
+def _as_plain(model: nn.Module) -> nn.Module:
+    """Return a model from a GGUF file, whose weights were unpacked, as one that can be trained and saved.
+
+    transformers goes on treating it as quantized: its Trainer and `save_pretrained` refuse it.
+    """
+    packed = [name for name, value in model.named_parameters() if not value.is_floating_point()]
+    if packed:
+        raise ExperimentError(
+            f"transformers {transformers.__version__} left {name_list(packed, 2)} of a GGUF file packed, and "
+            "packed weights cannot be trained beside; save the model unpacked and give that folder"
+        )
+    for owner, names in (
+        (model, ("is_quantized", "quantization_method", "hf_quantizer")),
+        (model.config, ("quantization_config", "_is_quantized")),
+    ):
+        for name in names:
+            if name in vars(owner):
+                delattr(owner, name)
+    return model
+
+
+def _place(gguf_file: str | None, revision: str | None) -> dict[str, str]:
+    """Return the options of transformers' from_pretrained."""
+    options = {"gguf_file": gguf_file, "revision": revision}
+    return {key: value for key, value in options.items() if value}
 
 
 def small_model(folder: str | os.PathLike[str] | None = None, *, pretrained: bool = True) -> Path:
@@ -180,10 +262,10 @@ def small_model(folder: str | os.PathLike[str] | None = None, *, pretrained: boo
     path.parent.mkdir(parents=True, exist_ok=True)
     set_seed(0)
     model = AutoModelForCausalLM.from_config(_small_config(pretrained))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".small-") as scratch:
+    with scratch_folder(path) as scratch:
         if pretrained:
-            _pretrain(model, Path(scratch))
-        done = Path(scratch) / "model"
+            _pretrain(model, scratch)
+        done = scratch / "model"
         model.save_pretrained(done)
         try:
             os.replace(done, path)  # whole or not there

@@ -137,7 +137,7 @@ def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], 
             f"it is {budget:,.0f}; give a larger budget"
         )
     remaining = budget - at_rank_one - (r - 1) * per_rank
-    costs, larger = _costs(part, skeleton()), []
+    costs, larger = _costs(part, skeleton(), per_rank), []
     for name, cost in sorted(costs.items(), key=lambda item: -item[1]):
         # also a little above the budget, where that is nearer to it
         if cost < 2 * remaining:
@@ -146,14 +146,15 @@ def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], 
     return FittedPart(part, r, tuple(larger)) if len(larger) < len(costs) else FittedPart(part, r + 1)
 
 
-def _costs(part: Part, model: nn.Module) -> dict[str, int]:
+def _costs(part: Part, model: nn.Module, per_rank: int) -> dict[str, int]:
     """Return the number of parameters of one more rank, by linear layer or by block."""
     if part.kind != "hrm":
         return linear_layers(model, part.where)
     decoder = find_decoder(model)
     block = decoder.block_name(str(part.options.get("site", "mlp")))
-    # input and output map, and one number of the pole
-    return {f"{decoder.name}.{i}.{block}": 2 * decoder.width + 1 for i in range(len(decoder.layers))}
+    names = [f"{decoder.name}.{i}.{block}" for i in range(len(decoder.layers))]
+    # all blocks have the same maps: input, output, static readouts, and one number of the pole
+    return dict.fromkeys(names, per_rank // len(names))
 
 
 def _count(parts: tuple[FittedPart, ...], skeleton: Callable[[], nn.Module]) -> int:

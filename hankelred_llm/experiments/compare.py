@@ -16,6 +16,7 @@ from ..errors import ExperimentError
 from ..tasks import Split, Task, TaskError
 from .evaluate import evaluate
 from .experiment import Experiment, open_experiment
+from .folder import results_folder
 from .methods import load_adapter, parse_method
 from .peft_schema import peft_record
 from .processes import this_process
@@ -141,7 +142,8 @@ def compare(settings: Settings, *, progress: Progress | None = None) -> Comparis
     >>> [line.method for line in found.lines[32]]
     ['hrm', 'lora-qv']
     """
-    return _Study(settings, progress).run()
+    with results_folder(Path(settings.out), write=this_process().is_main_process):
+        return _Study(settings, progress).run()
 
 
 class _Study:

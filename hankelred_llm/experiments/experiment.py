@@ -62,7 +62,13 @@ class Experiment:
         fitted = self.methods[name]
         base = self.base.load(quantized=fitted.method.quantized)
         set_seed(seed)
-        return add_adapters(base, fitted.parts, steps=self.settings.steps)
+        return add_adapters(
+            base,
+            fitted.parts,
+            steps=self.settings.steps,
+            gguf_file=self.base.gguf_file,
+            revision=self.base.revision,
+        )
 
     def base_model(self, name: str) -> nn.Module:
         """Return the base model that a method adapts, without adapters."""
@@ -105,7 +111,9 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
             raise ExperimentError(f"data_dir {settings.data_dir} is no folder; give the one with the files")
         options["data_dir"] = folder
     task = get_task(settings.task, **options)
-    base = find_model(settings.model, settings.dtype)
+    base = find_model(
+        settings.model, settings.dtype, gguf_file=settings.gguf_file, revision=settings.revision
+    )
     if isinstance(task, DocumentTask) and base.tokenizer is not None and "tokenizer" not in options:
         task = get_task(settings.task, **options, tokenizer=base.tokenizer)
     experiment = Experiment(settings, task, base, None, {})

@@ -3,7 +3,8 @@
 A method is one part (an HRM or a member of the LoRA family) or an HRM and a LoRA that share one budget. It is
 written as a name and options: ``hrm-attention``, ``hrm-mlp init_weights=s4d_real eigenvalues=real``,
 ``hrm-mlp+lora-all share=0.25 lora_lr_ratio=0.3``. Options are fields of `HRMConfig` or of peft's
-`LoraConfig`.
+`LoraConfig`. An HRM with static parts is one part:
+``hrm-attention static_readouts=[q_proj,k_proj] feedthrough=true static_lr_ratio=3``.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from typing import Any
 
 import yaml
 from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import nn
+
+from hankelred.errors import in_one_line, short_repr
 
 from ..adapter.architectures import find_decoder
 from ..adapter.config import HRMConfig
 from ..adapter.model import attach
+from ..adapter.model_card import write_card
 from ..errors import ExperimentError
-from .settings import nearest
+from .settings import nearest, parse_yaml
 
 #: Share of the steps of AdaLoRA before ranks are taken away, and after the last was.
 ADALORA_FIRST, ADALORA_LAST = 0.1, 0.3
@@ -74,14 +78,15 @@ class Method:
     parts : tuple of Part
     share : float
         Share of the budget that the first of two parts gets.
-    lora_lr_ratio : float
-        Learning rate of a LoRA next to an HRM, as a multiple of that of the HRM.
+    static_lr_ratio : float
+        Learning rate of a LoRA next to an HRM, or of the static parts in it, as a multiple of that of the
+        state.
     """
 
     name: str
     parts: tuple[Part, ...]
     share: float = 1.0
-    lora_lr_ratio: float = 1.0
+    static_lr_ratio: float = 1.0
 
     @property
     def quantized(self) -> bool:
@@ -152,29 +157,42 @@ def parse_method(text: str) -> Method:
     parts = []
     for name in words[0].split("+"):
         if name not in ADAPTER_METHODS:
-            raise ExperimentError(f"there is no method {name!r}{nearest(name, ADAPTER_METHODS)}")
+            raise ExperimentError(f"there is no method {short_repr(name)}{nearest(name, ADAPTER_METHODS)}")
         parts.append(ADAPTER_METHODS[name])
     if len(parts) > 1 and [part.kind for part in parts] != ["hrm", "lora"]:
-        raise ExperimentError(f"{words[0]!r}: only an HRM and a LoRA share a budget, in this order")
+        raise ExperimentError(f"{short_repr(words[0])}: only an HRM and a LoRA share a budget, in this order")
     share, ratio = 0.5 if len(parts) > 1 else 1.0, 1.0
     for word in words[1:]:
         key, equals, written = word.partition("=")
         if not equals:
-            raise ExperimentError(f"method {text!r}: {word!r} is no option; write it as NAME=VALUE")
-        value = yaml.safe_load(written)
+            raise ExperimentError(
+                f"method {short_repr(text)}: {short_repr(word)} is no option; write it as NAME=VALUE"
+            )
+        try:
+            value = parse_yaml(written)
+        except yaml.YAMLError:
+            raise ExperimentError(
+                f"method {short_repr(text)}: {short_repr(written)} is no value; write {key}=NUMBER or "
+                f"{key}=NAME"
+            ) from None
         if isinstance(value, str):
             with suppress(ValueError):
                 value = float(value)  # 1e-3, which YAML takes for a text
         if key == "share" and len(parts) > 1:
             share = value
             if isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
-                raise ExperimentError(f"method {text!r}: share is {written}; give a number between 0 and 1")
+                raise ExperimentError(
+                    f"method {short_repr(text)}: share is {short_repr(written)}; give a number between 0 "
+                    "and 1"
+                )
             continue
-        if key == "lora_lr_ratio" and len(parts) > 1:
+        if (key == "lora_lr_ratio" and len(parts) > 1) or (
+            key == "static_lr_ratio" and parts[0].kind == "hrm"
+        ):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ExperimentError(
-                    f"method {text!r}: lora_lr_ratio is {written}; give a positive number, the learning rate "
-                    "of the LoRA over that of the HRM"
+                    f"method {short_repr(text)}: {key} is {short_repr(written)}; give a positive number, the "
+                    "learning rate of the LoRA, and of static readouts, over that of the state"
                 )
             ratio = float(value)
             continue
@@ -185,12 +203,13 @@ def parse_method(text: str) -> Method:
 def _with_option(text: str, parts: list[Part], key: str, value: Any) -> list[Part]:
     """Return the parts with one option more, given to the first part that has such a field."""
     known: list[str] = ["share", "lora_lr_ratio"] if len(parts) > 1 else []
+    known += ["static_lr_ratio"] if parts[0].kind == "hrm" else []
     for i, part in enumerate(parts):
         names = [f.name for f in fields(_CONFIGS[part.kind]) if f.name not in _COMPUTED]
         if key in names:
             return [*parts[:i], replace(part, options={**part.options, key: value}), *parts[i + 1 :]]
         known += names
-    raise ExperimentError(f"method {text!r} has no option {key!r}{nearest(key, known)}")
+    raise ExperimentError(f"method {short_repr(text)} has no option {short_repr(key)}{nearest(key, known)}")
 
 
 def check_available(method: Method) -> None:
@@ -282,7 +301,14 @@ class FittedMethod:
         return " + ".join(f"{p.r} (+1 in {len(p.larger)})" if p.larger else str(p.r) for p in self.parts)
 
 
-def add_adapters(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int) -> PeftModel:
+def add_adapters(
+    model: nn.Module,
+    parts: tuple[FittedPart, ...],
+    *,
+    steps: int,
+    gguf_file: str | None = None,
+    revision: str | None = None,
+) -> PeftModel:
     """Put the adapters of a method into a model, which is changed in place.
 
     Parameters
@@ -291,12 +317,18 @@ def add_adapters(model: nn.Module, parts: tuple[FittedPart, ...], *, steps: int)
     parts : tuple of FittedPart
     steps : int
         Length of the training, which AdaLoRA plans for.
+    gguf_file, revision : str, optional
+        Where the model came from; the adapters record it.
 
     Returns
     -------
     PeftModel
     """
     configs = [(part.part.kind, _config(model, part, steps)) for part in parts]
+    for _, config in configs:
+        config.revision = revision
+        if isinstance(config, HRMConfig):
+            config.base_gguf_file = gguf_file
     if len(configs) == 2:
         # not by add_adapter of transformers, which may need a newer peft than there is
         get_peft_model(model, configs[1][1])
@@ -347,10 +379,21 @@ def trainable(model: nn.Module) -> int:
 LORA_FOLDER = "lora"
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapters of a model by peft's own routes: the second one goes into a folder of its own."""
+def save_adapter(model: PeftModel, folder: Path, *, data: str | None = None) -> None:
+    """Write the adapters of a model by peft's own routes: the second one goes into a folder of its own.
+
+    Parameters
+    ----------
+    model : PeftModel
+    folder : Path
+    data : str, optional
+        What it was trained on, for the model card of an HRM.
+    """
     base = model.get_base_model()
     model.save_pretrained(str(folder))
+    config = next(iter(model.peft_config.values()))
+    if isinstance(config, HRMConfig) and data is not None:
+        write_card(folder, config, data)
     if _has_lora(model):
         lora_folder = folder / LORA_FOLDER
         base.peft_config["default"].save_pretrained(str(lora_folder))
@@ -361,7 +404,19 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 
 
 def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
-    """Put the adapters of a folder into a model, which is changed in place."""
+    """Put the adapters of a folder into a model, which is changed in place.
+
+    Raises
+    ------
+    ExperimentError
+        The results name a training whose adapter is not there any more.
+    """
+    if not (folder / CONFIG_NAME).is_file():
+        raise ExperimentError(
+            f"{in_one_line(folder)} has no {CONFIG_NAME}: the adapter was moved or removed; put it back, or "
+            "train "
+            "again in another folder"
+        )
     if (folder / LORA_FOLDER).is_dir():
         PeftModel.from_pretrained(base, str(folder / LORA_FOLDER))
     with warnings.catch_warnings():
@@ -372,5 +427,5 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 def _has_lora(model: PeftModel) -> bool:
     return isinstance(next(iter(model.peft_config.values())), HRMConfig) and any(
-        "lora_" in name for name, _ in model.named_parameters()
+        "lora_" in name and ".hrm_lora." not in name for name, _ in model.named_parameters()
     )

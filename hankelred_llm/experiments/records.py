@@ -4,12 +4,85 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from hankelred.errors import in_one_line, short_repr
 
 from ..errors import ExperimentError
 
 ResultRecord = dict[str, Any]
+
+
+def _is_number(value: Any) -> bool:
+    # NaN is the loss of a run that diverged; a whole number may be too long for a float
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _are_means(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is_number, value.values()))
+
+
+def _are_losses(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_are_numbers(v) and len(v) == 2 for v in value)
+
+
+#: What a record of each kind must have. What is null or absent where `compare` does not need it stays out.
+_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "experiment": {"identity": lambda value: isinstance(value, dict)},
+    "run": {
+        "method": _is_text,
+        "learning_rate": _is_number,
+        "seed": _is_count,
+        "created_at": _is_text,
+        "seconds_total": _is_number,
+        "seconds_steps": _are_numbers,
+        "memory": lambda value: value is None or _is_count(value),
+        "parameters": _is_count,
+        "parameters_total": _is_count,
+        "ranks": _is_text,
+        "peft_config": lambda value: isinstance(value, dict),
+        "losses": _are_losses,
+        "validation": lambda value: value is None or _are_means(value),
+        "status": _is_text,
+        "file_size": _is_count,
+    },
+    "split": {
+        "split": _is_text,
+        "length": _is_count,
+        "examples": _is_count,
+        "context_mean": _is_number,
+        "cut_share": _is_number,
+        "evidence_share": lambda value: value is None or _is_number(value),
+        "floors": lambda value: isinstance(value, dict) and all(map(_are_means, value.values())),
+    },
+    "score": {"split": _is_text, "length": _is_count, "means": _are_means},
+}
+#: A score has beside that what evaluate prints, or with ``per_unit`` what compare computes differences from.
+_OF_EVALUATE = {**_FIELDS["split"], "metric": _is_text}
+_OF_COMPARE: dict[str, Callable[[Any], bool]] = {
+    "method": _is_text,
+    "seed": _is_count,
+    "learning_rate": _is_number,
+    "weights": _are_numbers,
+    "documents": lambda value: isinstance(value, list),
+    "per_unit": lambda value: isinstance(value, dict) and all(map(_are_numbers, value.values())),
+}
 
 
 class ResultsFile:
@@ -35,8 +108,8 @@ class ResultsFile:
     >>> from pathlib import Path
     >>> from hankelred_llm.experiments.records import ResultsFile
     >>> path = Path(tempfile.mkdtemp()) / "results.jsonl"
-    >>> ResultsFile(path, {"steps": 10}).append({"kind": "run", "seed": 0})
-    >>> ResultsFile(path, {"steps": 10}).find(kind="run")["seed"]
+    >>> ResultsFile(path, {"steps": 10}).append({"kind": "note", "seed": 0})
+    >>> ResultsFile(path, {"steps": 10}).find(kind="note")["seed"]
     0
     >>> ResultsFile(path, {"steps": 20})
     Traceback (most recent call last):
@@ -92,15 +165,32 @@ def read_records(path: Path) -> list[ResultRecord]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             record = json.loads(line)
-            if not isinstance(record, dict) or "kind" not in record:
-                raise ValueError
-        except ValueError:
+            if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+                raise ValueError("it is no dict with a kind")
+            _check_fields(record)
+        except (ValueError, RecursionError) as error:
             raise ExperimentError(
-                f"{path}, line {number}: is no record of results; take another folder with out, "
-                "or remove the line"
+                f"{path}, line {number}: is no record of results ({in_one_line(error, 150)}); take another "
+                "folder "
+                "with out, or remove the line"
             ) from None
         records.append(record)
     return records
+
+
+def _check_fields(record: ResultRecord) -> None:
+    required = _FIELDS.get(record["kind"], {})
+    if record["kind"] == "score":
+        required = {**required, **(_OF_COMPARE if "per_unit" in record else _OF_EVALUATE)}
+    for name, fits in required.items():
+        if name not in record:
+            raise ValueError(f"it has no {name!r}")
+        if not fits(record[name]):
+            raise ValueError(f"{name} is {short_repr(record[name])}")
+    if "per_unit" in record and record["kind"] == "score":
+        rows = [*record["per_unit"].values(), record["weights"], record["documents"]]
+        if len(set(map(len, rows))) > 1:
+            raise ValueError("per_unit, weights and documents have different lengths")
 
 
 def _check_identity(path: Path, first: ResultRecord, identity: ResultRecord) -> None:
@@ -112,7 +202,8 @@ def _check_identity(path: Path, first: ResultRecord, identity: ResultRecord) -> 
     different = [key for key in sorted({*stored, *identity}) if stored.get(key) != identity.get(key)]
     if different:
         differences = "; ".join(
-            f"{key} is {stored.get(key)!r} there and {identity.get(key)!r} here" for key in different
+            f"{key} is {short_repr(stored.get(key))} there and {short_repr(identity.get(key))} here"
+            for key in different
         )
         raise ExperimentError(
             f"{path} is that of another configuration: {differences}; take another folder with out, or the "

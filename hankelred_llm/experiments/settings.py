@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,7 +12,10 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from hankelred.errors import in_one_line, short_repr
+
 from ..errors import ExperimentError
+from ..tasks import check_name
 
 #: The same grid for all methods is the simplest fair choice; a method whose best rate is at an end is marked.
 DEFAULT_GRID = (3e-3, 1e-2, 3e-2)
@@ -28,6 +32,16 @@ _SELECTION = frozenset(
     {"methods", "learning_rates", "tuning_seeds", "seeds", "reference", "out", "validation_only"}
     | {"eval_batch_size", "save_every"}
 )
+
+
+#: Bytes of a file of settings, which is written by hand.
+_FILE_SIZE = 2**20
+
+#: The largest whole number of a setting: seeds of numpy end there, and nothing else has a use for more.
+_LARGEST = 2**32 - 1
+
+#: Values of the options of a task, lists within lists counted one by one, and how deep these may be.
+_VALUES, _DEPTH = 10_000, 8
 
 
 def _option(help: str, default: Any) -> Any:
@@ -68,6 +82,8 @@ class Settings:
         "pretrained here once on Python's library) or 'small-random'.",
         "small",
     )
+    gguf_file: str | None = _option("GGUF file in the model's folder or repository, to be read.", None)
+    revision: str | None = _option("Branch, tag or commit of the model on the hub.", None)
     methods: list[str] = _option(
         "Methods, such as 'hrm-attention', 'lora-all', 'hrm-mlp+lora-all share=0.5'.",
         [*HRM_FAMILY, "lora-qv", "lora-mlp", "lora-all"],
@@ -122,14 +138,21 @@ class Settings:
                 "no task is named; give task (in YAML) or --task, as in --task flip_flop: an unknown name "
                 "lists all"
             )
+        check_name(self.task)
         for name in ("steps", "batch_size", "accumulation", "length", "eval_batch_size", "save_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("calibration_steps", self.calibration_steps, 1)
+        for name in ("seeds", "tuning_seeds"):
+            for seed in getattr(self, name):
+                _at_least(name, seed, 0)
+        for name in ("test_lengths", "tuning_lengths"):
+            for length in getattr(self, name):
+                _at_least(name, length, 1)
         for name in ("chunk", "validation_size", "test_size"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         if self.dtype not in ("float32", "bfloat16"):
-            raise ExperimentError(f"dtype is {self.dtype!r}; give 'float32' or 'bfloat16'")
+            raise ExperimentError(f"dtype is {short_repr(self.dtype)}; give 'float32' or 'bfloat16'")
         if self.batch_size % self.accumulation:
             raise ExperimentError(
                 f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
@@ -139,7 +162,7 @@ class Settings:
         for name in ("methods", "seeds", "tuning_seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                raise ExperimentError(f"{name} is {values}; give at least one, and each once")
+                raise ExperimentError(f"{name} is {short_repr(values)}; give at least one, and each once")
         if shared := set(self.seeds) & set(self.tuning_seeds):
             raise ExperimentError(
                 f"seed {min(shared)} would both choose the learning rate and be reported; take different "
@@ -152,11 +175,13 @@ class Settings:
         for key, rates in self.learning_rates.items():
             if not rates or min(rates) <= 0:
                 raise ExperimentError(
-                    f"learning_rates[{key!r}] is {rates}; give at least one positive number"
+                    f"learning_rates[{short_repr(key)}] is {short_repr(rates)}; give at least one positive "
+                    "number"
                 )
             if key != "default" and key not in self.methods:
                 raise ExperimentError(
-                    f"learning_rates names {key!r}, which is not among methods{nearest(key, self.methods)}"
+                    f"learning_rates names {short_repr(key)}, which is not among "
+                    f"methods{nearest(key, self.methods)}"
                 )
 
     @property
@@ -207,6 +232,17 @@ def read_settings(file: Path | None, flags: Mapping[str, Any]) -> Settings:
     return Settings(**{**read_values(file), **flags})
 
 
+def one_run(method: str, learning_rate: float, seed: int, **values: Any) -> Settings:
+    """Return settings of a single run."""
+    single = {
+        "methods": [method],
+        "learning_rates": [learning_rate],
+        "seeds": [seed],
+        "tuning_seeds": [seed + 1],
+    }
+    return Settings(**{**values, **single, "reference": None})
+
+
 def read_values(file: Path | None) -> dict[str, Any]:
     """Return the keys and values of a YAML file, of none where there is no file.
 
@@ -218,18 +254,46 @@ def read_values(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            text = opened.read(_FILE_SIZE + 1)
+        if len(text) > _FILE_SIZE:
+            raise ExperimentError(f"{file} has more than {_FILE_SIZE} bytes; give a YAML file of settings")
+        content = parse_yaml(text.decode())
     except OSError as error:
         raise ExperimentError(f"{file} cannot be read ({error.strerror}); give a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+        raise ExperimentError(
+            f"{file} is no YAML: {in_one_line(' '.join(str(error).split()), 300)}"
+        ) from None
     if not isinstance(content, dict):
         raise ExperimentError(f"{file} has no keys with values; see hankelred-llm compare --help")
     known = [f.name for f in fields(Settings)]
     for key in content:
         if key not in known:
-            raise ExperimentError(f"{file}: unknown key {key!r}{nearest(str(key), known)}")
+            raise ExperimentError(f"{file}: unknown key {short_repr(key)}{nearest(str(key), known)}")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value that a text is in YAML; lists that are nested too deeply to read are an error.
+
+    Raises
+    ------
+    yaml.YAMLError
+        It is no YAML.
+
+    Examples
+    --------
+    >>> from hankelred_llm.experiments.settings import parse_yaml
+    >>> parse_yaml("[1, yes]")
+    [1, True]
+    """
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except ValueError as error:  # of a date, or a number of thousands of digits
+        raise yaml.YAMLError(str(error)) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -242,7 +306,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "; did you mean 'steps'?"
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name[:100], names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
 
 
@@ -272,8 +336,8 @@ def _checked(name: str, hint: Any, value: Any) -> Any:
         return None
     try:
         return convert(value)
-    except (TypeError, ValueError):
-        raise ExperimentError(f"{name} is {value!r}; give {description}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ExperimentError(f"{name} is {short_repr(value)}; give {description}") from None
 
 
 def _listed(value: Any) -> list[Any]:
@@ -283,7 +347,10 @@ def _listed(value: Any) -> list[Any]:
 def _number(value: Any) -> float:
     if isinstance(value, bool):
         raise TypeError
-    return float(value)  # YAML takes 1e-3, without a point, for a text
+    number = float(value)  # YAML takes 1e-3, without a point, for a text
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _whole(value: Any) -> int:
@@ -295,12 +362,16 @@ def _whole(value: Any) -> int:
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise TypeError
-    return str(value)
+    text = str(value)
+    if "\0" in text:  # in no name of a file, task or method
+        raise ValueError
+    return text
 
 
 def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ExperimentError(f"{name} is {value}; give a whole number of at least {least}")
+    if not least <= value <= _LARGEST:
+        most = f" and at most {_LARGEST}" if value > least else ""
+        raise ExperimentError(f"{name} is {short_repr(value)}; give a whole number of at least {least}{most}")
 
 
 def _flag(value: Any) -> bool:
@@ -320,6 +391,15 @@ def _whole_numbers(value: Any) -> list[int]:
 def _named_values(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError
+    remaining = _VALUES
+    lists: list[tuple[Any, int]] = [(value, 0)]
+    while lists:  # entries that occur twice are counted twice: repr and copies write them out, too
+        container, depth = lists.pop()
+        remaining -= len(container)
+        if remaining < 0 or depth > _DEPTH:
+            raise ValueError
+        entries = container.values() if isinstance(container, dict) else container
+        lists += [(entry, depth + 1) for entry in entries if isinstance(entry, (dict, list, tuple, set))]
     return {str(key): entry for key, entry in value.items()}
 
 
@@ -334,10 +414,10 @@ def _rates_by_method(value: Any) -> dict[str, list[float]]:
 _CONVERTERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     str: (_text, "a text"),
     int: (_whole, "a whole number"),
-    float: (_number, "a number"),
+    float: (_number, "a finite number"),
     bool: (_flag, "true or false"),
     list[str]: (_texts, "a list of texts"),
     list[int]: (_whole_numbers, "a list of whole numbers"),
-    dict[str, Any]: (_named_values, "names with values"),
-    dict[str, list[float]]: (_rates_by_method, "a list of numbers, or lists of numbers by method"),
+    dict[str, Any]: (_named_values, f"names with values, at most {_VALUES} in all"),
+    dict[str, list[float]]: (_rates_by_method, "a list of finite numbers, or such lists by method"),
 }

@@ -13,10 +13,11 @@ from rich.progress import Progress
 from ..errors import ExperimentError
 from .evaluate import evaluate
 from .experiment import Experiment, open_experiment
+from .folder import results_folder
 from .methods import load_adapter
 from .processes import this_process
 from .records import ResultRecord, ResultsFile, read_records
-from .settings import Settings
+from .settings import Settings, one_run
 from .train import ADAPTER, train
 
 RESULTS = "results.jsonl"
@@ -33,6 +34,11 @@ def train_into(settings: Settings, *, progress: Progress | None = None) -> Resul
     HankelredError
         What is wrong with settings or data, or the folder is that of another training.
     """
+    with results_folder(Path(settings.out), write=this_process().is_main_process):
+        return _train_into(settings, progress)
+
+
+def _train_into(settings: Settings, progress: Progress | None) -> ResultRecord:
     (method,), (seed,) = settings.methods, settings.seeds
     (rate,) = settings.rates(method)
     experiment, results = _open(settings, {"method": method, "learning_rate": rate, "seed": seed})
@@ -61,6 +67,13 @@ def score_folder(
         The folder holds no finished training, or data or model are not there any more.
     """
     settings, run_identity = _settings_of(folder, batch_size)
+    with results_folder(folder, write=this_process().is_main_process):
+        return _score_folder(settings, run_identity, folder, split_name, lengths)
+
+
+def _score_folder(
+    settings: Settings, run_identity: ResultRecord, folder: Path, split_name: str, lengths: Sequence[int]
+) -> list[ResultRecord]:
     experiment, results = _open(settings, run_identity)
     if results.find(kind="run") is None:
         raise ExperimentError(
@@ -112,8 +125,19 @@ def _settings_of(folder: Path, batch_size: int | None) -> tuple[Settings, Result
         raise ExperimentError(
             f"{folder} has no {RESULTS}; give the folder that hankelred-llm train wrote (--out)"
         )
-    identity = read_records(path)[0].get("identity", {})
-    if "method" not in identity:
+    try:
+        records = read_records(path)
+    except OSError as error:
+        raise ExperimentError(f"{path} cannot be read ({error.strerror})") from None
+    if not records:
+        raise ExperimentError(
+            f"{path} has no complete line: the training ended before its first; give the same train command "
+            "again"
+        )
+    identity = records[0].get("identity")
+    if not isinstance(identity, dict):
+        raise ExperimentError(f"{path}, line 1: has no identity of an experiment; give another folder")
+    if not {"method", "learning_rate", "seed"} <= identity.keys():
         raise ExperimentError(
             f"{folder} is that of a comparison, whose scores are in its table.md and summary.json"
         )
@@ -126,14 +150,3 @@ def _settings_of(folder: Path, batch_size: int | None) -> tuple[Settings, Result
         run_identity["method"], run_identity["learning_rate"], run_identity["seed"], out=str(folder), **values
     )
     return settings, run_identity
-
-
-def one_run(method: str, learning_rate: float, seed: int, **values: Any) -> Settings:
-    """Return settings of a single run."""
-    single = {
-        "methods": [method],
-        "learning_rates": [learning_rate],
-        "seeds": [seed],
-        "tuning_seeds": [seed + 1],
-    }
-    return Settings(**{**values, **single, "reference": None})

@@ -108,7 +108,7 @@ def train(
         train_dataset=rows[used:] if used else rows,
         data_collator=Collator(experiment.task.pad_token_id),
         chunk=settings.chunk,
-        lora_lr_ratio=experiment.methods[method].method.lora_lr_ratio,
+        static_lr_ratio=experiment.methods[method].method.static_lr_ratio,
         title=f"{method}, rate {learning_rate:g}, seed {seed}",
         progress=progress,
     )
@@ -133,7 +133,7 @@ def train(
         "status": "success" if all(math.isfinite(loss) for _, loss in losses) else "failed",
     }
     if process.is_main_process:
-        _write_adapter(model, folder)
+        _write_adapter(model, folder, f"task {settings.task}, rows of length {settings.length}")
         record["file_size"] = sum(f.stat().st_size for f in (folder / ADAPTER).rglob("*.safetensors"))
     process.wait_for_everyone()
     return Run(model, record, folder)
@@ -151,10 +151,10 @@ def _initialize(model: PeftModel, experiment: Experiment, method: str, rows: Seq
     return time.perf_counter() - began
 
 
-def _write_adapter(model: PeftModel, folder: Path) -> None:
+def _write_adapter(model: PeftModel, folder: Path, data: str) -> None:
     """Write the adapter whole, then remove what a restart would have needed."""
     scratch = folder / ".adapter"
     shutil.rmtree(scratch, ignore_errors=True)
-    save_adapter(model, scratch)
+    save_adapter(model, scratch, data=data)
     shutil.rmtree(folder / ADAPTER, ignore_errors=True)
     os.replace(scratch, folder / ADAPTER)

@@ -28,6 +28,9 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from hankelred.errors import in_one_line
+
+from ..adapter.adapter_layers import parameter_groups
 from ..errors import ExperimentError
 from ..state.cache import HRMState
 from ..state.decoder_call import cache_argument
@@ -106,8 +109,8 @@ class AdapterTrainer(Trainer):
     ----------
     chunk : int, optional
         Train through rows in chunks of so many tokens, the cache going on from one to the next.
-    lora_lr_ratio : float
-        Learning rate of parameters of LoRA as a multiple of that of all others.
+    static_lr_ratio : float
+        As in :func:`hankelred_llm.parameter_groups`.
     title : str
         For the progress bar.
     progress : rich.progress.Progress, optional
@@ -120,7 +123,7 @@ class AdapterTrainer(Trainer):
         self,
         *,
         chunk: int | None = None,
-        lora_lr_ratio: float = 1.0,
+        static_lr_ratio: float = 1.0,
         title: str = "",
         progress: Progress | None = None,
         **options: Any,
@@ -131,7 +134,7 @@ class AdapterTrainer(Trainer):
         super().__init__(callbacks=callbacks, **options)
         for default_callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(default_callback)
-        self.chunk, self.lora_lr_ratio = chunk, lora_lr_ratio
+        self.chunk, self.static_lr_ratio = chunk, static_lr_ratio
         if chunk is not None and not self.model_accepts_loss_kwargs:
             raise ExperimentError(f"{type(self.model).__name__} cannot be trained in chunks; leave chunk out")
         if (adalora := _adalora(self.model)) is not None:
@@ -143,19 +146,22 @@ class AdapterTrainer(Trainer):
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Meter))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return AdamW, in which LoRA has groups of its own where its rate is another."""
+        """Return AdamW, in which static parts have groups of their own where their rate is another."""
         fresh = self.optimizer is None
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if self.lora_lr_ratio == 1.0 or not fresh:
+        if self.static_lr_ratio == 1.0 or not fresh:
             return optimizer
-        lora = {id(p) for name, p in (model or self.model).named_parameters() if "lora_" in name}
+        rate = self.args.learning_rate
+        by_rate = parameter_groups(model or self.model, rate, self.static_lr_ratio)
+        static = {id(p) for of_rate in by_rate if of_rate["lr"] != rate for p in of_rate["params"]}
         for group in list(optimizer.param_groups):
-            apart = [p for p in group["params"] if id(p) in lora]
+            apart = [p for p in group["params"] if id(p) in static]
             if not apart:
                 continue
-            group["params"] = [p for p in group["params"] if id(p) not in lora]
+            group["params"] = [p for p in group["params"] if id(p) not in static]
             optimizer.add_param_group(
-                {**group, "params": apart, "lr": self.lora_lr_ratio * group["lr"]}  # the schedule scales both
+                # the schedule scales both
+                {**group, "params": apart, "lr": self.static_lr_ratio * group["lr"]}
             )
         return optimizer
 
@@ -189,6 +195,21 @@ class AdapterTrainer(Trainer):
             losses.append(super().training_step(model, chunk, num_items_in_batch))
             _detach(cache)
         return torch.stack(losses).sum()
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Write a checkpoint.
+
+        Raises
+        ------
+        OSError
+            It cannot be written.
+        """
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except RuntimeError as error:
+            # what torch says where the system refuses to write, without its reason
+            reason = in_one_line(str(error).strip().partition("\n")[0], 100)
+            raise OSError(f"no checkpoint can be written: {reason}") from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,12 +35,30 @@ class StepCoefficients(NamedTuple):
             torch.cat([index[pairs : 2 * pairs], index[:pairs], index[2 * pairs :]]),
         )
 
-    def advance(self, u: Tensor, before: Tensor) -> Tensor:
-        """Return the state after one sample, both (batch, channels), in the type of the state."""
-        after = torch.addcmul(u, self.diagonal, before)
+    @classmethod
+    def stacked(cls, coefficients: Sequence[StepCoefficients]) -> StepCoefficients:
+        """Return the coefficients of several systems, whose channels stand side by side."""
+        diagonals = [each.diagonal for each in coefficients]
+        if all(each.cross is None for each in coefficients):
+            return cls(torch.cat(diagonals), None, None)
+        crosses, indices, start = [], [], 0
+        for each in coefficients:
+            channels = torch.arange(len(each.diagonal), device=each.diagonal.device)
+            crosses.append(torch.zeros_like(each.diagonal) if each.cross is None else each.cross)
+            indices.append(start + (channels if each.partner_index is None else each.partner_index))
+            start += len(channels)
+        return cls(torch.cat(diagonals), torch.cat(crosses), torch.cat(indices))
+
+    def decay(self, before: Tensor) -> Tensor:
+        """Return the state before a sample times A, (batch, channels), in double precision."""
+        after = self.diagonal * before
         if self.cross is not None and self.partner_index is not None:
             after = torch.addcmul(after, self.cross, before.index_select(1, self.partner_index))
-        return after.to(before.dtype)
+        return after
+
+    def advance(self, u: Tensor, before: Tensor) -> Tensor:
+        """Return the state after one sample, both (batch, channels), in the type of the state."""
+        return (self.decay(before) + u).to(before.dtype)
 
 
 class Stepper(NamedTuple):
@@ -48,20 +67,46 @@ class Stepper(NamedTuple):
     step: StepCoefficients
     B: Tensor  # (order, d)
     out: Tensor  # (order, d), contiguous: a product with one row reads it twice as fast as C
+    m: Tensor | None = None  # (order,): the output is that of u + m s, None: of s alone
+    static_B: Tensor | None = None  # (rank, d): input map of the direct term, where it has its own
+    static_out: Tensor | None = None  # (rank, d), contiguous
+    shared: bool = True  # whether what static parts read is u
 
     def run(
-        self, x: Tensor, state: Tensor, valid: Tensor | None, segment_start: Tensor | None
+        self,
+        x: Tensor,
+        state: Tensor,
+        valid: Tensor | None,
+        segment_start: Tensor | None,
+        static_input: Tensor | None = None,
+        decayed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run one token, in as few operations as possible."""
+        """Run one token, in as few operations as possible.
+
+        `decayed` is A times the state, zero where a segment starts, where it was computed before.
+        """
         batch, _, width = x.shape
         row = x.reshape(batch, width)
-        before = state if segment_start is None else torch.where(segment_start, 0.0, state)
-        s = self.step.advance(
-            linear(row if row.dtype == state.dtype else row.to(state.dtype), self.B), before
-        )
+        row = row if row.dtype == state.dtype else row.to(state.dtype)
+        if decayed is None:
+            decayed = self.step.decay(state).to(state.dtype)
+            decayed = decayed if segment_start is None else torch.where(segment_start, 0.0, decayed)
+        if self.m is None and (static_input is None or not self.shared):
+            u = row  # not needed by itself
+            s = torch.addmm(decayed, row, self.B.t())
+        else:
+            given = static_input is not None and self.shared
+            u = static_input[..., 0] if given and static_input is not None else linear(row, self.B)
+            s = decayed + u
         if valid is not None:
-            s = torch.where(valid, s, before)
-        return torch.mm(s, self.out).view(batch, 1, width), s[..., None]
+            s = torch.where(
+                valid, s, state if segment_start is None else torch.where(segment_start, 0.0, state)
+            )
+        y = torch.mm(s if self.m is None else torch.addcmul(u, self.m, s), self.out)
+        if self.static_B is not None and self.static_out is not None:
+            direct = linear(row, self.static_B) if static_input is None else static_input[..., 0]
+            y = torch.addmm(y, direct, self.static_out)
+        return y.view(batch, 1, width), s[..., None]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
         return self  # copies of a cache share it: it is never changed

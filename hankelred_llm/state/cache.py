@@ -17,6 +17,7 @@ from transformers import cache_utils
 from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 
 from ..errors import StateError
+from ..ops.decode_step import StepCoefficients
 
 if TYPE_CHECKING:
     from ..ops.decode_step import Stepper
@@ -83,6 +84,9 @@ class HRMState(_CacheLayerWithoutKeys):
         self.record_past = False
         self._row_adapters: tuple[str, ...] | None = None
         self._histories: dict[str, dict[str, _StateHistory]] = {}  # by block, then by adapter
+        # of the token that is computed: A times the states of blocks that have not run, by block and adapter
+        self._decayed: dict[tuple[str, str], Tensor] = {}
+        self._stacked: tuple[list[Stepper], StepCoefficients] | None = None
 
     def previous(self, block: str, adapter: str) -> Tensor | None:
         """Return the last state of an adapter of a block, (batch, states), None before the first token.
@@ -102,6 +106,10 @@ class HRMState(_CacheLayerWithoutKeys):
                 f"the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
             )
         return None
+
+    def start_pass(self) -> None:
+        """Forget what a pass that was interrupted has left."""
+        self._decayed = {}
 
     def check_rows(self, row_adapters: tuple[str, ...] | None) -> None:
         """Refuse rows with other adapters than those that processed their earlier tokens.
@@ -138,6 +146,43 @@ class HRMState(_CacheLayerWithoutKeys):
         if history.stepper is None:
             history.stepper = make()
         return history.stepper
+
+    def decayed(self, block: str, adapter: str, segment_start: Tensor | None) -> Tensor | None:
+        """Return A times the last state of an adapter, computed for the adapters of all blocks together.
+
+        Parameters
+        ----------
+        segment_start : Tensor of bool, shape (batch, 1), optional
+            Where the state is forgotten.
+
+        Returns
+        -------
+        Tensor, shape (batch, states), or None where this block must compute its own
+        """
+        if torch.compiler.is_compiling():
+            return None
+        key = block, adapter
+        if key not in self._decayed:
+            asked = self._histories[block][adapter].last()
+            # of the last token; and of blocks on other devices, which are computed when they are reached
+            together = {
+                (name, each): (history.stepper, last)
+                for name, histories in self._histories.items()
+                for each, history in histories.items()
+                if history.stepper is not None
+                and (last := history.last()).device == asked.device
+                and (last.dtype, len(last)) == (asked.dtype, len(asked))
+            }
+            steppers = [stepper for stepper, _ in together.values()]
+            if self._stacked is None or not _same(self._stacked[0], steppers):
+                self._stacked = steppers, StepCoefficients.stacked([stepper.step for stepper in steppers])
+            states = [last for _, last in together.values()]
+            after = self._stacked[1].decay(torch.cat(states, 1)).to(asked.dtype)
+            after = after if segment_start is None else torch.where(segment_start, 0.0, after)
+            self._decayed = dict(
+                zip(together, torch.split(after, [s.shape[1] for s in states], 1), strict=True)
+            )
+        return self._decayed.pop(key)
 
     def store(self, block: str, states: dict[str, Tensor]) -> None:
         """Keep states (batch, states, time) of the active adapters of a block; drop those of all others."""
@@ -336,6 +381,11 @@ class _RecentStates(_StateHistory):
     def rows(self, change: Callable[[Tensor], Tensor]) -> None:
         piece = change(torch.cat(self._pieces, -1) if len(self._pieces) > 1 else self._pieces[0])
         self._pieces, self._length = [piece], piece.shape[-1]
+
+
+def _same(first: list[Stepper], second: list[Stepper]) -> bool:
+    """Return whether two lists hold the same objects."""
+    return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
 
 
 def find_state(cache: Cache) -> HRMState | None:

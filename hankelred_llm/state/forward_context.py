@@ -115,6 +115,9 @@ class ForwardContext:
         self._outer: ForwardContext | None = None
         # block that is running, and output and states of its adapters that take the block's input, by adapter
         self.pre_block_outputs: tuple[str, dict[str, tuple[Tensor, Tensor]]] | None = None
+        # input of the block that is running, and what the static parts of an adapter read of it, by block and
+        # adapter
+        self.static_inputs: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
 
     def start(self) -> None:
         """Make this the current context, nested in the one before if there is one."""
@@ -151,6 +154,7 @@ class ForwardContext:
         if self._state is None and self._cache is not None:
             self._state = open_state(self._cache, length=self._cached_before, n_layers=self.n_layers)
             self._state.check_rows(self.row_adapters)
+            self._state.start_pass()
         return self._state
 
     def take_pre_block_outputs(self, block: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -376,6 +380,7 @@ def _make_patched_class(cls: type[nn.Module]) -> type[nn.Module]:
                 # a layer that fails, or is recomputed only in part, stops inside a block; the graph of these
                 # outputs holds this context, so neither would ever be freed
                 hrm_context.pre_block_outputs = None
+                hrm_context.static_inputs.clear()
 
     # the name is kept: sharding policies and device maps find decoder layers by it
     members = {

@@ -13,6 +13,8 @@ import pkgutil
 from importlib import import_module
 from typing import Any
 
+from hankelred.errors import short_repr
+
 from .base import Example, Scores, Split, Task
 from .byte_tokens import ByteTokenizer
 from .collate import Collator
@@ -84,19 +86,30 @@ def get_task(name: str, **options: Any) -> Task:
     >>> task.baselines(task.validation(32))["chance"]
     {'accuracy': 0.25}
     """
-    if name not in _names():
-        near = difflib.get_close_matches(str(name), _names(), n=1)
-        hint = f"did you mean {near[0]!r}? There" if near else "there"
-        raise TaskError(f"there is no task {name!r}; {hint} are: {', '.join(_names())}")
+    check_name(name)
     task = _task_class(name)
     known = [p for p in inspect.signature(task).parameters]
     for option in options:
         if option not in known:
-            raise TaskError(f"task {name} has no option {option!r}; it has: {', '.join(known)}")
+            raise TaskError(f"task {name} has no option {short_repr(option)}; it has: {', '.join(known)}")
     for parameter in inspect.signature(task).parameters.values():
         if parameter.default is parameter.empty and parameter.name not in options:
             raise TaskError(f"task {name} needs the option {parameter.name!r}")
     return task(**options)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is that of no task; nothing of a task is imported.
+
+    Raises
+    ------
+    TaskError
+        With the names that there are.
+    """
+    if name not in _names():
+        near = difflib.get_close_matches(str(name), _names(), n=1)
+        hint = f"did you mean {near[0]!r}? There" if near else "there"
+        raise TaskError(f"there is no task {short_repr(name)}; {hint} are: {', '.join(_names())}")
 
 
 def _modules() -> dict[str, str]:

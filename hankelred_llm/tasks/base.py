@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Literal, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 
+from hankelred.errors import short_repr
+
 from .byte_tokens import IGNORED, IntArray
 from .errors import SplitReadError, TaskError
 
@@ -337,7 +339,7 @@ class Task(ABC):
     def _checked(self, name: SplitName, length: int, size: int | None, seed: int) -> Split:
         for what, value in (("length", length), ("size", 1 if size is None else size)):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise TaskError(f"{what} is {value!r}; give a whole number of at least 1")
+                raise TaskError(f"{what} is {short_repr(value)}; give a whole number of at least 1")
         return self._split(name, int(length), size, seed)
 
 

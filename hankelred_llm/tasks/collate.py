@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from .base import Example
 from .byte_tokens import IGNORED
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Return ``input_ids``, ``attention_mask`` and, for whole rows, ``labels``, each (batch, time)."""
+        import torch  # the names of tasks are looked up without it
+
         rows = [e.prompt_ids if self.prompts else e.input_ids for e in examples]
         shape = len(rows), max(len(row) for row in rows)
         ids = torch.full(shape, self.pad_token_id, dtype=torch.long)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hankelred.errors import short_repr
+
 from .errors import TaskDataError, TaskError
 
 T = TypeVar("T")
@@ -41,7 +43,7 @@ class SourceRecord:
         except (KeyError, IndexError, TypeError):
             raise self.error(f"has no {key!r}") from None
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.error(f"{key!r} is {_short(value)}, not of type {kind.__name__}")
+            raise self.error(f"{key!r} is {short_repr(value)}, not of type {kind.__name__}")
         return value
 
     def text(self, key: str | int) -> str:
@@ -80,6 +82,13 @@ def read_jsonl(path: Path, layout: str) -> Iterator[SourceRecord]:
         raise TaskDataError(path, None, f"is no UTF-8 ({error.reason})", "fetch it again") from None
 
 
+def checked_revision(revision: object) -> str:
+    """Return the branch, tag or commit of a data set on the hub."""
+    if not isinstance(revision, str) or not revision:
+        raise TaskError(f"revision is {short_repr(revision)}; give a branch, tag or commit, such as 'main'")
+    return revision
+
+
 def read_hub(name: str, split: str, layout: str, **options: Any) -> Iterator[SourceRecord]:
     """Yield the rows of a data set; `datasets` keeps what it fetched."""
     shown = options.get("data_files", f"{name}, {split}")
@@ -103,12 +112,7 @@ def read_hub(name: str, split: str, layout: str, **options: Any) -> Iterator[Sou
 def _parsed(line: str, path: Path, number: int, layout: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskDataError(
             path, number, f"is no JSON ({error})", f"a record must be one line and have {layout}"
         ) from None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hankelred.errors import short_repr
+
 from .base import Example, Scores, Split, SplitName, Task, checked_array
 from .byte_tokens import IGNORED, ByteTokenizer, IntArray, codes
 from .errors import TaskError
@@ -19,6 +21,8 @@ from .errors import TaskError
 SPLIT_OF_HASH: tuple[SplitName, ...] = ("train", "train", "validation", "test")
 DEFAULT_SIZE: dict[SplitName, int] = {"train": 1024, "validation": 256, "test": 512}
 MAX_ROUNDS = 50
+#: In a split, which is drawn as a whole: 2 GB of them.
+MAX_SYMBOLS = 2**30
 
 
 class SyntheticTask(Task):
@@ -74,6 +78,12 @@ class SyntheticTask(Task):
         return Split(make, len(ids), name=name, length=length)
 
     def _rows(self, name: SplitName, length: int, size: int, seed: int) -> tuple[IntArray, IntArray]:
+        if size * length > MAX_SYMBOLS:
+            raise TaskError(
+                f"task {self.name}: {size} rows of length {length} are more than {MAX_SYMBOLS} symbols, "
+                "which are "
+                "drawn at once; give a smaller length, or fewer rows or steps"
+            )
         stream = [self.seed, zlib.crc32(name.encode()), checked_count("seed", seed, least=0), length]
         rng = np.random.default_rng(stream)
         kept: list[tuple[IntArray, IntArray]] = []
@@ -131,7 +141,7 @@ def checked_count(name: str, value: Any, *, least: int, most: int | None = None)
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):
         upper = "" if most is None else f" and at most {most}"
-        raise TaskError(f"{name} is {value!r}; give a whole number of at least {least}{upper}")
+        raise TaskError(f"{name} is {short_repr(value)}; give a whole number of at least {least}{upper}")
     return int(value)
 
 

@@ -19,6 +19,7 @@ from transformers.utils import check_peft_version
 
 import hankelred_llm
 from hankelred_llm.adapter.adapter_layers import hrm_layers
+from hankelred_llm.adapter.static import LowRankMaps
 from hankelred_llm.adapter.system import HRMSystem
 from hankelred_llm.state.cache import find_cache
 from hankelred_llm.state.decoder_call import cache_argument
@@ -97,6 +98,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "starcoder2": {"sliding_window": 8},
 }
 
+#: Fields of an adapter with a state, static readouts and a LoRA.
+HYBRID: dict[str, Any] = {
+    "site": "attention",
+    "r": 5,
+    "static_readouts": ("q_proj", "k_proj", "v_proj"),
+    "feedthrough": True,
+    "lora": {"r": 2, "lora_alpha": 4, "target_modules": ["up_proj", "down_proj"]},
+}
+
 
 def base_model(model_type: str = "mistral", *, seed: int = 0, **fields: Any) -> PreTrainedModel:
     """A tiny model in float32, ready for inference."""
@@ -110,13 +120,19 @@ def base_model(model_type: str = "mistral", *, seed: int = 0, **fields: Any) -> 
 
 
 def with_random_output(model: nn.Module, *, seed: int = 1, scale: float = 0.3) -> nn.Module:
-    """The model with random output maps C, which are zero at initialization."""
+    """The model with random output maps, which are zero at initialization."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in hrm_layers(model):
             for name in layer.hrm_system:
-                C = layer.system(name).C
-                C.copy_(scale * torch.randn(C.shape, generator=generator, dtype=torch.float64))
+                system = layer.system(name)
+                for map_ in (system.C, *(system.readout(key) for key in system.static.readouts)):
+                    map_.copy_(scale * torch.randn(map_.shape, generator=generator, dtype=torch.float64))
+                if system.m is not None:
+                    system.m.copy_(1 + 0.3 * torch.randn(system.m.shape, generator=generator))
+        for module in model.modules():
+            if isinstance(module, LowRankMaps):
+                module.lora_B.copy_(scale * torch.randn(module.lora_B.shape, generator=generator))
     return model
 
 

@@ -6,6 +6,7 @@ import ast
 import inspect
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,94 @@ def test_import_is_lean():
     assert done.stdout.strip() == "[]"
 
 
+def test_import_takes_no_time():
+    # 5 s and 400 MB before the first line of help: almost all of it was peft
+    code = "import sys, hankelred_llm.cli.main; print('torch' in sys.modules, 'peft' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hankelred_llm, peft",
+        "import peft, hankelred_llm",
+        "import hankelred_llm.adapter.config",
+        "import hankelred_llm.state.cache",
+        "import hankelred_llm.experiments.trainer",
+        "import hankelred_llm.analysis.spectra",
+        "import transformers, hankelred_llm; from transformers import Trainer; import peft.tuners",
+        "from hankelred_llm import *; import peft",
+        "import hankelred_llm, importlib.resources as r; import peft; r.files('peft'); "
+        "peft.__spec__.loader.get_source",
+    ],
+)
+def test_hrm_is_a_method_of_peft_in_whatever_order_they_are_imported(code):
+    code += "; from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as m; print(m['HRM'].__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stdout.strip() == "HRMConfig", done.stderr
+
+
+def test_without_torch_one_line_says_what_to_install(tmp_path):
+    # a traceback that ended in "No module named 'torch'"
+    hide = (
+        "import sys, importlib.abc\n"
+        "class Hide(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'peft'): raise ModuleNotFoundError(name)\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n in ('torch', 'peft') else find(n, *a)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    message = "hankelred_llm needs torch, peft; run: pip install 'hankelred[llm]'"
+    script = tmp_path / "hankelred-llm"
+    script.write_text(hide + "from hankelred_llm.cli.main import main\nmain()\n")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+    done = subprocess.run(
+        [sys.executable, "-c", hide + "import hankelred_llm"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 1 and done.stderr.rstrip().endswith(f"ImportError: {message}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "status", "part"),
+    [
+        ("--help", 0, "Adapters with a memory"),
+        ("compare --help", 0, "--learning-rate"),
+        ("spectra --help", 0, "--tol"),
+        ("compare --wrong 1", 2, "--wrong"),
+        ("trian", 2, "trian"),
+        ("compare --task flipflop", 2, "did you mean 'flip_flop'"),
+        ("train --task parity --steps many", 2, "many"),
+        ("train --task x", 2, "there is no task 'x'"),
+        ("compare --task parity --learning-rate nan", 2, "learning_rates"),
+    ],
+)
+def test_what_needs_no_model_is_answered_at_once(command, status, part):
+    # 5 to 6 s of processor time and 435 MB: everything was imported first
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "hankelred_llm", *command.split()],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == status and part in done.stdout + done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+
+
 def test_the_readmes_example_warns_of_nothing(tmp_path):
     # transformers 5.23 and later tell whoever calls peft that peft calls it by a deprecated name
     blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
@@ -55,10 +144,11 @@ def test_all_is_what_exists():
     assert hankelred_llm.__all__ == sorted(hankelred_llm.__all__)
     public = {
         name
-        for name, value in vars(hankelred_llm).items()
+        for name in dir(hankelred_llm)
         if not name.startswith("_")
-        and not inspect.ismodule(value)
-        and name not in ("annotations", "register")
+        and not inspect.ismodule(getattr(hankelred_llm, name))
+        and getattr(getattr(hankelred_llm, name), "__module__", "").startswith("hankelred_llm.")
+        and name != "after_import"
     }
     assert public == set(hankelred_llm.__all__) - {"__version__"}
     assert (PACKAGE / "py.typed").is_file()

@@ -1,1 +1,1 @@
-"""The methods of reduction that balance other Gramians than the model's own, or do not truncate."""
+"""Reduction methods that balance other Gramians than those of the model, or that do not truncate."""

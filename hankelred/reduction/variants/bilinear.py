@@ -1,4 +1,4 @@
-"""The bilinear map between discrete and continuous time, which keeps Gramians and gains."""
+"""The bilinear map between discrete and continuous time, which preserves Gramians and gains."""
 
 from __future__ import annotations
 

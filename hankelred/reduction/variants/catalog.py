@@ -1,4 +1,4 @@
-"""Every method of reduction by name, and the arguments that belong to it."""
+"""All reduction methods by name, with their arguments."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from .stochastic import Stochastic
 
 @dataclass(frozen=True)
 class Method:
-    """How a method makes its source, the arguments it takes, and those it cannot do without."""
+    """The function that creates the source of a method, all its arguments, and the required ones."""
 
     make: Callable[..., BalancedSource]
     options: tuple[str, ...] = ()
-    needed: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    #: why an improper model is refused; empty where the polynomial part is kept beside the reduced finite one
+    needs_proper: str = ""
 
 
 def _balanced(source_type: type[BalancedSource]) -> Method:
-    """Return the entry of a method that needs only the balanced model."""
+    """Return the entry of a method that requires only the balanced model."""
 
     def make(model: LinearModel, stability_tol: float) -> BalancedSource:
         reciprocal = source_type.reciprocal and not model.is_discrete
@@ -45,40 +47,48 @@ REDUCTION_METHODS: dict[str, Method] = {
     "frequency_limited": Method(frequency_limited, ("band",), ("band",)),
     "time_limited": Method(time_limited, ("horizon",), ("horizon",)),
     "frequency_weighted": Method(frequency_weighted, ("input_weight", "output_weight", "weighting")),
-    "stochastic": Method(Stochastic, ("regularization",)),
+    "stochastic": Method(
+        Stochastic,
+        ("regularization",),
+        needs_proper="method='stochastic' compares with a gain that grows without limit then",
+    ),
     "hankel_norm": Method(HankelNorm),
-    "coprime": Method(Coprime),
+    "coprime": Method(
+        Coprime, needs_proper="method='coprime' knows normalized coprime factors of proper models only"
+    ),
     "modal": Method(Modal),
-    "positive_real": Method(PositiveReal),
-    "bounded_real": Method(BoundedReal),
+    "positive_real": Method(
+        PositiveReal, needs_proper="method='positive_real' keeps the passivity of proper models only"
+    ),
+    "bounded_real": Method(BoundedReal, needs_proper="no gain bounds it, as method='bounded_real' needs"),
 }
 
-#: Other names, as other packages have them.
+#: Alternative names, used by other packages.
 ALIASES = {"matchdc": "residualization"}
 
 
 def checked_method(method: Any, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the name of a method and those of its arguments that were given.
+    """Return the name of a method and the arguments that were passed for it.
 
     Raises
     ------
     ModelError
-        An unknown method, an argument of another method, or one that is missing.
+        The method is unknown, an argument belongs to another method, or a required argument is missing.
     """
     name = ALIASES.get(method, method) if isinstance(method, str) else method
     if not isinstance(name, str) or name not in REDUCTION_METHODS:
         raise ModelError(
             f"method must be one of {', '.join([*REDUCTION_METHODS, *ALIASES])}, got {short_repr(method)}"
         )
-    given = {key: value for key, value in options.items() if value is not None}
+    passed = {key: value for key, value in options.items() if value is not None}
     entry = REDUCTION_METHODS[name]
-    for key in given:
+    for key in passed:
         if key not in entry.options:
-            serves = [other for other, candidate in REDUCTION_METHODS.items() if key in candidate.options]
+            methods = [other for other, candidate in REDUCTION_METHODS.items() if key in candidate.options]
             raise ModelError(
-                f"{key}= belongs to method={name_list(map(repr, serves))}, got method={method!r}"
+                f"{key}= belongs to method={name_list(map(repr, methods))}, got method={method!r}"
             )
-    missing = [key for key in entry.needed if key not in given]
+    missing = [key for key in entry.required if key not in passed]
     if missing:
         raise ModelError(f"method={name!r} needs {missing[0]}=")
-    return name, given
+    return name, passed

@@ -1,4 +1,4 @@
-"""Reduction of a plant, stable or not, by its normalized coprime factors."""
+"""Reduction of a stable or unstable plant by its normalized coprime factors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from ...models.linear_model import LinearModel
 from ..balancing import unstable_poles
 from .derived import Derived
 
-#: Poles of a plant nearer to the stability boundary than this, relatively, count as on it.
+#: Poles of a plant nearer to the stability boundary than this, relatively, count as marginal.
 BOUNDARY = 1e-9
 
 
 class Coprime(Derived):
     """Truncation of the normalized left coprime factors [N, M] of G = M^-1 N.
 
-    The gap between two plants is what a controller has to bear, so a plant near in the gap is as good in a
-    loop. Poles on the stability boundary are not kept exactly.
+    The gap between two plants measures how differently they behave in a feedback loop, so a reduced plant
+    with a small gap can replace the full one in controller design. Poles on the stability boundary are not
+    kept exactly.
 
     Sources: Meyer, Proc. IFAC World Congress (1990); McFarlane and Glover, Robust Controller Design (1990).
     """
@@ -40,9 +41,8 @@ class Coprime(Derived):
                 R,
                 discrete=model.is_discrete,
                 what="the coprime factors",
-                advice="an unstable or marginal pole that is not observable, or not reached, has to be "
-                "removed "
-                "with minimal() first",
+                advice="remove unstable or marginal poles that are not controllable and observable with "
+                "minimal() first",
             )
             L, weight = -solution.K.conj().T, solution.weight
         self._root = np.linalg.cholesky(weight)
@@ -53,34 +53,33 @@ class Coprime(Derived):
         poles = unstable_poles(model, 0)
         beyond = np.abs(poles) - 1 if model.is_discrete else poles.real
         size = float(np.abs(poles).max(initial=0.0))
-        #: unstable poles without and with those on the stability boundary, which may come out on either side
-        self._unstable = int(np.count_nonzero(beyond > BOUNDARY * size)), poles.size
+        #: number of unstable poles without and with marginal ones, which may move to either side
+        self._n_unstable = int(np.count_nonzero(beyond > BOUNDARY * size)), poles.size
         super().__init__(model, derived)
         self.method = "coprime"
 
-    def read_off(self, model: LinearModel) -> tuple[Array, Array, Array]:
-        """Return the plant of truncated factors."""
+    def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
+        """Return A, B and C of the plant whose coprime factors are the truncated ones."""
         m = self.full.n_inputs
         C = self._root @ model.C
         L = model.B[:, m:]
         return model.A - L @ C, model.B[:, :m] - L @ self.full.D, C
 
     def unstable_poles_of(self, model: LinearModel) -> Array:
-        """Return the unstable poles, if the full plant is stable; else they are as they should be."""
-        return np.zeros(0) if self._unstable[1] else unstable_poles(model, 0)
+        """Return the unstable poles if the full plant is stable; else none, since they are intended."""
+        return np.zeros(0) if self._n_unstable[1] else unstable_poles(model, 0)
 
-    def remark(self, order: int) -> str:
-        """Return a note where an unstable plant has lost or gained unstable poles."""
-        found = unstable_poles(self.truncate(order)[0], 0).size
-        least, most = self._unstable
-        if least <= found <= most:
+    def warning_text(self, order: int) -> str:
+        """Return a warning if the number of unstable poles of an unstable plant has changed."""
+        count = unstable_poles(self.truncate(order)[0], 0).size
+        smallest, largest = self._n_unstable
+        if smallest <= count <= largest:
             return ""
         return (
-            f"the reduced model of order {order} has {found} unstable pole(s) and the full one "
-            f"{most}: in "
-            "a loop they are near each other if gap_bound is small, in open loop they are not"
+            f"the reduced model of order {order} has {count} unstable pole(s) and the full one {largest}: "
+            "in closed loop they behave alike if gap_bound is small, in open loop they do not"
         )
 
     def gap_bound(self, order: int) -> float:
-        """Return twice the sum of the singular values left out, and what rounding adds."""
+        """Return twice the sum of the truncated singular values, plus the effects of rounding."""
         return self.inner_bound(order)

@@ -1,4 +1,4 @@
-"""Methods that truncate another model, made from the full one, and read the reduced model off that."""
+"""Methods that truncate a model derived from the full one, and compute the reduced model from the result."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..order import error_bounds
 
 
 class Derived(UserFactors):
-    """Truncation of a model that has the states of the full one and other ports.
+    """Truncation of a derived model with the states of the full model and other inputs and outputs.
 
-    ``derived`` is stable; its states are those of the full model.
+    ``derived`` must be stable.
     """
 
     may_lower_order = True
@@ -35,23 +35,23 @@ class Derived(UserFactors):
         return self._truncated[order]
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
-        """Return the reduced model that the truncated derived model stands for."""
+        """Return the reduced model that corresponds to the truncated derived model."""
         model, left, right = self.inner_at(order)
-        return self.full.with_matrices(*self.read_off(model), self.full.D), left, right
+        return self.full.with_matrices(*self.reduced_matrices(model), self.full.D), left, right
 
-    def read_off(self, model: LinearModel) -> tuple[Array, Array, Array]:
-        """Return A, B and C of the reduced model that a truncated derived model stands for."""
+    def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
+        """Return A, B and C of the reduced model that corresponds to a truncated derived model."""
         raise NotImplementedError
 
     def inner_bound(self, order: int) -> float:
-        """Return the bound of the error of the derived model, rounding included."""
+        """Return the error bound of the truncated derived model, including rounding."""
         tail = float(error_bounds(self.hankel_singular_values)[order])
         return self.inner.certified_bound(tail, self.inner_at(order)[0])
 
     def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
-        """Return the full and the reduced model as they are."""
+        """Return the complete full and reduced models, including unstable parts."""
         return whole_models(self.full, reduced)
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: no theorem bounds the error of the model itself."""
+        """Return inf: no bound is known for the error of the reduced model itself."""
         return math.inf

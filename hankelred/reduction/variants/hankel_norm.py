@@ -19,17 +19,16 @@ from ..methods import BalancedSource
 from ..norms import critical_frequencies, negated, no_direct_term, parallel
 from .bilinear import from_half_plane, to_half_plane
 
-#: Singular values nearer than this, relatively, to the one that becomes the error are one repeated value.
-ONE_VALUE = 1e-9
+#: Singular values nearer than this, relatively, to the first truncated one count as equal to it.
+REPEATED = 1e-9
 
-
-#: Rounding is mentioned above this share of the error, and refused above the other.
-SHOWS, LOST = 1e-5, 0.5
+#: Above the first share of the error, rounding causes a warning; above the second one, an error.
+VISIBLE_ROUNDING, MAX_ROUNDING = 1e-5, 0.5
 
 
 @dataclass(frozen=True)
 class Approximation:
-    """The stable part of an optimal approximation, and what was split off it."""
+    """The stable and the antistable part of an optimal approximation, and its error level."""
 
     stable: Quadruple
     antistable: Quadruple
@@ -37,10 +36,10 @@ class Approximation:
 
 
 class HankelNorm(BalancedSource):
-    """The model of an order whose difference from the full one has the smallest possible Hankel norm.
+    """The model of a certain order whose error has the smallest possible Hankel norm.
 
-    That norm is the first singular value left out. The model is no projection. In discrete time it is
-    computed by way of the bilinear map, which leaves Gramians and Hankel norms as they are.
+    This norm is the first truncated singular value. The model is not a projection. In discrete time it is
+    computed by the bilinear map, which preserves Gramians and Hankel norms.
 
     Sources: Glover, Int. J. Control 39 (1984); Safonov, Chiang and Limebeer, IEEE Trans. Autom. Control 35
     (1990).
@@ -55,7 +54,7 @@ class HankelNorm(BalancedSource):
 
     @cached_property
     def _states(self) -> tuple[Array, Array, Array]:
-        """The balanced states that are known well enough, in scaled units."""
+        """The leading balanced states that form a stable model, in scaled units."""
         minimal = self.minimal_realization
         for r in range(self.balancing.rank, 0, -1):
             A, B, C = minimal.A[:r, :r], minimal.B[:r], minimal.C[:, :r]
@@ -65,13 +64,13 @@ class HankelNorm(BalancedSource):
         return minimal.A[:0, :0], minimal.B[:0], minimal.C[:, :0]
 
     def attainable(self, order: int) -> tuple[int, str]:
-        """Return the order below a repeated singular value that the order would cut."""
+        """Return a smaller order if the requested one would split a repeated singular value."""
         order = min(order, self.largest_order)
         values, r = self.balancing.values, order - self.unstable_order
         if r >= self._states[0].shape[0]:
             return order, ""
-        first = int(np.argmax(values <= values[r] * (1 + ONE_VALUE)))
-        return order - (r - first), "the singular value that is cut there is repeated, and leaves as a whole"
+        first = int(np.argmax(values <= values[r] * (1 + REPEATED)))
+        return order - (r - first), "a repeated singular value can only be truncated as a whole"
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the optimal approximation; there is no projection."""
@@ -81,60 +80,60 @@ class HankelNorm(BalancedSource):
         direct = self.full.D + self.unit * D if np.any(D) else self.full.D.copy()
         return assemble_model(self.full, self.balancing, A, B, C, direct), None, None
 
-    def remark(self, order: int) -> str:
-        """Return how far rounding is from the optimum, where that shows.
+    def warning_text(self, order: int) -> str:
+        """Return a warning if rounding makes the error visibly larger than the optimum.
 
         Raises
         ------
         ConvergenceError
-            It is as large as the error itself.
+            The effect of rounding is as large as the error itself.
         """
-        found = self._at(order)
-        excess = self._excess(found, self.truncate(order)[0])
-        if excess <= SHOWS * found.level or order == self.largest_order:
+        approximation = self._at(order)
+        excess = self._excess(approximation, self.truncate(order)[0])
+        if excess <= VISIBLE_ROUNDING * approximation.level or order == self.largest_order:
             return ""
-        if excess > LOST * found.level:
+        if excess > MAX_ROUNDING * approximation.level:
             raise ConvergenceError(
-                f"the optimal Hankel-norm approximation of order {order} cannot be told from rounding: its "
-                f"singular value is {self.unit * found.level:.3g}, and rounding adds "
-                f"{self.unit * excess:.3g}; ask for a lower order, or use method='truncation'"
+                f"the optimal Hankel-norm approximation of order {order} cannot be computed: the first "
+                f"truncated singular value is {self.unit * approximation.level:.3g}, and rounding adds "
+                f"{self.unit * excess:.3g}; request a lower order, or use method='truncation'"
             )
         return (
-            f"the Hankel norm of the error is up to {excess / found.level:.1e} above the optimum, "
-            f"relatively: the singular value {self.unit * found.level:.3g} is near to rounding"
+            f"the Hankel norm of the error is up to {excess / approximation.level:.1e} above the optimum, "
+            f"relatively: the singular value {self.unit * approximation.level:.3g} is close to rounding"
         )
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return the bound: the singular value the error has once, and twice the others left out.
+        """Return the first truncated singular value plus twice the sum of the smaller ones.
 
-        All that was left out and what was split off together have the gain of that singular value at every
-        frequency. What the computed ones exceed it by is added, twice because it is sampled, with the
+        At every frequency, the error minus the antistable part has the gain of the first truncated singular
+        value. If the computed gain is larger, the excess is added, twice because it is sampled, and so is the
         accuracy of the singular values.
         """
         if reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
-        found = self._at(reduced.n_states)
-        excess = self._excess(found, reduced)
-        return bound - self.unit * found.level + 2 * (self.unit * excess + self.accuracy)
+        approximation = self._at(reduced.n_states)
+        excess = self._excess(approximation, reduced)
+        return bound - self.unit * approximation.level + 2 * (self.unit * excess + self.accuracy)
 
-    def error_model(self, stable_reduced: Quadruple) -> Quadruple:
+    def error_model(self, stable_reduced: Quadruple, k: int | None = None) -> Quadruple:
         """Return full minus reduced in scaled units."""
         return parallel(
             [(*self.stable_states, no_direct_term(stable_reduced[3].shape)), negated(stable_reduced)]
         )
 
-    def _excess(self, found: Approximation, reduced: LinearModel) -> float:
+    def _excess(self, approximation: Approximation, reduced: LinearModel) -> float:
         other = self._stable_part(reduced)
         discrete = self.full.is_discrete
         whole = self.error_model(other)
         w = critical_frequencies(whole[0], discrete=discrete)
         w = w[np.isfinite(w)]
         response = FrequencyResponse(*whole, discrete=discrete)(w)
-        if found.antistable[0].size:
+        if approximation.antistable[0].size:
             in_plane = np.tan(np.minimum(w, math.pi * (1 - 1e-12)) / 2) if discrete else w
-            response = response - FrequencyResponse(*found.antistable, discrete=False)(in_plane)
+            response = response - FrequencyResponse(*approximation.antistable, discrete=False)(in_plane)
         gains = np.linalg.norm(response, 2, axis=(1, 2)) if 0 not in response.shape else np.zeros(1)
-        return max(float(gains.max()) - found.level, 0.0)
+        return max(float(gains.max()) - approximation.level, 0.0)
 
     def _at(self, order: int) -> Approximation:
         r = order - self.unstable_order
@@ -154,22 +153,22 @@ class HankelNorm(BalancedSource):
 
 
 def optimal_approximation(A: Array, B: Array, C: Array, D: Array, values: Array, r: int) -> Approximation:
-    """Return the approximation of order r of a continuous system balanced with these singular values.
+    """Return the approximation of order r of a balanced continuous-time system with these singular values.
 
-    ``values[r]`` must be the first of its value.
+    ``values[r]`` must be smaller than ``values[r - 1]``.
 
     Raises
     ------
     ConvergenceError
-        Rounding left another number of stable poles than the theorem says.
+        Because of rounding, the number of stable poles is not r, as it should be.
     """
     level = float(values[r])
     p, m = D.shape
     q = max(p, m)
-    # a square system: inputs and outputs that do nothing are added
+    # zero inputs or outputs are added to make the system square
     B, C = np.pad(B, ((0, 0), (0, q - m))), np.pad(C, ((0, q - p), (0, 0)))
     D = np.pad(D, ((0, q - p), (0, q - m)))
-    same = np.abs(values - level) <= ONE_VALUE * level
+    same = np.abs(values - level) <= REPEATED * level
     kept = np.flatnonzero(~same)
     sizes = values[kept]
     B1, C1, B2, C2 = B[kept], C[:, kept], B[same], C[:, same]
@@ -188,11 +187,11 @@ def optimal_approximation(A: Array, B: Array, C: Array, D: Array, values: Array,
     parts = split_schur(Ah, discrete=False, tol=0.0)
     if parts.n_stable != r:
         raise ConvergenceError(
-            f"the optimal Hankel-norm approximation of order {r} came out with {parts.n_stable} stable "
-            f"poles: its singular value {level:.3g} is too near to rounding or to a neighbor; ask for "
+            f"the computed Hankel-norm approximation of order {r} has {parts.n_stable} stable poles: the "
+            f"singular value {level:.3g} is too close to rounding or to another singular value; request "
             "another order"
         )
-    into = parts.left.conj().T
-    Bs, Cs = into @ Bh, Ch @ parts.right
+    projection = parts.left.conj().T
+    Bs, Cs = projection @ Bh, Ch @ parts.right
     stable = parts.T_stable, Bs[:r, :m], Cs[:p, :r], Dh[:p, :m]
     return Approximation(stable, (parts.T_unstable, Bs[r:, :m], Cs[:p, r:], none), level)

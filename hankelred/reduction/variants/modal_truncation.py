@@ -1,4 +1,4 @@
-"""Modal truncation: the poles that show most in the response are kept where they are."""
+"""Modal truncation: the poles with the largest contribution to the response are kept unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Modal(BalancedSource):
     """Truncation of the block-diagonal form, whose blocks are poles and conjugate pairs.
 
     The singular values of this method are half the largest gain of each block, once for each of its states,
-    so that twice their sum over the blocks left out bounds the error.
+    so that twice their sum over the truncated blocks bounds the error.
 
     Sources: Davison, IEEE Trans. Autom. Control 11 (1966); Varga, Proc. CDC (1995).
     """
@@ -39,12 +39,13 @@ class Modal(BalancedSource):
         self.unit, self._system = system.gain, system
         right, left, parts = block_diagonal_bases(system.A) if real.n_states else (real.A, real.A, [])
         size, gains = matrix_size(system.A), []
+        tol = model.tolerance(stability_tol, size)
         exact = project_exactly(system, left, right)
         none = no_direct_term(model.D.shape)
         for part in parts:
             block = exact.A[part, part], exact.B[part], exact.C[:, part]
             poles = np.linalg.eigvals(block[0])
-            stable = np.all(is_stable_pole(poles, size, discrete=model.is_discrete, tol=stability_tol))
+            stable = np.all(is_stable_pole(poles, size, discrete=model.is_discrete, tol=tol))
             gains.append(hinf_norm(*block, none, discrete=model.is_discrete)[0] if stable else math.inf)
         falling = sorted(range(len(parts)), key=lambda k: -gains[k])
         self._blocks = [parts[k] for k in falling]
@@ -60,12 +61,12 @@ class Modal(BalancedSource):
         self.solver, self.residual = "block-diagonal form", 0.0
 
     def attainable(self, order: int) -> tuple[int, str]:
-        """Return an order that cuts through no pair."""
+        """Return the largest order up to this one that splits no block."""
         kept = sum(self._blocks[k].stop - self._blocks[k].start for k in self._kept(order))
-        return kept, "a conjugate pair of poles, or a cluster, is kept or left out as a whole"
+        return kept, "a conjugate pair or a cluster of poles can only be truncated as a whole"
 
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
-        """Return the blocks that show most and fit."""
+        """Return the model of the blocks with the largest gains, up to the order."""
         kept = [self._blocks[k] for k in self._kept(order)]
         columns = np.concatenate([np.arange(b.start, b.stop) for b in kept]) if kept else np.zeros(0, int)
         r, half = columns.size, 2.0 ** ((self._system.input_exponent + self._system.output_exponent) // 2)
@@ -85,13 +86,13 @@ class Modal(BalancedSource):
         return model, left.conj(), right
 
     def bound(self, order: int) -> float:
-        """Return the sum of the largest gains of the blocks left out."""
+        """Return the sum of the largest gains of the truncated blocks."""
         kept = self._kept(order)
-        left_out = [gain for k, gain in enumerate(self._gains) if k not in kept]
-        return self.unit * (float(np.sum(left_out)) + self._lost)
+        truncated = [gain for k, gain in enumerate(self._gains) if k not in kept]
+        return self.unit * (float(np.sum(truncated)) + self._form_error)
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return the sum of the largest gains of the blocks left out."""
+        """Return the sum of the largest gains of the truncated blocks."""
         return math.inf if reduced is None else self.bound(reduced.n_states)
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
@@ -109,7 +110,7 @@ class Modal(BalancedSource):
         return self.bound(order)
 
     def error(self, reduced: LinearModel, norm: str) -> float:
-        """Return the norm of full minus reduced, of the blocks that are not kept in both."""
+        """Return the norm of full minus reduced, without the unstable blocks, which are equal."""
         full, other, unit = self.compared(reduced)
         whole = reduced.with_matrices(*full, no_direct_term(other[3].shape))
         return unit * difference_norm(whole, reduced.with_matrices(*other), norm)
@@ -132,8 +133,8 @@ class Modal(BalancedSource):
         return full, stable, 1.0
 
     @cached_property
-    def _lost(self) -> float:
-        """What the block-diagonal form has changed of the response, in scaled units."""
+    def _form_error(self) -> float:
+        """Estimate of the error of the block-diagonal form, in scaled units."""
         system, blocks = self._system, np.zeros_like(self._exact.A)
         for block in self._blocks:
             blocks[block, block] = self._exact.A[block, block]
@@ -143,9 +144,9 @@ class Modal(BalancedSource):
         none = np.zeros(self.full.D.shape)
         first = FrequencyResponse(system.A, system.B, system.C, none, discrete=discrete)(w)
         second = FrequencyResponse(blocks, self._exact.B, self._exact.C, none, discrete=discrete)(w)
-        apart = np.abs(first - second)
+        difference = np.abs(first - second)
         return 2 * float(
-            np.linalg.norm(apart[np.isfinite(apart).all(axis=(1, 2))], axis=(1, 2)).max(initial=0.0)
+            np.linalg.norm(difference[np.isfinite(difference).all(axis=(1, 2))], axis=(1, 2)).max(initial=0.0)
         )
 
     def _kept(self, order: int) -> list[int]:

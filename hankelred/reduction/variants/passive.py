@@ -1,4 +1,4 @@
-"""Reduction that keeps a model bounded real (no gain above one) or positive real (passive)."""
+"""Reduction that preserves bounded realness (all gains below one) or positive realness (passivity)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..norms import compress_inputs_and_outputs, equilibrated, hinf_norm
 from ..order import order_by_bisection
 from .derived import Derived
 
-#: A reduced model may exceed the limit by this much of it: rounding.
+#: By this share the gain of a reduced model may exceed one because of rounding.
 ROUNDING = 1e-9
 
 
 class BoundedReal(Derived):
-    """Truncation by the smallest storage functions of a model whose gain is below one everywhere.
+    """Truncation by the smallest storage functions of a model whose gain is below one at every frequency.
 
-    With two more groups of ports, which complete the Riccati equations to those of Gramians, it is plain
-    truncation; so the bound is the plain one.
+    Additional inputs and outputs turn the Riccati equations of the storage functions into the Lyapunov
+    equations of Gramians. The method is then balanced truncation of this larger model, with its error bound.
 
     Source: Opdenacker and Jonckheere, IEEE Trans. Circuits Syst. 35 (1988).
     """
@@ -35,36 +35,35 @@ class BoundedReal(Derived):
         if gain >= 1:
             raise ModelError(
                 "method='bounded_real' needs a gain below 1 at every frequency, and the largest is "
-                f"{gain:.6g}: "
-                "scale inputs or outputs, or use another method"
+                f"{gain:.6g}: scale inputs or outputs, or use another method"
             )
         super().__init__(model, _completed(model))
         self.method = "bounded_real"
 
-    def read_off(self, model: LinearModel) -> tuple[Array, Array, Array]:
-        """Leave the additional ports out."""
+    def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
+        """Return A, B and C without the additional inputs and outputs."""
         return model.A, model.B[:, : self.full.n_inputs], model.C[: self.full.n_outputs]
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return the bound of the model with more ports."""
+        """Return the error bound of the model with the additional inputs and outputs."""
         if reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
         return self.inner_bound(reduced.n_states)
 
-    def remark(self, order: int) -> str:
-        """Check the limit; return nothing.
+    def warning_text(self, order: int) -> str:
+        """Check the gain of the reduced model; there is no warning.
 
         Raises
         ------
         ConvergenceError
-            Rounding has put the reduced model beyond the limit.
+            Because of rounding, the gain exceeds one.
         """
         gain = self.limited_gain(self.truncate(order)[0])
         if gain > 1 + ROUNDING:
             raise ConvergenceError(
-                f"rounding left the reduced model of order {order} not {self.method.replace('_', ' ')} (a "
-                "gain "
-                f"that has to be at most 1 is {gain:.12g}): ask for another order"
+                f"because of rounding, the reduced model of order {order} is not "
+                f"{self.method.replace('_', ' ')} (a gain that must be at most 1 is {gain:.12g}): request "
+                "another order"
             )
         return ""
 
@@ -74,9 +73,9 @@ class BoundedReal(Derived):
 
 
 class PositiveReal(BoundedReal):
-    """Truncation by the smallest storage functions of a passive model, G + G^H > 0 everywhere.
+    """Truncation by the smallest storage functions of a passive model, G + G^H > 0 at every frequency.
 
-    Seen from incident and reflected waves, (u + y) / sqrt(2) and (u - y) / sqrt(2), it is bounded real and
+    The system from incident waves (u + y) / sqrt(2) to reflected waves (u - y) / sqrt(2) is bounded real and
     has the same storage functions.
 
     Sources: Desai and Pal, IEEE Trans. Autom. Control 29 (1984); Harshavardhana, Jonckheere and Silverman,
@@ -95,8 +94,7 @@ class PositiveReal(BoundedReal):
         if not least > 0:
             raise ModelError(
                 "method='positive_real' needs D + D^H positive definite, and its least eigenvalue is "
-                f"{least:.3g}: "
-                "add a small resistance to D"
+                f"{least:.3g}: add a small resistance to D"
             )
         waves = model.with_matrices(*_waves(*model.as_tuple()))
         poles = np.linalg.eigvals(waves.A) if waves.A.size else np.zeros(0)
@@ -105,14 +103,13 @@ class PositiveReal(BoundedReal):
         if gain >= 1:
             raise ModelError(
                 "method='positive_real' needs a strictly passive model, G + G^H > 0 at every frequency, and "
-                "this "
-                "one is not"
+                "this one is not"
             )
         Derived.__init__(self, model, _completed(waves))
         self.method = "positive_real"
 
-    def read_off(self, model: LinearModel) -> tuple[Array, Array, Array]:
-        """Return the model of truncated waves."""
+    def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
+        """Return A, B and C of the model that corresponds to the truncated wave system."""
         m = self.full.n_inputs
         D = self.full.D
         through = np.linalg.solve(np.eye(m) + D, np.eye(m) - D)
@@ -120,7 +117,7 @@ class PositiveReal(BoundedReal):
         return A, B, C
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: the bound of the waves is none of the model."""
+        """Return inf: the bound for the wave system does not apply to the model."""
         return math.inf
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
@@ -157,7 +154,7 @@ def _largest_gain(system: Quadruple, *, discrete: bool) -> float:
 
 
 def _waves(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
-    """Return the system from (u + y) / sqrt(2) to (u - y) / sqrt(2); done twice it is the system itself."""
+    """Return the system from (u + y) / sqrt(2) to (u - y) / sqrt(2); this transformation is its inverse."""
     eye = np.eye(D.shape[0])
     inverse = np.linalg.inv(eye + D)
     root = math.sqrt(2)
@@ -165,7 +162,7 @@ def _waves(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
 
 
 def _completed(model: LinearModel) -> LinearModel:
-    """Return a bounded-real model with the ports that make its storage functions Gramians."""
+    """Add inputs and outputs to a bounded-real model so that its Gramians are storage functions."""
     A, B, C, D = model.as_tuple()
     if model.n_states == 0:
         return LinearModel(A, B, C, np.zeros_like(D), model.dt)
@@ -177,7 +174,7 @@ def _completed(model: LinearModel) -> LinearModel:
 
 
 def _missing_rows(system: Quadruple, *, discrete: bool) -> Array:
-    """Return what the outputs lack of having the least storage function as observability Gramian.
+    """Return the rows to add to C so that the observability Gramian is the smallest storage function.
 
     With X = -Z: A^H X + X A + C^H C + (X B + C^H D) (1 - D^H D)^-1 (X B + C^H D)^H = 0.
     """
@@ -190,5 +187,5 @@ def _missing_rows(system: Quadruple, *, discrete: bool) -> Array:
         np.eye(B.shape[1]) - D.conj().T @ D,
         discrete=discrete,
         what="the storage function",
-        advice="the model is at the limit of being passive: give it a margin",
+        advice="the model is hardly passive, increase its passivity margin",
     ).rows

@@ -1,8 +1,8 @@
-"""Truncation by Gramians of a band, of a horizon, or between weights.
+"""Truncation by frequency-limited, time-limited or frequency-weighted Gramians.
 
-No theorem bounds the error of these methods, and not all of them give stable models. So the error where it
-counts is measured, and compared with that of plain truncation: a model that is unstable, or worse than the
-plain one, is never handed out.
+These methods have no error bound, and not all of them give stable models. The error in the band, up to the
+horizon or with the weights is therefore measured and compared with that of plain truncation: a model that is
+unstable, or less accurate than the plain truncation, is never returned.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ..methods import UserFactors
 from ..order import order_by_bisection
 from ..region import Region, checked_bands, checked_horizon, checked_weights
 
-#: Errors nearer than this, relatively, are the same.
+#: Errors nearer than this, relatively, count as equal.
 SAME = 1e-6
 
-#: What plain truncation balances, among the candidates.
+#: Name of the Gramians of the candidate that is the plain truncation.
 PLAIN = "the plain Gramians"
 
 WEIGHTINGS = ("best", "enns", "lin_chiu")
@@ -46,11 +46,11 @@ class Candidate:
 
 
 class Restricted(UserFactors):
-    """Truncation by restricted Gramians, with plain truncation to compare with.
+    """Truncation by limited or weighted Gramians, compared with plain truncation.
 
-    ``pairs`` names pairs of factors, the first being the one the singular values are of. With ``best`` the
-    candidate with the smallest measured error is taken, else the first one, as long as it is stable and no
-    worse than plain truncation.
+    ``pairs`` maps names to pairs of factors; the singular values are those of the first pair. With ``best``,
+    the candidate with the smallest measured error is returned; otherwise the first one, if it is stable and
+    not less accurate than plain truncation.
     """
 
     may_lower_order = True
@@ -86,11 +86,11 @@ class Restricted(UserFactors):
         return chosen.model, chosen.left, chosen.right
 
     def balanced(self, order: int) -> str:
-        """Return which Gramians the model of an order was balanced by."""
+        """Return the name of the Gramians that were balanced for the model of an order."""
         return self._at(order)[0].balanced
 
-    def remark(self, order: int) -> str:
-        """Return what was wrong with the model asked for, if another is handed out; else nothing."""
+    def warning_text(self, order: int) -> str:
+        """Return the reason if the model of other Gramians than the first ones is returned."""
         return self._at(order)[1]
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
@@ -111,11 +111,11 @@ class Restricted(UserFactors):
         return self._at(order)[0].error
 
     def size(self) -> float:
-        """Return the same figure of the full model, its unstable part aside."""
+        """Return the norm of the stable part of the full model in the region."""
         A, B, C = self.stable_states
         D = self.full.D / self.unit
         if self._kind == "h2" and not self.full.is_discrete:
-            D = np.zeros_like(D)  # its impulse has no energy to compare with
+            D = np.zeros_like(D)  # the energy of its impulse is infinite
         return (
             self.unit * region_norm((A, B, C, D), self.region, self._kind, discrete=self.full.is_discrete)[0]
         )
@@ -126,32 +126,32 @@ class Restricted(UserFactors):
         return self._chosen[order]
 
     def _choose(self, order: int) -> tuple[Candidate, str]:
-        """Return the candidate that is handed out, and why it is not the one that was asked for."""
+        """Return the candidate to return, and the reason if it is not the first one."""
         r = order - self.unstable_order
         first, *others = self._balancings.items()
         plain = self._candidates({PLAIN: self._plain}, r)
-        every = self._candidates(dict([first]), r)
-        asked = every[0]
-        if not self._best and asked.stable:
+        candidates = self._candidates(dict([first]), r)
+        requested = candidates[0]
+        if not self._best and requested.stable:
             limit = self._tolerated(plain[0].error) if plain and plain[0].stable else np.inf
-            if asked.error <= limit:
-                return asked, ""
-        every += plain + self._candidates(dict(others), r)
-        chosen = min(every, key=lambda candidate: (not candidate.stable, candidate.error))
+            if requested.error <= limit:
+                return requested, ""
+        candidates += plain + self._candidates(dict(others), r)
+        chosen = min(candidates, key=lambda candidate: (not candidate.stable, candidate.error))
         if self._best:
             return chosen, ""
-        why = (
-            f"has the error {asked.error:.3g} where plain truncation has {plain[0].error:.3g}"
-            if asked.stable
-            else f"has a pole at {self.unstable_poles_of(asked.model)[0]:.3g}, outside the stability region"
-        )
+        if requested.stable:
+            why = f"has the error {requested.error:.3g}, and plain truncation has {plain[0].error:.3g}"
+        else:
+            pole = self.unstable_poles_of(requested.model)[0]
+            why = f"has a pole at {pole:.3g}, outside the stability region"
         return chosen, (
-            f"the model of order {order} balanced by {asked.balanced} {why}; handed out is the one balanced "
-            f"by {chosen.balanced}, with the error {chosen.error:.3g}"
+            f"the model of order {order} balanced by {requested.balanced} {why}; the returned model is "
+            f"balanced by {chosen.balanced}, with the error {chosen.error:.3g}"
         )
 
     def _tolerated(self, error: float) -> float:
-        """Return what is no worse than an error but for the rounding of both."""
+        """Return the largest error that, within rounding, is not larger than this one."""
         largest = float(self._plain.values.max(initial=0.0)) * self.unit
         return error * (1 + SAME) + EPS * self.full.n_states * largest
 
@@ -173,7 +173,7 @@ class Restricted(UserFactors):
 
 
 def frequency_limited(model: LinearModel, stability_tol: float, *, band: Any) -> Restricted:
-    """Return truncation by the Gramians of bands of frequencies."""
+    """Return truncation by frequency-limited Gramians."""
     bands = checked_bands(band, model)
     factored = factorize(model, stability_tol)
     Lc, Lo = band_factors(factored.A, factored.B, factored.C, bands, discrete=model.is_discrete)
@@ -181,7 +181,7 @@ def frequency_limited(model: LinearModel, stability_tol: float, *, band: Any) ->
 
 
 def time_limited(model: LinearModel, stability_tol: float, *, horizon: Any) -> Restricted:
-    """Return truncation by the Gramians of the time until a horizon."""
+    """Return truncation by time-limited Gramians."""
     time = checked_horizon(horizon, model)
     factored = factorize(model, stability_tol)
     Lc, Lo = horizon_factors(factored.A, factored.B, factored.C, time, discrete=model.is_discrete)
@@ -198,7 +198,7 @@ def _two_sided(
     solver: str,
     what: str,
 ) -> Restricted:
-    # with one Gramian of the whole model the reduced model is stable: that Lyapunov equation is truncated too
+    # with one plain Gramian the reduced model is stable, because it satisfies the truncated Lyapunov equation
     pairs = {
         f"both Gramians of the {what}": (Lc, Lo),
         f"the controllability Gramian of the {what}": (Lc, factored.observability),
@@ -215,7 +215,7 @@ def frequency_weighted(
     output_weight: Any = None,
     weighting: str = "best",
 ) -> Restricted:
-    """Return truncation by Gramians between weights."""
+    """Return truncation by frequency-weighted Gramians."""
     if weighting not in WEIGHTINGS:
         raise ModelError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     if input_weight is None and output_weight is None:

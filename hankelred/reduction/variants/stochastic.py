@@ -31,19 +31,18 @@ from ..norms import (
 from ..order import distinct, order_by_bisection
 from .bilinear import from_half_plane, to_half_plane
 
-#: Singular values nearer to 1 than this are those of zeros in the right half plane.
+#: Singular values nearer to 1 than this correspond to zeros in the right half plane.
 ONE = 1e-6
 
-#: A direct term with singular values below this share of the largest has not full rank.
+#: A direct term with a singular value below this share of the largest does not have full rank.
 FULL_RANK = 1e-10
 
 
 class Stochastic(UserFactors):
-    """Truncation by the Gramian of the model and that of the phase of its spectral factor.
+    """Truncation by the Gramian of the model and that of its phase system, from the spectral factor.
 
-    A discrete model is taken to continuous time by the bilinear map and the reduced one back, which changes
-    no relative error. Its states are then in no simple relation to those of the model: there is no
-    projection.
+    A discrete-time model is mapped to continuous time by the bilinear map, and the reduced model back, which
+    does not change relative errors. The reduced model is then not a projection of the discrete-time states.
 
     Sources: Desai and Pal, IEEE Trans. Autom. Control 29 (1984); Green, IEEE Trans. Autom. Control 33 (1988);
     Varga and Fasol, Proc. IFAC World Congress (1993).
@@ -58,8 +57,7 @@ class Stochastic(UserFactors):
         if unstable:
             raise UnstableError(
                 f"method='stochastic' needs a stable model, and {unstable} pole(s) are unstable or marginal; "
-                "split "
-                "them off with split(), reduce the stable part and add the other to it"
+                "separate them by split(), reduce the stable part, and add the unstable part to the result"
             )
         inner = model
         if model.is_discrete:
@@ -67,7 +65,7 @@ class Stochastic(UserFactors):
         factored = factorize(inner, 0.0)
         Lo = _phase_factor(factored, inner, self.regularization)
         super().__init__(inner, balance(replace(factored, observability=Lo, solver="riccati")))
-        # singular values of a phase have no unit
+        # the singular values of a phase system have no unit
         self.hankel_singular_values = self.hankel_singular_values / self.unit
         self.noise_floor = self.noise_floor / self.unit
         self.inner, self.full = inner, model
@@ -75,8 +73,8 @@ class Stochastic(UserFactors):
         largest = float(self.hankel_singular_values.max(initial=0.0))
         if largest > 1 + ONE:
             raise ConvergenceError(
-                f"a singular value of the phase came out as {largest:.9g}, and none is above 1: the Riccati "
-                "equation was not solved well enough; choose a larger regularization="
+                f"a computed singular value of the phase system is {largest:.9g}, but none can be above 1: "
+                "the Riccati equation was not solved accurately enough; choose a larger regularization="
             )
         #: singular values of 1, one for each zero in the right half plane
         self.zeros = int(np.count_nonzero(self.hankel_singular_values > 1 - ONE))
@@ -86,8 +84,7 @@ class Stochastic(UserFactors):
         if order < self.zeros:
             raise OrderError(
                 f"order {order} is below the {self.zeros} zero(s) in the right half plane, which "
-                "method='stochastic' "
-                f"keeps; the least order possible is {self.zeros}"
+                f"method='stochastic' keeps; the least order possible is {self.zeros}"
             )
         model, left, right = truncate_balanced(self.inner, self.balancing, order)
         if not self.full.is_discrete:
@@ -95,31 +92,33 @@ class Stochastic(UserFactors):
         return self.full.with_matrices(*from_half_plane(*model.as_tuple())), None, None
 
     def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
-        """Return the full and the reduced model as they are."""
+        """Return the complete full and reduced models."""
         return whole_models(self.full, reduced)
 
     def relative_error_bound(self, order: int) -> float:
-        """Return the bound of the relative error at an order.
+        """Return the bound of the relative error for an order.
 
-        The product of (1 + sigma) / (1 - sigma) over the distinct values left out, less one.
+        It is the product of (1 + sigma) / (1 - sigma) over the distinct truncated values, minus one.
         """
-        left_out = distinct(self.hankel_singular_values[order:])
-        if np.any(left_out > 1 - ONE):
+        truncated = distinct(self.hankel_singular_values[order:])
+        if np.any(truncated > 1 - ONE):
             return math.inf
-        return float(np.expm1(np.sum(np.log1p(left_out) - np.log1p(-left_out))))
+        return float(np.expm1(np.sum(np.log1p(truncated) - np.log1p(-truncated))))
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return the relative bound times the largest gain, which bounds the error itself, and rounding."""
+        """Return a bound of the absolute error: the relative one times the largest gain, plus rounding."""
         if reduced is None or self.unstable_poles_of(reduced).size:
             return math.inf
         total = self.level(reduced.n_states)
-        # where rounding is larger than what was left out, it shows
+        # if rounding is larger than the truncation error, it is visible in the sampled error
         full, other, _ = self.compared(reduced)
-        apart = parallel([(*full, no_direct_term(other[3].shape)), negated(other)])
+        difference = parallel([(*full, no_direct_term(other[3].shape)), negated(other)])
         discrete = self.full.is_discrete
         w = critical_frequencies(self.full.A, discrete=discrete)
-        seen = float(FrequencyResponse(*apart, discrete=discrete).gain(w[np.isfinite(w)]).max(initial=0.0))
-        return total if seen <= total else 2 * seen
+        sampled = float(
+            FrequencyResponse(*difference, discrete=discrete).gain(w[np.isfinite(w)]).max(initial=0.0)
+        )
+        return total if sampled <= total else 2 * sampled
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
         """Return the smallest order whose bound is within a tolerance."""
@@ -129,7 +128,7 @@ class Stochastic(UserFactors):
         return order_by_bisection(self.level, self.zeros, self.balancing.rank, level)
 
     def tolerance(self, tol: float | None, rtol: float | None) -> float:
-        """Return the error that a tolerance allows: ``rtol`` is one of the relative error."""
+        """Return the error that a tolerance allows: ``rtol`` refers to the relative error."""
         return rtol * self._largest_gain if rtol is not None else tol or 0.0
 
     def level(self, order: int) -> float:
@@ -156,7 +155,7 @@ def _checked(regularization: Any) -> float:
 
 
 def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: float) -> Array:
-    """Return a factor of the observability Gramian of the phase, in the states of the solver."""
+    """Return a factor of the observability Gramian of the phase system, in the states of the solver."""
     unit = factored.scaled_system.gain
     A, B, C, D = factored.A, factored.B, factored.C, model.D / unit
     p = C.shape[0]
@@ -168,8 +167,8 @@ def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: 
         gain = float(singular_values(factored)[0].max(initial=0.0))
         raise ModelError(
             "method='stochastic' needs a direct term D of full row rank, at least as many inputs as outputs: "
-            "relative errors have no bound where the gain goes to zero; give regularization=, the gain below "
-            f"which errors count as absolute ones (the gains of this model are about {gain:.1g})"
+            "relative errors are unbounded where the gain goes to zero; pass regularization=, the gain below "
+            f"which errors are measured absolutely (the gains of this model are about {gain:.1g})"
         )
     R = D @ D.conj().T + (regularization / unit) ** 2 * np.eye(p)
     Bw = factored.controllability @ (factored.controllability.conj().T @ C.conj().T) + B @ D.conj().T
@@ -184,7 +183,6 @@ def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: 
         R,
         discrete=False,
         what="the spectral factor",
-        advice="the model has a zero on the stability boundary, or one nearly: choose a larger "
-        "regularization=",
+        advice="the model has a zero on or near the stability boundary: choose a larger regularization=",
     )
     return gramian((A, B, solution.rows, np.zeros((p, B.shape[1]))), "observability", factor=True)

@@ -16,11 +16,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hankelred.errors import short_repr
+
 from ..base import FloatArray, Scores, Split, SplitName, checked_array
 from ..byte_tokens import IntArray, Tokenizer
 from ..document_task import Document, DocumentTask, Question, Row, text_hash
 from ..errors import TaskError
-from ..sources import SourceRecord, read_hub
+from ..sources import SourceRecord, checked_revision, read_hub
 
 LETTERS = "ABCD"
 DATASET = "emozilla/quality"
@@ -41,6 +43,8 @@ class Quality(DocumentTask):
         As in every task of texts.
     by : str
         "likelihood" or "generation".
+    revision : str
+        Branch, tag or commit of the data set on the hub.
     """
 
     name = "quality"
@@ -66,17 +70,19 @@ class Quality(DocumentTask):
         data_dir: str | PathLike[str] | None = None,
         tokenizer: Tokenizer | None = None,
         by: str = "likelihood",
+        revision: str = "main",
     ) -> None:
         super().__init__(data_dir=data_dir, tokenizer=tokenizer)
+        self.revision = checked_revision(revision)
         if by not in ("likelihood", "generation"):
-            raise TaskError(f"by is {by!r}; give 'likelihood' or 'generation'")
+            raise TaskError(f"by is {short_repr(by)}; give 'likelihood' or 'generation'")
         self.prediction_kind = "options" if by == "likelihood" else "text"
 
     def hub(self) -> Mapping[SplitName, Iterable[SourceRecord]]:
         """Return the rows of the hub, one per question; answers of the official test set are not public."""
         layout = "article, question, options (four) and answer (0 to 3), as the rows of the hub"
         names: tuple[SplitName, ...] = ("train", "validation")
-        return {name: read_hub(DATASET, name, layout) for name in names}
+        return {name: read_hub(DATASET, name, layout, revision=self.revision) for name in names}
 
     def parse(self, records: Iterable[SourceRecord]) -> list[Document]:
         """Return one document per story, from rows of L-Eval or of the hub."""

@@ -13,6 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import ClassVar
 
+from hankelred.errors import short_repr
+
 from ..base import SplitName
 from ..byte_task import ByteTask, Streams, ranges
 from ..errors import TaskDataError, TaskError
@@ -43,7 +45,9 @@ class ByteLM(ByteTask):
         try:
             self._break = re.compile(document_break.encode())
         except re.error as error:
-            raise TaskError(f"document_break {document_break!r} is no regular expression: {error}") from None
+            raise TaskError(
+                f"document_break {short_repr(document_break)} is no regular expression: {error}"
+            ) from None
 
     def streams(self) -> Mapping[SplitName, Streams]:
         """Return one stream a split."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from hankelred.errors import short_repr
+
 from ..byte_tokens import IntArray
 from ..errors import TaskError
 from ..synthetic_task import SyntheticTask, after_each, checked_count, codes
@@ -78,7 +80,7 @@ def checked_automaton(transitions: Any) -> IntArray:
         shaped = False
     if not shaped:
         raise TaskError(
-            f"transitions are {transitions!r}; give one row of next states (whole numbers) a state"
+            f"transitions are {short_repr(transitions)}; give one row of next states (whole numbers) a state"
         )
     n, m = table.shape
     if not (2 <= n <= len(STATES) and 1 <= m <= len(LETTERS)):

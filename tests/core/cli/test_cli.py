@@ -42,6 +42,10 @@ def folder(tmp_path, monkeypatch):
     table = np.column_stack([u, y.T])
     np.savetxt("record.csv", table, delimiter=",", header="u,y1,y2", comments="")
     np.savetxt("dryer.dat", table[:, :2])
+    omega = np.geomspace(0.1, 10, 40)
+    response = 1 / ((1j * omega) ** 2 + 0.2j * omega + 1) + 1 / ((1j * omega) ** 2 + 0.5j * omega + 9)
+    np.savetxt("response.csv", np.column_stack([omega, response.real, response.imag]), delimiter=",")
+    np.savez("response.npz", response=response, omega=omega)
     return tmp_path
 
 
@@ -51,7 +55,7 @@ def run(*arguments):
 
 
 def help_examples():
-    for command in ("hsv", "reduce", "compare", "identify"):
+    for command in ("hsv", "reduce", "compare", "identify", "fit"):
         text = cli.cli.commands[command].help
         for line in text.splitlines():
             if line.strip().startswith("hankelred "):

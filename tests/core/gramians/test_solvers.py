@@ -31,7 +31,8 @@ def assert_gramians(A, B, C, Lc, Lo, *, discrete, rtol=1e-9):
 @pytest.mark.parametrize("complex_", [False, True])
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("n, m, p", [(1, 1, 1), (2, 3, 1), (7, 1, 4), (40, 2, 2), (15, 20, 30)])
-def test_smith_doubling(n, m, p, discrete, complex_):
+def test_smith_doubling(n, m, p, discrete, complex_, monkeypatch):
+    monkeypatch.setattr(smith, "MAX_DOUBLINGS_CONTINUOUS", smith.MAX_DOUBLINGS)
     A, B, C, _ = random_system(n, n, m, p, discrete=discrete, complex_=complex_)
     result = smith_factors(A, B, C, discrete=discrete)
     assert result.failure == ""
@@ -121,7 +122,7 @@ def solver_of(system, **options):
 
 
 def test_doubling_is_the_first_choice():
-    assert solver_of(random_system(0, 10, 2, 2)) == "smith"
+    assert solver_of(random_system(0, 20, 2, 2, margin=0.1)) == "smith"
     assert solver_of(random_system(0, 10, 2, 2, discrete=True), dt=True) == "smith"
 
 
@@ -131,8 +132,89 @@ def test_modal_systems_take_the_closed_form():
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_poles_near_the_boundary_go_to_hammarling(discrete):
-    assert solver_of(random_system(0, 8, 1, 1, discrete=discrete, margin=1e-9), dt=discrete) == "hammarling"
-    assert solver_of(random_system(0, 8, 1, 1, discrete=discrete, margin=1e-1), dt=discrete) == "smith"
+    assert solver_of(random_system(0, 20, 1, 1, discrete=discrete, margin=1e-9), dt=discrete) == "hammarling"
+    assert solver_of(random_system(0, 20, 1, 1, discrete=discrete, margin=1e-1), dt=discrete) == "smith"
+
+
+def test_doublings_are_predicted_before_they_are_done(monkeypatch):
+    # Story: up to 16 squarings were done for lightly damped models before the method was given up, which took
+    # longer than the Schur form.
+    n = 80
+    lightly_damped = np.kron(np.diag(np.geomspace(1, 50, n // 2)), [[-0.005, 1.0], [-1.0, -0.005]])
+    # stable poles of which the trace tells nothing: one slow among fast ones
+    one_slow = -np.diag(np.append(np.linspace(1, 2, n - 1), 1e-5)) + 1e-3 * np.diag(np.ones(n - 1), 1)
+    squarings = []
+    monkeypatch.setattr(smith, "compress", lambda L, *_: squarings.append(L.shape) or L)
+    for A in (lightly_damped, one_slow):
+        result = smith_factors(A, np.ones((n, 1)), np.ones((1, n)), discrete=False)
+        assert result.controllability is None
+        assert "boundary" in result.failure
+    assert not squarings
+    for A in (lightly_damped, one_slow):
+        assert solver_of((A, np.ones((n, 1)), np.ones((1, n)), 0)) == "hammarling"
+
+
+def test_trace_bounds_the_doublings():
+    # the bound must not exceed what the poles need
+    for seed in range(20):
+        A, B, C, _ = random_system(seed, 12, 1, 1, margin=10.0 ** -(seed % 4))
+        shift = smith._shift(A)
+        poles = np.linalg.eigvals(cayley(A, B, C, shift)[0])
+        needed = smith.doublings_needed(float(np.abs(poles).max()))
+        assert smith._least_doublings(A, shift) <= needed + 1e-6
+
+
+@pytest.mark.parametrize("complex_", [False, True])
+def test_hermitian_with_rates_far_apart_takes_the_closed_form(complex_):
+    n = 30
+    A, B, C = (M.astype(complex if complex_ else float) for M in diffusion(n))
+    if complex_:
+        turn = np.exp(1j * np.arange(n))
+        A, B, C = turn[:, None] * A / turn, turn[:, None] * B, C / turn
+        A = (A + A.conj().T) / 2
+    rates = -np.linalg.eigvalsh(A)
+    assert rates.max() / rates.min() < factorize.CLOSED_FORM_CONDITION
+    assert solver_of((A, B, C, 0)) == "smith"
+    A[-1, -1] *= 1e4
+    assert solver_of((A, B, C, 0)) == "cauchy"
+    with_schur = (A[::-1, ::-1] * (1 + np.triu(np.full((n, n), 1e-14), 1)))[::-1, ::-1]
+    reference = hankelred.hankel_singular_values((with_schur, B, C, 0), stability_tol=2e-9)
+    values = hankelred.hankel_singular_values((A, B, C, 0))
+    large = reference > 1e-6 * reference[0]
+    np.testing.assert_allclose(values[large], reference[large], rtol=1e-6)
+    # an unstable pole, or one with no sign, is left to the Schur method
+    A[0, 0] *= -1
+    assert solver_of((A, B, C, 0)) == "hammarling"
+
+
+def diffusion(n):
+    A = -2 * np.eye(n) + np.eye(n, k=1) + np.eye(n, k=-1)
+    B, C = np.zeros((n, 1)), np.zeros((1, n))
+    B[0, 0] = C[0, n // 2] = 1
+    return A, B, C
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 64, 65, 130])
+@pytest.mark.parametrize("m", [1, 2])
+def test_one_equation_of_a_tile_agrees_with_closed_forms_of_its_poles(n, m):
+    A, B, C, _ = random_system(n, n, m, m)
+    T, Z = sla.schur(A, output="real")
+    b = Z.T @ B
+    by_poles = hammarling.hammarling(T, b, discrete=False)
+    by_equation = hammarling_factors(T, b, C @ Z, discrete=False)[0]
+    W = by_poles @ by_poles.T
+    np.testing.assert_allclose(by_equation @ by_equation.T, W, rtol=0, atol=1e-12 * np.abs(W).max())
+
+
+def test_lightly_damped_pairs_keep_their_closed_form():
+    # one equation for the tile would lose the digits of the ratio of damping and frequency
+    assert hammarling._has_light_damping(np.array([[-1e-6, 1.0], [-1.0, -1e-6]]))
+    assert not hammarling._has_light_damping(np.array([[-1e-3, 1.0], [-1.0, -1e-3]]))
+    for damping in 10.0 ** -np.arange(1, 12):
+        T = np.array([[-damping, 3.0], [-0.5, -damping]])
+        Lc, _ = hammarling_factors(T, np.array([[1.0], [0.5]]), np.ones((1, 2)), discrete=False)
+        P, _ = exact_gramians(T, np.array([[1.0], [0.5]]), np.ones((1, 2)))
+        np.testing.assert_allclose(Lc @ Lc.T, P, rtol=0, atol=1e-11 * P.max())
 
 
 def test_number_of_doublings_is_the_edge(monkeypatch):
@@ -156,7 +238,7 @@ def test_unstable_poles_go_to_hammarling():
 
 
 def test_explicit_tolerance_needs_the_poles():
-    system = random_system(0, 8, 1, 1)
+    system = random_system(0, 20, 1, 1)
     edge = factorize.EXPLICIT_POLES_TOL
     assert solver_of(system, stability_tol=edge) == "smith"
     assert solver_of(system, stability_tol=np.nextafter(edge, 1)) == "hammarling"
@@ -166,6 +248,8 @@ def test_full_rank_factors_beyond_a_size(monkeypatch):
     # many lightly damped modes: every singular value counts, so the factors never become thin
     system = damped_chain(12, 0.3, m=6)
     n = 24
+    monkeypatch.setattr(smith, "MAX_DOUBLINGS_CONTINUOUS", smith.MAX_DOUBLINGS)
+    monkeypatch.setattr(factorize, "SCHUR_FIRST_SIZE", 0)
     monkeypatch.setattr(smith, "FULL_RANK_SIZE", n)
     assert solver_of(system) == "smith"
     monkeypatch.setattr(smith, "FULL_RANK_SIZE", n - 1)
@@ -177,6 +261,7 @@ def test_full_rank_factors_beyond_a_size(monkeypatch):
 
 def test_growing_factors_stop_the_doubling(monkeypatch):
     # the forecast may be wrong; the factors themselves decide then
+    monkeypatch.setattr(smith, "MAX_DOUBLINGS_CONTINUOUS", smith.MAX_DOUBLINGS)
     monkeypatch.setattr(smith, "FULL_RANK_SIZE", 23)
     monkeypatch.setattr(smith, "_extrapolated_rank", lambda A, B: 0.0)
     A, B, C, _ = damped_chain(12, 0.3, m=6)

@@ -27,7 +27,7 @@ from helpers.data import load_mat
 import hankelred
 from hankelred import FileFormatError, ModelError
 from hankelred._util.mat_files import MatFile
-from hankelred._util.writing import replace_file, write_atomically
+from hankelred._util.writing import replace_file, scratch_folder, write_atomically
 from hankelred.cli import main as cli
 from hankelred.files import read_model, write_model
 from hankelred.identification.records import read_columns
@@ -678,6 +678,40 @@ def test_a_writer_that_lives_keeps_its_temporary_file(tmp_path):
     replace_file(tmp_path / "mine.txt", write)
     assert (tmp_path / "mine.txt").read_text() == "whole"
     assert sorted(os.listdir(tmp_path)) == ["mine.txt", "other.json", "third.txt"]
+
+
+KILLED_FOLDER = """
+import os, sys, signal
+from pathlib import Path
+from hankelred._util.writing import PREVIOUS, scratch_folder
+
+target = Path(sys.argv[1])
+with scratch_folder(target) as scratch:
+    (scratch / "new").mkdir()
+    if sys.argv[2] == "moved":
+        os.replace(target, scratch / PREVIOUS)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moved", ["moved", "not moved"])
+def test_folders_of_killed_writers_are_removed_and_the_previous_content_is_kept(tmp_path, moved):
+    """A relative: a command that replaces a folder moves the old one away first; a kill at that moment must
+    not lose it, whatever is cleaned up later."""
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "weights").write_text("old")
+    (tmp_path / ".adapter.unfinished-somebody").mkdir()
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", KILLED_FOLDER, target, moved], check=False)
+        assert run.returncode == -signal.SIGKILL
+        assert target.exists() == (moved == "not moved")
+    with scratch_folder(target) as scratch:
+        assert (target / "weights").read_text() == "old"
+        with scratch_folder(target) as other:
+            assert other.is_dir() and scratch.is_dir() and other != scratch
+    assert sorted(os.listdir(tmp_path)) == [".adapter.unfinished-somebody", "adapter"]
 
 
 def test_permissions_are_those_of_any_new_file_and_the_mask_is_left_alone(tmp_path):

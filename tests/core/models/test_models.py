@@ -313,23 +313,6 @@ def test_descriptor_form():
     assert len(r.system) == 4 and r.error() <= r.error_bound * (1 + 1e-9)
 
 
-@pytest.mark.parametrize(
-    "E, message",
-    [
-        (np.ones((2, 2)), "condition number"),
-        (np.diag([1.0, 0.0]), "row 1 of E is zero"),
-        (np.array([[1.0, 0.0], [1.0, 0.0]]), "column 1 of E is zero"),
-        (np.array([[1.0, 2.0], [3.0, 6.000000000000001]]), "condition number"),
-        (np.zeros((2, 2)), "row 0 of E is zero"),
-        (sps.diags([1.0, 0.0]), "row 1 of E is zero"),
-    ],
-)
-def test_singular_e_is_refused(E, message):
-    with pytest.raises(ModelError, match=r"E is singular.*not supported yet") as caught:
-        hankel_singular_values((A, B, C, D, E))
-    assert message in str(caught.value)
-
-
 @pytest.mark.parametrize("E", [2, [[1.0]], np.eye(3), np.ones((2, 2, 2))])
 def test_e_of_the_wrong_shape(E):
     with pytest.raises(ModelError, match="E must"):

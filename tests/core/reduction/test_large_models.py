@@ -40,12 +40,14 @@ def test_bound_and_error_hold_on_the_large_model(convection, method):
 
 
 def test_uncertainty_is_a_bound_where_it_is_not_small():
-    # asked for little, the middle model is visibly another one
+    # with a low accuracy, the intermediate model differs visibly from the large one
     A, B, C = heat(15, convection=10.0)
     rough = hankelred.reduce((A, B, C, 0), 8, solver="low_rank", accuracy=0.3)
-    middle = rough.source.middle.model
+    intermediate = rough.source.intermediate.model
     distance = max(
-        np.linalg.norm(response(A.toarray(), B, C, w) - response(middle.A, middle.B, middle.C, w), 2)
+        np.linalg.norm(
+            response(A.toarray(), B, C, w) - response(intermediate.A, intermediate.B, intermediate.C, w), 2
+        )
         for w in np.concatenate([[0.0], np.geomspace(1, 1e5, 60)])
     )
     assert distance <= rough.error_uncertainty

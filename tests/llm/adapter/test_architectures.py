@@ -68,12 +68,12 @@ def test_padded_rows_give_the_outputs_of_unpadded_rows(model_type, gap):
         wide = {"sliding_window": 64}
     model, ids = adapted(model_type, base=wide), tokens(2, LENGTH)
     batch = padded(ids, GAPS[gap], WIDTH)
-    kept = batch["attention_mask"][0].bool()
+    valid = batch["attention_mask"][0].bool()
     if "position_ids" not in inspect.signature(type(model.get_base_model()).forward).parameters:
         del batch["position_ids"]
     with torch.no_grad():
         alone = model(ids).logits
-        assert error(model(**batch).logits[:, kept], alone) < TOLERANCE
+        assert error(model(**batch).logits[:, valid], alone) < TOLERANCE
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

@@ -174,9 +174,9 @@ class TestFiles:
         again = PeftModel.from_pretrained(base_model(), tmp_path, low_cpu_mem_usage=True)
         # The weights stay where the file maps them, at any address: products round by alignment.
         torch.testing.assert_close(logits(again, ids), expected, rtol=0, atol=2e-6)
-        kept = peft.get_peft_model_state_dict(model)
+        weights = peft.get_peft_model_state_dict(model)
         for key, value in peft.get_peft_model_state_dict(again).items():
-            assert torch.equal(value, kept[key])
+            assert torch.equal(value, weights[key])
 
     @needs_adapter_methods
     def test_into_a_model_by_transformers(self, tmp_path, ids):
@@ -248,7 +248,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("base_type", [torch.bfloat16, torch.float16, torch.float64])
     def test_precision_of_parameters(self, tmp_path, base_type, ids):
-        kept = torch.float64 if base_type == torch.float64 else torch.float32
+        dtype = torch.float64 if base_type == torch.float64 else torch.float32
         model = with_random_output(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
         model.save_pretrained(tmp_path)
         loaded = [
@@ -259,7 +259,7 @@ class TestFiles:
         ]
         for each in loaded:
             types = {p.dtype for name, p in each.named_parameters() if "hrm_system" in name}
-            assert types == {kept}
+            assert types == {dtype}
             assert torch.equal(logits(each, ids), logits(model, ids))
             assert logits(each, ids).dtype == base_type
 
@@ -493,12 +493,12 @@ class TestFiles:
     def test_a_base_of_another_name_is_warned_of(self, tmp_path):
         for name in ("one", "two"):
             base_model(seed=len(name)).save_pretrained(tmp_path / name)
-        one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
-        hankelred_llm.attach(one, r=4).save_pretrained(tmp_path / "adapter")
+        first, second = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
+        hankelred_llm.attach(first, r=4).save_pretrained(tmp_path / "adapter")
         moved = shutil.copytree(tmp_path / "one", tmp_path / "elsewhere" / "one")
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(moved), tmp_path / "adapter")
         with pytest.warns(UserWarning, match=r"trained on '.*one', and is put into '.*two'"):
-            PeftModel.from_pretrained(two, tmp_path / "adapter")
+            PeftModel.from_pretrained(second, tmp_path / "adapter")
 
 
 class TestSeveral:
@@ -550,16 +550,16 @@ class TestSeveral:
         # hooks of the copy feed the copy: a padded batch through one does not show in the other
         mask = torch.ones_like(ids)
         mask[:, :3] = 0
-        seen = []
+        calls = []
         system = system_of(model)
         system.register_forward_pre_hook(
-            lambda _, args, kwargs: seen.append(kwargs["valid"]), with_kwargs=True
+            lambda _, args, kwargs: calls.append(kwargs["valid"]), with_kwargs=True
         )
         logits(model, ids)
         with torch.no_grad():
             twin(ids, attention_mask=mask)
         logits(model, ids)
-        assert seen == [None, None]
+        assert calls == [None, None]
         assert torch.equal(logits(model.unload(), ids), logits(base_model(), ids))
         assert error(step_by_step(twin, ids), logits(twin, ids)) < 2e-6
         assert not twin.unload().model.layers[0].mlp._forward_hooks

@@ -44,10 +44,12 @@ def test_every_row_gets_its_adapter(model):
     with torch.no_grad():
         rows = model(ids, adapter_names=NAMES).logits
         for row, name in enumerate(NAMES):
-            one = ids[row : row + 1]
-            expected = alone(model, name, lambda one=one: model(one).logits)
+            row_ids = ids[row : row + 1]
+            expected = alone(model, name, lambda row_ids=row_ids: model(row_ids).logits)
             assert error(rows[row : row + 1], expected) < TOLERANCE
-            assert name == "a" or error(rows[row : row + 1], model(one, adapter_names=["a"]).logits) > 1e-2
+            assert (
+                name == "a" or error(rows[row : row + 1], model(row_ids, adapter_names=["a"]).logits) > 1e-2
+            )
         # the active adapter is as it was
         assert error(model(ids).logits, alone(model, "default", lambda: model(ids).logits)) == 0
 
@@ -74,8 +76,8 @@ def test_generation(model, options):
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, **options}
     both = model.generate(ids, attention_mask=(ids != PAD).long(), adapter_names=NAMES, **options)
     for row, name in enumerate(NAMES):
-        one = ids[row : row + 1, 2:]
-        expected = alone(model, name, lambda one=one: model.generate(one, **options))
+        row_ids = ids[row : row + 1, 2:]
+        expected = alone(model, name, lambda row_ids=row_ids: model.generate(row_ids, **options))
         assert torch.equal(both[row, 9:], expected[0, 7:])
 
 
@@ -142,15 +144,15 @@ def test_another_model_in_between_keeps_its_own_adapter(model):
     # the names were those of the thread: a model that scores what this one generates ran as its base
     other, ids = adapted(r=3), tokens(2, 6)
     with torch.no_grad():
-        expected, seen = other(ids).logits, []
+        expected, outputs = other(ids).logits, []
         hook = (
             model.get_base_model()
             .model.layers[0]
-            .register_forward_pre_hook(lambda *_: seen.append(other(ids).logits))
+            .register_forward_pre_hook(lambda *_: outputs.append(other(ids).logits))
         )
         model(ids, adapter_names=["a", "b"])
         hook.remove()
-    assert torch.equal(seen[0], expected)
+    assert torch.equal(outputs[0], expected)
 
 
 @pytest.mark.parametrize(

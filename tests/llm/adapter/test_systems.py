@@ -141,8 +141,8 @@ def test_negative_poles_pass_over_padding_and_through_a_cache():
         for gap in (slice(0, 4), slice(5, 8), slice(14, 17)):
             width = 17 + gap.stop - gap.start
             batch = padded(ids, gap, width)
-            kept = batch["attention_mask"][0].bool()
-            assert error(model(**batch).logits[:, kept], full) < 2e-6
+            valid = batch["attention_mask"][0].bool()
+            assert error(model(**batch).logits[:, valid], full) < 2e-6
 
 
 @pytest.mark.parametrize("order", range(1, 12))
@@ -158,8 +158,8 @@ def test_spectra_survive():
     model, system = adapted(), mixed()
     hankelred_llm.set_systems(model, {0: system})
     expected = hankelred.hankel_singular_values(hankelred.ModalSystem(*system))
-    seen = hankelred.hankel_singular_values(hankelred.ModalSystem(*hankelred_llm.get_systems(model)[0]))
-    np.testing.assert_allclose(seen[: len(expected)], expected, rtol=1e-4)
+    values = hankelred.hankel_singular_values(hankelred.ModalSystem(*hankelred_llm.get_systems(model)[0]))
+    np.testing.assert_allclose(values[: len(expected)], expected, rtol=1e-4)
 
 
 def test_a_pole_at_zero_is_there_for_one_token():
@@ -287,9 +287,9 @@ def test_poles_that_are_no_conjugates_are_no_pair(other):
         np.concatenate([c, c.conj()], 1),
     )
     hankelred_llm.set_systems(model, {0: system})
-    found = hankelred_llm.get_systems(model)[0]
-    assert len(found[0]) == 4  # each got a conjugate of its own
-    np.testing.assert_allclose(response(found), response(system), atol=1e-4)
+    stored = hankelred_llm.get_systems(model)[0]
+    assert len(stored[0]) == 4  # each got a conjugate of its own
+    np.testing.assert_allclose(response(stored), response(system), atol=1e-4)
 
 
 @pytest.mark.parametrize("log_rate", [120.0, 89.0, -104.0, -200.0])

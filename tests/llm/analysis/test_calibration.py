@@ -32,11 +32,11 @@ def plain_sums(model, rows):
     layers = {layer.index: layer.system("default") for layer in hrm_layers(model)}
     sums = {i: [*np.zeros((2, s.modes.order, s.modes.order))] for i, s in layers.items()}
     for row in rows:
-        seen, probes, handles = {}, {}, []
+        states, probes, handles = {}, {}, []
         for i, system in layers.items():
 
-            def hook(_, args, __, output, i=i, seen=seen, probes=probes):
-                seen[i] = args[0].detach().double()[0]
+            def hook(_, args, __, output, i=i, states=states, probes=probes):
+                states[i] = args[0].detach().double()[0]
                 probes[i] = torch.zeros_like(output[0], requires_grad=True)
                 return output[0] + probes[i], output[1]
 
@@ -45,7 +45,7 @@ def plain_sums(model, rows):
         gradients = torch.autograd.grad(out.loss * (len(row) - 1), list(probes.values()))
         for handle in handles:
             handle.remove()
-        for (i, x), g in zip(seen.items(), gradients, strict=True):
+        for (i, x), g in zip(states.items(), gradients, strict=True):
             system, p = layers[i], layers[i].modes.pairs
             a = -np.exp(system.log_rate.detach().double().numpy())
             phase = system.phase.detach().double().numpy()
@@ -61,9 +61,9 @@ def plain_sums(model, rows):
     return sums
 
 
-def assert_sums(found, expected, rtol=2e-4):
+def assert_sums(sums, expected, rtol=2e-4):
     for i, (states, outputs) in expected.items():
-        for mine, theirs in ((found.layers[i].states, states), (found.layers[i].outputs, outputs)):
+        for mine, theirs in ((sums.layers[i].states, states), (sums.layers[i].outputs, outputs)):
             assert np.abs(mine - theirs).max() <= rtol * np.abs(theirs).max()
 
 
@@ -78,12 +78,12 @@ def padded(rows, side):
         pad = torch.full((width - len(row),), PAD)
         ones, zeros, ignored = torch.ones_like(row), torch.zeros_like(pad), torch.full_like(pad, -100)
         labels = torch.cat([torch.tensor([-100]), row[1:]])  # nothing is predicted from padding
-        for key, own, fill in (
+        for key, values, fill in (
             ("input_ids", row, pad),
             ("attention_mask", ones, zeros),
             ("labels", labels, ignored),
         ):
-            batch[key].append(torch.cat([own, fill] if side == "right" else [fill, own]))
+            batch[key].append(torch.cat([values, fill] if side == "right" else [fill, values]))
     return {key: torch.stack(value) for key, value in batch.items()}
 
 
@@ -93,10 +93,10 @@ def test_sums_of_a_padded_batch_are_those_of_its_rows(side):
     batch = padded(rows, side)
     if side == "left":
         batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    found = calibrate(model, [batch], held_out=0)
-    assert_sums(found, plain_sums(model, rows))
-    assert found.tokens == found.labelled_tokens == 28
-    assert found.labels == 25
+    calibration = calibrate(model, [batch], held_out=0)
+    assert_sums(calibration, plain_sums(model, rows))
+    assert calibration.tokens == calibration.labelled_tokens == 28
+    assert calibration.labels == 25
 
 
 def test_packed_documents_are_kept_apart():
@@ -119,18 +119,18 @@ def test_gradient_checkpointing_counts_nothing_twice(reentrant):
     recomputed = []
     layer = model.base_model.model.model.layers[0].mlp
     handle = layer.register_forward_pre_hook(lambda *_: recomputed.append(1))
-    found = calibrate(model, [batch], held_out=0)
+    calibration = calibrate(model, [batch], held_out=0)
     handle.remove()
     assert len(recomputed) == 2  # it was on
-    assert_sums(found, expected)
+    assert_sums(calibration, expected)
 
 
 def test_without_labels_there_is_no_backward_pass():
     model, rows = adapted(), rows_of(7, 7)
-    found = calibrate(model, [{"input_ids": torch.stack(rows)}], held_out=0)
+    calibration = calibrate(model, [{"input_ids": torch.stack(rows)}], held_out=0)
     expected = plain_sums(model, rows)
-    assert found.labelled_tokens == 0 and found.loss is None
-    assert_sums(found, {i: (states, 0 * outputs) for i, (states, outputs) in expected.items()})
+    assert calibration.labelled_tokens == 0 and calibration.loss is None
+    assert_sums(calibration, {i: (states, 0 * outputs) for i, (states, outputs) in expected.items()})
 
 
 def test_positions_of_documents_that_the_mask_leaves_out_do_not_even_need_to_be_finite():
@@ -155,10 +155,10 @@ def test_half_precision_models(dtype):
     for name, parameter in model.named_parameters():
         if "hrm_system" not in name:
             parameter.data = parameter.data.to(dtype)
-    found = calibrate(model, [batch], held_out=0)
+    calibration = calibrate(model, [batch], held_out=0)
     for i in expected.layers:
         for kind in ("states", "outputs"):
-            mine, theirs = getattr(found.layers[i], kind), getattr(expected.layers[i], kind)
+            mine, theirs = getattr(calibration.layers[i], kind), getattr(expected.layers[i], kind)
             assert np.abs(mine - theirs).max() < 0.1 * np.abs(theirs).max()
 
 
@@ -204,8 +204,8 @@ def test_the_model_stays_as_it_was(frozen, fails):
         first, second = calibrate(model, [batch]), calibrate(model, [batch])
         np.testing.assert_array_equal(first.layers[0].states, second.layers[0].states)  # no dropout
     after = everything(model)
-    for what in before:
-        assert equal(before[what], after[what]), what
+    for name in before:
+        assert equal(before[name], after[name]), name
 
 
 def test_a_pass_that_draws_random_numbers_leaves_the_random_state():
@@ -242,41 +242,42 @@ def test_parts_merge_to_the_whole():
 def test_held_out_rows_are_spread_over_the_data_and_bounded():
     model = adapted()
     for count in (1, 6, 30):
-        found = calibrate(model, [{"input_ids": b["input_ids"]} for b in batches(count)], held_out=100)
-        kept = [int(row["input_ids"].numel()) for row in found.held_out]
-        assert 0 < sum(kept) <= 100
-        assert found.tokens + sum(kept) <= 40 * count
+        calibration = calibrate(model, [{"input_ids": b["input_ids"]} for b in batches(count)], held_out=100)
+        lengths = [int(row["input_ids"].numel()) for row in calibration.held_out]
+        assert 0 < sum(lengths) <= 100
+        assert calibration.tokens + sum(lengths) <= 40 * count
         rows = torch.cat([b["input_ids"] for b in batches(count)])
-        places = [int((rows == row["input_ids"]).all(1).nonzero()[0]) for row in found.held_out]
-        assert places == list(range(1, 4 * count, found.stride))[: len(places)]
-        assert places[-1] >= 4 * count - 2 * found.stride  # up to the end
+        places = [int((rows == row["input_ids"]).all(1).nonzero()[0]) for row in calibration.held_out]
+        assert places == list(range(1, 4 * count, calibration.stride))[: len(places)]
+        assert places[-1] >= 4 * count - 2 * calibration.stride  # up to the end
 
 
 def test_held_out_rows_are_in_no_sum():
     model = adapted()
     data = batches(1)
-    found = calibrate(model, data)
+    calibration = calibrate(model, data)
     others = [data[0]["input_ids"][k] for k in (0, 2, 3)]
-    assert_sums(found, plain_sums(model, others))
+    assert_sums(calibration, plain_sums(model, others))
 
 
 def test_save_and_load(tmp_path):
     model = adapted()
-    found = calibrate(model, batches(2))
+    calibration = calibrate(model, batches(2))
     path = tmp_path / "calibration.safetensors"
-    found.save(path)
-    found.save(path)
+    calibration.save(path)
+    calibration.save(path)
     assert os.listdir(tmp_path) == [path.name]
     loaded = Calibration.load(path)
     for name in ("model", "adapter", "data", "tokens", "labels", "loss_sum", "stride", "rows"):
-        assert getattr(loaded, name) == getattr(found, name)
-    for i in found.layers:
-        np.testing.assert_array_equal(loaded.layers[i].outputs, found.layers[i].outputs)
+        assert getattr(loaded, name) == getattr(calibration, name)
+    for i in calibration.layers:
+        np.testing.assert_array_equal(loaded.layers[i].outputs, calibration.layers[i].outputs)
     assert all(
-        torch.equal(a["labels"], b["labels"]) for a, b in zip(loaded.held_out, found.held_out, strict=True)
+        torch.equal(a["labels"], b["labels"])
+        for a, b in zip(loaded.held_out, calibration.held_out, strict=True)
     )
     loaded.check(model)
-    assert loaded.merge(found).tokens == 2 * found.tokens
+    assert loaded.merge(calibration).tokens == 2 * calibration.tokens
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["calibration"])["adapter"]["name"] == "default"
 
@@ -308,12 +309,12 @@ def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
     assert Calibration.load(path).rows == 16
     calls = []
     handle = model.register_forward_hook(lambda *_: calls.append(1))
-    found = calibrate(model, data, checkpoint=path)
+    calibration = calibrate(model, data, checkpoint=path)
     assert len(calls) == 2
     whole = calibrate(model, data)
     handle.remove()
-    np.testing.assert_allclose(found.layers[1].outputs, whole.layers[1].outputs)
-    assert found.data == whole.data == Calibration.load(path).data
+    np.testing.assert_allclose(calibration.layers[1].outputs, whole.layers[1].outputs)
+    assert calibration.data == whole.data == Calibration.load(path).data
     with pytest.raises(CalibrationError, match="6 batches, and these are others"):
         calibrate(model, batches(6, length=9), checkpoint=path)
     with pytest.raises(CalibrationError, match="6 batches, and fewer were passed"):
@@ -323,25 +324,25 @@ def test_an_interrupted_pass_goes_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["adapter", "model", "one base weight"])
 def test_another_model_or_adapter_is_refused(change):
     model = adapted()
-    found = calibrate(model, batches(1))
+    calibration = calibrate(model, batches(1))
     if change == "adapter":
         with torch.no_grad():
             hrm_layers(model)[1].system("default").B[0, 0] += 1e-3
-        other, what = (
+        other, message = (
             model,
             r"adapter 'default' \(\w{12}\), and this is 'default' \(\w{12}\).*calibrate again",
         )
     elif change == "model":
-        other, what = adapted("llama"), r"model 'mistral' \(\w{12}\), and this is 'llama'"
+        other, message = adapted("llama"), r"model 'mistral' \(\w{12}\), and this is 'llama'"
     else:
-        other, what = adapted(base={"seed": 5}), "model 'mistral'"
+        other, message = adapted(base={"seed": 5}), "model 'mistral'"
     for refused in (
-        lambda: found.check(other),
-        lambda: found.merge(calibrate(other, batches(1))),
-        lambda: hankelred_llm.hankel_spectra(other, found),
-        lambda: hankelred_llm.reduce(other, order=2, calibration=found),
+        lambda: calibration.check(other),
+        lambda: calibration.merge(calibrate(other, batches(1))),
+        lambda: hankelred_llm.hankel_spectra(other, calibration),
+        lambda: hankelred_llm.reduce(other, order=2, calibration=calibration),
     ):
-        with pytest.raises(CalibrationError, match=what):
+        with pytest.raises(CalibrationError, match=message):
             refused()
 
 
@@ -353,9 +354,9 @@ def test_gradients_are_collected_where_the_caller_has_them_off(mode):
     batches = [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}]
     expected = calibrate(model, batches)
     with mode():
-        found = calibrate(model, batches)
-    assert np.any(found.layers[0].outputs)
-    np.testing.assert_array_equal(found.layers[0].outputs, expected.layers[0].outputs)
+        calibration = calibrate(model, batches)
+    assert np.any(calibration.layers[0].outputs)
+    np.testing.assert_array_equal(calibration.layers[0].outputs, expected.layers[0].outputs)
 
 
 def test_the_number_of_items_of_a_training_step_changes_no_loss():
@@ -377,9 +378,9 @@ def test_a_checkpoint_with_other_held_out_rows_is_refused(tmp_path):
         calibrate(model, batches, checkpoint=tmp_path / "sums", held_out=48)
 
 
-def edited_file(path, found, facts=None, tensors=None):
+def edited_file(path, calibration, facts=None, tensors=None):
     """Write a calibration with entries of its metadata and tensors replaced; None takes one away."""
-    found.save(path)
+    calibration.save(path)
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["calibration"])
         content = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -413,6 +414,8 @@ EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "row
         ({"labelled_tokens": 99}, {}, "99 of 72 tokens have labels"),
         ({"loss_sum": float("nan")}, {}, "loss_sum is nan"),
         ({"loss_sum": "much"}, {}, "loss_sum is 'much'"),
+        ({"loss_sum": 10**400}, {}, "loss_sum is 1000"),
+        ({"stride": 10**400}, {}, "stride is 1000"),
         ({"model": "mistral"}, {}, "model is 'mistral', not a dict"),
         ({"adapter": {"name": "default"}}, {}, "adapter has no 'fingerprint'"),
         ({"adapter": {"name": "default", "fingerprint": 5}}, {}, "not two strings"),
@@ -443,6 +446,15 @@ EYE, PART = torch.eye(5, dtype=torch.float64), {"digest": "", "batches": 2, "row
         ({}, {"held_out.0.input_ids": None}, "held-out row 0 has no input_ids of one sequence"),
         ({}, {"held_out.0.input_ids": torch.ones(2, 4).long()}, "held-out row 0 has no input_ids of one"),
         ({}, {"held_out.0.input_ids": torch.ones(1, 4)}, "input_ids of held-out row 0 are of type"),
+        ({}, {"held_out.0.input_ids": torch.ones(1, 1, 12).long()}, "no input_ids of one sequence"),
+        ({}, {"held_out.0.input_ids": -torch.ones(1, 12).long()}, "held-out row 0 has token -1"),
+        ({}, {"held_out.0.labels": torch.ones(1, 12)}, "labels of held-out row 0 are of type"),
+        ({}, {"held_out.0.labels": torch.ones(1, 9).long()}, r"labels of held-out row 0 have shape \(1, 9\)"),
+        ({}, {"held_out.0.attention_mask": torch.ones(2, 12)}, r"attention_mask of .* have shape \(2, 12\)"),
+        ({}, {"held_out.0.position_ids": torch.tensor(1)}, r"position_ids of .* have shape \(\)"),
+        ({}, {"gradients.0.own.0.inputs": torch.tensor(1.0).double()}, "own.0.inputs has shape"),
+        # of 10^9 rows and no column: the sums of that width would take 500 TB
+        ({}, {"gradients.0.own.0.inputs": torch.empty(10**9, 0).double()}, "has shape"),
     ],
 )
 def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path, fresh_calibration, facts, tensors, message):
@@ -454,7 +466,29 @@ def test_a_file_whose_parts_do_not_fit_is_refused(tmp_path, fresh_calibration, f
         Calibration.load(path)
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"calibration": "{"}, {"calibration": "[1]"}], ids=str)
+@pytest.mark.parametrize("what", ["input_ids", "labels"])
+def test_validation_rows_with_tokens_that_the_model_does_not_have(tmp_path, what):
+    # they were loaded, and ended in an IndexError of the embedding in the middle of a reduction
+    model, path = hankelred_llm.attach(base_model(), r=5), tmp_path / "file"
+    calibration = calibrate(model, [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}], held_out=24)
+    edited_file(path, calibration, tensors={f"held_out.0.{what}": torch.full((1, 12), 10**6)})
+    with pytest.raises(CalibrationError, match=f"token 1000000 in {what}, and the model has"):
+        hankelred_llm.reduce(model, order=2, calibration=Calibration.load(path))
+
+
+def test_validation_rows_with_arguments_that_the_model_does_not_take(tmp_path):
+    model, path = adapted(r=5), tmp_path / "file"
+    calibration = calibrate(model, [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}], held_out=24)
+    edited_file(path, calibration, tensors={"held_out.0.inputs_embeds": torch.ones(1, 12, 3)})
+    with pytest.raises(CalibrationError, match="cannot run the validation rows"):
+        hankelred_llm.reduce(model, order=2, calibration=Calibration.load(path))
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {}, {"calibration": "{"}, {"calibration": "[1]"}, {"calibration": "[" * 100_000}],
+    ids=lambda value: str(value)[:30],
+)
 def test_another_safetensors_file_is_refused(tmp_path, metadata):
     save_file({"weight": torch.eye(2)}, tmp_path / "file", metadata=metadata)
     with pytest.raises(CalibrationError, match="no complete calibration"):
@@ -464,7 +498,7 @@ def test_another_safetensors_file_is_refused(tmp_path, metadata):
 def test_sums_of_other_sizes_than_the_named_adapter_has_are_refused(tmp_path):
     # A file can name the model and the adapter by their fingerprints and hold sums of other layers.
     model, path = hankelred_llm.attach(base_model(), r=5), tmp_path / "file"
-    found = calibrate(model, [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}])
+    calibration = calibrate(model, [{"input_ids": tokens(4, 12), "labels": tokens(4, 12)}])
     small = {f"layers.0.{name}": torch.eye(4, dtype=torch.float64) for name in ("states", "outputs")}
     narrow = GradientOperator(3).state()
     gone = {f"layers.1.{name}": None for name in ("states", "outputs")}
@@ -479,7 +513,7 @@ def test_sums_of_other_sizes_than_the_named_adapter_has_are_refused(tmp_path):
             f"gradients of width 3, and the model has width {WIDTH}",
         ),
     ):
-        edited_file(path, found, facts, tensors)
+        edited_file(path, calibration, facts, tensors)
         with pytest.raises(CalibrationError, match=message):
             Calibration.load(path).check(model)
 
@@ -513,10 +547,10 @@ def test_merged_parts_keep_the_wider_spacing_of_held_out_rows():
 
 def test_the_same_model_loaded_again_is_the_same(tmp_path):
     model = adapted()
-    found = calibrate(model, batches(1))
+    calibration = calibrate(model, batches(1))
     model.save_pretrained(tmp_path)
     again = hankelred_llm.adapter.model.PeftModel.from_pretrained(base_model(), tmp_path)
-    found.check(again)
+    calibration.check(again)
 
 
 def test_ranks_merge_over_processes(tmp_path):
@@ -544,17 +578,17 @@ def counted_rows():
     """Every row that is in the sums when each of two ranks holds out its own."""
     rows = []
     for rank in range(2):
-        own = torch.cat([b["input_ids"] for b in batches()[rank::2]])
-        rows += [row for k, row in enumerate(own) if k % 4 != 1]
+        ids = torch.cat([b["input_ids"] for b in batches()[rank::2]])
+        rows += [row for k, row in enumerate(ids) if k % 4 != 1]
     return rows
 
 
 def on_rank(rank, store):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
-        own = calibrate(adapted(), batches()[rank::2])
+        part = calibrate(adapted(), batches()[rank::2])
         parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, own)
+        dist.all_gather_object(parts, part)
         whole = functools.reduce(Calibration.merge, parts)
     finally:
         dist.destroy_process_group()
@@ -611,16 +645,17 @@ def test_numbers_that_are_not_finite_name_the_batch():
 
 def test_factors_are_those_of_the_modes():
     model = adapted(r=5)
-    found = calibrate(model, batches(2))
+    calibration = calibrate(model, batches(2))
     for i, (log_poles, B, C) in hankelred_llm.get_systems(model).items():
-        states, outputs = found.factors(i, hankelred.ModalSystem(log_poles, B, C))
+        states, outputs = calibration.factors(i, hankelred.ModalSystem(log_poles, B, C))
         # stationary relations in the modes: the pair's second state is the conjugate of the first
         W = states @ states.conj().T
         np.testing.assert_allclose(W[0, 0], W[1, 1])
         np.testing.assert_allclose(W[0, 2], W[1, 3].conj())
-        sums = found.layers[i]
+        sums = calibration.layers[i]
         np.testing.assert_allclose(
-            np.trace(sums.states[:2, :2] + sums.states[2:4, 2:4]) * 2 / found.tokens, np.trace(W[:4, :4]).real
+            np.trace(sums.states[:2, :2] + sums.states[2:4, 2:4]) * 2 / calibration.tokens,
+            np.trace(W[:4, :4]).real,
         )
         # A^H W A - W + Q = 0, with Q real between the columns again
         Wo = outputs @ outputs.conj().T
@@ -628,7 +663,7 @@ def test_factors_are_those_of_the_modes():
         Q = Wo - a.conj()[:, None] * Wo * a
         T = sums.mode_transform()
         np.testing.assert_allclose(
-            T.conj().T @ Q @ T, sums.outputs / found.labelled_tokens, atol=1e-9 * np.abs(Q).max()
+            T.conj().T @ Q @ T, sums.outputs / calibration.labelled_tokens, atol=1e-9 * np.abs(Q).max()
         )
 
 

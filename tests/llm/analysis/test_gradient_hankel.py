@@ -40,8 +40,8 @@ def dense(documents, partners):
     d = documents[0][0].shape[1]
     centered, null = torch.zeros(LAGS, d, d).double(), torch.zeros(LAGS, d, d).double()
     tokens = 0
-    for (x, g), (one, other) in zip(documents, partners, strict=True):
-        a, b = documents[one][0], documents[other][0]
+    for (x, g), (first, second) in zip(documents, partners, strict=True):
+        a, b = documents[first][0], documents[second][0]
         length = min(len(x), len(a), len(b))
         tokens += length
         for t in range(length):
@@ -75,9 +75,9 @@ class TestSums:
         operator = GradientOperator(3)
         operator.update(noise(5, 80, 3), noise(5, 80, 3, seed=1))
         centered, null = (np.linalg.svd(hankel(both(s) / 400))[1] for s in (operator.centered, operator.null))
-        found = operator.spectrum()
-        assert np.abs(found.values - centered[: found.values.size]).max() < 1e-12 * centered[0]
-        assert found.null[0] >= null[0] * (1 - 1e-12)  # that of three which is the largest
+        spectrum = operator.spectrum()
+        assert np.abs(spectrum.values - centered[: spectrum.values.size]).max() < 1e-12 * centered[0]
+        assert spectrum.null[0] >= null[0] * (1 - 1e-12)  # that of three which is the largest
 
     def test_masks_and_documents(self):
         """Masked tokens are taken out of a row, wherever they are; a reset starts another document."""
@@ -168,11 +168,13 @@ class TestSketch:
         small.update(x @ V, g @ U)
         large.update(x, g)
         assert large.centered[0].core.shape == (LAGS, SKETCH, SKETCH)
-        for few, many in zip((*small.centered, *small.null), (*large.centered, *large.null), strict=True):
-            markov, outputs, inputs = many.markov()
-            expected = few.markov()[0]
-            found = U.T.numpy() @ outputs @ markov @ inputs.T @ V.numpy()
-            assert np.abs(found - expected).max() < 1e-9 * np.abs(expected).max()
+        for sketched, exact in zip(
+            (*small.centered, *small.null), (*large.centered, *large.null), strict=True
+        ):
+            markov, outputs, inputs = exact.markov()
+            expected = sketched.markov()[0]
+            compressed = U.T.numpy() @ outputs @ markov @ inputs.T @ V.numpy()
+            assert np.abs(compressed - expected).max() < 1e-9 * np.abs(expected).max()
 
     def test_finds_a_system_in_noise(self):
         """Leading values within 5 % of the dense ones, where they are well above the noise."""
@@ -192,8 +194,8 @@ class TestSketch:
             [-torch.einsum("btp,btm->pm", g.double()[:, k:], centred[:, : 256 - k]) for k in range(LAGS)]
         )
         exact = svds(hankel(markov.numpy() / operator.tokens), k=2, return_singular_vectors=False)[::-1]
-        found = operator.spectrum().values[:2]
-        assert np.abs(found / exact - 1).max() < 0.05
+        leading = operator.spectrum().values[:2]
+        assert np.abs(leading / exact - 1).max() < 0.05
 
     def test_memory_of_a_wide_site(self):
         numbers = sum(t.numel() for t in GradientOperator(4096).state().values())
@@ -212,9 +214,9 @@ class TestRecovery:
         operator = GradientOperator(d)
         for k in range(0, 256, 32):
             operator.update(x[k : k + 32], -teacher(x[k : k + 32], poles, B, C))
-        found = operator.spectrum()
-        assert found.significant == n
-        logs, rows, _ = found.realize(n)
+        spectrum = operator.spectrum()
+        assert spectrum.significant == n
+        logs, rows, _ = spectrum.realize(n)
         assert np.abs(np.sort(np.exp(logs).real) - np.sort(poles)).max() < 0.03
         # rows of B lie where the teacher's do
         inside = rows @ B.numpy().T
@@ -244,9 +246,9 @@ class TestRecovery:
             )
         operator = GradientOperator(2)
         operator.update(torch.stack([bit, written.double()], 2), -torch.stack([held, 0 * held], 2))
-        found = operator.spectrum()
-        assert found.significant == 1
-        assert abs(float(np.exp(found.realize(1)[0].real)[0]) - 11 / 12) < 0.03
+        spectrum = operator.spectrum()
+        assert spectrum.significant == 1
+        assert abs(float(np.exp(spectrum.realize(1)[0].real)[0]) - 11 / 12) < 0.03
 
     def test_a_bias_is_no_memory(self):
         """Means of inputs and gradients, at each position, are the same in other sequences."""
@@ -284,6 +286,6 @@ class TestChance:
     def test_threshold(self):
         operator = GradientOperator(2)
         operator.update(noise(3, 70, 2), noise(3, 70, 2, seed=1))
-        found = operator.spectrum()
-        assert found.threshold == MARGIN * found.null[0]
-        assert isinstance(found.full, hankelred.Reduction)
+        spectrum = operator.spectrum()
+        assert spectrum.threshold == MARGIN * spectrum.null[0]
+        assert isinstance(spectrum.full, hankelred.Reduction)

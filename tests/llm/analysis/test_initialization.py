@@ -116,9 +116,9 @@ class TestStart:
         model = student()
         report = hankelred_llm.initialize(model, collected(), "AB")
         logs, B, _ = hankelred_llm.get_systems(model)[1]
-        found = np.abs(np.exp(logs))
+        moduli = np.abs(np.exp(logs))
         assert report.orders[1] >= 1
-        assert np.any((found > 0.7) & (found < 0.98) & (np.abs(logs.imag) < 1e-9))
+        assert np.any((moduli > 0.7) & (moduli < 0.98) & (np.abs(logs.imag) < 1e-9))
         assert np.linalg.norm(B, axis=1).max() == pytest.approx(1, rel=0.5)
 
     def test_abc_lowers_the_loss_at_once(self):
@@ -178,9 +178,9 @@ class TestStart:
             hankelred_llm.initialize(model, batches(), "C")
         with pytest.raises(CalibrationError, match="no labels"):
             hankelred_llm.initialize(model, [{"input_ids": batches()[0]["input_ids"]}])
-        one = {key: value[:1] for key, value in batches()[0].items()}
+        row = {key: value[:1] for key, value in batches()[0].items()}
         with pytest.raises(CalibrationError, match="at least three sequences"):
-            hankelred_llm.initialize(model, [one])
+            hankelred_llm.initialize(model, [row])
         calibration = hankelred_llm.calibrate(model, batches()[:1], held_out=0)
         with pytest.raises(CalibrationError, match="rows that were held out"):
             hankelred_llm.initialize(model, calibration, "ABC")

@@ -122,10 +122,10 @@ def systems(kind, rank):
 KINDS = ("slow", "equally spaced", "clustered", "tightly clustered", "coinciding", "turning", "ring")
 
 
-def with_systems(found, *, double=True):
+def with_systems(systems, *, double=True):
     model = adapted(r=4)
     model = model.double() if double else model
-    set_systems(model, found)
+    set_systems(model, systems)
     return model
 
 
@@ -140,10 +140,10 @@ def test_spectra_and_truncations_are_those_of_multiprecision(kind, rank):
     full = get_systems(model)[0]
     hsv, truncations = multiprecision_balancing(*full)
     spectra = hankel_spectra(model)
-    found = spectra[0]
-    assert found.dtype == np.float64 and np.all(np.diff(found) <= 0) and found.shape == (10,)
-    seen = hsv > 1e-8 * hsv[0]
-    np.testing.assert_allclose(found[seen], hsv[seen], rtol=1e-6)
+    values = spectra[0]
+    assert values.dtype == np.float64 and np.all(np.diff(values) <= 0) and values.shape == (10,)
+    significant = hsv > 1e-8 * hsv[0]
+    np.testing.assert_allclose(values[significant], hsv[significant], rtol=1e-6)
     size = h2_difference(dense(full), [0 * M for M in dense(full)])
     for order in (1, 2, 3, 5, 8):
         if order > spectra.significant(0):
@@ -210,9 +210,9 @@ def test_no_cholesky_on_the_path(monkeypatch):
         monkeypatch.setattr(module, "cholesky", refuse)
     monkeypatch.setattr(scipy.linalg, "cho_factor", refuse)
     model = adapted()
-    found = calibrate(model, batches())
-    hankel_spectra(model, found)
-    assert reduce(model, order=3, calibration=found).orders == {0: 3, 1: 3}
+    calibration = calibrate(model, batches())
+    hankel_spectra(model, calibration)
+    assert reduce(model, order=3, calibration=calibration).orders == {0: 3, 1: 3}
 
 
 # orders ------------------------------------------------
@@ -433,10 +433,10 @@ def test_two_adapters_one_is_reduced(trained):
     before = get_systems(model, "default")
     with_random_output(model, seed=5)
     model.set_adapter("second")
-    kept = get_systems(model, "default")
+    systems = get_systems(model, "default")
     assert reduce(model, order=2, adapter_name="second").orders == {0: 2, 1: 2}
-    assert all(np.array_equal(a[1], get_systems(model, "default")[i][1]) for i, a in kept.items())
-    assert before.keys() == kept.keys()
+    assert all(np.array_equal(a[1], get_systems(model, "default")[i][1]) for i, a in systems.items())
+    assert before.keys() == systems.keys()
 
 
 # with a calibration ------------------------------------------------
@@ -447,12 +447,14 @@ def held_out_error(model, full, reduced, rows, layer):
     systems = {"full": full, "reduced": reduced}
     error = total = 0.0
     for row in rows:
-        seen = {}
+        captured = {}
         target = hrm_layers(model)[layer].system("default")
-        handle = target.register_forward_hook(lambda _, args, __, seen=seen: seen.update(x=args[0]))
+        handle = target.register_forward_hook(
+            lambda _, args, __, captured=captured: captured.update(x=args[0])
+        )
         model(row["input_ids"])
         handle.remove()
-        x, outs = seen["x"][0].double().detach().numpy(), {}
+        x, outs = captured["x"][0].double().detach().numpy(), {}
         for name, (log_poles, B, C) in systems.items():
             s, y = np.zeros(len(log_poles), complex), []
             for t in range(len(x)):
@@ -466,31 +468,31 @@ def held_out_error(model, full, reduced, rows, layer):
 
 def test_the_better_candidate_on_held_out_rows_is_kept(trained):
     model = copied(trained)
-    found = calibrate(model, batches())
+    calibration = calibrate(model, batches())
     full = get_systems(model)
     fresh = copied(model)
-    report = reduce(model, order=3, calibration=found)
+    report = reduce(model, order=3, calibration=calibration)
     for i, layer in report.layers.items():
         assert set(layer.held_out) == {"exact", "empirical", "empirical, loss", "output POD"}
         assert layer.held_out[layer.kept] == min(layer.held_out.values())
         assert math.isinf(report.bounds[i]) == (layer.kept != "exact")
-        mine = held_out_error(fresh, full[i], get_systems(model)[i], found.held_out, i)
+        mine = held_out_error(fresh, full[i], get_systems(model)[i], calibration.held_out, i)
         assert layer.held_out[layer.kept] == pytest.approx(mine, rel=1e-3)
         assert report.errors[i] <= report.bounds[i]
     with torch.no_grad():
         for loss, net in ((report.loss_before, fresh), (report.loss_after, model)):
-            rows = [net(row["input_ids"], labels=row["labels"]).loss for row in found.held_out]
+            rows = [net(row["input_ids"], labels=row["labels"]).loss for row in calibration.held_out]
             assert loss == pytest.approx(float(torch.stack(rows).mean()), rel=1e-5)
     with pytest.raises(hankelred_llm.CalibrationError, match="calibrate again after training or reducing"):
-        reduce(model, order=2, calibration=found)
+        reduce(model, order=2, calibration=calibration)
 
 
 def test_orders_do_not_depend_on_the_calibration(trained):
-    found = calibrate(trained, batches())
+    calibration = calibrate(trained, batches())
     for rule in ({"tol": 1.0}, {"budget": 7}):
-        expected = hankel_spectra(trained, found).suggest_ranks(**rule)
+        expected = hankel_spectra(trained, calibration).suggest_ranks(**rule)
         assert reduce(copied(trained), **rule).orders == expected
-        assert reduce(copied(trained), calibration=found, **rule).orders == expected
+        assert reduce(copied(trained), calibration=calibration, **rule).orders == expected
 
 
 def test_without_labels_and_without_held_out_rows(trained):
@@ -525,10 +527,10 @@ def test_masked_and_packed_rows_are_compared_as_they_run(trained, how):
 
 
 def test_empirical_spectra_are_those_of_their_gramians(trained):
-    found = calibrate(trained, batches())
-    spectra = hankel_spectra(trained, found)
+    calibration = calibrate(trained, batches())
+    spectra = hankel_spectra(trained, calibration)
     for i, system in get_systems(trained).items():
-        states, outputs = found.factors(i, hankelred.ModalSystem(*system))
+        states, outputs = calibration.factors(i, hankelred.ModalSystem(*system))
         squares = np.linalg.eigvals(states @ states.conj().T @ outputs @ outputs.conj().T)
         np.testing.assert_allclose(spectra.empirical[i], np.sqrt(np.sort(squares.real)[::-1]), rtol=1e-5)
 
@@ -538,18 +540,18 @@ def test_empirical_spectra_are_those_of_their_gramians(trained):
 
 def test_reports_and_spectra_are_shown(trained):
     model = copied(trained)
-    found = calibrate(model, batches())
-    spectra = hankel_spectra(model, found)
+    calibration = calibrate(model, batches())
+    spectra = hankel_spectra(model, calibration)
     assert "layers.1.mlp" in str(spectra) and "empirical" in str(spectra)
-    told = json.loads(spectra.to_json())["layers"]["1"]
-    assert told["exact"] == spectra[1].tolist() and told["empirical"] == spectra.empirical[1].tolist()
+    written = json.loads(spectra.to_json())["layers"]["1"]
+    assert written["exact"] == spectra[1].tolist() and written["empirical"] == spectra.empirical[1].tolist()
     assert dict(spectra).keys() == {0, 1}
-    report = reduce(model, order=3, calibration=found)
+    report = reduce(model, order=3, calibration=calibration)
     text = str(report)
     assert "8 -> 3" in text and "held-out error" in text and "loss on held-out rows" in text
-    told = json.loads(report.to_json())
-    assert told["layers"]["0"]["order"] == 3 and told["loss_after"] == report.loss_after
-    assert {"vacuous", "norm", "error", "held_out"} <= told["layers"]["0"].keys()
+    written = json.loads(report.to_json())
+    assert written["layers"]["0"]["order"] == 3 and written["loss_after"] == report.loss_after
+    assert {"vacuous", "norm", "error", "held_out"} <= written["layers"]["0"].keys()
 
 
 def test_a_bound_that_says_nothing_is_called_so():
@@ -566,9 +568,9 @@ def test_a_bound_that_says_nothing_is_called_so():
 def test_a_calibration_without_held_out_rows_is_said_not_to_be_used(trained):
     # It was taken in silence, and the reduction was the one without data.
     model, plain = copied(trained), copied(trained)
-    found = calibrate(model, batches(), held_out=0)
+    calibration = calibrate(model, batches(), held_out=0)
     with pytest.warns(hankelred.ReductionWarning, match="held no rows out.*calibrate with held_out=4096"):
-        report = reduce(model, order=3, calibration=found)
+        report = reduce(model, order=3, calibration=calibration)
     assert report.held_out_rows == 0 and "not used: the calibration held no rows out" in str(report)
     assert json.loads(report.to_json())["held_out_rows"] == 0
     assert {layer.kept for layer in report.layers.values()} == {"exact"}
@@ -584,10 +586,10 @@ def test_wide_layers_cost_no_more_than_narrow_ones():
     B = rng.standard_normal((16, 4096)) + 1j * rng.standard_normal((16, 4096))
     system = hankelred.ModalSystem(*paired(log_poles, B, B.T.copy()))
     started = time.perf_counter()
-    few = with_compressed_io(system)
-    values = hankelred.hankel_singular_values(few)
+    compressed = with_compressed_io(system)
+    values = hankelred.hankel_singular_values(compressed)
     assert time.perf_counter() - started < 5
     # as many ports as real states: those of one mode of each pair
-    assert few.B.shape == few.C.shape == (32, 32)
-    assert hankelred.norm(few, "hinf") == pytest.approx(hankelred.norm(system, "hinf"), rel=1e-6)
+    assert compressed.B.shape == compressed.C.shape == (32, 32)
+    assert hankelred.norm(compressed, "hinf") == pytest.approx(hankelred.norm(system, "hinf"), rel=1e-6)
     np.testing.assert_allclose(values, hankelred.hankel_singular_values(system), rtol=1e-9)

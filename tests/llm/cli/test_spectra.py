@@ -62,9 +62,9 @@ def test_spectra_of_an_adapter(folder):
     assert (status, err) == (0, "")
     expected = hankel_spectra(load(folder, "adapter"))
     assert str(expected) in out
-    told = json.loads((folder / "all.json").read_text())
-    assert told["layers"]["1"]["exact"] == pytest.approx(expected[1], rel=1e-9)
-    assert "empirical" not in told["layers"]["1"] and "ranks" not in told
+    report = json.loads((folder / "all.json").read_text())
+    assert report["layers"]["1"]["exact"] == pytest.approx(expected[1], rel=1e-9)
+    assert "empirical" not in report["layers"]["1"] and "ranks" not in report
     for name in ("picture.png", "picture-layers.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert f"wrote {name}" in out
@@ -75,10 +75,10 @@ def test_spectra_of_an_adapter_on_a_text(folder):
         *("spectra", "adapter", "--data", "corpus.txt", "--budget", 7, "--save", "seen.safetensors", *SHORT)
     )
     assert (status, err) == (0, "")
-    model, found = load(folder, "adapter"), Calibration.load("seen.safetensors")
-    found.check(model)
-    expected = hankel_spectra(model, found)
-    assert str(expected) in out and f"{found.tokens} tokens, loss {found.loss:.4f}" in out
+    model, calibration = load(folder, "adapter"), Calibration.load("seen.safetensors")
+    calibration.check(model)
+    expected = hankel_spectra(model, calibration)
+    assert str(expected) in out and f"{calibration.tokens} tokens, loss {calibration.loss:.4f}" in out
     ranks = expected.suggest_ranks(budget=7)
     pasted = eval(re.search(r"^  (HRMConfig\(.*\))$", out, re.M).group(1))
     assert {i: pasted.modes_of(f"model.layers.{i}.mlp").order for i in ranks} == ranks
@@ -103,13 +103,13 @@ def test_spectra_of_a_model_without_adapter(folder):
     )
     assert (status, err) == (0, "")
     assert "gradient of the loss, before training" in out and "null threshold" in out
-    told = json.loads((folder / "all.json").read_text())
+    report = json.loads((folder / "all.json").read_text())
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     expected = hankel_spectra(model, Calibration.load("seen.safetensors"))
-    assert told["layers"]["0"]["gradient"] == pytest.approx(expected[0], rel=1e-9)
-    assert told["layers"]["0"]["name"] == "layers.0.mlp"
-    assert told["ranks"] == {str(i): n for i, n in expected.suggest_ranks(budget=40).items()}
-    spare = 40 - sum(told["ranks"].values())
+    assert report["layers"]["0"]["gradient"] == pytest.approx(expected[0], rel=1e-9)
+    assert report["layers"]["0"]["name"] == "layers.0.mlp"
+    assert report["ranks"] == {str(i): n for i, n in expected.suggest_ranks(budget=40).items()}
+    spare = 40 - sum(report["ranks"].values())
     assert f"{spare} of the 40 states were given to no layer" in out
     # what was printed can be attached, and started from what was saved
     pasted = re.search(r"^  HRMConfig\((.*)\)$", out, re.M).group(1)
@@ -163,8 +163,8 @@ def test_reduce_without_data(folder):
     for i, system in get_systems(model).items():
         for mine, theirs in zip(get_systems(smaller)[i], system, strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-7)
-    told = json.loads((folder / "smaller" / "reduction.json").read_text())
-    assert told["layers"]["0"]["order"] == 3 and told["parameters_after"] == report.parameters_after
+    written = json.loads((folder / "smaller" / "reduction.json").read_text())
+    assert written["layers"]["0"]["order"] == 3 and written["parameters_after"] == report.parameters_after
     before, after = (
         (folder / name / "adapter_model.safetensors").stat().st_size for name in ("adapter", "smaller")
     )
@@ -180,14 +180,14 @@ def test_reduce_on_a_text_and_by_its_calibration(folder):
     )
     assert (status, err) == (0, "")
     assert "held-out error" in out and "loss on held-out rows: " in out
-    seen = ("spectra", "adapter", "--data", "corpus.txt", "--save", "seen.safetensors", *SHORT)
-    assert command(*seen)[0] == 0
+    calibrate = ("spectra", "adapter", "--data", "corpus.txt", "--save", "seen.safetensors", *SHORT)
+    assert command(*calibrate)[0] == 0
     status, same, err = command(
         *("reduce", "adapter", "--budget", 6, "--calibration", "seen.safetensors", "--out", "by-file")
     )
     assert (status, err) == (0, "") and same.replace("by-file", "by-text") == out
-    told = json.loads((folder / "by-text" / "reduction.json").read_text())
-    assert sum(layer["order"] for layer in told["layers"].values()) == 6
+    report = json.loads((folder / "by-text" / "reduction.json").read_text())
+    assert sum(layer["order"] for layer in report["layers"].values()) == 6
     # a reduced adapter is one as every other: it generates, and it is reduced again
     model = load(folder, "by-text")
     assert model.generate(input_ids=torch.tensor([[256, 65]]), max_new_tokens=4, do_sample=False).shape[1] > 2
@@ -209,10 +209,10 @@ def test_reduce_keeps_what_else_is_in_the_folder_of_an_adapter(folder):
 
 
 def test_reduce_overwrites_adapters_only_and_only_when_told(folder):
-    kept = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    content = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     status, _, err = command("reduce", "adapter", "--order", 2, "--out", "adapter")
     assert status == 2 and "holds an adapter already; give another --out, or --overwrite" in err
-    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == kept
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == content
     status, _, err = command("reduce", "adapter", "--order", 2, "--out", "base", "--overwrite")
     assert status == 2 and "base is there already, and no adapter" in err
     (folder / "empty").mkdir()
@@ -227,10 +227,10 @@ def test_a_failure_while_writing_leaves_what_was_there(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hankelred_llm.cli.open_model.save_adapter", full)
-    kept = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    content = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     status, _, err = command("reduce", "adapter", "--order", 2, "--out", "adapter", "--overwrite")
     assert status == 2 and "cannot write adapter: No space left on device" in err
-    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == kept
+    assert (folder / "adapter" / "adapter_model.safetensors").read_bytes() == content
     assert not list(folder.glob(".*"))
 
 

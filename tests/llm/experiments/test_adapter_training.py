@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 from helpers.models import (
+    HYBRID,
     VOCAB,
     adapted,
     base_model,
@@ -55,12 +56,16 @@ def batches():
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", ["padded", "packed", "plain"])
-@pytest.mark.parametrize("fields", [{}, {"site": "attention", "tap": "output", "r": 5}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"site": "attention", "tap": "output", "r": 5}, HYBRID],
+    ids=["mlp", "attention, output", "hybrid"],
+)
 def test_recomputed_layers_give_the_same_gradients(reentrant, kind, fields):
     model = adapted(base={"sliding_window": None}, **fields).train()
     plain = gradients(model, **batches()[kind])
     again = gradients(checkpointed(model, reentrant=reentrant), **batches()[kind])
-    assert plain.keys() == again.keys() and len(plain) == 10
+    assert plain.keys() == again.keys() and len(plain) == (26 if fields is HYBRID else 10)
     for name, gradient in plain.items():
         scale = gradient.abs().max()
         assert scale > 0 and error(again[name] / scale, gradient / scale) < TOLERANCE, name
@@ -96,13 +101,13 @@ def test_checkpointing_switches_the_cache_off_for_the_state_too():
 def test_float32_states_beside_a_half_precision_base(base_type):
     ids = tokens(2, 20)
     model = with_random_output(hankelred_llm.attach(base_model().to(base_type), r=6)).eval()
-    seen = []
-    system_of(model).register_forward_hook(lambda _, args, out: seen.append((args[0], *out)))
+    captured = []
+    system_of(model).register_forward_hook(lambda _, args, out: captured.append((args[0], *out)))
     with torch.no_grad():
         full = model(ids).logits
         assert full.dtype == base_type
         steps = step_by_step(model, ids)
-    x, y, s = seen[0]
+    x, y, s = captured[0]
     assert x.dtype == base_type and y.dtype == s.dtype == torch.float32
     # the base itself differs by its rounding
     with torch.no_grad(), model.disable_adapter():
@@ -115,12 +120,12 @@ def test_float32_states_beside_a_half_precision_base(base_type):
 
 def test_autocast_stays_out_of_the_system():
     model, ids = adapted(), tokens(2, 20)
-    seen = []
-    system_of(model).register_forward_hook(lambda _, args, out: seen.append((args[0], *out)))
+    captured = []
+    system_of(model).register_forward_hook(lambda _, args, out: captured.append((args[0], *out)))
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
             model(ids)
-        x, y, s = seen[0]
+        x, y, s = captured[0]
         assert y.dtype == s.dtype == torch.float32
         expected = system_of(model)(x)
     assert torch.equal(y, expected[0]) and torch.equal(s, expected[1])
@@ -160,8 +165,9 @@ class TestCompiled:
         yield
         torch._dynamo.reset()
 
-    def test_without_a_break_in_the_graph(self):
-        model, ids = adapted(base={"num_hidden_layers": 1}), tokens(2, 20)
+    @pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+    def test_without_a_break_in_the_graph(self, fields):
+        model, ids = adapted(base={"num_hidden_layers": 1}, **fields), tokens(2, 20)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
             assert error(compiled(ids, use_cache=False).logits, model(ids).logits) < TOLERANCE
@@ -179,8 +185,9 @@ class TestCompiled:
                 scale = plain[name].abs().max()
                 assert error(p.grad / scale, plain[name] / scale) < 1e-5
 
-    def test_decoding_with_a_static_cache(self):
-        model, ids = adapted(base={"sliding_window": None}), tokens(2, 20)
+    @pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+    def test_decoding_with_a_static_cache(self, fields):
+        model, ids = adapted(base={"sliding_window": None}, **fields), tokens(2, 20)
         cache = StaticCache(model.config, max_cache_len=32)
         with torch.no_grad():
             full = model(ids).logits
@@ -311,12 +318,13 @@ class TestTrainer:
     def data(self):
         return [{"input_ids": row, "labels": row} for row in tokens(12, 10)]
 
-    def test_checkpoints_hold_the_adapter_only_and_resume_to_the_same_loss(self, tmp_path):
+    @pytest.mark.parametrize("fields", [{"r": 4}, HYBRID], ids=["mlp", "hybrid"])
+    def test_checkpoints_hold_the_adapter_only_and_resume_to_the_same_loss(self, tmp_path, fields):
         from transformers import Trainer
 
         def run(folder, **more):
             torch.manual_seed(3)
-            model = hankelred_llm.attach(base_model(), r=4)
+            model = hankelred_llm.attach(base_model(), **fields)
             trainer = Trainer(
                 model, self.arguments(folder, max_steps=6, save_steps=3), train_dataset=self.data()
             )
@@ -328,11 +336,36 @@ class TestTrainer:
         files = set(os.listdir(checkpoint))
         assert "adapter_model.safetensors" in files and not any("pytorch_model" in name for name in files)
         assert "model.safetensors" not in files
-        assert all("hrm_system" in key for key in load_file(checkpoint / "adapter_model.safetensors"))
+        weights = load_file(checkpoint / "adapter_model.safetensors")
+        assert all("_adapter.hrm_" in key for key in weights)
+        assert len(weights) == sum(p.requires_grad for p in model.parameters())
         resumed, again = run(tmp_path / "run", resume_from_checkpoint=str(checkpoint))
         assert again[-3:] == pytest.approx(whole[-3:], abs=1e-4) and whole[0] != whole[-1]
         for name, p in model.named_parameters():
             assert error(dict(resumed.named_parameters())[name], p) < TOLERANCE, name
+
+    def test_the_best_model_at_the_end_is_the_whole_one(self, tmp_path):
+        # with a LoRA beside the adapter the HRM of the best step was loaded, the LoRA of the last one stayed
+        from transformers import Trainer
+
+        torch.manual_seed(3)
+        model = hankelred_llm.attach(base_model(), **HYBRID)
+        arguments = self.arguments(
+            tmp_path,
+            max_steps=8,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_steps=2,
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            lr_scheduler_type="constant",
+        )
+        arguments.learning_rate = 3.0  # too high, so that the last step is not the best
+        trainer = Trainer(model, arguments, train_dataset=self.data(), eval_dataset=self.data()[:4])
+        trainer.train()
+        losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        assert min(losses) < losses[-1]
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
     @pytest.mark.filterwarnings("ignore::FutureWarning")
     def test_trl_packs_as_separate_documents(self, tmp_path):
@@ -360,13 +393,13 @@ class TestTrainer:
             train_dataset=datasets.Dataset.from_dict({"input_ids": documents}),
             processing_class=_tokenizer(),
         )
-        seen = []
+        captured = []
         system_of(model).register_forward_hook(
-            lambda _, args, kwargs, out: seen.append((args[0], kwargs["segment_start"])), with_kwargs=True
+            lambda _, args, kwargs, out: captured.append((args[0], kwargs["segment_start"])), with_kwargs=True
         )
         trainer.train()
         assert trainer.state.global_step == 2
-        assert all(reset is not None and reset.sum() > 1 for _, reset in seen)
+        assert all(reset is not None and reset.sum() > 1 for _, reset in captured)
         names = load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors")
         assert all("hrm_system" in name for name in names)
 

@@ -88,9 +88,9 @@ def test_a_budget_that_cannot_be_met_is_refused_with_the_numbers():
 
 
 def test_methods_on_both_sides_of_the_budget_must_not_be_too_far_apart():
-    one, two = (fixed(parse_method(f"lora-qv r={r}"), skeleton) for r in (50, 52))
+    smaller, larger = (fixed(parse_method(f"lora-qv r={r}"), skeleton) for r in (50, 52))
     with pytest.raises(ExperimentError, match=r"'lora-qv r=52'.*'lora-qv r=50'.*4.0% apart"):
-        check_equal([one, two])
+        check_equal([smaller, larger])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_methods_on_both_sides_of_the_budget_must_not_be_too_far_apart():
         ("hrm site", "'site' is no option"),
         ("hrm+lora-qv share=2", "between 0 and 1"),
         ("hrm share=0.5", "no option 'share'"),
-        ("hrm+lora-qv lora_lr_ratio=0", "lora_lr_ratio is 0; give a positive number"),
+        ("hrm+lora-qv lora_lr_ratio=0", "lora_lr_ratio is '0'; give a positive number"),
         ("hrm lora_lr_ratio=0.3", "no option 'lora_lr_ratio'"),
         ("", "has no name"),
     ],

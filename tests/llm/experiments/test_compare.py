@@ -106,8 +106,8 @@ def test_intervals_cover_what_they_say():
     missed = np.zeros(2)
     for _ in range(200):
         ours, theirs = rng.standard_normal((2, 4, 60))
-        found = paired_difference(ours, theirs, np.ones(60), [str(i) for i in range(60)])
-        for i, (low, high) in enumerate((found.over_seeds, found.over_units)):
+        difference = paired_difference(ours, theirs, np.ones(60), [str(i) for i in range(60)])
+        for i, (low, high) in enumerate((difference.over_seeds, difference.over_units)):
             missed[i] += not low < 0 < high
     assert np.all(missed / 200 < 0.1) and np.all(missed / 200 > 0.015)
 
@@ -198,14 +198,14 @@ def test_another_configuration_is_refused_by_name(settings, finished):
 def test_validation_only_leaves_the_test_unread(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(Task, "test", None)
     values = {"methods": ["hrm", "lora-qv"], "learning_rates": [1e-2], "validation_only": True}
-    found = compare(replace(settings, out=str(tmp_path), **values))
-    assert found.splits[32]["split"] == "validation"
+    comparison = compare(replace(settings, out=str(tmp_path), **values))
+    assert comparison.splits[32]["split"] == "validation"
 
 
 def test_a_rate_that_diverges_is_not_chosen(settings, tmp_path):
     values = {"methods": ["lora-qv"], "learning_rates": [1e-2, 1e38], "seeds": [0], "test_lengths": [8]}
-    found = compare(replace(settings, out=str(tmp_path / "one"), **values))
-    assert found.lines[8][0].learning_rate == 1e-2
+    comparison = compare(replace(settings, out=str(tmp_path / "one"), **values))
+    assert comparison.lines[8][0].learning_rate == 1e-2
     with pytest.raises(ExperimentError, match="diverged at every learning rate"):
         compare(replace(settings, out=str(tmp_path / "two"), **{**values, "learning_rates": [1e37, 1e38]}))
 
@@ -316,11 +316,11 @@ def test_a_results_file_that_is_none(tmp_path):
 @pytest.mark.parametrize("name", ["quality", "qmsum", "narrativeqa"])
 def test_the_papers_rows_are_ready(name):
     """Every configuration parses, and has the paper's methods, context and model."""
-    found = read_settings(EXAMPLES / "paper" / f"{name}.yaml", {})
-    assert (found.task, found.length, found.model) == (name, 2048, "mistralai/Mistral-7B-v0.1")
-    parts = [part for method in found.methods for part in parse_method(method).parts]
+    settings = read_settings(EXAMPLES / "paper" / f"{name}.yaml", {})
+    assert (settings.task, settings.length, settings.model) == (name, 2048, "mistralai/Mistral-7B-v0.1")
+    parts = [part for method in settings.methods for part in parse_method(method).parts]
     assert all(ADAPTER_METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
-    assert len(found.seeds) >= 3 and found.lengths == (2048,)
+    assert len(settings.seeds) >= 3 and settings.lengths == (2048,)
 
 
 def test_texts_from_files(base, tmp_path):
@@ -340,7 +340,7 @@ def test_texts_from_files(base, tmp_path):
             question = {"text": "Who lives in house 2?", "tokens": []}
             rows.append({"document": document, "question": question, "answers": [{"text": "number 14"}]})
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found = compare(
+    comparison = compare(
         Settings(
             task="narrativeqa",
             data_dir=str(folder.parent),
@@ -355,7 +355,7 @@ def test_texts_from_files(base, tmp_path):
             out=str(tmp_path / "out"),
         )
     )
-    assert found.metric == "f1" and set(found.splits[512]["floors"]) == {"chance", "constant"}
+    assert comparison.metric == "f1" and set(comparison.splits[512]["floors"]) == {"chance", "constant"}
     with pytest.raises(TaskDataError):
         compare(
             Settings(task="quality", data_dir=str(folder.parent), model=base, out=str(tmp_path / "other"))

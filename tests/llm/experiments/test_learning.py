@@ -31,14 +31,14 @@ def accuracies(base, folder, task, rates, *, steps, seeds, **options):
         steps=steps,
         test_lengths=[32],
     )
-    found = open_experiment(settings, settings.methods)
-    split = found.validation(32)
+    experiment = open_experiment(settings, settings.methods)
+    split = experiment.validation(32)
     scores = {}
     for method, rate in rates.items():
         scores[method] = []
         for seed in seeds:
-            run = train(found, method, learning_rate=rate, seed=seed, folder=folder / f"{method}{seed}")
-            scores[method].append(evaluate(run.model, found.task, split).means["accuracy"])
+            run = train(experiment, method, learning_rate=rate, seed=seed, folder=folder / f"{method}{seed}")
+            scores[method].append(evaluate(run.model, experiment.task, split).means["accuracy"])
     return scores
 
 

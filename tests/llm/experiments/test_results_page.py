@@ -46,22 +46,22 @@ def test_the_page_is_what_its_command_writes(made):
 def test_the_figures_are_there(made, tmp_path, monkeypatch):
     text = (DOCS / "results.md").read_text(encoding="utf-8")
     monkeypatch.setattr(made, "IMAGES", tmp_path)
-    found = made.read()
-    made.draw_scores(found)
-    made.draw_systems(found)
+    data = made.read()
+    made.draw_scores(data)
+    made.draw_systems(data)
     for picture in tmp_path.iterdir():
         assert f"images/{picture.name}" in text and (DOCS / "images" / picture.name).is_file()
 
 
 def test_the_files_are_small_and_whole(made):
     assert sum(path.stat().st_size for path in (DOCS / "results").glob("*.json")) < 200_000
-    for name, found in made.read()["comparisons"].items():
-        counts = [m["parameters"] for m in found["methods"].values()]
+    for name, comparison in made.read()["comparisons"].items():
+        counts = [m["parameters"] for m in comparison["methods"].values()]
         assert max(counts) <= 1.05 * min(counts), name
-        assert not set(found["seeds"]) & set(found["tuning_seeds"]), name
-        for at in found["lengths"].values():
-            assert set(at["scores"]) == set(found["methods"]), name
-            assert all(len(scores) == len(found["seeds"]) for scores in at["scores"].values())
+        assert not set(comparison["seeds"]) & set(comparison["tuning_seeds"]), name
+        for at in comparison["lengths"].values():
+            assert set(at["scores"]) == set(comparison["methods"]), name
+            assert all(len(scores) == len(comparison["seeds"]) for scores in at["scores"].values())
             for d in at["differences"]:
                 ours, theirs = (np.array(at["scores"][d[key]]) for key in ("method", "minus"))
                 assert d["mean"] == pytest.approx(np.mean(ours - theirs), abs=1e-4), (name, d)
@@ -86,15 +86,15 @@ def test_verdicts(made, mean, clear, higher, word):
 
 def test_the_best_of_lora_is_the_strongest_one(made):
     scores = {"hrm-attention": [0.9], "lora-qv": [0.5, 0.7], "adalora": [0.2, 0.1]}
-    found = {"higher_is_better": True, "lengths": {"8": {"scores": scores}}}
-    assert made.best_lora(found, "8") == "lora-qv"
-    assert made.best_lora({**found, "higher_is_better": False}, "8") == "adalora"
+    comparison = {"higher_is_better": True, "lengths": {"8": {"scores": scores}}}
+    assert made.best_lora(comparison, "8") == "lora-qv"
+    assert made.best_lora({**comparison, "higher_is_better": False}, "8") == "adalora"
 
 
 def test_a_file_without_its_costs_makes_a_page(made):
-    found = json.loads(json.dumps(made.read()))
-    found["costs"] = {}
-    assert "## What a step costs" not in made.page(found)
+    data = json.loads(json.dumps(made.read()))
+    data["costs"] = {}
+    assert "## What a step costs" not in made.page(data)
 
 
 @pytest.mark.parametrize("method", ["fft", "sequential"])
@@ -125,14 +125,14 @@ def test_what_goes_into_the_files_comes_from_the_runs(bench, tmp_path):
     )
     comparison = compare(settings)
     summary = json.loads((tmp_path / "summary.json").read_text())
-    found = bench.condensed(settings, summary, read_records(tmp_path / "results.jsonl"))
-    assert [(d["method"], d["minus"]) for d in found["lengths"]["32"]["differences"]] == [
+    condensed = bench.condensed(settings, summary, read_records(tmp_path / "results.jsonl"))
+    assert [(d["method"], d["minus"]) for d in condensed["lengths"]["32"]["differences"]] == [
         ("hrm-attention", "lora-qv"),
         ("hrm-attention", "lora-all"),
     ]
     line = comparison.line("hrm-attention", 32)
-    assert found["lengths"]["32"]["scores"]["hrm-attention"] == list(line.scores)
-    known = next(d for d in found["lengths"]["32"]["differences"] if d["minus"] == comparison.reference)
+    assert condensed["lengths"]["32"]["scores"]["hrm-attention"] == list(line.scores)
+    known = next(d for d in condensed["lengths"]["32"]["differences"] if d["minus"] == comparison.reference)
     assert known["mean"] == line.difference.mean and known["clear"] == line.difference.clear
     learned = bench.learned(settings, 1e-2)
     for before, after in zip(learned["before"], learned["after"], strict=True):

@@ -44,16 +44,16 @@ def experiment(base, method, **values):
     return open_experiment(settings, [method])
 
 
-def run(found, folder, method, **values):
-    return train(found, method, learning_rate=1e-2, seed=3, folder=folder, **values)
+def run(opened, folder, method, **values):
+    return train(opened, method, learning_rate=1e-2, seed=3, folder=folder, **values)
 
 
 @pytest.mark.parametrize(
     "method", ["hrm-mlp+lora-qv lora_lr_ratio=0.3", "adalora", "dora", "hrm-mlp init_weights=balanced"]
 )
 def test_a_run_stopped_at_a_checkpoint_goes_on_to_the_same_curve(base, tmp_path, method, monkeypatch):
-    found = experiment(base, method)
-    whole = run(found, tmp_path / "whole", method)
+    opened = experiment(base, method)
+    whole = run(opened, tmp_path / "whole", method)
 
     def stop(trainer, *args, **kwargs):
         if trainer.state.global_step == 7:
@@ -63,9 +63,9 @@ def test_a_run_stopped_at_a_checkpoint_goes_on_to_the_same_curve(base, tmp_path,
     training_step = AdapterTrainer.training_step
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(AdapterTrainer, "training_step", stop)
-        run(found, tmp_path / "parts", method)
+        run(opened, tmp_path / "parts", method)
     assert last_checkpoint(tmp_path / "parts").name == "checkpoint-4"
-    parts = run(found, tmp_path / "parts", method)
+    parts = run(opened, tmp_path / "parts", method)
     assert parts.record["losses"] == whole.record["losses"]
     assert len(parts.record["seconds_steps"]) == 12 - parts.record["calibration_steps"]
     ours, theirs = dict(parts.model.named_parameters()), dict(whole.model.named_parameters())
@@ -115,8 +115,8 @@ def test_a_checkpoint_that_was_cut_off_is_not_taken(tmp_path):
 
 
 def test_checkpoints_hold_the_adapter_only(base, tmp_path):
-    found = experiment(base, "hrm-mlp+lora-qv")
-    trained = run(found, tmp_path, "hrm-mlp+lora-qv")
+    opened = experiment(base, "hrm-mlp+lora-qv")
+    trained = run(opened, tmp_path, "hrm-mlp+lora-qv")
     weights = load_file(last_checkpoint(tmp_path) / "trainable.safetensors")
     assert sum(w.numel() for w in weights.values()) == trained.record["parameters"]
     written = sum(f.stat().st_size for f in (tmp_path / "adapter").rglob("*.safetensors"))
@@ -125,16 +125,16 @@ def test_checkpoints_hold_the_adapter_only(base, tmp_path):
 
 @pytest.mark.parametrize("method", ["hrm-attention", "hrm-mlp+lora-all", "dora", "adalora"])
 def test_the_saved_adapter_is_the_trained_one(base, tmp_path, method):
-    found = experiment(base, method)
-    trained = run(found, tmp_path, method)
-    loaded = load_adapter(found.base_model(method), tmp_path / "adapter")
-    split = found.validation(16)
-    batch = Collator(found.task.pad_token_id, prompts=True)(split[:4])
+    opened = experiment(base, method)
+    trained = run(opened, tmp_path, method)
+    loaded = load_adapter(opened.base_model(method), tmp_path / "adapter")
+    split = opened.validation(16)
+    batch = Collator(opened.task.pad_token_id, prompts=True)(split[:4])
     with torch.no_grad():
         ours, theirs = (m.eval()(**batch).logits for m in (loaded, trained.model))
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert all(
-        map(np.array_equal, predict(loaded, found.task, split), predict(trained.model, found.task, split))
+        map(np.array_equal, predict(loaded, opened.task, split), predict(trained.model, opened.task, split))
     )
 
 
@@ -143,9 +143,9 @@ def test_the_rate_of_a_lora_beside_an_hrm_is_a_multiple(base, tmp_path):
     moved = {}
     for name in ("", " lora_lr_ratio=0.25"):
         method = f"hrm-mlp+lora-qv{name}"
-        found = experiment(base, method, steps=1)
-        start = {n: p.detach().clone() for n, p in found.untrained_model(method, 3).named_parameters()}
-        trained = run(found, tmp_path / f"run{len(moved)}", method).model
+        opened = experiment(base, method, steps=1)
+        start = {n: p.detach().clone() for n, p in opened.untrained_model(method, 3).named_parameters()}
+        trained = run(opened, tmp_path / f"run{len(moved)}", method).model
         moved[name] = {n: (p - start[n]).abs().max().item() for n, p in trained.named_parameters()}
     ours, theirs = moved[" lora_lr_ratio=0.25"], moved[""]
     lora = [n for n in ours if "lora_B" in n]
@@ -161,7 +161,7 @@ def test_the_rate_of_a_lora_beside_an_hrm_is_a_multiple(base, tmp_path):
 def test_a_balanced_start_takes_its_rows_from_the_steps(base, tmp_path, monkeypatch, what):
     """What it is calibrated on comes first in the rows of the run, and the rest is trained on."""
     method = f"hrm-mlp init_weights={what}"
-    found = experiment(base, method, steps=6)
+    opened = experiment(base, method, steps=6)
     calibrated, trained = [], []
     step, start = AdapterTrainer.training_step, initialize
 
@@ -176,10 +176,10 @@ def test_a_balanced_start_takes_its_rows_from_the_steps(base, tmp_path, monkeypa
 
     monkeypatch.setattr(AdapterTrainer, "training_step", spy)
     monkeypatch.setattr("hankelred_llm.experiments.train.initialize", started)
-    record = run(found, tmp_path, method).record
+    record = run(opened, tmp_path, method).record
     assert (len(calibrated), len(trained), record["calibration_steps"]) == (2, 4, 2)
     assert record["seconds_calibration"] > 0 and len(record["seconds_steps"]) == 4
-    expected = np.stack([row.input_ids for row in found.train_rows(3)])
+    expected = np.stack([row.input_ids for row in opened.train_rows(3)])
     assert np.array_equal(torch.cat(calibrated + trained).numpy(), expected)
 
 
@@ -190,28 +190,28 @@ def test_a_start_that_leaves_nothing_to_train_is_refused(base):
 
 def test_rows_and_their_order_are_those_of_the_seed(base, tmp_path, monkeypatch):
     """Every method sees the rows of the task's split one after the other."""
-    seen = {}
+    batches = {}
     step = AdapterTrainer.training_step
     for method in ("hrm-mlp", "lora-all"):
-        rows = seen[method] = []
+        rows = batches[method] = []
 
         def spy(trainer, model, inputs, items=None, rows=rows):
             rows.append(inputs["input_ids"].clone())
             return step(trainer, model, inputs, items)
 
         monkeypatch.setattr(AdapterTrainer, "training_step", spy)
-        found = experiment(base, method, accumulation=2)
-        run(found, tmp_path / method, method)
-    expected = np.stack([row.input_ids for row in found.train_rows(3)])
-    for rows in seen.values():
+        opened = experiment(base, method, accumulation=2)
+        run(opened, tmp_path / method, method)
+    expected = np.stack([row.input_ids for row in opened.train_rows(3)])
+    for rows in batches.values():
         assert np.array_equal(torch.cat(rows).numpy(), expected)
 
 
 @pytest.fixture
 def trainer(base, tmp_path):
     def make(method, chunk, checkpointing=False):
-        found = experiment(base, method)
-        model = found.untrained_model(method, 0)
+        opened = experiment(base, method)
+        model = opened.untrained_model(method, 0)
         # adapters that say something, so that states and gradients are not zero
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -227,9 +227,9 @@ def trainer(base, tmp_path):
             save_every=None,
             gradient_checkpointing=checkpointing,
         )
-        made = AdapterTrainer(model=model, args=args, train_dataset=found.train_rows(0), chunk=chunk)
-        rows = found.train_rows(0)[:4]
-        batch = Collator(found.task.pad_token_id)([*rows[:3], found.task.train(10, size=1)[0]])
+        made = AdapterTrainer(model=model, args=args, train_dataset=opened.train_rows(0), chunk=chunk)
+        rows = opened.train_rows(0)[:4]
+        batch = Collator(opened.task.pad_token_id)([*rows[:3], opened.task.train(10, size=1)[0]])
         return made, batch
 
     return make
@@ -260,7 +260,9 @@ def test_gradients_stop_at_the_border_of_a_chunk(trainer):
     made, batch = trainer("hrm-mlp", 10)
     ids, labels = batch["input_ids"][:3], batch["labels"][:3]
     time, items = ids.shape[1], (labels[:, 1:] != -100).sum()
-    _, found = gradients(made, {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)})
+    _, computed = gradients(
+        made, {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+    )
     model = made.model
     model.zero_grad()
     asked = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
@@ -276,16 +278,16 @@ def test_gradients_stop_at_the_border_of_a_chunk(trainer):
     (sum(losses) / items).backward()
     for name, p in model.named_parameters():
         if p.requires_grad:
-            assert torch.allclose(found[name], p.grad, atol=1e-6), name
+            assert torch.allclose(computed[name], p.grad, atol=1e-6), name
     _, whole = gradients(*trainer("hrm-mlp", None))
-    assert any(not torch.allclose(found[name], whole[name], atol=1e-4) for name in whole)
+    assert any(not torch.allclose(computed[name], whole[name], atol=1e-4) for name in whole)
 
 
 def test_gradient_checkpointing_changes_nothing(trainer):
-    loss, found = gradients(*trainer("hrm-mlp+lora-qv", None))
+    loss, computed = gradients(*trainer("hrm-mlp+lora-qv", None))
     again, same = gradients(*trainer("hrm-mlp+lora-qv", None, checkpointing=True))
     assert loss == pytest.approx(again, rel=1e-6)
-    assert all(torch.allclose(found[name], same[name], atol=1e-6) for name in found)
+    assert all(torch.allclose(computed[name], same[name], atol=1e-6) for name in computed)
 
 
 def test_the_settings_of_every_run(base, tmp_path):
@@ -295,8 +297,8 @@ def test_the_settings_of_every_run(base, tmp_path):
 
 
 def test_bfloat16_base_with_float32_adapter(base, tmp_path):
-    found = experiment(base, "hrm-mlp", dtype="bfloat16", steps=2)
-    trained = run(found, tmp_path, "hrm-mlp")
+    opened = experiment(base, "hrm-mlp", dtype="bfloat16", steps=2)
+    trained = run(opened, tmp_path, "hrm-mlp")
     kinds = {p.dtype for p in trained.model.parameters() if p.requires_grad}
     assert kinds == {torch.float32}
     assert next(trained.model.get_base_model().parameters()).dtype == torch.bfloat16
@@ -304,8 +306,8 @@ def test_bfloat16_base_with_float32_adapter(base, tmp_path):
 
 
 def test_a_diverged_run_says_so(base, tmp_path):
-    found = experiment(base, "lora-all", steps=3)
-    record = train(found, "lora-all", learning_rate=1e30, seed=0, folder=tmp_path).record
+    opened = experiment(base, "lora-all", steps=3)
+    record = train(opened, "lora-all", learning_rate=1e30, seed=0, folder=tmp_path).record
     assert record["status"] == "failed"
     assert json.dumps(record)
 

@@ -662,8 +662,8 @@ def test_compiles_as_one_graph_inside_a_model(kind, time):
 
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for seen, expected in zip(gradients(compiled), gradients(model), strict=True):
-        torch.testing.assert_close(seen, expected)
+    for gradient, expected in zip(gradients(compiled), gradients(model), strict=True):
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_compiles_for_any_length_at_once():
@@ -721,8 +721,8 @@ def test_functional_gradients_are_refused_but_for_the_plain_loop():
 
     u = arguments["u"].clone().requires_grad_()
     (expected,) = torch.autograd.grad(loss(u), u)
-    seen = torch.func.grad(lambda u: loss(u, "sequential"))(arguments["u"])
-    torch.testing.assert_close(seen, expected)
+    gradient = torch.func.grad(lambda u: loss(u, "sequential"))(arguments["u"])
+    torch.testing.assert_close(gradient, expected)
     with pytest.raises(RuntimeError, match="functorch transforms"):
         torch.func.grad(loss)(arguments["u"])
 
@@ -731,9 +731,9 @@ def test_vmap_runs_one_after_the_other():
     # A test once wanted vmap refused; torch falls back on a loop for the operator, which is right, if slow.
     arguments = problem("complex", 30, masks=False)
     several = torch.stack([arguments["u"], 2 * arguments["u"], arguments["u"].flip(1)])
-    seen = torch.func.vmap(lambda u: linear_recurrence(**(arguments | dict(u=u)))[0])(several)
+    mapped = torch.func.vmap(lambda u: linear_recurrence(**(arguments | dict(u=u)))[0])(several)
     expected = torch.stack([linear_recurrence(**(arguments | dict(u=u)))[0] for u in several])
-    torch.testing.assert_close(seen, expected, rtol=0, atol=0)
+    torch.testing.assert_close(mapped, expected, rtol=0, atol=0)
 
 
 # ---- shards
@@ -755,12 +755,12 @@ def test_shards_compose_to_the_full_scan(kind, sizes, masks):
         for i in range(len(sizes))
     ]
     scans = [linear_recurrence(**parameters, **shard) for shard in shards]
-    kept, cut = torch.tensor(sizes)[:, None], None
+    valid_counts, cut = torch.tensor(sizes)[:, None], None
     if masks:
-        kept = torch.stack([shard["keep"].sum(1) for shard in shards])
+        valid_counts = torch.stack([shard["keep"].sum(1) for shard in shards])
         cut = torch.stack([shard["reset"].any(1) for shard in shards])
     entering = states_between_shards(
-        **parameters, last_states=torch.stack([x for _, x in scans]), kept=kept, cut=cut
+        **parameters, last_states=torch.stack([x for _, x in scans]), kept=valid_counts, cut=cut
     )
     pieces = []
     for (s, _), state, shard in zip(scans, entering, shards, strict=True):

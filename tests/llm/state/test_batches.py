@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.models import (
+    HYBRID,
     PAD,
     VOCAB,
     adapted,
@@ -26,9 +27,10 @@ TOLERANCE = 2e-6
 LENGTHS = (9, 1, 14, 6)
 
 
-@pytest.fixture(params=[None, 8], ids=["full attention", "window"])
+@pytest.fixture(params=[(None, {}), (8, {}), (None, HYBRID)], ids=["full attention", "window", "hybrid"])
 def model(request):
-    return adapted("mistral", base={"sliding_window": request.param})
+    window, fields = request.param
+    return adapted("mistral", base={"sliding_window": window}, **fields)
 
 
 @pytest.fixture
@@ -94,22 +96,22 @@ def test_the_tap_is_where_it_is_said_to_be(site, tap):
     base = base_model()
     layer = base.model.layers[0]
     block = layer.mlp if site == "mlp" else layer.self_attn
-    seen = {}
+    captured = {}
 
     def before(_, args, kwargs, out):
-        seen["input"] = args[0] if args else kwargs["hidden_states"]
-        seen["output"] = out[0] if isinstance(out, tuple) else out
+        captured["input"] = args[0] if args else kwargs["hidden_states"]
+        captured["output"] = out[0] if isinstance(out, tuple) else out
 
     def after(_, args, kwargs, out):
-        seen["sum"] = out[0] if isinstance(out, tuple) else out
+        captured["sum"] = out[0] if isinstance(out, tuple) else out
 
     block.register_forward_hook(before, with_kwargs=True)
     model = with_random_output(hankelred_llm.attach(base, r=6, site=site, tap=tap)).eval()
     block.register_forward_hook(after, with_kwargs=True)
     with torch.no_grad():
         model(tokens(2, 9))
-        y, _ = system_of(model)(seen[tap])
-        assert torch.equal(seen["sum"], seen["output"] + y)
+        y, _ = system_of(model)(captured[tap])
+        assert torch.equal(captured["sum"], captured["output"] + y)
 
 
 @pytest.mark.parametrize("gap", [slice(0, 4), slice(17, 21), slice(6, 10)], ids=["left", "right", "middle"])
@@ -119,7 +121,7 @@ def test_padding_in_every_form(model, gap, given):
         pytest.skip("the base model counts padding")
     ids = tokens(2, 17)
     batch = padded(ids, gap, 21)
-    kept = batch["attention_mask"][0].bool()
+    valid = batch["attention_mask"][0].bool()
     if given == "no positions":
         del batch["position_ids"]
     elif given == "2-D bool":
@@ -127,11 +129,11 @@ def test_padding_in_every_form(model, gap, given):
     elif given.startswith("4-D"):
         if model.config.sliding_window:
             pytest.skip("a full mask does not show the window")
-        allowed = (torch.ones(21, 21).tril().bool() & kept[None, :]).expand(2, 1, 21, 21)
+        allowed = (torch.ones(21, 21).tril().bool() & valid[None, :]).expand(2, 1, 21, 21)
         lowest = torch.finfo(torch.float32).min
         batch["attention_mask"] = allowed if given == "4-D" else torch.where(allowed, 0.0, lowest)
     with torch.no_grad():
-        assert error(model(**batch).logits[:, kept], model(ids).logits) < TOLERANCE
+        assert error(model(**batch).logits[:, valid], model(ids).logits) < TOLERANCE
 
 
 def test_rows_padded_differently():
@@ -161,17 +163,17 @@ def test_a_hole_in_a_row_without_positions_is_an_identity_step():
     ids, mask = tokens(1, 14), torch.ones(1, 14, dtype=torch.long)
     mask[:, 5:8] = 0
     system = system_of(model)
-    seen = []
+    captured = []
     handle = system.register_forward_hook(
-        lambda _, args, kwargs, out: seen.append((args, kwargs, out)), with_kwargs=True
+        lambda _, args, kwargs, out: captured.append((args, kwargs, out)), with_kwargs=True
     )
     with torch.no_grad():
         model(ids, attention_mask=mask)
         handle.remove()
-        ((x,), masks, (y, s)) = seen[0]
+        ((x,), masks, (y, s)) = captured[0]
         assert masks["segment_start"] is None and torch.equal(masks["valid"], mask.bool())
-        kept = mask[0].bool()
-        assert error(y[:, kept], system(x[:, kept])[0]) < TOLERANCE
+        valid = mask[0].bool()
+        assert error(y[:, valid], system(x[:, valid])[0]) < TOLERANCE
         assert torch.equal(s[..., 5:8], s[..., 4:5].expand(-1, -1, 3))
 
 
@@ -225,11 +227,11 @@ def test_packed_rows_with_padding_between_and_after(documents):
         pieces += [document[0], torch.full((3,), PAD)]
         positions += [torch.arange(length), torch.zeros(3, dtype=torch.long)]
         keep += [torch.ones(length), torch.zeros(3)]
-    ids, position_ids, kept = (torch.cat(part)[None] for part in (pieces, positions, keep))
+    ids, position_ids, valid = (torch.cat(part)[None] for part in (pieces, positions, keep))
     same = torch.block_diag(*[torch.ones(n + 3, n + 3).tril() for n in LENGTHS]).bool()
-    mask = (same & kept[0].bool()[None, :])[None, None]
+    mask = (same & valid[0].bool()[None, :])[None, None]
     with torch.no_grad():
-        out = model(ids, attention_mask=mask, position_ids=position_ids).logits[:, kept[0].bool()]
+        out = model(ids, attention_mask=mask, position_ids=position_ids).logits[:, valid[0].bool()]
         assert error(out, separate(model, documents)) < TOLERANCE
 
 
@@ -318,7 +320,7 @@ def test_a_static_cache_with_the_masks_of_generate(model):
     """Generation turns 2-D masks into 4-D ones for static caches: padding is read from those."""
     ids = tokens(2, 17)
     batch = padded(ids, slice(0, 4), 21)
-    kept = batch["attention_mask"][0].bool()
+    valid = batch["attention_mask"][0].bool()
     cache = StaticCache(model.config, max_cache_len=32)
     base = model.get_base_model()
     logits = []
@@ -334,7 +336,7 @@ def test_a_static_cache_with_the_masks_of_generate(model):
             inputs.pop("position_ids", None)
             assert inputs["attention_mask"].ndim == 4
             logits.append(base(**inputs).logits)
-        assert error(torch.cat(logits, 1)[:, kept], model(ids).logits) < TOLERANCE
+        assert error(torch.cat(logits, 1)[:, valid], model(ids).logits) < TOLERANCE
 
 
 def test_chunks_of_packed_rows_go_on_with_a_cache():
@@ -365,7 +367,7 @@ def test_only_kept_tokens_are_compared():
     positions = torch.tensor([[0, 1, 2, 0, 0, 3, 4, 0, 1, 0, 2, 0], [9, 9, 0, 1, 9, 2, 5, 6, 0, 0, 0, 7]])
     mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0]])
     starts = torch.tensor([[1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0]])
-    seen = read_segment_masks(
+    masks = read_segment_masks(
         2,
         12,
         mask=mask,
@@ -375,7 +377,7 @@ def test_only_kept_tokens_are_compared():
         cache=None,
         window=None,
     )
-    assert torch.equal(seen.valid, mask.bool()) and torch.equal(seen.segment_start, starts.bool())
+    assert torch.equal(masks.valid, mask.bool()) and torch.equal(masks.segment_start, starts.bool())
     # a later call of the same sequence: its first valid token starts no segment unless its position is 0
     later = read_segment_masks(
         2,
@@ -405,7 +407,7 @@ def test_what_a_window_hides_is_no_document_start(gap, starts):
     keep = (here == 0) | (here >= gap)
     near = (here[:, None] >= here) & (here[:, None] - here < window) & keep
     near[gap:, 0] = False  # cut off by the mask, or by the window where that is narrower anyway
-    seen = read_segment_masks(
+    masks = read_segment_masks(
         1,
         time,
         mask=near[None, None],
@@ -415,6 +417,6 @@ def test_what_a_window_hides_is_no_document_start(gap, starts):
         cache=None,
         window=window,
     )
-    assert seen.segment_start is not None
-    assert bool(seen.segment_start[0, gap]) is starts
-    assert not seen.segment_start[0, gap + 1 :].any()
+    assert masks.segment_start is not None
+    assert bool(masks.segment_start[0, gap]) is starts
+    assert not masks.segment_start[0, gap + 1 :].any()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from helpers.models import (
+    HYBRID,
     PAD,
     adapted,
     base_model,
@@ -42,6 +43,7 @@ KINDS = [
     {"tap": "output", "r": 5},
     {"site": "attention"},
     {"site": "attention", "tap": "output", "eigenvalues": "real"},
+    HYBRID,
 ]
 
 
@@ -53,13 +55,14 @@ def states(cache):
     return next(layer for layer in cache.layers if isinstance(layer, HRMState))
 
 
-@pytest.fixture(params=WINDOWS, ids=["full attention", "window"])
+@pytest.fixture(params=[(None, {}), (8, {}), (None, HYBRID)], ids=["full attention", "window", "hybrid"])
 def model(request):
-    return model_of(request.param)
+    window, fields = request.param
+    return model_of(window, **fields)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("fields", KINDS, ids=str)
+@pytest.mark.parametrize("fields", KINDS, ids=lambda fields: "hybrid" if fields is HYBRID else str(fields))
 @pytest.mark.parametrize("size", [1, 5])
 def test_pieces_are_the_full_pass(window, fields, size):
     model, ids = model_of(window, **fields), tokens(2, 20)
@@ -301,9 +304,9 @@ def test_crop_goes_back(removed):
         for t in range(-7, 0):
             model(ids[:, t:][:, :1], **with_cache(cache))
         cache.crop(-removed)
-        left = ids[:, :-removed]
+        remaining = ids[:, :-removed]
         out = model(end, **with_cache(cache)).logits
-        assert error(out, model(torch.cat([left, end], 1)).logits[:, left.shape[1] :]) < TOLERANCE
+        assert error(out, model(torch.cat([remaining, end], 1)).logits[:, remaining.shape[1] :]) < TOLERANCE
 
 
 def test_crop_further_than_the_tail_is_refused():
@@ -413,7 +416,7 @@ def test_training_through_a_cache_gives_the_full_gradient():
 def test_padding_at_any_place_with_a_cache(model, static):
     ids = tokens(2, 17)
     batch = padded(ids, slice(0, 4), 21)
-    kept = batch["attention_mask"][0].bool()
+    valid = batch["attention_mask"][0].bool()
     for with_positions in (True, False):
         cache = StaticCache(model.config, max_cache_len=24) if static else DynamicCache(config=model.config)
         logits = []
@@ -428,7 +431,7 @@ def test_padding_at_any_place_with_a_cache(model, static):
                         **more,
                     ).logits
                 )
-            assert error(torch.cat(logits, 1)[:, kept], model(ids).logits) < TOLERANCE
+            assert error(torch.cat(logits, 1)[:, valid], model(ids).logits) < TOLERANCE
 
 
 def test_a_mask_as_wide_as_the_window_of_a_static_cache():
@@ -533,11 +536,11 @@ class TestRefusals:
         base = model.get_base_model()
         options = GenerationConfig(max_new_tokens=3, do_sample=False)
         # few blocks: without a number, the cache takes most of the memory of the machine
-        few = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=32)
-        seen = base.generate_batch(
-            [[5, 6, 7]], generation_config=options, continuous_batching_config=few, progress_bar=False
+        config = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=32)
+        outputs = base.generate_batch(
+            [[5, 6, 7]], generation_config=options, continuous_batching_config=config, progress_bar=False
         )
-        (request,) = seen.values()
+        (request,) = outputs.values()
         assert "paged cache" in request.error and not request.generated_tokens
 
     def test_paged_attention(self, model):

@@ -52,25 +52,25 @@ def run(check, size, folder):
                 process.kill()
                 process.join()
     assert [process.exitcode for process in processes] == [0] * size
-    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
-    for rank, result in enumerate(found):
+    results = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+    for rank, result in enumerate(results):
         assert isinstance(result, dict), f"process {rank}: {result}"
-    return found
+    return results
 
 
-def check_small(found, tolerance):
-    for rank, result in enumerate(found):
+def check_small(results, tolerance):
+    for rank, result in enumerate(results):
         assert result
-        for name, seen in result.items():
-            assert seen < tolerance, f"process {rank}, {name}"
+        for name, deviation in result.items():
+            assert deviation < tolerance, f"process {rank}, {name}"
 
 
 @needs_processes
 @pytest.mark.parametrize("check", ["ddp", "fsdp"])
 def test_gradients_steps_and_files_are_those_of_one_process(check, tmp_path):
-    found = run(check, 2, tmp_path)
-    assert len(found[0]) == (6 if check == "ddp" else 9)
-    check_small(found, TOLERANCE)
+    results = run(check, 2, tmp_path)
+    assert len(results[0]) == (6 if check == "ddp" else 9)
+    check_small(results, TOLERANCE)
 
 
 @needs_processes
@@ -83,8 +83,8 @@ def test_sharded_parameters_stay_float32_beside_a_half_precision_base(tmp_path):
 def test_trainer(tmp_path):
     from helpers import processes as _processes
 
-    found = run("trainer", 2, tmp_path)
-    assert [result["wrapped in"] for result in found] == ["DistributedDataParallel"] * 2
+    results = run("trainer", 2, tmp_path)
+    assert [result["wrapped in"] for result in results] == ["DistributedDataParallel"] * 2
     # one process sees the rows that the two saw together
     alone = _processes.train(tmp_path / "alone", rows=4)
     alone.save_model()
@@ -93,18 +93,18 @@ def test_trainer(tmp_path):
     assert files[0].keys() == files[1].keys() and len(files[0]) == 10
     for name, parameter in files[1].items():
         assert error(files[0][name], parameter) < TOLERANCE, name
-        own = start[name.replace("hrm_system.", "hrm_system.default.")]
-        assert name.endswith(".B") or not torch.equal(own, parameter)
+        initial = start[name.replace("hrm_system.", "hrm_system.default.")]
+        assert name.endswith(".B") or not torch.equal(initial, parameter)
 
 
 @needs_processes
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_layer_on_a_cut_sequence(size, tmp_path):
-    found = run("system", size, tmp_path)
-    for result in found:
+    results = run("system", size, tmp_path)
+    for result in results:
         assert len(result) == 4 * 6 * 2 * 3
     for bits, tolerance in (("float32", TOLERANCE), ("float64", 1e-12)):
-        check_small([{k: v for k, v in result.items() if bits in k} for result in found], tolerance)
+        check_small([{k: v for k, v in result.items() if bits in k} for result in results], tolerance)
 
 
 @needs_processes

@@ -164,12 +164,12 @@ def test_the_middle_of_the_document_is_cut(words, available):
     (e,) = split
     prompt = read(task, e.prompt_ids)
     assert prompt.startswith(prompt_start) and prompt.endswith(prompt_end)
-    kept = prompt[len(prompt_start) : len(prompt) - len(prompt_end)]
+    text = prompt[len(prompt_start) : len(prompt) - len(prompt_end)]
     if len(document) <= available:
-        assert kept == document and e.cut == 0
+        assert text == document and e.cut == 0
     else:
         first, last = (available + 1) // 2, available // 2
-        assert kept == document[:first] + document[len(document) - last :]
+        assert text == document[:first] + document[len(document) - last :]
         assert e.cut == len(document) - available
         assert e.prompt_length == length
     assert split.positions == max(len(e), e.prompt_length + 512)
@@ -265,8 +265,8 @@ def test_documents_of_later_splits_are_left_out_of_earlier_ones(folder):
         "validation": documents("b", "d"),
         "test": documents("c", "d"),
     }
-    kept, dropped = without_shared_documents(parts)
-    assert {name: [d.key for d in part] for name, part in kept.items()} == {
+    remaining, dropped = without_shared_documents(parts)
+    assert {name: [d.key for d in part] for name, part in remaining.items()} == {
         "train": ["a"],
         "validation": ["b"],
         "test": ["c", "d"],

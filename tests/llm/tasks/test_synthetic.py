@@ -36,12 +36,12 @@ def oracle_parity(text):
 
 
 def oracle_majority(text):
-    found = {}
+    answers = {}
     for t in range(len(text)):
         counts = Counter(text[: t + 1])
         if counts["0"] != counts["1"]:
-            found[t] = max("01", key=counts.__getitem__)
-    return found
+            answers[t] = max("01", key=counts.__getitem__)
+    return answers
 
 
 def oracle_modular_sum(text, modulus=5):
@@ -53,16 +53,16 @@ def oracle_lag_copy(text, lag=8):
 
 
 def oracle_flip_flop(text):
-    memory, found = None, {}
+    memory, answers = None, {}
     for t in range(0, len(text), 2):
         if text[t] == "w":
             memory = text[t + 1]
         elif text[t] == "r":
-            found[t] = memory
+            answers[t] = memory
             assert text[t + 1] == memory
         else:
             assert text[t] == "i"
-    return found
+    return answers
 
 
 def oracle_key_retrieval(text):
@@ -73,14 +73,14 @@ def oracle_key_retrieval(text):
 
 
 def oracle_associative_recall(text):
-    book, found = {}, {}
+    values, answers = {}, {}
     for t in range(0, len(text), 2):
         letter, digit = text[t], text[t + 1]
-        if letter in book:
-            found[t] = book[letter]
-            assert digit == book[letter]
-        book[letter] = digit
-    return found
+        if letter in values:
+            answers[t] = values[letter]
+            assert digit == values[letter]
+        values[letter] = digit
+    return answers
 
 
 def oracle_s3_words(text):
@@ -88,21 +88,21 @@ def oracle_s3_words(text):
     identity = np.eye(3, dtype=int)
     order = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
     matrices = [identity[:, images] for images in order]  # column i is the image of i
-    product_so_far, found = identity, {}
+    product_so_far, answers = identity, {}
     for t, letter in enumerate(text):
         product_so_far = matrices["abcdef".index(letter)] @ product_so_far
         (which,) = [k for k, m in enumerate(matrices) if np.array_equal(m, product_so_far)]
-        found[t] = str(which)
-    return found
+        answers[t] = str(which)
+    return answers
 
 
 def oracle_prefix_dfa(transitions):
     def run(text):
-        state, found = 0, {}
+        state, answers = 0, {}
         for t, letter in enumerate(text):
             state = int(transitions[state]["abcdefghij".index(letter)])
-            found[t] = "0123456789ABC"[state]
-        return found
+            answers[t] = "0123456789ABC"[state]
+        return answers
 
     return run
 
@@ -192,8 +192,8 @@ def test_floors(name):
     assert baselines["last_symbol"] < 0.65
     # and a constant prediction scores what the floor says
     constant = ord(answers.most_common(1)[0][0])
-    said = [np.full(e.targets.size, constant) for e in split]
-    assert task.score(split, said).means["accuracy"] == pytest.approx(baselines["constant"])
+    predictions = [np.full(e.targets.size, constant) for e in split]
+    assert task.score(split, predictions).means["accuracy"] == pytest.approx(baselines["constant"])
 
 
 def test_exact_floors_of_the_automaton_used_in_continuous_integration():
@@ -223,13 +223,13 @@ def test_drawn_automata_keep_their_promises(seed, states, symbols):
     assert table.shape == (states, symbols)
     # strongly connected, by search from every state
     for start in range(states):
-        seen, todo = {start}, [start]
+        reached, todo = {start}, [start]
         while todo:
             for new in map(int, table[todo.pop()]):
-                if new not in seen:
-                    seen.add(new)
+                if new not in reached:
+                    reached.add(new)
                     todo.append(new)
-        assert len(seen) == states
+        assert len(reached) == states
     # no common cycle length: the set of states reachable in exactly t steps becomes everything
     reachable = {0}
     for _ in range(states**2):

@@ -1,8 +1,8 @@
-"""The model between a large sparse one and its reduction: all balanced states that its factors resolve.
+"""The intermediate model of a large sparse model: all balanced states that its low-rank factors resolve.
 
-It has a hundred states or so, and everything dense is done with it. How far it is from the large model is
-known by the residuals of both: with r_B(s) = B - (s E - A) R x(s) and its dual r_C(s), the difference is
-exactly r_C (s E - A)^-1 r_B, and small where both are.
+It has about a hundred states, and all dense computations use it. Its error is known from the residuals of
+both sides: with r_B(s) = B - (s E - A) R x(s) and its dual r_C(s), the difference from the large model is
+exactly r_C (s E - A)^-1 r_B, which is small if both residuals are.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ import scipy.linalg as sla
 
 from .._util.arrays import Array, Quadruple
 from ..errors import ConvergenceError
-from ..gramians.low_rank import Balanced, LowRankFactors, low_rank_factors, sampled_error
+from ..gramians.low_rank import BalancedStates, LowRankFactors, low_rank_factors, sampled_error
 from ..gramians.residual_bounds import ResidualBound
 from ..gramians.stability import STABILITY_TOL, is_stable_pole
+from ..models.descriptor_sparse import BorderedPencil
 from ..models.linear_model import LinearModel
 from ..models.scaling import in_range
 from ..models.sparse_model import SparseModel
 from .balancing import values_of_large
 
-#: Singular values below this share of the largest are not taken into the middle model.
+#: The intermediate model omits states whose singular values are below this share of the largest.
 RESOLVED = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
-class Middle:
-    """The balanced states of the stable part of a large model, and the model they make with the unstable one.
+class IntermediateModel:
+    """The balanced states of the stable part of a large model, and the model with the unstable states.
 
     The unstable states come first in ``model``; ``states`` are in the units of the problem.
     """
 
     large: SparseModel
     factors: LowRankFactors
-    states: Balanced
+    states: BalancedStates
     model: LinearModel
 
     @property
@@ -62,63 +63,67 @@ class Middle:
     def h2(self) -> float:
         """Return the H2 norm without the direct term.
 
-        The Gramian of what the iteration left over on one side is seen through the factor of the other.
+        The contribution of the missing part of the controllability Gramian is computed from its residual
+        factor and the observability factor.
         """
         factors = self.factors
-        through = factors.problem.ports[1] @ factors.controllability
-        rest = factors.observability.conj().T @ factors.left_over[0]
-        found = math.hypot(float(np.linalg.norm(through)), float(np.linalg.norm(rest)))
-        return float(self._in_units(np.array([found]), "H2 norm")[0])
+        outputs = factors.problem.input_output_matrices[1] @ factors.controllability
+        missing = factors.observability.conj().T @ factors.residual_factors[0]
+        h2 = math.hypot(float(np.linalg.norm(outputs)), float(np.linalg.norm(missing)))
+        return float(self._in_units(np.array([h2]), "H2 norm")[0])
 
     def bases(self) -> tuple[Array, Array]:
         """Return left and right, (n, states), in the states of the large model, with left^T right = 1.
 
-        ``left.T @ E^-1 A @ right`` is the A of the middle model.
+        ``left.T @ E^-1 A @ right`` is the A of the intermediate model.
         """
         problem, unstable = self.factors.problem, self.factors.unstable
         half = 2.0 ** ((problem.input_exponent - problem.output_exponent) // 2)
         left = np.concatenate([unstable.left, self.states.left / half], axis=1)
         right = np.concatenate([unstable.right, self.states.right * half], axis=1)
         back = problem.pencil.back
+        if isinstance(problem.pencil, BorderedPencil):  # left^T E right = 1 with a singular E
+            expand = problem.pencil.expand
+            return expand(left.conj(), transposed=True), expand(right)
         return back(problem.E(left, adjoint=True).conj()), back(right)
 
 
-def middle_model(
+def intermediate_model(
     large: SparseModel,
     accuracy: float | None = None,
     factorize: Any = None,
     stability_tol: float = STABILITY_TOL,
-) -> Middle:
-    """Factor the Gramians of a large model and project it onto all states that these resolve.
+) -> IntermediateModel:
+    """Factor the Gramians of a large model and project the model onto all states that the factors resolve.
 
     Raises
     ------
     ConvergenceError
-        The factors did not converge, or their leading states make an unstable model.
+        The factors did not converge, or the model of their leading states is unstable.
     """
     factors = low_rank_factors(large, accuracy, factorize, stability_tol)
     values = factors.values
     r = int(np.count_nonzero(values > RESOLVED * values.max(initial=0.0)))
     states = factors.balanced(r)
     while r and not _is_stable(states, large):
-        # the last states are those that the iteration knows least
+        # the last states are the least accurate ones
         r = int(np.count_nonzero(values > 10 * values[r - 1]))
         states = factors.balanced(r)
     if r == 0 and values.size:
         raise ConvergenceError(
-            "the leading states of the low-rank factors make an unstable model: ask for more (accuracy=), or "
-            "use solver='dense'"
+            "the model of the leading states of the low-rank factors is unstable: request a higher accuracy "
+            "(accuracy=), or use solver='dense'"
         )
-    return Middle(large, factors, states, _model_of(large, factors, states))
+    return IntermediateModel(large, factors, states, _model_of(large, factors, states))
 
 
-def _is_stable(states: Balanced, large: SparseModel) -> bool:
+def _is_stable(states: BalancedStates, large: SparseModel) -> bool:
     poles = np.linalg.eigvals(states.A)
     return bool(np.all(is_stable_pole(poles, 0.0, discrete=large.is_discrete, tol=0.0)))
 
 
-def _model_of(large: SparseModel, factors: LowRankFactors, states: Balanced) -> LinearModel:
-    """Return the unstable part beside the balanced states, in the units of the model."""
+def _model_of(large: SparseModel, factors: LowRankFactors, states: BalancedStates) -> LinearModel:
+    """Return the model of the unstable and the balanced states, in the units of the large model."""
     pencil, unstable = factors.problem.pencil, factors.unstable
     half = 2.0 ** ((factors.problem.input_exponent + factors.problem.output_exponent) // 2)
     k = unstable.A.shape[0]
@@ -129,47 +134,49 @@ def _model_of(large: SparseModel, factors: LowRankFactors, states: Balanced) -> 
 
 
 def _dynamics(large: SparseModel, A: Array) -> Array:
-    """Return the A of the model from that of the pencil that was worked with."""
+    """Return the A of the model that corresponds to this A of the pencil of the iteration."""
     eye = np.eye(A.shape[0])
     return np.linalg.solve(eye - A, eye + A) if large.is_discrete else A
 
 
-def residual_systems(middle: Middle, bound: ResidualBound) -> tuple[Quadruple, Quadruple]:
-    """Return two systems, the product of whose gains bounds that of the large model minus the middle one.
+def residual_systems(intermediate: IntermediateModel, bound: ResidualBound) -> tuple[Quadruple, Quadruple]:
+    """Return two systems such that the product of their gains bounds the error of the intermediate model.
 
-    In the units of the problem.
+    The systems are in the units of the problem.
     """
-    problem, states = middle.factors.problem, middle.states
-    B, C = problem.ports
+    problem, states = intermediate.factors.problem, intermediate.states
+    B, C = problem.input_output_matrices
     ER, LE = problem.E(states.right), problem.E(states.left, adjoint=True)
     LA = problem.A(states.left, adjoint=True)
-    missed = np.concatenate([B - ER @ states.B, problem.A(states.right) - ER @ states.A], axis=1)
-    unseen = np.concatenate([C.conj().T - LE @ states.C.conj().T, LA - LE @ states.A.conj().T], axis=1)
+    input_residual = np.concatenate([B - ER @ states.B, problem.A(states.right) - ER @ states.A], axis=1)
+    output_residual = np.concatenate(
+        [C.conj().T - LE @ states.C.conj().T, LA - LE @ states.A.conj().T], axis=1
+    )
     m, p = B.shape[1], C.shape[0]
-    first = _root(bound.gram(missed, transposed=False))
-    other = _root(bound.gram(unseen.conj(), transposed=True).conj()).conj().T
+    input_root = _root(bound.gram(input_residual, transposed=False))
+    output_root = _root(bound.gram(output_residual.conj(), transposed=True).conj()).conj().T
     return (
-        (states.A, states.B, first[:, m:], first[:, :m]),
-        (states.A, other[p:], states.C, other[:p]),
+        (states.A, states.B, input_root[:, m:], input_root[:, :m]),
+        (states.A, output_root[p:], states.C, output_root[:p]),
     )
 
 
 def _root(gram: Array) -> Array:
-    """Return R with R^H R the positive semidefinite matrix."""
+    """Return R such that R^H R is this positive semidefinite matrix."""
     values, vectors = sla.eigh((gram + gram.conj().T) / 2, check_finite=False)
     return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.conj().T
 
 
-def sampled_distance(middle: Middle) -> float:
-    """Estimate the largest gain of the large model minus the middle one, in the units of the model."""
-    poles = np.linalg.eigvals(middle.states.A)
+def sampled_distance(intermediate: IntermediateModel) -> float:
+    """Estimate the largest gain of the large model minus the intermediate one, in the units of the model."""
+    poles = np.linalg.eigvals(intermediate.states.A)
     if poles.size == 0:
         return 0.0
-    if middle.large.is_discrete:
-        poles = (poles - 1) / (poles + 1)  # of the pencil that is worked with
+    if intermediate.large.is_discrete:
+        poles = (poles - 1) / (poles + 1)  # of the pencil of the iteration
     sizes = np.abs(poles)
     frequencies = np.concatenate([[0.0], np.geomspace(sizes.min() / 2, 2 * sizes.max(), 5)])
-    seen = sampled_error(middle.factors, frequencies)
-    return (
-        2 * (seen + middle.factors.certificate) * middle.factors.problem.gain if math.isfinite(seen) else seen
-    )
+    error = sampled_error(intermediate.factors, frequencies)
+    if not math.isfinite(error):
+        return error
+    return 2 * (error + intermediate.factors.certificate) * intermediate.factors.problem.gain

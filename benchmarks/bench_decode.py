@@ -1,0 +1,132 @@
+"""The cost of a decoded token: base, LoRA, HRM and both in one adapter, merged and not.
+
+    python benchmarks/bench_decode.py [--layers 30] [--batch 1] [--tokens 40] [--runs 5] [--profile]
+
+The base has the shape of SmolLM2-135M, without its vocabulary, and random weights, on whose values the cost
+does not depend; all models share them. They decode in turn, token by token, in one process on one thread, so
+that the load of the machine is the same for all; times are those of the process, medians over tokens and then
+over runs. A merged LoRA is not listed: it is the base.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch.profiler import ProfilerActivity, profile
+
+import hankelred_llm
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+QV, READ = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj"]
+
+
+def with_random_maps(model: Any) -> Any:
+    """Give every adapter parameter that is zero random values, as after training."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad and not parameter.any():
+                parameter.normal_(std=0.01)
+    return model.eval()
+
+
+def models(layers: int) -> dict[str, Any]:
+    """Return the models by name; adapters have 921,600 parameters (LoRA) and about as many (the others)."""
+    torch.manual_seed(0)
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=layers, **SHAPE)).eval()
+
+    def twin() -> Any:
+        return copy.deepcopy(base, {id(p): p for p in base.parameters()})
+
+    both = {"site": "attention", "r": 8, "static_readouts": READ, "feedthrough": True}
+    both["lora"] = {"r": 3, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
+    found = {
+        "base": base,
+        "LoRA q,v": peft.get_peft_model(twin(), peft.LoraConfig(r=16, target_modules=QV)),
+        "LoRA all": peft.get_peft_model(twin(), peft.LoraConfig(r=3, target_modules="all-linear")),
+        "HRM mlp": hankelred_llm.attach(twin(), r=26),
+        "HRM attention": hankelred_llm.attach(twin(), r=26, site="attention"),
+        "both": hankelred_llm.attach(twin(), **both),
+        "both merged": hankelred_llm.attach(twin(), **both),
+    }
+    found = {name: with_random_maps(model) for name, model in found.items()}
+    found["both merged"].merge_static()
+    return found
+
+
+@torch.no_grad()
+def decode(found: dict[str, Any], batch: int, tokens: int) -> dict[str, float]:
+    """Return the median time of a token by model, in ms, decoding in turn after a prompt of 32 tokens."""
+    ids = torch.randint(SHAPE["vocab_size"], (batch, 32))
+    outs = {name: model(ids, use_cache=True) for name, model in found.items()}
+    caches = {
+        name: out["past_key_values" if "past_key_values" in out else "cache"] for name, out in outs.items()
+    }
+    argument = "past_key_values" if "past_key_values" in next(iter(outs.values())) else "cache"
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for step in range(tokens + 3):
+        token = torch.randint(SHAPE["vocab_size"], (batch, 1))
+        names = list(found)
+        for name in names[step % len(names) :] + names[: step % len(names)]:
+            model = found[name]
+            began = time.process_time()
+            model(token, use_cache=True, **{argument: caches[name]})
+            if step >= 3:  # the first ones prepare
+                times[name].append(1e3 * (time.process_time() - began))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@torch.no_grad()
+def show_profile(model: Any, argument: str = "past_key_values") -> None:
+    """Print the operators of ten tokens by their time."""
+    out = model(torch.randint(SHAPE["vocab_size"], (1, 32)), use_cache=True)
+    token = torch.randint(SHAPE["vocab_size"], (1, 1))
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        for _ in range(10):
+            model(token, use_cache=True, **{argument: out[argument]})
+    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=18, max_name_column_width=40))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, value in (("layers", 30), ("batch", 1), ("tokens", 40), ("runs", 5)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = models(options.layers)
+    if options.profile:
+        for name in ("base", "LoRA q,v", "HRM attention", "both"):
+            print(name)
+            show_profile(found[name])
+        return
+    runs = [decode(found, options.batch, options.tokens) for _ in range(options.runs)]
+    medians = {name: statistics.median(run[name] for run in runs) for name in found}
+    for name, median in medians.items():
+        added = [run[name] - run["base"] for run in runs]
+        trained = sum(
+            p.numel() for key, p in found[name].named_parameters() if "lora_" in key or "hrm_" in key
+        )
+        print(
+            f"{name:16s} {median:7.2f} ms  added {statistics.median(added):6.2f} "
+            f"({min(added):5.2f} to {max(added):5.2f})  {trained:,} parameters"
+        )
+
+
+if __name__ == "__main__":
+    main()

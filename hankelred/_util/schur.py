@@ -1,0 +1,71 @@
+"""Schur forms by LAPACK, without the overhead of scipy's wrappers."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.linalg.lapack import dgees, zgees
+
+from ..errors import ConvergenceError
+from .arrays import Array
+
+
+def schur_form(A: Array) -> tuple[Array, Array]:
+    """Return T and Z of the Schur form A = Z T Z^H, real with 2 x 2 blocks for real A.
+
+    Raises
+    ------
+    ConvergenceError
+        The QR algorithm did not converge.
+    """
+    gees = zgees if np.iscomplexobj(A) else dgees
+    # blocks of 32 columns in the reduction to Hessenberg form
+    out = gees(_unsorted, A, lwork=max(1, 33 * A.shape[0]))
+    if out[-1] != 0:
+        raise ConvergenceError("the poles could not be computed: the QR algorithm did not converge")
+    return out[0], out[-3]
+
+
+def _unsorted(*pole: float) -> None:
+    """Fill the argument of LAPACK that chooses which poles are first; it is not called."""
+
+
+def is_quasi_triangular(A: Array) -> bool:
+    """Return whether a matrix is in Schur form already, in the standard form of LAPACK."""
+    if np.any(np.tril(A, -2)):
+        return False
+    below = np.diagonal(A, -1)
+    first = np.flatnonzero(below)
+    if first.size == 0:
+        return True
+    if np.iscomplexobj(A) or np.any(np.diff(first) == 1):
+        return False
+    diagonal = np.diagonal(A)
+    standard = (diagonal[first] == diagonal[first + 1]) & (below[first] * np.diagonal(A, 1)[first] < 0)
+    return bool(np.all(standard))
+
+
+def triangular_form(T: Array, B: Array, C: Array) -> tuple[Array, Array, Array]:
+    """Return a system in real Schur form in the states in which T is triangular and complex.
+
+    The 2 x 2 blocks [[a, f], [g, a]], f g = -w^2, act on disjoint pairs of states, so that all are
+    diagonalized at once, by the unitary matrices of their eigenvectors (f, j w).
+    """
+    T, B, C = T.astype(complex, order="F"), B.astype(complex), C.astype(complex)
+    first = np.flatnonzero(np.diagonal(T, -1))
+    second = first + 1
+    f, g = np.diagonal(T, 1)[first], np.diagonal(T, -1)[first]
+    w = np.sqrt(np.maximum(-(f * g).real, 0.0))
+    size = np.hypot(f.real, w)
+    x, y = f / size, 1j * w / size
+    for M in (T, B):
+        M[first], M[second] = (
+            x.conj()[:, None] * M[first] + y.conj()[:, None] * M[second],
+            -y[:, None] * M[first] + x[:, None] * M[second],
+        )
+    for M in (T, C):
+        M[:, first], M[:, second] = (
+            M[:, first] * x + M[:, second] * y,
+            -M[:, first] * y.conj() + M[:, second] * x.conj(),
+        )
+    T[second, first] = 0
+    return T, B, C

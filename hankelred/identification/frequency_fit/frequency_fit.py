@@ -1,0 +1,399 @@
+"""`fit_frequency_response`: a state space from a measured or computed frequency response."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..._util.arrays import EPS, Array
+from ..._util.progress import on_terminal
+from ...errors import HankelredError, OrderError, ReductionWarning
+from ...gramians.stability import STABILITY_TOL
+from ...models.frequency_response import FrequencyResponse, largest_singular_value
+from ...models.linear_model import LinearModel, Timebase, to_control
+from ...plotting.response import draw_fitted_response
+from ...reduction.balancing import hankel_singular_values
+from ...reduction.norms import difference_norm
+from ...reduction.order import checked_order
+from ...reduction.reduce import Reduction, make_reduction
+from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter
+from .response_data import ResponseData, as_response_data, label, step_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Fit below which there is a warning.
+_POOR_FIT = 0.1
+#: There is a warning if free poles have less than this share of the squared error of stable ones ...
+_FREE_POLES_BETTER = 0.25
+#: ... and the stable ones more than this error, relative to the response.
+_VISIBLE_ERROR = 1e-3
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FrequencyFit(Reduction):
+    """A :class:`Reduction` made from a frequency response, with its fit to it.
+
+    Attributes
+    ----------
+    hankel_singular_values : ndarray
+        Those of the pilot model, which has more poles than ``system``, in the units of the response.
+    error_bound : float
+        Always inf: ``system`` is not a truncation of a known model. ``error()`` is the distance to the pilot
+        model.
+    noise_floor : float
+        The largest singular value of the residual over the frequencies. The singular values of the model
+        are uncertain by this much (if the residual is as small between the frequencies).
+    fit : ndarray, shape (p,)
+        ``1 - |G - Ghat| / |G|`` of each output over all inputs and frequencies: 1 is perfect.
+    residual : float
+        ``|G - Ghat| / |G|`` over all outputs, inputs and frequencies.
+    """
+
+    fit: Array = field(default_factory=lambda: np.zeros(0))
+
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{value:.6g}" for value in self.fit)
+        return f"<FrequencyFit of order {self.order}, dt = {self.model.dt}: fit {figures}>"
+
+    def at(self, order: int) -> FrequencyFit:
+        """Return a model of another order, fitted to the same response.
+
+        Parameters
+        ----------
+        order : int
+            Number of states.
+        """
+        source: FrequencyFitSource = self.source  # type: ignore[assignment]
+        _check_order(order, source.data)
+        return _with_fit(make_reduction(source, source.attainable(checked_order(order))))
+
+    def plot(self, *, ax: Axes | None = None) -> Axes:
+        """Plot the gain of the response, of the model, and of their difference.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Default: the axes of a new figure.
+
+        Returns
+        -------
+        matplotlib Axes
+            With several inputs and outputs the curves are largest singular values.
+        """
+        data: ResponseData = self.source.data  # type: ignore[attr-defined]
+        positive = data.omega[data.omega > 0]
+        fine = np.unique(np.concatenate([np.geomspace(positive[0], positive[-1], 1000), positive]))
+        error = data.response - _response(self.model, data.omega)
+        return draw_fitted_response(
+            data.omega,
+            largest_singular_value(data.response),
+            largest_singular_value(error),
+            fine,
+            largest_singular_value(_response(self.model, fine)),
+            f"order {self.order}, fit {', '.join(f'{value:.4g}' for value in self.fit)}",
+            ax,
+            per_sample=data.dt is True,
+        )
+
+
+def fit_frequency_response(
+    data: Any,
+    order: int | None = None,
+    *,
+    omega: Any = None,
+    dt: Timebase = 0,
+    stable: bool = True,
+    progress: bool | None = None,
+) -> FrequencyFit:
+    """Fit a state-space model to a frequency response.
+
+    Parameters
+    ----------
+    data : control.FrequencyResponseData, or array_like, shape (p, m, N) or (N,), complex
+        The response, frequency last. A ``skrf.Network`` (its scattering parameters) is accepted too.
+    order : int, optional
+        Number of states. Without it the smallest order is chosen that predicts held-out frequencies (every
+        fourth one) as well as any other up to 80, to within the uncertainty of the comparison.
+    omega : array_like, shape (N,)
+        Angular frequencies in rad/s, not negative and increasing (radians per sample where dt is True).
+        Leave it out where the data have their own.
+    dt : 0, True or float
+        Timebase of the model; with a sampling time the frequencies go up to pi / dt at most. The timebase of
+        ``FrequencyResponseData`` is used if it has one.
+    stable : bool
+        Return a stable model (the default). With False poles may lie anywhere.
+    progress : bool, optional
+        Show a progress bar on stderr. By default it is shown if stderr is a terminal.
+
+    Returns
+    -------
+    FrequencyFit
+        A :class:`Reduction`; ``system`` is a ``control.StateSpace`` with the names of the data, in modal
+        coordinates.
+
+    Raises
+    ------
+    HankelredError
+        The shapes do not fit, a value is not finite, the response is real, the frequencies are negative, not
+        increasing or beyond the Nyquist frequency, or there are too few for the order.
+    OrderError
+        The order is not a whole number >= 1.
+
+    Warns
+    -----
+    ReductionWarning
+        The response does not determine a model of the requested order, the model explains next to nothing of
+        an output, or poles in the right half plane would fit far better.
+
+    Notes
+    -----
+    First models come from Loewner matrices, from the relocation of poles (vector fitting) and from balanced
+    truncation of a larger relocated model. They are refined by least squares, every output relative to its
+    size; where the residuals show the noise of the data, they are weighted with its inverse. Sources: Mayo
+    and Antoulas, Linear Algebra Appl. 425 (2007); Gustavsen and Semlyen, IEEE Trans. Power Delivery 14
+    (1999); Golub and Pereyra, SIAM J. Numer. Anal. 10 (1973).
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> omega = np.geomspace(0.1, 10, 50)
+    >>> response = 1 / (1j * omega + 1) + 2 / ((1j * omega) ** 2 + 0.2j * omega + 4)
+    >>> model = hankelred.fit_frequency_response(response, omega=omega)
+    >>> model.order, model.system.dt
+    (3, 0)
+    >>> bool(model.fit[0] > 1 - 1e-9)
+    True
+    >>> np.round(np.sort_complex(model.system.poles()), 4)
+    array([-1. +0.j    , -0.1-1.9975j, -0.1+1.9975j])
+    """
+    checked = as_response_data(data, omega, dt)
+    if order is not None:
+        _check_order(order, checked)
+    elif _largest_order(checked) < 1:
+        _refuse_few(checked, 1)
+    source = FrequencyFitSource(checked, stable)
+    if order is None:
+        shown = on_terminal() if progress is None else progress
+        order = source.fitter.choose_order(_trial_orders(_largest_order(checked)), progress=shown)
+    source.chosen_order = source.attainable(checked_order(order))
+    result = _with_fit(make_reduction(source, source.chosen_order))
+    _warn(result, source)
+    return result
+
+
+def _check_order(order: Any, data: ResponseData) -> None:
+    number = checked_order(order)
+    if number < 1:
+        raise OrderError(
+            f"order must be at least 1, got {order}: a model without states is a static gain; average the "
+            "response"
+        )
+    if number > _most_states(data):
+        _refuse_few(data, number)
+
+
+def _most_states(data: ResponseData) -> int:
+    """Return the most states that as many real equations as the data have can determine."""
+    N, p, m = data.response.shape
+    small = min(p, m)
+    # each output: 2 N m equations for n + m unknowns; all together: n (p + m) + p m unknowns
+    return min(2 * N * small - small, (2 * N * p * m - p * m) // (p + m), N * small - 1, (N // 2) * small * 2)
+
+
+def _refuse_few(data: ResponseData, order: int) -> None:
+    N, p, m = data.response.shape
+    raise HankelredError(
+        f"too few frequencies: {N} of {p} output(s) and {m} input(s) determine at most "
+        f"{max(_most_states(data), 0)} states, and order {order} was requested; measure at more frequencies"
+    )
+
+
+def _largest_order(data: ResponseData) -> int:
+    N, p, m = data.response.shape
+    return min(MAX_ORDER, _most_states(data), max(N * min(p, m) // FREQUENCIES_PER_STATE, 1))
+
+
+def _trial_orders(largest: int) -> list[int]:
+    """Return orders in steps that grow with them."""
+    orders = [1]
+    while orders[-1] < largest:
+        orders.append(min(orders[-1] + max(1, orders[-1] // 6), largest))
+    return orders
+
+
+def _warn(result: FrequencyFit, source: FrequencyFitSource) -> None:
+    advice = "is the order too small, or the response noise only?"
+    if source.stable and result.residual > _VISIBLE_ERROR:
+        better = source.free_poles_are_better()
+        if better is not None:
+            warnings.warn(
+                f"the stable model leaves {result.residual:.2g} of the response, and poles in the right half "
+                f"plane would leave {better:.2g} (in the pilot model): the process may be unstable or its "
+                "frequencies or phases may be wrong; pass stable=False to allow such poles",
+                ReductionWarning,
+                stacklevel=3,
+            )
+            return
+    for i, fit in enumerate(result.fit):
+        if fit < _POOR_FIT:
+            warnings.warn(
+                f"the model explains next to nothing of {label(source.data.output_labels, 'output', i)}: its "
+                f"fit is {fit:.3g}; {advice}",
+                ReductionWarning,
+                stacklevel=3,
+            )
+
+
+class FrequencyFitSource:
+    """The source of models fitted to a frequency response, each order on first use."""
+
+    method = "frequency_fit"
+    solver = "qr"
+    certified = False
+    full: LinearModel | None = None
+
+    def __init__(self, data: ResponseData, stable: bool) -> None:
+        self.data, self.stable = data, stable
+        axis = data.axis
+        inside = axis[(axis > 0) & (axis < 1e8 if data.is_discrete else axis > 0)]
+        #: unit of frequency, and of the response
+        self.frequency = float(np.sqrt(inside[0]) * np.sqrt(inside[-1])) if inside.size else 1.0
+        self.size = float(np.sqrt(np.mean(np.abs(data.response / np.abs(data.response).max()) ** 2)))
+        self.size *= float(np.abs(data.response).max())
+        _, p, m = data.response.shape
+        #: the response is transposed where it has more inputs than outputs
+        self.transposed = m > p
+        response = data.response / self.size
+        if self.transposed:
+            response = response.transpose(0, 2, 1)
+        self.fitter = ResponseFitter(axis / self.frequency, response, stable)
+        self.chosen_order = 0
+        self._models: dict[int, LinearModel] = {}
+
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return inf: the model of each order is fitted separately."""
+        return math.inf
+
+    def truncate(self, order: int) -> tuple[LinearModel, None, None]:
+        """Return the model of an order; there is no projection."""
+        if order not in self._models:
+            fit = self.fitter.fit(order)
+            self._models[order] = self._model(fit.sections.A, fit.sections.B, fit.C, fit.D)
+        return self._models[order], None, None
+
+    def attainable(self, order: int) -> int:
+        """Return the order that the data determine, up to the requested one; warn if it is smaller."""
+        attained = self.truncate(order)[0].n_states
+        if attained < order:
+            warnings.warn(
+                f"order {order} was requested, but the response determines only {attained} states; the model "
+                "has that order",
+                ReductionWarning,
+                stacklevel=3,
+            )
+        return attained
+
+    def _model(self, A: Array, B: Array, C: Array, D: Array) -> LinearModel:
+        """Undo the scaling, the transposition, and the map of discrete time."""
+        A, C, D = A * self.frequency, C * (self.size * self.frequency), D * self.size
+        if self.transposed:
+            A, B, C, D = A.T, C.T, B.T, D.T
+        # equal norms of B and C
+        b, c = float(np.linalg.norm(B)), float(np.linalg.norm(C))
+        if b > 0 and c > 0:
+            scale = math.sqrt(c) / math.sqrt(b)
+            B, C = B * scale, C / scale
+        if self.data.is_discrete:
+            eye = np.eye(A.shape[0])
+            inverse = np.linalg.inv(eye - A)
+            D = D + C @ inverse @ B
+            A, B, C = (eye + A) @ inverse, math.sqrt(2) * inverse @ B, math.sqrt(2) * C @ inverse
+        labels = self.data.input_labels, self.data.output_labels
+        return LinearModel(A, B, C, D, self.data.dt, to_control, *labels)
+
+    @cached_property
+    def pilot(self) -> LinearModel:
+        """The larger model, whose Hankel singular values are shown."""
+        pilot = self.fitter.pilot(self.chosen_order, self.fitter.by_output.weights(self.fitter.response))
+        if pilot is None:
+            return self.truncate(self.chosen_order)[0]
+        A, B, C, D = pilot.state_space()
+        return self._model(A, B, C, D)
+
+    @cached_property
+    def hankel_singular_values(self) -> Array:
+        """Hankel singular values of the pilot model."""
+        values = hankel_singular_values(self.pilot.as_tuple(), dt=self.data.dt)
+        if values.size < self.chosen_order:
+            values = hankel_singular_values(self.truncate(self.chosen_order)[0].as_tuple(), dt=self.data.dt)
+        return values
+
+    @property
+    def unstable_order(self) -> int:
+        """Number of poles of the chosen model on or outside the stability boundary."""
+        model = self.truncate(self.chosen_order)[0]
+        poles = np.linalg.eigvals(model.A)
+        size = float(np.linalg.norm(model.A))
+        if model.is_discrete:
+            return int(np.count_nonzero(np.abs(poles) >= 1 - STABILITY_TOL * max(1.0, size)))
+        return int(np.count_nonzero(poles.real >= -STABILITY_TOL * size))
+
+    def _error(self, order: int) -> Array:
+        return self.data.response - _response(self.truncate(order)[0], self.data.omega)
+
+    @cached_property
+    def noise_floor(self) -> float:
+        """The largest singular value of the residual of the chosen model."""
+        floor = float(largest_singular_value(self._error(self.chosen_order)).max())
+        values = self.hankel_singular_values
+        # The states of an order that was requested, or chosen at held-out frequencies, are not noise.
+        if np.count_nonzero(values > floor) < self.chosen_order:
+            return float(
+                min(values.size * EPS * values[np.isfinite(values)].max(initial=0.0), values[-1] / 2)
+            )
+        return floor
+
+    @property
+    def residual(self) -> float:
+        """The relative error of the chosen model."""
+        return self.relative_error(self.chosen_order)
+
+    def relative_error(self, order: int) -> float:
+        """Return the L2 error of an order, relative to the response."""
+        return float(
+            np.linalg.norm(self._error(order) / self.size) / np.linalg.norm(self.data.response / self.size)
+        )
+
+    def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of the pilot model minus the reduced one."""
+        return difference_norm(self.pilot, reduced, norm)
+
+    def free_poles_are_better(self) -> float | None:
+        """Return the relative error of a pilot with free poles, if it is far below that of stable ones."""
+        weights = self.fitter.by_output.weights(self.fitter.response)
+        stable = self.fitter.pilot(self.chosen_order, weights)
+        free = self.fitter.pilot(self.chosen_order, weights, stable=False)
+        if stable is None or free is None or free.loss >= _FREE_POLES_BETTER * stable.loss:
+            return None
+        return math.sqrt(free.loss)
+
+
+def _response(model: LinearModel, omega: Array) -> Array:
+    step = step_of(model.dt) if model.is_discrete else 1.0
+    return FrequencyResponse(*model.as_tuple(), discrete=model.is_discrete)(omega * step)
+
+
+def _with_fit(reduction: Reduction) -> FrequencyFit:
+    source: FrequencyFitSource = reduction.source  # type: ignore[assignment]
+    error, response = source._error(reduction.order) / source.size, source.data.response / source.size
+    spread = np.linalg.norm(response, axis=(0, 2))
+    ratio = np.divide(np.linalg.norm(error, axis=(0, 2)), spread, out=np.ones_like(spread), where=spread > 0)
+    attributes = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
+    attributes["residual"] = source.relative_error(reduction.order)
+    return FrequencyFit(**attributes, fit=1 - ratio)

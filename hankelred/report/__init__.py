@@ -1,0 +1,1 @@
+"""Interactive pictures and pages of a reduction, from arrays that its caller computes."""
