@@ -73,9 +73,7 @@ def bordered_parts(A: Any, E: Any, *, discrete: bool) -> BorderedParts | None:
     if not np.any(zero_rows) and not np.any(zero_columns):
         return None
     if discrete:
-        raise ModelError(
-            f"E is singular, and the low-rank solver takes that in continuous time only: {REMEDY}"
-        )
+        raise ModelError(f"E is singular, and the low-rank solver takes that in continuous time only: {REMEDY}")
     rows, other_rows = np.flatnonzero(zero_rows), np.flatnonzero(~zero_rows)
     columns, other_columns = np.flatnonzero(zero_columns), np.flatnonzero(~zero_columns)
     if rows.size != columns.size:
