@@ -182,6 +182,8 @@ def pad_values(values: Array, factored: FactoredSystem) -> Array:
     """Return n values in the model's units: inf for unstable poles, the values, and zeros."""
     system = factored.scaled_system
     values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
+    if values.size == factored.n_stable and not factored.n_unstable:
+        return values
     zeros = np.zeros(factored.n_stable - values.size)
     return np.concatenate([np.full(factored.n_unstable, np.inf), values, zeros])
 
