@@ -380,6 +380,14 @@ class TestMerged:
         model.merge_static()
         assert error(logits(model.unload(), ids), logits(base_model(), ids)) < MERGED
 
+    def test_loading_other_weights_is_refused(self, tmp_path, model):
+        model.save_pretrained(tmp_path)
+        model.merge_static()
+        with pytest.raises(AdapterError, match=r"'default' are merged.*unmerge_static"):
+            model.load_adapter(tmp_path, "default")
+        model.unmerge_static()
+        model.load_adapter(tmp_path, "default")
+
     def test_training_is_refused(self, model, ids):
         model.merge_static()
         model.train()
