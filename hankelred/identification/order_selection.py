@@ -12,6 +12,7 @@ from .._util.progress import with_progress_bar
 from ..errors import HankelredError
 from .output_error import (
     FittedModel,
+    fit_initial_states,
     fit_inputs,
     on_stability_limit,
     refine,
@@ -336,10 +337,8 @@ def score_model(model: FittedModel, split: DataSplit) -> Candidate:
     # As in later use, offsets and initial state of the validation part are unknown: the offsets are those of
     # the estimation part, the initial state is estimated.
     with np.errstate(over="ignore", invalid="ignore"):
-        model_on_data = with_initial_states(model, us, ys)
-        errors = (
-            np.concatenate([e[:, split.n_zeros :] for e in residuals(model_on_data, us, ys)], axis=1) ** 2
-        )
+        _, residual = fit_initial_states(model, us, ys)
+        errors = np.concatenate([e[:, split.n_zeros :] for e in residual], axis=1) ** 2
     spreads = np.concatenate([_centered(y[:, split.n_zeros :]) for y in ys], axis=1) ** 2
     if split.n_zeros:
         # Akaike's final prediction error: the model was fitted to (most of) these samples

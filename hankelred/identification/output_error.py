@@ -20,6 +20,8 @@ STABLE_RADIUS = 1.0 - 1e-6
 
 #: Largest size of the forced states that are stepped together: half a MiB, to fit into the cache.
 _CACHED_SIZE = 1 << 16
+#: Up to this many entries of the states per sample a recurrence is computed by doubling.
+_FEW_COLUMNS = 16
 #: Mean square of the residual, in units of the output's own size, that is rounding: no refinement below.
 _ROUNDING = 1e-28
 
@@ -61,6 +63,8 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
         ``X[0]`` is `start`, or zero.
     """
     n, T, P = forcing.shape
+    if n * P <= _FEW_COLUMNS:
+        return _by_doubling(A, forcing, start)
     # Blocks of about sqrt(T) samples are computed in parallel from a zero state, with one matrix product per
     # step; the response to the state at the start of each block is added afterwards. That takes two passes
     # of sqrt(T) steps instead of T steps.
@@ -90,6 +94,31 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
     return local.reshape(L, n, blocks, P).transpose(1, 2, 0, 3).reshape(n, blocks * L, P)[:, :T]
 
 
+def _by_doubling(A: Array, forcing: Array, start: Array | None) -> Array:
+    """Compute the same by doubling: after pass i each state contains the forcing of the last 2^i samples.
+
+    It takes log2 T passes instead of 2 sqrt(T) steps, and log2 T times the operations: for few columns the
+    number of calls decides.
+    """
+    n, T, P = forcing.shape
+    dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
+    states = np.zeros((n, T * P), dtype)
+    if T == 0:
+        return states.reshape(n, T, P)
+    states.reshape(n, T, P)[:, 1:] = forcing[:, :-1]
+    if start is not None:
+        states[:, :P] = start
+    power, shift = A, 1
+    while shift < T:
+        states[:, shift * P :] += power @ states[:, : (T - shift) * P]
+        shift *= 2
+        if shift < T:
+            power = power @ power
+            if not power.any():
+                break
+    return states.reshape(n, T, P)
+
+
 def simulate_states(A: Array, B: Array, u: Array, x0: Array) -> Array:
     """Return the states (n, T) from x0."""
     return recurrence(A, (B @ u)[:, :, None], x0[:, None])[:, :, 0]
@@ -97,9 +126,16 @@ def simulate_states(A: Array, B: Array, u: Array, x0: Array) -> Array:
 
 def free_responses(A: Array, C: Array, T: int) -> Array:
     """Return the outputs (p, T, n) of the unforced system from each unit initial state."""
-    n = A.shape[0]
-    states = recurrence(A, np.zeros((n, T, n)), np.eye(n))
-    return np.tensordot(C, states, axes=(1, 0))
+    p, n = C.shape
+    rows = np.empty((max(T, 1), p, n), np.result_type(A, C))
+    rows[0] = C
+    power, count = A, 1
+    while count < T:  # C A^k for k below `count` gives as many again
+        more = min(count, T - count)
+        rows[count : count + more] = (rows[:more].reshape(more * p, n) @ power).reshape(more, p, n)
+        count += more
+        power = power @ power
+    return rows[:T].transpose(1, 0, 2)
 
 
 def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> Array:
@@ -150,13 +186,20 @@ def residuals(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> l
 
 def with_initial_states(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> FittedModel:
     """Return the model with the initial states that fit other records best in the least-squares sense."""
+    return fit_initial_states(model, us, ys)[0]
+
+
+def fit_initial_states(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array]
+) -> tuple[FittedModel, list[Array]]:
+    """Return the model with the initial states that fit other records best, and the residuals (p, T)."""
     from_zero = replace(model, x0=tuple(np.zeros(model.order) for _ in us))
-    x0 = []
+    x0, errors = [], []
     for u, error in zip(us, residuals(from_zero, us, ys), strict=True):
         free = free_responses(model.A, model.C, u.shape[1])
         x0.append(_least_squares(free.reshape(-1, model.order), error.reshape(-1)))
-    out = replace(model, x0=tuple(x0))
-    return replace(out, loss=_mean_square(residuals(out, us, ys)))
+        errors.append(error - free @ x0[-1])
+    return replace(model, x0=tuple(x0), loss=_mean_square(errors)), errors
 
 
 def fit_inputs(
@@ -184,14 +227,15 @@ def fit_inputs(
         rows.append(np.concatenate(columns, axis=2).reshape(p * T, -1))
     M, target = np.concatenate(rows), np.concatenate([y.reshape(-1) for y in ys])
     inner = n * m + p * m + len(us) * n
-    solutions = [np.append(_least_squares(M[:, :inner], target), np.zeros(p))]
-    if offsets:
-        solutions.append(_least_squares(M, target))
     models = []
-    for theta in solutions:
+    for theta in _nested_least_squares(M, target, [inner, inner + p] if offsets else [inner]):
         B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * m, len(us) * n]))
-        model = FittedModel(A, B.reshape(n, m), C, D.reshape(p, m), tuple(x0.reshape(len(us), n)), offset)
-        models.append(_with_loss(model, us, ys))
+        offset = offset if offset.size else np.zeros(p)
+        error = target - M[:, : theta.size] @ theta
+        loss = float(error @ error) / target.size
+        states = tuple(x0.reshape(len(us), n))
+        model = FittedModel(A, B.reshape(n, m), C, D.reshape(p, m), states, offset)
+        models.append(replace(model, loss=loss if np.isfinite(loss) else np.inf))
     return models
 
 
@@ -371,22 +415,29 @@ def _mean_square(errors: Sequence[Array]) -> float:
 
 def _least_squares(M: Array, rhs: Array) -> Array:
     """Solve a column-scaled least-squares problem; directions that are not determined stay near zero."""
-    size = np.linalg.norm(M, axis=0)
+    return _nested_least_squares(M, rhs, [M.shape[1]])[0]
+
+
+def _nested_least_squares(M: Array, rhs: Array, counts: Sequence[int]) -> list[Array]:
+    """Solve it for the first columns of M only, for several numbers of them."""
+    size = np.sqrt(np.einsum("ij,ij->j", M, M))
     size[size == 0] = 1
     if not np.all(np.isfinite(size)):
-        return np.zeros(M.shape[1])
+        return [np.zeros(count) for count in counts]
     M = M / size
-    gram = M.T @ M
+    gram, moments = M.T @ M, M.T @ rhs
+    return [_from_gram(M[:, :k], rhs, gram[:k, :k], moments[:k]) / size[:k] for k in counts]
+
+
+def _from_gram(M: Array, rhs: Array, gram: Array, moments: Array) -> Array:
     try:
         factor = sla.cho_factor(gram, check_finite=False)
         pocon = sla.lapack.get_lapack_funcs("pocon", (gram,))
         well_conditioned = float(pocon(factor[0], np.linalg.norm(gram, 1))[0]) > _GRAM_RCOND
     except sla.LinAlgError:
         well_conditioned = False
-    if well_conditioned:
-        solution = sla.cho_solve(factor, M.T @ rhs, check_finite=False)
-        # one step of iterative refinement recovers the digits lost in the product M^T M
-        solution += sla.cho_solve(factor, M.T @ (rhs - M @ solution), check_finite=False)
-    else:
-        solution = sla.lstsq(M, rhs, cond=1e-12, lapack_driver="gelsy", check_finite=False)[0]
-    return np.asarray(solution) / size
+    if not well_conditioned:
+        return np.asarray(sla.lstsq(M, rhs, cond=1e-12, lapack_driver="gelsy", check_finite=False)[0])
+    solution = sla.cho_solve(factor, moments, check_finite=False)
+    # one step of iterative refinement recovers the digits lost in the product M^T M
+    return np.asarray(solution + sla.cho_solve(factor, M.T @ (rhs - M @ solution), check_finite=False))
