@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from .._util.reading import checked_suffix
 from ..errors import FileFormatError, HankelredError, in_one_line
@@ -103,24 +103,13 @@ def _comma_separated(text: str) -> list[str]:
 
 def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str], ax: Any) -> None:
     """Replace `ax` by the spectrum and, below it, every output as measured and as simulated."""
-    from ..plotting.draw import FULL, REDUCED
     from ..reduction.plots import plot_hankel_singular_values
 
     figure = ax.figure
     ax.remove()
     p = y.shape[0]
-    figure.set_size_inches(8, 3.2 + 1.8 * p)
-    axes = figure.subplots(p + 1, 1, height_ratios=[1.6] + [1] * p)
-    plot_hankel_singular_values(model, ax=axes[0])
+    figure.set_size_inches(8, 3.2 + 2.4 * p)
+    above, below = figure.subplots(2, 1, height_ratios=[1.3, p])
+    plot_hankel_singular_values(model, ax=above)
     simulated = model.compare(u, y)
-    step = 1.0 if model.model.dt is True else float(model.model.dt or 1.0)
-    time = np.arange(y.shape[1]) * step
-    for i in range(p):
-        output_axes = axes[i + 1]
-        output_axes.plot(time, y[i], color=FULL, lw=1.2, label="measured")
-        output_axes.plot(
-            time, simulated.output[i], color=REDUCED, lw=1.0, label=f"simulated, fit {simulated.fit[i]:.3f}"
-        )
-        output_axes.set_ylabel(labels[i])
-        output_axes.legend(loc="upper right", fontsize="small")
-    axes[-1].set_xlabel("time in seconds" if model.model.dt is not True else "sample")
+    replace(simulated, output_labels=tuple(labels)).plot(ax=below)

@@ -6,7 +6,7 @@ The records are scaled (channels of unit size, offsets removed). The model is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -176,6 +176,20 @@ def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> A
     return out.reshape(p, blocks * L, P)[:, :T]
 
 
+def input_responses(A: Array, C: Array, u: Array) -> Array:
+    """Return the outputs (p, T, n m) that every entry of B would cause alone: input j acting on state i.
+
+    With fewer outputs than states it is computed by the transposed system: the state i of one that is driven
+    through row k of C is the output k of one that is driven through state i.
+    """
+    (p, n), (m, T) = C.shape, u.shape
+    if p > n:
+        return forced_responses(A, C, np.eye(n * m).reshape(n * m, n, m), u)
+    forcing = np.einsum("kn,jt->ntkj", C, u).reshape(n, T, p * m)
+    states = recurrence(A.T, forcing).reshape(n, T, p, m)
+    return states.transpose(2, 1, 0, 3).reshape(p, T, n * m)
+
+
 def residuals(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
     """Return the measured minus the simulated output, (p, T) for each record."""
     return [
@@ -189,6 +203,7 @@ def with_initial_states(model: FittedModel, us: Sequence[Array], ys: Sequence[Ar
     return fit_initial_states(model, us, ys)[0]
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def fit_initial_states(
     model: FittedModel, us: Sequence[Array], ys: Sequence[Array]
 ) -> tuple[FittedModel, list[Array]]:
@@ -202,6 +217,35 @@ def fit_initial_states(
     return replace(model, x0=tuple(x0), loss=_mean_square(errors)), errors
 
 
+@np.errstate(over="ignore", invalid="ignore")
+def fit_levels(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
+) -> tuple[FittedModel, list[Array]]:
+    """Return the model with the initial states and, with `offsets`, the output offset that fit best.
+
+    The residuals (p, T) are returned too.
+    """
+    n, p, E = model.order, model.C.shape[0], len(us)
+    base = replace(model, x0=tuple(np.zeros(n) for _ in us), offset=np.zeros(p))
+    errors = residuals(base, us, ys)
+    blocks = []
+    for e, u in enumerate(us):
+        M = np.zeros((p, u.shape[1], E * n + (p if offsets else 0)))
+        M[:, :, e * n : (e + 1) * n] = free_responses(model.A, model.C, u.shape[1])
+        if offsets:
+            M[:, :, E * n :] = np.eye(p)[:, None]
+        blocks.append(M)
+    K = blocks[0].shape[2]
+    theta = _least_squares(
+        np.concatenate([M.reshape(-1, K) for M in blocks]), np.concatenate([e.reshape(-1) for e in errors])
+    )
+    errors = [error - M @ theta for error, M in zip(errors, blocks, strict=True)]
+    offset = theta[E * n :] if offsets else np.zeros(p)
+    x0 = tuple(theta[: E * n].reshape(E, n))
+    return replace(base, x0=x0, offset=offset, loss=_mean_square(errors)), errors
+
+
+@np.errstate(over="ignore", invalid="ignore")
 def fit_inputs(
     A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool
 ) -> list[FittedModel]:
@@ -217,7 +261,7 @@ def fit_inputs(
     for e, u in enumerate(us):
         T = u.shape[1]
         # one column for each entry of B: input j acting on state i alone
-        by_B = forced_responses(A, C, np.eye(n * m).reshape(n * m, n, m), u)
+        by_B = input_responses(A, C, u)
         by_D = np.einsum("ik,jt->itkj", np.eye(p), u).reshape(p, T, p * m)
         by_x0 = np.zeros((p, T, len(us) * n))
         by_x0[:, :, e * n : (e + 1) * n] = free_responses(A, C, T)
@@ -228,6 +272,7 @@ def fit_inputs(
     M, target = np.concatenate(rows), np.concatenate([y.reshape(-1) for y in ys])
     inner = n * m + p * m + len(us) * n
     models = []
+    # the powers of a nearly defective A may overflow; such a model has an infinite loss
     for theta in _nested_least_squares(M, target, [inner, inner + p] if offsets else [inner]):
         B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * m, len(us) * n]))
         offset = offset if offset.size else np.zeros(p)
@@ -291,15 +336,45 @@ def refine(
 def _linearize(
     model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
 ) -> tuple[Array, Array, Callable[[Array], FittedModel]]:
+    n, m, p = model.order, model.B.shape[1], model.C.shape[0]
+    directions = local_coordinates(model)
+    P = directions.shape[1]
+    K = P + p * m + len(us) * n + (p if offsets else 0)
+    gram, gradient = np.zeros((K, K)), np.zeros(K)
+    for J, error in linearized(model, us, ys, offsets, directions):
+        flat = J.reshape(-1, K)
+        gram += flat.T @ flat
+        gradient += flat.T @ error.reshape(-1)
+
+    def update(step: Array) -> FittedModel:
+        a, b, c = np.split(directions @ step[:P], np.cumsum([n * n, n * m]))
+        d, x, o = np.split(step[P:], np.cumsum([p * m, len(us) * n]))
+        return FittedModel(
+            model.A + a.reshape(n, n),
+            model.B + b.reshape(n, m),
+            model.C + c.reshape(p, n),
+            model.D + d.reshape(p, m),
+            tuple(np.asarray(model.x0) + x.reshape(len(us), n)),
+            model.offset + o if offsets else model.offset,
+        )
+
+    return gram, gradient, update
+
+
+def linearized(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool, directions: Array
+) -> Iterator[tuple[Array, Array]]:
+    """Yield for every record the derivative of the output (p, T, K), and the residual (p, T).
+
+    The parameters are the changes in these directions of (A, B, C), D, the initial states, and the offset.
+    """
     A, B, C = model.A, model.B, model.C
     n, m, p = A.shape[0], B.shape[1], C.shape[0]
-    directions = _local_coordinates(A, B, C)
     P = directions.shape[1]
     dA, dB, dC = np.split(directions.T, np.cumsum([n * n, n * m]), axis=1)
     dAB = np.concatenate([dA.reshape(P, n, n), dB.reshape(P, n, m)], axis=2)
     dC = dC.reshape(P, p, n)
     K = P + p * m + len(us) * n + (p if offsets else 0)
-    gram, gradient = np.zeros((K, K)), np.zeros(K)
     for e, (u, y, x0) in enumerate(zip(us, ys, model.x0, strict=True)):
         T = u.shape[1]
         x = simulate_states(A, B, u, x0)
@@ -312,27 +387,12 @@ def _linearize(
         J[:, :, at : at + n] = free_responses(A, C, T)
         if offsets:
             J[:, :, K - p :] = np.eye(p)[:, None]
-        flat = J.reshape(p * T, K)
-        gram += flat.T @ flat
-        gradient += flat.T @ error.reshape(-1)
-
-    def update(step: Array) -> FittedModel:
-        a, b, c = np.split(directions @ step[:P], np.cumsum([n * n, n * m]))
-        d, x, o = np.split(step[P:], np.cumsum([p * m, len(us) * n]))
-        return FittedModel(
-            A + a.reshape(n, n),
-            B + b.reshape(n, m),
-            C + c.reshape(p, n),
-            model.D + d.reshape(p, m),
-            tuple(np.asarray(model.x0) + x.reshape(len(us), n)),
-            model.offset + o if offsets else model.offset,
-        )
-
-    return gram, gradient, update
+        yield J, error
 
 
-def _local_coordinates(A: Array, B: Array, C: Array) -> Array:
+def local_coordinates(model: FittedModel) -> Array:
     """Return an orthonormal basis (n^2 + nm + pn, n(m+p)) orthogonal to the orbit of similar systems."""
+    A, B, C = model.A, model.B, model.C
     n, m, p = A.shape[0], B.shape[1], C.shape[0]
     eye = np.eye(n)
     # d/dT of (T A T^-1, T B, C T^-1) at T = I, acting on T flattened by rows

@@ -52,7 +52,7 @@ class RecordedData:
         return any(np.iscomplexobj(x) for x in (*self.inputs, *self.outputs))
 
 
-def as_recorded_data(u: Any, y: Any, dt: Timebase = True) -> RecordedData:
+def as_recorded_data(u: Any, y: Any, dt: Timebase = True, *, allow_missing: bool = False) -> RecordedData:
     """Check a record, or a list of records, and convert it to a list of arrays.
 
     Parameters
@@ -62,6 +62,8 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True) -> RecordedData:
         records. ``u`` may be a ``control.TimeResponseData``, or a list of them, with ``y`` None.
     dt : True or float
         Sampling time in seconds. A ``TimeResponseData`` has its own.
+    allow_missing : bool
+        Accept NaN as missing samples.
 
     Raises
     ------
@@ -93,8 +95,8 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True) -> RecordedData:
     if not us:
         raise HankelredError("there is no record: pass u and y, or lists of them with at least one entry")
     where = [f" of experiment {e}" if len(us) > 1 else "" for e in range(len(us))]
-    us = [_channels(x, "u" + w) for x, w in zip(us, where, strict=True)]
-    ys = [_channels(x, "y" + w) for x, w in zip(ys, where, strict=True)]
+    us = [_channels(x, "u" + w, allow_missing) for x, w in zip(us, where, strict=True)]
+    ys = [_channels(x, "y" + w, allow_missing) for x, w in zip(ys, where, strict=True)]
     for u_e, y_e, w in zip(us, ys, where, strict=True):
         for x, name in ((u_e, "u"), (y_e, "y")):
             if x.shape[0] > x.shape[1]:
@@ -247,7 +249,7 @@ def _depth(x: Any) -> int:
     return 1 + _depth(x[0]) if isinstance(x, list | tuple) and x else int(np.ndim(x))
 
 
-def _channels(x: Any, name: str) -> Array:
+def _channels(x: Any, name: str, allow_missing: bool) -> Array:
     try:
         out = np.asarray(x)
         out = out.astype(complex if np.iscomplexobj(out) else float)
@@ -262,15 +264,16 @@ def _channels(x: Any, name: str) -> Array:
         )
     if out.shape[0] == 0 or out.shape[1] == 0:
         raise HankelredError(f"{name} is empty (shape {out.shape}); a record needs channels and samples")
-    if not np.all(np.isfinite(out)):
-        channel, sample = np.argwhere(~np.isfinite(out))[0]
-        bad = int(np.count_nonzero(~np.isfinite(out)))
+    finite = np.isfinite(out) | (np.isnan(out) if allow_missing else False)
+    if not np.all(finite):
+        channel, sample = np.argwhere(~finite)[0]
+        bad = int(np.count_nonzero(~finite))
         raise HankelredError(
             f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel "
             f"{channel}, sample {sample}; interpolate them, or cut the record there and pass the "
-            "pieces as a list"
+            "pieces as a list (identify(..., missing='bridge') does both for NaN)"
         )
-    for channel, size in enumerate(np.abs(out).max(axis=1)):
+    for channel, size in enumerate(np.abs(np.nan_to_num(out)).max(axis=1)):
         if size and not 1 / LARGEST_ENTRY <= size <= LARGEST_ENTRY:
             raise HankelredError(
                 f"channel {channel} of {name} has values of up to {size:.1e}; {1 / LARGEST_ENTRY:.0e} to "
