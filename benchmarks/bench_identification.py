@@ -1,4 +1,4 @@
-"""Speed of realization against python-control, and fits on real records against nfoursid, SIPPY and python-control.
+"""Speed of realization against python-control; fits on real records against nfoursid, SIPPY, python-control.
 
     python benchmarks/bench_identification.py hankel
     python benchmarks/bench_identification.py records [--swap] [--shared ../shared] [NAME ...]

@@ -54,9 +54,9 @@ def autoregression(errors: Sequence[Array], most: int = _MOST_COEFFICIENTS) -> A
 def pole_standard_errors(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> tuple[Array, Array]:
     """Return the poles, and the root mean square of the error of each, to first order.
 
-    The covariance of output-error estimates for correlated residuals is ``G^-1 S G^-1`` with the Gram matrix G
-    of the derivatives of the output, and S the same weighted with the autocovariance of the residuals (Ljung,
-    System Identification, 1999, section 9.4).
+    The covariance of output-error estimates for correlated residuals is ``G^-1 S G^-1`` with the Gram
+    matrix G of the derivatives of the output, and S the same weighted with the autocovariance of the
+    residuals (Ljung, System Identification, 1999, section 9.4).
     """
     model = balance_states(model)
     n = model.order

@@ -16,7 +16,6 @@ from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
 from ..gramians.stability import STABILITY_TOL
 from ..models.linear_model import LinearModel, Timebase, to_control
-from ..plotting.record import draw_record
 from ..reduction.balancing import hankel_singular_values
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
@@ -43,6 +42,7 @@ from .records import (
     refuse_constant_channels,
     refuse_dependent_inputs,
 )
+from .summary import draw_simulation, summary_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 _POOR_FIT = 0.1
 #: Feedback is suspected if the residual is less likely than this to be independent of later inputs, and this
 #: many times as correlated with them as with earlier ones.
-_FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 2.0
+_FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
 #: Residuals as small as this are no noise.
 _NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
@@ -164,7 +164,14 @@ class IdentifiedModel(Reduction):
         pole    standard error  frequency  damping
         0.8...          0.00...     0.4...    1.000
         """
-        return summary_table(self)
+        return summary_table(
+            self.order,
+            self.model.dt,
+            [u.shape[1] for u in self._records()[0]],
+            (self.model.output_labels, self.fit, self.held_back_fit),
+            self.residual_test(),
+            self.pole_errors(),
+        )
 
     def plot(self, *, ax: Axes | None = None) -> Any:
         """Plot every output as measured and as simulated, and the residual below it.
@@ -179,7 +186,7 @@ class IdentifiedModel(Reduction):
         ndarray of matplotlib Axes, shape (p, 2)
         """
         measured, simulated = self._records()[1][0], self.simulated_outputs()[0]
-        return _draw(measured, simulated, self.fit, self.model.dt, self.model.output_labels, ax)
+        return draw_simulation(measured, simulated, self.fit, self.model.dt, self.model.output_labels, ax)
 
     def compare(self, u: Any, y: Any = None) -> Comparison:
         """Simulate another record of the same process and compare.
@@ -220,57 +227,6 @@ class IdentifiedModel(Reduction):
             self.model.dt,
             self.model.output_labels,
         )
-
-
-def _draw(
-    measured: Array,
-    simulated: Array,
-    fit: Array,
-    dt: Timebase,
-    labels: tuple[str, ...] | None,
-    ax: Axes | None,
-) -> Any:
-    times = np.arange(measured.shape[1]) * (1.0 if dt is True else float(dt or 1.0))
-    names = labels or [f"output {i}" for i in range(measured.shape[0])]
-    time_label = "sample" if dt is True else "time in seconds"
-    return draw_record(times, measured, simulated, fit, names, time_label, ax)
-
-
-def summary_table(model: IdentifiedModel) -> str:
-    """Return the lines of :meth:`IdentifiedModel.summary`."""
-    test, (poles, errors), dt = model.residual_test(), model.pole_errors(), model.model.dt
-    us = model._records()[0]
-    time = "dt unspecified" if dt is True else f"dt = {dt}"
-    samples, records = sum(u.shape[1] for u in us), len(us)
-    lines = [
-        f"order {model.order}, {time}, {samples} samples in {records} record{'s' if records > 1 else ''}"
-    ]
-    rows = [["output", "fit", "held back", "white residual", "independent of input"]]
-    names = model.model.output_labels or [str(i) for i in range(model.model.n_outputs)]
-    for i, name in enumerate(names):
-        figures = model.fit[i], model.held_back_fit[i], test.whiteness[i], test.independence[i].min()
-        rows.append([name, *(f"{value:.4f}" for value in figures)])
-    lines += _aligned(rows)
-    unit = "radians per sample" if dt is True else "rad/s"
-    step = 1.0 if dt is True else float(dt or 1.0)
-    rows = [["pole", "standard error", f"frequency ({unit})", "damping"]]
-    for pole, error in zip(poles, errors, strict=True):
-        if pole.imag < 0:
-            continue
-        log = np.log(complex(pole)) / step if pole != 0 else complex(-np.inf)
-        frequency = abs(log)
-        damping = -log.real / frequency if np.isfinite(frequency) and frequency > 0 else 1.0
-        text = f"{pole.real:.5f}" if pole.imag == 0 else f"{pole.real:.5f} +- {pole.imag:.5f}j"
-        rows.append([text, f"{error:.2g}", f"{frequency:.5g}", f"{damping:.4f}"])
-    return "\n".join(lines + _aligned(rows))
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
 
 
 def _refuse_static(order: Any) -> None:
@@ -318,7 +274,7 @@ class Comparison:
         -------
         ndarray of matplotlib Axes, shape (p, 2)
         """
-        return _draw(self.measured, self.output, self.fit, self.dt, self.output_labels, ax)
+        return draw_simulation(self.measured, self.output, self.fit, self.dt, self.output_labels, ax)
 
     def __repr__(self) -> str:
         return f"<Comparison over {self.output.shape[1]} samples: fit {_figures(self.fit)}>"
@@ -506,8 +462,8 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
         if excited < needed:
             warnings.warn(
                 f"input {names[j]} excites only {excited} of the {needed} directions that order "
-                f"{model.order} needs (a sum of k sines excites 2 k, a constant 1): the response at other frequencies is "
-                f"not determined; at most order {max((excited - 1) // 2, 1)} is",
+                f"{model.order} needs (a sum of k sines excites 2 k, a constant 1): the response at other "
+                f"frequencies is not determined; at most order {max((excited - 1) // 2, 1)} is",
                 ReductionWarning,
                 stacklevel=4,
             )

@@ -16,6 +16,7 @@ from .._util.mat_files import MatFile
 from .._util.reading import check_readable, open_arrays
 from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
 from ..models.linear_model import LARGEST_ENTRY, Timebase, validated_timebase
+from .tables import from_table
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True, *, allow_missing: bool
                 "y is missing: pass u and y, or one control.TimeResponseData that holds both"
             )
         us, ys = _as_list(u), _as_list(y)
+        us, ys, dt, labels = _from_tables(us, ys, validated_timebase(dt))
     dt = validated_timebase(dt)
     if not dt:
         raise HankelredError(
@@ -218,23 +220,41 @@ def _from_responses(
                 )
             steps.append(step)
     if steps:
-        if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
-            raise HankelredError(
-                f"the responses are sampled at different times ({steps}); resample them first"
-            )
-        is_number = not isinstance(dt, bool) and dt is not None
-        if is_number and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
-            raise HankelredError(
-                f"dt={dt!r} disagrees with the response's own time step {steps[0]:.6g}; leave dt out"
-            )
-        # The average over the record is rounded, so that 0.1 seconds stays 0.1.
-        dt = float(f"{steps[0]:.9g}")
+        dt = _common_step(steps, dt)
     first = responses[0]
     labels = (
         tuple(first.input_labels) if first.input_labels else None,
         tuple(first.output_labels) if first.output_labels else None,
     )
     return us, ys, dt, labels
+
+
+def _common_step(steps: list[float], dt: Timebase) -> Timebase:
+    """Return the sampling time of records with their own, which dt must not contradict."""
+    if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+        raise HankelredError(f"the records are sampled at different times ({steps}); resample them first")
+    is_number = not isinstance(dt, bool) and dt is not None
+    if is_number and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
+        raise HankelredError(
+            f"dt={dt!r} disagrees with the record's own time step {steps[0]:.6g}; leave dt out"
+        )
+    # The average over the record is rounded, so that 0.1 seconds stays 0.1.
+    return float(f"{steps[0]:.9g}")
+
+
+def _from_tables(
+    us: list[Any], ys: list[Any], dt: Timebase
+) -> tuple[list[Any], list[Any], Timebase, tuple[tuple[str, ...] | None, tuple[str, ...] | None]]:
+    """Replace tables by arrays; their names and times are used."""
+    groups, labels, steps = [], [], []
+    for records, name in ((us, "u"), (ys, "y")):
+        tables = [from_table(x, name) for x in records]
+        groups.append([x if t is None else t.values for x, t in zip(records, tables, strict=True)])
+        labels.append(next((t.labels for t in tables if t is not None), None))
+        steps += [t.step for t in tables if t is not None and t.step is not None]
+    if steps:
+        dt = _common_step(steps, dt)
+    return *groups, dt, (labels[0], labels[1])  # type: ignore[return-value]
 
 
 def _as_list(x: Any) -> list[Any]:
