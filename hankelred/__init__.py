@@ -19,6 +19,7 @@ from .identification.era import realize
 from .identification.frequency_fit.frequency_fit import FrequencyFit, fit_frequency_response
 from .identification.identify import Comparison, IdentifiedModel, identify
 from .identification.markov import MarkovParameters, markov_parameters
+from .identification.system_identifier import SystemIdentifier
 from .models.modal import ModalSystem, modal_form
 from .models.second_order import SecondOrderModel
 from .reduction.balancing import balanced_realization, hankel_singular_values
@@ -51,6 +52,7 @@ __all__ = [
     "Reduction",
     "ReductionWarning",
     "SecondOrderModel",
+    "SystemIdentifier",
     "UnstableError",
     "balanced_realization",
     "compare_methods",

@@ -12,6 +12,7 @@ from .._util.reading import checked_suffix
 from ..errors import FileFormatError, HankelredError, in_one_line
 from ..files import write_model
 from ..identification.records import choose_columns, describe_columns, read_columns
+from ..identification.tables import TIME_NAMES, time_step
 from .console import check_picture, check_target, count, force_option, save_picture, timestep
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     "--inputs", default="", help="Input columns: numbers from 0, or header names, with commas. [required]"
 )
 @click.option("--outputs", default="", help="Output columns, in the same form. [required]")
-@click.option("--dt", type=float, help="Sampling time in seconds (default: unspecified).")
+@click.option(
+    "--dt",
+    type=float,
+    help="Sampling time in seconds (default: that of a column named time, else unspecified).",
+)
 @click.option("--order", type=int, help="Number of states (default: chosen on the last 30 % of the record).")
 @click.option("--unstable", is_flag=True, help="Allow poles outside the unit circle.")
 @click.option(
@@ -80,6 +85,10 @@ def identify(
     if duplicates:
         raise FileFormatError(f"column {duplicates[0]} is both an input and an output")
     u, y = table[:, input_columns].T, table[:, output_columns].T
+    if dt is None:
+        times = [k for k, name in enumerate(names or []) if name.lower() in TIME_NAMES]
+        times = [k for k in times if k not in (*input_columns, *output_columns)]
+        dt = time_step(table[:, times[0]], "the record") if times else None
     model = identify_record(
         u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable
     )

@@ -160,9 +160,9 @@ class IdentifiedModel(Reduction):
         >>> print(hankelred.identify(u, y, 1, dt=0.5).summary())
         order 1, dt = 0.5, 400 samples in 1 record
         output     fit  held back  white residual  independent of input
-        0       0.9...     0.9...         0...                 0...
-        pole    standard error  frequency  damping
-        0.8...          0.00...     0.4...    1.000
+        0       0.9... 0.9... 0... 0...
+        pole     standard error  frequency (rad/s)  damping
+        0.80... 0.001... 0.44... 1.0000
         """
         return summary_table(
             self.order,
