@@ -276,7 +276,11 @@ def _count_states(n: int) -> str:
 
 
 def _frequency_response(model: LinearModel, w: Array) -> Array:
-    return FrequencyResponse(*model.as_tuple(), discrete=model.is_discrete)(w)
+    response = FrequencyResponse(*model.as_tuple(), discrete=model.is_discrete)(w)
+    points = np.exp(1j * w) if model.is_discrete else 1j * w
+    for power, D in enumerate(model.improper, 1):
+        response = response + points[:, None, None] ** power * D
+    return response
 
 
 def _frequencies(model: LinearModel) -> Array:
