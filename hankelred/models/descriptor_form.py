@@ -15,8 +15,7 @@ columns scaled, so that a row of zeros, a floating capacitor or a voltage source
 the units of the rest. Unlike the QZ algorithm, which returns an infinite pole of index k at about eps^(-1/k),
 every decision is one about singular values near eps.
 
-Source: Van Dooren, Linear Algebra Appl. 27 (1979); Miminis, in Proc. ICCS Singapore (1993), for the deflation
-from both sides.
+Source: Van Dooren, Linear Algebra Appl. 27 (1979), here from both sides at once.
 """
 
 from __future__ import annotations
