@@ -1,6 +1,7 @@
 """Speed of realization against python-control; fits on real records against nfoursid, SIPPY, python-control.
 
     python benchmarks/bench_identification.py hankel
+    python benchmarks/bench_identification.py synthetic [--count 200] [--first 0]
     python benchmarks/bench_identification.py records [--swap] [--shared ../shared] [NAME ...]
 
 For each record a model is estimated from the first half and tested by its fit on the second half. The same
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
+from _synthetic_records import random_record
 
 import hankelred
 
@@ -186,6 +188,40 @@ def bench_records(folder: Path, names: list[str], swap: bool) -> None:
     )
 
 
+def bench_synthetic(first: int, count: int) -> None:
+    """Print how near the models of synthetic records come to the true process on the half not seen."""
+    shares, errors, orders, near, seconds = [], [], [], [], []
+    failures = 0
+    for seed in range(first, first + count):
+        r = random_record(seed)
+        start = time.process_time()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", hankelred.ReductionWarning)
+                model = hankelred.identify(r.u, r.y)
+        except hankelred.HankelredError as error:
+            failures += 1
+            print(f"seed {seed}: {error}", flush=True)
+            continue
+        seconds.append(time.process_time() - start)
+        s, offset = model.system, model.output_offset[:, None]
+        matrices, u = (s.A, s.B, s.C, s.D), r.test_u - model.input_offset[:, None]
+        size = np.linalg.norm(r.test_y - r.test_y.mean(axis=1, keepdims=True), axis=1)
+        of_truth = float(np.mean(1 - np.linalg.norm(r.test_y - r.test_clean, axis=1) / size))
+        if of_truth > 0.2:  # else the disturbance is most of the output
+            shares.append(fit(matrices, u, r.test_y - offset) / of_truth)
+        errors.append(1 - fit(matrices, u, r.test_clean - offset))
+        if not r.delay:
+            orders.append(model.order - r.order)
+            near.append(abs(orders[-1]) <= 1)
+    print(
+        f"{count} records, {failures} refused; fit of the measured output relative to the true model's: "
+        f"median {np.median(shares):.4f}, at least .98 on {np.mean(np.array(shares) >= 0.98):.0%}; error of "
+        f"the undisturbed output: median {np.median(errors):.4f}; order within one of the truth on "
+        f"{np.mean(near):.0%} (mean difference {np.mean(orders):+.1f}); {np.median(seconds):.2f} CPU seconds"
+    )
+
+
 def bench_hankel() -> None:
     import control
 
@@ -232,7 +268,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["hankel", "records"])
+    parser.add_argument("what", choices=["hankel", "records", "synthetic"])
+    parser.add_argument("--count", type=int, default=200, help="number of synthetic records")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first of them")
     parser.add_argument("names", nargs="*", help="records (default: all)")
     default = os.environ.get("HANKELRED_SHARED", Path(__file__).parents[1] / "../shared")
     parser.add_argument("--swap", action="store_true", help="estimate on the second half, score on the first")
@@ -240,6 +278,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "hankel":
         bench_hankel()
+    elif args.what == "synthetic":
+        bench_synthetic(args.first, args.count)
     else:
         bench_records(args.shared / "data" / "sysid", args.names or list(RECORDS), args.swap)
 
