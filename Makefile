@@ -51,6 +51,7 @@ check-site: docs  ## open every page in a headless browser; needs Chromium or Ch
 bench: $(VENV)/.develop  ## accuracy and speed against python-control, slycot, pyMOR and scipy
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/bench_reduction.py
+	$(BIN)/python benchmarks/bench_models.py
 
 results: $(VENV)/.develop  ## the comparisons of docs/results.md; takes hours, finished parts are not repeated
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py run comparisons

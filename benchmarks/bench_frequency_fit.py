@@ -142,8 +142,8 @@ def rows(name: str, system: Any, noise: float) -> Iterator[str]:
     exact_values, exact = response(system, omega), response(system, test)
     ours.noise = noise  # type: ignore[attr-defined]
     for method, fit in METHODS.items():
-        if method == "scipy AAA" and exact[0].size > 1:
-            continue
+        if exact[0].size > 1 and method in ("scipy AAA", "hankelred, order chosen"):
+            continue  # AAA has one channel; the order of the space station is far above 80
         distances, unstable, seconds = [], 0, 0.0
         for seed in range(DRAWS if noise and "chosen" not in method else 1):
             rng = np.random.default_rng(seed)

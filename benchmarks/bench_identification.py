@@ -1,6 +1,7 @@
-"""Speed of realization against python-control, and fits on real records against nfoursid and python-control.
+"""Speed of realization against python-control; fits on real records against nfoursid, SIPPY, python-control.
 
     python benchmarks/bench_identification.py hankel
+    python benchmarks/bench_identification.py synthetic [--count 200] [--first 0]
     python benchmarks/bench_identification.py records [--swap] [--shared ../shared] [NAME ...]
 
 For each record a model is estimated from the first half and tested by its fit on the second half. The same
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
+from _synthetic_records import random_record
 
 import hankelred
 
@@ -43,8 +45,10 @@ RECORDS: dict[str, tuple[list[int], list[int], float]] = {
     "steamgen": ([1, 2, 3, 4], [5, 6, 7, 8], 3.0),
 }
 ORDERS = range(1, 11)
+#: a difference of fits below this is none
+MARGIN = 0.01
 Matrices = tuple[Any, Any, Any, Any]
-Method = Callable[[Any, Any], Iterator[tuple[tuple[int, int], Matrices]]]
+Method = Callable[[Any, Any], Iterator[tuple[tuple[Any, ...], Matrices]]]
 
 
 def fit(model: Matrices, u: Any, y: Any) -> float:
@@ -97,9 +101,39 @@ def control_era(u: Any, y: Any) -> Iterator[tuple[tuple[int, int], Matrices]]:
             yield (count, order), (s.A, s.B, s.C, s.D)
 
 
+def sippy(u: Any, y: Any) -> Iterator[tuple[tuple[Any, ...], Matrices]]:
+    import contextlib
+    import io
+
+    import control
+    from sippy_unipi import system_identification
+
+    for method in ("N4SID", "CVA", "MOESP"):
+        for rows in (10, 20) if len(u) > 1 else (10, 20, 30):
+            for order in ORDERS:
+                try:
+                    with contextlib.redirect_stdout(io.StringIO()):
+                        s = system_identification(
+                            y, u, method, SS_f=rows, SS_p=rows, SS_fixed_order=order, SS_D_required=True
+                        )
+                except Exception:  # the package raises on some orders; they are then not candidates
+                    continue
+                yield (method, rows, order), (s.A, s.B, s.C, s.D)
+    if len(u) > 1 or len(y) > 1:
+        return
+    for order in ORDERS:
+        for delay in (0, 1, 2, 3):
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    s = control.ss(system_identification(y, u, "ARX", ARX_orders=[order, order, delay]).G)
+            except Exception:
+                continue
+            yield ("ARX", delay, order), (s.A, s.B, s.C, s.D)
+
+
 def peer(
     method: Method, first: tuple[Any, Any], second: tuple[Any, Any]
-) -> tuple[float, tuple[int, int], float]:
+) -> tuple[float, tuple[Any, ...], float]:
     """Return the fit with the setting chosen on validation samples, that setting, and the best fit."""
     u, y = first
     cut = int(0.7 * u.shape[1])
@@ -110,9 +144,10 @@ def peer(
 
 
 def bench_records(folder: Path, names: list[str], swap: bool) -> None:
-    heads = "record, hankelred, order, CPU seconds, nfoursid, control, at least the best, best in hindsight"
+    heads = "record, hankelred, order, CPU seconds, nfoursid, SIPPY, control, at least the best minus .01, "
+    heads += "best in hindsight"
     print(f"| {heads.replace(', ', ' | ')} |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     won = won_hindsight = 0
     for name in names:
         cols_u, cols_y, dt = RECORDS[name]
@@ -135,17 +170,55 @@ def bench_records(folder: Path, names: list[str], swap: bool) -> None:
             warnings.simplefilter("ignore")
             n4, n4_key, n4_best = peer(nfoursid, first, second)
             era, era_key, era_best = peer(control_era, first, second)
-        ok, hindsight = our_fit >= max(n4, era), our_fit >= max(n4_best, era_best)
+            sip, sip_key, sip_best = peer(sippy, first, second)
+        ok = our_fit >= max(n4, era, sip) - MARGIN
+        hindsight = our_fit >= max(n4_best, era_best, sip_best) - MARGIN
         won, won_hindsight = won + ok, won_hindsight + hindsight
         print(
             f"| {name} | {our_fit:.4f} | {model.order} | {seconds:.1f} "
             f"| {n4:.4f} (rows {n4_key[0]}, order {n4_key[1]}) "
+            f"| {sip:.4f} ({', '.join(map(str, sip_key))}) "
             f"| {era:.4f} ({era_key[0]} parameters, order {era_key[1]}) "
-            f"| {'yes' if ok else 'no'} | {max(n4_best, era_best):.4f} ({'yes' if hindsight else 'no'}) |",
+            f"| {'yes' if ok else 'no'} "
+            f"| {max(n4_best, era_best, sip_best):.4f} ({'yes' if hindsight else 'no'}) |",
             flush=True,
         )
     print(
         f"\nat least the best peer on {won} of {len(names)}; of peers tuned in hindsight on {won_hindsight}"
+    )
+
+
+def bench_synthetic(first: int, count: int) -> None:
+    """Print how near the models of synthetic records come to the true process on the half not seen."""
+    shares, errors, orders, near, seconds = [], [], [], [], []
+    failures = 0
+    for seed in range(first, first + count):
+        r = random_record(seed)
+        start = time.process_time()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", hankelred.ReductionWarning)
+                model = hankelred.identify(r.u, r.y)
+        except hankelred.HankelredError as error:
+            failures += 1
+            print(f"seed {seed}: {error}", flush=True)
+            continue
+        seconds.append(time.process_time() - start)
+        s, offset = model.system, model.output_offset[:, None]
+        matrices, u = (s.A, s.B, s.C, s.D), r.test_u - model.input_offset[:, None]
+        size = np.linalg.norm(r.test_y - r.test_y.mean(axis=1, keepdims=True), axis=1)
+        of_truth = float(np.mean(1 - np.linalg.norm(r.test_y - r.test_clean, axis=1) / size))
+        if of_truth > 0.2:  # else the disturbance is most of the output
+            shares.append(fit(matrices, u, r.test_y - offset) / of_truth)
+        errors.append(1 - fit(matrices, u, r.test_clean - offset))
+        if not r.delay:
+            orders.append(model.order - r.order)
+            near.append(abs(orders[-1]) <= 1)
+    print(
+        f"{count} records, {failures} refused; fit of the measured output relative to the true model's: "
+        f"median {np.median(shares):.4f}, at least .98 on {np.mean(np.array(shares) >= 0.98):.0%}; error of "
+        f"the undisturbed output: median {np.median(errors):.4f}; order within one of the truth on "
+        f"{np.mean(near):.0%} (mean difference {np.mean(orders):+.1f}); {np.median(seconds):.2f} CPU seconds"
     )
 
 
@@ -195,7 +268,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["hankel", "records"])
+    parser.add_argument("what", choices=["hankel", "records", "synthetic"])
+    parser.add_argument("--count", type=int, default=200, help="number of synthetic records")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first of them")
     parser.add_argument("names", nargs="*", help="records (default: all)")
     default = os.environ.get("HANKELRED_SHARED", Path(__file__).parents[1] / "../shared")
     parser.add_argument("--swap", action="store_true", help="estimate on the second half, score on the first")
@@ -203,6 +278,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "hankel":
         bench_hankel()
+    elif args.what == "synthetic":
+        bench_synthetic(args.first, args.count)
     else:
         bench_records(args.shared / "data" / "sysid", args.names or list(RECORDS), args.swap)
 

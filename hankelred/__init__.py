@@ -24,6 +24,7 @@ if _typing.TYPE_CHECKING:
     from .identification.frequency_fit.frequency_fit import FrequencyFit, fit_frequency_response
     from .identification.identify import Comparison, IdentifiedModel, identify
     from .identification.markov import MarkovParameters, markov_parameters
+    from .identification.system_identifier import SystemIdentifier
     from .models.modal import ModalSystem, modal_form
     from .models.second_order import SecondOrderModel
     from .reduction.balancing import balanced_realization, hankel_singular_values
@@ -46,6 +47,7 @@ _MODULES = {
     ".identification.frequency_fit.frequency_fit": ("FrequencyFit", "fit_frequency_response"),
     ".identification.identify": ("Comparison", "IdentifiedModel", "identify"),
     ".identification.markov": ("MarkovParameters", "markov_parameters"),
+    ".identification.system_identifier": ("SystemIdentifier",),
     ".models.modal": ("ModalSystem", "modal_form"),
     ".models.second_order": ("SecondOrderModel",),
     ".reduction.balancing": ("balanced_realization", "hankel_singular_values"),
@@ -92,6 +94,7 @@ __all__ = [
     "Reduction",
     "ReductionWarning",
     "SecondOrderModel",
+    "SystemIdentifier",
     "UnstableError",
     "balanced_realization",
     "compare_methods",

@@ -29,15 +29,23 @@ def _unsorted(*pole: float) -> None:
     """Fill the argument of LAPACK that chooses which poles are first; it is not called."""
 
 
+def is_block_triangular(A: Array) -> bool:
+    """Return whether a matrix is upper triangular with blocks of one and two states, as of separate modes."""
+    if np.any(A[2:, :1]) or np.any(A[-1:, :-2]):  # most matrices end here
+        return False
+    below = np.flatnonzero(np.diagonal(A, -1))
+    return not np.any(below[1:] == below[:-1] + 1) and not np.any(np.tril(A, -2))
+
+
 def is_quasi_triangular(A: Array) -> bool:
     """Return whether a matrix is in Schur form already, in the standard form of LAPACK."""
-    if np.any(np.tril(A, -2)):
+    if not is_block_triangular(A):
         return False
     below = np.diagonal(A, -1)
     first = np.flatnonzero(below)
     if first.size == 0:
         return True
-    if np.iscomplexobj(A) or np.any(np.diff(first) == 1):
+    if np.iscomplexobj(A):
         return False
     diagonal = np.diagonal(A)
     standard = (diagonal[first] == diagonal[first + 1]) & (below[first] * np.diagonal(A, 1)[first] < 0)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from .._util.reading import checked_suffix
 from ..errors import FileFormatError, HankelredError, in_one_line
 from ..files import write_model
 from ..identification.records import choose_columns, describe_columns, read_columns
+from ..identification.tables import TIME_NAMES, time_step
 from .console import check_picture, check_target, count, force_option, save_picture, timestep
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     "--inputs", default="", help="Input columns: numbers from 0, or header names, with commas. [required]"
 )
 @click.option("--outputs", default="", help="Output columns, in the same form. [required]")
-@click.option("--dt", type=float, help="Sampling time in seconds (default: unspecified).")
+@click.option(
+    "--dt",
+    type=float,
+    help="Sampling time in seconds (default: that of a column named time, else unspecified).",
+)
 @click.option("--order", type=int, help="Number of states (default: chosen on the last 30 % of the record).")
 @click.option("--unstable", is_flag=True, help="Allow poles outside the unit circle.")
 @click.option(
@@ -80,6 +85,10 @@ def identify(
     if duplicates:
         raise FileFormatError(f"column {duplicates[0]} is both an input and an output")
     u, y = table[:, input_columns].T, table[:, output_columns].T
+    if dt is None:
+        times = [k for k, name in enumerate(names or []) if name.lower() in TIME_NAMES]
+        times = [k for k in times if k not in (*input_columns, *output_columns)]
+        dt = time_step(table[:, times[0]], "the record") if times else None
     model = identify_record(
         u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable
     )
@@ -103,24 +112,13 @@ def _comma_separated(text: str) -> list[str]:
 
 def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str], ax: Any) -> None:
     """Replace `ax` by the spectrum and, below it, every output as measured and as simulated."""
-    from ..plotting.draw import FULL, REDUCED
     from ..reduction.plots import plot_hankel_singular_values
 
     figure = ax.figure
     ax.remove()
     p = y.shape[0]
-    figure.set_size_inches(8, 3.2 + 1.8 * p)
-    axes = figure.subplots(p + 1, 1, height_ratios=[1.6] + [1] * p)
-    plot_hankel_singular_values(model, ax=axes[0])
+    figure.set_size_inches(8, 3.2 + 2.4 * p)
+    above, below = figure.subplots(2, 1, height_ratios=[1.3, p])
+    plot_hankel_singular_values(model, ax=above)
     simulated = model.compare(u, y)
-    step = 1.0 if model.model.dt is True else float(model.model.dt or 1.0)
-    time = np.arange(y.shape[1]) * step
-    for i in range(p):
-        output_axes = axes[i + 1]
-        output_axes.plot(time, y[i], color=FULL, lw=1.2, label="measured")
-        output_axes.plot(
-            time, simulated.output[i], color=REDUCED, lw=1.0, label=f"simulated, fit {simulated.fit[i]:.3f}"
-        )
-        output_axes.set_ylabel(labels[i])
-        output_axes.legend(loc="upper right", fontsize="small")
-    axes[-1].set_xlabel("time in seconds" if model.model.dt is not True else "sample")
+    replace(simulated, output_labels=tuple(labels)).plot(ax=below)

@@ -302,6 +302,14 @@ def print_reduction(system: Any, reduction: Reduction) -> None:
     click.echo(f"{describe(system)} -> order {reduction.order} by {reduction.method}")
     click.echo(f"error bound (H-infinity): {bound:.6e}")
     click.echo(f"true error  (H-infinity): {error:.6e}")
+    if isinstance(reduction.model, LinearModel) and reduction.model.infinite is not None:
+        degree = len(reduction.improper)
+        kind = f"improper of degree {degree}, kept exactly" if degree else "proper"
+        n = reduction.model.infinite.n_states
+        click.echo(
+            f"singular E: {reduction.finite_order} finite poles of {n} states, {kind} (gap "
+            f"{reduction.infinite_gap:.1e})"
+        )
     if reduction.unstable_order:
         click.echo(f"unstable or marginal states kept exactly: {reduction.unstable_order}")
     click.echo(f"solver: {reduction.solver}, residual {reduction.residual:.1e}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from .triangular_factor import TriangularFactor
 _FORMAT = 1
 #: The largest sample magnitude: larger ones could overflow in the factor.
 _MAX_SAMPLE = 1e300
+#: Bytes of samples that are read at a time.
+_BLOCK_BYTES = 2**25
 
 
 class GramianEstimator(Shared):
@@ -102,6 +104,8 @@ class GramianEstimator(Shared):
         ----------
         states : array_like (n_states, samples)
             Time last; real or complex. A 1-D array is accepted for one state. An empty array changes nothing.
+            An array that is not in memory (a memory map, an HDF5 or zarr array, a dask array) is read in
+            blocks of samples of 32 MiB, or of one chunk where that is larger.
 
         Raises
         ------
@@ -116,6 +120,24 @@ class GramianEstimator(Shared):
         array([[2., 0.],
                [0., 4.]])
         """
+        blocks = _blocks(states)
+        first = next(blocks)
+        rest = next(blocks, None)
+        if rest is None:
+            self._push(self._checked(first, 0))
+            return
+        # the estimate changes only after all blocks have been read without an error
+        added = GramianEstimator(self.n_states, forgetting=self.forgetting)
+        start = 0
+        for block in _chained(first, rest, blocks):
+            x = self._checked(block, start)
+            added._push(x)
+            start += x.shape[1]
+        triangle, samples, _ = added._content()
+        self._push_weighted(triangle, samples)
+
+    def _checked(self, states: npt.ArrayLike, start: int) -> Array:
+        """Check samples, the first of which has the number `start`."""
         x = as_numbers(states, "states")
         if x.ndim == 1 and self.n_states == 1:
             x = x[None, :]
@@ -128,19 +150,26 @@ class GramianEstimator(Shared):
         if not np.all(np.isfinite(x)):
             state, sample = np.argwhere(~np.isfinite(x))[0]
             raise HankelredError(
-                f"states[{state}, {sample}] is {x[state, sample]}; every sample must be finite: "
+                f"states[{state}, {start + sample}] is {x[state, sample]}; every sample must be finite: "
                 "leave out or repair the bad samples"
             )
-        samples = x.shape[1]
-        if samples == 0:
-            return
-        if np.abs(x).max() > _MAX_SAMPLE:
+        if np.abs(x).max(initial=0.0) > _MAX_SAMPLE:
             raise HankelredError(
                 f"the samples are as large as {np.abs(x).max():.1e}; the largest that can be summed is "
                 f"{_MAX_SAMPLE:.0e}: choose other units"
             )
+        return x
+
+    def _push(self, x: Array) -> None:
+        samples = x.shape[1]
+        if samples == 0:
+            return
         if self.forgetting < 1:
             x = x * self.forgetting ** (np.arange(samples - 1, -1, -1) / 2)
+        self._push_weighted(x.conj().T, samples)
+
+    def _push_weighted(self, rows: Array, samples: int) -> None:
+        """Add rows in which so many samples have their weights already."""
         with self._lock:
             if self.forgetting < 1:
                 remains = self.forgetting**samples
@@ -148,7 +177,7 @@ class GramianEstimator(Shared):
                 self.weight = self.weight * remains + (1 - remains) / (1 - self.forgetting)
             else:
                 self.weight += samples
-            self._factor.push(x.conj().T)
+            self._factor.push(rows)
             self.n_samples += samples
 
     def _content(self) -> tuple[Array, int, float]:
@@ -180,18 +209,47 @@ class GramianEstimator(Shared):
         >>> a.merge(b).gramian() * 3
         array([[11.]])
         """
-        if not isinstance(other, GramianEstimator):
-            raise HankelredError(f"can only merge a GramianEstimator, got {type(other).__name__}")
-        for name in ("n_states", "forgetting"):
-            value, other_value = getattr(self, name), getattr(other, name)
-            if value != other_value:
-                raise HankelredError(f"cannot merge estimators with {name} {value} and {other_value}")
-        merged = GramianEstimator(self.n_states, forgetting=self.forgetting)
-        for part in (self, other):
+        return GramianEstimator.merge_all([self, other])
+
+    @staticmethod
+    def merge_all(estimators: Iterable[GramianEstimator]) -> GramianEstimator:
+        """Return a new estimator of the samples of all, as those of the processes of a parallel run.
+
+        Parameters
+        ----------
+        estimators : iterable of GramianEstimator
+            At least one, with the same number of states and the same forgetting factor; as in :meth:`merge`.
+            They are read one after the other, so that a generator may load them from files.
+
+        Raises
+        ------
+        HankelredError
+            There is none, or the numbers of states or the forgetting factors differ.
+
+        Examples
+        --------
+        >>> shards = [GramianEstimator(1) for _ in range(3)]
+        >>> for k, shard in enumerate(shards):
+        ...     shard.update([float(k)])
+        >>> GramianEstimator.merge_all(shards).gramian() * 3
+        array([[5.]])
+        """
+        merged: GramianEstimator | None = None
+        for part in estimators:
+            if not isinstance(part, GramianEstimator):
+                raise HankelredError(f"can only merge a GramianEstimator, got {type(part).__name__}")
+            if merged is None:
+                merged = GramianEstimator(part.n_states, forgetting=part.forgetting)
+            for name in ("n_states", "forgetting"):
+                value, other_value = getattr(merged, name), getattr(part, name)
+                if value != other_value:
+                    raise HankelredError(f"cannot merge estimators with {name} {value} and {other_value}")
             triangle, samples, weight = part._content()
             merged._factor.push(triangle)
             merged.n_samples += samples
             merged.weight += weight
+        if merged is None:
+            raise HankelredError("there is no estimator to merge; pass at least one")
         return merged
 
     def factor(self) -> Array:
@@ -341,3 +399,31 @@ class GramianEstimator(Shared):
             raise FileFormatError(f"a factor of shape {triangle.shape} does not fit {loaded.n_states} states")
         loaded._factor.push(triangle)
         return loaded
+
+
+def _blocks(states: Any) -> Iterator[Any]:
+    """Yield an array in memory as it is, and any other in blocks of samples."""
+    shape, dtype = getattr(states, "shape", None), getattr(states, "dtype", None)
+    # tables of pandas are in memory, and are not indexed by position
+    lazy = isinstance(states, np.memmap) or not (isinstance(states, np.ndarray) or hasattr(states, "iloc"))
+    if not (lazy and isinstance(shape, tuple) and len(shape) == 2 and hasattr(states, "__getitem__")):
+        yield states
+        return
+    itemsize = getattr(dtype, "itemsize", 8)
+    width = max(1, _BLOCK_BYTES // max(1, int(shape[0]) * itemsize))
+    if shape[1] <= width:
+        yield states
+        return
+    chunks = getattr(states, "chunks", None)
+    if isinstance(chunks, tuple) and len(chunks) == 2:
+        # whole chunks: each would otherwise be read, or computed, several times
+        chunk = max(chunks[1]) if isinstance(chunks[1], tuple) else int(chunks[1])
+        width = max(chunk, width // chunk * chunk)
+    for start in range(0, int(shape[1]), width):
+        yield states[:, start : start + width]
+
+
+def _chained(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield second
+    yield from rest

@@ -7,8 +7,8 @@ The solvers return factors L of both Gramians of a stable system, W = L L^H; W i
    `CLOSED_FORM_CONDITION` or more: its eigenvectors are orthogonal and cost a fifth of a Schur form.
 2. Factored Smith doubling (:mod:`.smith`), unless one of these holds:
    the system is in continuous time and has at most `SMALL_SIZE` states, where calls cost more than sums;
-   it has at most `SCHUR_FIRST_SIZE` states, so that a Schur form costs little, and by its poles more than
-   `MAX_DOUBLINGS_CONTINUOUS` squarings are needed;
+   it has at most `SCHUR_FIRST_SIZE` states, or separate modes, so that a Schur form costs little, and by its
+   poles more than `MAX_DOUBLINGS_CONTINUOUS` squarings are needed;
    the stability tolerance is above `EXPLICIT_POLES_TOL`, so that the poles must be known;
    the system has more than `FULL_RANK_SIZE` states, and extrapolation from the first Krylov columns predicts
    factors of more than `FULL_RANK_SHARE` of full rank, or the factors grow to that;
@@ -29,14 +29,15 @@ import numpy as np
 import scipy.linalg as sla
 from scipy.linalg.lapack import dsyevd, zheevd
 
-from .._util.arrays import Array, schur_poles
+from .._util.arrays import Array
+from .._util.schur import is_block_triangular
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
 from ..models.linear_model import LinearModel
 from ..models.scaling import ScaledSystem, gain_exponent, scale_system
 from .cauchy import cauchy_factor
 from .hammarling import hammarling_factors
-from .smith import MAX_DOUBLINGS_CONTINUOUS, doublings_needed, rounding_of_growth, smith_factors
+from .smith import MAX_DOUBLINGS_CONTINUOUS, doublings_needed, smith_factors
 from .stability import SchurSplit, is_stable_pole, matrix_size, split_schur
 
 #: A stability tolerance above this needs the poles, so doubling is skipped.
@@ -134,7 +135,7 @@ def factorize(model: LinearModel, stability_tol: float, *, both: bool = True) ->
             return diagonal
     parts = None
     doubling = stability_tol <= EXPLICIT_POLES_TOL
-    if not discrete and A.shape[0] <= SCHUR_FIRST_SIZE:
+    if not discrete and (A.shape[0] <= SCHUR_FIRST_SIZE or is_block_triangular(A)):
         parts = split_schur(A, discrete=False, tol=stability_tol)
         doubling = (
             doubling and A.shape[0] > SMALL_SIZE and doublings_by_poles(parts) <= MAX_DOUBLINGS_CONTINUOUS
@@ -156,9 +157,9 @@ def factorize(model: LinearModel, stability_tol: float, *, both: bool = True) ->
 
 def doublings_by_poles(parts: SchurSplit) -> float:
     """Return how many doublings a continuous system needs, by its poles; inf where one is not stable."""
-    if parts.T_unstable.size:
+    poles = parts.poles
+    if poles is None:
         return math.inf
-    poles = schur_poles(parts.T_stable)
     sizes = np.abs(poles)
     shift = math.sqrt(float(sizes.max()) * float(sizes.min()))
     slowest = float(np.abs((shift + poles) / (shift - poles)).max())
@@ -244,7 +245,7 @@ def _factorize_schur(
         Lc, Lo = hammarling_factors(Tc, Q.conj().T @ Bs, observed @ Q, discrete=True)
         Lc, Lo = real_factor(Q @ Lc), real_factor(Q @ Lo)
     else:
-        Lc, Lo = hammarling_factors(T, Bs, observed, discrete=discrete)
+        Lc, Lo = hammarling_factors(T, Bs, observed, discrete=discrete, poles=parts.poles)
     residual = _residual(T, Bs, observed, Lc, Lo, discrete)
     if not residual <= ACCEPTED_RESIDUAL:
         raise ConvergenceError(
@@ -254,10 +255,7 @@ def _factorize_schur(
         )
     unstable = (parts.T_unstable, B[n:], C[:, n:])
     bases = parts.right, parts.left
-    rounding = rounding_of_growth(T, Lc, Lo, discrete=discrete)
-    return _factored_system(
-        system, (T, Bs, Cs), Lc, Lo, unstable, "hammarling", residual, bases, rounding=rounding
-    )
+    return _factored_system(system, (T, Bs, Cs), Lc, Lo, unstable, "hammarling", residual, bases)
 
 
 def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> FactoredSystem:

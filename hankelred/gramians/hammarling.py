@@ -43,12 +43,14 @@ LIGHT_DAMPING = 1e-4
 HALF = math.sqrt(0.5)
 
 
-def hammarling_factors(T: Array, B: Array, C: Array, *, discrete: bool) -> tuple[Array, Array]:
+def hammarling_factors(
+    T: Array, B: Array, C: Array, *, discrete: bool, poles: Array | None = None
+) -> tuple[Array, Array]:
     """Return Lc and Lo of a stable system whose T is in Schur form, both (n, n).
 
-    Discrete time takes complex Schur form only.
+    Discrete time takes complex Schur form only. ``poles`` are those of T, if known.
     """
-    one_equation = not (discrete or _has_light_damping(T))
+    one_equation = not (discrete or _has_light_damping(schur_poles(T) if poles is None else poles))
     Lc = _factor(T, B, discrete, one_equation)
     # T^H is lower triangular; with the states in reverse order it is upper triangular again
     Lo = _factor(T[::-1, ::-1].conj().T, C.conj().T[::-1], discrete, one_equation)
@@ -66,8 +68,7 @@ def _factor(T: Array, B: Array, discrete: bool, one_equation: bool) -> Array:
     return hammarling(T, B, discrete=discrete, one_equation=one_equation)
 
 
-def _has_light_damping(T: Array) -> bool:
-    poles = schur_poles(T)
+def _has_light_damping(poles: Array) -> bool:
     return bool(np.any(-poles.real < LIGHT_DAMPING * np.abs(poles)))
 
 

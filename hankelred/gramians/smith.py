@@ -105,7 +105,7 @@ def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResul
             Lc = _sum_of_powers(power, Lc, products, tolerance)
             Lo = _sum_of_powers(power.conj().T, Lo, products, tolerance)
             return SmithResult(Lc, Lo, rounding=_rounding_of_squarings(A, large_squarings, Lc, Lo))
-        if norm > NEARLY_NORMAL and _spectral_norm(power) > NEARLY_NORMAL:
+        if norm > NEARLY_NORMAL and _spectral_norm(power, NEARLY_NORMAL) >= NEARLY_NORMAL:
             large_squarings = squaring + 1
         Lc = compress(np.concatenate([Lc, power @ Lc], axis=1), tolerance)
         Lo = compress(np.concatenate([Lo, power.conj().T @ Lo], axis=1), tolerance)
@@ -135,7 +135,7 @@ def _remaining_products(power: Array, norm: float, width: int, *, thin_is_cheap:
         n
     ):  # then the spectral norm, which is larger than norm / sqrt(n), is too
         return None
-    size = _spectral_norm(power)
+    size = _spectral_norm(power, CONTRACTION)
     if not size < CONTRACTION:
         return None
     products = math.ceil(math.log(EPS / 4) / math.log(max(size, EPS / 4)))
@@ -145,14 +145,17 @@ def _remaining_products(power: Array, norm: float, width: int, *, thin_is_cheap:
     return None
 
 
-def _spectral_norm(A: Array) -> float:
-    """Estimate the largest singular value from below by the power method, mostly within a few percent."""
+def _spectral_norm(A: Array, enough: float) -> float:
+    """Estimate the largest singular value from below by the power method, mostly within a few percent.
+
+    The first estimate that is large enough is returned.
+    """
     v = _start_vector(A.shape[1])
     norm = 0.0
     for _ in range(6):
         image = A @ (v / max(_length(v), np.finfo(float).tiny))
         norm = _length(image)
-        if norm >= CONTRACTION:
+        if norm >= enough:
             break
         v = A.conj().T @ image
     return norm
@@ -170,19 +173,6 @@ def _rounding_of_squarings(A: Array, count: int, Lc: Array, Lo: Array) -> float:
         rounding += EPS * math.sqrt(float(outputs @ (squares @ (squares @ inputs))))
         power = power @ power
     return rounding
-
-
-def rounding_of_growth(A: Array, Lc: Array, Lo: Array, *, discrete: bool) -> float:
-    """Return what a relative change of eps of A changes Lo^H Lc by where powers of A grow, otherwise 0.
-
-    In continuous time this is the A of the Cayley transform.
-    """
-    if A.shape[0] == 0:
-        return 0.0
-    transformed = (A,) if discrete else cayley(A, A[:, :0], A[:0])
-    if transformed is None or not _spectral_norm(transformed[0]) > NEARLY_NORMAL:
-        return 0.0
-    return EPS * float(np.linalg.norm(transformed[0]) * np.linalg.norm(Lc) * np.linalg.norm(Lo))
 
 
 @lru_cache(maxsize=4)

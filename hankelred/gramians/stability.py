@@ -23,13 +23,15 @@ class SchurSplit:
     """A system in two uncoupled parts, the stable one in Schur form.
 
     ``right`` and ``left`` are (n, n) with left^H right = 1 and left^H A right block diagonal; the
-    first ``n_stable`` columns belong to the stable part. ``T_unstable`` has the marginal poles too.
+    first ``n_stable`` columns belong to the stable part. ``T_unstable`` has the marginal poles too. ``poles``
+    are the poles if all are stable.
     """
 
     T_stable: Array
     T_unstable: Array
     right: Array
     left: Array
+    poles: Array | None = None
 
     @property
     def n_stable(self) -> int:
@@ -79,10 +81,11 @@ def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
     n = A.shape[0]
     size = matrix_size(A)
     T, Z = schur_form(A)
-    stable = _classify(T, size, discrete=discrete, tol=tol)
+    poles = schur_poles(T)
+    stable = _classify(T, poles, size, discrete=discrete, tol=tol)
     n_stable = int(np.count_nonzero(stable))
     if n_stable == n:
-        return SchurSplit(T, np.zeros((0, 0), T.dtype), Z, Z)
+        return SchurSplit(T, np.zeros((0, 0), T.dtype), Z, Z, poles)
     if n_stable == 0:
         return SchurSplit(np.zeros((0, 0), T.dtype), T, Z, Z)
     T, Z = _reorder(T, Z, stable)
@@ -113,8 +116,7 @@ def _reorder(T: Array, Z: Array, stable: Array) -> tuple[Array, Array]:
     return result[0], result[1]
 
 
-def _classify(T: Array, size: float, *, discrete: bool, tol: float) -> Array:
-    poles = schur_poles(T)
+def _classify(T: Array, poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
     stable = is_stable_pole(poles, size, discrete=discrete, tol=tol)
     distance = 1 - np.abs(poles) if discrete else -poles.real
     # Rounding splits a multiple pole on the boundary (a double integrator) into a cluster around it, with

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from ..reduction.balancing import hankel_singular_values
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
 from ..reduction.reduce import Reduction, make_reduction
+from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
 from .hankel_svd import NOISE_NORM
+from .missing import without_missing
 from .order_selection import (
     MAX_LEADING_ZEROS,
     MAX_ORDER,
@@ -40,9 +42,19 @@ from .records import (
     refuse_constant_channels,
     refuse_dependent_inputs,
 )
+from .summary import draw_simulation, summary_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Fit to the validation samples below which `identify` warns.
 _POOR_FIT = 0.1
+#: Feedback is suspected if the residual is less likely than this to be independent of later inputs, and this
+#: many times as correlated with them as with earlier ones.
+_FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
+#: Residuals as small as this are no noise.
+_NOISE_FREE_FIT = 1e-4
+_BRIDGING_PASSES = 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,6 +105,89 @@ class IdentifiedModel(Reduction):
         _refuse_static(order)
         return _with_fit(make_reduction(self.source, order))
 
+    def simulated_outputs(self) -> list[Array]:
+        """Return the simulated outputs (p, T) of every record that the model was identified from."""
+        errors = self._residuals()
+        return [y - e for y, e in zip(self._records()[1], errors, strict=True)]
+
+    def _records(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Return inputs and outputs without the zeros before a step test."""
+        problem: IdentificationProblem = self.source.problem  # type: ignore[attr-defined]
+        return (
+            tuple(u[:, problem.n_zeros :] for u in problem.data.inputs),
+            tuple(y[:, problem.n_zeros :] for y in problem.data.outputs),
+        )
+
+    def _residuals(self) -> list[Array]:
+        selected: SelectedModel = self.source.model_of_order(self.order)  # type: ignore[attr-defined]
+        n_zeros = self.source.problem.n_zeros  # type: ignore[attr-defined]
+        errors = residuals(selected.model, selected.data.inputs, selected.data.outputs)
+        return [e[:, n_zeros:] * selected.data.output_scale[:, None] for e in errors]
+
+    def residual_test(self) -> ResidualTest:
+        """Test whether the residuals are white, and independent of earlier and later inputs.
+
+        Returns
+        -------
+        ResidualTest
+            With probabilities, correlations, and their bounds.
+        """
+        return residual_test(self._residuals(), self._records()[0])
+
+    def pole_errors(self) -> tuple[Array, Array]:
+        """Return the poles and the standard error of each.
+
+        Returns
+        -------
+        poles : ndarray, shape (order,), complex
+        errors : ndarray, shape (order,)
+            Root mean square distance of a pole to the true one, to first order, if the order is right and the
+            inputs do not depend on the outputs. The correlation of the residuals in time is taken into
+            account.
+        """
+        selected: SelectedModel = self.source.model_of_order(self.order)  # type: ignore[attr-defined]
+        return pole_standard_errors(selected.model, selected.data.inputs, selected.data.outputs)
+
+    def summary(self) -> str:
+        """Return a table: fits and residual tests of each output, poles with their standard errors.
+
+        Examples
+        --------
+        >>> import numpy as np, hankelred
+        >>> rng = np.random.default_rng(0)
+        >>> u = rng.standard_normal(400)
+        >>> y = np.convolve(u, 0.8 ** np.arange(60))[:400] + 0.1 * rng.standard_normal(400)
+        >>> print(hankelred.identify(u, y, 1, dt=0.5).summary())
+        order 1, dt = 0.5, 400 samples in 1 record
+        output     fit  held back  white residual  independent of input
+        0       0.9... 0.9... 0... 0...
+        pole     standard error  frequency (rad/s)  damping
+        0.80... 0.001... 0.44... 1.0000
+        """
+        return summary_table(
+            self.order,
+            self.model.dt,
+            [u.shape[1] for u in self._records()[0]],
+            (self.model.output_labels, self.fit, self.held_back_fit),
+            self.residual_test(),
+            self.pole_errors(),
+        )
+
+    def plot(self, *, ax: Axes | None = None) -> Any:
+        """Plot every output as measured and as simulated, and the residual below it.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Replaced by the axes drawn. Default: a new figure. The first record is drawn.
+
+        Returns
+        -------
+        ndarray of matplotlib Axes, shape (p, 2)
+        """
+        measured, simulated = self._records()[1][0], self.simulated_outputs()[0]
+        return draw_simulation(measured, simulated, self.fit, self.model.dt, self.model.output_labels, ax)
+
     def compare(self, u: Any, y: Any = None) -> Comparison:
         """Simulate another record of the same process and compare.
 
@@ -125,7 +220,13 @@ class IdentifiedModel(Reduction):
         us, ys = selected.data.apply(data.inputs, data.outputs)
         model = with_initial_states(selected.model, us, ys)
         error = residuals(model, us, ys)[0] * selected.data.output_scale[:, None]
-        return Comparison(data.outputs[0] - error, fits(model, us, ys))
+        return Comparison(
+            data.outputs[0] - error,
+            fits(model, us, ys),
+            data.outputs[0],
+            self.model.dt,
+            self.model.output_labels,
+        )
 
 
 def _refuse_static(order: Any) -> None:
@@ -150,10 +251,30 @@ class Comparison:
         Simulated output, offsets included.
     fit : ndarray, shape (p,)
         ``1 - |y - output| / |y - mean(y)|`` of each output.
+    measured : ndarray, shape (p, T)
+    dt : True or float
+    output_labels : tuple of str, or None
     """
 
     output: Array
     fit: Array
+    measured: Array
+    dt: Timebase = True
+    output_labels: tuple[str, ...] | None = None
+
+    def plot(self, *, ax: Axes | None = None) -> Any:
+        """Plot every output as measured and as simulated, and the residual below it.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Replaced by the axes drawn. Default: a new figure.
+
+        Returns
+        -------
+        ndarray of matplotlib Axes, shape (p, 2)
+        """
+        return draw_simulation(self.measured, self.output, self.fit, self.dt, self.output_labels, ax)
 
     def __repr__(self) -> str:
         return f"<Comparison over {self.output.shape[1]} samples: fit {_figures(self.fit)}>"
@@ -167,6 +288,7 @@ def identify(
     dt: Timebase = True,
     offsets: bool = True,
     stable: bool = True,
+    missing: Literal["refuse", "bridge"] = "refuse",
     progress: bool | None = None,
 ) -> IdentifiedModel:
     """Identify a state-space model from recorded inputs and outputs, in one call.
@@ -194,6 +316,9 @@ def identify(
     stable : bool
         Return a stable model (the default). An integrator then becomes a pole just inside the unit circle.
         With False poles may lie anywhere.
+    missing : {"refuse", "bridge"}
+        What to do with NaN: an error (the default), or "bridge": records are cut where inputs are missing,
+        and missing outputs are filled by the model itself, with a warning that states how many.
     progress : bool, optional
         Show a progress bar on stderr. By default it is shown if stderr is a terminal.
 
@@ -214,7 +339,8 @@ def identify(
     -----
     ReductionWarning
         The data do not determine a model of the requested order, the model has a pole on the stability
-        limit, or it explains next to nothing of an output in the validation part.
+        limit, or it explains next to nothing of an output in the validation part; the inputs do not excite
+        all that the order needs; the input seems to depend on the output (feedback); or samples were bridged.
 
     Notes
     -----
@@ -234,11 +360,40 @@ def identify(
     >>> np.round(model.system.poles().real, 9), np.round(model.fit, 6)
     (array([0.8]), array([1.]))
     """
-    data = as_recorded_data(u, y, dt)
+    if missing not in ("refuse", "bridge"):
+        raise HankelredError(f"missing must be 'refuse' or 'bridge', got {missing!r}")
+    data = as_recorded_data(u, y, dt, allow_missing=missing == "bridge")
     if data.is_complex:
         raise HankelredError(
             "identify works on real records, and these are complex; use markov_parameters and realize instead"
         )
+    shown = on_terminal() if progress is None else progress
+    gaps = without_missing(data) if missing == "bridge" else None
+    if gaps is None or not (gaps.n_missing or gaps.n_left_out):
+        model = _identified(data, order, offsets, stable, shown)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReductionWarning)  # those of the last pass count
+            model = _identified(gaps.data, order, offsets, stable, shown)
+        for bridging in range(_BRIDGING_PASSES):
+            data = gaps.bridged_by(model.simulated_outputs())
+            with warnings.catch_warnings():
+                if bridging < _BRIDGING_PASSES - 1:
+                    warnings.simplefilter("ignore", ReductionWarning)
+                model = _identified(data, model.order, offsets, stable, shown)
+        warnings.warn(
+            f"{gaps.n_missing} missing value(s) of outputs were bridged by the model, and {gaps.n_left_out} "
+            f"sample(s) with missing inputs, or beside them, left out ({len(data.inputs)} piece(s) remain); "
+            "the fits count bridged values too",
+            ReductionWarning,
+            stacklevel=2,
+        )
+    return model
+
+
+def _identified(
+    data: RecordedData, order: int | None, offsets: bool, stable: bool, shown: bool
+) -> IdentifiedModel:
     n_zeros = 0
     if constant_channels(data.inputs) and (not offsets or _is_step_test(data)):
         refuse_constant_channels(data, from_rest=True)
@@ -259,12 +414,13 @@ def identify(
         )
     max_order = MAX_ORDER if order is None else max(MAX_ORDER, order)
     problem = IdentificationProblem(data, tuple(horizons), offsets, stable, n_zeros, max_order)
-    shown = on_terminal() if progress is None else progress
     chosen = problem.best_model(progress=shown) if order is None else problem.model(order, progress=shown)
     _warn_of_choice(chosen, order, stable)
     source = IdentificationSource(problem, chosen)
     model = _with_fit(make_reduction(source, source.chosen_order))
     _warn_of_poor_fit(model, data)
+    if not n_zeros:
+        _warn_of_inputs(model, data)
     return model
 
 
@@ -275,7 +431,7 @@ def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> N
             f"order {order} was requested, but the record determines only {n} states; the model has that "
             "order",
             ReductionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if stable and on_stability_limit(chosen.model.A):
         warnings.warn(
@@ -283,7 +439,7 @@ def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> N
             "contains an integrator, an unstable pole or a slow drift. Compare other orders on another "
             "record, or pass stable=False",
             ReductionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -295,8 +451,37 @@ def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
                 f"the model explains next to nothing of {label}: its held-back fit is {held_back:.3g}. Are "
                 "inputs and outputs swapped, is the order too small, or the output driven by something else?",
                 ReductionWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
+
+
+def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
+    """Warn of inputs that excite too little for the order, or that depend on the outputs."""
+    names = [data.input_labels[j] if data.input_labels else str(j) for j in range(data.n_inputs)]
+    for j, (excited, needed) in enumerate(excited_directions(data.inputs, 2 * model.order + 1)):
+        if excited < needed:
+            warnings.warn(
+                f"input {names[j]} excites only {excited} of the {needed} directions that order "
+                f"{model.order} needs (a sum of k sines excites 2 k, a constant 1): the response at other "
+                f"frequencies is not determined; at most order {max((excited - 1) // 2, 1)} is",
+                ReductionWarning,
+                stacklevel=4,
+            )
+    test = model.residual_test()
+    lags = (test.cross_correlation.shape[2] - 1) // 2
+    sizes = np.abs(test.cross_correlation)
+    future, past = sizes[..., :lags].max(axis=2), sizes[..., lags:].max(axis=2)
+    suspects = (test.feedback < _FEEDBACK_PROBABILITY) & (future > _FEEDBACK_RATIO * past)
+    if np.any(suspects) and float(model.fit.min()) < 1 - _NOISE_FREE_FIT:
+        i, j = np.argwhere(suspects)[0]
+        warnings.warn(
+            f"the residual of output {i} is correlated with later samples of input {names[j]} "
+            f"({future[i, j]:.2f}, with earlier ones {past[i, j]:.2f}): the input seems to depend on the "
+            "output, as in a closed loop; the model may then describe the controller as well as the process. "
+            "Add a test signal to the reference, or open the loop",
+            ReductionWarning,
+            stacklevel=4,
+        )
 
 
 def _is_step_test(data: RecordedData) -> bool:

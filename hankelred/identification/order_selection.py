@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from .._util.progress import with_progress_bar
 from ..errors import HankelredError
 from .output_error import (
     FittedModel,
+    fit_initial_states,
     fit_inputs,
     on_stability_limit,
     refine,
@@ -21,6 +22,7 @@ from .output_error import (
     with_initial_states,
 )
 from .subspace import Subspace, subspaces
+from .whitening import whitened_fit
 
 #: Share of every record that candidate models are estimated from; the other samples are for validation.
 ESTIMATION_SHARE = 0.7
@@ -45,6 +47,9 @@ _STANDARD_ERRORS = 1.0
 _MAX_UNCERTAINTY = 0.1
 #: ... or by less than this, in units of the output's own size: rounding.
 _ROUNDING = 1e-9
+#: A refinement with a noise model is used unless its validation error is larger by this share: it is the more
+#: efficient estimate, and the comparison is uncertain by more.
+_WHITENED_TOLERANCE = 0.02
 #: The validation part is cut into this many pieces; leaving out each in turn gives a score's standard error.
 _PIECES = 10
 #: A validation error, in units of the output's own size, below which no model is refined.
@@ -64,6 +69,8 @@ class Recipe:
     kind: str
     #: whether an output offset is estimated beyond the mean
     offset: bool
+    #: whether it is refined with a noise model at the end
+    whitened: bool = False
 
 
 @dataclass(frozen=True)
@@ -336,10 +343,8 @@ def score_model(model: FittedModel, split: DataSplit) -> Candidate:
     # As in later use, offsets and initial state of the validation part are unknown: the offsets are those of
     # the estimation part, the initial state is estimated.
     with np.errstate(over="ignore", invalid="ignore"):
-        model_on_data = with_initial_states(model, us, ys)
-        errors = (
-            np.concatenate([e[:, split.n_zeros :] for e in residuals(model_on_data, us, ys)], axis=1) ** 2
-        )
+        _, residual = fit_initial_states(model, us, ys)
+        errors = np.concatenate([e[:, split.n_zeros :] for e in residual], axis=1) ** 2
     spreads = np.concatenate([_centered(y[:, split.n_zeros :]) for y in ys], axis=1) ** 2
     if split.n_zeros:
         # Akaike's final prediction error: the model was fitted to (most of) these samples
@@ -396,9 +401,8 @@ def select_model(
     candidates = candidate_models(
         split, orders, horizons, start_orders, offsets=offsets, stable=stable, progress=progress
     )
-    recipe = choose_recipe(candidates)
+    recipe, candidate = _with_noise_model(choose_recipe(candidates), candidates, split, stable=stable)
     data = scale_records(us, ys, offsets)
-    candidate = candidates[recipe].model
     model = _estimate_from_all(recipe, candidate, data, horizons, offsets=offsets, stable=stable)
     model_on_data = with_initial_states(candidate, split.validation_inputs, split.validation_outputs)
     held_back_fit = fits(
@@ -431,6 +435,23 @@ def choose_recipe(candidates: dict[Recipe, Candidate]) -> Recipe:
     return min((recipe for recipe in candidates if recipe.order == order), key=lambda recipe: errors[recipe])
 
 
+def _with_noise_model(
+    recipe: Recipe, candidates: dict[Recipe, Candidate], split: DataSplit, *, stable: bool
+) -> tuple[Recipe, FittedModel]:
+    """Return the chosen recipe and its model, refined with a noise model where that is no worse."""
+    chosen = candidates[recipe]
+    data = split.estimation
+    errors = residuals(chosen.model, data.inputs, data.outputs)
+    if split.n_zeros or chosen.model.loss < _NOISE_FREE:  # a step test has no disturbance before the step
+        return recipe, chosen.model
+    whitened = whitened_fit(chosen.model, data.inputs, data.outputs, errors, stable=stable)
+    if whitened is None or on_stability_limit(whitened.A) > on_stability_limit(chosen.model.A):
+        return recipe, chosen.model
+    if 1 - score_model(whitened, split).score > (1 + _WHITENED_TOLERANCE) * (1 - chosen.score):
+        return recipe, chosen.model
+    return replace(recipe, whitened=True), whitened
+
+
 def _estimate_from_all(
     recipe: Recipe,
     candidate: FittedModel,
@@ -455,6 +476,10 @@ def _estimate_from_all(
         # The model chosen on the validation part had all poles inside the stability limit.
         if on_stability_limit(candidate.A) or not on_stability_limit(refined.A):
             model = refined
+    if recipe.whitened:
+        whitened = whitened_fit(model, us, ys, residuals(model, us, ys), stable=stable)
+        if whitened is not None and not on_stability_limit(whitened.A):
+            model = whitened
     return model
 
 
@@ -463,7 +488,7 @@ def largest_model(
 ) -> FittedModel:
     """Return the model of the largest of these orders that the records determine, or the chosen one."""
     us, ys = chosen.data.inputs, chosen.data.outputs
-    spaces = [space for h in horizons for space in subspaces(us, ys, h)]
+    spaces = [space for h in horizons[-2:][:1] for space in subspaces(us, ys, h)]
     max_order = max(space.max_order for space in spaces)
     top = [n for n in orders if n <= max_order][-1:]
     models = [model for _, model in linear_models(us, ys, spaces, top, offsets=offsets, stable=stable)]

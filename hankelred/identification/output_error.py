@@ -6,7 +6,7 @@ The records are scaled (channels of unit size, offsets removed). The model is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,8 @@ STABLE_RADIUS = 1.0 - 1e-6
 
 #: Largest size of the forced states that are stepped together: half a MiB, to fit into the cache.
 _CACHED_SIZE = 1 << 16
+#: Up to this many entries of the states per sample a recurrence is computed by doubling.
+_FEW_COLUMNS = 16
 #: Mean square of the residual, in units of the output's own size, that is rounding: no refinement below.
 _ROUNDING = 1e-28
 
@@ -61,6 +63,8 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
         ``X[0]`` is `start`, or zero.
     """
     n, T, P = forcing.shape
+    if n * P <= _FEW_COLUMNS:
+        return _by_doubling(A, forcing, start)
     # Blocks of about sqrt(T) samples are computed in parallel from a zero state, with one matrix product per
     # step; the response to the state at the start of each block is added afterwards. That takes two passes
     # of sqrt(T) steps instead of T steps.
@@ -90,6 +94,31 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
     return local.reshape(L, n, blocks, P).transpose(1, 2, 0, 3).reshape(n, blocks * L, P)[:, :T]
 
 
+def _by_doubling(A: Array, forcing: Array, start: Array | None) -> Array:
+    """Compute the same by doubling: after pass i each state contains the forcing of the last 2^i samples.
+
+    It takes log2 T passes instead of 2 sqrt(T) steps, and log2 T times the operations: for few columns the
+    number of calls decides.
+    """
+    n, T, P = forcing.shape
+    dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
+    states = np.zeros((n, T * P), dtype)
+    if T == 0:
+        return states.reshape(n, T, P)
+    states.reshape(n, T, P)[:, 1:] = forcing[:, :-1]
+    if start is not None:
+        states[:, :P] = start
+    power, shift = A, 1
+    while shift < T:
+        states[:, shift * P :] += power @ states[:, : (T - shift) * P]
+        shift *= 2
+        if shift < T:
+            power = power @ power
+            if not power.any():
+                break
+    return states.reshape(n, T, P)
+
+
 def simulate_states(A: Array, B: Array, u: Array, x0: Array) -> Array:
     """Return the states (n, T) from x0."""
     return recurrence(A, (B @ u)[:, :, None], x0[:, None])[:, :, 0]
@@ -97,9 +126,16 @@ def simulate_states(A: Array, B: Array, u: Array, x0: Array) -> Array:
 
 def free_responses(A: Array, C: Array, T: int) -> Array:
     """Return the outputs (p, T, n) of the unforced system from each unit initial state."""
-    n = A.shape[0]
-    states = recurrence(A, np.zeros((n, T, n)), np.eye(n))
-    return np.tensordot(C, states, axes=(1, 0))
+    p, n = C.shape
+    rows = np.empty((max(T, 1), p, n), np.result_type(A, C))
+    rows[0] = C
+    power, count = A, 1
+    while count < T:  # C A^k for k below `count` gives as many again
+        more = min(count, T - count)
+        rows[count : count + more] = (rows[:more].reshape(more * p, n) @ power).reshape(more, p, n)
+        count += more
+        power = power @ power
+    return rows[:T].transpose(1, 0, 2)
 
 
 def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> Array:
@@ -140,6 +176,20 @@ def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> A
     return out.reshape(p, blocks * L, P)[:, :T]
 
 
+def input_responses(A: Array, C: Array, u: Array) -> Array:
+    """Return the outputs (p, T, n m) that every entry of B would cause alone: input j acting on state i.
+
+    With fewer outputs than states it is computed by the transposed system: the state i of one that is driven
+    through row k of C is the output k of one that is driven through state i.
+    """
+    (p, n), (m, T) = C.shape, u.shape
+    if p > n:
+        return forced_responses(A, C, np.eye(n * m).reshape(n * m, n, m), u)
+    forcing = np.einsum("kn,jt->ntkj", C, u).reshape(n, T, p * m)
+    states = recurrence(A.T, forcing).reshape(n, T, p, m)
+    return states.transpose(2, 1, 0, 3).reshape(p, T, n * m)
+
+
 def residuals(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
     """Return the measured minus the simulated output, (p, T) for each record."""
     return [
@@ -150,15 +200,52 @@ def residuals(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> l
 
 def with_initial_states(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> FittedModel:
     """Return the model with the initial states that fit other records best in the least-squares sense."""
+    return fit_initial_states(model, us, ys)[0]
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def fit_initial_states(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array]
+) -> tuple[FittedModel, list[Array]]:
+    """Return the model with the initial states that fit other records best, and the residuals (p, T)."""
     from_zero = replace(model, x0=tuple(np.zeros(model.order) for _ in us))
-    x0 = []
+    x0, errors = [], []
     for u, error in zip(us, residuals(from_zero, us, ys), strict=True):
         free = free_responses(model.A, model.C, u.shape[1])
         x0.append(_least_squares(free.reshape(-1, model.order), error.reshape(-1)))
-    out = replace(model, x0=tuple(x0))
-    return replace(out, loss=_mean_square(residuals(out, us, ys)))
+        errors.append(error - free @ x0[-1])
+    return replace(model, x0=tuple(x0), loss=_mean_square(errors)), errors
 
 
+@np.errstate(over="ignore", invalid="ignore")
+def fit_levels(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
+) -> tuple[FittedModel, list[Array]]:
+    """Return the model with the initial states and, with `offsets`, the output offset that fit best.
+
+    The residuals (p, T) are returned too.
+    """
+    n, p, E = model.order, model.C.shape[0], len(us)
+    base = replace(model, x0=tuple(np.zeros(n) for _ in us), offset=np.zeros(p))
+    errors = residuals(base, us, ys)
+    blocks = []
+    for e, u in enumerate(us):
+        M = np.zeros((p, u.shape[1], E * n + (p if offsets else 0)))
+        M[:, :, e * n : (e + 1) * n] = free_responses(model.A, model.C, u.shape[1])
+        if offsets:
+            M[:, :, E * n :] = np.eye(p)[:, None]
+        blocks.append(M)
+    K = blocks[0].shape[2]
+    theta = _least_squares(
+        np.concatenate([M.reshape(-1, K) for M in blocks]), np.concatenate([e.reshape(-1) for e in errors])
+    )
+    errors = [error - M @ theta for error, M in zip(errors, blocks, strict=True)]
+    offset = theta[E * n :] if offsets else np.zeros(p)
+    x0 = tuple(theta[: E * n].reshape(E, n))
+    return replace(base, x0=x0, offset=offset, loss=_mean_square(errors)), errors
+
+
+@np.errstate(over="ignore", invalid="ignore")
 def fit_inputs(
     A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool
 ) -> list[FittedModel]:
@@ -174,7 +261,7 @@ def fit_inputs(
     for e, u in enumerate(us):
         T = u.shape[1]
         # one column for each entry of B: input j acting on state i alone
-        by_B = forced_responses(A, C, np.eye(n * m).reshape(n * m, n, m), u)
+        by_B = input_responses(A, C, u)
         by_D = np.einsum("ik,jt->itkj", np.eye(p), u).reshape(p, T, p * m)
         by_x0 = np.zeros((p, T, len(us) * n))
         by_x0[:, :, e * n : (e + 1) * n] = free_responses(A, C, T)
@@ -184,14 +271,16 @@ def fit_inputs(
         rows.append(np.concatenate(columns, axis=2).reshape(p * T, -1))
     M, target = np.concatenate(rows), np.concatenate([y.reshape(-1) for y in ys])
     inner = n * m + p * m + len(us) * n
-    solutions = [np.append(_least_squares(M[:, :inner], target), np.zeros(p))]
-    if offsets:
-        solutions.append(_least_squares(M, target))
     models = []
-    for theta in solutions:
+    # the powers of a nearly defective A may overflow; such a model has an infinite loss
+    for theta in _nested_least_squares(M, target, [inner, inner + p] if offsets else [inner]):
         B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * m, len(us) * n]))
-        model = FittedModel(A, B.reshape(n, m), C, D.reshape(p, m), tuple(x0.reshape(len(us), n)), offset)
-        models.append(_with_loss(model, us, ys))
+        offset = offset if offset.size else np.zeros(p)
+        error = target - M[:, : theta.size] @ theta
+        loss = float(error @ error) / target.size
+        states = tuple(x0.reshape(len(us), n))
+        model = FittedModel(A, B.reshape(n, m), C, D.reshape(p, m), states, offset)
+        models.append(replace(model, loss=loss if np.isfinite(loss) else np.inf))
     return models
 
 
@@ -247,15 +336,45 @@ def refine(
 def _linearize(
     model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
 ) -> tuple[Array, Array, Callable[[Array], FittedModel]]:
+    n, m, p = model.order, model.B.shape[1], model.C.shape[0]
+    directions = local_coordinates(model)
+    P = directions.shape[1]
+    K = P + p * m + len(us) * n + (p if offsets else 0)
+    gram, gradient = np.zeros((K, K)), np.zeros(K)
+    for J, error in linearized(model, us, ys, offsets, directions):
+        flat = J.reshape(-1, K)
+        gram += flat.T @ flat
+        gradient += flat.T @ error.reshape(-1)
+
+    def update(step: Array) -> FittedModel:
+        a, b, c = np.split(directions @ step[:P], np.cumsum([n * n, n * m]))
+        d, x, o = np.split(step[P:], np.cumsum([p * m, len(us) * n]))
+        return FittedModel(
+            model.A + a.reshape(n, n),
+            model.B + b.reshape(n, m),
+            model.C + c.reshape(p, n),
+            model.D + d.reshape(p, m),
+            tuple(np.asarray(model.x0) + x.reshape(len(us), n)),
+            model.offset + o if offsets else model.offset,
+        )
+
+    return gram, gradient, update
+
+
+def linearized(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool, directions: Array
+) -> Iterator[tuple[Array, Array]]:
+    """Yield for every record the derivative of the output (p, T, K), and the residual (p, T).
+
+    The parameters are the changes in these directions of (A, B, C), D, the initial states, and the offset.
+    """
     A, B, C = model.A, model.B, model.C
     n, m, p = A.shape[0], B.shape[1], C.shape[0]
-    directions = _local_coordinates(A, B, C)
     P = directions.shape[1]
     dA, dB, dC = np.split(directions.T, np.cumsum([n * n, n * m]), axis=1)
     dAB = np.concatenate([dA.reshape(P, n, n), dB.reshape(P, n, m)], axis=2)
     dC = dC.reshape(P, p, n)
     K = P + p * m + len(us) * n + (p if offsets else 0)
-    gram, gradient = np.zeros((K, K)), np.zeros(K)
     for e, (u, y, x0) in enumerate(zip(us, ys, model.x0, strict=True)):
         T = u.shape[1]
         x = simulate_states(A, B, u, x0)
@@ -268,27 +387,12 @@ def _linearize(
         J[:, :, at : at + n] = free_responses(A, C, T)
         if offsets:
             J[:, :, K - p :] = np.eye(p)[:, None]
-        flat = J.reshape(p * T, K)
-        gram += flat.T @ flat
-        gradient += flat.T @ error.reshape(-1)
-
-    def update(step: Array) -> FittedModel:
-        a, b, c = np.split(directions @ step[:P], np.cumsum([n * n, n * m]))
-        d, x, o = np.split(step[P:], np.cumsum([p * m, len(us) * n]))
-        return FittedModel(
-            A + a.reshape(n, n),
-            B + b.reshape(n, m),
-            C + c.reshape(p, n),
-            model.D + d.reshape(p, m),
-            tuple(np.asarray(model.x0) + x.reshape(len(us), n)),
-            model.offset + o if offsets else model.offset,
-        )
-
-    return gram, gradient, update
+        yield J, error
 
 
-def _local_coordinates(A: Array, B: Array, C: Array) -> Array:
+def local_coordinates(model: FittedModel) -> Array:
     """Return an orthonormal basis (n^2 + nm + pn, n(m+p)) orthogonal to the orbit of similar systems."""
+    A, B, C = model.A, model.B, model.C
     n, m, p = A.shape[0], B.shape[1], C.shape[0]
     eye = np.eye(n)
     # d/dT of (T A T^-1, T B, C T^-1) at T = I, acting on T flattened by rows
@@ -371,22 +475,29 @@ def _mean_square(errors: Sequence[Array]) -> float:
 
 def _least_squares(M: Array, rhs: Array) -> Array:
     """Solve a column-scaled least-squares problem; directions that are not determined stay near zero."""
-    size = np.linalg.norm(M, axis=0)
+    return _nested_least_squares(M, rhs, [M.shape[1]])[0]
+
+
+def _nested_least_squares(M: Array, rhs: Array, counts: Sequence[int]) -> list[Array]:
+    """Solve it for the first columns of M only, for several numbers of them."""
+    size = np.sqrt(np.einsum("ij,ij->j", M, M))
     size[size == 0] = 1
     if not np.all(np.isfinite(size)):
-        return np.zeros(M.shape[1])
+        return [np.zeros(count) for count in counts]
     M = M / size
-    gram = M.T @ M
+    gram, moments = M.T @ M, M.T @ rhs
+    return [_from_gram(M[:, :k], rhs, gram[:k, :k], moments[:k]) / size[:k] for k in counts]
+
+
+def _from_gram(M: Array, rhs: Array, gram: Array, moments: Array) -> Array:
     try:
         factor = sla.cho_factor(gram, check_finite=False)
         pocon = sla.lapack.get_lapack_funcs("pocon", (gram,))
         well_conditioned = float(pocon(factor[0], np.linalg.norm(gram, 1))[0]) > _GRAM_RCOND
     except sla.LinAlgError:
         well_conditioned = False
-    if well_conditioned:
-        solution = sla.cho_solve(factor, M.T @ rhs, check_finite=False)
-        # one step of iterative refinement recovers the digits lost in the product M^T M
-        solution += sla.cho_solve(factor, M.T @ (rhs - M @ solution), check_finite=False)
-    else:
-        solution = sla.lstsq(M, rhs, cond=1e-12, lapack_driver="gelsy", check_finite=False)[0]
-    return np.asarray(solution) / size
+    if not well_conditioned:
+        return np.asarray(sla.lstsq(M, rhs, cond=1e-12, lapack_driver="gelsy", check_finite=False)[0])
+    solution = sla.cho_solve(factor, moments, check_finite=False)
+    # one step of iterative refinement recovers the digits lost in the product M^T M
+    return np.asarray(solution + sla.cho_solve(factor, M.T @ (rhs - M @ solution), check_finite=False))

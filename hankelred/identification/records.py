@@ -16,6 +16,7 @@ from .._util.mat_files import MatFile
 from .._util.reading import check_readable, open_arrays
 from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
 from ..models.linear_model import LARGEST_ENTRY, Timebase, validated_timebase
+from .tables import from_table
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RecordedData:
         return any(np.iscomplexobj(x) for x in (*self.inputs, *self.outputs))
 
 
-def as_recorded_data(u: Any, y: Any, dt: Timebase = True) -> RecordedData:
+def as_recorded_data(u: Any, y: Any, dt: Timebase = True, *, allow_missing: bool = False) -> RecordedData:
     """Check a record, or a list of records, and convert it to a list of arrays.
 
     Parameters
@@ -62,6 +63,8 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True) -> RecordedData:
         records. ``u`` may be a ``control.TimeResponseData``, or a list of them, with ``y`` None.
     dt : True or float
         Sampling time in seconds. A ``TimeResponseData`` has its own.
+    allow_missing : bool
+        Accept NaN as missing samples.
 
     Raises
     ------
@@ -80,6 +83,7 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True) -> RecordedData:
                 "y is missing: pass u and y, or one control.TimeResponseData that holds both"
             )
         us, ys = _as_list(u), _as_list(y)
+        us, ys, dt, labels = _from_tables(us, ys, validated_timebase(dt))
     dt = validated_timebase(dt)
     if not dt:
         raise HankelredError(
@@ -93,8 +97,8 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True) -> RecordedData:
     if not us:
         raise HankelredError("there is no record: pass u and y, or lists of them with at least one entry")
     where = [f" of experiment {e}" if len(us) > 1 else "" for e in range(len(us))]
-    us = [_channels(x, "u" + w) for x, w in zip(us, where, strict=True)]
-    ys = [_channels(x, "y" + w) for x, w in zip(ys, where, strict=True)]
+    us = [_channels(x, "u" + w, allow_missing) for x, w in zip(us, where, strict=True)]
+    ys = [_channels(x, "y" + w, allow_missing) for x, w in zip(ys, where, strict=True)]
     for u_e, y_e, w in zip(us, ys, where, strict=True):
         for x, name in ((u_e, "u"), (y_e, "y")):
             if x.shape[0] > x.shape[1]:
@@ -216,23 +220,41 @@ def _from_responses(
                 )
             steps.append(step)
     if steps:
-        if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
-            raise HankelredError(
-                f"the responses are sampled at different times ({steps}); resample them first"
-            )
-        is_number = not isinstance(dt, bool) and dt is not None
-        if is_number and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
-            raise HankelredError(
-                f"dt={dt!r} disagrees with the response's own time step {steps[0]:.6g}; leave dt out"
-            )
-        # The average over the record is rounded, so that 0.1 seconds stays 0.1.
-        dt = float(f"{steps[0]:.9g}")
+        dt = _common_step(steps, dt)
     first = responses[0]
     labels = (
         tuple(first.input_labels) if first.input_labels else None,
         tuple(first.output_labels) if first.output_labels else None,
     )
     return us, ys, dt, labels
+
+
+def _common_step(steps: list[float], dt: Timebase) -> Timebase:
+    """Return the sampling time of records with their own, which dt must not contradict."""
+    if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+        raise HankelredError(f"the records are sampled at different times ({steps}); resample them first")
+    is_number = not isinstance(dt, bool) and dt is not None
+    if is_number and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
+        raise HankelredError(
+            f"dt={dt!r} disagrees with the record's own time step {steps[0]:.6g}; leave dt out"
+        )
+    # The average over the record is rounded, so that 0.1 seconds stays 0.1.
+    return float(f"{steps[0]:.9g}")
+
+
+def _from_tables(
+    us: list[Any], ys: list[Any], dt: Timebase
+) -> tuple[list[Any], list[Any], Timebase, tuple[tuple[str, ...] | None, tuple[str, ...] | None]]:
+    """Replace tables by arrays; their names and times are used."""
+    groups, labels, steps = [], [], []
+    for records, name in ((us, "u"), (ys, "y")):
+        tables = [from_table(x, name) for x in records]
+        groups.append([x if t is None else t.values for x, t in zip(records, tables, strict=True)])
+        labels.append(next((t.labels for t in tables if t is not None), None))
+        steps += [t.step for t in tables if t is not None and t.step is not None]
+    if steps:
+        dt = _common_step(steps, dt)
+    return *groups, dt, (labels[0], labels[1])  # type: ignore[return-value]
 
 
 def _as_list(x: Any) -> list[Any]:
@@ -247,7 +269,7 @@ def _depth(x: Any) -> int:
     return 1 + _depth(x[0]) if isinstance(x, list | tuple) and x else int(np.ndim(x))
 
 
-def _channels(x: Any, name: str) -> Array:
+def _channels(x: Any, name: str, allow_missing: bool) -> Array:
     try:
         out = np.asarray(x)
         out = out.astype(complex if np.iscomplexobj(out) else float)
@@ -262,15 +284,16 @@ def _channels(x: Any, name: str) -> Array:
         )
     if out.shape[0] == 0 or out.shape[1] == 0:
         raise HankelredError(f"{name} is empty (shape {out.shape}); a record needs channels and samples")
-    if not np.all(np.isfinite(out)):
-        channel, sample = np.argwhere(~np.isfinite(out))[0]
-        bad = int(np.count_nonzero(~np.isfinite(out)))
+    finite = np.isfinite(out) | (np.isnan(out) if allow_missing else False)
+    if not np.all(finite):
+        channel, sample = np.argwhere(~finite)[0]
+        bad = int(np.count_nonzero(~finite))
         raise HankelredError(
             f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel "
             f"{channel}, sample {sample}; interpolate them, or cut the record there and pass the "
-            "pieces as a list"
+            "pieces as a list (identify(..., missing='bridge') does both for NaN)"
         )
-    for channel, size in enumerate(np.abs(out).max(axis=1)):
+    for channel, size in enumerate(np.abs(np.nan_to_num(out)).max(axis=1)):
         if size and not 1 / LARGEST_ENTRY <= size <= LARGEST_ENTRY:
             raise HankelredError(
                 f"channel {channel} of {name} has values of up to {size:.1e}; {1 / LARGEST_ENTRY:.0e} to "

@@ -127,17 +127,18 @@ def _arx_observability(past: Array, present: tuple[Array, Array], horizon: int) 
     by_u = arx[:, : horizon * m].reshape(p, horizon, m)[:, ::-1]
     by_y = arx[:, horizon * m : horizon * (m + p)].reshape(p, horizon, p)[:, ::-1]
     length = 12 * horizon
-    response = np.zeros((length, p, m))
-    for k in range(length):
-        value = arx[:, -m:].copy() if k == 0 else np.zeros((p, m))
-        if 1 <= k <= horizon:
-            value += by_u[:, k - 1]
-        for lag in range(1, min(k, horizon) + 1):
-            value += by_y[:, lag - 1] @ response[k - lag]
-        if not np.abs(value).max() < 1e6:  # unstable: only the part before the overflow is used
+    # `horizon` zeros before the response, so that every sample is one product with those before it
+    padded = np.zeros((horizon + length, p, m))
+    response = padded[horizon:]
+    oldest_first = by_y[:, ::-1].reshape(p, horizon * p)
+    response[0] = arx[:, -m:]
+    response[1 : horizon + 1] = by_u.transpose(1, 0, 2)
+    for k in range(1, length):
+        response[k] += oldest_first @ padded[k : k + horizon].reshape(horizon * p, m)
+        if not np.abs(response[k]).max() < 1e6:  # unstable: only the part before the overflow is used
+            response[k:] = 0
             response = response[: max(k, 2 * horizon)]
             break
-        response[k] = value
     half = response.shape[0] // 2
     index = np.arange(half)[:, None] + np.arange(half)[None]
     hankel = response[1:][index].transpose(0, 2, 1, 3).reshape(half * p, half * m)

@@ -15,6 +15,7 @@ Springer (2005), chapter 3.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +43,8 @@ ACCEPTED = 1e-8
 CANCELED = 1e-13
 #: Entries of D_k below this share of the terms that they are sums of are rounding.
 NEGLIGIBLE = 1e-12
+#: Terms s^k D_k below this share of the largest, at the frequency of the fastest pole, are rounding too.
+INVISIBLE = 1e-13
 #: Rounding of the entries of a model, in units in the last place.
 DATA_ROUNDING = 10
 #: Points at which that changes the response by less than is accepted: at least so many.
@@ -88,6 +91,8 @@ class InfinitePart:
             return tol
         depth = 1 - np.abs(self.poles) if discrete else -self.poles.real
         unit = max(1.0, size) if discrete else size
+        if unit == 0:
+            return tol
         stable = self.margins > tol
         if np.all(stable):
             return min(tol, 0.5 * float(depth.min()) / unit)
@@ -128,14 +133,16 @@ def finite_part(
     failure: ModelError | None = None
     for widest in (False, True):
         try:
-            with np.errstate(all="ignore"):  # what overflows agrees with nothing
+            # what overflows agrees with nothing, and neither does a block that is singular
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("error", sla.LinAlgWarning)
                 elimination = Elimination(A, E, widest=widest)
                 if candidates and elimination.rows.size == candidates[0].A.shape[0]:
                     continue
                 candidates.append(_candidate(elimination.separated(), (A, B, C, D, E), discrete))
         except ModelError as error:
             failure = failure or error
-        except (np.linalg.LinAlgError, ValueError) as error:  # a block that should be regular is not
+        except (np.linalg.LinAlgError, sla.LinAlgWarning, ValueError) as error:
             failure = failure or ModelError(
                 f"E is singular, and its infinite poles cannot be separated: {error}"
             )
@@ -145,9 +152,9 @@ def finite_part(
         raise ConvergenceError(
             f"E is singular, and the finite part found ({best.A.shape[0]} of {A.shape[0]} poles) differs "
             f"from the model by {best.error:.1e} times what is accepted, {ACCEPTED:.0e} of its transfer "
-            f"function, at some frequency; the gap between finite and infinite poles is {best.infinite.gap:.1e}: "
-            "choose units in which the entries of A and E are of similar size, or eliminate the algebraic "
-            "states first"
+            f"function, at some frequency; the gap between finite and infinite poles is "
+            f"{best.infinite.gap:.1e}: choose units in which the entries of A and E are of similar size, or "
+            "eliminate the algebraic states first"
         )
     if not agreeing:
         raise failure or ModelError("the infinite poles cannot be separated")
@@ -156,7 +163,8 @@ def finite_part(
         raise ModelError(
             f"E is nearly singular, and infinite poles cannot be told from large finite ones: singular "
             f"values that count and that do not differ by a factor of {best.infinite.gap:.1f} only, where at "
-            f"least {SMALLEST_GAP} is accepted; set entries of E that should be zero to zero, or scale the states"
+            f"least {SMALLEST_GAP} is accepted; set entries of E that should be zero to zero, or scale the "
+            "states"
         )
     return best.A, best.B, best.C, best.D, best.infinite
 
@@ -274,6 +282,10 @@ def _assembled(parts: _Blocks, model: tuple[Array, Array, Array, Array, Array], 
         left = sla.lu_solve(factors, left, check_finite=False)
     states = _polynomial(parts, B)
     direct, improper = _transfer_polynomial(C, D, states)
+    poles = margins = None
+    if 0 < Af.shape[0] <= ALWAYS_CORRECTED:
+        poles, margins = _margins(Af, factors, parts.A[k:, k:], parts.E[k:, k:], discrete)
+        improper = _without_invisible(improper, direct, float(np.abs(poles).max()))
     infinite = InfinitePart(
         improper,
         parts.gap,
@@ -283,12 +295,10 @@ def _assembled(parts: _Blocks, model: tuple[Array, Array, Array, Array, Array], 
         (left @ E).T,
         tuple(X for X, _ in states),
         E,
+        poles,
+        margins,
     )
     Bf, Cf = left @ B, C @ right
-    poles = margins = None
-    if 0 < Af.shape[0] <= ALWAYS_CORRECTED:
-        poles, margins = _margins(Af, factors, parts.A[k:, k:], parts.E[k:, k:], discrete)
-        infinite = InfinitePart(**{**infinite.__dict__, "poles": poles, "margins": margins})
     error = _disagreement(model, (Af, Bf, Cf), (direct, *improper), _points(Af, poles, discrete, A.shape[0]))
     return _Candidate(Af, Bf, Cf, direct, infinite, error)
 
@@ -335,6 +345,18 @@ def _transfer_polynomial(
     while len(terms) > 1 and not np.any(terms[-1]):
         terms.pop()
     return terms[0], tuple(terms[1:])
+
+
+def _without_invisible(improper: tuple[Array, ...], direct: Array, fastest: float) -> tuple[Array, ...]:
+    """Leave out terms that are rounding beside the others at the frequency of the fastest pole."""
+    sizes = [float(np.linalg.norm(D)) * fastest**k for k, D in enumerate((direct, *improper))]
+    kept = [
+        D if size > INVISIBLE * max(sizes) else np.zeros_like(D)
+        for D, size in zip(improper, sizes[1:], strict=True)
+    ]
+    while kept and not np.any(kept[-1]):
+        kept.pop()
+    return tuple(kept)
 
 
 def _margins(

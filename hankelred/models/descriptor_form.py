@@ -15,8 +15,7 @@ columns scaled, so that a row of zeros, a floating capacitor or a voltage source
 the units of the rest. Unlike the QZ algorithm, which returns an infinite pole of index k at about eps^(-1/k),
 every decision is one about singular values near eps.
 
-Source: Van Dooren, Linear Algebra Appl. 27 (1979); Miminis, in Proc. ICCS Singapore (1993), for the deflation
-from both sides.
+Source: Van Dooren, Linear Algebra Appl. 27 (1979), here from both sides at once.
 """
 
 from __future__ import annotations
@@ -123,6 +122,8 @@ class Elimination:
         dtype = np.result_type(A, E, float)
         self.A, self.E = A.astype(dtype), E.astype(dtype)
         self._sizes = np.abs(A), np.abs(E)
+        # sizes of the terms that the entries of the bases are sums of
+        self._left_sizes, self._right_sizes = np.eye(n), np.eye(n)
         self.left, self.right = np.eye(n, dtype=dtype), np.eye(n, dtype=dtype)
         self.widest = widest
         #: smallest quotient of what was counted and what was not; inf where nothing was close to zero
@@ -137,15 +138,17 @@ class Elimination:
     def _transform_rows(self, rows: Array, M: Array) -> None:
         for X in (self.A, self.E, self.left):
             X[rows] = M @ X[rows]
+        self._left_sizes[rows] = _sizes_of_rotation(M) @ self._left_sizes[rows]
 
     def _transform_columns(self, columns: Array, M: Array) -> None:
         for X in (self.A, self.E, self.right):
             X[:, columns] = X[:, columns] @ M
+        self._right_sizes[:, columns] = self._right_sizes[:, columns] @ _sizes_of_rotation(M)
 
     def _scale(self, rows: Array, columns: Array, by_row: Array, by_column: Array) -> None:
-        for X in (self.A, self.E, self.left):
+        for X in (self.A, self.E, self.left, self._left_sizes):
             X[rows] *= by_row[:, None]
-        for X in (self.A, self.E, self.right):
+        for X in (self.A, self.E, self.right, self._right_sizes):
             X[:, columns] *= by_column
 
     def _stage(self) -> bool:
@@ -212,7 +215,7 @@ class Elimination:
     def _clear_rounding(self, M: Array, rows: Array, columns: Array) -> None:
         """Set entries to zero that are rounding, so that the scaling does not bring them to one."""
         size = self._sizes[0] if M is self.A else self._sizes[1]
-        terms = np.abs(self.left[rows]) @ size @ np.abs(self.right[:, columns])
+        terms = self._left_sizes[rows] @ size @ self._right_sizes[:, columns]
         part = M[np.ix_(rows, columns)]
         M[np.ix_(rows, columns)] = np.where(np.abs(part) > CLEARED * EPS * terms, part, 0.0)
 
@@ -236,6 +239,8 @@ class Elimination:
             X[other_rows] -= into @ X[rows]
         for X in (self.A, self.E, self.right):
             X[:, other_columns] -= X[:, columns] @ onto
+        self._left_sizes[other_rows] += np.abs(into) @ self._left_sizes[rows]
+        self._right_sizes[:, other_columns] += self._right_sizes[:, columns] @ np.abs(onto)
         self.A[np.ix_(other_rows, columns)] = 0
         self.A[np.ix_(rows, other_columns)] = 0
         self.before.append((rows, columns))
@@ -287,6 +292,11 @@ def _is_well_conditioned(M: Array) -> bool:
     gecon, getrf = sla.get_lapack_funcs(("gecon", "getrf"), (M,))
     lu, _, info = getrf(M)
     return info == 0 and float(gecon(lu, np.linalg.norm(M, 1))[0]) > WELL_CONDITIONED
+
+
+def _sizes_of_rotation(M: Array) -> Array:
+    """Return the sizes of the entries of a unitary matrix; all have the rounding of a typical one."""
+    return np.maximum(np.abs(M), 1 / math.sqrt(max(M.shape[0], 1)))
 
 
 def _unit_scales(norms: Array) -> Array:

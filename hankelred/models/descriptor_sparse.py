@@ -1,4 +1,4 @@
-"""Sparse models with a singular E: algebraic states (index 1) and saddle points (index 2), by bordered solves.
+"""Sparse models with a singular E: algebraic states (index 1) and saddle points (index 2), bordered solves.
 
 With the states that have a derivative first, the model is
 
@@ -12,8 +12,8 @@ Neither is formed: systems with a shifted pencil are solved with all states, as
     [ A11 + s E11  A12 ] [ x_1 ]   [ b ]
     [     A21      A22 ] [ x_2 ] = [ 0 ].
 
-Sources: Freitas, Rommes and Martins, IEEE Trans. Power Syst. 23 (2008); Heinkenschloss, Sorensen and Sun, SIAM
-J. Sci. Comput. 30 (2008).
+Sources: Freitas, Rommes and Martins, IEEE Trans. Power Syst. 23 (2008); Heinkenschloss, Sorensen and Sun,
+SIAM J. Sci. Comput. 30 (2008).
 """
 
 from __future__ import annotations
@@ -73,20 +73,22 @@ def bordered_parts(A: Any, E: Any, *, discrete: bool) -> BorderedParts | None:
     if not np.any(zero_rows) and not np.any(zero_columns):
         return None
     if discrete:
-        raise ModelError(f"E is singular, and the low-rank solver takes that in continuous time only: {REMEDY}")
+        raise ModelError(
+            f"E is singular, and the low-rank solver takes that in continuous time only: {REMEDY}"
+        )
     rows, other_rows = np.flatnonzero(zero_rows), np.flatnonzero(~zero_rows)
     columns, other_columns = np.flatnonzero(zero_columns), np.flatnonzero(~zero_columns)
     if rows.size != columns.size:
         raise ModelError(
-            f"E is singular with {rows.size} rows and {columns.size} columns of zeros, so that the index is at "
-            f"least 2, and only index 1 and saddle points are solved sparsely: {REMEDY}"
+            f"E is singular with {rows.size} rows and {columns.size} columns of zeros, so that the index is "
+            f"at least 2, and only index 1 and saddle points are solved sparsely: {REMEDY}"
         )
     parts = BorderedParts(A, E, other_rows, other_columns, rows, columns, 1)
     dynamic = parts.block(E, other_rows, other_columns)
     if is_singular(dynamic):
         raise ModelError(
-            f"E is singular beyond its {rows.size} rows and columns of zeros, as with capacitors between nodes "
-            f"that have none to ground; only rows and columns of zeros are solved sparsely: {REMEDY}"
+            f"E is singular beyond its {rows.size} rows and columns of zeros, as with capacitors between "
+            f"nodes that have none to ground; only rows and columns of zeros are solved sparsely: {REMEDY}"
         )
     A22 = parts.block(A, rows, columns)
     if A22.nnz and np.any(A22.data):
@@ -94,14 +96,16 @@ def bordered_parts(A: Any, E: Any, *, discrete: bool) -> BorderedParts | None:
             raise ModelError(
                 f"the equations of the {rows.size} algebraic states do not determine them, so that the index "
                 "is 2 or more, as with a voltage source across a capacitor; of such models only saddle "
-                f"points, in which these equations have no algebraic state at all, are solved sparsely: {REMEDY}"
+                "points, in which these equations have no algebraic state at all, are solved sparsely: "
+                f"{REMEDY}"
             )
         return parts
     saddle = BorderedParts(A, E, other_rows, other_columns, rows, columns, 2)
     if rows.size > other_rows.size or is_singular(_bordered(saddle, dynamic)):
         raise ModelError(
-            f"the {rows.size} constraints of the model depend on each other or on themselves only, so that the "
-            f"pencil is singular or its index is 3 or more (as of positions that are constrained): {REMEDY}"
+            f"the {rows.size} constraints of the model depend on each other, or on states without a "
+            f"derivative only, so that the pencil is singular or its index is 3 or more (as of positions "
+            f"that are constrained): {REMEDY}"
         )
     return saddle
 
@@ -151,7 +155,7 @@ def _equilibrated(M: Any) -> Any:
 
 
 class BorderedPencil:
-    """The pencil of the states with a derivative; of saddle points between the null spaces of the constraints."""
+    """The pencil of the states with a derivative; of saddle points between the constraints' null spaces."""
 
     def __init__(self, parts: BorderedParts, factorize: Factorize | None = None):
         rows = np.concatenate([parts.dynamic_rows, parts.algebraic_rows])
@@ -280,7 +284,7 @@ class BorderedPencil:
 
 
 def _solver(family: SparseFamily) -> Solver:
-    """Return the solver of the one matrix of a family, in its own order of states; complex sides are split."""
+    """Return the solver of the one matrix of a family, for states in the order of the model."""
     solve = family.combined(1.0)
 
     def solved(b: Array, *, transposed: bool = False) -> Array:

@@ -94,16 +94,22 @@ def largest_singular_value(response: Array) -> Array:
     """Return the largest singular value of each matrix in a stack; inf where it is not finite."""
     if 0 in response.shape[1:]:
         return np.zeros(response.shape[0])
-    if 1 in response.shape[1:]:  # a row, a column or a number
-        largest = np.abs(response).max(axis=(1, 2), keepdims=True)
-        safe = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
-        norms = largest.ravel() * np.sqrt(np.sum(np.abs(response / safe) ** 2, axis=(1, 2)))
-        return np.where(np.isfinite(largest.ravel()), norms, np.inf)
     finite = np.isfinite(response).all(axis=(1, 2))
     out = np.full(response.shape[0], np.inf)
     if np.any(finite):
-        out[finite] = np.linalg.svd(response[finite], compute_uv=False)[:, 0]
+        out[finite] = _norms_of(response if np.all(finite) else response[finite])
     return out
+
+
+def _norms_of(response: Array) -> Array:
+    """Return the spectral norm of each matrix in a stack."""
+    if 1 not in response.shape[1:]:
+        return np.asarray(np.linalg.svd(response, compute_uv=False)[:, 0])
+    # a row, a column or a number: the norm of its entries; divided by the largest, no square underflows
+    sizes = np.abs(response)
+    largest = sizes.max(axis=(1, 2))
+    sizes /= np.where(largest > 0, largest, 1.0)[:, None, None]
+    return np.asarray(largest * np.sqrt(np.sum(sizes**2, axis=(1, 2))))
 
 
 def points_off_the_poles(poles: Array, *, discrete: bool) -> Array:

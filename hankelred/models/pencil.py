@@ -92,7 +92,9 @@ class SparseFamily:
         pattern = _union(matrices)
         mirrored = pattern.T.tocsc()
         shared = pattern.multiply(mirrored).count_nonzero()
-        self._from_diagonal = bool(shared >= NEARLY_SYMMETRIC * pattern.nnz)
+        # saddle points have no pivots on a part of the diagonal, and fill up if these are taken late
+        full = np.count_nonzero(pattern.diagonal()) >= NEARLY_SYMMETRIC * pattern.shape[0]
+        self._from_diagonal = bool(full and shared >= NEARLY_SYMMETRIC * pattern.nnz)
         self._order = self._inverse = None
         if self._from_diagonal:
             self._order = _fill_reducing_order(pattern + mirrored)

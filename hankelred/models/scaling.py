@@ -15,6 +15,9 @@ from ..errors import ModelError
 #: Upper limit of passes over the states. A companion matrix in rad/s needs over a hundred.
 MAX_SWEEPS = 300
 
+#: States are scaled where the norm of a row and that of its column differ by more than this factor.
+BALANCED = 16.0
+
 #: Groups of states are scaled where rows of B, or columns of C, differ by more powers of two than this.
 GROUP_SPREAD = 64
 
@@ -113,13 +116,17 @@ def equilibrate(A: Array, B: Array, C: Array) -> Array:
     n = A.shape[0]
     magnitude = np.abs(A)
     np.fill_diagonal(magnitude, 0.0)
+    sizes_of_B, sizes_of_C = np.abs(B), np.abs(C)
+    if _are_balanced(magnitude, sizes_of_B, sizes_of_C):
+        return np.ones(n)
     scaling = _StateScaling(
-        magnitude, _norms(np.abs(B), axis=1), _norms(np.abs(C), axis=0), np.zeros(n, dtype=int)
+        magnitude, _norms(sizes_of_B, axis=1), _norms(sizes_of_C, axis=0), np.zeros(n, dtype=int)
     )
     rows = np.hypot(_norms(magnitude, axis=1), scaling.input_norms)
     columns = np.hypot(_norms(magnitude, axis=0), scaling.output_norms)
     usable = (rows > 0) & (columns > 0)
-    if np.any(np.abs(np.log2(rows[usable]) - np.log2(columns[usable])) > 4):
+    rows, columns = np.where(usable, rows, 1.0), np.where(usable, columns, 1.0)
+    if np.any((rows > BALANCED * columns) | (columns > BALANCED * rows)):
         scaling.balance_states()
     if max(_spread(scaling.input_norms), _spread(scaling.output_norms)) > GROUP_SPREAD:
         # States coupled to each other more strongly than to inputs and outputs cannot be scaled one by one.
@@ -129,6 +136,22 @@ def equilibrate(A: Array, B: Array, C: Array) -> Array:
             scaling.balance_states()
     scales: Array = np.ldexp(1.0, scaling.exponents)
     return scales
+
+
+def _are_balanced(magnitude: Array, B: Array, C: Array) -> bool:
+    """Return whether states need no scaling, by squares of norms; False also where these are out of range."""
+    of_inputs, of_outputs = np.einsum("ij,ij->i", B, B), np.einsum("ij,ij->j", C, C)
+    rows = np.einsum("ij,ij->i", magnitude, magnitude) + of_inputs
+    columns = np.einsum("ij,ij->j", magnitude, magnitude) + of_outputs
+    if rows.size == 0:
+        return True
+    low, high = min(rows.min(), columns.min()), max(rows.max(), columns.max())
+    if not (SAFE_NORMS[0] ** 2 < low and high < SAFE_NORMS[1] ** 2):
+        return False
+    if np.any((rows > BALANCED**2 * columns) | (columns > BALANCED**2 * rows)):
+        return False
+    # no groups of states that inputs hardly reach or outputs hardly show
+    return max(_spread(of_inputs), _spread(of_outputs)) <= 2 * GROUP_SPREAD
 
 
 @dataclass(frozen=True)

@@ -143,9 +143,7 @@ def _from_tuple(sys: Any, dt: Timebase) -> SparseModel:
     if parts is not None:
         B, C, D = BorderedPencil(parts).ports(B, C, D)
         return SparseModel(partial(BorderedPencil, parts), B, C, D, dt, dense, False, parts.finite_order)
-    return SparseModel(
-        _PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, dense
-    )
+    return SparseModel(_PencilOfMatrices(A, E, discrete=is_discrete(dt)), B, C, D, dt, dense)
 
 
 def _from_dense(model: LinearModel) -> SparseModel:

@@ -109,8 +109,8 @@ def noise_floor_of(values: Array, rounding: float, factored: FactoredSystem) -> 
     """Return the size below which a singular value is meaningless for the choice of an order.
 
     The rounding of a backward stable solver is of size eps sigma_1 for each state, although the product of
-    its factors may have smaller singular values; more where powers of A grow before they vanish, as those of
-    matrices far from normal do.
+    its factors may have smaller singular values. Doubling loses more where powers of A grow before they
+    vanish, as those of matrices far from normal do.
     """
     n = factored.n_stable + factored.n_unstable
     return max(rounding, factored.rounding, n * EPS * float(values.max(initial=0.0)))
@@ -182,6 +182,8 @@ def pad_values(values: Array, factored: FactoredSystem) -> Array:
     """Return n values in the model's units: inf for unstable poles, the values, and zeros."""
     system = factored.scaled_system
     values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
+    if values.size == factored.n_stable and not factored.n_unstable:
+        return values
     zeros = np.zeros(factored.n_stable - values.size)
     return np.concatenate([np.full(factored.n_unstable, np.inf), values, zeros])
 

@@ -510,7 +510,11 @@ def _highest_peak(response: FrequencyResponse, frequencies: Array, inside: _Insi
         if not math.isfinite(best):
             break
         grids = below + (above - below) * np.linspace(0, 1, 9)[:, None]
-        gains = np.where(inside.covers(grids), response.gain(grids.ravel()).reshape(grids.shape), -1.0)
+        # the ends of a bracket are known, and lower
+        interior = grids[1:-1]
+        gains = np.full(grids.shape, -1.0)
+        gains[1:-1] = response.gain(interior.ravel()).reshape(interior.shape)
+        gains[~inside.covers(grids)] = -1.0
         highest, columns = gains.argmax(axis=0), np.arange(grids.shape[1])
         k = int(np.argmax(gains[highest, columns]))
         if gains[highest[k], k] > best:

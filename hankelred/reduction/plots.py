@@ -298,7 +298,11 @@ def gain_label(model: LinearModel) -> str:
 
 def response(model: LinearModel, w: Array) -> Array:
     """Return the frequency response at angular frequencies per unit of time of the model."""
-    return FrequencyResponse(*model.as_tuple(), discrete=model.is_discrete)(w)
+    values = FrequencyResponse(*model.as_tuple(), discrete=model.is_discrete)(w)
+    points = np.exp(1j * w) if model.is_discrete else 1j * w
+    for power, D in enumerate(model.improper, 1):
+        values = values + points[:, None, None] ** power * D
+    return values
 
 
 def frequency_grid(model: LinearModel) -> Array:

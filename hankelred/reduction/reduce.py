@@ -102,7 +102,7 @@ class Reduction:
     certificate : Certificate
         The accuracy of the singular values: ``kind``, ``value``, ``residual``, ``factorizations``.
     noise_floor : float
-        At least n eps times the largest singular value, and more where powers of A grow before they vanish.
+        At least n eps times the largest singular value, and more where doubling (solver "smith") loses more.
         Values up to it are meaningless for the choice of an order.
     unstable_order : int
         Number of states of unstable and marginal poles, which are not reduced.

@@ -264,7 +264,7 @@ class HRMConfig(PeftConfig):
                 f"static_readouts={short_repr(names)} must be a list of names of linear modules of the "
                 "block, such as ['q_proj']"
             )
-        self.static_readouts = sorted(names) if isinstance(names, set) else list(names)
+        self.static_readouts = tuple(sorted(names) if isinstance(names, set) else names)
         for name in self.static_readouts:
             if not name.isidentifier() or self.static_readouts.count(name) > 1:
                 raise ConfigError(

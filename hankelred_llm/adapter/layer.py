@@ -55,8 +55,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def active_parts(self) -> list[str]:
         """Return the names of the adapters that take part in the forward pass."""
-        names = [] if self.disable_adapters else cast(list[str], self.active_adapters)
-        return [name for name in names if self.has_adapter(name)]
+        if self.disable_adapters:
+            return []
+        return [name for name in cast(list[str], self.active_adapters) if self.has_adapter(name)]
 
     def active_in(self, context: ForwardContext | None) -> list[str]:
         """Return the names of the adapters that take part in one forward pass."""
@@ -231,9 +232,10 @@ class HRMLayer(AdapterLayer):
         StateError
             The block was called by itself, or its cache is another adapter's.
         """
-        names = [name for name in self.active_in(current_context()) if self.taps[name] == "input"]
+        context = current_context()
+        names = [name for name in self.active_in(context) if self.taps[name] == "input"]
         if names:
-            context = self._checked_context(hidden)
+            context = self._checked_context(context, hidden)
             context.pre_block_outputs = (
                 self.cache_key,
                 {name: self._run(context, name, hidden) for name in names},
@@ -262,8 +264,9 @@ class HRMLayer(AdapterLayer):
             if context is not None:
                 context.skip(self.cache_key)
             return head
-        context = self._checked_context(hidden)
-        precomputed = context.take_pre_block_outputs(self.cache_key)
+        precomputed = {} if context is None else context.take_pre_block_outputs(self.cache_key)
+        if context is None or len(precomputed) < len(active):  # otherwise it was checked before the block
+            context = self._checked_context(context, hidden)
         states = {}
         block_output = head
         for name in active:
@@ -271,7 +274,7 @@ class HRMLayer(AdapterLayer):
             y, s = precomputed[name] if name in precomputed else self._run(context, name, x)
             context.static_inputs.pop((self.cache_key, name), None)
             states[self.system(name).identity.value] = s
-            rows = context.rows_of(name)
+            rows = None if context.row_adapters is None else context.rows_of(name)
             if rows is not None:
                 y = torch.where(rows.to(y.device), y, 0)
             head = head + y
@@ -281,15 +284,14 @@ class HRMLayer(AdapterLayer):
             state.store(self.cache_key, states)
         return head
 
-    def _checked_context(self, hidden: Tensor) -> ForwardContext:
-        """Return the context of the current forward pass, after comparing its batch with these hidden states.
+    def _checked_context(self, context: ForwardContext | None, hidden: Tensor) -> ForwardContext:
+        """Return the context of the forward pass, after comparing its batch with these hidden states.
 
         Raises
         ------
         StateError
             There is none, or the shapes differ.
         """
-        context = current_context()
         if context is None:
             raise StateError(
                 f"block {self.cache_key} was called outside the forward pass of its model, so padding and "
@@ -309,16 +311,22 @@ class HRMLayer(AdapterLayer):
         identity = system.identity.value
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
         state = context.open_state_once()
-        before = None if state is None else state.previous(self.cache_key, identity)
+        single = context.time == 1 and state is not None and not torch.is_grad_enabled()
         options: dict[str, Any] = {}
-        if before is not None and state is not None and context.time == 1 and not torch.is_grad_enabled():
-            options["stepper"] = state.stepper(self.cache_key, identity, system.stepper)
-            options["decayed"] = state.decayed(self.cache_key, identity, segment_start)
+        step = None
+        if single and state is not None and not torch.compiler.is_compiling():
+            step = state.step_of(self.cache_key, identity, segment_start)
+        if step is not None:
+            options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)
+        elif state is not None:
+            options["state"] = before = state.previous(self.cache_key, identity)
+            if single and before is not None:
+                options["stepper"] = state.stepper(self.cache_key, identity, system.stepper)
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)
         if system.static.readouts:
             options["static_input"] = self.static_input(context, name, x)
-        result = system(x, state=before, valid=valid, segment_start=segment_start, **options)
+        result = system(x, valid=valid, segment_start=segment_start, **options)
         return cast("tuple[Tensor, Tensor]", result)
 
     def delete_adapter(self, adapter_name: str) -> None:

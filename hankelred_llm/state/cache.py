@@ -8,8 +8,8 @@ copied together with keys and values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,7 @@ from transformers import cache_utils
 from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 
 from ..errors import StateError
-from ..ops.decode_step import StepCoefficients
-
-if TYPE_CHECKING:
-    from ..ops.decode_step import Stepper
+from ..ops.decode_step import StepCoefficients, Stepper
 
 #: Number of tokens that a cache can always be cropped by.
 CROPPABLE_TOKENS = 64
@@ -34,6 +31,14 @@ _NEW_CACHE = "start with a new, empty cache"
 #: Since 5.23 transformers has a class for entries without keys, and skips them in more places. Only the name
 #: of that class is used.
 _CacheLayerWithoutKeys: type = getattr(cache_utils, "DummyLayer", object)
+
+
+class PreparedStep(NamedTuple):
+    """What an adapter needs for a single token."""
+
+    stepper: Stepper
+    state: Tensor  # before the token, (batch, states)
+    decayed: Tensor  # A times it, or zero where a segment starts
 
 
 class HRMState(_CacheLayerWithoutKeys):
@@ -84,9 +89,9 @@ class HRMState(_CacheLayerWithoutKeys):
         self.record_past = False
         self._row_adapters: tuple[str, ...] | None = None
         self._histories: dict[str, dict[str, _StateHistory]] = {}  # by block, then by adapter
-        # of the token that is computed: A times the states of blocks that have not run, by block and adapter
-        self._decayed: dict[tuple[str, str], Tensor] = {}
-        self._stacked: tuple[list[Stepper], StepCoefficients] | None = None
+        # for the token that is computed, of blocks that have not run, by block and adapter
+        self._steps: dict[tuple[str, str], PreparedStep] = {}
+        self._stacked: tuple[Sequence[Stepper], StepCoefficients] | None = None
 
     def previous(self, block: str, adapter: str) -> Tensor | None:
         """Return the last state of an adapter of a block, (batch, states), None before the first token.
@@ -109,7 +114,7 @@ class HRMState(_CacheLayerWithoutKeys):
 
     def start_pass(self) -> None:
         """Forget what a pass that was interrupted has left."""
-        self._decayed = {}
+        self._steps = {}
 
     def check_rows(self, row_adapters: tuple[str, ...] | None) -> None:
         """Refuse rows with other adapters than those that processed their earlier tokens.
@@ -147,8 +152,8 @@ class HRMState(_CacheLayerWithoutKeys):
             history.stepper = make()
         return history.stepper
 
-    def decayed(self, block: str, adapter: str, segment_start: Tensor | None) -> Tensor | None:
-        """Return A times the last state of an adapter, computed for the adapters of all blocks together.
+    def step_of(self, block: str, adapter: str, segment_start: Tensor | None) -> PreparedStep | None:
+        """Return what an adapter needs for a single token, prepared for those of all blocks together.
 
         Parameters
         ----------
@@ -157,32 +162,35 @@ class HRMState(_CacheLayerWithoutKeys):
 
         Returns
         -------
-        Tensor, shape (batch, states), or None where this block must compute its own
+        PreparedStep, or None where the adapter has not been prepared for single tokens
         """
-        if torch.compiler.is_compiling():
+        step = self._steps.pop((block, adapter), None)
+        if step is not None:
+            return step
+        history = self._histories.get(block, {}).get(adapter)
+        if history is None or history.stepper is None:
             return None
-        key = block, adapter
-        if key not in self._decayed:
-            asked = self._histories[block][adapter].last()
-            # of the last token; and of blocks on other devices, which are computed when they are reached
-            together = {
-                (name, each): (history.stepper, last)
-                for name, histories in self._histories.items()
-                for each, history in histories.items()
-                if history.stepper is not None
-                and (last := history.last()).device == asked.device
-                and (last.dtype, len(last)) == (asked.dtype, len(asked))
-            }
-            steppers = [stepper for stepper, _ in together.values()]
-            if self._stacked is None or not _same(self._stacked[0], steppers):
-                self._stacked = steppers, StepCoefficients.stacked([stepper.step for stepper in steppers])
-            states = [last for _, last in together.values()]
-            after = self._stacked[1].decay(torch.cat(states, 1)).to(asked.dtype)
-            after = after if segment_start is None else torch.where(segment_start, 0.0, after)
-            self._decayed = dict(
-                zip(together, torch.split(after, [s.shape[1] for s in states], 1), strict=True)
-            )
-        return self._decayed.pop(key)
+        asked = history.last()
+        # of the token before; and of blocks on other devices, which are prepared when they are reached
+        together = {
+            (name, each): (history.stepper, last)
+            for name, histories in self._histories.items()
+            for each, history in histories.items()
+            if history.stepper is not None
+            and (last := history.last()).device == asked.device
+            and (last.dtype, len(last)) == (asked.dtype, len(asked))
+        }
+        steppers, states = zip(*together.values(), strict=True)
+        if self._stacked is None or not _same(self._stacked[0], steppers):
+            self._stacked = steppers, StepCoefficients.stacked([stepper.step for stepper in steppers])
+        after = self._stacked[1].decay(torch.cat(states, 1)).to(asked.dtype)
+        after = after if segment_start is None else torch.where(segment_start, 0.0, after)
+        parts = torch.split(after, [state.shape[1] for state in states], 1)
+        self._steps = {
+            key: PreparedStep(*each, part)
+            for key, each, part in zip(together, together.values(), parts, strict=True)
+        }
+        return self._steps.pop((block, adapter))
 
     def store(self, block: str, states: dict[str, Tensor]) -> None:
         """Keep states (batch, states, time) of the active adapters of a block; drop those of all others."""
@@ -383,8 +391,8 @@ class _RecentStates(_StateHistory):
         self._pieces, self._length = [piece], piece.shape[-1]
 
 
-def _same(first: list[Stepper], second: list[Stepper]) -> bool:
-    """Return whether two lists hold the same objects."""
+def _same(first: Sequence[Stepper], second: Sequence[Stepper]) -> bool:
+    """Return whether two sequences hold the same objects."""
     return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
 
 

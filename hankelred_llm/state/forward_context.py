@@ -129,6 +129,11 @@ class ForwardContext:
             self._cache = cache
             self._cached_before = cached_length(cache)
 
+    @property
+    def entered(self) -> bool:
+        """Whether the cache of this pass is known."""
+        return self._cache is not None
+
     def masks_on(self, device: torch.device) -> SegmentMasks:
         """Return the masks on the device of a layer."""
         return SegmentMasks(*(None if mask is None else mask.to(device) for mask in self.masks))
@@ -369,7 +374,7 @@ def _patched_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _make_patched_class(cls: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, hrm_context: ForwardContext | None = None, **kwargs: Any) -> Any:
-        if hrm_context is not None:
+        if hrm_context is not None and not hrm_context.entered:
             hrm_context.enter(find_cache((*args, *kwargs.values())))
         previous, _current.in_layer = _current.in_layer, hrm_context
         try:

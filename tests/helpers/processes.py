@@ -23,6 +23,7 @@ from hankelred_llm.adapter.system import HRMSystem
 from hankelred_llm.state.attention_masks import read_segment_masks
 from hankelred_llm.state.shards import Shards, compare_shards, read_shard
 from helpers.models import (
+    HYBRID,
     PAD,
     adapted,
     base_model,
@@ -50,7 +51,7 @@ def gradients(model):
         if p.requires_grad:
             grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
             found[name.removeprefix("module.")] = grad.clone()
-    assert len(found) == 10
+    assert len(found) == (26 if FIELDS else 10)
     return found
 
 
@@ -87,9 +88,13 @@ def loss_of(model, inputs):
     return model(**inputs, use_cache=False).logits.square().mean()
 
 
+#: Fields of the adapter of the checks below.
+FIELDS = {}
+
+
 def whole_batch():
     """Gradients of the whole batch in one process, parameters after a step, and the model after it."""
-    model = adapted(base={"sliding_window": None}).train()
+    model = adapted(base={"sliding_window": None}, **FIELDS).train()
     loss_of(model, batch()).backward()
     found = gradients(model)
     step(model)
@@ -103,7 +108,7 @@ def step(model):
 
 
 def fresh(recompute):
-    model = adapted(base={"sliding_window": None}).train()
+    model = adapted(base={"sliding_window": None}, **FIELDS).train()
     return model if recompute is None else checkpointed(model, reentrant=recompute == "reentrant")
 
 
@@ -123,6 +128,16 @@ def check_ddp(rank, size, folder):
         step(model)
         found[f"step, {recompute}"] = worst(values(model), after)
     return found
+
+
+def check_ddp_hybrid(rank, size, folder):
+    FIELDS.update(HYBRID)
+    return check_ddp(rank, size, folder)
+
+
+def check_fsdp_hybrid(rank, size, folder):
+    FIELDS.update(HYBRID)
+    return check_fsdp(rank, size, folder)
 
 
 def shard_model(model, **options):

@@ -34,8 +34,9 @@ _PILOT_STEPS = 15
 _REFINEMENT_STEPS = 60
 #: First models that are refined.
 _REFINED_STARTS = 3
-#: A pilot whose error is below this share of a model's is taken as the truth between the frequencies.
-_ACCURATE_PILOT = 1 / 3
+#: A pilot whose error is below this share of a model's is taken as the truth between the frequencies; a less
+#: accurate one may have followed the noise.
+_ACCURATE_PILOT = 1 / 6
 _POINTS_PER_INTERVAL = 4
 #: Share of the squared weighted response below which only rounding is left.
 _NOISE_FREE = 1e-20

@@ -365,3 +365,69 @@ class TestThreads:
         old.__setstate__({name: value for name, value in vars(original).items() if name != "_lock"})
         old.update(data(1, 3, 10))
         assert old.n_samples == 20
+
+
+class Lazy:
+    """An array that is not in memory, as those of HDF5, zarr and dask: it records the largest piece read."""
+
+    def __init__(self, x, chunks=None):
+        self.x, self.shape, self.dtype, self.largest = x, x.shape, x.dtype, 0
+        if chunks is not None:
+            self.chunks = chunks
+
+    def __getitem__(self, key):
+        piece = self.x[key]
+        self.largest = max(self.largest, piece.shape[1])
+        return piece
+
+    def __array__(self, dtype=None, copy=None):
+        raise MemoryError("the whole array was read")
+
+
+@pytest.mark.parametrize("forgetting", [1.0, 0.999])
+@pytest.mark.parametrize("chunks", [None, (4, 300), ((4,), (300,) * 34)])
+def test_arrays_outside_memory_are_read_in_blocks(monkeypatch, forgetting, chunks):
+    """A dask array of 2.2 GB once took 6.4 GB, because it was converted as a whole."""
+    monkeypatch.setattr("hankelred.empirical.estimator._BLOCK_BYTES", 4 * 8 * 1000)
+    x = data(5, 4, 10_200)
+    lazy = Lazy(x, chunks)
+    estimator = fed(data(1, 4, 50), forgetting=forgetting)
+    estimator.update(lazy)
+    assert lazy.largest == (1000 if chunks is None else 900)
+    assert same(estimator, fed(data(1, 4, 50), x, forgetting=forgetting))
+
+
+def test_a_bad_sample_in_a_late_block_changes_nothing(monkeypatch):
+    monkeypatch.setattr("hankelred.empirical.estimator._BLOCK_BYTES", 4 * 8 * 1000)
+    x = data(5, 4, 5000)
+    x[2, 4321] = np.nan
+    estimator = fed(data(1, 4, 50))
+    with pytest.raises(HankelredError, match=r"states\[2, 4321\] is nan"):
+        estimator.update(Lazy(x))
+    assert same(estimator, fed(data(1, 4, 50)))
+
+
+def test_a_memory_map_takes_constant_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("hankelred.empirical.estimator._BLOCK_BYTES", 2**20)
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=float, shape=(8, 2_000_000))
+    x[:] = data(3, 8, 2000)[:, np.arange(2_000_000) % 2000]
+    estimator = GramianEstimator(8)
+    tracemalloc.start()
+    estimator.update(x)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < x.nbytes / 8
+    assert close(estimator.gramian(), x @ x.T / 2_000_000) < 1e-10
+
+
+def test_merge_all():
+    parts = [data(seed, 3, 40 + seed) for seed in range(5)]
+    merged = GramianEstimator.merge_all(fed(part) for part in parts)
+    assert same(merged, fed(np.concatenate(parts, axis=1)))
+    for wrong, message in (
+        ([], "no estimator"),
+        ([GramianEstimator(2), GramianEstimator(3)], "n_states 2 and 3"),
+        ([GramianEstimator(2), None], "NoneType"),
+    ):
+        with pytest.raises(HankelredError, match=message):
+            GramianEstimator.merge_all(wrong)

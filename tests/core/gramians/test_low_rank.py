@@ -287,7 +287,9 @@ def test_bad_matrices_are_refused():
     refused((A, B, C[:, :-1], 0), rf"C must have {n} columns")
     refused((A, B, C, np.ones((3, 1))), "D must have shape")
     refused((A, B, C, 0, A[:-1, :-1]), "E must have shape")
-    refused((A, B, C, 0, sp.csc_array((n, n))), "E is singular")
+    coupled = sp.eye_array(n, format="lil")
+    coupled[0, 1] = coupled[1, 0] = 1.0
+    refused((A, B, C, 0, coupled.tocsc()), "E is singular")
     refused((1e200 * A, B, C, 0), "choose other units")
     with pytest.raises(ModelError, match="solver"):
         hankel_singular_values((A, B, C, 0), solver="sparse")

@@ -15,6 +15,7 @@ import pytest
 import torch
 import transformers
 from helpers.models import (
+    HYBRID,
     WIDTH,
     adapted,
     base_model,
@@ -886,14 +887,18 @@ class TestStart:
                 assert (system.log_decay() < 0).all()
 
 
-def test_offloaded_models(tmp_path, ids):
+@pytest.mark.parametrize("fields", [{"r": 6}, HYBRID], ids=["mlp", "hybrid"])
+def test_offloaded_models(tmp_path, fields, ids):
     """accelerate puts functions of its own in the place of forward."""
     accelerate = pytest.importorskip("accelerate")
-    expected = logits(adapted(), ids)
+    expected = logits(adapted(**fields), ids)
     base = accelerate.cpu_offload(base_model(), execution_device=torch.device("cpu"))
     torch.manual_seed(7)
-    model = with_random_output(hankelred_llm.attach(base, r=6)).eval()
+    model = with_random_output(hankelred_llm.attach(base, **fields)).eval()
     assert error(logits(model, ids), expected) < 2e-6
+    if fields is HYBRID:
+        with pytest.raises(AdapterError, match="quantized, sharded or offloaded"):
+            model.merge_static()
     model.unload()
     assert error(logits(base, ids), logits(base_model(), ids)) < 2e-6
 
@@ -998,7 +1003,9 @@ def test_casting_the_model_does_not_round_the_poles(cast):
     assert (hankelred_llm.get_systems(model)[0][0] == before).all()
 
 
-def test_status_names_the_method():
+@pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+def test_status_names_the_method(fields):
     # peft prints what comes after the point in str(peft_type), which was nothing
-    model = adapted()
+    model = adapted(**fields)
+    assert len(peft.get_layer_status(model)) > 0
     assert peft.get_model_status(model).peft_types == {"default": "HRM"}

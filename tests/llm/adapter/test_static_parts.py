@@ -380,6 +380,14 @@ class TestMerged:
         model.merge_static()
         assert error(logits(model.unload(), ids), logits(base_model(), ids)) < MERGED
 
+    def test_loading_other_weights_is_refused(self, tmp_path, model):
+        model.save_pretrained(tmp_path)
+        model.merge_static()
+        with pytest.raises(AdapterError, match=r"'default' are merged.*unmerge_static"):
+            model.load_adapter(tmp_path, "default")
+        model.unmerge_static()
+        model.load_adapter(tmp_path, "default")
+
     def test_training_is_refused(self, model, ids):
         model.merge_static()
         model.train()
@@ -509,6 +517,26 @@ class TestRefusals:
         model = hankelred_llm.attach(base_model(), r=4, site="attention", static_readouts=["o_proj"])
         with pytest.raises(ConfigError, match="another input"):
             model(ids)
+
+
+class TestExportedPrograms:
+    @pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+    @pytest.mark.parametrize("length", [12, 20], ids=["as traced", "longer"])
+    def test_torch_export_without_a_cache(self, fields, length):
+        class Logits(nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, ids):
+                return self.model(input_ids=ids, use_cache=False).logits
+
+        module = Logits(adapted(base={"sliding_window": None}, **fields)).eval()
+        time = {} if length == 12 else {"dynamic_shapes": {"ids": {1: torch.export.Dim("t", min=2, max=64)}}}
+        with torch.no_grad():
+            program = torch.export.export(module, (tokens(1, 12),), strict=False, **time)
+            ids = tokens(1, length)
+            assert error(program.module()(ids), module(ids)) < 2e-6
 
 
 class TestGroups:

@@ -360,8 +360,10 @@ class TestTrainer:
             metric_for_best_model="eval_loss",
             lr_scheduler_type="constant",
         )
-        arguments.learning_rate = 3.0  # too high, so that the last step is not the best
-        trainer = Trainer(model, arguments, train_dataset=self.data(), eval_dataset=self.data()[:4])
+        arguments.learning_rate = 0.3
+        # other random tokens: the loss on them rises while those of the training are learned
+        others = [{"input_ids": row, "labels": row} for row in tokens(4, 10, seed=8)]
+        trainer = Trainer(model, arguments, train_dataset=self.data(), eval_dataset=others)
         trainer.train()
         losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
         assert min(losses) < losses[-1]

@@ -66,10 +66,10 @@ def check_small(results, tolerance):
 
 
 @needs_processes
-@pytest.mark.parametrize("check", ["ddp", "fsdp"])
+@pytest.mark.parametrize("check", ["ddp", "fsdp", "ddp_hybrid", "fsdp_hybrid"])
 def test_gradients_steps_and_files_are_those_of_one_process(check, tmp_path):
     results = run(check, 2, tmp_path)
-    assert len(results[0]) == (6 if check == "ddp" else 9)
+    assert len(results[0]) == (6 if check.startswith("ddp") else 9)
     check_small(results, TOLERANCE)
 
 

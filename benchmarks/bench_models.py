@@ -1,0 +1,189 @@
+"""Time of the four basic calls on models of the size that users have, against slycot, in one run.
+
+    make bench        or        python benchmarks/bench_models.py [--quick] [--table FILE]
+
+SLICOT's benchmark models are taken from `../shared/data` (or HANKELRED_SHARED); those that are not there are
+reported by name, and models made by formula always run. One thread. Each figure is the median of repeated
+calls, of both packages in turn, in processor time.
+
+Targets, set before the work on speed: a median ratio of at most 0.8; at most 1.0 for each model of 100
+states or more, 1.2 for smaller ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import slycot
+from rich.console import Console
+from rich.table import Table
+from threadpoolctl import threadpool_limits
+
+import hankelred
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import _baseline
+import _systems
+from helpers import data as _data
+
+console = Console(width=150)
+
+REAL = ("build", "pde", "CDplayer", "heat-cont", "heatmodel", "random", "iss", "beam")
+
+MADE = {
+    "structure n=120": lambda: _systems.structure(120),
+    "structure n=350": lambda: _systems.structure(350, 2),
+    "lightly damped n=120": lambda: _systems.lightly_damped(120, 1),
+    "lightly damped n=350": lambda: _systems.lightly_damped(350, 1),
+    "random stable n=200": lambda: _systems.random_stable(200),
+    "random damped n=200": lambda: _systems.random_damped(200),
+    "diffusion n=200": lambda: _systems.diffusion(200),
+    "random stable n=10": lambda: _systems.random_stable(10, 1),
+}
+
+#: Order of the reductions.
+ORDER = 8
+
+
+def ab09ad(A, B, C, order):
+    n, m, p = A.shape[0], B.shape[1], C.shape[0]
+    return slycot.ab09ad("C", "B", "S", n, m, p, A.copy(), B.copy(), C.copy(), nr=order)
+
+
+def ab13bd(A, B, C):
+    n, m, p = A.shape[0], B.shape[1], C.shape[0]
+    return slycot.ab13bd("C", "H", n, m, p, A.copy(), B.copy(), C.copy(), np.zeros((p, m)))
+
+
+def ab13dd(A, B, C):
+    n, m, p = A.shape[0], B.shape[1], C.shape[0]
+    D, E = np.zeros((p, m)), np.eye(n)
+    return slycot.ab13dd("C", "I", "S", "Z", n, m, p, A.copy(), E, B.copy(), C.copy(), D)
+
+
+def dc_gain_of_reduced(A, B, C):
+    return np.linalg.norm(C @ np.linalg.solve(A, B))
+
+
+#: For each call: hankelred's, slycot's, and the numbers of each that are compared.
+CALLS = {
+    "values": (
+        lambda *system: hankelred.hankel_singular_values((*system, 0)),
+        lambda *system: ab09ad(*system, 1)[-1],
+        lambda values: values,
+        lambda values: values,
+    ),
+    "reduce": (
+        lambda *system: hankelred.reduce((*system, 0), ORDER),
+        lambda *system: ab09ad(*system, ORDER),
+        lambda reduction: [dc_gain_of_reduced(*reduction.system[:3])],
+        lambda result: [dc_gain_of_reduced(*result[1:4])],
+    ),
+    "h2": (
+        lambda *system: hankelred.norm((*system, 0), "h2"),
+        ab13bd,
+        lambda value: [value],
+        lambda value: [value],
+    ),
+    "hinf": (
+        lambda *system: hankelred.norm((*system, 0), "hinf"),
+        ab13dd,
+        lambda value: [value],
+        lambda result: [result[0]],
+    ),
+}
+
+
+def models():
+    """Return (name, system) of all models that are available; print which are not."""
+    found, missing = [], []
+    for name in REAL:
+        if (_data.shared_folder() / "data" / "lti" / f"{name}.mat").is_file():
+            system = _data.slicot_model(name)[0][:3]
+            found.append((f"{name} n={system[0].shape[0]}", system))
+        else:
+            missing.append(name)
+    if missing:
+        console.print(f"not in {_data.shared_folder() / 'data' / 'lti'}, left out: {', '.join(missing)}")
+    return found + [(name, make()) for name, make in MADE.items()]
+
+
+def seconds(function, system):
+    start = time.process_time()
+    function(*system)
+    return time.process_time() - start
+
+
+def compare(system, call, budget):
+    """Return the median seconds of both, and the largest relative difference of their results."""
+    ours, theirs, our_numbers, their_numbers = CALLS[call]
+    first, second = np.asarray(our_numbers(ours(*system))), np.asarray(their_numbers(theirs(*system)))
+    once = max(seconds(ours, system) + seconds(theirs, system), 1e-4)
+    repeats = int(min(max(budget / once, 5), 101))
+    times = [(seconds(ours, system), seconds(theirs, system)) for _ in range(repeats)]
+    large = second > 1e-8 * second.max()
+    difference = float(np.abs(first[large] / second[large] - 1).max())
+    return *(statistics.median(side) for side in zip(*times, strict=True)), difference
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument(
+        "--table", type=Path, help="write the table in Markdown too, as in docs/benchmarks.md"
+    )
+    _baseline.add_option(parser)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    names = {"values": "ab09ad", "reduce": "ab09ad", "h2": "ab13bd", "hinf": "ab13dd"}
+    headings = [f"{call} ({names[call]})" for call in CALLS]
+    table = Table(title="Processor milliseconds of hankelred / slycot = ratio; difference of the results")
+    table.add_column("model")
+    for heading in headings:
+        table.add_column(heading)
+    lines = ["| model | " + " | ".join(headings) + " |", "|" + "---|" * (len(headings) + 1)]
+    ratios = {}
+    with threadpool_limits(1):
+        for name, system in models():
+            cells, short = [], []
+            for call in CALLS:
+                try:
+                    ours, theirs, difference = compare(system, call, 0.3 if arguments.quick else 1.5)
+                except Exception as error:  # a failure is a result
+                    cells.append(f"{type(error).__name__}: {error}"[:40])
+                    short.append("-")
+                    continue
+                ratios[f"{call}, {name}"] = ours / theirs
+                cells.append(f"{ours * 1e3:.2f} / {theirs * 1e3:.2f} = {ours / theirs:.2f}; {difference:.0e}")
+                short.append(f"{ours * 1e3:.2f} / {theirs * 1e3:.2f} = {ours / theirs:.2f}")
+            table.add_row(name, *cells)
+            lines.append(f"| {name} | " + " | ".join(short) + " |")
+    console.print(table)
+    is_real = tuple(f"{name} n=" for name in REAL)
+    for title, chosen in (
+        ("real models", lambda name: name.startswith(is_real)),
+        ("models made by formula", lambda name: not name.startswith(is_real)),
+        ("all", lambda name: True),
+    ):
+        medians = []
+        for call in CALLS:
+            kept = [r for key, r in ratios.items() if key.startswith(call) and chosen(key.split(", ", 1)[1])]
+            medians.append(f"{statistics.median(kept):.2f}" if kept else "-")
+        console.print(f"median ratio, {title}: " + ", ".join(map(" ".join, zip(CALLS, medians, strict=True))))
+        lines.append(f"| **median, {title}** | " + " | ".join(medians) + " |")
+    if arguments.table:
+        arguments.table.write_text("\n".join(lines) + "\n", "utf-8")
+    _baseline.compare("models", ratios, save=arguments.save_baseline)
+
+
+if __name__ == "__main__":
+    main()

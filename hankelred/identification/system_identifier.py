@@ -1,0 +1,238 @@
+"""`SystemIdentifier`: identification with the interface of a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Literal
+
+import numpy as np
+
+from .._util.arrays import Array
+from ..errors import HankelredError
+from ..models.linear_model import Timebase
+from .identify import IdentifiedModel, identify
+from .output_error import free_responses, simulate_states
+
+
+class SystemIdentifier:
+    """Estimator that identifies a linear model, as :func:`identify` does, with samples first.
+
+    Samples are rows here, as everywhere in scikit-learn, and they are one record in the order of time: they
+    must not be shuffled or resampled, and only splits into contiguous pieces such as ``TimeSeriesSplit``
+    make sense. scikit-learn itself is needed only by its own tools, such as ``clone`` and pipelines.
+
+    Parameters
+    ----------
+    order : int, optional
+        Number of states; chosen on the last 30 % of the record if None.
+    dt : True or float
+        Sampling time in seconds.
+    offsets, stable : bool
+        As in :func:`identify`.
+    missing : {"refuse", "bridge"}
+        As in :func:`identify`.
+
+    Attributes
+    ----------
+    model_ : IdentifiedModel
+    n_features_in_ : int
+        Number of inputs.
+    n_outputs_ : int
+
+    Examples
+    --------
+    >>> import numpy as np, hankelred
+    >>> X = np.random.default_rng(0).standard_normal((300, 1))
+    >>> y = np.convolve(X[:, 0], 0.8 ** np.arange(80))[:300]
+    >>> estimator = hankelred.SystemIdentifier(order=1).fit(X[:200], y[:200])
+    >>> bool(estimator.score(X[200:], y[200:]) > 0.999)
+    True
+    """
+
+    def __init__(
+        self,
+        order: int | None = None,
+        *,
+        dt: Timebase = True,
+        offsets: bool = True,
+        stable: bool = True,
+        missing: Literal["refuse", "bridge"] = "refuse",
+    ) -> None:
+        self.order = order
+        self.dt = dt
+        self.offsets = offsets
+        self.stable = stable
+        self.missing = missing
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name.
+
+        Parameters
+        ----------
+        deep : bool
+            Without effect: no parameter is an estimator.
+        """
+        return {name: getattr(self, name) for name in _PARAMETERS}
+
+    def set_params(self, **params: Any) -> SystemIdentifier:
+        """Set parameters by name.
+
+        Raises
+        ------
+        HankelredError
+            There is no parameter of this name.
+        """
+        for name, value in params.items():
+            if name not in _PARAMETERS:
+                raise HankelredError(f"there is no parameter {name!r}; there are {', '.join(_PARAMETERS)}")
+            setattr(self, name, value)
+        return self
+
+    def fit(self, X: Any, y: Any) -> SystemIdentifier:
+        """Identify the model.
+
+        Parameters
+        ----------
+        X : array_like, shape (samples, inputs) or (samples,)
+        y : array_like, shape (samples, outputs) or (samples,)
+
+        Raises
+        ------
+        HankelredError
+            As :func:`identify` does.
+        """
+        if y is None:
+            raise HankelredError("identification requires y to be passed, but the target y is None")
+        inputs, outputs = _samples_first(X, "X"), _samples_first(y, "y")
+        if inputs.shape[0] != outputs.shape[0]:
+            raise HankelredError(
+                f"X has {inputs.shape[0]} samples and y has {outputs.shape[0]}; rows are samples, of both"
+            )
+        self.model_: IdentifiedModel = identify(
+            inputs.T,
+            outputs.T,
+            self.order,
+            dt=self.dt,
+            offsets=self.offsets,
+            stable=self.stable,
+            missing=self.missing,
+            progress=False,
+        )
+        self.n_features_in_, self.n_outputs_ = inputs.shape[1], outputs.shape[1]
+        self._is_flat = np.asarray(y).ndim == 1
+        return self
+
+    def predict(self, X: Any) -> Array:
+        """Simulate the outputs from the equilibrium that belongs to the first sample of the inputs.
+
+        Parameters
+        ----------
+        X : array_like, shape (samples, inputs)
+
+        Returns
+        -------
+        ndarray, shape (samples, outputs), or (samples,) if y was 1-D
+        """
+        model, inputs = self._fitted(X)
+        A, B, C, D = model.model.as_tuple()
+        u = inputs.T - model.input_offset[:, None]
+        n = A.shape[0]
+        # an integrator has no equilibrium: least squares gives the state that changes least
+        start = np.linalg.lstsq(np.eye(n) - A, B @ u[:, 0], rcond=1e-8)[0] if u.shape[1] else np.zeros(n)
+        y = C @ simulate_states(A, B, u, start) + D @ u + model.output_offset[:, None]
+        return y[0] if self._is_flat else y.T
+
+    def score(self, X: Any, y: Any) -> float:
+        """Return the coefficient of determination of the simulated outputs, averaged over them.
+
+        As in :meth:`IdentifiedModel.compare`, the initial state is fitted to the outputs, since a record does
+        not begin in an equilibrium. It is 1 minus the square of 1 minus the fit there.
+
+        Parameters
+        ----------
+        X : array_like, shape (samples, inputs)
+        y : array_like, shape (samples, outputs) or (samples,)
+        """
+        model, inputs = self._fitted(X)
+        outputs = _samples_first(y, "y")
+        if outputs.shape != (inputs.shape[0], self.n_outputs_):
+            raise HankelredError(
+                f"y has shape {outputs.shape}, expected {(inputs.shape[0], self.n_outputs_)}"
+            )
+        A, B, C, D = model.model.as_tuple()
+        u = inputs.T - model.input_offset[:, None]
+        y0 = C @ simulate_states(A, B, u, np.zeros(A.shape[0])) + D @ u + model.output_offset[:, None]
+        error = outputs.T - y0
+        free = free_responses(A, C, u.shape[1])
+        spread = outputs.T - outputs.T.mean(axis=1, keepdims=True)
+        size = np.sqrt(np.sum(spread**2, axis=1))
+        size[size == 0] = 1.0
+        M = (free / size[:, None, None]).reshape(-1, A.shape[0])
+        x0 = np.linalg.lstsq(M, (error / size[:, None]).reshape(-1), rcond=None)[0]
+        return float(np.mean(1 - np.sum((error - free @ x0) ** 2, axis=1) / size**2))
+
+    def _fitted(self, X: Any) -> tuple[IdentifiedModel, Array]:
+        if not self.__sklearn_is_fitted__():
+            raise _not_fitted()("this SystemIdentifier is not fitted yet; call fit(X, y) first")
+        inputs = _samples_first(X, "X")
+        if inputs.shape[1] != self.n_features_in_:
+            raise HankelredError(
+                f"X has {inputs.shape[1]} features, but SystemIdentifier is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        return self.model_, inputs
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, RegressorTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="regressor",
+            target_tags=TargetTags(required=True, multi_output=True, single_output=True),
+            regressor_tags=RegressorTags(poor_score=True),
+            input_tags=InputTags(allow_nan=False),
+            non_deterministic=False,
+        )
+
+    def __repr__(self) -> str:
+        defaults = inspect.signature(type(self)).parameters
+        changed = [f"{k}={v!r}" for k, v in self.get_params().items() if v != defaults[k].default]
+        return f"SystemIdentifier({', '.join(changed)})"
+
+
+_PARAMETERS = tuple(inspect.signature(SystemIdentifier).parameters)
+
+
+def _not_fitted() -> type[Exception]:
+    """Return the exception that scikit-learn expects, if it is installed."""
+    try:
+        from sklearn.exceptions import NotFittedError
+    except ImportError:
+        return HankelredError
+    return type("NotFittedError", (HankelredError, NotFittedError), {})
+
+
+def _samples_first(x: Any, name: str) -> Array:
+    """Return samples in rows."""
+    if hasattr(x, "toarray"):
+        raise HankelredError(f"{name} is sparse; sparse data was passed, but a dense record is required")
+    try:
+        values = np.asarray(x)
+        if values.dtype.kind == "c":
+            raise HankelredError(f"Complex data not supported: {name} is complex")
+        values = values.astype(float)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, HankelredError):
+            raise
+        raise HankelredError(f"{name} is no numeric array: {error}") from None
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.ndim == 2 and values.shape[1] == 0:
+        raise HankelredError(
+            f"{name} has 0 feature(s) (shape={values.shape}) while a minimum of 1 is required, as columns"
+        )
+    if values.ndim != 2 or 0 in values.shape:
+        raise HankelredError(f"{name} must be (samples, channels) or 1-D, got shape {values.shape}")
+    return values

@@ -1,0 +1,61 @@
+"""Refinement with a noise model: the simulated output is fitted after both signals have been whitened.
+
+The disturbance at the output is described by an autoregressive model of the residuals. Its inverse, a moving
+average, is applied to inputs and outputs alike, which leaves the response of the process as it is; the
+refinement then weights every frequency by the inverse of the disturbance there. Repeated, it is the estimate
+of greatest likelihood with an autoregressive disturbance (generalized least squares: Clarke, Proc. IFAC Symp.
+Identification, 1967; Ljung, System Identification, 1999, section 10.4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .._util.arrays import Array
+from .diagnostics import autoregression
+from .output_error import FittedModel, fit_levels, refine
+
+_ITERATIONS = 2
+_STEPS = 25
+
+
+def whitened_fit(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], errors: Sequence[Array], *, stable: bool
+) -> FittedModel | None:
+    """Refine a model with these residuals (p, T); None where they are white.
+
+    One filter serves all outputs, since the records have only one input signal for them.
+    """
+    offsets = bool(np.any(model.offset))
+    found = None
+    for _ in range(_ITERATIONS):
+        coefficients = autoregression(_standardized_channels(errors))
+        if coefficients.size == 1:
+            break
+        start, _ = fit_levels(model, _filtered(coefficients, us), _filtered(coefficients, ys), offsets)
+        refined = refine(
+            start,
+            _filtered(coefficients, us),
+            _filtered(coefficients, ys),
+            stable=stable,
+            max_steps=_STEPS,
+            rtol=1e-5,
+        )
+        model, errors = fit_levels(refined, us, ys, offsets)
+        found = model
+    return found
+
+
+def _standardized_channels(errors: Sequence[Array]) -> list[Array]:
+    size = np.sqrt(np.mean(np.concatenate(errors, axis=1) ** 2, axis=1))
+    return [channel / s for error in errors for channel, s in zip(error, size, strict=True) if s > 0]
+
+
+def _filtered(coefficients: Array, records: Sequence[Array]) -> list[Array]:
+    past = coefficients.size - 1
+    return [
+        np.asarray(sum(a * x[:, past - k : x.shape[1] - k] for k, a in enumerate(coefficients)))
+        for x in records
+    ]

@@ -1,0 +1,60 @@
+"""The plot of a measured record, the simulated outputs of a model, and their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._util.arrays import Array
+from .draw import ERROR, FULL, REDUCED, axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_record(
+    times: Array,
+    measured: Array,
+    simulated: Array,
+    fit: Array,
+    labels: Sequence[str],
+    time_label: str,
+    ax: Axes | None,
+) -> Array:
+    """Replace ``ax`` by two axes for each output: measured and simulated, and below it their difference.
+
+    Returns
+    -------
+    ndarray of Axes, shape (p, 2)
+    """
+    p = measured.shape[0]
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(figsize=(8, 1 + 2.4 * p), layout="constrained")[1]
+    ax = axes(ax)
+    figure, place = ax.figure, ax.get_subplotspec()
+    if place is None:
+        place = figure.add_gridspec(1, 1)[0]
+    ax.remove()
+    grid = place.subgridspec(2 * p, 1, height_ratios=[2, 1] * p)
+    drawn = np.empty((p, 2), dtype=object)
+    first = None
+    for i in range(p):
+        above = figure.add_subplot(grid[2 * i], sharex=first)
+        first = first or above
+        below = figure.add_subplot(grid[2 * i + 1], sharex=first)
+        above.plot(times, measured[i], color=FULL, linewidth=1.2, label="measured")
+        above.plot(times, simulated[i], color=REDUCED, linewidth=1.0, label=f"simulated, fit {fit[i]:.3f}")
+        above.set_ylabel(labels[i])
+        above.legend(loc="upper right", fontsize="small")
+        below.axhline(0, color="black", linewidth=0.5)
+        below.plot(times, measured[i] - simulated[i], color=ERROR, linewidth=0.8, label="residual")
+        below.set_ylabel("residual")
+        above.tick_params(labelbottom=False)
+        below.tick_params(labelbottom=i == p - 1)
+        drawn[i] = above, below
+    drawn[-1, 1].set_xlabel(time_label)
+    return drawn

@@ -1,0 +1,256 @@
+"""Identified models: standard errors, residual tests, pictures, warnings, missing samples."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+
+import hankelred
+from hankelred.identification.diagnostics import autoregression, excited_directions, pole_standard_errors
+from hankelred.identification.output_error import FittedModel, fit_inputs, refine, simulate_states
+from hankelred.identification.whitening import whitened_fit
+
+POLES = np.array([0.9 * np.exp(0.4j), 0.9 * np.exp(-0.4j)])
+A = np.array([[2 * POLES[0].real, -(abs(POLES[0]) ** 2)], [1.0, 0.0]])
+B, C = np.array([[1.0], [0.0]]), np.array([[0.3, 0.2]])
+
+
+def output(u):
+    """The output of the process, one sample after the other."""
+    x, y = np.zeros(2), np.empty(u.size)
+    for t in range(u.size):
+        y[t] = (C @ x).item()
+        x = A @ x + B[:, 0] * u[t]
+    return y
+
+
+def colored(rng, samples, pole):
+    return lfilter([1.0], [1.0, -pole], rng.standard_normal(samples + 100))[100:]
+
+
+def refined(u, y):
+    start = fit_inputs(A, C, [u[None]], [y[None]], False)[0]
+    return refine(start, [u[None]], [y[None]], stable=True, max_steps=30, rtol=1e-8)
+
+
+class TestStandardErrors:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("pole", [0.0, 0.9])
+    def test_they_are_the_scatter_of_repeated_estimates(self, pole):
+        """The scatter over 150 noises of one input, white and colored; a scatter of 150 is right to 6 %."""
+        rng = np.random.default_rng(0)
+        u = np.repeat(rng.choice([-1.0, 1.0], 100), 5)
+        clean = output(u)
+        errors, stated = [], []
+        for _ in range(150):
+            y = clean + 0.3 * colored(rng, u.size, pole)
+            model = refined(u, y)
+            poles, sizes = pole_standard_errors(model, [u[None]], [y[None]])
+            k = int(np.argmin(np.abs(poles - POLES[0])))
+            errors.append(abs(poles[k] - POLES[0]) ** 2)
+            stated.append(sizes[k])
+        assert np.sqrt(np.mean(errors)) == pytest.approx(np.median(stated), rel=0.25)
+
+    def test_pole_errors_of_a_model(self):
+        rng = np.random.default_rng(1)
+        u = rng.standard_normal(600)
+        model = hankelred.identify(u, output(u) + 0.2 * rng.standard_normal(600), 2, dt=0.1)
+        poles, errors = model.pole_errors()
+        assert sorted(np.abs(poles.imag)) == pytest.approx(
+            sorted(np.abs(model.system.poles().imag)), rel=1e-6
+        )
+        assert np.all(np.abs(poles[:, None] - POLES).min(axis=1) < 4 * errors)
+        assert np.all(errors > 0) and errors.max() < 0.02
+
+    def test_autoregression(self):
+        rng = np.random.default_rng(2)
+        e = lfilter([1.0], [1.0, -1.2, 0.6], rng.standard_normal(20_000))
+        a = autoregression([e[:8000], e[8000:]])
+        assert np.allclose(a[:3], [1, -1.2, 0.6], atol=0.03)
+        assert autoregression([rng.standard_normal(10)]).size == 1
+
+
+class TestNoiseModel:
+    @pytest.mark.slow
+    def test_the_whitened_fit_is_the_more_accurate_one(self):
+        """Noise with a resonance: generalized least squares halves the error of the response at least."""
+        rng = np.random.default_rng(3)
+        u = rng.standard_normal(1000)
+        clean = output(u)
+        resonance = 0.98 * np.exp(0.4j)
+        plain_errors, errors = [], []
+        for _ in range(10):
+            e = lfilter([1.0], [1.0, -2 * resonance.real, abs(resonance) ** 2], rng.standard_normal(1000))
+            y = clean + 0.5 * e / e.std()
+            model = refined(u, y)
+            found = whitened_fit(model, [u[None]], [y[None]], residual_of(model, u, y), stable=True)
+            for m, out in ((model, plain_errors), (found, errors)):
+                x = simulate_states(m.A, m.B, u[None], np.zeros(2))
+                out.append(np.sum((m.C @ x + m.D @ u[None] - clean) ** 2))
+        assert np.mean(errors) < 0.25 * np.mean(plain_errors)
+
+    def test_white_residuals_leave_the_model(self):
+        rng = np.random.default_rng(4)
+        u = rng.standard_normal(500)
+        y = output(u) + 0.1 * rng.standard_normal(500)
+        model = refined(u, y)
+        found = whitened_fit(model, [u[None]], [y[None]], [rng.standard_normal((1, 30))], stable=True)
+        assert found is None and isinstance(model, FittedModel)
+
+
+def residual_of(model, u, y):
+    x = simulate_states(model.A, model.B, u[None], model.x0[0])
+    return [y[None] - (model.C @ x + model.D @ u[None] + model.offset[:, None])]
+
+
+class TestResidualTest:
+    def test_a_good_model_of_white_noise_passes(self):
+        rng = np.random.default_rng(5)
+        u = rng.standard_normal(1000)
+        test = hankelred.identify(u, output(u) + 0.1 * rng.standard_normal(1000), 2).residual_test()
+        assert test.whiteness[0] > 0.01 and test.independence[0, 0] > 0.01 and test.feedback[0, 0] > 0.01
+        assert test.autocorrelation[0, 0] == pytest.approx(1)
+        assert test.bound[0, 0] == pytest.approx(2.576 / np.sqrt(1000), rel=0.3)
+
+    def test_a_model_of_too_low_order_and_colored_noise_fail(self):
+        rng = np.random.default_rng(6)
+        u = rng.standard_normal(1000)
+        y = output(u)
+        assert hankelred.identify(u, y, 1).residual_test().independence[0, 0] < 1e-6
+        assert hankelred.identify(u, y + 0.2 * colored(rng, 1000, 0.9), 2).residual_test().whiteness[0] < 1e-6
+
+    def test_the_correlations_are_those_of_the_definition(self):
+        rng = np.random.default_rng(7)
+        u = rng.standard_normal(300)
+        model = hankelred.identify(u, output(u) + 0.3 * rng.standard_normal(300), 1)
+        test = model.residual_test()
+        e = (model._records()[1][0] - model.simulated_outputs()[0])[0]
+        e, v = (e - e.mean()) / e.std(), (u - u.mean()) / u.std()
+        lags = (test.cross_correlation.shape[2] - 1) // 2
+        for lag in (-lags, -1, 0, 3):
+            pairs = [(e[k], v[k - lag]) for k in range(300) if 0 <= k - lag < 300]
+            expected = sum(a * b for a, b in pairs) / 300
+            assert test.cross_correlation[0, 0, lags + lag] == pytest.approx(expected, abs=1e-12)
+
+
+class TestWarnings:
+    def test_feedback(self):
+        """In a loop the disturbance reaches the input: residuals are correlated with later inputs."""
+        rng = np.random.default_rng(8)
+        x, u, y = np.zeros(2), np.empty(1500), np.empty(1500)
+        v = colored(rng, 1500, 0.9)
+        for t in range(1500):
+            y[t] = (C @ x).item() + v[t]
+            u[t] = 0.5 * rng.standard_normal() - 0.4 * y[t]
+            x = A @ x + B[:, 0] * u[t]
+        with pytest.warns(hankelred.ReductionWarning, match="closed loop"):
+            hankelred.identify(u, y, 2)
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_no_feedback_is_reported_in_an_open_loop(self, seed):
+        rng = np.random.default_rng(seed)
+        u = np.repeat(rng.choice([-1.0, 1.0], 200), 5) if seed % 2 else colored(rng, 1000, 0.8)
+        hankelred.identify(u, output(u) + 0.3 * colored(rng, 1000, 0.9), 2)  # a warning would be an error
+
+    def test_two_sines_do_not_excite_order_four(self):
+        t = np.arange(500)
+        u = np.sin(0.3 * t) + np.sin(0.9 * t + 1)
+        rng = np.random.default_rng(9)
+        with pytest.warns(hankelred.ReductionWarning, match="excites only 4 of the 9 directions"):
+            hankelred.identify(u, output(u) + 0.01 * rng.standard_normal(500), 4)
+        assert excited_directions([u[None]], 9) == [(4, 9)]
+        assert excited_directions([rng.standard_normal((1, 500))], 9) == [(9, 9)]
+
+
+class TestMissingSamples:
+    def record(self):
+        rng = np.random.default_rng(10)
+        u = np.repeat(rng.choice([-1.0, 1.0], 160), 5)
+        return u, output(u) + 5 + 0.02 * rng.standard_normal(800)
+
+    def test_gaps_of_the_output_are_bridged(self):
+        u, y = self.record()
+        holes = y.copy()
+        holes[100:140] = holes[300:330] = holes[555] = np.nan
+        with pytest.raises(hankelred.HankelredError, match="71 value"):
+            hankelred.identify(u, holes, 2)
+        with pytest.warns(hankelred.ReductionWarning, match="71 missing value"):
+            model = hankelred.identify(u, holes, 2, missing="bridge")
+        assert np.abs(model.system.poles() - POLES[[0, 1]]).min() < 5e-3
+        # the model knows what was missing, which a straight line does not
+        bridged = model._records()[1][0][0][100:140]
+        assert np.abs(bridged - y[100:140]).max() < 0.2
+        assert np.abs(np.interp(np.arange(100, 140), [99, 140], y[[99, 140]]) - y[100:140]).max() > 0.5
+
+    def test_records_are_cut_where_inputs_are_missing(self):
+        u, y = self.record()
+        u = u.copy()
+        u[400:405] = np.nan
+        y = y.copy()
+        y[:3] = np.nan
+        with pytest.warns(hankelred.ReductionWarning, match=r"8 sample.*2 piece"):
+            model = hankelred.identify(u, y, 2, missing="bridge")
+        assert len(model.initial_states) == 2
+        assert np.abs(model.system.poles() - POLES[[0, 1]]).min() < 5e-3
+
+    def test_without_gaps_nothing_changes(self):
+        u, y = self.record()
+        plain, bridged = hankelred.identify(u, y, 2), hankelred.identify(u, y, 2, missing="bridge")
+        assert np.array_equal(plain.system.A, bridged.system.A)
+
+    def test_what_cannot_be_bridged_is_refused(self):
+        u, y = self.record()
+        with pytest.raises(hankelred.HankelredError, match="'refuse' or 'bridge'"):
+            hankelred.identify(u, y, missing="drop")
+        with pytest.raises(hankelred.HankelredError, match="no piece"):
+            hankelred.identify(np.where(np.arange(800) % 10 == 0, np.nan, u), y, missing="bridge")
+        with pytest.raises(hankelred.HankelredError, match="inf"):
+            hankelred.identify(u, np.where(y > y.max() - 1e-9, np.inf, y), missing="bridge")
+
+
+class TestPictures:
+    def test_plot_of_a_model(self):
+        rng = np.random.default_rng(11)
+        u = rng.standard_normal((1, 300))
+        y = np.stack([output(u[0]), 2 * output(u[0]) + 1]) + 0.1 * rng.standard_normal((2, 300))
+        model = hankelred.identify(u, y, 2, dt=0.5)
+        drawn = model.plot()
+        assert drawn.shape == (2, 2)
+        for i in range(2):
+            measured, simulated = drawn[i, 0].lines
+            assert np.allclose(measured.get_ydata(), y[i])
+            assert np.allclose(measured.get_xdata(), 0.5 * np.arange(300))
+            x, expected = model.initial_states[0], np.empty(300)
+            s = model.system
+            for t in range(300):
+                expected[t] = (s.C[i] @ x + s.D[i] @ (u[:, t] - model.input_offset)).item()
+                x = s.A @ x + s.B @ (u[:, t] - model.input_offset)
+            expected += model.output_offset[i]
+            assert np.allclose(simulated.get_ydata(), expected, atol=1e-9)
+            assert np.allclose(drawn[i, 1].lines[1].get_ydata(), y[i] - expected, atol=1e-9)
+            assert f"{model.fit[i]:.3f}" in simulated.get_label()
+        comparison = model.compare(u, y)
+        assert np.allclose(comparison.plot()[1, 0].lines[1].get_ydata(), comparison.output[1])
+
+    def test_plot_into_given_axes(self):
+        from matplotlib.figure import Figure
+
+        rng = np.random.default_rng(12)
+        u = rng.standard_normal(200)
+        figure = Figure(layout="constrained")
+        left, right = figure.subplots(1, 2)
+        model = hankelred.identify(u, output(u) + 0.1 * rng.standard_normal(200), 2)
+        model.plot(ax=right)
+        assert left in figure.axes and right not in figure.axes and len(figure.axes) == 3
+
+    def test_summary(self):
+        rng = np.random.default_rng(13)
+        u = rng.standard_normal(400)
+        model = hankelred.identify(u, output(u) + 0.1 * rng.standard_normal(400), 2, dt=0.5)
+        lines = model.summary().splitlines()
+        assert lines[0] == "order 2, dt = 0.5, 400 samples in 1 record"
+        assert float(lines[2].split()[1]) == pytest.approx(model.fit[0], abs=1e-4)
+        pole, frequency = lines[4].split("  ")[0], float(lines[4].split()[-2])
+        assert complex(pole.replace(" +- ", "+")) == pytest.approx(POLES[0], abs=0.02)
+        assert frequency == pytest.approx(abs(np.log(POLES[0])) / 0.5, rel=0.02)

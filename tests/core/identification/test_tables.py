@@ -1,0 +1,192 @@
+"""Records as tables of other packages, and the scikit-learn estimator, against the same arrays."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import hankelred
+from hankelred.cli.main import cli
+from hankelred.identification.tables import time_step
+
+
+def record(samples=300):
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal(samples)
+    y = np.convolve(u, 0.8 ** np.arange(80))[:samples] + 0.05 * rng.standard_normal(samples)
+    return u, y
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return hankelred.identify(*record(), 1, dt=0.2)
+
+
+def same(model, expected):
+    return np.array_equal(model.system.A, expected.system.A) and model.system.dt == expected.system.dt
+
+
+class TestPandas:
+    def test_names_and_times(self, expected):
+        """Names once became u[0], and a time axis of .2 s was ignored without a word."""
+        pandas = pytest.importorskip("pandas")
+        u, y = record()
+        times = 5 + 0.2 * np.arange(300)
+        index = pandas.date_range("2026-01-01", periods=300, freq="200ms")
+        for where in (times, index, index - index[0]):
+            frame = pandas.DataFrame({"valve": u, "level": y}, index=where)
+            for inputs, outputs in (
+                (frame[["valve"]], frame[["level"]]),
+                (frame["valve"], frame["level"]),
+            ):
+                model = hankelred.identify(inputs, outputs, 1)
+                assert same(model, expected)
+                assert model.system.input_labels == ["valve"] and model.system.output_labels == ["level"]
+
+    def test_either_orientation_and_a_column_of_times(self, expected):
+        pandas = pytest.importorskip("pandas")
+        u, y = record()
+        frame = pandas.DataFrame({"Time": 0.2 * np.arange(300), "valve": u})
+        assert same(hankelred.identify(frame, y, 1), expected)
+        assert same(hankelred.identify(frame.T, y, 1), expected)
+        plain = pandas.DataFrame({"valve": u})  # the index counts samples, which are no times
+        assert hankelred.identify(plain, y, 1).system.dt is True
+
+    def test_times_that_contradict(self):
+        pandas = pytest.importorskip("pandas")
+        u, y = record()
+        frame = pandas.DataFrame({"valve": u}, index=0.2 * np.arange(300))
+        with pytest.raises(hankelred.HankelredError, match="disagrees"):
+            hankelred.identify(frame, y, 1, dt=0.1)
+        frame.index = np.cumsum(np.linspace(0.1, 0.3, 300))
+        with pytest.raises(hankelred.HankelredError, match="not uniform"):
+            hankelred.identify(frame, y, 1)
+
+
+def test_xarray(expected):
+    xarray = pytest.importorskip("xarray")
+    u, y = record()
+    coordinates = {"time": 0.2 * np.arange(300), "channel": ["valve"]}
+    inputs = xarray.DataArray(u[:, None], dims=("time", "channel"), coords=coordinates)
+    output = xarray.DataArray(y, dims="time", coords={"time": coordinates["time"]}, name="level")
+    for array in (inputs, inputs.T):
+        model = hankelred.identify(array, output, 1)
+        assert same(model, expected)
+        assert model.system.input_labels == ["valve"] and model.system.output_labels == ["level"]
+
+
+def test_polars(expected):
+    polars = pytest.importorskip("polars")
+    u, y = record()
+    inputs = polars.DataFrame({"time": 0.2 * np.arange(300), "valve": u})
+    model = hankelred.identify(inputs, polars.Series("level", y), 1)
+    assert same(model, expected)
+    assert model.system.input_labels == ["valve"] and model.system.output_labels == ["level"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16])
+def test_other_types_of_numbers(dtype):
+    u, y = record()
+    u, y = np.round(100 * u).astype(dtype), np.round(100 * y).astype(dtype)
+    model = hankelred.identify(u, y, 1)
+    assert model.system.poles()[0].real == pytest.approx(0.8, abs=0.01)
+
+
+def test_time_steps():
+    assert time_step(np.arange(10) * 0.1, "u") == 0.1
+    assert time_step(np.round(np.arange(1000) * 0.1, 4), "u") == 0.1
+    assert time_step(np.array(["a", "b"]), "u") is None
+
+
+def test_a_column_of_times_on_the_command_line(tmp_path):
+    u, y = record()
+    table = np.column_stack([0.2 * np.arange(300), u, y])
+    np.savetxt(tmp_path / "r.csv", table, delimiter=",", header="time,valve,level", comments="")
+    arguments = [
+        "identify",
+        str(tmp_path / "r.csv"),
+        "--inputs",
+        "valve",
+        "--outputs",
+        "level",
+        "--order",
+        "1",
+    ]
+    run = CliRunner().invoke(cli, arguments)
+    assert run.exit_code == 0 and "dt = 0.2" in run.output, run.output
+    assert "dt = 0.5" in CliRunner().invoke(cli, [*arguments, "--dt", "0.5"]).output
+
+
+class TestSystemIdentifier:
+    def test_it_is_identify_with_samples_first(self, expected):
+        u, y = record()
+        estimator = hankelred.SystemIdentifier(1, dt=0.2).fit(u[:, None], y)
+        assert same(estimator.model_, expected) and estimator.n_features_in_ == 1
+        compared = expected.compare(u, y)
+        residual = np.sum((y - compared.output[0]) ** 2) / np.sum((y - y.mean()) ** 2)
+        assert estimator.score(u[:, None], y) == pytest.approx(1 - residual, rel=1e-9)
+
+    def test_predict_starts_in_equilibrium(self):
+        u, y = record()
+        estimator = hankelred.SystemIdentifier(1).fit(u[:, None], y[:, None])
+        constant = estimator.predict(np.ones((50, 1)))
+        assert constant.shape == (50, 1) and np.ptp(constant) < 1e-9
+        assert constant[0, 0] == pytest.approx(1 / (1 - 0.8), rel=0.05)
+        step = estimator.predict(np.concatenate([np.zeros(10), np.ones(60)])[:, None])
+        assert step[:10, 0] == pytest.approx(step[0, 0]) and step[-1, 0] == pytest.approx(
+            constant[0, 0], rel=1e-3
+        )
+
+    def test_parameters(self):
+        estimator = hankelred.SystemIdentifier(order=3, dt=0.5)
+        assert estimator.get_params()["order"] == 3
+        assert repr(estimator.set_params(order=2)) == "SystemIdentifier(order=2, dt=0.5)"
+        with pytest.raises(hankelred.HankelredError, match="no parameter"):
+            estimator.set_params(horizon=3)
+        assert pickle.loads(pickle.dumps(estimator)).get_params() == estimator.get_params()
+
+    def test_what_does_not_fit_is_refused(self):
+        u, y = record()
+        estimator = hankelred.SystemIdentifier(1)
+        with pytest.raises(hankelred.HankelredError, match="not fitted"):
+            estimator.predict(u[:, None])
+        with pytest.raises(hankelred.HankelredError, match="y is None"):
+            estimator.fit(u[:, None], None)
+        with pytest.raises(hankelred.HankelredError, match="samples"):
+            estimator.fit(u[:, None], y[:-1])
+        estimator.fit(u[:, None], y)
+        with pytest.raises(hankelred.HankelredError, match="2 features"):
+            estimator.predict(np.ones((5, 2)))
+
+    def test_it_does_not_import_scikit_learn(self):
+        code = "import sys, hankelred; hankelred.SystemIdentifier(1); sys.exit('sklearn' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+    def test_scikit_learn(self):
+        """Its own checks, apart from those whose records have fewer samples than a model needs."""
+        pytest.importorskip("sklearn")
+        from sklearn.base import clone
+        from sklearn.model_selection import TimeSeriesSplit, cross_val_score
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.utils.estimator_checks import check_estimator
+
+        u, y = record()
+        estimator = hankelred.SystemIdentifier(1)
+        assert clone(estimator).get_params() == estimator.get_params()
+        assert np.all(cross_val_score(estimator, u[:, None], y, cv=TimeSeriesSplit(2)) > 0.98)
+        assert make_pipeline(StandardScaler(), estimator).fit(u[:, None], y).score(u[:, None], y) > 0.98
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it does not inherit from scikit-learn's base class
+            results = check_estimator(estimator, on_fail=None, on_skip=None)
+        failed = [
+            r for r in results if r["status"] == "failed" and "too few samples" not in str(r["exception"])
+        ]
+        # "minimum of two samples" is worded differently
+        assert {r["check_name"] for r in failed} <= {"check_fit2d_1sample"}, failed
