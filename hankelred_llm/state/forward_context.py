@@ -24,6 +24,7 @@ from ..ops.masks import SegmentMasks
 from .attention_masks import read_segment_masks
 from .cache import HRMState, cached_length, find_cache, find_state, open_state
 from .decoder_call import DecoderCall, argument_names
+from .overflow import warn_of_overflow
 from .shards import (
     Shards,
     announce_refusal,
@@ -334,6 +335,7 @@ def _end_context(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> Non
     context.leave(finished=output is not None)
     if output is not None:
         context.check_cache(output, recomputing=lambda: _recomputes(backbone))
+        warn_of_overflow(backbone, output)
 
 
 def _recomputes(backbone: nn.Module) -> bool:

@@ -44,3 +44,27 @@ def test_a_trainer_whose_checkpoints_lack_the_lora(tmp_path):
         warnings.filterwarnings("error", "the Trainer's checkpoints")
         model.save_pretrained(tmp_path / "by hand")  # as the documentation does it
         train(hankelred_llm.attach(base_model(), r=2), tmp_path / "alone")
+
+
+@pytest.mark.parametrize("precision", ["autocast", "base"])
+def test_overflow_in_float16_is_said_once(precision):
+    # a Trainer with fp16=True and too large a rate went on with a loss of NaN from step 49, without a word
+    dtype = torch.float16 if precision == "base" else torch.float32
+    model = hankelred_llm.attach(base_model().to(dtype), r=2)
+    for name, parameter in model.named_parameters():
+        if name.endswith((".B", ".C")):
+            torch.nn.init.constant_(parameter, 1e3)
+    half = torch.autocast("cpu", torch.float16, enabled=precision == "autocast")
+    with half, pytest.warns(UserWarning, match="in float16 gave .* not finite .*train in bfloat16"):
+        model(input_ids=tokens(2, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with half:
+            model(input_ids=tokens(2, 6))
+
+
+def test_finite_float16_and_other_precisions_have_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            hankelred_llm.attach(base_model().to(dtype), r=2)(input_ids=tokens(2, 6))
