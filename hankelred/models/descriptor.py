@@ -47,7 +47,7 @@ NEGLIGIBLE = 1e-12
 INVISIBLE = 1e-13
 #: Rounding of the entries of a model, in units in the last place.
 DATA_ROUNDING = 10
-#: Points at which that changes the response by less than is accepted: at least so many.
+#: Points that must tell something, where that changes the response by less than is accepted or both agree.
 LEAST_COMPARED = 2
 #: Points at which transfer functions are compared, and for models with more than ALWAYS_CORRECTED states.
 POINTS, FEW_POINTS = 9, 3
@@ -417,7 +417,7 @@ def _disagreement(
         unavoidable = DATA_ROUNDING * EPS * sensitivity + CANCELED * sum(
             float(np.linalg.norm(term)) for term in terms
         )
-        compared += unavoidable <= accepted
+        compared += min(unavoidable, apart) <= accepted
         level = accepted + unavoidable
         worst = max(worst, apart / level if level > 0 else (0.0 if apart == 0 else math.inf))
     return worst if compared >= min(LEAST_COMPARED, points.size) or worst == 0 else math.inf

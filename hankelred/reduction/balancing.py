@@ -268,7 +268,7 @@ def hankel_singular_values(
     sys : model
         ``control.StateSpace``, ``control.TransferFunction``, a ``scipy.signal`` lti or dlti,
         :class:`ModalSystem`, :class:`SecondOrderModel`, or a tuple ``(A, B, C, D)`` or ``(A, B, C, D, E)``,
-        in which A and E may be sparse.
+        in which A and E may be sparse and E may be singular. Infinite poles have no values here.
     dt : 0, True, float or None
         Timebase of a tuple, as in python-control. Other types have their own.
     stability_tol : float
