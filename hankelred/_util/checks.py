@@ -27,9 +27,9 @@ def _as_real(value: Any) -> float | None:
     Strings are refused although float() reads some of them: they would fail later, in the middle of a
     computation. float() would drop the imaginary part of a complex number and the unit of a time span.
     """
-    if type(value) in (int, float):
-        return float(value)
     try:
+        if type(value) in (int, float):
+            return float(value)
         number = np.asarray(value)
         return float(value) if number.ndim == 0 and number.dtype.kind in "biufO" else None
     except (TypeError, ValueError, OverflowError):

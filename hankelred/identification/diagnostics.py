@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg as sla
 import scipy.stats
-from scipy.signal import lfilter
 
 from .._util.arrays import Array
 from .output_error import FittedModel, balance_states, linearized, local_coordinates
@@ -58,6 +57,8 @@ def pole_standard_errors(model: FittedModel, us: Sequence[Array], ys: Sequence[A
     matrix G of the derivatives of the output, and S the same weighted with the autocovariance of the
     residuals (Ljung, System Identification, 1999, section 9.4).
     """
+    from scipy.signal import lfilter
+
     model = balance_states(model)
     n = model.order
     offsets = bool(np.any(model.offset))
