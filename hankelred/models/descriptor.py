@@ -97,11 +97,12 @@ class InfinitePart:
         if np.all(stable):
             return min(tol, 0.5 * float(depth.min()) / unit)
         outside = float(depth[~stable].max())
-        inside = depth[stable & (depth > outside)]
-        if outside <= 0:
-            return min(tol, 0.5 * float(inside.min(initial=np.inf)) / unit)
-        between = math.sqrt(outside * float(inside.min(initial=4 * outside)))
-        return between / unit
+        least = float(depth[stable & (depth > outside)].min(initial=np.inf))
+        if math.isinf(least):
+            return max(tol, 2 * outside / unit)
+        # other computations put a marginal pole elsewhere, by the rounding of the state space
+        outside = max(outside, min(8 * EPS * unit, 1e-3 * least))
+        return math.sqrt(outside * least) / unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +285,7 @@ def _assembled(parts: _Blocks, model: tuple[Array, Array, Array, Array, Array], 
     direct, improper = _transfer_polynomial(C, D, states)
     poles = margins = None
     if 0 < Af.shape[0] <= ALWAYS_CORRECTED:
-        poles, margins = _margins(Af, factors, parts.A[k:, k:], parts.E[k:, k:], discrete)
+        poles, margins = _margins(Af, left, right, A, E, discrete)
         improper = _without_invisible(improper, direct, float(np.abs(poles).max()))
     infinite = InfinitePart(
         improper,
@@ -359,21 +360,44 @@ def _without_invisible(improper: tuple[Array, ...], direct: Array, fastest: floa
     return tuple(kept)
 
 
-def _margins(
-    Af: Array, factors: tuple[Array, Array] | None, A: Array, E: Array, discrete: bool
-) -> tuple[Array, Array]:
-    """Return the poles and how far they are inside the boundary, by the sensitivities of the pencil."""
+def _margins(Af: Array, left: Array, right: Array, A: Array, E: Array, discrete: bool) -> tuple[Array, Array]:
+    """Return the poles and how far they are inside the boundary, by the sensitivities of the user's pencil.
+
+    ``left @ A @ right`` is A_f and ``left @ E @ right`` the identity. The entries of the transformed pencil
+    would not do: where they are what cancellation has left, a zero pole looks far from the boundary.
+    """
     rows, columns = equilibrating_scales(Af)
     scale = np.sqrt(columns / rows)  # states such that rows and columns of A_f are of the same size
     poles, Y, X = sla.eig(Af * scale / scale[:, None], left=True, right=True, check_finite=False)
     X, Y = X * scale[:, None], Y / scale[:, None]
     weight = np.abs(np.sum(Y.conj() * X, axis=0))
-    if factors is not None:
-        Y = sla.lu_solve(factors, Y, trans=2, check_finite=False)
     depth = 1 - np.abs(poles) if discrete else -poles.real
-    change = np.sum(np.abs(Y) * (np.abs(A) @ np.abs(X)), axis=0)
-    change += np.abs(poles) * np.sum(np.abs(Y) * (np.abs(E) @ np.abs(X)), axis=0)
-    return poles, depth * weight / np.where(change > 0, change, 1.0)
+    rows_of_left, columns_of_right = np.abs(Y.conj().T @ left), np.abs(right @ X)
+    change = np.sum(rows_of_left.T * (np.abs(A) @ columns_of_right), axis=0)
+    change += np.abs(poles) * np.sum(rows_of_left.T * (np.abs(E) @ columns_of_right), axis=0)
+    margins = depth * weight / np.where(change > 0, change, 1.0)
+    # a pole on the boundary by structure, as of a loop of inductors, does not move with the entries at all
+    at_rest = 1.0 if discrete else 0.0
+    margins[np.argsort(np.abs(poles - at_rest))[: _nullity(A - at_rest * E)]] = 0.0
+    return poles, margins
+
+
+def _nullity(M: Array) -> int:
+    """Return the dimension of the null space of a matrix in units that make its entries similar."""
+    rows, columns = equilibrating_scales(M)
+    values = np.linalg.svd(M * rows[:, None] * columns, compute_uv=False)
+    return int(np.count_nonzero(values <= 10 * M.shape[0] * EPS * values.max(initial=0.0)))
+
+
+def keeps_response(
+    model: tuple[Array, Array, Array, Array, Array], folded: tuple[Array, Array], *, discrete: bool
+) -> bool:
+    """Return whether E^-1 A and E^-1 B have the transfer function of a model, as far as that can be told."""
+    _, _, C, D, _ = model
+    Af, Bf = folded
+    points = _points(Af, np.linalg.eigvals(Af), discrete, Af.shape[0])
+    apart = _disagreement(model, (Af, Bf, C), (D,), points)
+    return apart <= 1 or math.isinf(apart)
 
 
 def _points(Af: Array, poles: Array | None, discrete: bool, n: int) -> Array:

@@ -21,7 +21,7 @@ from .._util.arrays import EPS, Array, largest_entry
 from .._util.checks import real_number
 from ..errors import ModelError
 from .conjugate_pairs import real_coordinates
-from .descriptor import InfinitePart, finite_part, nilpotent_realization
+from .descriptor import InfinitePart, finite_part, keeps_response, nilpotent_realization
 from .rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Timebase: TypeAlias = bool | int | float | None
@@ -31,6 +31,9 @@ DENSE_LIMIT = 5000
 
 #: With a smaller reciprocal condition number of E the rank of E is decided by singular values.
 NEARLY_SINGULAR = 1e-13
+
+#: With a larger one, E^-1 A has the digits of the model; below, its transfer function is compared.
+WELL_CONDITIONED = 1e-6
 
 #: Upper limit of the entries of a model: sums of their squares must stay finite.
 LARGEST_ENTRY = 1e152
@@ -264,8 +267,12 @@ def matrices_model(A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: 
     if E.shape != A.shape:
         raise ModelError(f"E must have shape {A.shape} as A has, got {E.shape}")
     folded = _fold_descriptor(A, B, E)
+    # fast poles of a nearly singular E leave rounding in E^-1 A that is large beside the slow ones
+    if folded is not None and folded[2] < WELL_CONDITIONED:
+        model = A, B, C, D, E
+        folded = folded if keeps_response(model, folded[:2], discrete=is_discrete(dt)) else None
     if folded is not None:
-        A, B, C, D = _with_one_dtype(*folded, C, D)
+        A, B, C, D = _with_one_dtype(*folded[:2], C, D)
         _check_range(A, B, C, D)
         return LinearModel(A, B, C, D, dt)
     A, B, C, D, E = _with_one_dtype(A, B, C, D, E)
@@ -402,11 +409,11 @@ def _empty_inputs_and_outputs(B: Any, C: Any, D: Any) -> tuple[Any, Any]:
     return B, C
 
 
-def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array] | None:
-    """Return E^-1 A and E^-1 B; None if E is singular to working precision."""
+def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array, float] | None:
+    """Return E^-1 A, E^-1 B and the reciprocal condition of E; None if E is singular to working precision."""
     n = A.shape[0]
     if n == 0:
-        return A, B
+        return A, B, 1.0
     # Scale rows and columns first, so that bad units alone do not make E look singular.
     rows = np.abs(E).max(axis=1)
     if rows.min() == 0:
@@ -429,7 +436,7 @@ def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array] | None
         solved = getrs(lu, piv, rhs.astype(np.result_type(lu, rhs)))[0] / cols[:, None]
     if not np.all(np.isfinite(solved)):
         raise ModelError(_TINY_E.format(rows.min()))
-    return solved[:, :n], solved[:, n:]
+    return solved[:, :n], solved[:, n:], rcond
 
 
 _TINY_E = (

@@ -424,7 +424,10 @@ def gain_at(system: Quadruple, frequency: float, *, discrete: bool) -> float:
     if math.isinf(frequency):
         return float(np.linalg.norm(D, 2))
     point = np.exp(1j * frequency) if discrete else 1j * frequency
-    response = D + C @ np.linalg.solve(point * np.eye(A.shape[0]) - A, B.astype(complex)) if A.size else D
+    try:
+        response = D + C @ np.linalg.solve(point * np.eye(A.shape[0]) - A, B.astype(complex)) if A.size else D
+    except np.linalg.LinAlgError:  # a pole at this frequency
+        return math.inf
     return float(np.linalg.norm(response, 2))
 
 

@@ -255,3 +255,29 @@ def test_sparse_structures_without_solves_are_refused(system, message, dt):
     with pytest.raises(ModelError, match=message) as caught:
         large_model(system, dt, "low_rank")
     assert "solver='dense'" in str(caught.value)
+
+
+def test_a_loop_of_inductors_has_a_marginal_pole():
+    """Story: no entry of the pencil moves the zero pole of such a loop, so that by the sensitivities of the
+    entries it looked stable; the reduced model was off by 3000 where the gain is 250, with a bound of 1e-7."""
+    L, C, R = 1e-9, 1e-12, 1e3
+    # a node with a capacitor, a resistor and two inductors in parallel to ground
+    A = np.array([[-1 / R, -1.0, -1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0, 0, -1.0]])
+    E = np.diag([C, L, 3 * L, 0.0])
+    B, out = np.array([[1.0], [0.0], [0.0], [0.0]]), np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]])
+    reduction = hankelred.reduce((A, B, out, np.zeros((2, 1)), E))
+    assert reduction.finite_order == 3 and reduction.unstable_order == 1
+    assert np.isinf(hankelred.hankel_singular_values((A, B, out, 0, E))[0])
+
+
+@pytest.mark.parametrize("small", [1e-8, 1e-10, 1e-12])
+def test_nearly_singular_e_keeps_the_static_gain(small):
+    """Story: E^-1 A was formed wherever E was not singular to working precision, and lost 11 digits of the
+    static gain, which does not depend on E, at a condition of 1e12."""
+    rng = np.random.default_rng(1)
+    P, Q = (np.linalg.qr(rng.standard_normal((4, 4)))[0] for _ in range(2))
+    A, E = P @ np.diag([-1.0, -2.0, -3.0, -4.0]) @ Q, P @ np.diag([1.0, 1.0, 1.0, small]) @ Q
+    B, out = rng.standard_normal((4, 1)), rng.standard_normal((1, 4))
+    a, b, c, d = hankelred.reduce((A, B, out, 0, E)).system[:4]
+    exact = (out @ np.linalg.solve(-A, B)).item()
+    assert (d - c @ np.linalg.solve(a, b)).item() == pytest.approx(exact, rel=1e-8)

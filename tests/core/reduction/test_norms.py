@@ -253,3 +253,11 @@ def test_thousands_of_ports_fit_into_memory():
     reduction = hankelred.reduce(system, 3)
     assert 0 < reduction.error() <= reduction.error_bound * (1 + 1e-6)
     assert reduction.error("h2") > 0
+
+
+def test_a_pole_at_the_frequency_of_an_evaluation_is_an_infinite_gain():
+    # numpy's LinAlgError reached the user where a marginal pole was taken as a stable one
+    from hankelred.reduction.norms import gain_at
+
+    A = np.array([[0.0, 1.0], [0.0, 0.0]])
+    assert gain_at((A, np.ones((2, 1)), np.ones((1, 2)), np.zeros((1, 1))), 0.0, discrete=False) == np.inf
