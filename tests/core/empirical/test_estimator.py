@@ -407,6 +407,7 @@ def test_a_bad_sample_in_a_late_block_changes_nothing(monkeypatch):
     assert same(estimator, fed(data(1, 4, 50)))
 
 
+@pytest.mark.slow
 def test_a_memory_map_takes_constant_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("hankelred.empirical.estimator._BLOCK_BYTES", 2**20)
     x = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=float, shape=(8, 2_000_000))

@@ -444,6 +444,7 @@ def test_mirrored_poles_are_an_error_of_ours():
         hammarling._discrete_tile(T, ones, U, first, second, U[:1, 1:], T[1:, 1:], ones[1:])
 
 
+@pytest.mark.slow
 def test_rows_of_denormal_numbers_do_not_overflow():
     """The heat equation beside an integrator: rows of B shrink below 1e-308, and their inverse was infinite.
 

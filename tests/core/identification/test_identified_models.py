@@ -113,6 +113,7 @@ class TestResidualTest:
         assert test.autocorrelation[0, 0] == pytest.approx(1)
         assert test.bound[0, 0] == pytest.approx(2.576 / np.sqrt(1000), rel=0.3)
 
+    @pytest.mark.slow
     def test_a_model_of_too_low_order_and_colored_noise_fail(self):
         rng = np.random.default_rng(6)
         u = rng.standard_normal(1000)
@@ -169,6 +170,7 @@ class TestMissingSamples:
         u = np.repeat(rng.choice([-1.0, 1.0], 160), 5)
         return u, output(u) + 5 + 0.02 * rng.standard_normal(800)
 
+    @pytest.mark.slow
     def test_gaps_of_the_output_are_bridged(self):
         u, y = self.record()
         holes = y.copy()
@@ -183,6 +185,7 @@ class TestMissingSamples:
         assert np.abs(bridged - y[100:140]).max() < 0.2
         assert np.abs(np.interp(np.arange(100, 140), [99, 140], y[[99, 140]]) - y[100:140]).max() > 0.5
 
+    @pytest.mark.slow
     def test_records_are_cut_where_inputs_are_missing(self):
         u, y = self.record()
         u = u.copy()

@@ -194,6 +194,7 @@ def test_complex_and_discrete_models():
 
 
 @pytest.mark.parametrize("system", [rlc_grid(12), stokes(7)], ids=["index 1", "index 2"])
+@pytest.mark.slow
 def test_sparse_and_dense_agree(system):
     """Both ways of solving, on a grid with algebraic nodes and on an incompressible flow."""
     A, _, _, _, E = system

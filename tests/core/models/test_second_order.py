@@ -68,6 +68,7 @@ def test_gyroscopic_and_unsymmetric_stiffness():
 
 
 @pytest.mark.parametrize("order", [2, 4, 6, 8, 10])
+@pytest.mark.slow
 def test_beam_of_slicot_to_fifty_digits(order):
     """In companion form, with entries of 1e13 beside ones, 8 states had an error 68 times the bound."""
     parts = second_order_model("LF10")
@@ -96,6 +97,7 @@ def test_what_the_conversion_rounds_is_in_the_bound(order):
     assert reduction.error() < 0.5 * error <= 0.5 * (reduction.error_bound + reduction.noise_floor)
 
 
+@pytest.mark.slow
 def test_structure_is_kept_on_request():
     parts = second_order_model("LF10")
     system = SecondOrderModel(*parts)

@@ -243,6 +243,7 @@ def weighted_gain(system, reduced, weights, points):
 
 
 @pytest.mark.parametrize("sides", WEIGHTS)
+@pytest.mark.slow
 def test_weighted_errors_are_those_of_a_plain_grid(sides):
     system = random_system(10, 8, 2, 2)
     points = 1j * np.geomspace(1e-3, 1e3, 4000)
@@ -284,6 +285,7 @@ def test_an_unstable_weight_acts_by_its_gain(side, discrete):
     assert reduction.error(weighted=True) == pytest.approx(gains.max(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_three_real_orders_with_a_low_pass():
     system, _ = slicot_model("build")
     weight = control.ss([[0, 1], [-25, -7]], [[0], [25]], [[1, 0]], 0)
@@ -415,6 +417,7 @@ def test_errors_that_are_not_defined(options, message):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 7), st.booleans(), st.floats(0.05, 1.0), st.floats(1.1, 3.0))
+@pytest.mark.slow
 def test_the_error_in_a_band_is_below_that_on_the_axis(seed, n, discrete, low, high):
     system = random_system(seed, n, 2, 1, discrete=discrete)
     dt = True if discrete else 0
