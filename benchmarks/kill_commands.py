@@ -57,7 +57,7 @@ def compare(folder: Path, model: str) -> None:
         task="parity",
         model=model,
         methods=["hrm-mlp", "lora-qv"],
-        budget="lora-qv r=1",
+        budget="lora-qv r=4",
         learning_rates={"default": [0.01]},
         seeds=[0, 1],
         steps=4,
