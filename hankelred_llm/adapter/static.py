@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import Counter
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from peft import LoraConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
+
+from hankelred.errors import in_one_line, short_repr
 
 from ..errors import AdapterError, StateError
 from ..state.forward_context import ForwardContext, current_context
@@ -334,8 +337,9 @@ def export(model: nn.Module, adapter_name: str, folder: str | os.PathLike[str]) 
     Raises
     ------
     AdapterError
-        The adapter has none.
+        The adapter has none, or the folder holds another adapter than a LoRA. Nothing is written then.
     """
+    _check_holds_no_other(folder)
     products = {name: layer.product(adapter_name) for _, name, layer in parts_of(model, [adapter_name])}
     ranks = {name: len(product.down) for name, product in products.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
@@ -356,6 +360,24 @@ def export(model: nn.Module, adapter_name: str, folder: str | os.PathLike[str]) 
         weights[f"base_model.model.{name}.lora_B.weight"] = up.contiguous().cpu()
     config.save_pretrained(str(folder))
     save_file(weights, os.path.join(folder, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
+
+
+def _check_holds_no_other(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder with a saved adapter of another method, whose files a LoRA would replace."""
+    path = os.path.join(folder, CONFIG_NAME)
+    if not os.path.lexists(path):
+        return
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        content = None
+    kind = content.get("peft_type") if isinstance(content, dict) else None
+    if kind != PeftType.LORA:
+        raise AdapterError(
+            f"{in_one_line(folder)} holds an adapter with peft_type={short_repr(kind)}, which the LoRA would "
+            "replace; give export_static another folder"
+        )
 
 
 def _target_names(model: nn.Module, products: Mapping[str, Any]) -> list[str]:

@@ -444,6 +444,30 @@ class TestExported:
         model.export_static(tmp_path)
         assert error(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), expected) < 2e-6
 
+    def test_a_saved_adapter_is_not_overwritten(self, tmp_path, model, ids):
+        # export_static into the folder of save_pretrained replaced the HRM adapter, state and all, in silence
+        full = logits(model, ids)
+        model.save_pretrained(tmp_path)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(AdapterError, match=r"holds an adapter with peft_type='HRM'.*another folder"):
+            model.export_static(tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), full)
+        (tmp_path / "adapter_config.json").write_text("{")
+        with pytest.raises(AdapterError, match="peft_type=None"):
+            model.export_static(tmp_path)
+
+    def test_a_lora_is_written_anew_with_a_card(self, tmp_path, model):
+        # the export had no model card, or that of whatever was in the folder
+        model.export_static(tmp_path)
+        card = (tmp_path / "README.md").read_text()
+        assert "# LoRA exported from an HRM adapter" in card and "lacks the recurrent state" in card
+        model.export_static(tmp_path)
+        assert (tmp_path / "README.md").read_text() == card
+        (tmp_path / "README.md").write_text("# Mine\n")
+        model.export_static(tmp_path)
+        assert "# Mine" in (tmp_path / "README.md").read_text()
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
