@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 #: Parts of the names of all parameters of an adapter: of its systems, and of its LoRA.
 PARAMETERS = (*HRMLayer.adapter_layer_names, "hrm_lora")
+
+
+#: Attribute of a model with merged adapters: the hooks that refuse to load weights.
+_LOAD_HOOKS = "_hrm_load_hooks"
 
 
 class LowRankMaps(PreciseModule):
@@ -199,6 +204,14 @@ class StaticLayer(AdapterLayer):
         system = layer.system(name)
         return _Product(system.static_map().detach().clone(), scale * system.readout(key).detach())
 
+    def tensors(self, name: str) -> list[Tensor]:
+        """Return the weight of the module, and the parameters of an adapter that are merged into it."""
+        weight = cast(Tensor, self.target.weight)
+        if name in self.hrm_lora:
+            return [weight, *self.hrm_lora[name].parameters()]
+        layer, key, _ = self.readouts[name]
+        return [weight, layer.system(name).static_map(), layer.system(name).readout(key)]
+
     @torch.no_grad()
     def merge_static(self, name: str) -> None:
         """Add the static part of an adapter to the weight of the module, which must be plain."""
@@ -314,6 +327,32 @@ def merge(model: nn.Module, adapter_names: Iterable[str]) -> None:
             )
     for adapter, _, layer in parts:
         layer.merge_static(adapter)
+    allow_loading(model)
+    check = functools.partial(_check_not_merged, list(static_layers(model).values()))
+    # in every module, so that the first one that is loaded refuses before any weight is changed
+    model.__dict__[_LOAD_HOOKS] = [
+        module.register_load_state_dict_pre_hook(check)  # type: ignore[no-untyped-call]
+        for module in model.modules()
+    ]
+
+
+def _check_not_merged(
+    layers: Iterable[StaticLayer], module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
+) -> None:
+    """Refuse to load merged weights, or the parameters merged into them, before a module's state_dict is."""
+    merged = {id(p): name for layer in layers for name in layer.merged_adapters for p in layer.tensors(name)}
+    for key, parameter in module.named_parameters(remove_duplicate=False):
+        if id(parameter) in merged and prefix + key in state_dict:
+            raise AdapterError(
+                f"the static parts of adapter '{merged[id(parameter)]}' are merged, and {prefix}{key} would "
+                "be loaded beside them; call model.unmerge_static() first"
+            )
+
+
+def allow_loading(model: nn.Module) -> None:
+    """Remove the hooks by which :func:`merge` refuses to load weights."""
+    for hook in model.__dict__.pop(_LOAD_HOOKS, ()):
+        hook.remove()
 
 
 def unmerge(model: nn.Module) -> None:
@@ -329,6 +368,7 @@ def unmerge(model: nn.Module) -> None:
         raise AdapterError("no static parts are merged; call merge_static() first")
     for layer, name in merged:
         layer.unmerge_static(name)
+    allow_loading(model)
 
 
 def export(model: nn.Module, adapter_name: str, folder: str | os.PathLike[str]) -> None:

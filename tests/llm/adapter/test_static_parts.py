@@ -388,6 +388,50 @@ class TestMerged:
         model.unmerge_static()
         model.load_adapter(tmp_path, "default")
 
+    @pytest.mark.parametrize("route", ["model", "base", "linear", "peft", "system"])
+    def test_no_route_loads_weights_beside_merged_ones(self, route, model, ids):
+        # only load_adapter refused: load_state_dict of the unmerged weights, then unmerge_static, left a base
+        # that lacked what had never been added, and set_peft_model_state_dict mixed new states with old parts
+        linear_name = "model.layers.1.self_attn.q_proj"
+        base = model.get_base_model()
+        full = {key: value.clone() for key, value in model.state_dict().items()}
+        of_adapter = {key: 2 * value for key, value in peft.get_peft_model_state_dict(model).items()}
+        q_proj, system = base.get_submodule(linear_name), hrm_layers(model)[1].system("default")
+        weight = q_proj.weight.detach().clone()
+        of_system = {key: value.clone() for key, value in system.state_dict().items()}
+        load = {
+            "model": lambda: model.load_state_dict(full),
+            "base": lambda: base.load_state_dict({f"{linear_name}.weight": weight}, strict=False),
+            "linear": lambda: q_proj.load_state_dict({"weight": weight}),
+            "peft": lambda: peft.set_peft_model_state_dict(model, of_adapter),
+            "system": lambda: system.load_state_dict(of_system),
+        }[route]
+        before = logits(model, ids)
+        model.merge_static()
+        merged = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(AdapterError, match=r"'default' are merged.*unmerge_static"):
+            load()
+        assert all(torch.equal(merged[key], value) for key, value in model.state_dict().items())
+        twin = copy.deepcopy(model)
+        twin.unmerge_static()
+        twin.load_state_dict(full)
+        assert torch.equal(logits(twin, ids), before)  # and the copy's hooks are not those of the model
+        with pytest.raises(AdapterError, match=r"'default' are merged"):
+            load()
+        model.unmerge_static()
+        load()
+        assert not any(module._load_state_dict_pre_hooks for module in base.modules())
+
+    def test_another_adapter_is_loaded_beside_a_merged_one(self, tmp_path, model, ids):
+        other = adapted(r=3)
+        other.save_pretrained(tmp_path)
+        model.merge_static()
+        with pytest.warns(UserWarning, match="Unmerging"):  # peft activates adapters when one is added
+            model.load_adapter(tmp_path, "other")
+        model.set_adapter("other")
+        assert error(logits(model, ids), logits(other, ids)) < MERGED
+        model.load_state_dict(model.state_dict())  # nothing is merged, though unmerge_static was not called
+
     def test_training_is_refused(self, model, ids):
         model.merge_static()
         model.train()
