@@ -203,8 +203,10 @@ def _save(save: Callable[..., Any]) -> Callable[..., Any]:
             _warn_of_trained_beside(self)
         with warnings.catch_warnings():
             if any(getattr(self.peft_config.get(n), "base_gguf_file", None) for n in names):
-                # peft looks for the vocabulary in a config.json, which a base in a GGUF file has not
-                warnings.filterwarnings("ignore", "Could not find a config file in")
+                # peft looks for the vocabulary in a config.json, which a base in a GGUF file has not, and
+                # takes its folder for a name on the hub
+                for message in ("Could not find a config file in", "Unable to fetch remote file"):
+                    warnings.filterwarnings("ignore", message)
             result = save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
         writes = args[1] if len(args) > 1 else kwargs.get("is_main_process", True)
         configs = {n: c for n in names if isinstance(c := self.peft_config[n], HRMConfig)}

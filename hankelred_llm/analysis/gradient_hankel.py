@@ -238,8 +238,8 @@ class GradientOperator:
         largest = max(nulls, key=lambda values: float(values[0]))
         if not largest[0]:
             raise CalibrationError(
-                "the null operator is zero, so that the level of noise is unknown: all sequences have the same "
-                "inputs, or all gradients are zero; collect from batches of different texts, with labels"
+                "the null operator is zero, so that the level of noise is unknown: all sequences have the "
+                "same inputs, or all gradients are zero; collect from batches of different texts, with labels"
             )
         markov, outputs, inputs = (self.centered[0] + self.centered[1]).markov()
         for count in VALUE_COUNTS:
