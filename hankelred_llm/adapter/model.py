@@ -258,8 +258,12 @@ class HRMModel(BaseTuner):
         """Merge the static readouts and the LoRA of the active adapters into the weights of the base model.
 
         The state stays, with its feedthrough. The adapter is saved as before, and ``disable_adapter`` and
-        ``set_adapter`` work as before: where a merged adapter is not active, what it added is subtracted from
-        the outputs. Parameters must not be changed, or trained, before :meth:`unmerge_static`.
+        ``adapter_names`` work as before: where a merged adapter is not active, what it added is subtracted
+        from the outputs. ``set_adapter``, ``add_adapter`` and ``load_adapter`` unmerge first, with a warning
+        of peft for every linear module. Parameters must not be changed, or trained, before
+        :meth:`unmerge_static`.
+
+        Weights in 16 bits are rounded when they are merged and when they are unmerged.
 
         Raises
         ------
@@ -282,6 +286,9 @@ class HRMModel(BaseTuner):
 
     def unmerge_static(self) -> None:
         """Undo :meth:`merge_static`; weights of the base are as before up to rounding.
+
+        In 16 bits that rounding is as large as that of the weights: load the base anew where the exact
+        weights are needed.
 
         Raises
         ------

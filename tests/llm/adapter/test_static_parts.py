@@ -368,6 +368,32 @@ class TestMerged:
         model.save_pretrained(tmp_path)
         assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), full)
 
+    def test_activating_or_adding_an_adapter_unmerges(self, model, ids):
+        # the docstring promised that set_adapter works as before; peft unmerges, and says so
+        full = logits(model, ids)
+        for change in (
+            lambda: model.set_adapter("default"),
+            lambda: model.add_adapter("other", HRMConfig(r=2)),
+        ):
+            model.merge_static()
+            with pytest.warns(UserWarning, match="Unmerging the model first"):
+                change()
+            assert error(logits(model, ids), full) < MERGED
+            with pytest.raises(AdapterError, match="no static parts are merged"):
+                model.unmerge_static()
+
+    def test_a_base_in_16_bits_is_restored_up_to_rounding(self):
+        # merged and unmerged, a bfloat16 base is not what it was, which no page said
+        model = adapted(**HYBRID).to(torch.bfloat16)
+        weight = model.get_base_model().model.layers[0].self_attn.q_proj.weight
+        before = weight.detach().double().clone()
+        model.merge_static()
+        step = weight.detach().double().abs().maximum(before.abs()) * 2.0**-8  # half of an ulp, at most
+        assert (weight.double() - before).abs().max() > step.max()
+        model.unmerge_static()
+        difference = (weight.double() - before).abs()
+        assert difference.max() > 0 and bool((difference <= 2 * step).all())
+
     def test_copies_of_a_merged_model(self, model, ids):
         model.merge_static()
         twin = copy.deepcopy(model)
