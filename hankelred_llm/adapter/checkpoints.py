@@ -25,13 +25,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.integrations.peft import PeftAdapterMixin
 
-from ..errors import AdapterError, AdapterFileError
+from ..errors import AdapterFileError
 from .adapter_file import check_config_file, check_numbers, loading, weights_mismatch
 from .adapter_layers import hrm_layers, remove_adapters
 from .config import HRMConfig
 from .layer import AdapterLayer
 from .model_card import write_card
-from .static import PARAMETERS, static_layers
+from .static import PARAMETERS
 from .weights_file import check_safetensors, weights_path
 
 #: Options that choose the place on the hub that an adapter is loaded from.
@@ -95,11 +95,6 @@ def _open_by_peft(from_pretrained: Callable[..., Any]) -> Callable[..., Any]:
 
 def _load_by_peft(load: Callable[..., Any]) -> Callable[..., Any]:
     def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        if any(adapter_name in layer.merged_adapters for layer in static_layers(self).values()):
-            raise AdapterError(
-                f"the static parts of adapter '{adapter_name}' are merged, and other weights would be loaded "
-                "beside them; call model.unmerge_static() first"
-            )
         # a configuration that was passed as an object has not checked any file
         if isinstance(self.peft_config.get(adapter_name), HRMConfig):
             check_safetensors(str(model_id), kwargs.get("subfolder"), kwargs)
@@ -208,8 +203,10 @@ def _save(save: Callable[..., Any]) -> Callable[..., Any]:
             _warn_of_trained_beside(self)
         with warnings.catch_warnings():
             if any(getattr(self.peft_config.get(n), "base_gguf_file", None) for n in names):
-                # peft looks for the vocabulary in a config.json, which a base in a GGUF file has not
-                warnings.filterwarnings("ignore", "Could not find a config file in")
+                # peft looks for the vocabulary in a config.json, which a base in a GGUF file has not, and
+                # takes its folder for a name on the hub
+                for message in ("Could not find a config file in", "Unable to fetch remote file"):
+                    warnings.filterwarnings("ignore", message)
             result = save(self, save_directory, safe_serialization, selected_adapters, *args, **kwargs)
         writes = args[1] if len(args) > 1 else kwargs.get("is_main_process", True)
         configs = {n: c for n in names if isinstance(c := self.peft_config[n], HRMConfig)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 import peft
@@ -30,6 +31,7 @@ from .checkpoints import guard_files, without_deprecations
 from .checks import check_base, check_names, lora_names, readout_names, warn_of_many_states
 from .config import HRMConfig, HRMType, lora_options, static_rank
 from .layer import AdapterLayer, HRMLayer, cannot_merge
+from .model_card import write_static_card
 from .self_check import check_architecture
 from .static import Readout, StaticLayer, export, merge, unmerge
 from .system import StaticMaps
@@ -256,8 +258,12 @@ class HRMModel(BaseTuner):
         """Merge the static readouts and the LoRA of the active adapters into the weights of the base model.
 
         The state stays, with its feedthrough. The adapter is saved as before, and ``disable_adapter`` and
-        ``set_adapter`` work as before: where a merged adapter is not active, what it added is subtracted from
-        the outputs. Parameters must not be changed, or trained, before :meth:`unmerge_static`.
+        ``adapter_names`` work as before: where a merged adapter is not active, what it added is subtracted
+        from the outputs. ``set_adapter``, ``add_adapter`` and ``load_adapter`` unmerge first, with a warning
+        of peft for every linear module. Parameters must not be changed, or trained, before
+        :meth:`unmerge_static`.
+
+        Weights in 16 bits are rounded when they are merged and when they are unmerged.
 
         Raises
         ------
@@ -281,6 +287,9 @@ class HRMModel(BaseTuner):
     def unmerge_static(self) -> None:
         """Undo :meth:`merge_static`; weights of the base are as before up to rounding.
 
+        In 16 bits that rounding is as large as that of the weights: load the base anew where the exact
+        weights are needed.
+
         Raises
         ------
         AdapterError
@@ -300,14 +309,17 @@ class HRMModel(BaseTuner):
         Raises
         ------
         AdapterError
-            There is no such adapter, or it has no static parts.
+            There is no such adapter, it has no static parts, or the folder holds a saved adapter that is not
+            a LoRA. Nothing is written then.
 
         Notes
         -----
         The LoRA lacks the state and its feedthrough: with it the base model computes what this model does
-        without them.
+        without them. A model card is written with it, README.md, unless the folder has one of the user's.
         """
-        export(self.model, find_adapter(self.model, adapter_name)[0], folder)
+        name = find_adapter(self.model, adapter_name)[0]
+        export(self.model, name, folder)
+        write_static_card(Path(folder), self.peft_config[name])
 
     def _active_names(self) -> list[str]:
         active = self.active_adapters

@@ -17,6 +17,8 @@ TAG = "hankelred"
 _FORM_OF_PEFT = "# Model Card for Model ID"
 
 _HEADING = "# HRM adapter"
+_STATIC_HEADING = "# LoRA exported from an HRM adapter"
+_UNNAMED = "a base model whose name is not recorded"
 
 
 def card_text(config: HRMConfig, data: str | None = None) -> str:
@@ -37,23 +39,15 @@ def card_text(config: HRMConfig, data: str | None = None) -> str:
     >>> text.splitlines()[0]
     '# HRM adapter for mistralai/Mistral-7B-v0.1'
     """
-    name = config.base_model_name_or_path
-    base = in_one_line(name, 200) if name else None
-    revision = f" (revision {in_one_line(config.revision, 100)})" if config.revision else ""
-    source = repr(base) if base else "BASE"
-    options = "".join(
-        f", {key}={in_one_line(value, 100)!r}"
-        for key, value in (("gguf_file", config.base_gguf_file), ("revision", config.revision))
-        if value
-    )
+    base = _base_name(config)
     exceptions = ", with the exceptions in rank_pattern" if config.rank_pattern else ""
-    return f"""{_HEADING} for {base or "a base model whose name is not recorded"}
+    return f"""{_HEADING} for {base or _UNNAMED}
 
 Linear systems with states, in parallel with the {config.site} blocks of the decoder layers of a frozen
 language model: a Hankel reduced-order model (HRM) adapter, arXiv:2606.26290. They carry information from
 token to token beside the attention. It has {config.r} real states in a layer{exceptions}.
 
-- **Base model:** {f"{base}{revision}" if base else "not recorded"}
+- **Base model:** {_base_line(config)}
 - **Training data:** {in_one_line(data, 500) if data else "not recorded"}
 
 ## How to load it
@@ -67,7 +61,7 @@ import hankelred_llm  # registers the method HRM in peft
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({source}{options})
+base = {_base_call(config)}
 model = PeftModel.from_pretrained(base, "this folder, or its name on the hub")
 ```
 
@@ -77,6 +71,63 @@ The adapter has a state, so it **cannot be merged** into the weights of the base
 refuses. `generate` keeps the state in the cache beside keys and values. Programs that load merged weights
 cannot run it.
 """
+
+
+def static_card_text(config: HRMConfig) -> str:
+    """Return the text of the card of an exported LoRA.
+
+    Parameters
+    ----------
+    config : HRMConfig
+        Of the adapter that it was exported from.
+
+    Examples
+    --------
+    >>> from hankelred_llm import HRMConfig
+    >>> from hankelred_llm.adapter.model_card import static_card_text
+    >>> static_card_text(HRMConfig(base_model_name_or_path="mistralai/Mistral-7B-v0.1")).splitlines()[0]
+    '# LoRA exported from an HRM adapter for mistralai/Mistral-7B-v0.1'
+    """
+    return f"""{_STATIC_HEADING} for {_base_name(config) or _UNNAMED}
+
+The parts without a state of a Hankel reduced-order model (HRM) adapter, arXiv:2606.26290, as an ordinary LoRA
+of peft. **It lacks the recurrent state** of that adapter, with its feedthrough, and computes what the adapter
+does without them.
+
+- **Base model:** {_base_line(config)}
+
+## How to load it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = {_base_call(config)}
+model = PeftModel.from_pretrained(base, "this folder, or its name on the hub")
+```
+"""
+
+
+def _base_name(config: HRMConfig) -> str | None:
+    name = config.base_model_name_or_path
+    return in_one_line(name, 200) if name else None
+
+
+def _base_line(config: HRMConfig) -> str:
+    base = _base_name(config)
+    revision = f" (revision {in_one_line(config.revision, 100)})" if config.revision else ""
+    return f"{base}{revision}" if base else "not recorded"
+
+
+def _base_call(config: HRMConfig) -> str:
+    """Return the call that loads the base model."""
+    base = _base_name(config)
+    options = "".join(
+        f", {key}={in_one_line(value, 100)!r}"
+        for key, value in (("gguf_file", config.base_gguf_file), ("revision", config.revision))
+        if value
+    )
+    return f"AutoModelForCausalLM.from_pretrained({repr(base) if base else 'BASE'}{options})"
 
 
 def write_card(folder: Path, config: HRMConfig, data: str | None = None) -> None:
@@ -91,10 +142,27 @@ def write_card(folder: Path, config: HRMConfig, data: str | None = None) -> None
     data : str, optional
         As in :func:`card_text`.
     """
+    _write(folder, card_text(config, data))
+
+
+def write_static_card(folder: Path, config: HRMConfig) -> None:
+    """Write the card of an exported LoRA, as :func:`write_card`.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the LoRA was written.
+    config : HRMConfig
+        Of the adapter that it was exported from.
+    """
+    _write(folder, static_card_text(config))
+
+
+def _write(folder: Path, content: str) -> None:
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     card = ModelCard(text or "---\nlibrary_name: peft\n---\n")
-    if not text or _FORM_OF_PEFT in text or _HEADING in text:
-        card.text = card_text(config, data)
+    if not text or any(heading in text for heading in (_FORM_OF_PEFT, _HEADING, _STATIC_HEADING)):
+        card.text = content
     card.data["tags"] = sorted({*(card.data.get("tags") or []), TAG})
     path.write_text(str(card), encoding="utf-8")

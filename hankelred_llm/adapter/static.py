@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import os
 from collections import Counter
@@ -10,10 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from peft import LoraConfig
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, PeftType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear
+
+from hankelred.errors import in_one_line, short_repr
 
 from ..errors import AdapterError, StateError
 from ..state.forward_context import ForwardContext, current_context
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 
 #: Parts of the names of all parameters of an adapter: of its systems, and of its LoRA.
 PARAMETERS = (*HRMLayer.adapter_layer_names, "hrm_lora")
+
+
+#: Attribute of a model with merged adapters: the hooks that refuse to load weights.
+_LOAD_HOOKS = "_hrm_load_hooks"
 
 
 class LowRankMaps(PreciseModule):
@@ -196,6 +204,14 @@ class StaticLayer(AdapterLayer):
         system = layer.system(name)
         return _Product(system.static_map().detach().clone(), scale * system.readout(key).detach())
 
+    def tensors(self, name: str) -> list[Tensor]:
+        """Return the weight of the module, and the parameters of an adapter that are merged into it."""
+        weight = cast(Tensor, self.target.weight)
+        if name in self.hrm_lora:
+            return [weight, *self.hrm_lora[name].parameters()]
+        layer, key, _ = self.readouts[name]
+        return [weight, layer.system(name).static_map(), layer.system(name).readout(key)]
+
     @torch.no_grad()
     def merge_static(self, name: str) -> None:
         """Add the static part of an adapter to the weight of the module, which must be plain."""
@@ -311,6 +327,32 @@ def merge(model: nn.Module, adapter_names: Iterable[str]) -> None:
             )
     for adapter, _, layer in parts:
         layer.merge_static(adapter)
+    allow_loading(model)
+    check = functools.partial(_check_not_merged, list(static_layers(model).values()))
+    # in every module, so that the first one that is loaded refuses before any weight is changed
+    model.__dict__[_LOAD_HOOKS] = [
+        module.register_load_state_dict_pre_hook(check)  # type: ignore[no-untyped-call]
+        for module in model.modules()
+    ]
+
+
+def _check_not_merged(
+    layers: Iterable[StaticLayer], module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
+) -> None:
+    """Refuse to load merged weights, or the parameters merged into them, before a module's state_dict is."""
+    merged = {id(p): name for layer in layers for name in layer.merged_adapters for p in layer.tensors(name)}
+    for key, parameter in module.named_parameters(remove_duplicate=False):
+        if id(parameter) in merged and prefix + key in state_dict:
+            raise AdapterError(
+                f"the static parts of adapter '{merged[id(parameter)]}' are merged, and {prefix}{key} would "
+                "be loaded beside them; call model.unmerge_static() first"
+            )
+
+
+def allow_loading(model: nn.Module) -> None:
+    """Remove the hooks by which :func:`merge` refuses to load weights."""
+    for hook in model.__dict__.pop(_LOAD_HOOKS, ()):
+        hook.remove()
 
 
 def unmerge(model: nn.Module) -> None:
@@ -326,6 +368,7 @@ def unmerge(model: nn.Module) -> None:
         raise AdapterError("no static parts are merged; call merge_static() first")
     for layer, name in merged:
         layer.unmerge_static(name)
+    allow_loading(model)
 
 
 def export(model: nn.Module, adapter_name: str, folder: str | os.PathLike[str]) -> None:
@@ -334,8 +377,9 @@ def export(model: nn.Module, adapter_name: str, folder: str | os.PathLike[str]) 
     Raises
     ------
     AdapterError
-        The adapter has none.
+        The adapter has none, or the folder holds another adapter than a LoRA. Nothing is written then.
     """
+    _check_holds_no_other(folder)
     products = {name: layer.product(adapter_name) for _, name, layer in parts_of(model, [adapter_name])}
     ranks = {name: len(product.down) for name, product in products.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
@@ -356,6 +400,24 @@ def export(model: nn.Module, adapter_name: str, folder: str | os.PathLike[str]) 
         weights[f"base_model.model.{name}.lora_B.weight"] = up.contiguous().cpu()
     config.save_pretrained(str(folder))
     save_file(weights, os.path.join(folder, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
+
+
+def _check_holds_no_other(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder with a saved adapter of another method, whose files a LoRA would replace."""
+    path = os.path.join(folder, CONFIG_NAME)
+    if not os.path.lexists(path):
+        return
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
+    except (OSError, ValueError, RecursionError):
+        content = None
+    kind = content.get("peft_type") if isinstance(content, dict) else None
+    if kind != PeftType.LORA:
+        raise AdapterError(
+            f"{in_one_line(folder)} holds an adapter with peft_type={short_repr(kind)}, which the LoRA would "
+            "replace; give export_static another folder"
+        )
 
 
 def _target_names(model: nn.Module, products: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import hankelred
-from hankelred.errors import in_one_line
+from hankelred.errors import in_one_line, short_repr
 
 from ..adapter.adapter_layers import AdapterLayers, find_adapter_layers
 from ..errors import CalibrationError
@@ -322,10 +322,12 @@ def check_calibration(calibration: object) -> None:
     CalibrationError
     """
     if not isinstance(calibration, Calibration):
-        remedy = "Calibration.load" if isinstance(calibration, str | os.PathLike) else "calibrate"
+        is_path = isinstance(calibration, str | os.PathLike)
+        # batches given in its place are not printed: they are long
+        value = f"={short_repr(calibration)}" if is_path else ""
         raise CalibrationError(
-            f"calibration={calibration!r} is a {type(calibration).__name__}, not a Calibration; get one from "
-            f"hankelred_llm.{remedy}"
+            f"calibration{value} is a {type(calibration).__name__}, not a Calibration; get one from "
+            f"hankelred_llm.{'Calibration.load' if is_path else 'calibrate'}"
         )
 
 

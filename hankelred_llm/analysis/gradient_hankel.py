@@ -219,7 +219,8 @@ class GradientOperator:
         Raises
         ------
         CalibrationError
-            There were fewer than three sequences to pair with each other, or no gradients.
+            There were fewer than three sequences to pair with each other, or no gradients; or all sequences
+            are the same, so that nothing can be compared.
         """
         if self.tokens == 0:
             raise CalibrationError(
@@ -235,6 +236,11 @@ class GradientOperator:
             )
         ]
         largest = max(nulls, key=lambda values: float(values[0]))
+        if not largest[0]:
+            raise CalibrationError(
+                "the null operator is zero, so that the level of noise is unknown: all sequences have the "
+                "same inputs, or all gradients are zero; collect from batches of different texts, with labels"
+            )
         markov, outputs, inputs = (self.centered[0] + self.centered[1]).markov()
         for count in VALUE_COUNTS:
             full = _realized(markov / self.tokens, count)

@@ -221,8 +221,8 @@ def reduce(
     Warns
     -----
     ReductionWarning
-        Layers have fewer singular values above rounding than states were requested, and keep those. Or: the
-        calibration has no validation rows, and is not used.
+        Layers have fewer states, or fewer singular values above rounding, than were requested, and keep
+        those. Or: the calibration has no validation rows, and is not used.
 
     Notes
     -----
@@ -316,7 +316,16 @@ def _orders(
                 f"{', '.join(map(str, exact))}"
             )
     requested = {i: whole_number(n, f"ranks[{i}]") for i, n in sorted(ranks.items())}
-    requested = {i: min(n, exact[i].hankel_singular_values.size) for i, n in requested.items()}
+    states = {i: exact[i].hankel_singular_values.size for i in requested}
+    small = {i: n for i, n in requested.items() if n > states[i]}
+    if small:
+        warnings.warn(
+            "layers have fewer states than requested and keep all that are above rounding: layer(s) "
+            + ", ".join(f"{i} with {states[i]} of {n}" for i, n in small.items()),
+            ReductionWarning,
+            stacklevel=3,
+        )
+    requested = {i: min(n, states[i]) for i, n in requested.items()}
     orders = {i: min(n, max(1, exact[i].numerical_rank)) for i, n in requested.items()}
     clipped = {i: n for i, n in orders.items() if n < requested[i]}
     if clipped:

@@ -18,6 +18,7 @@ from .._util.progress import progress_bar
 from .._util.tables import table
 from ..adapter.adapter_layers import find_adapter_layers, hrm_layers
 from ..adapter.architectures import find_decoder
+from ..errors import CalibrationError
 from .balancing import balanced, modal_systems, whole_number, with_compressed_io
 from .calibration import Calibration, check_calibration
 from .fingerprints import check_fingerprint, model_fingerprint
@@ -268,7 +269,8 @@ def hankel_spectra(
     AdapterError
         There is no such adapter, or its parameters are not finite.
     CalibrationError
-        The calibration is of another model or adapter, or of other parameters.
+        The calibration is of another model or adapter, or of other parameters. Before training: it had no
+        labels, fewer than three sequences, or sequences that are all the same.
 
     Examples
     --------
@@ -285,6 +287,11 @@ def hankel_spectra(
         check_calibration(calibration)
     if calibration is not None and calibration.gradients and not hrm_layers(model):
         check_fingerprint(calibration.model, model_fingerprint(model), "model")
+        if not calibration.labels:
+            raise CalibrationError(
+                "the calibration had no labels, and the spectra before training are those of the gradient of "
+                "the loss; calibrate on batches with labels, as in {'input_ids': ids, 'labels': ids}"
+            )
         decoder = find_decoder(model)
         where = f"{decoder.name.rpartition('.')[2]}.{{}}.{decoder.block_name('mlp')}"
         return _before_training(calibration, {i: where.format(i) for i in calibration.gradients})

@@ -180,7 +180,12 @@ def find_model(
             f"model {name!r} is made by one process; give the command once without accelerate"
         )
     source = str(small_model(pretrained=SMALL[name])) if name in SMALL else name
-    if gguf_file is None and name.endswith(GGUF) and os.path.isfile(name):
+    if gguf_file is None and name.endswith(GGUF) and not os.path.isdir(name):
+        if not os.path.isfile(name):  # no repository is looked up: it could hold such files, not be one
+            raise ExperimentError(
+                f"there is no GGUF file {in_one_line(name)}; give the path of a file, or a folder or a name "
+                "on the hub with --gguf-file"
+            )
         source, gguf_file = os.path.split(os.path.abspath(name))
     if gguf_file is not None and importlib.util.find_spec("gguf") is None:
         raise ExperimentError(

@@ -368,6 +368,32 @@ class TestMerged:
         model.save_pretrained(tmp_path)
         assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), full)
 
+    def test_activating_or_adding_an_adapter_unmerges(self, model, ids):
+        # the docstring promised that set_adapter works as before; peft unmerges, and says so
+        full = logits(model, ids)
+        for change in (
+            lambda: model.set_adapter("default"),
+            lambda: model.add_adapter("other", HRMConfig(r=2)),
+        ):
+            model.merge_static()
+            with pytest.warns(UserWarning, match="Unmerging the model first"):
+                change()
+            assert error(logits(model, ids), full) < MERGED
+            with pytest.raises(AdapterError, match="no static parts are merged"):
+                model.unmerge_static()
+
+    def test_a_base_in_16_bits_is_restored_up_to_rounding(self):
+        # merged and unmerged, a bfloat16 base is not what it was, which no page said
+        model = adapted(**HYBRID).to(torch.bfloat16)
+        weight = model.get_base_model().model.layers[0].self_attn.q_proj.weight
+        before = weight.detach().double().clone()
+        model.merge_static()
+        step = weight.detach().double().abs().maximum(before.abs()) * 2.0**-8  # half of an ulp, at most
+        assert (weight.double() - before).abs().max() > step.max()
+        model.unmerge_static()
+        difference = (weight.double() - before).abs()
+        assert difference.max() > 0 and bool((difference <= 2 * step).all())
+
     def test_copies_of_a_merged_model(self, model, ids):
         model.merge_static()
         twin = copy.deepcopy(model)
@@ -387,6 +413,50 @@ class TestMerged:
             model.load_adapter(tmp_path, "default")
         model.unmerge_static()
         model.load_adapter(tmp_path, "default")
+
+    @pytest.mark.parametrize("route", ["model", "base", "linear", "peft", "system"])
+    def test_no_route_loads_weights_beside_merged_ones(self, route, model, ids):
+        # only load_adapter refused: load_state_dict of the unmerged weights, then unmerge_static, left a base
+        # that lacked what had never been added, and set_peft_model_state_dict mixed new states with old parts
+        linear_name = "model.layers.1.self_attn.q_proj"
+        base = model.get_base_model()
+        full = {key: value.clone() for key, value in model.state_dict().items()}
+        of_adapter = {key: 2 * value for key, value in peft.get_peft_model_state_dict(model).items()}
+        q_proj, system = base.get_submodule(linear_name), hrm_layers(model)[1].system("default")
+        weight = q_proj.weight.detach().clone()
+        of_system = {key: value.clone() for key, value in system.state_dict().items()}
+        load = {
+            "model": lambda: model.load_state_dict(full),
+            "base": lambda: base.load_state_dict({f"{linear_name}.weight": weight}, strict=False),
+            "linear": lambda: q_proj.load_state_dict({"weight": weight}),
+            "peft": lambda: peft.set_peft_model_state_dict(model, of_adapter),
+            "system": lambda: system.load_state_dict(of_system),
+        }[route]
+        before = logits(model, ids)
+        model.merge_static()
+        merged = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(AdapterError, match=r"'default' are merged.*unmerge_static"):
+            load()
+        assert all(torch.equal(merged[key], value) for key, value in model.state_dict().items())
+        twin = copy.deepcopy(model)
+        twin.unmerge_static()
+        twin.load_state_dict(full)
+        assert torch.equal(logits(twin, ids), before)  # and the copy's hooks are not those of the model
+        with pytest.raises(AdapterError, match=r"'default' are merged"):
+            load()
+        model.unmerge_static()
+        load()
+        assert not any(module._load_state_dict_pre_hooks for module in base.modules())
+
+    def test_another_adapter_is_loaded_beside_a_merged_one(self, tmp_path, model, ids):
+        other = adapted(r=3)
+        other.save_pretrained(tmp_path)
+        model.merge_static()
+        with pytest.warns(UserWarning, match="Unmerging"):  # peft activates adapters when one is added
+            model.load_adapter(tmp_path, "other")
+        model.set_adapter("other")
+        assert error(logits(model, ids), logits(other, ids)) < MERGED
+        model.load_state_dict(model.state_dict())  # nothing is merged, though unmerge_static was not called
 
     def test_training_is_refused(self, model, ids):
         model.merge_static()
@@ -443,6 +513,30 @@ class TestExported:
         model.merge_static()
         model.export_static(tmp_path)
         assert error(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), expected) < 2e-6
+
+    def test_a_saved_adapter_is_not_overwritten(self, tmp_path, model, ids):
+        # export_static into the folder of save_pretrained replaced the HRM adapter, state and all, in silence
+        full = logits(model, ids)
+        model.save_pretrained(tmp_path)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(AdapterError, match=r"holds an adapter with peft_type='HRM'.*another folder"):
+            model.export_static(tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        assert torch.equal(logits(PeftModel.from_pretrained(base_model(), tmp_path), ids), full)
+        (tmp_path / "adapter_config.json").write_text("{")
+        with pytest.raises(AdapterError, match="peft_type=None"):
+            model.export_static(tmp_path)
+
+    def test_a_lora_is_written_anew_with_a_card(self, tmp_path, model):
+        # the export had no model card, or that of whatever was in the folder
+        model.export_static(tmp_path)
+        card = (tmp_path / "README.md").read_text()
+        assert "# LoRA exported from an HRM adapter" in card and "lacks the recurrent state" in card
+        model.export_static(tmp_path)
+        assert (tmp_path / "README.md").read_text() == card
+        (tmp_path / "README.md").write_text("# Mine\n")
+        model.export_static(tmp_path)
+        assert "# Mine" in (tmp_path / "README.md").read_text()
 
 
 class TestRefusals:

@@ -680,3 +680,29 @@ def test_fingerprints_of_adapters_are_those_of_earlier_files():
                 digest.update(f"{name.rpartition('.')[2]}{tuple(parameter.shape)}".encode())
                 digest.update(parameter.detach().double().numpy().tobytes())
     assert calibrate(model, batches(1)).adapter == {"name": "default", "fingerprint": digest.hexdigest()}
+
+
+def test_spectra_before_training_say_what_they_lack():
+    """Missing labels were reported as too few sequences, and copies of one row gave zeros in silence."""
+    model, ids = base_model(), tokens(4, 12)
+    with pytest.raises(CalibrationError, match=r"had no labels.*batches with labels"):
+        hankelred_llm.hankel_spectra(model, calibrate(model, [{"input_ids": ids}], held_out=0))
+    pair = {"input_ids": ids[:2], "labels": ids[:2]}
+    with pytest.raises(CalibrationError, match="at least three sequences"):
+        hankelred_llm.hankel_spectra(model, calibrate(model, [pair], held_out=0))
+    copies = ids[:1].expand(4, -1)
+    same = [{"input_ids": copies, "labels": copies}] * 2
+    with pytest.raises(CalibrationError, match="different texts"):
+        hankelred_llm.hankel_spectra(model, calibrate(model, same, held_out=0))
+    with pytest.raises(CalibrationError, match="different texts"):
+        hankelred_llm.initialize(hankelred_llm.attach(model, r=2), same)
+
+
+def test_batches_in_place_of_a_calibration_are_not_printed():
+    # the message was all tensors of all batches
+    data = batches()
+    with pytest.raises(
+        CalibrationError, match=r"^calibration is a list, not a Calibration.*\.calibrate"
+    ) as info:
+        hankelred_llm.hankel_spectra(adapted(), data)
+    assert len(str(info.value)) < 120

@@ -259,6 +259,16 @@ class TestRecovery:
         operator.update(x, g)
         assert operator.spectrum().significant == 0
 
+    @pytest.mark.parametrize("same", ["inputs", "gradients"])
+    def test_nothing_to_compare_is_refused(self, same):
+        # copies of one row gave zeros for every value and for the threshold, and a rank of 1 from them
+        x, g = noise(8, 60, 4), noise(8, 60, 4, seed=1)
+        x, g = (x[:1].expand(8, -1, -1), g) if same == "inputs" else (x, 0 * g)
+        operator = GradientOperator(4)
+        operator.update(x, g)
+        with pytest.raises(CalibrationError, match="all sequences have the same inputs, or all gradients"):
+            operator.spectrum()
+
     def test_too_slow_poles_are_held_at_the_slowest(self):
         x = noise(32, 200, 2)
         operator = GradientOperator(2)

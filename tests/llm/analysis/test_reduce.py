@@ -327,7 +327,11 @@ def test_layers_that_are_not_named_stay():
 def test_an_order_as_large_as_the_layer_changes_nothing():
     model = adapted(r=5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    report = reduce(model, order=9)
+    # an order above the number of states was taken in silence, as if it had been reached
+    with pytest.warns(hankelred.ReductionWarning, match=r"layer\(s\) 0 with 5 of 9, 1 with 5 of 9$"):
+        report = reduce(model, order=9)
+    with pytest.warns(hankelred.ReductionWarning, match=r"layer\(s\) 1 with 5 of 6$"):
+        assert reduce(model, ranks={0: 5, 1: 6}).orders == {0: 5, 1: 5}
     assert report.orders == {0: 5, 1: 5} and report.parameters_saved == 0
     assert all(layer.kept == "unchanged" and layer.error == 0 for layer in report.layers.values())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import hankelred_llm
 from hankelred_llm.cli.main import cli
 from hankelred_llm.errors import ExperimentError
+from hankelred_llm.experiments import base_models
 from hankelred_llm.experiments.base_models import find_model
 
 gguf = pytest.importorskip("gguf")
@@ -60,7 +61,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "corpus.txt"
-    path.write_text("the quick brown fox jumps over the lazy dog. " * 200)
+    # sentences of different lengths: one that is repeated gave equal rows, and spectra of zeros
+    path.write_text(" ".join(f"fox {k} jumps over {k * k} lazy dogs." for k in range(300)))
     return path
 
 
@@ -90,6 +92,26 @@ def test_trained_adapter_remembers_the_file(folder, corpus, tmp_path):
     assert reduced.exit_code == 0, reduced.output
     again = json.loads((tmp_path / "small" / "adapter_config.json").read_text())
     assert again["base_gguf_file"] == "tiny.gguf"
+
+
+def test_saving_says_nothing_of_a_missing_config(tmp_path, monkeypatch):
+    # peft took the folder "models" for a repository, and warned at every save that it could not fetch its
+    # config.json
+    (tmp_path / "models").mkdir()
+    write_gguf(tmp_path / "models" / "tiny.gguf")
+    monkeypatch.chdir(tmp_path)
+    base = find_model("models", "float32", gguf_file="tiny.gguf").load()
+    model = hankelred_llm.attach(base, r=2, base_gguf_file="tiny.gguf")
+    model.peft_config["default"].base_model_name_or_path = "models"
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("peft.utils.other.file_exists", unreachable)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_pretrained("out")
 
 
 def test_path_of_the_file_is_enough(folder, corpus):
@@ -157,6 +179,17 @@ def test_attach_asks_which_of_several_files(tmp_path):
 def test_folder_without_that_file(folder, options, message):
     with pytest.raises(ExperimentError, match=message):
         find_model(str(folder), "float32", **options)
+
+
+@pytest.mark.parametrize("name", ["models/nope.gguf", "nope.gguf", "/nowhere/at/nope.gguf"])
+def test_path_of_no_file(name, monkeypatch):
+    # a mistyped path was taken for a name on the hub, and failed only after all retries of the network
+    def looked_up(*args, **kwargs):
+        raise AssertionError("looked up on the hub")
+
+    monkeypatch.setattr(base_models.AutoConfig, "from_pretrained", looked_up)
+    with pytest.raises(ExperimentError, match=f"no GGUF file {name}; give the path of a file"):
+        find_model(name, "float32")
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + b"\xff" * 64, b"no model"])
