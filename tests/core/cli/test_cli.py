@@ -140,7 +140,7 @@ def test_matlab_file_with_sparse_matrices_descriptor_and_lower_case(folder):
 
 def test_sizes_of_a_model_with_a_singular_E(folder):
     """The size was the number of finite poles, "1 states" and "1 finite poles of 3 states" included."""
-    A, B, C = np.array([[-1.0, 0, 0], [0, 1, 0], [1, 0, 1]]), np.ones((3, 1)), np.ones((1, 3))
+    A, B, C = np.array([[-1.0, 0, 0], [0, 1, 0], [1, 0, 1]]), np.ones((3, 1)), np.eye(1, 3)
     np.savez("circuit.npz", A=A, B=B, C=C, D=[[0.0]], E=np.diag([1.0, 0, 0]))
     status, out, err = run("reduce", "circuit.npz", "--order", "1")
     assert status == 0, err
