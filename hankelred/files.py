@@ -72,7 +72,8 @@ def read_model(
     if matrix_market.is_matrix_market(path):
         matrices, dt = _model_matrices(matrix_market.read_together(path), dt)
     else:
-        with open_arrays(path) as content:
+        others = ", or of Matrix Market files " + ", ".join(f".{key}" for key in matrix_market.ENDINGS)
+        with open_arrays(path, others) as content:
             matrices, dt = _model_matrices(content, dt)
     if "A" not in matrices:
         return _second_order(matrices)

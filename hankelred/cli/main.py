@@ -59,7 +59,8 @@ class Timestep(_ParamType):
 def cli() -> None:
     """Hankel singular values and certified model reduction.
 
-    MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt; DATA is a table of samples.
+    MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt, or with M, D, K, B, C; or one of
+    the Matrix Market files NAME.A, NAME.B, and so on. DATA is a table of samples.
 
     \b
     Example:

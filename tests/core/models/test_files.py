@@ -539,6 +539,14 @@ def test_a_tiny_step_on_the_command_line_is_no_continuous_model(tmp_path, monkey
         assert shown in run_main(cli.main, "hankelred", "hsv", "m.json", "--dt", text)[1]
 
 
+def test_wrong_ending_of_a_model_names_every_format(tmp_path):
+    # Story: the message had no Matrix Market files, which are read too, but not written.
+    with pytest.raises(FileFormatError, match=r"\.json, or of Matrix Market files \.A, .*\.K, got '\.txt'"):
+        read_model(tmp_path / "m.txt")
+    with pytest.raises(FileFormatError, match=r"\.mat, \.npz, \.json, got '\.txt'"):
+        write_model(as_model((0.5, 1, 1, 0)), tmp_path / "m.txt")
+
+
 @pytest.mark.parametrize("suffix", [".mat", ".npz", ".json"])
 def test_models_of_any_type_are_written(tmp_path, suffix):
     # Story: only the object of read_model was written; a control.StateSpace ended in an AttributeError.
