@@ -706,8 +706,7 @@ def checked_choice(order: Any, **rule: Any) -> dict[str, Any]:
         ]
         if chosen_rules:
             raise OrderError(
-                f"give the order or a rule to choose it ({', '.join(rule)}), not both: got order={order} and "
-                f"{chosen_rules[0]}"
+                f"give the order or a rule to choose it, not both: got order={order} and {chosen_rules[0]}"
             )
     return rule
 

@@ -138,6 +138,14 @@ def test_matlab_file_with_sparse_matrices_descriptor_and_lower_case(folder):
     assert model.dt == 0
 
 
+def test_order_and_rule_together(folder):
+    """The message offered a rule, gap, that the command line does not have."""
+    write_model((-1, 1, 1, 0), "lag.json")
+    status, _, err = run("reduce", "lag.json", "--order", "1", "--rtol", "0.1")
+    assert status == 2 and "gap" not in err
+    assert err == "error: give the order or a rule to choose it, not both: got order=1 and rtol=0.1\n"
+
+
 def test_sizes_of_a_model_with_a_singular_E(folder):
     """The size was the number of finite poles, "1 states" and "1 finite poles of 3 states" included."""
     A, B, C = np.array([[-1.0, 0, 0], [0, 1, 0], [1, 0, 1]]), np.ones((3, 1)), np.eye(1, 3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -208,6 +210,24 @@ def test_names_cannot_break_the_page(tmp_path):
 def test_page_that_cannot_be_written(tmp_path):
     with pytest.raises(hankelred.FileFormatError, match="does not exist"):
         hankelred.reduce(heat(10), 2).report(tmp_path / "no" / "report.html")
+
+
+def test_curves_of_the_page(tmp_path):
+    """Bounds were a slope, not steps; curves below the lowest gain ran along the frame."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node, which runs the scripts of the page, is not installed")
+    hankelred.reduce(heat(10), 2).report(tmp_path / "report.html")
+    text = page_data(tmp_path / "report.html")[1]
+    functions = re.findall(r"^function (?:line|steps)\(.*?^}", text, re.DOTALL | re.MULTILINE)
+    calls = (
+        "line([0, 1, 2, 3], [-9, null, 2, 1e-9], x => x, Math.log10), "
+        "steps([0, 1, 2], [3, 2, 1], x => x, y => y)"
+    )
+    script = "\n".join([*functions, f"console.log(JSON.stringify([{calls}]))"])
+    shown = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown) == ["M2.0,0.3L3.0,-9.0", "M0.0,3.0H0.5V2.0H1.0H1.5V1.0H2.0"]
+    assert text.count("...inside(") == 4 and 'FULL, "dot"]' in text and 'NOISE, "band"]' in text
 
 
 def test_page_with_the_name_of_another_format(tmp_path):
