@@ -41,6 +41,11 @@ def in_one_line(text: object, longest: int = 1000) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+def count(n: int, what: str) -> str:
+    """Return the number with its noun, '1 input' or '2 inputs'."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 _REPR = reprlib.Repr()
 # strings are cut below; of nested containers only the outermost levels are written, since a few hundred bytes
 # of YAML can describe a structure whose whole repr does not fit into memory

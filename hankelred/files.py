@@ -17,7 +17,7 @@ from ._util import matrix_market
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
-from .models.linear_model import LinearModel, Timebase, matrices_model, validated_timebase
+from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, validated_timebase
 from .models.second_order import SecondOrderModel
 from .models.sparse_model import SparseModel, large_model
 
@@ -72,7 +72,8 @@ def read_model(
     if matrix_market.is_matrix_market(path):
         matrices, dt = _model_matrices(matrix_market.read_together(path), dt)
     else:
-        with open_arrays(path) as content:
+        others = ", or of Matrix Market files " + ", ".join(f".{key}" for key in matrix_market.ENDINGS)
+        with open_arrays(path, others) as content:
             matrices, dt = _model_matrices(content, dt)
     if "A" not in matrices:
         return _second_order(matrices)
@@ -104,16 +105,36 @@ def _second_order(matrices: Mapping[str, Any]) -> SecondOrderModel:
     return SecondOrderModel(M, damping, K, B, output, matrices.get("Cv"), matrices.get("Du", 0))
 
 
-def write_model(model: LinearModel, path: str | os.PathLike[str]) -> None:
+def write_model(model: Any, path: str | os.PathLike[str], dt: Timebase = 0) -> None:
     """Write A, B, C, D and dt to a file atomically, and E if the model is improper.
+
+    Parameters
+    ----------
+    model : model
+        Of any type; of a result, such as a :class:`Reduction`, pass ``.system``.
+    path : path
+        ``.mat``, ``.npz`` or ``.json``.
+    dt : 0, True, float or None
+        Timebase of a tuple; every other type has its own.
 
     Raises
     ------
+    ModelError
+        ``model`` is no model.
     FileFormatError
         Unknown suffix, a folder that does not exist or is not writable, complex numbers in .json.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "lag.npz"
+    >>> write_model(([[0.5]], [[1]], [[2]], 0), file, dt=0.1)
+    >>> read_model(file).dt
+    0.1
     """
     path = Path(path)
     suffix = checked_suffix(path)
+    model = as_model(model, dt)
     matrices = model.to_user() if model.improper else model.as_tuple()
     content: dict[str, Any] = dict(zip("ABCDE", matrices, strict=False))
     # only JSON distinguishes True from 1; the other formats hold the word as text

@@ -21,27 +21,40 @@ from .mat_files import MatFile
 FORMATS = (".mat", ".npz", ".json")
 
 
-def checked_suffix(path: Path) -> str:
-    """Return the suffix of a model file; refuse an unknown one before any work is done."""
+def checked_suffix(path: Path, others: str = "") -> str:
+    """Return the suffix of a model file; refuse an unknown one before any work is done.
+
+    Parameters
+    ----------
+    path : Path
+    others : str
+        Other endings that the caller reads itself, for the message.
+    """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise FileFormatError(
-            f"{in_one_line(path)}: the ending must be one of {', '.join(FORMATS)}, "
+            f"{in_one_line(path)}: the ending must be one of {', '.join(FORMATS)}{others}, "
             f"got {short_repr(suffix or 'none')}"
         )
     return suffix
 
 
 @contextmanager
-def open_arrays(path: Path) -> Iterator[Mapping[str, Any]]:
+def open_arrays(path: Path, others: str = "") -> Iterator[Mapping[str, Any]]:
     """Open a .mat, .npz or .json file as its arrays by name; each is read when it is looked up.
+
+    Parameters
+    ----------
+    path : Path
+    others : str
+        As of `checked_suffix`.
 
     Raises
     ------
     FileFormatError
         Any failure to read the file, also while it is open; the message begins with the file's name.
     """
-    reader = _READERS[checked_suffix(path)]
+    reader = _READERS[checked_suffix(path, others)]
     name = in_one_line(path)
     check_readable(path)
     try:

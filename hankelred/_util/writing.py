@@ -11,10 +11,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import FileFormatError, in_one_line
+from ..errors import FileFormatError, in_one_line, short_repr
 
 if sys.platform != "win32":
     import fcntl
+
+
+PAGES = (".html", ".htm")
+
+
+def check_page_suffix(path: Path) -> None:
+    """Refuse a page for the browser whose name ends otherwise, such as .pdf."""
+    if path.suffix.lower() not in PAGES:
+        raise FileFormatError(
+            f"{in_one_line(path)}: a page ends in {', '.join(PAGES)}, "
+            f"got {short_repr(path.suffix or 'no ending')}"
+        )
 
 
 def write_atomically(path: Path, write: Callable[[str], object]) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 
 import click
 
-from .._util.writing import check_writable, write_atomically
+from .._util.writing import check_page_suffix, check_writable, write_atomically
 from ..errors import FileFormatError, HankelredError, in_one_line, short_repr
 from ..models.linear_model import Timebase
 
 PICTURES = (".png", ".pdf", ".svg")
-PAGES = (".html", ".htm")
 
 
 def run(commands: click.Group, program: str, *, interrupted: str = "interrupted") -> None:
@@ -51,11 +50,6 @@ def run(commands: click.Group, program: str, *, interrupted: str = "interrupted"
 def _stop(message: str, status: int) -> None:
     click.echo(f"error: {in_one_line(message)}", err=True)
     sys.exit(status)
-
-
-def count(n: int, what: str) -> str:
-    """Return the number with its noun, '1 input' or '2 inputs'."""
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def timestep(dt: Timebase) -> str:
@@ -139,11 +133,7 @@ def check_page(path: Path | None) -> None:
     """Raise before any computation if the ending is not that of a page, or the folder is missing."""
     if path is None:
         return
-    if path.suffix.lower() not in PAGES:
-        raise FileFormatError(
-            f"{in_one_line(path)}: a page ends in {', '.join(PAGES)}, "
-            f"got {short_repr(path.suffix or 'no ending')}"
-        )
+    check_page_suffix(path)
     check_folder(path)
 
 

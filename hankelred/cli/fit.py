@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from .._util.reading import checked_suffix
-from ..errors import FileFormatError, HankelredError, in_one_line
+from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
 from ..identification.frequency_fit.response_data import read_response
-from .console import check_picture, check_target, count, force_option, save_picture, timestep
+from .console import check_picture, check_target, force_option, save_picture, timestep
 
 
 @click.command(short_help="A model from the frequency response in RESPONSE.")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._util.reading import checked_suffix
-from ..errors import FileFormatError, HankelredError, in_one_line
+from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
 from ..identification.records import choose_columns, describe_columns, read_columns
 from ..identification.tables import TIME_NAMES, time_step
-from .console import check_picture, check_target, count, force_option, save_picture, timestep
+from .console import check_picture, check_target, force_option, save_picture, timestep
 
 if TYPE_CHECKING:
     from ..identification.identify import IdentifiedModel

@@ -11,7 +11,7 @@ import numpy as np
 from .. import __version__
 from .._util.checks import is_rounded_to_zero
 from .._util.reading import checked_suffix
-from ..errors import in_one_line, short_repr
+from ..errors import count, in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
 from ..models.linear_model import LinearModel, Timebase, validated_timebase
@@ -23,7 +23,6 @@ from .console import (
     check_picture,
     check_target,
     console,
-    count,
     force_option,
     run,
     save_picture,
@@ -60,7 +59,8 @@ class Timestep(_ParamType):
 def cli() -> None:
     """Hankel singular values and certified model reduction.
 
-    MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt; DATA is a table of samples.
+    MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt, or with M, D, K, B, C; or one of
+    the Matrix Market files NAME.A, NAME.B, and so on. DATA is a table of samples.
 
     \b
     Example:
@@ -307,7 +307,7 @@ def print_reduction(system: Any, reduction: Reduction) -> None:
         kind = f"improper of degree {degree}, kept exactly" if degree else "proper"
         n = reduction.model.infinite.n_states
         click.echo(
-            f"singular E: {reduction.finite_order} finite poles of {n} states, {kind} (gap "
+            f"singular E: {count(reduction.finite_order, 'finite pole')} of {count(n, 'state')}, {kind} (gap "
             f"{reduction.infinite_gap:.1e})"
         )
     if reduction.unstable_order:
@@ -324,7 +324,9 @@ def print_reduction(system: Any, reduction: Reduction) -> None:
 
 def describe(system: Any) -> str:
     """Return the sizes and timebase of a model in one line."""
-    sizes = (("state", system.n_states), ("input", system.n_inputs), ("output", system.n_outputs))
+    infinite = getattr(system, "infinite", None)
+    n = system.n_states if infinite is None else infinite.n_states  # those that E makes algebraic count too
+    sizes = (("state", n), ("input", system.n_inputs), ("output", system.n_outputs))
     time = f"discrete, {timestep(system.dt)}" if system.is_discrete else "continuous"
     return ", ".join([*(count(n, what) for what, n in sizes), time])
 

@@ -17,6 +17,7 @@ from ..errors import HankelredError, OrderError, ReductionWarning
 from ..gramians.stability import STABILITY_TOL
 from ..models.linear_model import LinearModel, Timebase, to_control
 from ..reduction.balancing import hankel_singular_values
+from ..reduction.interactive import reduction_in_notebook
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
 from ..reduction.reduce import Reduction, make_reduction
@@ -93,6 +94,11 @@ class IdentifiedModel(Reduction):
             f"<IdentifiedModel of order {self.order}, dt = {self.model.dt}: fit {_figures(self.fit)}, "
             f"held back {_figures(self.held_back_fit)}>"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the table and the small spectrum that a notebook shows."""
+        fits = (("fit", _figures(self.fit)), ("held-back fit", _figures(self.held_back_fit)))
+        return reduction_in_notebook(self, fits)
 
     def at(self, order: int) -> IdentifiedModel:
         """Return a model of another order, estimated from the same records.

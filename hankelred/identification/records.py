@@ -16,7 +16,7 @@ from .._util.mat_files import MatFile
 from .._util.reading import check_readable, open_arrays
 from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
 from ..models.linear_model import LARGEST_ENTRY, Timebase, validated_timebase
-from .tables import from_table
+from .tables import check_same_times, from_table
 
 
 @dataclass(frozen=True)
@@ -246,14 +246,17 @@ def _from_tables(
     us: list[Any], ys: list[Any], dt: Timebase
 ) -> tuple[list[Any], list[Any], Timebase, tuple[tuple[str, ...] | None, tuple[str, ...] | None]]:
     """Replace tables by arrays; their names and times are used."""
-    groups, labels, steps = [], [], []
+    groups, labels, steps, axes = [], [], [], []
     for records, name in ((us, "u"), (ys, "y")):
         tables = [from_table(x, name) for x in records]
         groups.append([x if t is None else t.values for x, t in zip(records, tables, strict=True)])
         labels.append(next((t.labels for t in tables if t is not None), None))
         steps += [t.step for t in tables if t is not None and t.step is not None]
+        axes.append([None if t is None else t.times for t in tables])
     if steps:
         dt = _common_step(steps, dt)
+    for e, (times_of_u, times_of_y) in enumerate(zip(*axes, strict=False)):  # the numbers are compared later
+        check_same_times(times_of_u, times_of_y, f" of experiment {e}" if len(us) > 1 else "")
     return *groups, dt, (labels[0], labels[1])  # type: ignore[return-value]
 
 

@@ -229,7 +229,7 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
             )
         if isinstance(sys, control.InputOutputSystem):
             raise ModelError(
-                f"a {type(sys).__name__} is not a linear model; linearize it (its .linearize(x0, u0)), or "
+                f"{type(sys).__name__} is not a linear model; linearize it (its .linearize(x0, u0)), or "
                 "pass a simulator of it to empirical_gramians"
             )
     signal = _sys.modules.get("scipy.signal")
@@ -241,10 +241,10 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
         )
     if hasattr(sys, "hankel_singular_values"):
         usable = "its .system" if hasattr(sys, "system") else "the model it came from"
-        raise ModelError(f"a {type(sys).__name__} is a result, not a model; pass {usable}")
+        raise ModelError(f"{type(sys).__name__} is a result, not a model; pass {usable}")
     advice = "; pass a simulator to empirical_gramians" if callable(sys) else ""
     raise ModelError(
-        f"cannot use a {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED_TYPES}{advice}"
+        f"cannot use {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED_TYPES}{advice}"
     )
 
 

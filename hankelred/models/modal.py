@@ -232,7 +232,7 @@ def modal_form(
         raise ModelError(f"form must be 'diagonal' or 'block_diagonal', got {form!r}")
     model = as_model(sys, dt)
     if form == "diagonal":
-        model.require_proper("a ModalSystem holds no polynomial part; form='block_diagonal' keeps it")
+        model.require_proper("a ModalSystem holds no polynomial part (form='block_diagonal' does)")
     check_transform(model, return_transform)
     if form == "diagonal":
         modal, T = diagonalize(model)

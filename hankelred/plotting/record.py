@@ -46,7 +46,7 @@ def draw_record(
         above = figure.add_subplot(grid[2 * i], sharex=first)
         first = first or above
         below = figure.add_subplot(grid[2 * i + 1], sharex=first)
-        above.plot(times, measured[i], color=FULL, linewidth=1.2, label="measured")
+        above.plot(times, measured[i], color=FULL, linewidth=3, alpha=0.4, label="measured")
         above.plot(times, simulated[i], color=REDUCED, linewidth=1.0, label=f"simulated, fit {fit[i]:.3f}")
         above.set_ylabel(labels[i])
         above.legend(loc="upper right", fontsize="small")

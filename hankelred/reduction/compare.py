@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import time
 import warnings
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._util.checks import real_number
-from ..errors import HankelredError, ModelError, ReductionWarning
+from ..errors import HankelredError, ModelError, ReductionWarning, count
 from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.linear_model import Timebase, as_model
 from .norms import norm
@@ -61,7 +62,7 @@ class MethodResult:
     reduction: Reduction | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MethodComparison:
     """The results of all methods on one model; ``print`` shows them as a table.
 
@@ -108,6 +109,18 @@ class MethodComparison:
             bound = f"{row.bound:.3e}" if math.isfinite(row.bound) else "none"
             table.append([row.method, str(row.order), *numbers, bound, f"{row.seconds:.2f}", row.note])
         return table
+
+    def __repr__(self) -> str:
+        best = self.rows[0]
+        number = count(len(self.rows), "method")
+        return f"<MethodComparison of {number}: {best.method} first, error {best.error:.3g}>"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        heading, *lines = self.cells()
+        head = "".join(f"<th>{html.escape(text)}</th>" for text in heading)
+        body = (f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in line)}</tr>" for line in lines)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
     def __str__(self) -> str:
         table = self.cells()

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._util.writing import write_atomically
-from ..errors import ModelError, OrderError, ReductionWarning
+from .._util.writing import check_page_suffix, write_atomically
+from ..errors import ModelError, OrderError, ReductionWarning, count
 from ..models.frequency_response import largest_singular_value
 from ..report.curves import OrderCurves, ReducedCurve
 from ..report.explorer import Explorer
 from ..report.notebook import table_with_spectrum
 from ..report.page import page
 from .plots import frequency_axis, frequency_grid, gain_label, reduction_spectrum, response
+from .two_level import TwoLevel
 
 if TYPE_CHECKING:
     from .reduce import Reduction
@@ -65,8 +66,10 @@ def explore(reduction: Reduction) -> Explorer:
 
 def write_report(reduction: Reduction, path: str | Path) -> None:
     """Write the page of :meth:`Reduction.report`."""
+    path = Path(path)
+    check_page_suffix(path)
     text = page(order_curves(reduction))
-    write_atomically(Path(path), lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
 
 def order_curves(reduction: Reduction) -> OrderCurves:
@@ -102,9 +105,12 @@ def order_curves(reduction: Reduction) -> OrderCurves:
             error = None if response_of_full is None else largest_singular_value(response_of_full - gain)
         return ReducedCurve(order, bound, largest_singular_value(gain), error, note)
 
+    size = count(full_size(reduction), "state")
     last = max(reduction.numerical_rank, reduction.order)
     return OrderCurves(
-        title=f"{reduction.method} of {reduction.hankel_singular_values.size} states",
+        title=f"{reduction.method} of {size}"
+        if full is not None
+        else f"{reduction.method}, pilot model of {size}",
         spectrum=reduction_spectrum(reduction),
         orders=range(reduction.unstable_order, last + 1),
         frequencies=w / step,
@@ -116,12 +122,21 @@ def order_curves(reduction: Reduction) -> OrderCurves:
     )
 
 
+def full_size(reduction: Reduction) -> int:
+    """Return the number of states of the full model, of which a singular E makes some algebraic."""
+    if isinstance(reduction.source, TwoLevel):
+        return reduction.source.intermediate.large.n_states
+    infinite = getattr(reduction.model, "infinite", None)
+    return reduction.hankel_singular_values.size if infinite is None else infinite.n_states
+
+
 def _facts(reduction: Reduction) -> tuple[tuple[str, str], ...]:
     """Return the rows of the table about a reduction."""
-    known, values = reduction.certificate, reduction.hankel_singular_values
-    model = reduction.model
+    known, model = reduction.certificate, reduction.model
+    # a model from data has no full model; its singular values are those of the pilot model
+    from_data = model is not None and reduction.source.full is None
     facts = [
-        ("full model", f"{values.size} states"),
+        ("pilot model" if from_data else "full model", count(full_size(reduction), "state")),
         ("method", reduction.method),
         ("solver", f"{reduction.solver}, residual {reduction.residual:.1e}"),
         ("certificate", f"{known.kind}, singular values accurate to {known.value:.1e}"),
@@ -134,12 +149,16 @@ def _facts(reduction: Reduction) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def reduction_in_notebook(reduction: Reduction) -> str:
-    """Return a table about a reduction, and a small picture of its spectrum."""
+def reduction_in_notebook(reduction: Reduction, quality: tuple[tuple[str, str], ...] = ()) -> str:
+    """Return a table about a reduction, and a small picture of its spectrum.
+
+    Parameters
+    ----------
+    reduction : Reduction
+    quality : tuple of (str, str)
+        Rows about the quality of a model from data, which has no error bound; default: the error bound.
+    """
     bound = reduction.error_bound
-    rows = [
-        ("order", str(reduction.order)),
-        ("error bound", f"{bound:.3g}" if math.isfinite(bound) else "none known"),
-        *_facts(reduction),
-    ]
+    known = ("error bound", f"{bound:.3g}" if math.isfinite(bound) else "none known")
+    rows = [("order", str(reduction.order)), *(quality or (known,)), *_facts(reduction)]
     return table_with_spectrum(rows, reduction_spectrum(reduction))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.arrays import Array
-from ..errors import ModelError, OrderError
+from ..errors import ModelError, OrderError, count
 from ..gramians.stability import STABILITY_TOL
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase
@@ -182,14 +182,16 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
     step, label = frequency_axis(reduced)
     w = frequency_grid(full if full is not None else reduced)
     response_of_reduced = response(reduced, w)
-    curves = [_curve(response_of_reduced, f"reduced ({_count_states(reduced.n_states)})", REDUCED, "--", 1.6)]
+    curves = [
+        _curve(response_of_reduced, f"reduced ({count(reduced.n_states, 'state')})", REDUCED, "--", 1.6)
+    ]
     bound = error = None
     if full is not None:
         response_of_full = response(full, w)
         with np.errstate(invalid="ignore"):  # both are infinite on a pole, which is a gap in the curve
             difference = _curve(response_of_full - response_of_reduced, "error", ERROR, "-", 1.2)
         curves = [
-            _curve(response_of_full, f"full ({_count_states(full.n_states)})", FULL, "-", 1.8),
+            _curve(response_of_full, f"full ({count(full.n_states, 'state')})", FULL, "-", 1.8),
             *curves,
             difference,
         ]
@@ -225,10 +227,10 @@ def _plot_impulse_responses(
         responses = [impulse_response(model.as_tuple(), n, step=step) for model in (full, reduced)]
     first, second = responses
     curves = [
-        Curve(np.linalg.norm(first, axis=(1, 2)), f"full ({_count_states(full.n_states)})", FULL, "-", 1.8),
+        Curve(np.linalg.norm(first, axis=(1, 2)), f"full ({count(full.n_states, 'state')})", FULL, "-", 1.8),
         Curve(
             np.linalg.norm(second, axis=(1, 2)),
-            f"reduced ({_count_states(reduced.n_states)})",
+            f"reduced ({count(reduced.n_states, 'state')})",
             REDUCED,
             "--",
             1.6,
@@ -254,7 +256,7 @@ def plot_methods(reductions: Sequence[Reduction], *, ax: Axes | None = None) -> 
     step, label = frequency_axis(full)
     w = frequency_grid(full)
     response_of_full = response(full, w)
-    curves = [_curve(response_of_full, f"full ({_count_states(full.n_states)})", FULL, "-", 2.0)]
+    curves = [_curve(response_of_full, f"full ({count(full.n_states, 'state')})", FULL, "-", 2.0)]
     spans: list[tuple[float, float]] = []
     largest = None
     for k, reduction in enumerate(reductions):
@@ -276,10 +278,6 @@ def plot_methods(reductions: Sequence[Reduction], *, ax: Axes | None = None) -> 
 
 def _curve(values: Array, label: str, color: str, style: str, width: float) -> Curve:
     return Curve(largest_singular_value(values), label, color, style, width)
-
-
-def _count_states(n: int) -> str:
-    return f"{n} state" if n == 1 else f"{n} states"
 
 
 def frequency_axis(model: LinearModel) -> tuple[float, str]:

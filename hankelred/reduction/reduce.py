@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from ..errors import ModelError, OrderError, ReductionWarning, UnstableError
+from ..errors import ModelError, OrderError, ReductionWarning, UnstableError, count
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.factorize import with_user_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
@@ -31,7 +31,7 @@ from ..models.second_order import SecondOrderModel
 from ..models.sparse_model import dense_model, large_or_none
 from .balancing import balance
 from .conversion import converted_model
-from .interactive import reduction_in_notebook, write_report
+from .interactive import full_size, reduction_in_notebook, write_report
 from .intermediate import intermediate_model
 from .measured_error import region_error
 from .methods import BalancedSource, UserFactors, whole_models
@@ -233,11 +233,8 @@ class Reduction:
         return Certificate("estimate", self.noise_floor, self.residual, 0)
 
     def __repr__(self) -> str:
-        source, n = self.source, self.hankel_singular_values.size
-        if isinstance(source, TwoLevel):
-            n = source.intermediate.large.n_states
         return (
-            f"<{type(self).__name__} of {n} states to order {self.order} by "
+            f"<{type(self).__name__} of {count(full_size(self), 'state')} to order {self.order} by "
             f"{self.method}: error bound {self.error_bound:.3g}, solver {self.solver}>"
         )
 
@@ -392,14 +389,14 @@ class Reduction:
         Parameters
         ----------
         path : str or Path
-            Of the HTML file; written as a whole or not at all.
+            Of the HTML file, ending in .html or .htm; written as a whole or not at all.
 
         Raises
         ------
         ModelError
             The reduction of a simulator, which has no frequency response.
         FileFormatError
-            The file cannot be written.
+            The name has another ending, or the file cannot be written.
 
         Examples
         --------
@@ -709,8 +706,7 @@ def checked_choice(order: Any, **rule: Any) -> dict[str, Any]:
         ]
         if chosen_rules:
             raise OrderError(
-                f"give the order or a rule to choose it ({', '.join(rule)}), not both: got order={order} and "
-                f"{chosen_rules[0]}"
+                f"give the order or a rule to choose it, not both: got order={order} and {chosen_rules[0]}"
             )
     return rule
 
@@ -799,9 +795,9 @@ def _truncate_computable(
             else f"order {requested} was requested"
         )
         limit = (
-            f"the model has only {order} states"
+            f"the model has only {count(order, 'state')}"
             if order == source.full.n_states
-            else f"only {order} states exceed the rounding errors of double precision"
+            else f"the rounding errors of double precision leave only {count(order, 'state')}"
         )
         reason = (
             f"rounding leaves a pole at {first_unstable[0]:.3g}, outside the stability region, at order "

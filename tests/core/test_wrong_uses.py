@@ -50,7 +50,7 @@ def nonlinear(t, x, u, params):
         (lambda: hankelred.reduce(simulator, 1), "pass a simulator to empirical_gramians"),
         (
             lambda: hankelred.reduce(control.nlsys(nonlinear, None, inputs=1, outputs=1, states=1), 1),
-            "a NonlinearIOSystem is not a linear model; linearize it",
+            "NonlinearIOSystem is not a linear model; linearize it",
         ),
         (
             lambda: hankelred.select_order([2, 1], noise_floor="1e-3"),

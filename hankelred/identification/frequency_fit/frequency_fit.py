@@ -18,6 +18,7 @@ from ...models.frequency_response import FrequencyResponse, largest_singular_val
 from ...models.linear_model import LinearModel, Timebase, to_control
 from ...plotting.response import draw_fitted_response
 from ...reduction.balancing import hankel_singular_values
+from ...reduction.interactive import reduction_in_notebook
 from ...reduction.norms import difference_norm
 from ...reduction.order import checked_order
 from ...reduction.reduce import Reduction, make_reduction
@@ -58,8 +59,14 @@ class FrequencyFit(Reduction):
     fit: Array = field(default_factory=lambda: np.zeros(0))
 
     def __repr__(self) -> str:
-        figures = ", ".join(f"{value:.6g}" for value in self.fit)
-        return f"<FrequencyFit of order {self.order}, dt = {self.model.dt}: fit {figures}>"
+        return f"<FrequencyFit of order {self.order}, dt = {self.model.dt}: fit {self._figures()}>"
+
+    def _repr_html_(self) -> str:
+        """Return the table and the small spectrum that a notebook shows."""
+        return reduction_in_notebook(self, (("fit", self._figures()),))
+
+    def _figures(self) -> str:
+        return ", ".join(f"{value:.6g}" for value in self.fit)
 
     def at(self, order: int) -> FrequencyFit:
         """Return a model of another order, fitted to the same response.

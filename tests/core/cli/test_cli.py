@@ -138,6 +138,25 @@ def test_matlab_file_with_sparse_matrices_descriptor_and_lower_case(folder):
     assert model.dt == 0
 
 
+def test_order_and_rule_together(folder):
+    """The message offered a rule, gap, that the command line does not have."""
+    write_model((-1, 1, 1, 0), "lag.json")
+    status, _, err = run("reduce", "lag.json", "--order", "1", "--rtol", "0.1")
+    assert status == 2 and "gap" not in err
+    assert err == "error: give the order or a rule to choose it, not both: got order=1 and rtol=0.1\n"
+
+
+def test_sizes_of_a_model_with_a_singular_E(folder):
+    """The size was the number of finite poles, "1 states" and "1 finite poles of 3 states" included."""
+    A, B, C = np.array([[-1.0, 0, 0], [0, 1, 0], [1, 0, 1]]), np.ones((3, 1)), np.eye(1, 3)
+    np.savez("circuit.npz", A=A, B=B, C=C, D=[[0.0]], E=np.diag([1.0, 0, 0]))
+    status, out, err = run("reduce", "circuit.npz", "--order", "1")
+    assert status == 0, err
+    assert out.startswith("3 states, 1 input, 1 output, continuous -> order 1 by truncation")
+    assert "singular E: 1 finite pole of 3 states, proper" in out
+    assert run("hsv", "circuit.npz")[1].startswith("3 states, 1 input, 1 output, continuous")
+
+
 def test_dt_option_comes_before_the_file(folder):
     write_model(as_model(([[0.5]], [[1.0]], [[1.0]], 0), 0), "unit.json")
     status, out, _ = run("hsv", "unit.json", "--dt", "0.1")

@@ -68,6 +68,50 @@ class TestPandas:
         with pytest.raises(hankelred.HankelredError, match="not uniform"):
             hankelred.identify(frame, y, 1)
 
+    def test_times_of_u_and_y_that_differ(self, expected):
+        """Of the times only the step was used: records an hour apart were fitted without a warning."""
+        pandas = pytest.importorskip("pandas")
+        u, y = record()
+        dates = pandas.date_range("2026-01-01", periods=300, freq="200ms", tz="Europe/Berlin")
+        spans = dates - dates[0]
+        seconds = 0.2 * np.arange(300)
+        for index, shift, text in (
+            (dates, pandas.Timedelta("1h"), "y begins 3600 s after"),
+            (dates, -pandas.Timedelta("40ms"), "y begins 0.04 s before"),
+            (spans, pandas.Timedelta("40ms"), "y begins 0.04 s after"),
+            (seconds, 5.0, "y begins 5 s after"),
+        ):
+            with pytest.raises(hankelred.HankelredError, match=text):
+                hankelred.identify(pandas.Series(u, index), pandas.Series(y, index + shift), 1)
+            assert same(hankelred.identify(pandas.Series(u, index), pandas.Series(y, index), 1), expected)
+        frames = [pandas.DataFrame({"time": seconds + s, "x": x}) for s, x in ((0, u), (7, y))]
+        with pytest.raises(hankelred.HankelredError, match="begins 7 s after"):
+            hankelred.identify(*frames, 1)
+        pair = ([frames[0], frames[0]], [pandas.DataFrame({"time": seconds, "x": y}), frames[1]])
+        with pytest.raises(hankelred.HankelredError, match="y of experiment 1 begins 7 s after"):
+            hankelred.identify(*pair, 1)
+        assert same(hankelred.identify(pandas.Series(u, dates), pandas.Series(y, seconds), 1), expected)
+
+    def test_index_that_counts_samples(self):
+        """An index with a gap, or of other samples in y than in u, gave a fit of .90 instead of 1.00."""
+        pandas = pytest.importorskip("pandas")
+        frame = pandas.DataFrame(dict(zip("uy", record(400), strict=True)))
+        gap = frame.drop(index=range(100, 150))
+        for cut in (gap, frame[::-1], pandas.concat([frame, frame])):
+            with pytest.raises(hankelred.HankelredError, match="index of u is not evenly spaced"):
+                hankelred.identify(cut.u, cut.y, 1)
+        with pytest.raises(hankelred.HankelredError, match="index of u is not evenly spaced: 150 follows 99"):
+            hankelred.identify(gap.u, gap.y, 1)
+        with pytest.raises(hankelred.HankelredError, match=r"y begins 100 sample\(s\) after that of u"):
+            hankelred.identify(frame.u.iloc[:300], frame.y.iloc[100:], 1)
+        with pytest.raises(hankelred.HankelredError, match="steps of 1 and that of y of 2"):
+            hankelred.identify(frame.u.iloc[:200], frame.y[::2], 1)
+        whole = hankelred.identify(frame.u[50:], frame.y[50:], 1)
+        joined = hankelred.identify(gap.u.reset_index(drop=True), gap.y.to_numpy(), 1)
+        assert whole.fit[0] > 0.95 and joined.order == 1
+        thinned = hankelred.identify(frame.u[::2], frame.y[::2], 1)  # every second sample is a record too
+        assert thinned.system.dt is True
+
 
 def test_xarray(expected):
     xarray = pytest.importorskip("xarray")
@@ -79,6 +123,10 @@ def test_xarray(expected):
         model = hankelred.identify(array, output, 1)
         assert same(model, expected)
         assert model.system.input_labels == ["valve"] and model.system.output_labels == ["level"]
+
+    late = output.assign_coords(time=coordinates["time"] + 5)
+    with pytest.raises(hankelred.HankelredError, match="begins 5 s after"):
+        hankelred.identify(inputs, late, 1)
 
 
 def test_polars(expected):

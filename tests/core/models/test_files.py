@@ -539,6 +539,35 @@ def test_a_tiny_step_on_the_command_line_is_no_continuous_model(tmp_path, monkey
         assert shown in run_main(cli.main, "hankelred", "hsv", "m.json", "--dt", text)[1]
 
 
+def test_wrong_ending_of_a_model_names_every_format(tmp_path):
+    # Story: the message had no Matrix Market files, which are read too, but not written.
+    with pytest.raises(FileFormatError, match=r"\.json, or of Matrix Market files \.A, .*\.K, got '\.txt'"):
+        read_model(tmp_path / "m.txt")
+    with pytest.raises(FileFormatError, match=r"\.mat, \.npz, \.json, got '\.txt'"):
+        write_model(as_model((0.5, 1, 1, 0)), tmp_path / "m.txt")
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".npz", ".json"])
+def test_models_of_any_type_are_written(tmp_path, suffix):
+    # Story: only the object of read_model was written; a control.StateSpace ended in an AttributeError.
+    control = pytest.importorskip("control")
+    model = (A, MODEL["B"], MODEL["C"], 0)
+    for written, dt in ((model, 0.5), (control.ss(*model, 0.5), 0), (as_model(model, 0.5), 0)):
+        write_model(written, tmp_path / f"x{suffix}", dt)
+        again = read_model(tmp_path / f"x{suffix}")
+        assert np.array_equal(again.A, A) and again.dt == 0.5
+    reduction = hankelred.reduce(model, 1)
+    for wrong, text in (
+        (reduction, r"^Reduction is a result, not a model; pass its \.system"),
+        (A, "cannot use"),
+    ):
+        with pytest.raises(ModelError, match=text):
+            write_model(wrong, tmp_path / f"y{suffix}")
+    assert not (tmp_path / f"y{suffix}").exists()
+    write_model(reduction.system, tmp_path / f"y{suffix}")
+    assert read_model(tmp_path / f"y{suffix}").n_states == 1
+
+
 @pytest.mark.parametrize("scale", [1e-310, 5e-324])
 @pytest.mark.parametrize("complex_", [False, True])
 def test_a_descriptor_matrix_that_folds_to_infinity_is_refused(tmp_path, scale, complex_):

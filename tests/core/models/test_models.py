@@ -120,7 +120,7 @@ def test_frequency_response_data_is_refused():
 def test_results_are_no_models():
     reduction = hankelred.reduce(([[-1.0]], [[1.0]], [[1.0]], 0))
     with pytest.raises(
-        hankelred.ModelError, match=r"a Reduction is a result, not a model; pass its \.system$"
+        hankelred.ModelError, match=r"^Reduction is a result, not a model; pass its \.system$"
     ):
         hankelred.reduce(reduction, 1)
 

@@ -36,6 +36,15 @@ def everything():
     return compare_methods(SYSTEM, 4, band=(0.5, 2), horizon=1.0, input_weight=WEIGHT, regularization=0.3)
 
 
+def test_a_notebook_shows_the_comparison_as_a_table(everything):
+    """The repr was a page of nested reductions, which a notebook showed."""
+    assert repr(everything).startswith(f"<MethodComparison of {len(everything.rows)} methods: ")
+    assert len(repr(everything)) < 100
+    text = everything._repr_html_()
+    assert text.count("<tr>") == len(everything.rows) + 1
+    assert all(f"<td>{row.method}</td>" in text for row in everything.rows)
+
+
 def test_every_method_has_a_row(everything):
     assert {row.method for row in everything.rows} == set(REDUCTION_METHODS)
     for row in everything.rows:

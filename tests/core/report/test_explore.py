@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -210,6 +212,34 @@ def test_page_that_cannot_be_written(tmp_path):
         hankelred.reduce(heat(10), 2).report(tmp_path / "no" / "report.html")
 
 
+def test_curves_of_the_page(tmp_path):
+    """Bounds were a slope, not steps; curves below the lowest gain ran along the frame."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node, which runs the scripts of the page, is not installed")
+    hankelred.reduce(heat(10), 2).report(tmp_path / "report.html")
+    text = page_data(tmp_path / "report.html")[1]
+    functions = re.findall(r"^function (?:line|steps)\(.*?^}", text, re.DOTALL | re.MULTILINE)
+    calls = (
+        "line([0, 1, 2, 3], [-9, null, 2, 1e-9], x => x, Math.log10), "
+        "steps([0, 1, 2], [3, 2, 1], x => x, y => y)"
+    )
+    script = "\n".join([*functions, f"console.log(JSON.stringify([{calls}]))"])
+    shown = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown) == ["M2.0,0.3L3.0,-9.0", "M0.0,3.0H0.5V2.0H1.0H1.5V1.0H2.0"]
+    assert text.count("...inside(") == 4 and 'FULL, "dot"]' in text and 'NOISE, "band"]' in text
+
+
+def test_page_with_the_name_of_another_format(tmp_path):
+    """HTML was written into report.pdf, which the command line refused."""
+    reduction = hankelred.reduce(heat(10), 2)
+    for name in ("report.pdf", "report", "report.html.gz"):
+        with pytest.raises(hankelred.FileFormatError, match=r"a page ends in \.html, \.htm, got"):
+            reduction.report(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+    reduction.report(tmp_path / "report.HTM")
+
+
 def test_large_orders_are_limited_and_the_chosen_one_is_there(tmp_path):
     from hankelred.report.page import MOST_ORDERS
 
@@ -225,6 +255,42 @@ def test_notebook_shows_a_table_and_a_picture():
     text = hankelred.reduce(heat(20), 3)._repr_html_()
     assert "<table>" in text and "<svg" in text and "error bound" in text
     assert plt.get_fignums() == figures, "the figures of the user are left alone"
+
+
+def test_notebook_shows_the_fit_of_a_model_from_data():
+    """The table had an unknown error bound and the size of a full model that does not exist, but no fit."""
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal(300)
+    y = np.convolve(u, 0.8 ** np.arange(80))[:300] + 0.1 * rng.standard_normal(300)
+    identified = hankelred.identify(u, y, 1)
+    w = np.linspace(0.1, 3, 40)
+    fitted = hankelred.fit_frequency_response(1 / (1j * w + 1) + 0.1 / (1j * w + 8), 1, omega=w)
+    for model, fits in (
+        (identified, [identified.fit[0], identified.held_back_fit[0]]),
+        (fitted, [fitted.fit[0]]),
+    ):
+        text = model._repr_html_()
+        assert "error bound" not in text and "full model" not in text and "pilot model" in text
+        assert all(f">{value:.6f}"[:5] in text for value in fits)
+    assert "held-back fit" in identified._repr_html_()
+
+
+def test_one_state_is_not_one_states():
+    """The repr of a reduction of one state was "Reduction of 1 states"."""
+    reduction = hankelred.reduce((-1, 1, 1, 0), 1)
+    assert repr(reduction).startswith("<Reduction of 1 state to order 1")
+    assert "<td style='text-align:left'>1 state</td>" in reduction._repr_html_()
+
+
+def test_states_that_E_makes_algebraic_count():
+    """The size of a model with a singular E was that of its finite poles."""
+    from hankelred.reduction.interactive import order_curves
+
+    E = np.diag([1.0, 1.0, 0.0])
+    A, B, C = np.array([[-1.0, 0, 0], [0, -2, 1], [1, 0, 1]]), np.ones((3, 1)), np.ones((1, 3))
+    reduction = hankelred.reduce((A, B, C, 0, E), 1)
+    assert repr(reduction).startswith("<Reduction of 3 states to order 1")
+    assert order_curves(reduction).title == "truncation of 3 states"
 
 
 def test_notebook_shows_the_reduction_of_a_simulator():
