@@ -260,7 +260,7 @@ def test_sparse_structures_without_solves_are_refused(system, message, dt):
 
 def test_a_loop_of_inductors_has_a_marginal_pole():
     """Story: no entry of the pencil moves the zero pole of such a loop, so that by the sensitivities of the
-    entries it looked stable; the reduced model was off by 3000 where the gain is 250, with a bound of 1e-7."""
+    entries it looked stable; the reduced model was off by 3000 where the gain is 250, its bound 1e-7."""
     L, C, R = 1e-9, 1e-12, 1e3
     # a node with a capacitor, a resistor and two inductors in parallel to ground
     A = np.array([[-1 / R, -1.0, -1.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0, 0, -1.0]])
