@@ -285,7 +285,8 @@ def _assembled(parts: _Blocks, model: tuple[Array, Array, Array, Array, Array], 
     direct, improper = _transfer_polynomial(C, D, states)
     poles = margins = None
     if 0 < Af.shape[0] <= ALWAYS_CORRECTED:
-        poles, margins = _margins(Af, left, right, A, E, discrete)
+        nullity = _nullity(A - E if discrete else A)
+        poles, margins = _margins(Af, factors, parts.A[k:, k:], parts.E[k:, k:], nullity, discrete)
         improper = _without_invisible(improper, direct, float(np.abs(poles).max()))
     infinite = InfinitePart(
         improper,
@@ -360,25 +361,31 @@ def _without_invisible(improper: tuple[Array, ...], direct: Array, fastest: floa
     return tuple(kept)
 
 
-def _margins(Af: Array, left: Array, right: Array, A: Array, E: Array, discrete: bool) -> tuple[Array, Array]:
-    """Return the poles and how far they are inside the boundary, by the sensitivities of the user's pencil.
+def _margins(
+    Af: Array,
+    factors: tuple[Array, Array] | None,
+    A: Array,
+    E: Array,
+    nullity: int,
+    discrete: bool,
+) -> tuple[Array, Array]:
+    """Return the poles and how far they are inside the boundary, by the sensitivities of the pencil.
 
-    ``left @ A @ right`` is A_f and ``left @ E @ right`` the identity. The entries of the transformed pencil
-    would not do: where they are what cancellation has left, a zero pole looks far from the boundary.
+    ``nullity`` is the number of poles at s = 0 (z = 1) by the null space of the user's pencil: poles that are
+    on the boundary by structure, as of a loop of inductors, do not move with the entries at all.
     """
     rows, columns = equilibrating_scales(Af)
     scale = np.sqrt(columns / rows)  # states such that rows and columns of A_f are of the same size
     poles, Y, X = sla.eig(Af * scale / scale[:, None], left=True, right=True, check_finite=False)
     X, Y = X * scale[:, None], Y / scale[:, None]
     weight = np.abs(np.sum(Y.conj() * X, axis=0))
+    if factors is not None:
+        Y = sla.lu_solve(factors, Y, trans=2, check_finite=False)
     depth = 1 - np.abs(poles) if discrete else -poles.real
-    rows_of_left, columns_of_right = np.abs(Y.conj().T @ left), np.abs(right @ X)
-    change = np.sum(rows_of_left.T * (np.abs(A) @ columns_of_right), axis=0)
-    change += np.abs(poles) * np.sum(rows_of_left.T * (np.abs(E) @ columns_of_right), axis=0)
+    change = np.sum(np.abs(Y) * (np.abs(A) @ np.abs(X)), axis=0)
+    change += np.abs(poles) * np.sum(np.abs(Y) * (np.abs(E) @ np.abs(X)), axis=0)
     margins = depth * weight / np.where(change > 0, change, 1.0)
-    # a pole on the boundary by structure, as of a loop of inductors, does not move with the entries at all
-    at_rest = 1.0 if discrete else 0.0
-    margins[np.argsort(np.abs(poles - at_rest))[: _nullity(A - at_rest * E)]] = 0.0
+    margins[np.argsort(np.abs(poles - (1.0 if discrete else 0.0)))[:nullity]] = 0.0
     return poles, margins
 
 
