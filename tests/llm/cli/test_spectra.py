@@ -36,7 +36,9 @@ def stored(tmp_path_factory):
         with_random_output(hankelred_llm.attach(model, r=6, site=site)).save_pretrained(folder / name)
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "lora")
-    (folder / "corpus.txt").write_text("It was a dark night, and the rain fell in torrents. " * 60)
+    # numbered: a sentence that is only repeated gave equal rows, and spectra of zeros
+    sentences = [f"Night {k} was dark, and the rain fell in torrents. " for k in range(60)]
+    (folder / "corpus.txt").write_text("".join(sentences))
     return folder
 
 
@@ -333,6 +335,8 @@ def test_help_shows_examples_that_work(folder):
                 shutil.rmtree(folder / "smaller")  # of the example before; those of spectra wrote the file
             # the pretrained small model takes a minute to make where it is not there yet
             arguments = ["base" if argument == "small" else argument for argument in arguments]
+            if "--order" in arguments:  # the adapter of this folder has 6 states
+                arguments[arguments.index("--order") + 1] = "5"
             status, _, err = command(*arguments)
             assert (status, err) == (0, ""), arguments
 
