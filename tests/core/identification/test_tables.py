@@ -238,3 +238,15 @@ class TestSystemIdentifier:
         ]
         # "minimum of two samples" is worded differently
         assert {r["check_name"] for r in failed} <= {"check_fit2d_1sample"}, failed
+
+
+def test_measured_record_is_visible_under_the_simulated_one(expected):
+    """Both lines had about the same width, so that the simulated one, drawn later, hid the measured one."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    above = expected.plot()[0, 0]
+    measured, simulated = above.get_lines()
+    assert measured.get_label() == "measured" and measured.get_linewidth() > 2 * simulated.get_linewidth()
+    pyplot.close("all")
