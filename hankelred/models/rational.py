@@ -15,6 +15,9 @@ from .frequency_response import points_off_the_poles
 
 Entries = list[list[Array]]
 
+#: Relative change of an entry's response by removed leading coefficients that is accepted.
+KEPT = 1e-9
+
 
 def state_space_from_rational(num: Sequence[Sequence[Array]], den: Sequence[Sequence[Array]]) -> Quadruple:
     """Realize a matrix of proper rational functions.
@@ -198,11 +201,21 @@ def transfer_entries(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) 
                 for c in candidates
             ]
             best = int(np.argmin(errors))
-            largest_error = max(largest_error, errors[best])
             # the leading coefficients are D, C B, C A B ... up to the first nonzero one; those that are zero
-            # up to rounding are removed
-            coefficients = candidates[best][_leading_zeros(A, B[:, j], C[i], D[i, j]) :]
-            num[i][j] = coefficients if coefficients.size and np.any(coefficients) else np.zeros(1)
+            # up to rounding are removed, as long as that keeps the response: in states of far units all of
+            # them can look like rounding
+            removed = _leading_zeros(A, B[:, j], C[i], D[i, j])
+            accepted = 2 * errors[best] + KEPT * float(np.abs(response[:, i, j]).max())
+            while True:
+                coefficients = candidates[best][removed:]
+                if not coefficients.size or not np.any(coefficients):
+                    coefficients = np.zeros(1)
+                error = float(np.abs(np.polyval(coefficients, points) / den_values - response[:, i, j]).max())
+                if error <= accepted or removed == int(D[i, j] == 0):
+                    break
+                removed -= 1
+            largest_error = max(largest_error, error)
+            num[i][j] = coefficients
     _warn_of_loss(largest_error / scale, f"the transfer function of degree {n}", "polynomials of this degree")
     return num, [[den.copy() for _ in range(m)] for _ in range(p)]
 

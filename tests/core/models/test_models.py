@@ -585,3 +585,17 @@ def test_zeros_at_infinity_of_resonant_systems(pairs, spread):
             for m in (system, back)
         )
         np.testing.assert_allclose(computed, expected, rtol=1e-5, atol=1e-7 * np.abs(expected).max())
+
+
+def test_an_entry_of_far_larger_gain_than_the_others_is_not_returned_as_zero():
+    """Story: entry 1 has a gain of 1e16 beside one of 1e7; in its states all leading coefficients looked like
+    rounding, they were removed, and the reduced transfer function was 0 there, without a word."""
+    first = [-1.051e14, 2.336e18, -1.618e22, -2.59e25]
+    under = [1, 23.23, 2.245e6, 5.216e7, 1.036e9, 9.5e9, 3.874e10, 5.35e8, 1.466e9]
+    second = [5940, -1.22e6, -8.106e7, 4.156e7, 1.322e12]
+    other = [1, 10.44, 1.002e4, 1.044e5, 2.461e5, 1.554e5, 9.196e4]
+    model = control.tf([[first], [second]], [[under], [other]])
+    reduced = hankelred.reduce(model).system
+    points = np.array([0.05 + 0.1j, 1.0 + 0.3j, 20.0 + 5.0j])
+    exact, returned = model(points)[0, 0], reduced(points)[0, 0]
+    assert np.all(np.abs(returned - exact) <= 1e-6 * np.abs(exact).max())
