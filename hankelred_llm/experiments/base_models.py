@@ -211,7 +211,7 @@ def find_model(
 def _as_plain(model: nn.Module) -> nn.Module:
     """Return a model from a GGUF file, whose weights were unpacked, as one that can be trained and saved.
 
-    transformers goes on treating it as quantized: its Trainer and `save_pretrained` refuse it.
+    transformers still treats it as quantized: its Trainer and `save_pretrained` refuse it.
     """
     packed = [name for name, value in model.named_parameters() if not value.is_floating_point()]
     if packed:

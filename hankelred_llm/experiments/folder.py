@@ -62,7 +62,7 @@ def _unwritten(folder: Path, reason: str) -> ExperimentError:
     return ExperimentError(
         f"{in_one_line(folder)} cannot be written or read ({reason}); what was recorded is kept, and the "
         "same "
-        "command goes on from there once there is space and permission"
+        "command resumes from there once there is space and permission"
     )
 
 

@@ -322,18 +322,18 @@ def test_rules_by_their_definitions(dt):
     system = random_system(5, 9, 2, 2, discrete=bool(dt))
     values = hankelred.hankel_singular_values(system, dt=dt)
     tails = np.append(2 * np.cumsum(values[::-1])[::-1], 0.0)  # all values are distinct
-    margin = 1e-7  # the bound includes the rounding of the matrices, up to 1e-8 of the smallest value
+    # the bound includes the rounding of the matrices, a few dozen times that of the largest value
+    rounding = 100 * hankelred.reduce(system, 8, dt=dt).noise_floor
+    margins = np.maximum(1e-9 * tails, rounding)
     for wanted in range(10):
         if wanted < 9:
+            tol = tails[wanted] + margins[wanted]
             for method in METHODS:
-                tol = tails[wanted] * (1 + margin)
                 assert hankelred.reduce(system, tol=tol, dt=dt, method=method).order == wanted
                 if wanted:
-                    below = np.nextafter(tails[wanted - 1], 0) * (1 - margin)
+                    below = tails[wanted - 1] - margins[wanted - 1]
                     assert hankelred.reduce(system, tol=below, dt=dt).order == wanted
-            assert (
-                hankelred.reduce(system, rtol=tails[wanted] * (1 + margin) / values[0], dt=dt).order == wanted
-            )
+            assert hankelred.reduce(system, rtol=tol / values[0], dt=dt).order == wanted
     share = np.cumsum(values) / values.sum()
     for wanted in range(1, 10):
         assert hankelred.reduce(system, energy=share[wanted - 1] - 1e-12, dt=dt).order == wanted

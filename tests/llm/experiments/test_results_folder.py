@@ -106,7 +106,7 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(base, tmp_path, train
     # a traceback of torch, "[enforce fail at inline_container.cc]", or OSError from results.jsonl
     done = limited(base, tmp_path, size)
     assert done.returncode == 0 and "cannot be written" in done.stdout, done.stderr
-    assert done.stdout.count("\n") == 1 and "goes on from there" in done.stdout
+    assert done.stdout.count("\n") == 1 and "resumes from there" in done.stdout
     record = train_into(settings(base, tmp_path))
     expected = read_records(trained / "results.jsonl")[1]
     assert record["losses"] == expected["losses"] and record["validation"] == expected["validation"]
