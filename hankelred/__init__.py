@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib as _importlib
 import typing as _typing
 
+from ._util.lazy_names import lazy_names as _lazy_names
 from .errors import (
     ConvergenceError,
     FileFormatError,
@@ -60,18 +60,6 @@ _MODULES = {
     ".reduction.reduce": ("Reduction", "reduce"),
     ".simulation.simulate": ("Convolver", "convolve", "impulse_response", "simulate"),
 }
-_FOLDERS = (
-    "empirical",
-    "files",
-    "gramians",
-    "identification",
-    "models",
-    "plotting",
-    "reduction",
-    "report",
-    "simulation",
-)
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __version__ = "0.1.0"
 
@@ -121,17 +109,18 @@ __all__ = [
     "truncate_states",
 ]
 
-
-def __getattr__(name: str) -> _typing.Any:
-    if name in _FOLDERS:
-        return _importlib.import_module(f".{name}", __name__)
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(_importlib.import_module(module, __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = _lazy_names(
+    __name__,
+    _MODULES,
+    folders=(
+        "empirical",
+        "files",
+        "gramians",
+        "identification",
+        "models",
+        "plotting",
+        "reduction",
+        "report",
+        "simulation",
+    ),
+)

@@ -6,11 +6,11 @@ torch, peft and transformers take seconds, which a command line that only prints
 
 import importlib.util
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hankelred import __version__
+from hankelred._util.lazy_names import lazy_names
 
 from ._util.imports import after_import
 
@@ -62,30 +62,40 @@ def _register() -> None:
 _check_installed()
 after_import("peft", _register)
 
-#: The module of each public name.
+#: The public names of each module.
 _MODULES = {
-    "AdapterError": ".errors",
-    "AdapterFileError": ".errors",
-    "ArchitectureError": ".errors",
-    "Calibration": ".analysis.calibration",
-    "CalibrationError": ".errors",
-    "ConfigError": ".errors",
-    "ExperimentError": ".errors",
-    "HRMConfig": ".adapter.config",
-    "HankelSpectra": ".analysis.spectra",
-    "InitializationReport": ".analysis.initialize",
-    "ReductionReport": ".analysis.reduce",
-    "StateError": ".errors",
-    "attach": ".adapter.model",
-    "calibrate": ".analysis.calibration_pass",
-    "context_parallel": ".state.sequence_parallel",
-    "get_systems": ".adapter.systems",
-    "hankel_spectra": ".analysis.spectra",
-    "initialize": ".analysis.initialize",
-    "linear_recurrence": ".ops.recurrence",
-    "parameter_groups": ".adapter.adapter_layers",
-    "reduce": ".analysis.reduce",
-    "set_systems": ".adapter.systems",
+    ".adapter.adapter_layers": ("parameter_groups",),
+    ".adapter.config": ("HRMConfig",),
+    ".adapter.model": ("attach",),
+    ".adapter.systems": (
+        "get_systems",
+        "set_systems",
+    ),
+    ".analysis.calibration": ("Calibration",),
+    ".analysis.calibration_pass": ("calibrate",),
+    ".analysis.initialize": (
+        "InitializationReport",
+        "initialize",
+    ),
+    ".analysis.reduce": (
+        "ReductionReport",
+        "reduce",
+    ),
+    ".analysis.spectra": (
+        "HankelSpectra",
+        "hankel_spectra",
+    ),
+    ".errors": (
+        "AdapterError",
+        "AdapterFileError",
+        "ArchitectureError",
+        "CalibrationError",
+        "ConfigError",
+        "ExperimentError",
+        "StateError",
+    ),
+    ".ops.recurrence": ("linear_recurrence",),
+    ".state.sequence_parallel": ("context_parallel",),
 }
 
 __all__ = [
@@ -114,13 +124,4 @@ __all__ = [
     "set_systems",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_MODULES[name], __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

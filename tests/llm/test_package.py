@@ -20,7 +20,7 @@ PACKAGE = Path(hankelred_llm.__file__).parent
 ROOT = PACKAGE.parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 #: tools that both packages use; everything else of the core is public
-SHARED_TOOLS = ("hankelred._util.writing",)
+SHARED_TOOLS = ("hankelred._util.lazy_names", "hankelred._util.writing")
 #: what trains and evaluates, and pictures: not needed to attach an adapter and to generate
 HEAVY = ("trl", "datasets", "transformers.trainer", "matplotlib", "rouge_score", "bitsandbytes", "control")
 
