@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from helpers.figures import closed_figures, plt  # noqa: F401
 from helpers.reference import damped_chain, difference, gains, heat, random_system
 
 import hankelred
 from hankelred import plot_hankel_singular_values, plot_reduction
-
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 def labels(ax):

@@ -9,21 +9,12 @@ import subprocess
 
 import numpy as np
 import pytest
+from helpers.figures import closed_figures, plt  # noqa: F401
 from helpers.reference import damped_chain, gains, heat, random_system
+from matplotlib.backend_bases import KeyEvent, MouseEvent
 
 import hankelred
 from hankelred import explore
-
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.backend_bases import KeyEvent, MouseEvent  # noqa: E402
-
-
-@pytest.fixture(autouse=True)
-def closed_figures():
-    yield
-    plt.close("all")
 
 
 def page_data(path):
