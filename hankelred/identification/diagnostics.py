@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg as sla
-import scipy.stats
+from scipy.special import chdtrc, ndtr, ndtri
 
 from .._util.arrays import Array
 from .output_error import FittedModel, balance_states, linearized, local_coordinates
@@ -160,15 +160,15 @@ def residual_test(errors: Sequence[Array], us: Sequence[Array]) -> ResidualTest:
     scores = np.abs(cross) * np.sqrt(N) / np.sqrt(variance)[..., None]
 
     def probability(largest: Array) -> Array:
-        return np.asarray(np.minimum(1.0, lags * 2 * scipy.stats.norm.sf(largest)))
+        return np.asarray(np.minimum(1.0, lags * 2 * ndtr(-largest)))
 
     return ResidualTest(
-        whiteness=np.asarray(scipy.stats.chi2.sf(statistic, lags)),
+        whiteness=np.asarray(chdtrc(lags, statistic)),
         independence=probability(scores[..., lags:].max(axis=2)),
         feedback=probability(scores[..., :lags].max(axis=2)),
         autocorrelation=auto,
         cross_correlation=cross,
-        bound=scipy.stats.norm.isf(0.005) * np.sqrt(variance / N),
+        bound=-ndtri(0.005) * np.sqrt(variance / N),
     )
 
 
