@@ -441,9 +441,9 @@ def _with_noise_model(
     """Return the chosen recipe and its model, refined with a noise model where that is no worse."""
     chosen = candidates[recipe]
     data = split.estimation
-    errors = residuals(chosen.model, data.inputs, data.outputs)
     if split.n_zeros or chosen.model.loss < _NOISE_FREE:  # a step test has no disturbance before the step
         return recipe, chosen.model
+    errors = residuals(chosen.model, data.inputs, data.outputs)
     whitened = whitened_fit(chosen.model, data.inputs, data.outputs, errors, stable=stable)
     if whitened is None or on_stability_limit(whitened.A) > on_stability_limit(chosen.model.A):
         return recipe, chosen.model
