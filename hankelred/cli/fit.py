@@ -60,7 +60,7 @@ def fit(
         raise HankelredError(f"--dt must be a positive number of seconds, got {dt:g}")
     if inputs < 1:
         raise FileFormatError(f"--inputs must be at least 1, got {inputs}")
-    values, omega, _ = read_response(response, inputs=inputs, in_hertz=hertz)
+    values, omega = read_response(response, inputs=inputs, in_hertz=hertz)
     model = fit_frequency_response(values, order, omega=omega, dt=dt or 0, stable=not unstable)
     time = "continuous" if dt is None else timestep(dt)
     click.echo(

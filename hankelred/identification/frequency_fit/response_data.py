@@ -179,9 +179,7 @@ def _check_frequencies(omega: Array, dt: Timebase) -> None:
         )
 
 
-def read_response(
-    path: str | Path, *, inputs: int = 1, in_hertz: bool = False
-) -> tuple[Array, Array, list[str] | None]:
+def read_response(path: str | Path, *, inputs: int = 1, in_hertz: bool = False) -> tuple[Array, Array]:
     r"""Read a frequency response: a table of text, an .npz or .mat file, or a Touchstone file.
 
     Parameters
@@ -200,8 +198,6 @@ def read_response(
     response : ndarray (p, m, N)
     omega : ndarray (N,)
         In rad per unit of time.
-    names : list of str or None
-        The header of a table.
 
     Raises
     ------
@@ -213,7 +209,7 @@ def read_response(
     >>> import tempfile, pathlib
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "response.csv"
     >>> _ = file.write_text("omega,re,im\n0.5,0.8,-0.4\n1,0.5,-0.5\n2,0.2,-0.4\n")
-    >>> response, omega, names = read_response(file)
+    >>> response, omega = read_response(file)
     >>> response[0, 0, 1], omega[1]
     (np.complex128(0.5-0.5j), np.float64(1.0))
     """
@@ -221,10 +217,10 @@ def read_response(
     suffix = path.suffix.lower()
     check_readable(path)
     if suffix in (".npz", ".mat"):
-        return *_read_arrays(path), None
+        return _read_arrays(path)
     if suffix.startswith(".s") and suffix.endswith("p") and suffix[2:-1].isdigit():
-        return *_read_touchstone(path), None
-    table, names = read_columns(path)
+        return _read_touchstone(path)
+    table, _ = read_columns(path)
     width = table.shape[1]
     if width < 3 or width % 2 == 0 or (width - 1) // 2 % inputs:
         raise FileFormatError(
@@ -233,7 +229,7 @@ def read_response(
         )
     values = table[:, 1::2] + 1j * table[:, 2::2]
     omega = table[:, 0] * (2 * math.pi if in_hertz else 1.0)
-    return values.T.reshape(-1, inputs, table.shape[0]), omega, names
+    return values.T.reshape(-1, inputs, table.shape[0]), omega
 
 
 def _read_arrays(path: Path) -> tuple[Array, Array]:
