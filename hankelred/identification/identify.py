@@ -14,7 +14,7 @@ import numpy as np
 from .._util.arrays import EPS, Array
 from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
-from ..gramians.stability import STABILITY_TOL
+from ..gramians.stability import STABILITY_TOL, is_stable_pole
 from ..models.linear_model import LinearModel, Timebase, to_control
 from ..reduction.balancing import hankel_singular_values
 from ..reduction.interactive import reduction_in_notebook
@@ -642,8 +642,8 @@ class IdentificationSource:
 
 
 def _n_unstable(A: Array) -> int:
-    size = max(1.0, float(np.linalg.norm(A)))
-    return int(np.count_nonzero(np.abs(np.linalg.eigvals(A)) >= 1 - STABILITY_TOL * size))
+    stable = is_stable_pole(np.linalg.eigvals(A), float(np.linalg.norm(A)), discrete=True, tol=STABILITY_TOL)
+    return int(np.count_nonzero(~stable))
 
 
 def _with_fit(reduction: Reduction) -> IdentifiedModel:

@@ -13,7 +13,7 @@ import numpy as np
 from ..._util.arrays import EPS, Array
 from ..._util.progress import on_terminal
 from ...errors import HankelredError, OrderError, ReductionWarning
-from ...gramians.stability import STABILITY_TOL
+from ...gramians.stability import STABILITY_TOL, is_stable_pole
 from ...models.frequency_response import FrequencyResponse, largest_singular_value
 from ...models.linear_model import LinearModel, Timebase, to_control
 from ...plotting.response import draw_fitted_response
@@ -347,9 +347,8 @@ class FrequencyFitSource:
         model = self.truncate(self.chosen_order)[0]
         poles = np.linalg.eigvals(model.A)
         size = float(np.linalg.norm(model.A))
-        if model.is_discrete:
-            return int(np.count_nonzero(np.abs(poles) >= 1 - STABILITY_TOL * max(1.0, size)))
-        return int(np.count_nonzero(poles.real >= -STABILITY_TOL * size))
+        stable = is_stable_pole(poles, size, discrete=model.is_discrete, tol=STABILITY_TOL)
+        return int(np.count_nonzero(~stable))
 
     def _error(self, order: int) -> Array:
         return self.data.response - _response(self.truncate(order)[0], self.data.omega)
