@@ -149,18 +149,11 @@ class ResponseFitter:
         fits = sorted((fit_outputs(s, data)[0] for s in starts), key=lambda fit: fit.loss)
         if fits[0].loss <= _NOISE_FREE * data.size:
             return fits[0]
-        refined = [self._refine(fit, data) for fit in fits[:_REFINED_STARTS]]
+        refined = [self._refine(fit.sections, data) for fit in fits[:_REFINED_STARTS]]
         best = min(refined, key=lambda fit: fit.loss)
         if pilot is not None and _is_far_better(pilot, best, data):
             grid = _finer(self.omega)
-            weights = np.stack(
-                [
-                    np.interp(grid, self.omega, data.weights[:, i, j])
-                    for i in range(data.shape[1])
-                    for j in range(data.shape[2])
-                ],
-                axis=1,
-            ).reshape(grid.size, *data.shape[1:])
+            weights = np.apply_along_axis(lambda w: np.interp(grid, self.omega, w), 0, data.weights)
             truth = pilot.response(grid)
 
             def distance(fit: Fit) -> float:
@@ -170,11 +163,11 @@ class ResponseFitter:
             best = min([*refined, *fits], key=distance)
         return best
 
-    def _refine(self, fit: Fit, data: FitData, max_steps: int = _REFINEMENT_STEPS) -> Fit:
-        return refine(fit, data, stable=self.stable, max_steps=max_steps, rtol=1e-4)
+    def _refine(self, start: Sections, data: FitData, max_steps: int = _REFINEMENT_STEPS) -> Fit:
+        return refine(start, data, stable=self.stable, max_steps=max_steps, rtol=1e-4)
 
     def _refined(self, starts: Sequence[Sections], data: FitData) -> Fit:
-        return min((self._refine(fit_outputs(s, data)[0], data) for s in starts), key=lambda fit: fit.loss)
+        return min((self._refine(start, data) for start in starts), key=lambda fit: fit.loss)
 
     def _relocated(self, start: Sections, data: FitData, steps: int) -> Sections:
         return relocated(start, data, stable=self.stable, steps=steps)
@@ -288,7 +281,7 @@ class ResponseFitter:
             starts.append(self._relocated(spread_poles(order, self.omega), data, _PILOT_STEPS))
         starts = starts or list(self._starts(order, data, pilot)) or self._starts_below(order, data, pilot)
         fits = sorted((fit_outputs(s, data)[0] for s in starts), key=lambda fit: fit.loss)
-        return self._refine(fits[0], data, 10)
+        return self._refine(fits[0].sections, data, 10)
 
 
 def _is_far_better(pilot: Pilot | None, fit: Fit, data: FitData) -> bool:

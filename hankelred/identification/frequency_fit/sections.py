@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg as sla
 
-from ..._util.arrays import EPS, Array, Quadruple
+from ..._util.arrays import EPS, Array
 
 #: Limits of the logarithms of w and zeta: far outside any data, and with finite squares.
 _LOG_LIMIT = 80.0
@@ -80,10 +80,6 @@ class Sections:
             out[..., 1 : 2 * k : 2] = (s * second - sign * w * first) / denominator
             out[..., 2 * k :] = vectors[..., 2 * k :] / (s - self.poles)
         return out
-
-    def state_space(self, C: Array, D: Array) -> Quadruple:
-        """Return (A, B, C, D)."""
-        return self.A, self.B, C, D
 
 
 def unit_inputs(k: int, r: int) -> Array:
@@ -239,9 +235,9 @@ def _solve(basis: Array, factor: Array, target: Array) -> tuple[Array, Array]:
     return theta + sla.solve_triangular(factor, correction, check_finite=False), error - basis @ correction
 
 
-def refine(fit: Fit, data: FitData, *, stable: bool, max_steps: int, rtol: float) -> Fit:
+def refine(start: Sections, data: FitData, *, stable: bool, max_steps: int, rtol: float) -> Fit:
     """Lower the loss by Levenberg-Marquardt steps over the poles and, with several inputs, B."""
-    fit, bases, errors = fit_outputs(fit.sections, data)
+    fit, bases, errors = fit_outputs(start, data)
     rounding = (EPS * 8) ** 2 * data.size
     damping, small = 1e-3, 0
     for _ in range(max_steps):

@@ -50,18 +50,13 @@ class LoewnerPencil:
         self._shifted = self._left.T @ shifted @ self._right
         self._V = self._left.T @ V
 
-    @property
-    def max_order(self) -> int:
-        """The largest order of a projection."""
-        return int(min(self._loewner.shape))
-
     def sections(self, order: int, surplus: int) -> Sections | None:
         """Return the sections of this many poles; `surplus` more are computed, and the fastest left out.
 
         A direct term gives the pencil poles at infinity, which are left out in this way.
         """
         r = order + surplus
-        if r > self.max_order:
+        if r > min(self._loewner.shape):
             return None
         E, A, B = -self._loewner[:r, :r], -self._shifted[:r, :r], self._V[:r]
         try:
@@ -71,7 +66,7 @@ class LoewnerPencil:
         with np.errstate(all="ignore"):
             # row of the pole in modal coordinates: left vectors of the pencil applied to B
             rows = left.conj().T @ B
-        keep = np.argsort(np.where(np.isfinite(values), np.abs(values), np.inf))[:r]
+        keep = np.argsort(np.where(np.isfinite(values), np.abs(values), np.inf))
         kept = _whole_pairs(values, keep, order)
         if kept is None or not np.all(np.isfinite(values[kept])):
             return None
