@@ -14,16 +14,17 @@ from ..._util.arrays import EPS, Array
 from ..._util.progress import on_terminal
 from ...errors import HankelredError, OrderError, ReductionWarning
 from ...gramians.stability import STABILITY_TOL, is_stable_pole
-from ...models.frequency_response import FrequencyResponse, largest_singular_value
+from ...models.frequency_response import largest_singular_value
 from ...models.linear_model import LinearModel, Timebase, to_control
 from ...plotting.response import draw_fitted_response
 from ...reduction.balancing import hankel_singular_values
 from ...reduction.interactive import reduction_in_notebook
 from ...reduction.norms import difference_norm
 from ...reduction.order import checked_order
+from ...reduction.plots import frequency_axis, gain_label, response
 from ...reduction.reduce import Reduction, make_reduction
 from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter
-from .response_data import ResponseData, as_response_data, label, step_of
+from .response_data import ResponseData, as_response_data, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,19 +94,21 @@ class FrequencyFit(Reduction):
         matplotlib Axes
             With several inputs and outputs the curves are largest singular values.
         """
-        data: ResponseData = self.source.data  # type: ignore[attr-defined]
+        source: FrequencyFitSource = self.source  # type: ignore[assignment]
+        data = source.data
         positive = data.omega[data.omega > 0]
         fine = np.unique(np.concatenate([np.geomspace(positive[0], positive[-1], 1000), positive]))
-        error = data.response - _response(self.model, data.omega)
+        step, frequency_label = frequency_axis(self.model)
         return draw_fitted_response(
             data.omega,
             largest_singular_value(data.response),
-            largest_singular_value(error),
+            largest_singular_value(source.model_error(self.order)),
             fine,
-            largest_singular_value(_response(self.model, fine)),
+            largest_singular_value(response(self.model, fine * step)),
             f"order {self.order}, fit {', '.join(f'{value:.4g}' for value in self.fit)}",
             ax,
-            per_sample=data.dt is True,
+            frequency_label=frequency_label,
+            gain_label=gain_label(self.model),
         )
 
 
@@ -264,6 +267,7 @@ class FrequencyFitSource:
     solver = "qr"
     certified = False
     full: LinearModel | None = None
+    residual = 0.0
 
     def __init__(self, data: ResponseData, stable: bool) -> None:
         self.data, self.stable = data, stable
@@ -350,13 +354,16 @@ class FrequencyFitSource:
         stable = is_stable_pole(poles, size, discrete=model.is_discrete, tol=STABILITY_TOL)
         return int(np.count_nonzero(~stable))
 
-    def _error(self, order: int) -> Array:
-        return self.data.response - _response(self.truncate(order)[0], self.data.omega)
+    def model_error(self, order: int) -> Array:
+        """Return the response minus that of the model of an order, (N, p, m)."""
+        model = self.truncate(order)[0]
+        step, _ = frequency_axis(model)
+        return np.asarray(self.data.response - response(model, self.data.omega * step))
 
     @cached_property
     def noise_floor(self) -> float:
         """The largest singular value of the residual of the chosen model."""
-        floor = float(largest_singular_value(self._error(self.chosen_order)).max())
+        floor = float(largest_singular_value(self.model_error(self.chosen_order)).max())
         values = self.hankel_singular_values
         # The states of an order that was requested, or chosen at held-out frequencies, are not noise.
         if np.count_nonzero(values > floor) < self.chosen_order:
@@ -364,17 +371,6 @@ class FrequencyFitSource:
                 min(values.size * EPS * values[np.isfinite(values)].max(initial=0.0), values[-1] / 2)
             )
         return floor
-
-    @property
-    def residual(self) -> float:
-        """The relative error of the chosen model."""
-        return self.relative_error(self.chosen_order)
-
-    def relative_error(self, order: int) -> float:
-        """Return the L2 error of an order, relative to the response."""
-        return float(
-            np.linalg.norm(self._error(order) / self.size) / np.linalg.norm(self.data.response / self.size)
-        )
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the pilot model minus the reduced one."""
@@ -390,16 +386,11 @@ class FrequencyFitSource:
         return math.sqrt(free.loss)
 
 
-def _response(model: LinearModel, omega: Array) -> Array:
-    step = step_of(model.dt) if model.is_discrete else 1.0
-    return FrequencyResponse(*model.as_tuple(), discrete=model.is_discrete)(omega * step)
-
-
 def _with_fit(reduction: Reduction) -> FrequencyFit:
     source: FrequencyFitSource = reduction.source  # type: ignore[assignment]
-    error, response = source._error(reduction.order) / source.size, source.data.response / source.size
-    spread = np.linalg.norm(response, axis=(0, 2))
+    error, data = source.model_error(reduction.order) / source.size, source.data.response / source.size
+    spread = np.linalg.norm(data, axis=(0, 2))
     ratio = np.divide(np.linalg.norm(error, axis=(0, 2)), spread, out=np.ones_like(spread), where=spread > 0)
     attributes = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
-    attributes["residual"] = source.relative_error(reduction.order)
+    attributes["residual"] = float(np.linalg.norm(error) / np.linalg.norm(data))
     return FrequencyFit(**attributes, fit=1 - ratio)

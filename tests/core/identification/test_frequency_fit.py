@@ -262,7 +262,22 @@ class TestResult:
         assert np.allclose(data.get_ydata(), np.abs(values[0, 0]))
         x = np.asarray(curve.get_xdata())
         assert np.allclose(curve.get_ydata(), np.abs(response(system, 1j * x)[0, 0]), rtol=1e-9)
-        assert ax.get_xlabel() == "frequency in rad/s"
+        assert ax.get_xlabel() == "angular frequency (rad/s)"
+        assert ax.get_ylabel() == "gain"
+
+    def test_plot_of_several_channels_in_discrete_time(self):
+        omega = np.linspace(0.1, 3, 50)
+        values = response(resonant(2, 2, 2), np.exp(1j * omega) * 100)
+        model = hankelred.fit_frequency_response(values, 2, omega=omega, dt=True)
+        ax = model.plot()
+        largest = np.linalg.norm(values, 2, axis=(0, 1))
+        assert np.allclose(ax.lines[0].get_ydata(), largest, rtol=1e-12)
+        s = model.system
+        x = np.asarray(ax.lines[1].get_xdata())
+        curve = np.linalg.norm(response((s.A, s.B, s.C, s.D), np.exp(1j * x)), 2, axis=(0, 1))
+        assert np.allclose(ax.lines[1].get_ydata(), curve, rtol=1e-9)
+        assert ax.get_xlabel() == "angular frequency (rad/sample)"
+        assert ax.get_ylabel() == "largest singular value"
 
     def test_the_sections_of_poles_have_these_poles(self):
         poles = np.array([-1 + 2j, -1 - 2j, -3, -0.5, -8, 0.4])
