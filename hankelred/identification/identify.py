@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,7 +20,7 @@ from ..reduction.balancing import hankel_singular_values
 from ..reduction.interactive import reduction_in_notebook
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
-from ..reduction.reduce import Reduction, make_reduction
+from ..reduction.reduce import Reduction, attributes_of, make_reduction
 from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
@@ -651,9 +651,8 @@ def _with_fit(reduction: Reduction) -> IdentifiedModel:
     selected, n_zeros = source.model_of_order(reduction.order), source.problem.n_zeros
     data, model = selected.data, selected.model
     states = (simulate_states(model.A, model.B, u, x0) for u, x0 in zip(data.inputs, model.x0, strict=True))
-    attributes = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
     return IdentifiedModel(
-        **attributes,
+        **attributes_of(reduction),
         fit=fits(model, data.inputs, data.outputs, n_zeros=n_zeros),
         held_back_fit=selected.held_back_fit,
         input_offset=data.input_offset,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
@@ -770,6 +770,11 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
         source=source,
         model=model,
     )
+
+
+def attributes_of(reduction: Reduction) -> dict[str, Any]:
+    """Return the attributes of a reduction, for a subclass that adds others to them."""
+    return {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
 
 
 def _truncate_computable(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from ...reduction.interactive import reduction_in_notebook
 from ...reduction.norms import difference_norm
 from ...reduction.order import checked_order
 from ...reduction.plots import frequency_axis, gain_label, response
-from ...reduction.reduce import Reduction, make_reduction
+from ...reduction.reduce import Reduction, attributes_of, make_reduction
 from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter
 from .response_data import ResponseData, as_response_data, label
 
@@ -391,6 +391,6 @@ def _with_fit(reduction: Reduction) -> FrequencyFit:
     error, data = source.model_error(reduction.order) / source.size, source.data.response / source.size
     spread = np.linalg.norm(data, axis=(0, 2))
     ratio = np.divide(np.linalg.norm(error, axis=(0, 2)), spread, out=np.ones_like(spread), where=spread > 0)
-    attributes = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
+    attributes = attributes_of(reduction)
     attributes["residual"] = float(np.linalg.norm(error) / np.linalg.norm(data))
     return FrequencyFit(**attributes, fit=1 - ratio)
