@@ -136,7 +136,7 @@ class ResponseFitter:
         for _ in range(2):
             if not self._is_white(trial):
                 return fit
-            data = self.data(self._noise(trial).weights(self._modeled(trial)))
+            data = self.data(self._noise(trial).weights(trial.response(self.omega)))
             starts = [trial.sections, fit.sections]
             if self.response.shape[2] == 1:
                 starts.append(self._relocated(trial.sections, data, 5))
@@ -157,8 +157,7 @@ class ResponseFitter:
             truth = pilot.response(grid)
 
             def distance(fit: Fit) -> float:
-                found = fit.C @ fit.sections.responses(grid) + fit.D
-                return float(np.linalg.norm((found - truth) * weights))
+                return float(np.linalg.norm((fit.response(grid) - truth) * weights))
 
             best = min([*refined, *fits], key=distance)
         return best
@@ -184,16 +183,19 @@ class ResponseFitter:
                     yield self._relocated(self._admissible(sections), data, 5)
         if m == 1:
             yield self._relocated(spread_poles(order, self.omega), data, _PILOT_STEPS)
+        yield from self._truncated(order, pilot)
+
+    def _truncated(self, order: int, pilot: Pilot | None) -> list[Sections]:
+        """Return the start from the balanced truncation of the pilot, if it has this order."""
         truncated = None if pilot is None else truncation(pilot, order)
-        if truncated is not None:
-            yield self._admissible(truncated)
+        return [] if truncated is None else [self._admissible(truncated)]
 
     def _starts_below(self, order: int, data: FitData, pilot: Pilot | None) -> list[Sections]:
         """Return starts of the largest order below, for data that do not determine so many states."""
         if pilot is not None and pilot.reduction is not None and pilot.reduction.numerical_rank < order:
-            truncated = truncation(pilot, pilot.reduction.numerical_rank)
-            if truncated is not None:
-                return [self._admissible(truncated)]
+            truncated = self._truncated(pilot.reduction.numerical_rank, pilot)
+            if truncated:
+                return truncated
         while order > 1:
             order -= 1
             starts = list(self._starts(order, data, pilot))
@@ -216,12 +218,9 @@ class ResponseFitter:
         key = count, weights.tobytes() + bytes([stable])
         if key not in self._pilots:
             data = self.data(weights)
-            N, p, m = data.shape
+            _, p, m = data.shape
             poles = relocated(spread_poles(count, self.omega), data, stable=stable, steps=_PILOT_STEPS)
-            entries = FitData(
-                self.omega, self.response.reshape(N, p * m, 1), np.reshape(weights, (N, p * m, 1))
-            )
-            fit = fit_outputs(poles, entries)[0]
+            fit = fit_outputs(poles, data.entries)[0]
             numerators = np.concatenate([fit.C, fit.D], axis=1).reshape(p, m, -1)
             self._pilots[key] = Pilot(poles, numerators, fit.loss / data.size)
         return self._pilots[key]
@@ -230,17 +229,14 @@ class ResponseFitter:
         """Whether neighboring residuals are uncorrelated, by their phases: their sizes may differ widely."""
         if self.omega.size < 8:
             return False
-        error = self.response - self._modeled(fit)
+        error = self.response - fit.response(self.omega)
         size = np.abs(error)
         phase = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
         return bool(np.abs(np.mean(phase[1:] * phase[:-1].conj())) < _WHITE)
 
-    def _modeled(self, fit: Fit) -> Array:
-        return np.asarray(fit.C @ fit.sections.responses(self.omega) + fit.D)
-
     def _noise(self, fit: Fit) -> NoiseModel:
         """Return the noise model of the residuals."""
-        model = self._modeled(fit)
+        model = fit.response(self.omega)
         error, gain = np.abs(self.response - model) ** 2, np.abs(model) ** 2
         coefficients = [
             _variance(error[:, i].reshape(-1), gain[:, i].reshape(-1)) for i in range(gain.shape[1])
@@ -261,7 +257,7 @@ class ResponseFitter:
 
         def try_order(order: int) -> None:
             fit = part._scan(order, orders[-1], data)
-            difference = response - (fit.C @ fit.sections.responses(omega) + fit.D)
+            difference = response - fit.response(omega)
             errors[order] = np.sum(np.abs(difference * weights) ** 2, axis=(1, 2)) / size
 
         for order in with_progress_bar(list(orders)[::-1], "Orders", progress, len(orders)):
@@ -275,8 +271,7 @@ class ResponseFitter:
 
     def _scan(self, order: int, largest: int, data: FitData) -> Fit:
         pilot = self.pilot(largest, data.weights)
-        truncated = None if pilot is None else truncation(pilot, order)
-        starts = [] if truncated is None else [self._admissible(truncated)]
+        starts = self._truncated(order, pilot)
         if self.response.shape[2] == 1:
             starts.append(self._relocated(spread_poles(order, self.omega), data, _PILOT_STEPS))
         starts = starts or list(self._starts(order, data, pilot)) or self._starts_below(order, data, pilot)

@@ -67,7 +67,7 @@ def as_response_data(data: Any, omega: Any, dt: Timebase) -> ResponseData:
         data = np.asarray(data.frdata if hasattr(data, "frdata") else data.fresp)
     elif skrf is not None and isinstance(data, skrf.Network):
         _refuse_omega(omega, "Network")
-        omega, data = 2 * math.pi * np.asarray(data.f, dtype=float), np.moveaxis(np.asarray(data.s), 0, -1)
+        data, omega = _of_network(data)
     elif omega is None:
         raise HankelredError(
             "omega is missing: pass the angular frequencies (N,) of the response (outputs, inputs, N), or a "
@@ -79,6 +79,11 @@ def as_response_data(data: Any, omega: Any, dt: Timebase) -> ResponseData:
 def _refuse_omega(omega: Any, name: str) -> None:
     if omega is not None:
         raise HankelredError(f"a {name} holds its frequencies: leave omega out, or pass arrays")
+
+
+def _of_network(network: Any) -> tuple[Array, Array]:
+    """Return the scattering parameters (p, m, N) of a network of scikit-rf, and its frequencies in rad/s."""
+    return np.moveaxis(np.asarray(network.s), 0, -1), 2 * math.pi * np.asarray(network.f, dtype=float)
 
 
 def _common_timebase(of_data: Timebase, dt: Timebase) -> Timebase:
@@ -265,7 +270,7 @@ def _read_touchstone(path: Path) -> tuple[Array, Array]:
         raise FileFormatError(
             f"{in_one_line(path)} is damaged or no Touchstone file ({in_one_line(error, 120)})"
         ) from None
-    return np.moveaxis(np.asarray(network.s), 0, -1), 2 * math.pi * np.asarray(network.f, dtype=float)
+    return _of_network(network)
 
 
 def label(labels: Sequence[str] | None, kind: str, index: int) -> str:

@@ -160,6 +160,10 @@ class Fit:
     #: sum of the squares of the weighted residual
     loss: float
 
+    def response(self, omega: Array) -> Array:
+        """Return the response (N, p, m)."""
+        return np.asarray(self.C @ self.sections.responses(omega) + self.D)
+
 
 @dataclass(frozen=True)
 class FitData:
@@ -173,6 +177,14 @@ class FitData:
     def shape(self) -> tuple[int, int, int]:
         """Number of frequencies, outputs and inputs."""
         return self.response.shape
+
+    @property
+    def entries(self) -> FitData:
+        """The same data with every entry of the response as an output, and one input."""
+        N, p, m = self.shape
+        return FitData(
+            self.omega, self.response.reshape(N, p * m, 1), np.reshape(self.weights, (N, p * m, 1))
+        )
 
     def rows(self, i: int, values: Array) -> Array:
         """Weight complex values (N, m, ...) of output i and stack real over imaginary parts, (2 N m, ...)."""

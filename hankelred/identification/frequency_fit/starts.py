@@ -122,8 +122,7 @@ def relocated(start: Sections, data: FitData, *, stable: bool, steps: int) -> Se
     (1999); B. Gustavsen, ibid. 21 (2006). The numerators of each entry are eliminated by a QR factorization
     (Deschrijver, Mrozowski, Dhaene and De Zutter, IEEE Microw. Wireless Compon. Lett. 18, 2008).
     """
-    N, p, m = data.shape
-    entries = FitData(data.omega, data.response.reshape(N, p * m, 1), data.weights.reshape(N, p * m, 1))
+    entries = data.entries
     current = best = start
     best_loss = np.inf
     for step in range(steps + 1):
