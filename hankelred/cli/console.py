@@ -13,7 +13,6 @@ import click
 
 from .._util.writing import check_page_suffix, check_writable, write_atomically
 from ..errors import FileFormatError, HankelredError, in_one_line, short_repr
-from ..models.linear_model import Timebase
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -50,11 +49,6 @@ def run(commands: click.Group, program: str, *, interrupted: str = "interrupted"
 def _stop(message: str, status: int) -> None:
     click.echo(f"error: {in_one_line(message)}", err=True)
     sys.exit(status)
-
-
-def timestep(dt: Timebase) -> str:
-    """Return the sampling time of a discrete model as text."""
-    return "dt unspecified" if dt is True else f"dt = {dt}"
 
 
 def console() -> Any:

@@ -13,7 +13,8 @@ from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
 from ..identification.records import choose_columns, describe_columns, read_columns
 from ..identification.tables import TIME_NAMES, time_step
-from .console import check_picture, check_target, force_option, save_picture, timestep
+from ..models.linear_model import timestep
+from .console import check_picture, check_target, force_option, save_picture
 
 if TYPE_CHECKING:
     from ..identification.identify import IdentifiedModel

@@ -14,7 +14,7 @@ from .._util.reading import checked_suffix
 from ..errors import count, in_one_line, short_repr
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
-from ..models.linear_model import LinearModel, Timebase, validated_timebase
+from ..models.linear_model import LinearModel, Timebase, timestep, validated_timebase
 from ..reduction.balancing import spectrum_of
 from ..reduction.reduce import Reduction
 from ..reduction.variants.catalog import REDUCTION_METHODS
@@ -26,7 +26,6 @@ from .console import (
     force_option,
     run,
     save_picture,
-    timestep,
 )
 from .fit import fit
 from .identify import identify

@@ -40,6 +40,7 @@ from .records import (
     RecordedData,
     as_recorded_data,
     constant_channels,
+    label,
     refuse_constant_channels,
     refuse_dependent_inputs,
 )
@@ -452,10 +453,10 @@ def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> N
 def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
     for i, held_back in enumerate(model.held_back_fit):
         if held_back < _POOR_FIT:
-            label = f"output {data.output_labels[i] if data.output_labels else i}"
             warnings.warn(
-                f"the model explains next to nothing of {label}: its held-back fit is {held_back:.3g}. Are "
-                "inputs and outputs swapped, is the order too small, or the output driven by something else?",
+                f"the model explains next to nothing of {label(data.output_labels, 'output', i)}: its "
+                f"held-back fit is {held_back:.3g}. Are inputs and outputs swapped, is the order too small, "
+                "or the output driven by something else?",
                 ReductionWarning,
                 stacklevel=4,
             )
@@ -463,11 +464,11 @@ def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
 
 def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
     """Warn of inputs that excite too little for the order, or that depend on the outputs."""
-    names = [data.input_labels[j] if data.input_labels else str(j) for j in range(data.n_inputs)]
+    names = [label(data.input_labels, "input", j) for j in range(data.n_inputs)]
     for j, (excited, needed) in enumerate(excited_directions(data.inputs, 2 * model.order + 1)):
         if excited < needed:
             warnings.warn(
-                f"input {names[j]} excites only {excited} of the {needed} directions that order "
+                f"{names[j]} excites only {excited} of the {needed} directions that order "
                 f"{model.order} needs (a sum of k sines excites 2 k, a constant 1): the response at other "
                 f"frequencies is not determined; at most order {max((excited - 1) // 2, 1)} is",
                 ReductionWarning,
@@ -481,7 +482,8 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
     if np.any(suspects) and float(model.fit.min()) < 1 - _NOISE_FREE_FIT:
         i, j = np.argwhere(suspects)[0]
         warnings.warn(
-            f"the residual of output {i} is correlated with later samples of input {names[j]} "
+            f"the residual of {label(data.output_labels, 'output', i)} is correlated with later samples of "
+            f"{names[j]} "
             f"({future[i, j]:.2f}, with earlier ones {past[i, j]:.2f}): the input seems to depend on the "
             "output, as in a closed loop; the model may then describe the controller as well as the process. "
             "Add a test signal to the reference, or open the loop",

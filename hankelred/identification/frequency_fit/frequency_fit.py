@@ -23,8 +23,9 @@ from ...reduction.norms import difference_norm
 from ...reduction.order import checked_order
 from ...reduction.plots import frequency_axis, gain_label, response
 from ...reduction.reduce import Reduction, attributes_of, make_reduction
+from ..records import label
 from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter
-from .response_data import ResponseData, as_response_data, label
+from .response_data import ResponseData, as_response_data
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from ..._util.arrays import Array
 from ..._util.reading import check_readable, open_arrays
 from ...errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
-from ...models.linear_model import LARGEST_ENTRY, Timebase, is_discrete, validated_timebase
+from ...models.linear_model import LARGEST_ENTRY, Timebase, is_discrete, sampling_time, validated_timebase
 from ..records import read_columns
 
 
@@ -41,12 +40,7 @@ class ResponseData:
         """The frequencies on the imaginary axis, which z = (1 + s) / (1 - s) maps to the unit circle."""
         if not self.is_discrete:
             return self.omega
-        return np.tan(np.minimum(self.omega * step_of(self.dt), math.pi) / 2)
-
-
-def step_of(dt: Timebase) -> float:
-    """Return the sampling time, 1 where it is unspecified."""
-    return 1.0 if dt is True else float(dt or 0)
+        return np.tan(np.minimum(self.omega * sampling_time(self.dt), math.pi) / 2)
 
 
 def as_response_data(data: Any, omega: Any, dt: Timebase) -> ResponseData:
@@ -172,7 +166,7 @@ def _check_frequencies(omega: Array, dt: Timebase) -> None:
             "them, and average repeated ones"
         )
     if is_discrete(dt):
-        nyquist = math.pi / step_of(dt)
+        nyquist = math.pi / sampling_time(dt)
         if omega[-1] > nyquist * (1 + 1e-9):
             raise HankelredError(
                 f"omega goes up to {omega[-1]:.6g}, beyond the Nyquist frequency pi / dt = {nyquist:.6g}; "
@@ -271,8 +265,3 @@ def _read_touchstone(path: Path) -> tuple[Array, Array]:
             f"{in_one_line(path)} is damaged or no Touchstone file ({in_one_line(error, 120)})"
         ) from None
     return _of_network(network)
-
-
-def label(labels: Sequence[str] | None, kind: str, index: int) -> str:
-    """Return the name of a channel, or its kind and number."""
-    return labels[index] if labels else f"{kind} {index}"
