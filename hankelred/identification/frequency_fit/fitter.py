@@ -25,6 +25,7 @@ from ..._util.arrays import Array, Quadruple
 from ..._util.progress import with_progress_bar
 from ...errors import HankelredError
 from ...reduction.reduce import Reduction, reduce
+from ..order_selection import sums_over_pieces
 from .sections import Fit, FitData, Sections, fit_outputs, refine, sections_of, stabilized
 from .starts import LoewnerPencil, relocated, spread_poles
 
@@ -51,7 +52,6 @@ _HELD_OUT = 4
 _PARSIMONY = 0.02
 #: Relative error that is rounding.
 _ROUNDING = 1e-11
-_PIECES = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -326,10 +326,8 @@ def _smallest_sufficient(errors: dict[int, Array]) -> int:
     total = float(errors[best].sum())
 
     def tolerance(order: int) -> float:
-        # the jackknife's standard error of the difference, over blocks of neighboring frequencies
-        difference = errors[order] - errors[best]
-        edges = np.linspace(0, difference.size, min(_PIECES, difference.size), endpoint=False).astype(int)
-        pieces = np.add.reduceat(difference, edges)
+        # standard error of the difference, a sum over blocks of neighboring frequencies
+        pieces = sums_over_pieces((errors[order] - errors[best])[None])[0]
         deviation = float(
             np.sqrt(pieces.size / max(pieces.size - 1, 1) * np.sum((pieces - pieces.mean()) ** 2))
         )
