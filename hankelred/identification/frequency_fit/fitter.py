@@ -106,7 +106,7 @@ class ResponseFitter:
     omega: Array
     response: Array
     stable: bool
-    _pilots: dict[tuple[int, bytes], Pilot] = field(default_factory=dict)
+    _pilots: dict[tuple[int, bool, bytes], Pilot] = field(default_factory=dict)
     _pencil: LoewnerPencil | None = None
 
     @property
@@ -215,7 +215,7 @@ class ResponseFitter:
         count = min(int(np.ceil(_PILOT_FACTOR * order)), self.omega.size // 2)
         if count < 1:
             return None
-        key = count, weights.tobytes() + bytes([stable])
+        key = count, stable, weights.tobytes()
         if key not in self._pilots:
             data = self.data(weights)
             _, p, m = data.shape

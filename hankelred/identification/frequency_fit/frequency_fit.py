@@ -26,6 +26,7 @@ from ...reduction.reduce import Reduction, attributes_of, make_reduction
 from ..records import label
 from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter
 from .response_data import ResponseData, as_response_data
+from .starts import NYQUIST_IMAGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -184,10 +185,7 @@ def fit_frequency_response(
     array([-1. +0.j    , -0.1-1.9975j, -0.1+1.9975j])
     """
     checked = as_response_data(data, omega, dt)
-    if order is not None:
-        _check_order(order, checked)
-    elif _largest_order(checked) < 1:
-        _refuse_few(checked, 1)
+    _check_order(1 if order is None else order, checked)
     source = FrequencyFitSource(checked, stable)
     if order is None:
         shown = on_terminal() if progress is None else progress
@@ -206,7 +204,12 @@ def _check_order(order: Any, data: ResponseData) -> None:
             "response"
         )
     if number > _most_states(data):
-        _refuse_few(data, number)
+        N, p, m = data.response.shape
+        raise HankelredError(
+            f"too few frequencies: {N} of {p} output(s) and {m} input(s) determine at most "
+            f"{max(_most_states(data), 0)} states, and order {number} was requested; measure at more "
+            "frequencies"
+        )
 
 
 def _most_states(data: ResponseData) -> int:
@@ -215,14 +218,6 @@ def _most_states(data: ResponseData) -> int:
     small = min(p, m)
     # each output: 2 N m equations for n + m unknowns; all together: n (p + m) + p m unknowns
     return min(2 * N * small - small, (2 * N * p * m - p * m) // (p + m), N * small - 1, (N // 2) * small * 2)
-
-
-def _refuse_few(data: ResponseData, order: int) -> None:
-    N, p, m = data.response.shape
-    raise HankelredError(
-        f"too few frequencies: {N} of {p} output(s) and {m} input(s) determine at most "
-        f"{max(_most_states(data), 0)} states, and order {order} was requested; measure at more frequencies"
-    )
 
 
 def _largest_order(data: ResponseData) -> int:
@@ -239,7 +234,6 @@ def _trial_orders(largest: int) -> list[int]:
 
 
 def _warn(result: FrequencyFit, source: FrequencyFitSource) -> None:
-    advice = "is the order too small, or the response noise only?"
     if source.stable and result.residual > _VISIBLE_ERROR:
         better = source.free_poles_are_better()
         if better is not None:
@@ -255,7 +249,7 @@ def _warn(result: FrequencyFit, source: FrequencyFitSource) -> None:
         if fit < _POOR_FIT:
             warnings.warn(
                 f"the model explains next to nothing of {label(source.data.output_labels, 'output', i)}: its "
-                f"fit is {fit:.3g}; {advice}",
+                f"fit is {fit:.3g}; is the order too small, or the response noise only?",
                 ReductionWarning,
                 stacklevel=3,
             )
@@ -273,11 +267,11 @@ class FrequencyFitSource:
     def __init__(self, data: ResponseData, stable: bool) -> None:
         self.data, self.stable = data, stable
         axis = data.axis
-        inside = axis[(axis > 0) & (axis < 1e8 if data.is_discrete else axis > 0)]
+        inside = axis[(axis > 0) & (axis < (NYQUIST_IMAGE if data.is_discrete else np.inf))]
         #: unit of frequency, and of the response
         self.frequency = float(np.sqrt(inside[0]) * np.sqrt(inside[-1])) if inside.size else 1.0
-        self.size = float(np.sqrt(np.mean(np.abs(data.response / np.abs(data.response).max()) ** 2)))
-        self.size *= float(np.abs(data.response).max())
+        peak = float(np.abs(data.response).max())
+        self.size = float(np.sqrt(np.mean(np.abs(data.response / peak) ** 2))) * peak
         _, p, m = data.response.shape
         #: the response is transposed where it has more inputs than outputs
         self.transposed = m > p

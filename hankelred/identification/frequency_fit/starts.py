@@ -8,6 +8,8 @@ import scipy.linalg as sla
 from ..._util.arrays import EPS, Array
 from .sections import FitData, Sections, fit_outputs, sections_of, stabilized, unit_inputs
 
+#: A frequency above this, in units of those of the data, is the Nyquist frequency, mapped to infinity.
+NYQUIST_IMAGE = 1e8
 #: Most frequencies of a Loewner matrix, whose decomposition grows with the cube of their number.
 _MOST_LOEWNER_POINTS = 600
 #: Damping of the first poles of the relocation (Gustavsen and Semlyen recommend a hundredth).
@@ -22,7 +24,7 @@ class LoewnerPencil:
     """
 
     def __init__(self, omega: Array, response: Array) -> None:
-        positive = np.flatnonzero((omega > 0) & (omega < 1e8))
+        positive = np.flatnonzero((omega > 0) & (omega < NYQUIST_IMAGE))
         if positive.size > _MOST_LOEWNER_POINTS:
             positive = positive[np.linspace(0, positive.size - 1, _MOST_LOEWNER_POINTS).astype(int)]
         omega, response = omega[positive], response[positive]
@@ -103,7 +105,7 @@ def _whole_pairs(values: Array, order_of_size: Array, count: int) -> Array | Non
 
 def spread_poles(order: int, omega: Array) -> Sections:
     """Return weakly damped poles spread over the frequencies of the data, on a logarithmic axis."""
-    positive = omega[(omega > 0) & (omega < 1e8)]
+    positive = omega[(omega > 0) & (omega < NYQUIST_IMAGE)]
     low, high = (positive[0], positive[-1]) if positive.size else (1.0, 1.0)
     frequency = np.geomspace(low, max(high, low * (1 + 1e-6)), order // 2)
     single = np.full(order % 2, -np.sqrt(low * high))
