@@ -313,7 +313,7 @@ GOOD = 1 / (1j * OMEGA + 1)
         (GOOD[:3], {"omega": OMEGA[:3], "order": 6}, "too few frequencies"),
         (GOOD[:1], {"omega": OMEGA[:1]}, "too few frequencies"),
         (GOOD, {"omega": OMEGA, "order": 0}, "static gain"),
-        (GOOD, {"omega": OMEGA, "order": 1.5}, "order"),
+        (GOOD, {"omega": OMEGA, "order": 1.5}, "whole number"),
         (["a"], {"omega": [1.0]}, "numeric"),
         (GOOD, {"omega": OMEGA[None]}, "one-dimensional"),
         (control.frd(GOOD, OMEGA), {"omega": OMEGA}, "leave omega out"),

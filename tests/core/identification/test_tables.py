@@ -109,7 +109,7 @@ class TestPandas:
             hankelred.identify(frame.u.iloc[:200], frame.y[::2], 1)
         whole = hankelred.identify(frame.u[50:], frame.y[50:], 1)
         joined = hankelred.identify(gap.u.reset_index(drop=True), gap.y.to_numpy(), 1)
-        assert whole.fit[0] > 0.95 and joined.order == 1
+        assert whole.fit[0] > 0.95 > joined.fit[0]
         thinned = hankelred.identify(frame.u[::2], frame.y[::2], 1)  # every second sample is a record too
         assert thinned.system.dt is True
 
