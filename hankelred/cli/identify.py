@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dt",
     type=float,
-    help="Sampling time in seconds (default: that of a column named time, else unspecified).",
+    help="Sampling time in seconds (default: that of a column named time, t or seconds, else unspecified).",
 )
 @click.option("--order", type=int, help="Number of states (default: chosen on the last 30 % of the record).")
 @click.option("--unstable", is_flag=True, help="Allow poles outside the unit circle.")

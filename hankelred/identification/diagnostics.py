@@ -1,4 +1,4 @@
-"""How sure an identified model is: standard errors of its poles, and tests of its residuals.
+"""Uncertainty of an identified model: standard errors of its poles, and tests of its residuals.
 
 The residual of the simulated output is usually correlated in time, since disturbances pass through the
 process. Its autocorrelation is described by an autoregressive model, and enters the standard errors.
@@ -15,7 +15,7 @@ import scipy.linalg as sla
 from scipy.special import chdtrc, ndtr, ndtri
 
 from .._util.arrays import Array
-from .output_error import FittedModel, balance_states, linearized, local_coordinates
+from .output_error import FittedModel, balance_states, local_coordinates, output_derivatives
 
 #: Most lags of a correlation, and the least number of samples for each.
 _MOST_LAGS, _SAMPLES_PER_LAG = 25, 4
@@ -63,7 +63,7 @@ def pole_standard_errors(model: FittedModel, us: Sequence[Array], ys: Sequence[A
     n = model.order
     offsets = bool(np.any(model.offset))
     directions = local_coordinates(model)
-    parts = list(linearized(model, us, ys, offsets, directions))
+    parts = list(output_derivatives(model, us, ys, offsets, directions))
     p, K = model.C.shape[0], parts[0][0].shape[2]
     gram, weighted = np.zeros((K, K)), np.zeros((K, K))
     for i in range(p):

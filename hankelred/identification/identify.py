@@ -54,7 +54,7 @@ _POOR_FIT = 0.1
 #: Feedback is suspected if the residual is less likely than this to be independent of later inputs, and this
 #: many times as correlated with them as with earlier ones.
 _FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
-#: Residuals as small as this are no noise.
+#: Residuals as small as this are rounding, not noise.
 _NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
 
@@ -309,7 +309,8 @@ def identify(
     Parameters
     ----------
     u : array_like, shape (m, T) or (T,), or list of them, or control.TimeResponseData
-        Inputs, time last. A list of arrays is several records.
+        Inputs, time last. A list of arrays is several records. Inputs and outputs may be tables of pandas,
+        xarray or polars too, whose names and times are used.
     y : array_like, shape (p, T) or (T,), or list of them
         Outputs; leave them out with ``TimeResponseData``, whose dt and names are used.
     order : int, optional

@@ -1,9 +1,9 @@
 """Fit a stable model of a given order to a frequency response, or choose the order by held-out frequencies.
 
-1. A pilot model has half as many poles again as the order, by relocation of poles (vector fitting); with
+1. A pilot model has 1.5 times as many poles as the order, by relocation of poles (vector fitting); with
    several inputs and outputs every pole has a residue of full rank.
-2. First models of the order: the pilot reduced by balanced truncation; poles of the Loewner pencil; and with
-   one input or one output the relocated poles themselves.
+2. Initial models of the order: the pilot reduced by balanced truncation; poles of the Loewner pencil; and
+   with one input or one output the relocated poles themselves.
 3. The best of them are refined by least squares. Where the pilot is much more accurate than the models, they
    are compared with it on a finer grid too, since a refined model may follow the given frequencies only.
 4. Weights: at first every output counts relative to its own size. Errors of measurement often grow with the
@@ -33,7 +33,7 @@ from .starts import LoewnerPencil, relocated, spread_poles
 _PILOT_FACTOR = 1.5
 _PILOT_STEPS = 15
 _REFINEMENT_STEPS = 60
-#: First models that are refined.
+#: Initial models that are refined.
 _REFINED_STARTS = 3
 #: A pilot whose error is below this share of a model's is taken as the truth between the frequencies; a less
 #: accurate one may have followed the noise.
@@ -130,7 +130,7 @@ class ResponseFitter:
         data = self.data(self.by_output.weights(self.response))
         fit = self._best(order, data)
         pilot = self.pilot(order, data.weights)
-        if fit.loss <= _NOISE_FREE * data.size or _is_far_better(pilot, fit, data):
+        if fit.loss <= _NOISE_FREE * data.energy or _is_far_better(pilot, fit, data):
             return fit
         trial = self._best(order, self.data(self.by_gain.weights(self.response)))
         for _ in range(2):
@@ -147,7 +147,7 @@ class ResponseFitter:
         pilot = self.pilot(order, data.weights)
         starts = list(self._starts(order, data, pilot)) or self._starts_below(order, data, pilot)
         fits = sorted((fit_outputs(s, data)[0] for s in starts), key=lambda fit: fit.loss)
-        if fits[0].loss <= _NOISE_FREE * data.size:
+        if fits[0].loss <= _NOISE_FREE * data.energy:
             return fits[0]
         refined = [self._refine(fit.sections, data) for fit in fits[:_REFINED_STARTS]]
         best = min(refined, key=lambda fit: fit.loss)
@@ -222,7 +222,7 @@ class ResponseFitter:
             poles = relocated(spread_poles(count, self.omega), data, stable=stable, steps=_PILOT_STEPS)
             fit = fit_outputs(poles, data.entries)[0]
             numerators = np.concatenate([fit.C, fit.D], axis=1).reshape(p, m, -1)
-            self._pilots[key] = Pilot(poles, numerators, fit.loss / data.size)
+            self._pilots[key] = Pilot(poles, numerators, fit.loss / data.energy)
         return self._pilots[key]
 
     def _is_white(self, fit: Fit) -> bool:
@@ -280,7 +280,7 @@ class ResponseFitter:
 
 
 def _is_far_better(pilot: Pilot | None, fit: Fit, data: FitData) -> bool:
-    return pilot is not None and pilot.loss * data.size < _ACCURATE_PILOT**2 * fit.loss
+    return pilot is not None and pilot.loss * data.energy < _ACCURATE_PILOT**2 * fit.loss
 
 
 def truncation(pilot: Pilot, order: int) -> Sections | None:

@@ -131,7 +131,8 @@ def fit_frequency_response(
         The response, frequency last. A ``skrf.Network`` (its scattering parameters) is accepted too.
     order : int, optional
         Number of states. Without it the smallest order is chosen that predicts held-out frequencies (every
-        fourth one) as well as any other up to 80, to within the uncertainty of the comparison.
+        fourth one) as well as any other up to 80 (or a third of the number of frequencies, times the smaller
+        number of channels), to within the uncertainty of the comparison.
     omega : array_like, shape (N,)
         Angular frequencies in rad/s, not negative and increasing (radians per sample where dt is True).
         Leave it out where the data have their own.
@@ -165,7 +166,7 @@ def fit_frequency_response(
 
     Notes
     -----
-    First models come from Loewner matrices, from the relocation of poles (vector fitting) and from balanced
+    Initial models come from Loewner matrices, from the relocation of poles (vector fitting) and from balanced
     truncation of a larger relocated model. They are refined by least squares, every output relative to its
     size; where the residuals show the noise of the data, they are weighted with its inverse. Sources: Mayo
     and Antoulas, Linear Algebra Appl. 425 (2007); Gustavsen and Semlyen, IEEE Trans. Power Delivery 14

@@ -22,8 +22,8 @@ from ..._util.arrays import EPS, Array
 _LOG_LIMIT = 80.0
 #: Largest change of a logarithm in one step.
 _LARGEST_STEP = 2.0
-#: A step makes no resonance narrower than this share of the distance of the frequencies around it, where the
-#: data say nothing of it; a resonance that the start already has is kept.
+#: A step makes no resonance narrower than this share of the distance of the frequencies around it, where no
+#: data determine it; a resonance that the start already has is kept.
 _NARROWEST = 0.25
 
 
@@ -193,7 +193,7 @@ class FitData:
         return np.concatenate([flat.real, flat.imag])
 
     @property
-    def size(self) -> float:
+    def energy(self) -> float:
         """Sum of the squares of the weighted response."""
         return float(np.sum(np.abs(self.response * self.weights) ** 2))
 
@@ -250,7 +250,7 @@ def _solve(basis: Array, factor: Array, target: Array) -> tuple[Array, Array]:
 def refine(start: Sections, data: FitData, *, stable: bool, max_steps: int, rtol: float) -> Fit:
     """Lower the loss by Levenberg-Marquardt steps over the poles and, with several inputs, B."""
     fit, bases, errors = fit_outputs(start, data)
-    rounding = (EPS * 8) ** 2 * data.size
+    rounding = (EPS * 8) ** 2 * data.energy
     damping, small = 1e-3, 0
     for _ in range(max_steps):
         if not (rounding < fit.loss < np.inf):

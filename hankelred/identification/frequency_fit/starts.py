@@ -1,4 +1,4 @@
-"""First models of a frequency response: Loewner matrices, and relocation of poles (vector fitting)."""
+"""Initial models of a frequency response: Loewner matrices, and relocation of poles (vector fitting)."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def relocated(start: Sections, data: FitData, *, stable: bool, steps: int) -> Se
         loss = fit_outputs(current, entries)[0].loss
         if loss < best_loss:
             best, best_loss = current, loss
-        if step == steps or best_loss <= (8 * EPS) ** 2 * data.size:
+        if step == steps or best_loss <= (8 * EPS) ** 2 * data.energy:
             break
         poles = _zeros_of_denominator(current, entries)
         if poles is None:
@@ -154,7 +154,7 @@ def _zeros_of_denominator(current: Sections, entries: FitData) -> Array | None:
         blocks.append(factor[n + 1 : 2 * n + 2, n + 1 :])
         targets.append(np.zeros(blocks[-1].shape[0]))
     # without this row the trivial solution zero would be the best one
-    weight = np.sqrt(entries.size) / N
+    weight = np.sqrt(entries.energy) / N
     blocks.append(weight * basis[:, 0].sum(axis=0).real[None])
     targets.append(np.array([weight * N]))
     M, target = np.concatenate(blocks), np.concatenate(targets)
