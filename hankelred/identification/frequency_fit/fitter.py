@@ -243,6 +243,49 @@ class ResponseFitter:
         ]
         return NoiseModel(*np.array(coefficients).T)
 
+    def without_surplus(self, fit: Fit) -> tuple[Fit, Fit, float] | None:
+        """Leave out the sections that the data do not determine, one after the other.
+
+        Returns
+        -------
+        tuple or None
+            The fit that is left, that of all sections to the same weights, and the energy of the weighted
+            data; None where every section counts, or where the residuals are not noise: then the order is
+            too small.
+
+        Notes
+        -----
+        A section counts if it lowers the criterion of G. Schwarz, Ann. Statist. 6 (1978), for independent
+        Gaussian errors of the estimated variances. The poles that are left are not refined again, so that a
+        section may only be kept for too long.
+        """
+        data = self.data(self._noise(fit).weights(fit.response(self.omega)))
+        full = fit_outputs(fit.sections, data)[0]
+        rounding = _NOISE_FREE * data.energy
+        if full.loss > rounding and not self._is_white(fit):
+            return None
+        N, p, m = data.shape
+        penalty = np.log(2 * N * p * m) / (2 * N * p * m)  # for each parameter, relative to the loss
+
+        kept = np.ones(fit.sections.frequency.size + fit.sections.poles.size, dtype=bool)
+
+        def left_out(index: int) -> Fit:
+            others = kept.copy()
+            others[index] = False
+            return fit_outputs(fit.sections.subset(others), data)[0]
+
+        fits = [left_out(k) for k in range(kept.size)]
+        left = full
+        for k in np.argsort([one.loss for one in fits]):
+            trial = left_out(k)
+            parameters = (p + m) * (full.sections.order - trial.sections.order)
+            if trial.sections.order < 1 or trial.loss > max(
+                full.loss * np.exp(parameters * penalty), rounding
+            ):
+                break
+            kept[k], left = False, trial
+        return None if left is full else (left, full, data.energy)
+
     def choose_order(self, orders: Sequence[int], *, progress: bool) -> int:
         """Return the smallest order that predicts held-out frequencies as well as any, up to their noise."""
         held_out = np.arange(self.omega.size) % _HELD_OUT == _HELD_OUT // 2

@@ -26,6 +26,7 @@ from ...reduction.reduce import Reduction, attributes_of, make_reduction
 from ..records import label
 from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter
 from .response_data import ResponseData, as_response_data
+from .sections import Fit
 from .starts import NYQUIST_IMAGE
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class FrequencyFit(Reduction):
         model.
     noise_floor : float
         The largest singular value of the residual over the frequencies. The singular values of the model
-        are uncertain by this much (if the residual is as small between the frequencies).
+        are uncertain by this much (if the residual is as small between the frequencies). It is rounding
+        instead, and no measure of this uncertainty, where fewer singular values than states are above the
+        residual.
     fit : ndarray, shape (p,)
         ``1 - |G - Ghat| / |G|`` of each output over all inputs and frequencies: 1 is perfect.
     residual : float
@@ -161,8 +164,9 @@ def fit_frequency_response(
     Warns
     -----
     ReductionWarning
-        The response does not determine a model of the requested order, the model explains next to nothing of
-        an output, or poles in the right half plane would fit far better.
+        The response does not determine a model of the requested order, or determines fewer states up to its
+        noise; the model explains next to nothing of an output, or poles in the right half plane would fit far
+        better.
 
     Notes
     -----
@@ -188,12 +192,14 @@ def fit_frequency_response(
     checked = as_response_data(data, omega, dt)
     _check_order(1 if order is None else order, checked)
     source = FrequencyFitSource(checked, stable)
+    requested = order is not None
     if order is None:
         shown = on_terminal() if progress is None else progress
         order = source.fitter.choose_order(_trial_orders(_largest_order(checked)), progress=shown)
     source.chosen_order = source.attainable(checked_order(order))
     result = _with_fit(make_reduction(source, source.chosen_order))
-    _warn(result, source)
+    if not (requested and _warn_of_surplus(source)):
+        _warn(result, source)
     return result
 
 
@@ -232,6 +238,24 @@ def _trial_orders(largest: int) -> list[int]:
     while orders[-1] < largest:
         orders.append(min(orders[-1] + max(1, orders[-1] // 6), largest))
     return orders
+
+
+def _warn_of_surplus(source: FrequencyFitSource) -> bool:
+    """Warn of states that the response does not determine; return whether there are any."""
+    found = source.fitter.without_surplus(source.fit(source.chosen_order))
+    if found is None:
+        return False
+    left, full, energy = found
+    count, order = left.sections.order, full.sections.order
+    warnings.warn(
+        f"by Schwarz's criterion the response determines only {count} of the {order} states: without the "
+        f"others the error, weighted by the inverse of the noise, is {math.sqrt(left.loss / energy):.4g} "
+        f"instead of {math.sqrt(full.loss / energy):.4g}. Do not rely on the poles of the others, nor on "
+        f"noise_floor; compare with order={count}",
+        ReductionWarning,
+        stacklevel=3,
+    )
+    return True
 
 
 def _warn(result: FrequencyFit, source: FrequencyFitSource) -> None:
@@ -281,7 +305,7 @@ class FrequencyFitSource:
             response = response.transpose(0, 2, 1)
         self.fitter = ResponseFitter(axis / self.frequency, response, stable)
         self.chosen_order = 0
-        self._models: dict[int, LinearModel] = {}
+        self._fits: dict[int, Fit] = {}
 
     def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
         """Return inf: the model of each order is fitted separately."""
@@ -289,10 +313,14 @@ class FrequencyFitSource:
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:
         """Return the model of an order; there is no projection."""
-        if order not in self._models:
-            fit = self.fitter.fit(order)
-            self._models[order] = self._model(fit.sections.A, fit.sections.B, fit.C, fit.D)
-        return self._models[order], None, None
+        fit = self.fit(order)
+        return self._model(fit.sections.A, fit.sections.B, fit.C, fit.D), None, None
+
+    def fit(self, order: int) -> Fit:
+        """Return the fit of an order to the scaled response, computed on first use."""
+        if order not in self._fits:
+            self._fits[order] = self.fitter.fit(order)
+        return self._fits[order]
 
     def attainable(self, order: int) -> int:
         """Return the order that the data determine, up to the requested one; warn if it is smaller."""

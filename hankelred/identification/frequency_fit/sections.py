@@ -44,6 +44,12 @@ class Sections:
         """Number of states."""
         return 2 * self.frequency.size + self.poles.size
 
+    def subset(self, kept: Array) -> Sections:
+        """Return some of the sections, those of order two first; `kept` is a mask."""
+        pairs, singles = np.split(kept, [self.frequency.size])
+        rows = np.concatenate([np.repeat(pairs, 2), singles])
+        return Sections(self.frequency[pairs], self.damping[pairs], self.poles[singles], self.B[rows])
+
     @property
     def A(self) -> Array:
         """The block diagonal matrix."""

@@ -132,7 +132,9 @@ class TestNoise:
         system, _ = slicot_model("build")
         omega = np.geomspace(1, 200, 400)
         values = noisy(response(system, 1j * omega), 1e-3, np.random.default_rng(0))
-        model = hankelred.fit_frequency_response(values, 48, omega=omega)
+        # all 48 states exist, and the weakest of them are below the noise
+        with pytest.warns(hankelred.ReductionWarning, match="only 40 of the 48 states"):
+            model = hankelred.fit_frequency_response(values, 48, omega=omega)
         assert model.system.poles().real.max() < 0
         assert relative_error(model, system, 1j * np.geomspace(1, 200, 3001)) <= 1.2e-3
 
@@ -214,7 +216,8 @@ class TestStability:
         """Least squares alone once put a peak of 1.4 times the response between two noisy values."""
         system = resonant(12, seed=1)
         values = noisy(response(system, 1j * OMEGA), 1e-2, np.random.default_rng(5))
-        model = hankelred.fit_frequency_response(values, 30, omega=OMEGA)
+        with pytest.warns(hankelred.ReductionWarning, match=r"only 1[0-4] of the 30 states"):
+            model = hankelred.fit_frequency_response(values, 30, omega=OMEGA)
         assert relative_error(model, system, 1j * np.geomspace(0.5, 200, 8001)) < 0.05
 
 
@@ -253,6 +256,21 @@ class TestResult:
             model = hankelred.fit_frequency_response(values, 60, omega=OMEGA)
         assert model.system.nstates == model.order < 60
         assert np.all(model.fit > 1 - 1e-9)
+
+    @pytest.mark.parametrize("noise", [0.0, 1e-3, 1e-2])
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 2)])
+    def test_states_that_the_response_does_not_determine(self, shape, noise):
+        """Of 6 states, order 8 had a noise floor of 5e-14 instead of 4e-2, without a warning."""
+        values = noisy(response(resonant(6, *shape, seed=2), 1j * OMEGA), noise, np.random.default_rng(0))
+        for order in (7, 8):
+            with pytest.warns(
+                hankelred.ReductionWarning, match=r"only 6 of the .* states.*compare with order=6"
+            ):
+                hankelred.fit_frequency_response(values, order, omega=OMEGA)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hankelred.fit_frequency_response(values, 6, omega=OMEGA)
+            hankelred.fit_frequency_response(values, 4, omega=OMEGA)  # too small, not too large
 
     def test_plot(self):
         system = resonant(4)
