@@ -43,13 +43,13 @@ def read_model(
         without A is a second-order model: M, D (or E), K, B, and C (or Cp, Cv, Du). Alternatively one of
         the Matrix Market files ``NAME.A``, ``NAME.B``, ``NAME.C``, ``NAME.E`` or ``NAME.M``, ``NAME.K`` and
         so on, which are read together.
+    dt : 0, True, float or None
+        Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
     Returns
     -------
     model
         Accepted by every function that takes models; sparse ones of more than 5000 states remain sparse.
-    dt : 0, True, float or None
-        Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
     Raises
     ------
