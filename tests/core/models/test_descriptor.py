@@ -214,6 +214,16 @@ def test_sparse_and_dense_agree(system):
         np.testing.assert_allclose(other, W, atol=1e-8 * np.abs(W).max())
 
 
+def test_the_constraints_of_a_saddle_point_are_factored_once():
+    """Story: every expansion to all states, and every solver of E, factored E11 with the constraints."""
+    pencil = large_model(stokes(5), 0, "low_rank").make_pencil(None)
+    x = np.random.default_rng(0).standard_normal((pencil.n, 2))
+    for transposed in (False, True):
+        pencil.expand(x, transposed=transposed)
+        pencil.mass()(x, transposed=transposed)
+    assert pencil.factorizations == 1
+
+
 @pytest.mark.slow
 def test_a_grid_of_ten_thousand_nodes():
     """Its response, against solves with the whole pencil; in about ten seconds on one core."""
