@@ -17,7 +17,7 @@ from ._util import matrix_market
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
-from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, validated_timebase
+from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, to_tuple, validated_timebase
 from .models.second_order import SecondOrderModel
 from .models.sparse_model import SparseModel, large_model
 
@@ -78,10 +78,8 @@ def read_model(
     if "A" not in matrices:
         return _second_order(matrices)
     values = tuple(matrices.get(key) for key in "ABCDE")
-    large = large_model(values if "E" in matrices else values[:4], dt)
-    if large is not None:
-        return large
-    return matrices_model(*values, dt=dt)
+    large = large_model(values, dt)
+    return matrices_model(*values, dt=dt) if large is None else large
 
 
 def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
@@ -135,7 +133,7 @@ def write_model(model: Any, path: str | os.PathLike[str], dt: Timebase = 0) -> N
     path = Path(path)
     suffix = checked_suffix(path)
     model = as_model(model, dt)
-    matrices = model.to_user() if model.improper else model.as_tuple()
+    matrices = to_tuple(model)
     content: dict[str, Any] = dict(zip("ABCDE", matrices, strict=False))
     # only JSON distinguishes True from 1; the other formats hold the word as text
     content["dt"] = (

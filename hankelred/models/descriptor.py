@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array, reciprocal_condition
+from .._util.arrays import EPS, Array, largest_entry, reciprocal_condition
 from .._util.twofold import product, refined_solution, two_product, two_sum
 from ..errors import ConvergenceError, ModelError
 from .descriptor_form import (
@@ -174,8 +174,8 @@ def finite_part(
 def _refuse_singular_pencil(A: Array, E: Array) -> None:
     """Refuse a pencil that is singular at points chosen at random."""
     n = A.shape[0]
-    size_of_E = float(np.abs(E).max(initial=0.0))
-    unit = float(np.abs(A).max(initial=0.0)) / size_of_E if size_of_E > 0 else 1.0
+    size_of_E = largest_entry(E)
+    unit = largest_entry(A) / size_of_E if size_of_E > 0 else 1.0
     worst = 0.0
     for scale in (1e-3, 1.0, 1e3):
         M = (0.6 + 0.8j) * scale * (unit or 1.0) * E - A

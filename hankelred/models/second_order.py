@@ -74,11 +74,11 @@ class SecondOrderModel:
                 f"M must be positive definite, and M[{at}, {at}] is {M.diagonal()[at]:.3g}; eliminate states "
                 "without mass first"
             )
-        self.B, self.Cp, self.Du = checked_ports(B, Cp, Du, N, names=("B", "Cp", "Du"))
+        self.B, self.Cp, self.Du = checked_ports(B, Cp, Du, N, ("M", "B", "Cp", "Du"))
         if Cv is None:
             self.Cv = np.zeros_like(self.Cp)
         else:
-            self.Cv = checked_ports(B, Cv, Du, N, names=("B", "Cv", "Du"))[1]
+            self.Cv = checked_ports(B, Cv, Du, N, ("M", "B", "Cv", "Du"))[1]
         if any(np.iscomplexobj(each) for each in (self.B, self.Cp, self.Cv, self.Du)):
             raise ModelError("B, Cp, Cv and Du must be real; pass a complex model as (A, B, C, D, E)")
 
