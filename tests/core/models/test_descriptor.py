@@ -51,9 +51,9 @@ def test_random_pencils_with_a_known_weierstrass_form():
             model = as_model(system)
         except HankelredError:
             continue
-        found = (model.D, *model.improper)
-        assert (seed, model.n_states, len(found)) == (seed, finite, len(terms))
-        for value, known in zip(found, terms, strict=True):
+        computed = (model.D, *model.improper)
+        assert (seed, model.n_states, len(computed)) == (seed, finite, len(terms))
+        for value, known in zip(computed, terms, strict=True):
             np.testing.assert_allclose(value, known, atol=1e-7 * np.abs(known).max())
         right += 1
     assert right >= 90
