@@ -211,6 +211,8 @@ class HRMConfig(PeftConfig):
         self.peft_type = HRMType.HRM
         # not a field: a saved configuration does not record which values its user passed
         self.site_given = not isinstance(self.site, _Default)
+        # not a field either: what the adapter was trained on, for its model card, where that is known
+        self.training_data: str | None = None
         self.site = str(self.site) if isinstance(self.site, str) else self.site
         for name, allowed in (
             ("eigenvalues", EIGENVALUES),

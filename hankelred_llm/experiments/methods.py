@@ -29,7 +29,6 @@ from hankelred.errors import in_one_line, short_repr
 from ..adapter.architectures import find_decoder
 from ..adapter.config import HRMConfig
 from ..adapter.model import attach
-from ..adapter.model_card import write_card
 from ..errors import ExperimentError
 from .settings import nearest, parse_yaml
 
@@ -390,10 +389,10 @@ def save_adapter(model: PeftModel, folder: Path, *, data: str | None = None) -> 
         What it was trained on, for the model card of an HRM.
     """
     base = model.get_base_model()
-    model.save_pretrained(str(folder))
     config = next(iter(model.peft_config.values()))
     if isinstance(config, HRMConfig) and data is not None:
-        write_card(folder, config, data)
+        config.training_data = data
+    model.save_pretrained(str(folder))
     if _has_lora(model):
         lora_folder = folder / LORA_FOLDER
         base.peft_config["default"].save_pretrained(str(lora_folder))

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from hankelred_llm import HRMConfig, attach
 from hankelred_llm.adapter.model_card import card_text, write_card
+from hankelred_llm.experiments.methods import save_adapter
 
 
 def test_the_card_is_ours(tmp_path):
@@ -47,6 +48,22 @@ def test_a_card_of_the_user_stays_and_is_tagged(tmp_path):
     assert "hankelred" in card.data.tags and card.data.license == "mit"
 
 
+@pytest.mark.parametrize("heading", ["# Mine", "# HRM adapters of our group", "Two of them.", "## Contents"])
+@pytest.mark.parametrize("save", ["save_pretrained", "export_static"])
+def test_a_card_of_the_user_may_quote_the_headings(tmp_path, heading, save):
+    # a card with "## HRM adapter" anywhere in it was taken for a generated one, and its text was lost
+    model = adapted(r=6, site="attention", static_readouts=["q_proj"])
+    own = (
+        f"{heading}\n\n## HRM adapter\n\nOur notes.\n\n# Model Card for Model ID\n\n"
+        "# HRM adapter for a base\n\n# LoRA exported from an HRM adapter for a base\n"
+    )
+    (tmp_path / "README.md").write_text(f"---\nlicense: mit\n---\n\n{own}", encoding="utf-8")
+    getattr(model, save)(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert own.strip() in card.text and "How to load it" not in card.text
+    assert "hankelred" in card.data.tags and card.data.license == "mit"
+
+
 def test_saved_twice_is_saved_once(tmp_path):
     model = adapted(r=6)
     model.save_pretrained(tmp_path)
@@ -72,10 +89,21 @@ def test_other_processes_write_no_card(tmp_path):
 
 def test_data_are_named_where_they_are_known(tmp_path):
     config = HRMConfig(r=2, base_model_name_or_path="a\nb", revision="main")
-    text = card_text(config, "task flip_flop, rows of length 64")
+    config.training_data = "task flip_flop, rows of length 64"
+    text = card_text(config)
     assert "task flip_flop, rows of length 64" in text and "a\\nb (revision main)" in text
-    write_card(tmp_path, config, "texts")
-    assert "**Training data:** texts" in (tmp_path / "README.md").read_text()
+    write_card(tmp_path, config)
+    assert "**Training data:** task flip_flop" in (tmp_path / "README.md").read_text()
+
+
+def test_data_stay_named_when_the_model_is_saved_again(tmp_path):
+    # the next save_pretrained replaced what was named by "not recorded"
+    model = adapted(r=6)
+    save_adapter(model, tmp_path, data="task flip_flop")
+    first = (tmp_path / "README.md").read_text()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == first and "**Training data:** task flip_flop" in first
+    assert "training_data" not in (tmp_path / "adapter_config.json").read_text()
 
 
 @pytest.mark.slow
