@@ -166,8 +166,8 @@ def _short_key(key: str) -> str:
 
     What comes before depends on who wrote the file: peft or transformers, and which version of the base.
     """
-    found = re.search(r"[^.]+\.\d+\..+", key)
-    return found.group() if found else key
+    match = re.search(r"[^.]+\.\d+\..+", key)
+    return match.group() if match else key
 
 
 def _sizes(config: HRMConfig) -> str:

@@ -265,10 +265,10 @@ def readout_names(config: HRMConfig, model: nn.Module, adapted: Iterable[str]) -
     for block in named:
         inside = _modules_in(model.get_submodule(block))
         for name in config.static_readouts:
-            found = [key for key in inside if names_block(name, key)]
-            linear = [key for key in found if is_linear(inside[key])]
-            if len(linear) > 1 or (found and not linear):
-                what = f"{len(linear)} linear modules" if linear else f"a {type(inside[found[0]]).__name__}"
+            matches = [key for key in inside if names_block(name, key)]
+            linear = [key for key in matches if is_linear(inside[key])]
+            if len(linear) > 1 or (matches and not linear):
+                what = f"{len(linear)} linear modules" if linear else f"a {type(inside[matches[0]]).__name__}"
                 raise ConfigError(
                     f"static_readouts names {short_repr(name)}, which is {what} in {block}; name one linear "
                     "module that reads the input of the block, such as 'q_proj'"

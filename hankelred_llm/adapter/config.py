@@ -469,8 +469,8 @@ def static_rank(config: HRMConfig, module_name: str) -> int | None:
 
 def _fields_of(lora: Mapping[str, Any] | LoraConfig) -> dict[str, Any]:
     """Return the fields of a LoRA that are set, without those of every configuration."""
-    given = lora if isinstance(lora, Mapping) else {f.name: getattr(lora, f.name) for f in fields(lora)}
-    return {key: value for key, value in given.items() if key not in _OUTER_FIELDS}
+    content = lora if isinstance(lora, Mapping) else {f.name: getattr(lora, f.name) for f in fields(lora)}
+    return {key: value for key, value in content.items() if key not in _OUTER_FIELDS}
 
 
 def _lora_fields(lora: Any) -> dict[str, Any]:

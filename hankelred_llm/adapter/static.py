@@ -288,9 +288,11 @@ def parts_of(model: nn.Module, adapter_names: Iterable[str]) -> list[tuple[str, 
     layers = static_layers(model)
     parts = []
     for adapter in adapter_names:
-        its = [(adapter, name, layer) for name, layer in layers.items() if layer.has_adapter(adapter)]
-        parts += its
-        if not its:
+        parts_of_adapter = [
+            (adapter, name, layer) for name, layer in layers.items() if layer.has_adapter(adapter)
+        ]
+        parts += parts_of_adapter
+        if not parts_of_adapter:
             raise AdapterError(
                 f"adapter '{adapter}' has no static parts, neither static_readouts nor a LoRA; its state "
                 "cannot be merged into weights or written as a LoRA"

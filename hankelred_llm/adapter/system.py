@@ -86,7 +86,8 @@ class HRMSystem(PreciseModule):
     B : Parameter, shape (order, d)
     C : Parameter, shape (d, order)
     gate : Parameter, shape (1,)
-    m : Parameter, shape (order,), or None without feedthrough, or with an input map of the static parts
+    m : Parameter, shape (order,), or None
+        None without feedthrough, and where the static parts have an input map of their own.
     static_B : Parameter, shape (rank, d), or None
     static_C : Parameter, shape (d, rank), or None
     readout_NAME : Parameter, shape (outputs, rank)

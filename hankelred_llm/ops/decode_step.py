@@ -37,7 +37,7 @@ class StepCoefficients(NamedTuple):
 
     @classmethod
     def stacked(cls, coefficients: Sequence[StepCoefficients]) -> StepCoefficients:
-        """Return the coefficients of several systems, whose channels stand side by side."""
+        """Return the coefficients of several systems, with their channels concatenated."""
         diagonals = [each.diagonal for each in coefficients]
         if all(each.cross is None for each in coefficients):
             return cls(torch.cat(diagonals), None, None)

@@ -170,25 +170,25 @@ class HRMState(_CacheLayerWithoutKeys):
         history = self._histories.get(block, {}).get(adapter)
         if history is None or history.stepper is None:
             return None
-        asked = history.last()
+        last_state = history.last()
         # of the token before; and of blocks on other devices, which are prepared when they are reached
         together = {
-            (name, each): (history.stepper, last)
+            (name, adapter_name): (history.stepper, last)
             for name, histories in self._histories.items()
-            for each, history in histories.items()
+            for adapter_name, history in histories.items()
             if history.stepper is not None
-            and (last := history.last()).device == asked.device
-            and (last.dtype, len(last)) == (asked.dtype, len(asked))
+            and (last := history.last()).device == last_state.device
+            and (last.dtype, len(last)) == (last_state.dtype, len(last_state))
         }
         steppers, states = zip(*together.values(), strict=True)
         if self._stacked is None or not _same(self._stacked[0], steppers):
             self._stacked = steppers, StepCoefficients.stacked([stepper.step for stepper in steppers])
-        after = self._stacked[1].decay(torch.cat(states, 1)).to(asked.dtype)
+        after = self._stacked[1].decay(torch.cat(states, 1)).to(last_state.dtype)
         after = after if segment_start is None else torch.where(segment_start, 0.0, after)
         parts = torch.split(after, [state.shape[1] for state in states], 1)
         self._steps = {
-            key: PreparedStep(*each, part)
-            for key, each, part in zip(together, together.values(), parts, strict=True)
+            key: PreparedStep(*prepared, part)
+            for key, prepared, part in zip(together, together.values(), parts, strict=True)
         }
         return self._steps.pop((block, adapter))
 
