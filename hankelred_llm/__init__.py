@@ -45,9 +45,8 @@ def _check_installed() -> None:
     if not missing:
         return
     message = f"hankelred_llm needs {', '.join(missing)}; run: pip install 'hankelred[llm]'"
-    if (
-        Path("".join(sys.argv[:1])).stem == "hankelred-llm"
-    ):  # this module is imported before the command can catch it
+    # this module is imported before the command can catch its errors
+    if Path("".join(sys.argv[:1])).stem == "hankelred-llm":
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
     raise ImportError(message)

@@ -59,8 +59,7 @@ def check_config_file(path: str | os.PathLike[str]) -> None:
         if {"eigenvalues", "mode_pattern"} <= content.keys():
             raise AdapterFileError(
                 f"{name}: peft_type={short_repr(kind)}, and the other fields are those of an HRM adapter; "
-                "set it "
-                f"to {HRMType.HRM.value!r}"
+                f"set it to {HRMType.HRM.value!r}"
             )
         return
     known = {f.name for f in fields(HRMConfig)}
@@ -230,6 +229,5 @@ def _check_range(name: str, parameters: Mapping[str, Tensor]) -> None:
         raise AdapterFileError(
             f"{name}: for inputs of size one its state or output can reach {bound:.3g} (sum |C| |B| / "
             f"(1 - |a|)), and the largest number of its type is {largest:.3g}; its training diverged: take "
-            "an "
-            "earlier checkpoint, or train with a lower learning rate"
+            "an earlier checkpoint, or train with a lower learning rate"
         )

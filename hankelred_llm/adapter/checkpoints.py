@@ -235,11 +235,8 @@ def _warn_of_trained_beside(model: PeftModel) -> None:
     if beside:
         warnings.warn(
             f"the Trainer's checkpoints hold the HRM adapter only: {len(beside)} modules with a LoRA or "
-            "another "
-            f"adapter beside it ({beside[0]}, ...) are trained and not saved, so that resume_from_checkpoint "
-            "and "
-            "load_best_model_at_end would start them anew; save them in a callback, or train with "
-            "hankelred-llm "
-            "train, whose checkpoints hold both",
+            f"another adapter beside it ({beside[0]}, ...) are trained and not saved, so that "
+            "resume_from_checkpoint and load_best_model_at_end would start them anew; save them in a "
+            "callback, or train with hankelred-llm train, whose checkpoints hold both",
             stacklevel=3,
         )

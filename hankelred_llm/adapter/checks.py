@@ -114,10 +114,8 @@ def warn_of_many_states(config: HRMConfig, adapted: Sequence[str], width: int) -
         block, order = max(larger.items(), key=lambda item: item[1])
         warnings.warn(
             f"{block} gets r={order} states, more than the {width} channels that they read and write: 2 r d "
-            "= "
-            f"{2 * order * width:,} parameters in this layer, and {order} numbers of state for each row of a "
-            "batch; "
-            f"take r of at most {width}, unless the task needs more independent time constants",
+            f"= {2 * order * width:,} parameters in this layer, and {order} numbers of state for each row of "
+            f"a batch; take r of at most {width}, unless the task needs more independent time constants",
             stacklevel=2,
         )
 
@@ -140,9 +138,8 @@ def _target_blocks(config: HRMConfig, decoder: Decoder, blocks: list[_Block]) ->
             sites = [f"site='{site}'" for site in SITES if decoder.block_name(site) in existing]
             raise ArchitectureError(
                 f"model_type '{decoder.model_type}' has no block {short_repr(targets)} in its decoder "
-                "layers, only "
-                f"{', '.join(existing)}; give {' or '.join([*sites, 'target_modules'])}, with a block that "
-                "takes and returns hidden states"
+                f"layers, only {', '.join(existing)}; give {' or '.join([*sites, 'target_modules'])}, with a "
+                "block that takes and returns hidden states"
             )
         return named
     named = [block for block in blocks if re.fullmatch(str(targets), block.full_name)]
@@ -150,8 +147,7 @@ def _target_blocks(config: HRMConfig, decoder: Decoder, blocks: list[_Block]) ->
         site = decoder.block_name(config.site)
         raise ArchitectureError(
             f"target_modules={short_repr(targets)} is a pattern that matches the whole name of no block, "
-            "such as "
-            f"'{decoder.name}.0.{site}'; write '.*{site}', or a list as in ['{site}']"
+            f"such as '{decoder.name}.0.{site}'; write '.*{site}', or a list as in ['{site}']"
         )
     return named
 
@@ -163,8 +159,7 @@ def _check_site(config: HRMConfig, decoder: Decoder, names: set[str], *, fresh: 
     if chosen and decoder.block_name(config.site) not in names:
         raise ConfigError(
             f"site={config.site!r} and target_modules={short_repr(config.target_modules)} name different "
-            "blocks; give "
-            "one of them"
+            "blocks; give one of them"
         )
 
 
@@ -186,8 +181,7 @@ def _check_modules_to_save(config: HRMConfig, model: nn.Module, adapted: list[st
         if inside := [b for b in adapted for name in named if f"{b}.".startswith(f"{name}.")]:
             raise ConfigError(
                 f"modules_to_save names {short_repr(key)}, and {inside[0]} gets an adapter; a block is "
-                "either "
-                "trained whole or has an adapter: take it out of modules_to_save or of target_modules"
+                "either trained whole or has an adapter: take it out of modules_to_save or of target_modules"
             )
         if not named:
             near = get_close_matches(key, {name.rpartition(".")[2] for name in modules}, n=1)

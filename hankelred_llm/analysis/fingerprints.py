@@ -64,8 +64,7 @@ def check_fingerprint(expected: dict[str, str], actual: dict[str, str], kind: st
     if expected["fingerprint"] != actual["fingerprint"]:
         raise CalibrationError(
             f"the calibration was made with {kind} '{expected['name']}' ({expected['fingerprint'][:12]}), "
-            "and this "
-            f"is '{actual['name']}' ({actual['fingerprint'][:12]}): "
+            f"and this is '{actual['name']}' ({actual['fingerprint'][:12]}): "
             + (
                 "its parameters differ; calibrate again after training or reducing"
                 if kind == "adapter"

@@ -413,8 +413,7 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
     if not (folder / CONFIG_NAME).is_file():
         raise ExperimentError(
             f"{in_one_line(folder)} has no {CONFIG_NAME}: the adapter was moved or removed; put it back, or "
-            "train "
-            "again in another folder"
+            "train again in another folder"
         )
     if (folder / LORA_FOLDER).is_dir():
         PeftModel.from_pretrained(base, str(folder / LORA_FOLDER))

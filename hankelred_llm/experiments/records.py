@@ -171,8 +171,7 @@ def read_records(path: Path) -> list[ResultRecord]:
         except (ValueError, RecursionError) as error:
             raise ExperimentError(
                 f"{path}, line {number}: is no record of results ({in_one_line(error, 150)}); take another "
-                "folder "
-                "with out, or remove the line"
+                "folder with out, or remove the line"
             ) from None
         records.append(record)
     return records

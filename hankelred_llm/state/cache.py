@@ -107,8 +107,7 @@ class HRMState(_CacheLayerWithoutKeys):
         if self.started:
             raise StateError(
                 f"the cache holds tokens that the adapter of block {block} has not processed: it was filled "
-                "with "
-                f"the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
+                f"with the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
             )
         return None
 
@@ -433,8 +432,7 @@ def open_state(cache: Cache, *, length: int, n_layers: int) -> HRMState:
         if length:
             raise StateError(
                 f"the cache holds {length} tokens that no adapter has processed: it was filled with the "
-                "adapter "
-                f"off, or by the base model; {_NEW_CACHE}"
+                f"adapter off, or by the base model; {_NEW_CACHE}"
             )
         # a DynamicCache without config grows layer by layer, and would mistake the entry for one of them
         while cache.layer_class_to_replicate is not None and len(cache.layers) < n_layers:
