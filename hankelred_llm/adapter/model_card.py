@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from hankelred.errors import in_one_line
 
@@ -13,8 +13,8 @@ from .config import HRMConfig
 #: Tag of every card, by which adapters are found on the hub.
 TAG = "hankelred"
 
-#: The first heading of the card that peft writes where there is none: a form with nothing filled in.
-_FORM_OF_PEFT = "# Model Card for Model ID"
+#: Starts of the lines that peft adds to its form of a card, which it writes where there is no card.
+_FROM_PEFT = "### Framework versions", "- PEFT "
 
 _HEADING = "# HRM adapter for "
 _STATIC_HEADING = "# LoRA exported from an HRM adapter for "
@@ -131,7 +131,7 @@ def _base_call(config: HRMConfig) -> str:
 def write_card(folder: Path, config: HRMConfig) -> None:
     """Write the card of a saved adapter, in place of peft's empty form or of a card written before.
 
-    A card that begins with anything else is the user's: only its tags change.
+    Any other card is the user's: only its tags change.
 
     Parameters
     ----------
@@ -161,7 +161,13 @@ def _write(folder: Path, content: str) -> None:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     card = ModelCard(text or "---\nlibrary_name: peft\n---\n")
     # only at the start: a card of the user may have such a heading, or an example of one, further down
-    if not text or card.text.lstrip().startswith((_FORM_OF_PEFT, _HEADING, _STATIC_HEADING)):
+    if not text or card.text.lstrip().startswith((_HEADING, _STATIC_HEADING)) or _is_empty_form(card.text):
         card.text = content
     card.data["tags"] = sorted({*(card.data.get("tags") or []), TAG})
     path.write_text(str(card), encoding="utf-8")
+
+
+def _is_empty_form(text: str) -> bool:
+    """Return whether a text is the form that peft starts a card from, with nothing filled in by a user."""
+    form = set(ModelCard.from_template(ModelCardData()).text.splitlines())
+    return all(line in form or line.startswith(_FROM_PEFT) for line in text.splitlines())

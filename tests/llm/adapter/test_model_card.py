@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 from helpers.models import adapted, base_model
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 
 from hankelred_llm import HRMConfig, attach
 from hankelred_llm.adapter.model_card import card_text, write_card
@@ -62,6 +64,24 @@ def test_a_card_of_the_user_may_quote_the_headings(tmp_path, heading, save):
     card = ModelCard.load(tmp_path / "README.md")
     assert own.strip() in card.text and "How to load it" not in card.text
     assert "hankelred" in card.data.tags and card.data.license == "mit"
+
+
+@pytest.mark.parametrize("save", ["save_pretrained", "export_static"])
+def test_a_form_of_peft_that_is_filled_in_stays(tmp_path, save):
+    # what a user had written under the form's own headings was lost, because its title was still there
+    lora = get_peft_model(base_model(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    lora.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "# Model Card for Model ID" in card.text and "- PEFT" in card.text
+    model = adapted(r=6, site="attention", static_readouts=["q_proj"])
+    shutil.copytree(tmp_path, tmp_path / "empty")
+    getattr(model, save)(tmp_path / "empty")
+    assert "How to load it" in (tmp_path / "empty" / "README.md").read_text()
+    card.text = card.text.replace("[More Information Needed]", "Sensor logs.", 1)
+    card.save(tmp_path / "README.md")
+    getattr(model, save)(tmp_path)
+    again = ModelCard.load(tmp_path / "README.md")
+    assert again.text.strip() == card.text.strip() and "hankelred" in again.data.tags
 
 
 def test_saved_twice_is_saved_once(tmp_path):
