@@ -148,6 +148,17 @@ def check_sizes(
         for prefix, part in parts.items()
         for parameter, value in part.named_parameters()
     }
+    check_shapes(expected, in_file, config)
+
+
+def check_shapes(expected: Shapes, in_file: Shapes, config: HRMConfig) -> None:
+    """Refuse parameters of other names or shapes than those that the configuration gives.
+
+    Raises
+    ------
+    AdapterFileError
+        With the parameters, and the fields that decide the sizes.
+    """
     missing, unknown = sorted(expected.keys() - in_file.keys()), sorted(in_file.keys() - expected.keys())
     if missing or unknown:
         raise weights_mismatch({"are missing": missing, "are unknown": unknown}, config)
@@ -176,13 +187,12 @@ def _sizes(config: HRMConfig) -> str:
     return ", ".join(f"{name}={short_repr(getattr(config, name))}" for name in names)
 
 
-def weights_mismatch(problems: Mapping[str, list[str]], config: HRMConfig | None = None) -> AdapterFileError:
+def weights_mismatch(problems: Mapping[str, list[str]], config: HRMConfig) -> AdapterFileError:
     """Return the error for weights of another adapter; `problems` maps what is wrong to the parameters."""
     counts = ", ".join(f"{len(keys)} {what} ({name_list(keys, 2)})" for what, keys in problems.items())
-    sizes = "" if config is None else f" ({_sizes(config)})"
     return AdapterFileError(
         f"the adapter's weights do not fit: {counts}; were r, site or layers changed in its "
-        f"adapter_config.json{sizes}, or is it an adapter of another model?"
+        f"adapter_config.json ({_sizes(config)}), or is it an adapter of another model?"
     )
 
 

@@ -123,14 +123,15 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
             **(kwargs.get("adapter_kwargs") or {}),
         }
         hub = _hub_options(hub)
-        if not isinstance(peft_config if peft_config is not None else _config(source, hub), HRMConfig):
+        config = peft_config if peft_config is not None else _config(source, hub)
+        if not isinstance(config, HRMConfig):
             return load(self, *arguments, *args, **kwargs)
         if adapter_state_dict is None:
             check_numbers(load_file(weights_path(str(source), hub)))
         else:
             check_numbers(adapter_state_dict)
         trained = [p for p in self.parameters() if p.requires_grad]
-        # other sizes are reported below, with everything else that does not fit; load changes load_config
+        # modules_to_save of other sizes are reported below; load changes load_config
         options = {**kwargs, "ignore_mismatched_sizes": True}
         if load_config is not None:
             options["load_config"] = copy.copy(load_config)
@@ -150,7 +151,7 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
                 remove_adapters(self)
             for parameter in trained:  # training an adapter froze the base
                 parameter.requires_grad_(True)
-            raise weights_mismatch(problems)
+            raise weights_mismatch(problems, config)
         return info
 
     return load_adapter

@@ -21,10 +21,10 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from ..errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
+from ..errors import AdapterError, ArchitectureError, ConfigError
 from ..state import forward_context
 from ..state.decoder_call import check_arguments
-from .adapter_file import check_numbers, check_sizes, errors_of_file, weights_mismatch
+from .adapter_file import check_numbers, check_shapes, check_sizes, errors_of_file
 from .adapter_layers import add_static_layer, find_adapter, hrm_layers, remove_adapters
 from .architectures import find_decoder, linear_sizes
 from .checkpoints import guard_files, without_deprecations
@@ -183,18 +183,9 @@ class HRMModel(BaseTuner):
         )
         model_state = model.state_dict()
         expected = _parameter_names(model, adapter_name)
-        missing = [key for key in expected if key not in mapped]
-        unknown = [key for key in mapped if key not in model_state]
-        if missing or unknown:
-            raise weights_mismatch({"are missing": missing, "are unknown": unknown})
-        for key in expected:
-            if mapped[key].shape != model_state[key].shape:
-                raise AdapterFileError(
-                    f"{key} has shape {tuple(mapped[key].shape)} in the file and "
-                    f"{tuple(model_state[key].shape)} in "
-                    "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
-                    "adapter of another model?"
-                )
+        # the other parameters of the model that a file may hold are those of modules_to_save
+        in_file = {k: tuple(v.shape) for k, v in mapped.items() if k in expected or k not in model_state}
+        check_shapes({key: tuple(model_state[key].shape) for key in expected}, in_file, config)
         check_numbers({key: mapped[key] for key in expected})
         return mapped
 
