@@ -94,20 +94,25 @@ def find_adapter_layers(model: nn.Module, adapter_name: str | None) -> AdapterLa
     )
 
 
-def add_static_layer(parent: nn.Module, name: str) -> StaticLayer:
+def add_static_layer(model: nn.Module, name: str, method_adapters: tuple[str, ...]) -> StaticLayer:
     """Return the layer of a linear module, which is added next to it where there is none.
 
     Parameters
     ----------
-    parent : Module
+    model : Module
     name : str
-        Of the linear module in it.
+        Whole name of the linear module in it.
+    method_adapters : tuple of str
+        Names of all HRM adapters of the model.
     """
-    child = f"{name}_adapter"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    child = f"{name.rpartition('.')[2]}_adapter"
     if not hasattr(parent, child):
-        target = without_wrapper(parent.get_submodule(name))
+        target = without_wrapper(model.get_submodule(name))
         setattr(parent, child, StaticLayer(target).train(target.training))
-    return cast(StaticLayer, getattr(parent, child))
+    layer = cast(StaticLayer, getattr(parent, child))
+    layer.method_adapters = method_adapters
+    return layer
 
 
 def check_active(model: nn.Module, adapter_layers: AdapterLayers) -> None:

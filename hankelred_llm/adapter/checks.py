@@ -15,8 +15,9 @@ from torch import nn
 from hankelred.errors import in_one_line, name_list, short_repr
 
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
-from .architectures import ADDS_RESIDUAL, SITES, Decoder, is_linear
-from .config import HRMConfig, has_lora, lora_targets, names_block
+from .architectures import ADDS_RESIDUAL, SITES, Decoder, is_linear, linear_sizes
+from .config import HRMConfig, has_lora, lora_targets, names_block, static_rank
+from .system import StaticMaps
 
 
 def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
@@ -279,6 +280,26 @@ def readout_names(config: HRMConfig, model: nn.Module, adapted: Iterable[str]) -
                 f"{name_list(linear, 6) if linear else 'none'}"
             )
     return named
+
+
+def static_maps(
+    config: HRMConfig, model: nn.Module, readouts: Mapping[str, Mapping[str, str]]
+) -> dict[str, StaticMaps]:
+    """Return the parts without a state of the systems of an adapter, by block.
+
+    Parameters
+    ----------
+    readouts : mapping of str to dict of str
+        What :func:`readout_names` returned.
+    """
+    return {
+        block: StaticMaps(
+            {key: linear_sizes(model.get_submodule(name))[1] for key, name in names.items()},
+            config.feedthrough,
+            static_rank(config, block),
+        )
+        for block, names in readouts.items()
+    }
 
 
 def _modules_in(block: nn.Module) -> dict[str, nn.Module]:
