@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from ..errors import AdapterFileError, ArchitectureError, ConfigError
 from .config import HRMConfig, HRMType, lora_options
 from .static import LowRankMaps
 from .system import HRMSystem, StaticMaps, output_bound
-from .weights_file import weights_path
+from .weights_file import read_config_file, weights_path
 
 #: Part of the name of every parameter of a system, after the name of its block; of a LoRA, after that of its
 #: module; and of both.
@@ -40,15 +39,7 @@ def check_config_file(path: str | os.PathLike[str]) -> None:
     AdapterFileError
         With the field and its value.
     """
-    name = in_one_line(path)
-    try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = in_one_line(str(error) or type(error).__name__, 200)
-        raise AdapterFileError(f"{name} cannot be read ({reason}); copy or save the adapter again") from None
-    if not isinstance(content, dict):
-        raise AdapterFileError(f"{name} is {short_repr(content)}, not a dict; copy or save the adapter again")
+    name, content = in_one_line(path), read_config_file(path)
     kind = content.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise AdapterFileError(

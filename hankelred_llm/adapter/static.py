@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections import Counter
@@ -19,11 +18,12 @@ from torch.nn.functional import dropout, linear
 
 from hankelred.errors import in_one_line, short_repr
 
-from ..errors import AdapterError, StateError
+from ..errors import AdapterError, AdapterFileError, StateError
 from ..state.forward_context import ForwardContext, current_context
 from .architectures import linear_sizes, plain_weight
 from .layer import AdapterLayer, HRMLayer
 from .system import PreciseModule
+from .weights_file import read_config_file
 
 if TYPE_CHECKING:
     from .config import LoraOptions
@@ -410,11 +410,9 @@ def _check_holds_no_other(folder: str | os.PathLike[str]) -> None:
     if not os.path.lexists(path):
         return
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
-        content = None
-    kind = content.get("peft_type") if isinstance(content, dict) else None
+        kind = read_config_file(path).get("peft_type")
+    except AdapterFileError:
+        kind = None
     if kind != PeftType.LORA:
         raise AdapterError(
             f"{in_one_line(folder)} holds an adapter with peft_type={short_repr(kind)}, which the LoRA would "
