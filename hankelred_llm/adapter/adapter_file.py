@@ -20,13 +20,14 @@ from hankelred.errors import in_one_line, name_list, short_repr
 
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
 from .config import HRMConfig, HRMType, lora_options
-from .static import LowRankMaps
+from .static import PARAMETER_GROUPS, LowRankMaps
 from .system import HRMSystem, StaticMaps, output_bound
 from .weights_file import read_config_file, weights_path
 
 #: Part of the name of every parameter of a system, after the name of its block; of a LoRA, after that of its
 #: module; and of both.
-_SYSTEM, _LORA, _EITHER = "_adapter.hrm_system.", "_adapter.hrm_lora.", "_adapter.hrm_"
+_SYSTEM, _LORA = (f"_adapter.{group}." for group in PARAMETER_GROUPS)
+_EITHER = "_adapter.hrm_"
 
 Shapes = dict[str, tuple[int, ...]]
 

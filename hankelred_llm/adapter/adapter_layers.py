@@ -10,6 +10,7 @@ from torch import nn
 
 from hankelred.errors import short_repr
 
+from .._util.numbers import is_number
 from ..errors import AdapterError, ConfigError
 from ..state import forward_context
 from .architectures import find_decoder, without_wrapper
@@ -169,14 +170,9 @@ def parameter_groups(model: nn.Module, lr: float, static_lr_ratio: float = 1.0) 
     >>> optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     """
     for name, value in (("lr", lr), ("static_lr_ratio", static_lr_ratio)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value < math.inf:
             raise ConfigError(f"{name}={short_repr(value)} must be a positive number")
-    static = {
-        id(p)
-        for module in model.modules()
-        if isinstance(module, BaseTunerLayer)
-        for p in (module.static_parameters() if isinstance(module, HRMLayer) else module.parameters())
-    }
+    static = static_parameters(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise AdapterError(
@@ -187,6 +183,25 @@ def parameter_groups(model: nn.Module, lr: float, static_lr_ratio: float = 1.0) 
         {"params": [p for p in trained if id(p) in static], "lr": lr * static_lr_ratio},
     ]
     return [group for group in groups if group["params"]]
+
+
+def static_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that have no part in a state, those of other methods among them."""
+    return {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+        for p in (module.static_parameters() if isinstance(module, HRMLayer) else module.parameters())
+    }
+
+
+def other_adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules with an adapter of another method, such as a LoRA, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, AdapterLayer)
+    }
 
 
 def remove_adapters(model: nn.Module) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,18 +26,17 @@ from transformers.integrations.peft import PeftAdapterMixin
 
 from ..errors import AdapterFileError
 from .adapter_file import check_config_file, check_numbers, loading, weights_mismatch
-from .adapter_layers import hrm_layers, remove_adapters
+from .adapter_layers import hrm_layers, other_adapter_layers, remove_adapters
 from .config import HRMConfig
-from .layer import AdapterLayer
 from .model_card import write_card
-from .static import PARAMETERS
+from .static import PARAMETER_GROUPS
 from .weights_file import check_safetensors, weights_path
 
 #: Options that choose the place on the hub that an adapter is loaded from.
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 #: Parts of the names of all parameters that an adapter has in its file.
-_SAVED = (*PARAMETERS, "modules_to_save")
+_SAVED = (*PARAMETER_GROUPS, "modules_to_save")
 
 
 def guard_files() -> None:
@@ -228,10 +226,8 @@ def _warn_of_trained_beside(model: PeftModel) -> None:
         return
     beside = [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-        and not isinstance(module, AdapterLayer)
-        and any(p.requires_grad for p in module.parameters())
+        for name, module in other_adapter_layers(model).items()
+        if any(p.requires_grad for p in module.parameters())
     ]
     if beside:
         warnings.warn(

@@ -15,6 +15,7 @@ from peft.utils.other import get_pattern_key
 
 from hankelred.errors import short_repr
 
+from .._util.numbers import is_number
 from ..errors import ConfigError
 from .architectures import SITES
 from .initial_poles import INITIAL_POLES
@@ -243,7 +244,7 @@ class HRMConfig(PeftConfig):
                 )
             for count in modes:
                 _check_count(f"mode_pattern[{short_repr(key)}]", count, least=0)
-        if not _is_number(self.gate_init) or not abs(self.gate_init) <= _LARGEST:
+        if not is_number(self.gate_init) or not abs(self.gate_init) <= _LARGEST:
             raise ConfigError(
                 f"gate_init={short_repr(self.gate_init)} is no finite number of single precision; 1.0 is the "
                 "default"
@@ -281,7 +282,7 @@ class HRMConfig(PeftConfig):
         if not isinstance(self.feedthrough, bool):
             raise ConfigError(f"feedthrough={short_repr(self.feedthrough)} must be true or false")
         scale = self.static_scale
-        if not _is_number(scale) or not 0 < abs(scale) <= _LARGEST:
+        if not is_number(scale) or not 0 < abs(scale) <= _LARGEST:
             raise ConfigError(
                 f"static_scale={short_repr(scale)} is no finite number of single precision other than 0, "
                 "with which no readout would be trained; 2.0 is the default"
@@ -407,10 +408,6 @@ def _check_layers(value: Any) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def names_block(key: str, module_name: str) -> bool:
     """Return whether a key such as "layers.3.mlp" names this module."""
     return module_name == key or module_name.endswith("." + key)
@@ -504,9 +501,9 @@ def _lora_fields(lora: Any) -> dict[str, Any]:
         ("lora.lora_alpha", config.lora_alpha),
         *((f"lora.alpha_pattern[{k!r}]", a) for k, a in alphas.items()),
     ):
-        if not _is_number(alpha) or not 0 < abs(alpha) <= _LARGEST:
+        if not is_number(alpha) or not 0 < abs(alpha) <= _LARGEST:
             raise ConfigError(f"{name}={short_repr(alpha)} must be a finite number other than 0")
-    if not _is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
+    if not is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
         raise ConfigError(f"lora.lora_dropout={short_repr(config.lora_dropout)} must be in [0, 1)")
     if config.init_lora_weights not in (True, "gaussian"):
         raise ConfigError(

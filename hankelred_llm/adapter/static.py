@@ -28,10 +28,6 @@ from .weights_file import read_config_file
 if TYPE_CHECKING:
     from .config import LoraOptions
 
-#: Parts of the names of all parameters of an adapter: of its systems, and of its LoRA.
-PARAMETERS = (*HRMLayer.adapter_layer_names, "hrm_lora")
-
-
 #: Attribute of a model with merged adapters: the hooks that refuse to load weights.
 _LOAD_HOOKS = "_hrm_load_hooks"
 
@@ -100,7 +96,7 @@ class StaticLayer(AdapterLayer):
         By adapter name.
     """
 
-    adapter_layer_names = PARAMETERS[1:]
+    adapter_layer_names = ("hrm_lora",)
     other_param_names = ("readouts",)
     hrm_lora: nn.ModuleDict
 
@@ -242,6 +238,10 @@ class StaticLayer(AdapterLayer):
         super().detach()
         self.unmerge()
         self.target.__dict__.pop("_hrm_linear", None)
+
+
+#: Parts of the names of all parameters of an adapter: of its systems, and of its LoRA.
+PARAMETER_GROUPS = (*HRMLayer.adapter_layer_names, *StaticLayer.adapter_layer_names)
 
 
 def _add_static(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:

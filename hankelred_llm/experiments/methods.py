@@ -26,6 +26,8 @@ from torch import nn
 
 from hankelred.errors import in_one_line, short_repr
 
+from .._util.numbers import is_number
+from ..adapter.adapter_layers import other_adapter_layers
 from ..adapter.architectures import find_decoder
 from ..adapter.config import HRMConfig
 from ..adapter.model import attach
@@ -188,7 +190,7 @@ def parse_method(text: str) -> Method:
         if (key == "lora_lr_ratio" and len(parts) > 1) or (
             key == "static_lr_ratio" and parts[0].kind == "hrm"
         ):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if not is_number(value) or not 0 < value < math.inf:
                 raise ExperimentError(
                     f"method {short_repr(text)}: {key} is {short_repr(written)}; give a positive number, the "
                     "learning rate of the LoRA, and of static readouts, over that of the state"
@@ -424,6 +426,5 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 
 def _has_lora(model: PeftModel) -> bool:
-    return isinstance(next(iter(model.peft_config.values())), HRMConfig) and any(
-        "lora_" in name and ".hrm_lora." not in name for name, _ in model.named_parameters()
-    )
+    config = next(iter(model.peft_config.values()))
+    return isinstance(config, HRMConfig) and bool(other_adapter_layers(model))
