@@ -137,9 +137,10 @@ def _load(base_model: BaseModel) -> nn.Module:
     try:
         return base_model.load()
     except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
+        reason = in_one_line(" ".join(str(error).split()), 200)
         raise ExperimentError(
-            f"model {base_model.name!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give a "
-            "causal language model with its weights"
+            f"model {base_model.name!r} cannot be loaded ({reason}); give a causal language model with its "
+            "weights"
         ) from None
 
 

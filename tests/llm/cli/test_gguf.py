@@ -215,7 +215,7 @@ def test_without_the_package(folder, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExperimentError, match="pip install gguf"):
+    with pytest.raises(ExperimentError, match=r"pip install 'hankelred\[llm,gguf\]'"):
         find_model(str(folder), "float32", gguf_file="tiny.gguf")
 
 
