@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 
 from ..errors import StateError
 from ..ops.decode_step import StepCoefficients, Stepper
+from ..ops.masks import after_reset
 
 #: Number of tokens that a cache can always be cropped by.
 CROPPABLE_TOKENS = 64
@@ -112,7 +113,7 @@ class HRMState(_CacheLayerWithoutKeys):
         return None
 
     def start_pass(self) -> None:
-        """Forget what a pass that was interrupted has left."""
+        """Forget the steps that an earlier pass prepared and did not use, as where it was interrupted."""
         self._steps = {}
 
     def check_rows(self, row_adapters: tuple[str, ...] | None) -> None:
@@ -183,7 +184,7 @@ class HRMState(_CacheLayerWithoutKeys):
         if self._stacked is None or not _same(self._stacked[0], steppers):
             self._stacked = steppers, StepCoefficients.stacked([stepper.step for stepper in steppers])
         after = self._stacked[1].decay(torch.cat(states, 1)).to(last_state.dtype)
-        after = after if segment_start is None else torch.where(segment_start, 0.0, after)
+        after = after_reset(after, segment_start)
         parts = torch.split(after, [state.shape[1] for state in states], 1)
         self._steps = {
             key: PreparedStep(*prepared, part)
