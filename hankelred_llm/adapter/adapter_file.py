@@ -68,7 +68,7 @@ _SOURCE: ContextVar[tuple[str, Mapping[str, Any]] | Mapping[str, Tensor] | None]
 
 
 @contextlib.contextmanager
-def loading(source: tuple[str, Mapping[str, Any]] | Mapping[str, Tensor] | None) -> Iterator[None]:
+def loading(source: tuple[str, Mapping[str, Any]] | Mapping[str, Tensor]) -> Iterator[None]:
     """Say where the adapter that is loaded inside comes from.
 
     Parameters

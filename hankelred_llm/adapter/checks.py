@@ -330,14 +330,9 @@ def lora_names(config: HRMConfig, model: nn.Module, decoder: Decoder, readouts: 
         return []
     modules = _modules_in(model)
     targets = lora_targets(config)
-    every = targets == "all-linear"
-    names = [
-        name
-        for name, module in modules.items()
-        if has_lora(config, name) and not (every and not is_linear(module))
-    ]
+    names = [name for name, module in modules.items() if has_lora(config, name, linear=is_linear(module))]
     inside = [name for name in names if name.startswith(f"{decoder.name}.")]
-    if not inside or (len(inside) < len(names) and not every):
+    if not inside or (len(inside) < len(names) and targets != "all-linear"):
         outside = next((name for name in names if name not in inside), None)
         raise ConfigError(
             f"lora.target_modules names {outside}, which is in no decoder layer"

@@ -413,7 +413,7 @@ def names_block(key: str, module_name: str) -> bool:
     return module_name == key or module_name.endswith("." + key)
 
 
-def lora_config(config: HRMConfig) -> LoraConfig | None:
+def _lora_config(config: HRMConfig) -> LoraConfig | None:
     """Return ``lora`` as a configuration of peft."""
     return None if config.lora is None else LoraConfig(**_fields_of(config.lora))
 
@@ -434,7 +434,7 @@ def lora_options(config: HRMConfig, module_name: str) -> LoraOptions:
     >>> lora_options(config, "model.layers.3.mlp.up_proj")
     LoraOptions(rank=4, scale=2.0, dropout=0.0, gaussian=False)
     """
-    lora = lora_config(config)
+    lora = _lora_config(config)
     if lora is None:
         raise ConfigError("the configuration has no lora")
     ranks, alphas = lora.rank_pattern or {}, lora.alpha_pattern or {}
@@ -449,12 +449,14 @@ def lora_targets(config: HRMConfig) -> list[str] | str | None:
     return None if config.lora is None else _fields_of(config.lora)["target_modules"]
 
 
-def has_lora(config: HRMConfig, module_name: str) -> bool:
-    """Return whether the target modules of ``lora`` match the name of a module."""
-    lora = lora_config(config)
+def has_lora(config: HRMConfig, module_name: str, *, linear: bool) -> bool:
+    """Return whether the target modules of ``lora`` match a module, by its name and whether it is linear."""
+    lora = _lora_config(config)
     if lora is None:
         return False
     if lora.target_modules == "all-linear":
+        if not linear:
+            return False
         lora.target_modules = ".*"
     return bool(check_target_module_exists(lora, module_name))
 

@@ -260,7 +260,7 @@ class HRMModel(BaseTuner):
         >>> model.merge_static()
         >>> model.unmerge_static()
         """
-        merge(self.model, self._active_names())
+        merge(self.model, [name for name in self.active_adapters if name in self.method_adapters])
 
     def unmerge_static(self) -> None:
         """Undo :meth:`merge_static`; weights of the base are as before up to rounding.
@@ -298,10 +298,6 @@ class HRMModel(BaseTuner):
         name = find_adapter(self.model, adapter_name)[0]
         export(self.model, name, folder)
         write_static_card(Path(folder), self.peft_config[name])
-
-    def _active_names(self) -> list[str]:
-        active = self.active_adapters
-        return [name for name in active if name in self.method_adapters]
 
     def unload(self) -> nn.Module:
         """Remove all HRM adapters and return the base model; adapters of other methods stay.
