@@ -22,6 +22,7 @@ from .._util.checks import real_number
 from ..errors import ModelError
 from .conjugate_pairs import real_coordinates
 from .descriptor import InfinitePart, finite_part, keeps_response, nilpotent_realization
+from .foreign import foreign_matrices
 from .rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Timebase: TypeAlias = bool | int | float | None
@@ -40,7 +41,8 @@ LARGEST_ENTRY = 1e152
 
 ACCEPTED_TYPES = (
     "control.StateSpace, control.TransferFunction, a scipy.signal lti/dlti, "
-    "a hankelred.ModalSystem, or a tuple (A, B, C, D) or (A, B, C, D, E)"
+    "a hankelred.ModalSystem, a tuple (A, B, C, D) or (A, B, C, D, E), a dict of these, or an object of "
+    "another package that has them and a sampling time"
 )
 
 
@@ -242,6 +244,9 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
     if hasattr(sys, "hankel_singular_values"):
         usable = "its .system" if hasattr(sys, "system") else "the model it came from"
         raise ModelError(f"{type(sys).__name__} is a result, not a model; pass {usable}")
+    foreign = foreign_matrices(sys, dt)
+    if foreign is not None:
+        return _from_tuple(*foreign)
     advice = "; pass a simulator to empirical_gramians" if callable(sys) else ""
     raise ModelError(
         f"cannot use {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED_TYPES}{advice}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ import numpy as np
 from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError, short_repr
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
+from .foreign import foreign_matrices
 from .linear_model import (
     DENSE_LIMIT,
     LARGEST_ENTRY,
@@ -82,6 +83,7 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
     if to_sparse is not None:
         model: SparseModel | None = to_sparse(solver)
         return model
+    sys, dt = _as_tuple(sys, dt)
     if is_sparse_tuple(sys):
         n = max(getattr(sys[0], "shape", (0,)))
         return _from_tuple(sys, dt) if solver == "low_rank" or n > DENSE_LIMIT else None
@@ -111,9 +113,17 @@ def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel
     """Return the model in dense form; with ``solver="dense"`` sparse matrices of any size are made dense."""
     if isinstance(sys, SparseModel):
         return sys.dense()
+    sys, dt = _as_tuple(sys, dt)
     if solver == "dense" and is_sparse_tuple(sys):
         sys = tuple(checked_sparse(M, name).toarray() if is_sparse(M) else M for name, M in named(sys))
     return as_model(sys, dt)
+
+
+def _as_tuple(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
+    """Return the matrices of a sparse model of another package, and its timebase; all else unchanged."""
+    if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or is_sparse(getattr(sys, "A", None)):
+        return foreign_matrices(sys, dt) or (sys, dt)
+    return sys, dt
 
 
 def is_sparse_tuple(sys: Any) -> bool:
