@@ -11,7 +11,8 @@ from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
 from ..identification.frequency_fit.response_data import read_response
 from ..models.linear_model import timestep
-from .console import check_picture, check_target, force_option, save_picture
+from .console import check_picture, check_target, save_picture
+from .options import force_option
 
 
 @click.command(short_help="A model from the frequency response in RESPONSE.")
