@@ -350,6 +350,8 @@ def _finer(omega: Array) -> Array:
 
 def _variance(error: Array, gain: Array) -> Array:
     """Fit the two coefficients of a noise model to squared errors, relative to the variance itself."""
+    if not gain.any():  # an output that is zero: there is no size to compare its errors with
+        return np.array([1.0, 0.0])
     floor = 1e-30 * float(gain.max(initial=0.0)) + np.finfo(float).tiny
     variance = np.maximum(gain * (error.mean() / max(float(gain.mean()), floor)), floor)
     coefficients = np.zeros(2)

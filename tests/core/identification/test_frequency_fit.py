@@ -272,6 +272,15 @@ class TestResult:
             hankelred.fit_frequency_response(values, 6, omega=OMEGA)
             hankelred.fit_frequency_response(values, 4, omega=OMEGA)  # too small, not too large
 
+    def test_an_output_that_is_zero(self):
+        """Its weights of 1e154 overflowed where the states that the data determine are counted."""
+        values = np.concatenate([0 * response(resonant(2), 1j * OMEGA), response(resonant(2), 1j * OMEGA)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            with pytest.warns(hankelred.ReductionWarning, match="next to nothing of output 0"):
+                model = hankelred.fit_frequency_response(values, 2, omega=OMEGA)
+        assert model.fit[1] > 1 - 1e-9 and np.all(model.system.C[0] == 0)
+
     def test_plot(self):
         system = resonant(4)
         values = response(system, 1j * OMEGA)
