@@ -32,6 +32,10 @@ from .starts import NYQUIST_IMAGE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: There is a warning if a requested order is larger than this times the number of states that count by
+#: Schwarz's criterion, which leaves out states that are real but below the noise: of the 48 of `build` at a
+#: noise of 1e-3 it counts 38 to 40.
+_SURPLUS = 1.3
 #: Fit below which there is a warning.
 _POOR_FIT = 0.1
 #: There is a warning if free poles have less than this share of the squared error of stable ones ...
@@ -247,6 +251,8 @@ def _warn_of_surplus(source: FrequencyFitSource) -> bool:
         return False
     left, full, energy = found
     count, order = left.sections.order, full.sections.order
+    if order <= _SURPLUS * count:
+        return False
     warnings.warn(
         f"by Schwarz's criterion the response determines only {count} of the {order} states: without the "
         f"others the error, weighted by the inverse of the noise, is {math.sqrt(left.loss / energy):.4g} "
