@@ -29,9 +29,6 @@ from .whitening import whitened_fit
 
 #: Share of every record that candidate models are estimated from; the other samples are for validation.
 ESTIMATION_SHARE = 0.7
-#: As many models of linear least squares are scored, in equal parts for each order that is asked for, and as
-#: many with an offset: those that fit the estimation part best.
-_SCORED = 48
 #: The largest order tried where the user gives none.
 MAX_ORDER = 12
 _HORIZONS = (3, 5, 10, 15, 20, 30)
@@ -291,9 +288,7 @@ def candidate_models(
         )
     orders = sorted({min(n, max_order) for n in orders})
     all_orders = sorted({*orders, *(n for n in start_orders if orders[-1] < n <= max_order)})
-    linear, starts = _linear_candidates(
-        split, spaces, all_orders, _SCORED // len(orders), offsets, stable, progress
-    )
+    linear, starts = _linear_candidates(split, spaces, all_orders, offsets, stable, progress)
     candidates = {recipe: candidate for recipe, candidate in linear.items() if recipe.order in orders}
     best_score = max((candidate.score for candidate in candidates.values()), default=np.inf)
     if best_score > 1 - _NEGLIGIBLE_ERROR:
@@ -306,31 +301,27 @@ def _linear_candidates(
     split: DataSplit,
     spaces: Sequence[Subspace],
     orders: Sequence[int],
-    n_scored: int,
     offsets: bool,
     stable: bool,
     progress: bool,
 ) -> tuple[dict[Recipe, Candidate], list[tuple[Recipe, FittedModel]]]:
-    """Return the scored candidates of linear least squares, and the models that a refinement starts from."""
+    """Return the scored candidates of linear least squares, and models that only start a refinement."""
     us, ys = split.estimation.inputs, split.estimation.outputs
-    groups: dict[tuple[int, bool], list[tuple[Recipe, FittedModel]]] = {}
-    shown_orders = with_progress_bar(orders, "Trial models (orders)", progress, len(orders))
-    for recipe, model in linear_models(us, ys, spaces, shown_orders, offsets=offsets, stable=stable):
-        groups.setdefault((recipe.order, recipe.offset), []).append((recipe, model))
     candidates: dict[Recipe, Candidate] = {}
     starts: list[tuple[Recipe, FittedModel]] = []
-    for group in groups.values():
-        group.sort(key=lambda item: item[1].loss)
-        starts.append(group[0])
-        short = [item for item in group if not item[0].source.endswith(f"-{_START_HORIZON}")]
-        candidates |= {recipe: score_model(model, split) for recipe, model in short[:n_scored]}
+    shown_orders = with_progress_bar(orders, "Trial models (orders)", progress, len(orders))
+    for recipe, model in linear_models(us, ys, spaces, shown_orders, offsets=offsets, stable=stable):
+        if recipe.source.endswith(f"-{_START_HORIZON}"):
+            starts.append((recipe, model))
+        else:
+            candidates[recipe] = score_model(model, split)
     return candidates, starts
 
 
 def _refined_candidates(
     split: DataSplit,
     linear: dict[Recipe, Candidate],
-    linear_starts: Sequence[tuple[Recipe, FittedModel]],
+    extra_starts: Sequence[tuple[Recipe, FittedModel]],
     orders: Sequence[int],
     offsets: bool,
     stable: bool,
@@ -350,7 +341,8 @@ def _refined_candidates(
             continue
         best_recipe, _ = max(of_order, key=lambda item: (item[1].score, not item[0].offset))
         offset = best_recipe.offset
-        starts = [m for recipe, m in linear_starts if (recipe.order, recipe.offset) == (order, offset)]
+        starts = [candidate.model for recipe, candidate in of_order if recipe.offset == offset]
+        starts += [m for recipe, m in extra_starts if (recipe.order, recipe.offset) == (order, offset)]
         if larger_model is not None:
             A, C = truncate_states(larger_model, order)
             truncated_models = fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets)
