@@ -70,8 +70,7 @@ def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> Fitte
     """Return a method with ranks that come to a budget within 2 %.
 
     The rank is the largest whole one within the budget; then single blocks or linear layers get one more, the
-    most expensive first, as long as the count comes nearer to the budget. AdaLoRA has one rank for all; what
-    it starts with is counted.
+    most expensive first, as long as the count comes nearer to the budget.
 
     Parameters
     ----------
@@ -128,8 +127,6 @@ def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], 
     at_rank_one, at_rank_two = (_count((FittedPart(part, r),), skeleton) for r in (1, 2))
     per_rank = at_rank_two - at_rank_one
     exact = (budget - at_rank_one) / per_rank + 1
-    if part.kind == "adalora":
-        return FittedPart(part, max(1, round(exact)))
     r = math.floor(exact)
     if r < 1:
         raise ExperimentError(
@@ -159,4 +156,4 @@ def _costs(part: Part, model: nn.Module, per_rank: int) -> dict[str, int]:
 
 def _count(parts: tuple[FittedPart, ...], skeleton: Callable[[], nn.Module]) -> int:
     with torch.device("meta"):
-        return trainable(add_adapters(skeleton(), parts, steps=100))
+        return trainable(add_adapters(skeleton(), parts))

@@ -53,22 +53,12 @@ class Experiment:
         rows = self.settings.steps * self.settings.batch_size
         return self.task.train(self.settings.length, size=rows, seed=seed)
 
-    def calibration_steps(self, name: str) -> int:
-        """Return the number of steps that the calibration of a method takes."""
-        return self.settings.calibration_steps if self.methods[name].method.balanced else 0
-
     def untrained_model(self, name: str, seed: int) -> PeftModel:
         """Return the base model with the untrained adapters of a method."""
         fitted = self.methods[name]
         base = self.base.load(quantized=fitted.method.quantized)
         set_seed(seed)
-        return add_adapters(
-            base,
-            fitted.parts,
-            steps=self.settings.steps,
-            gguf_file=self.base.gguf_file,
-            revision=self.base.revision,
-        )
+        return add_adapters(base, fitted.parts, gguf_file=self.base.gguf_file, revision=self.base.revision)
 
     def base_model(self, name: str) -> nn.Module:
         """Return the base model that a method adapts, without adapters."""
@@ -99,11 +89,6 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
     parsed = [parse_method(name) for name in methods]
     for method in parsed:
         check_available(method)
-        if method.balanced and settings.calibration_steps >= settings.steps:
-            raise ExperimentError(
-                f"method {method.name!r}: calibration_steps is {settings.calibration_steps}, and nothing is "
-                f"left of {settings.steps} steps to train; give fewer"
-            )
     options = dict(settings.task_options)
     if settings.data_dir is not None:
         folder = Path(settings.data_dir)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import nn
@@ -33,12 +32,6 @@ from ..adapter.model_card import write_card
 from ..errors import ExperimentError
 from .settings import nearest, parse_yaml
 
-#: Share of the steps of AdaLoRA before ranks are taken away, and after the last was.
-ADALORA_FIRST, ADALORA_LAST = 0.1, 0.3
-
-#: AdaLoRA starts with this multiple of the rank it ends with, as its authors do.
-ADALORA_EXCESS = 1.5
-
 
 @dataclass(frozen=True)
 class Part:
@@ -46,7 +39,7 @@ class Part:
 
     Attributes
     ----------
-    kind : {"hrm", "lora", "adalora"}
+    kind : {"hrm", "lora"}
     where : str
         The linear layers of a LoRA: "qv", "mlp" or "all". An HRM has its site among its fields.
     options : dict
@@ -59,12 +52,6 @@ class Part:
     where: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     quantized: bool = False
-
-    @property
-    def balanced(self) -> str | None:
-        """The parts set from data, "B", "AB" or "ABC"; None for another initialization."""
-        name = str(self.options.get("init_weights")) if self.kind == "hrm" else ""
-        return BALANCED.get(name)
 
 
 @dataclass(frozen=True)
@@ -99,11 +86,6 @@ class Method:
         return any(part.kind == "hrm" for part in self.parts)
 
     @property
-    def balanced(self) -> str | None:
-        """The parts of its HRM that are set from data; None if none are."""
-        return self.parts[0].balanced
-
-    @property
     def slug(self) -> str:
         """The name for files."""
         return "".join(c if c.isalnum() or c in "-+." else "_" for c in self.name)
@@ -120,17 +102,18 @@ ADAPTER_METHODS: dict[str, Part] = {
     "lora-all": Part("lora", "all"),
     "dora": Part("lora", "qv", {"use_dora": True}),
     "dora-all": Part("lora", "all", {"use_dora": True}),
-    "adalora": Part("adalora", "qv"),
     "qlora": Part("lora", "qv", quantized=True),
 }
 
-#: Initializations from data by the value of ``init_weights``, and the parts they set.
-BALANCED = {"balanced-B": "B", "balanced": "AB", "balanced-ABC": "ABC"}
+#: Methods that are in other comparisons but not in this one, and what to do instead.
+NOT_COMPARED = {
+    "adalora": "ranks that change while it trains need a training loop of their own; compare dora or lora-qv",
+}
 
-_CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig, "adalora": AdaLoraConfig}
+_CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig}
 
-#: Set from the budget or from training rows, not by the user.
-_COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r"})
+#: Set from the budget, not by the user.
+_COMPUTED = frozenset({"rank_pattern", "alpha_pattern"})
 
 
 def parse_method(text: str) -> Method:
@@ -156,6 +139,8 @@ def parse_method(text: str) -> Method:
         raise ExperimentError(f"a method has no name; there are: {', '.join(ADAPTER_METHODS)}")
     parts = []
     for name in words[0].split("+"):
+        if name in NOT_COMPARED:
+            raise ExperimentError(f"method {name!r} is not compared here: {NOT_COMPARED[name]}")
         if name not in ADAPTER_METHODS:
             raise ExperimentError(f"there is no method {short_repr(name)}{nearest(name, ADAPTER_METHODS)}")
         parts.append(ADAPTER_METHODS[name])
@@ -305,7 +290,6 @@ def add_adapters(
     model: nn.Module,
     parts: tuple[FittedPart, ...],
     *,
-    steps: int,
     gguf_file: str | None = None,
     revision: str | None = None,
 ) -> PeftModel:
@@ -315,8 +299,6 @@ def add_adapters(
     ----------
     model : PreTrainedModel
     parts : tuple of FittedPart
-    steps : int
-        Length of the training, which AdaLoRA plans for.
     gguf_file, revision : str, optional
         Where the model came from; the adapters record it.
 
@@ -324,7 +306,7 @@ def add_adapters(
     -------
     PeftModel
     """
-    configs = [(part.part.kind, _config(model, part, steps)) for part in parts]
+    configs = [(part.part.kind, _config(model, part)) for part in parts]
     for _, config in configs:
         config.revision = revision
         if isinstance(config, HRMConfig):
@@ -336,33 +318,20 @@ def add_adapters(
     return attach(model, config) if kind == "hrm" else get_peft_model(model, config)
 
 
-def _config(model: nn.Module, fitted: FittedPart, steps: int) -> Any:
+def _config(model: nn.Module, fitted: FittedPart) -> Any:
     part, r = fitted.part, fitted.r
     options = {key: value for key, value in part.options.items() if key != "r"}
-    if part.balanced is not None:
-        del options["init_weights"]  # the default first; initialization from data follows
     if part.kind == "hrm":
         return HRMConfig(r=r, rank_pattern={_short(name): r + 1 for name in fitted.larger}, **options)
     targets = sorted(linear_layers(model, part.where))
-    # alpha = 2 r, a scale of 2 whatever the rank
-    shared = {"target_modules": targets, "lora_alpha": 2 * r, "task_type": "CAUSAL_LM", **options}
-    if part.kind == "adalora":
-        first, last = math.ceil(ADALORA_FIRST * steps), math.ceil(ADALORA_LAST * steps)
-        return AdaLoraConfig(
-            init_r=r,
-            target_r=max(1, round(r / ADALORA_EXCESS)),
-            tinit=first,
-            tfinal=last,
-            deltaT=max(1, steps // 100),
-            total_step=steps,
-            **shared,
-        )
     larger = {name: r + 1 for name in fitted.larger}
+    # alpha = 2 r, a scale of 2 whatever the rank
+    defaults = {"target_modules": targets, "lora_alpha": 2 * r, "task_type": "CAUSAL_LM"}
     return LoraConfig(
         r=r,
         rank_pattern=larger,
         alpha_pattern={name: 2 * rank for name, rank in larger.items()},
-        **shared,
+        **{**defaults, **options},
     )
 
 
@@ -419,10 +388,7 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
         )
     if (folder / LORA_FOLDER).is_dir():
         PeftModel.from_pretrained(base, str(folder / LORA_FOLDER))
-    with warnings.catch_warnings():
-        # AdaLoRA names its ranks otherwise than the check of LoRA's names expects
-        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
-        return PeftModel.from_pretrained(base, str(folder))
+    return PeftModel.from_pretrained(base, str(folder))
 
 
 def _has_lora(model: PeftModel) -> bool:

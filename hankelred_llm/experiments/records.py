@@ -84,6 +84,9 @@ _OF_COMPARE: dict[str, Callable[[Any], bool]] = {
     "per_unit": lambda value: isinstance(value, dict) and all(map(_are_numbers, value.values())),
 }
 
+#: Settings in files of earlier versions that changed only methods which there are no more.
+_NO_LONGER_SETTINGS = {"calibration_steps"}
+
 
 class ResultsFile:
     """Records of one experiment, in a file that can be cut off at any moment.
@@ -199,7 +202,8 @@ def _check_identity(path: Path, first: ResultRecord, identity: ResultRecord) -> 
         raise ExperimentError(
             f"{path}, line 1: has no identity of an experiment; take another folder with out"
         )
-    different = [key for key in sorted({*stored, *identity}) if stored.get(key) != identity.get(key)]
+    keys = {*stored, *identity} - _NO_LONGER_SETTINGS
+    different = [key for key in sorted(keys) if stored.get(key) != identity.get(key)]
     if different:
         differences = "; ".join(
             f"{key} is {short_repr(stored.get(key))} there and {short_repr(identity.get(key))} here"

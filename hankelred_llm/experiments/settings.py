@@ -113,10 +113,6 @@ class Settings:
     )
     dtype: str = _option("Weights of the base: float32 or bfloat16. Adapters are float32.", "float32")
     gradient_checkpointing: bool = _option("Recompute layers in the backward pass, to save memory.", False)
-    calibration_steps: int = _option(
-        "Steps that a balanced start takes: so many batches are calibrated on and not trained on.",
-        25,
-    )
     chunk: int | None = _option(
         "Train through rows in chunks of so many tokens: cache and state are passed on, gradients stop at "
         "chunk boundaries.",
@@ -141,7 +137,6 @@ class Settings:
         check_name(self.task)
         for name in ("steps", "batch_size", "accumulation", "length", "eval_batch_size", "save_every"):
             _at_least(name, getattr(self, name), 1)
-        _at_least("calibration_steps", self.calibration_steps, 1)
         for name in ("seeds", "tuning_seeds"):
             for seed in getattr(self, name):
                 _at_least(name, seed, 0)

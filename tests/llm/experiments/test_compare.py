@@ -319,7 +319,7 @@ def test_the_papers_rows_are_ready(name):
     settings = read_settings(EXAMPLES / "paper" / f"{name}.yaml", {})
     assert (settings.task, settings.length, settings.model) == (name, 2048, "mistralai/Mistral-7B-v0.1")
     parts = [part for method in settings.methods for part in parse_method(method).parts]
-    assert all(ADAPTER_METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
+    assert all(ADAPTER_METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "dora", "qlora"))
     assert len(settings.seeds) >= 3 and settings.lengths == (2048,)
 
 
