@@ -12,8 +12,9 @@ import yaml
 
 from hankelred.errors import short_repr
 
+from .._util.parsing import parse_yaml
 from ..errors import ExperimentError
-from ..experiments.settings import DEFAULT_GRID, Settings, parse_yaml, without_none
+from ..experiments.settings import DEFAULT_GRID, Settings, without_none
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from .._util.parsing import nearest
 from ..errors import ExperimentError
 from ..tasks import Split, Task, TaskError
 from .evaluate import evaluate
 from .experiment import Experiment, open_experiment
 from .folder import results_folder
-from .methods import load_adapter, parse_method
+from .methods import load_adapter
 from .peft_schema import peft_record
 from .processes import this_process
 from .records import ResultRecord, ResultsFile
-from .settings import Settings, nearest, read_settings
+from .settings import Settings, read_settings
 from .statistics import Difference, paired_difference
 from .train import ADAPTER, train
 
@@ -221,7 +222,7 @@ class _Study:
         return self.results.find(kind="run", phase=phase, method=name, learning_rate=rate, seed=seed)
 
     def _run_folder(self, phase: str, name: str, rate: float, seed: int) -> Path:
-        slug = self.experiment.methods[name].method.slug
+        slug = self.experiment.methods[name].slug
         return self.folder / "runs" / f"{phase}--{slug}--rate{rate:g}--seed{seed}"
 
     def _trained(self, phase: str, name: str, rate: float, seed: int) -> None:
@@ -355,7 +356,7 @@ class _Study:
     def _best_without_hrm(self) -> str:
         """Return the reference: the method without a state with the best validation score."""
         task = self.experiment.task
-        candidates = [n for n in self.names if not parse_method(n).stateful] or self.names[:1]
+        candidates = [n for n in self.names if not self.experiment.methods[n].stateful] or self.names[:1]
         sign = 1 if task.higher_is_better else -1
 
         def score(name: str) -> float:
@@ -402,5 +403,5 @@ class _Study:
             for seed in self.settings.seeds:
                 run = self._run("final", name, self.chosen(name), seed) or {}
                 scores = [self._score(name, seed, length) or {} for length in self.settings.lengths]
-                slug = self.experiment.methods[name].method.slug
+                slug = self.experiment.methods[name].slug
                 peft_record(self.experiment, run, scores, folder / f"{slug}--seed{seed}.json")

@@ -16,7 +16,7 @@ from ..tasks import Split, Task, get_task
 from ..tasks.document_task import DocumentTask
 from .base_models import BaseModel, find_model
 from .budget import check_equal, fit, fixed, parameters_of
-from .methods import FittedMethod, add_adapters, check_available, parse_method
+from .methods import Method, add_adapters, check_available, parse_method
 from .settings import Settings
 
 
@@ -31,15 +31,15 @@ class Experiment:
     base : BaseModel
     budget : int or None
         Trainable parameters of every method; None where methods have an r of their own.
-    methods : dict of str to FittedMethod
-        By name, as in the settings.
+    methods : dict of str to Method
+        By name, as in the settings; with their ranks.
     """
 
     settings: Settings
     task: Task
     base: BaseModel
     budget: int | None
-    methods: dict[str, FittedMethod]
+    methods: dict[str, Method]
     _validation: dict[int, Split] = field(default_factory=dict)
 
     def validation(self, length: int) -> Split:
@@ -55,14 +55,14 @@ class Experiment:
 
     def untrained_model(self, name: str, seed: int) -> PeftModel:
         """Return the base model with the untrained adapters of a method."""
-        fitted = self.methods[name]
-        base = self.base.load(quantized=fitted.method.quantized)
+        base = self.base_model(name)
         set_seed(seed)
-        return add_adapters(base, fitted.parts, gguf_file=self.base.gguf_file, revision=self.base.revision)
+        parts = self.methods[name].parts
+        return add_adapters(base, parts, gguf_file=self.base.gguf_file, revision=self.base.revision)
 
     def base_model(self, name: str) -> nn.Module:
         """Return the base model that a method adapts, without adapters."""
-        return self.base.load(quantized=self.methods[name].method.quantized)
+        return self.base.load(quantized=self.methods[name].quantized)
 
     def identity(self) -> dict[str, Any]:
         """Return the configuration that all runs in one results file share."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType
@@ -14,6 +13,7 @@ import yaml
 
 from hankelred.errors import in_one_line, short_repr
 
+from .._util.parsing import nearest, parse_yaml
 from ..errors import ExperimentError
 from ..tasks import check_name
 
@@ -267,42 +267,6 @@ def read_values(file: Path | None) -> dict[str, Any]:
         if key not in known:
             raise ExperimentError(f"{file}: unknown key {short_repr(key)}{nearest(str(key), known)}")
     return content
-
-
-def parse_yaml(text: str) -> Any:
-    """Return the value that a text is in YAML; lists that are nested too deeply to read are an error.
-
-    Raises
-    ------
-    yaml.YAMLError
-        It is no YAML.
-
-    Examples
-    --------
-    >>> from hankelred_llm.experiments.settings import parse_yaml
-    >>> parse_yaml("[1, yes]")
-    [1, True]
-    """
-    try:
-        return yaml.safe_load(text)
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
-    except ValueError as error:  # of a date, or a number of thousands of digits
-        raise yaml.YAMLError(str(error)) from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return '; did you mean ...?', or what there is where nothing is near.
-
-    Examples
-    --------
-    >>> from hankelred_llm.experiments.settings import nearest
-    >>> nearest("setps", ["steps", "seeds"])
-    "; did you mean 'steps'?"
-    """
-    names = list(known)
-    close = difflib.get_close_matches(name[:100], names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
 
 
 def without_none(hint: Any) -> Any:

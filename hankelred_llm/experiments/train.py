@@ -100,7 +100,7 @@ def train(
         train_dataset=experiment.train_rows(seed),
         data_collator=Collator(experiment.task.pad_token_id),
         chunk=settings.chunk,
-        static_lr_ratio=experiment.methods[method].method.static_lr_ratio,
+        static_lr_ratio=experiment.methods[method].static_lr_ratio,
         title=f"{method}, rate {learning_rate:g}, seed {seed}",
         progress=progress,
     )
