@@ -77,14 +77,14 @@ $(VENV)/.llm: $(VENV)/.package
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.llm
-	$(PIP) --editable '.[llm,evaluate,test,docs,slycot]'
+	$(PIP) --editable '.[experiments,evaluate,test,docs,slycot]'
 	@touch $@
 
 # run make clean to install newer releases
 .newest/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear .newest
 	.newest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	.newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[llm,evaluate,test,slycot]'
+	.newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[experiments,evaluate,test,slycot]'
 	@touch $@
 
 .floors/.ready: pyproject.toml tools/floors.py
@@ -92,7 +92,7 @@ $(VENV)/.develop: $(VENV)/.llm
 	.floors/bin/python tools/floors.py > .floors/constraints.txt
 	.floors/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	.floors/bin/python -m pip install --quiet --disable-pip-version-check --constraint .floors/constraints.txt \
-		--editable '.[llm,evaluate,test]'
+		--editable '.[experiments,evaluate,test]'
 	@touch $@
 
 clean:

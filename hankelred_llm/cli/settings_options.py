@@ -18,8 +18,8 @@ from ..experiments.settings import DEFAULT_GRID, Settings, without_none
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Type of one value of a flag, by the annotation of the field.
-_FLAG_TYPES: dict[Any, Any] = {int: int, float: float, str: str, list[int]: int, list[str]: str}
+#: Type of one value of a flag, by the annotation of the field; others are texts.
+_FLAG_TYPES: dict[Any, Any] = {int: int, float: float, list[int]: int}
 
 
 def settings_options(*leave_out: str, **defaults: str) -> Callable[[F], F]:
@@ -66,7 +66,11 @@ def _flag(f: Any, kind: Any, help: str) -> Callable[[Any], Any]:
     many = get_origin(kind) is list
     flag = f"--{f.name.removesuffix('s').replace('_', '-')}" if many else name
     return click.option(
-        flag, f.name, type=_FLAG_TYPES[kind], multiple=many, help=help + (" Repeatable." if many else "")
+        flag,
+        f.name,
+        type=_FLAG_TYPES.get(kind, str),
+        multiple=many,
+        help=help + (" Repeatable." if many else ""),
     )
 
 

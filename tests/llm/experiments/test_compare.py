@@ -302,7 +302,7 @@ def test_unknown_keys_are_named_with_the_nearest(tmp_path):
     with pytest.raises(ExperimentError, match=r"unknown key 'setps'; did you mean 'steps'"):
         read_settings(tmp_path / "config.yaml", {})
     (tmp_path / "config.yaml").write_text("task: parity\nsteps: many\n")
-    with pytest.raises(ExperimentError, match="steps is 'many'; give a whole number"):
+    with pytest.raises(ExperimentError, match="steps is 'many'; it should be a valid integer"):
         read_settings(tmp_path / "config.yaml", {})
 
 
