@@ -88,6 +88,12 @@ RatesByName = Annotated[
     BeforeValidator(_by_name),
 ]
 
+#: Of files that are written here: nothing is converted. NaN is the loss of a run that diverged.
+FileText = Annotated[str, Strict()]
+FileNumber = Annotated[float, Strict()]
+FileCount = Annotated[int, Strict(), Field(ge=0, lt=2**63)]
+NotEmpty = Annotated[T, Field(min_length=1)]
+
 
 def problem(error: ValidationError, name: str = "") -> str:
     """Return the first complaint of pydantic: where in the value of a name, what is there, what should be.
@@ -102,10 +108,13 @@ def problem(error: ValidationError, name: str = "") -> str:
     'lengths[1] is 0; it should be greater than or equal to 1'
     """
     first = error.errors(include_url=False)[0]
-    outer, *inner = [name, *first["loc"]] if name else first["loc"]
-    if first["type"] == "missing":
-        return f"it has no {short_repr(first['loc'][-1])}"
-    where = f"{outer}{''.join(f'[{short_repr(key)}]' for key in inner)}"
     message = first["msg"].removeprefix("Value error, ")
+    place = [name, *first["loc"]] if name else list(first["loc"])
+    absent = place.pop() if first["type"] == "missing" else None
+    where = f"{place[0]}{''.join(f'[{short_repr(key)}]' for key in place[1:])}" if place else "it"
+    if absent is not None:
+        return f"{where} has no {short_repr(absent)}"
+    if not place:
+        return str(message)
     _, should, rest = message.partition(" should ")  # of "Input should be ..."
     return f"{where} is {short_repr(first['input'])}; {f'it should {rest}' if should else message}"

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 from rich.progress import Progress
@@ -18,6 +17,7 @@ from ..tasks import Collator
 from .experiment import Experiment
 from .methods import save_adapter, trainable
 from .processes import this_process
+from .records import RunRecord
 from .trainer import AdapterTrainer, arguments, last_checkpoint
 
 __all__ = ["Run", "train"]
@@ -33,14 +33,14 @@ class Run:
     ----------
     model : PeftModel
         Trained, on its device.
-    record : dict
-        What belongs into results: sizes, losses by step, seconds and memory.
+    record : RunRecord
+        What belongs into results: sizes, losses by step, seconds and memory; no scores yet.
     folder : Path
         Has the adapter in its folder ``adapter``.
     """
 
     model: PeftModel
-    record: dict[str, Any]
+    record: RunRecord
     folder: Path
 
 
@@ -105,27 +105,30 @@ def train(
         progress=progress,
     )
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-    losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
+    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     config = next(iter(model.peft_config.values())).to_dict()
-    record = {
-        "method": method,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "created_at": created,
-        "seconds_total": time.perf_counter() - began,
-        "seconds_steps": trainer.meter.seconds,
-        "memory": trainer.meter.memory,
-        "parameters": parameters,
-        "parameters_total": total,
-        "ranks": experiment.methods[method].ranks(),
-        "peft_config": {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()},
-        "losses": losses,
-        "status": "success" if all(math.isfinite(loss) for _, loss in losses) else "failed",
-    }
+    file_size = 0
     if process.is_main_process:
         _write_adapter(model, folder, f"task {settings.task}, rows of length {settings.length}")
-        record["file_size"] = sum(f.stat().st_size for f in (folder / ADAPTER).rglob("*.safetensors"))
+        file_size = sum(f.stat().st_size for f in (folder / ADAPTER).rglob("*.safetensors"))
     process.wait_for_everyone()
+    record = RunRecord(
+        method=method,
+        learning_rate=learning_rate,
+        seed=seed,
+        created_at=created,
+        seconds_total=time.perf_counter() - began,
+        seconds_steps=trainer.meter.seconds,
+        memory=trainer.meter.memory,
+        parameters=parameters,
+        parameters_total=total,
+        ranks=experiment.methods[method].ranks(),
+        peft_config={key: sorted(v) if isinstance(v, set) else v for key, v in config.items()},
+        losses=losses,
+        status="success" if all(math.isfinite(loss) for _, loss in losses) else "failed",
+        file_size=file_size,
+        validation=None,
+    )
     return Run(model, record, folder)
 
 

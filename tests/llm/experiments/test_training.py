@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,8 @@ def test_a_run_stopped_at_a_checkpoint_goes_on_to_the_same_curve(base, tmp_path,
         run(opened, tmp_path / "parts", method)
     assert last_checkpoint(tmp_path / "parts").name == "checkpoint-4"
     parts = run(opened, tmp_path / "parts", method)
-    assert parts.record["losses"] == whole.record["losses"]
-    assert len(parts.record["seconds_steps"]) == 12
+    assert parts.record.losses == whole.record.losses
+    assert len(parts.record.seconds_steps) == 12
     ours, theirs = dict(parts.model.named_parameters()), dict(whole.model.named_parameters())
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -113,9 +114,9 @@ def test_checkpoints_hold_the_adapter_only(base, tmp_path):
     opened = experiment(base, "hrm-mlp+lora-qv")
     trained = run(opened, tmp_path, "hrm-mlp+lora-qv")
     weights = load_file(last_checkpoint(tmp_path) / "trainable.safetensors")
-    assert sum(w.numel() for w in weights.values()) == trained.record["parameters"]
+    assert sum(w.numel() for w in weights.values()) == trained.record.parameters
     written = sum(f.stat().st_size for f in (tmp_path / "adapter").rglob("*.safetensors"))
-    assert written == trained.record["file_size"] < 8 * trained.record["parameters"]
+    assert written == trained.record.file_size < 8 * trained.record.parameters
 
 
 @pytest.mark.parametrize("method", ["hrm-attention", "hrm-mlp+lora-all", "dora"])
@@ -266,14 +267,14 @@ def test_bfloat16_base_with_float32_adapter(base, tmp_path):
     kinds = {p.dtype for p in trained.model.parameters() if p.requires_grad}
     assert kinds == {torch.float32}
     assert next(trained.model.get_base_model().parameters()).dtype == torch.bfloat16
-    assert np.isfinite(trained.record["losses"][-1][1])
+    assert np.isfinite(trained.record.losses[-1][1])
 
 
 def test_a_diverged_run_says_so(base, tmp_path):
     opened = experiment(base, "lora-all", steps=3)
     record = train(opened, "lora-all", learning_rate=1e30, seed=0, folder=tmp_path).record
-    assert record["status"] == "failed"
-    assert json.dumps(record)
+    assert record.status == "failed"
+    assert json.dumps(asdict(record))
 
 
 def test_the_small_model_is_the_same_every_time(base, tmp_path):
