@@ -10,7 +10,8 @@ from .._util.reading import checked_suffix
 from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
 from ..identification.frequency_fit.response_data import read_response
-from .console import check_picture, check_target, force_option, save_picture, timestep
+from .console import check_picture, check_target, save_picture, timestep
+from .options import force_option
 
 
 @click.command(short_help="A model from the frequency response in RESPONSE.")

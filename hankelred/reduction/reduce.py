@@ -370,12 +370,12 @@ class Reduction:
         time = None if horizon is None else checked_horizon(horizon, self.model)
         if not weighted:
             return None if bands is None and time is None else Region(bands, time)
-        own = getattr(self.source, "region", Region())
-        if not own.weighted:
+        region_of_method = getattr(self.source, "region", Region())
+        if not region_of_method.weighted:
             raise ModelError(
                 f"weighted=True needs the weights of method='frequency_weighted', got method={self.method!r}"
             )
-        return Region(bands, time, own.input_weight, own.output_weight)
+        return Region(bands, time, region_of_method.input_weight, region_of_method.output_weight)
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Plot the gains of full, reduced, error and the bound; see :func:`plot_reduction`."""

@@ -39,18 +39,11 @@ class _Commands(click.Group):
 def _unavailable(name: str, reason: ExperimentError) -> click.Command:
     """Return a command that is listed with the others, and says what it needs."""
 
-    def refuse(words: tuple[str, ...]) -> None:
+    def refuse() -> None:
         raise reason
 
-    words = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
-    return click.Command(
-        name,
-        callback=refuse,
-        params=[words],
-        short_help=str(reason),
-        add_help_option=False,
-        context_settings={"ignore_unknown_options": True},
-    )
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(name, anything, refuse, short_help=str(reason), add_help_option=False)
 
 
 @click.group(

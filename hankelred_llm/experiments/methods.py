@@ -25,11 +25,12 @@ from torch import nn
 
 from hankelred.errors import in_one_line, short_repr
 
+from .._util.numbers import is_number
 from .._util.parsing import nearest, parse_yaml
+from ..adapter.adapter_layers import other_adapter_layers
 from ..adapter.architectures import find_decoder
 from ..adapter.config import HRMConfig
 from ..adapter.model import attach
-from ..adapter.model_card import write_card
 from ..errors import ExperimentError
 
 
@@ -220,7 +221,7 @@ def _option_value(text: str) -> Any:
 
 
 def _is_between(value: Any, most: float) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < most
+    return is_number(value) and 0 < value < most
 
 
 def check_available(method: Method) -> None:
@@ -347,10 +348,10 @@ def save_adapter(model: PeftModel, folder: Path, *, data: str | None = None) -> 
         What it was trained on, for the model card of an HRM.
     """
     base = model.get_base_model()
-    model.save_pretrained(str(folder))
     config = next(iter(model.peft_config.values()))
     if isinstance(config, HRMConfig) and data is not None:
-        write_card(folder, config, data)
+        config.training_data = data
+    model.save_pretrained(str(folder))
     if _has_lora(model):
         lora_folder = folder / LORA_FOLDER
         base.peft_config["default"].save_pretrained(str(lora_folder))
@@ -371,8 +372,7 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
     if not (folder / CONFIG_NAME).is_file():
         raise ExperimentError(
             f"{in_one_line(folder)} has no {CONFIG_NAME}: the adapter was moved or removed; put it back, or "
-            "train "
-            "again in another folder"
+            "train again in another folder"
         )
     if (folder / LORA_FOLDER).is_dir():
         PeftModel.from_pretrained(base, str(folder / LORA_FOLDER))
@@ -380,6 +380,5 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 
 def _has_lora(model: PeftModel) -> bool:
-    return isinstance(next(iter(model.peft_config.values())), HRMConfig) and any(
-        "lora_" in name and ".hrm_lora." not in name for name, _ in model.named_parameters()
-    )
+    config = next(iter(model.peft_config.values()))
+    return isinstance(config, HRMConfig) and bool(other_adapter_layers(model))

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -264,19 +263,6 @@ def read_values(file: Path | None) -> dict[str, Any]:
         if key not in known:
             raise ExperimentError(f"{file}: unknown key {short_repr(key)}{nearest(str(key), known)}")
     return content
-
-
-def without_none(hint: Any) -> Any:
-    """Return T for an annotation ``T | None``, and every other annotation unchanged.
-
-    Examples
-    --------
-    >>> from hankelred_llm.experiments.settings import without_none
-    >>> without_none(int | None), without_none(list[int])
-    (<class 'int'>, list[int])
-    """
-    parts = get_args(hint)
-    return next(part for part in parts if part is not NoneType) if NoneType in parts else hint
 
 
 @cache
