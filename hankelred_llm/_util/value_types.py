@@ -1,4 +1,4 @@
-"""Types of what users and files give, checked by pydantic; its first complaint becomes one line of ours.
+"""Types of the values in settings and files, checked by pydantic; its first error becomes one line of ours.
 
 Pydantic comes with the extra ``experiments``, and only this module imports it.
 """
@@ -96,7 +96,7 @@ NotEmpty = Annotated[T, Field(min_length=1)]
 
 
 def problem(error: ValidationError, name: str = "") -> str:
-    """Return the first complaint of pydantic: where in the value of a name, what is there, what should be.
+    """Return the first error of pydantic: the place in the value of a name, what is there, what should be.
 
     Examples
     --------
