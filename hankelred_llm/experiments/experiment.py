@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from ..errors import ExperimentError
 from ..tasks import Split, Task, get_task
-from ..tasks.document_task import DocumentTask
+from ..tasks.text_task import TextTask
 from .base_models import BaseModel, find_model
 from .budget import check_equal, fit, fixed, parameters_of
 from .methods import Method, add_adapters, check_available, parse_method
@@ -99,7 +99,7 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
     base = find_model(
         settings.model, settings.dtype, gguf_file=settings.gguf_file, revision=settings.revision
     )
-    if isinstance(task, DocumentTask) and base.tokenizer is not None and "tokenizer" not in options:
+    if isinstance(task, TextTask) and base.tokenizer is not None and "tokenizer" not in options:
         task = get_task(settings.task, **options, tokenizer=base.tokenizer)
     experiment = Experiment(settings, task, base, None, {})
     _check_fit(experiment)
