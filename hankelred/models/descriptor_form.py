@@ -47,8 +47,10 @@ REGULAR = 1e-12
 
 SINGULAR_PENCIL = (
     "the pencil s E - A is singular, det(s E - A) = 0 for every s ({}): the equations do not determine the "
-    "states; look for a state that is in no equation, an equation that is there twice, or a part of a "
-    "circuit without a reference node"
+    "states; look for a state that is in no equation, an equation that is there twice, or, in a circuit, for "
+    "a part that has no reference node or that only current sources connect to it (connect a node to ground, "
+    "by a large resistor if need be), and for voltage sources in a loop (leave one out, or put a small "
+    "resistor in series)"
 )
 
 
