@@ -64,6 +64,8 @@ POINTS, FEW_POINTS = 9, 3
 BASIS_ROUNDING = 2.0**-86
 #: Gap above rounding that leaves no doubt that a singular value is not zero.
 CLEAR_GAP = 1e5
+#: Poles smaller than the fastest by more are lost in a Schur form of all.
+STIFF = 1e-12
 #: Margin of a pole that is stable beyond doubt.
 CLEARLY_STABLE = 1e-12
 #: Lowest frequency that is compared beside marginal poles, relative to the slowest other pole.
@@ -250,7 +252,9 @@ def _candidate(
     if candidate.error > 1 and not small:
         parts = decouple(pencil, A, E, twofold=True)
         candidate = _assembled(parts, pencil, model, discrete, nullity)
-    if candidate.A.size and (candidate.error > 1 or nullity):
+    poles = candidate.infinite.poles
+    stiff = poles is not None and np.abs(poles).min() < STIFF * np.abs(poles).max()
+    if candidate.A.size and (candidate.error > 1 or nullity or stiff):
         # rounding of the entries of fast poles moves slow ones, and those that are zero by structure
         parts = decouple(pencil, A, E, twofold=True)
         parts = split_by_size(parts, A, B, E, 0 if discrete else nullity)

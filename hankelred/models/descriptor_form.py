@@ -53,6 +53,12 @@ SINGULAR_PENCIL = (
     "resistor in series)"
 )
 
+UNDECIDED = (
+    "E is singular, and ranks that decide which poles are infinite cannot be told from rounding, although "
+    "s E - A is regular: {}; choose units in which the entries of A and E are of similar size, or eliminate "
+    "the algebraic states first"
+)
+
 
 def equilibrating_scales(M: Array) -> tuple[Array, Array]:
     """Return powers of two for rows and columns that bring their largest entries to about one.
@@ -174,7 +180,7 @@ class Elimination:
             return False
         if q > self.rows.size:
             raise ModelError(
-                SINGULAR_PENCIL.format(f"{q} constraints on {self.rows.size} states with a derivative")
+                UNDECIDED.format(f"{q} constraints on {self.rows.size} states with a derivative")
             )
         self._check_constraints(constraints, multipliers)
         rows, columns = self.rows, self.columns
@@ -260,7 +266,7 @@ class Elimination:
             if values[-1] <= REGULAR * values[0]:
                 relative = 0.0 if values[0] == 0 else float(values[-1] / values[0])
                 raise ModelError(
-                    SINGULAR_PENCIL.format(
+                    UNDECIDED.format(
                         f"{what} depend on each other: least relative singular value {relative:.1e}"
                     )
                 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.netlists import FAULTS, Netlist, difference, random_netlist
 
+import hankelred
 from hankelred import HankelredError, ModelError
 from hankelred.models.linear_model import as_model
 
@@ -75,3 +76,17 @@ def test_a_loop_of_inductors_has_no_residue_at_zero():
         s = 1j * w
         value = model.C @ np.linalg.solve(s * np.eye(2) - model.A, model.B.astype(complex)) + model.D
         assert abs(value[0, 0] + 1 / (1 / 50 + 1 / (s * 1e-9))) <= 1e-13 * 50
+
+
+@pytest.mark.parametrize("stray", [1e-13, 1e-18, 1e-21])
+def test_stray_capacitances_leave_slow_poles_stable(stray):
+    """Story: with 1e-18 F at a node beside 1e-6 F at another E is not singular, and stability was judged by
+    the size of E^-1 A: the slow pole, 1e15 times smaller, was called marginal, its singular value inf."""
+    parts = [("R", 0, 1, 1e3), ("R", 1, 2, 1e3), ("C", 0, -1, 1e-6), ("C", 1, -1, stray), ("C", 2, -1, 2e-6)]
+    parts += [("R", 2, -1, 1e5), ("I", 0, -1, 1.0)]
+    system = Netlist(3, parts).matrices()
+    values = hankelred.hankel_singular_values(system)
+    without = [part for part in parts if part[3] != stray]
+    known = hankelred.hankel_singular_values(Netlist(3, without).matrices())
+    assert np.all(np.isfinite(values))
+    np.testing.assert_allclose(values[:2], known[:2], rtol=1e-6)
