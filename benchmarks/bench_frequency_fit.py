@@ -1,6 +1,6 @@
 """Models fitted to frequency responses, against pyMOR's Loewner, scipy's AAA and scikit-rf's vector fitting.
 
-    python benchmarks/bench_frequency_fit.py [CASE ...]
+    python benchmarks/bench_frequency_fit.py [--first 0] [CASE ...]
 
 400 frequencies are fitted, 3001 others compared with the exact response: the relative L2 error over all
 entries, with noise the root mean square of five draws. The noise is complex, Gaussian, and 1e-3 of each
@@ -129,7 +129,7 @@ METHODS = {
 }
 
 
-def rows(name: str, system: Any, noise: float) -> Iterator[str]:
+def rows(name: str, system: Any, noise: float, first: int) -> Iterator[str]:
     low, high, order = CASES[name]
     omega, test = np.geomspace(low, high, POINTS), np.geomspace(low, high, TEST_POINTS)
     exact_values, exact = response(system, omega), response(system, test)
@@ -137,8 +137,8 @@ def rows(name: str, system: Any, noise: float) -> Iterator[str]:
         if exact[0].size > 1 and method in ("scipy AAA", "hankelred, order chosen"):
             continue  # AAA has one channel; the order of the space station is far above 80
         distances, unstable, seconds = [], 0, 0.0
-        for seed in range(DRAWS if noise and "chosen" not in method else 1):
-            rng = np.random.default_rng(seed)
+        for draw in range(DRAWS if noise and "chosen" not in method else 1):
+            rng = np.random.default_rng(first + draw)
             error = rng.standard_normal(exact_values.shape) + 1j * rng.standard_normal(exact_values.shape)
             values = exact_values + noise * np.abs(exact_values) * error / np.sqrt(2)
             start = time.process_time()
@@ -165,13 +165,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help=f"cases: {', '.join(CASES)} (default: all)")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first draw of the noise")
     args = parser.parse_args()
     print("| model | noise | method | relative error | unstable poles | CPU seconds |")
     print("|---|---|---|---|---|---|")
     for name in args.names or CASES:
         system = resonant() if name == "resonant" else slicot_model(name)[0][:3]
         for noise in (0.0, NOISE):
-            for row in rows(name, system, noise):
+            for row in rows(name, system, noise, args.first):
                 print(row, flush=True)
 
 

@@ -598,3 +598,13 @@ STATELESS: dict[Callable[[LinearModel], Any], Callable[[LinearModel], Any]] = {
 
 def _with_timebase(kind: Any, model: LinearModel, *arguments: Any) -> Any:
     return kind(*arguments, dt=model.dt) if model.is_discrete else kind(*arguments)
+
+
+def sampling_time(dt: Timebase) -> float:
+    """Return the time between the samples of a discrete-time model, 1 where it is unspecified."""
+    return 1.0 if dt is True else float(dt or 0)
+
+
+def timestep(dt: Timebase) -> str:
+    """Return the sampling time of a discrete-time model as text."""
+    return "dt unspecified" if dt is True else f"dt = {dt}"

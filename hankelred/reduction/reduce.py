@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +77,21 @@ class Certificate:
     factorizations: int
 
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
+
+    ModelT = TypeVar("ModelT", default=Any)
+else:
+    from typing import TypeVar
+
+    ModelT = TypeVar("ModelT")
+
+#: Models that are not of the type of the reduced model: matrices in some form, for which a tuple is returned.
+Matrices: TypeAlias = tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
-class Reduction:
+class Reduction(Generic[ModelT]):
     """A reduced model with its singular values, error bound and certificate.
 
     Attributes
@@ -122,7 +135,7 @@ class Reduction:
         Largest relative residual of the Gramian equations with the computed factors.
     """
 
-    system: Any
+    system: ModelT
     order: int
     hankel_singular_values: Array
     noise_floor: float
@@ -250,7 +263,7 @@ class Reduction:
             state = {**state, "system": state["model"].to_user()}
         self.__dict__.update(state)
 
-    def at(self, order: int) -> Reduction:
+    def at(self, order: int) -> Reduction[ModelT]:
         """Return the reduction to another order from the same factors.
 
         Parameters
@@ -439,9 +452,25 @@ class Options(TypedDict, total=False):
 
 
 @overload
-def reduce(sys: Any, order: int | None = None, **options: Unpack[Options]) -> Reduction: ...
+def reduce(
+    sys: Matrices, order: int | None = None, **options: Unpack[Options]
+) -> Reduction[tuple[Array, ...]]: ...
 @overload
-def reduce(sys: Any, order: Sequence[int], **options: Unpack[Options]) -> list[Reduction]: ...
+def reduce(
+    sys: Matrices, order: Sequence[int], **options: Unpack[Options]
+) -> list[Reduction[tuple[Array, ...]]]: ...
+@overload
+def reduce(
+    sys: SecondOrderModel, order: int | None = None, **options: Unpack[Options]
+) -> Reduction[tuple[Array, ...] | SecondOrderModel]: ...
+@overload
+def reduce(
+    sys: SecondOrderModel, order: Sequence[int], **options: Unpack[Options]
+) -> list[Reduction[tuple[Array, ...] | SecondOrderModel]]: ...
+@overload
+def reduce(sys: ModelT, order: int | None = None, **options: Unpack[Options]) -> Reduction[ModelT]: ...
+@overload
+def reduce(sys: ModelT, order: Sequence[int], **options: Unpack[Options]) -> list[Reduction[ModelT]]: ...
 def reduce(
     sys: Any,
     order: int | Sequence[int] | None = None,
@@ -770,6 +799,11 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
         source=source,
         model=model,
     )
+
+
+def attributes_of(reduction: Reduction) -> dict[str, Any]:
+    """Return the attributes of a reduction, for a subclass that adds others to them."""
+    return {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
 
 
 def _truncate_computable(
