@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
 from .arrays import Array
 
+#: An unevaluated sum high + low of arrays.
+Pair: TypeAlias = tuple[Array, Array]
+
 #: Slices of each factor. The first two hold about 40 bits of the largest entry of a row or column. Products
 #: with the third are rounded: to 2^-90 of that entry, and never worse than an ordinary product.
 SLICES = 3
+#: Typical rounding of a product of pairs of up to a thousand terms, relative to the largest entries.
+PAIR_ROUNDING = 2.0**-95
 
 
 def product(A: Array, B: Array) -> tuple[Array, Array]:
@@ -45,6 +51,54 @@ def product(A: Array, B: Array) -> tuple[Array, Array]:
             low += error
     high, low = two_sum(high, low)
     return np.ldexp(high, columns), np.ldexp(low, columns)
+
+
+def pair(M: Array) -> Pair:
+    """Return a matrix as a pair."""
+    return M, np.zeros_like(M)
+
+
+def pair_product(X: Pair, Y: Pair) -> Pair:
+    """Return the product of two matrices that are pairs."""
+    high, low = product(X[0], Y[0])
+    for left, right in ((X[0], Y[1]), (X[1], Y[0])):
+        if np.any(left) and np.any(right):
+            low = low + left @ right
+    return two_sum(high, low)
+
+
+def product_rounding(X: Array, Y: Array) -> Array:
+    """Return about how large the rounding of the entries of a product of pairs is, from the sizes of both.
+
+    Roundings are independent, so their squares add up.
+    """
+    columns = Y.max(axis=0, initial=0.0)
+    units = (Y / np.where(columns > 0, columns, 1.0)).max(axis=1, initial=0.0)
+    return PAIR_ROUNDING * np.outer(root_square_product(X, units), columns)
+
+
+def root_square_product(X: Array, Y: Array) -> Array:
+    """Return the size of X @ Y with independent terms, from the sizes of both: the root of X^2 @ Y^2."""
+    rows, columns = X.max(axis=1, initial=0.0), Y.max(axis=0, initial=0.0)
+    rows, columns = np.where(rows > 0, rows, 1.0), np.where(columns > 0, columns, 1.0)
+    scaled = (X / rows[:, None]) ** 2 @ (Y / columns) ** 2
+    return np.asarray(np.sqrt(scaled) * (np.outer(rows, columns) if Y.ndim == 2 else rows * columns))
+
+
+def pair_sum(X: Pair, Y: Pair) -> Pair:
+    """Return the sum of two arrays that are pairs."""
+    high, rest = two_sum(X[0], Y[0])
+    return two_sum(high, rest + (X[1] + Y[1]))
+
+
+def refined_pair_solution(solve: Callable[[Array], Array], A: Pair, b: Pair, steps: int) -> Pair:
+    """Return the solution of A x = b, all of them pairs; ``solve`` solves it in double precision."""
+    x = pair(solve(b[0]))
+    for _ in range(steps):
+        image = pair_product(A, x)
+        defect = pair_sum(b, (-image[0], -image[1]))
+        x = pair_sum(x, pair(solve(defect[0] + defect[1])))
+    return x
 
 
 def refined_solution(

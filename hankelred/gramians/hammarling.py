@@ -21,6 +21,7 @@ import operator
 from typing import Any
 
 import numpy as np
+import scipy.linalg as sla
 from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
 from .._util.arrays import Array, reduce_columns, schur_poles
@@ -171,7 +172,24 @@ def _sylvester(T: Array, S: Array, W: Array) -> Array:
     X, scale, info = trsyl(T, S, W, tranb="C")
     if info < 0 or scale == 0:
         raise _solver_error("trsyl", info)
+    if info > 0:  # LAPACK changes sums of poles below rounding of the fastest, as in stiff circuits
+        return _sylvester_of_stiff(T, S, W)
     return X if scale == 1 else X / scale
+
+
+def _sylvester_of_stiff(T: Array, S: Array, W: Array) -> Array:
+    """Return the X of T X + X S^H = W, column by column, whatever the sizes of the poles."""
+    (T, Q), (S, P) = (
+        (M, np.eye(len(M))) if np.iscomplexobj(M) else sla.rsf2csf(M, np.eye(len(M))) for M in (T, S)
+    )
+    right_side = Q.conj().T @ W @ P
+    X = np.zeros(right_side.shape, complex)
+    eye = np.eye(len(T))
+    for k in reversed(range(len(S))):
+        column = right_side[:, k] - X[:, k + 1 :] @ S[k, k + 1 :].conj()
+        X[:, k] = sla.solve_triangular(T + S[k, k].conj() * eye, column, check_finite=False)
+    out = Q @ X @ P.conj().T
+    return np.asarray(out if np.iscomplexobj(W) else out.real)
 
 
 def _factor_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:

@@ -22,8 +22,18 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array, largest_entry, reciprocal_condition
-from .._util.twofold import product, refined_solution, two_product, two_sum
+from .._util.twofold import (
+    Pair,
+    pair,
+    pair_product,
+    pair_sum,
+    refined_pair_solution,
+    refined_solution,
+    two_product,
+    two_sum,
+)
 from ..errors import ConvergenceError, ModelError
+from .descriptor_bases import DecoupledPencil, decouple, split_by_size
 from .descriptor_form import (
     SINGULAR_PENCIL,
     SMALLEST_GAP,
@@ -33,8 +43,6 @@ from .descriptor_form import (
 )
 from .frequency_response import points_off_the_poles
 
-#: Corrections of the bases, each of which squares their errors.
-CORRECTIONS = 2
 #: Models with more states are corrected only where the comparison fails without.
 ALWAYS_CORRECTED = 1000
 #: Largest difference of the transfer functions that is accepted, relative to the original's.
@@ -52,8 +60,22 @@ DATA_ROUNDING = 10
 LEAST_COMPARED = 2
 #: Points at which transfer functions are compared, and for models with more than ALWAYS_CORRECTED states.
 POINTS, FEW_POINTS = 9, 3
+#: Entries of the bases, relative to the largest of a row or column, that are rounding of pairs.
+BASIS_ROUNDING = 2.0**-86
+#: Gap above rounding that leaves no doubt that a singular value is not zero.
+CLEAR_GAP = 1e5
+#: Poles smaller than the fastest by more are lost in a Schur form of all.
+STIFF = 1e-12
+#: Margin of a pole that is stable beyond doubt.
+CLEARLY_STABLE = 1e-12
+#: Lowest frequency that is compared beside marginal poles, relative to the slowest other pole.
+FAR_BELOW = 1e-4
 #: Reciprocal condition number below which s E - A is singular.
 SINGULAR = 1e-15
+#: Entries of a null vector below this share of the largest are zero.
+NULL_ENTRY = 1e-6
+#: Indices of states that a message names, and null vectors.
+NAMED, NAMED_VECTORS = 8, 3
 #: Corrections of a solution with s E - A.
 REFINEMENTS = 3
 
@@ -160,7 +182,10 @@ def finite_part(
         )
     if not agreeing:
         raise failure or ModelError("the infinite poles cannot be separated")
-    best = max(agreeing, key=lambda one: one.infinite.gap)
+    # what is far above rounding is no zero, although the gap above it may be wider
+    best = agreeing[0]
+    if agreeing[0] is not candidates[0] or best.infinite.gap < CLEAR_GAP:
+        best = max(agreeing, key=lambda one: one.infinite.gap)
     if best.infinite.gap < SMALLEST_GAP:
         raise ModelError(
             f"E is nearly singular, and infinite poles cannot be told from large finite ones: singular "
@@ -176,170 +201,171 @@ def _refuse_singular_pencil(A: Array, E: Array) -> None:
     n = A.shape[0]
     size_of_E = largest_entry(E)
     unit = largest_entry(A) / size_of_E if size_of_E > 0 else 1.0
-    worst = 0.0
+    worst, singular = math.inf, np.zeros((n, n), complex)
     for scale in (1e-3, 1.0, 1e3):
         M = (0.6 + 0.8j) * scale * (unit or 1.0) * E - A
         rows, columns = equilibrating_scales(M)
-        if not np.all(np.any(M, axis=0)) or not np.all(np.any(M, axis=1)):
-            break
         M = M * rows[:, None] * columns
-        rcond = reciprocal_condition(M)
+        zeros = not np.all(np.any(M, axis=0)) or not np.all(np.any(M, axis=1))
+        rcond = 0.0 if zeros else reciprocal_condition(M)
         if rcond > SINGULAR * math.sqrt(n):
             return
-        worst = max(worst, rcond)
+        if rcond < worst:
+            worst, singular = rcond, M
+    U, values, Vh = np.linalg.svd(singular)
+    dimension = max(1, int(np.count_nonzero(values <= SINGULAR * n * values[0])))
+    states, equations = (_supports(basis[:, -dimension:]) for basis in (Vh.conj().T, U.conj()))
     raise ModelError(
-        SINGULAR_PENCIL.format(f"its reciprocal condition number is at most {worst:.1e} at three values of s")
+        SINGULAR_PENCIL.format(
+            f"its reciprocal condition number is at most {worst:.1e} at three values of s, and its null "
+            f"space has dimension {dimension}: {_listed(states, 'states')} are not determined, and "
+            f"{_listed(equations, 'equations')} depend on each other"
+        )
     )
+
+
+def _supports(basis: Array) -> list[Array]:
+    """Return the indices of the entries that are not zero in a basis of a null space with many zeros."""
+    pivots = sla.qr(basis.conj().T, mode="r", pivoting=True)[1][: basis.shape[1]]
+    sparse = np.abs(basis @ np.linalg.inv(basis[pivots]))
+    return [np.flatnonzero(column > NULL_ENTRY * column.max()) for column in sparse.T]
+
+
+def _listed(supports: list[Array], what: str) -> str:
+    """Return the indices of some of the supports for a message."""
+    lists = [
+        ", ".join(map(str, support[:NAMED])) + (", ..." if support.size > NAMED else "")
+        for support in supports[:NAMED_VECTORS]
+    ]
+    more = "" if len(supports) <= NAMED_VECTORS else " and others"
+    return f"{what} {' or '.join(f'[{one}]' for one in lists)}{more}"
 
 
 def _candidate(
     pencil: SeparatedPencil, model: tuple[Array, Array, Array, Array, Array], discrete: bool
 ) -> _Candidate:
-    n = model[0].shape[0]
-    corrected = n <= ALWAYS_CORRECTED
-    candidate = _assembled(_corrected(pencil, model[0], model[4], corrected), model, discrete)
-    if candidate.error > 1 and not corrected:
-        candidate = _assembled(_corrected(pencil, model[0], model[4], True), model, discrete)
+    """Return a candidate that agrees with the model, or the best; what is cheap is tried first."""
+    A, B, _, _, E = model
+    small = A.shape[0] <= ALWAYS_CORRECTED
+    nullity = _nullity(A - E if discrete else A) if small else 0
+    candidate = _assembled(decouple(pencil, A, E, twofold=small), pencil, model, discrete, nullity)
+    if candidate.error > 1 and not small:
+        parts = decouple(pencil, A, E, twofold=True)
+        candidate = _assembled(parts, pencil, model, discrete, nullity)
+    poles = candidate.infinite.poles
+    stiff = poles is not None and np.abs(poles).min() < STIFF * np.abs(poles).max()
+    if candidate.A.size and (candidate.error > 1 or nullity or stiff):
+        # rounding of the entries of fast poles moves slow ones, and those that are zero by structure
+        parts = decouple(pencil, A, E, twofold=True)
+        parts = split_by_size(parts, A, B, E, 0 if discrete else nullity)
+        split = _assembled(parts, pencil, model, discrete, nullity)
+        candidate = split if split.error <= max(candidate.error, 1.0) else candidate
     return candidate
 
 
-@dataclass(frozen=True, eq=False)
-class _Blocks:
-    """The bases, and the pencil in them: infinite part (A strictly block triangular below), finite part."""
-
-    left: Array
-    right: Array
-    A: Array
-    E: Array
-    k: int
-    blocks: list[Array]
-    coupled: Array
-    gap: float
-
-
-def _corrected(pencil: SeparatedPencil, A: Array, E: Array, twofold: bool) -> _Blocks:
-    """Decouple the two parts: correct the bases until both matrices are block diagonal."""
-    left, right, k = pencil.left.copy(), pencil.right.copy(), pencil.n_infinite
-
-    def transformed(M: Array) -> Array:
-        if not twofold:
-            return np.asarray(left @ M @ right)
-        high, low = product(M, right)
-        total, rest = product(left, high)
-        return np.asarray(total + (rest + left @ low))
-
-    finite, infinite = slice(k, None), slice(0, k)
-    for _ in range(1 + CORRECTIONS if twofold else 1):
-        if k in (0, A.shape[0]):
-            break
-        X, Y = _coupling_of_finite_rows(transformed(A), transformed(E), pencil.blocks, k)
-        right[:, infinite] += right[:, finite] @ X
-        left[finite] -= Y @ left[infinite]
-        X, Y = _coupling_of_infinite_rows(transformed(A), transformed(E), pencil.blocks, k)
-        right[:, finite] += right[:, infinite] @ X
-        left[infinite] -= Y @ left[finite]
-    return _Blocks(left, right, transformed(A), transformed(E), k, pencil.blocks, pencil.coupled, pencil.gap)
-
-
-def _coupling_of_finite_rows(A: Array, E: Array, blocks: list[Array], k: int) -> tuple[Array, Array]:
-    """Solve A_f X - Y A_i = -A_fi and E_f X - Y E_i = -E_fi, block by block: E_i has no diagonal blocks."""
-    finite = slice(k, None)
-    X, Y = np.zeros((A.shape[0] - k, k), A.dtype), np.zeros((A.shape[0] - k, k), A.dtype)
-    factors = sla.lu_factor(E[finite, finite], check_finite=False)
-    for block in blocks:
-        done = slice(0, int(block[0]))
-        X[:, block] = sla.lu_solve(factors, Y[:, done] @ E[done, block] - E[finite, block])
-        rest = A[finite, finite] @ X[:, block] + A[finite, block] - Y[:, done] @ A[done, block]
-        Y[:, block] = np.linalg.solve(A[np.ix_(block, block)].T, rest.T).T
-    return X, Y
-
-
-def _coupling_of_infinite_rows(A: Array, E: Array, blocks: list[Array], k: int) -> tuple[Array, Array]:
-    """Solve A_i X - Y A_f = -A_if and E_i X - Y E_f = -E_if, from the last block to the first."""
-    finite = slice(k, None)
-    X, Y = np.zeros((k, A.shape[0] - k), A.dtype), np.zeros((k, A.shape[0] - k), A.dtype)
-    factors = sla.lu_factor(E[finite, finite], check_finite=False)
-    for block in reversed(blocks):
-        done = slice(int(block[-1]) + 1, k)
-        Y[block] = sla.lu_solve(factors, (E[block, done] @ X[done] + E[block, finite]).T, trans=1).T
-        rest = Y[block] @ A[finite, finite] - A[block, finite] - A[block, done] @ X[done]
-        X[block] = np.linalg.solve(A[np.ix_(block, block)], rest)
-    return X, Y
-
-
-def _assembled(parts: _Blocks, model: tuple[Array, Array, Array, Array, Array], discrete: bool) -> _Candidate:
-    """Return the state space and the polynomial of separated parts, compared with the model."""
+def _assembled(
+    parts: DecoupledPencil,
+    pencil: SeparatedPencil,
+    model: tuple[Array, Array, Array, Array, Array],
+    discrete: bool,
+    nullity: int,
+) -> _Candidate:
+    """Return the state space and the polynomial of decoupled parts, compared with the model."""
     A, B, C, D, E = model
-    k = parts.k
-    factors = sla.lu_factor(parts.E[k:, k:], check_finite=False) if k < A.shape[0] else None
-    left, right = parts.left[k:], parts.right[:, k:]
-    if not all(np.all(np.isfinite(M)) for M in (parts.left, parts.right, parts.A, parts.E)):
-        raise ModelError("E is singular, and its infinite poles cannot be separated: the bases overflow")
-    if factors is None:
-        Af = parts.A[k:, k:]
-    else:
-        Af = sla.lu_solve(factors, parts.A[k:, k:], check_finite=False)
-        left = sla.lu_solve(factors, left, check_finite=False)
-    states = _polynomial(parts, B)
+    states = _polynomial(parts, pencil, B)
     direct, improper = _transfer_polynomial(C, D, states)
+    left, right = parts.left[0], parts.right[0]
+    Bf = _rounded(pair_product(parts.left, pair(B)), _outer_sizes(left, B))
+    Cf = _rounded(pair_product(pair(C), parts.right), _outer_sizes(C, right))
+    if not all(np.all(np.isfinite(M)) for M in (parts.A, Bf, Cf, left, right)):
+        raise ModelError("E is singular, and its infinite poles cannot be separated: the bases overflow")
     poles = margins = None
-    if 0 < Af.shape[0] <= ALWAYS_CORRECTED:
-        nullity = _nullity(A - E if discrete else A)
-        poles, margins = _margins(Af, factors, parts.A[k:, k:], parts.E[k:, k:], nullity, discrete)
+    if 0 < parts.A.shape[0] <= ALWAYS_CORRECTED:
+        poles, margins = _margins(parts, nullity, discrete)
         improper = _without_invisible(improper, direct, float(np.abs(poles).max()))
     infinite = InfinitePart(
         improper,
-        parts.gap,
+        pencil.gap,
         A.shape[0],
         left.T,
         right,
         (left @ E).T,
-        tuple(X for X, _ in states),
+        tuple(X[0] for X, _ in states),
         E,
         poles,
         margins,
     )
-    Bf, Cf = left @ B, C @ right
-    error = _disagreement(model, (Af, Bf, Cf), (direct, *improper), _points(Af, poles, discrete, A.shape[0]))
-    return _Candidate(Af, Bf, Cf, direct, infinite, error)
+    points = _points(parts.A, poles, discrete, A.shape[0])
+    if poles is not None and margins is not None and not discrete:
+        points = np.concatenate([points, _points_beside_marginal(poles, margins)])
+    finite = [(parts.A[i, i], Bf[i], Cf[:, i]) for i in parts.blocks]
+    error = _disagreement(model, finite, (direct, *improper), points)
+    return _Candidate(parts.A, Bf, Cf, direct, infinite, error)
 
 
-def _polynomial(parts: _Blocks, B: Array) -> list[tuple[Array, Array]]:
+def _rounded(value: Pair, sizes: Array) -> Array:
+    """Return a pair in double precision; entries that are rounding of pairs of these sizes are zero."""
+    total = value[0] + value[1]
+    return np.where(np.abs(total) > BASIS_ROUNDING * sizes, total, 0.0)
+
+
+def _sizes_of_terms(X: Array, sizes: Array) -> Array:
+    """Return the sizes of the terms of a product, of which NEGLIGIBLE is rounding; bases are rounded too."""
+    return np.asarray(np.abs(X) @ sizes + BASIS_ROUNDING / NEGLIGIBLE * _outer_sizes(X, sizes))
+
+
+def _outer_sizes(X: Array, Y: Array) -> Array:
+    """Return the products of the largest entries of the rows of X and the columns of Y."""
+    return np.outer(np.abs(X).max(axis=1, initial=0.0), np.abs(Y).max(axis=0, initial=0.0))
+
+
+def _polynomial(parts: DecoupledPencil, pencil: SeparatedPencil, B: Array) -> list[tuple[Pair, Array]]:
     """Return X_k with x = ... + X_0 u + X_1 u' + ..., and the size of the terms in the sums that they are."""
-    k = parts.k
-    if k == 0:
+    if pencil.n_infinite == 0:
         return []
-    A, E = parts.A[:k, :k].copy(), parts.E[:k, :k].copy()
-    for i, row_block in enumerate(parts.blocks):  # zero but for rounding
-        for j, block in enumerate(parts.blocks):
-            if j < i:
-                A[np.ix_(row_block, block)] = 0
-            if not parts.coupled[i, j]:
-                E[np.ix_(row_block, block)] = 0
-    right = parts.right[:, :k]
-    factors = sla.lu_factor(A, check_finite=False)
-    inputs = parts.left[:k] @ B
-    size = np.abs(parts.left[:k]) @ np.abs(B)
-    inverse = np.abs(sla.lu_solve(factors, np.eye(k), check_finite=False))
-    terms = []
-    for _ in range(len(parts.blocks) + 1):
-        inputs, size = sla.lu_solve(factors, inputs, check_finite=False), inverse @ size
-        terms.append((-right @ inputs, np.abs(right) @ size))
-        inputs, size = E @ inputs, np.abs(E) @ size
-    while len(terms) > 1 and not np.any(np.abs(terms[-1][0]) > NEGLIGIBLE * terms[-1][1]):
-        terms.pop()
-    return terms
+    A, E = parts.infinite_A, parts.infinite_E
+    triangular, nilpotent = ((M[0].copy(), M[1].copy()) for M in (A, E))
+    for i, row_block in enumerate(pencil.blocks):  # zero but for rounding
+        for j, block in enumerate(pencil.blocks):
+            for M, zero in ((triangular, j < i), (nilpotent, not pencil.coupled[i, j])):
+                if zero:
+                    M[0][np.ix_(row_block, block)] = M[1][np.ix_(row_block, block)] = 0.0
+    # rounding below the diagonal of A would raise the degree, and is part of D_0
+    powers = _powers(parts, triangular, nilpotent, B, len(pencil.blocks) + 1)
+    while len(powers) > 1 and not np.any(np.abs(powers[-1][0][0]) > NEGLIGIBLE * powers[-1][1]):
+        powers.pop()
+    return _powers(parts, A, nilpotent, B, 1) + powers[1:]
+
+
+def _powers(parts: DecoupledPencil, A: Pair, E: Pair, B: Array, count: int) -> list[tuple[Pair, Array]]:
+    """Return -right (A^-1 E)^k A^-1 left B of an infinite part, and the size of the terms of the sums."""
+    factors = sla.lu_factor(A[0], check_finite=False)
+
+    def solve(b: Array) -> Array:
+        return np.asarray(sla.lu_solve(factors, b, check_finite=False))
+
+    inputs = pair_product(parts.infinite_left, pair(B))
+    right = -parts.infinite_right[0], -parts.infinite_right[1]
+    size = _sizes_of_terms(parts.infinite_left[0], np.abs(B))
+    inverse = np.abs(solve(np.eye(A[0].shape[0])))
+    powers = []
+    for _ in range(count):
+        inputs, size = refined_pair_solution(solve, A, inputs, REFINEMENTS), inverse @ size
+        powers.append((pair_product(right, inputs), _sizes_of_terms(right[0], size)))
+        inputs, size = pair_product(E, inputs), np.abs(E[0]) @ size
+    return powers
 
 
 def _transfer_polynomial(
-    C: Array, D: Array, states: list[tuple[Array, Array]]
+    C: Array, D: Array, states: list[tuple[Pair, Array]]
 ) -> tuple[Array, tuple[Array, ...]]:
     """Return D_0 and (D_1, D_2, ...); entries that are rounding are zero."""
     terms = []
     for power, (X, size) in enumerate(states):
-        value, terms_of_sum = C @ X, np.abs(C) @ size
+        total, terms_of_sum = pair_product(pair(C), X), _sizes_of_terms(C, size)
         if power == 0:
-            value, terms_of_sum = value + D, terms_of_sum + np.abs(D)
+            total, terms_of_sum = pair_sum(total, pair(D)), terms_of_sum + np.abs(D)
+        value = total[0] + total[1]
         terms.append(np.where(np.abs(value) > NEGLIGIBLE * terms_of_sum, value, 0.0))
     if not terms:
         return D, ()
@@ -360,32 +386,28 @@ def _without_invisible(improper: tuple[Array, ...], direct: Array, fastest: floa
     return tuple(kept)
 
 
-def _margins(
-    Af: Array,
-    factors: tuple[Array, Array] | None,
-    A: Array,
-    E: Array,
-    nullity: int,
-    discrete: bool,
-) -> tuple[Array, Array]:
-    """Return the poles and how far they are inside the boundary, by the sensitivities of the pencil.
+def _margins(parts: DecoupledPencil, nullity: int, discrete: bool) -> tuple[Array, Array]:
+    """Return the poles and how far they are inside the boundary, by the sensitivities of decoupled parts.
 
     ``nullity`` is the number of poles at s = 0 (z = 1) by the null space of the user's pencil: poles that are
     on the boundary by structure, as of a loop of inductors, do not move with the entries at all.
     """
-    rows, columns = equilibrating_scales(Af)
-    scale = np.sqrt(columns / rows)  # states such that rows and columns of A_f are of the same size
-    poles, Y, X = sla.eig(Af * scale / scale[:, None], left=True, right=True, check_finite=False)
-    X, Y = X * scale[:, None], Y / scale[:, None]
-    weight = np.abs(np.sum(Y.conj() * X, axis=0))
-    if factors is not None:
-        Y = sla.lu_solve(factors, Y, trans=2, check_finite=False)
-    depth = 1 - np.abs(poles) if discrete else -poles.real
-    change = np.sum(np.abs(Y) * (np.abs(A) @ np.abs(X)), axis=0)
-    change += np.abs(poles) * np.sum(np.abs(Y) * (np.abs(E) @ np.abs(X)), axis=0)
-    margins = depth * weight / np.where(change > 0, change, 1.0)
+    of_blocks = [_margins_of_block(parts.A[block, block], discrete) for block in parts.blocks]
+    poles, margins = (np.concatenate(values) for values in zip(*of_blocks, strict=True))
     margins[np.argsort(np.abs(poles - (1.0 if discrete else 0.0)))[:nullity]] = 0.0
     return poles, margins
+
+
+def _margins_of_block(A: Array, discrete: bool) -> tuple[Array, Array]:
+    rows, columns = equilibrating_scales(A)
+    scale = np.sqrt(columns / rows)  # states such that rows and columns of A are of the same size
+    poles, Y, X = sla.eig(A * scale / scale[:, None], left=True, right=True, check_finite=False)
+    X, Y = X * scale[:, None], Y / scale[:, None]
+    weight = np.abs(np.sum(Y.conj() * X, axis=0))
+    depth = 1 - np.abs(poles) if discrete else -poles.real
+    change = np.sum(np.abs(Y) * (np.abs(A) @ np.abs(X)), axis=0)
+    change += np.abs(poles) * np.sum(np.abs(Y) * np.abs(X), axis=0)
+    return poles, depth * weight / np.where(change > 0, change, 1.0)
 
 
 def _nullity(M: Array) -> int:
@@ -402,7 +424,7 @@ def keeps_response(
     _, _, C, D, _ = model
     Af, Bf = folded
     points = _points(Af, np.linalg.eigvals(Af), discrete, Af.shape[0])
-    apart = _disagreement(model, (Af, Bf, C), (D,), points)
+    apart = _disagreement(model, [(Af, Bf, C)], (D,), points)
     return apart <= 1 or math.isinf(apart)
 
 
@@ -417,9 +439,20 @@ def _points(Af: Array, poles: Array | None, discrete: bool, n: int) -> Array:
     return candidates[np.unique(np.linspace(0, candidates.size - 1, count).astype(int))]
 
 
+def _points_beside_marginal(poles: Array, margins: Array) -> Array:
+    """Return points from below the slowest clearly stable pole to the fastest, if others are marginal.
+
+    At the frequencies of poles that may be zero the response is rounding, and tells nothing.
+    """
+    clear = np.abs(poles[margins > CLEARLY_STABLE])
+    if clear.size in (0, poles.size):
+        return np.zeros(0, complex)
+    return 1j * np.geomspace(clear.min() * FAR_BELOW, clear.max(), POINTS)
+
+
 def _disagreement(
     model: tuple[Array, Array, Array, Array, Array],
-    finite: tuple[Array, Array, Array],
+    finite: list[tuple[Array, Array, Array]],
     polynomial: tuple[Array, ...],
     points: Array,
 ) -> float:
@@ -427,18 +460,19 @@ def _disagreement(
     A, B, C, D, E = model
     if 0 in D.shape:
         return 0.0
-    Af, Bf, Cf = finite
-    eye = np.eye(Af.shape[0])
     worst = 0.0
     compared = 0
-    for s in points:
+    peak = 0.0
+    # rounding at low frequencies is relative to the response at higher ones, where it may vanish itself
+    for s in points[np.argsort(-np.abs(points), kind="stable")]:
         try:
             original, sensitivity = pencil_response(A, E, B, C, complex(s))
             original = original + D
-            part = Cf @ np.linalg.solve(s * eye - Af, Bf.astype(complex))
+            terms = [Cf @ np.linalg.solve(s * np.eye(len(Af)) - Af, Bf + 0j) for Af, Bf, Cf in finite]
         except np.linalg.LinAlgError:  # a point that is a pole to the solver
             continue
-        terms = [part] + [s**power * Dk for power, Dk in enumerate(polynomial)]
+        peak = max(peak, sum(float(np.linalg.norm(term)) for term in terms))
+        terms += [s**power * Dk for power, Dk in enumerate(polynomial)]
         apart = float(np.linalg.norm(original - sum(terms)))
         accepted = ACCEPTED * float(np.linalg.norm(original))
         if not math.isfinite(apart):
@@ -448,6 +482,7 @@ def _disagreement(
             float(np.linalg.norm(term)) for term in terms
         )
         compared += min(unavoidable, apart) <= accepted
+        unavoidable = max(unavoidable, CANCELED * peak)
         level = accepted + unavoidable
         worst = max(worst, apart / level if level > 0 else (0.0 if apart == 0 else math.inf))
     return worst if compared >= min(LEAST_COMPARED, points.size) or worst == 0 else math.inf

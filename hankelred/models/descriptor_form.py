@@ -47,8 +47,16 @@ REGULAR = 1e-12
 
 SINGULAR_PENCIL = (
     "the pencil s E - A is singular, det(s E - A) = 0 for every s ({}): the equations do not determine the "
-    "states; look for a state that is in no equation, an equation that is there twice, or a part of a "
-    "circuit without a reference node"
+    "states; look for a state that is in no equation, an equation that is there twice, or, in a circuit, for "
+    "a part that has no reference node or that only current sources connect to it (connect a node to ground, "
+    "by a large resistor if need be), and for voltage sources in a loop (leave one out, or put a small "
+    "resistor in series)"
+)
+
+UNDECIDED = (
+    "E is singular, and ranks that decide which poles are infinite cannot be told from rounding, although "
+    "s E - A is regular: {}; choose units in which the entries of A and E are of similar size, or eliminate "
+    "the algebraic states first"
 )
 
 
@@ -172,7 +180,7 @@ class Elimination:
             return False
         if q > self.rows.size:
             raise ModelError(
-                SINGULAR_PENCIL.format(f"{q} constraints on {self.rows.size} states with a derivative")
+                UNDECIDED.format(f"{q} constraints on {self.rows.size} states with a derivative")
             )
         self._check_constraints(constraints, multipliers)
         rows, columns = self.rows, self.columns
@@ -258,7 +266,7 @@ class Elimination:
             if values[-1] <= REGULAR * values[0]:
                 relative = 0.0 if values[0] == 0 else float(values[-1] / values[0])
                 raise ModelError(
-                    SINGULAR_PENCIL.format(
+                    UNDECIDED.format(
                         f"{what} depend on each other: least relative singular value {relative:.1e}"
                     )
                 )
