@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._util import matrix_market
-from ._util.mat_files import MatFile
+from ._util.mat_files import MatFile, Unread
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
@@ -41,7 +41,7 @@ def read_model(
     path : path
         ``.mat`` (MATLAB 4 to 7.2, also with sparse matrices), ``.npz`` or ``.json`` (nested lists). Keys A,
         B, C and optionally D, E and dt, in upper or lower case; others are ignored. They may be the fields of
-        the only struct (in JSON: object) of a file, where MATLAB's Ts counts as dt. A file with M and K and
+        the only struct (in JSON: object) of a file. MATLAB's Ts counts as dt. A file with M and K and
         without A is a second-order model: M, D (or E), K, B, and C (or Cp, Cv, Du). Alternatively one of
         the Matrix Market files ``NAME.A``, ``NAME.B``, ``NAME.C``, ``NAME.E`` or ``NAME.M``, ``NAME.K`` and
         so on, which are read together.
@@ -99,7 +99,18 @@ def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str,
                 raise FileFormatError(f"a second-order model has one {what}; this file has {count}")
         return matrices, 0
     matrices = _matrices(content, KEYS if dt is None else KEYS[:-1], ("A", "B", "C"))
-    return matrices, _timebase(matrices.get("dt")) if dt is None else dt
+    if dt is not None:
+        return matrices, dt
+    steps = [name for name in content if name.lower() == "ts"]
+    if not steps:
+        return matrices, _timebase(matrices.get("dt"))
+    if "dt" in matrices or len(steps) > 1:
+        raise FileFormatError(
+            f"it has {' and '.join([*steps, *(['dt'] if 'dt' in matrices else [])])}; keep one"
+        )
+    step = content[steps[0]]
+    # MATLAB's -1 is discrete time with an unknown step
+    return matrices, True if np.size(step) == 1 and np.all(np.asarray(step) == -1) else _timebase(step)
 
 
 def _fields_of_struct(content: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -110,12 +121,18 @@ def _fields_of_struct(content: Mapping[str, Any]) -> dict[str, Any] | None:
         structs = [value for value in content.values() if isinstance(value, dict)]
     if len(structs) != 1:
         return None
-    fields: dict[str, Any] = dict(structs[0])
-    if "Ts" in fields and "dt" not in fields:
-        step = np.asarray(fields.pop("Ts"))
-        # MATLAB's -1 is discrete time with an unknown step
-        fields["dt"] = "True" if step.size == 1 and step.item() == -1 else step
+    # MATLAB's get(sys) has empty matrices for what a model does not have
+    fields = {key: value for key, value in structs[0].items() if not _is_empty(value)}
+    for key in fields:
+        if key.lower().endswith("delay") and np.any(np.asarray(fields[key]) != 0):
+            raise FileFormatError(f"the struct has a {in_one_line(key, 60)}, and models have no delays")
+        if key.lower() == "timeunit" and fields[key] != "seconds":
+            raise FileFormatError(f"the {in_one_line(key, 60)} of the struct must be seconds")
     return fields
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (hasattr(value, "shape") and 0 in value.shape)
 
 
 def _second_order(matrices: Mapping[str, Any]) -> SecondOrderModel:
@@ -205,7 +222,9 @@ _WORDS_OF_JSON = {str: "a string", bool: "a boolean", dict: "an object", type(No
 def _check_entries(key: str, value: Any) -> None:
     """Refuse entries that numpy would silently convert to numbers: strings, booleans, dates."""
     problem = None
-    if hasattr(value, "dtype"):
+    if isinstance(value, Unread):
+        problem = f"a MATLAB {value.kind}"
+    elif hasattr(value, "dtype"):
         if value.dtype.kind not in "iufc":
             problem = _KINDS.get(value.dtype.kind, f"entries of type {value.dtype}")
     elif isinstance(value, str):

@@ -63,6 +63,13 @@ class _Variable:
     stored_as: str = ""
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A field of a struct of a kind that is not read."""
+
+    kind: str
+
+
 class MatFile(Mapping[str, Any]):
     """The variables of an open MAT-file by name; each is read when it is looked up.
 
@@ -122,7 +129,7 @@ class MatFile(Mapping[str, Any]):
         return self._read_whole(variable, self._read)
 
     def fields(self, name: str) -> dict[str, Any]:
-        """Return the fields of a struct that hold numbers, sparse matrices or text.
+        """Return the fields of a struct; those that are not read (cells, structs, objects) are `Unread`.
 
         Raises
         ------
@@ -184,13 +191,15 @@ class MatFile(Mapping[str, Any]):
             if kind != _MATRIX:
                 raise _damaged(f"the field {in_one_line(name, 60)} of a struct")
             if not data:  # an empty matrix may be written without a header
+                fields[name] = np.zeros((0, 0))
                 continue
             field = _Stream(io.BytesIO(data), 0, len(data))
             _, what, field_shape, is_complex = _header(field, self._order, False)
             if what in _VALUES:
-                fields[name] = self._read(
-                    _Variable(what, 0, len(data), False, field_shape, is_complex), field
-                )
+                variable = _Variable(what, 0, len(data), False, field_shape, is_complex)
+                fields[name] = self._read(variable, field)
+            else:
+                fields[name] = Unread(what)
         return fields
 
     def _parts(self, variable: _Variable, stream: _Stream) -> list[Array]:

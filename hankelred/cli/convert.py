@@ -21,6 +21,8 @@ from .options import dt_option, force_option
 def convert(model: Path, out: Path, dt: Timebase, force: bool) -> None:
     """Write MODEL to OUT (.mat, .npz, .json), as A, B, C, D and dt.
 
+    Models of more than 5000 states stay sparse, and are not written.
+
     \b
     Example:
       hankelred convert model.mat copy.json --dt 0.1

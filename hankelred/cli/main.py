@@ -184,9 +184,9 @@ def reduce(
     band_error = reduction.error(band=list(band)) if band else None
     horizon_error = None if horizon is None else reduction.error(horizon=horizon)
     if as_json:
-        print_json(
-            {**_fields(system, reduction), "error_in_band": band_error, "error_until_horizon": horizon_error}
-        )
+        regional = {"error_in_band": band_error, "error_until_horizon": horizon_error}
+        measured = {name: error for name, error in regional.items() if error is not None}
+        print_json({**_fields(system, reduction), **measured})
     else:
         print_reduction(system, reduction)
         if band_error is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 
 from ..files import read_model
 from ..models.linear_model import Timebase
+from ..models.sparse_model import large_model
 from .console import describe, print_json, sizes_of
 from .options import json_option, model_options
 
@@ -29,13 +31,13 @@ def norm(model: Path, dt: Timebase, stability_tol: float, kind: Any, as_json: bo
     from ..reduction.norms import norm as norm_of
 
     system = read_model(model, dt)
-    # large sparse models have no frequency of the largest gain
-    with_frequency = kind in ("hinf", "linf") and not hasattr(system, "make_pencil")
+    # of large sparse models the frequency of the largest gain is not known
+    with_frequency = kind in ("hinf", "linf") and large_model(system) is None
     result = norm_of(system, kind, return_frequency=with_frequency, stability_tol=stability_tol)
     value, frequency = result if with_frequency else (result, None)
     if as_json:
         print_json({**sizes_of(system), "kind": kind, "norm": value, "frequency": frequency})
         return
     unit = "rad/sample" if system.dt is True else "rad/s"
-    at = "" if frequency is None else f" at {frequency:.6g} {unit}"
+    at = "" if frequency is None or math.isnan(frequency) else f" at {frequency:.6g} {unit}"
     click.echo(f"{describe(system)}\n{kind} norm: {value:.6e}{at}")

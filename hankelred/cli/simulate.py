@@ -67,12 +67,20 @@ def simulate(
         columns = [k for k in range(table.shape[1]) if k not in times]
     if len(columns) != system.n_inputs:
         raise FileFormatError(
-            f"the model has {count(system.n_inputs, 'input')}, and {len(columns)} columns are named; choose "
+            f"the model has {count(system.n_inputs, 'input')}, and there are {len(columns)} columns; choose "
             f"them with --inputs: {in_one_line(data)} has {describe_columns(names, table.shape[1])}"
         )
     times = [k for k in times if k not in columns]
-    if step is None and times:
-        step = time_step(table[:, times[0]], "the table")
+    if times:
+        own_step = time_step(table[:, times[0]], "the table")
+        if step is not None and own_step is not None and abs(step - own_step) > 1e-6 * own_step:
+            raise FileFormatError(
+                f"--step {step:g} disagrees with the column {(names or [])[times[0]]!r}, whose step is "
+                f"{own_step:g}: omit --step, or remove the column"
+            )
+        step = own_step if step is None else step
+    if step is None and not system.is_discrete and system.n_states:
+        raise FileFormatError("the model is continuous: give --step, the seconds between samples")
     y = simulate_model(system, table[:, columns].T, step=step, hold=hold)
     if np.iscomplexobj(y):
         raise FileFormatError("the outputs are complex, and a .csv file has no complex numbers")

@@ -28,7 +28,7 @@ from .descriptor import (
     keeps_response,
     nilpotent_realization,
 )
-from .foreign import foreign_matrices
+from .other_packages import matrices_of
 from .rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Timebase: TypeAlias = bool | int | float | None
@@ -246,9 +246,9 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
     if hasattr(sys, "hankel_singular_values"):
         usable = "its .system" if hasattr(sys, "system") else "the model it came from"
         raise ModelError(f"{type(sys).__name__} is a result, not a model; pass {usable}")
-    foreign = foreign_matrices(sys, dt)
-    if foreign is not None:
-        return _from_tuple(*foreign)
+    matrices = matrices_of(sys, dt)
+    if matrices is not None:
+        return _from_tuple(*matrices)
     advice = "; pass a simulator to empirical_gramians" if callable(sys) else ""
     raise ModelError(
         f"cannot use {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED_TYPES}{advice}"

@@ -12,7 +12,6 @@ import numpy as np
 from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError, short_repr
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
-from .foreign import foreign_matrices
 from .linear_model import (
     DENSE_LIMIT,
     Dimensions,
@@ -26,6 +25,7 @@ from .linear_model import (
     shaped_ports,
     validated_timebase,
 )
+from .other_packages import matrices_of
 from .pencil import Factorize, Pencil, SparsePencil
 
 Result = TypeVar("Result")
@@ -59,7 +59,8 @@ class SparseModel(Dimensions):
         """Raise an error: the matrices are made dense on request only."""
         raise ModelError(
             f"the model has {self.n_states} states, and this works densely up to n = {DENSE_LIMIT}; "
-            "hankel_singular_values, reduce, norm and gramian(factor=True) take larger ones"
+            "hankel_singular_values, reduce, norm, simulate, impulse_response and gramian(factor=True) take "
+            "larger ones"
         )
 
 
@@ -122,8 +123,9 @@ def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel
 
 def _as_tuple(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
     """Return the matrices of a sparse model of another package, and its timebase; all else unchanged."""
-    if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or is_sparse(getattr(sys, "A", None)):
-        return foreign_matrices(sys, dt) or (sys, dt)
+    has_sparse = any(is_sparse(getattr(sys, name, None)) for name in "Aa")
+    if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or has_sparse:
+        return matrices_of(sys, dt) or (sys, dt)
     return sys, dt
 
 

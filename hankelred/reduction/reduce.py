@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -86,8 +86,26 @@ else:
 
     ModelT = TypeVar("ModelT")
 
-#: Models that are not of the type of the reduced model: matrices in some form, for which a tuple is returned.
-Matrices: TypeAlias = tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+class _LikePymor(Protocol):
+    def to_abcde_matrices(self) -> Any: ...
+
+
+class _LikeSippy(Protocol):
+    A: Any
+    ts: Any
+
+
+class _LikeNfoursid(Protocol):
+    a: Any
+    b: Any
+    c: Any
+
+
+#: Models for which a tuple is returned.
+Matrices: TypeAlias = (
+    tuple[Any, ...] | list[Any] | Mapping[str, Any] | LinearModel | _LikePymor | _LikeSippy | _LikeNfoursid
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,15 +12,24 @@ import numpy as np
 import hankelred
 from hankelred import ModalSystem, Reduction, SecondOrderModel
 
+class Pymor:
+    def to_abcde_matrices(self) -> Any: ...
+
+class Sippy:
+    A: Any
+    ts: float
+
 def check(modal: ModalSystem, chain: SecondOrderModel, any_reduction: Reduction) -> None:
     assert_type(hankelred.reduce(modal).system, ModalSystem)
     assert_type(hankelred.reduce(modal, 2, method="modal").at(1).system, ModalSystem)
     assert_type(hankelred.reduce(modal, [1, 2]), list[Reduction[ModalSystem]])
     hankelred.reduce((np.eye(2), np.eye(2), np.eye(2), 0), 1).system[0].shape
     hankelred.reduce({"A": np.eye(2), "B": np.eye(2), "C": np.eye(2)}, 1).system[0].shape
+    hankelred.reduce(Pymor(), 1).system[0].shape
+    hankelred.reduce(Sippy(), 1).system[0].shape
     assert_type(any_reduction.system, Any)
-    hankelred.reduce(modal, 2).system.no_such_attribute  # line 14
-    hankelred.reduce(modal, "two")  # line 15
+    hankelred.reduce(modal, 2).system.no_such_attribute  # line 23
+    hankelred.reduce(modal, "two")  # line 24
 """
 
 
@@ -35,5 +44,5 @@ def test_type_of_the_reduced_model(tmp_path):
         [*options, "--follow-imports=silent", "--python-executable", sys.executable, str(program)]
     )
     errors = [line.split("program.py:")[1] for line in out.splitlines() if ": error:" in line]
-    assert err == "" and [line.split(":")[0] for line in errors] == ["14", "15"], out
+    assert err == "" and [line.split(":")[0] for line in errors] == ["23", "24"], out
     assert "no_such_attribute" in errors[0] and "reduce" in errors[1]

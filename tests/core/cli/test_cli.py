@@ -534,8 +534,8 @@ def test_simulate_with_a_column_of_times(folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("simulate", "model.mat", "record.csv", "--out", "y.csv"), "2 inputs, and 3 columns are named"),
-        (("simulate", "model.mat", "inputs.csv", "--out", "y.csv"), "give step="),
+        (("simulate", "model.mat", "record.csv", "--out", "y.csv"), "2 inputs, and there are 3 columns"),
+        (("simulate", "model.mat", "inputs.csv", "--out", "y.csv"), "give --step"),
         (("simulate", "model.mat", "inputs.csv", "--step", "1", "--out", "y.txt"), "ends in .csv"),
         (
             ("simulate", "model.mat", "inputs.csv", "--step", "1", "--out", "inputs.csv"),
@@ -551,3 +551,25 @@ def test_refusals_of_the_small_commands(folder, arguments, message):
     status, out, err = run(*arguments)
     assert status == 2 and out == "" and message in err and err.count("\n") == 1
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_simulate_refuses_a_step_that_is_not_that_of_the_times(folder):
+    """--step overrode the column of times, which was copied beside the outputs for other times."""
+    table = np.column_stack([0.1 * np.arange(5), np.ones((5, 2))])
+    np.savetxt("timed.csv", table, delimiter=",", header="time,a,b", comments="")
+    status, _, err = run("simulate", "model.mat", "timed.csv", "--step", "0.7", "--out", "y.csv")
+    assert status == 2 and "--step 0.7 disagrees with the column 'time', whose step is 0.1" in err
+    assert run("simulate", "model.mat", "timed.csv", "--step", "0.1", "--out", "y.csv")[0] == 0
+
+
+def test_norm_of_a_large_model_has_no_frequency(folder):
+    """A second-order model of 5200 states ended in an error about an argument of Python."""
+    masses = 2600
+    K = scipy.sparse.diags([-np.ones(masses - 1), 2 * np.ones(masses), -np.ones(masses - 1)], [-1, 0, 1])
+    M, force = scipy.sparse.identity(masses, format="csc"), np.eye(masses, 1)
+    content = {"M": M, "D": (0.5 * K + M).tocsc(), "K": K.tocsc(), "B": force, "C": force.T}
+    scipy.io.savemat("chain.mat", content)
+    status, out, err = run("norm", "chain.mat")
+    assert (status, err) == (0, "") and re.search(r"hinf norm: \S+\n$", out)
+    write_model(as_model(([[1.0]], [[1.0]], [[1.0]], 0)), "unstable.json")
+    assert run("norm", "unstable.json")[1].endswith("hinf norm: inf\n")

@@ -27,7 +27,7 @@ from helpers.data import load_mat
 
 import hankelred
 from hankelred import FileFormatError, ModelError
-from hankelred._util.mat_files import MatFile
+from hankelred._util.mat_files import MatFile, Unread
 from hankelred._util.writing import replace_file, scratch_folder, write_atomically
 from hankelred.cli import main as cli
 from hankelred.files import read_model, write_model
@@ -87,8 +87,8 @@ def check_fields(ours, theirs):
             assert same(ours[name], value)
         elif value.dtype.kind == "U" and value.size == 1:
             assert ours[name] == value[0]
-        else:
-            assert name not in ours or value.size == 0
+        elif value.size:
+            assert isinstance(ours[name], Unread)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in SCIPYS.glob("*.mat")) or ["none"])
@@ -834,9 +834,44 @@ def test_model_in_an_object_of_json(tmp_path):
         ({"one": {"A": 1.0}, "two": {"A": 2.0}}, "it has no A, B, C; .* this one has one, two"),
         ({"sys": np.zeros((2, 2), [("A", object), ("B", object)])}, "an array of structs, of shape"),
         ({"sys": {"A": "text", "B": 1.0, "C": 1.0}}, "A holds text"),
+        ({"sys": {**MODEL, "E": np.array([1, "a"], object)}}, "E holds a MATLAB cell"),
+        ({"sys": {**MODEL, "D": {"value": 1.0}}}, "D holds a MATLAB struct"),
+        ({"sys": {**MODEL, "Ts": np.array([0.1, "a"], object)}}, "dt must be"),
+        ({"sys": {**MODEL, "E": sps.csc_matrix(np.eye(4, dtype=bool))}}, "E holds a MATLAB sparse logical"),
+        ({"sys": {**MODEL, "InputDelay": 0.5}}, "has a InputDelay, and models have no delays"),
+        ({"sys": {**MODEL, "TimeUnit": "minutes"}}, "TimeUnit of the struct must be seconds"),
+        ({**MODEL, "Ts": 0.1, "dt": 0.2}, "it has Ts and dt; keep one"),
     ],
 )
 def test_structs_that_are_no_model(tmp_path, content, match):
     path = tmp_path / "model.mat"
     path.write_bytes(mat(content))
     assert re.search(match, refusal(path))
+
+
+def test_struct_with_all_the_properties_of_a_matlab_model(tmp_path):
+    """What get(sys) returns: empty matrices for what a model does not have."""
+    empty = np.zeros((0, 0))
+    properties = {"A": MODEL["A"], "B": MODEL["B"], "C": MODEL["C"], "D": np.zeros((1, 1)), "E": empty}
+    others = {
+        "Scaled": 0.0,
+        "StateName": np.array(["", ""], object),
+        "InternalDelay": empty,
+        "InputDelay": 0.0,
+    }
+    path = tmp_path / "model.mat"
+    path.write_bytes(mat({"sys": {**properties, **others, "Ts": empty, "TimeUnit": "seconds", "Name": ""}}))
+    model = read_model(path)
+    assert model.dt == 0 and np.array_equal(model.A, A)
+
+
+@pytest.mark.parametrize("key", ["Ts", "ts"])
+def test_sampling_time_by_its_name_in_matlab(tmp_path, key):
+    """It was ignored beside the matrices, and the model read as a continuous one."""
+    for content in ({**MODEL, key: 0.1}, {"sys": {**MODEL, key: 0.1}}):
+        path = tmp_path / "model.mat"
+        path.write_bytes(mat(content))
+        assert read_model(path).dt == 0.1
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps({"A": [[0.5]], "B": [[1]], "C": [[1]], key: -1}))
+    assert read_model(path).dt is True

@@ -53,6 +53,8 @@ def test_continuous_models(sys):
     "sys",
     [
         {"A": A / 4, "B": B, "C": C, "dt": 0.1},
+        {"a": A / 4, "b": B, "c": C, "d": 0, "Ts": 0.1},
+        {"A": A / 2, "B": 2 * B, "C": C, "e": 2 * np.eye(2), "ts": 0.1},
         SimpleNamespace(A=A / 4, B=B, C=C, D=D, ts=0.1),
         WithMatrices(A / 4, B, C, D, None, sampling_time=0.1),
     ],
@@ -85,6 +87,12 @@ def test_what_is_refused():
         values(SimpleNamespace(A=A, B=B, C=C, D=D))
     with pytest.raises(ModelError, match=r"the dict has no B; .* \['A', 'C'\]"):
         values({"A": A, "C": C})
+    with pytest.raises(ModelError, match=r"'dt' and 'Ts': which one is dt\?"):
+        values({"A": A, "B": B, "C": C, "dt": 0.1, "Ts": 0.2})
+    with pytest.raises(ModelError, match=r"to_abcde_matrices\(\) of .* must return"):
+        values(WithMatrices(A, B, C))
+    with pytest.raises(ModelError, match="cannot use"):
+        values(WithMatrices)
     with pytest.raises(ModelError, match="B must have 2 rows"):
         values({"A": A, "B": np.ones((3, 1)), "C": C})
     with pytest.raises(ModelError, match=r"cannot use types.SimpleNamespace as a model"):
