@@ -8,10 +8,9 @@ with the same keywords, so a recomputed layer gets the same context.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,12 +18,13 @@ import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ..errors import AdapterError, StateError
+from ..errors import StateError
 from ..ops.masks import SegmentMasks
 from .attention_masks import read_segment_masks
 from .cache import HRMState, cached_length, find_cache, find_state, open_state
 from .decoder_call import DecoderCall, argument_names
 from .overflow import warn_of_overflow
+from .row_adapters import adapters_of_rows
 from .shards import (
     Shards,
     announce_refusal,
@@ -40,7 +40,6 @@ class _Current(threading.local):
 
     value: ForwardContext | None = None  # of the decoder that is running
     in_layer: ForwardContext | None = None  # of the decoder layer that is running
-    row_adapters: tuple[RowAdapters, ...] = ()
 
 
 _current = _Current()
@@ -49,48 +48,6 @@ _current = _Current()
 def current_context() -> ForwardContext | None:
     """Return the context of the decoder layer that is running, None outside of one."""
     return _current.in_layer
-
-
-class RowAdapters(NamedTuple):
-    """The adapter of each row of the batches that a decoder processes."""
-
-    decoder: nn.Module
-    names: tuple[str, ...]
-    copies: int  # of each row, made by generate for beams and samples
-
-
-@contextlib.contextmanager
-def row_adapters(decoder: nn.Module, names: Sequence[str], *, copies: int) -> Iterator[None]:
-    """Use one adapter per row for the batches that a decoder processes in this block.
-
-    Parameters
-    ----------
-    decoder : Module
-        Other decoders, such as that of an assistant model, are not affected.
-    names : sequence of str
-        One for each row. A name that no adapter has means the base model.
-    copies : int
-        Each row may be repeated so many times, consecutively.
-    """
-    previous = _current.row_adapters
-    _current.row_adapters = (RowAdapters(decoder, tuple(names), copies), *previous)
-    try:
-        yield
-    finally:
-        _current.row_adapters = previous
-
-
-def _row_adapters(decoder: nn.Module, batch: int) -> tuple[str, ...] | None:
-    """Return the adapter of each row of a batch, None where they are not given by row."""
-    by_row = next((entry for entry in _current.row_adapters if entry.decoder is decoder), None)
-    if by_row is None:
-        return None
-    for copies in (1, by_row.copies):
-        if copies * len(by_row.names) == batch:
-            return tuple(name for name in by_row.names for _ in range(copies))
-    raise AdapterError(
-        f"adapter_names has {len(by_row.names)} names for a batch of {batch} rows; give one for each row"
-    )
 
 
 class ForwardContext:
@@ -272,7 +229,7 @@ def _read_context(
     if call is None:
         return None
     masks = _segment_masks(backbone.config, call)
-    return ForwardContext(call, masks, n_layers, row_adapters=_row_adapters(backbone, call.batch))
+    return ForwardContext(call, masks, n_layers, row_adapters=adapters_of_rows(backbone, call.batch))
 
 
 def _read_context_of_shard(
@@ -311,7 +268,7 @@ def _read_context_of_shard(
         raise
     shards = compare_shards(group, summary, device)
     return ForwardContext(
-        call, masks, n_layers, shards=shards, row_adapters=_row_adapters(backbone, call.batch)
+        call, masks, n_layers, shards=shards, row_adapters=adapters_of_rows(backbone, call.batch)
     )
 
 
