@@ -2,14 +2,26 @@
 
 The context is read once per forward pass, where the decoder is called, and passed to each decoder layer as
 one more keyword. The class of each decoder layer is replaced by a subclass that adds this keyword to the
-call, and makes the context the current one while the layer runs. Gradient checkpointing runs the layer again
-with the same keywords, so a recomputed layer gets the same context.
+call. Gradient checkpointing runs the layer again with the same keywords, on a GPU in another thread, so a
+recomputed layer gets the same context.
+
+The code of the models passes no keyword of ours on in two places, where what is running is kept by thread:
+
+* From the decoder to its layers: those of Bloom, Codegen, Falcon, GPT-J, GPT-Neo and MPT are called with
+  named arguments only.
+* From a decoder layer to its blocks: an MLP is called with hidden states only. What its adapters compute
+  before the block returns is kept in the :class:`LayerCall`, which ends with the call of the layer.
+
+Hooks of the blocks call the adapters: hooks run also where another library has replaced ``forward`` of a
+block. A wrapper around the block, as those of peft around linear modules (``base_layer``), would change the
+names of all parameters in the block, so that a LoRA in it could not load its files.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,19 +47,19 @@ from .shards import (
 )
 
 
-class _Current(threading.local):
-    """The context of the forward pass of this thread: one model may serve several threads at once."""
+class _Running(threading.local):
+    """What runs in this thread, the innermost of it: a decoder, or one of its layers."""
 
-    value: ForwardContext | None = None  # of the decoder that is running
-    in_layer: ForwardContext | None = None  # of the decoder layer that is running
-
-
-_current = _Current()
+    call: ForwardContext | LayerCall | None = None
 
 
-def current_context() -> ForwardContext | None:
-    """Return the context of the decoder layer that is running, None outside of one."""
-    return _current.in_layer
+_running = _Running()
+
+
+def current_layer_call() -> LayerCall | None:
+    """Return the call of the decoder layer that is running, None outside of one."""
+    call = _running.call
+    return call if isinstance(call, LayerCall) else None
 
 
 class ForwardContext:
@@ -70,27 +82,17 @@ class ForwardContext:
         self._cache: Cache | None = None
         self._cached_before = 0
         self._state: HRMState | None = None
-        self._outer: ForwardContext | None = None
-        # block that is running, and output and states of its adapters that take the block's input, by adapter
-        self.pre_block_outputs: tuple[str, dict[str, tuple[Tensor, Tensor]]] | None = None
-        # input of the block that is running, and what the static parts of an adapter read of it, by block and
-        # adapter
-        self.static_inputs: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        self._outer: ForwardContext | LayerCall | None = None
 
     def start(self) -> None:
-        """Make this the current context, nested in the one before if there is one."""
-        self._outer, _current.value = _current.value, self
+        """Make this the innermost call that is running; a decoder may be called inside of another one."""
+        self._outer, _running.call = _running.call, self
 
-    def enter(self, cache: Cache | None) -> None:
-        """Record the cache passed to the first layer, before keys and values are added to it."""
-        if self._cache is None and cache is not None:
-            self._cache = cache
-            self._cached_before = cached_length(cache)
-
-    @property
-    def entered(self) -> bool:
-        """Whether the cache of this pass is known."""
-        return self._cache is not None
+    def call_layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
+        """Return a new call of a decoder layer; record its cache, before keys and values are added to it."""
+        if self._cache is None and (cache := find_cache((*args, *kwargs.values()))) is not None:
+            self._cache, self._cached_before = cache, cached_length(cache)
+        return LayerCall(self)
 
     def masks_on(self, device: torch.device) -> SegmentMasks:
         """Return the masks on the device of a layer."""
@@ -120,11 +122,6 @@ class ForwardContext:
             self._state.start_pass()
         return self._state
 
-    def take_pre_block_outputs(self, block: str) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return, and remove, the adapter outputs computed before a block."""
-        (owner, outputs), self.pre_block_outputs = self.pre_block_outputs or ("", {}), None
-        return outputs if owner == block else {}
-
     def skip(self, block: str) -> None:
         """Drop the states of a block whose adapters do not process these tokens."""
         state = None if self._cache is None else find_state(self._cache)
@@ -132,8 +129,8 @@ class ForwardContext:
             state.drop(block)
 
     def leave(self, *, finished: bool) -> None:
-        """Restore the outer context; count the tokens if all layers have finished."""
-        _current.value = self._outer
+        """Return to the call around this one; count the tokens if all layers have finished."""
+        _running.call = self._outer
         if finished and self._state is not None:
             self._state.started = True
             if not self._state.static:
@@ -170,6 +167,45 @@ class ForwardContext:
                 f"(transformers {transformers.__version__}), so the next tokens would start from a state of "
                 "zero; pass use_cache=False"
             )
+
+
+@dataclass
+class BlockCall:
+    """One call of a block of a decoder layer: what its adapters have computed before the block returns.
+
+    Parameters
+    ----------
+    context : ForwardContext
+    active : list of str
+        Names of the adapters that take part.
+    outputs : dict of (Tensor, Tensor)
+        Output and states of those that take the block's input, by adapter.
+    static_inputs : dict of (Tensor, Tensor)
+        Input of the block, and what the static parts read of it, by adapter.
+    """
+
+    context: ForwardContext
+    active: list[str]
+    outputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    static_inputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class LayerCall:
+    """One call of a decoder layer, or of its recomputation.
+
+    The context could not hold what adapters compute in it: the graph of the pass holds the context, so that
+    the outputs of a layer that fails, or is recomputed only in part, would never be freed.
+
+    Parameters
+    ----------
+    context : ForwardContext
+    blocks : dict of BlockCall
+        Calls of its blocks that have not returned, by name of the block in a cache.
+    """
+
+    context: ForwardContext
+    blocks: dict[str, BlockCall] = field(default_factory=dict)
 
 
 def _as_tuple(output: Any) -> tuple[Any, ...]:
@@ -286,8 +322,8 @@ def _segment_masks(config: Any, call: DecoderCall) -> SegmentMasks:
 
 
 def _end_context(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    context = _current.value
-    if context is None:
+    context = _running.call
+    if not isinstance(context, ForwardContext):  # the decoder was called without tokens, or refused
         return
     context.leave(finished=output is not None)
     if output is not None:
@@ -308,8 +344,16 @@ class _PatchedLayer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # not a hook: in transformers 5.17 gradient checkpointing repeats hooks too, after the forward pass
-        kwargs.setdefault("hrm_context", _current.value)
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        running = _running.call
+        context = running.context if isinstance(running, LayerCall) else running
+        kwargs.setdefault("hrm_context", context)
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        except BaseException as error:
+            # after a KeyboardInterrupt torch runs no hook, and that of the decoder would end the pass
+            if isinstance(running, ForwardContext) and not isinstance(error, Exception):
+                running.leave(finished=False)
+            raise
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # pickle finds classes by name, and this class has the name of the original one
@@ -333,18 +377,12 @@ def _patched_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _make_patched_class(cls: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, hrm_context: ForwardContext | None = None, **kwargs: Any) -> Any:
-        if hrm_context is not None and not hrm_context.entered:
-            hrm_context.enter(find_cache((*args, *kwargs.values())))
-        previous, _current.in_layer = _current.in_layer, hrm_context
+        previous = _running.call
+        _running.call = None if hrm_context is None else hrm_context.call_layer(args, kwargs)
         try:
             return cls.forward(self, *args, **kwargs)
         finally:
-            _current.in_layer = previous
-            if hrm_context is not None:
-                # a layer that fails, or is recomputed only in part, stops inside a block; the graph of these
-                # outputs holds this context, so neither would ever be freed
-                hrm_context.pre_block_outputs = None
-                hrm_context.static_inputs.clear()
+            _running.call = previous
 
     # the name is kept: sharding policies and device maps find decoder layers by it
     members = {

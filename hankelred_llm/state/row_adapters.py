@@ -1,7 +1,7 @@
 """The adapter of each row of a batch, where a call of the PeftModel names them.
 
-``generate`` of transformers, between the PeftModel and the decoder, passes no argument that it does not know,
-so the names are kept by thread for the duration of the call.
+``generate`` of transformers, which calls the decoder, refuses arguments that the model does not take, so the
+names are kept by thread for the duration of the call.
 """
 
 from __future__ import annotations
