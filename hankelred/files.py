@@ -18,7 +18,7 @@ from ._util.mat_files import MatFile
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
-from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, validated_timebase
+from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, to_tuple, validated_timebase
 from .models.second_order import SecondOrderModel
 from .models.sparse_model import SparseModel, large_model
 
@@ -45,13 +45,13 @@ def read_model(
         without A is a second-order model: M, D (or E), K, B, and C (or Cp, Cv, Du). Alternatively one of
         the Matrix Market files ``NAME.A``, ``NAME.B``, ``NAME.C``, ``NAME.E`` or ``NAME.M``, ``NAME.K`` and
         so on, which are read together.
+    dt : 0, True, float or None
+        Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
     Returns
     -------
     model
         Accepted by every function that takes models; sparse ones of more than 5000 states remain sparse.
-    dt : 0, True, float or None
-        Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
     Raises
     ------
@@ -80,10 +80,8 @@ def read_model(
     if "A" not in matrices:
         return _second_order(matrices)
     values = tuple(matrices.get(key) for key in "ABCDE")
-    large = large_model(values if "E" in matrices else values[:4], dt)
-    if large is not None:
-        return large
-    return matrices_model(*values, dt=dt)
+    large = large_model(values, dt)
+    return matrices_model(*values, dt=dt) if large is None else large
 
 
 def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
@@ -157,7 +155,7 @@ def write_model(model: Any, path: str | os.PathLike[str], dt: Timebase = 0) -> N
     path = Path(path)
     suffix = checked_suffix(path)
     model = as_model(model, dt)
-    matrices = model.to_user() if model.improper else model.as_tuple()
+    matrices = to_tuple(model)
     content: dict[str, Any] = dict(zip("ABCDE", matrices, strict=False))
     # only JSON distinguishes True from 1; the other formats hold the word as text
     content["dt"] = (

@@ -15,7 +15,7 @@ import click
 
 from .._util.writing import check_page_suffix, check_writable, write_atomically
 from ..errors import FileFormatError, HankelredError, count, in_one_line, short_repr
-from ..models.linear_model import Timebase
+from ..models.linear_model import timestep
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -96,11 +96,6 @@ def describe(system: Any) -> str:
     sizes = sizes_of(system)
     time = f"discrete, {timestep(system.dt)}" if system.is_discrete else "continuous"
     return ", ".join([*(count(sizes[f"{what}s"], what) for what in ("state", "input", "output")), time])
-
-
-def timestep(dt: Timebase) -> str:
-    """Return the sampling time of a discrete model as text."""
-    return "dt unspecified" if dt is True else f"dt = {dt}"
 
 
 def console() -> Any:

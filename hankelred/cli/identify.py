@@ -13,7 +13,8 @@ from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
 from ..identification.records import choose_columns, describe_columns, read_columns
 from ..identification.tables import TIME_NAMES, time_step
-from .console import check_picture, check_target, comma_separated, save_picture, timestep
+from ..models.linear_model import timestep
+from .console import check_picture, check_target, comma_separated, save_picture
 from .options import force_option
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dt",
     type=float,
-    help="Sampling time in seconds (default: that of a column named time, else unspecified).",
+    help="Sampling time in seconds (default: that of a column named time, t or seconds, else unspecified).",
 )
 @click.option("--order", type=int, help="Number of states (default: chosen on the last 30 % of the record).")
 @click.option("--unstable", is_flag=True, help="Allow poles outside the unit circle.")

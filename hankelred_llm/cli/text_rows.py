@@ -10,14 +10,13 @@ import torch
 
 from ..tasks import Collator, Example, TaskDataError
 from ..tasks.byte_tokens import IGNORED, Tokenizer
+from ..tasks.sources import TEXT_REMEDY, text_files
 
 #: Bytes that are read for each token of a row: more than any common tokenizer needs on average.
 BYTES_PER_TOKEN = 32
 
 #: Bytes at the beginning of a text from which its number of tokens is estimated.
 SAMPLE_BYTES = 2**16
-
-_REMEDY = "give a text file, or a folder with .txt files"
 
 
 def text_batches(
@@ -42,12 +41,12 @@ def text_batches(
     TaskDataError
         There is no text.
     """
-    files = _files(path)
+    files = text_files(path)
     sizes = [file.stat().st_size for file in files]
     total = sum(sizes)
     sample = _encoded(b"".join(_pieces(files, sizes, 0, SAMPLE_BYTES)), tokenizer)
     if not sample:
-        raise TaskDataError(path, None, "has no text", _REMEDY)
+        raise TaskDataError(path, None, "has no text", TEXT_REMEDY)
     tokens = len(sample) * total / min(SAMPLE_BYTES, total)
     count = max(1, min(batches * batch_size, int(tokens // length)))
     rows = []
@@ -67,17 +66,6 @@ def text_batches(
     return [collate(rows[k::number]) for k in range(number)]
 
 
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise TaskDataError(path, None, "is not there", _REMEDY)
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.rglob("*.txt") if file.is_file())
-    if not files:
-        raise TaskDataError(path, None, "has no .txt files", _REMEDY)
-    return files
-
-
 def _pieces(files: list[Path], sizes: list[int], start: int, length: int) -> Iterator[bytes]:
     """Yield the bytes of a range of all files one after the other, file by file."""
     for file, size in zip(files, sizes, strict=True):
@@ -87,7 +75,7 @@ def _pieces(files: list[Path], sizes: list[int], start: int, length: int) -> Ite
                     content.seek(start)
                     piece = content.read(length)
             except OSError as error:
-                raise TaskDataError(file, None, f"cannot be read ({error.strerror})", _REMEDY) from None
+                raise TaskDataError(file, None, f"cannot be read ({error.strerror})", TEXT_REMEDY) from None
             yield piece
             length -= len(piece)
         start = max(0, start - size)

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..tasks import Collator, Example, Scores, Split, Task
+from ..tasks import Choice, Collator, Example, Scores, Split, Task
 from .processes import this_process
 
 __all__ = ["evaluate", "predict"]
@@ -78,9 +78,13 @@ def predict(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32)
     >>> [ids.shape for ids in predict(model, task, task.validation(8, size=2))]
     [(1,), (1,)]
     """
-    predict_rows = {"tokens": _tokens, "bits": _bits, "options": _options, "text": _text}[
-        task.prediction_kind
-    ]
+    predict_rows = {
+        "tokens": _tokens,
+        "bits": _bits,
+        "options": _options,
+        "choices": _choices,
+        "text": _text,
+    }[task.prediction_kind]
     process = this_process()
     # consecutive rows have similar lengths, so interleaving gives processes similar work
     own_rows = range(process.process_index, len(split), process.num_processes)
@@ -121,27 +125,50 @@ def _bits(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -
 
 
 def _options(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
-    """Return the likelihood of every candidate; candidates of a single token share one forward pass."""
-    inputs: dict[tuple[int, bytes], Example] = {}
-    for i, row in enumerate(rows):
-        for candidate in row.candidates:
-            ids = np.concatenate([row.prompt_ids, candidate[:-1]])
-            inputs.setdefault(
-                (i, candidate[:-1].tobytes()), Example(ids, ids, len(ids), row.unit, row.document)
-            )
+    """Return the likelihood of every candidate after the prompt."""
+    yield from _candidates(
+        model, task, rows, [(Choice(row.prompt_length, row.candidates, row.answer),) for row in rows]
+    )
+
+
+def _choices(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
+    """Return the likelihood of every candidate of every question of a row."""
+    yield from _candidates(model, task, rows, [row.choices for row in rows])
+
+
+def _candidates(
+    model: nn.Module, task: Task, rows: Sequence[Example], choices: Sequence[Sequence[Choice]]
+) -> Iterator[Any]:
+    """Yield, for each row, the likelihoods of the candidates of its questions, one after the other.
+
+    The row as it is takes one forward pass for all its questions, and candidates of single tokens need no
+    more. The beginnings of longer candidates take a pass each, shared by the candidates that begin alike.
+    """
+    inputs: dict[tuple[int, int, bytes], Example] = {}
+    needed = []
+    for i, (row, questions) in enumerate(zip(rows, choices, strict=True)):
+        whole = row.input_ids[: questions[-1].position]
+        for question in questions:
+            position = question.position
+            for candidate in question.candidates:
+                begun = candidate[:-1]
+                if np.array_equal(whole[position : position + len(begun)], begun):
+                    key, ids = (i, 0, b""), whole
+                else:
+                    key, ids = (i, position, begun.tobytes()), np.concatenate([whole[:position], begun])
+                inputs.setdefault(key, Example(ids, ids, len(ids), row.unit, row.document))
+                needed.append((key, position, candidate))
     keys = list(inputs)
-    logits_by_input: dict[tuple[int, bytes], Tensor] = {}
+    logits_by_input: dict[tuple[int, int, bytes], Tensor] = {}
     for start in range(0, len(keys), len(rows)):
         batch_keys = keys[start : start + len(rows)]
         logits = _logits(model, Collator(task.pad_token_id)([inputs[k] for k in batch_keys]))
         logits_by_input.update(zip(batch_keys, logits, strict=True))
-    for i, row in enumerate(rows):
-        values = []
-        for candidate in row.candidates:
-            first = row.prompt_length - 1
-            logits = logits_by_input[i, candidate[:-1].tobytes()][first : first + len(candidate)]
-            values.append(_likelihood(logits, candidate))
-        yield np.array(values)
+    values: list[list[float]] = [[] for _ in rows]
+    for key, position, candidate in needed:
+        logits = logits_by_input[key][position - 1 : position - 1 + len(candidate)]
+        values[key[0]].append(_likelihood(logits, candidate))
+    yield from map(np.array, values)
 
 
 def _text(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:

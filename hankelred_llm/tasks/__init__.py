@@ -1,8 +1,8 @@
 """Tasks: data, prompts, labels, metrics and trivial baselines.
 
-A file of the folders ``synthetic``, ``documents`` and ``language_modeling`` is a task. It holds one
-subclass of `Task`, bound to ``TASK``; most need only `SyntheticTask.draw`, `DocumentTask.parse` or
-`ByteTask.streams`. Nothing has to be registered.
+A file of the folders ``synthetic``, ``natural``, ``documents`` and ``language_modeling`` is a task. It holds
+one subclass of `Task`, bound to ``TASK``; most need only `SyntheticTask.draw`, `NaturalTask.draw`,
+`DocumentTask.parse` or `ByteTask.streams`. Nothing has to be registered.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from typing import Any
 
 from hankelred.errors import short_repr
 
-from .base import Example, Scores, Split, Task
+from .base import Choice, Example, Scores, Split, Task
 from .byte_tokens import ByteTokenizer
 from .collate import Collator
 from .errors import SplitReadError, TaskDataError, TaskError
 
 __all__ = [
     "ByteTokenizer",
+    "Choice",
     "Collator",
     "Example",
     "Scores",
@@ -34,7 +35,7 @@ __all__ = [
     "list_tasks",
 ]
 
-FAMILIES = ("synthetic", "documents", "language_modeling")
+FAMILIES = ("synthetic", "natural", "documents", "language_modeling")
 
 
 def list_tasks() -> dict[str, str]:
@@ -62,8 +63,9 @@ def get_task(name: str, **options: Any) -> Task:
         One of `list_tasks`.
     **options
         Those of the task. Synthetic tasks: ``seed`` (draws what is fixed, and the rows) and what their page
-        lists. Byte tasks: ``path``. Texts: ``data_dir`` (None: the hub, where the task is there) and
-        ``tokenizer`` (None: bytes).
+        lists. Tasks in plain sentences: ``seed``, ``text`` (where the noise is from), ``questions`` and
+        ``by``. Byte tasks: ``path``. Documents: ``data_dir`` (None: the hub, where the task is there).
+        Documents and plain sentences: ``tokenizer`` (None: bytes).
 
     Returns
     -------

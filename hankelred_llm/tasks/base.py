@@ -20,8 +20,28 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 SplitName: TypeAlias = Literal["train", "validation", "test"]
 
 #: Kinds of predictions: the likeliest token at every scored position; the negative log-likelihood of the
-#: scored tokens; the log-likelihood of each candidate after the prompt; a generated text.
-PredictionKind: TypeAlias = Literal["tokens", "bits", "options", "text"]
+#: scored tokens; the log-likelihood of each candidate after the prompt, or at every question of the row; a
+#: generated text.
+PredictionKind: TypeAlias = Literal["tokens", "bits", "options", "choices", "text"]
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A question within a row, answered by one of several candidates.
+
+    Attributes
+    ----------
+    position : int
+        The candidates are compared after ``input_ids[:position]``; the row itself goes on with the right one.
+    candidates : tuple of ndarray
+        Their ids; none is the beginning of another.
+    answer : int
+        Index of the right one.
+    """
+
+    position: int
+    candidates: tuple[IntArray, ...]
+    answer: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +66,8 @@ class Example:
         Ids to be compared after the prompt, in an order that is the same in all rows of the unit.
     answer : int
         Index of the right candidate; -1 where there are none.
+    choices : tuple of Choice
+        The questions of a row that has several, in order.
     cut : int
         Number of tokens of the document that were left out.
     evidence : float or None
@@ -60,6 +82,7 @@ class Example:
     references: tuple[str, ...] = ()
     candidates: tuple[IntArray, ...] = ()
     answer: int = -1
+    choices: tuple[Choice, ...] = ()
     cut: int = 0
     evidence: float | None = None
 
@@ -202,7 +225,7 @@ class Task(ABC):
     name, summary, source, license : str
         For tables.
     prediction_kind : str
-        Kind of predictions: "tokens", "bits", "options" or "text"; see `score`.
+        Kind of predictions: "tokens", "bits", "options", "choices" or "text"; see `score`.
     metric : str
         The metric reported first.
     higher_is_better : bool
@@ -302,7 +325,8 @@ class Task(ABC):
         predictions : sequence, one entry for each row of the split
             "tokens": ids, the likeliest token at each position of `Example.scored`. "bits": the sum over
             them of the negative log-likelihood of `Example.targets`, in nats. "options": log-likelihoods
-            of `Example.candidates` after the prompt. "text": what was generated after the prompt.
+            of `Example.candidates` after the prompt. "choices": those of the candidates of each of
+            `Example.choices`, one question after the other. "text": what was generated after the prompt.
 
         Returns
         -------

@@ -20,12 +20,13 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from .base import Example, PredictionKind, Scores, Split, SplitName, Task
-from .byte_tokens import IGNORED, ByteTokenizer, IntArray, Tokenizer
+from .base import Example, PredictionKind, Scores, Split, SplitName
+from .byte_tokens import IGNORED, IntArray, Tokenizer
 from .errors import TaskDataError, TaskError
 from .metrics import word_f1
 from .sources import SourceRecord, read_jsonl
 from .synthetic_task import checked_count
+from .text_task import TextTask
 
 #: Size of the sample of training answers among which the constant answer is chosen.
 CONSTANT_SAMPLE = 300
@@ -71,7 +72,7 @@ class Row:
     answer: int = -1
 
 
-class DocumentTask(Task):
+class DocumentTask(TextTask):
     """A task of questions about documents.
 
     A subclass sets the class variables and defines `parse`, and `hub` if the data set is on the hub.
@@ -100,13 +101,8 @@ class DocumentTask(Task):
     def __init__(
         self, *, data_dir: str | PathLike[str] | None = None, tokenizer: Tokenizer | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(tokenizer=tokenizer)
         self.data_dir = None if data_dir is None else Path(data_dir)
-        self.tokenizer: Tokenizer = ByteTokenizer() if tokenizer is None else tokenizer
-        self.vocab_size = ByteTokenizer.vocab_size if tokenizer is None else None
-        self.pad_token_id = next(
-            (i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0
-        )
         self._documents: dict[SplitName, list[Document]] | None = None
         self._dropped: dict[SplitName, int] = {}
         self._tokens: dict[str, IntArray] = {}
@@ -195,17 +191,6 @@ class DocumentTask(Task):
     @property
     def _eos(self) -> list[int]:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-
-    def _encode(self, text: str) -> IntArray:
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False), dtype=np.int64)
-
-    def _encode_continuation(self, text: str, answer: str) -> tuple[IntArray, IntArray]:
-        """Return the ids of a text and of the answer after it, tokenized as one text where possible."""
-        alone, both = self._encode(text), self._encode(text + answer)
-        if np.array_equal(both[: len(alone)], alone):
-            return alone, both[len(alone) :]
-        # a token crosses the boundary; the prompt must not depend on the answer
-        return alone, self._encode(answer)
 
     def _split(self, name: SplitName, length: int, size: int | None, seed: int) -> Split:
         rows = self.rows(name)

@@ -67,6 +67,44 @@ class SourceRecord:
         return TaskDataError(self.file, self.line, problem, f"a record must have {self.layout}")
 
 
+#: What to do about a text that is not there.
+TEXT_REMEDY = "give a text file, or a folder with .txt files"
+
+
+def text_files(path: Path) -> list[Path]:
+    """Return a text file, or the .txt files of a folder and those below it.
+
+    Raises
+    ------
+    TaskDataError
+        There is none.
+    """
+    if not path.exists():
+        raise TaskDataError(path, None, "is not there", TEXT_REMEDY)
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+    if not files:
+        raise TaskDataError(path, None, "has no .txt files", TEXT_REMEDY)
+    return files
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file.
+
+    Raises
+    ------
+    TaskDataError
+        It cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TaskDataError(path, None, f"cannot be read ({error.strerror})", TEXT_REMEDY) from None
+    except UnicodeDecodeError as error:
+        raise TaskDataError(path, None, f"is no UTF-8 ({error.reason})", "save it as UTF-8") from None
+
+
 def read_jsonl(path: Path, layout: str) -> Iterator[SourceRecord]:
     """Yield the records of a file with one JSON object a line; blank lines are passed over."""
     try:

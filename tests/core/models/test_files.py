@@ -590,6 +590,20 @@ def test_models_of_any_type_are_written(tmp_path, suffix):
     assert read_model(tmp_path / f"y{suffix}").n_states == 1
 
 
+@pytest.mark.parametrize("suffix", [".mat", ".npz", ".json"])
+def test_an_improper_model_is_written_with_its_e(tmp_path, suffix):
+    """s + 2 + 3 / (s + 1), whose s the matrices A, B, C and D alone would lose; and its proper part."""
+    matrices = np.diag([-1.0, 1.0, 1.0]), [[1.0], [0.0], [1.0]], [[3.0, -1.0, 0.0]], 2.0, np.zeros((3, 3))
+    matrices[4][0, 0] = matrices[4][1, 2] = 1
+    model = as_model(matrices)
+    write_model(model, tmp_path / f"x{suffix}")
+    again = read_model(tmp_path / f"x{suffix}")
+    assert again.n_states == 1
+    np.testing.assert_allclose(again.improper, [[[1.0]]], rtol=1e-14)
+    np.testing.assert_allclose(again.C / (1j - again.A) * again.B + again.D, [[3 / (1j + 1) + 2]], rtol=1e-14)
+    assert len(model.to_user()) == 5 and len(model.proper_part().to_user()) == 4
+
+
 @pytest.mark.parametrize("scale", [1e-310, 5e-324])
 @pytest.mark.parametrize("complex_", [False, True])
 def test_a_descriptor_matrix_that_folds_to_infinity_is_refused(tmp_path, scale, complex_):

@@ -33,12 +33,13 @@ SYNTHETIC = (
     "prefix_dfa",
     "s3_words",
 )
+NATURAL = ("where_is",)
 OTHERS = ("byte_lm", "chorales", "fairytaleqa", "narrativeqa", "qmsum", "quality", "squality")
 
 
 def test_what_there_is():
     listed = tasks.list_tasks()
-    assert list(listed) == sorted(SYNTHETIC + OTHERS)
+    assert list(listed) == sorted(SYNTHETIC + NATURAL + OTHERS)
     for name in listed:
         task = tasks._task_class(name)
         assert task.name == name

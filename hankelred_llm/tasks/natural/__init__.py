@@ -1,0 +1,1 @@
+"""Tasks in plain sentences, their facts scattered among the sentences of another text."""

@@ -1,0 +1,297 @@
+"""Tasks in plain sentences against oracles that read the text of a row and do not know how it was made."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from hankelred_llm.experiments.evaluate import evaluate, predict
+from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task
+from hankelred_llm.tasks.natural_task import NOISE, usable_sentences
+
+
+def oracle_where_is(text):
+    place = {}
+    for who, where in re.findall(r"\b([A-Z][a-z]+) (?:went|walked|ran|moved) to the (\w+)\.", text):
+        place[who] = where
+    return [(place[who], said) for who, said in re.findall(r"Where is (\w+)\? In the (\w+)", text)]
+
+
+ORACLES = {"where_is": oracle_where_is}
+#: Bytes in which the facts and questions of every task fit, with some noise.
+LENGTH = 1400
+
+
+class Words:
+    """A tokenizer of words and marks with the blank before them: every answer is one token."""
+
+    bos_token_id = eos_token_id = None
+    pad_token_id = 0
+
+    def __init__(self):
+        self.known = {"<pad>": 0}
+
+    def encode(self, text, *, add_special_tokens=False):
+        return [self.known.setdefault(w, len(self.known)) for w in re.findall(r" ?\w+| ?[^\w\s]|\s", text)]
+
+    def decode(self, ids, *, skip_special_tokens=True):
+        words = list(self.known)
+        return "".join(words[i] for i in ids)
+
+
+def text_of(task, example):
+    return task.tokenizer.decode(example.input_ids.tolist())
+
+
+@pytest.mark.parametrize("tokenizer", [None, Words()], ids=["bytes", "words"])
+@pytest.mark.parametrize("name", ORACLES)
+def test_answers_are_those_of_the_oracle(name, tokenizer):
+    task = get_task(name, tokenizer=tokenizer, seed=3)
+    length = LENGTH if tokenizer is None else 256
+    for split in (
+        task.train(length, size=800),
+        task.validation(length, size=200),
+        task.test(length, size=200),
+    ):
+        for e in split:
+            assert len(e) <= length
+            assert e.labels[0] == -100 and e.prompt_length == e.choices[0].position
+            text = text_of(task, e)
+            found = ORACLES[name](text)
+            assert len(found) == len(e.choices) == task.questions
+            scored = np.zeros(len(e), dtype=bool)
+            for (right, said), choice in zip(found, e.choices, strict=True):
+                assert right == said == task.candidates[choice.answer]
+                ids = choice.candidates[choice.answer]
+                here = slice(choice.position, choice.position + len(ids))
+                assert np.array_equal(e.input_ids[here], ids)
+                assert np.array_equal(e.labels[here], ids)
+                scored[here] = True
+                for word, candidate in zip(task.candidates, choice.candidates, strict=True):
+                    assert task.tokenizer.decode(candidate.tolist()) == f" {word}"
+            assert (e.labels[~scored] == -100).all()
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("questions", [1, 2, "most"])
+def test_any_number_of_questions(name, questions):
+    most = type(get_task(name)).most_questions
+    task = get_task(name, questions=most if questions == "most" else questions)
+    for e in task.train(4000, size=30):
+        found = ORACLES[name](text_of(task, e))
+        assert len(found) == task.questions
+        assert all(right == said for right, said in found)
+    with pytest.raises(TaskError, match=f"questions is {most + 1}.*at most {most}"):
+        get_task(name, questions=most + 1)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_no_row_is_in_two_splits_and_order_follows_the_seed(name):
+    def rows(split):
+        return {e.input_ids.tobytes() for e in split}
+
+    def task():
+        return get_task(name, tokenizer=Words())
+
+    parts = [rows(task().train(200, size=300)), rows(task().validation(200)), rows(task().test(200))]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    first, again, other = (task().train(200, size=20, seed=seed) for seed in (1, 1, 2))
+    for a, b in zip(first, again, strict=True):
+        assert np.array_equal(a.input_ids, b.input_ids)
+    assert rows(first) != rows(other)
+    # a smaller split is the beginning of a larger one
+    assert np.array_equal(task().train(200, size=5, seed=1)[4].input_ids, first[4].input_ids)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_facts_are_anywhere_and_longer_rows_have_more_noise_only(name):
+    """Facts at the beginning or the end alone would teach a place in the row."""
+    task = get_task(name)
+    noise = usable_sentences(NOISE.read_text(encoding="utf-8"), set())
+    shares, counts = [], {}
+    for length in (LENGTH, 4 * LENGTH):
+        sizes = []
+        for e in task.validation(length):
+            told = text_of(task, e)[: e.prompt_length]
+            facts = [s for s in usable_sentences(told, set())[1:] if s not in noise]
+            sizes.append(len(facts))
+            shares += [told.index(fact) / len(told) for fact in facts if told.count(fact) == 1]
+        counts[length] = np.mean(sizes)
+    assert abs(counts[LENGTH] - counts[4 * LENGTH]) < 1
+    assert len(shares) > 200
+    histogram = np.histogram(shares, bins=4, range=(0, 1))[0] / len(shares)
+    assert histogram.min() > 0.1
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_floors_are_counted_and_met_by_predictions(name):
+    task = get_task(name, tokenizer=Words())
+    split = task.validation(256)
+    floors = task.baselines(split)
+    answers = Counter(said for e in split for _, said in ORACLES[name](text_of(task, e)))
+    assert floors["chance"] == {"accuracy": pytest.approx(1 / len(task.candidates))}
+    assert floors["constant"] == {"accuracy": pytest.approx(max(answers.values()) / answers.total())}
+    if "last_mention" in floors:
+        predictions = []
+        for e in split:
+            told = task.tokenizer.decode(e.prompt_ids.tolist())
+            last = max(task.candidates, key=lambda word, told=told: told.rfind(f" {word}"))
+            values = np.array([float(word == last) for word in task.candidates])
+            predictions.append(np.tile(values, len(e.choices)))
+        scored = task.score(split, predictions)
+        assert scored.means == floors["last_mention"]
+        assert len(scored.units) == len(set(scored.units)) == task.questions * len(split)
+        assert set(Counter(scored.documents).values()) == {task.questions}
+    perfect = [np.concatenate([np.eye(len(task.candidates))[c.answer] for c in e.choices]) for e in split]
+    assert task.score(split, perfect).means == {"accuracy": 1.0}
+    undecided = [np.zeros(task.questions * len(task.candidates)) for _ in split]
+    assert task.score(split, undecided).means == {"accuracy": pytest.approx(1 / len(task.candidates))}
+
+
+@pytest.fixture(scope="module")
+def model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2000,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+        max_position_embeddings=2048,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("tokenizer", [None, Words()], ids=["bytes", "words"])
+def test_likelihoods_are_those_of_one_candidate_at_a_time(model, tokenizer):
+    """Answers of several tokens share passes, and the row itself is one of them."""
+    task = get_task("where_is", tokenizer=tokenizer, questions=3)
+    split = task.validation(900 if tokenizer is None else 200, size=3)
+    predictions = predict(model, task, split, batch_size=2)
+    for e, values in zip(split, predictions, strict=True):
+        expected = []
+        for choice in e.choices:
+            for candidate in choice.candidates:
+                ids = torch.as_tensor(np.concatenate([e.input_ids[: choice.position], candidate]))
+                with torch.inference_mode():
+                    logs = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
+                expected.append(sum(float(logs[choice.position - 1 + k, t]) for k, t in enumerate(candidate)))
+        assert values == pytest.approx(expected, abs=1e-4)
+
+
+def test_answers_are_generated_after_those_of_the_questions_before():
+    """A model that has learned one sentence by heart is right for it alone."""
+    task = get_task("where_is", tokenizer=Words(), by="generation", questions=3)
+    split = task.validation(200, size=4)
+    assert split.max_new_tokens == 1 and len(split) == 12
+    for k, e in enumerate(split):
+        prompt = task.tokenizer.decode(e.prompt_ids.tolist())
+        assert len(re.findall(r"\?", prompt)) == k % 3 + 1
+        (right, _), *_ = reversed(oracle_where_is(prompt + f" {e.references[0]}"))
+        assert e.references == (right,)
+    said = [f" {e.references[0]}. Where" if k % 2 else " nowhere" for k, e in enumerate(split)]
+    assert task.score(split, said).means == {"accuracy": 0.5}
+    assert task.score(split, [" kitchens"] * 12).means == {"accuracy": 0.0}
+    by_likelihood = get_task("where_is", tokenizer=task.tokenizer, questions=3)
+    assert task.baselines(split) == by_likelihood.baselines(by_likelihood.validation(200, size=4))
+    # rows that are trained on have all answers
+    assert len(task.train(200, size=2)[0].choices) == 3
+
+
+def test_a_model_generates_what_it_is_scored_on(model):
+    task = get_task("where_is", by="generation", questions=2)
+    split = task.validation(700, size=2)
+    said = predict(model, task, split, batch_size=3)
+    assert len(said) == 4 and all(isinstance(text, str) for text in said)
+    assert evaluate(model, task, split).means["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+
+
+def test_the_noise_of_a_folder_is_not_shared(tmp_path):
+    """Sentences numbered by their document: none of a training document is in a row of another split."""
+    for k in range(9):
+        lines = [f"Document{k}x tells line{i}y of a tale." for i in range(60)]
+        (tmp_path / f"{k}.txt").write_text(" ".join(lines))
+    task = get_task("where_is", text=tmp_path)
+    found = []
+    for split in (task.train(1500, size=60), task.validation(1500, size=60), task.test(1500, size=60)):
+        found.append({w for e in split for w in re.findall(r"Document\dx", text_of(task, e))})
+    assert all(found)
+    assert sum(map(len, found)) == len(set.union(*found)) == 9
+
+
+def test_noise_never_speaks_of_what_is_asked(tmp_path):
+    lines = [f"The tale number{i} goes on and on." for i in range(40)]
+    told = "Mary is in the kitchen. The KITCHEN was cold! He said: the garden\u2019s gate is open. "
+    (tmp_path / "tale.txt").write_text(told * 40 + " ".join(lines), encoding="utf-8")
+    for e in (task := get_task("where_is", text=tmp_path / "tale.txt")).train(1200, size=50):
+        text = text_of(task, e)
+        assert "tale number" in text
+        assert "KITCHEN" not in text and "gate" not in text and "Mary is in" not in text
+
+
+def test_nothing_of_the_default_noise_is_left_out():
+    text = NOISE.read_text(encoding="utf-8")
+    words = {w.lower() for n in ORACLES for w in (*get_task(n).names, *get_task(n).candidates)}
+    sentences = usable_sentences(text, set())
+    assert len(sentences) > 100
+    assert usable_sentences(text, words) == sentences
+    assert " ".join(sentences) == " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "none.txt", "is not there"),
+        (lambda p: p, "has no .txt files"),
+        (lambda p: p / "latin.txt", "no UTF-8"),
+        (lambda p: p / "short.txt", "has 1 sentences .* at least 20"),
+        (lambda p: p / "two", "has 2 .txt files.*give at least 3"),
+    ],
+)
+def test_texts_that_are_none(tmp_path, make, message):
+    path = make(tmp_path)
+    if path != tmp_path:
+        (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait. ")
+        (tmp_path / "short.txt").write_text("Only this is told. Mary is here now.")
+        (tmp_path / "two").mkdir()
+        for k in range(2):
+            (tmp_path / "two" / f"{k}.txt").write_text("It is told again. " * 30)
+    with pytest.raises(TaskDataError, match=message):
+        get_task("where_is", text=path).train(1200)
+
+
+def test_a_length_that_is_too_short_is_refused_with_the_numbers():
+    with pytest.raises(
+        TaskError, match=r"length 100 is too short for task where_is: .* 5 questions .* take \d+"
+    ):
+        get_task("where_is").train(100)
+    task = get_task("where_is", tokenizer=Words())
+    assert all(len(e) <= 130 for e in task.train(130))
+
+
+def test_a_tokenizer_that_does_not_tell_answers_apart_is_refused():
+    class FirstLetters(ByteTokenizer):
+        def encode(self, text, *, add_special_tokens=False):
+            return [ord(w[0]) for w in text.split()]
+
+    with pytest.raises(
+        TaskError, match=r"does not tell answers .* 'garden' is \[103\] and 'garage' is \[103\]"
+    ):
+        get_task("where_is", tokenizer=FirstLetters()).train(300)
+
+
+def test_splits_go_to_other_processes():
+    split = get_task("where_is").train(900, size=3)
+    again = pickle.loads(pickle.dumps(split))
+    assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(split, again, strict=True))
