@@ -48,7 +48,11 @@ from .shards import (
 
 
 class _Running(threading.local):
-    """What runs in this thread, the innermost of it: a decoder, or one of its layers."""
+    """What runs in this thread, the innermost of it: a decoder, or one of its layers.
+
+    No ContextVar: torch.compile (2.13) breaks its graph at one. In a graph that other code breaks it loses
+    what is written here; the blocks then refuse to run, as outside of a forward pass.
+    """
 
     call: ForwardContext | LayerCall | None = None
 
