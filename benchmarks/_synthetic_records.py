@@ -24,6 +24,9 @@ class SyntheticRecord:
     order: int
     delay: int
     description: str
+    #: the disturbance of the first half, and (A, B, C, D)
+    disturbance: Any
+    process: Any
 
     @property
     def samples(self) -> int:
@@ -50,6 +53,9 @@ def random_record(seed: int) -> SyntheticRecord:
     v = _disturbance(rng, noise, p, total) * share * size
     if closed:  # u = reference - gain y, without a direct term
         gain = 0.3 / max(1e-6, float(np.abs(C @ np.linalg.solve(np.eye(n) - A, B)).max()))
+        while np.abs(np.linalg.eigvals(A - gain * B @ C)).max() > 0.999:
+            gain /= 2
+        D = np.zeros_like(D)
         clean = C @ states(A - gain * B @ C, B @ (u - gain * v))
         u = u - gain * (clean + v)
     y = clean + v + rng.standard_normal((p, 1)) * 3 * size
@@ -65,6 +71,8 @@ def random_record(seed: int) -> SyntheticRecord:
         n,
         delay,
         f"{kind} input, {noise} disturbance{', closed loop' if closed else ''}",
+        v[:, parts[0]],
+        (A, B, C, D),
     )
 
 

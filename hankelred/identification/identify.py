@@ -1,4 +1,4 @@
-"""`identify`: a model from a record in one call, its order chosen on a validation part of the record."""
+"""`identify`: a model from a record in one call, its order chosen by the data."""
 
 from __future__ import annotations
 
@@ -302,9 +302,10 @@ def identify(
 
     Several subspace methods and a high-order ARX model give candidate models of every order, which are
     refined by minimizing the error of the simulated output. The candidates are estimated from the first 70 %
-    of every record and compared on the last 30 %, the validation part. The smallest order is chosen whose
-    validation error exceeds the best by no more than the uncertainty of the comparison. The model of this
-    order is then estimated from the whole record by the same method.
+    of every record and compared on the last 30 %, the validation part. The order is that of Schwarz's
+    information criterion, over models of every order with an autoregressive disturbance, estimated from the
+    whole record. Where the validation part clearly prefers another one, it is used instead: the smallest
+    order whose validation error exceeds the best by no more than the uncertainty of the comparison.
 
     Parameters
     ----------
@@ -314,7 +315,7 @@ def identify(
     y : array_like, shape (p, T) or (T,), or list of them
         Outputs; leave them out with ``TimeResponseData``, whose dt and names are used.
     order : int, optional
-        Number of states. Without it the order is chosen on the validation part, up to 12.
+        Number of states. Without it the order is chosen from the data, up to 12.
     dt : True or float
         Sampling time in seconds.
     offsets : bool
@@ -533,7 +534,7 @@ class IdentificationProblem:
     max_order: int
 
     def best_model(self, *, progress: bool = False) -> SelectedModel:
-        """Estimate a model of the order that the validation part chooses."""
+        """Estimate a model of the order that the data choose."""
         return self._select(self.orders(), (), progress)
 
     def model(self, order: int, *, progress: bool = False) -> SelectedModel:
@@ -627,7 +628,7 @@ class IdentificationSource:
         width = max(self.problem.horizons) * max(data.n_inputs, data.n_outputs)
         floor = NOISE_NORM * error * np.sqrt(width)
         values = self.hankel_singular_values
-        # The states of an order requested, or chosen on the validation part, are not noise.
+        # The states of an order requested, or chosen from the data, are not noise.
         if np.count_nonzero(values > floor) < self.chosen_order:
             return float(values.size * EPS * values[np.isfinite(values)].max(initial=0.0))
         return float(floor)

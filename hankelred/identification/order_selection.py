@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from .._util.arrays import Array
 from .._util.progress import with_progress_bar
 from ..errors import HankelredError
+from .information_criterion import OrderTrial, order_trials
 from .output_error import (
     FittedModel,
     fit_initial_states,
     fit_inputs,
+    fit_levels,
     on_stability_limit,
     refine,
     residuals,
@@ -50,6 +53,10 @@ _ROUNDING = 1e-9
 #: A refinement with a noise model is used unless its validation error is larger by this share: it is the more
 #: efficient estimate, and the comparison is uncertain by more.
 _WHITENED_TOLERANCE = 0.02
+#: The order of the information criterion is used unless the validation part prefers another one by more
+#: standard errors of the difference than this, and by a larger share of the error.
+_CLEAR_ERRORS = 2.0
+_CLEAR_SHARE = 0.05
 #: The validation part is cut into this many pieces; leaving out each in turn gives a score's standard error.
 _PIECES = 10
 #: A validation error, in units of the output's own size, below which no model is refined.
@@ -214,6 +221,19 @@ class DataSplit:
     whole_inputs: tuple[Array, ...]
     whole_outputs: tuple[Array, ...]
 
+    @property
+    def scored(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """What models are scored on; for a step test, whose end says little, the whole records."""
+        if self.n_zeros:
+            return self.whole_inputs, self.whole_outputs
+        return self.validation_inputs, self.validation_outputs
+
+    @cached_property
+    def spread(self) -> Array:
+        """Sums of squares of these outputs about their means: of all, and without each piece in turn."""
+        ys = [_centered(y[:, self.n_zeros :]) for y in self.scored[1]]
+        return _with_pieces_left_out(sums_over_pieces(np.concatenate(ys, axis=1) ** 2))
+
 
 def estimation_length(samples: int, n_zeros: int) -> int:
     """Return how many samples of a record candidate models are estimated from."""
@@ -334,30 +354,45 @@ def _refined_candidates(
 
 
 def score_model(model: FittedModel, split: DataSplit) -> Candidate:
-    """Score a model on the validation part; for a step test, whose end says little, on the whole records."""
-    us, ys = (
-        (split.whole_inputs, split.whole_outputs)
-        if split.n_zeros
-        else (split.validation_inputs, split.validation_outputs)
-    )
+    """Score a model by its mean fit to the validation part."""
+    us, ys = split.scored
     # As in later use, offsets and initial state of the validation part are unknown: the offsets are those of
     # the estimation part, the initial state is estimated.
     with np.errstate(over="ignore", invalid="ignore"):
         _, residual = fit_initial_states(model, us, ys)
-        errors = np.concatenate([e[:, split.n_zeros :] for e in residual], axis=1) ** 2
-    spreads = np.concatenate([_centered(y[:, split.n_zeros :]) for y in ys], axis=1) ** 2
+    return _scored(model, split, [e[:, split.n_zeros :] for e in residual])
+
+
+def score_continued(model: FittedModel, split: DataSplit) -> Candidate:
+    """Score a model on the validation part as the continuation of the estimation part.
+
+    No initial state is fitted there, so that free oscillations of superfluous states cannot follow a resonant
+    disturbance.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        residual = residuals(model, split.whole_inputs, split.whole_outputs)
+    lengths = [y.shape[1] for y in split.validation_outputs]
+    return _scored(model, split, [e[:, -n:] for e, n in zip(residual, lengths, strict=True)])
+
+
+def _scored(model: FittedModel, split: DataSplit, residual: Sequence[Array]) -> Candidate:
+    with np.errstate(over="ignore", invalid="ignore"):
+        errors = np.concatenate(residual, axis=1) ** 2
     if split.n_zeros:
         # Akaike's final prediction error: the model was fitted to (most of) these samples
         n_parameters = model.B.size + model.C.size + model.D.size
-        penalty = (spreads.size + n_parameters) / max(spreads.size - n_parameters, 1)
+        penalty = (errors.size + n_parameters) / max(errors.size - n_parameters, 1)
     else:
-        # The initial state was fitted to the same samples: they lose as many degrees of freedom.
-        penalty = spreads.size / max(spreads.size - model.order * len(ys), 1)
-    error, spread = sums_over_pieces(errors), sums_over_pieces(spreads)
-    error_sum, spread_sum = error.sum(axis=1, keepdims=True), spread.sum(axis=1, keepdims=True)
-    score = float(_mean_fit(error_sum, spread_sum, penalty)[0])
-    without_piece = np.maximum(error_sum - error, 0), np.maximum(spread_sum - spread, 0)
-    return Candidate(score, model, _mean_fit(*without_piece, penalty))
+        # An initial state fitted to the same samples costs as many degrees of freedom.
+        penalty = errors.size / max(errors.size - model.order * len(residual), 1)
+    scores = _mean_fit(_with_pieces_left_out(sums_over_pieces(errors)), split.spread, penalty)
+    return Candidate(float(scores[0]), model, scores[1:])
+
+
+def _with_pieces_left_out(sums: Array) -> Array:
+    """Return the sum over all pieces, and those without each piece in turn."""
+    total = sums.sum(axis=1, keepdims=True)
+    return np.hstack([total, np.maximum(total - sums, 0)])
 
 
 def sums_over_pieces(x: Array) -> Array:
@@ -402,9 +437,20 @@ def select_model(
     candidates = candidate_models(
         split, orders, horizons, start_orders, offsets=offsets, stable=stable, progress=progress
     )
-    recipe, candidate = _with_noise_model(choose_recipe(candidates), candidates, split, stable=stable)
+    trials: dict[int, OrderTrial] = {}
+    if len(orders) > 1:
+        trials = _order_trials(candidates, split, offsets=offsets, stable=stable)
     data = scale_records(us, ys, offsets)
-    model = _estimate_from_all(recipe, candidate, data, horizons, offsets=offsets, stable=stable)
+    recipe = choose_recipe(candidates)
+    chosen = _chosen_by_criterion(trials, candidates, candidates[recipe], split, stable=stable)
+    if chosen is not None:
+        recipe, candidate = chosen
+        model = _estimate_with_noise_model(
+            trials[recipe.order].model, split, data, offsets=offsets, stable=stable
+        )
+    else:
+        recipe, candidate = _with_noise_model(recipe, candidates, split, stable=stable)
+        model = _estimate_from_all(recipe, candidate, data, horizons, offsets=offsets, stable=stable)
     model_on_data = with_initial_states(candidate, split.validation_inputs, split.validation_outputs)
     held_back_fit = fits(
         model_on_data, split.validation_inputs, split.validation_outputs, centered=not n_zeros
@@ -421,19 +467,78 @@ def choose_recipe(candidates: dict[Recipe, Candidate]) -> Recipe:
         factor = _REFINEMENT_FACTOR if recipe.kind == "refined" else 1.0
         return factor * _LIMIT_FACTOR if on_stability_limit(candidates[recipe].model.A) else factor
 
-    errors = {recipe: (1 - candidate.score) / margin(recipe) for recipe, candidate in candidates.items()}
+    margins = {recipe: margin(recipe) for recipe in candidates}
+    errors = {recipe: (1 - candidate.score) / margins[recipe] for recipe, candidate in candidates.items()}
     best = min(candidates, key=lambda recipe: errors[recipe])
 
     def tolerance(recipe: Recipe) -> float:
         # the jackknife's standard error of the difference of the two on the same samples
         best_scores, scores = candidates[best].jackknife_scores, candidates[recipe].jackknife_scores
-        difference = best_scores / margin(best) - scores / margin(recipe)
+        difference = best_scores / margins[best] - scores / margins[recipe]
         deviation = np.sqrt((difference.size - 1) * np.mean((difference - difference.mean()) ** 2))
         uncertainty = min(_STANDARD_ERRORS * float(deviation), _MAX_UNCERTAINTY * errors[best])
         return max(uncertainty, _PARSIMONY * errors[best]) + _ROUNDING
 
     order = min(recipe.order for recipe in candidates if errors[recipe] <= errors[best] + tolerance(recipe))
     return min((recipe for recipe in candidates if recipe.order == order), key=lambda recipe: errors[recipe])
+
+
+def _order_trials(
+    candidates: dict[Recipe, Candidate], split: DataSplit, *, offsets: bool, stable: bool
+) -> dict[int, OrderTrial]:
+    refined = {recipe.order: c.model for recipe, c in candidates.items() if recipe.kind == "refined"}
+    if split.n_zeros or not refined or min(model.loss for model in refined.values()) < _NOISE_FREE:
+        return {}
+    return order_trials(refined, split.whole_inputs, split.whole_outputs, offsets=offsets, stable=stable)
+
+
+def _chosen_by_criterion(
+    trials: dict[int, OrderTrial],
+    candidates: dict[Recipe, Candidate],
+    by_validation: Candidate,
+    split: DataSplit,
+    *,
+    stable: bool,
+) -> tuple[Recipe, FittedModel] | None:
+    """Return the recipe of the information criterion and its model; None if the validation part refutes it.
+
+    The criterion compares orders on all samples and knows the color of the disturbance. The validation part
+    decides where its preference is clear, since neither process nor disturbance may be as assumed.
+    """
+    usable = [n for n, trial in trials.items() if not on_stability_limit(trial.model.A)]
+    if not usable:
+        return None
+    order = min(usable, key=lambda n: trials[n].criterion)
+    recipe = next(r for r in candidates if r.kind == "refined" and r.order == order)
+    start, data = candidates[recipe].model, split.estimation
+    errors = residuals(start, data.inputs, data.outputs)
+    model = whitened_fit(start, data.inputs, data.outputs, errors, stable=stable) or start
+    if _clearly_better(score_continued(by_validation.model, split), score_continued(model, split)):
+        return None
+    return replace(recipe, whitened=True), model
+
+
+def _clearly_better(first: Candidate, second: Candidate) -> bool:
+    difference = first.jackknife_scores - second.jackknife_scores
+    deviation = np.sqrt((difference.size - 1) * np.mean((difference - difference.mean()) ** 2))
+    least = max(_CLEAR_ERRORS * float(deviation), _CLEAR_SHARE * (1 - first.score))
+    return first.score - second.score > least
+
+
+def _estimate_with_noise_model(
+    start: FittedModel, split: DataSplit, data: ScaledRecords, *, offsets: bool, stable: bool
+) -> FittedModel:
+    us, ys = data.inputs, data.outputs
+    outputs = split.estimation.output_scale / data.output_scale
+    inputs = data.input_scale / split.estimation.input_scale
+    start = replace(
+        start, B=start.B * inputs, C=outputs[:, None] * start.C, D=outputs[:, None] * start.D * inputs
+    )
+    start, errors = fit_levels(start, us, ys, offsets)
+    model = whitened_fit(start, us, ys, errors, stable=stable)
+    if model is None or on_stability_limit(model.A) > on_stability_limit(start.A):
+        return start
+    return model
 
 
 def _with_noise_model(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._util.arrays import Array
-from .diagnostics import autoregression
+from .diagnostics import AKAIKE_CHARGE, autoregression
 from .output_error import FittedModel, fit_levels, refine
 
 _ITERATIONS = 2
@@ -31,10 +31,10 @@ def whitened_fit(
     offsets = bool(np.any(model.offset))
     whitened = None
     for _ in range(_ITERATIONS):
-        coefficients = autoregression(_standardized_channels(errors))
+        coefficients = noise_filter(errors)
         if coefficients.size == 1:
             break
-        white_us, white_ys = _filtered(coefficients, us), _filtered(coefficients, ys)
+        white_us, white_ys = filtered(coefficients, us), filtered(coefficients, ys)
         start, _ = fit_levels(model, white_us, white_ys, offsets)
         refined = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-5)
         model, errors = fit_levels(refined, us, ys, offsets)
@@ -42,12 +42,15 @@ def whitened_fit(
     return whitened
 
 
-def _standardized_channels(errors: Sequence[Array]) -> list[Array]:
+def noise_filter(errors: Sequence[Array], charge: float = AKAIKE_CHARGE) -> Array:
+    """Return the filter ``1, a_1, ..., a_q`` that whitens residuals (p, T); `charge` is for each entry."""
     size = np.sqrt(np.mean(np.concatenate(errors, axis=1) ** 2, axis=1))
-    return [channel / s for error in errors for channel, s in zip(error, size, strict=True) if s > 0]
+    channels = [channel / s for error in errors for channel, s in zip(error, size, strict=True) if s > 0]
+    return autoregression(channels, charge=charge) if channels else np.ones(1)
 
 
-def _filtered(coefficients: Array, records: Sequence[Array]) -> list[Array]:
+def filtered(coefficients: Array, records: Sequence[Array]) -> list[Array]:
+    """Return signals (channels, T) after a filter, without the first samples, whose past is unknown."""
     past = coefficients.size - 1
     return [
         np.asarray(sum(a * x[:, past - k : x.shape[1] - k] for k, a in enumerate(coefficients)))

@@ -8,6 +8,13 @@ from scipy.signal import lfilter
 
 import hankelred
 from hankelred.identification.diagnostics import autoregression, excited_directions, pole_standard_errors
+from hankelred.identification.information_criterion import OrderTrial, deviance, order_trials
+from hankelred.identification.order_selection import (
+    _chosen_by_criterion,
+    candidate_models,
+    choose_recipe,
+    split_records,
+)
 from hankelred.identification.output_error import fit_inputs, refine, simulate_states
 from hankelred.identification.whitening import whitened_fit
 
@@ -97,6 +104,65 @@ class TestNoiseModel:
         model = refined(u, y)
         found = whitened_fit(model, [u[None]], [y[None]], [rng.standard_normal((1, 30))], stable=True)
         assert found is None
+
+
+class TestInformationCriterion:
+    @pytest.mark.filterwarnings("ignore::hankelred.errors.ReductionWarning")
+    @pytest.mark.parametrize("kind", ["resonant", "slow"])
+    def test_the_order_is_the_true_one_in_colored_noise(self, kind):
+        """The validation error of the simulated output chose 4 to 10 states for this process of order 2.
+
+        Free oscillations of superfluous states followed the resonant disturbance there, since the initial
+        state was fitted to the validation part.
+        """
+        resonance = 0.98 * np.exp(1.2j)
+        filters = {"resonant": [1.0, -2 * resonance.real, abs(resonance) ** 2], "slow": [1.0, -0.98]}
+        found = []
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            u = np.repeat(rng.choice([-1.0, 1.0], 100), 5)
+            noise = lfilter([1.0], filters[kind], rng.standard_normal(700))[200:]
+            clean = output(u)
+            model = hankelred.identify(u, clean + 0.3 * clean.std() * noise / noise.std(), dt=0.1)
+            found.append(model.order)
+        assert found.count(2) >= 3
+
+    def test_the_deviance_is_that_of_the_exact_likelihood(self):
+        """Against the normal density with the covariance matrix of order 1, at its best scale."""
+        rng = np.random.default_rng(8)
+        e = colored(rng, 400, 0.8)
+
+        def exact(pole):
+            k = np.arange(e.size)
+            covariance = pole ** np.abs(k[:, None] - k) / (1 - pole**2)
+            scale = e @ np.linalg.solve(covariance, e) / e.size
+            return e.size * np.log(scale) + np.linalg.slogdet(covariance)[1]
+
+        for pole in (0.0, 0.5, 0.9):
+            ours = deviance([e[None]], np.array([1.0, -pole])) - deviance([e[None]], np.array([1.0, -0.8]))
+            assert ours == pytest.approx(exact(pole) - exact(0.8), rel=0.02, abs=3)
+
+    def test_outputs_with_the_same_noise_count_once(self):
+        """Two outputs whose noises agree to a part in a thousand: the determinant, not the product."""
+        e = np.random.default_rng(9).standard_normal((2, 1000)) * np.array([[1.0], [1e-3]])
+        e[1] += e[0]
+        independent = e * np.array([[1.0], [0.0]]) + (e - e[:1]) * np.array([[0.0], [1.0]])
+        ones = np.ones(1)
+        assert deviance([e], ones) == pytest.approx(deviance([independent], ones), rel=1e-3)
+
+    def test_the_validation_part_can_refute_the_criterion(self):
+        rng = np.random.default_rng(10)
+        u = rng.standard_normal(400)
+        y = output(u) + 0.1 * rng.standard_normal(400)
+        split = split_records([u[None]], [y[None]], True, 0)
+        candidates = candidate_models(split, [1, 2, 3], [5, 10], offsets=True, stable=True)
+        refined = {r.order: c.model for r, c in candidates.items() if r.kind == "refined"}
+        trials = order_trials(refined, split.whole_inputs, split.whole_outputs, offsets=True, stable=True)
+        by_validation = candidates[choose_recipe(candidates)]
+        recipe, model = _chosen_by_criterion(trials, candidates, by_validation, split, stable=True)
+        assert recipe.order == model.order == 2
+        trials[1] = OrderTrial(trials[1].model, -1e9)
+        assert _chosen_by_criterion(trials, candidates, by_validation, split, stable=True) is None
 
 
 def residual_of(model, u, y):
