@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from hankelred_llm.adapter.config import HRMConfig
 from hankelred_llm.adapter.layer import HRMLayer
+from hankelred_llm.adapter.system import StaticMaps
 from hankelred_llm.ops.masks import SegmentMasks
 from hankelred_llm.state import forward_context
 from hankelred_llm.state.cache import HRMState
@@ -49,7 +50,7 @@ def enter_layer(tokens: int) -> forward_context.ForwardContext:
         document_ids=None,
     )
     context = forward_context.ForwardContext(call, SegmentMasks(None, None), 1)
-    forward_context._current.in_layer = context
+    forward_context._running.call = forward_context.LayerCall(context)
     return context
 
 
@@ -87,7 +88,7 @@ def hrm_layer() -> tuple[nn.Module, HRMLayer]:
     layer = HRMLayer(block, 0, "mlp", WIDTH)
     layer.method_adapters = ("default",)
     config = HRMConfig(r=26, gate_init=0.0)
-    layer.update_layer("default", config, config.modes_of("layers.0.mlp"))
+    layer.update_layer("default", config, config.modes_of("layers.0.mlp"), StaticMaps())
     with torch.no_grad():
         layer.system("default").gate.fill_(1.0)
     return block, layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import AdapterError, ConfigError, StateError
-from ..state.forward_context import ForwardContext, current_context
+from ..state.forward_context import BlockCall, ForwardContext, LayerCall, current_layer_call
 from .system import HRMSystem, StaticMaps
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Return the modules with the parameters of one kind, by adapter name."""
         return cast(nn.ModuleDict, getattr(self, kind))
 
+    @abstractmethod
     def has_adapter(self, adapter_name: str) -> bool:
         """Return whether an adapter has a part here."""
-        return any(adapter_name in self.modules_of(kind) for kind in self.adapter_layer_names)
 
     def active_parts(self) -> list[str]:
         """Return the names of the adapters that take part in the forward pass."""
@@ -160,9 +161,13 @@ class HRMLayer(AdapterLayer):
         self.taps: dict[str, str] = {}
         target.__dict__["_hrm_layer"] = self
         self.__dict__["_hooks"] = (
-            target.register_forward_pre_hook(_pre_hook, with_kwargs=True),
+            target.register_forward_pre_hook(_before_block, with_kwargs=True),
             target.register_forward_hook(_add_adapters, with_kwargs=True),
         )
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Return whether an adapter has a system here."""
+        return adapter_name in self.hrm_system
 
     def update_layer(
         self, adapter_name: str, config: HRMConfig, modes: ModeCounts, static: StaticMaps
@@ -189,11 +194,15 @@ class HRMLayer(AdapterLayer):
             for parameter in cast(HRMSystem, system).static_parameters()
         ]
 
-    def static_input(self, context: ForwardContext, name: str, x: Tensor, reader: str = "") -> Tensor:
+    def static_input(self, block_call: BlockCall, name: str, x: Tensor, reader: str = "") -> Tensor:
         """Return what the static parts of an adapter read, computed once for all of them.
 
         Parameters
         ----------
+        block_call : BlockCall
+            The call of the block that is running.
+        name : str
+            Of the adapter.
         x : Tensor, shape (batch, time, d)
             Input of the block, or of a linear module in it that is read statically.
         reader : str
@@ -204,10 +213,9 @@ class HRMLayer(AdapterLayer):
         ConfigError
             The linear module has another input than its block.
         """
-        key = self.cache_key, name
-        if key not in context.static_inputs:
-            context.static_inputs[key] = x, self.system(name).static_input(x)
-        read, u = context.static_inputs[key]
+        if name not in block_call.static_inputs:
+            block_call.static_inputs[name] = x, self.system(name).static_input(x)
+        read, u = block_call.static_inputs[name]
         if read is not x:
             named = reader or ", ".join(self.system(name).static.readouts)
             raise ConfigError(
@@ -217,25 +225,32 @@ class HRMLayer(AdapterLayer):
             )
         return u
 
-    def run_before_block(self, hidden: Tensor) -> None:
+    def run_before_block(self, hidden: Tensor | None) -> None:
         """Run the active adapters that take the input of the block, before the block runs.
 
         The tensors that their backward pass saves then exist before the block's last matrix product, which
         activation checkpointing can therefore skip when it recomputes the layer.
+
+        Parameters
+        ----------
+        hidden : Tensor, shape (batch, time, d), or None
+            Input of the block. None: it is not known yet, and all adapters run after the block.
 
         Raises
         ------
         StateError
             The block was called by itself, or its cache is another adapter's.
         """
-        context = current_context()
-        names = [name for name in self.active_in(context) if self.taps[name] == "input"]
-        if names:
-            context = self._checked_context(context, hidden)
-            context.pre_block_outputs = (
-                self.cache_key,
-                {name: self._run(context, name, hidden) for name in names},
-            )
+        layer_call = current_layer_call()
+        block_call = self._new_call(layer_call)
+        if layer_call is None or block_call is None:
+            return
+        layer_call.blocks[self.cache_key] = block_call
+        if hidden is None:
+            return
+        for name in block_call.active:
+            if self.taps[name] == "input":
+                block_call.outputs[name] = self._run(block_call, name, hidden)
 
     def forward(self, hidden: Tensor, head: Tensor) -> Tensor:
         """Add the outputs of the active adapters to the output of the block.
@@ -254,21 +269,20 @@ class HRMLayer(AdapterLayer):
         StateError
             As :meth:`run_before_block`.
         """
-        context = current_context()
-        active = self.active_in(context)
-        if not active:
-            if context is not None:
-                context.skip(self.cache_key)
+        layer_call = current_layer_call()
+        block_call = None if layer_call is None else layer_call.blocks.pop(self.cache_key, None)
+        block_call = self._new_call(layer_call) if block_call is None else block_call
+        if block_call is None:
             return head
-        precomputed = {} if context is None else context.take_pre_block_outputs(self.cache_key)
-        if context is None or len(precomputed) < len(active):  # otherwise it was checked before the block
-            context = self._checked_context(context, hidden)
+        context = block_call.context
+        if not block_call.active:
+            context.skip(self.cache_key)
+            return head
         states = {}
         block_output = head
-        for name in active:
+        for name in block_call.active:
             x = hidden if self.taps[name] == "input" else block_output
-            y, s = precomputed[name] if name in precomputed else self._run(context, name, x)
-            context.static_inputs.pop((self.cache_key, name), None)
+            y, s = block_call.outputs[name] if name in block_call.outputs else self._run(block_call, name, x)
             states[self.system(name).identity.value] = s
             rows = None if context.row_adapters is None else context.rows_of(name)
             if rows is not None:
@@ -280,29 +294,38 @@ class HRMLayer(AdapterLayer):
             state.store(self.cache_key, states)
         return head
 
-    def _checked_context(self, context: ForwardContext | None, hidden: Tensor) -> ForwardContext:
-        """Return the context of the forward pass, after comparing its batch with these hidden states.
+    def _new_call(self, layer_call: LayerCall | None) -> BlockCall | None:
+        """Return a new call of the block, None outside of a decoder layer where no adapter is active.
 
         Raises
         ------
         StateError
-            There is none, or the shapes differ.
+            No decoder layer is running, and an adapter is active.
         """
-        if context is None:
+        if layer_call is not None:
+            return BlockCall(layer_call.context, self.active_in(layer_call.context))
+        if self.active_parts():
             raise StateError(
                 f"block {self.cache_key} was called outside the forward pass of its model, so padding and "
                 "document starts are unknown; call the model, or its decoder"
             )
-        if hidden.shape[:-1] != (context.batch, context.time):
+        return None
+
+    def _run(self, block_call: BlockCall, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output of an adapter, and its states.
+
+        Raises
+        ------
+        StateError
+            The hidden states are not those of the batch that the decoder was called with.
+        """
+        context = block_call.context
+        if x.shape[:-1] != (context.batch, context.time):
             raise StateError(
-                f"block {self.cache_key} got hidden states of shape {tuple(hidden.shape)} for a batch of "
+                f"block {self.cache_key} got hidden states of shape {tuple(x.shape)} for a batch of "
                 f"{context.batch} rows of {context.time} tokens; an adapter needs them as (batch, time, "
                 "width)"
             )
-        return context
-
-    def _run(self, context: ForwardContext, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output of an adapter, and its states."""
         system = self.system(name)
         identity = system.identity.value
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
@@ -321,7 +344,7 @@ class HRMLayer(AdapterLayer):
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)
         if system.static.readouts:
-            options["static_input"] = self.static_input(context, name, x)
+            options["static_input"] = self.static_input(block_call, name, x)
         result = system(x, valid=valid, segment_start=segment_start, **options)
         return cast("tuple[Tensor, Tensor]", result)
 
@@ -336,10 +359,10 @@ class HRMLayer(AdapterLayer):
         self.target.__dict__.pop("_hrm_layer", None)
 
 
-def _pre_hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before_block(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run adapters on the input of a block, if no later pre-hook of the block can still change that input."""
-    if next(reversed(block._forward_pre_hooks.values())) is _pre_hook:
-        block.__dict__["_hrm_layer"].run_before_block(_hidden_states(args, kwargs))
+    is_last = next(reversed(block._forward_pre_hooks.values())) is _before_block
+    block.__dict__["_hrm_layer"].run_before_block(_hidden_states(args, kwargs) if is_last else None)
 
 
 def _add_adapters(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:

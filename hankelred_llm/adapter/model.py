@@ -24,6 +24,7 @@ from transformers import GenerationConfig
 from ..errors import AdapterError, ArchitectureError, ConfigError
 from ..state import forward_context
 from ..state.decoder_call import check_arguments
+from ..state.row_adapters import row_adapters
 from .adapter_file import check_numbers, check_shapes, check_sizes, errors_of_file
 from .adapter_layers import add_static_layer, find_adapter, hrm_layers, remove_adapters
 from .architectures import find_decoder, linear_sizes
@@ -215,7 +216,7 @@ class HRMModel(BaseTuner):
             next((n for n in (kwargs.get(what), *(getattr(c, what, None) for c in configs)) if n), 1)
             for what in ("num_beams", "num_return_sequences")
         ]
-        with forward_context.row_adapters(self.decoder.backbone, names, copies=max(copies)):
+        with row_adapters(self.decoder.backbone, names, copies=max(copies)):
             yield
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> NoReturn:

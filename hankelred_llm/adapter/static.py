@@ -19,7 +19,7 @@ from torch.nn.functional import dropout, linear
 from hankelred.errors import in_one_line, short_repr
 
 from ..errors import AdapterError, AdapterFileError, StateError
-from ..state.forward_context import ForwardContext, current_context
+from ..state.forward_context import LayerCall, current_layer_call
 from .architectures import linear_sizes, plain_weight
 from .layer import AdapterLayer, HRMLayer
 from .system import PreciseModule
@@ -144,13 +144,14 @@ class StaticLayer(AdapterLayer):
         AdapterError
             An adapter is trained while it is merged.
         """
-        context = current_context()
+        layer_call = current_layer_call()
+        context = None if layer_call is None else layer_call.context
         active = self.active_in(context)
         dtype = out.dtype
         for name in active:
             rows = None if context is None else context.rows_of(name)
             if name not in self._merged:
-                h, up, scale = self._part(context, name, x)
+                h, up, scale = self._part(layer_call, name, x)
                 if rows is None:
                     out = _plus(out, h, up, scale)
                 else:
@@ -164,17 +165,18 @@ class StaticLayer(AdapterLayer):
                 out = out - self._merged_delta(name, x)
         return out if out.dtype == dtype else out.to(dtype)
 
-    def _part(self, context: ForwardContext | None, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
+    def _part(self, layer_call: LayerCall | None, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return what an adapter adds, as ``scale * linear(h, up)``."""
         if name in self.hrm_lora:
             return cast(LowRankMaps, self.hrm_lora[name])(x)
         layer, key, scale = self.readouts[name]
-        if context is None:
+        block_call = None if layer_call is None else layer_call.blocks.get(layer.cache_key)
+        if block_call is None:
             raise StateError(
                 f"a linear module of block {layer.cache_key} was called outside the forward pass of its "
                 "model; call the model, or its decoder"
             )
-        u = layer.static_input(context, name, x, key)
+        u = layer.static_input(block_call, name, x, key)
         return u.transpose(1, 2), layer.system(name).readout(key), scale
 
     def _merged_delta(self, name: str, x: Tensor) -> Tensor:

@@ -2,16 +2,27 @@
 
 The context is read once per forward pass, where the decoder is called, and passed to each decoder layer as
 one more keyword. The class of each decoder layer is replaced by a subclass that adds this keyword to the
-call, and makes the context the current one while the layer runs. Gradient checkpointing runs the layer again
-with the same keywords, so a recomputed layer gets the same context.
+call. Gradient checkpointing runs the layer again with the same keywords, on a GPU in another thread, so a
+recomputed layer gets the same context.
+
+The code of the models passes no keyword of ours on in two places, where what is running is kept by thread:
+
+* From the decoder to its layers: those of Bloom, Codegen, Falcon, GPT-J, GPT-Neo and MPT are called with
+  named arguments only.
+* From a decoder layer to its blocks: an MLP is called with hidden states only. What its adapters compute
+  before the block returns is kept in the :class:`LayerCall`, which ends with the call of the layer.
+
+Hooks of the blocks call the adapters: hooks run also where another library has replaced ``forward`` of a
+block. A wrapper around the block, as those of peft around linear modules (``base_layer``), would change the
+names of all parameters in the block, so that a LoRA in it could not load its files.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,12 +30,13 @@ import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from ..errors import AdapterError, StateError
+from ..errors import StateError
 from ..ops.masks import SegmentMasks
 from .attention_masks import read_segment_masks
 from .cache import HRMState, cached_length, find_cache, find_state, open_state
 from .decoder_call import DecoderCall, argument_names
 from .overflow import warn_of_overflow
+from .row_adapters import adapters_of_rows
 from .shards import (
     Shards,
     announce_refusal,
@@ -35,62 +47,23 @@ from .shards import (
 )
 
 
-class _Current(threading.local):
-    """The context of the forward pass of this thread: one model may serve several threads at once."""
+class _Running(threading.local):
+    """What runs in this thread, the innermost of it: a decoder, or one of its layers.
 
-    value: ForwardContext | None = None  # of the decoder that is running
-    in_layer: ForwardContext | None = None  # of the decoder layer that is running
-    row_adapters: tuple[RowAdapters, ...] = ()
-
-
-_current = _Current()
-
-
-def current_context() -> ForwardContext | None:
-    """Return the context of the decoder layer that is running, None outside of one."""
-    return _current.in_layer
-
-
-class RowAdapters(NamedTuple):
-    """The adapter of each row of the batches that a decoder processes."""
-
-    decoder: nn.Module
-    names: tuple[str, ...]
-    copies: int  # of each row, made by generate for beams and samples
-
-
-@contextlib.contextmanager
-def row_adapters(decoder: nn.Module, names: Sequence[str], *, copies: int) -> Iterator[None]:
-    """Use one adapter per row for the batches that a decoder processes in this block.
-
-    Parameters
-    ----------
-    decoder : Module
-        Other decoders, such as that of an assistant model, are not affected.
-    names : sequence of str
-        One for each row. A name that no adapter has means the base model.
-    copies : int
-        Each row may be repeated so many times, consecutively.
+    No ContextVar: torch.compile (2.13) breaks its graph at one. In a graph that other code breaks it loses
+    what is written here; the blocks then refuse to run, as outside of a forward pass.
     """
-    previous = _current.row_adapters
-    _current.row_adapters = (RowAdapters(decoder, tuple(names), copies), *previous)
-    try:
-        yield
-    finally:
-        _current.row_adapters = previous
+
+    call: ForwardContext | LayerCall | None = None
 
 
-def _row_adapters(decoder: nn.Module, batch: int) -> tuple[str, ...] | None:
-    """Return the adapter of each row of a batch, None where they are not given by row."""
-    by_row = next((entry for entry in _current.row_adapters if entry.decoder is decoder), None)
-    if by_row is None:
-        return None
-    for copies in (1, by_row.copies):
-        if copies * len(by_row.names) == batch:
-            return tuple(name for name in by_row.names for _ in range(copies))
-    raise AdapterError(
-        f"adapter_names has {len(by_row.names)} names for a batch of {batch} rows; give one for each row"
-    )
+_running = _Running()
+
+
+def current_layer_call() -> LayerCall | None:
+    """Return the call of the decoder layer that is running, None outside of one."""
+    call = _running.call
+    return call if isinstance(call, LayerCall) else None
 
 
 class ForwardContext:
@@ -113,27 +86,17 @@ class ForwardContext:
         self._cache: Cache | None = None
         self._cached_before = 0
         self._state: HRMState | None = None
-        self._outer: ForwardContext | None = None
-        # block that is running, and output and states of its adapters that take the block's input, by adapter
-        self.pre_block_outputs: tuple[str, dict[str, tuple[Tensor, Tensor]]] | None = None
-        # input of the block that is running, and what the static parts of an adapter read of it, by block and
-        # adapter
-        self.static_inputs: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        self._outer: ForwardContext | LayerCall | None = None
 
     def start(self) -> None:
-        """Make this the current context, nested in the one before if there is one."""
-        self._outer, _current.value = _current.value, self
+        """Make this the innermost call that is running; a decoder may be called inside of another one."""
+        self._outer, _running.call = _running.call, self
 
-    def enter(self, cache: Cache | None) -> None:
-        """Record the cache passed to the first layer, before keys and values are added to it."""
-        if self._cache is None and cache is not None:
-            self._cache = cache
-            self._cached_before = cached_length(cache)
-
-    @property
-    def entered(self) -> bool:
-        """Whether the cache of this pass is known."""
-        return self._cache is not None
+    def call_layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall:
+        """Return a new call of a decoder layer; record its cache, before keys and values are added to it."""
+        if self._cache is None and (cache := find_cache((*args, *kwargs.values()))) is not None:
+            self._cache, self._cached_before = cache, cached_length(cache)
+        return LayerCall(self)
 
     def masks_on(self, device: torch.device) -> SegmentMasks:
         """Return the masks on the device of a layer."""
@@ -163,11 +126,6 @@ class ForwardContext:
             self._state.start_pass()
         return self._state
 
-    def take_pre_block_outputs(self, block: str) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return, and remove, the adapter outputs computed before a block."""
-        (owner, outputs), self.pre_block_outputs = self.pre_block_outputs or ("", {}), None
-        return outputs if owner == block else {}
-
     def skip(self, block: str) -> None:
         """Drop the states of a block whose adapters do not process these tokens."""
         state = None if self._cache is None else find_state(self._cache)
@@ -175,8 +133,8 @@ class ForwardContext:
             state.drop(block)
 
     def leave(self, *, finished: bool) -> None:
-        """Restore the outer context; count the tokens if all layers have finished."""
-        _current.value = self._outer
+        """Return to the call around this one; count the tokens if all layers have finished."""
+        _running.call = self._outer
         if finished and self._state is not None:
             self._state.started = True
             if not self._state.static:
@@ -213,6 +171,45 @@ class ForwardContext:
                 f"(transformers {transformers.__version__}), so the next tokens would start from a state of "
                 "zero; pass use_cache=False"
             )
+
+
+@dataclass
+class BlockCall:
+    """One call of a block of a decoder layer: what its adapters have computed before the block returns.
+
+    Parameters
+    ----------
+    context : ForwardContext
+    active : list of str
+        Names of the adapters that take part.
+    outputs : dict of (Tensor, Tensor)
+        Output and states of those that take the block's input, by adapter.
+    static_inputs : dict of (Tensor, Tensor)
+        Input of the block, and what the static parts read of it, by adapter.
+    """
+
+    context: ForwardContext
+    active: list[str]
+    outputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    static_inputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class LayerCall:
+    """One call of a decoder layer, or of its recomputation.
+
+    The context could not hold what adapters compute in it: the graph of the pass holds the context, so that
+    the outputs of a layer that fails, or is recomputed only in part, would never be freed.
+
+    Parameters
+    ----------
+    context : ForwardContext
+    blocks : dict of BlockCall
+        Calls of its blocks that have not returned, by name of the block in a cache.
+    """
+
+    context: ForwardContext
+    blocks: dict[str, BlockCall] = field(default_factory=dict)
 
 
 def _as_tuple(output: Any) -> tuple[Any, ...]:
@@ -272,7 +269,7 @@ def _read_context(
     if call is None:
         return None
     masks = _segment_masks(backbone.config, call)
-    return ForwardContext(call, masks, n_layers, row_adapters=_row_adapters(backbone, call.batch))
+    return ForwardContext(call, masks, n_layers, row_adapters=adapters_of_rows(backbone, call.batch))
 
 
 def _read_context_of_shard(
@@ -311,7 +308,7 @@ def _read_context_of_shard(
         raise
     shards = compare_shards(group, summary, device)
     return ForwardContext(
-        call, masks, n_layers, shards=shards, row_adapters=_row_adapters(backbone, call.batch)
+        call, masks, n_layers, shards=shards, row_adapters=adapters_of_rows(backbone, call.batch)
     )
 
 
@@ -329,8 +326,8 @@ def _segment_masks(config: Any, call: DecoderCall) -> SegmentMasks:
 
 
 def _end_context(backbone: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    context = _current.value
-    if context is None:
+    context = _running.call
+    if not isinstance(context, ForwardContext):  # the decoder was called without tokens, or refused
         return
     context.leave(finished=output is not None)
     if output is not None:
@@ -351,8 +348,16 @@ class _PatchedLayer:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # not a hook: in transformers 5.17 gradient checkpointing repeats hooks too, after the forward pass
-        kwargs.setdefault("hrm_context", _current.value)
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        running = _running.call
+        context = running.context if isinstance(running, LayerCall) else running
+        kwargs.setdefault("hrm_context", context)
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        except BaseException as error:
+            # after a KeyboardInterrupt torch runs no hook, and that of the decoder would end the pass
+            if isinstance(running, ForwardContext) and not isinstance(error, Exception):
+                running.leave(finished=False)
+            raise
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # pickle finds classes by name, and this class has the name of the original one
@@ -376,18 +381,12 @@ def _patched_class(cls: type[nn.Module]) -> type[nn.Module]:
 
 def _make_patched_class(cls: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, hrm_context: ForwardContext | None = None, **kwargs: Any) -> Any:
-        if hrm_context is not None and not hrm_context.entered:
-            hrm_context.enter(find_cache((*args, *kwargs.values())))
-        previous, _current.in_layer = _current.in_layer, hrm_context
+        previous = _running.call
+        _running.call = None if hrm_context is None else hrm_context.call_layer(args, kwargs)
         try:
             return cls.forward(self, *args, **kwargs)
         finally:
-            _current.in_layer = previous
-            if hrm_context is not None:
-                # a layer that fails, or is recomputed only in part, stops inside a block; the graph of these
-                # outputs holds this context, so neither would ever be freed
-                hrm_context.pre_block_outputs = None
-                hrm_context.static_inputs.clear()
+            _running.call = previous
 
     # the name is kept: sharding policies and device maps find decoder layers by it
     members = {

@@ -31,7 +31,7 @@ import hankelred_llm
 from hankelred_llm import HRMConfig
 from hankelred_llm.adapter.config import ModeCounts
 from hankelred_llm.adapter.system import HRMSystem
-from hankelred_llm.state.forward_context import current_context
+from hankelred_llm.state.forward_context import current_layer_call
 
 TOLERANCE = 2e-6
 
@@ -236,7 +236,7 @@ def test_a_step_that_stops_half_way_is_freed(where):
     block = model.get_base_model().model.layers[1].mlp.up_proj
     passes = []
     model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(
-        lambda *_: passes.append(weakref.ref(current_context()))
+        lambda *_: passes.append(weakref.ref(current_layer_call().context))
     )
     for attempt in range(3):  # the last one is whole: torch itself may hold the one before
         stops = where if attempt < 2 else "nowhere"

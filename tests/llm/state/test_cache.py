@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -585,6 +587,52 @@ def test_an_interrupted_pass_does_not_serve_a_block_that_is_called_alone():
     handle.remove()
     with pytest.raises(StateError, match="outside the forward pass"):
         block(torch.zeros(1, 6, 32))
+
+
+def test_an_interrupted_pass_does_not_serve_a_layer_that_is_called_alone():
+    # it ran with the padding and the cache of the interrupted pass
+    model, ids = model_of(), tokens(1, 6)
+    layer = model.get_base_model().model.layers[0]
+    handle = layer.mlp.register_forward_pre_hook(_interrupt)
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model(ids)
+    handle.remove()
+    turned = torch.ones(1, 6, 8), torch.zeros(1, 6, 8)
+    with pytest.raises(StateError, match="outside the forward pass"):
+        layer(torch.zeros(1, 6, 32), position_embeddings=turned)
+
+
+@pytest.mark.parametrize("place", ["layer", "block"])
+def test_an_interrupted_pass_is_freed_with_its_cache(place):
+    # the thread kept it, and each one that followed: every interrupted generation cost its keys and values
+    model, ids = model_of(), tokens(1, 6)
+    layer = model.get_base_model().model.layers[1]
+    handle = (layer if place == "layer" else layer.mlp).register_forward_pre_hook(_interrupt)
+    caches = []
+    for _ in range(2):
+        cache = DynamicCache(config=model.config)
+        caches.append(weakref.ref(cache))
+        with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+            model(ids, use_cache=True, **with_cache(cache))
+        del cache
+    handle.remove()
+    gc.collect()
+    assert [cache() for cache in caches] == [None, None]
+
+
+def test_a_pass_that_is_refused_inside_another_one_ends_only_itself():
+    # the hook of the inner decoder ended the pass of the outer one, whose other layers then had no context
+    model, other, ids = model_of(), model_of(r=3), tokens(1, 6)
+
+    def refused(*_):
+        with pytest.raises(StateError, match=r"shape \(3, 1, 6\)"):
+            other(ids, position_ids=torch.zeros(3, 1, 6, dtype=torch.long))
+
+    with torch.no_grad():
+        expected = model(ids).logits
+        handle = model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(refused)
+        assert torch.equal(model(ids).logits, expected)
+        handle.remove()
 
 
 def _interrupt(*_):
