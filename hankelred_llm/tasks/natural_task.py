@@ -33,6 +33,7 @@ PEOPLE = (
     *("Mary", "John", "Sandra", "Daniel", "Peter", "Anna"),
     *("Julia", "Thomas", "Laura", "Henry", "Emma", "Oscar"),
 )
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 INSTRUCTION = "Read the story and answer the questions."
 #: Sentences of the project's own making, in which no name and no answer of any task occurs.

@@ -33,7 +33,7 @@ SYNTHETIC = (
     "prefix_dfa",
     "s3_words",
 )
-NATURAL = ("where_is",)
+NATURAL = ("counting", "where_is")
 OTHERS = ("byte_lm", "chorales", "fairytaleqa", "narrativeqa", "qmsum", "quality", "squality")
 
 
