@@ -69,8 +69,8 @@ def protocol() -> str:
         "mixture was set after an earlier trial with one seed and is not tuned here.",
         f"Training: {c['steps']} steps of {c['batch_size']} rows of {study.LENGTH} tokens, that is "
         f"{c['steps'] * c['batch_size']} rows, the same for all methods of a seed. AdamW without weight "
-        "decay, warm-up over a tenth of the steps, cosine, gradients clipped at norm 1; the base in bfloat16, the "
-        "adapters in float32.",
+        "decay, warm-up over a tenth of the steps, cosine, gradients clipped at norm 1; the base in "
+        "bfloat16, the adapters in float32.",
         f"Rate: of {rates}, the same grid for all methods, the one with the best accuracy on validation rows "
         f"after training from seed {study.TUNING_SEED}; the mean of "
         + listed(f"{rows} rows of {length} tokens" for length, rows in study.VALIDATION.items())
@@ -286,8 +286,8 @@ def missing(found: dict[str, Piece]) -> str:
     lines += [
         "Not in the protocol yet: LoRA on the MLP, rsLoRA, HRM beside the MLP; the tasks `who_has`, "
         "`variable_tracking`, `multikey_needle` and `last_written`; rows of 2048 tokens; twice the rows; "
-        "state off and static parts off; WikiText before and after; long documents; ranks chosen from spectra and "
-        "reduction on this base; QuALITY, QMSum, SQuALITY and FairytaleQA."
+        "state off and static parts off; WikiText before and after; long documents; ranks chosen from "
+        "spectra and reduction on this base; QuALITY, QMSum, SQuALITY and FairytaleQA."
     ]
     return bullets(lines)
 

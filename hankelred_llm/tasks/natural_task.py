@@ -76,7 +76,7 @@ class NaturalTask(TextTask):
         Where the noise is from: a text file, or a folder of .txt files, of which no two splits share one.
         Sentences with a name or an answer of the task are left out. Default: a small text of this project.
     questions : int, optional
-        Questions of a row; each is about something else. Default: 5.
+        Questions of a row; each is about something else. Default: 3 or 5, by the task.
     by : str
         "likelihood": the likeliest of the candidates is the answer, all questions of a row in one pass where
         each candidate is one token. "generation": the word that is generated; questions before it are shown
@@ -92,15 +92,16 @@ class NaturalTask(TextTask):
     names: ClassVar[tuple[str, ...]]
     #: every answer there is, none the beginning of another
     candidates: ClassVar[tuple[str, ...]]
-    #: the most questions that a row can have
+    #: the most questions that a row can have, and how many it has unless told otherwise
     most_questions: ClassVar[int]
+    usual_questions: ClassVar[int] = 5
 
     def __init__(
         self,
         *,
         seed: int = 0,
         text: str | PathLike[str] | None = None,
-        questions: int = 5,
+        questions: int | None = None,
         by: str = "likelihood",
         tokenizer: Tokenizer | None = None,
     ) -> None:
@@ -109,7 +110,8 @@ class NaturalTask(TextTask):
             raise TaskError(f"by is {short_repr(by)}; give 'likelihood' or 'generation'")
         self.prediction_kind = "choices" if by == "likelihood" else "text"
         self.seed = checked_count("seed", seed, least=0)
-        self.questions = checked_count("questions", questions, least=1, most=self.most_questions)
+        wanted = self.usual_questions if questions is None else questions
+        self.questions = checked_count("questions", wanted, least=1, most=self.most_questions)
         self.text = NOISE if text is None else Path(text)
         self._noise: Mapping[SplitName, list[list[str]]] | None = None
         self._pieces: dict[str, IntArray] = {}
