@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from rich.progress import Progress
+
+from hankelred.errors import short_repr
 
 from ..errors import ExperimentError
 from ..tasks import Split, Task, TaskError
@@ -25,7 +27,7 @@ from .settings import Settings, nearest, read_settings
 from .statistics import Difference, paired_difference
 from .train import ADAPTER, train
 
-__all__ = ["Comparison", "Line", "Settings", "compare", "read_settings"]
+__all__ = ["Comparison", "Line", "Settings", "compare", "compare_one", "read_settings"]
 
 RESULTS = "results.jsonl"
 
@@ -108,7 +110,9 @@ class Comparison:
         return next(line for line in self.lines[length] if line.method == method)
 
 
-def compare(settings: Settings, *, progress: Progress | None = None) -> Comparison:
+def compare(
+    settings: Settings, *, merge: Sequence[Path] = (), progress: Progress | None = None
+) -> Comparison:
     """Run a comparison, or resume it, and write table, plot and JSON files.
 
     Everything is checked before anything is trained. Each method is trained at every rate of its grid on
@@ -119,6 +123,9 @@ def compare(settings: Settings, *, progress: Progress | None = None) -> Comparis
     Parameters
     ----------
     settings : Settings
+    merge : sequence of Path
+        Folders with runs of the same configuration, made by :func:`compare_one` or by a comparison that has
+        not read the test split. Their runs are taken over and not repeated.
     progress : rich.progress.Progress, optional
         Where bars of runs and steps are drawn; none are without it.
 
@@ -143,7 +150,45 @@ def compare(settings: Settings, *, progress: Progress | None = None) -> Comparis
     ['hrm', 'lora-qv']
     """
     with results_folder(Path(settings.out), write=this_process().is_main_process):
-        return _Study(settings, progress).run()
+        study = _Study(settings, progress)
+        study.take_over(merge)
+        return study.run()
+
+
+def compare_one(
+    settings: Settings,
+    only: str,
+    *,
+    merge: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> ResultRecord:
+    """Train one method at one rate from one seed, as a part of a comparison that others make the rest of.
+
+    Parameters
+    ----------
+    settings : Settings
+        Those of the whole comparison, with a folder of its own (``out``) where several processes run at once.
+    only : str
+        METHOD,RATE,SEED, as "hrm-attention,0.01,100". The rate is one of the method's grid; or "best", which
+        has the best validation score, once all runs that choose it are there. A seed of `tuning_seeds` makes
+        a run that chooses the rate, one of `seeds` a run that is reported.
+    merge, progress
+        As in :func:`compare`.
+
+    Returns
+    -------
+    dict
+        The record of the run, with its validation score.
+
+    Raises
+    ------
+    HankelredError
+        As in :func:`compare`, or no such run belongs to the comparison.
+    """
+    with results_folder(Path(settings.out), write=this_process().is_main_process):
+        study = _Study(settings, progress)
+        study.take_over(merge)
+        return study.run_one(only)
 
 
 class _Study:
@@ -186,6 +231,76 @@ class _Study:
         self.process.wait_for_everyone()
         return comparison
 
+    def take_over(self, folders: Sequence[Path]) -> None:
+        """Add the runs of other folders to this one, with the adapters that are to be scored."""
+        for folder in folders:
+            path = folder / RESULTS
+            if not path.is_file():
+                raise ExperimentError(f"{folder} has no {RESULTS}; merge folders that compare has written")
+            others = ResultsFile(path, self.experiment.identity(), write=False)
+            for results in (self.results, others):
+                if results.all(kind="split", split="test"):
+                    raise ExperimentError(
+                        f"{results.path}: the test split has been read, and no runs can be merged after it; "
+                        "merge all folders into a new one (out) first"
+                    )
+            for run in others.all(kind="run"):
+                phase, name, rate, seed = (run[k] for k in ("phase", "method", "learning_rate", "seed"))
+                if self._run(phase, name, rate, seed) is not None or not self.process.is_main_process:
+                    continue
+                place = _run_folder(Path(), phase, name, rate, seed)
+                if phase == "final":
+                    shutil.copytree(folder / place, self.folder / place, dirs_exist_ok=True)
+                self.results.append(run)
+        self.process.wait_for_everyone()
+
+    def run_one(self, only: str) -> ResultRecord:
+        """Train and validate one run of the comparison."""
+        name, rate, seed = self._parsed(only)
+        phase = "tuning" if seed in self.settings.tuning_seeds else "final"
+        with self.bars or nullcontext():
+            self._trained(phase, name, rate, seed)
+        return self._run(phase, name, rate, seed) or {}
+
+    def _parsed(self, only: str) -> tuple[str, float, int]:
+        # a method may have commas among its options
+        name, *rest = only.rsplit(",", 2)
+        if len(rest) < 2:
+            raise ExperimentError(f"only is {short_repr(only)}; give METHOD,RATE,SEED, as in hrm,0.01,100")
+        name = " ".join(name.split())
+        if name not in self.names:
+            raise ExperimentError(f"{short_repr(name)} is not among methods{nearest(name, self.names)}")
+        try:
+            seed = int(rest[1])
+            rate = None if rest[0].strip() == "best" else float(rest[0])
+        except ValueError:
+            raise ExperimentError(
+                f"only is {short_repr(only)}; give METHOD,RATE,SEED with a number or 'best' as rate"
+            ) from None
+        settings = self.settings
+        if seed not in (*settings.tuning_seeds, *settings.seeds):
+            raise ExperimentError(
+                f"seed {seed} is neither among tuning_seeds {settings.tuning_seeds} nor among seeds "
+                f"{settings.seeds}; take one of them"
+            )
+        if rate is not None and rate not in settings.rates(name):
+            raise ExperimentError(
+                f"rate {rate:g} is not in the grid of method {name!r}, {settings.rates(name)}; nothing would "
+                "choose it"
+            )
+        if rate is None:
+            missing = [
+                f"{r:g} from seed {s}"
+                for r, s in self._tuning(name)
+                if self._run("tuning", name, r, s) is None
+            ]
+            if missing:
+                raise ExperimentError(
+                    f"method {name!r} has no best rate yet; still to be run: {', '.join(missing)}"
+                )
+            rate = self.chosen(name)
+        return name, rate, seed
+
     def _tuning(self, name: str) -> list[tuple[float, int]]:
         rates = self.settings.rates(name)
         return [] if len(rates) == 1 else [(r, s) for r in rates for s in self.settings.tuning_seeds]
@@ -220,15 +335,11 @@ class _Study:
     def _run(self, phase: str, name: str, rate: float, seed: int) -> ResultRecord | None:
         return self.results.find(kind="run", phase=phase, method=name, learning_rate=rate, seed=seed)
 
-    def _run_folder(self, phase: str, name: str, rate: float, seed: int) -> Path:
-        slug = self.experiment.methods[name].method.slug
-        return self.folder / "runs" / f"{phase}--{slug}--rate{rate:g}--seed{seed}"
-
     def _trained(self, phase: str, name: str, rate: float, seed: int) -> None:
         """Train, unless the run is recorded already, and record the validation score."""
         if self._run(phase, name, rate, seed) is not None:
             return
-        folder = self._run_folder(phase, name, rate, seed)
+        folder = _run_folder(self.folder, phase, name, rate, seed)
         run = train(self.experiment, name, learning_rate=rate, seed=seed, folder=folder, progress=self.bars)
         validation = self._validated(run.model)
         status = run.record["status"] if validation is not None else "failed"
@@ -323,7 +434,7 @@ class _Study:
 
     def _score_one(self, task: Task, split: Split, name: str, seed: int) -> None:
         rate = self.chosen(name)
-        folder = self._run_folder("final", name, rate, seed) / ADAPTER
+        folder = _run_folder(self.folder, "final", name, rate, seed) / ADAPTER
         model = load_adapter(self.experiment.base_model(name), folder).to(self.process.device)
         scores = evaluate(model, task, split, batch_size=self.settings.eval_batch_size)
         self.results.append(
@@ -404,3 +515,7 @@ class _Study:
                 scores = [self._score(name, seed, length) or {} for length in self.settings.lengths]
                 slug = self.experiment.methods[name].method.slug
                 peft_record(self.experiment, run, scores, folder / f"{slug}--seed{seed}.json")
+
+
+def _run_folder(folder: Path, phase: str, name: str, rate: float, seed: int) -> Path:
+    return folder / "runs" / f"{phase}--{parse_method(name).slug}--rate{rate:g}--seed{seed}"
