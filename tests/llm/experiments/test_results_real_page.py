@@ -43,7 +43,7 @@ def invented(made, folder, seeds, monkeypatch):
             "parameters": 921600,
             "validation": {"256": share + 0.05 * (rate == 1e-3), "1024": share},
             "cpu_seconds": 100.0,
-            "rows": 120,
+            "rows": 96,
             "memory": 2**30,
             "file_size": 2**20,
         }
