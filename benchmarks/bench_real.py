@@ -41,6 +41,8 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 #: The protocol. It was written, and committed, before the first piece was run.
 TASKS = ("where_is", "counting")
+#: Those on which the base is tried without training, on validation rows.
+ALL_TASKS = (*TASKS, "last_written", "multikey_needle", "variable_tracking", "who_has")
 METHODS = (
     "lora-all",
     "hrm-attention+lora-all share=0.4 lora_lr_ratio=2",
@@ -117,12 +119,13 @@ def pieces() -> Iterator[tuple[str, str, str, float | None, int]]:
             yield from (("tuning", task, method, rate, TUNING_SEED) for method in METHODS)
         for seed in SEEDS:
             yield from (("final", task, method, None, seed) for method in METHODS)
+    yield from (("untrained", task, "", None, 0) for task in ALL_TASKS)
 
 
 def file_of(kind: str, task: str, method: str, rate: float | None, seed: int) -> Path:
     """Return the file of a piece."""
-    if kind == "base":
-        return PIECES / f"{task}--base.json"
+    if not method:
+        return PIECES / f"{task}--{kind}.json"
     at_rate = f"--rate{rate:g}" if kind == "tuning" else ""
     return PIECES / f"{task}--{parse_method(method).slug}--{kind}{at_rate}--seed{seed}.json"
 
@@ -154,11 +157,10 @@ def run(folder: Path, base: str, most: int | None) -> None:
         if kind == "final" and (rate := chosen(task, method)) is None:
             raise SystemExit(f"{task}, {method}: a rate is missing, without which none is chosen")
         print(time.strftime("%H:%M:%S"), path.name, flush=True)
-        content = (
-            base_scores(experiments[task])
-            if kind == "base"
-            else trained(experiments[task], kind, method, rate or 0.0, seed, folder)
-        )
+        if method:
+            content = trained(experiments[task], kind, method, rate or 0.0, seed, folder)
+        else:
+            content = {"base": base_scores, "untrained": untrained_scores}[kind](experiments[task])
         write(path, {"kind": kind, "task": task, "method": method, "rate": rate, "seed": seed, **content})
         done += 1
 
@@ -180,6 +182,16 @@ def base_scores(experiment: Experiment) -> dict[str, Any]:
         found["test"][str(length)] = score(scored, model, split)
         found["floors"][str(length)] = dict(scored.task.baselines(split))
     return found
+
+
+def untrained_scores(experiment: Experiment) -> dict[str, Any]:
+    """Return the scores of the base, and the floors, on the rows that choose rates."""
+    model, task = experiment.base.load(), experiment.task
+    splits = {length: task.validation(length, size=size) for length, size in VALIDATION.items()}
+    return {
+        "validation": validation(experiment, model),
+        "floors": {str(length): dict(task.baselines(split)) for length, split in splits.items()},
+    }
 
 
 def trained(

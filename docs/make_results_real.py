@@ -44,6 +44,7 @@ def page(found: dict[str, Piece]) -> str:
     parts += [verdict(found), protocol()]
     for task in study.TASKS:
         parts += [f"## `{task}`", *results(task, found)]
+    parts += ["## The base without training, on every task", *untrained(found)]
     parts += ["## What is missing", missing(found)]
     return "\n\n".join(parts) + "\n"
 
@@ -164,6 +165,26 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
     return parts or ["Nothing has been run yet."]
 
 
+def untrained(found: dict[str, Piece]) -> list[str]:
+    """Return what the base does on the rows that choose rates, beside trivial answers."""
+    pieces = {task: found.get(study.file_of("untrained", task, "", None, 0).name) for task in study.ALL_TASKS}
+    floors = ("chance", "constant", "last_mention")
+    rows = []
+    for task, piece in pieces.items():
+        for length in map(str, study.VALIDATION) if piece else ():
+            trivial = piece["floors"][length]
+            shown = [f"{trivial[f]['accuracy']:.3f}" if f in trivial else "" for f in floors]
+            rows.append([f"`{task}`", length, f"{piece['validation'][length]:.3f}", *shown])
+    if not rows:
+        return ["Nothing has been run yet."]
+    text = (
+        "Accuracy on "
+        + listed(f"{size} rows of {length} tokens" for length, size in study.VALIDATION.items())
+        + ". Where the base is below a trivial answer, it does not do the task."
+    )
+    return [paragraph(text), table(["task", "tokens", "base", "chance", "constant", "last mention"], rows)]
+
+
 def tuning_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
     """Return a line for each method with what its rates gave."""
     rows = []
@@ -276,7 +297,7 @@ def missing(found: dict[str, Piece]) -> str:
         named: dict[str, int] = {"base": 0, "tuning": 0, "final": 0}
         total = dict(named)
         for kind, of, method, rate, seed in study.pieces():
-            if of == task:
+            if of == task and kind in total:
                 total[kind] += 1
                 named[kind] += study.file_of(kind, task, method, rate, seed).name in found
         lines.append(

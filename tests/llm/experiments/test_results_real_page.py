@@ -31,7 +31,7 @@ def invented(made, folder, seeds, monkeypatch):
     monkeypatch.setattr(made.study, "PIECES", folder)
     rng = np.random.default_rng(0)
     for kind, task, method, rate, seed in made.study.pieces():
-        if task != "where_is" or kind == "base" or (kind == "final" and seed not in seeds):
+        if task != "where_is" or not method or (kind == "final" and seed not in seeds):
             continue
         share = 0.5 if method == "hrm-attention" else 0.9
         piece = {
