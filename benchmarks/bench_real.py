@@ -236,12 +236,12 @@ def validation(experiment: Experiment, model: Any) -> dict[str, float]:
 
 
 def score(experiment: Experiment, model: Any, split: Any) -> dict[str, Any]:
-    """Return the accuracy, and of each question in order whether it was right."""
+    """Return the accuracy, and that of each question in order: 1, 0, or a share where answers are tied."""
     scores = evaluate(model, experiment.task, split, batch_size=COMMON["eval_batch_size"])
     values = scores.per_unit["accuracy"]
     return {
         "accuracy": float(values.mean()),
-        "right": "".join("1" if value == 1 else "0" for value in values),
+        "values": [int(value) if value in (0, 1) else round(float(value), 4) for value in values],
         "questions_of_a_row": len(values) // len(split),
     }
 

@@ -278,7 +278,7 @@ def difference(
 
     def values(method: str) -> Any:
         mine = finals(task, method, found)
-        return np.array([[float(c) for c in mine[s]["test"][str(length)]["right"]] for s in seeds])
+        return np.array([mine[s]["test"][str(length)]["values"] for s in seeds], dtype=float)
 
     of_row = finals(task, ours, found)[seeds[0]]["test"][str(length)]["questions_of_a_row"]
     a, b = values(ours), values(theirs)

@@ -52,7 +52,7 @@ def invented(made, folder, seeds, monkeypatch):
             piece["test"] = {
                 str(n): {
                     "accuracy": float(row.mean()),
-                    "right": "".join(map(str, row.astype(int))),
+                    "values": row.astype(int).tolist(),
                     "questions_of_a_row": 5,
                 }
                 for n, row in zip(made.study.TEST_LENGTHS, right, strict=True)
