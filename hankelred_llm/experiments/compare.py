@@ -416,7 +416,7 @@ class _Study:
                 {
                     "kind": "split",
                     **split.describe(),
-                    "floors": dict(task.baselines(split)),
+                    "floors": self.experiment.floors(split),
                     "test_reads": list(task.test_reads),
                 }
             )

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.commands import command
+from transformers import AutoModelForCausalLM
 
 from hankelred_llm.errors import ExperimentError
 from hankelred_llm.experiments import compare as comparison_module
 from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.experiments.compare import compare, compare_one
+from hankelred_llm.experiments.evaluate import evaluate
 from hankelred_llm.experiments.records import read_records
 from hankelred_llm.experiments.settings import Settings
+from hankelred_llm.tasks import get_task
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,12 @@ def test_from_the_command_line_and_in_plain_sentences(settings, tmp_path):
     status, out, err = command(*call, tmp_path / "one", "--only", "hrm,0.01,0")
     assert (status, err) == (0, "") and "hrm, rate 0.01, seed 0: validation accuracy " in out
     status, out, err = command(*call, tmp_path / "all", "--merge", tmp_path / "one")
-    assert (status, err) == (0, "") and "where_is on" in out and "last_mention" in out
+    assert (status, err) == (0, "") and "where_is on" in out
+    (split,) = [r for r in read_records(tmp_path / "all/results.jsonl") if r["kind"] == "split"]
+    task = get_task("where_is", questions=1)
+    rows = task.test(250, size=8)
+    base = AutoModelForCausalLM.from_pretrained(settings.model)
+    assert split["floors"] == {**task.baselines(rows), "base": evaluate(base, task, rows).means}
+    assert set(split["floors"]) == {"chance", "constant", "last_mention", "base"}
     status, _, err = command(*call, tmp_path / "new", "--only", "hrm,0.1,0")
     assert status == 2 and "rate 0.1 is not in the grid" in err and err.count("\n") == 1
