@@ -114,9 +114,9 @@ def stories(folder: Path) -> Path:
 def pieces() -> Iterator[tuple[str, str, str, float | None, int]]:
     """Yield (kind, task, method, rate, seed) in the order of the protocol; None: the rate that was chosen."""
     for task in TASKS:
-        yield "base", task, "", None, 0
         for rate in RATES:
             yield from (("tuning", task, method, rate, TUNING_SEED) for method in METHODS)
+        yield "base", task, "", None, 0
         for seed in SEEDS:
             yield from (("final", task, method, None, seed) for method in METHODS)
     yield from (("untrained", task, "", None, 0) for task in ALL_TASKS)

@@ -8,6 +8,7 @@ many facts. After Kuratov et al., "BABILong", NeurIPS 2024, and Hsieh et al., "R
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from abc import abstractmethod
@@ -166,7 +167,7 @@ class NaturalTask(TextTask):
         self, rng: np.random.Generator, documents: Sequence[Sequence[str]], length: int, unit: str
     ) -> Example:
         story = self.draw(rng)
-        start = self.tokenizer.encode(INSTRUCTION, add_special_tokens=True)
+        start = self._start()
         facts = [self._piece(f" {fact}") for fact in story.facts]
         asked = [
             self._answer(f" {text}" if k == 0 else f". {text}") for k, (text, _) in enumerate(story.questions)
@@ -188,7 +189,7 @@ class NaturalTask(TextTask):
             np.sort(rng.integers(0, len(pieces) + 1, len(facts)))[::-1], facts[::-1], strict=True
         ):
             pieces.insert(where, fact)
-        told = np.concatenate([np.array(start, dtype=np.int64), *pieces])
+        told = np.concatenate([start, *pieces])
         ids = np.concatenate([told, *ends])
         labels = np.full_like(ids, IGNORED)
         choices, position = [], len(told)
@@ -199,6 +200,16 @@ class NaturalTask(TextTask):
             labels[position:after] = ids[position:after]
             position = after
         return Example(ids, labels, choices[0].position, unit, unit, choices=tuple(choices))
+
+    def _start(self) -> IntArray:
+        """Return the ids of the instruction, after what the tokenizer puts before a text."""
+        plain = self._piece(INSTRUCTION)
+        whole = np.array(self.tokenizer.encode(INSTRUCTION, add_special_tokens=True), dtype=np.int64)
+        for before in range(len(whole) - len(plain) + 1):
+            end = before + len(plain)
+            if np.array_equal(whole[before:end], plain):
+                return whole[:end]  # without what it puts after a text
+        return plain
 
     def _noise_pieces(
         self, rng: np.random.Generator, documents: Sequence[Sequence[str]], free: int
@@ -248,10 +259,12 @@ class NaturalTask(TextTask):
         return Scores({"accuracy": np.array(right)}, np.ones(len(right)), tuple(units), tuple(documents))
 
     def _piece(self, text: str) -> IntArray:
-        """Return the ids of a text that begins with a blank, or with a full stop, within a longer one."""
+        """Return the ids of a text: after a sentence where it begins with a blank, after a word with a dot."""
         if text not in self._pieces:
-            before = "." if text.startswith(" ") else "the"
-            self._pieces[text] = self._encode_continuation(before, text)[1]
+            before = {" ": ".", ".": "the"}.get(text[0])
+            self._pieces[text] = (
+                self._encode(text) if before is None else self._encode_continuation(before, text)[1]
+            )
         return self._pieces[text]
 
     def _answer(self, text: str) -> tuple[IntArray, tuple[IntArray, ...]]:
@@ -281,7 +294,8 @@ class NaturalTask(TextTask):
         if self._noise is None:
             files = text_files(self.text)
             forbidden = {word.lower() for word in (*self.names, *self.candidates)}
-            documents = [Document(str(f), read_text(f), ()) for f in files]
+            # by names within the folder: wherever it lies, splits are the same
+            documents = [Document(os.path.relpath(f, self.text), read_text(f), ()) for f in files]
             if not self.text.is_dir():
                 parts: Mapping[SplitName, list[Document]] = dict.fromkeys(DEFAULT_SIZE, documents)
             elif len(documents) < 3:

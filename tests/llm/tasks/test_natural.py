@@ -316,6 +316,20 @@ def test_the_noise_of_a_folder_is_not_shared(tmp_path):
     assert sum(map(len, found)) == len(set.union(*found)) == 9
 
 
+def test_rows_do_not_depend_on_where_the_folder_lies(tmp_path):
+    """Splits were made from whole paths at first: the same stories elsewhere gave other rows."""
+    rows = []
+    for name in ("here", "elsewhere"):
+        (tmp_path / name / "below").mkdir(parents=True)
+        for k in range(9):
+            lines = [f"Document{k}x tells line{i}y of a tale." for i in range(30)]
+            (tmp_path / name / "below" / f"{k}.txt").write_text(" ".join(lines))
+        rows.append(
+            [e.input_ids.tobytes() for e in get_task("where_is", text=tmp_path / name).test(900, size=9)]
+        )
+    assert rows[0] == rows[1]
+
+
 def test_noise_never_speaks_of_what_is_asked(tmp_path):
     lines = [f"The tale number{i} goes on and on." for i in range(40)]
     told = "Mary is in the kitchen. The KITCHEN was cold! He said: the garden\u2019s gate is open. "
@@ -375,6 +389,18 @@ def test_a_tokenizer_that_does_not_tell_answers_apart_is_refused():
         TaskError, match=r"does not tell answers .* 'garden' is \[103\] and 'garage' is \[103\]"
     ):
         get_task("where_is", tokenizer=FirstLetters()).train(300)
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_around_the_row_only():
+    """An end of text after the instruction would be in the middle of the row."""
+
+    class Around(ByteTokenizer):
+        def encode(self, text, *, add_special_tokens=False):
+            ids = list(text.encode())
+            return [self.bos_token_id, *ids, self.eos_token_id] if add_special_tokens else ids
+
+    for e in get_task("where_is", tokenizer=Around()).train(900, size=5):
+        assert e.input_ids[0] == 256 and (e.input_ids[1:] < 256).all()
 
 
 def test_splits_go_to_other_processes():
