@@ -8,7 +8,6 @@ many facts. After Kuratov et al., "BABILong", NeurIPS 2024, and Hsieh et al., "R
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from abc import abstractmethod
@@ -259,7 +258,7 @@ class NaturalTask(TextTask):
         return Scores({"accuracy": np.array(right)}, np.ones(len(right)), tuple(units), tuple(documents))
 
     def _piece(self, text: str) -> IntArray:
-        """Return the ids of a text: after a sentence where it begins with a blank, after a word with a dot."""
+        """Return the ids of a text: after a sentence where it begins with a blank, after a word if a dot."""
         if text not in self._pieces:
             before = {" ": ".", ".": "the"}.get(text[0])
             self._pieces[text] = (
@@ -295,7 +294,7 @@ class NaturalTask(TextTask):
             files = text_files(self.text)
             forbidden = {word.lower() for word in (*self.names, *self.candidates)}
             # by names within the folder: wherever it lies, splits are the same
-            documents = [Document(os.path.relpath(f, self.text), read_text(f), ()) for f in files]
+            documents = [Document(f.relative_to(self.text).as_posix(), read_text(f), ()) for f in files]
             if not self.text.is_dir():
                 parts: Mapping[SplitName, list[Document]] = dict.fromkeys(DEFAULT_SIZE, documents)
             elif len(documents) < 3:
