@@ -44,7 +44,7 @@ def with_random_maps(model: Any) -> Any:
     return model.eval()
 
 
-def models(layers: int) -> dict[str, Any]:
+def make_models(layers: int) -> dict[str, Any]:
     """Return the models by name; adapters have 921,600 parameters (LoRA) and about as many (the others)."""
     torch.manual_seed(0)
     base = transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=layers, **SHAPE)).eval()
@@ -54,7 +54,7 @@ def models(layers: int) -> dict[str, Any]:
 
     both = {"site": "attention", "r": 8, "static_readouts": READ, "feedthrough": True}
     both["lora"] = {"r": 3, "target_modules": ["gate_proj", "up_proj", "down_proj"]}
-    found = {
+    models = {
         "base": base,
         "LoRA q,v": peft.get_peft_model(twin(), peft.LoraConfig(r=16, target_modules=QV)),
         "LoRA all": peft.get_peft_model(twin(), peft.LoraConfig(r=3, target_modules="all-linear")),
@@ -63,42 +63,41 @@ def models(layers: int) -> dict[str, Any]:
         "both": hankelred_llm.attach(twin(), **both),
         "both merged": hankelred_llm.attach(twin(), **both),
     }
-    found = {name: with_random_maps(model) for name, model in found.items()}
-    found["both merged"].merge_static()
-    return found
+    models = {name: with_random_maps(model) for name, model in models.items()}
+    models["both merged"].merge_static()
+    return models
 
 
 @torch.no_grad()
-def decode(found: dict[str, Any], batch: int, tokens: int) -> dict[str, float]:
+def decode(models: dict[str, Any], batch: int, tokens: int) -> dict[str, float]:
     """Return the median time of a token by model, in ms, decoding in turn after a prompt of 32 tokens."""
     ids = torch.randint(SHAPE["vocab_size"], (batch, 32))
-    outs = {name: model(ids, use_cache=True) for name, model in found.items()}
-    caches = {
-        name: out["past_key_values" if "past_key_values" in out else "cache"] for name, out in outs.items()
-    }
-    argument = "past_key_values" if "past_key_values" in next(iter(outs.values())) else "cache"
-    times: dict[str, list[float]] = {name: [] for name in found}
+    outs = {name: model(ids, use_cache=True) for name, model in models.items()}
+    caches = {name: out["past_key_values"] for name, out in outs.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
     for step in range(tokens + 3):
         token = torch.randint(SHAPE["vocab_size"], (batch, 1))
-        names = list(found)
+        names = list(models)
         for name in names[step % len(names) :] + names[: step % len(names)]:
-            model = found[name]
+            model = models[name]
             began = time.process_time()
-            model(token, use_cache=True, **{argument: caches[name]})
+            model(token, use_cache=True, past_key_values=caches[name])
             if step >= 3:  # the first ones prepare
                 times[name].append(1e3 * (time.process_time() - began))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 @torch.no_grad()
-def show_profile(model: Any, argument: str = "past_key_values") -> None:
+def show_profile(model: Any) -> None:
     """Print the operators of ten tokens by their time."""
     out = model(torch.randint(SHAPE["vocab_size"], (1, 32)), use_cache=True)
     token = torch.randint(SHAPE["vocab_size"], (1, 1))
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(10):
-            model(token, use_cache=True, **{argument: out[argument]})
-    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=18, max_name_column_width=40))
+            model(token, use_cache=True, past_key_values=out["past_key_values"])
+    print(
+        profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=18, max_name_column_width=40)
+    )
 
 
 def main() -> None:
@@ -109,18 +108,18 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = models(options.layers)
+    models = make_models(options.layers)
     if options.profile:
         for name in ("base", "LoRA q,v", "HRM attention", "both"):
             print(name)
-            show_profile(found[name])
+            show_profile(models[name])
         return
-    runs = [decode(found, options.batch, options.tokens) for _ in range(options.runs)]
-    medians = {name: statistics.median(run[name] for run in runs) for name in found}
+    runs = [decode(models, options.batch, options.tokens) for _ in range(options.runs)]
+    medians = {name: statistics.median(run[name] for run in runs) for name in models}
     for name, median in medians.items():
         added = [run[name] - run["base"] for run in runs]
         trained = sum(
-            p.numel() for key, p in found[name].named_parameters() if "lora_" in key or "hrm_" in key
+            p.numel() for key, p in models[name].named_parameters() if "lora_" in key or "hrm_" in key
         )
         print(
             f"{name:16s} {median:7.2f} ms  added {statistics.median(added):6.2f} "

@@ -1,13 +1,14 @@
 """Models fitted to frequency responses, against pyMOR's Loewner, scipy's AAA and scikit-rf's vector fitting.
 
-    python benchmarks/bench_frequency_fit.py [--shared ../shared] [CASE ...]
+    python benchmarks/bench_frequency_fit.py [--first 0] [CASE ...]
 
 400 frequencies are fitted, 3001 others compared with the exact response: the relative L2 error over all
 entries, with noise the root mean square of five draws. The noise is complex, Gaussian, and 1e-3 of each
 value. Every method gets the same order: Loewner and AAA the number of states, vector fitting as many
 pairs of poles as the order holds (with several inputs and outputs every pole of scikit-rf has a residue
 of full rank, so that its model has more states than the order). Unstable poles are counted over all
-draws; a model that has any cannot be simulated. The rows "order chosen" are of one draw.
+draws; a model that has any cannot be simulated. The rows "order chosen" are of one draw. SLICOT's models are
+those of `../shared/data`, or of the folder HANKELRED_SHARED.
 
 Prediction: without noise all methods reach rounding where the order is that of the model. With noise,
 Loewner and AAA interpolate it, which gives unstable poles; vector fitting is stable but minimizes a
@@ -17,7 +18,7 @@ weighted error, so that a refinement by least squares lowers its error by a thir
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io as sio
 import scipy.linalg as sla
 
 import hankelred
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from helpers.data import slicot_model
 
 NOISE = 1e-3
 POINTS, TEST_POINTS, DRAWS = 400, 3001, 5
@@ -53,14 +56,6 @@ def resonant(n: int = 40, seed: int = 3) -> Any:
     return A, B, C
 
 
-def slicot(folder: Path, name: str) -> Any:
-    content = sio.loadmat(folder / "data" / "lti" / f"{name}.mat")
-    return tuple(
-        np.asarray(content[k].todense() if hasattr(content[k], "todense") else content[k], float)
-        for k in "ABC"
-    )
-
-
 #: name: lowest and highest frequency, order
 CASES: dict[str, tuple[float, float, int]] = {
     "build": (1, 200, 48),
@@ -70,20 +65,19 @@ CASES: dict[str, tuple[float, float, int]] = {
 Evaluated = tuple[Callable[[Any], Any], int]
 
 
-def ours(omega: Any, values: Any, order: int) -> Evaluated:
+def ours(omega: Any, values: Any, order: int | None, noise: float) -> Evaluated:
     model = hankelred.fit_frequency_response(np.moveaxis(values, 0, -1), order, omega=omega)
+    if order is None:
+        print(f"  (order chosen: {model.order})")
     s = model.system
     return lambda w: response((s.A, s.B, s.C), w) + s.D, int((s.poles().real > 0).sum())
 
 
-def ours_chosen(omega: Any, values: Any, order: int) -> Evaluated:
-    model = hankelred.fit_frequency_response(np.moveaxis(values, 0, -1), omega=omega)
-    s = model.system
-    print(f"  (order chosen: {model.order})")
-    return lambda w: response((s.A, s.B, s.C), w) + s.D, int((s.poles().real > 0).sum())
+def ours_chosen(omega: Any, values: Any, order: int, noise: float) -> Evaluated:
+    return ours(omega, values, None, noise)
 
 
-def pymor_loewner(omega: Any, values: Any, order: int) -> Evaluated:
+def pymor_loewner(omega: Any, values: Any, order: int, noise: float) -> Evaluated:
     from pymor.core.logger import set_log_levels
     from pymor.reductors.loewner import LoewnerReductor
 
@@ -98,17 +92,16 @@ def pymor_loewner(omega: Any, values: Any, order: int) -> Evaluated:
     return evaluate, int((poles.real > 0).sum())
 
 
-def scipy_aaa(omega: Any, values: Any, order: int) -> Evaluated:
+def scipy_aaa(omega: Any, values: Any, order: int, noise: float) -> Evaluated:
     from scipy.interpolate import AAA
 
     points = np.concatenate([1j * omega, -1j * omega])
     samples = np.concatenate([values[:, 0, 0], values[:, 0, 0].conj()])
-    rtol = 1e-13 if ours.noise == 0 else ours.noise  # type: ignore[attr-defined]
-    fit = AAA(points, samples, rtol=rtol, max_terms=order + 1)
+    fit = AAA(points, samples, rtol=noise or 1e-13, max_terms=order + 1)
     return lambda w: fit(1j * w)[:, None, None], int((fit.poles().real > 0).sum())
 
 
-def skrf_vector_fitting(omega: Any, values: Any, order: int) -> Evaluated:
+def skrf_vector_fitting(omega: Any, values: Any, order: int, noise: float) -> Evaluated:
     import skrf
     from skrf.vectorFitting import VectorFitting
 
@@ -136,24 +129,23 @@ METHODS = {
 }
 
 
-def rows(name: str, system: Any, noise: float) -> Iterator[str]:
+def rows(name: str, system: Any, noise: float, first: int) -> Iterator[str]:
     low, high, order = CASES[name]
     omega, test = np.geomspace(low, high, POINTS), np.geomspace(low, high, TEST_POINTS)
     exact_values, exact = response(system, omega), response(system, test)
-    ours.noise = noise  # type: ignore[attr-defined]
     for method, fit in METHODS.items():
         if exact[0].size > 1 and method in ("scipy AAA", "hankelred, order chosen"):
             continue  # AAA has one channel; the order of the space station is far above 80
         distances, unstable, seconds = [], 0, 0.0
-        for seed in range(DRAWS if noise and "chosen" not in method else 1):
-            rng = np.random.default_rng(seed)
+        for draw in range(DRAWS if noise and "chosen" not in method else 1):
+            rng = np.random.default_rng(first + draw)
             error = rng.standard_normal(exact_values.shape) + 1j * rng.standard_normal(exact_values.shape)
             values = exact_values + noise * np.abs(exact_values) * error / np.sqrt(2)
             start = time.process_time()
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    evaluate, count = fit(omega, values, order)
+                    evaluate, count = fit(omega, values, order, noise)
                     seconds += time.process_time() - start
                     distances.append(np.linalg.norm(evaluate(test) - exact) / np.linalg.norm(exact))
                     unstable += count
@@ -173,15 +165,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help=f"cases: {', '.join(CASES)} (default: all)")
-    default = os.environ.get("HANKELRED_SHARED", Path(__file__).parents[1] / "../shared")
-    parser.add_argument("--shared", type=Path, default=Path(default))
+    parser.add_argument("--first", type=int, default=0, help="seed of the first draw of the noise")
     args = parser.parse_args()
     print("| model | noise | method | relative error | unstable poles | CPU seconds |")
     print("|---|---|---|---|---|---|")
     for name in args.names or CASES:
-        system = resonant() if name == "resonant" else slicot(args.shared, name)
+        system = resonant() if name == "resonant" else slicot_model(name)[0][:3]
         for noise in (0.0, NOISE):
-            for row in rows(name, system, noise):
+            for row in rows(name, system, noise, args.first):
                 print(row, flush=True)
 
 

@@ -45,7 +45,7 @@ RECORDS: dict[str, tuple[list[int], list[int], float]] = {
     "steamgen": ([1, 2, 3, 4], [5, 6, 7, 8], 3.0),
 }
 ORDERS = range(1, 11)
-#: a difference of fits below this is none
+#: Fits that differ by less count as equal.
 MARGIN = 0.01
 Matrices = tuple[Any, Any, Any, Any]
 Method = Callable[[Any, Any], Iterator[tuple[tuple[Any, ...], Matrices]]]

@@ -41,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import _baseline
 from helpers import sparse_models as _models
+from helpers.sparse_models import right_to
 
 console = Console(width=150)
 
@@ -69,12 +70,6 @@ def by_pymor(system):
 def by_low_rank(system, accuracy=None):
     factors = low_rank_factors(large_model(system, 0, "low_rank"), accuracy)
     return factors, factors.values * factors.problem.gain
-
-
-def right_to(share, values, truth):
-    k = min(values.size, truth.size)
-    wrong = np.abs(values[:k] - truth[:k]) > share * truth[:k]
-    return int(np.argmax(np.append(wrong, True)))
 
 
 def cases(quick):

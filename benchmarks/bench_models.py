@@ -101,18 +101,18 @@ CALLS = {
 }
 
 
-def models():
+def make_models():
     """Return (name, system) of all models that are available; print which are not."""
-    found, missing = [], []
+    models, missing = [], []
     for name in REAL:
         if (_data.shared_folder() / "data" / "lti" / f"{name}.mat").is_file():
             system = _data.slicot_model(name)[0][:3]
-            found.append((f"{name} n={system[0].shape[0]}", system))
+            models.append((f"{name} n={system[0].shape[0]}", system))
         else:
             missing.append(name)
     if missing:
         console.print(f"not in {_data.shared_folder() / 'data' / 'lti'}, left out: {', '.join(missing)}")
-    return found + [(name, make()) for name, make in MADE.items()]
+    return models + [(name, make()) for name, make in MADE.items()]
 
 
 def seconds(function, system):
@@ -153,7 +153,7 @@ def main() -> None:
     lines = ["| model | " + " | ".join(headings) + " |", "|" + "---|" * (len(headings) + 1)]
     ratios = {}
     with threadpool_limits(1):
-        for name, system in models():
+        for name, system in make_models():
             cells, short = [], []
             for call in CALLS:
                 try:

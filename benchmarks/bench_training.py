@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 import torch
-from bench_decode import SHAPE, models
+from bench_decode import SHAPE, make_models
 
 
 def kept(model: Any, ids: torch.Tensor) -> float:
@@ -45,22 +45,22 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {
+    trained = {
         name: m.train()
-        for name, m in models(options.layers).items()
+        for name, m in make_models(options.layers).items()
         if "merged" not in name and name != "base"
     }
     for length in options.lengths:
         ids = torch.randint(SHAPE["vocab_size"], (1, length))
-        least = dict.fromkeys(found, float("inf"))
+        least = dict.fromkeys(trained, float("inf"))
         for _ in range(options.repeats):
-            for name, model in found.items():
+            for name, model in trained.items():
                 gc.collect()
                 began = time.process_time()
                 model(ids, use_cache=False, labels=ids).loss.backward()
                 least[name] = min(least[name], time.process_time() - began)
                 model.zero_grad()
-        for name, model in found.items():
+        for name, model in trained.items():
             memory, reference = kept(model, ids), least["LoRA q,v"]
             ratio = least[name] / reference
             print(f"T={length:5d} {name:14s} {least[name]:6.2f} s ({ratio:.2f})  {memory:7.1f} MB kept")

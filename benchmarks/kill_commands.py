@@ -160,6 +160,7 @@ def main() -> None:
     kills = different = 0
     with tempfile.TemporaryDirectory() as scratch:
         model = str(small_model(Path(scratch) / "small", pretrained=False))
+        # not timed: it warms up the imports and makes the adapter that reduce reads
         if os.waitpid(in_child(job, Path(scratch) / "first", model), 0)[1] != 0:
             raise SystemExit("the job that is not killed failed")
         began = time.monotonic()

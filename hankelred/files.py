@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from ._util import matrix_market
+from ._util.mat_files import MatFile
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
-from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, validated_timebase
+from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, to_tuple, validated_timebase
 from .models.second_order import SecondOrderModel
 from .models.sparse_model import SparseModel, large_model
 
@@ -39,17 +40,18 @@ def read_model(
     ----------
     path : path
         ``.mat`` (MATLAB 4 to 7.2, also with sparse matrices), ``.npz`` or ``.json`` (nested lists). Keys A,
-        B, C and optionally D, E and dt, in upper or lower case; others are ignored. A file with M and K and
+        B, C and optionally D, E and dt, in upper or lower case; others are ignored. They may be the fields of
+        the only struct (in JSON: object) of a file, where MATLAB's Ts counts as dt. A file with M and K and
         without A is a second-order model: M, D (or E), K, B, and C (or Cp, Cv, Du). Alternatively one of
         the Matrix Market files ``NAME.A``, ``NAME.B``, ``NAME.C``, ``NAME.E`` or ``NAME.M``, ``NAME.K`` and
         so on, which are read together.
+    dt : 0, True, float or None
+        Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
     Returns
     -------
     model
         Accepted by every function that takes models; sparse ones of more than 5000 states remain sparse.
-    dt : 0, True, float or None
-        Timebase, which overrides that of the file; None takes the file's, or 0 (continuous) if it has none.
 
     Raises
     ------
@@ -78,15 +80,17 @@ def read_model(
     if "A" not in matrices:
         return _second_order(matrices)
     values = tuple(matrices.get(key) for key in "ABCDE")
-    large = large_model(values if "E" in matrices else values[:4], dt)
-    if large is not None:
-        return large
-    return matrices_model(*values, dt=dt)
+    large = large_model(values, dt)
+    return matrices_model(*values, dt=dt) if large is None else large
 
 
 def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
     """Return the matrices of a model by their names, and its timebase."""
     names = {name.upper() for name in content}
+    if not ({"A", "B", "C"} <= names or {"M", "K"} <= names):
+        fields = _fields_of_struct(content)
+        if fields is not None:
+            return _model_matrices(fields, dt)
     if {"M", "K"} <= names and "A" not in names:
         matrices = _matrices(content, SECOND_ORDER_KEYS, ("M", "K", "B"))
         for what, choice in (("damping, D or E", "DE"), ("output by position, C or Cp", ("C", "Cp"))):
@@ -96,6 +100,22 @@ def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str,
         return matrices, 0
     matrices = _matrices(content, KEYS if dt is None else KEYS[:-1], ("A", "B", "C"))
     return matrices, _timebase(matrices.get("dt")) if dt is None else dt
+
+
+def _fields_of_struct(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the fields of the only struct, None if there is none or more than one."""
+    if isinstance(content, MatFile):
+        structs = [content.fields(name) for name in content if content.kind(name) == "struct"]
+    else:
+        structs = [value for value in content.values() if isinstance(value, dict)]
+    if len(structs) != 1:
+        return None
+    fields: dict[str, Any] = dict(structs[0])
+    if "Ts" in fields and "dt" not in fields:
+        step = np.asarray(fields.pop("Ts"))
+        # MATLAB's -1 is discrete time with an unknown step
+        fields["dt"] = "True" if step.size == 1 and step.item() == -1 else step
+    return fields
 
 
 def _second_order(matrices: Mapping[str, Any]) -> SecondOrderModel:
@@ -135,7 +155,7 @@ def write_model(model: Any, path: str | os.PathLike[str], dt: Timebase = 0) -> N
     path = Path(path)
     suffix = checked_suffix(path)
     model = as_model(model, dt)
-    matrices = model.to_user() if model.improper else model.as_tuple()
+    matrices = to_tuple(model)
     content: dict[str, Any] = dict(zip("ABCDE", matrices, strict=False))
     # only JSON distinguishes True from 1; the other formats hold the word as text
     content["dt"] = (

@@ -4,15 +4,15 @@ The names below are imported when they are first used, and HRM becomes a method 
 torch, peft and transformers take seconds, which a command line that only prints its help does not need.
 """
 
-import importlib.util
-import sys
-from pathlib import Path
+import importlib.util as _importlib_util
+import sys as _sys
+from pathlib import Path as _Path
 from typing import TYPE_CHECKING
 
 from hankelred import __version__
-from hankelred._util.lazy_names import lazy_names
+from hankelred._util.lazy_names import lazy_names as _lazy_names
 
-from ._util.imports import after_import
+from ._util.imports import after_import as _after_import
 
 if TYPE_CHECKING:
     from .adapter.adapter_layers import parameter_groups
@@ -41,14 +41,13 @@ _NEEDED = ("torch", "transformers", "peft", "accelerate", "safetensors", "yaml")
 
 
 def _check_installed() -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in _NEEDED if _importlib_util.find_spec(name) is None]
     if not missing:
         return
     message = f"hankelred_llm needs {', '.join(missing)}; run: pip install 'hankelred[llm]'"
-    if (
-        Path("".join(sys.argv[:1])).stem == "hankelred-llm"
-    ):  # this module is imported before the command can catch it
-        print(f"error: {message}", file=sys.stderr)
+    # this module is imported before the command can catch its errors
+    if _Path("".join(_sys.argv[:1])).stem == "hankelred-llm":
+        print(f"error: {message}", file=_sys.stderr)
         raise SystemExit(2)
     raise ImportError(message)
 
@@ -60,7 +59,7 @@ def _register() -> None:
 
 
 _check_installed()
-after_import("peft", _register)
+_after_import("peft", _register)
 
 #: The public names of each module.
 _MODULES = {
@@ -124,4 +123,4 @@ __all__ = [
     "set_systems",
 ]
 
-__getattr__, __dir__ = lazy_names(__name__, _MODULES)
+__getattr__, __dir__ = _lazy_names(__name__, _MODULES)

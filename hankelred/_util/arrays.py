@@ -25,6 +25,15 @@ def largest_entry(M: Array) -> float:
     return float(np.abs(M).max()) if np.iscomplexobj(M) else max(float(M.max()), -float(M.min()))
 
 
+def reciprocal_condition(M: Array) -> float:
+    """Return LAPACK's estimate of the reciprocal condition number of a square matrix: 0 if it is singular."""
+    import scipy.linalg as sla
+
+    gecon, getrf = sla.get_lapack_funcs(("gecon", "getrf"), (M,))
+    lu, _, info = getrf(M)
+    return 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(M, 1))[0])
+
+
 def reduce_columns(M: Array) -> Array:
     """Return a matrix with no more columns than rows and the same M M^H."""
     if M.shape[1] <= M.shape[0]:

@@ -9,17 +9,20 @@ Source: MathWorks, "MAT-File Format" (levels 4 and 5). The tests compare with sc
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from ..errors import FileFormatError, in_one_line
 from .arrays import LARGEST_IN_FILE, Array
+
+_Value = TypeVar("_Value")
 
 #: Bytes of a compressed variable that are read from the file at a time.
 _CHUNK = 1 << 16
@@ -33,6 +36,8 @@ _MATRIX, _COMPRESSED = 14, 15
 _CLASSES = {1: "cell", 2: "struct", 3: "object", 4: "text", 5: "sparse", 16: "function", 17: "object"}
 _CLASSES |= dict.fromkeys(range(6, 16), "numbers")
 _LOGICAL, _COMPLEX = 0x02, 0x08
+#: Kinds of variables, and of fields of structs, that are read.
+_VALUES = ("numbers", "logicals", "sparse", "text")
 
 # Level 4: digits of the type of a variable
 _NUMBERS_4 = ("f8", "f4", "i4", "i2", "u2", "u1")
@@ -47,7 +52,7 @@ def _damaged(problem: str) -> FileFormatError:
 class _Variable:
     """The position of a variable in the file, and the contents of its header."""
 
-    #: "numbers", "logicals", "text", "sparse"; not read: "cell", "struct", "object", "function"
+    #: "numbers", "logicals", "text", "sparse"; "struct"; not read: "cell", "object", "function"
     kind: str
     start: int
     size: int
@@ -61,7 +66,8 @@ class _Variable:
 class MatFile(Mapping[str, Any]):
     """The variables of an open MAT-file by name; each is read when it is looked up.
 
-    Numbers are ndarrays (logicals bool ones), sparse matrices those of ``scipy.sparse``, text is str.
+    Numbers are ndarrays (logicals bool ones), sparse matrices those of ``scipy.sparse``, text is str. The
+    fields of a struct are read by :meth:`fields`.
 
     Raises
     ------
@@ -107,15 +113,28 @@ class MatFile(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         variable = self._variables[name]
-        if variable.kind not in ("numbers", "logicals", "sparse", "text"):
+        if variable.kind not in _VALUES:
             raise FileFormatError(
                 f"{in_one_line(name, 60)} holds a MATLAB {variable.kind}; save a matrix of numbers instead"
             )
-        stream = self._stream(variable.start, variable.size, variable.compressed)
         if self._level == 4:
-            return self._read_4(variable, stream)
+            return self._read_4(variable, self._stream(variable.start, variable.size, variable.compressed))
+        return self._read_whole(variable, self._read)
+
+    def fields(self, name: str) -> dict[str, Any]:
+        """Return the fields of a struct that hold numbers, sparse matrices or text.
+
+        Raises
+        ------
+        FileFormatError
+            It is an array of structs, or the file is damaged.
+        """
+        return self._read_whole(self._variables[name], self._struct)
+
+    def _read_whole(self, variable: _Variable, read: Callable[[_Variable, _Stream], _Value]) -> _Value:
+        stream = self._stream(variable.start, variable.size, variable.compressed)
         _header(stream, self._order, variable.compressed)
-        value = self._read(variable, stream)
+        value = read(variable, stream)
         stream.finish()
         return value
 
@@ -146,6 +165,33 @@ class MatFile(Mapping[str, Any]):
             rows, columns = self._numbers(stream), self._numbers(stream)
             return _sparse_columns(variable.shape, rows, columns, self._parts(variable, stream))
         return _shaped(variable, self._parts(variable, stream))
+
+    def _struct(self, variable: _Variable, stream: _Stream) -> dict[str, Any]:
+        # the length of a name, all names, then a variable for each field
+        if any(length != 1 for length in variable.shape):
+            raise FileFormatError(f"an array of structs, of shape {variable.shape}; save one struct")
+        lengths = self._numbers(stream)
+        names = _element(stream, self._order, _LONGEST_HEADER)[1]
+        if lengths.size != 1 or lengths[0] <= 0 or len(names) % int(lengths[0]):
+            raise _damaged("the names of the fields of a struct")
+        length = int(lengths[0])
+        fields: dict[str, Any] = {}
+        for start in range(0, len(names), length):
+            name = names[start : start + length].split(b"\0")[0].decode("latin-1")
+            kind, data = _element(stream, self._order)
+            if name in fields:
+                raise FileFormatError(f"a struct has two fields {in_one_line(name, 60)}; keep one")
+            if kind != _MATRIX:
+                raise _damaged(f"the field {in_one_line(name, 60)} of a struct")
+            if not data:  # an empty matrix may be written without a header
+                continue
+            field = _Stream(io.BytesIO(data), 0, len(data))
+            _, what, field_shape, is_complex = _header(field, self._order, False)
+            if what in _VALUES:
+                fields[name] = self._read(
+                    _Variable(what, 0, len(data), False, field_shape, is_complex), field
+                )
+        return fields
 
     def _parts(self, variable: _Variable, stream: _Stream) -> list[Array]:
         """Return the real parts and, for a complex variable, the imaginary parts."""

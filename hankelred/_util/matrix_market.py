@@ -27,14 +27,14 @@ def read_together(path: Path) -> dict[str, Any]:
         A file is missing, damaged, too large, or no Matrix Market file.
     """
     check_readable(path)
-    found = {}
+    matrices = {}
     for beside in sorted(path.parent.glob("*")):
         key = beside.suffix[1:].upper()
         if beside.stem == path.stem and key in ENDINGS:
-            if key in found:
+            if key in matrices:
                 raise FileFormatError(f"{in_one_line(beside)}: there is another file of {key}; keep one")
-            found[key] = read_matrix(beside)
-    return found
+            matrices[key] = read_matrix(beside)
+    return matrices
 
 
 def read_matrix(path: Path) -> Any:
@@ -54,7 +54,7 @@ def read_matrix(path: Path) -> Any:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse what is no Matrix Market file, or says more entries than it can hold."""
+    """Refuse what is not a Matrix Market file, or names more entries than the file can hold."""
     with open(path, "rb") as file:
         first = file.readline(200).decode("ascii", "replace")
         words = first.lower().split()

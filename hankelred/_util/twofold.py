@@ -9,6 +9,7 @@ Source: Ozaki, Ogita, Oishi, Rump, Numer. Algorithms 59 (2012).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -44,6 +45,22 @@ def product(A: Array, B: Array) -> tuple[Array, Array]:
             low += error
     high, low = two_sum(high, low)
     return np.ldexp(high, columns), np.ldexp(low, columns)
+
+
+def refined_solution(
+    solve: Callable[[Array], Array], high: Array, low: Array, b: Array, steps: int
+) -> tuple[Array, Array]:
+    """Return the solution of (high + low) x = b as a pair of matrices, with residuals of twice the digits.
+
+    ``solve`` returns the solution with `high` alone, in double precision.
+    """
+    x, x_low = solve(b), np.zeros_like(b)
+    for _ in range(steps):
+        image, image_low = product(high, x)
+        defect = (b - image) - (image_low + low @ x + high @ x_low)
+        x, rest = two_sum(x, solve(defect))
+        x_low = x_low + rest
+    return x, x_low
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import stat
 import sys
@@ -12,8 +14,8 @@ from typing import Any
 import click
 
 from .._util.writing import check_page_suffix, check_writable, write_atomically
-from ..errors import FileFormatError, HankelredError, in_one_line, short_repr
-from ..models.linear_model import Timebase
+from ..errors import FileFormatError, HankelredError, count, in_one_line, short_repr
+from ..models.linear_model import timestep
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -52,9 +54,48 @@ def _stop(message: str, status: int) -> None:
     sys.exit(status)
 
 
-def timestep(dt: Timebase) -> str:
-    """Return the sampling time of a discrete model as text."""
-    return "dt unspecified" if dt is True else f"dt = {dt}"
+def comma_separated(text: str) -> list[str]:
+    """Return the entries of a list on the command line."""
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print results as one JSON object, in which values that are not finite are null."""
+    click.echo(json.dumps(_for_json(content), indent=1))
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _for_json(entry) for key, entry in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_for_json(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def report_written(path: Path, *, quiet: bool = False) -> None:
+    """Print that a file was written; with --json on standard error."""
+    click.echo(f"wrote {in_one_line(path)}", err=quiet)
+
+
+def sizes_of(system: Any) -> dict[str, Any]:
+    """Return the sizes and the timebase of a model by name."""
+    infinite = getattr(system, "infinite", None)
+    return {
+        # those that a singular E makes algebraic count too
+        "states": system.n_states if infinite is None else infinite.n_states,
+        "inputs": system.n_inputs,
+        "outputs": system.n_outputs,
+        "dt": system.dt,
+    }
+
+
+def describe(system: Any) -> str:
+    """Return the sizes and the timebase of a model in one line."""
+    sizes = sizes_of(system)
+    time = f"discrete, {timestep(system.dt)}" if system.is_discrete else "continuous"
+    return ", ".join([*(count(sizes[f"{what}s"], what) for what in ("state", "input", "output")), time])
 
 
 def console() -> Any:
@@ -62,15 +103,6 @@ def console() -> Any:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-
-
-def force_option(function: Any) -> Any:
-    """Add --force to a command that writes files."""
-    return click.option(
-        "--force",
-        is_flag=True,
-        help="Replace a file even where it is a link, write-protected, or the one that is read.",
-    )(function)
 
 
 def check_target(path: Path | None, source: Path, force: bool) -> None:
@@ -142,7 +174,7 @@ def check_folder(path: Path) -> None:
     check_writable(path)
 
 
-def save_picture(path: Path, draw: Any) -> None:
+def save_picture(path: Path, draw: Any, *, quiet: bool = False) -> None:
     """Draw on a new figure and write it to a file, atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -151,4 +183,4 @@ def save_picture(path: Path, draw: Any) -> None:
     FigureCanvasAgg(figure)
     draw(figure.add_subplot())
     write_atomically(path, lambda name: figure.savefig(name, format=path.suffix[1:].lower()))
-    click.echo(f"wrote {in_one_line(path)}")
+    report_written(path, quiet=quiet)

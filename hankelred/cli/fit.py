@@ -10,7 +10,9 @@ from .._util.reading import checked_suffix
 from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
 from ..identification.frequency_fit.response_data import read_response
-from .console import check_picture, check_target, force_option, save_picture, timestep
+from ..models.linear_model import timestep
+from .console import check_picture, check_target, save_picture
+from .options import force_option
 
 
 @click.command(short_help="A model from the frequency response in RESPONSE.")
@@ -60,7 +62,7 @@ def fit(
         raise HankelredError(f"--dt must be a positive number of seconds, got {dt:g}")
     if inputs < 1:
         raise FileFormatError(f"--inputs must be at least 1, got {inputs}")
-    values, omega, _ = read_response(response, inputs=inputs, in_hertz=hertz)
+    values, omega = read_response(response, inputs=inputs, in_hertz=hertz)
     model = fit_frequency_response(values, order, omega=omega, dt=dt or 0, stable=not unstable)
     time = "continuous" if dt is None else timestep(dt)
     click.echo(

@@ -13,7 +13,9 @@ from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
 from ..identification.records import choose_columns, describe_columns, read_columns
 from ..identification.tables import TIME_NAMES, time_step
-from .console import check_picture, check_target, force_option, save_picture, timestep
+from ..models.linear_model import timestep
+from .console import check_picture, check_target, comma_separated, save_picture
+from .options import force_option
 
 if TYPE_CHECKING:
     from ..identification.identify import IdentifiedModel
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dt",
     type=float,
-    help="Sampling time in seconds (default: that of a column named time, else unspecified).",
+    help="Sampling time in seconds (default: that of a column named time, t or seconds, else unspecified).",
 )
 @click.option("--order", type=int, help="Number of states (default: chosen on the last 30 % of the record).")
 @click.option("--unstable", is_flag=True, help="Allow poles outside the unit circle.")
@@ -74,13 +76,13 @@ def identify(
     if dt is not None and not dt > 0:
         raise HankelredError(f"--dt must be a positive number of seconds, got {dt:g}")
     table, names = read_columns(data)
-    if not _comma_separated(inputs) or not _comma_separated(outputs):
+    if not comma_separated(inputs) or not comma_separated(outputs):
         raise FileFormatError(
             f"name the columns with --inputs and --outputs; {in_one_line(data)} has "
             f"{describe_columns(names, table.shape[1])}"
         )
-    input_columns = choose_columns(_comma_separated(inputs), names, table.shape[1])
-    output_columns = choose_columns(_comma_separated(outputs), names, table.shape[1])
+    input_columns = choose_columns(comma_separated(inputs), names, table.shape[1])
+    output_columns = choose_columns(comma_separated(outputs), names, table.shape[1])
     duplicates = sorted(set(input_columns) & set(output_columns))
     if duplicates:
         raise FileFormatError(f"column {duplicates[0]} is both an input and an output")
@@ -104,10 +106,6 @@ def identify(
         click.echo(f"wrote {in_one_line(out)}")
     if plot is not None:
         save_picture(plot, lambda ax: draw_identification(model, u, y, labels, ax))
-
-
-def _comma_separated(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str], ax: Any) -> None:

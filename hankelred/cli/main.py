@@ -1,21 +1,22 @@
-"""The command line: `hankelred hsv`, `reduce`, `compare`, `identify` and `fit`."""
+"""The command line: `hankelred hsv`, `reduce`, `compare`, and the commands of the other files."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
 
 from .. import __version__
-from .._util.checks import is_rounded_to_zero
 from .._util.reading import checked_suffix
-from ..errors import count, in_one_line, short_repr
+from ..errors import count
 from ..files import read_model, write_model
 from ..gramians.stability import suspected_timebase
-from ..models.linear_model import LinearModel, Timebase, validated_timebase
+from ..models.linear_model import LinearModel, Timebase
 from ..reduction.balancing import spectrum_of
+from ..reduction.order import error_bounds
 from ..reduction.reduce import Reduction
 from ..reduction.variants.catalog import REDUCTION_METHODS
 from .console import (
@@ -23,35 +24,19 @@ from .console import (
     check_picture,
     check_target,
     console,
-    force_option,
+    describe,
+    print_json,
+    report_written,
     run,
     save_picture,
-    timestep,
+    sizes_of,
 )
+from .convert import convert
 from .fit import fit
 from .identify import identify
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Any]
-else:
-    _ParamType = click.ParamType  # before click 8.4 it takes no parameter
-
-
-class Timestep(_ParamType):
-    """A timebase on the command line: 0, true or seconds."""
-
-    name = "0|true|SECONDS"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Timebase:
-        """Turn the text into a timebase."""
-        text = str(value)
-        if text.lower() == "true":
-            return True
-        try:
-            # a step rounded to 0 would turn the model into a continuous one
-            return validated_timebase(text if is_rounded_to_zero(text) else float(text))
-        except ValueError:
-            self.fail(f"{short_repr(text)} is neither 0 nor true nor seconds between samples", param, ctx)
+from .norm import norm
+from .options import force_option, json_option, model_options, region_options
+from .simulate import simulate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -68,48 +53,22 @@ def cli() -> None:
     """
 
 
-def model_options(function: Any) -> Any:
-    """Add the options of every command that reads a model."""
-    function = click.option(
-        "--stability-tol",
-        type=float,
-        default=1e-13,
-        show_default=True,
-        help="Relative distance from the stability boundary below which a pole is marginal.",
-    )(function)
-    function = click.option(
-        "--dt",
-        type=Timestep(),
-        help="Timebase, instead of that of the file (0, continuous, if the file has none).",
-    )(function)
-    return click.argument("model", type=click.Path(path_type=Path))(function)
-
-
-def region_options(function: Any) -> Any:
-    """Add the options that say where an error counts."""
-    for option in (
-        click.option("--regularization", type=float, help="Gain below which errors count as absolute ones."),
-        click.option("--horizon", type=float, help="Time after an impulse that counts (s, or samples)."),
-        click.option(
-            "--band",
-            type=(float, float),
-            multiple=True,
-            help="Angular frequencies that count (rad/s, or rad/sample); may be repeated.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
 @cli.command(short_help="Hankel singular values of MODEL, and error bounds.")
 @model_options
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write the spectrum as a picture (.png, .pdf, .svg)."
 )
 @click.option("--all", "show_all", is_flag=True, help="Print every value, not only the first 20.")
+@json_option
 @force_option
 def hsv(
-    model: Path, dt: Timebase, stability_tol: float, plot: Path | None, show_all: bool, force: bool
+    model: Path,
+    dt: Timebase,
+    stability_tol: float,
+    plot: Path | None,
+    show_all: bool,
+    as_json: bool,
+    force: bool,
 ) -> None:
     """Print the Hankel singular values of MODEL with the error bound of each order.
 
@@ -123,8 +82,20 @@ def hsv(
     check_target(plot, model, force)
     system = read_model(model, dt)
     spectrum = spectrum_of(system, checked_tol(stability_tol))
-    print_spectrum(system, spectrum.values, spectrum.noise_floor, None if show_all else 20)
-    click.echo(f"solver: {spectrum.solver}, residual {spectrum.residual:.1e}")
+    if as_json:
+        print_json(
+            {
+                **sizes_of(system),
+                "hankel_singular_values": spectrum.values,
+                "error_bounds": error_bounds(spectrum.values),
+                "noise_floor": spectrum.noise_floor,
+                "solver": spectrum.solver,
+                "residual": spectrum.residual,
+            }
+        )
+    else:
+        print_spectrum(system, spectrum.values, spectrum.noise_floor, None if show_all else 20)
+        click.echo(f"solver: {spectrum.solver}, residual {spectrum.residual:.1e}")
     if isinstance(system, LinearModel) and np.isinf(spectrum.values).sum() == system.n_states:
         poles = np.linalg.eigvals(system.A)
         advice = suspected_timebase(poles, discrete=system.is_discrete).removeprefix("; ")
@@ -133,7 +104,7 @@ def hsv(
     if plot is not None:
         from ..reduction.plots import plot_hankel_singular_values
 
-        save_picture(plot, lambda ax: plot_hankel_singular_values(spectrum, ax=ax))
+        save_picture(plot, lambda ax: plot_hankel_singular_values(spectrum, ax=ax), quiet=as_json)
 
 
 @cli.command(short_help="A smaller MODEL, with error bound and true error.")
@@ -159,6 +130,7 @@ def hsv(
     type=click.Path(path_type=Path),
     help="Write a page for the browser (.html) with a slider for the order.",
 )
+@json_option
 @force_option
 def reduce(
     model: Path,
@@ -175,6 +147,7 @@ def reduce(
     out: Path | None,
     plot: Path | None,
     report: Path | None,
+    as_json: bool,
     force: bool,
 ) -> None:
     """Reduce MODEL and report the bound and the true error.
@@ -208,25 +181,33 @@ def reduce(
         regularization=regularization,
         stability_tol=stability_tol,
     )
-    print_reduction(system, reduction)
-    if band:
-        click.echo(f"true error in the band: {reduction.error(band=list(band)):.6e}")
-    if horizon is not None:
-        click.echo(f"true error until the horizon (L2): {reduction.error(horizon=horizon):.6e}")
-    if (order, tol, rtol, energy) == (None, None, None, None):
-        click.echo(
-            "every value above the noise floor is kept; use --order, --tol, --rtol or --energy to keep fewer"
+    band_error = reduction.error(band=list(band)) if band else None
+    horizon_error = None if horizon is None else reduction.error(horizon=horizon)
+    if as_json:
+        print_json(
+            {**_fields(system, reduction), "error_in_band": band_error, "error_until_horizon": horizon_error}
         )
+    else:
+        print_reduction(system, reduction)
+        if band_error is not None:
+            click.echo(f"true error in the band: {band_error:.6e}")
+        if horizon_error is not None:
+            click.echo(f"true error until the horizon (L2): {horizon_error:.6e}")
+        if (order, tol, rtol, energy) == (None, None, None, None):
+            click.echo(
+                "every value above the noise floor is kept; use --order, --tol, --rtol or --energy to keep "
+                "fewer"
+            )
     if out is not None:
         write_model(reduction.model, out)
-        click.echo(f"wrote {in_one_line(out)}")
+        report_written(out, quiet=as_json)
     if plot is not None:
         from ..reduction.plots import plot_reduction
 
-        save_picture(plot, lambda ax: plot_reduction(reduction, ax=ax))
+        save_picture(plot, lambda ax: plot_reduction(reduction, ax=ax), quiet=as_json)
     if report is not None:
         reduction.report(report)
-        click.echo(f"wrote {in_one_line(report)}")
+        report_written(report, quiet=as_json)
 
 
 @cli.command(short_help="Every method on MODEL: error, bound, time.")
@@ -234,6 +215,7 @@ def reduce(
 @click.option("--order", type=int, required=True, help="Number of states to keep.")
 @region_options
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the errors of all methods as a picture.")
+@json_option
 @force_option
 def compare(
     model: Path,
@@ -244,6 +226,7 @@ def compare(
     horizon: float | None,
     regularization: float | None,
     plot: Path | None,
+    as_json: bool,
     force: bool,
 ) -> None:
     """Reduce MODEL by every method, and print their errors, the smallest first.
@@ -252,7 +235,7 @@ def compare(
     Example:
       hankelred compare model.mat --order 10 --band 5 6 --plot methods.png
     """
-    from ..reduction.compare import compare_methods
+    from ..reduction.compare import MethodResult, compare_methods
 
     check_picture(plot)
     check_target(plot, model, force)
@@ -265,21 +248,24 @@ def compare(
         regularization=regularization,
         stability_tol=stability_tol,
     )
-    click.echo(describe(system))
-    click.echo(str(comparison))
+    if as_json:
+        names = [entry.name for entry in fields(MethodResult) if entry.name != "reduction"]
+        rows = [{name: getattr(row, name) for name in names} for row in comparison.rows]
+        print_json({**sizes_of(system), "methods": rows})
+    else:
+        click.echo(describe(system))
+        click.echo(str(comparison))
     if plot is not None:
-        save_picture(plot, lambda ax: comparison.plot(ax=ax))
+        save_picture(plot, lambda ax: comparison.plot(ax=ax), quiet=as_json)
 
 
-cli.add_command(identify)
-cli.add_command(fit)
+for command in (convert, fit, identify, norm, simulate):
+    cli.add_command(command)
 
 
 def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) -> None:
     """Print the singular values as a table."""
     from rich.table import Table
-
-    from ..reduction.order import error_bounds
 
     bounds = error_bounds(values)
     click.echo(describe(system))
@@ -294,6 +280,25 @@ def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) ->
     if len(shown) < len(values):
         click.echo(f"... {len(values) - len(shown)} more; --all prints them")
     click.echo(f"noise floor: {floor:.1e} ({int((values > floor).sum())} of {len(values)} values above it)")
+
+
+def _fields(system: Any, reduction: Reduction) -> dict[str, Any]:
+    """Return what is printed of a reduction, for JSON."""
+    certificate = reduction.certificate
+    return {
+        **sizes_of(system),
+        "order": reduction.order,
+        "method": reduction.method,
+        "error_bound": reduction.error_bound,
+        "error": reduction.error("hinf"),
+        "error_uncertainty": reduction.error_uncertainty,
+        "hankel_singular_values": reduction.hankel_singular_values,
+        "noise_floor": reduction.noise_floor,
+        "unstable_order": reduction.unstable_order,
+        "certificate": {"kind": certificate.kind, "value": certificate.value},
+        "solver": reduction.solver,
+        "residual": reduction.residual,
+    }
 
 
 def print_reduction(system: Any, reduction: Reduction) -> None:
@@ -320,15 +325,6 @@ def print_reduction(system: Any, reduction: Reduction) -> None:
             f"{known.factorizations} sparse factorizations"
         )
         click.echo(f"uncertainty of the error: {reduction.error_uncertainty:.1e}")
-
-
-def describe(system: Any) -> str:
-    """Return the sizes and timebase of a model in one line."""
-    infinite = getattr(system, "infinite", None)
-    n = system.n_states if infinite is None else infinite.n_states  # those that E makes algebraic count too
-    sizes = (("state", n), ("input", system.n_inputs), ("output", system.n_outputs))
-    time = f"discrete, {timestep(system.dt)}" if system.is_discrete else "continuous"
-    return ", ".join([*(count(n, what) for what, n in sizes), time])
 
 
 def main() -> None:

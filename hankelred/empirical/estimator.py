@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -122,14 +123,14 @@ class GramianEstimator(Shared):
         """
         blocks = _blocks(states)
         first = next(blocks)
-        rest = next(blocks, None)
-        if rest is None:
+        second = next(blocks, None)
+        if second is None:
             self._push(self._checked(first, 0))
             return
         # the estimate changes only after all blocks have been read without an error
         added = GramianEstimator(self.n_states, forgetting=self.forgetting)
         start = 0
-        for block in _chained(first, rest, blocks):
+        for block in itertools.chain((first, second), blocks):
             x = self._checked(block, start)
             added._push(x)
             start += x.shape[1]
@@ -421,9 +422,3 @@ def _blocks(states: Any) -> Iterator[Any]:
         width = max(chunk, width // chunk * chunk)
     for start in range(0, int(shape[1]), width):
         yield states[:, start : start + width]
-
-
-def _chained(first: Any, second: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield second
-    yield from rest

@@ -8,7 +8,7 @@ from typing import Any
 from .._util.arrays import Array
 from .._util.checks import real_number
 from ..errors import HankelredError, ModelError
-from ..models.linear_model import Timebase
+from ..models.linear_model import Timebase, sampling_time
 from .excitations import Excitation
 
 CENTERINGS = ("steady", "mean", "final")
@@ -42,13 +42,13 @@ def count_intervals(horizon: float, step: float) -> int:
 
 def discrete_step(dt: Timebase, step: float | None) -> float:
     """Return the sampling time of discrete time, 1 where it is unspecified, checked against ``step``."""
-    sampling_time = 1.0 if dt is True else float(dt or 0)
-    if step is not None and not math.isclose(step, sampling_time):
+    fixed = sampling_time(dt)
+    if step is not None and not math.isclose(step, fixed):
         raise HankelredError(
-            f"step={step:g} differs from the sampling time {sampling_time:g} of a discrete-time system; "
+            f"step={step:g} differs from the sampling time {fixed:g} of a discrete-time system; "
             "leave step out"
         )
-    return sampling_time
+    return fixed
 
 
 def amplification(excitation: Excitation | None) -> float:

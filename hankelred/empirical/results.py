@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from .._util.arrays import Array
 from ..errors import HankelredError
 from ..models.linear_model import LinearModel
 from ..reduction.norms import difference_norm
-from ..reduction.reduce import Reduction, checked_choice, chosen_order, make_reduction
+from ..reduction.reduce import Reduction, attributes_of, checked_choice, chosen_order, make_reduction
 from ..simulation.signals import as_numbers
 
 
@@ -349,5 +349,4 @@ class _EmpiricalSource:
 
 
 def _with_mean(reduction: Reduction) -> EmpiricalReduction:
-    attributes = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
-    return EmpiricalReduction(**attributes, mean=reduction.source.mean)  # type: ignore[attr-defined]
+    return EmpiricalReduction(**attributes_of(reduction), mean=reduction.source.mean)  # type: ignore[attr-defined]

@@ -60,8 +60,9 @@ def gramian(
     Returns
     -------
     ndarray, shape (n, n), or (n, k) with ``factor=True``
-        With a singular E those of the finite poles, in the states of the model: the proper Gramians of
-        Stykel, of which the observability one is E^H times hers times E.
+        With a singular E: the proper Gramians (Stykel) of the finite poles, in the states of the model. For
+        observability the matrix returned is E^H Q E with her Q; a factor from the low-rank solver is one of
+        Q itself.
 
     Raises
     ------

@@ -100,19 +100,13 @@ class SparseProblem:
 
     def E(self, x: Array, *, adjoint: bool = False) -> Array:
         """Return E x with E of the model, or E^H x."""
-        E, A = self._products(x, adjoint)
-        return (E - A) / 2 if A is not None else E
+        E = _apply(self.pencil.E, x, adjoint)
+        return (E - _apply(self.pencil.A, x, adjoint)) / 2 if self.discrete else E
 
     def A(self, x: Array, *, adjoint: bool = False) -> Array:
         """Return A x with A of the model, or A^H x."""
-        if not self.discrete:
-            return _apply(self.pencil.A, x, adjoint)
-        E, A = self._products(x, adjoint)
-        return (E + A) / 2
-
-    def _products(self, x: Array, adjoint: bool) -> tuple[Array, Array | None]:
-        A = _apply(self.pencil.A, x, adjoint) if self.discrete else None
-        return _apply(self.pencil.E, x, adjoint), A
+        A = _apply(self.pencil.A, x, adjoint)
+        return (_apply(self.pencil.E, x, adjoint) + A) / 2 if self.discrete else A
 
 
 def _apply(times: Callable[..., Array], x: Array, adjoint: bool) -> Array:
@@ -454,21 +448,21 @@ class _GrowingProduct:
     def __init__(self, problem: SparseProblem, adi: DualADI):
         self._problem, self._adi = problem, adi
         self.matrix = np.zeros((0, 0), adi.controllability.W.dtype)
-        self._columns = self._rows = 0
+        self._blocks = 0  # of either side
 
     def grow(self) -> float:
         """Add the new blocks of both sides; return the norm of the entries that they add."""
         Lc, Lo = (side.blocks for side in self._adi.sides)
-        new_c, new_o = Lc[self._columns :], Lo[self._rows :]
+        new_c, new_o = Lc[self._blocks :], Lo[self._blocks :]
         image = self._problem.E(np.hstack(new_c))
         right = np.concatenate([o.T @ image for o in Lo])
         old = self._problem.E(np.hstack(new_o).conj(), adjoint=True)
-        below = np.hstack([(old.conj().T @ c) for c in Lc[: self._columns]]) if self._columns else None
+        below = np.hstack([(old.conj().T @ c) for c in Lc[: self._blocks]]) if self._blocks else None
         before = self.matrix.shape[0]
         top = np.concatenate([self.matrix, right[:before]], axis=1)
         bottom = right[before:] if below is None else np.concatenate([below, right[before:]], axis=1)
         self.matrix = np.concatenate([top, bottom])
-        self._columns, self._rows = len(Lc), len(Lo)
+        self._blocks = len(Lc)
         change = float(np.linalg.norm(right, 2))
         return max(change, float(np.linalg.norm(bottom, 2)))
 

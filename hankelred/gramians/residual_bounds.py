@@ -22,15 +22,24 @@ import numpy as np
 
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
-from ..models.pencil import FactoredSolver, Pencil, Solver, SparseFamily, SparsePencil
+from ..models.pencil import (
+    FactoredSolver,
+    Pencil,
+    Solver,
+    SparseFamily,
+    SparsePencil,
+    entry_columns,
+    is_hermitian,
+    least_singular_value,
+)
 from ..models.second_order import SecondOrderPencil
 from ..models.sparse_model import SINGULAR_E
 from .dual_adi import Side
 
 #: Up to this many states the factorization for the bounds is kept; for more it is computed when needed.
 KEPT_STATES = 200_000
-#: Asymmetry that counts as rounding, relative to the largest entry.
-SYMMETRIC = 1e-14
+#: Steps of inverse iteration for the least singular value of E.
+STEPS = 3
 #: A row whose diagonal entry exceeds the sum of the others by more than this share is strictly dominant.
 STRICT = 1e-10
 #: The decay rate that is proved, as a share of the estimated one.
@@ -52,9 +61,9 @@ def proven_bound(pencil: Pencil, *, discrete: bool) -> ResidualBound | None:
     if not isinstance(pencil, SparsePencil):
         return None
     A, E = pencil.A_matrix, pencil.E_matrix
-    if not _is_hermitian(E):
+    if not is_hermitian(E):
         return None
-    if _is_hermitian(A):
+    if is_hermitian(A):
         if not (is_positive_definite(pencil, -A) and is_positive_definite(pencil, E)):
             return None
         return SymmetricBound(pencil, discrete=discrete)
@@ -120,24 +129,17 @@ class _FactoredOnDemand:
 
 def is_diagonal(M: Any) -> bool:
     """Tell whether a sparse matrix is diagonal."""
-    return M.nnz <= M.shape[0] and bool(np.array_equal(M.indices, _columns(M)))
-
-
-def _columns(M: Any) -> Array:
-    return np.repeat(np.arange(M.shape[1]), np.diff(M.indptr))
-
-
-def _is_hermitian(M: Any) -> bool:
-    apart = abs(M - M.conj().T)
-    return apart.nnz == 0 or bool(apart.max() <= SYMMETRIC * abs(M).max())
+    return M.nnz <= M.shape[0] and bool(np.array_equal(M.indices, entry_columns(M)))
 
 
 def is_proven_stable(pencil: Pencil) -> bool:
-    """Tell whether a model of second order is proved to be stable: M, D and K are all positive definite."""
+    """Tell whether a model of second order is proved to be stable: M, D and K are all positive definite.
+
+    M must have passed :func:`check_descriptor`; only D and K are checked here.
+    """
     if not isinstance(pencil, SecondOrderPencil):
         return False
-    matrices = (pencil.M, pencil.K, pencil.D)
-    return all(_is_hermitian(X) and is_positive_definite(pencil.family, X) for X in matrices)
+    return all(is_hermitian(X) and is_positive_definite(pencil.family, X) for X in (pencil.K, pencil.D))
 
 
 def is_positive_definite(family: SparseFamily, M: Any) -> bool:
@@ -168,7 +170,7 @@ def check_descriptor(pencil: Pencil, *, discrete: bool) -> None:
     ModelError
     """
     if isinstance(pencil, SecondOrderPencil):
-        if not (_is_hermitian(pencil.M) and is_positive_definite(pencil.family, pencil.M)):
+        if not (is_hermitian(pencil.M) and is_positive_definite(pencil.family, pencil.M)):
             raise ModelError("M must be symmetric and positive definite; eliminate states without mass first")
         return
     if not isinstance(pencil, SparsePencil):
@@ -178,13 +180,8 @@ def check_descriptor(pencil: Pencil, *, discrete: bool) -> None:
         return
     E.sort_indices()
     size = float(np.abs(E.data).max(initial=0.0))
-    # inverse iteration finds the least singular value, from above, in a few steps
-    x = np.random.default_rng(0).standard_normal((pencil.n, 1))
     try:
-        solve = pencil.solver(E)
-        for _ in range(3):
-            x = solve(solve(x / np.linalg.norm(x)).conj(), transposed=True).conj()
-        least = float(np.linalg.norm(x)) ** -0.5
+        least = least_singular_value(pencil.solver(E), pencil.n, STEPS)
     except (ModelError, ConvergenceError):
         least = 0.0
     if not least > pencil.n * EPS * size:

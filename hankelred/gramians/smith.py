@@ -19,7 +19,7 @@ import numpy as np
 import scipy.linalg as sla
 from scipy.linalg.lapack import dgeqp3, zgeqp3
 
-from .._util.arrays import EPS, Array
+from .._util.arrays import EPS, Array, reciprocal_condition
 
 #: Columns smaller than this, relative to the largest, are removed from a factor. It is far below rounding
 #: for small systems, where tiny columns cost little and improve the smallest singular values.
@@ -131,9 +131,8 @@ def doublings_needed(size: float) -> float:
 def _remaining_products(power: Array, norm: float, width: int, *, thin_is_cheap: bool) -> int | None:
     """Return how many products with this power of A complete the sum; None if squaring is better."""
     n = power.shape[0]
-    if norm >= CONTRACTION * math.sqrt(
-        n
-    ):  # then the spectral norm, which is larger than norm / sqrt(n), is too
+    # then the spectral norm, which is larger than norm / sqrt(n), is too
+    if norm >= CONTRACTION * math.sqrt(n):
         return None
     size = _spectral_norm(power, CONTRACTION)
     if not size < CONTRACTION:
@@ -228,10 +227,7 @@ def _shift(A: Array) -> float | None:
     sqrt(|A| / |A^-1|) is the geometric mean of the fastest and the slowest rate, the best single shift for a
     real spectrum.
     """
-    getrf, gecon = sla.get_lapack_funcs(("getrf", "gecon"), (A,))
-    norm = float(np.linalg.norm(A, 1))
-    lu, _, info = getrf(A)
-    rcond = float(gecon(lu, norm)[0]) if info == 0 else 0.0
+    norm, rcond = float(np.linalg.norm(A, 1)), reciprocal_condition(A)
     return norm * math.sqrt(rcond) if rcond > 0 and norm > 0 else None
 
 

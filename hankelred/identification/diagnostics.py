@@ -1,4 +1,4 @@
-"""How sure an identified model is: standard errors of its poles, and tests of its residuals.
+"""Uncertainty of an identified model: standard errors of its poles, and tests of its residuals.
 
 The residual of the simulated output is usually correlated in time, since disturbances pass through the
 process. Its autocorrelation is described by an autoregressive model, and enters the standard errors.
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg as sla
-import scipy.stats
+from scipy.special import chdtrc, ndtr, ndtri
 
 from .._util.arrays import Array
-from .output_error import FittedModel, balance_states, linearized, local_coordinates
+from .output_error import FittedModel, balance_states, local_coordinates, output_derivatives
 
 #: Most lags of a correlation, and the least number of samples for each.
 _MOST_LAGS, _SAMPLES_PER_LAG = 25, 4
@@ -63,7 +63,7 @@ def pole_standard_errors(model: FittedModel, us: Sequence[Array], ys: Sequence[A
     n = model.order
     offsets = bool(np.any(model.offset))
     directions = local_coordinates(model)
-    parts = list(linearized(model, us, ys, offsets, directions))
+    parts = list(output_derivatives(model, us, ys, offsets, directions))
     p, K = model.C.shape[0], parts[0][0].shape[2]
     gram, weighted = np.zeros((K, K)), np.zeros((K, K))
     for i in range(p):
@@ -160,15 +160,15 @@ def residual_test(errors: Sequence[Array], us: Sequence[Array]) -> ResidualTest:
     scores = np.abs(cross) * np.sqrt(N) / np.sqrt(variance)[..., None]
 
     def probability(largest: Array) -> Array:
-        return np.asarray(np.minimum(1.0, lags * 2 * scipy.stats.norm.sf(largest)))
+        return np.asarray(np.minimum(1.0, lags * 2 * ndtr(-largest)))
 
     return ResidualTest(
-        whiteness=np.asarray(scipy.stats.chi2.sf(statistic, lags)),
+        whiteness=np.asarray(chdtrc(lags, statistic)),
         independence=probability(scores[..., lags:].max(axis=2)),
         feedback=probability(scores[..., :lags].max(axis=2)),
         autocorrelation=auto,
         cross_correlation=cross,
-        bound=scipy.stats.norm.isf(0.005) * np.sqrt(variance / N),
+        bound=-ndtri(0.005) * np.sqrt(variance / N),
     )
 
 

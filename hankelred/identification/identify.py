@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,13 +14,13 @@ import numpy as np
 from .._util.arrays import EPS, Array
 from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
-from ..gramians.stability import STABILITY_TOL
+from ..gramians.stability import STABILITY_TOL, is_stable_pole
 from ..models.linear_model import LinearModel, Timebase, to_control
 from ..reduction.balancing import hankel_singular_values
 from ..reduction.interactive import reduction_in_notebook
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
-from ..reduction.reduce import Reduction, make_reduction
+from ..reduction.reduce import Reduction, attributes_of, make_reduction
 from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
@@ -40,6 +40,7 @@ from .records import (
     RecordedData,
     as_recorded_data,
     constant_channels,
+    label,
     refuse_constant_channels,
     refuse_dependent_inputs,
 )
@@ -53,7 +54,7 @@ _POOR_FIT = 0.1
 #: Feedback is suspected if the residual is less likely than this to be independent of later inputs, and this
 #: many times as correlated with them as with earlier ones.
 _FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
-#: Residuals as small as this are no noise.
+#: Residuals as small as this are rounding, not noise.
 _NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
 
@@ -308,7 +309,8 @@ def identify(
     Parameters
     ----------
     u : array_like, shape (m, T) or (T,), or list of them, or control.TimeResponseData
-        Inputs, time last. A list of arrays is several records.
+        Inputs, time last. A list of arrays is several records. Inputs and outputs may be tables of pandas,
+        xarray or polars too, whose names and times are used.
     y : array_like, shape (p, T) or (T,), or list of them
         Outputs; leave them out with ``TimeResponseData``, whose dt and names are used.
     order : int, optional
@@ -452,10 +454,10 @@ def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> N
 def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
     for i, held_back in enumerate(model.held_back_fit):
         if held_back < _POOR_FIT:
-            label = f"output {data.output_labels[i] if data.output_labels else i}"
             warnings.warn(
-                f"the model explains next to nothing of {label}: its held-back fit is {held_back:.3g}. Are "
-                "inputs and outputs swapped, is the order too small, or the output driven by something else?",
+                f"the model explains next to nothing of {label(data.output_labels, 'output', i)}: its "
+                f"held-back fit is {held_back:.3g}. Are inputs and outputs swapped, is the order too small, "
+                "or the output driven by something else?",
                 ReductionWarning,
                 stacklevel=4,
             )
@@ -463,11 +465,11 @@ def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
 
 def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
     """Warn of inputs that excite too little for the order, or that depend on the outputs."""
-    names = [data.input_labels[j] if data.input_labels else str(j) for j in range(data.n_inputs)]
+    names = [label(data.input_labels, "input", j) for j in range(data.n_inputs)]
     for j, (excited, needed) in enumerate(excited_directions(data.inputs, 2 * model.order + 1)):
         if excited < needed:
             warnings.warn(
-                f"input {names[j]} excites only {excited} of the {needed} directions that order "
+                f"{names[j]} excites only {excited} of the {needed} directions that order "
                 f"{model.order} needs (a sum of k sines excites 2 k, a constant 1): the response at other "
                 f"frequencies is not determined; at most order {max((excited - 1) // 2, 1)} is",
                 ReductionWarning,
@@ -481,7 +483,8 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
     if np.any(suspects) and float(model.fit.min()) < 1 - _NOISE_FREE_FIT:
         i, j = np.argwhere(suspects)[0]
         warnings.warn(
-            f"the residual of output {i} is correlated with later samples of input {names[j]} "
+            f"the residual of {label(data.output_labels, 'output', i)} is correlated with later samples of "
+            f"{names[j]} "
             f"({future[i, j]:.2f}, with earlier ones {past[i, j]:.2f}): the input seems to depend on the "
             "output, as in a closed loop; the model may then describe the controller as well as the process. "
             "Add a test signal to the reference, or open the loop",
@@ -642,8 +645,8 @@ class IdentificationSource:
 
 
 def _n_unstable(A: Array) -> int:
-    size = max(1.0, float(np.linalg.norm(A)))
-    return int(np.count_nonzero(np.abs(np.linalg.eigvals(A)) >= 1 - STABILITY_TOL * size))
+    stable = is_stable_pole(np.linalg.eigvals(A), float(np.linalg.norm(A)), discrete=True, tol=STABILITY_TOL)
+    return int(np.count_nonzero(~stable))
 
 
 def _with_fit(reduction: Reduction) -> IdentifiedModel:
@@ -651,9 +654,8 @@ def _with_fit(reduction: Reduction) -> IdentifiedModel:
     selected, n_zeros = source.model_of_order(reduction.order), source.problem.n_zeros
     data, model = selected.data, selected.model
     states = (simulate_states(model.A, model.B, u, x0) for u, x0 in zip(data.inputs, model.x0, strict=True))
-    attributes = {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
     return IdentifiedModel(
-        **attributes,
+        **attributes_of(reduction),
         fit=fits(model, data.inputs, data.outputs, n_zeros=n_zeros),
         held_back_fit=selected.held_back_fit,
         input_offset=data.input_offset,

@@ -10,7 +10,7 @@ from .._util.arrays import Array
 from ..errors import HankelredError
 from .records import RecordedData
 
-#: Shorter pieces between missing inputs are left out: their initial state costs more than they tell.
+#: Shorter pieces between missing inputs are left out: their initial states use up most of their information.
 _SHORTEST_PIECE = 20
 
 

@@ -353,14 +353,15 @@ def score_model(model: FittedModel, split: DataSplit) -> Candidate:
     else:
         # The initial state was fitted to the same samples: they lose as many degrees of freedom.
         penalty = spreads.size / max(spreads.size - model.order * len(ys), 1)
-    error, spread = _sums_over_pieces(errors), _sums_over_pieces(spreads)
+    error, spread = sums_over_pieces(errors), sums_over_pieces(spreads)
     error_sum, spread_sum = error.sum(axis=1, keepdims=True), spread.sum(axis=1, keepdims=True)
     score = float(_mean_fit(error_sum, spread_sum, penalty)[0])
     without_piece = np.maximum(error_sum - error, 0), np.maximum(spread_sum - spread, 0)
     return Candidate(score, model, _mean_fit(*without_piece, penalty))
 
 
-def _sums_over_pieces(x: Array) -> Array:
+def sums_over_pieces(x: Array) -> Array:
+    """Return the sums over pieces of consecutive columns."""
     edges = np.linspace(0, x.shape[1], min(_PIECES, x.shape[1]), endpoint=False).astype(int)
     return np.asarray(np.add.reduceat(x, edges, axis=1))
 
@@ -441,9 +442,9 @@ def _with_noise_model(
     """Return the chosen recipe and its model, refined with a noise model where that is no worse."""
     chosen = candidates[recipe]
     data = split.estimation
-    errors = residuals(chosen.model, data.inputs, data.outputs)
     if split.n_zeros or chosen.model.loss < _NOISE_FREE:  # a step test has no disturbance before the step
         return recipe, chosen.model
+    errors = residuals(chosen.model, data.inputs, data.outputs)
     whitened = whitened_fit(chosen.model, data.inputs, data.outputs, errors, stable=stable)
     if whitened is None or on_stability_limit(whitened.A) > on_stability_limit(chosen.model.A):
         return recipe, chosen.model
@@ -486,9 +487,11 @@ def _estimate_from_all(
 def largest_model(
     chosen: SelectedModel, orders: Sequence[int], horizons: Sequence[int], *, offsets: bool, stable: bool
 ) -> FittedModel:
-    """Return the model of the largest of these orders that the records determine, or the chosen one."""
+    """Return the model of the largest order determined at the second longest horizon, or the chosen one."""
     us, ys = chosen.data.inputs, chosen.data.outputs
-    spaces = [space for h in horizons[-2:][:1] for space in subspaces(us, ys, h)]
+    # one horizon is enough for the spectrum, and the longest is the slowest
+    horizon = horizons[-2] if len(horizons) > 1 else horizons[0]
+    spaces = subspaces(us, ys, horizon)
     max_order = max(space.max_order for space in spaces)
     top = [n for n in orders if n <= max_order][-1:]
     models = [model for _, model in linear_models(us, ys, spaces, top, offsets=offsets, stable=stable)]

@@ -305,7 +305,7 @@ def refine(
     for _ in range(max_steps):
         if model.loss < _ROUNDING:
             break
-        gram, gradient, update = _linearize(model, us, ys, offsets)
+        gram, gradient, update = _normal_equations(model, us, ys, offsets)
         size = np.sqrt(np.maximum(np.diag(gram), np.diag(gram).max() * 1e-14))
         scaled = gram / np.outer(size, size)
         decreased = False
@@ -333,7 +333,7 @@ def refine(
     return model
 
 
-def _linearize(
+def _normal_equations(
     model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
 ) -> tuple[Array, Array, Callable[[Array], FittedModel]]:
     n, m, p = model.order, model.B.shape[1], model.C.shape[0]
@@ -341,7 +341,7 @@ def _linearize(
     P = directions.shape[1]
     K = P + p * m + len(us) * n + (p if offsets else 0)
     gram, gradient = np.zeros((K, K)), np.zeros(K)
-    for J, error in linearized(model, us, ys, offsets, directions):
+    for J, error in output_derivatives(model, us, ys, offsets, directions):
         flat = J.reshape(-1, K)
         gram += flat.T @ flat
         gradient += flat.T @ error.reshape(-1)
@@ -361,7 +361,7 @@ def _linearize(
     return gram, gradient, update
 
 
-def linearized(
+def output_derivatives(
     model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool, directions: Array
 ) -> Iterator[tuple[Array, Array]]:
     """Yield for every record the derivative of the output (p, T, K), and the residual (p, T).

@@ -71,20 +71,20 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True, *, allow_missing: bool
     HankelredError
         The shapes do not fit, the axes are swapped, or a sample is NaN or Inf.
     """
+    dt = validated_timebase(dt)
     labels: tuple[tuple[str, ...] | None, tuple[str, ...] | None] = (None, None)
     responses = _time_responses(u)
     if responses is not None:
         if y is not None:
             raise HankelredError("a TimeResponseData holds inputs and outputs: leave y out, or pass arrays")
-        us, ys, dt, labels = _from_responses(responses, validated_timebase(dt))
+        us, ys, dt, labels = _from_responses(responses, dt)
     else:
         if y is None:
             raise HankelredError(
                 "y is missing: pass u and y, or one control.TimeResponseData that holds both"
             )
         us, ys = _as_list(u), _as_list(y)
-        us, ys, dt, labels = _from_tables(us, ys, validated_timebase(dt))
-    dt = validated_timebase(dt)
+        us, ys, dt, labels = _from_tables(us, ys, dt)
     if not dt:
         raise HankelredError(
             f"dt is {dt!r}, but a record is sampled: pass the sampling time in seconds, or True where it "
@@ -118,6 +118,11 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True, *, allow_missing: bool
                 "they must all have the same"
             )
     return RecordedData(tuple(us), tuple(ys), dt, *labels)
+
+
+def label(labels: Sequence[str] | None, kind: str, index: int) -> str:
+    """Return the name of a channel, or its kind and number."""
+    return labels[index] if labels else f"{kind} {index}"
 
 
 def refuse_constant_channels(data: RecordedData, *, outputs: bool = True, from_rest: bool = False) -> None:
@@ -213,9 +218,9 @@ def _from_responses(
         time = np.asarray(response.time, dtype=float)
         if time.size > 1:
             step = (time[-1] - time[0]) / (time.size - 1)
-            if not np.allclose(np.diff(time), step, rtol=1e-6, atol=0):
+            if not step > 0 or not np.allclose(np.diff(time), step, rtol=1e-6, atol=0):
                 raise HankelredError(
-                    f"the time axis is not uniform: steps from {np.diff(time).min():.6g} to "
+                    f"the time axis does not rise uniformly: steps from {np.diff(time).min():.6g} to "
                     f"{np.diff(time).max():.6g}; resample the record first"
                 )
             steps.append(step)

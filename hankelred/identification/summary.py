@@ -1,4 +1,4 @@
-"""What an identified model shows of itself: a table, and the plot of a record beside its simulation."""
+"""The table and the plots of an identified model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.arrays import Array
-from ..models.linear_model import Timebase
+from ..models.linear_model import Timebase, sampling_time, timestep
 from ..plotting.record import draw_record
 from .diagnostics import ResidualTest
+from .records import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +26,8 @@ def draw_simulation(
     ax: Axes | None,
 ) -> Any:
     """Draw a record over time."""
-    times = np.arange(measured.shape[1]) * _step(dt)
-    names = labels or [f"output {i}" for i in range(measured.shape[0])]
+    times = np.arange(measured.shape[1]) * sampling_time(dt)
+    names = [label(labels, "output", i) for i in range(measured.shape[0])]
     time_label = "sample" if dt is True else "time in seconds"
     return draw_record(times, measured, simulated, fit, names, time_label, ax)
 
@@ -41,7 +42,6 @@ def summary_table(
 ) -> str:
     """Return a table of a model: `outputs` are labels, fits, and fits to the validation part."""
     labels, fits, held_back = outputs
-    time = "dt unspecified" if dt is True else f"dt = {dt}"
     records = f"{len(lengths)} record{'s' if len(lengths) > 1 else ''}"
     rows = [["output", "fit", "held back", "white residual", "independent of input"]]
     for i, name in enumerate(labels or [str(i) for i in range(fits.size)]):
@@ -52,17 +52,13 @@ def summary_table(
     for pole, error in zip(*poles_and_errors, strict=True):
         if pole.imag < 0:
             continue
-        log = np.log(complex(pole)) / _step(dt) if pole != 0 else complex(-np.inf)
+        log = np.log(complex(pole)) / sampling_time(dt) if pole != 0 else complex(-np.inf)
         frequency = abs(log)
         damping = -log.real / frequency if np.isfinite(frequency) and frequency > 0 else 1.0
         text = f"{pole.real:.5f}" if pole.imag == 0 else f"{pole.real:.5f} +- {pole.imag:.5f}j"
         poles.append([text, f"{error:.2g}", f"{frequency:.5g}", f"{damping:.4f}"])
-    heading = f"order {order}, {time}, {sum(lengths)} samples in {records}"
+    heading = f"order {order}, {timestep(dt)}, {sum(lengths)} samples in {records}"
     return "\n".join([heading, *_aligned(rows), *_aligned(poles)])
-
-
-def _step(dt: Timebase) -> float:
-    return 1.0 if dt is True else float(dt or 1.0)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -11,7 +11,7 @@ from .._util.arrays import Array
 from ..errors import HankelredError
 from ..models.linear_model import Timebase
 from .identify import IdentifiedModel, identify
-from .output_error import free_responses, simulate_states
+from .output_error import FittedModel, fit_initial_states, simulate_states
 
 
 class SystemIdentifier:
@@ -136,9 +136,8 @@ class SystemIdentifier:
         model, inputs = self._fitted(X)
         A, B, C, D = model.model.as_tuple()
         u = inputs.T - model.input_offset[:, None]
-        n = A.shape[0]
         # an integrator has no equilibrium: least squares gives the state that changes least
-        start = np.linalg.lstsq(np.eye(n) - A, B @ u[:, 0], rcond=1e-8)[0] if u.shape[1] else np.zeros(n)
+        start = np.linalg.lstsq(np.eye(A.shape[0]) - A, B @ u[:, 0], rcond=1e-8)[0]
         y = C @ simulate_states(A, B, u, start) + D @ u + model.output_offset[:, None]
         return y[0] if self._is_flat else y.T
 
@@ -160,16 +159,13 @@ class SystemIdentifier:
                 f"y has shape {outputs.shape}, expected {(inputs.shape[0], self.n_outputs_)}"
             )
         A, B, C, D = model.model.as_tuple()
-        u = inputs.T - model.input_offset[:, None]
-        y0 = C @ simulate_states(A, B, u, np.zeros(A.shape[0])) + D @ u + model.output_offset[:, None]
-        error = outputs.T - y0
-        free = free_responses(A, C, u.shape[1])
-        spread = outputs.T - outputs.T.mean(axis=1, keepdims=True)
-        size = np.sqrt(np.sum(spread**2, axis=1))
+        u, target = inputs.T - model.input_offset[:, None], outputs.T - model.output_offset[:, None]
+        size = np.linalg.norm(target - target.mean(axis=1, keepdims=True), axis=1, keepdims=True)
         size[size == 0] = 1.0
-        M = (free / size[:, None, None]).reshape(-1, A.shape[0])
-        x0 = np.linalg.lstsq(M, (error / size[:, None]).reshape(-1), rcond=None)[0]
-        return float(np.mean(1 - np.sum((error - free @ x0) ** 2, axis=1) / size**2))
+        no_state, no_offset = np.zeros(A.shape[0]), np.zeros(size.size)
+        scaled = FittedModel(A, B, C / size, D / size, (no_state,), no_offset)
+        _, errors = fit_initial_states(scaled, [u], [target / size])
+        return float(np.mean(1 - np.sum(errors[0] ** 2, axis=1)))
 
     def _fitted(self, X: Any) -> tuple[IdentifiedModel, Array]:
         if not self.__sklearn_is_fitted__():
@@ -220,13 +216,13 @@ def _samples_first(x: Any, name: str) -> Array:
         raise HankelredError(f"{name} is sparse; sparse data was passed, but a dense record is required")
     try:
         values = np.asarray(x)
-        if values.dtype.kind == "c":
-            raise HankelredError(f"Complex data not supported: {name} is complex")
-        values = values.astype(float)
+        if not np.iscomplexobj(values):
+            values = values.astype(float)
     except (TypeError, ValueError) as error:
-        if isinstance(error, HankelredError):
-            raise
         raise HankelredError(f"{name} is no numeric array: {error}") from None
+    # check_estimator of scikit-learn looks for the words of these messages
+    if np.iscomplexobj(values):
+        raise HankelredError(f"Complex data not supported: {name} is complex")
     if values.ndim == 1:
         values = values[:, None]
     if values.ndim == 2 and values.shape[1] == 0:

@@ -101,7 +101,6 @@ def _index_axis(index: Any, name: str) -> TimeAxis | None:
 
 
 def _time_axis(times: Array, name: str) -> TimeAxis | None:
-    times = np.asarray(times)
     if times.dtype.kind not in "iufmM" or not times.size:
         return None
     step = time_step(times, name)
@@ -172,17 +171,16 @@ def _labels(names: Sequence[Any] | Array) -> tuple[str, ...] | None:
 
 
 def time_step(times: Array, name: str) -> float | None:
-    """Return the step of uniform times in seconds; of dates too. None for a single sample.
+    """Return the step in seconds of uniform times, numbers or dates. None for a single sample.
 
     Raises
     ------
     HankelredError
         The times are not uniform.
     """
-    times = np.asarray(times)
     if times.dtype.kind in "mM":
         times = (times - times[:1]).astype("timedelta64[ns]").astype(float) * 1e-9
-    if times.size < 2 or times.dtype.kind not in "iuf":
+    if times.size < 2:
         return None
     times = times.astype(float)
     step = (times[-1] - times[0]) / (times.size - 1)

@@ -29,23 +29,17 @@ def whitened_fit(
     One filter serves all outputs, since the records have only one input signal for them.
     """
     offsets = bool(np.any(model.offset))
-    found = None
+    whitened = None
     for _ in range(_ITERATIONS):
         coefficients = autoregression(_standardized_channels(errors))
         if coefficients.size == 1:
             break
-        start, _ = fit_levels(model, _filtered(coefficients, us), _filtered(coefficients, ys), offsets)
-        refined = refine(
-            start,
-            _filtered(coefficients, us),
-            _filtered(coefficients, ys),
-            stable=stable,
-            max_steps=_STEPS,
-            rtol=1e-5,
-        )
+        white_us, white_ys = _filtered(coefficients, us), _filtered(coefficients, ys)
+        start, _ = fit_levels(model, white_us, white_ys, offsets)
+        refined = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-5)
         model, errors = fit_levels(refined, us, ys, offsets)
-        found = model
-    return found
+        whitened = model
+    return whitened
 
 
 def _standardized_channels(errors: Sequence[Array]) -> list[Array]:

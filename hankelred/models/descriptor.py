@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array
-from .._util.twofold import product, two_product, two_sum
+from .._util.arrays import EPS, Array, largest_entry, reciprocal_condition
+from .._util.twofold import product, refined_solution, two_product, two_sum
 from ..errors import ConvergenceError, ModelError
 from .descriptor_form import (
     SINGULAR_PENCIL,
@@ -47,7 +47,8 @@ NEGLIGIBLE = 1e-12
 INVISIBLE = 1e-13
 #: Rounding of the entries of a model, in units in the last place.
 DATA_ROUNDING = 10
-#: Points that must tell something, where that changes the response by less than is accepted or both agree.
+#: Least number of points at which a difference as large as is accepted would be visible beside rounding; with
+#: fewer, the responses count as not compared.
 LEAST_COMPARED = 2
 #: Points at which transfer functions are compared, and for models with more than ALWAYS_CORRECTED states.
 POINTS, FEW_POINTS = 9, 3
@@ -173,8 +174,8 @@ def finite_part(
 def _refuse_singular_pencil(A: Array, E: Array) -> None:
     """Refuse a pencil that is singular at points chosen at random."""
     n = A.shape[0]
-    size_of_E = float(np.abs(E).max(initial=0.0))
-    unit = float(np.abs(A).max(initial=0.0)) / size_of_E if size_of_E > 0 else 1.0
+    size_of_E = largest_entry(E)
+    unit = largest_entry(A) / size_of_E if size_of_E > 0 else 1.0
     worst = 0.0
     for scale in (1e-3, 1.0, 1e3):
         M = (0.6 + 0.8j) * scale * (unit or 1.0) * E - A
@@ -182,9 +183,7 @@ def _refuse_singular_pencil(A: Array, E: Array) -> None:
         if not np.all(np.any(M, axis=0)) or not np.all(np.any(M, axis=1)):
             break
         M = M * rows[:, None] * columns
-        gecon, getrf = sla.get_lapack_funcs(("gecon", "getrf"), (M,))
-        lu, _, info = getrf(M)
-        rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(M, 1))[0])
+        rcond = reciprocal_condition(M)
         if rcond > SINGULAR * math.sqrt(n):
             return
         worst = max(worst, rcond)
@@ -322,14 +321,14 @@ def _polynomial(parts: _Blocks, B: Array) -> list[tuple[Array, Array]]:
     inputs = parts.left[:k] @ B
     size = np.abs(parts.left[:k]) @ np.abs(B)
     inverse = np.abs(sla.lu_solve(factors, np.eye(k), check_finite=False))
-    found = []
+    terms = []
     for _ in range(len(parts.blocks) + 1):
         inputs, size = sla.lu_solve(factors, inputs, check_finite=False), inverse @ size
-        found.append((-right @ inputs, np.abs(right) @ size))
+        terms.append((-right @ inputs, np.abs(right) @ size))
         inputs, size = E @ inputs, np.abs(E) @ size
-    while len(found) > 1 and not np.any(np.abs(found[-1][0]) > NEGLIGIBLE * found[-1][1]):
-        found.pop()
-    return found
+    while len(terms) > 1 and not np.any(np.abs(terms[-1][0]) > NEGLIGIBLE * terms[-1][1]):
+        terms.pop()
+    return terms
 
 
 def _transfer_polynomial(
@@ -474,12 +473,7 @@ def pencil_response(A: Array, E: Array, B: Array, C: Array, s: complex) -> tuple
     lu, pivots, info = getrf(high)
     if info > 0:
         raise np.linalg.LinAlgError("singular")
-    x, x_low = getrs(lu, pivots, right_side)[0], np.zeros_like(right_side)
-    for _ in range(REFINEMENTS):
-        image, image_low = product(high, x)
-        defect = (right_side - image) - (image_low + low @ x + high @ x_low)
-        x, rest = two_sum(x, getrs(lu, pivots, defect)[0])
-        x_low = x_low + rest
+    x, x_low = refined_solution(lambda b: getrs(lu, pivots, b)[0], high, low, right_side, REFINEMENTS)
     outputs = C * columns
     adjoint = getrs(lu, pivots, outputs.T.astype(complex), trans=1)[0]
     size = (abs(s) * np.abs(E) + np.abs(A)) * rows[:, None] * columns

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array
+from .._util.arrays import EPS, Array, reciprocal_condition
 from ..errors import ModelError
 
 #: Passes of the scaling.
@@ -192,7 +192,7 @@ class Elimination:
         self._clear_rounding(M, rows, columns)
         self._scale(rows, columns, *equilibrating_scales(M[np.ix_(rows, columns)]))
         part = M[np.ix_(rows, columns)]
-        found: list[list[Array]] = [[], [], [], []]
+        parts: list[list[Array]] = [[], [], [], []]
         for block_rows, block_columns in uncoupled_blocks(part):
             block = part[np.ix_(block_rows, block_columns)]
             i, j = rows[block_rows], columns[block_columns]
@@ -205,10 +205,10 @@ class Elimination:
                     self._transform_columns(j, Vh.conj().T)
                     M[np.ix_(i[k:], j)] = 0
                     M[np.ix_(i, j[k:])] = 0
-            for pieces, index in zip(found, (i[:k], j[:k], i[k:], j[k:]), strict=True):
+            for pieces, index in zip(parts, (i[:k], j[:k], i[k:], j[k:]), strict=True):
                 pieces.append(index)
         regular_rows, regular_columns, null_rows, null_columns = (
-            np.concatenate(pieces).astype(int) for pieces in found
+            np.concatenate(pieces).astype(int) for pieces in parts
         )
         return regular_rows, regular_columns, null_rows, null_columns
 
@@ -289,9 +289,7 @@ def _is_well_conditioned(M: Array) -> bool:
     """Tell without singular values whether a square matrix has full rank beyond doubt."""
     if M.size == 0 or M.shape[0] != M.shape[1]:
         return False
-    gecon, getrf = sla.get_lapack_funcs(("gecon", "getrf"), (M,))
-    lu, _, info = getrf(M)
-    return info == 0 and float(gecon(lu, np.linalg.norm(M, 1))[0]) > WELL_CONDITIONED
+    return reciprocal_condition(M) > WELL_CONDITIONED
 
 
 def _sizes_of_rotation(M: Array) -> Array:

@@ -19,6 +19,7 @@ SIAM J. Sci. Comput. 30 (2008).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import numpy as np
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
 from .descriptor_form import SWEEPS
-from .pencil import Factorize, Solver, SparseFamily, as_real, times
+from .pencil import Factorize, Solver, SparseFamily, least_singular_value, times
 
 #: Steps of inverse iteration for the least singular value.
 STEPS = 4
@@ -55,9 +56,9 @@ class BorderedParts:
         constraints = self.algebraic.size if self.index == 2 else 0
         return int(self.dynamic.size - constraints)
 
-    def block(self, M: Any, rows: Array, columns: Array) -> Any:
-        """Return a block of A or E."""
-        return M[rows][:, columns].tocsc()
+
+def _block(M: Any, rows: Array, columns: Array) -> Any:
+    return M[rows][:, columns].tocsc()
 
 
 def bordered_parts(A: Any, E: Any, *, discrete: bool) -> BorderedParts | None:
@@ -84,13 +85,13 @@ def bordered_parts(A: Any, E: Any, *, discrete: bool) -> BorderedParts | None:
             f"at least 2, and only index 1 and saddle points are solved sparsely: {REMEDY}"
         )
     parts = BorderedParts(A, E, other_rows, other_columns, rows, columns, 1)
-    dynamic = parts.block(E, other_rows, other_columns)
+    dynamic = _block(E, other_rows, other_columns)
     if is_singular(dynamic):
         raise ModelError(
             f"E is singular beyond its {rows.size} rows and columns of zeros, as with capacitors between "
             f"nodes that have none to ground; only rows and columns of zeros are solved sparsely: {REMEDY}"
         )
-    A22 = parts.block(A, rows, columns)
+    A22 = _block(A, rows, columns)
     if A22.nnz and np.any(A22.data):
         if is_singular(A22):
             raise ModelError(
@@ -114,8 +115,8 @@ def _bordered(parts: BorderedParts, corner: Any) -> Any:
     """Return [corner, A12; A21, 0]."""
     import scipy.sparse as sp
 
-    A12 = parts.block(parts.A, parts.dynamic_rows, parts.algebraic)
-    A21 = parts.block(parts.A, parts.algebraic_rows, parts.dynamic)
+    A12 = _block(parts.A, parts.dynamic_rows, parts.algebraic)
+    A21 = _block(parts.A, parts.algebraic_rows, parts.dynamic)
     return sp.block_array([[corner, A12], [A21, None]], format="csc")
 
 
@@ -125,12 +126,8 @@ def is_singular(M: Any) -> bool:
     n = M.shape[0]
     if n == 0:
         return False
-    x = np.random.default_rng(0).standard_normal((n, 1))
     try:
-        solve = SparseFamily([M]).combined(1.0)
-        for _ in range(STEPS):
-            x = solve(solve(x / np.linalg.norm(x)).conj(), transposed=True).conj()
-        least = float(np.linalg.norm(x)) ** -0.5
+        least = least_singular_value(SparseFamily([M]).combined(1.0), n, STEPS)
     except (ModelError, ConvergenceError):
         return True
     return not least > n * EPS
@@ -161,7 +158,7 @@ class BorderedPencil:
         rows = np.concatenate([parts.dynamic_rows, parts.algebraic_rows])
         columns = np.concatenate([parts.dynamic, parts.algebraic])
         self.parts, self.n, self.total = parts, int(parts.dynamic.size), int(rows.size)
-        A, E = parts.block(parts.A, rows, columns), parts.block(parts.E, rows, columns)
+        A, E = _block(parts.A, rows, columns), _block(parts.E, rows, columns)
         self._family = SparseFamily([A, E], factorize)
         inner = slice(0, self.n), slice(self.n, None)
         self._A11, self._A12 = A[inner[0], inner[0]].tocsc(), A[inner[0], inner[1]].tocsc()
@@ -207,7 +204,7 @@ class BorderedPencil:
         return x
 
     def sizes(self, left: Array, right: Array) -> Array:
-        """Return, column by column, left^T |A| right for columns without signs."""
+        """Return left^T |A| right for each pair of columns, whose entries must not be negative."""
         total = np.sum(left * (abs(self._A11) @ right), axis=0)
         if self._algebraic is not None:
             algebraic = np.abs(self._algebraic(abs(self._A21) @ right, transposed=False))
@@ -216,7 +213,7 @@ class BorderedPencil:
 
     def shifted(self, shift: complex) -> Solver:
         """Return the solver of A + shift E."""
-        solve = self._family.combined(1.0, as_real(shift) if not self.is_complex else shift)
+        solve = self._family.shifted_by(shift)
         into, back = self._family.into, self._family.back
         return self._on_dynamic_states(
             lambda b, *, transposed=False: back(solve(into(b), transposed=transposed))
@@ -224,8 +221,12 @@ class BorderedPencil:
 
     def mass(self) -> Solver:
         """Return the solver of E."""
-        solve = _solver(self._mass_family)
-        return solve if self.parts.index == 1 else self._on_dynamic_states(solve)
+        return self._mass if self.parts.index == 1 else self._on_dynamic_states(self._mass)
+
+    @cached_property
+    def _mass(self) -> Solver:
+        """The solver of E11, of saddle points with the constraints."""
+        return _solver(self._mass_family)
 
     def _on_dynamic_states(self, solve: Solver) -> Solver:
         def solved(b: Array, *, transposed: bool = False) -> Array:
@@ -246,8 +247,8 @@ class BorderedPencil:
         C1, C2 = C[:, parts.dynamic], C[:, parts.algebraic]
         if self._algebraic is not None:
             solved = self._algebraic(B2) if B2.size else B2
-            seen = self._algebraic(np.ascontiguousarray(C2.T), transposed=True).T if C2.size else C2
-            return B1 - self._A12 @ solved, C1 - (self._A21.T @ seen.T).T, D - C2 @ solved
+            output_rows = self._algebraic(np.ascontiguousarray(C2.T), transposed=True).T if C2.size else C2
+            return B1 - self._A12 @ solved, C1 - (self._A21.T @ output_rows.T).T, D - C2 @ solved
         if np.any(B2):
             raise ModelError(
                 "inputs act on the constraints of the model, whose index is 2, so that its outputs may be "
@@ -257,10 +258,9 @@ class BorderedPencil:
         direct = D
         if np.any(C2):
             # x_2 = -(A21 E11^-1 A12)^-1 A21 E11^-1 (A11 x_1 + B1 u)
-            solve = _solver(self._mass_family)
-            direct = D - C2 @ solve(self._with_zeros(B1))[self.n :]
-            seen = np.concatenate([np.zeros((self.n, C2.shape[0]), C2.dtype), C2.T])
-            C1 = C1 - times(self._A11, solve(seen, transposed=True)[: self.n], True).T
+            direct = D - C2 @ self._mass(self._with_zeros(B1))[self.n :]
+            padded = np.concatenate([np.zeros((self.n, C2.shape[0]), C2.dtype), C2.T])
+            C1 = C1 - times(self._A11, self._mass(padded, transposed=True)[: self.n], True).T
         B1 = self.E(mass(B1))
         C1 = self.E(mass(np.ascontiguousarray(C1.T), transposed=True), transposed=True).T
         return B1, C1, direct
@@ -273,7 +273,7 @@ class BorderedPencil:
             rest = -self._algebraic(onto @ x, transposed=transposed)
         else:
             image = times(self._A11, x, transposed)
-            rest = -_solver(self._mass_family)(self._with_zeros(image), transposed=transposed)[self.n :]
+            rest = -self._mass(self._with_zeros(image), transposed=transposed)[self.n :]
         out = np.zeros((self.total, x.shape[1]), np.result_type(x, rest))
         out[parts.dynamic_rows if transposed else parts.dynamic] = x
         out[parts.algebraic_rows if transposed else parts.algebraic] = rest

@@ -22,6 +22,7 @@ from .._util.checks import real_number
 from ..errors import ModelError
 from .conjugate_pairs import real_coordinates
 from .descriptor import InfinitePart, finite_part, keeps_response, nilpotent_realization
+from .foreign import foreign_matrices
 from .rational import series_from_zpk, state_space_from_rational, transfer_entries, zeros_poles_gain
 
 Timebase: TypeAlias = bool | int | float | None
@@ -40,15 +41,12 @@ LARGEST_ENTRY = 1e152
 
 ACCEPTED_TYPES = (
     "control.StateSpace, control.TransferFunction, a scipy.signal lti/dlti, "
-    "a hankelred.ModalSystem, or a tuple (A, B, C, D) or (A, B, C, D, E)"
+    "a hankelred.ModalSystem, a tuple (A, B, C, D) or (A, B, C, D, E), a dict of these, or an object of "
+    "another package that has them and a sampling time"
 )
 
 
-def _to_tuple(model: LinearModel) -> tuple[Array, Array, Array, Array]:
-    return model.as_tuple()
-
-
-def _to_descriptor(model: LinearModel) -> tuple[Array, ...]:
+def to_tuple(model: LinearModel) -> tuple[Array, ...]:
     """Return the matrices, with an E only where the model is improper."""
     if not model.improper:
         return model.as_tuple()
@@ -104,7 +102,7 @@ class LinearModel(Dimensions):
     D: Array
     dt: Timebase = 0
     #: converts this model to the user's type
-    export: Callable[[LinearModel], Any] = field(default=_to_tuple, repr=False)
+    export: Callable[[LinearModel], Any] = field(default=to_tuple, repr=False)
     input_labels: tuple[str, ...] | None = None
     output_labels: tuple[str, ...] | None = None
     name: str | None = None
@@ -172,10 +170,7 @@ class LinearModel(Dimensions):
 
     def proper_part(self) -> LinearModel:
         """Return the model without the polynomial s D_1 + s^2 D_2 + ..."""
-        if self.infinite is None:
-            return self
-        export = _to_tuple if self.export is _to_descriptor else self.export
-        return replace(self, infinite=None, export=export)
+        return self if self.infinite is None else replace(self, infinite=None)
 
     @property
     def has_states(self) -> bool:
@@ -242,6 +237,9 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
     if hasattr(sys, "hankel_singular_values"):
         usable = "its .system" if hasattr(sys, "system") else "the model it came from"
         raise ModelError(f"{type(sys).__name__} is a result, not a model; pass {usable}")
+    foreign = foreign_matrices(sys, dt)
+    if foreign is not None:
+        return _from_tuple(*foreign)
     advice = "; pass a simulator to empirical_gramians" if callable(sys) else ""
     raise ModelError(
         f"cannot use {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED_TYPES}{advice}"
@@ -253,7 +251,7 @@ def validated_matrices(
 ) -> tuple[Array, Array, Array, Array, Timebase]:
     """Check matrices and convert them to 2-D float64 or complex128 arrays."""
     A, B, C, D = _with_one_dtype(*_shaped_matrices(A, B, C, D))
-    _check_range(A, B, C, D)
+    check_range("ABCD", A, B, C, D)
     return A, B, C, D, validated_timebase(dt)
 
 
@@ -273,13 +271,13 @@ def matrices_model(A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: 
         folded = folded if keeps_response(model, folded[:2], discrete=is_discrete(dt)) else None
     if folded is not None:
         A, B, C, D = _with_one_dtype(*folded[:2], C, D)
-        _check_range(A, B, C, D)
+        check_range("ABCD", A, B, C, D)
         return LinearModel(A, B, C, D, dt)
     A, B, C, D, E = _with_one_dtype(A, B, C, D, E)
-    _check_range(A, B, C, D)
+    check_range("ABCD", A, B, C, D)
     A, B, C, D, infinite = finite_part(A, B, C, D, E, discrete=is_discrete(dt))
-    _check_range(A, B, C, D)
-    return LinearModel(A, B, C, D, dt, _to_descriptor, infinite=infinite)
+    check_range("ABCD", A, B, C, D)
+    return LinearModel(A, B, C, D, dt, infinite=infinite)
 
 
 def _with_one_dtype(*matrices: Array) -> tuple[Array, ...]:
@@ -300,29 +298,33 @@ def _shaped_matrices(A: Any, B: Any, C: Any, D: Any) -> tuple[Array, Array, Arra
         raise ModelError(f"A must be square, got shape {A.shape}")
     if n == 0:
         B, C = _empty_inputs_and_outputs(B, C, D)
-    B = numeric_matrix(B, "B", column=True)
-    C = numeric_matrix(C, "C")
+    return A, *shaped_ports(B, C, D, n)
+
+
+def shaped_ports(B: Any, C: Any, D: Any, n: int, names: Sequence[str] = "ABCD") -> tuple[Array, Array, Array]:
+    """Return B, C and D as 2-D arrays of numbers; refuse shapes that do not fit n states.
+
+    The errors name the matrices as `names` does: the one with a row for each state, and these three.
+    """
+    square, in_name, out_name, direct_name = names
+    B = numeric_matrix(B, in_name, column=True)
+    C = numeric_matrix(C, out_name)
     if B.shape[0] != n:
-        raise ModelError(f"B must have {n} rows as A has, got shape {B.shape}")
+        raise ModelError(f"{in_name} must have {n} rows as {square} has, got shape {B.shape}")
     if C.shape[1] != n:
-        raise ModelError(f"C must have {n} columns as A has, got shape {C.shape}")
+        raise ModelError(f"{out_name} must have {n} columns as {square} has, got shape {C.shape}")
     shape = (C.shape[0], B.shape[1])
-    if D is None:
-        D = np.zeros(shape)
-    else:
-        D = numeric_matrix(D, "D")
-        if D.size == 1 and shape != (1, 1) and D.flat[0] == 0:
-            D = np.zeros(shape)  # D = 0 is customary for any size
-        if D.size == 0 and 0 in shape:
-            D = np.zeros(shape)
-        if D.shape != shape:
-            raise ModelError(f"D must have shape {shape} (outputs, inputs), got {D.shape}")
-    return A, B, C, D
+    D = np.zeros(shape) if D is None else numeric_matrix(D, direct_name)
+    if (D.size == 1 and D.flat[0] == 0) or (D.size == 0 and 0 in shape):
+        D = np.zeros(shape)  # D = 0 is customary for any size
+    if D.shape != shape:
+        raise ModelError(f"{direct_name} must have shape {shape} (outputs, inputs), got {D.shape}")
+    return B, C, D
 
 
-def _check_range(A: Array, B: Array, C: Array, D: Array) -> None:
+def check_range(names: Sequence[str], *matrices: Array) -> None:
     """Refuse entries whose squares would overflow."""
-    for name, M in zip("ABCD", (A, B, C, D), strict=True):
+    for name, M in zip(names, matrices, strict=True):
         size = largest_entry(M)
         if size > LARGEST_ENTRY:
             raise ModelError(
@@ -556,3 +558,13 @@ STATELESS: dict[Callable[[LinearModel], Any], Callable[[LinearModel], Any]] = {
 
 def _with_timebase(kind: Any, model: LinearModel, *arguments: Any) -> Any:
     return kind(*arguments, dt=model.dt) if model.is_discrete else kind(*arguments)
+
+
+def sampling_time(dt: Timebase) -> float:
+    """Return the time between the samples of a discrete-time model, 1 where it is unspecified."""
+    return 1.0 if dt is True else float(dt or 0)
+
+
+def timestep(dt: Timebase) -> str:
+    """Return the sampling time of a discrete-time model as text."""
+    return "dt unspecified" if dt is True else f"dt = {dt}"

@@ -17,6 +17,8 @@ PIVOT_SHARE = 0.01
 #: Relative residuals of a linear system above which one step of refinement is made, and the limit after it.
 REFINED = 1e-12
 ACCEPTED = 1e-8
+#: Asymmetry that counts as rounding, relative to the largest entry.
+SYMMETRIC = 1e-14
 
 
 class SparseFactorization(Protocol):
@@ -128,6 +130,10 @@ class SparseFamily:
         """Factor the sum of the matrices with these weights."""
         return self.solver(self._combine(weights))
 
+    def shifted_by(self, shift: complex) -> FactoredSolver:
+        """Factor the first of two matrices plus a shift times the second; real ones stay real if it is."""
+        return self.combined(1.0, shift if self.is_complex else as_real(shift))
+
     def solver(self, M: Any, *, for_inertia: bool = False) -> FactoredSolver:
         """Factor a sparse matrix in the fill-reducing order; for its inertia, without row exchanges."""
         self._made += 1
@@ -161,7 +167,7 @@ class SparsePencil(SparseFamily):
 
     def shifted(self, shift: complex) -> Solver:
         """Return the solver of A + shift E."""
-        return self.combined(1.0, as_real(shift) if not self.is_complex else shift)
+        return self.shifted_by(shift)
 
     def mass(self) -> Solver:
         """Return the solver of E."""
@@ -258,6 +264,14 @@ def _superlu(M: Any, *, symmetric: bool = False, pivots: float = 1.0) -> Any:
         ) from None
 
 
+def least_singular_value(solve: Solver, n: int, steps: int) -> float:
+    """Return the least singular value of the matrix of a solver, from above, by inverse iteration."""
+    x = np.random.default_rng(0).standard_normal((n, 1))
+    for _ in range(steps):
+        x = solve(solve(x / np.linalg.norm(x)).conj(), transposed=True).conj()
+    return float(np.linalg.norm(x)) ** -0.5
+
+
 class _CombinedOnOnePattern:
     """Linear combinations of sparse matrices; their common pattern is computed once."""
 
@@ -282,8 +296,18 @@ class _CombinedOnOnePattern:
 
 def _keys(M: Any) -> Array:
     """Return one number for the place of each entry, rising where the indices are sorted."""
-    columns = np.repeat(np.arange(M.shape[1], dtype=np.int64), np.diff(M.indptr))
-    return columns * M.shape[0] + M.indices
+    return entry_columns(M) * M.shape[0] + M.indices
+
+
+def entry_columns(M: Any) -> Array:
+    """Return the column of each entry of a sparse matrix (CSC)."""
+    return np.repeat(np.arange(M.shape[1], dtype=np.int64), np.diff(M.indptr))
+
+
+def is_hermitian(M: Any) -> bool:
+    """Tell whether a sparse matrix is Hermitian up to rounding."""
+    apart = abs(M - M.conj().T)
+    return apart.nnz == 0 or bool(apart.max() <= SYMMETRIC * abs(M).max())
 
 
 def _union(matrices: list[Any]) -> Any:

@@ -10,15 +10,13 @@ import scipy.linalg as sla
 from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError
 from .linear_model import DENSE_LIMIT, LinearModel
-from .pencil import Factorize, Solver, SparseFamily, as_real, times
+from .pencil import SYMMETRIC, Factorize, Solver, SparseFamily, as_real, is_hermitian, times
 from .sparse_model import SparseModel, checked_ports, is_sparse, square_sparse
 
 #: The low-rank solver is the default for sparse second-order models with more states than this.
 SPARSE_STATES = 500
 #: A squared frequency below this share of the largest computed one belongs to a rigid body mode.
 RIGID = 1e-10
-#: Asymmetry that counts as rounding, relative to the largest entry.
-SYMMETRIC = 1e-14
 
 
 class SecondOrderModel:
@@ -63,7 +61,7 @@ class SecondOrderModel:
         M = square_sparse(M, "M")
         N = M.shape[0]
         matrices = [M, square_sparse(D, "D", N), square_sparse(K, "K", N)]
-        if abs(M - M.conj().T).max() > SYMMETRIC * abs(M).max():
+        if not is_hermitian(M):
             raise ModelError(
                 "M must be symmetric; if it is not, multiply the equations by the inverse of M first"
             )
@@ -76,11 +74,11 @@ class SecondOrderModel:
                 f"M must be positive definite, and M[{at}, {at}] is {M.diagonal()[at]:.3g}; eliminate states "
                 "without mass first"
             )
-        self.B, self.Cp, self.Du = checked_ports(B, Cp, Du, N, names=("B", "Cp", "Du"))
+        self.B, self.Cp, self.Du = checked_ports(B, Cp, Du, N, ("M", "B", "Cp", "Du"))
         if Cv is None:
             self.Cv = np.zeros_like(self.Cp)
         else:
-            self.Cv = checked_ports(B, Cv, Du, N, names=("B", "Cv", "Du"))[1]
+            self.Cv = checked_ports(B, Cv, Du, N, ("M", "B", "Cv", "Du"))[1]
         if any(np.iscomplexobj(each) for each in (self.B, self.Cp, self.Cv, self.Du)):
             raise ModelError("B, Cp, Cv and Du must be real; pass a complex model as (A, B, C, D, E)")
 
@@ -289,7 +287,7 @@ class SecondOrderPencil:
         import scipy.sparse.linalg as spl
 
         count = min(count, self.N - 2)
-        if count < 1 or any(abs(X - X.T).max() > SYMMETRIC * abs(X).max() for X in (self.M, self.K)):
+        if count < 1 or not (is_hermitian(self.M) and is_hermitian(self.K)):
             return None
         try:
             solve = self.family.combined(center**2, 0.0, 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -12,16 +12,18 @@ import numpy as np
 from .._util.arrays import Array
 from ..errors import ConvergenceError, ModelError, short_repr
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
+from .foreign import foreign_matrices
 from .linear_model import (
     DENSE_LIMIT,
-    LARGEST_ENTRY,
     Dimensions,
     LinearModel,
     Timebase,
     as_model,
+    check_range,
     checked_sparse,
     is_discrete,
     numeric_matrix,
+    shaped_ports,
     validated_timebase,
 )
 from .pencil import Factorize, Pencil, SparsePencil
@@ -82,6 +84,7 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
     if to_sparse is not None:
         model: SparseModel | None = to_sparse(solver)
         return model
+    sys, dt = _as_tuple(sys, dt)
     if is_sparse_tuple(sys):
         n = max(getattr(sys[0], "shape", (0,)))
         return _from_tuple(sys, dt) if solver == "low_rank" or n > DENSE_LIMIT else None
@@ -111,9 +114,17 @@ def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel
     """Return the model in dense form; with ``solver="dense"`` sparse matrices of any size are made dense."""
     if isinstance(sys, SparseModel):
         return sys.dense()
+    sys, dt = _as_tuple(sys, dt)
     if solver == "dense" and is_sparse_tuple(sys):
-        sys = tuple(checked_sparse(M, name).toarray() if is_sparse(M) else M for name, M in named(sys))
+        sys = tuple(_dense(M, name) for name, M in named(sys))
     return as_model(sys, dt)
+
+
+def _as_tuple(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
+    """Return the matrices of a sparse model of another package, and its timebase; all else unchanged."""
+    if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or is_sparse(getattr(sys, "A", None)):
+        return foreign_matrices(sys, dt) or (sys, dt)
+    return sys, dt
 
 
 def is_sparse_tuple(sys: Any) -> bool:
@@ -190,40 +201,18 @@ def square_sparse(M: Any, name: str, n: int | None = None) -> Any:
         at = int(np.flatnonzero(~np.isfinite(M.data))[0])
         column = int(np.searchsorted(M.indptr, at, side="right")) - 1
         raise ModelError(f"{name}[{M.indices[at]}, {column}] is {M.data[at]}; every entry must be finite")
-    check_range(M.data, name)
+    check_range([name], M.data)
     return M
 
 
-def check_range(entries: Array, name: str) -> None:
-    """Refuse entries whose squares would leave the range of double precision."""
-    size = float(np.abs(entries).max(initial=0.0))
-    if size > LARGEST_ENTRY:
-        raise ModelError(
-            f"the largest entry of {name} is {size:.1e}, and at most {LARGEST_ENTRY:.0e} can be worked with: "
-            "choose other units"
-        )
-
-
 def checked_ports(
-    B: Any, C: Any, D: Any, n: int, names: tuple[str, str, str] = ("B", "C", "D")
+    B: Any, C: Any, D: Any, n: int, names: Sequence[str] = "ABCD"
 ) -> tuple[Array, Array, Array]:
-    """Return B, C and D as dense matrices that fit n states."""
-    in_name, out_name, direct_name = names
-    B = numeric_matrix(_dense(B, in_name), in_name, column=True)
-    C = numeric_matrix(_dense(C, out_name), out_name)
-    if B.shape[0] != n:
-        raise ModelError(f"{in_name} must have {n} rows, got shape {B.shape}")
-    if C.shape[1] != n:
-        raise ModelError(f"{out_name} must have {n} columns, got shape {C.shape}")
-    shape = (C.shape[0], B.shape[1])
-    D = np.zeros(shape) if D is None else numeric_matrix(_dense(D, direct_name), direct_name)
-    if D.size == 1 and D.flat[0] == 0:
-        D = np.zeros(shape)  # the field's habit of writing D = 0 for any size
-    if D.shape != shape:
-        raise ModelError(f"{direct_name} must have shape {shape} (outputs, inputs), got {D.shape}")
-    for M, name in ((B, in_name), (C, out_name), (D, direct_name)):
-        check_range(M, name)
-    return B, C, D
+    """Return B, C and D, sparse ones too, as dense matrices that fit n states; `names` as in shaped_ports."""
+    B, C, D = (_dense(M, name) for name, M in zip(names[1:], (B, C, D), strict=True))
+    ports = shaped_ports(B, C, D, n, names)
+    check_range(names[1:], *ports)
+    return ports
 
 
 def _dense(M: Any, name: str) -> Any:

@@ -20,7 +20,8 @@ def draw_fitted_response(
     title: str,
     ax: Axes | None,
     *,
-    per_sample: bool,
+    frequency_label: str,
+    gain_label: str,
 ) -> Axes:
     """Plot gains against frequency: data and error as points, the model as a curve."""
     ax = axes(ax)
@@ -29,8 +30,8 @@ def draw_fitted_response(
     ax.plot(omega, error, ".", color=ERROR, markersize=2.5, label="data minus model")
     ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_xlabel("frequency in radians per sample" if per_sample else "frequency in rad/s")
-    ax.set_ylabel("gain (output per input)")
+    ax.set_xlabel(frequency_label)
+    ax.set_ylabel(gain_label)
     ax.set_title(f"Frequency response, {title}")
     ax.legend(loc="best", fontsize="small")
     return ax

@@ -65,11 +65,6 @@ class Balancing:
         """Number of states above the rounding errors; the directions of all others would be arbitrary."""
         return int(np.count_nonzero(self.values > self.rounding))
 
-    @property
-    def tail_bound(self) -> float:
-        """Upper limit of the gain of the states below the noise floor, with the floor itself for rounding."""
-        return 2 * float(self.values[self.rank :].sum()) + self.noise_floor
-
     def bases(self, r: int) -> tuple[Array, Array]:
         """Return left and right (n_stable, r) with left^H right = 1 that balance the leading r states.
 

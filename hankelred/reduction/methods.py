@@ -38,7 +38,7 @@ from .norms import (
     refined_gains,
     verified_error,
 )
-from .order import repeated_clusters
+from .order import order_of_negligible_tail, repeated_clusters
 from .rounding.error_system import error_system, gain_of_changes, rounding_changes
 from .rounding.imbalance import Imbalance, changes_by_balancing, imbalance
 from .rounding.refined_response import refined_response
@@ -296,9 +296,8 @@ class BalancedSource:
         No error is smaller than the first singular value left out.
         """
         values = self.balancing.values[: self.balancing.n_computable]
-        tails = 2 * np.append(np.cumsum(values[::-1])[::-1], 0.0)
         first = values[r] if r < values.size else 0.0
-        return max(r, int(np.argmax(tails <= NEGLIGIBLE_TAIL * first)))
+        return max(r, order_of_negligible_tail(values, NEGLIGIBLE_TAIL * first))
 
     def error_model(self, stable_reduced: Quadruple, k: int | None = None) -> Quadruple:
         """Return full minus reduced, both balanced and in scaled units, as a system.

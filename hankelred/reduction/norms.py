@@ -22,6 +22,7 @@ from ..models.scaling import in_range, scale_system
 from ..models.sparse_model import dense_model, large_or_none
 from .balancing import Balancing, assemble_model, balance, singular_values
 from .intermediate import IntermediateModel, intermediate_model, residual_systems, sampled_distance
+from .order import order_of_negligible_tail
 from .rounding.refined_response import refined_response
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
@@ -64,8 +65,8 @@ def norm(
         "h2" or 2: root of the energy of the impulse response; inf for an unstable model or a continuous one
         with D != 0. "hinf" or inf: largest gain over all frequencies; inf with a pole on or beyond the
         stability boundary. "linf": largest gain over all frequencies of a model that may be unstable; inf
-        with a pole on the boundary. "hankel": largest Hankel singular value. Of an improper model
-        (singular E) that is the proper part's, as a polynomial has no memory; the other norms are inf.
+        with a pole on the boundary. "hankel": largest Hankel singular value. For an improper model
+        (singular E) the Hankel norm is that of the proper part, and all other norms are inf.
     return_frequency : bool
         Return also the angular frequency of the largest gain ("hinf" and "linf" only), in rad/s, or radians
         per sample where the step is unspecified: inf where it is the direct term of a continuous model, NaN
@@ -241,8 +242,7 @@ def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
 def _order_for_search(balancing: Balancing) -> int:
     """Return how many balanced states have the largest gain up to a fraction of its accuracy."""
     values = balancing.values[: balancing.rank]
-    tails = 2 * np.append(np.cumsum(values[::-1])[::-1], 0.0)
-    return int(np.argmax(tails <= NEGLIGIBLE_TAIL * values.max(initial=0.0)))
+    return order_of_negligible_tail(values, NEGLIGIBLE_TAIL * values.max(initial=0.0))
 
 
 def verified_error(

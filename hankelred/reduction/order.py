@@ -114,6 +114,12 @@ def error_bounds(values: Array) -> Array:
     return bounds
 
 
+def order_of_negligible_tail(values: Array, level: float) -> int:
+    """Return the smallest order whose error bound, twice the sum of the removed values, is at most this."""
+    tails = 2 * np.append(np.cumsum(values[::-1])[::-1], 0.0)
+    return int(np.argmax(tails <= level))
+
+
 def distinct(values: Array) -> Array:
     """Return descending values without repetitions."""
     is_first = np.ones(values.size, dtype=bool)

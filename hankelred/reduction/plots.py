@@ -12,7 +12,7 @@ from .._util.arrays import Array
 from ..errors import ModelError, OrderError, count
 from ..gramians.stability import STABILITY_TOL
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
-from ..models.linear_model import LinearModel, Timebase
+from ..models.linear_model import LinearModel, Timebase, sampling_time
 from ..plotting.draw import (
     DASHES,
     ERROR,
@@ -219,7 +219,7 @@ def _plot_impulse_responses(
 ) -> Axes:
     """Draw the size of the impulse responses of full, reduced and error over twice the horizon."""
     if full.is_discrete:
-        n, step = 2 * int(horizon) + 1, 1.0 if full.dt is True else float(full.dt)  # type: ignore[arg-type]
+        n, step = 2 * int(horizon) + 1, sampling_time(full.dt)
         n = min(n, MOST_SAMPLES)
         responses = [impulse_response(model.as_tuple(), n, dt=True) for model in (full, reduced)]
     else:
@@ -284,9 +284,8 @@ def frequency_axis(model: LinearModel) -> tuple[float, str]:
     """Return the seconds per unit of time of a model, and the label of its frequency axis."""
     if not model.is_discrete:
         return 1.0, "angular frequency (rad/s)"
-    if model.dt is True:
-        return 1.0, "angular frequency (rad/sample)"
-    return float(model.dt), "angular frequency (rad/s)"  # type: ignore[arg-type]
+    unit = "rad/sample" if model.dt is True else "rad/s"
+    return sampling_time(model.dt), f"angular frequency ({unit})"
 
 
 def gain_label(model: LinearModel) -> str:

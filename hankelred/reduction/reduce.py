@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypedDict, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -77,8 +77,21 @@ class Certificate:
     factorizations: int
 
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # with defaults, which typing has from Python 3.13 on
+
+    ModelT = TypeVar("ModelT", default=Any)
+else:
+    from typing import TypeVar
+
+    ModelT = TypeVar("ModelT")
+
+#: Models that are not of the type of the reduced model: matrices in some form, for which a tuple is returned.
+Matrices: TypeAlias = tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
 @dataclass(frozen=True, eq=False)
-class Reduction:
+class Reduction(Generic[ModelT]):
     """A reduced model with its singular values, error bound and certificate.
 
     Attributes
@@ -122,7 +135,7 @@ class Reduction:
         Largest relative residual of the Gramian equations with the computed factors.
     """
 
-    system: Any
+    system: ModelT
     order: int
     hankel_singular_values: Array
     noise_floor: float
@@ -250,7 +263,7 @@ class Reduction:
             state = {**state, "system": state["model"].to_user()}
         self.__dict__.update(state)
 
-    def at(self, order: int) -> Reduction:
+    def at(self, order: int) -> Reduction[ModelT]:
         """Return the reduction to another order from the same factors.
 
         Parameters
@@ -370,12 +383,12 @@ class Reduction:
         time = None if horizon is None else checked_horizon(horizon, self.model)
         if not weighted:
             return None if bands is None and time is None else Region(bands, time)
-        own = getattr(self.source, "region", Region())
-        if not own.weighted:
+        region_of_method = getattr(self.source, "region", Region())
+        if not region_of_method.weighted:
             raise ModelError(
                 f"weighted=True needs the weights of method='frequency_weighted', got method={self.method!r}"
             )
-        return Region(bands, time, own.input_weight, own.output_weight)
+        return Region(bands, time, region_of_method.input_weight, region_of_method.output_weight)
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Plot the gains of full, reduced, error and the bound; see :func:`plot_reduction`."""
@@ -439,9 +452,25 @@ class Options(TypedDict, total=False):
 
 
 @overload
-def reduce(sys: Any, order: int | None = None, **options: Unpack[Options]) -> Reduction: ...
+def reduce(
+    sys: Matrices, order: int | None = None, **options: Unpack[Options]
+) -> Reduction[tuple[Array, ...]]: ...
 @overload
-def reduce(sys: Any, order: Sequence[int], **options: Unpack[Options]) -> list[Reduction]: ...
+def reduce(
+    sys: Matrices, order: Sequence[int], **options: Unpack[Options]
+) -> list[Reduction[tuple[Array, ...]]]: ...
+@overload
+def reduce(
+    sys: SecondOrderModel, order: int | None = None, **options: Unpack[Options]
+) -> Reduction[tuple[Array, ...] | SecondOrderModel]: ...
+@overload
+def reduce(
+    sys: SecondOrderModel, order: Sequence[int], **options: Unpack[Options]
+) -> list[Reduction[tuple[Array, ...] | SecondOrderModel]]: ...
+@overload
+def reduce(sys: ModelT, order: int | None = None, **options: Unpack[Options]) -> Reduction[ModelT]: ...
+@overload
+def reduce(sys: ModelT, order: Sequence[int], **options: Unpack[Options]) -> list[Reduction[ModelT]]: ...
 def reduce(
     sys: Any,
     order: int | Sequence[int] | None = None,
@@ -770,6 +799,11 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
         source=source,
         model=model,
     )
+
+
+def attributes_of(reduction: Reduction) -> dict[str, Any]:
+    """Return the attributes of a reduction, for a subclass that adds others to them."""
+    return {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
 
 
 def _truncate_computable(

@@ -124,20 +124,21 @@ class Explorer:
 
     def _dynamic_artists(self) -> dict[str, Any]:
         ax = self._response_axes
-        options: dict[str, Any] = {"animated": True}
         w = self._curves.frequencies
         empty = np.full(w.size, np.nan)
         artists: dict[str, Any] = {
-            "reduced": ax.plot(w, empty, "--", color=REDUCED, linewidth=1.6, label="reduced", **options)[0],
-            "order": self._spectrum_axes.axvline(0.5, color=REDUCED, linewidth=1.2, **options),
-            "summary": self.figure.text(0.5, 0.955, "", ha="center", va="center", **options),
-            "note": self.figure.text(0.5, 0.905, "", ha="center", va="center", fontsize="small", **options),
+            "reduced": ax.plot(w, empty, "--", color=REDUCED, linewidth=1.6, label="reduced")[0],
+            "order": self._spectrum_axes.axvline(0.5, color=REDUCED, linewidth=1.2),
+            "summary": self.figure.text(0.5, 0.955, "", ha="center", va="center"),
+            "note": self.figure.text(0.5, 0.905, "", ha="center", va="center", fontsize="small"),
         }
         if self._curves.full is not None:
-            artists["error"] = ax.plot(w, empty, "-", color=ERROR, linewidth=1.2, label="error", **options)[0]
+            artists["error"] = ax.plot(w, empty, "-", color=ERROR, linewidth=1.2, label="error")[0]
             artists["bound"] = ax.axhline(
-                np.nan, color=BOUND, linewidth=1, linestyle=":", label="error bound", **options
+                np.nan, color=BOUND, linewidth=1, linestyle=":", label="error bound"
             )
+        for artist in artists.values():
+            artist.set_animated(True)
         ax.legend(loc="lower left", fontsize="small")
         return artists
 

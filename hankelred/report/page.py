@@ -40,14 +40,12 @@ def page(curves: OrderCurves) -> str:
         "gainLimits": list(curves.gain_limits),
         "full": None if curves.full is None else _numbers(curves.full[at]),
         "values": _numbers(spectrum.values),
-        "unstable": int(np.isinf(spectrum.values).sum()),
         "noiseFloor": spectrum.noise_floor,
         "first": orders.index(spectrum.order) if spectrum.order in orders else 0,
         "orders": [
             {
                 "order": one.order,
                 "bound": _number(one.error_bound),
-                "largest": _number(one.largest_error),
                 "gain": _numbers(one.gain[at]),
                 "error": None if one.error is None else _numbers(one.error[at]),
                 "note": one.note,

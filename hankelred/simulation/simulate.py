@@ -32,7 +32,7 @@ __all__ = ["Convolver", "convolve", "impulse_response", "simulate"]
 #: How far ``step`` may be from the ``dt`` of a discrete model, relative.
 _STEP_TOLERANCE = 1e-9
 #: How far a start may be from what the constraints of a model with a singular E demand, relative.
-CONSISTENT = 1e-8
+_CONSISTENT = 1e-8
 
 
 @overload
@@ -111,11 +111,11 @@ def simulate(
     y : (p, T) or (T,) ndarray
         Output; 1-D when ``u`` is 1-D and p = 1. Complex if the model, ``u`` or ``x0`` is.
     x : (n,) ndarray
-        With ``return_state``; with a singular E without what the states have from the input at once. With
-        ``hold="zoh"`` and for discrete models it is the state one sample after
-        the last, so the next run starts with the *next* input sample. With ``hold="foh"`` that state would
-        depend on an input sample that is not known yet, so it is the state *at* the last sample, and the
-        next run starts with that same sample.
+        With ``return_state``; for a singular E, without the part of the states that follows the input
+        algebraically. With ``hold="zoh"`` and for discrete models it is the state one sample after the last,
+        so the next run starts with the *next* input sample. With ``hold="foh"`` that state would depend on
+        an input sample that is not known yet, so it is the state *at* the last sample, and the next run
+        starts with that same sample.
     states : (n, T) ndarray
         With ``return_states``.
 
@@ -320,12 +320,13 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
 
 
 def _name_impulses(model: LinearModel) -> None:
-    """Warn of the part of an impulse response that no sample holds."""
+    """Warn of the part of an impulse response that no sample contains."""
     sizes = [f"{np.linalg.norm(D):.3g}" for D in model.improper]
     if model.is_discrete:
         terms = ", ".join(f"D_{k} at sample -{k} of size {size}" for k, size in enumerate(sizes, 1))
         text = (
-            f"the model is improper and answers before the impulse: {terms}, which the result does not hold"
+            f"the model is improper and answers before the impulse: {terms}, which the result does not "
+            "contain"
         )
     else:
         terms = " + ".join(f"D_{k} delta^({k})(t) of size {size}" for k, size in enumerate(sizes, 1))
@@ -425,9 +426,10 @@ def _results(y: Array, last: Array | None, states: Array | None, is_1d: bool) ->
 
 
 def _initial_state(x0: npt.ArrayLike | None, model: Dimensions) -> Array:
-    n = model.n_states
-    if x0 is None:
-        return np.zeros(n)
+    return np.zeros(model.n_states) if x0 is None else _checked_state(x0, model.n_states)
+
+
+def _checked_state(x0: npt.ArrayLike, n: int) -> Array:
     x = as_numbers(x0, "x0")
     if x.shape != (n,):
         raise HankelredError(f"x0 must have one entry per state, shape ({n},), got {x.shape}")
@@ -445,12 +447,7 @@ def _finite_state(x0: npt.ArrayLike | None, signal: Array, infinite: InfinitePar
     """
     if x0 is None:
         return np.zeros(infinite.right.shape[1])
-    x = as_numbers(x0, "x0")
-    if x.shape != (infinite.n_states,):
-        raise HankelredError(f"x0 must have one entry per state, shape ({infinite.n_states},), got {x.shape}")
-    if not np.isfinite(x).all():
-        k = int(np.argmin(np.isfinite(x)))
-        raise HankelredError(f"x0[{k}] is {x[k]}; every initial state must be finite")
+    x = _checked_state(x0, infinite.n_states)
     start: Array = infinite.coordinates.T @ x
     first = signal[:, 0] if signal.shape[1] else np.zeros(signal.shape[0])
     image, size = infinite.E @ x, np.abs(infinite.E) @ np.abs(x)
@@ -459,8 +456,8 @@ def _finite_state(x0: npt.ArrayLike | None, signal: Array, infinite: InfinitePar
     if infinite.states:
         demanded = demanded + infinite.E @ (infinite.states[0] @ first)
         apart = np.minimum(apart, np.abs(image - demanded))
-    k = int(np.argmax(apart - CONSISTENT * float(size.max(initial=0.0))))
-    if apart.size and apart[k] > CONSISTENT * float(size.max(initial=0.0)):
+    k = int(np.argmax(apart))
+    if apart[k] > _CONSISTENT * float(size.max()):
         raise ModelError(
             f"x0 is not consistent: the constraints of the model (E is singular) and the first input demand "
             f"{demanded[k]:.6g} for entry {k} of E x0, which is {image[k]:.6g}; a jump there would be an "

@@ -1,1 +1,1 @@
-"""Progress bars and tables of plain text."""
+"""Progress bars, tables of plain text, numbers, and actions after an import."""

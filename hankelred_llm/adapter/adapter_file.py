@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -21,13 +20,14 @@ from hankelred.errors import in_one_line, name_list, short_repr
 
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
 from .config import HRMConfig, HRMType, lora_options
-from .static import LowRankMaps
+from .static import PARAMETER_GROUPS, LowRankMaps
 from .system import HRMSystem, StaticMaps, output_bound
-from .weights_file import weights_path
+from .weights_file import read_config_file, weights_path
 
 #: Part of the name of every parameter of a system, after the name of its block; of a LoRA, after that of its
 #: module; and of both.
-_SYSTEM, _LORA, _EITHER = "_adapter.hrm_system.", "_adapter.hrm_lora.", "_adapter.hrm_"
+_SYSTEM, _LORA = (f"_adapter.{group}." for group in PARAMETER_GROUPS)
+_EITHER = "_adapter.hrm_"
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -40,15 +40,7 @@ def check_config_file(path: str | os.PathLike[str]) -> None:
     AdapterFileError
         With the field and its value.
     """
-    name = in_one_line(path)
-    try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = in_one_line(str(error) or type(error).__name__, 200)
-        raise AdapterFileError(f"{name} cannot be read ({reason}); copy or save the adapter again") from None
-    if not isinstance(content, dict):
-        raise AdapterFileError(f"{name} is {short_repr(content)}, not a dict; copy or save the adapter again")
+    name, content = in_one_line(path), read_config_file(path)
     kind = content.get("peft_type")
     if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise AdapterFileError(
@@ -59,8 +51,7 @@ def check_config_file(path: str | os.PathLike[str]) -> None:
         if {"eigenvalues", "mode_pattern"} <= content.keys():
             raise AdapterFileError(
                 f"{name}: peft_type={short_repr(kind)}, and the other fields are those of an HRM adapter; "
-                "set it "
-                f"to {HRMType.HRM.value!r}"
+                f"set it to {HRMType.HRM.value!r}"
             )
         return
     known = {f.name for f in fields(HRMConfig)}
@@ -77,7 +68,7 @@ _SOURCE: ContextVar[tuple[str, Mapping[str, Any]] | Mapping[str, Tensor] | None]
 
 
 @contextlib.contextmanager
-def loading(source: tuple[str, Mapping[str, Any]] | Mapping[str, Tensor] | None) -> Iterator[None]:
+def loading(source: tuple[str, Mapping[str, Any]] | Mapping[str, Tensor]) -> Iterator[None]:
     """Say where the adapter that is loaded inside comes from.
 
     Parameters
@@ -149,6 +140,17 @@ def check_sizes(
         for prefix, part in parts.items()
         for parameter, value in part.named_parameters()
     }
+    check_shapes(expected, in_file, config)
+
+
+def check_shapes(expected: Shapes, in_file: Shapes, config: HRMConfig) -> None:
+    """Refuse parameters of other names or shapes than those that the configuration gives.
+
+    Raises
+    ------
+    AdapterFileError
+        With the parameters, and the fields that decide the sizes.
+    """
     missing, unknown = sorted(expected.keys() - in_file.keys()), sorted(in_file.keys() - expected.keys())
     if missing or unknown:
         raise weights_mismatch({"are missing": missing, "are unknown": unknown}, config)
@@ -166,8 +168,8 @@ def _short_key(key: str) -> str:
 
     What comes before depends on who wrote the file: peft or transformers, and which version of the base.
     """
-    found = re.search(r"[^.]+\.\d+\..+", key)
-    return found.group() if found else key
+    match = re.search(r"[^.]+\.\d+\..+", key)
+    return match.group() if match else key
 
 
 def _sizes(config: HRMConfig) -> str:
@@ -177,13 +179,12 @@ def _sizes(config: HRMConfig) -> str:
     return ", ".join(f"{name}={short_repr(getattr(config, name))}" for name in names)
 
 
-def weights_mismatch(problems: Mapping[str, list[str]], config: HRMConfig | None = None) -> AdapterFileError:
+def weights_mismatch(problems: Mapping[str, list[str]], config: HRMConfig) -> AdapterFileError:
     """Return the error for weights of another adapter; `problems` maps what is wrong to the parameters."""
     counts = ", ".join(f"{len(keys)} {what} ({name_list(keys, 2)})" for what, keys in problems.items())
-    sizes = "" if config is None else f" ({_sizes(config)})"
     return AdapterFileError(
         f"the adapter's weights do not fit: {counts}; were r, site or layers changed in its "
-        f"adapter_config.json{sizes}, or is it an adapter of another model?"
+        f"adapter_config.json ({_sizes(config)}), or is it an adapter of another model?"
     )
 
 
@@ -230,6 +231,5 @@ def _check_range(name: str, parameters: Mapping[str, Tensor]) -> None:
         raise AdapterFileError(
             f"{name}: for inputs of size one its state or output can reach {bound:.3g} (sum |C| |B| / "
             f"(1 - |a|)), and the largest number of its type is {largest:.3g}; its training diverged: take "
-            "an "
-            "earlier checkpoint, or train with a lower learning rate"
+            "an earlier checkpoint, or train with a lower learning rate"
         )

@@ -10,6 +10,7 @@ from torch import nn
 
 from hankelred.errors import short_repr
 
+from .._util.numbers import is_number
 from ..errors import AdapterError, ConfigError
 from ..state import forward_context
 from .architectures import find_decoder, without_wrapper
@@ -94,20 +95,25 @@ def find_adapter_layers(model: nn.Module, adapter_name: str | None) -> AdapterLa
     )
 
 
-def add_static_layer(parent: nn.Module, name: str) -> StaticLayer:
+def add_static_layer(model: nn.Module, name: str, method_adapters: tuple[str, ...]) -> StaticLayer:
     """Return the layer of a linear module, which is added next to it where there is none.
 
     Parameters
     ----------
-    parent : Module
+    model : Module
     name : str
-        Of the linear module in it.
+        Whole name of the linear module in it.
+    method_adapters : tuple of str
+        Names of all HRM adapters of the model.
     """
-    child = f"{name}_adapter"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    child = f"{name.rpartition('.')[2]}_adapter"
     if not hasattr(parent, child):
-        target = without_wrapper(parent.get_submodule(name))
+        target = without_wrapper(model.get_submodule(name))
         setattr(parent, child, StaticLayer(target).train(target.training))
-    return cast(StaticLayer, getattr(parent, child))
+    layer = cast(StaticLayer, getattr(parent, child))
+    layer.method_adapters = method_adapters
+    return layer
 
 
 def check_active(model: nn.Module, adapter_layers: AdapterLayers) -> None:
@@ -164,14 +170,9 @@ def parameter_groups(model: nn.Module, lr: float, static_lr_ratio: float = 1.0) 
     >>> optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     """
     for name, value in (("lr", lr), ("static_lr_ratio", static_lr_ratio)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value < math.inf:
             raise ConfigError(f"{name}={short_repr(value)} must be a positive number")
-    static = {
-        id(p)
-        for module in model.modules()
-        if isinstance(module, BaseTunerLayer)
-        for p in (module.static_parameters() if isinstance(module, HRMLayer) else module.parameters())
-    }
+    static = static_parameters(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise AdapterError(
@@ -182,6 +183,25 @@ def parameter_groups(model: nn.Module, lr: float, static_lr_ratio: float = 1.0) 
         {"params": [p for p in trained if id(p) in static], "lr": lr * static_lr_ratio},
     ]
     return [group for group in groups if group["params"]]
+
+
+def static_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters that have no part in a state, those of other methods among them."""
+    return {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, BaseTunerLayer)
+        for p in (module.static_parameters() if isinstance(module, HRMLayer) else module.parameters())
+    }
+
+
+def other_adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules with an adapter of another method, such as a LoRA, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, AdapterLayer)
+    }
 
 
 def remove_adapters(model: nn.Module) -> None:

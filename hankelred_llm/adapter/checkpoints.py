@@ -19,7 +19,6 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from peft.config import PeftConfigMixin
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,18 +26,17 @@ from transformers.integrations.peft import PeftAdapterMixin
 
 from ..errors import AdapterFileError
 from .adapter_file import check_config_file, check_numbers, loading, weights_mismatch
-from .adapter_layers import hrm_layers, remove_adapters
+from .adapter_layers import hrm_layers, other_adapter_layers, remove_adapters
 from .config import HRMConfig
-from .layer import AdapterLayer
 from .model_card import write_card
-from .static import PARAMETERS
+from .static import PARAMETER_GROUPS
 from .weights_file import check_safetensors, weights_path
 
 #: Options that choose the place on the hub that an adapter is loaded from.
 _HUB_OPTIONS = ("subfolder", "revision", "token", "cache_dir", "local_files_only")
 
 #: Parts of the names of all parameters that an adapter has in its file.
-_SAVED = (*PARAMETERS, "modules_to_save")
+_SAVED = (*PARAMETER_GROUPS, "modules_to_save")
 
 
 def guard_files() -> None:
@@ -123,14 +121,15 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
             **(kwargs.get("adapter_kwargs") or {}),
         }
         hub = _hub_options(hub)
-        if not isinstance(peft_config if peft_config is not None else _config(source, hub), HRMConfig):
+        config = peft_config if peft_config is not None else _config(source, hub)
+        if not isinstance(config, HRMConfig):
             return load(self, *arguments, *args, **kwargs)
         if adapter_state_dict is None:
             check_numbers(load_file(weights_path(str(source), hub)))
         else:
             check_numbers(adapter_state_dict)
         trained = [p for p in self.parameters() if p.requires_grad]
-        # other sizes are reported below, with everything else that does not fit; load changes load_config
+        # modules_to_save of other sizes are reported below; load changes load_config
         options = {**kwargs, "ignore_mismatched_sizes": True}
         if load_config is not None:
             options["load_config"] = copy.copy(load_config)
@@ -150,7 +149,7 @@ def _load_by_transformers(load: Callable[..., Any]) -> Callable[..., Any]:
                 remove_adapters(self)
             for parameter in trained:  # training an adapter froze the base
                 parameter.requires_grad_(True)
-            raise weights_mismatch(problems)
+            raise weights_mismatch(problems, config)
         return info
 
     return load_adapter
@@ -227,19 +226,14 @@ def _warn_of_trained_beside(model: PeftModel) -> None:
         return
     beside = [
         name
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-        and not isinstance(module, AdapterLayer)
-        and any(p.requires_grad for p in module.parameters())
+        for name, module in other_adapter_layers(model).items()
+        if any(p.requires_grad for p in module.parameters())
     ]
     if beside:
         warnings.warn(
             f"the Trainer's checkpoints hold the HRM adapter only: {len(beside)} modules with a LoRA or "
-            "another "
-            f"adapter beside it ({beside[0]}, ...) are trained and not saved, so that resume_from_checkpoint "
-            "and "
-            "load_best_model_at_end would start them anew; save them in a callback, or train with "
-            "hankelred-llm "
-            "train, whose checkpoints hold both",
+            f"another adapter beside it ({beside[0]}, ...) are trained and not saved, so that "
+            "resume_from_checkpoint and load_best_model_at_end would start them anew; save them in a "
+            "callback, or train with hankelred-llm train, whose checkpoints hold both",
             stacklevel=3,
         )

@@ -15,8 +15,9 @@ from torch import nn
 from hankelred.errors import in_one_line, name_list, short_repr
 
 from ..errors import AdapterFileError, ArchitectureError, ConfigError
-from .architectures import ADDS_RESIDUAL, SITES, Decoder, is_linear
-from .config import HRMConfig, has_lora, lora_targets, names_block
+from .architectures import ADDS_RESIDUAL, SITES, Decoder, is_linear, linear_sizes
+from .config import HRMConfig, has_lora, lora_targets, names_block, static_rank
+from .system import StaticMaps
 
 
 def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
@@ -114,10 +115,8 @@ def warn_of_many_states(config: HRMConfig, adapted: Sequence[str], width: int) -
         block, order = max(larger.items(), key=lambda item: item[1])
         warnings.warn(
             f"{block} gets r={order} states, more than the {width} channels that they read and write: 2 r d "
-            "= "
-            f"{2 * order * width:,} parameters in this layer, and {order} numbers of state for each row of a "
-            "batch; "
-            f"take r of at most {width}, unless the task needs more independent time constants",
+            f"= {2 * order * width:,} parameters in this layer, and {order} numbers of state for each row of "
+            f"a batch; take r of at most {width}, unless the task needs more independent time constants",
             stacklevel=2,
         )
 
@@ -140,9 +139,8 @@ def _target_blocks(config: HRMConfig, decoder: Decoder, blocks: list[_Block]) ->
             sites = [f"site='{site}'" for site in SITES if decoder.block_name(site) in existing]
             raise ArchitectureError(
                 f"model_type '{decoder.model_type}' has no block {short_repr(targets)} in its decoder "
-                "layers, only "
-                f"{', '.join(existing)}; give {' or '.join([*sites, 'target_modules'])}, with a block that "
-                "takes and returns hidden states"
+                f"layers, only {', '.join(existing)}; give {' or '.join([*sites, 'target_modules'])}, with a "
+                "block that takes and returns hidden states"
             )
         return named
     named = [block for block in blocks if re.fullmatch(str(targets), block.full_name)]
@@ -150,8 +148,7 @@ def _target_blocks(config: HRMConfig, decoder: Decoder, blocks: list[_Block]) ->
         site = decoder.block_name(config.site)
         raise ArchitectureError(
             f"target_modules={short_repr(targets)} is a pattern that matches the whole name of no block, "
-            "such as "
-            f"'{decoder.name}.0.{site}'; write '.*{site}', or a list as in ['{site}']"
+            f"such as '{decoder.name}.0.{site}'; write '.*{site}', or a list as in ['{site}']"
         )
     return named
 
@@ -163,8 +160,7 @@ def _check_site(config: HRMConfig, decoder: Decoder, names: set[str], *, fresh: 
     if chosen and decoder.block_name(config.site) not in names:
         raise ConfigError(
             f"site={config.site!r} and target_modules={short_repr(config.target_modules)} name different "
-            "blocks; give "
-            "one of them"
+            "blocks; give one of them"
         )
 
 
@@ -186,8 +182,7 @@ def _check_modules_to_save(config: HRMConfig, model: nn.Module, adapted: list[st
         if inside := [b for b in adapted for name in named if f"{b}.".startswith(f"{name}.")]:
             raise ConfigError(
                 f"modules_to_save names {short_repr(key)}, and {inside[0]} gets an adapter; a block is "
-                "either "
-                "trained whole or has an adapter: take it out of modules_to_save or of target_modules"
+                "either trained whole or has an adapter: take it out of modules_to_save or of target_modules"
             )
         if not named:
             near = get_close_matches(key, {name.rpartition(".")[2] for name in modules}, n=1)
@@ -265,10 +260,10 @@ def readout_names(config: HRMConfig, model: nn.Module, adapted: Iterable[str]) -
     for block in named:
         inside = _modules_in(model.get_submodule(block))
         for name in config.static_readouts:
-            found = [key for key in inside if names_block(name, key)]
-            linear = [key for key in found if is_linear(inside[key])]
-            if len(linear) > 1 or (found and not linear):
-                what = f"{len(linear)} linear modules" if linear else f"a {type(inside[found[0]]).__name__}"
+            matches = [key for key in inside if names_block(name, key)]
+            linear = [key for key in matches if is_linear(inside[key])]
+            if len(linear) > 1 or (matches and not linear):
+                what = f"{len(linear)} linear modules" if linear else f"a {type(inside[matches[0]]).__name__}"
                 raise ConfigError(
                     f"static_readouts names {short_repr(name)}, which is {what} in {block}; name one linear "
                     "module that reads the input of the block, such as 'q_proj'"
@@ -285,6 +280,26 @@ def readout_names(config: HRMConfig, model: nn.Module, adapted: Iterable[str]) -
                 f"{name_list(linear, 6) if linear else 'none'}"
             )
     return named
+
+
+def static_maps(
+    config: HRMConfig, model: nn.Module, readouts: Mapping[str, Mapping[str, str]]
+) -> dict[str, StaticMaps]:
+    """Return the parts without a state of the systems of an adapter, by block.
+
+    Parameters
+    ----------
+    readouts : mapping of str to dict of str
+        What :func:`readout_names` returned.
+    """
+    return {
+        block: StaticMaps(
+            {key: linear_sizes(model.get_submodule(name))[1] for key, name in names.items()},
+            config.feedthrough,
+            static_rank(config, block),
+        )
+        for block, names in readouts.items()
+    }
 
 
 def _modules_in(block: nn.Module) -> dict[str, nn.Module]:
@@ -315,14 +330,9 @@ def lora_names(config: HRMConfig, model: nn.Module, decoder: Decoder, readouts: 
         return []
     modules = _modules_in(model)
     targets = lora_targets(config)
-    every = targets == "all-linear"
-    names = [
-        name
-        for name, module in modules.items()
-        if has_lora(config, name) and not (every and not is_linear(module))
-    ]
+    names = [name for name, module in modules.items() if has_lora(config, name, linear=is_linear(module))]
     inside = [name for name in names if name.startswith(f"{decoder.name}.")]
-    if not inside or (len(inside) < len(names) and not every):
+    if not inside or (len(inside) < len(names) and targets != "all-linear"):
         outside = next((name for name in names if name not in inside), None)
         raise ConfigError(
             f"lora.target_modules names {outside}, which is in no decoder layer"

@@ -15,6 +15,7 @@ from peft.utils.other import get_pattern_key
 
 from hankelred.errors import short_repr
 
+from .._util.numbers import is_number
 from ..errors import ConfigError
 from .architectures import SITES
 from .initial_poles import INITIAL_POLES
@@ -211,6 +212,8 @@ class HRMConfig(PeftConfig):
         self.peft_type = HRMType.HRM
         # not a field: a saved configuration does not record which values its user passed
         self.site_given = not isinstance(self.site, _Default)
+        # not a field either: what the adapter was trained on, for its model card, where that is known
+        self.training_data: str | None = None
         self.site = str(self.site) if isinstance(self.site, str) else self.site
         for name, allowed in (
             ("eigenvalues", EIGENVALUES),
@@ -241,7 +244,7 @@ class HRMConfig(PeftConfig):
                 )
             for count in modes:
                 _check_count(f"mode_pattern[{short_repr(key)}]", count, least=0)
-        if not _is_number(self.gate_init) or not abs(self.gate_init) <= _LARGEST:
+        if not is_number(self.gate_init) or not abs(self.gate_init) <= _LARGEST:
             raise ConfigError(
                 f"gate_init={short_repr(self.gate_init)} is no finite number of single precision; 1.0 is the "
                 "default"
@@ -279,7 +282,7 @@ class HRMConfig(PeftConfig):
         if not isinstance(self.feedthrough, bool):
             raise ConfigError(f"feedthrough={short_repr(self.feedthrough)} must be true or false")
         scale = self.static_scale
-        if not _is_number(scale) or not 0 < abs(scale) <= _LARGEST:
+        if not is_number(scale) or not 0 < abs(scale) <= _LARGEST:
             raise ConfigError(
                 f"static_scale={short_repr(scale)} is no finite number of single precision other than 0, "
                 "with which no readout would be trained; 2.0 is the default"
@@ -405,16 +408,12 @@ def _check_layers(value: Any) -> None:
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def names_block(key: str, module_name: str) -> bool:
     """Return whether a key such as "layers.3.mlp" names this module."""
     return module_name == key or module_name.endswith("." + key)
 
 
-def lora_config(config: HRMConfig) -> LoraConfig | None:
+def _lora_config(config: HRMConfig) -> LoraConfig | None:
     """Return ``lora`` as a configuration of peft."""
     return None if config.lora is None else LoraConfig(**_fields_of(config.lora))
 
@@ -435,7 +434,7 @@ def lora_options(config: HRMConfig, module_name: str) -> LoraOptions:
     >>> lora_options(config, "model.layers.3.mlp.up_proj")
     LoraOptions(rank=4, scale=2.0, dropout=0.0, gaussian=False)
     """
-    lora = lora_config(config)
+    lora = _lora_config(config)
     if lora is None:
         raise ConfigError("the configuration has no lora")
     ranks, alphas = lora.rank_pattern or {}, lora.alpha_pattern or {}
@@ -450,12 +449,14 @@ def lora_targets(config: HRMConfig) -> list[str] | str | None:
     return None if config.lora is None else _fields_of(config.lora)["target_modules"]
 
 
-def has_lora(config: HRMConfig, module_name: str) -> bool:
-    """Return whether the target modules of ``lora`` match the name of a module."""
-    lora = lora_config(config)
+def has_lora(config: HRMConfig, module_name: str, *, linear: bool) -> bool:
+    """Return whether the target modules of ``lora`` match a module, by its name and whether it is linear."""
+    lora = _lora_config(config)
     if lora is None:
         return False
     if lora.target_modules == "all-linear":
+        if not linear:
+            return False
         lora.target_modules = ".*"
     return bool(check_target_module_exists(lora, module_name))
 
@@ -467,8 +468,8 @@ def static_rank(config: HRMConfig, module_name: str) -> int | None:
 
 def _fields_of(lora: Mapping[str, Any] | LoraConfig) -> dict[str, Any]:
     """Return the fields of a LoRA that are set, without those of every configuration."""
-    given = lora if isinstance(lora, Mapping) else {f.name: getattr(lora, f.name) for f in fields(lora)}
-    return {key: value for key, value in given.items() if key not in _OUTER_FIELDS}
+    content = lora if isinstance(lora, Mapping) else {f.name: getattr(lora, f.name) for f in fields(lora)}
+    return {key: value for key, value in content.items() if key not in _OUTER_FIELDS}
 
 
 def _lora_fields(lora: Any) -> dict[str, Any]:
@@ -502,9 +503,9 @@ def _lora_fields(lora: Any) -> dict[str, Any]:
         ("lora.lora_alpha", config.lora_alpha),
         *((f"lora.alpha_pattern[{k!r}]", a) for k, a in alphas.items()),
     ):
-        if not _is_number(alpha) or not 0 < abs(alpha) <= _LARGEST:
+        if not is_number(alpha) or not 0 < abs(alpha) <= _LARGEST:
             raise ConfigError(f"{name}={short_repr(alpha)} must be a finite number other than 0")
-    if not _is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
+    if not is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
         raise ConfigError(f"lora.lora_dropout={short_repr(config.lora_dropout)} must be in [0, 1)")
     if config.init_lora_weights not in (True, "gaussian"):
         raise ConfigError(

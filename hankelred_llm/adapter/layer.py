@@ -177,10 +177,6 @@ class HRMLayer(AdapterLayer):
         self.taps[adapter_name] = config.tap
         self.set_adapter(cast(list[str], self.active_adapters))
 
-    def has_adapter(self, adapter_name: str) -> bool:
-        """Return whether an adapter has a part here."""
-        return adapter_name in self.hrm_system
-
     def system(self, adapter_name: str) -> HRMSystem:
         """Return the system of an adapter."""
         return cast(HRMSystem, self.hrm_system[adapter_name])
@@ -311,10 +307,10 @@ class HRMLayer(AdapterLayer):
         identity = system.identity.value
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
         state = context.open_state_once()
-        single = context.time == 1 and state is not None and not torch.is_grad_enabled()
+        single = context.time == 1 and not torch.is_grad_enabled()
         options: dict[str, Any] = {}
         step = None
-        if single and state is not None and not torch.compiler.is_compiling():
+        if state is not None and single and not torch.compiler.is_compiling():
             step = state.step_of(self.cache_key, identity, segment_start)
         if step is not None:
             options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)

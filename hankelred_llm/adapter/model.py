@@ -21,20 +21,19 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from ..errors import AdapterError, AdapterFileError, ArchitectureError, ConfigError
+from ..errors import AdapterError, ArchitectureError, ConfigError
 from ..state import forward_context
 from ..state.decoder_call import check_arguments
-from .adapter_file import check_numbers, check_sizes, errors_of_file, weights_mismatch
+from .adapter_file import check_numbers, check_shapes, check_sizes, errors_of_file
 from .adapter_layers import add_static_layer, find_adapter, hrm_layers, remove_adapters
 from .architectures import find_decoder, linear_sizes
 from .checkpoints import guard_files, without_deprecations
-from .checks import check_base, check_names, lora_names, readout_names, warn_of_many_states
-from .config import HRMConfig, HRMType, lora_options, static_rank
+from .checks import check_base, check_names, lora_names, readout_names, static_maps, warn_of_many_states
+from .config import HRMConfig, HRMType, lora_options
 from .layer import AdapterLayer, HRMLayer, cannot_merge
 from .model_card import write_static_card
 from .self_check import check_architecture
-from .static import Readout, StaticLayer, export, merge, unmerge
-from .system import StaticMaps
+from .static import Readout, export, merge, unmerge
 
 #: Key of the configuration in ``model.peft_config``, next to those of other methods. peft does not save
 #: parameters with this key in their name with the adapters of other methods.
@@ -99,14 +98,7 @@ class HRMModel(BaseTuner):
             readouts = readout_names(config, model, adapted)
             read = [name for names in readouts.values() for name in names.values()]
             lora = lora_names(config, model, decoder, read)
-            static = {
-                block: StaticMaps(
-                    {key: linear_sizes(model.get_submodule(name))[1] for key, name in names.items()},
-                    config.feedthrough,
-                    static_rank(config, block),
-                )
-                for block, names in readouts.items()
-            }
+            static = static_maps(config, model, readouts)
             check_sizes(
                 config, static, {n: linear_sizes(model.get_submodule(n)) for n in lora}, decoder.width
             )
@@ -150,17 +142,12 @@ class HRMModel(BaseTuner):
         )
         for key, name in self._readouts[current_key].items():
             readout = Readout(layer, key, peft_config.static_scale)
-            self._static_layer(name).add_readout(adapter_name, readout)
+            add_static_layer(self.model, name, self.method_adapters).add_readout(adapter_name, readout)
         # the first of all blocks: peft creates parameters, also those of the LoRA, on the meta device here
         while self._lora:
             name = self._lora.pop()
-            self._static_layer(name).add_lora(adapter_name, lora_options(peft_config, name))
-
-    def _static_layer(self, name: str) -> StaticLayer:
-        parent, _, child = name.rpartition(".")
-        layer = add_static_layer(self.model.get_submodule(parent), child)
-        layer.method_adapters = self.method_adapters
-        return layer
+            layer = add_static_layer(self.model, name, self.method_adapters)
+            layer.add_lora(adapter_name, lora_options(peft_config, name))
 
     @classmethod
     def _get_adapter_state_dict(
@@ -183,18 +170,9 @@ class HRMModel(BaseTuner):
         )
         model_state = model.state_dict()
         expected = _parameter_names(model, adapter_name)
-        missing = [key for key in expected if key not in mapped]
-        unknown = [key for key in mapped if key not in model_state]
-        if missing or unknown:
-            raise weights_mismatch({"are missing": missing, "are unknown": unknown})
-        for key in expected:
-            if mapped[key].shape != model_state[key].shape:
-                raise AdapterFileError(
-                    f"{key} has shape {tuple(mapped[key].shape)} in the file and "
-                    f"{tuple(model_state[key].shape)} in "
-                    "the model; were r or rank_pattern changed in its adapter_config.json, or is it an "
-                    "adapter of another model?"
-                )
+        # the other parameters of the model that a file may hold are those of modules_to_save
+        in_file = {k: tuple(v.shape) for k, v in mapped.items() if k in expected or k not in model_state}
+        check_shapes({key: tuple(model_state[key].shape) for key in expected}, in_file, config)
         check_numbers({key: mapped[key] for key in expected})
         return mapped
 
@@ -282,7 +260,7 @@ class HRMModel(BaseTuner):
         >>> model.merge_static()
         >>> model.unmerge_static()
         """
-        merge(self.model, self._active_names())
+        merge(self.model, [name for name in self.active_adapters if name in self.method_adapters])
 
     def unmerge_static(self) -> None:
         """Undo :meth:`merge_static`; weights of the base are as before up to rounding.
@@ -320,10 +298,6 @@ class HRMModel(BaseTuner):
         name = find_adapter(self.model, adapter_name)[0]
         export(self.model, name, folder)
         write_static_card(Path(folder), self.peft_config[name])
-
-    def _active_names(self) -> list[str]:
-        active = self.active_adapters
-        return [name for name in active if name in self.method_adapters]
 
     def unload(self) -> nn.Module:
         """Remove all HRM adapters and return the base model; adapters of other methods stay.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from hankelred.errors import in_one_line
 
@@ -13,23 +13,21 @@ from .config import HRMConfig
 #: Tag of every card, by which adapters are found on the hub.
 TAG = "hankelred"
 
-#: The first heading of the card that peft writes where there is none: a form with nothing filled in.
-_FORM_OF_PEFT = "# Model Card for Model ID"
+#: Starts of the lines that peft adds to its form of a card, which it writes where there is no card.
+_FROM_PEFT = "### Framework versions", "- PEFT "
 
-_HEADING = "# HRM adapter"
-_STATIC_HEADING = "# LoRA exported from an HRM adapter"
+_HEADING = "# HRM adapter for "
+_STATIC_HEADING = "# LoRA exported from an HRM adapter for "
 _UNNAMED = "a base model whose name is not recorded"
 
 
-def card_text(config: HRMConfig, data: str | None = None) -> str:
+def card_text(config: HRMConfig) -> str:
     """Return the text of a card.
 
     Parameters
     ----------
     config : HRMConfig
         Of the saved adapter.
-    data : str, optional
-        What it was trained on, where that is known.
 
     Examples
     --------
@@ -39,9 +37,9 @@ def card_text(config: HRMConfig, data: str | None = None) -> str:
     >>> text.splitlines()[0]
     '# HRM adapter for mistralai/Mistral-7B-v0.1'
     """
-    base = _base_name(config)
+    base, data = _base_name(config), config.training_data
     exceptions = ", with the exceptions in rank_pattern" if config.rank_pattern else ""
-    return f"""{_HEADING} for {base or _UNNAMED}
+    return f"""{_HEADING}{base or _UNNAMED}
 
 Linear systems with states, in parallel with the {config.site} blocks of the decoder layers of a frozen
 language model: a Hankel reduced-order model (HRM) adapter, arXiv:2606.26290. They carry information from
@@ -88,7 +86,7 @@ def static_card_text(config: HRMConfig) -> str:
     >>> static_card_text(HRMConfig(base_model_name_or_path="mistralai/Mistral-7B-v0.1")).splitlines()[0]
     '# LoRA exported from an HRM adapter for mistralai/Mistral-7B-v0.1'
     """
-    return f"""{_STATIC_HEADING} for {_base_name(config) or _UNNAMED}
+    return f"""{_STATIC_HEADING}{_base_name(config) or _UNNAMED}
 
 The parts without a state of a Hankel reduced-order model (HRM) adapter, arXiv:2606.26290, as an ordinary LoRA
 of peft. **It lacks the recurrent state** of that adapter, with its feedthrough, and computes what the adapter
@@ -130,8 +128,10 @@ def _base_call(config: HRMConfig) -> str:
     return f"AutoModelForCausalLM.from_pretrained({repr(base) if base else 'BASE'}{options})"
 
 
-def write_card(folder: Path, config: HRMConfig, data: str | None = None) -> None:
-    """Write the card of a saved adapter, in place of peft's empty form; of other cards only the tags change.
+def write_card(folder: Path, config: HRMConfig) -> None:
+    """Write the card of a saved adapter, in place of peft's empty form or of a card written before.
+
+    Any other card is the user's: only its tags change.
 
     Parameters
     ----------
@@ -139,10 +139,8 @@ def write_card(folder: Path, config: HRMConfig, data: str | None = None) -> None
         Where the adapter was saved.
     config : HRMConfig
         Its configuration.
-    data : str, optional
-        As in :func:`card_text`.
     """
-    _write(folder, card_text(config, data))
+    _write(folder, card_text(config))
 
 
 def write_static_card(folder: Path, config: HRMConfig) -> None:
@@ -162,7 +160,14 @@ def _write(folder: Path, content: str) -> None:
     path = folder / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     card = ModelCard(text or "---\nlibrary_name: peft\n---\n")
-    if not text or any(heading in text for heading in (_FORM_OF_PEFT, _HEADING, _STATIC_HEADING)):
+    # only at the start: a card of the user may have such a heading, or an example of one, further down
+    if not text or card.text.lstrip().startswith((_HEADING, _STATIC_HEADING)) or _is_empty_form(card.text):
         card.text = content
     card.data["tags"] = sorted({*(card.data.get("tags") or []), TAG})
     path.write_text(str(card), encoding="utf-8")
+
+
+def _is_empty_form(text: str) -> bool:
+    """Return whether a text is the form that peft starts a card from, with nothing filled in by a user."""
+    form = set(ModelCard.from_template(ModelCardData()).text.splitlines())
+    return all(line in form or line.startswith(_FROM_PEFT) for line in text.splitlines())

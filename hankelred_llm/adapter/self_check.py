@@ -24,12 +24,12 @@ from ..errors import ArchitectureError, ConfigError, StateError
 from ..state import forward_context
 from ..state.decoder_call import argument_names, cache_argument
 from .adapter_layers import add_static_layer, hrm_layers, remove_adapters
-from .architectures import Decoder, find_decoder, linear_sizes
-from .checks import readout_names
+from .architectures import Decoder, find_decoder
+from .checks import readout_names, static_maps
 from .config import HRMConfig
 from .layer import AdapterLayer, HRMLayer
 from .static import Readout
-from .system import HRMSystem, StaticMaps
+from .system import HRMSystem
 
 #: Environment variable: "1" skips the check.
 SKIP = "HANKELRED_SKIP_SELF_CHECK"
@@ -321,20 +321,18 @@ def _insert_adapter(model: nn.Module, decoder: Decoder, config: HRMConfig, block
         for block in sorted(blocks)
         if hasattr(layer, block)
     ]
-    for name, readouts in readout_names(check_config, model, adapted).items():
+    named = readout_names(check_config, model, adapted)
+    static = static_maps(check_config, model, named)
+    for name, readouts in named.items():
         parent, _, block = name.rpartition(".")
         layer = model.get_submodule(parent)
         adapter_layer = HRMLayer(getattr(layer, block), int(parent.rpartition(".")[2]), block, decoder.width)
         adapter_layer.method_adapters = (_ADAPTER,)
         setattr(layer, f"{block}_adapter", adapter_layer)
-        widths = {key: linear_sizes(model.get_submodule(whole))[1] for key, whole in readouts.items()}
-        static = StaticMaps(widths, check_config.feedthrough)
-        adapter_layer.update_layer(_ADAPTER, check_config, check_config.modes_of(block), static)
+        adapter_layer.update_layer(_ADAPTER, check_config, check_config.modes_of(block), static[name])
         adapter_layer.set_adapter(_ADAPTER)
         for key, whole in readouts.items():
-            parent, _, child = whole.rpartition(".")
-            static_layer = add_static_layer(model.get_submodule(parent), child)
-            static_layer.method_adapters = (_ADAPTER,)
+            static_layer = add_static_layer(model, whole, adapter_layer.method_adapters)
             static_layer.add_readout(_ADAPTER, Readout(adapter_layer, key, check_config.static_scale))
             static_layer.set_adapter(_ADAPTER)
     forward_context.install(decoder.backbone, decoder.layers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections import Counter
@@ -19,18 +18,15 @@ from torch.nn.functional import dropout, linear
 
 from hankelred.errors import in_one_line, short_repr
 
-from ..errors import AdapterError, StateError
+from ..errors import AdapterError, AdapterFileError, StateError
 from ..state.forward_context import ForwardContext, current_context
 from .architectures import linear_sizes, plain_weight
 from .layer import AdapterLayer, HRMLayer
 from .system import PreciseModule
+from .weights_file import read_config_file
 
 if TYPE_CHECKING:
     from .config import LoraOptions
-
-#: Parts of the names of all parameters of an adapter: of its systems, and of its LoRA.
-PARAMETERS = (*HRMLayer.adapter_layer_names, "hrm_lora")
-
 
 #: Attribute of a model with merged adapters: the hooks that refuse to load weights.
 _LOAD_HOOKS = "_hrm_load_hooks"
@@ -100,7 +96,7 @@ class StaticLayer(AdapterLayer):
         By adapter name.
     """
 
-    adapter_layer_names = PARAMETERS[1:]
+    adapter_layer_names = ("hrm_lora",)
     other_param_names = ("readouts",)
     hrm_lora: nn.ModuleDict
 
@@ -244,6 +240,10 @@ class StaticLayer(AdapterLayer):
         self.target.__dict__.pop("_hrm_linear", None)
 
 
+#: Parts of the names of all parameters of an adapter: of its systems, and of its LoRA.
+PARAMETER_GROUPS = (*HRMLayer.adapter_layer_names, *StaticLayer.adapter_layer_names)
+
+
 def _add_static(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
     """Add the static parts to the output of a linear module, as its forward hook."""
     return cast(Tensor, module.__dict__["_hrm_linear"].forward(args[0], out))
@@ -288,9 +288,11 @@ def parts_of(model: nn.Module, adapter_names: Iterable[str]) -> list[tuple[str, 
     layers = static_layers(model)
     parts = []
     for adapter in adapter_names:
-        its = [(adapter, name, layer) for name, layer in layers.items() if layer.has_adapter(adapter)]
-        parts += its
-        if not its:
+        parts_of_adapter = [
+            (adapter, name, layer) for name, layer in layers.items() if layer.has_adapter(adapter)
+        ]
+        parts += parts_of_adapter
+        if not parts_of_adapter:
             raise AdapterError(
                 f"adapter '{adapter}' has no static parts, neither static_readouts nor a LoRA; its state "
                 "cannot be merged into weights or written as a LoRA"
@@ -408,11 +410,9 @@ def _check_holds_no_other(folder: str | os.PathLike[str]) -> None:
     if not os.path.lexists(path):
         return
     try:
-        with open(path, "rb") as file:
-            content = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
-        content = None
-    kind = content.get("peft_type") if isinstance(content, dict) else None
+        kind = read_config_file(path).get("peft_type")
+    except AdapterFileError:
+        kind = None
     if kind != PeftType.LORA:
         raise AdapterError(
             f"{in_one_line(folder)} holds an adapter with peft_type={short_repr(kind)}, which the LoRA would "

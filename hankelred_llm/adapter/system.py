@@ -86,7 +86,8 @@ class HRMSystem(PreciseModule):
     B : Parameter, shape (order, d)
     C : Parameter, shape (d, order)
     gate : Parameter, shape (1,)
-    m : Parameter, shape (order,), or None without feedthrough, or with an input map of the static parts
+    m : Parameter, shape (order,), or None
+        None without feedthrough, and where the static parts have an input map of their own.
     static_B : Parameter, shape (rank, d), or None
     static_C : Parameter, shape (d, rank), or None
     readout_NAME : Parameter, shape (outputs, rank)
@@ -256,8 +257,7 @@ class HRMSystem(PreciseModule):
                 return stepper.run(x, state, valid, segment_start, static_input, decayed)
         batch, time, width = x.shape
         with _full_precision(x.device.type):
-            shared = static_input is not None and self.static_B is None
-            u = static_input if shared and static_input is not None else _mapped(self.B, x)
+            u = static_input if static_input is not None and self.static_B is None else _mapped(self.B, x)
             drive = u
             signs = self._signs(u, valid, shards) if self.modes.negative else None
             u = self._flipped(u, signs)
@@ -268,11 +268,8 @@ class HRMSystem(PreciseModule):
             else:
                 s = shards.scan(self.log_decay(), self.phase, u, valid=valid, segment_start=segment_start)
             s = self._flipped(s, signs)
-            out = _precise(self.gate * self.C).t()
-            if self.m is None:
-                y = _rows(s) @ out
-            else:
-                y = _rows(torch.addcmul(drive, _precise(self.m)[:, None], s)) @ out
+            outputs = s if self.m is None else torch.addcmul(drive, _precise(self.m)[:, None], s)
+            y = _rows(outputs) @ _precise(self.gate * self.C).t()
             if self.static_C is not None:
                 direct = self.static_input(x) if static_input is None else static_input
                 y = torch.addmm(y, _rows(direct), _precise(self.static_C).t())

@@ -185,8 +185,7 @@ def _read_system(system: Any, index: int, width: int) -> System:
         if not modal.dt:
             raise AdapterError(
                 f"layer {index}: the system has dt={modal.dt}, and an adapter steps once per token: it must "
-                "be in "
-                "discrete time (dt=True); discretize it first"
+                "be in discrete time (dt=True); discretize it first"
             )
         log_poles, B, C, D = modal.log_poles, modal.B, modal.C, modal.D
     if log_poles.ndim != 1 or B.shape != (log_poles.size, width) or C.shape != (width, log_poles.size):

@@ -1,7 +1,8 @@
-"""The file with the weights of an adapter: safetensors only, never a pickle."""
+"""The files of a saved adapter: its configuration, and its weights in safetensors only, never a pickle."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +13,29 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from peft.utils.other import check_file_exists_on_hf_hub
 from safetensors import SafetensorError, safe_open
 
+from hankelred.errors import in_one_line, short_repr
+
 from ..errors import AdapterFileError
+
+
+def read_config_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the content of an adapter_config.json, of any method.
+
+    Raises
+    ------
+    AdapterFileError
+        It cannot be read, or is no dict.
+    """
+    name = in_one_line(path)
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = in_one_line(str(error) or type(error).__name__, 200)
+        raise AdapterFileError(f"{name} cannot be read ({reason}); copy or save the adapter again") from None
+    if not isinstance(content, dict):
+        raise AdapterFileError(f"{name} is {short_repr(content)}, not a dict; copy or save the adapter again")
+    return content
 
 
 def check_safetensors(source: str, subfolder: str | None, hub: Mapping[str, Any]) -> None:

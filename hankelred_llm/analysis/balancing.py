@@ -34,8 +34,7 @@ def modal_systems(model: nn.Module, adapter_layers: AdapterLayers) -> dict[int, 
             if bool(not_finite.any()):
                 raise AdapterError(
                     f"layer {i}: {int(not_finite.sum())} of the {not_finite.numel()} entries of {name} are "
-                    "NaN or "
-                    "infinite; the training has diverged: go back to a saved adapter"
+                    "NaN or infinite; the training has diverged: go back to a saved adapter"
                 )
     return {
         i: hankelred.ModalSystem(*parts) for i, parts in get_systems(model, adapter_layers.adapter).items()

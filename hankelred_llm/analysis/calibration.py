@@ -156,8 +156,7 @@ class Calibration:
             if expected.get(i) != actual.get(i):
                 raise CalibrationError(
                     f"layer {i}: the calibration has (states, conjugate pairs) {expected.get(i)}, and "
-                    "adapter "
-                    f"'{adapter_layers.adapter}' has {actual.get(i)}; calibrate again"
+                    f"adapter '{adapter_layers.adapter}' has {actual.get(i)}; calibrate again"
                 )
         for i, operator in self.gradients.items():
             if operator.width != adapter_layers.systems[i].width:
@@ -309,8 +308,7 @@ def _check_tokens(rows: Sequence[Mapping[str, Tensor]], model: nn.Module) -> Non
             if what in row and int(row[what].max()) >= len(weight):
                 raise CalibrationError(
                     f"validation row {k} of the calibration has token {int(row[what].max())} in {what}, and "
-                    "the "
-                    f"model has {len(weight)} tokens; calibrate again with this model"
+                    f"the model has {len(weight)} tokens; calibrate again with this model"
                 )
 
 

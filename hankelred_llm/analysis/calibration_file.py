@@ -17,6 +17,7 @@ from torch import Tensor
 from hankelred._util.writing import replace_file
 from hankelred.errors import short_repr
 
+from .._util.numbers import is_number
 from .capture import inputs_of
 from .gradient_hankel import GradientOperator
 
@@ -108,7 +109,7 @@ def _read_metadata(of_file: Mapping[str, str] | None) -> dict[str, Any]:
     if metadata["labelled_tokens"] > metadata["tokens"]:
         raise ValueError(f"{metadata['labelled_tokens']} of {metadata['tokens']} tokens have labels")
     loss = metadata["loss_sum"]
-    if isinstance(loss, bool) or not isinstance(loss, int | float) or not abs(loss) <= sys.float_info.max:
+    if not is_number(loss) or not abs(loss) <= sys.float_info.max:
         raise ValueError(f"loss_sum is {short_repr(loss)}, not a finite number")
     for name in _FINGERPRINTS:
         _check_keys(metadata[name], {"name", "fingerprint"}, name)
@@ -191,8 +192,10 @@ def _check_row(row: Mapping[str, Tensor], name: str) -> None:
         shape = tuple(row[key].shape) if key in row else (1, time)
         if shape[-1:] != (time,) or len(shape) < 2 or (len(shape) == 2 and shape[0] != 1):
             raise ValueError(f"{key} of {name} have shape {shape}, and there are {time} tokens")
-    if time == 0 or ("input_ids" in row and int(inputs.min()) < 0):
-        raise ValueError(f"{name} has token {int(inputs.min())}" if time else f"{name} has no tokens")
+    if time == 0:
+        raise ValueError(f"{name} has no tokens")
+    if "input_ids" in row and int(inputs.min()) < 0:
+        raise ValueError(f"{name} has token {int(inputs.min())}")
 
 
 def _check_keys(value: Any, expected: set[str], where: str) -> None:

@@ -67,7 +67,7 @@ def run_validation_rows(
     except (HankelredError, torch.OutOfMemoryError):
         raise
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
-        # a file of a stranger may hold any arguments of a model
+        # a file from elsewhere can contain any arguments of a model
         raise CalibrationError(
             f"the model cannot run the validation rows of the calibration ({in_one_line(error, 200)}); "
             "calibrate again with this model"

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..adapter.adapter_layers import AdapterLayers
-from ..adapter.static import PARAMETERS
+from ..adapter.static import PARAMETER_GROUPS
 from ..errors import CalibrationError
 
 #: Values of each weight that enter the fingerprint of a model: enough to distinguish two trainings.
@@ -32,7 +32,7 @@ def model_fingerprint(model: nn.Module) -> dict[str, str]:
     model_type = str(getattr(config, "model_type", "a model"))
     digest = hashlib.sha256(model_type.encode())
     for name, parameter in model.named_parameters():
-        if any(f".{part}." in name for part in PARAMETERS):
+        if any(f".{part}." in name for part in PARAMETER_GROUPS):
             continue
         # without the name, which differs in a PeftModel: the fingerprint is the same with and without
         # adapters
@@ -64,8 +64,7 @@ def check_fingerprint(expected: dict[str, str], actual: dict[str, str], kind: st
     if expected["fingerprint"] != actual["fingerprint"]:
         raise CalibrationError(
             f"the calibration was made with {kind} '{expected['name']}' ({expected['fingerprint'][:12]}), "
-            "and this "
-            f"is '{actual['name']}' ({actual['fingerprint'][:12]}): "
+            f"and this is '{actual['name']}' ({actual['fingerprint'][:12]}): "
             + (
                 "its parameters differ; calibrate again after training or reducing"
                 if kind == "adapter"

@@ -194,8 +194,7 @@ class GradientOperator:
             if first.ndim != 2:
                 raise CalibrationError(
                     f"own.0.inputs has shape {tuple(first.shape)} and should have two axes; the sums come "
-                    "from "
-                    "another version: collect them again"
+                    "from another version: collect them again"
                 )
             # compared without memory: a file of a few bytes can hold an empty tensor of any length
             for name, tensor in cls(len(first), "meta").state().items():

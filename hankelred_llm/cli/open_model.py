@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from collections.abc import Mapping
@@ -13,8 +12,10 @@ import torch
 from torch import nn
 
 from hankelred._util.writing import PREVIOUS, scratch_folder
+from hankelred.errors import in_one_line
 
 from ..adapter.config import HRMType
+from ..adapter.weights_file import read_config_file
 from ..errors import AdapterFileError, ExperimentError
 from ..experiments.base_models import BaseModel, find_model
 from ..experiments.methods import LORA_FOLDER, load_adapter, save_adapter
@@ -122,25 +123,24 @@ def adapter_config(folder: Path) -> dict[str, Any]:
             else "give the folder that model.save_pretrained or hankelred-llm train wrote an adapter into"
         )
         raise AdapterFileError(f"{folder} has no {CONFIG}; {remedy}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(f"{path} cannot be read ({error}); save the adapter again") from None
-    kind = config.get("peft_type") if isinstance(config, dict) else None
+    config = read_config_file(path)
+    kind = config.get("peft_type")
     if kind != HRMType.HRM:
         raise AdapterFileError(
-            f"{folder} holds an adapter of type {kind}, which has no states; give the folder of an HRM one"
+            f"{folder} holds an adapter of type {in_one_line(str(kind), 100)}, which has no states; give the "
+            "folder of an HRM one"
         )
-    return dict(config)
+    return config
 
 
 def _load(base_model: BaseModel) -> nn.Module:
     try:
         return base_model.load()
     except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
+        reason = in_one_line(" ".join(str(error).split()), 200)
         raise ExperimentError(
-            f"model {base_model.name!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give a "
-            "causal language model with its weights"
+            f"model {base_model.name!r} cannot be loaded ({reason}); give a causal language model with its "
+            "weights"
         ) from None
 
 

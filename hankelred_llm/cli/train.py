@@ -41,6 +41,7 @@ def train(
 
     values = {"out": "training", **read_values(config), **flag_values(flags)}
     settings = one_run(method or "hrm", 0.01 if learning_rate is None else learning_rate, seed or 0, **values)
+    # after the settings, so that an invalid one is reported before torch is imported
     from ..experiments.processes import this_process
     from ..experiments.single_run import train_into
     from .main import progress

@@ -86,7 +86,10 @@ class BaseModel:
 
     def load(self, *, quantized: bool = False) -> nn.Module:
         """Return the model with its weights; adding an adapter freezes them."""
-        options: dict[str, Any] = {"dtype": getattr(torch, self.dtype), **self._place}
+        options: dict[str, Any] = {
+            "dtype": getattr(torch, self.dtype),
+            **_place(self.gguf_file, self.revision),
+        }
         if quantized and self.gguf_file:
             raise ExperimentError(
                 f"model {self.name!r} is read from the GGUF file {self.gguf_file!r}, whose weights cannot be "
@@ -106,11 +109,6 @@ class BaseModel:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(self.source, **options)
         return _as_plain(model) if self.gguf_file else model
 
-    @property
-    def _place(self) -> dict[str, str]:
-        """Where transformers finds it in ``source``."""
-        return _place(self.gguf_file, self.revision)
-
     def skeleton(self) -> nn.Module:
         """Return the model on the meta device: its shapes without its weights."""
         with torch.device("meta"):
@@ -123,7 +121,7 @@ class BaseModel:
         if self.name in SMALL:
             return None
         try:
-            return AutoTokenizer.from_pretrained(self.source, **self._place)
+            return AutoTokenizer.from_pretrained(self.source, **_place(self.gguf_file, self.revision))
         except (OSError, ValueError, ImportError):
             return None
 
@@ -173,8 +171,8 @@ def find_model(
         There is no such model.
     """
     if name in SMALL and (gguf_file or revision):
-        given = "gguf_file" if gguf_file else "revision"
-        raise ExperimentError(f"model {name!r} is made here and has no {given}; leave {given} out")
+        option = "gguf_file" if gguf_file else "revision"
+        raise ExperimentError(f"model {name!r} is made here and has no {option}; leave {option} out")
     if name in SMALL and this_process().num_processes > 1 and not _cached(SMALL[name]).is_dir():
         raise ExperimentError(
             f"model {name!r} is made by one process; give the command once without accelerate"
@@ -189,7 +187,8 @@ def find_model(
         source, gguf_file = os.path.split(os.path.abspath(name))
     if gguf_file is not None and importlib.util.find_spec("gguf") is None:
         raise ExperimentError(
-            f"reading the GGUF file {in_one_line(gguf_file)} needs the package gguf; pip install gguf"
+            f"reading the GGUF file {in_one_line(gguf_file)} needs the package gguf; run: pip install "
+            "'hankelred[llm,gguf]'"
         )
     files = [path.name for path in sorted(Path(source).glob(f"*{GGUF}"))] if os.path.isdir(source) else []
     if gguf_file is not None and os.path.isdir(source) and gguf_file not in files:
@@ -199,11 +198,12 @@ def find_model(
         )
     try:
         config = AutoConfig.from_pretrained(source, **_place(gguf_file, revision))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, UnicodeDecodeError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
         hint = f" or one of its GGUF files with --gguf-file ({name_list(files, 3)})," if files else ""
+        reason = in_one_line(" ".join(str(error).split()), 200)
         raise ExperimentError(
-            f"model {name!r} cannot be loaded ({' '.join(str(error).split())[:200]}); give a folder with a "
-            f"config.json,{hint} a name on the hub, 'small' or 'small-random'"
+            f"model {name!r} cannot be loaded ({reason}); give a folder with a config.json,{hint} a name on "
+            "the hub, 'small' or 'small-random'"
         ) from None
     return BaseModel(name, source, config, dtype, gguf_file, revision)
 

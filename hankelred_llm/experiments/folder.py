@@ -61,8 +61,7 @@ def results_folder(folder: Path, *, write: bool) -> Iterator[None]:
 def _unwritten(folder: Path, reason: str) -> ExperimentError:
     return ExperimentError(
         f"{in_one_line(folder)} cannot be written or read ({reason}); what was recorded is kept, and the "
-        "same "
-        "command resumes from there once there is space and permission"
+        "same command resumes from there once there is space and permission"
     )
 
 
@@ -84,8 +83,7 @@ def _lock(folder: Path) -> int | None:
         os.close(handle)
         raise ExperimentError(
             f"another process ({in_one_line(holder) or 'unknown'}) is working in {in_one_line(folder)}; wait "
-            "until "
-            "it has ended, or take another folder with --out"
+            "until it has ended, or take another folder with --out"
         ) from None
     if not _is_there(folder / _LOCK, handle):  # removed by its last holder before it was locked here
         os.close(handle)

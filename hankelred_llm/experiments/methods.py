@@ -26,10 +26,11 @@ from torch import nn
 
 from hankelred.errors import in_one_line, short_repr
 
+from .._util.numbers import is_number
+from ..adapter.adapter_layers import other_adapter_layers
 from ..adapter.architectures import find_decoder
 from ..adapter.config import HRMConfig
 from ..adapter.model import attach
-from ..adapter.model_card import write_card
 from ..errors import ExperimentError
 from .settings import nearest, parse_yaml
 
@@ -189,7 +190,7 @@ def parse_method(text: str) -> Method:
         if (key == "lora_lr_ratio" and len(parts) > 1) or (
             key == "static_lr_ratio" and parts[0].kind == "hrm"
         ):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if not is_number(value) or not 0 < value < math.inf:
                 raise ExperimentError(
                     f"method {short_repr(text)}: {key} is {short_repr(written)}; give a positive number, the "
                     "learning rate of the LoRA, and of static readouts, over that of the state"
@@ -390,10 +391,10 @@ def save_adapter(model: PeftModel, folder: Path, *, data: str | None = None) -> 
         What it was trained on, for the model card of an HRM.
     """
     base = model.get_base_model()
-    model.save_pretrained(str(folder))
     config = next(iter(model.peft_config.values()))
     if isinstance(config, HRMConfig) and data is not None:
-        write_card(folder, config, data)
+        config.training_data = data
+    model.save_pretrained(str(folder))
     if _has_lora(model):
         lora_folder = folder / LORA_FOLDER
         base.peft_config["default"].save_pretrained(str(lora_folder))
@@ -414,8 +415,7 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
     if not (folder / CONFIG_NAME).is_file():
         raise ExperimentError(
             f"{in_one_line(folder)} has no {CONFIG_NAME}: the adapter was moved or removed; put it back, or "
-            "train "
-            "again in another folder"
+            "train again in another folder"
         )
     if (folder / LORA_FOLDER).is_dir():
         PeftModel.from_pretrained(base, str(folder / LORA_FOLDER))
@@ -426,6 +426,5 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
 
 
 def _has_lora(model: PeftModel) -> bool:
-    return isinstance(next(iter(model.peft_config.values())), HRMConfig) and any(
-        "lora_" in name and ".hrm_lora." not in name for name, _ in model.named_parameters()
-    )
+    config = next(iter(model.peft_config.values()))
+    return isinstance(config, HRMConfig) and bool(other_adapter_layers(model))

@@ -10,6 +10,7 @@ from typing import Any
 
 from hankelred.errors import in_one_line, short_repr
 
+from .._util.numbers import is_number
 from ..errors import ExperimentError
 
 ResultRecord = dict[str, Any]
@@ -17,9 +18,7 @@ ResultRecord = dict[str, Any]
 
 def _is_number(value: Any) -> bool:
     # NaN is the loss of a run that diverged; a whole number may be too long for a float
-    return isinstance(value, float) or (
-        isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    )
+    return is_number(value) and (isinstance(value, float) or abs(value) < 2**63)
 
 
 def _is_count(value: Any) -> bool:
@@ -171,8 +170,7 @@ def read_records(path: Path) -> list[ResultRecord]:
         except (ValueError, RecursionError) as error:
             raise ExperimentError(
                 f"{path}, line {number}: is no record of results ({in_one_line(error, 150)}); take another "
-                "folder "
-                "with out, or remove the line"
+                "folder with out, or remove the line"
             ) from None
         records.append(record)
     return records

@@ -30,7 +30,7 @@ from transformers.trainer_callback import ExportableState
 
 from hankelred.errors import in_one_line
 
-from ..adapter.adapter_layers import parameter_groups
+from ..adapter.adapter_layers import static_parameters
 from ..errors import ExperimentError
 from ..state.cache import HRMState
 from ..state.decoder_call import cache_argument
@@ -151,9 +151,7 @@ class AdapterTrainer(Trainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.static_lr_ratio == 1.0 or not fresh:
             return optimizer
-        rate = self.args.learning_rate
-        by_rate = parameter_groups(model or self.model, rate, self.static_lr_ratio)
-        static = {id(p) for of_rate in by_rate if of_rate["lr"] != rate for p in of_rate["params"]}
+        static = static_parameters(model or self.model)
         for group in list(optimizer.param_groups):
             apart = [p for p in group["params"] if id(p) in static]
             if not apart:

@@ -15,7 +15,7 @@ from . import chunked
 from .chunk_elementwise import zero_invalid
 from .decode_step import StepCoefficients
 from .eigenvalues import Eigenvalues
-from .masks import SegmentMasks
+from .masks import SegmentMasks, after_reset
 
 # Numbers per piece of a sum of products, so that the products stay in the processor's cache.
 _CPU_PIECE = 2**18
@@ -85,7 +85,7 @@ def _one_step(
     if state is None:
         s = u.to(dtype) if valid is None else torch.where(valid[:, None], u.to(dtype), 0.0)
         return s, s[..., 0]
-    before = (state if segment_start is None else torch.where(segment_start, 0.0, state)).to(dtype)
+    before = after_reset(state, segment_start).to(dtype)
     s = StepCoefficients.of(log_decay, phase).advance(u[..., 0], before)
     if valid is not None:
         s = torch.where(valid, s, before)

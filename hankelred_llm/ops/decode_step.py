@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from .masks import after_reset
+
 
 class StepCoefficients(NamedTuple):
     """The coefficients of a step, in float64: rounding errors of theirs would accumulate over many tokens."""
@@ -37,7 +39,7 @@ class StepCoefficients(NamedTuple):
 
     @classmethod
     def stacked(cls, coefficients: Sequence[StepCoefficients]) -> StepCoefficients:
-        """Return the coefficients of several systems, whose channels stand side by side."""
+        """Return the coefficients of several systems, with their channels concatenated."""
         diagonals = [each.diagonal for each in coefficients]
         if all(each.cross is None for each in coefficients):
             return cls(torch.cat(diagonals), None, None)
@@ -89,20 +91,14 @@ class Stepper(NamedTuple):
         row = x.reshape(batch, width)
         row = row if row.dtype == state.dtype else row.to(state.dtype)
         if decayed is None:
-            decayed = self.step.decay(state).to(state.dtype)
-            decayed = decayed if segment_start is None else torch.where(segment_start, 0.0, decayed)
-        if self.m is None and (static_input is None or not self.shared):
-            u = row  # not needed by itself
-            s = torch.addmm(decayed, row, self.B.t())
-        else:
-            given = static_input is not None and self.shared
-            u = static_input[..., 0] if given and static_input is not None else linear(row, self.B)
-            s = decayed + u
+            decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start)
+        u = static_input[..., 0] if static_input is not None and self.shared else None
+        if u is None and self.m is not None:
+            u = linear(row, self.B)
+        s = torch.addmm(decayed, row, self.B.t()) if u is None else decayed + u
         if valid is not None:
-            s = torch.where(
-                valid, s, state if segment_start is None else torch.where(segment_start, 0.0, state)
-            )
-        y = torch.mm(s if self.m is None else torch.addcmul(u, self.m, s), self.out)
+            s = torch.where(valid, s, after_reset(state, segment_start))
+        y = torch.mm(s if self.m is None or u is None else torch.addcmul(u, self.m, s), self.out)
         if self.static_B is not None and self.static_out is not None:
             direct = linear(row, self.static_B) if static_input is None else static_input[..., 0]
             y = torch.addmm(y, direct, self.static_out)

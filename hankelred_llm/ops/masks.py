@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def after_reset(state: Tensor, segment_start: Tensor | None) -> Tensor:
+    """Return the state (batch, channels) before a step: zero in rows (batch, 1) where a segment starts."""
+    return state if segment_start is None else torch.where(segment_start, 0.0, state)
+
+
 class SegmentMasks(NamedTuple):
     """Validity and segment starts of a batch, each (batch, time) bool, or None where all tokens are alike.
 

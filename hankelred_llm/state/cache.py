@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 
 from ..errors import StateError
 from ..ops.decode_step import StepCoefficients, Stepper
+from ..ops.masks import after_reset
 
 #: Number of tokens that a cache can always be cropped by.
 CROPPABLE_TOKENS = 64
@@ -107,13 +108,12 @@ class HRMState(_CacheLayerWithoutKeys):
         if self.started:
             raise StateError(
                 f"the cache holds tokens that the adapter of block {block} has not processed: it was filled "
-                "with "
-                f"the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
+                f"with the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
             )
         return None
 
     def start_pass(self) -> None:
-        """Forget what a pass that was interrupted has left."""
+        """Forget the steps that an earlier pass prepared and did not use, as where it was interrupted."""
         self._steps = {}
 
     def check_rows(self, row_adapters: tuple[str, ...] | None) -> None:
@@ -170,25 +170,25 @@ class HRMState(_CacheLayerWithoutKeys):
         history = self._histories.get(block, {}).get(adapter)
         if history is None or history.stepper is None:
             return None
-        asked = history.last()
+        last_state = history.last()
         # of the token before; and of blocks on other devices, which are prepared when they are reached
         together = {
-            (name, each): (history.stepper, last)
+            (name, adapter_name): (history.stepper, last)
             for name, histories in self._histories.items()
-            for each, history in histories.items()
+            for adapter_name, history in histories.items()
             if history.stepper is not None
-            and (last := history.last()).device == asked.device
-            and (last.dtype, len(last)) == (asked.dtype, len(asked))
+            and (last := history.last()).device == last_state.device
+            and (last.dtype, len(last)) == (last_state.dtype, len(last_state))
         }
         steppers, states = zip(*together.values(), strict=True)
         if self._stacked is None or not _same(self._stacked[0], steppers):
             self._stacked = steppers, StepCoefficients.stacked([stepper.step for stepper in steppers])
-        after = self._stacked[1].decay(torch.cat(states, 1)).to(asked.dtype)
-        after = after if segment_start is None else torch.where(segment_start, 0.0, after)
+        after = self._stacked[1].decay(torch.cat(states, 1)).to(last_state.dtype)
+        after = after_reset(after, segment_start)
         parts = torch.split(after, [state.shape[1] for state in states], 1)
         self._steps = {
-            key: PreparedStep(*each, part)
-            for key, each, part in zip(together, together.values(), parts, strict=True)
+            key: PreparedStep(*prepared, part)
+            for key, prepared, part in zip(together, together.values(), parts, strict=True)
         }
         return self._steps.pop((block, adapter))
 
@@ -433,8 +433,7 @@ def open_state(cache: Cache, *, length: int, n_layers: int) -> HRMState:
         if length:
             raise StateError(
                 f"the cache holds {length} tokens that no adapter has processed: it was filled with the "
-                "adapter "
-                f"off, or by the base model; {_NEW_CACHE}"
+                f"adapter off, or by the base model; {_NEW_CACHE}"
             )
         # a DynamicCache without config grows layer by layer, and would mistake the entry for one of them
         while cache.layer_class_to_replicate is not None and len(cache.layers) < n_layers:

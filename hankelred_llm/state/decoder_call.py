@@ -161,7 +161,6 @@ def cache_argument(forward: Callable[..., Any]) -> str:
         raise StateError(
             f"transformers {transformers.__version__}: {len(names)} of the arguments of "
             f"{forward.__qualname__} ({parameters}) are annotated as a Cache, where one is expected; use a "
-            "version "
-            "of transformers that this version of hankelred_llm knows"
+            "version of transformers that this version of hankelred_llm knows"
         )
     return names[0]

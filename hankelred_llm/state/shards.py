@@ -255,22 +255,19 @@ def compare_shards(group: dist.ProcessGroup, summary: Tensor, device: torch.devi
     if refusing:
         raise StateError(
             f"process {refusing[0]} of the group refused its shard of the sequence, for the reason in its "
-            "own "
-            "error; the others stop too, because its state would be missing"
+            "own error; the others stop too, because its state would be missing"
         )
     if len(set(rows)) > 1:
         raise StateError(
             f"the shards of the processes have {', '.join(map(str, rows))} rows; split every row of the "
-            "batch "
-            "into as many pieces as there are processes"
+            "batch into as many pieces as there are processes"
         )
     valid_counts, has_start, first_position, last_position = gather(summary.to(device), group).unbind(1)
     if bool(_discontinuous(valid_counts, first_position, last_position)):
         raise StateError(
             "a shard starts at a position that is neither 0 nor the one after the last position of the "
             "previous shard, as in load-balanced (zigzag, head-tail) sharding; a state needs the order of "
-            "the sequence: "
-            f"{_CONTIGUOUS}"
+            f"the sequence: {_CONTIGUOUS}"
         )
     return Shards(group, valid_counts, has_start.bool()).on(summary.device)
 
@@ -304,8 +301,7 @@ def check_torch_context_parallel(group: dist.ProcessGroup | None) -> None:
     if group is None:
         raise StateError(
             "torch's context_parallel has sharded the sequence over processes, and the adapter would start "
-            "from "
-            "zero in each shard; run the model inside hankelred_llm.context_parallel(model, group), and "
+            "from zero in each shard; run the model inside hankelred_llm.context_parallel(model, group), and "
             f"{_CONTIGUOUS}"
         )
     if ring._cp_options.enable_load_balance:

@@ -81,8 +81,7 @@ class SyntheticTask(Task):
         if size * length > MAX_SYMBOLS:
             raise TaskError(
                 f"task {self.name}: {size} rows of length {length} are more than {MAX_SYMBOLS} symbols, "
-                "which are "
-                "drawn at once; give a smaller length, or fewer rows or steps"
+                "which are drawn at once; give a smaller length, or fewer rows or steps"
             )
         stream = [self.seed, zlib.crc32(name.encode()), checked_count("seed", seed, least=0), length]
         rng = np.random.default_rng(stream)

@@ -7,6 +7,7 @@ where it failed.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import traceback
@@ -44,14 +45,14 @@ def relative(seen, expected):
     return error(seen / scale, expected / scale)
 
 
-def gradients(model):
-    """By name, of the parameters that are trained."""
+def gradients(model, **fields):
+    """By name, of the parameters that are trained; `fields` of the adapter, where not the default ones."""
     found = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
             grad = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
             found[name.removeprefix("module.")] = grad.clone()
-    assert len(found) == (26 if FIELDS else 10)
+    assert len(found) == (26 if fields else 10)
     return found
 
 
@@ -88,15 +89,11 @@ def loss_of(model, inputs):
     return model(**inputs, use_cache=False).logits.square().mean()
 
 
-#: Fields of the adapter of the checks below.
-FIELDS = {}
-
-
-def whole_batch():
+def whole_batch(**fields):
     """Gradients of the whole batch in one process, parameters after a step, and the model after it."""
-    model = adapted(base={"sliding_window": None}, **FIELDS).train()
+    model = adapted(base={"sliding_window": None}, **fields).train()
     loss_of(model, batch()).backward()
-    found = gradients(model)
+    found = gradients(model, **fields)
     step(model)
     return found, values(model), model
 
@@ -107,37 +104,27 @@ def step(model):
     torch.optim.AdamW(trained, lr=1e-2, eps=1e-3).step()
 
 
-def fresh(recompute):
-    model = adapted(base={"sliding_window": None}, **FIELDS).train()
+def fresh(recompute, **fields):
+    model = adapted(base={"sliding_window": None}, **fields).train()
     return model if recompute is None else checkpointed(model, reentrant=recompute == "reentrant")
 
 
-def check_ddp(rank, size, folder):
-    expected, after, _ = whole_batch()
+def check_ddp(rank, size, folder, **fields):
+    expected, after, _ = whole_batch(**fields)
     found = {}
     part = {key: mine(rank, size, value) for key, value in batch().items()}
     for recompute in (None, "non-reentrant", "reentrant"):
-        model = fresh(recompute)
+        model = fresh(recompute, **fields)
         with torch.no_grad():  # processes may start apart: DistributedDataParallel sends those of the first
             for p in model.parameters():
                 if p.requires_grad and rank:
                     p.add_(1.0)
         model = DistributedDataParallel(model)
         loss_of(model, part).backward()
-        found[f"gradient, {recompute}"] = worst(gradients(model), expected)
+        found[f"gradient, {recompute}"] = worst(gradients(model, **fields), expected)
         step(model)
         found[f"step, {recompute}"] = worst(values(model), after)
     return found
-
-
-def check_ddp_hybrid(rank, size, folder):
-    FIELDS.update(HYBRID)
-    return check_ddp(rank, size, folder)
-
-
-def check_fsdp_hybrid(rank, size, folder):
-    FIELDS.update(HYBRID)
-    return check_fsdp(rank, size, folder)
 
 
 def shard_model(model, **options):
@@ -148,19 +135,19 @@ def shard_model(model, **options):
     return fully_shard(model, **options)
 
 
-def check_fsdp(rank, size, folder):
+def check_fsdp(rank, size, folder, **fields):
     from peft import PeftModel
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.tensor import DTensor
 
-    expected, after, single = whole_batch()
+    expected, after, single = whole_batch(**fields)
     found = {}
     part = {key: mine(rank, size, value) for key, value in batch().items()}
     for recompute in (None, "non-reentrant", "reentrant"):
-        model = shard_model(fresh(recompute))
+        model = shard_model(fresh(recompute, **fields))
         assert all(isinstance(p, DTensor) for p in model.parameters())
         loss_of(model, part).backward()
-        found[f"gradient, {recompute}"] = worst(gradients(model), expected)
+        found[f"gradient, {recompute}"] = worst(gradients(model, **fields), expected)
         step(model)
         found[f"step, {recompute}"] = worst(values(model), after)
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -178,6 +165,10 @@ def check_fsdp(rank, size, folder):
         ids = mine(rank, size, tokens(4, 9))
         found["token by token"] = error(step_by_step(again, ids), single(ids).logits)
     return found
+
+
+check_ddp_hybrid = functools.partial(check_ddp, **HYBRID)
+check_fsdp_hybrid = functools.partial(check_fsdp, **HYBRID)
 
 
 def check_fsdp_half_precision(rank, size, folder):

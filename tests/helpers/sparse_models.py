@@ -73,6 +73,13 @@ def modal_values(M, D, K, B, C):
     return hankelred.hankel_singular_values(system)
 
 
+def right_to(share, values, truth):
+    """Return how many of the leading values are right to a share of them."""
+    k = min(values.size, truth.size)
+    wrong = np.abs(values[:k] - truth[:k]) > share * truth[:k]
+    return int(np.argmax(np.append(wrong, True)))
+
+
 def rail():
     """The steel profile with 1357 nodes: A, B, C, E, A and E sparse."""
     content = load_mat(data_file("lti/rail_1357.mat"))

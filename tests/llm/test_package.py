@@ -148,7 +148,6 @@ def test_all_is_what_exists():
         if not name.startswith("_")
         and not inspect.ismodule(getattr(hankelred_llm, name))
         and getattr(getattr(hankelred_llm, name), "__module__", "").startswith("hankelred_llm.")
-        and name != "after_import"
     }
     assert public == set(hankelred_llm.__all__) - {"__version__"}
     assert (PACKAGE / "py.typed").is_file()

@@ -1,9 +1,9 @@
 """Fit a stable model of a given order to a frequency response, or choose the order by held-out frequencies.
 
-1. A pilot model has half as many poles again as the order, by relocation of poles (vector fitting); with
+1. A pilot model has 1.5 times as many poles as the order, by relocation of poles (vector fitting); with
    several inputs and outputs every pole has a residue of full rank.
-2. First models of the order: the pilot reduced by balanced truncation; poles of the Loewner pencil; and with
-   one input or one output the relocated poles themselves.
+2. Initial models of the order: the pilot reduced by balanced truncation; poles of the Loewner pencil; and
+   with one input or one output the relocated poles themselves.
 3. The best of them are refined by least squares. Where the pilot is much more accurate than the models, they
    are compared with it on a finer grid too, since a refined model may follow the given frequencies only.
 4. Weights: at first every output counts relative to its own size. Errors of measurement often grow with the
@@ -25,6 +25,7 @@ from ..._util.arrays import Array, Quadruple
 from ..._util.progress import with_progress_bar
 from ...errors import HankelredError
 from ...reduction.reduce import Reduction, reduce
+from ..order_selection import sums_over_pieces
 from .sections import Fit, FitData, Sections, fit_outputs, refine, sections_of, stabilized
 from .starts import LoewnerPencil, relocated, spread_poles
 
@@ -32,7 +33,7 @@ from .starts import LoewnerPencil, relocated, spread_poles
 _PILOT_FACTOR = 1.5
 _PILOT_STEPS = 15
 _REFINEMENT_STEPS = 60
-#: First models that are refined.
+#: Initial models that are refined.
 _REFINED_STARTS = 3
 #: A pilot whose error is below this share of a model's is taken as the truth between the frequencies; a less
 #: accurate one may have followed the noise.
@@ -51,7 +52,6 @@ _HELD_OUT = 4
 _PARSIMONY = 0.02
 #: Relative error that is rounding.
 _ROUNDING = 1e-11
-_PIECES = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ class ResponseFitter:
     omega: Array
     response: Array
     stable: bool
-    _pilots: dict[tuple[int, bytes], Pilot] = field(default_factory=dict)
+    _pilots: dict[tuple[int, bool, bytes], Pilot] = field(default_factory=dict)
     _pencil: LoewnerPencil | None = None
 
     @property
@@ -130,13 +130,13 @@ class ResponseFitter:
         data = self.data(self.by_output.weights(self.response))
         fit = self._best(order, data)
         pilot = self.pilot(order, data.weights)
-        if fit.loss <= _NOISE_FREE * data.size or _is_far_better(pilot, fit, data):
+        if fit.loss <= _NOISE_FREE * data.energy or _is_far_better(pilot, fit, data):
             return fit
         trial = self._best(order, self.data(self.by_gain.weights(self.response)))
         for _ in range(2):
             if not self._is_white(trial):
                 return fit
-            data = self.data(self._noise(trial).weights(self._modeled(trial)))
+            data = self.data(self._noise(trial).weights(trial.response(self.omega)))
             starts = [trial.sections, fit.sections]
             if self.response.shape[2] == 1:
                 starts.append(self._relocated(trial.sections, data, 5))
@@ -147,34 +147,26 @@ class ResponseFitter:
         pilot = self.pilot(order, data.weights)
         starts = list(self._starts(order, data, pilot)) or self._starts_below(order, data, pilot)
         fits = sorted((fit_outputs(s, data)[0] for s in starts), key=lambda fit: fit.loss)
-        if fits[0].loss <= _NOISE_FREE * data.size:
+        if fits[0].loss <= _NOISE_FREE * data.energy:
             return fits[0]
-        refined = [self._refine(fit, data) for fit in fits[:_REFINED_STARTS]]
+        refined = [self._refine(fit.sections, data) for fit in fits[:_REFINED_STARTS]]
         best = min(refined, key=lambda fit: fit.loss)
         if pilot is not None and _is_far_better(pilot, best, data):
             grid = _finer(self.omega)
-            weights = np.stack(
-                [
-                    np.interp(grid, self.omega, data.weights[:, i, j])
-                    for i in range(data.shape[1])
-                    for j in range(data.shape[2])
-                ],
-                axis=1,
-            ).reshape(grid.size, *data.shape[1:])
+            weights = np.apply_along_axis(lambda w: np.interp(grid, self.omega, w), 0, data.weights)
             truth = pilot.response(grid)
 
             def distance(fit: Fit) -> float:
-                found = fit.C @ fit.sections.responses(grid) + fit.D
-                return float(np.linalg.norm((found - truth) * weights))
+                return float(np.linalg.norm((fit.response(grid) - truth) * weights))
 
             best = min([*refined, *fits], key=distance)
         return best
 
-    def _refine(self, fit: Fit, data: FitData, max_steps: int = _REFINEMENT_STEPS) -> Fit:
-        return refine(fit, data, stable=self.stable, max_steps=max_steps, rtol=1e-4)
+    def _refine(self, start: Sections, data: FitData, max_steps: int = _REFINEMENT_STEPS) -> Fit:
+        return refine(start, data, stable=self.stable, max_steps=max_steps, rtol=1e-4)
 
     def _refined(self, starts: Sequence[Sections], data: FitData) -> Fit:
-        return min((self._refine(fit_outputs(s, data)[0], data) for s in starts), key=lambda fit: fit.loss)
+        return min((self._refine(start, data) for start in starts), key=lambda fit: fit.loss)
 
     def _relocated(self, start: Sections, data: FitData, steps: int) -> Sections:
         return relocated(start, data, stable=self.stable, steps=steps)
@@ -191,16 +183,19 @@ class ResponseFitter:
                     yield self._relocated(self._admissible(sections), data, 5)
         if m == 1:
             yield self._relocated(spread_poles(order, self.omega), data, _PILOT_STEPS)
+        yield from self._truncated(order, pilot)
+
+    def _truncated(self, order: int, pilot: Pilot | None) -> list[Sections]:
+        """Return the start from the balanced truncation of the pilot, if it has this order."""
         truncated = None if pilot is None else truncation(pilot, order)
-        if truncated is not None:
-            yield self._admissible(truncated)
+        return [] if truncated is None else [self._admissible(truncated)]
 
     def _starts_below(self, order: int, data: FitData, pilot: Pilot | None) -> list[Sections]:
         """Return starts of the largest order below, for data that do not determine so many states."""
         if pilot is not None and pilot.reduction is not None and pilot.reduction.numerical_rank < order:
-            truncated = truncation(pilot, pilot.reduction.numerical_rank)
-            if truncated is not None:
-                return [self._admissible(truncated)]
+            truncated = self._truncated(pilot.reduction.numerical_rank, pilot)
+            if truncated:
+                return truncated
         while order > 1:
             order -= 1
             starts = list(self._starts(order, data, pilot))
@@ -220,39 +215,76 @@ class ResponseFitter:
         count = min(int(np.ceil(_PILOT_FACTOR * order)), self.omega.size // 2)
         if count < 1:
             return None
-        key = count, weights.tobytes() + bytes([stable])
+        key = count, stable, weights.tobytes()
         if key not in self._pilots:
             data = self.data(weights)
-            N, p, m = data.shape
+            _, p, m = data.shape
             poles = relocated(spread_poles(count, self.omega), data, stable=stable, steps=_PILOT_STEPS)
-            entries = FitData(
-                self.omega, self.response.reshape(N, p * m, 1), np.reshape(weights, (N, p * m, 1))
-            )
-            fit = fit_outputs(poles, entries)[0]
+            fit = fit_outputs(poles, data.entries)[0]
             numerators = np.concatenate([fit.C, fit.D], axis=1).reshape(p, m, -1)
-            self._pilots[key] = Pilot(poles, numerators, fit.loss / data.size)
+            self._pilots[key] = Pilot(poles, numerators, fit.loss / data.energy)
         return self._pilots[key]
 
     def _is_white(self, fit: Fit) -> bool:
         """Whether neighboring residuals are uncorrelated, by their phases: their sizes may differ widely."""
         if self.omega.size < 8:
             return False
-        error = self.response - self._modeled(fit)
+        error = self.response - fit.response(self.omega)
         size = np.abs(error)
         phase = np.divide(error, size, out=np.zeros_like(error), where=size > 0)
         return bool(np.abs(np.mean(phase[1:] * phase[:-1].conj())) < _WHITE)
 
-    def _modeled(self, fit: Fit) -> Array:
-        return np.asarray(fit.C @ fit.sections.responses(self.omega) + fit.D)
-
     def _noise(self, fit: Fit) -> NoiseModel:
         """Return the noise model of the residuals."""
-        model = self._modeled(fit)
+        model = fit.response(self.omega)
         error, gain = np.abs(self.response - model) ** 2, np.abs(model) ** 2
         coefficients = [
             _variance(error[:, i].reshape(-1), gain[:, i].reshape(-1)) for i in range(gain.shape[1])
         ]
         return NoiseModel(*np.array(coefficients).T)
+
+    def without_surplus(self, fit: Fit) -> tuple[Fit, Fit, float] | None:
+        """Leave out the sections that the data do not determine, one after the other.
+
+        Returns
+        -------
+        tuple or None
+            The fit that is left, that of all sections to the same weights, and the energy of the weighted
+            data; None where every section counts, or where the residuals are not noise: then the order is
+            too small.
+
+        Notes
+        -----
+        A section counts if it lowers the criterion of G. Schwarz, Ann. Statist. 6 (1978), for independent
+        Gaussian errors of the estimated variances. The poles that are left are not refined again, so that a
+        section may only be kept for too long.
+        """
+        data = self.data(self._noise(fit).weights(fit.response(self.omega)))
+        full = fit_outputs(fit.sections, data)[0]
+        rounding = _NOISE_FREE * data.energy
+        if full.loss > rounding and not self._is_white(fit):
+            return None
+        N, p, m = data.shape
+        penalty = np.log(2 * N * p * m) / (2 * N * p * m)  # for each parameter, relative to the loss
+
+        kept = np.ones(fit.sections.frequency.size + fit.sections.poles.size, dtype=bool)
+
+        def left_out(index: int) -> Fit:
+            others = kept.copy()
+            others[index] = False
+            return fit_outputs(fit.sections.subset(others), data)[0]
+
+        fits = [left_out(k) for k in range(kept.size)]
+        left = full
+        for k in np.argsort([one.loss for one in fits]):
+            trial = left_out(k)
+            parameters = (p + m) * (full.sections.order - trial.sections.order)
+            if trial.sections.order < 1 or trial.loss > max(
+                full.loss * np.exp(parameters * penalty), rounding
+            ):
+                break
+            kept[k], left = False, trial
+        return None if left is full else (left, full, data.energy)
 
     def choose_order(self, orders: Sequence[int], *, progress: bool) -> int:
         """Return the smallest order that predicts held-out frequencies as well as any, up to their noise."""
@@ -268,7 +300,7 @@ class ResponseFitter:
 
         def try_order(order: int) -> None:
             fit = part._scan(order, orders[-1], data)
-            difference = response - (fit.C @ fit.sections.responses(omega) + fit.D)
+            difference = response - fit.response(omega)
             errors[order] = np.sum(np.abs(difference * weights) ** 2, axis=(1, 2)) / size
 
         for order in with_progress_bar(list(orders)[::-1], "Orders", progress, len(orders)):
@@ -282,17 +314,16 @@ class ResponseFitter:
 
     def _scan(self, order: int, largest: int, data: FitData) -> Fit:
         pilot = self.pilot(largest, data.weights)
-        truncated = None if pilot is None else truncation(pilot, order)
-        starts = [] if truncated is None else [self._admissible(truncated)]
+        starts = self._truncated(order, pilot)
         if self.response.shape[2] == 1:
             starts.append(self._relocated(spread_poles(order, self.omega), data, _PILOT_STEPS))
         starts = starts or list(self._starts(order, data, pilot)) or self._starts_below(order, data, pilot)
         fits = sorted((fit_outputs(s, data)[0] for s in starts), key=lambda fit: fit.loss)
-        return self._refine(fits[0], data, 10)
+        return self._refine(fits[0].sections, data, 10)
 
 
 def _is_far_better(pilot: Pilot | None, fit: Fit, data: FitData) -> bool:
-    return pilot is not None and pilot.loss * data.size < _ACCURATE_PILOT**2 * fit.loss
+    return pilot is not None and pilot.loss * data.energy < _ACCURATE_PILOT**2 * fit.loss
 
 
 def truncation(pilot: Pilot, order: int) -> Sections | None:
@@ -319,6 +350,8 @@ def _finer(omega: Array) -> Array:
 
 def _variance(error: Array, gain: Array) -> Array:
     """Fit the two coefficients of a noise model to squared errors, relative to the variance itself."""
+    if not gain.any():  # an output that is zero: there is no size to compare its errors with
+        return np.array([1.0, 0.0])
     floor = 1e-30 * float(gain.max(initial=0.0)) + np.finfo(float).tiny
     variance = np.maximum(gain * (error.mean() / max(float(gain.mean()), floor)), floor)
     coefficients = np.zeros(2)
@@ -338,10 +371,8 @@ def _smallest_sufficient(errors: dict[int, Array]) -> int:
     total = float(errors[best].sum())
 
     def tolerance(order: int) -> float:
-        # the jackknife's standard error of the difference, over blocks of neighboring frequencies
-        difference = errors[order] - errors[best]
-        edges = np.linspace(0, difference.size, min(_PIECES, difference.size), endpoint=False).astype(int)
-        pieces = np.add.reduceat(difference, edges)
+        # standard error of the difference, a sum over blocks of neighboring frequencies
+        pieces = sums_over_pieces((errors[order] - errors[best])[None])[0]
         deviation = float(
             np.sqrt(pieces.size / max(pieces.size - 1, 1) * np.sum((pieces - pieces.mean()) ** 2))
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from ..._util.arrays import Array
 from ..._util.reading import check_readable, open_arrays
 from ...errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
-from ...models.linear_model import LARGEST_ENTRY, Timebase, is_discrete, validated_timebase
+from ...models.linear_model import LARGEST_ENTRY, Timebase, is_discrete, sampling_time, validated_timebase
 from ..records import read_columns
 
 
@@ -41,12 +40,7 @@ class ResponseData:
         """The frequencies on the imaginary axis, which z = (1 + s) / (1 - s) maps to the unit circle."""
         if not self.is_discrete:
             return self.omega
-        return np.tan(np.minimum(self.omega * step_of(self.dt), math.pi) / 2)
-
-
-def step_of(dt: Timebase) -> float:
-    """Return the sampling time, 1 where it is unspecified."""
-    return 1.0 if dt is True else float(dt or 0)
+        return np.tan(np.minimum(self.omega * sampling_time(self.dt), math.pi) / 2)
 
 
 def as_response_data(data: Any, omega: Any, dt: Timebase) -> ResponseData:
@@ -67,7 +61,7 @@ def as_response_data(data: Any, omega: Any, dt: Timebase) -> ResponseData:
         data = np.asarray(data.frdata if hasattr(data, "frdata") else data.fresp)
     elif skrf is not None and isinstance(data, skrf.Network):
         _refuse_omega(omega, "Network")
-        omega, data = 2 * math.pi * np.asarray(data.f, dtype=float), np.moveaxis(np.asarray(data.s), 0, -1)
+        data, omega = _of_network(data)
     elif omega is None:
         raise HankelredError(
             "omega is missing: pass the angular frequencies (N,) of the response (outputs, inputs, N), or a "
@@ -79,6 +73,11 @@ def as_response_data(data: Any, omega: Any, dt: Timebase) -> ResponseData:
 def _refuse_omega(omega: Any, name: str) -> None:
     if omega is not None:
         raise HankelredError(f"a {name} holds its frequencies: leave omega out, or pass arrays")
+
+
+def _of_network(network: Any) -> tuple[Array, Array]:
+    """Return the scattering parameters (p, m, N) of a network of scikit-rf, and its frequencies in rad/s."""
+    return np.moveaxis(np.asarray(network.s), 0, -1), 2 * math.pi * np.asarray(network.f, dtype=float)
 
 
 def _common_timebase(of_data: Timebase, dt: Timebase) -> Timebase:
@@ -167,7 +166,7 @@ def _check_frequencies(omega: Array, dt: Timebase) -> None:
             "them, and average repeated ones"
         )
     if is_discrete(dt):
-        nyquist = math.pi / step_of(dt)
+        nyquist = math.pi / sampling_time(dt)
         if omega[-1] > nyquist * (1 + 1e-9):
             raise HankelredError(
                 f"omega goes up to {omega[-1]:.6g}, beyond the Nyquist frequency pi / dt = {nyquist:.6g}; "
@@ -179,9 +178,7 @@ def _check_frequencies(omega: Array, dt: Timebase) -> None:
         )
 
 
-def read_response(
-    path: str | Path, *, inputs: int = 1, in_hertz: bool = False
-) -> tuple[Array, Array, list[str] | None]:
+def read_response(path: str | Path, *, inputs: int = 1, in_hertz: bool = False) -> tuple[Array, Array]:
     r"""Read a frequency response: a table of text, an .npz or .mat file, or a Touchstone file.
 
     Parameters
@@ -200,8 +197,6 @@ def read_response(
     response : ndarray (p, m, N)
     omega : ndarray (N,)
         In rad per unit of time.
-    names : list of str or None
-        The header of a table.
 
     Raises
     ------
@@ -213,7 +208,7 @@ def read_response(
     >>> import tempfile, pathlib
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "response.csv"
     >>> _ = file.write_text("omega,re,im\n0.5,0.8,-0.4\n1,0.5,-0.5\n2,0.2,-0.4\n")
-    >>> response, omega, names = read_response(file)
+    >>> response, omega = read_response(file)
     >>> response[0, 0, 1], omega[1]
     (np.complex128(0.5-0.5j), np.float64(1.0))
     """
@@ -221,10 +216,10 @@ def read_response(
     suffix = path.suffix.lower()
     check_readable(path)
     if suffix in (".npz", ".mat"):
-        return *_read_arrays(path), None
+        return _read_arrays(path)
     if suffix.startswith(".s") and suffix.endswith("p") and suffix[2:-1].isdigit():
-        return *_read_touchstone(path), None
-    table, names = read_columns(path)
+        return _read_touchstone(path)
+    table, _ = read_columns(path)
     width = table.shape[1]
     if width < 3 or width % 2 == 0 or (width - 1) // 2 % inputs:
         raise FileFormatError(
@@ -233,7 +228,7 @@ def read_response(
         )
     values = table[:, 1::2] + 1j * table[:, 2::2]
     omega = table[:, 0] * (2 * math.pi if in_hertz else 1.0)
-    return values.T.reshape(-1, inputs, table.shape[0]), omega, names
+    return values.T.reshape(-1, inputs, table.shape[0]), omega
 
 
 def _read_arrays(path: Path) -> tuple[Array, Array]:
@@ -269,9 +264,4 @@ def _read_touchstone(path: Path) -> tuple[Array, Array]:
         raise FileFormatError(
             f"{in_one_line(path)} is damaged or no Touchstone file ({in_one_line(error, 120)})"
         ) from None
-    return np.moveaxis(np.asarray(network.s), 0, -1), 2 * math.pi * np.asarray(network.f, dtype=float)
-
-
-def label(labels: Sequence[str] | None, kind: str, index: int) -> str:
-    """Return the name of a channel, or its kind and number."""
-    return labels[index] if labels else f"{kind} {index}"
+    return _of_network(network)

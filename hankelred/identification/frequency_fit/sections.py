@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg as sla
 
-from ..._util.arrays import EPS, Array, Quadruple
+from ..._util.arrays import EPS, Array
 
 #: Limits of the logarithms of w and zeta: far outside any data, and with finite squares.
 _LOG_LIMIT = 80.0
 #: Largest change of a logarithm in one step.
 _LARGEST_STEP = 2.0
-#: A step makes no resonance narrower than this share of the distance of the frequencies around it, where the
-#: data say nothing of it; a resonance that the start already has is kept.
+#: A step makes no resonance narrower than this share of the distance of the frequencies around it, where no
+#: data determine it; a resonance that the start already has is kept.
 _NARROWEST = 0.25
 
 
@@ -43,6 +43,12 @@ class Sections:
     def order(self) -> int:
         """Number of states."""
         return 2 * self.frequency.size + self.poles.size
+
+    def subset(self, kept: Array) -> Sections:
+        """Return some of the sections, those of order two first; `kept` is a mask."""
+        pairs, singles = np.split(kept, [self.frequency.size])
+        rows = np.concatenate([np.repeat(pairs, 2), singles])
+        return Sections(self.frequency[pairs], self.damping[pairs], self.poles[singles], self.B[rows])
 
     @property
     def A(self) -> Array:
@@ -80,10 +86,6 @@ class Sections:
             out[..., 1 : 2 * k : 2] = (s * second - sign * w * first) / denominator
             out[..., 2 * k :] = vectors[..., 2 * k :] / (s - self.poles)
         return out
-
-    def state_space(self, C: Array, D: Array) -> Quadruple:
-        """Return (A, B, C, D)."""
-        return self.A, self.B, C, D
 
 
 def unit_inputs(k: int, r: int) -> Array:
@@ -164,6 +166,10 @@ class Fit:
     #: sum of the squares of the weighted residual
     loss: float
 
+    def response(self, omega: Array) -> Array:
+        """Return the response (N, p, m)."""
+        return np.asarray(self.C @ self.sections.responses(omega) + self.D)
+
 
 @dataclass(frozen=True)
 class FitData:
@@ -178,6 +184,14 @@ class FitData:
         """Number of frequencies, outputs and inputs."""
         return self.response.shape
 
+    @property
+    def entries(self) -> FitData:
+        """The same data with every entry of the response as an output, and one input."""
+        N, p, m = self.shape
+        return FitData(
+            self.omega, self.response.reshape(N, p * m, 1), np.reshape(self.weights, (N, p * m, 1))
+        )
+
     def rows(self, i: int, values: Array) -> Array:
         """Weight complex values (N, m, ...) of output i and stack real over imaginary parts, (2 N m, ...)."""
         weights = self.weights[:, i].reshape(*self.weights[:, i].shape, *[1] * (values.ndim - 2))
@@ -185,7 +199,7 @@ class FitData:
         return np.concatenate([flat.real, flat.imag])
 
     @property
-    def size(self) -> float:
+    def energy(self) -> float:
         """Sum of the squares of the weighted response."""
         return float(np.sum(np.abs(self.response * self.weights) ** 2))
 
@@ -239,10 +253,10 @@ def _solve(basis: Array, factor: Array, target: Array) -> tuple[Array, Array]:
     return theta + sla.solve_triangular(factor, correction, check_finite=False), error - basis @ correction
 
 
-def refine(fit: Fit, data: FitData, *, stable: bool, max_steps: int, rtol: float) -> Fit:
+def refine(start: Sections, data: FitData, *, stable: bool, max_steps: int, rtol: float) -> Fit:
     """Lower the loss by Levenberg-Marquardt steps over the poles and, with several inputs, B."""
-    fit, bases, errors = fit_outputs(fit.sections, data)
-    rounding = (EPS * 8) ** 2 * data.size
+    fit, bases, errors = fit_outputs(start, data)
+    rounding = (EPS * 8) ** 2 * data.energy
     damping, small = 1e-3, 0
     for _ in range(max_steps):
         if not (rounding < fit.loss < np.inf):

@@ -1,4 +1,4 @@
-"""First models of a frequency response: Loewner matrices, and relocation of poles (vector fitting)."""
+"""Initial models of a frequency response: Loewner matrices, and relocation of poles (vector fitting)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import scipy.linalg as sla
 from ..._util.arrays import EPS, Array
 from .sections import FitData, Sections, fit_outputs, sections_of, stabilized, unit_inputs
 
+#: A frequency above this, in units of those of the data, is the Nyquist frequency, mapped to infinity.
+NYQUIST_IMAGE = 1e8
 #: Most frequencies of a Loewner matrix, whose decomposition grows with the cube of their number.
 _MOST_LOEWNER_POINTS = 600
 #: Damping of the first poles of the relocation (Gustavsen and Semlyen recommend a hundredth).
@@ -22,7 +24,7 @@ class LoewnerPencil:
     """
 
     def __init__(self, omega: Array, response: Array) -> None:
-        positive = np.flatnonzero((omega > 0) & (omega < 1e8))
+        positive = np.flatnonzero((omega > 0) & (omega < NYQUIST_IMAGE))
         if positive.size > _MOST_LOEWNER_POINTS:
             positive = positive[np.linspace(0, positive.size - 1, _MOST_LOEWNER_POINTS).astype(int)]
         omega, response = omega[positive], response[positive]
@@ -50,18 +52,13 @@ class LoewnerPencil:
         self._shifted = self._left.T @ shifted @ self._right
         self._V = self._left.T @ V
 
-    @property
-    def max_order(self) -> int:
-        """The largest order of a projection."""
-        return int(min(self._loewner.shape))
-
     def sections(self, order: int, surplus: int) -> Sections | None:
         """Return the sections of this many poles; `surplus` more are computed, and the fastest left out.
 
         A direct term gives the pencil poles at infinity, which are left out in this way.
         """
         r = order + surplus
-        if r > self.max_order:
+        if r > min(self._loewner.shape):
             return None
         E, A, B = -self._loewner[:r, :r], -self._shifted[:r, :r], self._V[:r]
         try:
@@ -71,7 +68,7 @@ class LoewnerPencil:
         with np.errstate(all="ignore"):
             # row of the pole in modal coordinates: left vectors of the pencil applied to B
             rows = left.conj().T @ B
-        keep = np.argsort(np.where(np.isfinite(values), np.abs(values), np.inf))[:r]
+        keep = np.argsort(np.where(np.isfinite(values), np.abs(values), np.inf))
         kept = _whole_pairs(values, keep, order)
         if kept is None or not np.all(np.isfinite(values[kept])):
             return None
@@ -108,7 +105,7 @@ def _whole_pairs(values: Array, order_of_size: Array, count: int) -> Array | Non
 
 def spread_poles(order: int, omega: Array) -> Sections:
     """Return weakly damped poles spread over the frequencies of the data, on a logarithmic axis."""
-    positive = omega[(omega > 0) & (omega < 1e8)]
+    positive = omega[(omega > 0) & (omega < NYQUIST_IMAGE)]
     low, high = (positive[0], positive[-1]) if positive.size else (1.0, 1.0)
     frequency = np.geomspace(low, max(high, low * (1 + 1e-6)), order // 2)
     single = np.full(order % 2, -np.sqrt(low * high))
@@ -127,15 +124,14 @@ def relocated(start: Sections, data: FitData, *, stable: bool, steps: int) -> Se
     (1999); B. Gustavsen, ibid. 21 (2006). The numerators of each entry are eliminated by a QR factorization
     (Deschrijver, Mrozowski, Dhaene and De Zutter, IEEE Microw. Wireless Compon. Lett. 18, 2008).
     """
-    N, p, m = data.shape
-    entries = FitData(data.omega, data.response.reshape(N, p * m, 1), data.weights.reshape(N, p * m, 1))
+    entries = data.entries
     current = best = start
     best_loss = np.inf
     for step in range(steps + 1):
         loss = fit_outputs(current, entries)[0].loss
         if loss < best_loss:
             best, best_loss = current, loss
-        if step == steps or best_loss <= (8 * EPS) ** 2 * data.size:
+        if step == steps or best_loss <= (8 * EPS) ** 2 * data.energy:
             break
         poles = _zeros_of_denominator(current, entries)
         if poles is None:
@@ -158,7 +154,7 @@ def _zeros_of_denominator(current: Sections, entries: FitData) -> Array | None:
         blocks.append(factor[n + 1 : 2 * n + 2, n + 1 :])
         targets.append(np.zeros(blocks[-1].shape[0]))
     # without this row the trivial solution zero would be the best one
-    weight = np.sqrt(entries.size) / N
+    weight = np.sqrt(entries.energy) / N
     blocks.append(weight * basis[:, 0].sum(axis=0).real[None])
     targets.append(np.array([weight * N]))
     M, target = np.concatenate(blocks), np.concatenate(targets)

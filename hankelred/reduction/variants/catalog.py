@@ -50,12 +50,13 @@ REDUCTION_METHODS: dict[str, Method] = {
     "stochastic": Method(
         Stochastic,
         ("regularization",),
-        needs_proper="method='stochastic' compares with a gain that grows without limit then",
+        needs_proper=(
+            "method='stochastic' bounds the relative error, which is meaningless for a gain that grows "
+            "without limit"
+        ),
     ),
     "hankel_norm": Method(HankelNorm),
-    "coprime": Method(
-        Coprime, needs_proper="method='coprime' knows normalized coprime factors of proper models only"
-    ),
+    "coprime": Method(Coprime, needs_proper="method='coprime' requires a proper model"),
     "modal": Method(Modal),
     "positive_real": Method(
         PositiveReal, needs_proper="method='positive_real' keeps the passivity of proper models only"

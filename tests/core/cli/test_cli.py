@@ -42,6 +42,7 @@ def folder(tmp_path, monkeypatch):
     table = np.column_stack([u, y.T])
     np.savetxt("record.csv", table, delimiter=",", header="u,y1,y2", comments="")
     np.savetxt("dryer.dat", table[:, :2])
+    np.savetxt("inputs.csv", table[:, :2], delimiter=",", header="u1,u2", comments="")
     omega = np.geomspace(0.1, 10, 40)
     response = 1 / ((1j * omega) ** 2 + 0.2j * omega + 1) + 1 / ((1j * omega) ** 2 + 0.5j * omega + 9)
     np.savetxt("response.csv", np.column_stack([omega, response.real, response.imag]), delimiter=",")
@@ -55,8 +56,8 @@ def run(*arguments):
 
 
 def help_examples():
-    for command in ("hsv", "reduce", "compare", "identify", "fit"):
-        text = cli.cli.commands[command].help
+    for command in cli.cli.commands.values():
+        text = command.help
         for line in text.splitlines():
             if line.strip().startswith("hankelred "):
                 yield line.strip()
@@ -437,3 +438,116 @@ def test_real_models_are_reduced(folder, name):
     assert error <= bound * (1 + 1e-9)
     assert read_model("small.npz").n_states < read_model(path).n_states
     assert (folder / "small.png").read_bytes().startswith(b"\x89PNG")
+
+
+# JSON, and the commands that print one figure or write one file
+
+
+def test_json_of_hsv(folder):
+    status, out, err = run("hsv", "model.mat", "--json", "--plot", "s.png")
+    content = json.loads(out)
+    assert status == 0 and err == "wrote s.png\n"
+    assert [content[key] for key in ("states", "inputs", "outputs", "dt")] == [12, 2, 3, 0]
+    np.testing.assert_allclose(
+        content["hankel_singular_values"], hankelred.hankel_singular_values(system()), rtol=1e-12
+    )
+    assert len(content["error_bounds"]) == 13 and content["error_bounds"][-1] == 0
+
+
+def test_json_has_no_infinity(folder):
+    """JSON knows no Infinity and no NaN, which Python writes all the same."""
+    write_model(as_model(([[1.0]], [[1.0]], [[1.0]], 0)), "unstable.json")
+    content = json.loads(run("hsv", "unstable.json", "--json")[1], parse_constant=pytest.fail)
+    assert content["hankel_singular_values"] == [None]
+    content = json.loads(run("compare", "model.mat", "--order", "4", "--json")[1], parse_constant=pytest.fail)
+    methods = {row["method"]: row for row in content["methods"]}
+    assert methods["truncation"]["error"] > 0 and methods["truncation"]["band_error"] is None
+
+
+def test_json_of_reduce(folder):
+    options = (
+        "--order",
+        "5",
+        "--method",
+        "frequency_limited",
+        "--band",
+        "1",
+        "2",
+        "--json",
+        "--out",
+        "r.npz",
+    )
+    status, out, err = run("reduce", "model.mat", *options)
+    assert (status, err) == (0, "wrote r.npz\n")
+    content = json.loads(out)
+    reduction = hankelred.reduce(system(), 5, method="frequency_limited", band=(1, 2))
+    assert content["order"] == 5
+    assert content["error"] == pytest.approx(reduction.error("hinf"), rel=1e-6)
+    assert content["error_in_band"] == pytest.approx(reduction.error(band=(1, 2)), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["h2", "hinf", "linf", "hankel"])
+def test_norm(folder, kind):
+    A, B, C, _ = system()
+    write_model(as_model((A, B, C, 0)), "proper.mat")
+    value = hankelred.norm((A, B, C, 0), kind)
+    assert f"{kind} norm: {value:.6e}" in run("norm", "proper.mat", "--kind", kind)[1]
+    assert json.loads(run("norm", "proper.mat", "--kind", kind, "--json")[1])["norm"] == pytest.approx(value)
+
+
+def test_norm_names_the_frequency(folder):
+    """A resonance at 3 rad/s."""
+    write_model(as_model(([[0.0, 1.0], [-9.0, -1e-3]], [[0.0], [1.0]], [[1.0, 0.0]], 0)), "peak.json")
+    assert run("norm", "peak.json")[1].endswith("hinf norm: 3.333333e+02 at 3 rad/s\n")
+
+
+@pytest.mark.parametrize("ending", ["mat", "npz", "json"])
+def test_convert(folder, ending):
+    status, out, _ = run("convert", "model.mat", f"copy.{ending}", "--dt", "0.1")
+    assert status == 0 and out.endswith(f"discrete, dt = 0.1\nwrote copy.{ending}\n")
+    model = read_model(f"copy.{ending}")
+    assert model.dt == 0.1
+    assert all(np.array_equal(M, N) for M, N in zip(model.as_tuple(), system(), strict=True))
+
+
+def test_simulate(folder):
+    status, out, err = run("simulate", "model.mat", "inputs.csv", "--step", "0.2", "--out", "y.csv")
+    assert (status, err) == (0, "") and out == "400 samples, 3 outputs\nwrote y.csv\n"
+    u = np.loadtxt("inputs.csv", delimiter=",", skiprows=1).T
+    y = np.loadtxt("y.csv", delimiter=",", skiprows=1).T
+    assert np.array_equal(y, hankelred.simulate(system(), u, step=0.2))
+    assert (folder / "y.csv").read_text().startswith("y0,y1,y2\n")
+
+
+def test_simulate_with_a_column_of_times(folder):
+    u = np.random.default_rng(2).standard_normal((2, 50))
+    times = 0.1 * np.arange(50)
+    np.savetxt("timed.csv", np.column_stack([times, u.T]), delimiter=",", header="time,a,b", comments="")
+    assert run("simulate", "model.mat", "timed.csv", "--hold", "foh", "--out", "y.csv")[0] == 0
+    table = np.loadtxt("y.csv", delimiter=",", skiprows=1).T
+    np.testing.assert_allclose(table[0], times, rtol=1e-15)
+    np.testing.assert_allclose(
+        table[1:], hankelred.simulate(system(), u, step=0.1, hold="foh"), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("simulate", "model.mat", "record.csv", "--out", "y.csv"), "2 inputs, and 3 columns are named"),
+        (("simulate", "model.mat", "inputs.csv", "--out", "y.csv"), "give step="),
+        (("simulate", "model.mat", "inputs.csv", "--step", "1", "--out", "y.txt"), "ends in .csv"),
+        (
+            ("simulate", "model.mat", "inputs.csv", "--step", "1", "--out", "inputs.csv"),
+            "inputs.csv is the file that is read; --force replaces it",
+        ),
+        (("convert", "model.mat", "model.mat"), "model.mat is the file that is read"),
+        (("convert", "model.mat", "copy.txt"), "the ending must be one of"),
+        (("norm", "model.mat", "--kind", "h3"), "'h3' is not one of"),
+    ],
+)
+def test_refusals_of_the_small_commands(folder, arguments, message):
+    before = sorted(path.name for path in folder.iterdir())
+    status, out, err = run(*arguments)
+    assert status == 2 and out == "" and message in err and err.count("\n") == 1
+    assert sorted(path.name for path in folder.iterdir()) == before

@@ -132,6 +132,7 @@ class TestNoise:
         system, _ = slicot_model("build")
         omega = np.geomspace(1, 200, 400)
         values = noisy(response(system, 1j * omega), 1e-3, np.random.default_rng(0))
+        # all 48 states exist; that the weakest of them are below the noise is no reason for a warning
         model = hankelred.fit_frequency_response(values, 48, omega=omega)
         assert model.system.poles().real.max() < 0
         assert relative_error(model, system, 1j * np.geomspace(1, 200, 3001)) <= 1.2e-3
@@ -214,7 +215,8 @@ class TestStability:
         """Least squares alone once put a peak of 1.4 times the response between two noisy values."""
         system = resonant(12, seed=1)
         values = noisy(response(system, 1j * OMEGA), 1e-2, np.random.default_rng(5))
-        model = hankelred.fit_frequency_response(values, 30, omega=OMEGA)
+        with pytest.warns(hankelred.ReductionWarning, match=r"only 1[0-4] of the 30 states"):
+            model = hankelred.fit_frequency_response(values, 30, omega=OMEGA)
         assert relative_error(model, system, 1j * np.geomspace(0.5, 200, 8001)) < 0.05
 
 
@@ -254,6 +256,27 @@ class TestResult:
         assert model.system.nstates == model.order < 60
         assert np.all(model.fit > 1 - 1e-9)
 
+    @pytest.mark.parametrize("noise", [0.0, 1e-3, 1e-2])
+    @pytest.mark.parametrize("shape", [(1, 1), (2, 2)])
+    def test_states_that_the_response_does_not_determine(self, shape, noise):
+        """Of 6 states, order 8 had a noise floor of 5e-14 instead of 4e-2, without a warning."""
+        values = noisy(response(resonant(6, *shape, seed=2), 1j * OMEGA), noise, np.random.default_rng(0))
+        with pytest.warns(hankelred.ReductionWarning, match=r"only 6 of the 8 states.*compare with order=6"):
+            hankelred.fit_frequency_response(values, 8, omega=OMEGA)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hankelred.fit_frequency_response(values, 6, omega=OMEGA)
+            hankelred.fit_frequency_response(values, 4, omega=OMEGA)  # too small, not too large
+
+    def test_an_output_that_is_zero(self):
+        """Its weights of 1e154 overflowed where the states that the data determine are counted."""
+        values = np.concatenate([0 * response(resonant(2), 1j * OMEGA), response(resonant(2), 1j * OMEGA)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            with pytest.warns(hankelred.ReductionWarning, match="next to nothing of output 0"):
+                model = hankelred.fit_frequency_response(values, 2, omega=OMEGA)
+        assert model.fit[1] > 1 - 1e-9 and np.all(model.system.C[0] == 0)
+
     def test_plot(self):
         system = resonant(4)
         values = response(system, 1j * OMEGA)
@@ -262,7 +285,22 @@ class TestResult:
         assert np.allclose(data.get_ydata(), np.abs(values[0, 0]))
         x = np.asarray(curve.get_xdata())
         assert np.allclose(curve.get_ydata(), np.abs(response(system, 1j * x)[0, 0]), rtol=1e-9)
-        assert ax.get_xlabel() == "frequency in rad/s"
+        assert ax.get_xlabel() == "angular frequency (rad/s)"
+        assert ax.get_ylabel() == "gain"
+
+    def test_plot_of_several_channels_in_discrete_time(self):
+        omega = np.linspace(0.1, 3, 50)
+        values = response(resonant(2, 2, 2), np.exp(1j * omega) * 100)
+        model = hankelred.fit_frequency_response(values, 2, omega=omega, dt=True)
+        ax = model.plot()
+        largest = np.linalg.norm(values, 2, axis=(0, 1))
+        assert np.allclose(ax.lines[0].get_ydata(), largest, rtol=1e-12)
+        s = model.system
+        x = np.asarray(ax.lines[1].get_xdata())
+        curve = np.linalg.norm(response((s.A, s.B, s.C, s.D), np.exp(1j * x)), 2, axis=(0, 1))
+        assert np.allclose(ax.lines[1].get_ydata(), curve, rtol=1e-9)
+        assert ax.get_xlabel() == "angular frequency (rad/sample)"
+        assert ax.get_ylabel() == "largest singular value"
 
     def test_the_sections_of_poles_have_these_poles(self):
         poles = np.array([-1 + 2j, -1 - 2j, -3, -0.5, -8, 0.4])
@@ -298,7 +336,7 @@ GOOD = 1 / (1j * OMEGA + 1)
         (GOOD[:3], {"omega": OMEGA[:3], "order": 6}, "too few frequencies"),
         (GOOD[:1], {"omega": OMEGA[:1]}, "too few frequencies"),
         (GOOD, {"omega": OMEGA, "order": 0}, "static gain"),
-        (GOOD, {"omega": OMEGA, "order": 1.5}, "order"),
+        (GOOD, {"omega": OMEGA, "order": 1.5}, "whole number"),
         (["a"], {"omega": [1.0]}, "numeric"),
         (GOOD, {"omega": OMEGA[None]}, "one-dimensional"),
         (control.frd(GOOD, OMEGA), {"omega": OMEGA}, "leave omega out"),
@@ -318,14 +356,14 @@ class TestFiles:
             [OMEGA / (2 * np.pi), np.stack([flat.real, flat.imag], axis=2).reshape(-1, 8)]
         )
         np.savetxt(tmp_path / "response.txt", columns)
-        found, omega, _ = read_response(tmp_path / "response.txt", inputs=2, in_hertz=True)
+        found, omega = read_response(tmp_path / "response.txt", inputs=2, in_hertz=True)
         assert np.allclose(found, values) and np.allclose(omega, OMEGA)
         with pytest.raises(hankelred.FileFormatError, match="9 columns"):
             read_response(tmp_path / "response.txt", inputs=3)
 
     def test_arrays(self, tmp_path):
         np.savez(tmp_path / "r.npz", frdata=GOOD[None, None], f=OMEGA / (2 * np.pi))
-        found, omega, _ = read_response(tmp_path / "r.npz")
+        found, omega = read_response(tmp_path / "r.npz")
         assert np.allclose(found.reshape(-1), GOOD) and np.allclose(omega, OMEGA)
         np.savez(tmp_path / "r.npz", A=GOOD)
         with pytest.raises(hankelred.FileFormatError, match="no frequency response"):
@@ -341,7 +379,7 @@ class TestFiles:
             with pytest.raises(hankelred.FileFormatError, match="scikit-rf"):
                 read_response(file)
             return
-        found, omega, _ = read_response(file)
+        found, omega = read_response(file)
         assert np.allclose(found[0, 0], GOOD) and np.allclose(omega, OMEGA)
 
     def test_command(self, tmp_path):

@@ -8,7 +8,7 @@ from scipy.signal import lfilter
 
 import hankelred
 from hankelred.identification.diagnostics import autoregression, excited_directions, pole_standard_errors
-from hankelred.identification.output_error import FittedModel, fit_inputs, refine, simulate_states
+from hankelred.identification.output_error import fit_inputs, refine, simulate_states
 from hankelred.identification.whitening import whitened_fit
 
 POLES = np.array([0.9 * np.exp(0.4j), 0.9 * np.exp(-0.4j)])
@@ -96,7 +96,7 @@ class TestNoiseModel:
         y = output(u) + 0.1 * rng.standard_normal(500)
         model = refined(u, y)
         found = whitened_fit(model, [u[None]], [y[None]], [rng.standard_normal((1, 30))], stable=True)
-        assert found is None and isinstance(model, FittedModel)
+        assert found is None
 
 
 def residual_of(model, u, y):
@@ -179,7 +179,7 @@ class TestMissingSamples:
             hankelred.identify(u, holes, 2)
         with pytest.warns(hankelred.ReductionWarning, match="71 missing value"):
             model = hankelred.identify(u, holes, 2, missing="bridge")
-        assert np.abs(model.system.poles() - POLES[[0, 1]]).min() < 5e-3
+        assert np.abs(model.system.poles()[:, None] - POLES).min(axis=1).max() < 5e-3
         # the model knows what was missing, which a straight line does not
         bridged = model._records()[1][0][0][100:140]
         assert np.abs(bridged - y[100:140]).max() < 0.2
@@ -195,7 +195,7 @@ class TestMissingSamples:
         with pytest.warns(hankelred.ReductionWarning, match=r"8 sample.*2 piece"):
             model = hankelred.identify(u, y, 2, missing="bridge")
         assert len(model.initial_states) == 2
-        assert np.abs(model.system.poles() - POLES[[0, 1]]).min() < 5e-3
+        assert np.abs(model.system.poles()[:, None] - POLES).min(axis=1).max() < 5e-3
 
     def test_without_gaps_nothing_changes(self):
         u, y = self.record()

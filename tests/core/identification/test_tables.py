@@ -7,13 +7,14 @@ import subprocess
 import sys
 import warnings
 
+import control
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 import hankelred
 from hankelred.cli.main import cli
-from hankelred.identification.tables import time_step
+from hankelred.identification.tables import from_table, time_step
 
 
 def record(samples=300):
@@ -108,7 +109,7 @@ class TestPandas:
             hankelred.identify(frame.u.iloc[:200], frame.y[::2], 1)
         whole = hankelred.identify(frame.u[50:], frame.y[50:], 1)
         joined = hankelred.identify(gap.u.reset_index(drop=True), gap.y.to_numpy(), 1)
-        assert whole.fit[0] > 0.95 and joined.order == 1
+        assert whole.fit[0] > 0.95 > joined.fit[0]
         thinned = hankelred.identify(frame.u[::2], frame.y[::2], 1)  # every second sample is a record too
         assert thinned.system.dt is True
 
@@ -149,7 +150,13 @@ def test_other_types_of_numbers(dtype):
 def test_time_steps():
     assert time_step(np.arange(10) * 0.1, "u") == 0.1
     assert time_step(np.round(np.arange(1000) * 0.1, 4), "u") == 0.1
-    assert time_step(np.array(["a", "b"]), "u") is None
+    assert time_step(np.array([0.1]), "u") is None
+
+
+def test_an_index_of_names_is_no_time_axis():
+    pandas = pytest.importorskip("pandas")
+    table = from_table(pandas.DataFrame({"u": [1.0, 2.0]}, index=["a", "b"]), "u")
+    assert table.times is None and table.step is None
 
 
 def test_a_column_of_times_on_the_command_line(tmp_path):
@@ -250,3 +257,12 @@ def test_measured_record_is_visible_under_the_simulated_one(expected):
     measured, simulated = above.get_lines()
     assert measured.get_label() == "measured" and measured.get_linewidth() > 2 * simulated.get_linewidth()
     pyplot.close("all")
+
+
+@pytest.mark.parametrize("step", [-0.1, 0.0])
+def test_times_that_do_not_rise_are_refused(step):
+    """A response with falling times was refused for its negative dt, without a word of its times."""
+    u, y = record()
+    data = control.TimeResponseData(step * np.arange(300), y, None, u, issiso=True)
+    with pytest.raises(hankelred.HankelredError, match="does not rise uniformly"):
+        hankelred.identify(data, order=1)

@@ -51,9 +51,9 @@ def test_random_pencils_with_a_known_weierstrass_form():
             model = as_model(system)
         except HankelredError:
             continue
-        found = (model.D, *model.improper)
-        assert (seed, model.n_states, len(found)) == (seed, finite, len(terms))
-        for value, known in zip(found, terms, strict=True):
+        computed = (model.D, *model.improper)
+        assert (seed, model.n_states, len(computed)) == (seed, finite, len(terms))
+        for value, known in zip(computed, terms, strict=True):
             np.testing.assert_allclose(value, known, atol=1e-7 * np.abs(known).max())
         right += 1
     assert right >= 90
@@ -212,6 +212,16 @@ def test_sparse_and_dense_agree(system):
         L = hankelred.gramian(system, kind, factor=True, solver="low_rank")
         other = L @ L.T if kind == "controllability" else E.T @ (L @ L.T) @ E
         np.testing.assert_allclose(other, W, atol=1e-8 * np.abs(W).max())
+
+
+def test_the_constraints_of_a_saddle_point_are_factored_once():
+    """Story: every expansion to all states, and every solver of E, factored E11 with the constraints."""
+    pencil = large_model(stokes(5), 0, "low_rank").make_pencil(None)
+    x = np.random.default_rng(0).standard_normal((pencil.n, 2))
+    for transposed in (False, True):
+        pencil.expand(x, transposed=transposed)
+        pencil.mass()(x, transposed=transposed)
+    assert pencil.factorizations == 1
 
 
 @pytest.mark.slow

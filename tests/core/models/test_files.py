@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import stat
 import struct
@@ -77,6 +78,19 @@ def same(ours, theirs):
     return ours.shape == theirs.shape and np.array_equal(ours, theirs)
 
 
+def check_fields(ours, theirs):
+    """Compare the fields of a struct; those of other kinds are left out."""
+    record = theirs.ravel()[0]
+    for name in theirs.dtype.names or ():
+        value = record[name]
+        if sps.issparse(value) or value.dtype.kind in "iufc":
+            assert same(ours[name], value)
+        elif value.dtype.kind == "U" and value.size == 1:
+            assert ours[name] == value[0]
+        else:
+            assert name not in ours or value.size == 0
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in SCIPYS.glob("*.mat")) or ["none"])
 def test_matlabs_own_files_are_read_as_scipy_reads_them(name):
     # scipy brings files of MATLAB 4.2 to 8, of machines of both byte orders, and some that are damaged
@@ -89,6 +103,10 @@ def test_matlabs_own_files_are_read_as_scipy_reads_them(name):
         theirs = {key: value for key, value in theirs.items() if not key.startswith("__")}
     except Exception:
         theirs = None
+    if name == "nasty_duplicate_fieldnames.mat":  # scipy renames them
+        with open(SCIPYS / name, "rb") as file, pytest.raises(FileFormatError, match="two fields Station_Q"):
+            MatFile(file).fields("Summary")
+        return
     read = []
     with open(SCIPYS / name, "rb") as file:
         try:
@@ -97,6 +115,10 @@ def test_matlabs_own_files_are_read_as_scipy_reads_them(name):
                 if content.kind(key) in ("numbers", "logicals", "sparse"):
                     assert theirs is None or same(content[key], theirs[key])
                     read.append(key)
+                elif content.kind(key) == "struct" and theirs is not None and theirs[key].size == 1:
+                    check_fields(content.fields(key), theirs[key])
+                    with pytest.raises(FileFormatError, match="holds a MATLAB struct"):
+                        content[key]
                 elif content.kind(key) == "text" and (theirs is None or theirs[key].size <= 1):
                     assert theirs is None or same(content[key], theirs[key])
                 else:
@@ -568,6 +590,20 @@ def test_models_of_any_type_are_written(tmp_path, suffix):
     assert read_model(tmp_path / f"y{suffix}").n_states == 1
 
 
+@pytest.mark.parametrize("suffix", [".mat", ".npz", ".json"])
+def test_an_improper_model_is_written_with_its_e(tmp_path, suffix):
+    """s + 2 + 3 / (s + 1), whose s the matrices A, B, C and D alone would lose; and its proper part."""
+    matrices = np.diag([-1.0, 1.0, 1.0]), [[1.0], [0.0], [1.0]], [[3.0, -1.0, 0.0]], 2.0, np.zeros((3, 3))
+    matrices[4][0, 0] = matrices[4][1, 2] = 1
+    model = as_model(matrices)
+    write_model(model, tmp_path / f"x{suffix}")
+    again = read_model(tmp_path / f"x{suffix}")
+    assert again.n_states == 1
+    np.testing.assert_allclose(again.improper, [[[1.0]]], rtol=1e-14)
+    np.testing.assert_allclose(again.C / (1j - again.A) * again.B + again.D, [[3 / (1j + 1) + 2]], rtol=1e-14)
+    assert len(model.to_user()) == 5 and len(model.proper_part().to_user()) == 4
+
+
 @pytest.mark.parametrize("scale", [1e-310, 5e-324])
 @pytest.mark.parametrize("complex_", [False, True])
 def test_a_descriptor_matrix_that_folds_to_infinity_is_refused(tmp_path, scale, complex_):
@@ -761,3 +797,46 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(FileFormatError, match="No space left"):
         write_atomically(tmp_path / "x.json", broken)
     assert os.listdir(tmp_path) == []
+
+
+# structs, as MATLAB users send them
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(("step", "dt"), [(0, 0), (0.1, 0.1), (-1, True)])
+def test_model_in_a_struct(tmp_path, compressed, step, dt):
+    A, B, C = np.array([[0.5, 0.1], [0.0, 0.3]]), np.ones((2, 1)), np.eye(2)
+    fields = {
+        "a": A,
+        "b": B,
+        "c": sps.csc_matrix(C),
+        "Ts": float(step),
+        "Name": "plant",
+        "Notes": {"by": "me"},
+    }
+    path = tmp_path / "model.mat"
+    path.write_bytes(mat({"sys": fields, "answer": 42.0}, do_compression=compressed))
+    model = read_model(path)
+    assert model.dt == dt and (model.dt is True) == (dt is True)
+    assert np.array_equal(model.A, A) and np.array_equal(model.C, C)
+
+
+def test_model_in_an_object_of_json(tmp_path):
+    path = tmp_path / "model.json"
+    path.write_text('{"plant": {"A": [[0.5]], "B": [[1]], "C": [[2]], "dt": 0.1}, "by": "me"}')
+    assert read_model(path).dt == 0.1
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"sys": {"A": 1.0, "B": 1.0}}, "it has no C; .* this one has A, B"),
+        ({"one": {"A": 1.0}, "two": {"A": 2.0}}, "it has no A, B, C; .* this one has one, two"),
+        ({"sys": np.zeros((2, 2), [("A", object), ("B", object)])}, "an array of structs, of shape"),
+        ({"sys": {"A": "text", "B": 1.0, "C": 1.0}}, "A holds text"),
+    ],
+)
+def test_structs_that_are_no_model(tmp_path, content, match):
+    path = tmp_path / "model.mat"
+    path.write_bytes(mat(content))
+    assert re.search(match, refusal(path))

@@ -106,7 +106,7 @@ def test_bad_files(tmp_path):
 
     refused("does not exist", name="nothing.A")
     refused("does not begin", "hello")
-    refused("complex|pattern entries", "%%MatrixMarket matrix coordinate pattern general\n1 1 1\n1 1\n")
+    refused("holds pattern entries", "%%MatrixMarket matrix coordinate pattern general\n1 1 1\n1 1\n")
     refused("line of sizes", "%%MatrixMarket matrix coordinate real general\n1 1\n1 1 2\n")
     refused("more than a file", "%%MatrixMarket matrix coordinate real general\n1 1 1000000000\n1 1 2\n")
     refused("too many", "%%MatrixMarket matrix coordinate real general\n9999999999 1 1\n1 1 2\n")

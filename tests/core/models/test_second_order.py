@@ -176,6 +176,15 @@ def test_sparse_model_is_never_brought_to_companion_form():
             np.testing.assert_allclose(solved, x, atol=1e-5 * np.abs(x).max())
 
 
+@pytest.mark.parametrize("matrix", [np.zeros, sp.csc_array], ids=["dense", "sparse"])
+def test_model_without_states(matrix):
+    """Story: the check of symmetry took the largest of no entries, and numpy's ValueError escaped."""
+    M = matrix((0, 0))
+    system = SecondOrderModel(M, M, M, np.zeros((0, 1)), np.zeros((2, 0)), Du=[[3.0], [4.0]])
+    assert hankel_singular_values(system).size == 0
+    assert hankelred.norm(system, "hinf") == pytest.approx(5.0)
+
+
 def test_bad_models_are_refused():
     M, D, K, B, C = dense(chain(4, 0.1, 0.1))
     good = {"M": M, "D": D, "K": K, "B": B, "Cp": C}

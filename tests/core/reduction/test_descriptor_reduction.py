@@ -185,7 +185,8 @@ def test_pictures_of_an_improper_model():
     k = len(w) // 2
     known = np.linalg.norm(response(constrained_masses(5, moved=True), 1j * w[k]), 2)
     np.testing.assert_allclose(gain[k], known, rtol=1e-6)
-    hankelred.plot_hankel_singular_values(constrained_masses(5, moved=True))
+    ax = hankelred.plot_hankel_singular_values(constrained_masses(5, moved=True))
+    assert ax.get_yscale() == "log"
 
 
 def test_an_integrator_is_kept():

@@ -30,7 +30,8 @@ def test_bound_and_error_hold_on_the_large_model(convection, method):
     # the true error, by the dense solver
     assert reduction.error() == pytest.approx(dense.error(), rel=1e-4)
     assert abs(reduction.error() - dense.error()) <= reduction.error_uncertainty + 1e-6 * dense.error()
-    assert reduction.error("h2") == pytest.approx(dense.error("h2"), rel=1e-3) or method == "residualization"
+    if method == "truncation":
+        assert reduction.error("h2") == pytest.approx(dense.error("h2"), rel=1e-3)
     assert dense.error() <= reduction.error_bound
     assert reduction.error_bound == pytest.approx(dense.error_bound, rel=1e-3)
     A_r, B_r, C_r, D_r = reduction.system
@@ -170,5 +171,5 @@ def test_rail_as_published():
     A, B, C, E = rail()
     reduction = hankelred.reduce((A, B, C, 0, E), 20, solver="low_rank")
     assert reduction.error() == pytest.approx(1.22544215e-3, rel=1e-7)
-    assert reduction.error_uncertainty <= 1e-6 * reduction.error_bound * 1e3
+    assert reduction.error_uncertainty <= 1e-3 * reduction.error_bound
     assert reduction.error() <= reduction.error_bound

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -185,17 +186,15 @@ def test_page_holds_what_reduction_computes(tmp_path):
     assert "%" + "DATA%" not in text
 
 
-def test_names_cannot_break_the_page(tmp_path):
+def test_names_cannot_break_the_page():
     """A name with markup in it must stay text: the page is made to be sent to others."""
     from hankelred.reduction.interactive import order_curves
     from hankelred.report.page import page
 
     curves = order_curves(hankelred.reduce(heat(10), 2))
     bad = "</script><script>alert(1)</script>"
-    import dataclasses
-
     text = page(dataclasses.replace(curves, title=bad, gain_label=bad, facts=((bad, bad),)))
-    assert bad not in text
+    assert bad not in text and "&lt;script&gt;" in text
 
 
 def test_page_that_cannot_be_written(tmp_path):
@@ -237,7 +236,7 @@ def test_large_orders_are_limited_and_the_chosen_one_is_there(tmp_path):
     reduction = hankelred.reduce(damped_chain(50), 95)
     reduction.report(tmp_path / "report.html")
     data, _ = page_data(tmp_path / "report.html")
-    assert len(data["orders"]) <= MOST_ORDERS + 1
+    assert len(data["orders"]) == MOST_ORDERS + 1
     assert data["orders"][data["first"]]["order"] == reduction.order
 
 

@@ -8,8 +8,8 @@ import resource
 
 import pytest
 import torch
-from helpers.models import WIDTH, adapted, base_model
-from peft import PeftModel
+from helpers.models import adapted, base_model
+from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from hankelred import HankelredError
@@ -109,6 +109,38 @@ def test_sizes_are_compared_with_the_header_of_the_weights(folder, field, text, 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
+@pytest.mark.parametrize("what", ["is missing", "is unknown", "has another shape"])
+def test_weights_that_are_passed_are_compared_too(folder, what):
+    # the same fault had other remedies here, and the fields that decide the sizes were not named
+    weights = load_file(folder / WEIGHTS)
+    key = next(key for key in weights if key.endswith(".B"))
+    value = weights.pop(key)
+    if what == "is unknown":
+        weights |= {key: value, key.replace(".B", ".b"): value}
+    elif what == "has another shape":
+        weights[key] = value[1:].contiguous()
+    model = PeftModel.from_pretrained(base_model(), folder)
+    with pytest.raises(AdapterFileError, match="do not fit") as error:
+        set_peft_model_state_dict(model, weights)
+    one_line(error, "r=4")
+    expected = {
+        "is missing": "1 are missing",
+        "is unknown": "1 are unknown",
+        "has another shape": f"{tuple(value[1:].shape)} in the file and {tuple(value.shape)} in the model",
+    }
+    assert expected[what] in str(error.value)
+
+
+def test_a_whole_module_of_another_size(tmp_path):
+    adapted(r=6, modules_to_save=["lm_head"]).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    key = next(key for key in weights if "lm_head" in key)
+    save_file({**weights, key: weights[key][:-1].contiguous()}, tmp_path / WEIGHTS)
+    with pytest.raises(AdapterFileError, match="1 have another shape") as error:
+        base_model().load_adapter(str(tmp_path))
+    one_line(error, "lm_head", "r=6")
+
+
 def test_an_adapter_of_another_method_is_named(folder):
     change(folder, "peft_type", '"LORA"')
     with pytest.raises(AdapterFileError, match="peft_type='LORA'"):
@@ -164,6 +196,6 @@ def test_valid_files_are_loaded_as_before(folder):
     expected = load_file(folder / WEIGHTS)
     model = PeftModel.from_pretrained(base_model(), folder)
     loaded = {k.replace(".default", ""): v for k, v in model.state_dict().items() if "hrm_system" in k}
-    assert loaded.keys() == expected.keys() and WIDTH > 0
+    assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[key], value) for key, value in expected.items())
     assert issubclass(AdapterFileError, HankelredError)

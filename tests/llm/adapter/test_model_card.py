@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 from helpers.models import adapted, base_model
 from huggingface_hub import ModelCard
+from peft import LoraConfig, get_peft_model
 
 from hankelred_llm import HRMConfig, attach
 from hankelred_llm.adapter.model_card import card_text, write_card
+from hankelred_llm.experiments.methods import save_adapter
 
 
 def test_the_card_is_ours(tmp_path):
@@ -47,6 +50,40 @@ def test_a_card_of_the_user_stays_and_is_tagged(tmp_path):
     assert "hankelred" in card.data.tags and card.data.license == "mit"
 
 
+@pytest.mark.parametrize("heading", ["# Mine", "# HRM adapters of our group", "Two of them.", "## Contents"])
+@pytest.mark.parametrize("save", ["save_pretrained", "export_static"])
+def test_a_card_of_the_user_may_quote_the_headings(tmp_path, heading, save):
+    # a card with "## HRM adapter" anywhere in it was taken for a generated one, and its text was lost
+    model = adapted(r=6, site="attention", static_readouts=["q_proj"])
+    own = (
+        f"{heading}\n\n## HRM adapter\n\nOur notes.\n\n# Model Card for Model ID\n\n"
+        "# HRM adapter for a base\n\n# LoRA exported from an HRM adapter for a base\n"
+    )
+    (tmp_path / "README.md").write_text(f"---\nlicense: mit\n---\n\n{own}", encoding="utf-8")
+    getattr(model, save)(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert own.strip() in card.text and "How to load it" not in card.text
+    assert "hankelred" in card.data.tags and card.data.license == "mit"
+
+
+@pytest.mark.parametrize("save", ["save_pretrained", "export_static"])
+def test_a_form_of_peft_that_is_filled_in_stays(tmp_path, save):
+    # what a user had written under the form's own headings was lost, because its title was still there
+    lora = get_peft_model(base_model(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    lora.save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "# Model Card for Model ID" in card.text and "- PEFT" in card.text
+    model = adapted(r=6, site="attention", static_readouts=["q_proj"])
+    shutil.copytree(tmp_path, tmp_path / "empty")
+    getattr(model, save)(tmp_path / "empty")
+    assert "How to load it" in (tmp_path / "empty" / "README.md").read_text()
+    card.text = card.text.replace("[More Information Needed]", "Sensor logs.", 1)
+    card.save(tmp_path / "README.md")
+    getattr(model, save)(tmp_path)
+    again = ModelCard.load(tmp_path / "README.md")
+    assert again.text.strip() == card.text.strip() and "hankelred" in again.data.tags
+
+
 def test_saved_twice_is_saved_once(tmp_path):
     model = adapted(r=6)
     model.save_pretrained(tmp_path)
@@ -72,10 +109,21 @@ def test_other_processes_write_no_card(tmp_path):
 
 def test_data_are_named_where_they_are_known(tmp_path):
     config = HRMConfig(r=2, base_model_name_or_path="a\nb", revision="main")
-    text = card_text(config, "task flip_flop, rows of length 64")
+    config.training_data = "task flip_flop, rows of length 64"
+    text = card_text(config)
     assert "task flip_flop, rows of length 64" in text and "a\\nb (revision main)" in text
-    write_card(tmp_path, config, "texts")
-    assert "**Training data:** texts" in (tmp_path / "README.md").read_text()
+    write_card(tmp_path, config)
+    assert "**Training data:** task flip_flop" in (tmp_path / "README.md").read_text()
+
+
+def test_data_stay_named_when_the_model_is_saved_again(tmp_path):
+    # the next save_pretrained replaced what was named by "not recorded"
+    model = adapted(r=6)
+    save_adapter(model, tmp_path, data="task flip_flop")
+    first = (tmp_path / "README.md").read_text()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == first and "**Training data:** task flip_flop" in first
+    assert "training_data" not in (tmp_path / "adapter_config.json").read_text()
 
 
 @pytest.mark.slow

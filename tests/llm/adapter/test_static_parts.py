@@ -477,7 +477,6 @@ class TestMerged:
 
     def test_quantized_and_shared_weights(self, model, ids):
         layer = model.get_base_model().model.layers[1].mlp
-        before = logits(model, ids)
         layer.up_proj.weight = nn.Parameter(layer.up_proj.weight.detach().to(torch.int8), requires_grad=False)
         with pytest.raises(AdapterError, match=r"layers\.1\.mlp\.up_proj.*quantized"):
             model.merge_static()
@@ -488,7 +487,6 @@ class TestMerged:
         with pytest.raises(AdapterError, match="shared"):
             shared.merge_static()
         assert torch.equal(logits(shared, ids), expected)  # nothing was merged before the refusal
-        assert before.shape == expected.shape
 
 
 class TestExported:
@@ -755,33 +753,31 @@ class TestSystems:
 
     def test_calibration_and_reduction_with_it(self, model):
         rows = tokens(8, 24, seed=5)
-        calibration = hankelred_llm.calibrate(model, [{"input_ids": rows, "labels": rows}], held_out=64)
-        # the outputs are weighted through gate * C m, the map from the states
-        system, index = system_of(model), 0
-        assert torch.equal(system.output_map(), system.gate * system.C * system.m)
+        batch = {"input_ids": rows, "labels": rows}
+        sums = hankelred_llm.calibrate(model, [batch], held_out=0).layers[0]
+        # again from the definition: the states, and the gradients weighted through gate * C m
+        system, seen = system_of(model), {}
+
+        def keep(_, args, out):
+            out[0].retain_grad()
+            seen.update(y=out[0], s=out[1])
+
+        handle = system.register_forward_hook(keep)
+        (model(**batch).loss * 8 * 23).backward()
+        handle.remove()
+        output_map = system.gate.double() * system.C.double() * system.m.double()
+        weighted = torch.einsum("btd,dr->btr", seen["y"].grad.double(), output_map).detach()
+        states = seen["s"].double().detach()
+        expected = torch.einsum("btr,btq->rq", weighted, weighted)
+        assert (
+            error(torch.tensor(sums.outputs) / expected.abs().max(), expected / expected.abs().max()) < 1e-5
+        )
+        assert error(torch.tensor(sums.states), torch.einsum("brt,bqt->rq", states, states)) < 1e-5
+        calibration = hankelred_llm.calibrate(model, [batch], held_out=64)
         spectra = hankelred_llm.hankel_spectra(model, calibration)
-        assert len(spectra[index]) == 5 and spectra.empirical is not None
+        assert len(spectra[0]) == 5 and spectra.empirical is not None
         report = hankelred_llm.reduce(model, order=3, calibration=calibration)
         assert report.orders == {0: 3, 1: 3} and report.loss_after is not None
-
-    @pytest.mark.parametrize("what", ["B", "AB", "ABC"])
-    def test_initialization_of_an_untrained_hybrid(self, what, ids):
-        base = base_model()
-        before = logits(base, ids)
-        torch.manual_seed(2)
-        model = hankelred_llm.attach(base, **HYBRID)
-        count = model.get_nb_trainable_parameters()[0]
-        rows = tokens(24, 24, seed=5)
-        old = hankelred_llm.get_systems(model)[0][1]
-        batches = [{"input_ids": part, "labels": part} for part in rows.split(8)]
-        report = hankelred_llm.initialize(model, batches, what)
-        assert report.what == what
-        if what == "ABC":
-            return
-        assert torch.equal(logits(model, ids), before)
-        # nothing reads the input map yet, so it is still the same for all
-        assert model.get_nb_trainable_parameters()[0] == count
-        assert report.orders[0] == 0 or abs(hankelred_llm.get_systems(model)[0][1] - old).max() > 0
 
     def test_a_trained_hybrid_is_not_initialized(self, model):
         with torch.no_grad():

@@ -102,6 +102,26 @@ class TestStart:
         assert max(report.orders.values()) > 0
         assert report.orders == {i: min(n, order(old[i])) for i, n in report.significant.items()}
 
+    @pytest.mark.parametrize("what", ["B", "AB", "ABC"])
+    def test_of_an_untrained_hybrid(self, what):
+        # the parts without a state share B until C is set: then they keep the input map that they had
+        model = student(
+            r=8, static_readouts=("up_proj",), feedthrough=True, lora={"r": 2, "target_modules": ["o_proj"]}
+        )
+        config, tokens = model.peft_config["default"], batches()[0]["input_ids"]
+        before, count = model(tokens).logits, model.get_nb_trainable_parameters()[0]
+        old = hankelred_llm.get_systems(model)
+        report = hankelred_llm.initialize(model, collected(), what)
+        assert report.orders == {0: 1, 1: 1}
+        new = hankelred_llm.get_systems(model)
+        assert all(np.abs(new[index][1] - old[index][1]).max() > 0 for index in new)
+        if what == "ABC":
+            assert config.static_pattern == {"layers.0.mlp": 8, "layers.1.mlp": 8}
+            assert not torch.equal(model(tokens).logits, before)
+        else:
+            assert torch.equal(model(tokens).logits, before)
+            assert model.get_nb_trainable_parameters()[0] == count and config.static_pattern == {}
+
     def test_b_keeps_poles_and_sizes_and_turns_rows(self):
         model = student()
         old = hankelred_llm.get_systems(model)

@@ -156,7 +156,7 @@ def test_attach_in_python_remembers_the_only_file(folder, tmp_path):
         torch.testing.assert_close(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
-def test_attach_asks_which_of_several_files(tmp_path):
+def test_attach_warns_where_several_files_are_possible(tmp_path):
     for name in ("a.gguf", "b.gguf"):
         write_gguf(tmp_path / name)
     with pytest.warns(UserWarning, match="which one is not known"):
@@ -215,7 +215,7 @@ def test_without_the_package(folder, monkeypatch):
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ExperimentError, match="pip install gguf"):
+    with pytest.raises(ExperimentError, match=r"pip install 'hankelred\[llm,gguf\]'"):
         find_model(str(folder), "float32", gguf_file="tiny.gguf")
 
 
@@ -223,13 +223,13 @@ def test_revision_reaches_transformers(monkeypatch, tmp_path):
     """A hub name with a revision must not be read from its newest commit."""
     from hankelred_llm.experiments import base_models
 
-    asked = {}
+    options = {}
 
-    def from_pretrained(source, **options):
-        asked.update(options, source=source)
+    def from_pretrained(source, **keywords):
+        options.update(keywords, source=source)
         raise OSError("no such revision")
 
     monkeypatch.setattr(base_models.AutoConfig, "from_pretrained", from_pretrained)
     with pytest.raises(ExperimentError, match="no such revision"):
         find_model("owner/name", "float32", revision="v1.0")
-    assert asked == {"source": "owner/name", "revision": "v1.0"}
+    assert options == {"source": "owner/name", "revision": "v1.0"}

@@ -250,6 +250,19 @@ def test_the_base_can_be_named(folder):
     assert command("reduce", "adapter", "--base", "elsewhere", "--order", 2, "--out", "smaller")[0] == 0
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", None])
+@pytest.mark.parametrize(
+    "arguments", [["spectra", "adapter"], ["reduce", "adapter", "--order", 2, "--out", "x"]]
+)
+def test_a_damaged_configuration(folder, text, arguments):
+    # one nested too deeply ended in a traceback, RecursionError
+    path = folder / "adapter" / "adapter_config.json"
+    path.write_bytes(b"\xff\xfe" if text is None else text.encode())
+    status, _, err = command(*arguments)
+    assert status == 2 and "Traceback" not in err and err.startswith("error: adapter/adapter_config.json ")
+    assert "copy or save the adapter again" in err
+
+
 # what is refused ----------------------------------------------
 
 

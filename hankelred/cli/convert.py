@@ -1,0 +1,33 @@
+"""`hankelred convert`: a model from one kind of file to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .._util.reading import checked_suffix
+from ..files import read_model, write_model
+from ..models.linear_model import Timebase
+from .console import check_target, describe, report_written
+from .options import dt_option, force_option
+
+
+@click.command(short_help="MODEL in another kind of file.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@dt_option
+@force_option
+def convert(model: Path, out: Path, dt: Timebase, force: bool) -> None:
+    """Write MODEL to OUT (.mat, .npz, .json), as A, B, C, D and dt.
+
+    \b
+    Example:
+      hankelred convert model.mat copy.json --dt 0.1
+    """
+    checked_suffix(out)
+    check_target(out, model, force)
+    system = read_model(model, dt)
+    write_model(system, out)
+    click.echo(describe(system))
+    report_written(out)
