@@ -142,8 +142,11 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
     tuned = tuning_rows(task, found)
     if tuned:
         parts.append(
-            f"Validation accuracy at {listed(map(str, study.VALIDATION))} tokens by rate, one seed "
-            f"({study.TUNING_SEED}); in bold the rate that is chosen, once all are there:"
+            paragraph(
+                f"Validation accuracy at {listed(map(str, study.VALIDATION))} tokens by rate, one seed "
+                f"({study.TUNING_SEED}); in bold the rate that is chosen, once all are there. These scores "
+                "choose, they compare nothing: a part of the rates, one seed, few rows."
+            )
         )
         parts.append(table(["method", *(f"{rate:g}" for rate in sorted(study.RATES))], tuned))
     finals = final_rows(task, found)
@@ -158,8 +161,10 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
     costs = cost_rows(task, found)
     if costs:
         parts.append(
-            "CPU seconds of a training row and peak memory of the process, one thread, bfloat16, on a "
-            "machine shared with other work, so rather more than on an idle one; the adapter's file:"
+            paragraph(
+                "CPU seconds of a training row and peak memory of the process, one thread, bfloat16, on a "
+                "machine shared with other work, so rather more than on an idle one; the adapter's file:"
+            )
         )
         parts.append(table(["method", "CPU s a row", "memory", "file"], costs))
     return parts or ["Nothing has been run yet."]
