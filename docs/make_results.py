@@ -58,7 +58,7 @@ Results = dict[str, Any]
 def read() -> dict[str, Results]:
     """Return the contents of the files of results by name; an empty dict where there is no file."""
     results = {}
-    for name in ("comparisons", "systems", "costs", "ranks"):
+    for name in ("comparisons", "systems", "costs", "initializations", "ranks"):
         path = RESULTS / f"{name}.json"
         results[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return results
@@ -66,9 +66,8 @@ def read() -> dict[str, Results]:
 
 def page(results: dict[str, Results]) -> str:
     """Return the whole page."""
-    comparisons = {n: c for n, c in results["comparisons"].items() if not n.startswith("starts")}
+    comparisons, starts = results["comparisons"], results["initializations"]
     ordered = {name: comparisons[name] for name in TASKS if name in comparisons}
-    starts = {n: c for n, c in results["comparisons"].items() if n.startswith("starts")}
     parts = [
         setup_section(ordered),
         main_comparison(ordered),
@@ -105,7 +104,7 @@ def setup_section(comparisons: dict[str, Results]) -> str:
         text += f"{', '.join(others)}."
     return f"""# Results
 
-HRM adapters against LoRA, DoRA and AdaLoRA with the same number of trainable parameters. These commands
+HRM adapters against LoRA and DoRA with the same number of trainable parameters. These commands
 write the files in `docs/results`, and this page from them:
 
 ```sh
@@ -126,7 +125,7 @@ def main_comparison(comparisons: dict[str, Results]) -> str:
         LoRA on the MLP (`{WITH_LORA_MLP}`), and the same with a LoRA on all layers (`{WITH_LORA_ALL}`; the
         tables give the learning rate of the HRM part). For each task the one with the best validation score
         is used. The LoRA methods are LoRA on query and value, on the MLP and on all layers, and on some tasks
-        DoRA and AdaLoRA; "best LoRA" in a row is the one with the best mean on the test rows of that very
+        DoRA; "best LoRA" in a row is the one with the best mean on the test rows of that very
         row, which is an advantage for LoRA. The two combinations, their shares and the ratio of their
         learning rates were chosen in trials on validation rows, with seeds 100 to 103. The methods without
         combination had been measured on these test rows for an earlier version of this page. Differences are
@@ -134,8 +133,8 @@ def main_comparison(comparisons: dict[str, Results]) -> str:
         both this interval and the one over test rows exclude zero; ahead and behind are within noise. All
         scores are accuracies, except bits per byte, where lower is better.
     """
-    with_dora = [TASKS[n] for n, c in comparisons.items() if "adalora" in c["methods"]]
-    text += f" DoRA and AdaLoRA were run on: {', '.join(with_dora)}. Bytes of text are from tiny Shakespeare."
+    with_dora = [TASKS[n] for n, c in comparisons.items() if "dora-all" in c["methods"]]
+    text += f" DoRA was run on: {', '.join(with_dora)}. Bytes of text are from tiny Shakespeare."
     text += """
         On the base model with random weights only HRM alone and LoRA on all layers were run, and on key
         retrieval, where HRM alone failed, also HRM with LoRA on all layers.
@@ -475,8 +474,10 @@ def initializations(starts: dict[str, Results]) -> str:
         HRM in parallel with attention. `ring` is the default; `s4d_real` with real eigenvalues is the
         initialization of the paper. The balanced initializations are computed from data: they use the rows of
         the first {first["calibration_steps"]} of the {first["steps"]} steps for calibration and train on the
-        rest ([](comparing.md)), so that the number of rows and of passes is the same for all. The learning
-        rate was chosen on seed {first["tuning_seeds"][0]}; the results are from {len(first["seeds"])} other
+        rest, so that the number of rows and of passes is the same for all. They were measured with an earlier
+        version: since none of them is better than `ring` beyond noise, they are not among the methods of
+        `compare` any more, and `hankelred_llm.initialize` is for scripts. The learning rate was chosen on
+        seed {first["tuning_seeds"][0]}; the results are from {len(first["seeds"])} other
         seeds. The time is not the same: calibration took {least:.1f} to {most:.1f} seconds, and the steps
         that it replaces take {replaced:.1f} seconds (on a machine with other load).
     """
@@ -564,7 +565,7 @@ def not_run(comparisons: dict[str, Results], starts: dict[str, Results]) -> str:
         lines.append(f"- Initializations (task and r): {', '.join(missing_initializations)}.")
     lines += [
         "- Learning rates other than the three, other lengths, longer training.",
-        "- DoRA and AdaLoRA on tasks other than the automaton.",
+        "- DoRA on tasks other than the automaton.",
         "- A model of more than 100,000 parameters, and a GPU.",
         "",
     ]
@@ -572,7 +573,7 @@ def not_run(comparisons: dict[str, Results], starts: dict[str, Results]) -> str:
 
 
 def best_lora(c: Results, length: str) -> str:
-    """Return the LoRA, DoRA or AdaLoRA with the best mean at a length."""
+    """Return the LoRA or DoRA with the best mean at a length."""
     sign = 1 if c["higher_is_better"] else -1
     scores = {n: s for n, s in c["lengths"][length]["scores"].items() if "hrm" not in n}
     return max(scores, key=lambda n: sign * float(np.mean(scores[n])))

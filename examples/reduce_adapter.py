@@ -1,31 +1,26 @@
 """Train an adapter on real text, compute its spectra, and reduce it: exact against empirical truncation.
 
-An adapter with 16 states per layer is trained on Shakespeare for a minute in a small pretrained model. It is
+An adapter with 16 states per layer is trained on a text for a minute in a small pretrained model. It is
 then reduced to fewer states by exact and by empirical truncation, and each result is evaluated on unseen
 text: by the error of the layers' outputs, and by the loss. Run with
 
     python examples/reduce_adapter.py
 
-It writes reduce_adapter.png. The model and the text are read from ../shared/data, or from below
-the folder in HANKELRED_SHARED.
+It writes reduce_adapter.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 import transformers
+from _model_and_text import pretrained_model, text_file
 
 import hankelred_llm
-
-SHARED = Path(os.environ.get("HANKELRED_SHARED", Path(__file__).parents[2] / "shared")) / "data"
-MODEL = SHARED / "models" / "stories260K"
-TEXT = SHARED / "text" / "tinyshakespeare.txt"
 
 STEPS, LENGTH, ROWS, STATES = 80, 256, 8, 16
 ORDERS = (12, 8, 4)
@@ -60,13 +55,12 @@ def loss_on(model: torch.nn.Module, batches: list[dict[str, torch.Tensor]]) -> f
 def main() -> None:
     """Run the example."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
-    if not (MODEL.exists() and TEXT.exists()):
-        print(f"skipped: this example needs {MODEL} and {TEXT}")
-        return
+    out = Path("demo-output")
+    folder = pretrained_model(out)
     torch.manual_seed(0)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
-    base = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
-    tokens = torch.tensor(tokenizer(TEXT.read_text()[:900_000])["input_ids"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.tensor(tokenizer(text_file(out).read_text(encoding="utf-8")[:900_000])["input_ids"])
     batches = batches_of(tokens, STEPS + 24)
     training, calibration_batches = batches[:STEPS], batches[STEPS : STEPS + 16]
     unseen = batches[STEPS + 16 :]

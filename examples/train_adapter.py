@@ -1,10 +1,10 @@
 """An adapter of a frozen language model: attach, train, generate, save, reload in a new process.
 
-    python examples/train_adapter.py --model FOLDER --text FILE [--out FOLDER]
+    python examples/train_adapter.py [--model FOLDER] [--text FILE] [--out FOLDER]
 
 The model is a folder, or with a connection to the Hugging Face hub a name such as
-mistralai/Mistral-7B-v0.1. The adapter is trained on the first nine tenths of the text and evaluated on
-the last; a new process that loads the saved adapter must generate the same text.
+mistralai/Mistral-7B-v0.1; without it, a small one is used. The adapter is trained on the first nine tenths of
+the text and evaluated on the last; a new process that loads the saved adapter must generate the same text.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import torch
+from _model_and_text import pretrained_model, text_file
 from matplotlib import pyplot
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, Trainer, TrainingArguments
@@ -30,8 +31,6 @@ import hankelred_llm
 
 # warnings of libraries about future versions of each other are not useful to a user
 warnings.filterwarnings("ignore", category=FutureWarning)
-
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def blocks(text: str, tokenizer, length: int) -> torch.Tensor:
@@ -160,13 +159,13 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> None:
+def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=str(SHARED / "models" / "stories260K"), help="folder or hub name")
-    parser.add_argument("--text", default=str(SHARED / "text" / "tinyshakespeare.txt"), help="plain text")
+    parser.add_argument("--model", help="folder or hub name; default: a small model")
+    parser.add_argument("--text", help="plain text; default: a text that is there")
     parser.add_argument("--adapter", type=Path, help="only load this adapter, continue the prompt, print ids")
     parser.add_argument("--out", type=Path, default=Path("demo-output/adapter"), help="folder of the adapter")
     parser.add_argument("--r", type=int, default=16, help="states per layer")
@@ -176,12 +175,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-2, help="use about 1e-3 for a large model")
     parser.add_argument("--prompt", default="My lord, ", help="text to continue")
     parser.add_argument("--tokens", type=int, default=60, help="number of tokens to generate")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args()
     if arguments.adapter is not None:
         base, tokenizer = load(arguments.model)
         model = PeftModel.from_pretrained(base, str(arguments.adapter))
         print(json.dumps(generate(model, tokenizer, arguments.prompt, arguments.tokens)))
         return
+    arguments.model = arguments.model or str(pretrained_model(arguments.out.parent))
+    arguments.text = arguments.text or str(text_file(arguments.out.parent))
     if not Path(arguments.text).is_file():
         parser.error(f"no text file {arguments.text}; name one with --text")
     run(arguments)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .state.sequence_parallel import context_parallel
 
 #: What the extra ``llm`` installs, by the names they are imported by.
-_NEEDED = ("torch", "transformers", "peft", "accelerate", "safetensors", "yaml")
+_NEEDED = ("torch", "transformers", "peft", "safetensors")
 
 
 def _check_installed() -> None:

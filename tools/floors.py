@@ -13,7 +13,7 @@ from pathlib import Path
 
 #: Installed first and separately, in the one version that comes without gigabytes of CUDA packages.
 INSTALLED_FIRST = {"torch"}
-EXTRAS = ("llm", "evaluate", "gguf")
+EXTRAS = ("llm", "experiments", "evaluate", "gguf")
 
 #: Indirect dependencies of the same age: newer versions do not work with the old ones, or warn about them.
 COMPANIONS = {"pyarrow": "24.0.0", "pyparsing": "3.2.0", "trl": "1.8.0"}
@@ -25,6 +25,8 @@ def floors(project: Path) -> dict[str, str]:
     extras = declared["optional-dependencies"]
     versions = {}
     for requirement in [*declared["dependencies"], *(line for extra in EXTRAS for line in extras[extra])]:
+        if requirement.startswith(f"{declared['name']}["):  # another extra, which is in the list too
+            continue
         match = re.match(r"([\w.-]+)>=([\w.]+)", requirement)
         if match is None:
             raise SystemExit(

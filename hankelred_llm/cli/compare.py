@@ -47,10 +47,10 @@ def compare(config: Path | None, only: str | None, merge: tuple[Path, ...], **fl
     if only is not None:
         run = comparison.compare_one(settings, only, merge=merge, progress=progress())
         if this_process().is_main_process:
-            scores = run["validation"] or {}
+            scores = run.validation or {}
             shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "diverged"
             click.echo(
-                f"{run['method']}, rate {run['learning_rate']:g}, seed {run['seed']}: validation {shown}; "
+                f"{run.method}, rate {run.learning_rate:g}, seed {run.seed}: validation {shown}; "
                 f"written into {settings.out}"
             )
         return

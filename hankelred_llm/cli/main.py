@@ -14,6 +14,7 @@ from hankelred import __version__
 from hankelred.cli.console import run
 
 from .._util.imports import after_import
+from ..errors import ExperimentError
 
 #: Each is a module of this folder that binds a click command to ``COMMAND``.
 COMMANDS = ("compare", "evaluate", "reduce", "spectra", "train")
@@ -28,8 +29,21 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        found: click.Command = import_module(f"hankelred_llm.cli.{cmd_name}").COMMAND
+        try:
+            found: click.Command = import_module(f"hankelred_llm.cli.{cmd_name}").COMMAND
+        except ExperimentError as error:  # what it needs is not installed
+            return _unavailable(cmd_name, error)
         return found
+
+
+def _unavailable(name: str, reason: ExperimentError) -> click.Command:
+    """Return a command that is listed with the others, and says what it needs."""
+
+    def refuse() -> None:
+        raise reason
+
+    anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return click.Command(name, anything, refuse, short_help=str(reason), add_help_option=False)
 
 
 @click.group(

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 import yaml
 
 from hankelred.errors import short_repr
 
+from .._util.parsing import parse_yaml
 from ..errors import ExperimentError
-from ..experiments.settings import DEFAULT_GRID, Settings, parse_yaml, without_none
+from ..experiments.settings import DEFAULT_GRID, Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Type of one value of a flag, by the annotation of the field.
-_FLAG_TYPES: dict[Any, Any] = {int: int, float: float, str: str, list[int]: int, list[str]: str}
+#: Type of one value of a flag, by the annotation of the field; others are texts.
+_FLAG_TYPES: dict[Any, Any] = {int: int, float: float, list[int]: int}
 
 
 def settings_options(*leave_out: str, **defaults: str) -> Callable[[F], F]:
@@ -31,7 +33,7 @@ def settings_options(*leave_out: str, **defaults: str) -> Callable[[F], F]:
         hints = get_type_hints(Settings)
         for f in reversed(fields(Settings)):
             if f.name not in leave_out:
-                function = _flag(f, without_none(hints[f.name]), _help(f, defaults))(function)
+                function = _flag(f, hints[f.name], _help(f, defaults))(function)
         return click.option(
             "--config",
             type=click.Path(path_type=Path),
@@ -55,6 +57,7 @@ def _help(f: Any, defaults: dict[str, str]) -> str:
 
 def _flag(f: Any, kind: Any, help: str) -> Callable[[Any], Any]:
     name = f"--{f.name.replace('_', '-')}"
+    kind = next((part for part in get_args(kind) if NoneType in get_args(kind)), kind)  # T of T | None
     if kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", default=None, help=help)
     if f.name == "task_options":
@@ -65,7 +68,11 @@ def _flag(f: Any, kind: Any, help: str) -> Callable[[Any], Any]:
     many = get_origin(kind) is list
     flag = f"--{f.name.removesuffix('s').replace('_', '-')}" if many else name
     return click.option(
-        flag, f.name, type=_FLAG_TYPES[kind], multiple=many, help=help + (" Repeatable." if many else "")
+        flag,
+        f.name,
+        type=_FLAG_TYPES.get(kind, str),
+        multiple=many,
+        help=help + (" Repeatable." if many else ""),
     )
 
 

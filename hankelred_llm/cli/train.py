@@ -49,10 +49,10 @@ def train(
     run = train_into(settings, progress=progress())
     if not this_process().is_main_process:
         return
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in run["validation"].items())
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in (run.validation or {}).items())
     click.echo(
-        f"{run['method']} (r {run['ranks']}, {run['parameters']:,} parameters) on {settings.task}, rate "
-        f"{run['learning_rate']:g}, seed {run['seed']}: last loss {run['losses'][-1][1]:.4f}"
+        f"{run.method} (r {run.ranks}, {run.parameters:,} parameters) on {settings.task}, rate "
+        f"{run.learning_rate:g}, seed {run.seed}: last loss {run.losses[-1][1]:.4f}"
     )
     click.echo(f"validation at length {settings.length}: {scores}")
     click.echo(f"wrote {Path(settings.out) / 'adapter'}")

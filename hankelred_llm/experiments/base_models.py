@@ -170,32 +170,13 @@ def find_model(
     ExperimentError
         There is no such model.
     """
-    if name in SMALL and (gguf_file or revision):
-        option = "gguf_file" if gguf_file else "revision"
-        raise ExperimentError(f"model {name!r} is made here and has no {option}; leave {option} out")
-    if name in SMALL and this_process().num_processes > 1 and not _cached(SMALL[name]).is_dir():
-        raise ExperimentError(
-            f"model {name!r} is made by one process; give the command once without accelerate"
-        )
-    source = str(small_model(pretrained=SMALL[name])) if name in SMALL else name
-    if gguf_file is None and name.endswith(GGUF) and not os.path.isdir(name):
-        if not os.path.isfile(name):  # no repository is looked up: it could hold such files, not be one
-            raise ExperimentError(
-                f"there is no GGUF file {in_one_line(name)}; give the path of a file, or a folder or a name "
-                "on the hub with --gguf-file"
-            )
-        source, gguf_file = os.path.split(os.path.abspath(name))
-    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
-        raise ExperimentError(
-            f"reading the GGUF file {in_one_line(gguf_file)} needs the package gguf; run: pip install "
-            "'hankelred[llm,gguf]'"
-        )
+    if name in SMALL:
+        source = _small_source(name, gguf_file, revision)
+    else:
+        source, gguf_file = _split_gguf(name, gguf_file)
     files = [path.name for path in sorted(Path(source).glob(f"*{GGUF}"))] if os.path.isdir(source) else []
-    if gguf_file is not None and os.path.isdir(source) and gguf_file not in files:
-        raise ExperimentError(
-            f"there is no GGUF file {in_one_line(gguf_file)} in {in_one_line(source)}; there is "
-            f"{name_list(files)}"
-        )
+    if gguf_file is not None:
+        _check_gguf(source, gguf_file, files)
     try:
         config = AutoConfig.from_pretrained(source, **_place(gguf_file, revision))
     except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
@@ -206,6 +187,42 @@ def find_model(
             "the hub, 'small' or 'small-random'"
         ) from None
     return BaseModel(name, source, config, dtype, gguf_file, revision)
+
+
+def _small_source(name: str, gguf_file: str | None, revision: str | None) -> str:
+    if gguf_file or revision:
+        option = "gguf_file" if gguf_file else "revision"
+        raise ExperimentError(f"model {name!r} is made here and has no {option}; leave {option} out")
+    if this_process().num_processes > 1 and not _cached(SMALL[name]).is_dir():
+        raise ExperimentError(
+            f"model {name!r} is made by one process; give the command once without accelerate"
+        )
+    return str(small_model(pretrained=SMALL[name]))
+
+
+def _split_gguf(name: str, gguf_file: str | None) -> tuple[str, str | None]:
+    """Return the folder and the name of a GGUF file where its path stands for a model."""
+    if gguf_file is not None or not name.endswith(GGUF) or os.path.isdir(name):
+        return name, gguf_file
+    if not os.path.isfile(name):  # no repository is looked up: it could hold such files, not be one
+        raise ExperimentError(
+            f"there is no GGUF file {in_one_line(name)}; give the path of a file, or a folder or a name on "
+            "the hub with --gguf-file"
+        )
+    return os.path.split(os.path.abspath(name))
+
+
+def _check_gguf(source: str, gguf_file: str, files: list[str]) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ExperimentError(
+            f"reading the GGUF file {in_one_line(gguf_file)} needs the package gguf; run: pip install "
+            "'hankelred[llm,gguf]'"
+        )
+    if os.path.isdir(source) and gguf_file not in files:
+        raise ExperimentError(
+            f"there is no GGUF file {in_one_line(gguf_file)} in {in_one_line(source)}; there is "
+            f"{name_list(files)}"
+        )
 
 
 def _as_plain(model: nn.Module) -> nn.Module:

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from ..adapter.architectures import find_decoder
 from ..errors import ExperimentError
-from .methods import (
-    FittedMethod,
-    FittedPart,
-    Method,
-    Part,
-    add_adapters,
-    linear_layers,
-    parse_method,
-    trainable,
-)
+from .methods import Method, Part, add_adapters, linear_layers, parse_method, trainable
 
 #: Two methods are equal when their numbers of parameters differ by at most this share.
 TOLERANCE = 0.02
@@ -57,21 +49,20 @@ def parameters_of(text: str, skeleton: Callable[[], nn.Module]) -> int:
     return fixed(method, skeleton).parameters
 
 
-def fixed(method: Method, skeleton: Callable[[], nn.Module]) -> FittedMethod:
+def fixed(method: Method, skeleton: Callable[[], nn.Module]) -> Method:
     """Return a method whose r is among its options, with its number of parameters."""
     r = method.parts[0].options.get("r")
     if isinstance(r, bool) or not isinstance(r, int) or r < 1 or len(method.parts) > 1:
         raise ExperimentError(f"method {method.name!r} needs r=..., a whole number of at least 1")
-    parts = (FittedPart(method.parts[0], r),)
-    return FittedMethod(method, parts, _count(parts, skeleton))
+    parts = (replace(method.parts[0], r=r),)
+    return replace(method, parts=parts, parameters=_count(parts, skeleton))
 
 
-def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> FittedMethod:
+def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> Method:
     """Return a method with ranks that come to a budget within 2 %.
 
     The rank is the largest whole one within the budget; then single blocks or linear layers get one more, the
-    most expensive first, as long as the count comes nearer to the budget. AdaLoRA has one rank for all; what
-    it starts with is counted.
+    most expensive first, as long as the count comes nearer to the budget.
 
     Parameters
     ----------
@@ -88,7 +79,7 @@ def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> Fitte
     """
     if any("r" in part.options for part in method.parts):
         raise ExperimentError(f"method {method.name!r}: r follows from the budget here; leave it out")
-    fitted: list[FittedPart] = []
+    fitted: list[Part] = []
     remaining = float(budget)
     # the last part gets what remains, so that together they come as close to the budget as one part
     for part in reversed(method.parts) if len(method.parts) > 1 else method.parts:
@@ -102,10 +93,10 @@ def fit(method: Method, budget: int, skeleton: Callable[[], nn.Module]) -> Fitte
             f"method {method.name!r} comes no nearer to a budget of {budget:,} trainable parameters than "
             f"{count:,}, {count / budget - 1:+.1%}; {TOLERANCE:.0%} are allowed; give a budget of {count:,}"
         )
-    return FittedMethod(method, parts, count)
+    return replace(method, parts=parts, parameters=count)
 
 
-def check_equal(methods: Iterable[FittedMethod]) -> None:
+def check_equal(methods: Iterable[Method]) -> None:
     """Refuse methods of which one is above the budget and one below, and that are too far apart.
 
     Raises
@@ -117,19 +108,17 @@ def check_equal(methods: Iterable[FittedMethod]) -> None:
     least, most = ordered[0], ordered[-1]
     if most.parameters > (1 + TOLERANCE) * least.parameters:
         raise ExperimentError(
-            f"method {most.method.name!r} comes to {most.parameters:,} trainable parameters and "
-            f"{least.method.name!r} to {least.parameters:,}, "
+            f"method {most.name!r} comes to {most.parameters:,} trainable parameters and "
+            f"{least.name!r} to {least.parameters:,}, "
             f"{most.parameters / least.parameters - 1:.1%} apart; {TOLERANCE:.0%} are allowed; give a larger "
             "budget"
         )
 
 
-def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], nn.Module]) -> FittedPart:
-    at_rank_one, at_rank_two = (_count((FittedPart(part, r),), skeleton) for r in (1, 2))
+def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], nn.Module]) -> Part:
+    at_rank_one, at_rank_two = (_count((replace(part, r=r),), skeleton) for r in (1, 2))
     per_rank = at_rank_two - at_rank_one
     exact = (budget - at_rank_one) / per_rank + 1
-    if part.kind == "adalora":
-        return FittedPart(part, max(1, round(exact)))
     r = math.floor(exact)
     if r < 1:
         raise ExperimentError(
@@ -143,7 +132,7 @@ def _fit_part(method: Method, part: Part, budget: float, skeleton: Callable[[], 
         if cost < 2 * remaining:
             larger.append(name)
             remaining -= cost
-    return FittedPart(part, r, tuple(larger)) if len(larger) < len(costs) else FittedPart(part, r + 1)
+    return replace(part, r=r, larger=tuple(larger)) if len(larger) < len(costs) else replace(part, r=r + 1)
 
 
 def _costs(part: Part, model: nn.Module, per_rank: int) -> dict[str, int]:
@@ -157,6 +146,6 @@ def _costs(part: Part, model: nn.Module, per_rank: int) -> dict[str, int]:
     return dict.fromkeys(names, per_rank // len(names))
 
 
-def _count(parts: tuple[FittedPart, ...], skeleton: Callable[[], nn.Module]) -> int:
+def _count(parts: tuple[Part, ...], skeleton: Callable[[], nn.Module]) -> int:
     with torch.device("meta"):
-        return trainable(add_adapters(skeleton(), parts, steps=100))
+        return trainable(add_adapters(skeleton(), parts))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,17 @@ from rich.progress import Progress
 
 from hankelred.errors import short_repr
 
+from .._util.parsing import nearest
 from ..errors import ExperimentError
-from ..tasks import Split, Task, TaskError
+from ..tasks import Split, TaskError
 from .evaluate import evaluate
 from .experiment import Experiment, open_experiment
 from .folder import results_folder
 from .methods import load_adapter, parse_method
 from .peft_schema import peft_record
 from .processes import this_process
-from .records import ResultRecord, ResultsFile
-from .settings import Settings, nearest, read_settings
+from .records import ResultRecord, ResultsFile, RunKey, RunRecord, ScoreRecord
+from .settings import Settings, read_settings
 from .statistics import Difference, paired_difference
 from .train import ADAPTER, train
 
@@ -161,7 +165,7 @@ def compare_one(
     *,
     merge: Sequence[Path] = (),
     progress: Progress | None = None,
-) -> ResultRecord:
+) -> RunRecord:
     """Train one method at one rate from one seed, as a part of a comparison that others make the rest of.
 
     Parameters
@@ -177,7 +181,7 @@ def compare_one(
 
     Returns
     -------
-    dict
+    RunRecord
         The record of the run, with its validation score.
 
     Raises
@@ -208,22 +212,41 @@ class _Study:
         self.results = ResultsFile(self.folder / RESULTS, self.experiment.identity(), write=main)
         # all processes read the file before the first record is added
         self.process.wait_for_everyone()
-        self.names = list(self.experiment.methods)
         self.split_name = "validation" if settings.validation_only else "test"
+        self.runs = {(run.phase, run.key): run for run in self.results.runs()}
+        self.scores = {(score.length, score.key): score for score in self.results.scores(self.split_name)}
+        self.splits = {
+            record["length"]: {name: value for name, value in record.items() if name != "kind"}
+            for record in self.results.all(kind="split", split=self.split_name)
+        }
         self._refuse_training_after_test()
         self.bars = progress if main else None
 
+    @cached_property
+    def tuning(self) -> list[RunKey]:
+        """The runs that choose a learning rate, where there is a choice."""
+        return [
+            RunKey(name, rate, seed)
+            for name in self.experiment.methods
+            if len(rates := self.settings.rates(name)) > 1
+            for rate in rates
+            for seed in self.settings.tuning_seeds
+        ]
+
+    @cached_property
+    def final(self) -> dict[str, list[RunKey]]:
+        """The runs that are reported, by method: at the chosen rate, so that those of tuning come first."""
+        chosen = {name: self._chosen_rate(name) for name in self.experiment.methods}
+        return {name: [RunKey(name, rate, s) for s in self.settings.seeds] for name, rate in chosen.items()}
+
     def run(self) -> Comparison:
-        with self.bars or nullcontext(), self._all() as done:
-            for name in self.names:
-                for rate, seed in self._tuning(name):
-                    self._trained("tuning", name, rate, seed)
-                    done()
-            for name in self.names:
-                rate = self.chosen(name)
-                for seed in self.settings.seeds:
-                    self._trained("final", name, rate, seed)
-                    done()
+        with self.bars or nullcontext(), self._all_runs() as done:
+            for key in self.tuning:
+                self._train("tuning", key)
+                done()
+            for key in chain.from_iterable(self.final.values()):
+                self._train("final", key)
+                done()
             self._score_all()
         comparison = self._comparison()
         if self.process.is_main_process:
@@ -244,32 +267,35 @@ class _Study:
                         f"{results.path}: the test split has been read, and no runs can be merged after it; "
                         "merge all folders into a new one (out) first"
                     )
-            for run in others.all(kind="run"):
-                phase, name, rate, seed = (run[k] for k in ("phase", "method", "learning_rate", "seed"))
-                if self._run(phase, name, rate, seed) is not None or not self.process.is_main_process:
+            for run in others.runs():
+                phase = str(run.phase)
+                if (phase, run.key) in self.runs:
                     continue
-                place = _run_folder(Path(), phase, name, rate, seed)
-                if phase == "final":
+                if phase == "final" and self.process.is_main_process:
+                    place = _run_folder(phase, run.key)
                     shutil.copytree(folder / place, self.folder / place, dirs_exist_ok=True)
-                self.results.append(run)
+                self.results.add(run)
+                self.runs[phase, run.key] = run
         self.process.wait_for_everyone()
 
-    def run_one(self, only: str) -> ResultRecord:
+    def run_one(self, only: str) -> RunRecord:
         """Train and validate one run of the comparison."""
-        name, rate, seed = self._parsed(only)
-        phase = "tuning" if seed in self.settings.tuning_seeds else "final"
+        key = self._parsed(only)
+        phase = "tuning" if key.seed in self.settings.tuning_seeds else "final"
         with self.bars or nullcontext():
-            self._trained(phase, name, rate, seed)
-        return self._run(phase, name, rate, seed) or {}
+            self._train(phase, key)
+        return self.runs[phase, key]
 
-    def _parsed(self, only: str) -> tuple[str, float, int]:
+    def _parsed(self, only: str) -> RunKey:
         # a method may have commas among its options
         name, *rest = only.rsplit(",", 2)
         if len(rest) < 2:
             raise ExperimentError(f"only is {short_repr(only)}; give METHOD,RATE,SEED, as in hrm,0.01,100")
         name = " ".join(name.split())
-        if name not in self.names:
-            raise ExperimentError(f"{short_repr(name)} is not among methods{nearest(name, self.names)}")
+        if name not in self.experiment.methods:
+            raise ExperimentError(
+                f"{short_repr(name)} is not among methods{nearest(name, self.experiment.methods)}"
+            )
         try:
             seed = int(rest[1])
             rate = None if rest[0].strip() == "best" else float(rest[0])
@@ -289,63 +315,61 @@ class _Study:
                 "choose it"
             )
         if rate is None:
+            needed = [key for key in self.tuning if key.method == name]
             missing = [
-                f"{r:g} from seed {s}"
-                for r, s in self._tuning(name)
-                if self._run("tuning", name, r, s) is None
+                f"{key.learning_rate:g} from seed {key.seed}"
+                for key in needed
+                if ("tuning", key) not in self.runs
             ]
             if missing:
                 raise ExperimentError(
                     f"method {name!r} has no best rate yet; still to be run: {', '.join(missing)}"
                 )
-            rate = self.chosen(name)
-        return name, rate, seed
-
-    def _tuning(self, name: str) -> list[tuple[float, int]]:
-        rates = self.settings.rates(name)
-        return [] if len(rates) == 1 else [(r, s) for r in rates for s in self.settings.tuning_seeds]
+            rate = self._chosen_rate(name)
+        return RunKey(name, rate, seed)
 
     @contextmanager
-    def _all(self) -> Iterator[Any]:
+    def _all_runs(self) -> Iterator[Callable[[], None]]:
         bars = self.bars
         if bars is None:
             yield lambda: None
             return
-        runs = sum(len(self._tuning(name)) + len(self.settings.seeds) for name in self.names)
+        runs = len(self.tuning) + len(self.experiment.methods) * len(self.settings.seeds)
         bar = bars.add_task("all runs", total=runs)
         yield lambda: bars.advance(bar)
 
     def _refuse_training_after_test(self) -> None:
-        if self.settings.validation_only or not self.results.all(kind="split", split="test"):
+        if self.settings.validation_only or not self.splits:
             return
-        for name in self.names:
-            for rate, seed in self._tuning(name):
-                if self._run("tuning", name, rate, seed) is None:
-                    self._refuse(name)
-            for seed in self.settings.seeds:
-                if self._run("final", name, self.chosen(name), seed) is None:
-                    self._refuse(name)
+        missing = [key for key in self.tuning if ("tuning", key) not in self.runs]
+        if not missing:
+            keys = chain.from_iterable(self.final.values())
+            missing = [key for key in keys if ("final", key) not in self.runs]
+        if missing:
+            raise ExperimentError(
+                f"{self.results.path}: the test split has been read, and method {missing[0].method!r} would "
+                "be trained after it; compare it in another folder (out), with the methods it is to be "
+                "compared with"
+            )
 
-    def _refuse(self, name: str) -> None:
-        raise ExperimentError(
-            f"{self.results.path}: the test split has been read, and method {name!r} would be trained after "
-            "it; compare it in another folder (out), with the methods it is to be compared with"
-        )
-
-    def _run(self, phase: str, name: str, rate: float, seed: int) -> ResultRecord | None:
-        return self.results.find(kind="run", phase=phase, method=name, learning_rate=rate, seed=seed)
-
-    def _trained(self, phase: str, name: str, rate: float, seed: int) -> None:
+    def _train(self, phase: str, key: RunKey) -> None:
         """Train, unless the run is recorded already, and record the validation score."""
-        if self._run(phase, name, rate, seed) is not None:
+        if (phase, key) in self.runs:
             return
-        folder = _run_folder(self.folder, phase, name, rate, seed)
-        run = train(self.experiment, name, learning_rate=rate, seed=seed, folder=folder, progress=self.bars)
-        validation = self._validated(run.model)
-        status = run.record["status"] if validation is not None else "failed"
-        self.results.append(
-            {"kind": "run", "phase": phase, **run.record, "validation": validation, "status": status}
+        folder = self.folder / _run_folder(phase, key)
+        run = train(
+            self.experiment,
+            key.method,
+            learning_rate=key.learning_rate,
+            seed=key.seed,
+            folder=folder,
+            progress=self.bars,
         )
+        validation = self._validated(run.model)
+        status = run.record.status if validation is not None else "failed"
+        record = replace(run.record, phase=phase, validation=validation, status=status)
+        self.results.add(record)
+        self.runs[phase, key] = record
         if self.process.is_main_process:
             # recorded: the checkpoints of a run, and the adapters of tuning, are not needed any more
             for path in [folder] if phase == "tuning" else folder.glob("checkpoint-*"):
@@ -363,47 +387,40 @@ class _Study:
             means.append(scores.means)
         return {metric: float(np.mean([of_length[metric] for of_length in means])) for metric in means[0]}
 
-    def chosen(self, name: str) -> float:
+    def _validation_score(self, phase: str, keys: list[RunKey]) -> float:
+        """Return the mean validation score of runs, larger being better; -inf where one diverged."""
+        task = self.experiment.task
+        sign = 1 if task.higher_is_better else -1
+        means = [self.runs[phase, key].validation for key in keys]
+        return float(np.mean([-math.inf if m is None else sign * m[task.metric] for m in means]))
+
+    def _chosen_rate(self, name: str) -> float:
         """Return the learning rate with the best validation score."""
         rates = self.settings.rates(name)
         if len(rates) == 1:
             return rates[0]
-        scores = {rate: self._tuning_score(name, rate) for rate in rates}
-        finite = {rate: score for rate, score in scores.items() if score is not None}
-        if not finite:
+        scores = {
+            rate: self._validation_score(
+                "tuning", [RunKey(name, rate, seed) for seed in self.settings.tuning_seeds]
+            )
+            for rate in rates
+        }
+        best = max(rates, key=lambda rate: scores[rate])
+        if scores[best] == -math.inf:
             raise ExperimentError(
                 f"method {name!r} diverged at every learning rate of {rates}; give smaller ones"
             )
-        return max(finite, key=lambda rate: finite[rate])
-
-    def _tuning_score(self, name: str, rate: float) -> float | None:
-        """Return the mean validation score of a rate, larger being better; None where a run diverged."""
-        task = self.experiment.task
-        means = [
-            (self._run("tuning", name, rate, seed) or {}).get("validation")
-            for seed in self.settings.tuning_seeds
-        ]
-        scores = [m[task.metric] for m in means if m is not None]
-        if len(scores) < len(means):
-            return None
-        return float(np.mean(scores)) * (1 if task.higher_is_better else -1)
+        return best
 
     def _score_all(self) -> None:
         """Score every adapter on the split that is reported, which is made once."""
-        task, settings = self.experiment.task, self.settings
-        for length in settings.lengths:
-            missing = [
-                (name, seed)
-                for name in self.names
-                for seed in settings.seeds
-                if self._score(name, seed, length) is None
-            ]
-            known = self.results.find(kind="split", split=self.split_name, length=length)
-            if not missing and known:
-                continue
-            split = self._split(length)
-            for name, seed in missing:
-                self._score_one(task, split, name, seed)
+        for length in self.settings.lengths:
+            keys = chain.from_iterable(self.final.values())
+            missing = [key for key in keys if (length, key) not in self.scores]
+            if missing or length not in self.splits:
+                split = self._split(length)
+                for key in missing:
+                    self._score(split, key)
 
     def _split(self, length: int) -> Split:
         task = self.experiment.task
@@ -411,96 +428,69 @@ class _Study:
             split = self.experiment.validation(length)
         else:
             split = task.test(length, size=self.settings.test_size)
-        if self.results.find(kind="split", split=self.split_name, length=length) is None:
-            self.results.append(
-                {
-                    "kind": "split",
-                    **split.describe(),
-                    "floors": self.experiment.floors(split),
-                    "test_reads": list(task.test_reads),
-                }
-            )
+        if length not in self.splits:
+            floors, reads = self.experiment.floors(split), list(task.test_reads)
+            self.splits[length] = {**split.describe(), "floors": floors, "test_reads": reads}
+            self.results.append({"kind": "split", **self.splits[length]})
         return split
 
-    def _score(self, name: str, seed: int, length: int) -> ResultRecord | None:
-        return self.results.find(
-            kind="score",
+    def _score(self, split: Split, key: RunKey) -> None:
+        folder = self.folder / _run_folder("final", key) / ADAPTER
+        model = load_adapter(self.experiment.base_model(key.method), folder).to(self.process.device)
+        scores = evaluate(model, self.experiment.task, split, batch_size=self.settings.eval_batch_size)
+        record = ScoreRecord(
+            *key,
             split=self.split_name,
-            length=length,
-            method=name,
-            seed=seed,
-            learning_rate=self.chosen(name),
+            length=split.length,
+            means=scores.means,
+            per_unit={metric: values.tolist() for metric, values in scores.per_unit.items()},
+            weights=scores.weights.tolist(),
+            documents=list(scores.documents),
+            units=list(scores.units),
         )
-
-    def _score_one(self, task: Task, split: Split, name: str, seed: int) -> None:
-        rate = self.chosen(name)
-        folder = _run_folder(self.folder, "final", name, rate, seed) / ADAPTER
-        model = load_adapter(self.experiment.base_model(name), folder).to(self.process.device)
-        scores = evaluate(model, task, split, batch_size=self.settings.eval_batch_size)
-        self.results.append(
-            {
-                "kind": "score",
-                "split": self.split_name,
-                "length": split.length,
-                "method": name,
-                "seed": seed,
-                "learning_rate": rate,
-                "means": scores.means,
-                "per_unit": {metric: values.tolist() for metric, values in scores.per_unit.items()},
-                "weights": scores.weights.tolist(),
-                "units": list(scores.units),
-                "documents": list(scores.documents),
-            }
-        )
+        self.results.add(record)
+        self.scores[split.length, key] = record
 
     def _comparison(self) -> Comparison:
         task, settings = self.experiment.task, self.settings
         reference = settings.reference or self._best_without_hrm()
-        lines, splits = {}, {}
-        for length in settings.lengths:
-            lines[length] = tuple(self._line(name, length, reference) for name in self.names)
-            record = self.results.find(kind="split", split=self.split_name, length=length)
-            splits[length] = {key: value for key, value in (record or {}).items() if key != "kind"}
+        lines = {
+            length: tuple(self._line(name, length, reference) for name in self.final)
+            for length in settings.lengths
+        }
+        splits = {length: self.splits[length] for length in settings.lengths}
         return Comparison(settings, task.metric, task.higher_is_better, reference, lines, splits, self.folder)
 
     def _best_without_hrm(self) -> str:
         """Return the reference: the method without a state with the best validation score."""
-        task = self.experiment.task
-        candidates = [n for n in self.names if not parse_method(n).stateful] or self.names[:1]
-        sign = 1 if task.higher_is_better else -1
-
-        def score(name: str) -> float:
-            runs = [self._run("final", name, self.chosen(name), seed) or {} for seed in self.settings.seeds]
-            means = [r["validation"][task.metric] if r.get("validation") else -sign * np.inf for r in runs]
-            return float(np.mean(means)) * sign
-
-        return max(candidates, key=score)
+        methods = self.experiment.methods
+        candidates = [name for name in methods if not methods[name].stateful] or list(methods)[:1]
+        return max(candidates, key=lambda name: self._validation_score("final", self.final[name]))
 
     def _line(self, name: str, length: int, reference: str) -> Line:
-        metric, rate = self.experiment.task.metric, self.chosen(name)
-        runs = [self._run("final", name, rate, seed) or {} for seed in self.settings.seeds]
-        ours = [self._score(name, seed, length) or {} for seed in self.settings.seeds]
+        metric, rates = self.experiment.task.metric, self.settings.rates(name)
+        runs = [self.runs["final", key] for key in self.final[name]]
+        ours = [self.scores[length, key] for key in self.final[name]]
         difference = None
         if name != reference:
-            theirs = [self._score(reference, seed, length) or {} for seed in self.settings.seeds]
+            theirs = [self.scores[length, key] for key in self.final[reference]]
             difference = paired_difference(
-                np.array([s["per_unit"][metric] for s in ours]),
-                np.array([s["per_unit"][metric] for s in theirs]),
-                np.array(ours[0]["weights"]),
-                ours[0]["documents"],
+                np.array([score.per_unit[metric] for score in ours]),
+                np.array([score.per_unit[metric] for score in theirs]),
+                np.array(ours[0].weights),
+                ours[0].documents,
             )
-        memory = [r["memory"] for r in runs if r["memory"] is not None]
-        rates = self.settings.rates(name)
+        rate = runs[0].learning_rate
         return Line(
             method=name,
-            ranks=runs[0]["ranks"],
-            parameters=runs[0]["parameters"],
+            ranks=runs[0].ranks,
+            parameters=runs[0].parameters,
             learning_rate=rate,
             at_edge=len(rates) > 1 and rate in (rates[0], rates[-1]),
-            scores=tuple(s["means"][metric] for s in ours),
+            scores=tuple(score.means[metric] for score in ours),
             difference=difference,
-            seconds=float(np.median(np.concatenate([r["seconds_steps"] for r in runs]))),
-            memory=max(memory) if memory else None,
+            seconds=float(np.median(np.concatenate([run.seconds_steps for run in runs]))),
+            memory=max((run.memory for run in runs if run.memory is not None), default=None),
         )
 
     def _write(self, comparison: Comparison) -> None:
@@ -509,13 +499,15 @@ class _Study:
         write_reports(comparison)
         folder = self.folder / "peft"
         folder.mkdir(exist_ok=True)
-        for name in self.names:
-            for seed in self.settings.seeds:
-                run = self._run("final", name, self.chosen(name), seed) or {}
-                scores = [self._score(name, seed, length) or {} for length in self.settings.lengths]
-                slug = self.experiment.methods[name].method.slug
-                peft_record(self.experiment, run, scores, folder / f"{slug}--seed{seed}.json")
+        for name, keys in self.final.items():
+            slug = self.experiment.methods[name].slug
+            for key in keys:
+                scores = [self.scores[length, key] for length in self.settings.lengths]
+                path = folder / f"{slug}--seed{key.seed}.json"
+                peft_record(self.experiment, self.runs["final", key], scores, path)
 
 
-def _run_folder(folder: Path, phase: str, name: str, rate: float, seed: int) -> Path:
-    return folder / "runs" / f"{phase}--{parse_method(name).slug}--rate{rate:g}--seed{seed}"
+def _run_folder(phase: str, key: RunKey) -> Path:
+    """Return the folder of a run within that of its comparison."""
+    slug = parse_method(key.method).slug
+    return Path("runs") / f"{phase}--{slug}--rate{key.learning_rate:g}--seed{key.seed}"

@@ -17,7 +17,7 @@ from ..tasks.text_task import TextTask
 from .base_models import BaseModel, find_model
 from .budget import check_equal, fit, fixed, parameters_of
 from .evaluate import evaluate
-from .methods import FittedMethod, add_adapters, check_available, parse_method
+from .methods import Method, add_adapters, check_available, parse_method
 from .processes import this_process
 from .settings import Settings
 
@@ -33,15 +33,15 @@ class Experiment:
     base : BaseModel
     budget : int or None
         Trainable parameters of every method; None where methods have an r of their own.
-    methods : dict of str to FittedMethod
-        By name, as in the settings.
+    methods : dict of str to Method
+        By name, as in the settings; with their ranks.
     """
 
     settings: Settings
     task: Task
     base: BaseModel
     budget: int | None
-    methods: dict[str, FittedMethod]
+    methods: dict[str, Method]
     _validation: dict[int, Split] = field(default_factory=dict)
 
     def validation(self, length: int) -> Split:
@@ -55,29 +55,19 @@ class Experiment:
         rows = self.settings.steps * self.settings.batch_size
         return self.task.train(self.settings.length, size=rows, seed=seed)
 
-    def calibration_steps(self, name: str) -> int:
-        """Return the number of steps that the calibration of a method takes."""
-        return self.settings.calibration_steps if self.methods[name].method.balanced else 0
-
     def untrained_model(self, name: str, seed: int) -> PeftModel:
         """Return the base model with the untrained adapters of a method."""
-        fitted = self.methods[name]
-        base = self.base.load(quantized=fitted.method.quantized)
+        base = self.base_model(name)
         set_seed(seed)
-        return add_adapters(
-            base,
-            fitted.parts,
-            steps=self.settings.steps,
-            gguf_file=self.base.gguf_file,
-            revision=self.base.revision,
-        )
+        parts = self.methods[name].parts
+        return add_adapters(base, parts, gguf_file=self.base.gguf_file, revision=self.base.revision)
 
     def floors(self, split: Split) -> dict[str, dict[str, float]]:
         """Return the scores of trivial baselines; for a task of texts, also those of the base as it is."""
         found = dict(self.task.baselines(split))
         if isinstance(self.task, TextTask):
             # in four bits where every method needs it: then the whole base may not fit
-            quantized = all(m.method.quantized for m in self.methods.values())
+            quantized = all(method.quantized for method in self.methods.values())
             model = self.base.load(quantized=quantized).to(this_process().device)
             scores = evaluate(model, self.task, split, batch_size=self.settings.eval_batch_size)
             found["base"] = scores.means
@@ -85,7 +75,7 @@ class Experiment:
 
     def base_model(self, name: str) -> nn.Module:
         """Return the base model that a method adapts, without adapters."""
-        return self.base.load(quantized=self.methods[name].method.quantized)
+        return self.base.load(quantized=self.methods[name].quantized)
 
     def identity(self) -> dict[str, Any]:
         """Return the configuration that all runs in one results file share."""
@@ -112,11 +102,6 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
     parsed = [parse_method(name) for name in methods]
     for method in parsed:
         check_available(method)
-        if method.balanced and settings.calibration_steps >= settings.steps:
-            raise ExperimentError(
-                f"method {method.name!r}: calibration_steps is {settings.calibration_steps}, and nothing is "
-                f"left of {settings.steps} steps to train; give fewer"
-            )
     options = dict(settings.task_options)
     if settings.data_dir is not None:
         folder = Path(settings.data_dir)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import nn
@@ -27,18 +26,12 @@ from torch import nn
 from hankelred.errors import in_one_line, short_repr
 
 from .._util.numbers import is_number
+from .._util.parsing import nearest, parse_yaml
 from ..adapter.adapter_layers import other_adapter_layers
 from ..adapter.architectures import find_decoder
 from ..adapter.config import HRMConfig
 from ..adapter.model import attach
 from ..errors import ExperimentError
-from .settings import nearest, parse_yaml
-
-#: Share of the steps of AdaLoRA before ranks are taken away, and after the last was.
-ADALORA_FIRST, ADALORA_LAST = 0.1, 0.3
-
-#: AdaLoRA starts with this multiple of the rank it ends with, as its authors do.
-ADALORA_EXCESS = 1.5
 
 
 @dataclass(frozen=True)
@@ -47,25 +40,25 @@ class Part:
 
     Attributes
     ----------
-    kind : {"hrm", "lora", "adalora"}
+    kind : {"hrm", "lora"}
     where : str
         The linear layers of a LoRA: "qv", "mlp" or "all". An HRM has its site among its fields.
     options : dict
         Fields of the configuration.
     quantized : bool
         Whether the base is loaded in four bits.
+    r : int
+        Rank, 0 until a budget or the user sets it.
+    larger : tuple of str
+        Blocks (HRM) or linear layers (LoRA) that get one more.
     """
 
     kind: str
     where: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     quantized: bool = False
-
-    @property
-    def balanced(self) -> str | None:
-        """The parts set from data, "B", "AB" or "ABC"; None for another initialization."""
-        name = str(self.options.get("init_weights")) if self.kind == "hrm" else ""
-        return BALANCED.get(name)
+    r: int = 0
+    larger: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,12 +75,15 @@ class Method:
     static_lr_ratio : float
         Learning rate of a LoRA next to an HRM, or of the static parts in it, as a multiple of that of the
         state.
+    parameters : int
+        Number of trainable parameters, 0 until the ranks are set.
     """
 
     name: str
     parts: tuple[Part, ...]
     share: float = 1.0
     static_lr_ratio: float = 1.0
+    parameters: int = 0
 
     @property
     def quantized(self) -> bool:
@@ -100,14 +96,22 @@ class Method:
         return any(part.kind == "hrm" for part in self.parts)
 
     @property
-    def balanced(self) -> str | None:
-        """The parts of its HRM that are set from data; None if none are."""
-        return self.parts[0].balanced
-
-    @property
     def slug(self) -> str:
         """The name for files."""
         return "".join(c if c.isalnum() or c in "-+." else "_" for c in self.name)
+
+    def ranks(self) -> str:
+        """Return the ranks for tables, as in '8 (+1 in 2)'.
+
+        Examples
+        --------
+        >>> from dataclasses import replace
+        >>> from hankelred_llm.experiments.methods import parse_method
+        >>> method = parse_method("lora-qv")
+        >>> replace(method, parts=(replace(method.parts[0], r=8, larger=("a", "b")),)).ranks()
+        '8 (+1 in 2)'
+        """
+        return " + ".join(f"{p.r} (+1 in {len(p.larger)})" if p.larger else str(p.r) for p in self.parts)
 
 
 #: Every name there is. ``hrm`` is the default adapter of this package, whatever that is.
@@ -121,17 +125,18 @@ ADAPTER_METHODS: dict[str, Part] = {
     "lora-all": Part("lora", "all"),
     "dora": Part("lora", "qv", {"use_dora": True}),
     "dora-all": Part("lora", "all", {"use_dora": True}),
-    "adalora": Part("adalora", "qv"),
     "qlora": Part("lora", "qv", quantized=True),
 }
 
-#: Initializations from data by the value of ``init_weights``, and the parts they set.
-BALANCED = {"balanced-B": "B", "balanced": "AB", "balanced-ABC": "ABC"}
+#: Methods that are in other comparisons but not in this one, and what to do instead.
+NOT_COMPARED = {
+    "adalora": "ranks that change while it trains need a training loop of their own; compare dora or lora-qv",
+}
 
-_CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig, "adalora": AdaLoraConfig}
+_CONFIGS: dict[str, type[Any]] = {"hrm": HRMConfig, "lora": LoraConfig}
 
-#: Set from the budget or from training rows, not by the user.
-_COMPUTED = frozenset({"rank_pattern", "alpha_pattern", "init_r", "target_r"})
+#: Set from the budget, not by the user.
+_COMPUTED = frozenset({"rank_pattern", "alpha_pattern"})
 
 
 def parse_method(text: str) -> Method:
@@ -155,62 +160,68 @@ def parse_method(text: str) -> Method:
     words = text.split()
     if not words:
         raise ExperimentError(f"a method has no name; there are: {', '.join(ADAPTER_METHODS)}")
-    parts = []
-    for name in words[0].split("+"):
-        if name not in ADAPTER_METHODS:
-            raise ExperimentError(f"there is no method {short_repr(name)}{nearest(name, ADAPTER_METHODS)}")
-        parts.append(ADAPTER_METHODS[name])
+    parts = tuple(map(_named_part, words[0].split("+")))
     if len(parts) > 1 and [part.kind for part in parts] != ["hrm", "lora"]:
         raise ExperimentError(f"{short_repr(words[0])}: only an HRM and a LoRA share a budget, in this order")
-    share, ratio = 0.5 if len(parts) > 1 else 1.0, 1.0
+    method = Method(" ".join(words), parts, share=0.5 if len(parts) > 1 else 1.0)
     for word in words[1:]:
-        key, equals, written = word.partition("=")
-        if not equals:
+        method = _with_option(method, word)
+    return method
+
+
+def _named_part(name: str) -> Part:
+    if name in NOT_COMPARED:
+        raise ExperimentError(f"method {name!r} is not compared here: {NOT_COMPARED[name]}")
+    if name not in ADAPTER_METHODS:
+        raise ExperimentError(f"there is no method {short_repr(name)}{nearest(name, ADAPTER_METHODS)}")
+    return ADAPTER_METHODS[name]
+
+
+def _with_option(method: Method, word: str) -> Method:
+    """Return a method with one option more: its own, or that of the first part with such a field."""
+    key, equals, text = word.partition("=")
+    where = f"method {short_repr(method.name)}"
+    if not equals:
+        raise ExperimentError(f"{where}: {short_repr(word)} is no option; write it as NAME=VALUE")
+    try:
+        value = _option_value(text)
+    except yaml.YAMLError:
+        raise ExperimentError(
+            f"{where}: {short_repr(text)} is no value; write {key}=NUMBER or {key}=NAME"
+        ) from None
+    known = ["share", "lora_lr_ratio"] if len(method.parts) > 1 else []
+    known += ["static_lr_ratio"] if method.stateful else []
+    if key == "share" and key in known:
+        if not _is_between(value, 1):
+            raise ExperimentError(f"{where}: share is {short_repr(text)}; give a number between 0 and 1")
+        return replace(method, share=value)
+    if key in known:
+        if not _is_between(value, math.inf):
             raise ExperimentError(
-                f"method {short_repr(text)}: {short_repr(word)} is no option; write it as NAME=VALUE"
+                f"{where}: {key} is {short_repr(text)}; give a positive number, the learning rate of the "
+                "LoRA, and of static readouts, over that of the state"
             )
-        try:
-            value = parse_yaml(written)
-        except yaml.YAMLError:
-            raise ExperimentError(
-                f"method {short_repr(text)}: {short_repr(written)} is no value; write {key}=NUMBER or "
-                f"{key}=NAME"
-            ) from None
-        if isinstance(value, str):
-            with suppress(ValueError):
-                value = float(value)  # 1e-3, which YAML takes for a text
-        if key == "share" and len(parts) > 1:
-            share = value
-            if isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
-                raise ExperimentError(
-                    f"method {short_repr(text)}: share is {short_repr(written)}; give a number between 0 "
-                    "and 1"
-                )
-            continue
-        if (key == "lora_lr_ratio" and len(parts) > 1) or (
-            key == "static_lr_ratio" and parts[0].kind == "hrm"
-        ):
-            if not is_number(value) or not 0 < value < math.inf:
-                raise ExperimentError(
-                    f"method {short_repr(text)}: {key} is {short_repr(written)}; give a positive number, the "
-                    "learning rate of the LoRA, and of static readouts, over that of the state"
-                )
-            ratio = float(value)
-            continue
-        parts = _with_option(text, parts, key, value)
-    return Method(" ".join(words), tuple(parts), share, ratio)
-
-
-def _with_option(text: str, parts: list[Part], key: str, value: Any) -> list[Part]:
-    """Return the parts with one option more, given to the first part that has such a field."""
-    known: list[str] = ["share", "lora_lr_ratio"] if len(parts) > 1 else []
-    known += ["static_lr_ratio"] if parts[0].kind == "hrm" else []
+        return replace(method, static_lr_ratio=float(value))
+    parts = list(method.parts)
     for i, part in enumerate(parts):
         names = [f.name for f in fields(_CONFIGS[part.kind]) if f.name not in _COMPUTED]
         if key in names:
-            return [*parts[:i], replace(part, options={**part.options, key: value}), *parts[i + 1 :]]
+            parts[i] = replace(part, options={**part.options, key: value})
+            return replace(method, parts=tuple(parts))
         known += names
-    raise ExperimentError(f"method {short_repr(text)} has no option {short_repr(key)}{nearest(key, known)}")
+    raise ExperimentError(f"{where} has no option {short_repr(key)}{nearest(key, known)}")
+
+
+def _option_value(text: str) -> Any:
+    value = parse_yaml(text)
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)  # 1e-3, which YAML takes for a text
+    return value
+
+
+def _is_between(value: Any, most: float) -> bool:
+    return is_number(value) and 0 < value < most
 
 
 def check_available(method: Method) -> None:
@@ -264,49 +275,10 @@ def linear_layers(model: nn.Module, where: str) -> dict[str, int]:
     return layers
 
 
-@dataclass(frozen=True)
-class FittedPart:
-    """A part with its rank.
-
-    Attributes
-    ----------
-    part : Part
-    r : int
-    larger : tuple of str
-        Blocks (HRM) or linear layers (LoRA) that get one more.
-    """
-
-    part: Part
-    r: int
-    larger: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class FittedMethod:
-    """A method with its ranks and the number of parameters they come to."""
-
-    method: Method
-    parts: tuple[FittedPart, ...]
-    parameters: int
-
-    def ranks(self) -> str:
-        """Return the ranks for tables, as in '8 (+3 layers)'.
-
-        Examples
-        --------
-        >>> from hankelred_llm.experiments.methods import FittedMethod, FittedPart, ADAPTER_METHODS, Method
-        >>> part = ADAPTER_METHODS["lora-qv"]
-        >>> FittedMethod(Method("lora-qv", (part,)), (FittedPart(part, 8, ("a", "b")),), 0).ranks()
-        '8 (+1 in 2)'
-        """
-        return " + ".join(f"{p.r} (+1 in {len(p.larger)})" if p.larger else str(p.r) for p in self.parts)
-
-
 def add_adapters(
     model: nn.Module,
-    parts: tuple[FittedPart, ...],
+    parts: tuple[Part, ...],
     *,
-    steps: int,
     gguf_file: str | None = None,
     revision: str | None = None,
 ) -> PeftModel:
@@ -315,9 +287,8 @@ def add_adapters(
     Parameters
     ----------
     model : PreTrainedModel
-    parts : tuple of FittedPart
-    steps : int
-        Length of the training, which AdaLoRA plans for.
+    parts : tuple of Part
+        With their ranks.
     gguf_file, revision : str, optional
         Where the model came from; the adapters record it.
 
@@ -325,7 +296,7 @@ def add_adapters(
     -------
     PeftModel
     """
-    configs = [(part.part.kind, _config(model, part, steps)) for part in parts]
+    configs = [(part.kind, _config(model, part)) for part in parts]
     for _, config in configs:
         config.revision = revision
         if isinstance(config, HRMConfig):
@@ -337,33 +308,19 @@ def add_adapters(
     return attach(model, config) if kind == "hrm" else get_peft_model(model, config)
 
 
-def _config(model: nn.Module, fitted: FittedPart, steps: int) -> Any:
-    part, r = fitted.part, fitted.r
+def _config(model: nn.Module, part: Part) -> Any:
     options = {key: value for key, value in part.options.items() if key != "r"}
-    if part.balanced is not None:
-        del options["init_weights"]  # the default first; initialization from data follows
     if part.kind == "hrm":
-        return HRMConfig(r=r, rank_pattern={_short(name): r + 1 for name in fitted.larger}, **options)
+        return HRMConfig(r=part.r, rank_pattern={_short(name): part.r + 1 for name in part.larger}, **options)
     targets = sorted(linear_layers(model, part.where))
+    larger = {name: part.r + 1 for name in part.larger}
     # alpha = 2 r, a scale of 2 whatever the rank
-    shared = {"target_modules": targets, "lora_alpha": 2 * r, "task_type": "CAUSAL_LM", **options}
-    if part.kind == "adalora":
-        first, last = math.ceil(ADALORA_FIRST * steps), math.ceil(ADALORA_LAST * steps)
-        return AdaLoraConfig(
-            init_r=r,
-            target_r=max(1, round(r / ADALORA_EXCESS)),
-            tinit=first,
-            tfinal=last,
-            deltaT=max(1, steps // 100),
-            total_step=steps,
-            **shared,
-        )
-    larger = {name: r + 1 for name in fitted.larger}
+    defaults = {"target_modules": targets, "lora_alpha": 2 * part.r, "task_type": "CAUSAL_LM"}
     return LoraConfig(
-        r=r,
+        r=part.r,
         rank_pattern=larger,
         alpha_pattern={name: 2 * rank for name, rank in larger.items()},
-        **shared,
+        **{**defaults, **options},
     )
 
 
@@ -419,10 +376,7 @@ def load_adapter(base: nn.Module, folder: Path) -> PeftModel:
         )
     if (folder / LORA_FOLDER).is_dir():
         PeftModel.from_pretrained(base, str(folder / LORA_FOLDER))
-    with warnings.catch_warnings():
-        # AdaLoRA names its ranks otherwise than the check of LoRA's names expects
-        warnings.filterwarnings("ignore", "The following rank_pattern keys", RuntimeWarning)
-        return PeftModel.from_pretrained(base, str(folder))
+    return PeftModel.from_pretrained(base, str(folder))
 
 
 def _has_lora(model: PeftModel) -> bool:

@@ -17,20 +17,20 @@ import torch
 from hankelred._util.writing import write_atomically
 
 from .experiment import Experiment
-from .records import ResultRecord
+from .records import RunRecord, ScoreRecord
 from .trainer import CLIP, SCHEDULE, WARMUP
 
 _PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch", "hankelred")
 
 
-def peft_record(experiment: Experiment, run: ResultRecord, scores: list[ResultRecord], path: Path) -> None:
+def peft_record(experiment: Experiment, run: RunRecord, scores: list[ScoreRecord], path: Path) -> None:
     """Write one finished run as peft's scripts write theirs.
 
     What they call memory of the accelerator is, without one, the peak of the process. Test metrics carry the
     length in their name.
     """
     settings, metric = experiment.settings, experiment.task.metric
-    steps = run["seconds_steps"]
+    steps = run.seconds_steps
     metrics: list[dict[str, Any]] = [
         {
             "step": step,
@@ -38,22 +38,22 @@ def peft_record(experiment: Experiment, run: ResultRecord, scores: list[ResultRe
             "train samples": step * settings.batch_size,
             "train time": float(np.sum(steps[:step])),
         }
-        for step, loss in run["losses"]
+        for step, loss in run.losses
     ]
     final: dict[str, Any] = {"step": settings.steps, "train loss": metrics[-1]["train loss"]}
-    if run["validation"] is not None:
-        final[f"valid {metric}"] = run["validation"][metric]
+    if run.validation is not None:
+        final[f"valid {metric}"] = run.validation[metric]
     for score in scores:
-        name = f"{score['split']} {metric}"
-        final.setdefault(name, score["means"][metric])
-        final[f"{name} at length {score['length']}"] = score["means"][metric]
+        name = f"{score.split} {metric}"
+        final.setdefault(name, score.means[metric])
+        final[f"{name} at length {score.length}"] = score.means[metric]
     final["train samples"] = settings.steps * settings.batch_size
-    name_of_experiment = f"{experiment.task.name}-{Path(settings.model).name}-seed{run['seed']}"
+    name_of_experiment = f"{experiment.task.name}-{Path(settings.model).name}-seed{run.seed}"
     content = {
         "run_info": {
-            "created_at": run["created_at"],
-            "total_time": run["seconds_total"],
-            "experiment_name": f"{run['method']}/{name_of_experiment}",
+            "created_at": run.created_at,
+            "total_time": run.seconds_total,
+            "experiment_name": f"{run.method}/{name_of_experiment}",
             "peft_branch": None,
             "train_config": {
                 "model_id": settings.model,
@@ -66,10 +66,10 @@ def peft_record(experiment: Experiment, run: ResultRecord, scores: list[ResultRe
                 "compile": False,
                 "use_gc": settings.gradient_checkpointing,
                 "query_template": None,
-                "seed": run["seed"],
+                "seed": run.seed,
                 "grad_norm_clip": CLIP,
                 "optimizer_type": "AdamW",
-                "optimizer_kwargs": {"lr": run["learning_rate"], "weight_decay": settings.weight_decay},
+                "optimizer_kwargs": {"lr": run.learning_rate, "weight_decay": settings.weight_decay},
                 "lr_scheduler": SCHEDULE,
                 "warmup_step_ratio": WARMUP,
                 "use_amp": False,
@@ -77,18 +77,18 @@ def peft_record(experiment: Experiment, run: ResultRecord, scores: list[ResultRe
                 "generation_kwargs": {"do_sample": False},
                 "attn_implementation": None,
             },
-            "peft_config": run["peft_config"],
-            "error_msg": "" if run["status"] == "success" else "the loss is not finite",
+            "peft_config": run.peft_config,
+            "error_msg": "" if run.status == "success" else "the loss is not finite",
         },
         "train_info": {
-            "accelerator_memory_reserved_avg": run["memory"],
-            "accelerator_memory_max": run["memory"],
-            "accelerator_memory_reserved_99th": run["memory"],
+            "accelerator_memory_reserved_avg": run.memory,
+            "accelerator_memory_max": run.memory,
+            "accelerator_memory_reserved_99th": run.memory,
             "train_time": float(np.sum(steps)),
-            "file_size": run["file_size"],
-            "num_trainable_params": run["parameters"],
-            "num_total_params": run["parameters_total"],
-            "status": run["status"],
+            "file_size": run.file_size,
+            "num_trainable_params": run.parameters,
+            "num_total_params": run.parameters_total,
+            "status": run.status,
             "metrics": [*metrics, final],
         },
         "meta_info": {

@@ -4,84 +4,145 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hankelred.errors import in_one_line, short_repr
 
-from .._util.numbers import is_number
+from .._util.value_types import (
+    FileCount,
+    FileNumber,
+    FileText,
+    NotEmpty,
+    TypeAdapter,
+    ValidationError,
+    problem,
+)
 from ..errors import ExperimentError
 
+#: A line of the file: what it is under "kind", and the values.
 ResultRecord = dict[str, Any]
 
 
-def _is_number(value: Any) -> bool:
-    # NaN is the loss of a run that diverged; a whole number may be too long for a float
-    return is_number(value) and (isinstance(value, float) or abs(value) < 2**63)
+class RunKey(NamedTuple):
+    """What a run is found by."""
+
+    method: str
+    learning_rate: float
+    seed: int
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+@dataclass(frozen=True)
+class _OfRun:
+    """What the records of a run have in common."""
+
+    method: FileText
+    learning_rate: FileNumber
+    seed: FileCount
+
+    @property
+    def key(self) -> RunKey:
+        """Which run it is."""
+        return RunKey(self.method, self.learning_rate, self.seed)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+@dataclass(frozen=True)
+class RunRecord(_OfRun):
+    """A finished training.
+
+    Attributes
+    ----------
+    method, learning_rate, seed
+        The run.
+    created_at : str
+    seconds_total : float
+    seconds_steps : list of float
+    memory : int or None
+        Peak in bytes.
+    parameters, parameters_total : int
+        Trainable ones, and all.
+    ranks : str
+    peft_config : dict
+    losses : list of (int, float)
+        By step.
+    status : str
+        "success" or "failed".
+    file_size : int
+        Bytes of the adapter.
+    validation : dict of str to float, optional
+        Mean of each metric on the validation rows; None before they are scored, and where a run diverged.
+    phase : str, optional
+        "tuning" or "final" in a comparison.
+    """
+
+    created_at: FileText
+    seconds_total: FileNumber
+    seconds_steps: list[FileNumber]
+    memory: FileCount | None
+    parameters: FileCount
+    parameters_total: FileCount
+    ranks: FileText
+    peft_config: dict[str, Any]
+    losses: NotEmpty[list[tuple[FileCount, FileNumber]]]
+    status: FileText
+    file_size: FileCount
+    validation: NotEmpty[dict[str, FileNumber]] | None
+    phase: FileText | None = None
 
 
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_number, value))
+@dataclass(frozen=True)
+class ScoreRecord(_OfRun):
+    """The scores of a run on a split at a length, as :class:`hankelred_llm.tasks.Scores` has them."""
+
+    split: FileText
+    length: FileCount
+    means: NotEmpty[dict[str, FileNumber]]
+    per_unit: dict[str, list[FileNumber]]
+    weights: list[FileNumber]
+    documents: list[Any]
+    units: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if len({*map(len, self.per_unit.values()), len(self.weights), len(self.documents)}) > 1:
+            raise ValueError("per_unit, weights and documents have different lengths")
 
 
-def _are_means(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(map(_is_number, value.values()))
+@dataclass(frozen=True)
+class _SplitFields:
+    """What tables need of the description of a split; the record has more."""
+
+    split: FileText
+    length: FileCount
+    examples: FileCount
+    context_mean: FileNumber
+    cut_share: FileNumber
+    evidence_share: FileNumber | None
+    floors: dict[str, NotEmpty[dict[str, FileNumber]]]
 
 
-def _are_losses(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_are_numbers(v) and len(v) == 2 for v in value)
+@dataclass(frozen=True)
+class _EvaluationFields(_SplitFields):
+    """What `evaluate` prints."""
+
+    metric: FileText
+    means: NotEmpty[dict[str, FileNumber]]
 
 
-#: What a record of each kind must have. What is null or absent where `compare` does not need it stays out.
-_FIELDS: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "experiment": {"identity": lambda value: isinstance(value, dict)},
-    "run": {
-        "method": _is_text,
-        "learning_rate": _is_number,
-        "seed": _is_count,
-        "created_at": _is_text,
-        "seconds_total": _is_number,
-        "seconds_steps": _are_numbers,
-        "memory": lambda value: value is None or _is_count(value),
-        "parameters": _is_count,
-        "parameters_total": _is_count,
-        "ranks": _is_text,
-        "peft_config": lambda value: isinstance(value, dict),
-        "losses": _are_losses,
-        "validation": lambda value: value is None or _are_means(value),
-        "status": _is_text,
-        "file_size": _is_count,
-    },
-    "split": {
-        "split": _is_text,
-        "length": _is_count,
-        "examples": _is_count,
-        "context_mean": _is_number,
-        "cut_share": _is_number,
-        "evidence_share": lambda value: value is None or _is_number(value),
-        "floors": lambda value: isinstance(value, dict) and all(map(_are_means, value.values())),
-    },
-    "score": {"split": _is_text, "length": _is_count, "means": _are_means},
+@dataclass(frozen=True)
+class _ExperimentFields:
+    identity: dict[str, Any]
+
+
+_TYPES: dict[str, TypeAdapter[Any]] = {
+    "experiment": TypeAdapter(_ExperimentFields),
+    "run": TypeAdapter(RunRecord),
+    "split": TypeAdapter(_SplitFields),
 }
-#: A score has beside that what evaluate prints, or with ``per_unit`` what compare computes differences from.
-_OF_EVALUATE = {**_FIELDS["split"], "metric": _is_text}
-_OF_COMPARE: dict[str, Callable[[Any], bool]] = {
-    "method": _is_text,
-    "seed": _is_count,
-    "learning_rate": _is_number,
-    "weights": _are_numbers,
-    "documents": lambda value: isinstance(value, list),
-    "per_unit": lambda value: isinstance(value, dict) and all(map(_are_numbers, value.values())),
-}
+_SCORE, _EVALUATION = TypeAdapter(ScoreRecord), TypeAdapter(_EvaluationFields)
+
+#: Settings in files of earlier versions that changed only methods which there are no more.
+_NO_LONGER_SETTINGS = {"calibration_steps"}
 
 
 class ResultsFile:
@@ -143,6 +204,19 @@ class ResultsFile:
             file.flush()
             os.fsync(file.fileno())
 
+    def add(self, record: RunRecord | ScoreRecord) -> None:
+        """Write a record of a run or a score."""
+        self.append({"kind": "run" if isinstance(record, RunRecord) else "score", **asdict(record)})
+
+    def runs(self) -> list[RunRecord]:
+        """Return the records of all runs, in order."""
+        return [_TYPES["run"].validate_python(r) for r in self.all(kind="run")]
+
+    def scores(self, split: str) -> list[ScoreRecord]:
+        """Return the scores of all runs on a split, in order."""
+        found = self.all(kind="score", split=split)
+        return [_SCORE.validate_python(r) for r in found if "per_unit" in r]
+
     def find(self, **values: Any) -> ResultRecord | None:
         """Return the first record with these values."""
         return next(iter(self.all(**values)), None)
@@ -167,28 +241,27 @@ def read_records(path: Path) -> list[ResultRecord]:
             if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
                 raise ValueError("it is no dict with a kind")
             _check_fields(record)
+        except ValidationError as error:
+            raise _no_record(path, number, problem(error)) from None
         except (ValueError, RecursionError) as error:
-            raise ExperimentError(
-                f"{path}, line {number}: is no record of results ({in_one_line(error, 150)}); take another "
-                "folder with out, or remove the line"
-            ) from None
+            raise _no_record(path, number, str(error)) from None
         records.append(record)
     return records
 
 
 def _check_fields(record: ResultRecord) -> None:
-    required = _FIELDS.get(record["kind"], {})
+    """Raise pydantic's error where a record lacks what a command reads of it."""
     if record["kind"] == "score":
-        required = {**required, **(_OF_COMPARE if "per_unit" in record else _OF_EVALUATE)}
-    for name, fits in required.items():
-        if name not in record:
-            raise ValueError(f"it has no {name!r}")
-        if not fits(record[name]):
-            raise ValueError(f"{name} is {short_repr(record[name])}")
-    if "per_unit" in record and record["kind"] == "score":
-        rows = [*record["per_unit"].values(), record["weights"], record["documents"]]
-        if len(set(map(len, rows))) > 1:
-            raise ValueError("per_unit, weights and documents have different lengths")
+        (_SCORE if "per_unit" in record else _EVALUATION).validate_python(record)
+    elif record["kind"] in _TYPES:
+        _TYPES[record["kind"]].validate_python(record)
+
+
+def _no_record(path: Path, number: int, reason: str) -> ExperimentError:
+    return ExperimentError(
+        f"{path}, line {number}: is no record of results ({in_one_line(reason, 150)}); take another folder "
+        "with out, or remove the line"
+    )
 
 
 def _check_identity(path: Path, first: ResultRecord, identity: ResultRecord) -> None:
@@ -197,7 +270,8 @@ def _check_identity(path: Path, first: ResultRecord, identity: ResultRecord) -> 
         raise ExperimentError(
             f"{path}, line 1: has no identity of an experiment; take another folder with out"
         )
-    different = [key for key in sorted({*stored, *identity}) if stored.get(key) != identity.get(key)]
+    keys = {*stored, *identity} - _NO_LONGER_SETTINGS
+    different = [key for key in sorted(keys) if stored.get(key) != identity.get(key)]
     if different:
         differences = "; ".join(
             f"{key} is {short_repr(stored.get(key))} there and {short_repr(identity.get(key))} here"

@@ -1,19 +1,37 @@
-"""The settings of a run or a comparison: read from YAML and from flags, checked key by key."""
+"""The settings of a run or a comparison: read from YAML and from flags, checked key by key.
+
+The type of a field says what its values may be: pydantic converts and checks them. Its classes of settings
+are not used: they know no flags of click, and do not name the key that was meant.
+"""
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
 from hankelred.errors import in_one_line, short_repr
 
+from .._util.parsing import nearest, parse_yaml
+from .._util.value_types import (
+    Count,
+    Flag,
+    Index,
+    ListOf,
+    Options,
+    Precision,
+    RatesByName,
+    SetOf,
+    Text,
+    TypeAdapter,
+    ValidationError,
+    Weight,
+    problem,
+)
 from ..errors import ExperimentError
 from ..tasks import check_name
 
@@ -36,12 +54,6 @@ _SELECTION = frozenset(
 
 #: Bytes of a file of settings, which is written by hand.
 _FILE_SIZE = 2**20
-
-#: The largest whole number of a setting: seeds of numpy end there, and nothing else has a use for more.
-_LARGEST = 2**32 - 1
-
-#: Values of the options of a task, lists within lists counted one by one, and how deep these may be.
-_VALUES, _DEPTH = 10_000, 8
 
 
 def _option(help: str, default: Any) -> Any:
@@ -73,96 +85,80 @@ class Settings:
     >>> Settings(task="flip_flop", steps=0)
     Traceback (most recent call last):
     ...
-    hankelred_llm.errors.ExperimentError: steps is 0; give a whole number of at least 1
+    hankelred_llm.errors.ExperimentError: steps is 0; it should be greater than or equal to 1
     """
 
-    task: str = _option("Name of the task; an unknown name lists all.", "")
-    model: str = _option(
+    task: Text = _option("Name of the task; an unknown name lists all.", "")
+    model: Text = _option(
         "Causal language model: a folder or a name on the hub; 'small' (a Mistral of 0.1 million parameters, "
         "pretrained here once on Python's library) or 'small-random'.",
         "small",
     )
-    gguf_file: str | None = _option("GGUF file in the model's folder or repository, to be read.", None)
-    revision: str | None = _option("Branch, tag or commit of the model on the hub.", None)
-    methods: list[str] = _option(
+    gguf_file: Text | None = _option("GGUF file in the model's folder or repository, to be read.", None)
+    revision: Text | None = _option("Branch, tag or commit of the model on the hub.", None)
+    methods: SetOf[Text] = _option(
         "Methods, such as 'hrm-attention', 'lora-all', 'hrm-mlp+lora-all share=0.5'.",
         [*HRM_FAMILY, "lora-qv", "lora-mlp", "lora-all"],
     )
-    budget: str = _option(
+    budget: Text = _option(
         "Trainable parameters of every method: a number, or a method with its r.", "lora-qv r=16"
     )
-    task_options: dict[str, Any] = _option("Options of the task, as NAME=VALUE.", {})
-    data_dir: str | None = _option("Folder with the files of a task of texts (default: the hub).", None)
-    length: int = _option("Length of training rows, in the unit of the task.", 64)
-    test_lengths: list[int] = _option("Lengths of the test (default: once and four times the length).", [])
-    steps: int = _option("Optimizer steps of every run.", 250)
-    batch_size: int = _option("Rows of a step, over all devices.", 16)
-    accumulation: int = _option("Parts that the rows of a step are computed in, to save memory.", 1)
-    learning_rates: dict[str, list[float]] = _option(
+    task_options: Options = _option("Options of the task, as NAME=VALUE.", {})
+    data_dir: Text | None = _option("Folder with the files of a task of texts (default: the hub).", None)
+    length: Count = _option("Length of training rows, in the unit of the task.", 64)
+    test_lengths: ListOf[Count] = _option(
+        "Lengths of the test (default: once and four times the length).", []
+    )
+    steps: Count = _option("Optimizer steps of every run.", 250)
+    batch_size: Count = _option("Rows of a step, over all devices.", 16)
+    accumulation: Count = _option("Parts that the rows of a step are computed in, to save memory.", 1)
+    learning_rates: RatesByName = _option(
         "Learning rates to choose from, for all methods; in YAML also lists by method.",
         {"default": list(DEFAULT_GRID)},
     )
-    weight_decay: float = _option("Decoupled weight decay of every method.", 0.0)
-    tuning_seeds: list[int] = _option("Seeds of the runs that choose the learning rate.", [100])
-    tuning_lengths: list[int] = _option(
+    weight_decay: Weight = _option("Decoupled weight decay of every method.", 0.0)
+    tuning_seeds: SetOf[Index] = _option("Seeds of the runs that choose the learning rate.", [100])
+    tuning_lengths: ListOf[Count] = _option(
         "Lengths whose validation scores, averaged, choose the learning rate (default: the length).", []
     )
-    seeds: list[int] = _option("Seeds of the runs that are reported.", [0, 1, 2])
-    reference: str | None = _option(
+    seeds: SetOf[Index] = _option("Seeds of the runs that are reported.", [0, 1, 2])
+    reference: Text | None = _option(
         "Method the others are compared with (default: the best on validation of those without HRM).", None
     )
-    dtype: str = _option("Weights of the base: float32 or bfloat16. Adapters are float32.", "float32")
-    gradient_checkpointing: bool = _option("Recompute layers in the backward pass, to save memory.", False)
-    calibration_steps: int = _option(
-        "Steps that a balanced start takes: so many batches are calibrated on and not trained on.",
-        25,
-    )
-    chunk: int | None = _option(
+    dtype: Precision = _option("Weights of the base: float32 or bfloat16. Adapters are float32.", "float32")
+    gradient_checkpointing: Flag = _option("Recompute layers in the backward pass, to save memory.", False)
+    chunk: Count | None = _option(
         "Train through rows in chunks of so many tokens: cache and state are passed on, gradients stop at "
         "chunk boundaries.",
         None,
     )
-    validation_size: int | None = _option("Rows or questions of the validation split.", None)
-    test_size: int | None = _option("Rows or questions of the test split.", None)
-    eval_batch_size: int = _option("Rows that are evaluated at a time.", 32)
-    save_every: int = _option("Steps between checkpoints of a run.", 100)
-    validation_only: bool = _option("Report on the validation split; the test split stays unread.", False)
-    out: str = _option("Folder for everything that is written.", "comparison")
+    validation_size: Count | None = _option("Rows or questions of the validation split.", None)
+    test_size: Count | None = _option("Rows or questions of the test split.", None)
+    eval_batch_size: Count = _option("Rows that are evaluated at a time.", 32)
+    save_every: Count = _option("Steps between checkpoints of a run.", 100)
+    validation_only: Flag = _option("Report on the validation split; the test split stays unread.", False)
+    out: Text = _option("Folder for everything that is written.", "comparison")
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for f in fields(self):
-            object.__setattr__(self, f.name, _checked(f.name, hints[f.name], getattr(self, f.name)))
+        for name, check in _checkers().items():
+            try:
+                object.__setattr__(self, name, check(getattr(self, name)))
+            except ValidationError as error:
+                raise ExperimentError(problem(error, name)) from None
         if not self.task:
             raise ExperimentError(
                 "no task is named; give task (in YAML) or --task, as in --task flip_flop: an unknown name "
                 "lists all"
             )
         check_name(self.task)
-        for name in ("steps", "batch_size", "accumulation", "length", "eval_batch_size", "save_every"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("calibration_steps", self.calibration_steps, 1)
-        for name in ("seeds", "tuning_seeds"):
-            for seed in getattr(self, name):
-                _at_least(name, seed, 0)
-        for name in ("test_lengths", "tuning_lengths"):
-            for length in getattr(self, name):
-                _at_least(name, length, 1)
-        for name in ("chunk", "validation_size", "test_size"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ExperimentError(f"dtype is {short_repr(self.dtype)}; give 'float32' or 'bfloat16'")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse values that are right by themselves, but not with another one."""
         if self.batch_size % self.accumulation:
             raise ExperimentError(
                 f"batch_size {self.batch_size} is no multiple of accumulation {self.accumulation}"
             )
-        if self.weight_decay < 0:
-            raise ExperimentError(f"weight_decay is {self.weight_decay}; give 0 or more")
-        for name in ("methods", "seeds", "tuning_seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ExperimentError(f"{name} is {short_repr(values)}; give at least one, and each once")
         if shared := set(self.seeds) & set(self.tuning_seeds):
             raise ExperimentError(
                 f"seed {min(shared)} would both choose the learning rate and be reported; take different "
@@ -172,13 +168,8 @@ class Settings:
             raise ExperimentError(
                 "chunk needs the cache, which gradient_checkpointing switches off; take one of the two"
             )
-        for key, rates in self.learning_rates.items():
-            if not rates or min(rates) <= 0:
-                raise ExperimentError(
-                    f"learning_rates[{short_repr(key)}] is {short_repr(rates)}; give at least one positive "
-                    "number"
-                )
-            if key != "default" and key not in self.methods:
+        for key in self.learning_rates:
+            if key not in ("default", *self.methods):
                 raise ExperimentError(
                     f"learning_rates names {short_repr(key)}, which is not among "
                     f"methods{nearest(key, self.methods)}"
@@ -274,150 +265,8 @@ def read_values(file: Path | None) -> dict[str, Any]:
     return content
 
 
-def parse_yaml(text: str) -> Any:
-    """Return the value that a text is in YAML; lists that are nested too deeply to read are an error.
-
-    Raises
-    ------
-    yaml.YAMLError
-        It is no YAML.
-
-    Examples
-    --------
-    >>> from hankelred_llm.experiments.settings import parse_yaml
-    >>> parse_yaml("[1, yes]")
-    [1, True]
-    """
-    try:
-        return yaml.safe_load(text)
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
-    except ValueError as error:  # of a date, or a number of thousands of digits
-        raise yaml.YAMLError(str(error)) from None
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return '; did you mean ...?', or what there is where nothing is near.
-
-    Examples
-    --------
-    >>> from hankelred_llm.experiments.settings import nearest
-    >>> nearest("setps", ["steps", "seeds"])
-    "; did you mean 'steps'?"
-    """
-    names = list(known)
-    close = difflib.get_close_matches(name[:100], names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
-
-
-def without_none(hint: Any) -> Any:
-    """Return T for an annotation ``T | None``, and every other annotation unchanged.
-
-    Examples
-    --------
-    >>> from hankelred_llm.experiments.settings import without_none
-    >>> without_none(int | None), without_none(list[int])
-    (<class 'int'>, list[int])
-    """
-    parts = get_args(hint)
-    return next(part for part in parts if part is not NoneType) if NoneType in parts else hint
-
-
-def _checked(name: str, hint: Any, value: Any) -> Any:
-    """Return the value of a field, converted to the type of its annotation.
-
-    Raises
-    ------
-    ExperimentError
-        The value is of another kind.
-    """
-    convert, description = _CONVERTERS[without_none(hint)]
-    if value is None and NoneType in get_args(hint):
-        return None
-    try:
-        return convert(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ExperimentError(f"{name} is {short_repr(value)}; give {description}") from None
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise TypeError
-    number = float(value)  # YAML takes 1e-3, without a point, for a text
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError
-    return value
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise TypeError
-    text = str(value)
-    if "\0" in text:  # in no name of a file, task or method
-        raise ValueError
-    return text
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if not least <= value <= _LARGEST:
-        most = f" and at most {_LARGEST}" if value > least else ""
-        raise ExperimentError(f"{name} is {short_repr(value)}; give a whole number of at least {least}{most}")
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
-
-
-def _texts(value: Any) -> list[str]:
-    return [_text(entry) for entry in _listed(value)]
-
-
-def _whole_numbers(value: Any) -> list[int]:
-    return [_whole(entry) for entry in _listed(value)]
-
-
-def _named_values(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError
-    remaining = _VALUES
-    lists: list[tuple[Any, int]] = [(value, 0)]
-    while lists:  # entries that occur twice are counted twice: repr and copies write them out, too
-        container, depth = lists.pop()
-        remaining -= len(container)
-        if remaining < 0 or depth > _DEPTH:
-            raise ValueError
-        entries = container.values() if isinstance(container, dict) else container
-        lists += [(entry, depth + 1) for entry in entries if isinstance(entry, (dict, list, tuple, set))]
-    return {str(key): entry for key, entry in value.items()}
-
-
-def _rates_by_method(value: Any) -> dict[str, list[float]]:
-    if value is None:
-        raise TypeError
-    lists = value if isinstance(value, dict) else {"default": value}
-    return {str(key): [_number(rate) for rate in _listed(rates)] for key, rates in lists.items()}
-
-
-#: By the annotation of a field: how a value is converted, and how it is described in an error.
-_CONVERTERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
-    str: (_text, "a text"),
-    int: (_whole, "a whole number"),
-    float: (_number, "a finite number"),
-    bool: (_flag, "true or false"),
-    list[str]: (_texts, "a list of texts"),
-    list[int]: (_whole_numbers, "a list of whole numbers"),
-    dict[str, Any]: (_named_values, f"names with values, at most {_VALUES} in all"),
-    dict[str, list[float]]: (_rates_by_method, "a list of finite numbers, or such lists by method"),
-}
+@cache
+def _checkers() -> dict[str, Callable[[Any], Any]]:
+    """Return what converts and checks the value of a field, by its name."""
+    hints = get_type_hints(Settings, include_extras=True)
+    return {f.name: TypeAdapter(hints[f.name]).validate_python for f in fields(Settings)}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from .experiment import Experiment, open_experiment
 from .folder import results_folder
 from .methods import load_adapter
 from .processes import this_process
-from .records import ResultRecord, ResultsFile, read_records
+from .records import ResultRecord, ResultsFile, RunRecord, read_records
 from .settings import Settings, one_run
 from .train import ADAPTER, train
 
 RESULTS = "results.jsonl"
 
 
-def train_into(settings: Settings, *, progress: Progress | None = None) -> ResultRecord:
+def train_into(settings: Settings, *, progress: Progress | None = None) -> RunRecord:
     """Train the only method of some settings at its only rate and seed, and return the record of the run.
 
     The adapter, and the results with its validation score, are written into ``settings.out``. A training that
@@ -38,11 +38,11 @@ def train_into(settings: Settings, *, progress: Progress | None = None) -> Resul
         return _train_into(settings, progress)
 
 
-def _train_into(settings: Settings, progress: Progress | None) -> ResultRecord:
+def _train_into(settings: Settings, progress: Progress | None) -> RunRecord:
     (method,), (seed,) = settings.methods, settings.seeds
     (rate,) = settings.rates(method)
     experiment, results = _open(settings, {"method": method, "learning_rate": rate, "seed": seed})
-    if (known := results.find(kind="run")) is not None:
+    for known in results.runs():
         return known
     folder = Path(settings.out)
     if not this_process().is_main_process:
@@ -51,8 +51,8 @@ def _train_into(settings: Settings, progress: Progress | None) -> ResultRecord:
         run = train(experiment, method, learning_rate=rate, seed=seed, folder=folder, progress=progress)
     split = experiment.validation(settings.length)
     means = evaluate(run.model, experiment.task, split, batch_size=settings.eval_batch_size).means
-    record = {"kind": "run", **run.record, "validation": means}
-    results.append(record)
+    record = replace(run.record, validation=means)
+    results.add(record)
     return record
 
 
@@ -75,7 +75,7 @@ def _score_folder(
     settings: Settings, run_identity: ResultRecord, folder: Path, split_name: str, lengths: Sequence[int]
 ) -> list[ResultRecord]:
     experiment, results = _open(settings, run_identity)
-    if results.find(kind="run") is None:
+    if not results.runs():
         raise ExperimentError(
             f"{folder} holds a training that is not finished; give the same train command again"
         )
@@ -141,7 +141,7 @@ def _settings_of(folder: Path, batch_size: int | None) -> tuple[Settings, Result
         raise ExperimentError(
             f"{folder} is that of a comparison, whose scores are in its table.md and summary.json"
         )
-    known = {f.name for f in dataclasses.fields(Settings)}
+    known = {f.name for f in fields(Settings)}
     values: dict[str, Any] = {name: value for name, value in identity.items() if name in known}
     if batch_size is not None:
         values["eval_batch_size"] = batch_size

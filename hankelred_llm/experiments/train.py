@@ -6,20 +6,18 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from peft import PeftModel
 from rich.progress import Progress
 
-from ..analysis.initialize import initialize
-from ..tasks import Collator, Example
+from ..tasks import Collator
 from .experiment import Experiment
 from .methods import save_adapter, trainable
 from .processes import this_process
+from .records import RunRecord
 from .trainer import AdapterTrainer, arguments, last_checkpoint
 
 __all__ = ["Run", "train"]
@@ -35,14 +33,14 @@ class Run:
     ----------
     model : PeftModel
         Trained, on its device.
-    record : dict
-        What belongs into results: sizes, losses by step, seconds and memory.
+    record : RunRecord
+        What belongs into results: sizes, losses by step, seconds and memory; no scores yet.
     folder : Path
         Has the adapter in its folder ``adapter``.
     """
 
     model: PeftModel
-    record: dict[str, Any]
+    record: RunRecord
     folder: Path
 
 
@@ -58,9 +56,7 @@ def train(
     """Train an adapter, from the last checkpoint in the folder where there is one.
 
     AdamW, the learning rate warmed up over a tenth of the steps and then lowered by a cosine, gradients
-    clipped at norm 1: the same for every method, on the same rows in the same order. A balanced start is
-    calibrated on the rows of the first steps, which are then not trained on: forward and backward passes are
-    as many as without.
+    clipped at norm 1: the same for every method, on the same rows in the same order.
 
     Parameters
     ----------
@@ -84,10 +80,6 @@ def train(
     model = experiment.untrained_model(method, seed)
     parameters, total = trainable(model), sum(p.numel() for p in model.parameters())
     process = this_process()
-    rows, spent = experiment.train_rows(seed), experiment.calibration_steps(method)
-    # also when a run resumes: its checkpoint fits the systems of this initialization
-    used = spent * settings.batch_size
-    seconds_calibration = _initialize(model, experiment, method, rows[:used] if used else [])
     resumed = last_checkpoint(folder) if process.is_main_process else None
     process.wait_for_everyone()
     if not process.is_main_process:
@@ -96,7 +88,7 @@ def train(
         model=model,
         args=arguments(
             folder,
-            steps=settings.steps - spent,
+            steps=settings.steps,
             rows=settings.batch_size,
             learning_rate=learning_rate,
             seed=seed,
@@ -105,50 +97,39 @@ def train(
             accumulation=settings.accumulation,
             gradient_checkpointing=settings.gradient_checkpointing,
         ),
-        train_dataset=rows[used:] if used else rows,
+        train_dataset=experiment.train_rows(seed),
         data_collator=Collator(experiment.task.pad_token_id),
         chunk=settings.chunk,
-        static_lr_ratio=experiment.methods[method].method.static_lr_ratio,
+        static_lr_ratio=experiment.methods[method].static_lr_ratio,
         title=f"{method}, rate {learning_rate:g}, seed {seed}",
         progress=progress,
     )
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-    losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
+    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     config = next(iter(model.peft_config.values())).to_dict()
-    record = {
-        "method": method,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "created_at": created,
-        "seconds_total": time.perf_counter() - began,
-        "calibration_steps": spent,
-        "seconds_calibration": seconds_calibration,
-        "seconds_steps": trainer.meter.seconds,
-        "memory": trainer.meter.memory,
-        "parameters": parameters,
-        "parameters_total": total,
-        "ranks": experiment.methods[method].ranks(),
-        "peft_config": {key: sorted(v) if isinstance(v, set) else v for key, v in config.items()},
-        "losses": losses,
-        "status": "success" if all(math.isfinite(loss) for _, loss in losses) else "failed",
-    }
+    file_size = 0
     if process.is_main_process:
         _write_adapter(model, folder, f"task {settings.task}, rows of length {settings.length}")
-        record["file_size"] = sum(f.stat().st_size for f in (folder / ADAPTER).rglob("*.safetensors"))
+        file_size = sum(f.stat().st_size for f in (folder / ADAPTER).rglob("*.safetensors"))
     process.wait_for_everyone()
+    record = RunRecord(
+        method=method,
+        learning_rate=learning_rate,
+        seed=seed,
+        created_at=created,
+        seconds_total=time.perf_counter() - began,
+        seconds_steps=trainer.meter.seconds,
+        memory=trainer.meter.memory,
+        parameters=parameters,
+        parameters_total=total,
+        ranks=experiment.methods[method].ranks(),
+        peft_config={key: sorted(v) if isinstance(v, set) else v for key, v in config.items()},
+        losses=losses,
+        status="success" if all(math.isfinite(loss) for _, loss in losses) else "failed",
+        file_size=file_size,
+        validation=None,
+    )
     return Run(model, record, folder)
-
-
-def _initialize(model: PeftModel, experiment: Experiment, method: str, rows: Sequence[Example]) -> float:
-    """Initialize an adapter from rows, if its method does so, and return the seconds it took."""
-    what, began = experiment.methods[method].method.balanced, time.perf_counter()
-    if what is None:
-        return 0.0
-    collate, size = Collator(experiment.task.pad_token_id), experiment.settings.batch_size
-    batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
-    model.to(this_process().device)
-    initialize(model, batches, what, progress=False)
-    return time.perf_counter() - began
 
 
 def _write_adapter(model: PeftModel, folder: Path, data: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.adalora import AdaLoraModel
 from rich.progress import Progress
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -41,7 +39,7 @@ WARMUP, CLIP, SCHEDULE = 0.1, 1.0, "cosine"
 #: How often the loss is recorded: this many times in a run.
 LOSS_RECORDS = 100
 
-_WEIGHTS, _COMPLETE, _ADALORA = "trainable.safetensors", "complete", "adalora"
+_WEIGHTS, _COMPLETE = "trainable.safetensors", "complete"
 
 
 def arguments(
@@ -137,8 +135,6 @@ class AdapterTrainer(Trainer):
         self.chunk, self.static_lr_ratio = chunk, static_lr_ratio
         if chunk is not None and not self.model_accepts_loss_kwargs:
             raise ExperimentError(f"{type(self.model).__name__} cannot be trained in chunks; leave chunk out")
-        if (adalora := _adalora(self.model)) is not None:
-            self.add_callback(_Allocation(adalora))
 
     @property
     def meter(self) -> Meter:
@@ -217,25 +213,14 @@ class AdapterTrainer(Trainer):
         parameters_by_name = dict(self.model.named_parameters()) if state_dict is None else state_dict
         names = [name for name, p in self.model.named_parameters() if p.requires_grad]
         weights = {name: parameters_by_name[name].detach().cpu().contiguous() for name in names}
-        notes: dict[str, str] = {}
-        if (adalora := _adalora(self.model)) is not None:
-            tensors, notes = _allocation(adalora)
-            weights.update(tensors)
-        save_file(weights, folder / _WEIGHTS, metadata=notes)
+        save_file(weights, folder / _WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         model = self.model if model is None else model
         parameters = dict(model.named_parameters())
-        adalora = _adalora(model)
         with safe_open(Path(resume_from_checkpoint) / _WEIGHTS, framework="pt") as file, torch.no_grad():
             for name in file.keys():  # noqa: SIM118 (it is no mapping)
-                if name in parameters:
-                    parameters[name].copy_(file.get_tensor(name))
-                elif adalora is not None:
-                    _restore_allocation(adalora, name, file.get_tensor(name))
-            if adalora is not None:
-                notes = file.metadata() or {}
-                adalora.peft_config["default"].rank_pattern = json.loads(notes.get(_ADALORA, "{}"))
+                parameters[name].copy_(file.get_tensor(name))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -341,37 +326,3 @@ class _Bar(TrainerCallback):
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         if self._bar is not None:
             self._progress.remove_task(self._bar)
-
-
-class _Allocation(TrainerCallback):
-    """Lets AdaLoRA reallocate its ranks, after a step and before gradients are cleared."""
-
-    def __init__(self, adalora: AdaLoraModel) -> None:
-        self._adalora = adalora
-
-    def on_optimizer_step(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
-        self._adalora.update_and_allocate(state.global_step)
-
-
-def _adalora(model: nn.Module) -> AdaLoraModel | None:
-    found = getattr(model, "base_model", None)
-    return found if isinstance(found, AdaLoraModel) else None
-
-
-_IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-
-
-def _allocation(adalora: AdaLoraModel) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state of AdaLoRA between steps, which peft does not save."""
-    tensors = {
-        f"{_ADALORA}:{kind}:{name}": value.detach().cpu().contiguous()
-        for kind in _IMPORTANCE
-        for name, value in getattr(adalora.rankallocator, kind).items()
-    }
-    return tensors, {_ADALORA: json.dumps(adalora.peft_config["default"].rank_pattern or {})}
-
-
-def _restore_allocation(adalora: AdaLoraModel, key: str, value: Tensor) -> None:
-    _, kind, name = key.split(":", 2)
-    device = next(adalora.parameters()).device
-    getattr(adalora.rankallocator, kind)[name] = value.to(device)

@@ -100,6 +100,37 @@ def test_without_torch_one_line_says_what_to_install(tmp_path):
     assert done.returncode == 1 and done.stderr.rstrip().endswith(f"ImportError: {message}")
 
 
+@pytest.mark.parametrize(
+    ("command", "status", "part"),
+    [
+        ("--help", 0, "spectra"),
+        ("spectra --help", 0, "--tol"),
+        ("compare --task parity --length 8", 2, "error: "),
+        ("train --help", 2, "error: "),
+        ("evaluate nowhere", 2, "error: "),
+    ],
+)
+def test_without_the_extra_one_line_says_what_to_install(tmp_path, command, status, part):
+    # experiments are an extra: the other commands, and the list of all, do without
+    script = tmp_path / "hankelred-llm"
+    script.write_text(
+        "import sys; sys.modules['pydantic'] = None\nfrom hankelred_llm.cli.main import main\nmain()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, *command.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == status and part in said
+    if status:
+        assert said == (
+            "error: train, evaluate and compare need pydantic; run: pip install 'hankelred[experiments]'\n"
+        )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "status", "part"),

@@ -174,6 +174,44 @@ def test_a_restart_repeats_nothing(settings, finished, monkeypatch):
     assert again.lines == finished.lines
 
 
+def test_a_file_of_an_earlier_version_is_taken_up(settings, finished, tmp_path, monkeypatch):
+    # a setting that is no more, and what else is unknown, made the file one of another configuration
+    lines = [json.loads(line) for line in (finished.folder / "results.jsonl").read_text().splitlines()]
+    lines[0]["identity"]["calibration_steps"] = 25
+    for record in lines[1:]:
+        record |= {"calibration_steps": 0, "seconds_calibration": 0.0}
+    content = "".join(json.dumps(record) + "\n" for record in lines)
+    (tmp_path / "results.jsonl").write_text(content)
+    monkeypatch.setattr(comparison_module, "train", None)
+    assert compare(replace(settings, out=str(tmp_path))).lines == finished.lines
+    assert (tmp_path / "results.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("run", {"seconds_steps": [0.1, "x"]}, "seconds_steps[1] is 'x'; it should be a valid number"),
+        ("run", {"losses": []}, "losses is []; it should have at least 1 item"),
+        ("run", {"losses": [[1]]}, "losses[0] has no 1"),
+        ("run", {"memory": -1}, "memory is -1; it should be greater than or equal to 0"),
+        ("run", {"validation": {"accuracy": True}}, "validation['accuracy'] is True"),
+        ("run", {"seed": 10**30}, "seed is 1000000000000000000000000000000; it should be less than"),
+        ("run", {"file_size": None}, "file_size is None; it should be a valid integer"),
+        ("score", {"weights": [1.0]}, "per_unit, weights and documents have different lengths"),
+        ("score", {"learning_rate": "0.01"}, "learning_rate is '0.01'; it should be a valid number"),
+        ("split", {"floors": {"chance": {}}}, "floors['chance'] is {}; it should have at least 1 item"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named_with_its_line(records, tmp_path, kind, change, message):
+    number, record = next((i, r) for i, r in enumerate(records, start=1) if r["kind"] == kind)
+    lines = [json.dumps(r) for r in records]
+    lines[number - 1] = json.dumps({**record, **change})
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ExperimentError) as error:
+        read_records(tmp_path / "results.jsonl")
+    assert f"line {number}: is no record of results ({message}" in str(error.value)
+
+
 def test_a_restart_makes_what_is_missing(settings, finished, tmp_path, monkeypatch):
     """A results file that was cut off in the middle of a line resumes after its last complete one."""
     lines = (finished.folder / "results.jsonl").read_bytes().splitlines(keepends=True)
@@ -302,7 +340,7 @@ def test_unknown_keys_are_named_with_the_nearest(tmp_path):
     with pytest.raises(ExperimentError, match=r"unknown key 'setps'; did you mean 'steps'"):
         read_settings(tmp_path / "config.yaml", {})
     (tmp_path / "config.yaml").write_text("task: parity\nsteps: many\n")
-    with pytest.raises(ExperimentError, match="steps is 'many'; give a whole number"):
+    with pytest.raises(ExperimentError, match="steps is 'many'; it should be a valid integer"):
         read_settings(tmp_path / "config.yaml", {})
 
 
@@ -319,7 +357,7 @@ def test_the_papers_rows_are_ready(name):
     settings = read_settings(EXAMPLES / "paper" / f"{name}.yaml", {})
     assert (settings.task, settings.length, settings.model) == (name, 2048, "mistralai/Mistral-7B-v0.1")
     parts = [part for method in settings.methods for part in parse_method(method).parts]
-    assert all(ADAPTER_METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "adalora", "dora", "qlora"))
+    assert all(ADAPTER_METHODS[m] in parts for m in ("hrm-s4d", "lora-qv", "dora", "qlora"))
     assert len(settings.seeds) >= 3 and settings.lengths == (2048,)
 
 

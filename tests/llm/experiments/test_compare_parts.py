@@ -83,7 +83,7 @@ def test_a_part_is_not_repeated(settings, parts, monkeypatch):
     monkeypatch.setattr(comparison_module, "train", None)
     final = next(path for path in parts if path.name.startswith("final"))
     record = compare_one(replace(settings, out=str(final)), "lora-qv,0.003,100")
-    assert record["phase"] == "tuning" and record["validation"]
+    assert record.phase == "tuning" and record.validation
 
 
 def test_nothing_is_merged_after_the_test(settings, whole, parts, tmp_path):

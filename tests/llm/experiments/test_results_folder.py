@@ -109,7 +109,8 @@ def test_a_full_disk_is_named_and_the_same_command_resumes(base, tmp_path, train
     assert done.stdout.count("\n") == 1 and "resumes from there" in done.stdout
     record = train_into(settings(base, tmp_path))
     expected = read_records(trained / "results.jsonl")[1]
-    assert record["losses"] == expected["losses"] and record["validation"] == expected["validation"]
+    assert list(map(list, record.losses)) == expected["losses"]
+    assert record.validation == expected["validation"]
 
 
 def test_a_folder_that_cannot_be_made(base, tmp_path):

@@ -85,10 +85,10 @@ def test_verdicts(made, mean, clear, higher, word):
 
 
 def test_the_best_of_lora_is_the_strongest_one(made):
-    scores = {"hrm-attention": [0.9], "lora-qv": [0.5, 0.7], "adalora": [0.2, 0.1]}
+    scores = {"hrm-attention": [0.9], "lora-qv": [0.5, 0.7], "dora-all": [0.2, 0.1]}
     comparison = {"higher_is_better": True, "lengths": {"8": {"scores": scores}}}
     assert made.best_lora(comparison, "8") == "lora-qv"
-    assert made.best_lora({**comparison, "higher_is_better": False}, "8") == "adalora"
+    assert made.best_lora({**comparison, "higher_is_better": False}, "8") == "dora-all"
 
 
 def test_a_file_without_its_costs_makes_a_page(made):

@@ -82,6 +82,38 @@ def test_numbers_that_no_run_can_have(field, value):
     refused(lambda: Settings(task="parity", **{field: value}), field)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": "3"}, "steps is '3'; it should be a valid integer"),
+        ({"steps": True}, "steps is True; it should be a valid integer"),
+        ({"seeds": [0, "x"]}, "seeds[1] is 'x'; it should be a valid integer"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1]; give at least one, and each once"),
+        ({"methods": []}, "methods is []; give at least one, and each once"),
+        ({"learning_rates": {"hrm": [0.1, True]}}, "learning_rates['hrm'][1] is True; it should be a valid"),
+        ({"learning_rates": []}, "learning_rates['default'] is []; it should have at least 1 item"),
+        ({"learning_rates": {"hmr": 0.1}}, "learning_rates names 'hmr', which is not among methods; did you"),
+        ({"weight_decay": -1}, "weight_decay is -1; it should be greater than or equal to 0"),
+        ({"dtype": "float16"}, "dtype is 'float16'; it should be 'float32' or 'bfloat16'"),
+        ({"validation_only": "yes"}, "validation_only is 'yes'; it should be a valid boolean"),
+        ({"out": None}, "out is None; it should be a valid string"),
+        ({"budget": 1.5}, "budget is 1.5; it should be a valid string"),
+        ({"budget": 10**5000}, "budget is a number of thousands of digits"),
+        ({"task_options": ["lag"]}, "task_options is ['lag']; it should be a valid dictionary"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_values_of_another_kind_are_named_with_what_they_should_be(values, message):
+    methods = {"methods": ["hrm"]}
+    refused(lambda: Settings(**{"task": "parity", **methods, **values}), message)
+
+
+def test_a_value_stands_for_a_list_of_one_and_a_number_for_a_text():
+    settings = Settings(task="parity", seeds=3, methods="hrm", learning_rates="1e-3", budget=4096)
+    assert (settings.seeds, settings.methods, settings.budget) == ([3], ["hrm"], "4096")
+    assert settings.learning_rates == {"default": [1e-3]} and settings.rates("hrm") == [1e-3]
+
+
 def test_more_rows_than_can_be_drawn_are_refused_before_they_are_drawn():
     # a length of 1e9 asked for 500 GB
     with pytest.raises(TaskError, match=r"256 rows of length 1000000000 .* symbols"):
@@ -104,5 +136,7 @@ def test_valid_settings_are_accepted_as_before(tmp_path):
     settings = read_settings(written(tmp_path, text), {"length": 16})
     assert settings.task_options["transitions"] == [[2, 1], [0, 3], [0, 2], [0, 3]]
     assert settings.rates("lora-qv") == [1e-3, 1e-2] and settings.weight_decay == 1e-2
-    with pytest.raises(ExperimentError, match=r"learning_rates\['default'\] is \[0\.0\]"):
+    with pytest.raises(
+        ExperimentError, match=r"learning_rates\['default'\]\[0\] is 0; it should be greater than 0"
+    ):
         Settings(task="parity", learning_rates=[0])
