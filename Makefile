@@ -11,7 +11,7 @@ BASE ?=
 # old and new packages installed together warn about each other when imported
 IGNORED_WARNINGS := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-core demo-llm smollm2 test test-fast test-floors test-newest lint docs check-site bench results clean
+.PHONY: demo demo-core demo-llm smollm2 test test-fast test-floors test-newest lint docs check-site bench results results-real clean
 
 # with MODEL= only the core demonstration runs
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter of a language model
@@ -66,6 +66,10 @@ results: $(VENV)/.develop  ## the comparisons of docs/results.md; takes hours, f
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py costs
 	$(BIN)/python benchmarks/bench_comparison.py collect comparisons
 	$(BIN)/python docs/make_results.py
+
+results-real: $(VENV)/.develop $(if $(BASE),,smollm2)  ## the study on a pretrained model of docs/results_real.md; hours, in pieces; BASE= for another model
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_real.py $(if $(BASE),--base "$(BASE)")
+	$(BIN)/python docs/make_results_real.py
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

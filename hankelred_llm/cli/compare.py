@@ -12,7 +12,18 @@ from .settings_options import flag_values, settings_options
 
 @click.command(short_help="Methods on a task: equal budgets, own learning rates, several seeds.")
 @settings_options()
-def compare(config: Path | None, **flags: Any) -> None:
+@click.option(
+    "--only",
+    metavar="METHOD,RATE,SEED",
+    help="Make this run only, and nothing else; RATE may be 'best', after the runs that choose it.",
+)
+@click.option(
+    "--merge",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Folder whose runs are taken over, as those of --only; may be given more than once.",
+)
+def compare(config: Path | None, only: str | None, merge: tuple[Path, ...], **flags: Any) -> None:
     """Compare methods on a task and write table, plot and JSON into the folder --out.
 
     A comparison that was stopped resumes when the command is given again.
@@ -22,6 +33,8 @@ def compare(config: Path | None, **flags: Any) -> None:
       hankelred-llm compare --task flip_flop
       hankelred-llm compare --task flip_flop --model mistralai/Mistral-7B-v0.1 --dtype bfloat16
       hankelred-llm compare --config examples/paper/quality.yaml --data-dir data
+      hankelred-llm compare --config study.yaml --only "hrm-attention,0.01,100" --out part-1
+      hankelred-llm compare --config study.yaml --merge part-1 --merge part-2 --out study
     """
     from ..experiments.settings import read_settings
 
@@ -31,7 +44,17 @@ def compare(config: Path | None, **flags: Any) -> None:
     from ..experiments.report import tables
     from .main import console, progress
 
-    found = comparison.compare(settings, progress=progress())
+    if only is not None:
+        run = comparison.compare_one(settings, only, merge=merge, progress=progress())
+        if this_process().is_main_process:
+            scores = run.validation or {}
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or "diverged"
+            click.echo(
+                f"{run.method}, rate {run.learning_rate:g}, seed {run.seed}: validation {shown}; "
+                f"written into {settings.out}"
+            )
+        return
+    found = comparison.compare(settings, merge=merge, progress=progress())
     if not this_process().is_main_process:
         return
     console().print(tables(found))

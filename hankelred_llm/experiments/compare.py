@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,21 +15,23 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from hankelred.errors import short_repr
+
 from .._util.parsing import nearest
 from ..errors import ExperimentError
 from ..tasks import Split, TaskError
 from .evaluate import evaluate
 from .experiment import Experiment, open_experiment
 from .folder import results_folder
-from .methods import load_adapter
+from .methods import load_adapter, parse_method
 from .peft_schema import peft_record
 from .processes import this_process
-from .records import ResultRecord, ResultsFile, RunKey, ScoreRecord
+from .records import ResultRecord, ResultsFile, RunKey, RunRecord, ScoreRecord
 from .settings import Settings, read_settings
 from .statistics import Difference, paired_difference
 from .train import ADAPTER, train
 
-__all__ = ["Comparison", "Line", "Settings", "compare", "read_settings"]
+__all__ = ["Comparison", "Line", "Settings", "compare", "compare_one", "read_settings"]
 
 RESULTS = "results.jsonl"
 
@@ -112,7 +114,9 @@ class Comparison:
         return next(line for line in self.lines[length] if line.method == method)
 
 
-def compare(settings: Settings, *, progress: Progress | None = None) -> Comparison:
+def compare(
+    settings: Settings, *, merge: Sequence[Path] = (), progress: Progress | None = None
+) -> Comparison:
     """Run a comparison, or resume it, and write table, plot and JSON files.
 
     Everything is checked before anything is trained. Each method is trained at every rate of its grid on
@@ -123,6 +127,9 @@ def compare(settings: Settings, *, progress: Progress | None = None) -> Comparis
     Parameters
     ----------
     settings : Settings
+    merge : sequence of Path
+        Folders with runs of the same configuration, made by :func:`compare_one` or by a comparison that has
+        not read the test split. Their runs are taken over and not repeated.
     progress : rich.progress.Progress, optional
         Where bars of runs and steps are drawn; none are without it.
 
@@ -147,7 +154,45 @@ def compare(settings: Settings, *, progress: Progress | None = None) -> Comparis
     ['hrm', 'lora-qv']
     """
     with results_folder(Path(settings.out), write=this_process().is_main_process):
-        return _Study(settings, progress).run()
+        study = _Study(settings, progress)
+        study.take_over(merge)
+        return study.run()
+
+
+def compare_one(
+    settings: Settings,
+    only: str,
+    *,
+    merge: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> RunRecord:
+    """Train one method at one rate from one seed, as a part of a comparison that others make the rest of.
+
+    Parameters
+    ----------
+    settings : Settings
+        Those of the whole comparison, with a folder of its own (``out``) where several processes run at once.
+    only : str
+        METHOD,RATE,SEED, as "hrm-attention,0.01,100". The rate is one of the method's grid; or "best", which
+        has the best validation score, once all runs that choose it are there. A seed of `tuning_seeds` makes
+        a run that chooses the rate, one of `seeds` a run that is reported.
+    merge, progress
+        As in :func:`compare`.
+
+    Returns
+    -------
+    RunRecord
+        The record of the run, with its validation score.
+
+    Raises
+    ------
+    HankelredError
+        As in :func:`compare`, or no such run belongs to the comparison.
+    """
+    with results_folder(Path(settings.out), write=this_process().is_main_process):
+        study = _Study(settings, progress)
+        study.take_over(merge)
+        return study.run_one(only)
 
 
 class _Study:
@@ -209,6 +254,80 @@ class _Study:
         self.process.wait_for_everyone()
         return comparison
 
+    def take_over(self, folders: Sequence[Path]) -> None:
+        """Add the runs of other folders to this one, with the adapters that are to be scored."""
+        for folder in folders:
+            path = folder / RESULTS
+            if not path.is_file():
+                raise ExperimentError(f"{folder} has no {RESULTS}; merge folders that compare has written")
+            others = ResultsFile(path, self.experiment.identity(), write=False)
+            for results in (self.results, others):
+                if results.all(kind="split", split="test"):
+                    raise ExperimentError(
+                        f"{results.path}: the test split has been read, and no runs can be merged after it; "
+                        "merge all folders into a new one (out) first"
+                    )
+            for run in others.runs():
+                phase = str(run.phase)
+                if (phase, run.key) in self.runs:
+                    continue
+                if phase == "final" and self.process.is_main_process:
+                    place = _run_folder(phase, run.key)
+                    shutil.copytree(folder / place, self.folder / place, dirs_exist_ok=True)
+                self.results.add(run)
+                self.runs[phase, run.key] = run
+        self.process.wait_for_everyone()
+
+    def run_one(self, only: str) -> RunRecord:
+        """Train and validate one run of the comparison."""
+        key = self._parsed(only)
+        phase = "tuning" if key.seed in self.settings.tuning_seeds else "final"
+        with self.bars or nullcontext():
+            self._train(phase, key)
+        return self.runs[phase, key]
+
+    def _parsed(self, only: str) -> RunKey:
+        # a method may have commas among its options
+        name, *rest = only.rsplit(",", 2)
+        if len(rest) < 2:
+            raise ExperimentError(f"only is {short_repr(only)}; give METHOD,RATE,SEED, as in hrm,0.01,100")
+        name = " ".join(name.split())
+        if name not in self.experiment.methods:
+            raise ExperimentError(
+                f"{short_repr(name)} is not among methods{nearest(name, self.experiment.methods)}"
+            )
+        try:
+            seed = int(rest[1])
+            rate = None if rest[0].strip() == "best" else float(rest[0])
+        except ValueError:
+            raise ExperimentError(
+                f"only is {short_repr(only)}; give METHOD,RATE,SEED with a number or 'best' as rate"
+            ) from None
+        settings = self.settings
+        if seed not in (*settings.tuning_seeds, *settings.seeds):
+            raise ExperimentError(
+                f"seed {seed} is neither among tuning_seeds {settings.tuning_seeds} nor among seeds "
+                f"{settings.seeds}; take one of them"
+            )
+        if rate is not None and rate not in settings.rates(name):
+            raise ExperimentError(
+                f"rate {rate:g} is not in the grid of method {name!r}, {settings.rates(name)}; nothing would "
+                "choose it"
+            )
+        if rate is None:
+            needed = [key for key in self.tuning if key.method == name]
+            missing = [
+                f"{key.learning_rate:g} from seed {key.seed}"
+                for key in needed
+                if ("tuning", key) not in self.runs
+            ]
+            if missing:
+                raise ExperimentError(
+                    f"method {name!r} has no best rate yet; still to be run: {', '.join(missing)}"
+                )
+            rate = self._chosen_rate(name)
+        return RunKey(name, rate, seed)
+
     @contextmanager
     def _all_runs(self) -> Iterator[Callable[[], None]]:
         bars = self.bars
@@ -233,15 +352,11 @@ class _Study:
                 "compared with"
             )
 
-    def _run_folder(self, phase: str, key: RunKey) -> Path:
-        slug = self.experiment.methods[key.method].slug
-        return self.folder / "runs" / f"{phase}--{slug}--rate{key.learning_rate:g}--seed{key.seed}"
-
     def _train(self, phase: str, key: RunKey) -> None:
         """Train, unless the run is recorded already, and record the validation score."""
         if (phase, key) in self.runs:
             return
-        folder = self._run_folder(phase, key)
+        folder = self.folder / _run_folder(phase, key)
         run = train(
             self.experiment,
             key.method,
@@ -314,13 +429,13 @@ class _Study:
         else:
             split = task.test(length, size=self.settings.test_size)
         if length not in self.splits:
-            floors, reads = dict(task.baselines(split)), list(task.test_reads)
+            floors, reads = self.experiment.floors(split), list(task.test_reads)
             self.splits[length] = {**split.describe(), "floors": floors, "test_reads": reads}
             self.results.append({"kind": "split", **self.splits[length]})
         return split
 
     def _score(self, split: Split, key: RunKey) -> None:
-        folder = self._run_folder("final", key) / ADAPTER
+        folder = self.folder / _run_folder("final", key) / ADAPTER
         model = load_adapter(self.experiment.base_model(key.method), folder).to(self.process.device)
         scores = evaluate(model, self.experiment.task, split, batch_size=self.settings.eval_batch_size)
         record = ScoreRecord(
@@ -390,3 +505,9 @@ class _Study:
                 scores = [self.scores[length, key] for length in self.settings.lengths]
                 path = folder / f"{slug}--seed{key.seed}.json"
                 peft_record(self.experiment, self.runs["final", key], scores, path)
+
+
+def _run_folder(phase: str, key: RunKey) -> Path:
+    """Return the folder of a run within that of its comparison."""
+    slug = parse_method(key.method).slug
+    return Path("runs") / f"{phase}--{slug}--rate{key.learning_rate:g}--seed{key.seed}"

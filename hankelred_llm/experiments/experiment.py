@@ -16,7 +16,9 @@ from ..tasks import Split, Task, get_task
 from ..tasks.text_task import TextTask
 from .base_models import BaseModel, find_model
 from .budget import check_equal, fit, fixed, parameters_of
+from .evaluate import evaluate
 from .methods import Method, add_adapters, check_available, parse_method
+from .processes import this_process
 from .settings import Settings
 
 
@@ -59,6 +61,17 @@ class Experiment:
         set_seed(seed)
         parts = self.methods[name].parts
         return add_adapters(base, parts, gguf_file=self.base.gguf_file, revision=self.base.revision)
+
+    def floors(self, split: Split) -> dict[str, dict[str, float]]:
+        """Return the scores of trivial baselines; for a task of texts, also those of the base as it is."""
+        found = dict(self.task.baselines(split))
+        if isinstance(self.task, TextTask):
+            # in four bits where every method needs it: then the whole base may not fit
+            quantized = all(method.quantized for method in self.methods.values())
+            model = self.base.load(quantized=quantized).to(this_process().device)
+            scores = evaluate(model, self.task, split, batch_size=self.settings.eval_batch_size)
+            found["base"] = scores.means
+        return found
 
     def base_model(self, name: str) -> nn.Module:
         """Return the base model that a method adapts, without adapters."""

@@ -105,7 +105,7 @@ def _score(experiment: Experiment, model: Any, split_name: str, length: int) -> 
         **split.describe(),
         "metric": task.metric,
         "means": scores.means,
-        "floors": dict(task.baselines(split)),
+        "floors": experiment.floors(split),
     }
 
 

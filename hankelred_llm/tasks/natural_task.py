@@ -33,6 +33,7 @@ PEOPLE = (
     *("Mary", "John", "Sandra", "Daniel", "Peter", "Anna"),
     *("Julia", "Thomas", "Laura", "Henry", "Emma", "Oscar"),
 )
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 INSTRUCTION = "Read the story and answer the questions."
 #: Sentences of the project's own making, in which no name and no answer of any task occurs.
@@ -75,7 +76,7 @@ class NaturalTask(TextTask):
         Where the noise is from: a text file, or a folder of .txt files, of which no two splits share one.
         Sentences with a name or an answer of the task are left out. Default: a small text of this project.
     questions : int, optional
-        Questions of a row; each is about something else. Default: 5.
+        Questions of a row; each is about something else. Default: 3 or 5, by the task.
     by : str
         "likelihood": the likeliest of the candidates is the answer, all questions of a row in one pass where
         each candidate is one token. "generation": the word that is generated; questions before it are shown
@@ -91,15 +92,16 @@ class NaturalTask(TextTask):
     names: ClassVar[tuple[str, ...]]
     #: every answer there is, none the beginning of another
     candidates: ClassVar[tuple[str, ...]]
-    #: the most questions that a row can have
+    #: the most questions that a row can have, and how many it has unless told otherwise
     most_questions: ClassVar[int]
+    usual_questions: ClassVar[int] = 5
 
     def __init__(
         self,
         *,
         seed: int = 0,
         text: str | PathLike[str] | None = None,
-        questions: int = 5,
+        questions: int | None = None,
         by: str = "likelihood",
         tokenizer: Tokenizer | None = None,
     ) -> None:
@@ -108,7 +110,8 @@ class NaturalTask(TextTask):
             raise TaskError(f"by is {short_repr(by)}; give 'likelihood' or 'generation'")
         self.prediction_kind = "choices" if by == "likelihood" else "text"
         self.seed = checked_count("seed", seed, least=0)
-        self.questions = checked_count("questions", questions, least=1, most=self.most_questions)
+        wanted = self.usual_questions if questions is None else questions
+        self.questions = checked_count("questions", wanted, least=1, most=self.most_questions)
         self.text = NOISE if text is None else Path(text)
         self._noise: Mapping[SplitName, list[list[str]]] | None = None
         self._pieces: dict[str, IntArray] = {}
@@ -163,7 +166,7 @@ class NaturalTask(TextTask):
         self, rng: np.random.Generator, documents: Sequence[Sequence[str]], length: int, unit: str
     ) -> Example:
         story = self.draw(rng)
-        start = self.tokenizer.encode(INSTRUCTION, add_special_tokens=True)
+        start = self._start()
         facts = [self._piece(f" {fact}") for fact in story.facts]
         asked = [
             self._answer(f" {text}" if k == 0 else f". {text}") for k, (text, _) in enumerate(story.questions)
@@ -185,7 +188,7 @@ class NaturalTask(TextTask):
             np.sort(rng.integers(0, len(pieces) + 1, len(facts)))[::-1], facts[::-1], strict=True
         ):
             pieces.insert(where, fact)
-        told = np.concatenate([np.array(start, dtype=np.int64), *pieces])
+        told = np.concatenate([start, *pieces])
         ids = np.concatenate([told, *ends])
         labels = np.full_like(ids, IGNORED)
         choices, position = [], len(told)
@@ -196,6 +199,16 @@ class NaturalTask(TextTask):
             labels[position:after] = ids[position:after]
             position = after
         return Example(ids, labels, choices[0].position, unit, unit, choices=tuple(choices))
+
+    def _start(self) -> IntArray:
+        """Return the ids of the instruction, after what the tokenizer puts before a text."""
+        plain = self._piece(INSTRUCTION)
+        whole = np.array(self.tokenizer.encode(INSTRUCTION, add_special_tokens=True), dtype=np.int64)
+        for before in range(len(whole) - len(plain) + 1):
+            end = before + len(plain)
+            if np.array_equal(whole[before:end], plain):
+                return whole[:end]  # without what it puts after a text
+        return plain
 
     def _noise_pieces(
         self, rng: np.random.Generator, documents: Sequence[Sequence[str]], free: int
@@ -245,10 +258,12 @@ class NaturalTask(TextTask):
         return Scores({"accuracy": np.array(right)}, np.ones(len(right)), tuple(units), tuple(documents))
 
     def _piece(self, text: str) -> IntArray:
-        """Return the ids of a text that begins with a blank, or with a full stop, within a longer one."""
+        """Return the ids of a text: after a sentence where it begins with a blank, after a word if a dot."""
         if text not in self._pieces:
-            before = "." if text.startswith(" ") else "the"
-            self._pieces[text] = self._encode_continuation(before, text)[1]
+            before = {" ": ".", ".": "the"}.get(text[0])
+            self._pieces[text] = (
+                self._encode(text) if before is None else self._encode_continuation(before, text)[1]
+            )
         return self._pieces[text]
 
     def _answer(self, text: str) -> tuple[IntArray, tuple[IntArray, ...]]:
@@ -278,7 +293,8 @@ class NaturalTask(TextTask):
         if self._noise is None:
             files = text_files(self.text)
             forbidden = {word.lower() for word in (*self.names, *self.candidates)}
-            documents = [Document(str(f), read_text(f), ()) for f in files]
+            # by names within the folder: wherever it lies, splits are the same
+            documents = [Document(f.relative_to(self.text).as_posix(), read_text(f), ()) for f in files]
             if not self.text.is_dir():
                 parts: Mapping[SplitName, list[Document]] = dict.fromkeys(DEFAULT_SIZE, documents)
             elif len(documents) < 3:

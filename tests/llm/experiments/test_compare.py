@@ -393,7 +393,11 @@ def test_texts_from_files(base, tmp_path):
             out=str(tmp_path / "out"),
         )
     )
-    assert comparison.metric == "f1" and set(comparison.splits[512]["floors"]) == {"chance", "constant"}
+    assert comparison.metric == "f1" and set(comparison.splits[512]["floors"]) == {
+        "chance",
+        "constant",
+        "base",
+    }
     with pytest.raises(TaskDataError):
         compare(
             Settings(task="quality", data_dir=str(folder.parent), model=base, out=str(tmp_path / "other"))

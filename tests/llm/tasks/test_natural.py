@@ -5,14 +5,20 @@ from __future__ import annotations
 import pickle
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from hankelred_llm.experiments.evaluate import evaluate, predict
-from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task
+from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task, natural
 from hankelred_llm.tasks.natural_task import NOISE, usable_sentences
+
+
+def test_every_task_has_an_oracle():
+    folder = Path(natural.__file__).parent
+    assert set(ORACLES) == {path.stem for path in folder.glob("[a-z]*.py")}
 
 
 def oracle_where_is(text):
@@ -22,7 +28,63 @@ def oracle_where_is(text):
     return [(place[who], said) for who, said in re.findall(r"Where is (\w+)\? In the (\w+)", text)]
 
 
-ORACLES = {"where_is": oracle_where_is}
+def oracle_counting(text):
+    found = Counter(re.findall(r"\b([A-Z][a-z]+) found a coin\.", text))
+    asked = re.findall(r"How many coins did (\w+) find\? (\w+) found (\w+)", text)
+    numbers = ["none", "one", "two", "three", "four", "five"]
+    assert all(who == again for who, again, _ in asked)
+    return [(numbers[found[who]], said) for who, _, said in asked]
+
+
+def oracle_variable_tracking(text):
+    stated = dict(re.findall(r"The value of (\w+) is ([^.]+)\.", text))
+
+    def value(name):
+        return value(stated[name].split()[-1]) if stated[name].startswith("that of ") else stated[name]
+
+    return [
+        (value(name), said) for name, said in re.findall(r"What is the value of (\w+)\? It is (\w+)", text)
+    ]
+
+
+def oracle_who_has(text):
+    """Boxes and owners as two tables that are overwritten in the order of the text."""
+    box, owner = {}, {}
+    put = r"The (?P<thing>\w+) was put into the (?P<into>\w+) box\."
+    gave = r"The (?P<box>\w+) box was (?:given|handed|sent) to (?P<who>\w+)\."
+    for found in re.finditer(f"{put}|{gave}", text):
+        if found["thing"]:
+            box[found["thing"]] = found["into"]
+        else:
+            owner[found["box"]] = found["who"]
+    asked = re.findall(r"Who has the (\w+)\? It is with (\w+)", text)
+    return [(owner[box[thing]], said) for thing, said in asked]
+
+
+def oracle_multikey_needle(text):
+    told = re.findall(r"The code word of the (\w+) is (\w+)\.", text)
+    assert len(dict(told)) == len(told)
+    asked = re.findall(r"What is the code word of the (\w+)\? It is (\w+)", text)
+    return [(dict(told)[key], said) for key, said in asked]
+
+
+def oracle_last_written(text):
+    board = {}
+    for who, word, color in re.findall(r"(Somebody|Nobody) wrote (\w+) on the (\w+) board\.", text):
+        if who == "Somebody":
+            board[color] = word
+    asked = re.findall(r"Which word is on the (\w+) board\? It is (\w+)", text)
+    return [(board[color], said) for color, said in asked]
+
+
+ORACLES = {
+    "where_is": oracle_where_is,
+    "counting": oracle_counting,
+    "variable_tracking": oracle_variable_tracking,
+    "who_has": oracle_who_has,
+    "multikey_needle": oracle_multikey_needle,
+    "last_written": oracle_last_written,
+}
 #: Bytes in which the facts and questions of every task fit, with some noise.
 LENGTH = 1400
 
@@ -117,10 +179,11 @@ def test_facts_are_anywhere_and_longer_rows_have_more_noise_only(name):
     for length in (LENGTH, 4 * LENGTH):
         sizes = []
         for e in task.validation(length):
-            told = text_of(task, e)[: e.prompt_length]
+            told = task.tokenizer.decode(e.prompt_ids.tolist())
             facts = [s for s in usable_sentences(told, set())[1:] if s not in noise]
             sizes.append(len(facts))
-            shares += [told.index(fact) / len(told) for fact in facts if told.count(fact) == 1]
+            for fact in set(facts):
+                shares += [m.start() / len(told) for m in re.finditer(re.escape(fact), told)]
         counts[length] = np.mean(sizes)
     assert abs(counts[LENGTH] - counts[4 * LENGTH]) < 1
     assert len(shares) > 200
@@ -151,6 +214,29 @@ def test_floors_are_counted_and_met_by_predictions(name):
     assert task.score(split, perfect).means == {"accuracy": 1.0}
     undecided = [np.zeros(task.questions * len(task.candidates)) for _ in split]
     assert task.score(split, undecided).means == {"accuracy": pytest.approx(1 / len(task.candidates))}
+
+
+@pytest.fixture(scope="module")
+def pieces_of_words():
+    """Return a tokenizer as those of real models, of byte pairs; answers have one to six of them."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    learned = ByteLevelBPETokenizer()
+    learned.train_from_iterator([NOISE.read_text(encoding="utf-8")], vocab_size=600, special_tokens=["<s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=learned._tokenizer, bos_token="<s>", eos_token="<s>")
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_a_row_has_the_ids_of_its_text(name, pieces_of_words):
+    """Pieces are tokenized one by one; put together they must be what the tokenizer makes of the whole."""
+    task = get_task(name, tokenizer=pieces_of_words)
+    split = task.validation(512, size=40)
+    assert {len(ids) for c in split[0].choices for ids in c.candidates} & {2, 3, 4}
+    for e in split:
+        text = text_of(task, e)
+        assert pieces_of_words.encode(text, add_special_tokens=False) == e.input_ids.tolist()
+        assert all(right == said for right, said in ORACLES[name](text))
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +316,20 @@ def test_the_noise_of_a_folder_is_not_shared(tmp_path):
     assert sum(map(len, found)) == len(set.union(*found)) == 9
 
 
+def test_rows_do_not_depend_on_where_the_folder_lies(tmp_path):
+    """Splits were made from whole paths at first: the same stories elsewhere gave other rows."""
+    rows = []
+    for name in ("here", "elsewhere"):
+        (tmp_path / name / "below").mkdir(parents=True)
+        for k in range(9):
+            lines = [f"Document{k}x tells line{i}y of a tale." for i in range(30)]
+            (tmp_path / name / "below" / f"{k}.txt").write_text(" ".join(lines))
+        rows.append(
+            [e.input_ids.tobytes() for e in get_task("where_is", text=tmp_path / name).test(900, size=9)]
+        )
+    assert rows[0] == rows[1]
+
+
 def test_noise_never_speaks_of_what_is_asked(tmp_path):
     lines = [f"The tale number{i} goes on and on." for i in range(40)]
     told = "Mary is in the kitchen. The KITCHEN was cold! He said: the garden\u2019s gate is open. "
@@ -289,6 +389,18 @@ def test_a_tokenizer_that_does_not_tell_answers_apart_is_refused():
         TaskError, match=r"does not tell answers .* 'garden' is \[103\] and 'garage' is \[103\]"
     ):
         get_task("where_is", tokenizer=FirstLetters()).train(300)
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_around_the_row_only():
+    """An end of text after the instruction would be in the middle of the row."""
+
+    class Around(ByteTokenizer):
+        def encode(self, text, *, add_special_tokens=False):
+            ids = list(text.encode())
+            return [self.bos_token_id, *ids, self.eos_token_id] if add_special_tokens else ids
+
+    for e in get_task("where_is", tokenizer=Around()).train(900, size=5):
+        assert e.input_ids[0] == 256 and (e.input_ids[1:] < 256).all()
 
 
 def test_splits_go_to_other_processes():

@@ -33,7 +33,7 @@ SYNTHETIC = (
     "prefix_dfa",
     "s3_words",
 )
-NATURAL = ("where_is",)
+NATURAL = ("counting", "last_written", "multikey_needle", "variable_tracking", "where_is", "who_has")
 OTHERS = ("byte_lm", "chorales", "fairytaleqa", "narrativeqa", "qmsum", "quality", "squality")
 
 

@@ -1,0 +1,96 @@
+"""docs/results_real.md agrees with the pieces it is made from, and says first where HRM loses."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+
+
+@pytest.fixture(scope="module")
+def made():
+    spec = importlib.util.spec_from_file_location("make_results_real", DOCS / "make_results_real.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_its_command_writes(made):
+    assert made.page(made.read()) == (DOCS / "results_real.md").read_text(encoding="utf-8"), (
+        "run: python docs/make_results_real.py"
+    )
+
+
+def invented(made, folder, seeds, monkeypatch):
+    """Write pieces in which LoRA is right at .9 at every rate and HRM at .5, and the mixture at .9 too."""
+    monkeypatch.setattr(made.study, "PIECES", folder)
+    rng = np.random.default_rng(0)
+    for kind, task, method, rate, seed in made.study.pieces():
+        if task != "where_is" or not method or (kind == "final" and seed not in seeds):
+            continue
+        share = 0.5 if method == "hrm-attention" else 0.9
+        piece = {
+            "kind": kind,
+            "task": task,
+            "method": method,
+            "rate": rate or 3e-3,
+            "seed": seed,
+            "parameters": 921600,
+            "validation": {"256": share + 0.05 * (rate == 1e-3), "1024": share},
+            "cpu_seconds": 100.0,
+            "rows": 96,
+            "memory": 2**30,
+            "file_size": 2**20,
+        }
+        if kind == "final":
+            right = rng.random((len(made.study.TEST_LENGTHS), 240)) < share
+            piece["test"] = {
+                str(n): {
+                    "accuracy": float(row.mean()),
+                    "values": row.astype(int).tolist(),
+                    "questions_of_a_row": 5,
+                }
+                for n, row in zip(made.study.TEST_LENGTHS, right, strict=True)
+            }
+        made.study.write(made.study.file_of(kind, task, method, rate, seed), piece)
+
+
+def test_losses_come_first_with_their_intervals(made, tmp_path, monkeypatch):
+    invented(made, tmp_path, (0, 1, 2, 3), monkeypatch)
+    found = made.read()
+    assert made.study.chosen("where_is", "lora-qv") == 1e-3
+    text = made.page(found)
+    worse, rest = text.split("**HRM is clearly better")
+    # differences of .4 are clear with four seeds of 240 questions, those of the mixture are not
+    losses = " ".join(worse.split("clearly worse than the best LoRA**")[1].split())
+    assert losses.count("`where_is` at") == 3 and losses.count("(4 seeds)") == 3
+    assert "nowhere" in rest.split("Not decided")[0]
+    values = {
+        n: [
+            json.loads(made.study.file_of("final", "where_is", m, None, s).read_text())["test"]["512"][
+                "accuracy"
+            ]
+            for s in range(4)
+        ]
+        for n, m in (("hrm", "hrm-attention"), ("lora", made.best_lora("where_is", found)))
+    }
+    assert f"{np.mean(values['hrm']) - np.mean(values['lora']):+.3f} [" in losses
+    assert "12 of 12 trainings that choose a rate, 16 of 16 that are tested" in " ".join(text.split())
+
+
+def test_one_seed_decides_nothing(made, tmp_path, monkeypatch):
+    invented(made, tmp_path, (0,), monkeypatch)
+    text = made.page(made.read())
+    assert "**HRM is clearly worse than the best LoRA**: nowhere." in text
+    undecided = text.split("Not decided")[1].split("## Protocol")[0]
+    assert " ".join(undecided.split()).count("(1 seed)") == 6
+
+
+def test_no_seed_is_said(made, tmp_path, monkeypatch):
+    invented(made, tmp_path, (), monkeypatch)
+    assert "No comparison is finished yet" in made.page(made.read())
