@@ -67,8 +67,14 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-#: A text, or a number that YAML reads as one; NUL is in no name of a file, task or method.
-Text = Annotated[str, Field(pattern=r"^[^\x00]*$"), BeforeValidator(_text)]
+def _without_nul(value: str) -> str:
+    if "\0" in value:  # no name of a file, task or method has one
+        raise ValueError("give a text without NUL characters")
+    return value
+
+
+#: A text, or a number that YAML reads as one.
+Text = Annotated[str, AfterValidator(_without_nul), BeforeValidator(_text)]
 Flag = Annotated[bool, Strict()]
 Precision = Literal["float32", "bfloat16"]
 #: Whole numbers from 0 and from 1.
@@ -111,10 +117,12 @@ def problem(error: ValidationError, name: str = "") -> str:
     message = first["msg"].removeprefix("Value error, ")
     place = [name, *first["loc"]] if name else list(first["loc"])
     absent = place.pop() if first["type"] == "missing" else None
+    place = [key for key in place if key != "[key]"]  # what pydantic adds for the key of a dict
     where = f"{place[0]}{''.join(f'[{short_repr(key)}]' for key in place[1:])}" if place else "it"
     if absent is not None:
         return f"{where} has no {short_repr(absent)}"
     if not place:
         return str(message)
+    message = message.replace(" after validation", "")
     _, should, rest = message.partition(" should ")  # of "Input should be ..."
     return f"{where} is {short_repr(first['input'])}; {f'it should {rest}' if should else message}"

@@ -51,7 +51,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?][\"'\u2019\u201d])\s+")
 
 @dataclass(frozen=True)
 class Story:
-    """What a row tells and asks.
+    """The facts and the questions of a row.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ class NaturalTask(TextTask):
     names: ClassVar[tuple[str, ...]]
     #: every answer there is, none the beginning of another
     candidates: ClassVar[tuple[str, ...]]
-    #: the most questions that a row can have, and how many it has unless told otherwise
+    #: the most questions that a row can have, and how many it has by default
     most_questions: ClassVar[int]
     usual_questions: ClassVar[int] = 5
 
@@ -112,6 +112,8 @@ class NaturalTask(TextTask):
         self.seed = checked_count("seed", seed, least=0)
         wanted = self.usual_questions if questions is None else questions
         self.questions = checked_count("questions", wanted, least=1, most=self.most_questions)
+        if text is not None and (not isinstance(text, str | PathLike) or not str(text)):
+            raise TaskError(f"text is {short_repr(text)}; give the path of a text, or of a folder of texts")
         self.text = NOISE if text is None else Path(text)
         self._noise: Mapping[SplitName, list[list[str]]] | None = None
         self._pieces: dict[str, IntArray] = {}
@@ -168,12 +170,12 @@ class NaturalTask(TextTask):
         story = self.draw(rng)
         start = self._start()
         facts = [self._piece(f" {fact}") for fact in story.facts]
-        asked = [
+        questions = [
             self._answer(f" {text}" if k == 0 else f". {text}") for k, (text, _) in enumerate(story.questions)
         ]
         ends = [
             np.concatenate([prompt, answers[right]])
-            for (prompt, answers), (_, right) in zip(asked, story.questions, strict=True)
+            for (prompt, answers), (_, right) in zip(questions, story.questions, strict=True)
         ]
         free = length - len(start) - sum(map(len, facts)) - sum(map(len, ends))
         if free < 0:
@@ -188,11 +190,11 @@ class NaturalTask(TextTask):
             np.sort(rng.integers(0, len(pieces) + 1, len(facts)))[::-1], facts[::-1], strict=True
         ):
             pieces.insert(where, fact)
-        told = np.concatenate([start, *pieces])
-        ids = np.concatenate([told, *ends])
+        context = np.concatenate([start, *pieces])
+        ids = np.concatenate([context, *ends])
         labels = np.full_like(ids, IGNORED)
-        choices, position = [], len(told)
-        for (prompt, answers), (_, right) in zip(asked, story.questions, strict=True):
+        choices, position = [], len(context)
+        for (prompt, answers), (_, right) in zip(questions, story.questions, strict=True):
             position += len(prompt)
             choices.append(Choice(position, answers, right))
             after = position + len(answers[right])

@@ -61,7 +61,9 @@ def test_every_step_runs_on_a_model_of_the_user(tmp_path):
     assert done.returncode == 0, done.stderr
     texts = re.findall(r"(\d+) texts of (\d+) tokens +(\d+)% +(\d+)% +(\d+)%", done.stdout)
     assert [(int(n), int(length)) for n, length, *_ in texts] == [(32, 192), (16, 768)]
-    assert all(0 <= int(share) <= 100 for row in texts for share in row[2:])
+    # the shares are of 4 questions in each of 32 or 16 texts
+    possible = [{f"{k / (4 * int(row[0])):.0%}" for k in range(4 * int(row[0]) + 1)} for row in texts]
+    assert all(f"{share}%" in known for row, known in zip(texts, possible, strict=True) for share in row[2:])
     assert done.stdout.count("True") == 2 and "False" not in done.stdout
     out = tmp_path / "demo-output"
     assert (out / "spectra.png").stat().st_size > 10_000

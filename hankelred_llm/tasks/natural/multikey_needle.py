@@ -11,12 +11,12 @@ from ..natural_task import NaturalTask, Story
 
 KEYS = ("bakery", "market", "school", "park", "hospital", "church", "station", "harbor", "museum", "farm")
 WORDS = ("moon", "river", "stone", "tree", "bird", "fish", "cloud", "horse")
-#: Keys that are told and not asked for.
+#: Keys that no question asks for.
 OTHERS = 3
 
 
 class MultikeyNeedle(NaturalTask):
-    """The code word of a place; three places more are told than asked for."""
+    """The code word of a place; there are three places more than questions."""
 
     name = "multikey_needle"
     summary = "the code word of one of many places, in sentences among others"

@@ -31,17 +31,17 @@ class VariableTracking(NaturalTask):
         """Return a story of chains, their sentences shuffled into each other."""
         chains = rng.permutation(LETTERS)[: HOPS * self.questions].reshape(self.questions, HOPS)
         values = rng.permutation(len(NUMBERS))[: self.questions]
-        told = [0] * self.questions
+        placed = [0] * self.questions
         facts = []
         # every chain keeps its order
         for k in rng.permutation(np.repeat(np.arange(self.questions), HOPS)):
-            place = told[k]
+            place = placed[k]
             end = NUMBERS[values[k]] if place == 0 else f"that of {chains[k][place - 1]}"
             facts.append(f"The value of {chains[k][place]} is {end}.")
-            told[k] += 1
-        asked = rng.integers(0, HOPS, self.questions)
+            placed[k] += 1
+        ends = rng.integers(0, HOPS, self.questions)
         questions = [
-            (f"What is the value of {chains[k][asked[k]]}? It is", int(values[k]))
+            (f"What is the value of {chains[k][ends[k]]}? It is", int(values[k]))
             for k in rng.permutation(self.questions)
         ]
         return Story(tuple(facts), tuple(questions))

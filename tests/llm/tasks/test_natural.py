@@ -371,6 +371,13 @@ def test_texts_that_are_none(tmp_path, make, message):
         get_task("where_is", text=path).train(1200)
 
 
+@pytest.mark.parametrize("text", [5, ["a.txt"], ""])
+def test_a_text_that_is_no_path_is_refused(text):
+    """A number ended in an error of pathlib, and the empty path read every text of the current folder."""
+    with pytest.raises(TaskError, match=r"text is .*; give the path of a text"):
+        get_task("where_is", text=text)
+
+
 def test_a_length_that_is_too_short_is_refused_with_the_numbers():
     with pytest.raises(
         TaskError, match=r"length 100 is too short for task where_is: .* 5 questions .* take \d+"
