@@ -85,8 +85,8 @@ def protocol() -> str:
     ]
     heading = (
         "## Protocol\n\nFixed, and committed, before the first training. Before any training had given a "
-        "result it was\ncut from 40 to 24 steps, and to fewer validation rows, because the machine was slower "
-        "than planned.\n\n"
+        "result it was\ncut from 40 to 24 steps, and to fewer validation rows, because the machine was "
+        "slower than planned.\n\n"
     )
     return heading + "\n".join(
         textwrap.fill(x, 110, initial_indent="- ", subsequent_indent="  ") for x in lines

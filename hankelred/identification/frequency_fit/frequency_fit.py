@@ -201,6 +201,11 @@ def fit_frequency_response(
         shown = on_terminal() if progress is None else progress
         order = source.fitter.choose_order(_trial_orders(_largest_order(checked)), progress=shown)
     source.chosen_order = source.attainable(checked_order(order))
+    if not requested:
+        # held-out frequencies between the others do not refute states that follow the noise
+        surplus = _surplus(source)
+        if surplus is not None:
+            source.chosen_order = source.attainable(surplus[0].sections.order)
     result = _with_fit(make_reduction(source, source.chosen_order))
     if not (requested and _warn_of_surplus(source)):
         _warn(result, source)
@@ -244,15 +249,21 @@ def _trial_orders(largest: int) -> list[int]:
     return orders
 
 
+def _surplus(source: FrequencyFitSource) -> tuple[Fit, Fit, float] | None:
+    """Return the fit without the states that the response does not determine, if these are many."""
+    fits = source.fitter.without_surplus(source.fit(source.chosen_order))
+    if fits is None or fits[1].sections.order <= _SURPLUS * fits[0].sections.order:
+        return None
+    return fits
+
+
 def _warn_of_surplus(source: FrequencyFitSource) -> bool:
     """Warn of states that the response does not determine; return whether there are any."""
-    found = source.fitter.without_surplus(source.fit(source.chosen_order))
-    if found is None:
+    fits = _surplus(source)
+    if fits is None:
         return False
-    left, full, energy = found
+    left, full, energy = fits
     count, order = left.sections.order, full.sections.order
-    if order <= _SURPLUS * count:
-        return False
     warnings.warn(
         f"by Schwarz's criterion the response determines only {count} of the {order} states: without the "
         f"others the error, weighted by the inverse of the noise, is {math.sqrt(left.loss / energy):.4g} "
