@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 #: There is a warning if a requested order is larger than this times the number of states that count by
-#: Schwarz's criterion, which leaves out states that are real but below the noise: of the 48 of `build` at a
-#: noise of 1e-3 it counts 38 to 40.
+#: Schwarz's criterion, and a chosen order is lowered to it. The criterion leaves out
+#: states that are real but below the noise: of the 48 of `build` at a noise of 1e-3 it counts 38 to 40.
 _SURPLUS = 1.3
 #: Fit below which there is a warning.
 _POOR_FIT = 0.1
