@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 from helpers.data import data_file, load_mat
 from helpers.descriptor_models import constrained_masses, integrator, rc_ladder, rlc_grid, stokes, weierstrass
+from helpers.netlists import exact_response
 
 import hankelred
 from hankelred import HankelredError, ModelError
@@ -17,23 +18,6 @@ from hankelred.models.sparse_model import large_model
 
 def dense(M):
     return np.asarray(M.toarray() if hasattr(M, "toarray") else M, float)
-
-
-def exact_response(system, s, bits=400):
-    """Return C (s E - A)^-1 B + D in multiprecision arithmetic."""
-    flint = pytest.importorskip("flint")
-    before, flint.ctx.prec = flint.ctx.prec, bits
-    try:
-        A, B, C, D, E = (np.asarray(M, float) for M in system)
-        z = flint.acb(s.real, s.imag)
-        n = A.shape[0]
-        pencil = flint.acb_mat(n, n, [z * float(e) - float(a) for e, a in zip(E.flat, A.flat, strict=True)])
-        x = pencil.solve(flint.acb_mat(*B.shape, [float(b) for b in B.flat]))
-        y = flint.acb_mat(*C.shape, [float(c) for c in C.flat]) * x
-        out = [[complex(y[i, j]) for j in range(B.shape[1])] for i in range(C.shape[0])]
-        return np.array(out) + D
-    finally:
-        flint.ctx.prec = before
 
 
 def response_of_parts(model, s):
