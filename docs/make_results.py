@@ -6,6 +6,7 @@ verdict of the page is computed here; docs/results.md is not to be edited by han
 
 from __future__ import annotations
 
+import io
 import json
 import textwrap
 from collections.abc import Callable
@@ -708,7 +709,11 @@ def points(layer: Results) -> list[tuple[float, float, float]]:
 
 def save(figure: Any, name: str) -> None:
     """Write one figure."""
-    figure.savefig(IMAGES / f"{name}.png", dpi=68)
+    from make_images import write_opaque
+
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=68)
+    write_opaque(picture, name)
 
 
 if __name__ == "__main__":
