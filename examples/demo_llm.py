@@ -68,8 +68,8 @@ FOLLOW_PEOPLE = Settings(
     task="where_is",
     options={"questions": 4},
     length=192,
-    test_texts=(32, 16),
-    steps=40,
+    test_texts=(24, 12),
+    steps=36,
     texts=4,
     learning_rate=3e-3,
     lora_rate_ratio=5 / 3,
@@ -93,7 +93,7 @@ REMEMBER_A_BIT = Settings(
 )
 
 #: Texts whose last question is answered token by token, and how many tokens.
-QUESTIONS, TOKENS = 6, 12
+QUESTIONS, TOKENS = 5, 8
 
 
 def packaged_model() -> Path | None:

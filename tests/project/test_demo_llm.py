@@ -60,8 +60,8 @@ def test_every_step_runs_on_a_model_of_the_user(tmp_path):
     done = run_demo("--base", write_model(tmp_path / "base", positions=1024), "--steps", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     texts = re.findall(r"(\d+) texts of (\d+) tokens +(\d+)% +(\d+)% +(\d+)%", done.stdout)
-    assert [(int(n), int(length)) for n, length, *_ in texts] == [(32, 192), (16, 768)]
-    # the shares are of 4 questions in each of 32 or 16 texts
+    assert [(int(n), int(length)) for n, length, *_ in texts] == [(24, 192), (12, 768)]
+    # the shares are of 4 questions in each of 24 or 12 texts
     possible = [{f"{k / (4 * int(row[0])):.0%}" for k in range(4 * int(row[0]) + 1)} for row in texts]
     assert all(f"{share}%" in known for row, known in zip(texts, possible, strict=True) for share in row[2:])
     assert done.stdout.count("True") == 2 and "False" not in done.stdout
