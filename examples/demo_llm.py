@@ -1,4 +1,4 @@
-"""Teach a pretrained language model to follow people through a text, in a minute of training on a CPU.
+"""Teach a pretrained language model to follow people through a text, in 77 s of training on two cores.
 
 The model is SmolLM2-135M-Instruct. Asked where somebody is, in a text in which people go from place to place
 among other sentences, it is wrong more often than right. An adapter is trained on such texts, and the model
