@@ -708,12 +708,12 @@ def points(layer: Results) -> list[tuple[float, float, float]]:
 
 
 def save(figure: Any, name: str) -> None:
-    """Write one figure."""
-    from make_images import write_opaque
+    """Write one figure, in 256 colors: a third as large in the source archive."""
+    from PIL import Image
 
     picture = io.BytesIO()
     figure.savefig(picture, dpi=68)
-    write_opaque(picture, name)
+    Image.open(picture).convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
