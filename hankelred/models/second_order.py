@@ -158,8 +158,10 @@ class SecondOrderModel:
         K is not positive definite, the positions x are states instead of Lk^T x.
         """
         D, K = self._dense(self.D), self._dense(self.K)
-        mass, stiffness = self._mass_factor(), _cholesky(K)
         N = D.shape[0]
+        if N == 0:  # LAPACK refuses empty factors
+            return LinearModel(D, self.B, self.Cp, self.Du, 0)
+        mass, stiffness = self._mass_factor(), _cholesky(K)
 
         def solve_mass(X: Array) -> Array:
             return sla.solve_triangular(mass, X, lower=True, check_finite=False)

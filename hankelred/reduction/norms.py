@@ -331,7 +331,7 @@ def _points(frequencies: Array, *, discrete: bool) -> Array:
 
 def _gains_of_sum(first: tuple[Array, Array], second: tuple[Array, Array], D: Array, finite: Array) -> Array:
     """Return the gains of the sum of two responses, given as pairs, and of D at infinite frequencies."""
-    gains = np.full(finite.size, float(np.linalg.norm(D, 2)))
+    gains = np.full(finite.size, float(np.linalg.norm(D, 2)) if D.size else 0.0)
     gains[finite] = largest_singular_value((first[0] + second[0] + D) + (first[1] + second[1]))
     return gains
 

@@ -341,7 +341,10 @@ class FrequencyFitSource:
 
     def attainable(self, order: int) -> int:
         """Return the order that the data determine, up to the requested one; warn if it is smaller."""
-        attained = self.truncate(order)[0].n_states
+        attained = order
+        # the fit of the order that is left may have fewer states again
+        while (states := self.truncate(attained)[0].n_states) < attained:
+            attained = states
         if attained < order:
             warnings.warn(
                 f"order {order} was requested, but the response determines only {attained} states; the model "

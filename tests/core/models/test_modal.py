@@ -353,6 +353,7 @@ def test_transformation_to_the_diagonal_form(complex_, dt):
 def test_transformation_agrees_with_python_control():
     # x = T z there too
     control = pytest.importorskip("control")
+    pytest.importorskip("slycot")  # which its modal_form needs
     plant = control.ss(*random_system(1, 6, 2, 2))
     theirs, T = control.modal_form(plant)
     np.testing.assert_allclose(np.linalg.solve(T, plant.A @ T), theirs.A, atol=1e-9)

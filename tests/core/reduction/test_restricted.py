@@ -7,6 +7,7 @@ import warnings
 import control
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.linalg as sla
 from helpers.data import slicot_model
 from helpers.printed import half_unit, table
@@ -147,7 +148,7 @@ def test_a_horizon_of_a_real_model():
         return np.array(out)
 
     def energy(model):
-        return np.sqrt(np.trapezoid((impulse(system) - impulse(model)) ** 2, t))
+        return np.sqrt(scipy.integrate.trapezoid((impulse(system) - impulse(model)) ** 2, t))
 
     assert limited.error(horizon=0.1) <= 1e-10
     assert plain.error(horizon=0.1) == pytest.approx(energy(plain.system), rel=1e-4)

@@ -91,7 +91,7 @@ def test_complex_model():
 @pytest.mark.parametrize("descriptor", [False, True])
 def test_discrete_model(descriptor):
     rng = np.random.default_rng(2)
-    A = sp.csc_array(sp.random_array((40, 40), density=0.1, rng=rng) * 0.3 + 0.4 * sp.eye_array(40))
+    A = sp.csc_array(0.3 * rng.random((40, 40)) * (rng.random((40, 40)) < 0.1) + 0.4 * np.eye(40))
     E = sp.csc_array(sp.eye_array(40) + 0.2 * sp.eye_array(40, k=1)) if descriptor else None
     B, C, D = rng.standard_normal((40, 2)), rng.standard_normal((3, 40)), rng.standard_normal((3, 2))
     sparse = (A, B, C, D) if E is None else (A, B, C, D, E)
