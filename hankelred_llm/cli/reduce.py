@@ -83,7 +83,7 @@ def reduce(
         report = reduce_in_place(loaded.model, order=order, tol=tol, budget=budget, calibration=statistics)
     except KeyboardInterrupt:
         raise click.Abort(
-            "interrupted, and nothing was written; to be able to go on with a long text, read it by "
+            "interrupted, and nothing was written; to be able to resume with a long text, read it by "
             "hankelred-llm spectra --save, and give the file with --calibration"
         ) from None
     write_adapter(loaded.model, out, {"reduction.json": report.to_json()})

@@ -32,7 +32,7 @@ class Choice:
     Attributes
     ----------
     position : int
-        The candidates are compared after ``input_ids[:position]``; the row itself goes on with the right one.
+        The candidates are compared after ``input_ids[:position]``; in the row the right one follows.
     candidates : tuple of ndarray
         Their ids; none is the beginning of another.
     answer : int

@@ -58,7 +58,7 @@ class Story:
     facts : tuple of str
         Sentences in their order.
     questions : tuple of (str, int)
-        Each with the beginning of its answer, and the index of the candidate that goes on.
+        Each with the beginning of its answer, and the index of the candidate that completes it.
     """
 
     facts: tuple[str, ...]

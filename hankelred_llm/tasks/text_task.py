@@ -1,4 +1,4 @@
-"""What tasks of texts share: the tokenizer, and the ids of a text that goes on."""
+"""The base class of tasks with texts: the tokenizer, and the ids of a text and its continuation."""
 
 from __future__ import annotations
 

@@ -219,3 +219,21 @@ def checkpointed(model: Any, *, reentrant: bool = False) -> Any:
     if reentrant:
         base.enable_input_require_grads()
     return model
+
+
+def one_layer_llama(vocab_size: int, **others: Any) -> PreTrainedModel:
+    """Return a Llama of one layer with the special tokens of `ByteTokenizer`."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=vocab_size,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+        **others,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()

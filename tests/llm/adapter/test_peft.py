@@ -422,7 +422,7 @@ class TestFiles:
 
     @pytest.mark.filterwarnings("ignore:You are trying to modify a model")
     def test_a_base_with_an_adapter_is_not_wrapped_again(self, tmp_path):
-        # a second PeftModel took the place of the first, and both went on with one adapter
+        # a second PeftModel replaced the first, and both then used one adapter
         model = adapted(r=6)
         model.save_pretrained(tmp_path)
         B = system_of(model).B.clone()

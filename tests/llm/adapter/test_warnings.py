@@ -48,7 +48,7 @@ def test_a_trainer_whose_checkpoints_lack_the_lora(tmp_path):
 
 @pytest.mark.parametrize("precision", ["autocast", "base"])
 def test_overflow_in_float16_is_said_once(precision):
-    # a Trainer with fp16=True and too large a rate went on with a loss of NaN from step 49, without a word
+    # with fp16=True and too large a rate a Trainer continued with a loss of NaN from step 49, and no warning
     dtype = torch.float16 if precision == "base" else torch.float32
     model = hankelred_llm.attach(base_model().to(dtype), r=2)
     for name, parameter in model.named_parameters():

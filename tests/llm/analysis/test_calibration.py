@@ -371,7 +371,7 @@ def test_the_number_of_items_of_a_training_step_changes_no_loss():
 
 
 def test_a_checkpoint_with_other_held_out_rows_is_refused(tmp_path):
-    # It went on with the rows of before: asked for 4096 tokens to compare reductions on, it returned none.
+    # It resumed with the rows of the call before: of 4096 tokens to compare reductions on it returned none.
     model, batches = adapted(r=5), [{"input_ids": tokens(4, 12)}]
     calibrate(model, batches, checkpoint=tmp_path / "sums", held_out=0)
     with pytest.raises(CalibrationError, match=r"made with held_out=0, and held_out=48 was passed"):

@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 import yaml
 from helpers.commands import command
+from helpers.comparisons import small_comparison
 
 from hankelred_llm.errors import ExperimentError
 from hankelred_llm.experiments import compare as comparison_module
@@ -33,19 +34,8 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(base, tmp_path_factory):
-    return Settings(
-        task="flip_flop",
-        model=base,
-        methods=["hrm-attention", "hrm-mlp+lora-qv", "lora-qv"],
-        learning_rates=[3e-3, 1e-2],
-        length=8,
-        steps=3,
-        batch_size=4,
-        seeds=[0, 1],
-        test_size=32,
-        validation_size=16,
-        out=str(tmp_path_factory.mktemp("comparison")),
-    )
+    methods = ["hrm-attention", "hrm-mlp+lora-qv", "lora-qv"]
+    return small_comparison(base, methods, tmp_path_factory.mktemp("comparison"), learning_rates=[3e-3, 1e-2])
 
 
 @pytest.fixture(scope="module")

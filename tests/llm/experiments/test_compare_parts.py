@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.commands import command
+from helpers.comparisons import small_comparison
 from transformers import AutoModelForCausalLM
 
 from hankelred_llm.errors import ExperimentError
@@ -16,26 +17,15 @@ from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.experiments.compare import compare, compare_one
 from hankelred_llm.experiments.evaluate import evaluate
 from hankelred_llm.experiments.records import read_records
-from hankelred_llm.experiments.settings import Settings
 from hankelred_llm.tasks import get_task
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     base = small_model(tmp_path_factory.mktemp("base") / "small", pretrained=False)
-    return Settings(
-        task="flip_flop",
-        model=str(base),
-        methods=["hrm-attention static_readouts=[q_proj,k_proj]", "lora-qv"],
-        learning_rates=[3e-3, 3e-2],
-        length=8,
-        steps=3,
-        batch_size=4,
-        seeds=[0, 1],
-        test_size=32,
-        validation_size=16,
-        out=str(tmp_path_factory.mktemp("whole")),
-    )
+    methods = ["hrm-attention static_readouts=[q_proj,k_proj]", "lora-qv"]
+    out = tmp_path_factory.mktemp("whole")
+    return small_comparison(str(base), methods, out, learning_rates=[3e-3, 3e-2])
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.comparisons import small_comparison
 
-from hankelred_llm.experiments.compare import Settings, compare
+from hankelred_llm.experiments.compare import compare
 from hankelred_llm.experiments.records import read_records
 from hankelred_llm.ops.autograd import channel_scan
 
@@ -110,18 +111,15 @@ def test_the_scans_whose_cost_is_shown_are_the_same_recurrence(bench, method):
 
 
 def test_what_goes_into_the_files_comes_from_the_runs(bench, tmp_path):
-    settings = Settings(
-        task="flip_flop",
-        model="small-random",
-        methods=["hrm-attention", "lora-qv", "lora-all"],
+    settings = small_comparison(
+        "small-random",
+        ["hrm-attention", "lora-qv", "lora-all"],
+        tmp_path,
         learning_rates=[1e-2],
-        length=8,
         steps=2,
         batch_size=2,
-        seeds=[0, 1],
         test_size=16,
         validation_size=8,
-        out=str(tmp_path),
     )
     comparison = compare(settings)
     summary = json.loads((tmp_path / "summary.json").read_text())

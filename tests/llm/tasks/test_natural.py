@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.models import one_layer_llama
 
 from hankelred_llm.experiments.evaluate import evaluate, predict
 from hankelred_llm.tasks import ByteTokenizer, TaskDataError, TaskError, get_task, natural
@@ -241,22 +242,7 @@ def test_a_row_has_the_ids_of_its_text(name, pieces_of_words):
 
 @pytest.fixture(scope="module")
 def model():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=2000,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=258,
-        max_position_embeddings=2048,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
+    return one_layer_llama(2000, max_position_embeddings=2048, initializer_range=0.3)
 
 
 @pytest.mark.parametrize("tokenizer", [None, Words()], ids=["bytes", "words"])
@@ -331,7 +317,7 @@ def test_rows_do_not_depend_on_where_the_folder_lies(tmp_path):
 
 
 def test_noise_never_speaks_of_what_is_asked(tmp_path):
-    lines = [f"The tale number{i} goes on and on." for i in range(40)]
+    lines = [f"The tale number{i} is a long one." for i in range(40)]
     told = "Mary is in the kitchen. The KITCHEN was cold! He said: the garden\u2019s gate is open. "
     (tmp_path / "tale.txt").write_text(told * 40 + " ".join(lines), encoding="utf-8")
     for e in (task := get_task("where_is", text=tmp_path / "tale.txt")).train(1200, size=50):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.data import data_file
+from helpers.models import one_layer_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -136,20 +137,7 @@ def test_a_task_is_one_class_with_one_method():
 
 @pytest.fixture(scope="module")
 def model():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=ByteTokenizer.vocab_size,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=258,
-    )
-    return LlamaForCausalLM(config).eval()
+    return one_layer_llama(ByteTokenizer.vocab_size)
 
 
 def test_labels_are_what_transformers_shifts(model):
