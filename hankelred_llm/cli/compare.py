@@ -15,7 +15,8 @@ from .settings_options import flag_values, settings_options
 @click.option(
     "--only",
     metavar="METHOD,RATE,SEED",
-    help="Make this run only, and nothing else; RATE may be 'best', after the runs that choose it.",
+    help="Make this run only, and nothing else; RATE may be 'best', after the runs that choose it: of a grid "
+    "of rates only the best is reported.",
 )
 @click.option(
     "--merge",

@@ -166,7 +166,7 @@ def compare_one(
     merge: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> RunRecord:
-    """Train one method at one rate from one seed, as a part of a comparison that others make the rest of.
+    """Train one run of a comparison whose other runs are made by other processes.
 
     Parameters
     ----------
@@ -175,7 +175,8 @@ def compare_one(
     only : str
         METHOD,RATE,SEED, as "hrm-attention,0.01,100". The rate is one of the method's grid; or "best", which
         has the best validation score, once all runs that choose it are there. A seed of `tuning_seeds` makes
-        a run that chooses the rate, one of `seeds` a run that is reported.
+        a run that chooses the rate, one of `seeds` a run that is reported: of a grid of rates only the best
+        is reported.
     merge, progress
         As in :func:`compare`.
 
@@ -282,6 +283,11 @@ class _Study:
         """Train and validate one run of the comparison."""
         key = self._parsed(only)
         phase = "tuning" if key.seed in self.settings.tuning_seeds else "final"
+        if phase == "tuning" and key not in self.tuning:
+            raise ExperimentError(
+                f"method {key.method!r} has one learning rate, so no run chooses it; take one of seeds "
+                f"{self.settings.seeds}"
+            )
         with self.bars or nullcontext():
             self._train(phase, key)
         return self.runs[phase, key]
