@@ -230,6 +230,7 @@ def trained(
 ) -> dict[str, Any]:
     """Train once and return what is kept of it."""
     place = folder / file_of(kind, experiment.task.name, method, rate, seed).stem
+    resumed = any(place.glob("checkpoint-*"))
     began = time.process_time()
     found = train(experiment, method, learning_rate=rate, seed=seed, folder=place)
     seconds = time.process_time() - began
@@ -238,9 +239,8 @@ def trained(
         "parameters": record.parameters,
         "ranks": record.ranks,
         "rows": COMMON["steps"] * COMMON["batch_size"],
-        # of the machine's processor, loading included; those of a run that was resumed are not all here
-        "cpu_seconds": round(seconds, 1),
-        "step_seconds": float(np.median(record.seconds_steps)),
+        # of the machine's processor, loading included; where a run was resumed, a part of them is unknown
+        "cpu_seconds": None if resumed else round(seconds, 1),
         "memory": record.memory,
         "file_size": record.file_size,
         "losses": [round(loss, 4) for _, loss in record.losses],

@@ -1,7 +1,7 @@
 """Write docs/results_real.md from docs/results/real/*.json: `python docs/make_results_real.py`.
 
-The files are written by benchmarks/bench_real.py, which has the protocol. Every figure and every verdict of
-the page is computed here; docs/results_real.md is not to be edited by hand.
+The files are written by benchmarks/bench_real.py, which has the protocol. The scores, counts and verdicts of
+the page are computed here; docs/results_real.md is not to be edited by hand.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from hankelred_llm.experiments.budget import TOLERANCE
 from hankelred_llm.experiments.methods import parse_method
 from hankelred_llm.experiments.statistics import paired_difference
+from hankelred_llm.experiments.trainer import CLIP, SCHEDULE, WARMUP
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "benchmarks"))
@@ -35,7 +37,7 @@ Piece = dict[str, Any]
 def page(found: dict[str, Piece]) -> str:
     """Return the page."""
     parts = ["# Results on a real language model", introduction(found)]
-    parts += [verdict(found), protocol()]
+    parts += [verdict(found), protocol(found)]
     for task in study.TASKS:
         parts += [f"## `{task}`", *results(task, found)]
     parts += ["## The base without training, on every task", *untrained(found)]
@@ -55,23 +57,25 @@ def introduction(found: dict[str, Piece]) -> str:
         )
     return paragraph(
         f"{model} `make results-real` runs what is missing and writes this page from the finished "
-        "pieces in `docs/results/real`. No figure of this page was typed by hand."
+        "pieces in `docs/results/real`. The scores, counts and verdicts are computed from the pieces."
     )
 
 
-def protocol() -> str:
+def protocol(found: dict[str, Piece]) -> str:
     """Return the protocol, which was written before anything was run."""
+    parameters = sorted({piece["parameters"] for piece in found.values() if piece["method"]})
+    counted = f", here {parameters[0]:,} to {parameters[-1]:,}" if parameters else ""
     c, rates = study.COMMON, listed(f"{rate:g}" for rate in sorted(study.RATES))
     lines = [
         f"Tasks: {listed(f'`{task}`' for task in study.TASKS)}, five questions a row, with sentences of the "
         "stories of SQuALITY between the facts. Stories of training, validation and test are different ones.",
         f"Methods: {listed(f'`{m}`' for m in study.METHODS)}. Each has the number of parameters of LoRA r=16 "
-        "on q and v, 0.92 million, within 2 %. A LoRA has alpha = 2 r. The ratio of the two rates of the "
-        "mixture was set after an earlier trial with one seed and is not tuned here.",
+        f"on q and v, within {TOLERANCE:.0%}{counted}. A LoRA has alpha = 2 r. The ratio of the two rates of "
+        "the mixture was set after an earlier trial with one seed and is not tuned here.",
         f"Training: {c['steps']} steps of {c['batch_size']} rows of {study.LENGTH} tokens, that is "
         f"{c['steps'] * c['batch_size']} rows, the same for all methods of a seed. AdamW without weight "
-        "decay, warm-up over a tenth of the steps, cosine, gradients clipped at norm 1; the base in "
-        "bfloat16, the adapters in float32.",
+        f"decay, warm-up over {WARMUP:.0%} of the steps, {SCHEDULE}, gradients clipped at norm {CLIP:g}; the "
+        "base in bfloat16, the adapters in float32.",
         f"Rate: of {rates}, the same grid for all methods, the one with the best accuracy on validation rows "
         f"after training from seed {study.TUNING_SEED}; the mean of "
         + listed(f"{rows} rows of {length} tokens" for length, rows in study.VALIDATION.items())
@@ -84,9 +88,13 @@ def protocol() -> str:
         "there at any moment is complete for as many methods as possible.",
     ]
     heading = (
-        "## Protocol\n\nFixed, and committed, before the first training. Before any training had given a "
-        "result it was\ncut from 40 to 24 steps, and to fewer validation rows, because the machine was "
-        "slower than planned.\n\n"
+        "## Protocol\n\n"
+        + paragraph(
+            "Fixed, and committed, before the first training. Before any training had given a result it was "
+            f"cut from 40 to {c['steps']} steps, and to fewer validation rows, because the machine was "
+            "slower than planned."
+        )
+        + "\n\n"
     )
     return heading + "\n".join(
         textwrap.fill(x, 110, initial_indent="- ", subsequent_indent="  ") for x in lines
@@ -166,8 +174,10 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
     if costs:
         parts.append(
             paragraph(
-                "CPU seconds of a training row and peak memory of the process, one thread, bfloat16, on a "
-                "machine shared with other work, so rather more than on an idle one; the adapter's file:"
+                "CPU seconds of a run, loading included, over its training rows, the fastest run of those "
+                "that were not resumed; peak memory of the process; the adapter's file. One thread, "
+                f"bfloat16, {listed(machines(task, found))}, shared with other work, so rather more "
+                "than on an idle machine:"
             )
         )
         parts.append(table(["method", "CPU s a row", "memory", "file"], costs))
@@ -241,17 +251,22 @@ def cost_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
     for method in study.METHODS:
         mine = [p for p in found.values() if p["task"] == task and p["method"] == method]
         if mine:
-            seconds = min(p["cpu_seconds"] / p["rows"] for p in mine)
+            seconds = [p["cpu_seconds"] / p["rows"] for p in mine if p["cpu_seconds"] is not None]
             memory = max(p["memory"] for p in mine) / 2**30
             rows.append(
                 [
                     NAMES[method],
-                    f"{seconds:.2f}",
+                    f"{min(seconds):.2f}" if seconds else "unknown",
                     f"{memory:.1f} GiB",
                     f"{mine[0]['file_size'] / 2**20:.1f} MiB",
                 ]
             )
     return rows
+
+
+def machines(task: str, found: dict[str, Piece]) -> list[str]:
+    """Return what the methods were trained on."""
+    return sorted({p["machine"] for p in found.values() if p["task"] == task and p["method"]})
 
 
 def finals(task: str, method: str, found: dict[str, Piece]) -> dict[int, Piece]:

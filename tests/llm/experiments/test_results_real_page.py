@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ def invented(made, folder, seeds, monkeypatch):
             "rows": 96,
             "memory": 2**30,
             "file_size": 2**20,
+            "machine": "x86_64, torch 2.13.0",
         }
         if kind == "final":
             right = rng.random((len(made.study.TEST_LENGTHS), 240)) < share
@@ -122,6 +124,7 @@ def test_a_piece_and_its_page_name_the_base(made, tmp_path, monkeypatch):
     trained = {
         "validation": {"256": 0.5, "1024": 0.5},
         **{"cpu_seconds": 100.0, "rows": 96, "memory": 2**30, "file_size": 2**20},
+        **{"parameters": 4096, "machine": "x86_64"},
     }
     monkeypatch.setattr(made.study, "PIECES", tmp_path / "pieces")
     monkeypatch.setattr(made.study, "stories", lambda folder: folder)
@@ -136,3 +139,35 @@ def test_a_piece_and_its_page_name_the_base(made, tmp_path, monkeypatch):
         for path in made.study.PIECES.glob("*.json"):
             path.unlink()
     assert len(set(places)) == 2
+
+
+def test_a_resumed_run_is_not_the_cheapest(made, tmp_path, monkeypatch):
+    """The cost of a method was the least CPU time of its runs, and a resumed run counts a part of its own.
+
+    So a run of 100 s whose last process took 10 s was reported as one of 10 s.
+    """
+
+    class Record:
+        parameters, ranks, memory, file_size, losses = 4096, "r=1", 2**30, 2**20, []
+
+    class Trained:
+        record, model = Record(), None
+
+    experiment = SimpleNamespace(task=SimpleNamespace(name="where_is"))
+    monkeypatch.setattr(made.study, "PIECES", tmp_path / "pieces")
+    monkeypatch.setattr(made.study, "stories", lambda folder: folder)
+    monkeypatch.setattr(made.study, "train", lambda *a, **k: Trained())
+    monkeypatch.setattr(made.study, "fresh", lambda experiment: experiment)
+    monkeypatch.setattr(made.study, "validation", lambda *a: {"256": 0.5, "1024": 0.5})
+    monkeypatch.setattr(made.study, "open_experiment", lambda *a: experiment)
+    times = iter([0.0, 10.0, 0.0, 48.0])
+    monkeypatch.setattr(made.study.time, "process_time", lambda: next(times))
+    kinds = [("tuning", "where_is", "lora-qv", rate, 100) for rate in (1e-3, 3e-3)]
+    monkeypatch.setattr(made.study, "pieces", lambda: iter(kinds))
+    place = tmp_path / "runs" / "small" / made.study.file_of(*kinds[0]).stem
+    (place / "checkpoint-10").mkdir(parents=True)
+    made.study.run(tmp_path / "runs", "small", 1)
+    pieces = made.study.finished()
+    assert made.cost_rows("where_is", pieces)[0][1] == "unknown"
+    made.study.run(tmp_path / "runs", "small", None)
+    assert made.cost_rows("where_is", made.study.finished())[0][1] == "0.50"  # 48 s for 96 rows
