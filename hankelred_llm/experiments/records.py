@@ -26,7 +26,7 @@ ResultRecord = dict[str, Any]
 
 
 class RunKey(NamedTuple):
-    """What a run is found by."""
+    """What identifies a run."""
 
     method: str
     learning_rate: float

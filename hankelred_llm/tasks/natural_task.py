@@ -215,7 +215,7 @@ class NaturalTask(TextTask):
     def _noise_pieces(
         self, rng: np.random.Generator, documents: Sequence[Sequence[str]], free: int
     ) -> list[IntArray]:
-        """Return sentences that follow each other in a document, and go on in another at its end."""
+        """Return sentences that follow each other in a document; at its end, those of another document."""
         pieces: list[IntArray] = []
         failed = 0
         for sentence in _sentences_from(rng, documents):
