@@ -159,13 +159,13 @@ def check_base(name: str) -> None:
 
 def chosen(task: str, method: str) -> float | None:
     """Return the rate with the best validation accuracy; None while a rate is missing."""
-    found = {}
+    scores = {}
     for rate in RATES:
         path = file_of("tuning", task, method, rate, TUNING_SEED)
         if not path.is_file():
             return None
-        found[rate] = np.mean(list(json.loads(path.read_text())["validation"].values()))
-    return max(found, key=lambda rate: found[rate])
+        scores[rate] = np.mean(list(json.loads(path.read_text())["validation"].values()))
+    return max(scores, key=lambda rate: scores[rate])
 
 
 def run(folder: Path, base: str, most: int | None) -> None:
@@ -207,12 +207,12 @@ def base_scores(experiment: Experiment) -> dict[str, Any]:
     """Return the scores of the base as it is, and the floors."""
     model = experiment.base.load()
     scored = fresh(experiment)
-    found: dict[str, Any] = {"test": {}, "floors": {}}
+    content: dict[str, Any] = {"test": {}, "floors": {}}
     for length in TEST_LENGTHS:
         split = scored.task.test(length, size=TEST_ROWS)
-        found["test"][str(length)] = score(scored, model, split)
-        found["floors"][str(length)] = dict(scored.task.baselines(split))
-    return found
+        content["test"][str(length)] = score(scored, model, split)
+        content["floors"][str(length)] = dict(scored.task.baselines(split))
+    return content
 
 
 def untrained_scores(experiment: Experiment) -> dict[str, Any]:
@@ -232,9 +232,9 @@ def trained(
     place = folder / file_of(kind, experiment.task.name, method, rate, seed).stem
     resumed = any(place.glob("checkpoint-*"))
     began = time.process_time()
-    found = train(experiment, method, learning_rate=rate, seed=seed, folder=place)
+    trained_run = train(experiment, method, learning_rate=rate, seed=seed, folder=place)
     seconds = time.process_time() - began
-    record = found.record
+    record = trained_run.record
     content = {
         "parameters": record.parameters,
         "ranks": record.ranks,
@@ -244,14 +244,14 @@ def trained(
         "memory": record.memory,
         "file_size": record.file_size,
         "losses": [round(loss, 4) for _, loss in record.losses],
-        "time_scales": time_scales(found.model) if parse_method(method).stateful else None,
+        "time_scales": time_scales(trained_run.model) if parse_method(method).stateful else None,
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
     }
     scored = fresh(experiment)
-    content["validation"] = validation(scored, found.model)
+    content["validation"] = validation(scored, trained_run.model)
     if kind == "final":
         content["test"] = {
-            str(length): score(scored, found.model, scored.task.test(length, size=TEST_ROWS))
+            str(length): score(scored, trained_run.model, scored.task.test(length, size=TEST_ROWS))
             for length in TEST_LENGTHS
         }
     return content

@@ -7,7 +7,7 @@ the page are computed here; docs/results_real.md is not to be edited by hand.
 from __future__ import annotations
 
 import sys
-import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from hankelred_llm.experiments.statistics import paired_difference
 from hankelred_llm.experiments.trainer import CLIP, SCHEDULE, WARMUP
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "benchmarks"))
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 
+import _markdown as markdown  # noqa: E402 (a script beside this one)
 import bench_real as study  # noqa: E402 (it is no package)
+from _markdown import listed, table  # noqa: E402
 
 PAGE = HERE / "results_real.md"
 NAMES = {
@@ -33,21 +35,24 @@ NAMES = {
 
 Piece = dict[str, Any]
 
+paragraph = partial(markdown.paragraph, width=110)
+bullets = partial(markdown.bullets, width=110)
 
-def page(found: dict[str, Piece]) -> str:
+
+def page(pieces: dict[str, Piece]) -> str:
     """Return the page."""
-    parts = ["# Results on a real language model", introduction(found)]
-    parts += [verdict(found), protocol(found)]
+    parts = ["# Results on a real language model", introduction(pieces)]
+    parts += [verdict(pieces), protocol(pieces)]
     for task in study.TASKS:
-        parts += [f"## `{task}`", *results(task, found)]
-    parts += ["## The base without training, on every task", *untrained(found)]
-    parts += ["## What is missing", missing(found)]
+        parts += [f"## `{task}`", *results(task, pieces)]
+    parts += ["## The base without training, on every task", *untrained(pieces)]
+    parts += ["## What is missing", missing(pieces)]
     return "\n\n".join(parts) + "\n"
 
 
-def introduction(found: dict[str, Piece]) -> str:
+def introduction(pieces: dict[str, Piece]) -> str:
     """Return what the page is."""
-    base = next((piece["base"] for piece in found.values()), study.GGUF)
+    base = next((piece["base"] for piece in pieces.values()), study.GGUF)
     model = f"The base is `{base}`, frozen, in bfloat16."
     if base == study.GGUF:
         model = (
@@ -61,9 +66,9 @@ def introduction(found: dict[str, Piece]) -> str:
     )
 
 
-def protocol(found: dict[str, Piece]) -> str:
+def protocol(pieces: dict[str, Piece]) -> str:
     """Return the protocol, which was written before anything was run."""
-    parameters = sorted({piece["parameters"] for piece in found.values() if piece["method"]})
+    parameters = sorted({piece["parameters"] for piece in pieces.values() if piece["method"]})
     counted = f", here {parameters[0]:,} to {parameters[-1]:,}" if parameters else ""
     c, rates = study.COMMON, listed(f"{rate:g}" for rate in sorted(study.RATES))
     lines = [
@@ -96,22 +101,20 @@ def protocol(found: dict[str, Piece]) -> str:
         )
         + "\n\n"
     )
-    return heading + "\n".join(
-        textwrap.fill(x, 110, initial_indent="- ", subsequent_indent="  ") for x in lines
-    )
+    return heading + bullets(lines)
 
 
-def verdict(found: dict[str, Piece]) -> str:
+def verdict(pieces: dict[str, Piece]) -> str:
     """Return where HRM loses, then where it wins, then what is undecided, at the seeds there are."""
     lost, won, even = [], [], []
     for task in study.TASKS:
-        seeds = common_seeds(task, found)
+        seeds = common_seeds(task, pieces)
         if not seeds:
             continue
-        reference = best_lora(task, found)
+        reference = best_lora(task, pieces)
         for method in stateful():
             for length in study.TEST_LENGTHS:
-                d = difference(task, method, reference, length, seeds, found)
+                d = difference(task, method, reference, length, seeds, pieces)
                 where = (
                     f"`{task}` at {length} tokens, {NAMES[method]} against {NAMES[reference]}: "
                     f"{d.mean:+.3f}{interval(d)} ({count(len(seeds), 'seed')})"
@@ -133,10 +136,10 @@ def verdict(found: dict[str, Piece]) -> str:
     return "\n\n".join(parts)
 
 
-def results(task: str, found: dict[str, Piece]) -> list[str]:
+def results(task: str, pieces: dict[str, Piece]) -> list[str]:
     """Return the sections of a task."""
     parts = []
-    base = found.get(study.file_of("base", task, "", None, 0).name)
+    base = pieces.get(study.file_of("base", task, "", None, 0).name)
     if base:
         rows = [
             ["the base as it is", *(f"{base['test'][str(n)]['accuracy']:.3f}" for n in study.TEST_LENGTHS)]
@@ -151,7 +154,7 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
         ]
         parts.append("Without training, on the test rows:")
         parts.append(table(["", *(f"{n} tokens" for n in study.TEST_LENGTHS)], rows))
-    tuned = tuning_rows(task, found)
+    tuned = tuning_rows(task, pieces)
     if tuned:
         parts.append(
             paragraph(
@@ -161,7 +164,7 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
             )
         )
         parts.append(table(["method", *(f"{rate:g}" for rate in sorted(study.RATES))], tuned))
-    finals = final_rows(task, found)
+    finals = final_rows(task, pieces)
     if finals:
         parts.append("Test accuracy, mean over seeds and standard deviation from two seeds on:")
         parts.append(
@@ -170,13 +173,13 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
                 finals,
             )
         )
-    costs = cost_rows(task, found)
+    costs = cost_rows(task, pieces)
     if costs:
         parts.append(
             paragraph(
                 "CPU seconds of a run, loading included, over its training rows, the fastest run of those "
                 "that were not resumed; peak memory of the process; the adapter's file. One thread, "
-                f"bfloat16, {listed(machines(task, found))}, shared with other work, so rather more "
+                f"bfloat16, {listed(machines(task, pieces))}, shared with other work, so rather more "
                 "than on an idle machine:"
             )
         )
@@ -184,12 +187,14 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
     return parts or ["Nothing has been run yet."]
 
 
-def untrained(found: dict[str, Piece]) -> list[str]:
+def untrained(pieces: dict[str, Piece]) -> list[str]:
     """Return what the base does on the rows that choose rates, beside trivial answers."""
-    pieces = {task: found.get(study.file_of("untrained", task, "", None, 0).name) for task in study.ALL_TASKS}
+    of_task = {
+        task: pieces.get(study.file_of("untrained", task, "", None, 0).name) for task in study.ALL_TASKS
+    }
     floors = ("chance", "constant", "last_mention")
     rows = []
-    for task, piece in pieces.items():
+    for task, piece in of_task.items():
         for length in map(str, study.VALIDATION) if piece else ():
             trivial = piece["floors"][length]
             shown = [f"{trivial[f]['accuracy']:.3f}" if f in trivial else "" for f in floors]
@@ -204,13 +209,13 @@ def untrained(found: dict[str, Piece]) -> list[str]:
     return [paragraph(text), table(["task", "tokens", "base", "chance", "constant", "last mention"], rows)]
 
 
-def tuning_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
+def tuning_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
     """Return a line for each method with what its rates gave."""
     rows = []
     for method in study.METHODS:
         cells, best = [], study.chosen(task, method)
         for rate in sorted(study.RATES):
-            piece = found.get(study.file_of("tuning", task, method, rate, study.TUNING_SEED).name)
+            piece = pieces.get(study.file_of("tuning", task, method, rate, study.TUNING_SEED).name)
             text = (
                 "not run" if piece is None else " / ".join(f"{v:.3f}" for v in piece["validation"].values())
             )
@@ -220,17 +225,17 @@ def tuning_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
     return rows
 
 
-def final_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
+def final_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
     """Return a line for each method with its test scores."""
     rows = []
     for method in study.METHODS:
-        mine = finals(task, method, found)
-        if not mine:
+        of_method = finals(task, method, pieces)
+        if not of_method:
             continue
-        first = next(iter(mine.values()))
+        first = next(iter(of_method.values()))
         cells = []
         for n in study.TEST_LENGTHS:
-            values = [p["test"][str(n)]["accuracy"] for p in mine.values()]
+            values = [p["test"][str(n)]["accuracy"] for p in of_method.values()]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}")
         rows.append(
@@ -238,46 +243,46 @@ def final_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
                 NAMES[method],
                 f"{first['rate']:g}",
                 f"{first['parameters']:,}",
-                ", ".join(map(str, mine)),
+                ", ".join(map(str, of_method)),
                 *cells,
             ]
         )
     return rows
 
 
-def cost_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
+def cost_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
     """Return a line for each method with what a training row costs."""
     rows = []
     for method in study.METHODS:
-        mine = [p for p in found.values() if p["task"] == task and p["method"] == method]
-        if mine:
-            seconds = [p["cpu_seconds"] / p["rows"] for p in mine if p["cpu_seconds"] is not None]
-            memory = max(p["memory"] for p in mine) / 2**30
+        of_method = [p for p in pieces.values() if p["task"] == task and p["method"] == method]
+        if of_method:
+            seconds = [p["cpu_seconds"] / p["rows"] for p in of_method if p["cpu_seconds"] is not None]
+            memory = max(p["memory"] for p in of_method) / 2**30
             rows.append(
                 [
                     NAMES[method],
                     f"{min(seconds):.2f}" if seconds else "unknown",
                     f"{memory:.1f} GiB",
-                    f"{mine[0]['file_size'] / 2**20:.1f} MiB",
+                    f"{of_method[0]['file_size'] / 2**20:.1f} MiB",
                 ]
             )
     return rows
 
 
-def machines(task: str, found: dict[str, Piece]) -> list[str]:
+def machines(task: str, pieces: dict[str, Piece]) -> list[str]:
     """Return what the methods were trained on."""
-    return sorted({p["machine"] for p in found.values() if p["task"] == task and p["method"]})
+    return sorted({p["machine"] for p in pieces.values() if p["task"] == task and p["method"]})
 
 
-def finals(task: str, method: str, found: dict[str, Piece]) -> dict[int, Piece]:
+def finals(task: str, method: str, pieces: dict[str, Piece]) -> dict[int, Piece]:
     """Return the finished final pieces of a method by seed."""
     names = {seed: study.file_of("final", task, method, None, seed).name for seed in study.SEEDS}
-    return {seed: found[name] for seed, name in names.items() if name in found}
+    return {seed: pieces[name] for seed, name in names.items() if name in pieces}
 
 
-def common_seeds(task: str, found: dict[str, Piece]) -> list[int]:
+def common_seeds(task: str, pieces: dict[str, Piece]) -> list[int]:
     """Return the seeds that are finished for every method."""
-    return sorted(set.intersection(*(set(finals(task, method, found)) for method in study.METHODS)))
+    return sorted(set.intersection(*(set(finals(task, method, pieces)) for method in study.METHODS)))
 
 
 def stateful() -> list[str]:
@@ -285,26 +290,26 @@ def stateful() -> list[str]:
     return [method for method in study.METHODS if parse_method(method).stateful]
 
 
-def best_lora(task: str, found: dict[str, Piece]) -> str:
+def best_lora(task: str, pieces: dict[str, Piece]) -> str:
     """Return the method without a state with the best validation accuracy at its chosen rate."""
 
     def score(method: str) -> float:
         name = study.file_of("tuning", task, method, study.chosen(task, method), study.TUNING_SEED).name
-        return float(np.mean(list(found[name]["validation"].values())))
+        return float(np.mean(list(pieces[name]["validation"].values())))
 
     return max((m for m in study.METHODS if m not in stateful()), key=score)
 
 
 def difference(
-    task: str, ours: str, theirs: str, length: int, seeds: list[int], found: dict[str, Piece]
+    task: str, ours: str, theirs: str, length: int, seeds: list[int], pieces: dict[str, Piece]
 ) -> Any:
     """Return the paired difference of two methods on the test rows."""
 
     def values(method: str) -> Any:
-        mine = finals(task, method, found)
-        return np.array([mine[s]["test"][str(length)]["values"] for s in seeds], dtype=float)
+        of_method = finals(task, method, pieces)
+        return np.array([of_method[s]["test"][str(length)]["values"] for s in seeds], dtype=float)
 
-    of_row = finals(task, ours, found)[seeds[0]]["test"][str(length)]["questions_of_a_row"]
+    of_row = finals(task, ours, pieces)[seeds[0]]["test"][str(length)]["questions_of_a_row"]
     a, b = values(ours), values(theirs)
     return paired_difference(a, b, np.ones(a.shape[1]), [str(i // of_row) for i in range(a.shape[1])])
 
@@ -314,7 +319,7 @@ def interval(d: Any) -> str:
     return "" if d.over_seeds is None else f" [{d.over_seeds[0]:+.3f}, {d.over_seeds[1]:+.3f}]"
 
 
-def missing(found: dict[str, Piece]) -> str:
+def missing(pieces: dict[str, Piece]) -> str:
     """Return what the protocol names and is not there, and what it does not have yet."""
     lines = []
     for task in study.TASKS:
@@ -323,7 +328,7 @@ def missing(found: dict[str, Piece]) -> str:
         for kind, of, method, rate, seed in study.pieces():
             if of == task and kind in total:
                 total[kind] += 1
-                named[kind] += study.file_of(kind, task, method, rate, seed).name in found
+                named[kind] += study.file_of(kind, task, method, rate, seed).name in pieces
         lines.append(
             f"`{task}`: {named['tuning']} of {total['tuning']} trainings that choose a rate, "
             f"{named['final']} of {total['final']} that are tested."
@@ -337,31 +342,9 @@ def missing(found: dict[str, Piece]) -> str:
     return bullets(lines)
 
 
-def listed(words: Any) -> str:
-    """Return 'a, b and c'."""
-    items = list(words)
-    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
-
-
 def count(number: int, what: str) -> str:
     """Return '1 seed' or '2 seeds'."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def paragraph(text: str) -> str:
-    """Return a text broken into lines."""
-    return textwrap.fill(text, 110)
-
-
-def bullets(lines: list[str]) -> str:
-    """Return a list."""
-    return "\n".join(textwrap.fill(x, 110, initial_indent="- ", subsequent_indent="  ") for x in lines)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
