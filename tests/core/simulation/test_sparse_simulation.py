@@ -3,6 +3,7 @@
 import mpmath
 import numpy as np
 import pytest
+import scipy.signal
 import scipy.sparse as sp
 from helpers.sparse_models import chain, heat
 
@@ -67,6 +68,16 @@ def test_heat_equation(hold, convection, share, step):
     terms = np.abs(C).sum(axis=1) * np.abs(states).max()  # in which the short runs cancel
     np.testing.assert_array_less(np.abs(y - expected).max(axis=1), share * terms)
     close(x, last, 10 * share)
+
+
+@pytest.mark.parametrize("hold", ["zoh", "foh"])
+@pytest.mark.parametrize(("convection", "share"), [(0.0, 1e-11), (5.0, 1e-6)])
+def test_scipy_agrees(hold, convection, share):
+    """scipy.signal.lsim, whose exponential and holds are its own."""
+    A, B, C = heat(6, convection=convection)
+    times = 0.02 * np.arange(T)
+    expected = scipy.signal.lsim((A.toarray(), B, C, np.zeros((2, 2))), U.T, times, interp=hold == "foh")[1]
+    close(run((A, B, C, 0), U, 0.02, first_order_hold=hold == "foh")[0], expected.T, share)
 
 
 def test_mass_matrix_start_and_complex_input():
