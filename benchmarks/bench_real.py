@@ -49,27 +49,29 @@ METHODS = (
     "hrm-attention+lora-all share=0.4 lora_lr_ratio=2",
     "hrm-attention",
     "lora-qv",
+    "lora-mlp",
 )
 #: In the order in which they are tried, for all methods.
 RATES = (3e-3, 1e-3, 1e-2)
 TUNING_SEED = 100
 SEEDS = (0, 1, 2, 3)
-LENGTH, TEST_LENGTHS = 256, (256, 512, 1024)
+LENGTH = 256
 #: Rows of validation by length; the mean of the two accuracies chooses a rate.
 VALIDATION = {256: 24, 1024: 8}
-TEST_ROWS = 48
+#: Rows of the test by length.
+TEST_ROWS = {256: 48, 512: 48, 1024: 24, 2048: 12}
 COMMON: dict[str, Any] = {
     "budget": "lora-qv r=16",
     "dtype": "bfloat16",
     "length": LENGTH,
-    "test_lengths": list(TEST_LENGTHS),
+    "test_lengths": list(TEST_ROWS),
     "steps": 24,
     "batch_size": 4,
     "learning_rates": list(RATES),
     "tuning_seeds": [TUNING_SEED],
     "seeds": list(SEEDS),
     "validation_size": 32,
-    "test_size": TEST_ROWS,
+    "test_size": max(TEST_ROWS.values()),
     "eval_batch_size": 4,
     "save_every": 10,
 }
@@ -208,8 +210,8 @@ def base_scores(experiment: Experiment) -> dict[str, Any]:
     model = experiment.base.load()
     scored = fresh(experiment)
     content: dict[str, Any] = {"test": {}, "floors": {}}
-    for length in TEST_LENGTHS:
-        split = scored.task.test(length, size=TEST_ROWS)
+    for length, size in TEST_ROWS.items():
+        split = scored.task.test(length, size=size)
         content["test"][str(length)] = score(scored, model, split)
         content["floors"][str(length)] = dict(scored.task.baselines(split))
     return content
@@ -251,8 +253,8 @@ def trained(
     content["validation"] = validation(scored, trained_run.model)
     if kind == "final":
         content["test"] = {
-            str(length): score(scored, trained_run.model, scored.task.test(length, size=TEST_ROWS))
-            for length in TEST_LENGTHS
+            str(length): score(scored, trained_run.model, scored.task.test(length, size=size))
+            for length, size in TEST_ROWS.items()
         }
     return content
 

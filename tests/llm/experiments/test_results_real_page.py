@@ -51,14 +51,14 @@ def invented(made, folder, seeds, monkeypatch):
             "machine": "x86_64, torch 2.13.0",
         }
         if kind == "final":
-            right = rng.random((len(made.study.TEST_LENGTHS), 240)) < share
+            right = rng.random((len(made.study.TEST_ROWS), 240)) < share
             piece["test"] = {
                 str(n): {
                     "accuracy": float(row.mean()),
                     "values": row.astype(int).tolist(),
                     "questions_of_a_row": 5,
                 }
-                for n, row in zip(made.study.TEST_LENGTHS, right, strict=True)
+                for n, row in zip(made.study.TEST_ROWS, right, strict=True)
             }
         made.study.write(made.study.file_of(kind, task, method, rate, seed), piece)
 
