@@ -611,26 +611,6 @@ class TestRefusals:
             model(ids)
 
 
-class TestExportedPrograms:
-    @pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
-    @pytest.mark.parametrize("length", [12, 20], ids=["as traced", "longer"])
-    def test_torch_export_without_a_cache(self, fields, length):
-        class Logits(nn.Module):
-            def __init__(self, model):
-                super().__init__()
-                self.model = model
-
-            def forward(self, ids):
-                return self.model(input_ids=ids, use_cache=False).logits
-
-        module = Logits(adapted(base={"sliding_window": None}, **fields)).eval()
-        time = {} if length == 12 else {"dynamic_shapes": {"ids": {1: torch.export.Dim("t", min=2, max=64)}}}
-        with torch.no_grad():
-            program = torch.export.export(module, (tokens(1, 12),), strict=False, **time)
-            ids = tokens(1, length)
-            assert error(program.module()(ids), module(ids)) < 2e-6
-
-
 class TestGroups:
     def test_static_parts_have_a_rate_of_their_own(self, ids):
         model = hankelred_llm.attach(base_model(), **HYBRID, modules_to_save=["lm_head"])
