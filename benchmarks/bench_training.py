@@ -3,10 +3,10 @@
     python benchmarks/bench_training.py [--base FILE] [--layers 6] [--lengths 512 1024 2048] [--repeats 3]
 
 The base has the shape of SmolLM2-135M, without its vocabulary, and random weights, or is the first layers of
-the model that --base names, such as a GGUF file. The adapters have about as many parameters as LoRA of rank 16
-on the query and value projections. Forward and backward pass of one row on one thread; times are those of the
-process, the least of the repeats, which are interleaved. "Kept" is the memory of all tensors that autograd
-saves for the backward pass, each storage once, parameters left out.
+the model that --base names, such as a GGUF file. The adapters have about as many parameters as LoRA of rank
+16 on the query and value projections. Forward and backward pass of one row on one thread; times are those of
+the process, the least of the repeats, which are interleaved. "Kept" is the memory of all tensors that
+autograd saves for the backward pass, each storage once, parameters left out.
 """
 
 from __future__ import annotations
