@@ -86,8 +86,11 @@ def test_the_command_trains_at_the_rate_it_found(base, tmp_path):
     rate, loss, mark = min(table, key=lambda line: float(line[1]))
     assert mark and f"rate {rate}, seed 0: last loss" in result.output
     again = CliRunner().invoke(cli, [*flags, "--find-rate"], catch_exceptions=False)
-    assert result.output.strip()[-150:] == again.output.strip()[-150:] and f"{rate}: {loss}  (taken)" in again.output
-    other = CliRunner().invoke(cli, [*flags[:-1], str(tmp_path / "given")], catch_exceptions=False)
-    assert other.exit_code == 0
-    refused = CliRunner().invoke(cli, [*flags[:-1], str(tmp_path / "given"), "--find-rate"])
-    assert refused.exit_code != 0 and "a training whose rate was given, not searched for" in refused.output
+    assert result.output.strip()[-150:] == again.output.strip()[-150:]
+    assert f"{rate}: {loss}  (taken)" in again.output
+
+
+def test_the_folder_of_a_training_at_a_given_rate_is_refused(base, tmp_path):
+    (tmp_path / "results.jsonl").touch()
+    with pytest.raises(ExperimentError, match="a training whose rate was given, not searched for"):
+        find_rate(settings(base, tmp_path))
