@@ -468,7 +468,8 @@ def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array, float]
     if cols.min() == 0:
         return None
     scaled = scaled / cols
-    gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled,))
+    # of A and B too: the solver of a real E would drop the imaginary parts of a right side
+    gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled, A, B))
     lu, piv, info = getrf(scaled)
     rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(scaled, 1))[0])
     if rcond < max(n * EPS, NEARLY_SINGULAR):
