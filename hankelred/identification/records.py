@@ -16,7 +16,7 @@ from .._util.mat_files import MatFile
 from .._util.reading import check_readable, open_arrays
 from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
 from ..models.linear_model import LARGEST_ENTRY, Timebase, validated_timebase
-from .tables import check_same_times, from_table
+from .tables import TIME_NAMES, check_same_times, from_table, is_same_step
 
 
 @dataclass(frozen=True)
@@ -236,10 +236,9 @@ def _from_responses(
 
 def _common_step(steps: list[float], dt: Timebase) -> Timebase:
     """Return the sampling time of records with their own, which dt must not contradict."""
-    if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+    if not all(is_same_step(step, steps[0]) for step in steps):
         raise HankelredError(f"the records are sampled at different times ({steps}); resample them first")
-    is_number = not isinstance(dt, bool) and dt is not None
-    if is_number and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
+    if not isinstance(dt, bool) and dt is not None and not is_same_step(float(dt), steps[0]):
         raise HankelredError(
             f"dt={dt!r} disagrees with the record's own time step {steps[0]:.6g}; leave dt out"
         )
@@ -260,7 +259,8 @@ def _from_tables(
         axes.append([None if t is None else t.times for t in tables])
     if steps:
         dt = _common_step(steps, dt)
-    for e, (times_of_u, times_of_y) in enumerate(zip(*axes, strict=False)):  # the numbers are compared later
+    # that both have as many records is checked later
+    for e, (times_of_u, times_of_y) in enumerate(zip(*axes, strict=False)):
         check_same_times(times_of_u, times_of_y, f" of experiment {e}" if len(us) > 1 else "")
     return *groups, dt, (labels[0], labels[1])  # type: ignore[return-value]
 
@@ -434,6 +434,11 @@ def _is_number(cell: str) -> bool:
 
 def _advice(cell: str) -> str:
     return "; write a decimal point" if _is_number(cell.replace(",", ".")) else ""
+
+
+def time_columns(names: Sequence[str] | None, used: Sequence[int] = ()) -> list[int]:
+    """Return the columns of a table that are times by their names, without those used as channels."""
+    return [k for k, name in enumerate(names or []) if name.lower() in TIME_NAMES and k not in used]
 
 
 def describe_columns(names: Sequence[str] | None, width: int) -> str:

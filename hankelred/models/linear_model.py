@@ -83,6 +83,11 @@ class Dimensions:
         return int(self.B.shape[0])
 
     @property
+    def n_all_states(self) -> int:
+        """Number of states, those that a singular E makes algebraic included."""
+        return self.n_states
+
+    @property
     def n_inputs(self) -> int:
         """Number of inputs."""
         return int(self.B.shape[1])
@@ -120,6 +125,11 @@ class LinearModel(Dimensions):
     log_poles: Array | None = None
     #: what a model with a singular E has beside A, B, C and D, which are those of its finite poles
     infinite: InfinitePart | None = None
+
+    @property
+    def n_all_states(self) -> int:
+        """Number of states, those that a singular E makes algebraic included."""
+        return self.n_states if self.infinite is None else self.infinite.n_states
 
     @property
     def is_complex(self) -> bool:

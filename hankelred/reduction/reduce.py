@@ -701,7 +701,7 @@ def _dense_source(
     stability_tol: float,
 ) -> BalancedSource:
     """Return the balanced form of a dense model for a method, by its own Gramians or the user's factors."""
-    n_states = model.n_states if model.infinite is None else model.infinite.n_states
+    n_states = model.n_all_states
     factors = {
         key: None if L is None else checked_factor(L, key, n_states)
         for key, L in (
