@@ -85,7 +85,7 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
     if to_sparse is not None:
         model: SparseModel | None = to_sparse(solver)
         return model
-    sys, dt = _as_tuple(sys, dt)
+    sys, dt = _matrices_if_sparse(sys, dt)
     if is_sparse_tuple(sys):
         n = max(getattr(sys[0], "shape", (0,)))
         return _from_tuple(sys, dt) if solver == "low_rank" or n > DENSE_LIMIT else None
@@ -115,13 +115,13 @@ def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel
     """Return the model in dense form; with ``solver="dense"`` sparse matrices of any size are made dense."""
     if isinstance(sys, SparseModel):
         return sys.dense()
-    sys, dt = _as_tuple(sys, dt)
+    sys, dt = _matrices_if_sparse(sys, dt)
     if solver == "dense" and is_sparse_tuple(sys):
         sys = tuple(_dense(M, name) for name, M in named(sys))
     return as_model(sys, dt)
 
 
-def _as_tuple(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
+def _matrices_if_sparse(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
     """Return the matrices of a sparse model of another package, and its timebase; all else unchanged."""
     has_sparse = any(is_sparse(getattr(sys, name, None)) for name in "Aa")
     if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or has_sparse:
