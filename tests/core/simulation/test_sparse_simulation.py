@@ -3,6 +3,7 @@
 import mpmath
 import numpy as np
 import pytest
+import scipy.signal
 import scipy.sparse as sp
 from helpers.sparse_models import chain, heat
 
@@ -80,6 +81,16 @@ def test_complex_model_with_a_real_mass():
     close(y, hankelred.simulate(dense, U, step=0.1), 1e-6)
     impulse = sparse_impulse_response(large_model((A, B, C, 0, E), 0, "low_rank"), 10, 0.1)
     close(impulse, hankelred.impulse_response(dense, 10, step=0.1), 1e-6)
+
+
+@pytest.mark.parametrize("hold", ["zoh", "foh"])
+@pytest.mark.parametrize(("convection", "share"), [(0.0, 1e-11), (5.0, 1e-6)])
+def test_scipy_agrees(hold, convection, share):
+    """scipy.signal.lsim, whose exponential and holds are its own."""
+    A, B, C = heat(6, convection=convection)
+    times = 0.02 * np.arange(T)
+    expected = scipy.signal.lsim((A.toarray(), B, C, np.zeros((2, 2))), U.T, times, interp=hold == "foh")[1]
+    close(run((A, B, C, 0), U, 0.02, first_order_hold=hold == "foh")[0], expected.T, share)
 
 
 def test_mass_matrix_start_and_complex_input():
