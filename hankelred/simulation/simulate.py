@@ -140,10 +140,10 @@ def simulate(
     The discretization is the block matrix exponential of [2]_.
 
     Sparse models of more than 5000 states are simulated by implicit steps, without a dense matrix. If A and E
-    are symmetric, -A and E positive definite, the error is about 1e-11 of the states. Otherwise what is
-    returned agrees to 1e-6 of its largest values when the steps are halved, and responses faster than the
-    steps are less than 1e-4 of it or proved to be damped. For many samples, it is faster to :func:`reduce`
-    such a model and to simulate the reduced one.
+    are symmetric, -A and E positive definite, the error is about 1e-11 of the largest state, or less.
+    Otherwise what is returned agrees to 1e-6 of its largest values when the steps are halved, and responses
+    faster than the steps are less than 1e-4 of it or proved to be damped. For many samples, it is faster to
+    :func:`reduce` such a model and to simulate the reduced one.
 
     References
     ----------
