@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from .._util.arrays import LARGEST_IN_FILE, Array
+from .._util.checks import first_index
 from .._util.mat_files import MatFile
 from .._util.reading import check_readable, open_arrays
 from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
@@ -293,12 +294,12 @@ def _channels(x: Any, name: str, allow_missing: bool) -> Array:
     if out.shape[0] == 0 or out.shape[1] == 0:
         raise HankelredError(f"{name} is empty (shape {out.shape}); a record needs channels and samples")
     finite = np.isfinite(out) | (np.isnan(out) if allow_missing else False)
-    if not np.all(finite):
-        channel, sample = np.argwhere(~finite)[0]
+    at = first_index(~finite)
+    if at is not None:
         bad = int(np.count_nonzero(~finite))
         raise HankelredError(
-            f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel "
-            f"{channel}, sample {sample}; interpolate them, or cut the record there and pass the "
+            f"{name} has {bad} value(s) that are not finite, the first {out[at]} at channel "
+            f"{at[0]}, sample {at[1]}; interpolate them, or cut the record there and pass the "
             "pieces as a list (identify(..., missing='bridge') does both for NaN)"
         )
     for channel, size in enumerate(np.abs(np.nan_to_num(out)).max(axis=1)):

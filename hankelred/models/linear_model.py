@@ -18,7 +18,7 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array, largest_entry
-from .._util.checks import real_number
+from .._util.checks import real_number, require_finite
 from ..errors import ConvergenceError, ModelError
 from .conjugate_pairs import real_coordinates
 from .descriptor import (
@@ -428,8 +428,7 @@ def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
     if out.ndim != 2:
         raise ModelError(f"{name} must be a matrix, got an array of shape {out.shape}")
     if not math.isfinite(largest_entry(out)):
-        row, col = np.argwhere(~np.isfinite(out))[0]
-        raise ModelError(f"{name}[{row}, {col}] is {out[row, col]}; every entry must be finite")
+        require_finite(out, name, ModelError)
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._util.arrays import Array
+from .._util.checks import first_index
 from ..errors import ConvergenceError, ModelError, short_repr
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
 from .linear_model import (
@@ -199,9 +200,9 @@ def square_sparse(M: Any, name: str, n: int | None = None) -> Any:
         raise ModelError(f"{name} must be square, got shape {M.shape}")
     if n is not None and M.shape[0] != n:
         raise ModelError(f"{name} must have shape {(n, n)}, got {M.shape}")
-    if not np.all(np.isfinite(M.data)):
-        at = int(np.flatnonzero(~np.isfinite(M.data))[0])
-        column = int(np.searchsorted(M.indptr, at, side="right")) - 1
+    at = first_index(~np.isfinite(M.data))
+    if at is not None:
+        column = int(np.searchsorted(M.indptr, at[0], side="right")) - 1
         raise ModelError(f"{name}[{M.indices[at]}, {column}] is {M.data[at]}; every entry must be finite")
     check_range([name], M.data)
     return M

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import as_integer, real_number
+from .._util.checks import as_integer, real_number, require_finite
 from ..errors import HankelredError, ModelError, ReductionWarning
 from ..models.descriptor import InfinitePart
 from ..models.linear_model import Dimensions, LinearModel, Timebase, as_model
@@ -436,9 +436,7 @@ def _checked_state(x0: npt.ArrayLike, n: int) -> Array:
     x = as_numbers(x0, "x0")
     if x.shape != (n,):
         raise HankelredError(f"x0 must have one entry per state, shape ({n},), got {x.shape}")
-    if not np.isfinite(x).all():
-        k = int(np.argmin(np.isfinite(x)))
-        raise HankelredError(f"x0[{k}] is {x[k]}; every initial state must be finite")
+    require_finite(x, "x0", HankelredError, "every initial state must be finite")
     return x
 
 
