@@ -22,6 +22,7 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array, largest_entry, reciprocal_condition
+from .._util.poles import boundary_width, distance_to_boundary
 from .._util.twofold import (
     Pair,
     pair,
@@ -111,8 +112,8 @@ class InfinitePart:
         """
         if self.poles is None or self.margins is None or self.poles.size == 0:
             return tol
-        depth = 1 - np.abs(self.poles) if discrete else -self.poles.real
-        unit = max(1.0, size) if discrete else size
+        depth = distance_to_boundary(self.poles, discrete=discrete)
+        unit = boundary_width(size, discrete=discrete, tol=1.0)
         if unit == 0:
             return tol
         stable = self.margins > tol
@@ -403,7 +404,7 @@ def _margins_of_block(A: Array, discrete: bool) -> tuple[Array, Array]:
     poles, Y, X = sla.eig(A * scale / scale[:, None], left=True, right=True, check_finite=False)
     X, Y = X * scale[:, None], Y / scale[:, None]
     weight = np.abs(np.sum(Y.conj() * X, axis=0))
-    depth = 1 - np.abs(poles) if discrete else -poles.real
+    depth = distance_to_boundary(poles, discrete=discrete)
     change = np.sum(np.abs(Y) * (np.abs(A) @ np.abs(X)), axis=0)
     change += np.abs(poles) * np.sum(np.abs(Y) * np.abs(X), axis=0)
     return poles, depth * weight / np.where(change > 0, change, 1.0)

@@ -13,7 +13,7 @@ import numpy as np
 from ..._util.arrays import EPS, Array
 from ..._util.progress import on_terminal
 from ...errors import HankelredError, OrderError, ReductionWarning
-from ...gramians.stability import STABILITY_TOL, is_stable_pole
+from ...gramians.stability import count_unstable
 from ...models.frequency_response import largest_singular_value
 from ...models.linear_model import LinearModel, Timebase, to_control
 from ...plotting.response import draw_fitted_response
@@ -394,10 +394,7 @@ class FrequencyFitSource:
     def unstable_order(self) -> int:
         """Number of poles of the chosen model on or outside the stability boundary."""
         model = self.truncate(self.chosen_order)[0]
-        poles = np.linalg.eigvals(model.A)
-        size = float(np.linalg.norm(model.A))
-        stable = is_stable_pole(poles, size, discrete=model.is_discrete, tol=STABILITY_TOL)
-        return int(np.count_nonzero(~stable))
+        return count_unstable(model.A, discrete=model.is_discrete)
 
     def model_error(self, order: int) -> Array:
         """Return the response minus that of the model of an order, (N, p, m)."""
