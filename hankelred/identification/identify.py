@@ -21,6 +21,7 @@ from ..reduction.interactive import reduction_in_notebook
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
 from ..reduction.reduce import Reduction, attributes_of, make_reduction
+from ..simulation.batch_recurrence import simulate_states
 from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
@@ -35,7 +36,7 @@ from .order_selection import (
     select_model,
     usable_horizons,
 )
-from .output_error import STABLE_RADIUS, on_stability_limit, residuals, simulate_states, with_initial_states
+from .output_error import STABLE_RADIUS, on_stability_limit, residuals, with_initial_states
 from .records import (
     RecordedData,
     as_recorded_data,

@@ -516,11 +516,8 @@ def _run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, method: str
 
 
 def _markov_by_steps(A: Array, B: Array, C: Array, count: int) -> Array:
-    terms = np.zeros((count, C.shape[0], B.shape[1]), dtype=A.dtype)
-    for k in range(count):
-        terms[k] = C @ B
-        B = A @ B
-        if not np.isfinite(B).all():
-            terms[k + 1 :] = np.nan
-            break
-    return terms
+    """Return C A^k B for k < count, one step after the other: an impulse is an initial state."""
+    no_input, dtype = np.zeros((0, count)), np.result_type(A, B, C)
+    nothing = np.zeros((C.shape[0], 0))
+    runs = [recurrence.step_loop(A, B[:, :0], C, nothing, no_input, b.astype(dtype))[0] for b in B.T]
+    return np.stack(runs, axis=2).transpose(1, 0, 2)
