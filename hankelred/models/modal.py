@@ -321,7 +321,7 @@ def _diagonal_forms(system: ScaledSystem, poles: Array, V: Array, *, discrete: b
     systems are solved with two real columns, Re v and Im v, in place of their eigenvectors: huge coefficients
     of nearly parallel eigenvectors then cancel in real arithmetic, and the solutions stay exact conjugates.
     """
-    paired = not np.iscomplexobj(system.B) and _are_conjugate_pairs(poles)
+    paired = not (np.iscomplexobj(system.A) or np.iscomplexobj(system.B))
     upper = np.flatnonzero(poles.imag > 0) if paired else np.zeros(0, dtype=int)
     columns = _real_columns(V, upper) if paired else V
     plain = sla.solve(columns, system.B.astype(columns.dtype)), system.C @ columns
@@ -398,11 +398,3 @@ def _pole_order(poles: Array, upper: Array | None, *, discrete: bool) -> Array:
     first = np.setdiff1d(np.arange(poles.size), upper + 1)
     starts = first[np.lexsort((np.abs(poles[first].imag), -rate[first]))]
     return np.concatenate([[k, k + 1] if k in upper else [k] for k in starts]).astype(int)
-
-
-def _are_conjugate_pairs(poles: Array) -> bool:
-    """Return whether the poles are in conjugate pairs, as LAPACK orders those of a real matrix."""
-    upper = np.flatnonzero(poles.imag > 0)
-    return 2 * upper.size == np.count_nonzero(poles.imag) and bool(
-        np.all(poles[np.minimum(upper + 1, poles.size - 1)] == poles[upper].conj())
-    )
