@@ -13,6 +13,7 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
+from ..reduction.balancing import BalancedFactors
 from ..simulation.batch_recurrence import forced_responses, free_responses, recurrence, simulate_states
 
 #: The largest spectral radius of a model that has to be stable: so near to 1 that an integrator still acts
@@ -271,7 +272,11 @@ def local_coordinates(model: FittedModel) -> Array:
 
 
 def balance_states(model: FittedModel) -> FittedModel:
-    """Balance the states approximately, so that one damping parameter suits all directions."""
+    """Balance the states approximately, so that one damping parameter suits all directions.
+
+    Every state is kept, reachable or not, for which a ridge is added to the Gramians. For them the solvers of
+    :mod:`hankelred.gramians` would split off unstable poles and take longer.
+    """
     n = model.order
     # A slightly contracted copy always has Gramians; only the scaling is needed here.
     radius = spectral_radius(model.A)
@@ -284,13 +289,16 @@ def balance_states(model: FittedModel) -> FittedModel:
         M = np.linalg.cholesky(Q + ridge * np.trace(Q))
     except (np.linalg.LinAlgError, ValueError):
         return model
-    U, s, Vt = np.linalg.svd(M.T @ L)
-    if s[-1] <= 0:
+    balanced = BalancedFactors.of(L, M)
+    if n and balanced.values[-1] <= 0:
         return model
-    T = (L @ Vt.T) / np.sqrt(s)
-    Ti = (U / np.sqrt(s)).T @ M.T
+    left, T = balanced.bases(n)
     return replace(
-        model, A=Ti @ model.A @ T, B=Ti @ model.B, C=model.C @ T, x0=tuple(Ti @ x for x in model.x0)
+        model,
+        A=left.T @ model.A @ T,
+        B=left.T @ model.B,
+        C=model.C @ T,
+        x0=tuple(left.T @ x for x in model.x0),
     )
 
 

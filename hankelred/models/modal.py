@@ -255,6 +255,24 @@ def _modal_of_model(model: LinearModel) -> ModalSystem:
     return diagonalize(model)[0]
 
 
+def exported(
+    model: LinearModel, left: Array | None, right: Array | None
+) -> tuple[Any, Array | None, Array | None]:
+    """Return a reduced model in the type of the user's model, and its projection in states of these.
+
+    The bases ``left`` and ``right`` are given from the states of the full state space, which are the finite
+    ones if E is singular, to those of the reduced one. They are None if the model is no projection.
+    """
+    if left is None or right is None:
+        return model.to_user(), None, None
+    if model.infinite is not None:
+        left, right = model.infinite.left @ left, model.infinite.right @ right
+    if model.export is not _modal_of_model:
+        return model.to_user(), left, right
+    system, to_model = diagonalize(model)
+    return system, left @ np.linalg.inv(to_model).T, right @ to_model
+
+
 def diagonalize(model: LinearModel) -> tuple[ModalSystem, Array]:
     """Return the modal system and the matrix from its states to those of the model."""
     # a D of zeros is not checked: with thousands of inputs and outputs it is large
