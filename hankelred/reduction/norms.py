@@ -20,7 +20,7 @@ from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
 from ..models.projection import project
 from ..models.scaling import in_range, scale_system
-from ..models.sparse_model import dense_model, large_or_none
+from ..models.sparse_model import SparseModel, by_size
 from .balancing import Balancing, assemble_model, balance, singular_values
 from .intermediate import IntermediateModel, intermediate_model, residual_systems, sampled_distance
 from .order import order_of_negligible_tail
@@ -114,19 +114,25 @@ def norm(
     if return_frequency and kind not in ("hinf", "linf"):
         raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     tol = checked_tol(stability_tol)
-    intermediate = large_or_none(
-        sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, tol)
-    )
-    if intermediate is not None:
+
+    def of_large(large: SparseModel) -> float:
         if kind == "linf" or return_frequency:
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
-        return _norm_of_large(intermediate, kind)
-    model = dense_model(sys, dt, solver)
+        return _norm_of_large(intermediate_model(large, accuracy, factorize, tol), kind)
+
+    return by_size(
+        sys, dt, solver, of_large, lambda model: _norm_of_dense(model, kind, return_frequency, tol)
+    )
+
+
+def _norm_of_dense(
+    model: LinearModel, kind: str, return_frequency: bool, tol: float
+) -> float | tuple[float, float]:
     if model.improper and kind != "hankel":
         return (math.inf, math.inf) if return_frequency else math.inf
     factored = factored_system(model, tol, both=kind != "h2")
     if kind == "linf":
-        value, at = _largest_gain(model, factored, stability_tol)
+        value, at = _largest_gain(model, factored, tol)
     elif factored.n_unstable:
         value, at = math.inf, math.nan
     elif kind == "hankel":
@@ -136,7 +142,7 @@ def norm(
     else:
         value, at = hinf_of_model(model, balance(factored)), math.nan
         if return_frequency:
-            at = _largest_gain(model, factored, stability_tol)[1]
+            at = _largest_gain(model, factored, tol)[1]
     step = float(model.dt) if model.is_discrete and model.dt is not True else 1.0  # type: ignore[arg-type]
     return (value, at / step) if return_frequency else value
 

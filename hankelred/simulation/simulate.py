@@ -17,9 +17,9 @@ from .._util.arrays import Array
 from .._util.checks import as_integer, real_number, require_finite
 from ..errors import HankelredError, ModelError, ReductionWarning
 from ..models.descriptor import InfinitePart
-from ..models.linear_model import Dimensions, LinearModel, Timebase, as_model
+from ..models.linear_model import Dimensions, LinearModel, Timebase
 from ..models.scaling import balance_matrix
-from ..models.sparse_model import SparseModel, large_model
+from ..models.sparse_model import SparseModel, any_model
 from . import recurrence
 from .convolve import convolve_direct, convolve_fft, direct_is_faster
 from .discretize import discretize
@@ -411,8 +411,8 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
 
 def _dense_or_sparse(sys: Any, dt: Timebase) -> LinearModel | SparseModel:
     """Return a model in dense form, or in sparse form if it has too many states for that."""
-    large = large_model(sys, dt)
-    return as_model(sys, dt) if large is None or large.falls_back else large
+    model = any_model(sys, dt)
+    return model.dense() if isinstance(model, SparseModel) and model.falls_back else model
 
 
 def _results(y: Array, last: Array | None, states: Array | None, is_1d: bool) -> Any:
@@ -516,11 +516,8 @@ def _run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, method: str
 
 
 def _markov_by_steps(A: Array, B: Array, C: Array, count: int) -> Array:
-    terms = np.zeros((count, C.shape[0], B.shape[1]), dtype=A.dtype)
-    for k in range(count):
-        terms[k] = C @ B
-        B = A @ B
-        if not np.isfinite(B).all():
-            terms[k + 1 :] = np.nan
-            break
-    return terms
+    """Return C A^k B for k < count, one step after the other: an impulse is an initial state."""
+    no_input, dtype = np.zeros((0, count)), np.result_type(A, B, C)
+    nothing = np.zeros((C.shape[0], 0))
+    runs = [recurrence.step_loop(A, B[:, :0], C, nothing, no_input, b.astype(dtype))[0] for b in B.T]
+    return np.stack(runs, axis=2).transpose(1, 0, 2)
