@@ -17,6 +17,7 @@ from ..models.sparse_model import SparseModel, dense_model, large_or_none
 from .cross_gramian import cross_gramian
 from .factorize import factorize as factored_system
 from .low_rank import low_rank_factors
+from .smith import compress
 from .stability import STABILITY_TOL, checked_tol, no_gramian_message
 
 #: Rounding by which a Gramian may fail to be semidefinite, for each of its states.
@@ -115,6 +116,8 @@ def gramian(
             system.unscale_left(factored.left_states(factored.observability)),
             system.output_exponent,
         )
+    if L.shape[1] > L.shape[0]:
+        L = compress(L)
     if infinite is not None:
         L = (infinite.right if kind == "controllability" else infinite.coordinates.conj()) @ L
     return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")
