@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg.lapack import ztrtrs
+from scipy.linalg.lapack import zgesv, ztrtrs
 
 from .._util.arrays import EPS, Array, is_moderate
 from .._util.schur import is_quasi_triangular, schur_form, triangular_form
@@ -17,6 +17,9 @@ BATCH_SIZE = 40
 
 #: Estimated error of a sum of partial fractions, relative to the sum of their sizes, for each state.
 ROUNDING_OF_FRACTIONS = 100 * EPS
+
+#: Error of a computed Schur form, relative to the norm of A.
+ROUNDING_OF_SCHUR_FORM = 10 * EPS
 
 #: Partial fractions are used up to this number of pairs of inputs and outputs; beyond, a solution for each
 #: frequency costs less.
@@ -114,6 +117,27 @@ class FrequencyResponse:
             errors = np.abs(terms) @ self._sizes_of_residues
         return largest_singular_value(response), ROUNDING_OF_FRACTIONS * self.n * errors
 
+    def rounding(self, frequencies: Array) -> Array:
+        """Estimate by how much the rounding of A, as in a Schur form, changes the gain at each frequency.
+
+        To first order it is |C R| |dA| |R B| with the resolvent R.
+        """
+        out = np.full(frequencies.size, np.inf)
+        points = np.exp(1j * frequencies) if self.discrete else 1j * frequencies
+        adjoint_outputs = self.C.conj().T
+        eye = np.eye(self.n)
+        for k, point in enumerate(points):
+            shifted = self.A - point * eye
+            if self.n > BATCH_SIZE:
+                states, info = ztrtrs(shifted, self.B)
+                outputs, _ = ztrtrs(shifted, adjoint_outputs, trans=2)
+            else:
+                states, info = zgesv(shifted, self.B)[2:]
+                outputs = zgesv(shifted.conj().T, adjoint_outputs)[2]
+            if info == 0:
+                out[k] = np.linalg.norm(outputs) * np.linalg.norm(states)
+        return np.asarray(ROUNDING_OF_SCHUR_FORM * np.linalg.norm(self.A) * out)
+
     @cached_property
     def _eigenvectors(self) -> tuple[Array, Array]:
         """The poles and eigenvectors of A, which is upper triangular for larger models."""
@@ -149,6 +173,34 @@ class FrequencyResponse:
         return (
             np.asarray(np.linalg.norm(self._residues, axis=1)) if self._residues is not None else np.zeros(0)
         )
+
+
+class DifferenceResponse(FrequencyResponse):
+    """The response of a system minus that of another one with the same inputs and outputs."""
+
+    def __init__(self, first: FrequencyResponse, second: FrequencyResponse):
+        self.parts = first, second
+        self.discrete = first.discrete
+        self.n = first.n + second.n
+        self.D = first.D - second.D
+
+    def __call__(self, frequencies: npt.ArrayLike) -> Array:
+        """Return the difference of the responses, shape (frequencies, outputs, inputs)."""
+        return np.asarray(self.parts[0](frequencies) - self.parts[1](frequencies))
+
+    def rounding(self, frequencies: Array) -> Array:
+        """Estimate by how much the rounding of both systems changes the gain at each frequency."""
+        return np.asarray(self.parts[0].rounding(frequencies) + self.parts[1].rounding(frequencies))
+
+    @cached_property
+    def poles(self) -> Array:
+        """The poles of both systems."""
+        return np.concatenate([part.poles for part in self.parts])
+
+    @cached_property
+    def _residues(self) -> Array | None:
+        first, second = (part._residues for part in self.parts)
+        return None if first is None or second is None else np.concatenate([first, -second])
 
 
 def largest_singular_value(response: Array) -> Array:

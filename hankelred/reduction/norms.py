@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from scipy.linalg.lapack import dtrsyl
 
 from .._util.arrays import EPS, Array, Quadruple, schur_poles
 from .._util.schur import is_quasi_triangular, schur_form
@@ -17,7 +19,7 @@ from ..gramians.factorize import factorize as factored_system
 from ..gramians.hammarling import hammarling_factors
 from ..gramians.limited import Bands
 from ..gramians.stability import STABILITY_TOL, checked_tol, matrix_size
-from ..models.frequency_response import FrequencyResponse, largest_singular_value
+from ..models.frequency_response import DifferenceResponse, FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
 from ..models.projection import project
@@ -366,16 +368,29 @@ def _gains_of_sum(first: tuple[Array, Array], second: tuple[Array, Array], D: Ar
 class CriticalResponse:
     """The response of a full model where rounding is largest, from which errors of several orders are found.
 
-    It has more digits than their subtraction loses; it is computed once, when it is first needed.
+    It has more digits than their subtraction loses, where that shows. Everything is computed once, when it is
+    first needed. ``schur`` is the model in Schur form, and ``factor`` that of its controllability Gramian, if
+    they are known.
     """
 
-    def __init__(self, full: tuple[Array, Array, Array], *, discrete: bool):
+    def __init__(
+        self,
+        full: tuple[Array, Array, Array],
+        *,
+        discrete: bool,
+        schur: tuple[Array, Array, Array] | None = None,
+        factor: Array | None = None,
+    ):
         self.full = full
         self.discrete = discrete
+        self.schur = schur
+        self.factor = factor
 
     @cached_property
     def frequencies(self) -> Array:
         """The critical frequencies of the model."""
+        if self.schur is not None and self.schur[0].size:
+            return _critical_of(schur_poles(self.schur[0]), self.full[0], discrete=self.discrete)
         return critical_frequencies(self.full[0], discrete=self.discrete)
 
     @cached_property
@@ -390,6 +405,50 @@ class CriticalResponse:
             return refined_gains(self.full, reduced, self.frequencies, discrete=self.discrete)
         response = refined_response(A, B, C, _points(self.frequencies, discrete=self.discrete))
         return _gains_of_sum(self._response, response, D, np.isfinite(self.frequencies)), 0.0
+
+    @cached_property
+    def _in_schur_form(self) -> tuple[FrequencyResponse, _SquaredPoles, Quadruple] | None:
+        """The response, squared poles and matrices of a model with one output; None if they do not apply."""
+        if self.schur is None or self.factor is None or self.schur[2].shape[0] != 1:
+            return None
+        A, B, C = self.schur
+        D = np.zeros((1, B.shape[1]))
+        if not _SquaredPoles.are_usable(A, B, C, D, discrete=self.discrete):
+            return None
+        response = FrequencyResponse(A, B, C, D, discrete=False, schur=True)
+        return response, _SquaredPoles.of_system(A, B, C, D, self.factor), (A, B, C, D)
+
+    @cached_property
+    def _rounding(self) -> float:
+        """Largest effect of rounding at the critical frequencies, of the model in Schur form."""
+        assert self._in_schur_form is not None
+        finite = self.frequencies[np.isfinite(self.frequencies)]
+        return float(self._in_schur_form[0].rounding(finite).max())
+
+    def error_without_cancellation(self, reduced: Quadruple, bound: float) -> float | None:
+        """Return the H-infinity norm, at most `bound`, of full minus reduced; None where rounding would show.
+
+        The two systems are subtracted and share no states, so that what is computed of the full one serves
+        every order.
+        """
+        if self._in_schur_form is None or reduced[0].shape[0] == 0 or self._rounding > CHEAP_RTOL * bound:
+            return None
+        response, squares, full = self._in_schur_form
+        T, Z = schur_form(reduced[0])
+        D = np.ascontiguousarray(reduced[3])
+        reduced = T, Z.T @ reduced[1], reduced[2] @ Z, D
+        if not _SquaredPoles.are_usable(*reduced, discrete=False, size=squares.size):
+            return None
+        plane = squares.minus(full, reduced)
+        if plane is None:
+            return None
+        difference = DifferenceResponse(response, FrequencyResponse(*reduced, discrete=False, schur=True))
+        value, frequency = _search(difference, plane, D, _Inside(None, real=True), real=True)
+        at_peak = difference.rounding(np.array([frequency]))[0] if math.isfinite(frequency) else 0.0
+        finite = self.frequencies[np.isfinite(self.frequencies)]
+        of_reduced = float(difference.parts[1].rounding(finite).max())
+        rounding = max(float(at_peak), self._rounding + of_reduced)
+        return value if rounding <= CHEAP_RTOL * value else None
 
 
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
@@ -487,13 +546,20 @@ def hinf_norm(
     response = FrequencyResponse(A, B, C, D, discrete=discrete, schur=True)
     plane: _HalfPlane | _SquaredPoles
     if factor is not None or _SquaredPoles.are_usable(A, B, C, D, discrete=discrete):
-        plane = _SquaredPoles(A, B, C, D, factor)
+        plane = _SquaredPoles.of_system(A, B, C, D, factor)
     else:
         plane = _HalfPlane(A, B, C, D, response.poles, discrete=discrete)
+    return _search(response, plane, D, _Inside(within, real=real), real=real)
+
+
+def _search(
+    response: FrequencyResponse, plane: _HalfPlane | _SquaredPoles, D: Array, inside: _Inside, *, real: bool
+) -> tuple[float, float]:
+    """Return the largest gain of a response and its frequency, by level tests."""
+    discrete = response.discrete
     start = np.append(
         _start_frequencies(response.poles, discrete=discrete, real=real), plane.singular_frequency
     )
-    inside = _Inside(within, real=real)
     best, peak_frequency = _highest_peak(response, inside.kept(start), inside)
     direct = float(np.linalg.norm(D, 2))
     if not discrete and direct > best and inside.far_end:
@@ -610,7 +676,7 @@ def _vertices(grids: Array, gains: Array, highest: Array) -> Array:
 def _gains_on_grid(
     response: FrequencyResponse, grid: Array
 ) -> tuple[Array, Callable[[Array], Array], int, int]:
-    """Return the gains on a grid, a function for others, and how often brackets are divided into how many parts.
+    """Return the gains on a grid, a function for others, and the steps and parts of the local search.
 
     They are computed from partial fractions where these are accurate.
     """
@@ -659,7 +725,10 @@ def critical_frequencies(A: Array, *, discrete: bool) -> Array:
 
     These are both ends of the axis, the slowest poles and points between them, and the fastest pole.
     """
-    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    return _critical_of(np.linalg.eigvals(A) if A.size else np.zeros(0), A, discrete=discrete)
+
+
+def _critical_of(poles: Array, A: Array, *, discrete: bool) -> Array:
     real = not np.iscomplexobj(A)
     ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
     if discrete:
@@ -676,33 +745,61 @@ def critical_frequencies(A: Array, *, discrete: bool) -> Array:
     return np.unique(np.concatenate([w, between, ends]))
 
 
+@dataclass(frozen=True)
 class _SquaredPoles:
     """The frequencies of a level for a stable, real, continuous system with one input or one output.
 
     With the controllability Gramian Y, h = Y C^T + B D^T and p = 1 output, G(s) G(-s)^T is
-    D D^T + C (s - A)^-1 h + C (-s - A)^-1 h = D D^T + 2 C A (s^2 - A^2)^-1 h. It is the square of a level g where
-    s^2 is an eigenvalue of A^2 + 2 h C A / (g^2 - D D^T), a matrix of half the size of the Hamiltonian one. One
-    input is one output of the transposed system.
+    D D^T + C (s - A)^-1 h + C (-s - A)^-1 h = D D^T + 2 C A (s^2 - A^2)^-1 h. It is the square of a level g
+    where s^2 is an eigenvalue of A^2 + 2 h C A / (g^2 - D D^T), a matrix of half the size of the Hamiltonian
+    one. One input is one output of the transposed system.
     """
 
+    square: Array
+    h: Array
+    image: Array
+    direct: float
+    size: float
     singular_frequency: tuple[float, ...] = ()
 
-    def __init__(self, A: Array, B: Array, C: Array, D: Array, factor: Array | None):
+    @classmethod
+    def of_system(cls, A: Array, B: Array, C: Array, D: Array, factor: Array | None) -> _SquaredPoles:
+        """Return that of a system in Schur form; ``factor`` is that of its controllability Gramian."""
         if D.shape[0] > 1:  # in reverse order A^T is in Schur form again
             A, B, C, D = A.T[::-1, ::-1], C.T[::-1], B.T[:, ::-1], D.T
         if factor is None:
             factor = hammarling_factors(A, B, C[:0], discrete=False)[0]
-        self.h = factor @ (factor.T @ C[0]) + B @ D[0]
-        self.image, self.direct = C[0] @ A, float(np.linalg.norm(D))
-        self.square, self.size = A @ A, matrix_size(A)
+        h = factor @ (factor.T @ C[0]) + B @ D[0]
+        return cls(A @ A, h, C[0] @ A, float(np.linalg.norm(D)), matrix_size(A))
+
+    def minus(self, full: Quadruple, reduced: Quadruple) -> _SquaredPoles | None:
+        """Return that of this system, ``full``, minus another one; both are in Schur form with one output.
+
+        None if LAPACK could not solve the equations of the mixed Gramians.
+        """
+        A, B, C, _ = full
+        Ar, Br, Cr, Dr = reduced
+        mixed, mixed_scale, mixed_info = dtrsyl(A, Ar, -(B @ Br.T), tranb="C")
+        own, own_scale, own_info = dtrsyl(Ar, Ar, -(Br @ Br.T), tranb="C")
+        if mixed_info or own_info or not (mixed_scale == own_scale == 1):
+            return None
+        h = np.concatenate([self.h - mixed @ Cr[0] - B @ Dr[0], mixed.T @ C[0] - own @ Cr[0] - Br @ Dr[0]])
+        n, r = A.shape[0], Ar.shape[0]
+        square = np.zeros((n + r, n + r), order="F")
+        square[:n, :n], square[n:, n:] = self.square, Ar @ Ar
+        image = np.concatenate([self.image, -(Cr[0] @ Ar)])
+        return _SquaredPoles(square, h, image, float(np.linalg.norm(Dr)), max(self.size, matrix_size(Ar)))
 
     @staticmethod
-    def are_usable(A: Array, B: Array, C: Array, D: Array, *, discrete: bool) -> bool:
-        """Return whether this applies to a system in Schur form, and its squared poles are accurate enough."""
+    def are_usable(A: Array, B: Array, C: Array, D: Array, *, discrete: bool, size: float = 0.0) -> bool:
+        """Return whether this applies to a system in Schur form, and its squared poles are accurate enough.
+
+        ``size`` is the smallest size of A that counts, as of another system.
+        """
         if discrete or 1 not in D.shape or any(np.iscomplexobj(M) for M in (A, B, C, D)):
             return False
         poles = schur_poles(A)
-        error = ROUNDING_OF_SQUARES * poles.size * matrix_size(A) ** 2
+        error = ROUNDING_OF_SQUARES * poles.size * max(matrix_size(A), size) ** 2
         return bool(np.all(error <= -SHARE_OF_WIDTH * poles.real * np.abs(poles)))
 
     def candidates(self, level: float, *, real: bool) -> Array:
