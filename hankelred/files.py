@@ -116,7 +116,8 @@ def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str,
 def _fields_of_struct(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the fields of the only struct, None if there is none or more than one."""
     if isinstance(content, MatFile):
-        structs = [content.fields(name) for name in content if content.kind(name) == "struct"]
+        names = [name for name in content if content.kind(name) == "struct"]
+        structs = [content.fields(names[0])] if len(names) == 1 else []
     else:
         structs = [value for value in content.values() if isinstance(value, dict)]
     if len(structs) != 1:
@@ -125,7 +126,9 @@ def _fields_of_struct(content: Mapping[str, Any]) -> dict[str, Any] | None:
     fields = {key: value for key, value in structs[0].items() if not _is_empty(value)}
     for key in fields:
         if key.lower().endswith("delay") and np.any(np.asarray(fields[key]) != 0):
-            raise FileFormatError(f"the struct has a {in_one_line(key, 60)}, and models have no delays")
+            raise FileFormatError(
+                f"the struct has the property {in_one_line(key, 60)}, and models have no delays"
+            )
         if key.lower() == "timeunit" and fields[key] != "seconds":
             raise FileFormatError(f"the {in_one_line(key, 60)} of the struct must be seconds")
     return fields

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
+from .._util.poles import distance_to_boundary
 from ..errors import HankelredError, UnstableError
-from ..gramians.stability import suspected_timebase
+from ..gramians.stability import is_stable_pole, matrix_size, suspected_timebase
 from ..models.linear_model import LinearModel
 from ..models.scaling import balance_matrix
 from ..simulation.discretize import discretize
@@ -88,10 +89,8 @@ class _Scaled:
 
 
 def _require_stable(poles: Array, A: Array, discrete: bool, tol: float) -> None:
-    size = float(np.linalg.norm(A, 2))
-    margin = 1 - np.abs(poles) if discrete else -poles.real
-    worst = int(margin.argmin())
-    if margin[worst] <= tol * (max(1.0, size) if discrete else size):
+    if not np.all(is_stable_pole(poles, matrix_size(A), discrete=discrete, tol=tol)):
+        worst = int(distance_to_boundary(poles, discrete=discrete).argmin())
         region = "inside the unit circle" if discrete else "in the open left half plane"
         raise UnstableError(
             f"the model has a pole at {poles[worst]:.6g}, not {region}: its Gramians do not exist; "

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
+from .._util.checks import require_finite
 from ..errors import ModelError, UnstableError
 from ..models.descriptor_sparse import BorderedPencil
 from ..models.linear_model import Timebase
@@ -193,11 +194,7 @@ def gramian_factor(gramian: npt.ArrayLike) -> Array:
         raise ModelError("the Gramian must be a numeric array") from None
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
         raise ModelError(f"a Gramian is a square matrix, got shape {W.shape}")
-    if not np.all(np.isfinite(W)):
-        row, column = np.argwhere(~np.isfinite(W))[0]
-        raise ModelError(
-            f"the Gramian's entry [{row}, {column}] is {W[row, column]}; every entry must be finite"
-        )
+    require_finite(W, "gramian", ModelError)
     n = W.shape[0]
     scales = np.sqrt(np.maximum(np.diag(W).real, 0.0))
     inverse = np.divide(1.0, scales, out=np.zeros(n), where=scales > 0)

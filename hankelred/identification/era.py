@@ -16,6 +16,7 @@ from ..models.frequency_response import largest_singular_value
 from ..models.linear_model import LinearModel, Timebase, to_control, validated_timebase
 from ..reduction.order import check_rule, checked_order, select_order
 from ..reduction.reduce import Reduction, make_reduction
+from ..simulation.signals import as_kernel
 from .hankel_svd import NOISE_NORM, HankelOperator, HankelSVD, leading_svd
 from .markov import MarkovParameters
 from .output_error import free_responses, stable_matrix
@@ -121,26 +122,13 @@ def realize(
 
 
 def _checked_markov(markov: Any) -> Array:
-    try:
-        h = np.asarray(markov)
-        h = h.astype(complex if np.iscomplexobj(h) else float)
-    except (TypeError, ValueError) as error:
-        raise HankelredError(f"markov is not a numeric array: {error}") from None
-    if h.ndim == 1:
-        h = h[:, None, None]
-    if h.ndim != 3 or 0 in h.shape:
-        raise HankelredError(
-            f"markov must be (n, outputs, inputs), or 1-D for one channel, got shape {h.shape}"
-        )
+    h = as_kernel(markov)
+    if 0 in h.shape:
+        raise HankelredError(f"markov must have samples, outputs and inputs, got shape {h.shape}")
     if h.shape[0] < 3:
         raise HankelredError(
             f"markov has {h.shape[0]} entries (shape {h.shape}); at least 3 are needed, samples are the "
             "first axis"
-        )
-    if not np.all(np.isfinite(h)):
-        sample, row, column = np.argwhere(~np.isfinite(h))[0]
-        raise HankelredError(
-            f"markov[{sample}, {row}, {column}] is {h[sample, row, column]}; every entry must be finite"
         )
     return h
 

@@ -14,7 +14,7 @@ import numpy as np
 from .._util.arrays import EPS, Array
 from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
-from ..gramians.stability import STABILITY_TOL, is_stable_pole
+from ..gramians.stability import count_unstable
 from ..models.linear_model import LinearModel, Timebase, to_control
 from ..reduction.balancing import hankel_singular_values
 from ..reduction.interactive import reduction_in_notebook
@@ -549,7 +549,7 @@ class IdentificationProblem:
         """
         orders = self.larger_orders(chosen.model.order)
         model = largest_model(chosen, orders, self.horizons, offsets=self.offsets, stable=self.stable)
-        if _n_unstable(model.A) != _n_unstable(chosen.model.A):
+        if count_unstable(model.A, discrete=True) != count_unstable(chosen.model.A, discrete=True):
             model = chosen.model
         return LinearModel(*chosen.data.unscaled(model), self.data.dt)
 
@@ -616,7 +616,7 @@ class IdentificationSource:
     @property
     def unstable_order(self) -> int:
         """Number of poles of the chosen model on or outside the unit circle."""
-        return _n_unstable(self.chosen.model.A)
+        return count_unstable(self.chosen.model.A, discrete=True)
 
     @cached_property
     def noise_floor(self) -> float:
@@ -643,11 +643,6 @@ class IdentificationSource:
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the pilot model minus the reduced one."""
         return difference_norm(self.pilot, reduced, norm)
-
-
-def _n_unstable(A: Array) -> int:
-    stable = is_stable_pole(np.linalg.eigvals(A), float(np.linalg.norm(A)), discrete=True, tol=STABILITY_TOL)
-    return int(np.count_nonzero(~stable))
 
 
 def _with_fit(reduction: Reduction) -> IdentifiedModel:

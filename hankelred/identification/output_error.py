@@ -431,6 +431,20 @@ def truncate_states(model: FittedModel, order: int) -> tuple[Array, Array]:
     return model.A[:order, :order], model.C[:, :order]
 
 
+def truncated_starts(
+    larger: FittedModel,
+    order: int,
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    offsets: bool,
+    *,
+    stable: bool,
+) -> list[FittedModel]:
+    """Return the models of the leading states of a balanced model, fitted to records as by `fit_inputs`."""
+    A, C = truncate_states(larger, order)
+    return fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets)
+
+
 def on_stability_limit(A: Array) -> bool:
     """Whether a pole lies where `stable_matrix` moves unstable poles."""
     return spectral_radius(A) > 2 * STABLE_RADIUS - 1

@@ -24,7 +24,7 @@ class SystemIdentifier:
     Parameters
     ----------
     order : int, optional
-        Number of states; chosen on the last 30 % of the record if None.
+        Number of states; chosen from the data if None.
     dt : True or float
         Sampling time in seconds.
     offsets, stable : bool

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy.linalg.lapack import ztrtrs
 
 from .._util.arrays import EPS, Array
+from .._util.poles import distance_to_boundary
 from .._util.schur import is_quasi_triangular, schur_form, triangular_form
 
 #: Up to this size all frequencies are solved in one batch; for larger models A is brought to Schur form once.
@@ -140,7 +141,7 @@ def points_at_peaks(poles: Array, *, discrete: bool) -> Array:
     The response has its peaks there. A point too near to its pole is moved along the boundary.
     """
     size = np.ones(poles.size) if discrete else np.abs(poles)
-    distance = 1 - np.abs(poles) if discrete else -poles.real
+    distance = distance_to_boundary(poles, discrete=discrete)
     damped = np.flatnonzero(distance > UNDAMPED * size)
     slowest = damped[np.argsort(distance[damped] / size[damped], kind="stable")[:MAX_PEAKS]]
     clearance = 2 * POLE_CLEARANCE * size[slowest]

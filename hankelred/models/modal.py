@@ -11,6 +11,7 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
+from .._util.checks import first_index
 from ..errors import ModelError
 from .block_diagonal import block_diagonalize
 from .conjugate_pairs import real_coordinates
@@ -105,8 +106,8 @@ class ModalSystem:
             ("C", np.isfinite(self.C)),
             ("D", np.isfinite(() if direct is None else direct)),
         ):
-            if not np.all(ok):
-                where = tuple(int(i) for i in np.argwhere(~ok)[0])
+            where = first_index(~ok)
+            if where is not None:
                 raise ModelError(
                     f"{name}{list(where)} is {getattr(self, name)[where]}; every entry must be finite"
                 )

@@ -276,7 +276,7 @@ def zeros_poles_gain(
         The response of the zeros and poles differs from the state space by more than 1e-6.
     """
     n = A.shape[0]
-    poles = np.linalg.eigvals(A) if n else np.zeros(0)
+    poles = np.linalg.eigvals(A)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
     zeros = _finite_zeros(A, B, C, D)
     points = points_off_the_poles(poles, discrete=discrete)
@@ -309,7 +309,7 @@ def _finite_zeros(A: Array, B: Array, C: Array, D: Array) -> Array:
     """Return the zeros, nearest to the origin first, at most as many as the relative degree allows."""
     n = A.shape[0]
     if D[0, 0] != 0:
-        zeros = np.linalg.eigvals(A - B @ C / D[0, 0]) if n else np.zeros(0)
+        zeros = np.linalg.eigvals(A - B @ C / D[0, 0])
     else:
         pencil = np.block([[A, B], [C, D]])
         mass = np.zeros_like(pencil)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._util.arrays import Array
+from .._util.checks import first_index
 from ..errors import ConvergenceError, ModelError, short_repr
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
 from .linear_model import (
@@ -85,7 +86,7 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
     if to_sparse is not None:
         model: SparseModel | None = to_sparse(solver)
         return model
-    sys, dt = _as_tuple(sys, dt)
+    sys, dt = _matrices_if_sparse(sys, dt)
     if is_sparse_tuple(sys):
         n = max(getattr(sys[0], "shape", (0,)))
         return _from_tuple(sys, dt) if solver == "low_rank" or n > DENSE_LIMIT else None
@@ -115,13 +116,13 @@ def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel
     """Return the model in dense form; with ``solver="dense"`` sparse matrices of any size are made dense."""
     if isinstance(sys, SparseModel):
         return sys.dense()
-    sys, dt = _as_tuple(sys, dt)
+    sys, dt = _matrices_if_sparse(sys, dt)
     if solver == "dense" and is_sparse_tuple(sys):
         sys = tuple(_dense(M, name) for name, M in named(sys))
     return as_model(sys, dt)
 
 
-def _as_tuple(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
+def _matrices_if_sparse(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
     """Return the matrices of a sparse model of another package, and its timebase; all else unchanged."""
     has_sparse = any(is_sparse(getattr(sys, name, None)) for name in "Aa")
     if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or has_sparse:
@@ -199,9 +200,9 @@ def square_sparse(M: Any, name: str, n: int | None = None) -> Any:
         raise ModelError(f"{name} must be square, got shape {M.shape}")
     if n is not None and M.shape[0] != n:
         raise ModelError(f"{name} must have shape {(n, n)}, got {M.shape}")
-    if not np.all(np.isfinite(M.data)):
-        at = int(np.flatnonzero(~np.isfinite(M.data))[0])
-        column = int(np.searchsorted(M.indptr, at, side="right")) - 1
+    at = first_index(~np.isfinite(M.data))
+    if at is not None:
+        column = int(np.searchsorted(M.indptr, at[0], side="right")) - 1
         raise ModelError(f"{name}[{M.indices[at]}, {column}] is {M.data[at]}; every entry must be finite")
     check_range([name], M.data)
     return M

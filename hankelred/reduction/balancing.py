@@ -425,7 +425,7 @@ def balanced_realization(
 def unstable_poles(model: LinearModel, n_unstable: int) -> Array:
     """Return the poles outside the stability region, except those of the first n_unstable states."""
     A = model.A[n_unstable:, n_unstable:]
-    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    poles = np.linalg.eigvals(A)
     return poles[~is_stable_pole(poles, 0.0, discrete=model.is_discrete, tol=0.0)]
 
 

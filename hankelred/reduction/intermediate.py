@@ -18,7 +18,7 @@ from .._util.arrays import Array, Quadruple
 from ..errors import ConvergenceError
 from ..gramians.low_rank import BalancedStates, LowRankFactors, low_rank_factors, sampled_error
 from ..gramians.residual_bounds import ResidualBound
-from ..gramians.stability import STABILITY_TOL, is_stable_pole
+from ..gramians.stability import STABILITY_TOL, is_stable_matrix
 from ..models.descriptor_sparse import BorderedPencil
 from ..models.linear_model import LinearModel
 from ..models.scaling import in_range
@@ -105,7 +105,7 @@ def intermediate_model(
     values = factors.values
     r = int(np.count_nonzero(values > RESOLVED * values.max(initial=0.0)))
     states = factors.balanced(r)
-    while r and not _is_stable(states, large):
+    while r and not is_stable_matrix(states.A, discrete=large.is_discrete):
         # the last states are the least accurate ones
         r = int(np.count_nonzero(values > 10 * values[r - 1]))
         states = factors.balanced(r)
@@ -115,11 +115,6 @@ def intermediate_model(
             "(accuracy=), or use solver='dense'"
         )
     return IntermediateModel(large, factors, states, _model_of(large, factors, states))
-
-
-def _is_stable(states: BalancedStates, large: SparseModel) -> bool:
-    poles = np.linalg.eigvals(states.A)
-    return bool(np.all(is_stable_pole(poles, 0.0, discrete=large.is_discrete, tol=0.0)))
 
 
 def _model_of(large: SparseModel, factors: LowRankFactors, states: BalancedStates) -> LinearModel:

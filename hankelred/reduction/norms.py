@@ -9,11 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from .._util.arrays import EPS, Array, Quadruple
+from .._util.poles import distance_to_boundary, frequencies_of, slowest_poles
 from ..errors import ConvergenceError, ModelError
 from ..gramians.factorize import FactoredSystem
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.limited import Bands
-from ..gramians.stability import STABILITY_TOL, checked_tol, matrix_size
+from ..gramians.stability import STABILITY_TOL, checked_tol, is_unstable_pole, matrix_size
 from ..models.frequency_response import FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
@@ -143,12 +144,11 @@ def norm(
 def _largest_gain(model: LinearModel, factored: FactoredSystem, stability_tol: float) -> tuple[float, float]:
     """Return the largest gain on the stability boundary, and its angular frequency (radians per sample)."""
     discrete = model.is_discrete
-    poles = np.linalg.eigvals(factored.unstable_A) if factored.n_unstable else np.zeros(0, complex)
+    poles = np.linalg.eigvals(factored.unstable_A)
     size = matrix_size(factored.scaled_system.A)
-    beyond = np.abs(poles) - 1 if discrete else poles.real
-    marginal = poles[beyond <= stability_tol * (max(1.0, size) if discrete else size)]
+    marginal = poles[~is_unstable_pole(poles, size, discrete=discrete, tol=stability_tol)]
     if marginal.size:
-        return math.inf, float(abs(np.angle(marginal[0]) if discrete else marginal[0].imag))
+        return math.inf, float(abs(frequencies_of(marginal, discrete=discrete)[0]))
     return hinf_norm(*compress_inputs_and_outputs(*equilibrated(*model.as_tuple())), discrete=discrete)
 
 
@@ -294,9 +294,8 @@ def gain_of_difference(first: Quadruple, second: Quadruple, *, discrete: bool) -
     no_D = no_direct_term(D.shape)
     difference = parallel([(*first[:3], no_D), negated(apart)])
     value = verified_error(difference, first[:3], apart, discrete=discrete, noise=0.0)
-    poles = np.linalg.eigvals(first[0]) if first[0].size else np.zeros(0)
-    poles = poles[np.argsort(1 - np.abs(poles) if discrete else -poles.real)[:CRITICAL_POLES]]
-    centers, widths = (np.angle(poles), 1 - np.abs(poles)) if discrete else (poles.imag, poles.real)
+    poles = slowest_poles(np.linalg.eigvals(first[0]), CRITICAL_POLES, discrete=discrete)
+    centers, widths = frequencies_of(poles, discrete=discrete), distance_to_boundary(poles, discrete=discrete)
     beside = np.unique(centers + widths * np.array([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None])
     gains, _ = refined_gains(first[:3], apart, beside, discrete=discrete)
     return max(value, float(gains[np.isfinite(gains)].max(initial=0.0)))
@@ -559,9 +558,7 @@ def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
 
 def _frequencies_of_slowest_poles(poles: Array, *, discrete: bool, count: int = 40) -> Array:
     """Return the frequencies of the poles nearest the stability boundary."""
-    distance = 1 - np.abs(poles) if discrete else -poles.real
-    nearest = poles[np.argsort(distance)[:count]]
-    return np.unique(np.angle(nearest) if discrete else nearest.imag)
+    return np.unique(frequencies_of(slowest_poles(poles, count, discrete=discrete), discrete=discrete))
 
 
 def critical_frequencies(A: Array, *, discrete: bool) -> Array:
@@ -569,15 +566,14 @@ def critical_frequencies(A: Array, *, discrete: bool) -> Array:
 
     These are both ends of the axis, the slowest poles and points between them, and the fastest pole.
     """
-    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    poles = np.linalg.eigvals(A)
     real = not np.iscomplexobj(A)
     ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
+    poles = slowest_poles(poles, CRITICAL_POLES, discrete=discrete)
     if discrete:
-        poles = poles[np.argsort(1 - np.abs(poles))[:CRITICAL_POLES]]
         # the corner frequency of a real pole near 1 is its distance from 1
         w = np.where(poles.imag == 0, 1 - np.abs(poles), np.angle(poles))
     else:
-        poles = poles[np.argsort(-poles.real)[:CRITICAL_POLES]]
         # the frequency of the peak of a lightly damped pole, else the corner frequency
         light = np.abs(poles.real) < 0.1 * np.abs(poles)
         w = np.where(light, poles.imag, np.abs(poles))

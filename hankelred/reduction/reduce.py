@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
+from .._util.checks import require_finite
 from ..errors import ModelError, OrderError, ReductionWarning, UnstableError, count
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.factorize import with_user_factors
@@ -701,7 +702,7 @@ def _dense_source(
     stability_tol: float,
 ) -> BalancedSource:
     """Return the balanced form of a dense model for a method, by its own Gramians or the user's factors."""
-    n_states = model.n_states if model.infinite is None else model.infinite.n_states
+    n_states = model.n_all_states
     factors = {
         key: None if L is None else checked_factor(L, key, n_states)
         for key, L in (
@@ -737,9 +738,7 @@ def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
         raise ModelError(f"{name} must be a numeric array") from None
     if factor.ndim != 2 or factor.shape[0] != n:
         raise ModelError(f"{name} must have a row for each of the {n} states, got shape {factor.shape}")
-    if not np.all(np.isfinite(factor)):
-        row, column = np.argwhere(~np.isfinite(factor))[0]
-        raise ModelError(f"{name}[{row}, {column}] is {factor[row, column]}; every entry must be finite")
+    require_finite(factor, name, ModelError)
     return factor
 
 

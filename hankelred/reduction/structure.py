@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg as sla
 
 from ..errors import ConvergenceError, ModelError, OrderError
 from ..gramians.factorize import factorize
+from ..gramians.stability import is_stable_matrix
 from ..models.linear_model import LinearModel
 from ..models.second_order import SecondOrderModel
 from ..models.sparse_model import large_or_none
@@ -102,11 +102,11 @@ class PositionVelocity:
         # W^T M T is the identity up to rounding, which is removed here
         T = np.linalg.solve((W.T @ (self.second_order.M @ T)).T, T.T).T
         reduced = self.second_order.projected(W, T, np.eye(k))
-        if not _is_stable(reduced):
+        if not is_stable_matrix(reduced.dense().A, discrete=False):
             # the same basis on both sides preserves the definiteness of M, D and K, and therefore stability
             basis = np.linalg.qr(T)[0]
             reduced = self.second_order.projected(basis, basis)
-            if not _is_stable(reduced):
+            if not is_stable_matrix(reduced.dense().A, discrete=False):
                 raise ConvergenceError(
                     f"position-velocity balancing to order {order} gives an unstable model, and so does the "
                     "projection onto its position basis only: use another order, or structure='first_order'"
@@ -125,10 +125,6 @@ class PositionVelocity:
     def error_uncertainty(self) -> float:
         """Bound or estimate of the difference between the measured error and that of the large model."""
         return 0.0 if self.intermediate is None else intermediate_error(self.intermediate)
-
-
-def _is_stable(model: SecondOrderModel) -> bool:
-    return bool(np.all(sla.eigvals(model.dense().A).real < 0))
 
 
 class _Export:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import as_integer, real_number
+from .._util.checks import as_integer, real_number, require_finite
 from ..errors import HankelredError, ModelError, ReductionWarning
 from ..models.descriptor import InfinitePart
 from ..models.linear_model import Dimensions, LinearModel, Timebase, as_model
@@ -140,10 +140,10 @@ def simulate(
     The discretization is the block matrix exponential of [2]_.
 
     Sparse models of more than 5000 states are simulated by implicit steps, without a dense matrix. If A and E
-    are symmetric, -A and E positive definite, the error is about 1e-11 of the states. Otherwise what is
-    returned agrees to 1e-6 of its largest values when the steps are halved, and responses faster than the
-    steps are less than 1e-4 of it or proved to be damped. For many samples, it is faster to :func:`reduce`
-    such a model and to simulate the reduced one.
+    are symmetric, -A and E positive definite, the error is about 1e-11 of the largest state, or less.
+    Otherwise what is returned agrees to 1e-6 of its largest values when the steps are halved, and responses
+    faster than the steps are less than 1e-4 of it or proved to be damped. For many samples, it is faster to
+    :func:`reduce` such a model and to simulate the reduced one.
 
     References
     ----------
@@ -166,31 +166,31 @@ def simulate(
     >>> np.allclose(np.r_[head, tail], hankelred.simulate(decay, u, dt=True))
     True
     """
-    large = _dense_or_sparse(sys, dt)
+    system = _dense_or_sparse(sys, dt)
     if method not in ("auto", "blocks", "steps"):
         raise HankelredError(f'method must be "auto", "blocks" or "steps", got {method!r}')
     if hold not in ("zoh", "foh"):
         raise HankelredError(f'hold must be "zoh" or "foh", got {hold!r}')
-    if hold == "foh" and large.is_discrete:
+    if hold == "foh" and system.is_discrete:
         raise ModelError(
-            f'hold="foh" is for continuous models; this one is discrete (dt={large.dt}): omit hold'
+            f'hold="foh" is for continuous models; this one is discrete (dt={system.dt}): omit hold'
         )
-    signal, is_1d = as_input(u, large.n_inputs)
-    if isinstance(large, SparseModel):
+    signal, is_1d = as_input(u, system.n_inputs)
+    if isinstance(system, SparseModel):
         if method == "blocks":
             raise HankelredError(
-                f'method="blocks" multiplies dense matrices, and this sparse model has {large.n_states} '
+                f'method="blocks" multiplies dense matrices, and this sparse model has {system.n_states} '
                 "states: omit method"
             )
-        if large.finite_order is not None and (x0 is not None or return_state or return_states):
+        if system.finite_order is not None and (x0 is not None or return_state or return_states):
             raise ModelError(
                 "the model is sparse and E is singular, so that only outputs from rest are computed: leave "
                 "out x0, return_state and return_states, or reduce the model first"
             )
-        start = _initial_state(x0, large)[:, None]
-        interval = _interval(large, step)
+        start = _initial_state(x0, system)[:, None]
+        interval = _interval(system, step)
         run = run_implicit(
-            large,
+            system,
             start,
             signal,
             interval,
@@ -200,7 +200,7 @@ def simulate(
         )
         states = None if run.states is None else run.states[:, :, 0].T
         return _results(run.outputs[:, :, 0].T, run.last[:, 0] if return_state else None, states, is_1d)
-    model = large
+    model = system
     model.require_proper("an input that jumps from sample to sample makes impulses in its outputs")
     infinite = model.infinite
     x = _initial_state(x0, model) if infinite is None else _finite_state(x0, signal, infinite)
@@ -295,13 +295,13 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     count = as_integer(n)
     if count is None or count < 0:
         raise HankelredError(f"n must be a whole number of samples >= 0, got {n!r}")
-    large = _dense_or_sparse(sys, dt)
-    interval = _interval(large, step)
-    if isinstance(large, SparseModel):
-        markov = sparse_impulse_response(large, count, interval)
+    system = _dense_or_sparse(sys, dt)
+    interval = _interval(system, step)
+    if isinstance(system, SparseModel):
+        markov = sparse_impulse_response(system, count, interval)
         check_overflow(np.moveaxis(markov, 0, -1), "the impulse response")
         return markov
-    model = large.in_real_states()[0]
+    model = system.in_real_states()[0]
     if model.improper:
         _name_impulses(model)
     A, B, C, D = model.as_tuple()
@@ -436,9 +436,7 @@ def _checked_state(x0: npt.ArrayLike, n: int) -> Array:
     x = as_numbers(x0, "x0")
     if x.shape != (n,):
         raise HankelredError(f"x0 must have one entry per state, shape ({n},), got {x.shape}")
-    if not np.isfinite(x).all():
-        k = int(np.argmin(np.isfinite(x)))
-        raise HankelredError(f"x0[{k}] is {x[k]}; every initial state must be finite")
+    require_finite(x, "x0", HankelredError, "every initial state must be finite")
     return x
 
 

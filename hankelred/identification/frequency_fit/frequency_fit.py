@@ -13,7 +13,7 @@ import numpy as np
 from ..._util.arrays import EPS, Array
 from ..._util.progress import on_terminal
 from ...errors import HankelredError, OrderError, ReductionWarning
-from ...gramians.stability import STABILITY_TOL, is_stable_pole
+from ...gramians.stability import count_unstable
 from ...models.frequency_response import largest_singular_value
 from ...models.linear_model import LinearModel, Timebase, to_control
 from ...plotting.response import draw_fitted_response
@@ -24,7 +24,7 @@ from ...reduction.order import checked_order
 from ...reduction.plots import frequency_axis, gain_label, response
 from ...reduction.reduce import Reduction, attributes_of, make_reduction
 from ..records import label
-from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter
+from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter, Surplus
 from .response_data import ResponseData, as_response_data
 from .sections import Fit
 from .starts import NYQUIST_IMAGE
@@ -205,7 +205,7 @@ def fit_frequency_response(
         # held-out frequencies between the others do not refute states that follow the noise
         surplus = _surplus(source)
         if surplus is not None:
-            source.chosen_order = source.attainable(surplus[0].sections.order)
+            source.chosen_order = source.attainable(surplus.kept.sections.order)
     result = _with_fit(make_reduction(source, source.chosen_order))
     if not (requested and _warn_of_surplus(source)):
         _warn(result, source)
@@ -249,25 +249,25 @@ def _trial_orders(largest: int) -> list[int]:
     return orders
 
 
-def _surplus(source: FrequencyFitSource) -> tuple[Fit, Fit, float] | None:
+def _surplus(source: FrequencyFitSource) -> Surplus | None:
     """Return the fit without the states that the response does not determine, if these are many."""
-    fits = source.fitter.without_surplus(source.fit(source.chosen_order))
-    if fits is None or fits[1].sections.order <= _SURPLUS * fits[0].sections.order:
+    surplus = source.fitter.without_surplus(source.fit(source.chosen_order))
+    if surplus is None or surplus.full.sections.order <= _SURPLUS * surplus.kept.sections.order:
         return None
-    return fits
+    return surplus
 
 
 def _warn_of_surplus(source: FrequencyFitSource) -> bool:
     """Warn of states that the response does not determine; return whether there are any."""
-    fits = _surplus(source)
-    if fits is None:
+    surplus = _surplus(source)
+    if surplus is None:
         return False
-    left, full, energy = fits
-    count, order = left.sections.order, full.sections.order
+    count, order = surplus.kept.sections.order, surplus.full.sections.order
+    kept_error, full_error = (math.sqrt(fit.loss / surplus.energy) for fit in (surplus.kept, surplus.full))
     warnings.warn(
         f"by Schwarz's criterion the response determines only {count} of the {order} states: without the "
-        f"others the error, weighted by the inverse of the noise, is {math.sqrt(left.loss / energy):.4g} "
-        f"instead of {math.sqrt(full.loss / energy):.4g}. Do not rely on the poles of the others, nor on "
+        f"others the error, weighted by the inverse of the noise, is {kept_error:.4g} "
+        f"instead of {full_error:.4g}. Do not rely on the poles of the others, nor on "
         f"noise_floor; compare with order={count}",
         ReductionWarning,
         stacklevel=3,
@@ -304,6 +304,7 @@ class FrequencyFitSource:
     solver = "qr"
     certified = False
     full: LinearModel | None = None
+    #: the residual of each order is set in _with_fit
     residual = 0.0
 
     def __init__(self, data: ResponseData, stable: bool) -> None:
@@ -393,10 +394,7 @@ class FrequencyFitSource:
     def unstable_order(self) -> int:
         """Number of poles of the chosen model on or outside the stability boundary."""
         model = self.truncate(self.chosen_order)[0]
-        poles = np.linalg.eigvals(model.A)
-        size = float(np.linalg.norm(model.A))
-        stable = is_stable_pole(poles, size, discrete=model.is_discrete, tol=STABILITY_TOL)
-        return int(np.count_nonzero(~stable))
+        return count_unstable(model.A, discrete=model.is_discrete)
 
     def model_error(self, order: int) -> Array:
         """Return the response minus that of the model of an order, (N, p, m)."""

@@ -70,6 +70,19 @@ def test_heat_equation(hold, convection, share, step):
     close(x, last, 10 * share)
 
 
+def test_complex_model_with_a_real_mass():
+    """The factors of a real E beside a complex A took no complex vectors: a TypeError of SuperLU."""
+    rng = np.random.default_rng(4)
+    A, B, C = heat(5, convection=2.0)
+    A = sp.csc_array(A + 0.3j * sp.diags_array(rng.uniform(0.5, 1.0, 25)))
+    E = sp.csc_array(sp.diags_array(rng.uniform(0.5, 2.0, 25)))
+    dense = (A.toarray(), B, C, 0, E.toarray())
+    y, _ = run((A, B, C, 0, E), U, 0.1)
+    close(y, hankelred.simulate(dense, U, step=0.1), 1e-6)
+    impulse = sparse_impulse_response(large_model((A, B, C, 0, E), 0, "low_rank"), 10, 0.1)
+    close(impulse, hankelred.impulse_response(dense, 10, step=0.1), 1e-6)
+
+
 @pytest.mark.parametrize("hold", ["zoh", "foh"])
 @pytest.mark.parametrize(("convection", "share"), [(0.0, 1e-11), (5.0, 1e-6)])
 def test_scipy_agrees(hold, convection, share):
