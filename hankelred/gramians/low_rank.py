@@ -71,14 +71,15 @@ SMALLEST_RESIDUAL = 1e-28
 #: models of more than CHEAP_STATES states, whose factorizations are expensive, only the certificate counts.
 TARGET_RESIDUAL = 2e-13
 CHEAP_STATES = 20_000
-#: A Galerkin projection is computed for models with at least this many states per input and output. For others,
-#: more factorizations cost less than the dense operations on the projected model.
+#: A Galerkin projection is computed for models with at least this many states per input and output. For
+#: others, more factorizations cost less than the dense operations on the projected model.
 STATES_PER_PORT = 1500
 #: Residual below which a Galerkin projection is computed first, for at most CHEAP_STATES states and for more.
 #: The certificate would allow larger ones, but the number of correct small singular values depends on it.
 PROJECTED_RESIDUALS = (1e-9, 1e-6)
-#: The accuracy of a projection improves at least in proportion to the residual; it is computed again when this
-#: predicts the requested one, but not before the residual has decreased by this share, and at most so often.
+#: The accuracy of a projection improves at least in proportion to the residual; it is computed again when
+#: this predicts the requested one, but not before the residual has decreased by this share, and at most so
+#: often.
 PROJECTED_AGAIN = 0.3
 MAX_PROJECTIONS = 6
 #: Largest number of factorizations.
@@ -581,7 +582,7 @@ def _assembled_factors(
 def _projected_factors(
     problem: SparseProblem,
     galerkin: GalerkinFactors,
-    bound: ResidualBound,
+    bound: ResidualBound | None,
     accuracy: float,
     unstable: UnstablePart,
 ) -> LowRankFactors:
