@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import FileFormatError, in_one_line, short_repr
 from .arrays import LARGEST_IN_FILE, Array
 from .matrix_market import ENDINGS
@@ -89,6 +91,9 @@ def _assembled(arrays: Mapping[str, Array], prefix: str) -> Any:
             row, column = places
             return sp.coo_array((data, (row, column)), shape=(rows, columns))
         M = getattr(sp, f"{kind}_array")((data, *places), shape=(rows, columns))
+        # scipy's own check omits the order of index pointers that end with 0
+        if kind != "dia" and not (np.all(np.diff(places[1]) >= 0) and places[1][-1] == places[0].size):
+            raise ValueError("the index pointers are not in order")
         if kind != "dia":
             M.check_format(full_check=True)
     except (ValueError, TypeError, IndexError) as error:

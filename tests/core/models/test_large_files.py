@@ -191,6 +191,9 @@ def test_damaged_sparse_matrices_in_npz_files(tmp_path):
     refused("do not fit together", A_indices=-A.indices)
     refused("do not fit together", A_indptr=A.indptr[:-1])
     refused("do not fit together", A_indptr=A.indptr[::-1].copy())
+    # scipy accepts these index pointers, and its conversion then reads beyond the arrays
+    refused("do not fit together", A_indptr=np.r_[A.indptr[:-1], 0])
+    refused("do not fit together", A_indptr=np.r_[A.indptr[:-1], -1])
     refused("do not fit together", A_data=A.data[:-1])
     refused("as an array and in parts", A=A.toarray())
     refused("strings", A_data=A.data.astype(str))
