@@ -148,8 +148,9 @@ def residual_systems(intermediate: IntermediateModel, bound: ResidualBound) -> t
         [C.conj().T - LE @ states.C.conj().T, LA - LE @ states.A.conj().T], axis=1
     )
     m, p = B.shape[1], C.shape[0]
-    input_root = _root(bound.gram(input_residual, transposed=False))
-    output_root = _root(bound.gram(output_residual.conj(), transposed=True).conj()).conj().T
+    input_root = _root(bound.gram(input_residual, input_residual))
+    mirrored = output_residual.conj()
+    output_root = _root(bound.gram(mirrored, mirrored, transposed=True).conj()).conj().T
     return (
         (states.A, states.B, input_root[:, m:], input_root[:, :m]),
         (states.A, output_root[p:], states.C, output_root[:p]),
