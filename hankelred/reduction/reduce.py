@@ -28,11 +28,11 @@ from ..models.linear_model import LinearModel, Timebase
 from ..models.modal import ModalSystem, diagonalize
 from ..models.pencil import Factorize
 from ..models.second_order import SecondOrderModel
-from ..models.sparse_model import dense_model, large_or_none
+from ..models.sparse_model import SparseModel, dense_model, large_or_none
 from .balancing import balance
 from .conversion import converted_model
 from .interactive import full_size, reduction_in_notebook, write_report
-from .intermediate import intermediate_model
+from .intermediate import IntermediateModel, intermediate_model
 from .measured_error import region_error
 from .methods import BalancedSource, UserFactors, whole_models
 from .norms import HINF_RTOL
@@ -41,9 +41,10 @@ from .plots import plot_reduction
 from .region import Region, checked_bands, checked_horizon, radians_per_sample
 from .source import ReductionSource
 from .structure import STRUCTURES, PositionVelocity
-from .two_level import LARGE_REDUCTION_METHODS, TwoLevel
+from .two_level import TwoLevel
 from .variants.catalog import REDUCTION_METHODS, checked_method
 from .variants.coprime import Coprime
+from .variants.large_limited import LARGE_METHODS, region_of
 from .variants.restricted import Restricted
 from .variants.stochastic import Stochastic
 
@@ -664,17 +665,20 @@ def reduce(
         return reductions if several else reductions[0]
     intermediate = None
     if not by_user:
-        intermediate = large_or_none(
-            sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, margin)
-        )
+
+        def computed(large: SparseModel) -> IntermediateModel:
+            if name not in LARGE_METHODS:
+                raise ModelError(
+                    f"method={name!r} is for dense models; the methods for large sparse models are "
+                    f"{', '.join(LARGE_METHODS)}: use one of these, or with enough memory solver='dense'"
+                )
+            region_of(large, **options)  # refuses wrong arguments before the Gramians are computed
+            return intermediate_model(large, accuracy, factorize, margin)
+
+        intermediate = large_or_none(sys, dt, solver, computed)
     source: BalancedSource
     if intermediate is not None:
-        if name not in LARGE_REDUCTION_METHODS:
-            raise ModelError(
-                f"method={name!r} is for dense models; of large sparse models the methods are "
-                f"{', '.join(LARGE_REDUCTION_METHODS)}"
-            )
-        source = LARGE_REDUCTION_METHODS[name](intermediate)
+        source = LARGE_METHODS[name](intermediate, **options)
     else:
         model = dense_model(sys, dt, solver)
         source = _dense_source(model, name, options, controllability_factor, observability_factor, margin)

@@ -174,37 +174,44 @@ class Restricted(UserFactors):
 
 def frequency_limited(model: LinearModel, stability_tol: float, *, band: Any) -> Restricted:
     """Return truncation by frequency-limited Gramians."""
-    bands = checked_bands(band, model)
+    region = Region(bands=checked_bands(band, model))
     factored = factorize(model, stability_tol)
-    Lc, Lo = band_factors(factored.A, factored.B, factored.C, bands, discrete=model.is_discrete)
-    return _two_sided("frequency_limited", model, factored, Lc, Lo, Region(bands=bands), "quadrature", "band")
+    pairs = band_pairs(factored, region, discrete=model.is_discrete)
+    return Restricted("frequency_limited", model, factored, pairs, region, "quadrature")
 
 
 def time_limited(model: LinearModel, stability_tol: float, *, horizon: Any) -> Restricted:
     """Return truncation by time-limited Gramians."""
-    time = checked_horizon(horizon, model)
+    region = Region(horizon=checked_horizon(horizon, model))
     factored = factorize(model, stability_tol)
-    Lc, Lo = horizon_factors(factored.A, factored.B, factored.C, time, discrete=model.is_discrete)
-    return _two_sided("time_limited", model, factored, Lc, Lo, Region(horizon=time), "doubling", "horizon")
+    pairs = horizon_pairs(factored, region, discrete=model.is_discrete)
+    return Restricted("time_limited", model, factored, pairs, region, "doubling")
 
 
-def _two_sided(
-    method: str,
-    model: LinearModel,
-    factored: FactoredSystem,
-    Lc: Array,
-    Lo: Array,
-    region: Region,
-    solver: str,
-    what: str,
-) -> Restricted:
+def band_pairs(factored: FactoredSystem, region: Region, *, discrete: bool) -> dict[str, tuple[Array, Array]]:
+    """Return the pairs of factors that are compared for the bands of a region."""
+    bands = region.bands or []
+    return _two_sided(
+        factored, *band_factors(factored.A, factored.B, factored.C, bands, discrete=discrete), "band"
+    )
+
+
+def horizon_pairs(
+    factored: FactoredSystem, region: Region, *, discrete: bool
+) -> dict[str, tuple[Array, Array]]:
+    """Return the pairs of factors that are compared for the horizon of a region."""
+    time = region.horizon or 0.0
+    L = horizon_factors(factored.A, factored.B, factored.C, time, discrete=discrete)
+    return _two_sided(factored, *L, "horizon")
+
+
+def _two_sided(factored: FactoredSystem, Lc: Array, Lo: Array, what: str) -> dict[str, tuple[Array, Array]]:
     # with one plain Gramian the reduced model is stable, because it satisfies the truncated Lyapunov equation
-    pairs = {
+    return {
         f"both Gramians of the {what}": (Lc, Lo),
         f"the controllability Gramian of the {what}": (Lc, factored.observability),
         f"the observability Gramian of the {what}": (factored.controllability, Lo),
     }
-    return Restricted(method, model, factored, pairs, region, solver)
 
 
 def frequency_weighted(
