@@ -107,6 +107,18 @@ def test_stochastic_singular_values_of_ab09hd():
     )
 
 
+@pytest.mark.parametrize("regularization", [None, 0.4])
+def test_discrete_singular_values_are_those_of_the_discrete_equation(regularization):
+    # AB09HD's example is in continuous time: here scipy solves the equation that it solves in discrete time
+    A, B, C, D = system = random_system(11, 7, 3, 2, discrete=True)
+    P = sla.solve_discrete_lyapunov(A, B @ B.T)
+    R = C @ P @ C.T + D @ D.T + (regularization or 0.0) ** 2 * np.eye(2)
+    X = -sla.solve_discrete_are(A, A @ P @ C.T + B @ D.T, np.zeros((7, 7)), R, s=C.T)
+    values = np.sort(np.sqrt(np.abs(np.linalg.eigvals(P @ X))))[::-1]
+    reduction = reduce(system, 7, method="stochastic", regularization=regularization, dt=True)
+    np.testing.assert_allclose(reduction.hankel_singular_values, values, rtol=1e-7, atol=1e-12)
+
+
 def test_relative_tolerance():
     system = random_system(2, 8, 2, 2)
     reduction = reduce(system, rtol=0.05, method="stochastic", regularization=0.3)
