@@ -557,7 +557,8 @@ def reduce(
         input_weight``. Unstable weights are replaced by stable ones with the same gain.
     weighting : {"best", "enns", "lin_chiu"}
         For "frequency_weighted": the choice of the weighted Gramians. "best", the default, returns the model
-        with the smallest measured error, where plain truncation is one of the candidates.
+        with the smallest measured error. Its candidates are balanced by these and by the plain Gramians, each
+        by truncation and by residualization, in which case ``left`` and ``right`` are None.
     regularization : float
         For "stochastic": the gain below which errors are measured absolutely; required if D does not have
         full row rank. If it is too small, the Riccati equation cannot be solved, and an error is raised.
