@@ -194,7 +194,13 @@ def _sylvester_of_stiff(T: Array, S: Array, W: Array) -> Array:
 
 def _factor_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
     # (1 - |t|)(1 + |t|) is accurate for a pole near the unit circle
-    length = math.sqrt((1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real)
+    square = (1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real
+    if not square > 0:
+        raise ConvergenceError(
+            f"the Gramian of a pole at {pole:.6g} cannot be computed: within rounding it is on the stability "
+            "boundary; increase stability_tol= so that it counts as marginal and is kept"
+        )
+    length = math.sqrt(square)
     largest = float(np.abs(b).max(initial=0.0))
     if largest == 0:
         return 0.0, pole, b

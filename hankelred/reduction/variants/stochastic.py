@@ -15,7 +15,6 @@ from ...errors import ConvergenceError, ModelError, OrderError, UnstableError
 from ...gramians.factorize import FactoredSystem, factorize
 from ...gramians.gramians import gramian
 from ...gramians.riccati import solve_riccati
-from ...models.frequency_response import FrequencyResponse
 from ...models.linear_model import LinearModel
 from ..balancing import balance, singular_values, truncate_balanced
 from ..methods import UserFactors, whole_models
@@ -24,9 +23,7 @@ from ..norms import (
     critical_frequencies,
     equilibrated,
     hinf_norm,
-    negated,
-    no_direct_term,
-    parallel,
+    refined_gains,
 )
 from ..order import distinct, order_by_bisection
 from .bilinear import from_half_plane, to_half_plane
@@ -112,12 +109,10 @@ class Stochastic(UserFactors):
         total = self.level(reduced.n_states)
         # if rounding is larger than the truncation error, it is visible in the sampled error
         full, other, _ = self.compared(reduced)
-        difference = parallel([(*full, no_direct_term(other[3].shape)), negated(other)])
         discrete = self.full.is_discrete
-        w = critical_frequencies(self.full.A, discrete=discrete)
-        sampled = float(
-            FrequencyResponse(*difference, discrete=discrete).gain(w[np.isfinite(w)]).max(initial=0.0)
-        )
+        w = np.concatenate([critical_frequencies(M.A, discrete=discrete) for M in (self.full, reduced)])
+        gains, _ = refined_gains(full, other, w, discrete=discrete)
+        sampled = float(gains.max(initial=0.0))
         return total if sampled <= total else 2 * sampled
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
