@@ -59,6 +59,7 @@ class Stochastic(UserFactors):
         inner = model
         if model.is_discrete:
             inner = replace(model.with_matrices(*to_half_plane(*model.as_tuple())), dt=0)
+        inner, self._bases = _balanced(inner)
         factored = factorize(inner, 0.0)
         Lo = _phase_factor(factored, inner, self.regularization)
         super().__init__(inner, balance(replace(factored, observability=Lo, solver="riccati")))
@@ -85,7 +86,7 @@ class Stochastic(UserFactors):
             )
         model, left, right = truncate_balanced(self.inner, self.balancing, order)
         if not self.full.is_discrete:
-            return model, left, right
+            return model, self._bases[0] @ left, self._bases[1] @ right
         return self.full.with_matrices(*from_half_plane(*model.as_tuple())), None, None
 
     def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
@@ -136,6 +137,19 @@ class Stochastic(UserFactors):
         system = compress_inputs_and_outputs(*equilibrated(*self.full.as_tuple()))
         gain = hinf_norm(*system, discrete=self.full.is_discrete)[0]
         return math.hypot(gain, self.regularization)
+
+
+def _balanced(model: LinearModel) -> tuple[LinearModel, tuple[Array, Array]]:
+    """Return the model in balanced states, if all can be computed, and the bases of the projection onto them.
+
+    In other states the Riccati equation can be so ill-conditioned that its solution has no correct digits.
+    """
+    balancing = balance(factorize(model, 0.0))
+    if balancing.n_computable < model.n_states:
+        eye = np.eye(model.n_states)
+        return model, (eye, eye)
+    balanced, left, right = truncate_balanced(model, balancing, model.n_states)
+    return balanced, (left, right)
 
 
 def _checked(regularization: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import control
 import mpmath as mp
 import numpy as np
 import pytest
@@ -107,3 +108,57 @@ def test_a_riccati_equation_without_a_solution_warns_of_nothing():
     """scipy's warning of a singular Lyapunov equation reached the user, before the refusal by name."""
     with pytest.raises(ConvergenceError, match="larger regularization"):
         reduce(near_the_edge(1e-12, False), 3, method="stochastic")
+
+
+def attenuator():
+    """Eight lead-lag elements in series: the gain falls from 1 to 3e-6, all zeros are on the left."""
+    A, B, C, D = np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((1, 0)), np.eye(1)
+    for pole in np.geomspace(0.1, 1000, 8):
+        A = np.block([[A, np.zeros((len(A), 1))], [0.8 * pole * C, -pole]])
+        B, C, D = np.vstack([B, 0.8 * pole * D]), np.hstack([C / 5, [[1.0]]]), D / 5
+    return A, B, C, D
+
+
+def stochastic_values(system):
+    """Singular values of the phase system from the eigenvectors of a Hamiltonian matrix, with 40 digits."""
+    with mp.workdps(40):
+        A, B, C, D = (mp.matrix(M.tolist()) for M in system)
+        n = A.rows
+        lyapunov = mp.zeros(n * n)
+        for i in range(n):
+            for j in range(n):
+                for k in range(n):
+                    lyapunov[i * n + j, k * n + j] += A[i, k]
+                    lyapunov[i * n + j, i * n + k] += A[j, k]
+        BB = B * B.T
+        x = mp.lu_solve(lyapunov, mp.matrix([-BB[i, j] for i in range(n) for j in range(n)]))
+        P = mp.matrix([[x[i * n + j] for j in range(n)] for i in range(n)])
+        Bw, R = P * C.T + B * D[0], D[0] ** 2
+        F, H = A - Bw * C / R, mp.zeros(2 * n)
+        H[:n, :n], H[:n, n:], H[n:, :n], H[n:, n:] = F, Bw * Bw.T / R, -C.T * C / R, -F.T
+        poles, vectors = mp.eig(H)
+        stable = [k for k in range(2 * n) if mp.re(poles[k]) < 0]
+        U = mp.matrix([[vectors[i, k] for k in stable] for i in range(2 * n)])
+        X = U[n:, :] * mp.inverse(U[:n, :])
+        values = mp.eig(P * X, left=False, right=False)
+        return np.sort([float(mp.sqrt(abs(value))) for value in values])[::-1]
+
+
+def test_stochastic_values_do_not_depend_on_the_states():
+    """In the states that split() returns, the Riccati equation of this model was refused.
+
+    In others the singular values had five correct digits, or one came out above 1.
+    """
+    A, B, C, D = system = attenuator()
+    expected = stochastic_values(system)
+    rng = np.random.default_rng(0)
+    drift = control.ss(*system) + control.tf(1, [1, 0])
+    others = [system, control.ssdata(hankelred.split(drift)[0])]
+    for _ in range(3):
+        T = rng.standard_normal((8, 8))
+        others.append((T @ A @ np.linalg.inv(T), T @ B, C @ np.linalg.inv(T), D))
+    for other in others:
+        reduction = reduce(other, 4, method="stochastic")
+        np.testing.assert_allclose(reduction.hankel_singular_values, expected, rtol=1e-6)
+        projected = reduction.left.T @ other[0] @ reduction.right
+        np.testing.assert_allclose(projected, reduction.system[0], atol=1e-6 * np.abs(projected).max())
