@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import as_integer, as_positive_integer
+from .._util.checks import as_integer, as_positive_integer, require_option
 from ..errors import HankelredError, ModelError
 from ..gramians.stability import checked_tol
 from ..models.linear_model import LinearModel, Timebase, as_model, is_discrete, validated_timebase
@@ -301,9 +301,7 @@ def _checked_signs(signs: Sequence[int]) -> tuple[int, ...]:
 
 
 def _checked_hold(hold: str | None) -> str | None:
-    if hold not in (None, "zoh", "foh"):
-        raise HankelredError(f"hold must be 'zoh', 'foh' or None, got {hold!r}")
-    return hold
+    return None if hold is None else require_option(hold, ("zoh", "foh"), "hold", HankelredError)
 
 
 def _checked_batch(batch_size: int | None) -> int | None:

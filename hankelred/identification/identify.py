@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .._util.arrays import EPS, Array
+from .._util.checks import require_option
 from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
 from ..gramians.stability import count_unstable
@@ -404,8 +405,7 @@ def identify(
     >>> np.round(model.system.poles().real, 9), np.round(model.fit, 6)
     (array([0.8]), array([1.]))
     """
-    if missing not in ("refuse", "bridge"):
-        raise HankelredError(f"missing must be 'refuse' or 'bridge', got {missing!r}")
+    require_option(missing, ("refuse", "bridge"), "missing", HankelredError)
     data = as_recorded_data(u, y, dt, allow_missing=missing == "bridge")
     if data.is_complex:
         raise HankelredError(

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import require_finite
+from .._util.checks import require_finite, require_option
 from ..errors import ModelError, OrderError, ReductionWarning, UnstableError, count
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.factorize import with_user_factors
@@ -427,8 +427,7 @@ class Reduction(Generic[ModelT]):
 
     def _region(self, norm: Any, band: Any, horizon: Any, weighted: Any) -> Region | None:
         """Check the arguments of :meth:`error`; return where the error counts, None for everywhere."""
-        if norm not in ("hinf", "h2", "hankel"):
-            raise ModelError(f"norm must be 'hinf', 'h2' or 'hankel', got {norm!r}")
+        require_option(norm, ("hinf", "h2", "hankel"), "norm", ModelError)
         if self.model is None:
             raise ModelError(
                 "the reduction is that of a simulator: there is no model to compare, so simulate both"
@@ -692,8 +691,7 @@ def reduce(
     margin = checked_tol(stability_tol)
     given = {"controllability_factor": controllability_factor, "observability_factor": observability_factor}
     factors = {key: L for key, L in given.items() if L is not None}
-    if not isinstance(structure, str) or structure not in STRUCTURES:
-        raise ModelError(f"structure must be one of {', '.join(STRUCTURES)}, got {structure!r}")
+    require_option(structure, STRUCTURES, "structure", ModelError)
     if structure == "second_order":
         if not isinstance(sys, SecondOrderModel):
             raise ModelError(f"structure='second_order' is for a SecondOrderModel, got {type(sys).__name__}")
