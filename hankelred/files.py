@@ -1,6 +1,6 @@
 """Reading and writing models: .mat, .npz and .json files with the keys A, B, C, D, E, dt or M, D, K, B, C.
 
-Matrix Market files are read too.
+Matrix Market files are read too, and sparse matrices in .npz files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ._util import matrix_market
+from ._util import matrix_market, sparse_npz
 from ._util.mat_files import MatFile, Unread
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
@@ -73,9 +73,13 @@ def read_model(
     path = Path(path)
     if matrix_market.is_matrix_market(path):
         matrices, dt = _model_matrices(matrix_market.read_together(path), dt)
+    elif sparse_npz.is_one_of_several(path):
+        matrices, dt = _model_matrices(sparse_npz.read_together(path), dt)
     else:
         others = ", or of Matrix Market files " + ", ".join(f".{key}" for key in matrix_market.ENDINGS)
         with open_arrays(path, others) as content:
+            if path.suffix.lower() == ".npz":
+                content = sparse_npz.SparseArchive(content)
             matrices, dt = _model_matrices(content, dt)
     if "A" not in matrices:
         return _second_order(matrices)

@@ -18,6 +18,7 @@ from ..models.sparse_model import SparseModel, by_size
 from .cross_gramian import cross_gramian
 from .factorize import factorize as factored_system
 from .low_rank import low_rank_factors
+from .smith import compress
 from .stability import STABILITY_TOL, checked_tol, no_gramian_message
 
 #: Rounding by which a Gramian may fail to be semidefinite, for each of its states.
@@ -120,6 +121,8 @@ def _gramian_of_dense(model: LinearModel, kind: str, factor: bool, tol: float) -
             system.unscale_left(factored.left_states(factored.observability)),
             system.output_exponent,
         )
+    if L.shape[1] > L.shape[0]:
+        L = compress(L)
     if infinite is not None:
         L = (infinite.right if kind == "controllability" else infinite.coordinates.conj()) @ L
     return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")

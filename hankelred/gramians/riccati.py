@@ -54,17 +54,17 @@ def solve_riccati(
     failed = f"the Riccati equation of {what} has no stabilizing solution that can be computed"
     equation = _Equation(A, B, Q, S, R, discrete)
     X: Array | None = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about ill-conditioned matrices; the residual is checked
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about ill-conditioned matrices; the residual is checked
+        try:
             solve = sla.solve_discrete_are if discrete else sla.solve_continuous_are
             X = np.asarray(solve(A, B, Q, R, s=S))
-    except (np.linalg.LinAlgError, ValueError) as error:
-        failed = f"{failed} ({error})"
-    try:
-        solution = equation.improved(X)
-    except (np.linalg.LinAlgError, ValueError):
-        solution = None
+        except (np.linalg.LinAlgError, ValueError) as error:
+            failed = f"{failed} ({error})"
+        try:
+            solution = equation.improved(X)
+        except (np.linalg.LinAlgError, ValueError):
+            solution = None
     if solution is None or not np.all(np.linalg.eigvalsh(solution.weight) > 0):
         raise ConvergenceError(f"{failed}; {advice}")
     if not solution.residual <= ACCEPTED_RESIDUAL:

@@ -179,6 +179,11 @@ def times(M: Any, x: Array, transposed: bool) -> Array:
     return (M.T if transposed else M) @ x
 
 
+def applied(times: Callable[..., Array], x: Array, adjoint: bool) -> Array:
+    """Return M x for a product with M of a pencil, or M^H x."""
+    return times(x.conj(), transposed=True).conj() if adjoint else times(x)
+
+
 def as_real(shift: complex) -> complex:
     """Return a shift without an imaginary part as a float, so that real matrices stay real."""
     return float(shift.real) if shift.imag == 0 else shift

@@ -128,6 +128,8 @@ def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel
 
 def _matrices_if_sparse(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
     """Return the matrices of a sparse model of another package, and its timebase; all else unchanged."""
+    if type(sys) in (tuple, list):
+        return sys, dt
     has_sparse = any(is_sparse(getattr(sys, name, None)) for name in "Aa")
     if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or has_sparse:
         return matrices_of(sys, dt) or (sys, dt)

@@ -16,7 +16,7 @@ from ..errors import ReductionWarning
 from ..gramians.factorize import FactoredSystem
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.low_rank import LowRankFactors, low_rank_factors
-from ..gramians.smith import compress
+from ..gramians.smith import compress, upper_triangle
 from ..gramians.stability import STABILITY_TOL, checked_tol, is_stable_pole
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import check_transform, diagonalize
@@ -216,7 +216,7 @@ def _svd(M: Array) -> tuple[Array, Array, Array]:
         jacobi = _jacobi(M)
         if jacobi is not None:
             return jacobi
-    U, values, V_of_pivots = np.linalg.svd(np.triu(qr[: M.shape[1]]))
+    U, values, V_of_pivots = np.linalg.svd(qr[: M.shape[1]] * upper_triangle(M.shape[1]))
     padded = np.zeros(M.shape, order="F")
     padded[: M.shape[1]] = U
     U = dormqr("L", "N", qr, tau, padded, lwork=64 * M.shape[1], overwrite_c=1)[0]
@@ -245,7 +245,8 @@ def _svd_values(M: Array) -> Array:
         return np.zeros(0)
     if _may_be_graded(M):
         M = M if M.shape[0] >= M.shape[1] else M.T
-        M = np.triu(_graded(M)[0][: M.shape[1]])
+        n = M.shape[1]
+        M = _graded(M)[0][:n] * upper_triangle(n)
     return np.asarray(np.linalg.svd(M, compute_uv=False))
 
 

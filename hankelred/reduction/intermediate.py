@@ -101,7 +101,17 @@ def intermediate_model(
     ConvergenceError
         The factors did not converge, or the model of their leading states is unstable.
     """
-    factors = low_rank_factors(large, accuracy, factorize, stability_tol)
+    return resolved_states(large, low_rank_factors(large, accuracy, factorize, stability_tol))
+
+
+def resolved_states(large: SparseModel, factors: LowRankFactors) -> IntermediateModel:
+    """Project a large model onto all states that the factors resolve and that form a stable model.
+
+    Raises
+    ------
+    ConvergenceError
+        The model of the leading states is unstable.
+    """
     values = factors.values
     r = int(np.count_nonzero(values > RESOLVED * values.max(initial=0.0)))
     states = factors.balanced(r)
@@ -148,8 +158,9 @@ def residual_systems(intermediate: IntermediateModel, bound: ResidualBound) -> t
         [C.conj().T - LE @ states.C.conj().T, LA - LE @ states.A.conj().T], axis=1
     )
     m, p = B.shape[1], C.shape[0]
-    input_root = _root(bound.gram(input_residual, transposed=False))
-    output_root = _root(bound.gram(output_residual.conj(), transposed=True).conj()).conj().T
+    input_root = _root(bound.gram(input_residual, input_residual))
+    mirrored = output_residual.conj()
+    output_root = _root(bound.gram(mirrored, mirrored, transposed=True).conj()).conj().T
     return (
         (states.A, states.B, input_root[:, m:], input_root[:, :m]),
         (states.A, output_root[p:], states.C, output_root[:p]),

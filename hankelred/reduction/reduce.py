@@ -53,9 +53,10 @@ from .plots import plot_reduction
 from .region import Region, checked_bands, checked_horizon, radians_per_sample
 from .source import ReductionSource
 from .structure import STRUCTURES, PositionVelocity
-from .two_level import LARGE_REDUCTION_METHODS, TwoLevel
+from .two_level import TwoLevel
 from .variants.catalog import REDUCTION_METHODS, checked_method
 from .variants.coprime import Coprime
+from .variants.large_limited import LARGE_METHODS, region_of
 from .variants.restricted import Restricted
 from .variants.stochastic import Stochastic
 
@@ -407,8 +408,14 @@ class Reduction(Generic[ModelT]):
         return value, at / radians_per_sample(self.model)
 
     def _error_everywhere(self, converted: LinearModel | None, norm: str) -> float:
+        if norm == "hankel":
+            # where full and reduced nearly cancel, the largest gain, its upper limit, is more accurate
+            return min(self._norm_of_error(converted, norm), self._norm_of_error(converted, "hinf"))
+        return self._norm_of_error(converted, norm)
+
+    def _norm_of_error(self, converted: LinearModel | None, norm: str) -> float:
         if converted is not None and isinstance(self.source, BalancedSource):
-            return self.source.error_of_converted(converted, norm)
+            return self.source.error_without_balancing(converted, norm)
         return self.source.error(self.model, norm)
 
     def _converted_where_it_shows(self, norm: str) -> LinearModel | None:
@@ -597,7 +604,8 @@ def reduce(
         input_weight``. Unstable weights are replaced by stable ones with the same gain.
     weighting : {"best", "enns", "lin_chiu"}
         For "frequency_weighted": the choice of the weighted Gramians. "best", the default, returns the model
-        with the smallest measured error, where plain truncation is one of the candidates.
+        with the smallest measured error. Its candidates are balanced by these and by the plain Gramians, each
+        by truncation and by residualization, in which case ``left`` and ``right`` are None.
     regularization : float
         For "stochastic": the gain below which errors are measured absolutely; required if D does not have
         full row rank. If it is too small, the Riccati equation cannot be solved, and an error is raised.
@@ -705,12 +713,13 @@ def reduce(
         return structured if several else structured[0]
 
     def of_large(large: SparseModel) -> BalancedSource:
-        if name not in LARGE_REDUCTION_METHODS:
+        if name not in LARGE_METHODS:
             raise ModelError(
-                f"method={name!r} is for dense models; of large sparse models the methods are "
-                f"{', '.join(LARGE_REDUCTION_METHODS)}"
+                f"method={name!r} is for dense models; the methods for large sparse models are "
+                f"{', '.join(LARGE_METHODS)}: use one of these, or with enough memory solver='dense'"
             )
-        return LARGE_REDUCTION_METHODS[name](intermediate_model(large, accuracy, factorize, margin))
+        region_of(large, **options)  # refuses wrong arguments before the Gramians are computed
+        return LARGE_METHODS[name](intermediate_model(large, accuracy, factorize, margin), **options)
 
     def of_dense(model: LinearModel) -> BalancedSource:
         entry = REDUCTION_METHODS[name]

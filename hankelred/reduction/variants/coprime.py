@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy.linalg as sla
 
@@ -69,6 +71,10 @@ class Coprime(Derived):
     def unstable_poles_of(self, model: LinearModel) -> Array:
         """Return the unstable poles if the full plant is stable; else none, since they are intended."""
         return np.zeros(0) if self._n_unstable[1] else unstable_poles(model, 0)
+
+    def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of full minus reduced; inf if the plant is not stable."""
+        return math.inf if self._n_unstable[1] else super().error(reduced, norm)
 
     def warning_text(self, order: int) -> str:
         """Return a warning if the number of unstable poles of an unstable plant has changed."""

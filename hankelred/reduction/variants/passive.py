@@ -31,7 +31,12 @@ class BoundedReal(Derived):
     """
 
     def __init__(self, model: LinearModel, stability_tol: float):
-        _check_stable(model, stability_tol, "bounded_real")
+        _check_stable(
+            model,
+            stability_tol,
+            "bounded_real",
+            "their gain has no bound; remove them by minimal() if they are hidden, or use another method",
+        )
         gain = _largest_gain(model.as_tuple(), discrete=model.is_discrete)
         if gain >= 1:
             raise ModelError(
@@ -84,7 +89,13 @@ class PositiveReal(BoundedReal):
     """
 
     def __init__(self, model: LinearModel, stability_tol: float):
-        _check_stable(model, stability_tol, "positive_real")
+        _check_stable(
+            model,
+            stability_tol,
+            "positive_real",
+            "those of a passive model are marginal, as of an ideal capacitor; separate them by split(), "
+            "reduce the stable part, and add the other part to the result, which is passive too",
+        )
         if model.n_inputs != model.n_outputs:
             raise ModelError(
                 "method='positive_real' needs as many outputs as inputs, got "
@@ -142,11 +153,12 @@ class PositiveReal(BoundedReal):
         return _largest_gain(_waves(*model.as_tuple()), discrete=model.is_discrete)
 
 
-def _check_stable(model: LinearModel, stability_tol: float, method: str) -> None:
+def _check_stable(model: LinearModel, stability_tol: float, method: str, advice: str) -> None:
     unstable = factorize(model, stability_tol).n_unstable
     if unstable:
         raise UnstableError(
-            f"method={method!r} needs a stable model, and {unstable} pole(s) are unstable or marginal"
+            f"method={method!r} needs a stable model, and {unstable} pole(s) are unstable or marginal: "
+            f"{advice}"
         )
 
 
