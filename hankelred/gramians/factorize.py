@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import scipy.linalg as sla
@@ -92,12 +92,12 @@ class FactoredSystem:
         """Convert columns of a left basis from the states of the solver to those of ``scaled_system``."""
         return basis if self.left is None else self.left @ basis
 
-    @cached_property
+    @property
     def n_stable(self) -> int:
         """Number of stable states."""
         return int(self.A.shape[0])
 
-    @cached_property
+    @property
     def n_unstable(self) -> int:
         """Number of states of unstable and marginal poles."""
         return int(self.unstable_A.shape[0])

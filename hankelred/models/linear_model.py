@@ -12,7 +12,6 @@ import sys as _sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -98,7 +97,7 @@ class Dimensions:
         """Number of outputs."""
         return int(self.C.shape[0])
 
-    @cached_property
+    @property
     def is_discrete(self) -> bool:
         """Whether the model is in discrete time."""
         return is_discrete(self.dt)

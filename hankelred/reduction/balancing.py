@@ -191,10 +191,10 @@ def pad_values(values: Array, factored: FactoredSystem) -> Array:
     """Return n values in the model's units: inf for unstable poles, the values, and zeros."""
     system = factored.scaled_system
     values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
-    if values.size == factored.n_stable and not factored.n_unstable:
+    n_stable, n_unstable = factored.n_stable, factored.n_unstable
+    if values.size == n_stable and not n_unstable:
         return values
-    zeros = np.zeros(factored.n_stable - values.size)
-    return np.concatenate([np.full(factored.n_unstable, np.inf), values, zeros])
+    return np.concatenate([np.full(n_unstable, np.inf), values, np.zeros(n_stable - values.size)])
 
 
 def _svd_of_factors(Lc: Array, Lo: Array, product: Array) -> tuple[Array, Array, Array]:
