@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.checks import first_index
-from ..errors import ConvergenceError, ModelError, short_repr
+from .._util.checks import first_index, require_option
+from ..errors import ConvergenceError, ModelError
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
 from .linear_model import (
     DENSE_LIMIT,
@@ -76,8 +76,7 @@ def any_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel |
     ModelError
         An unknown solver; matrices that do not make a model.
     """
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise ModelError(f"solver must be one of {', '.join(SOLVERS)}, got {short_repr(solver)}")
+    require_option(solver, SOLVERS, "solver", ModelError)
     if solver == "dense":
         return dense_model(sys, dt, solver)
     if isinstance(sys, SparseModel):
