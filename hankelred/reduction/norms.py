@@ -369,8 +369,7 @@ class CriticalResponse:
     """The response of a full model where rounding is largest, from which errors of several orders are found.
 
     It has more digits than their subtraction loses, where that shows. Everything is computed once, when it is
-    first needed. ``schur`` is the model in Schur form, and ``factor`` that of its controllability Gramian, if
-    they are known.
+    first needed. ``schur`` is the model in Schur form, if that is known.
     """
 
     def __init__(
@@ -379,12 +378,10 @@ class CriticalResponse:
         *,
         discrete: bool,
         schur: tuple[Array, Array, Array] | None = None,
-        factor: Array | None = None,
     ):
         self.full = full
         self.discrete = discrete
         self.schur = schur
-        self.factor = factor
 
     @cached_property
     def frequencies(self) -> Array:
@@ -409,14 +406,14 @@ class CriticalResponse:
     @cached_property
     def _in_schur_form(self) -> tuple[FrequencyResponse, _SquaredPoles, Quadruple] | None:
         """The response, squared poles and matrices of a model with one output; None if they do not apply."""
-        if self.schur is None or self.factor is None or self.schur[2].shape[0] != 1:
+        if self.schur is None or self.schur[2].shape[0] != 1:
             return None
         A, B, C = self.schur
         D = np.zeros((1, B.shape[1]))
         if not _SquaredPoles.are_usable(A, B, C, D, discrete=self.discrete):
             return None
         response = FrequencyResponse(A, B, C, D, discrete=False, schur=True)
-        return response, _SquaredPoles.of_system(A, B, C, D, self.factor), (A, B, C, D)
+        return response, _SquaredPoles.of_system(A, B, C, D, None), (A, B, C, D)
 
     @cached_property
     def _rounding(self) -> float:
