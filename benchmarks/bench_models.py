@@ -158,15 +158,14 @@ def compare_threads(system, call, budget):
 
 def print_threads(budget) -> None:
     """Print the time with two threads divided by that with one, for all models and calls."""
-    lines = ["| model | " + " | ".join(CALLS) + " |", "|" + "---|" * (len(CALLS) + 1)]
+    print("elapsed time with one and two threads = ratio (ratio of processor time)")
+    print("| model | " + " | ".join(CALLS) + " |\n|" + "---|" * (len(CALLS) + 1))
     for name, system in make_models():
         cells = []
         for call in CALLS:
             (one, one_cpu), (two, two_cpu) = compare_threads(system, call, budget)
             cells.append(f"{one * 1e3:.2f} -> {two * 1e3:.2f} ms = {two / one:.2f} ({two_cpu / one_cpu:.2f})")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    print("elapsed time with one and two threads = ratio (ratio of processor time)")
-    print("\n".join(lines))
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:

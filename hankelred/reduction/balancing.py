@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import dgejsv, dgeqp3, dormqr
+from scipy.linalg.lapack import dgejsv, dgeqp3, dgetrf, dormqr, dtrtrs, zgetrf, ztrtrs
 
 from .._util.arrays import EPS, Array, largest_entry
 from ..errors import ReductionWarning
@@ -76,13 +76,13 @@ class Balancing:
             return left, right
         # The rounding of right^H left, of size eps * sigma_1 / sigma_r, is corrected. Without pivots its LU
         # factors change a state only by the states before it, which are more accurate.
-        lower, pivots = sla.lu_factor(right.conj().T @ left, check_finite=False)
-        if np.any(pivots != np.arange(r)):
+        complex_ = np.iscomplexobj(left) or np.iscomplexobj(right)
+        getrf, trtrs = (zgetrf, ztrtrs) if complex_ else (dgetrf, dtrtrs)
+        lower, pivots, info = getrf(right.conj().T @ left)
+        if info != 0 or (pivots != np.arange(r)).any():
             return left @ sla.inv(right.conj().T @ left), right
-        left = sla.solve_triangular(lower, left.T, trans="T", check_finite=False).T
-        right = sla.solve_triangular(
-            lower.conj(), right.T, lower=True, unit_diagonal=True, check_finite=False
-        ).T
+        left = trtrs(lower, left.T, trans=1)[0].T
+        right = trtrs(lower.conj(), right.T, lower=1, unitdiag=1)[0].T
         return left, right
 
     def bases_in_scaled_states(self, r: int) -> tuple[Array, Array]:
@@ -441,12 +441,10 @@ def truncate_balanced(model: LinearModel, balancing: Balancing, r: int) -> tuple
     scaling = factored.scaled_system
     # scales B and C of the balanced model equally, so that its Gramians are equal in the model's units too
     state_scale = 2.0 ** ((scaling.input_exponent - scaling.output_exponent) // 2)
-    W = np.concatenate(
-        [scaling.unscale_left(factored.unstable_left), scaling.unscale_left(left) / state_scale], axis=1
-    )
-    V = np.concatenate(
-        [scaling.unscale_right(factored.unstable_right), scaling.unscale_right(right) * state_scale], axis=1
-    )
+    W, V = scaling.unscale_left(left) / state_scale, scaling.unscale_right(right) * state_scale
+    if factored.n_unstable:
+        W = np.concatenate([scaling.unscale_left(factored.unstable_left), W], axis=1)
+        V = np.concatenate([scaling.unscale_right(factored.unstable_right), V], axis=1)
     return out, W.conj(), V
 
 
@@ -474,6 +472,8 @@ def assemble_model(
     factored = balancing.factored
     system = factored.scaled_system
     sqrt_gain = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
+    if not factored.n_unstable:
+        return model.with_matrices(A, B * sqrt_gain, C * sqrt_gain, D)
     unstable = project_exactly(system, factored.unstable_left, factored.unstable_right)
     return model.with_matrices(
         _block_diagonal(unstable.A, A),
