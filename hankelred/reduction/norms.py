@@ -681,11 +681,7 @@ def _gains_on_grid(
     if approximate is not None:
         gains, errors = approximate
         if errors.max() <= CHEAP_RTOL * gains.max():
-
-            def cheap_gain(frequencies: Array) -> Array:
-                return response.approximate_gain(frequencies)[0]  # type: ignore[index]
-
-            return gains, cheap_gain, CHEAP_STEPS, CHEAP_PARTS
+            return gains, response.cheap_gain, CHEAP_STEPS, CHEAP_PARTS
     return response.gain(grid), response.gain, ZOOM_STEPS, ZOOM_PARTS
 
 
