@@ -219,7 +219,13 @@ def _sylvester_of_stiff(T: Array, S: Array, W: Array) -> Array:
 
 def _factor_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
     # (1 - |t|)(1 + |t|) is accurate for a pole near the unit circle
-    length = math.sqrt((1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real)
+    square = (1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real
+    if not square > 0:
+        raise ConvergenceError(
+            f"the Gramian of a pole at {pole:.6g} cannot be computed: within rounding it is on the stability "
+            "boundary; increase stability_tol= so that it counts as marginal and is kept"
+        )
+    length = math.sqrt(square)
     largest = float(np.abs(b).max(initial=0.0))
     if largest == 0:
         return 0.0, pole, b
@@ -240,16 +246,19 @@ def _factor_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     2. z1 = (x1 - j x2 / s) / sqrt(2) and its conjugate z2 have the poles l = a + j w and conj l, and the
        input rows beta = (b1 - j b2 / s) / sqrt(2) = x + j y and conj beta.
     3. The Gramian of z is [[p, q], [conj q, p]], p = |beta|^2 / (-2 a), rho = q / p = (d / |beta|^2) (a / l),
-       d = beta beta^T.
+       d = beta beta^T. With |beta|^2 - d = 2 (|y|^2 - j x y^T) and |beta|^2 + d = 2 (|x|^2 + j x y^T),
+       rho - 1 and rho + 1 are sums of two terms each.
     4. gamma = 1 - |d|^2 / |beta|^4 = 4 |v|^2 |r|^2 / |beta|^4, where v is the longer of x and y and r is the
-       part of the other one that is orthogonal to v.
+       part of the other one that is orthogonal to v, which is v times k plus r.
     5. V = [[v11, v12], [0, v22]], v22 = sqrt(p), v12 = rho v22, v11 = sqrt(p (gamma a^2 + w^2)) / |l|.
     6. V^-1 [beta; conj beta] has rows m1 and m2 of norm sqrt(-2 a): m2 along conj beta, and m1 along
-       beta (gamma a + j w) / l - rho (conj beta - (conj d / |beta|^2) beta).
+       beta (gamma a + j w) / l - rho e, e = conj beta - (conj d / |beta|^2) beta. In v and r, |beta|^2 e is
+       2 |r|^2 v - 2 j |v|^2 (1 - j k) r if v = x, and -2 j |r|^2 v + 2 |v|^2 (1 + j k) r if v = y.
     7. V^-1 diag(l, conj l) V = [[l, c], [0, conj l]], c = -m1 m2^H.
     8. In the states x, V has the rows r1, r2 = (v11, v12 + v22) / sqrt(2), (v11, v12 - v22) j s / sqrt(2).
        Orthogonalized from the last row up they are U Q with Q unitary, and S and M are the matrices of 6
-       and 7 multiplied by Q.
+       and 7 multiplied by Q. The determinant of V in these states is -j s v11 v22, from which the first row
+       of Q and u11 follow.
     """
     # Python numbers instead of arrays, which are slower for a few inputs
     (a, f), (g, _) = T.tolist()
@@ -270,32 +279,37 @@ def _factor_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     beta_sq = xx + yy
     d = complex(xx - yy, 2 * xy)
     p, rho = beta_sq / (-2 * a), d / beta_sq * (a / pole)
-    # 4
+    minus_one = (complex(-yy, xy) * (2 * a / beta_sq) - complex(0, w)) / pole  # rho - 1
+    plus_one = (complex(xx, xy) * (2 * a / beta_sq) + complex(0, w)) / pole  # rho + 1
+    # 4; of nearly parallel rows the first r is rounding, which the second pass makes orthogonal
     v, u, v_sq = (x, y, xx) if xx >= yy else (y, x, yy)
-    r = [ui - vi * (xy / v_sq) for ui, vi in zip(u, v, strict=True)]
-    gamma = 4 * v_sq * _dot(r, r) / beta_sq**2
+    k = xy / v_sq
+    r = [ui - vi * k for ui, vi in zip(u, v, strict=True)]
+    k_of_r = _dot(v, r) / v_sq
+    r = [ri - vi * k_of_r for ri, vi in zip(r, v, strict=True)]
+    r_sq = _dot(r, r)
+    gamma = 4 * v_sq * r_sq / beta_sq**2
     # 5
     v22 = math.sqrt(p)
     v11 = math.sqrt(p * (gamma * a * a + w * w)) / abs(pole)
-    v12 = rho * v22
     # 6
     length = math.sqrt(-2 * a)
     m2 = [value.conjugate() * (length / math.sqrt(beta_sq)) for value in beta]
-    m1 = [value * (complex(gamma * a, w) / pole) for value in beta]
-    if len(beta) > 1:
-        ratio = d.conjugate() / beta_sq
-        m1 = [m - rho * (value.conjugate() - ratio * value) for m, value in zip(m1, beta, strict=True)]
+    of_v, of_r = (1, complex(-k, -1)) if xx >= yy else (-1j, complex(1, k))
+    of_v, of_r = rho * of_v * (2 * r_sq / beta_sq), rho * of_r * (2 * v_sq / beta_sq)
+    turn = complex(gamma * a, w) / pole
+    m1 = [bi * turn - vi * of_v - ri * of_r for bi, vi, ri in zip(beta, v, r, strict=True)]
     stretch = length / math.hypot(*map(abs, m1))
     m1 = [m * stretch for m in m1]
     # 7
     c = -sum((i * k.conjugate() for i, k in zip(m1, m2, strict=True)), 0j)
     # 8
-    r1, r2 = (HALF * v11, HALF * (v12 + v22)), (HALF * s * v11 * 1j, HALF * s * (v12 - v22) * 1j)
+    r1, r2 = (HALF * v11, HALF * v22 * plus_one), (HALF * s * v11 * 1j, HALF * s * v22 * minus_one * 1j)
     u22 = math.hypot(abs(r2[0]), abs(r2[1]))
     u12 = (r1[0] * r2[0].conjugate() + r1[1] * r2[1].conjugate()).real / u22
-    r1 = (r1[0] - r2[0] * (u12 / u22), r1[1] - r2[1] * (u12 / u22))
-    u11 = math.hypot(abs(r1[0]), abs(r1[1]))
-    q1, q2 = (r1[0] / u11, r1[1] / u11), (r2[0] / u22, r2[1] / u22)
+    u11 = s * v11 * v22 / u22
+    q2 = (r2[0] / u22, r2[1] / u22)
+    q1 = (-1j * q2[1].conjugate(), 1j * q2[0].conjugate())
 
     def entry(row: tuple[complex, complex], column: tuple[complex, complex]) -> float:
         second = row[0] * c + row[1] * pole.conjugate()

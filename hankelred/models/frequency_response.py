@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.linalg.lapack import zgesv, ztrtrs
 
 from .._util.arrays import EPS, Array, is_moderate
+from .._util.poles import distance_to_boundary
 from .._util.schur import is_quasi_triangular, schur_form, triangular_form
 
 #: Up to this size all frequencies are solved in one batch; for larger models A is brought to Schur form once.
@@ -114,15 +115,17 @@ class FrequencyResponse:
         return gains, ROUNDING_OF_FRACTIONS * self.n * errors
 
     def cheap_gain(self, frequencies: Array) -> Array:
-        """Return the gains of :meth:`approximate_gain`, where these are used."""
+        """Return the gains of :meth:`approximate_gain`, without the errors; only where it returns gains."""
         return self._gains_and_fractions(frequencies)[0]
 
     def _gains_and_fractions(self, frequencies: Array) -> tuple[Array, Array]:
+        residues = self._residues
+        assert residues is not None
         points = np.exp(1j * frequencies) if self.discrete else 1j * frequencies
         fractions = points[:, None] - self.poles
         with np.errstate(divide="ignore", invalid="ignore"):
             np.divide(1.0, fractions, out=fractions)
-            response = (fractions @ self._residues).reshape(-1, *self.D.shape) + self.D
+            response = (fractions @ residues).reshape(-1, *self.D.shape) + self.D
         return largest_singular_value(response), fractions
 
     def rounding(self, frequencies: Array) -> Array:
@@ -272,7 +275,7 @@ def points_at_peaks(poles: Array, *, discrete: bool) -> Array:
     The response has its peaks there. A point too near to its pole is moved along the boundary.
     """
     size = np.ones(poles.size) if discrete else np.abs(poles)
-    distance = 1 - np.abs(poles) if discrete else -poles.real
+    distance = distance_to_boundary(poles, discrete=discrete)
     damped = np.flatnonzero(distance > UNDAMPED * size)
     slowest = damped[np.argsort(distance[damped] / size[damped], kind="stable")[:MAX_PEAKS]]
     clearance = 2 * POLE_CLEARANCE * size[slowest]

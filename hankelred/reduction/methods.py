@@ -297,15 +297,15 @@ class BalancedSource:
         _, other, _ = self.compared(converted)
         return unit * gain_of_difference(stable, other, discrete=self.full.is_discrete)
 
-    def error_of_converted(self, converted: LinearModel, norm: str) -> float:
-        """Return the norm of the full model, without unstable poles, minus what the reduced one became."""
-        if self.unstable_poles_of(converted).size:
+    def error_without_balancing(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of the stable parts of full minus reduced; the reduced states may be any."""
+        if self.unstable_poles_of(reduced).size:
             return math.inf
-        full, other, unit = self.compared(converted)
+        full, other, unit = self.compared(reduced)
         whole = (*full, no_direct_term(other[3].shape))
         if norm == "hinf":
             return unit * gain_of_difference(whole, other, discrete=self.full.is_discrete)
-        return unit * difference_norm(converted.with_matrices(*whole), converted.with_matrices(*other), norm)
+        return unit * difference_norm(reduced.with_matrices(*whole), reduced.with_matrices(*other), norm)
 
     def _order_for_error(self, r: int) -> int:
         """Return how many balanced states have the error of r states up to a fraction of its accuracy.
@@ -370,13 +370,7 @@ class UserFactors(Truncation):
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced, without the balanced form: the factors may lack states."""
-        if not self.unstable_order:
-            return difference_norm(self.full, reduced, norm)
-        if self.unstable_poles_of(reduced).size:
-            return math.inf
-        full, stable, unit = self.compared(reduced)
-        stable_full = self.full.with_matrices(*full, no_direct_term(stable[3].shape))
-        return unit * difference_norm(stable_full, self.full.with_matrices(*stable), norm)
+        return self.error_without_balancing(reduced, norm)
 
 
 class Residualization(BalancedSource):

@@ -12,19 +12,20 @@ import numpy as np
 from scipy.linalg.lapack import dtrsyl
 
 from .._util.arrays import EPS, Array, Quadruple, schur_poles
+from .._util.poles import distance_to_boundary, frequencies_of, slowest_poles
 from .._util.schur import is_quasi_triangular, schur_form
 from ..errors import ConvergenceError, ModelError
 from ..gramians.factorize import FactoredSystem
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.hammarling import hammarling_factors
 from ..gramians.limited import Bands
-from ..gramians.stability import STABILITY_TOL, checked_tol, matrix_size
+from ..gramians.stability import STABILITY_TOL, checked_tol, is_unstable_pole, matrix_size
 from ..models.frequency_response import DifferenceResponse, FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
 from ..models.projection import project
 from ..models.scaling import SAFE_EXPONENT, in_range, scale_system
-from ..models.sparse_model import dense_model, large_or_none
+from ..models.sparse_model import SparseModel, by_size
 from .balancing import Balancing, assemble_model, balance, singular_values
 from .intermediate import IntermediateModel, intermediate_model, residual_systems, sampled_distance
 from .order import order_of_negligible_tail
@@ -126,19 +127,25 @@ def norm(
     if return_frequency and kind not in ("hinf", "linf"):
         raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     tol = checked_tol(stability_tol)
-    intermediate = large_or_none(
-        sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, tol)
-    )
-    if intermediate is not None:
+
+    def of_large(large: SparseModel) -> float:
         if kind == "linf" or return_frequency:
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
-        return _norm_of_large(intermediate, kind)
-    model = dense_model(sys, dt, solver)
+        return _norm_of_large(intermediate_model(large, accuracy, factorize, tol), kind)
+
+    return by_size(
+        sys, dt, solver, of_large, lambda model: _norm_of_dense(model, kind, return_frequency, tol)
+    )
+
+
+def _norm_of_dense(
+    model: LinearModel, kind: str, return_frequency: bool, tol: float
+) -> float | tuple[float, float]:
     if model.improper and kind != "hankel":
         return (math.inf, math.inf) if return_frequency else math.inf
     factored = factored_system(model, tol, both=kind != "h2")
     if kind == "linf":
-        value, at = _largest_gain(model, factored, stability_tol)
+        value, at = _largest_gain(model, factored, tol)
     elif factored.n_unstable:
         value, at = math.inf, math.nan
     elif kind == "hankel":
@@ -148,7 +155,7 @@ def norm(
     else:
         value, at = _hinf_of_schur_form(model, factored) or hinf_of_model(model, balance(factored)), math.nan
         if return_frequency:
-            at = _largest_gain(model, factored, stability_tol)[1]
+            at = _largest_gain(model, factored, tol)[1]
     step = float(model.dt) if model.is_discrete and model.dt is not True else 1.0  # type: ignore[arg-type]
     return (value, at / step) if return_frequency else value
 
@@ -156,12 +163,11 @@ def norm(
 def _largest_gain(model: LinearModel, factored: FactoredSystem, stability_tol: float) -> tuple[float, float]:
     """Return the largest gain on the stability boundary, and its angular frequency (radians per sample)."""
     discrete = model.is_discrete
-    poles = np.linalg.eigvals(factored.unstable_A) if factored.n_unstable else np.zeros(0, complex)
+    poles = np.linalg.eigvals(factored.unstable_A)
     size = matrix_size(factored.scaled_system.A)
-    beyond = np.abs(poles) - 1 if discrete else poles.real
-    marginal = poles[beyond <= stability_tol * (max(1.0, size) if discrete else size)]
+    marginal = poles[~is_unstable_pole(poles, size, discrete=discrete, tol=stability_tol)]
     if marginal.size:
-        return math.inf, float(abs(np.angle(marginal[0]) if discrete else marginal[0].imag))
+        return math.inf, float(abs(frequencies_of(marginal, discrete=discrete)[0]))
     return hinf_norm(*compress_inputs_and_outputs(*equilibrated(*model.as_tuple())), discrete=discrete)
 
 
@@ -323,9 +329,8 @@ def gain_of_difference(first: Quadruple, second: Quadruple, *, discrete: bool) -
     no_D = no_direct_term(D.shape)
     difference = parallel([(*first[:3], no_D), negated(apart)])
     value = verified_error(difference, first[:3], apart, discrete=discrete, noise=0.0)
-    poles = np.linalg.eigvals(first[0]) if first[0].size else np.zeros(0)
-    poles = poles[np.argsort(1 - np.abs(poles) if discrete else -poles.real)[:CRITICAL_POLES]]
-    centers, widths = (np.angle(poles), 1 - np.abs(poles)) if discrete else (poles.imag, poles.real)
+    poles = slowest_poles(np.linalg.eigvals(first[0]), CRITICAL_POLES, discrete=discrete)
+    centers, widths = frequencies_of(poles, discrete=discrete), distance_to_boundary(poles, discrete=discrete)
     beside = np.unique(centers + widths * np.array([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None])
     gains, _ = refined_gains(first[:3], apart, beside, discrete=discrete)
     return max(value, float(gains[np.isfinite(gains)].max(initial=0.0)))
@@ -708,9 +713,7 @@ def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
 
 def _frequencies_of_slowest_poles(poles: Array, *, discrete: bool, count: int = 40) -> Array:
     """Return the frequencies of the poles nearest the stability boundary."""
-    distance = 1 - np.abs(poles) if discrete else -poles.real
-    nearest = poles[np.argsort(distance)[:count]]
-    return np.unique(np.angle(nearest) if discrete else nearest.imag)
+    return np.unique(frequencies_of(slowest_poles(poles, count, discrete=discrete), discrete=discrete))
 
 
 def critical_frequencies(A: Array, *, discrete: bool) -> Array:
@@ -724,12 +727,11 @@ def critical_frequencies(A: Array, *, discrete: bool) -> Array:
 def _critical_of(poles: Array, A: Array, *, discrete: bool) -> Array:
     real = not np.iscomplexobj(A)
     ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
+    poles = slowest_poles(poles, CRITICAL_POLES, discrete=discrete)
     if discrete:
-        poles = poles[np.argsort(1 - np.abs(poles))[:CRITICAL_POLES]]
         # the corner frequency of a real pole near 1 is its distance from 1
         w = np.where(poles.imag == 0, 1 - np.abs(poles), np.angle(poles))
     else:
-        poles = poles[np.argsort(-poles.real)[:CRITICAL_POLES]]
         # the frequency of the peak of a lightly damped pole, else the corner frequency
         light = np.abs(poles.real) < 0.1 * np.abs(poles)
         w = np.where(light, poles.imag, np.abs(poles))

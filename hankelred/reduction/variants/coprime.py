@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import Array
 from ...gramians.riccati import solve_riccati
+from ...gramians.stability import is_unstable_pole
 from ...models.linear_model import LinearModel
 from ..balancing import unstable_poles
 from .derived import Derived
@@ -51,10 +54,10 @@ class Coprime(Derived):
         none = np.zeros((C.shape[0], Bn.shape[1]))
         derived = LinearModel(A + L @ C, Bn, Cn, none, model.dt)
         poles = unstable_poles(model, 0)
-        beyond = np.abs(poles) - 1 if model.is_discrete else poles.real
         size = float(np.abs(poles).max(initial=0.0))
+        unstable = is_unstable_pole(poles, size, discrete=model.is_discrete, tol=BOUNDARY)
         #: number of unstable poles without and with marginal ones, which may move to either side
-        self._n_unstable = int(np.count_nonzero(beyond > BOUNDARY * size)), poles.size
+        self._n_unstable = int(np.count_nonzero(unstable)), poles.size
         super().__init__(model, derived)
         self.method = "coprime"
 
@@ -68,6 +71,10 @@ class Coprime(Derived):
     def unstable_poles_of(self, model: LinearModel) -> Array:
         """Return the unstable poles if the full plant is stable; else none, since they are intended."""
         return np.zeros(0) if self._n_unstable[1] else unstable_poles(model, 0)
+
+    def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of full minus reduced; inf if the plant is not stable."""
+        return math.inf if self._n_unstable[1] else super().error(reduced, norm)
 
     def warning_text(self, order: int) -> str:
         """Return a warning if the number of unstable poles of an unstable plant has changed."""

@@ -15,7 +15,6 @@ from ...errors import ConvergenceError, ModelError, OrderError, UnstableError
 from ...gramians.factorize import FactoredSystem, factorize
 from ...gramians.gramians import gramian
 from ...gramians.riccati import solve_riccati
-from ...models.frequency_response import FrequencyResponse
 from ...models.linear_model import LinearModel
 from ..balancing import balance, singular_values, truncate_balanced
 from ..methods import UserFactors, whole_models
@@ -24,9 +23,7 @@ from ..norms import (
     critical_frequencies,
     equilibrated,
     hinf_norm,
-    negated,
-    no_direct_term,
-    parallel,
+    refined_gains,
 )
 from ..order import distinct, order_by_bisection
 from .bilinear import from_half_plane, to_half_plane
@@ -62,6 +59,7 @@ class Stochastic(UserFactors):
         inner = model
         if model.is_discrete:
             inner = replace(model.with_matrices(*to_half_plane(*model.as_tuple())), dt=0)
+        inner, self._bases = _balanced(inner)
         factored = factorize(inner, 0.0)
         Lo = _phase_factor(factored, inner, self.regularization)
         super().__init__(inner, balance(replace(factored, observability=Lo, solver="riccati")))
@@ -88,7 +86,7 @@ class Stochastic(UserFactors):
             )
         model, left, right = truncate_balanced(self.inner, self.balancing, order)
         if not self.full.is_discrete:
-            return model, left, right
+            return model, self._bases[0] @ left, self._bases[1] @ right
         return self.full.with_matrices(*from_half_plane(*model.as_tuple())), None, None
 
     def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
@@ -112,12 +110,10 @@ class Stochastic(UserFactors):
         total = self.level(reduced.n_states)
         # if rounding is larger than the truncation error, it is visible in the sampled error
         full, other, _ = self.compared(reduced)
-        difference = parallel([(*full, no_direct_term(other[3].shape)), negated(other)])
         discrete = self.full.is_discrete
-        w = critical_frequencies(self.full.A, discrete=discrete)
-        sampled = float(
-            FrequencyResponse(*difference, discrete=discrete).gain(w[np.isfinite(w)]).max(initial=0.0)
-        )
+        w = np.concatenate([critical_frequencies(M.A, discrete=discrete) for M in (self.full, reduced)])
+        gains, _ = refined_gains(full, other, w, discrete=discrete)
+        sampled = float(gains.max(initial=0.0))
         return total if sampled <= total else 2 * sampled
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
@@ -141,6 +137,19 @@ class Stochastic(UserFactors):
         system = compress_inputs_and_outputs(*equilibrated(*self.full.as_tuple()))
         gain = hinf_norm(*system, discrete=self.full.is_discrete)[0]
         return math.hypot(gain, self.regularization)
+
+
+def _balanced(model: LinearModel) -> tuple[LinearModel, tuple[Array, Array]]:
+    """Return the model in balanced states, if all can be computed, and the bases of the projection onto them.
+
+    In other states the Riccati equation can be so ill-conditioned that its solution has no correct digits.
+    """
+    balancing = balance(factorize(model, 0.0))
+    if balancing.n_computable < model.n_states:
+        eye = np.eye(model.n_states)
+        return model, (eye, eye)
+    balanced, left, right = truncate_balanced(model, balancing, model.n_states)
+    return balanced, (left, right)
 
 
 def _checked(regularization: Any) -> float:
