@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import dgejsv, dgeqp3, dormqr
+from scipy.linalg.lapack import dgejsv, dgeqp3, dgetrf, dormqr, dtrtrs, zgetrf, ztrtrs
 
 from .._util.arrays import EPS, Array, largest_entry
 from ..errors import ReductionWarning
@@ -68,13 +68,13 @@ class BalancedFactors:
             return left, right
         # The rounding of right^H left, of size eps * sigma_1 / sigma_r, is corrected. Without pivots its LU
         # factors change a state only by the states before it, which are more accurate.
-        lower, pivots = sla.lu_factor(right.conj().T @ left, check_finite=False)
-        if np.any(pivots != np.arange(r)):
+        complex_ = np.iscomplexobj(left) or np.iscomplexobj(right)
+        getrf, trtrs = (zgetrf, ztrtrs) if complex_ else (dgetrf, dtrtrs)
+        lower, pivots, info = getrf(right.conj().T @ left)
+        if info != 0 or (pivots != np.arange(r)).any():
             return left @ sla.inv(right.conj().T @ left), right
-        left = sla.solve_triangular(lower, left.T, trans="T", check_finite=False).T
-        right = sla.solve_triangular(
-            lower.conj(), right.T, lower=True, unit_diagonal=True, check_finite=False
-        ).T
+        left = trtrs(lower, left.T, trans=1)[0].T
+        right = trtrs(lower.conj(), right.T, lower=1, unitdiag=1)[0].T
         return left, right
 
 

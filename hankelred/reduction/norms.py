@@ -375,8 +375,7 @@ class CriticalResponse:
     """The response of a full model where rounding is largest, from which errors of several orders are found.
 
     It has more digits than their subtraction loses, where that shows. Everything is computed once, when it is
-    first needed. ``schur`` is the model in Schur form, and ``factor`` that of its controllability Gramian, if
-    they are known.
+    first needed. ``schur`` is the model in Schur form, if that is known.
     """
 
     def __init__(
@@ -385,12 +384,10 @@ class CriticalResponse:
         *,
         discrete: bool,
         schur: tuple[Array, Array, Array] | None = None,
-        factor: Array | None = None,
     ):
         self.full = full
         self.discrete = discrete
         self.schur = schur
-        self.factor = factor
 
     @cached_property
     def frequencies(self) -> Array:
@@ -415,14 +412,14 @@ class CriticalResponse:
     @cached_property
     def _in_schur_form(self) -> tuple[FrequencyResponse, _SquaredPoles, Quadruple] | None:
         """The response, squared poles and matrices of a model with one output; None if they do not apply."""
-        if self.schur is None or self.factor is None or self.schur[2].shape[0] != 1:
+        if self.schur is None or self.schur[2].shape[0] != 1:
             return None
         A, B, C = self.schur
         D = np.zeros((1, B.shape[1]))
         if not _SquaredPoles.are_usable(A, B, C, D, discrete=self.discrete):
             return None
         response = FrequencyResponse(A, B, C, D, discrete=False, schur=True)
-        return response, _SquaredPoles.of_system(A, B, C, D, self.factor), (A, B, C, D)
+        return response, _SquaredPoles.of_system(A, B, C, D, None), (A, B, C, D)
 
     @cached_property
     def _rounding(self) -> float:
@@ -690,11 +687,7 @@ def _gains_on_grid(
     if approximate is not None:
         gains, errors = approximate
         if errors.max() <= CHEAP_RTOL * gains.max():
-
-            def cheap_gain(frequencies: Array) -> Array:
-                return response.approximate_gain(frequencies)[0]  # type: ignore[index]
-
-            return gains, cheap_gain, CHEAP_STEPS, CHEAP_PARTS
+            return gains, response.cheap_gain, CHEAP_STEPS, CHEAP_PARTS
     return response.gain(grid), response.gain, ZOOM_STEPS, ZOOM_PARTS
 
 
