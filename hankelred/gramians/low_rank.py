@@ -28,7 +28,7 @@ from ..models.linear_model import DENSE_LIMIT
 from ..models.pencil import Factorize, Pencil, applied
 from ..models.scaling import gain_exponent
 from ..models.sparse_model import SparseModel
-from .deflation import UnstablePart, no_unstable_part, unstable_part
+from .deflation import UnstablePart, no_unstable_part, rigid_body_part, unstable_part
 from .dual_adi import SHIFTS, DualADI, Side
 from .galerkin import GalerkinFactors, galerkin_factors
 from .poles import slow_poles
@@ -246,9 +246,12 @@ def low_rank_factors(
     if bound is None:
         check_descriptor(problem.pencil, discrete=problem.discrete)
     if bound is None and not is_proven_stable(problem.pencil):
+        rigid = rigid_body_part(problem.pencil)
         adi.next_shifts()  # computes first approximations of the poles
         slowest = float(np.abs(adi.ritz).min(initial=np.inf))
-        if math.isfinite(slowest):
+        if rigid is not None:
+            unstable, slowest = rigid
+        elif math.isfinite(slowest):
             unstable = unstable_part(problem.pencil, slowest, stability_tol)
         if unstable.A.size:
             adi.deflate(unstable.left, unstable.right)
@@ -392,6 +395,8 @@ def _iterate_until_converged(
             batch, unused = unused[:SHIFTS], unused[SHIFTS:]
         else:
             batch = adi.next_shifts()
+        if not batch:  # all Ritz values are on the stability boundary
+            return math.inf, product.matrix
         for shift in batch:
             adi.step(complex(shift))
         residual = max(side.residual for side in adi.sides)
