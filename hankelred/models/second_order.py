@@ -189,7 +189,7 @@ class SecondOrderModel:
         last = min(SLOWEST_MODES, K.shape[0]) - 1
         modes = sla.eigh(K, M, subset_by_index=[0, last], check_finite=False)[1]
         # a step of inverse iteration removes the rounding of the reduction to one matrix
-        center = NEAR_ZERO * float((np.diag(K) / np.diag(M)).max())
+        center = NEAR_ZERO * float((np.diag(K) / np.diag(M)).max()) or 1.0
         modes = sla.solve(K + center * M, M @ modes, assume_a="sym", check_finite=False)
         modes = modes @ np.linalg.inv(sla.cholesky(modes.T @ M @ modes))
         return modes[:, is_rigid(K, modes)]

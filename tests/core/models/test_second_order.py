@@ -186,12 +186,13 @@ def test_beam_without_supports(elements, friction):
     """
     system = free_beam(elements, friction)
     dense_values = hankel_singular_values(system, solver="dense")
-    values = hankel_singular_values(system, solver="low_rank")
+    # rounding of K moves the slow pole of friction by a share of 1e-6
+    values = hankel_singular_values(system, solver="low_rank", accuracy=1e-3)
     for each in (dense_values, values):
         assert np.isinf(each).sum() == (2 if friction else 4)
     # the elastic modes of the free beam, and with friction the pole of translation and rotation at -friction
     free = int(np.isinf(values).sum())
-    np.testing.assert_allclose(values[free : free + 8], dense_values[free : free + 8], rtol=1e-5)
+    np.testing.assert_allclose(values[free : free + 8], dense_values[free : free + 8], rtol=1e-4)
     M, _, K = (each.toarray() for each in (system.M, system.D, system.K))
     squares, modes = sla.eigh(K, M)
     elastic = slice(2, None)
