@@ -25,7 +25,7 @@ from .._util.checks import real_number
 from .._util.progress import on_terminal, with_status_line
 from ..errors import ConvergenceError, ModelError, OrderError, short_repr
 from ..models.linear_model import DENSE_LIMIT
-from ..models.pencil import Factorize, Pencil, applied
+from ..models.pencil import Factorize, Pencil, SparsePencil, applied
 from ..models.scaling import gain_exponent
 from ..models.sparse_model import SparseModel
 from .deflation import UnstablePart, no_unstable_part, rigid_body_part, unstable_part
@@ -311,9 +311,10 @@ def _iterate_until_projected(
     prevents the requested accuracy: then further steps of the iteration follow, which round less.
     """
     ports = problem.B.shape[1] + problem.C.shape[0]
-    if problem.pencil.n < STATES_PER_PORT * ports or problem.discrete:
+    pencil = problem.pencil
+    if pencil.n < STATES_PER_PORT * ports or problem.discrete or not isinstance(pencil, SparsePencil):
         return None
-    project_below = PROJECTED_RESIDUALS[problem.pencil.n > CHEAP_STATES]
+    project_below = PROJECTED_RESIDUALS[pencil.n > CHEAP_STATES]
     attempts = 0
     while attempts < MAX_PROJECTIONS and len(adi.shifts) < MAX_SHIFTS:
         for shift in adi.next_shifts():
@@ -325,8 +326,8 @@ def _iterate_until_projected(
                 return None
             if residual > project_below:
                 continue
-            columns = np.hstack([adi.controllability.factor(), adi.observability.factor().conj()])
-            factors = galerkin_factors(problem.pencil, problem.B, problem.C, columns, bound)
+            blocks = adi.controllability.blocks + [block.conj() for block in adi.observability.blocks]
+            factors = galerkin_factors(pencil, problem.B, problem.C, blocks, bound)
             attempts += 1
             if factors is None or factors.rounding > accuracy:
                 return None
