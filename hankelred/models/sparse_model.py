@@ -199,7 +199,9 @@ def square_sparse(M: Any, name: str, n: int | None = None) -> Any:
     M = sp.csc_array(checked_sparse(M, name)) if is_sparse(M) else sp.csc_array(numeric_matrix(M, name))
     if M.dtype.kind not in "biufc":
         raise ModelError(f"{name} is not a numeric matrix: its entries are of type {M.dtype}")
-    M = M.astype(complex if np.iscomplexobj(M.data) and np.any(M.data.imag) else float, copy=True)
+    if np.iscomplexobj(M.data) and not np.any(M.data.imag):
+        M = M.real
+    M = M.astype(complex if np.iscomplexobj(M.data) else float, copy=True)
     M.sum_duplicates()
     M.sort_indices()
     if M.shape[0] != M.shape[1]:
