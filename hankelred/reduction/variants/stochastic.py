@@ -194,4 +194,5 @@ def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: 
         what="the spectral factor",
         advice="the model has a zero on or near the stability boundary: choose a larger regularization=",
     )
-    return gramian((A, B, solution.rows, np.zeros((p, B.shape[1]))), "observability", factor=True)
+    phase = A, B, solution.rows, np.zeros((p, B.shape[1]))
+    return gramian(phase, "observability", factor=True, stability_tol=0.0)
