@@ -11,7 +11,7 @@ from ..._util.arrays import Array
 from ...gramians.riccati import solve_riccati
 from ...models.linear_model import LinearModel
 from ..balancing import unstable_poles
-from .derived import Derived
+from .derived import Derived, in_balanced_states
 
 #: Poles of a plant nearer to the stability boundary than this, relatively, count as marginal.
 BOUNDARY = 1e-9
@@ -30,7 +30,8 @@ class Coprime(Derived):
     may_lower_order = False
 
     def __init__(self, model: LinearModel, stability_tol: float):
-        A, B, C, D = model.as_tuple()
+        states, bases = in_balanced_states(model, stability_tol)
+        A, B, C, D = states.as_tuple()
         R = np.eye(D.shape[0]) + D @ D.conj().T
         if model.n_states == 0:
             L, weight = np.zeros((0, D.shape[0])), R
@@ -57,7 +58,7 @@ class Coprime(Derived):
         size = float(np.abs(poles).max(initial=0.0))
         #: number of unstable poles without and with marginal ones, which may move to either side
         self._n_unstable = int(np.count_nonzero(beyond > BOUNDARY * size)), poles.size
-        super().__init__(model, derived)
+        super().__init__(model, derived, bases)
         self.method = "coprime"
 
     def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
