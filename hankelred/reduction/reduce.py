@@ -248,8 +248,8 @@ class Reduction(Generic[ModelT]):
     def relative_error_bound(self) -> float:
         """Bound of the relative error by method="stochastic"; inf where no theorem holds.
 
-        At no frequency is the gain of (full minus reduced), divided by the full model, larger. With a
-        regularization that counts as a part of the full model.
+        Up to rounding, at no frequency is the gain of (full minus reduced), divided by the full model,
+        larger. With a regularization that counts as a part of the full model.
         """
         source = self.source
         return source.relative_error_bound(self.order) if isinstance(source, Stochastic) else math.inf
