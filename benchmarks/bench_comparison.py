@@ -56,7 +56,7 @@ from hankelred_llm.experiments.settings import HRM_FAMILY
 from hankelred_llm.experiments.statistics import paired_difference
 
 RESULTS_OF_PAGE = Path(__file__).resolve().parents[1] / "docs/results"
-SHARED = Path(os.environ.get("HANKELRED_SHARED", Path(__file__).resolve().parents[1] / "../shared"))
+SHARED = Path(os.environ.get("HANKELRED_SHARED") or Path(__file__).resolve().parents[1] / "../shared")
 
 DFA = {"transitions": [[2, 1], [0, 3], [0, 2], [0, 3]]}
 TEXT = {"path": str(SHARED / "data/text/tinyshakespeare.txt")}

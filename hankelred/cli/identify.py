@@ -11,8 +11,8 @@ import click
 from .._util.reading import checked_suffix
 from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
-from ..identification.records import choose_columns, describe_columns, read_columns
-from ..identification.tables import TIME_NAMES, time_step
+from ..identification.records import choose_columns, describe_columns, read_columns, time_columns
+from ..identification.tables import time_step
 from ..models.linear_model import timestep
 from .console import check_picture, check_target, comma_separated, save_picture
 from .options import force_option
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     type=float,
     help="Sampling time in seconds (default: that of a column named time, t or seconds, else unspecified).",
 )
-@click.option("--order", type=int, help="Number of states (default: chosen on the last 30 % of the record).")
+@click.option("--order", type=int, help="Number of states (default: chosen from the data, up to 12).")
 @click.option("--unstable", is_flag=True, help="Allow poles outside the unit circle.")
 @click.option(
     "--keep-offsets", is_flag=True, help="Use the signals as they are, without removing their means."
@@ -88,8 +88,7 @@ def identify(
         raise FileFormatError(f"column {duplicates[0]} is both an input and an output")
     u, y = table[:, input_columns].T, table[:, output_columns].T
     if dt is None:
-        times = [k for k, name in enumerate(names or []) if name.lower() in TIME_NAMES]
-        times = [k for k in times if k not in (*input_columns, *output_columns)]
+        times = time_columns(names, used=[*input_columns, *output_columns])
         dt = time_step(table[:, times[0]], "the record") if times else None
     model = identify_record(
         u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable

@@ -26,12 +26,13 @@ from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
 from .._util.arrays import Array, reduce_columns, schur_poles
 from ..errors import ConvergenceError
-from .smith import compress
+from .smith import upper_triangle
 
 TILE = 40
 
-#: Up to this many states, a single input takes one tile.
-ONE_TILE = 64
+#: The same for a single input, where a tile is one Sylvester equation. LAPACK solves it one entry at a time,
+#: so that small tiles and matrix products between them are faster.
+TILE_OF_ONE_INPUT = 28
 
 #: Up to this number of states times inputs, the factors of all inputs are computed one by one and joined,
 #: which is faster there: with one input a tile takes one equation instead of one for each pole.
@@ -47,51 +48,55 @@ HALF = math.sqrt(0.5)
 def hammarling_factors(
     T: Array, B: Array, C: Array, *, discrete: bool, poles: Array | None = None
 ) -> tuple[Array, Array]:
-    """Return Lc and Lo of a stable system whose T is in Schur form, both (n, n).
+    """Return Lc and Lo of a stable system whose T is in Schur form, with n rows and at least n columns.
 
     Discrete time takes complex Schur form only. ``poles`` are those of T, if known.
     """
-    one_equation = not (discrete or _has_light_damping(schur_poles(T) if poles is None else poles))
-    Lc = _factor(T, B, discrete, one_equation)
-    # T^H is lower triangular; with the states in reverse order it is upper triangular again
-    Lo = _factor(T[::-1, ::-1].conj().T, C.conj().T[::-1], discrete, one_equation)
+    form = None
+    if T.size and not (discrete or _has_light_damping(schur_poles(T) if poles is None else poles)):
+        form = _form_of_one_input(T)
+    Lc = _factor(T, B, discrete, form)
+    # T^H is lower triangular; with the states in reverse order it is upper triangular again, and so is S^H
+    if form is not None:
+        form = np.asfortranarray(_reversed_adjoint(form[0])), form[1][::-1]
+    Lo = _factor(_reversed_adjoint(T), C.conj().T[::-1], discrete, form)
     return Lc, Lo[::-1]
 
 
-def _factor(T: Array, B: Array, discrete: bool, one_equation: bool) -> Array:
-    """Return a factor (n, n) of one Gramian; the columns of a few inputs are computed one input at a time."""
+def _reversed_adjoint(T: Array) -> Array:
+    return T[::-1, ::-1].conj().T
+
+
+def _factor(T: Array, B: Array, discrete: bool, form: tuple[Array, Array] | None) -> Array:
+    """Return a factor of one Gramian: (n, n), or (n, n m) for a few inputs, one after the other.
+
+    ``form`` is that of one input, where its equation is accurate enough.
+    """
     n, m = B.shape
     if m == 0:
         return np.zeros((n, 0), np.result_type(T, B))
-    if one_equation and m > 1 and n * m <= ONE_BY_ONE:
-        inputs = [hammarling(T, B[:, [k]], discrete=False, one_equation=True) for k in range(m)]
-        return compress(np.hstack(inputs))
-    return hammarling(T, B, discrete=discrete, one_equation=one_equation)
+    if form is not None and (m == 1 or n * m <= ONE_BY_ONE):
+        factors = [_factor_of_one_input(T, B[:, k], *form) for k in range(m)]
+        return factors[0] if m == 1 else np.concatenate(factors, axis=1)
+    return hammarling(T, B, discrete=discrete)
 
 
 def _has_light_damping(poles: Array) -> bool:
     return bool(np.any(-poles.real < LIGHT_DAMPING * np.abs(poles)))
 
 
-def hammarling(T: Array, B: Array, *, discrete: bool, one_equation: bool = False) -> Array:
-    """Return the block upper triangular U of the equation above; T must be stable.
-
-    ``one_equation`` allows a tile to be solved as one equation where there is a single input.
-    """
+def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
+    """Return the block upper triangular U of the equation above; T must be stable."""
     n = T.shape[0]
     dtype = np.result_type(T, B)
     T = np.asfortranarray(T, dtype=dtype)
     B = np.array(reduce_columns(B), dtype=dtype, order="F")
     U = np.zeros((n, n), dtype=dtype, order="F")
-    one_equation = one_equation and B.shape[1] == 1
-    tiles = _tiles(T, ONE_TILE if one_equation and n <= ONE_TILE else TILE)
+    tiles = _tiles(T, TILE)
     solve_tile = _discrete_tile if discrete else _continuous_tile
     for j in range(len(tiles) - 1, -1, -1):
         J = tiles[j]
-        if one_equation:
-            S, M = _tile_of_one_input(T, B, U, J)
-        else:
-            S, M = _diagonal_tile(T, B, U, J, discrete)
+        S, M = _diagonal_tile(T, B, U, J, discrete)
         for i in range(j - 1, -1, -1):
             I = tiles[i]
             coupling = T[I, I.stop : J.stop] @ U[I.stop : J.stop, J]
@@ -144,26 +149,46 @@ def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tu
     return S, M
 
 
-def _tile_of_one_input(T: Array, B: Array, U: Array, J: slice) -> tuple[Array, Array]:
-    """Solve the tile on the diagonal for a single input, in continuous time.
+def _form_of_one_input(T: Array) -> tuple[Array, Array]:
+    """Return S = U^-1 T U and M = U^-1 b for a single input b, in continuous time, for any b.
 
-    M has one column then, so its rows are numbers whose squares follow from the poles: with the phases of 1,
-    S and M are known before U is, and T U + U S^H + B M^H = 0 is a single Sylvester equation.
+    M has one column then, so that its entries are numbers whose squares follow from the poles: with the
+    phases of 1, S and M are known before U is, and T U + U S^H + b M^T = 0 is a single Sylvester equation.
     """
-    tile = T[J, J]
-    poles = np.diagonal(tile)
-    M = np.sqrt(-2 * poles.real)[:, None].astype(U.dtype)
-    S = np.triu(-(M @ M.T), 1)
+    poles = T.diagonal()
+    M = np.sqrt(-2 * poles.real)
+    S = np.where(upper_triangle(M.size), M[:, None] * -M, 0).astype(T.dtype)
     np.fill_diagonal(S, poles)
-    first = np.flatnonzero(np.diagonal(tile, -1))
+    first = np.flatnonzero(T.diagonal(-1))
     if first.size:
         # both states of a pair a +- j w have M = sqrt(-2 a): f + g = 2 a and f g = -w^2 in [[a, f], [g, a]]
-        a, minus_w_squared = poles[first], np.diagonal(tile, 1)[first] * np.diagonal(tile, -1)[first]
+        a, minus_w_squared = poles[first], T.diagonal(1)[first] * T.diagonal(-1)[first]
         g = a - np.sqrt(a * a - minus_w_squared)
         S[first, first + 1], S[first + 1, first] = minus_w_squared / g, g
-    S = np.asfortranarray(S)
-    U[J, J] = _sylvester(tile, S, -(B[J] @ M.T))
-    return S, M
+    return np.asfortranarray(S), M
+
+
+def _factor_of_one_input(T: Array, b: Array, S: Array, M: Array) -> Array:
+    """Return the block upper triangular U with T U + U S^H + b M^T = 0."""
+    n = b.size
+    tiles = _tiles(T, math.ceil(n / math.ceil(n / TILE_OF_ONE_INPUT)))
+    if len(tiles) == 1:
+        return _sylvester(T, S, b[:, None] * -M)
+    U = np.zeros((n, n), dtype=np.result_type(T, b), order="F")
+    b = b.astype(U.dtype)
+    diagonal_tiles = [np.asfortranarray(T[I, I]) for I in tiles]
+    for j in range(len(tiles) - 1, -1, -1):
+        J = tiles[j]
+        S_J, M_J = np.asfortranarray(S[J, J]), M[J]
+        for i in range(j, -1, -1):
+            I = tiles[i]
+            W = b[I, None] * -M_J
+            if i < j:
+                W -= T[I, I.stop : J.stop] @ U[I.stop : J.stop, J]
+            X = _sylvester(diagonal_tiles[i], S_J, W)
+            U[I, J] = X
+            b[I] -= X @ M_J
+    return U
 
 
 def _sylvester(T: Array, S: Array, W: Array) -> Array:

@@ -10,6 +10,7 @@ import scipy.linalg as sla
 
 from .._util.arrays import Array
 from ..errors import ConvergenceError
+from .stability import is_stable_matrix
 
 #: Solutions with a larger relative residual are rejected.
 ACCEPTED_RESIDUAL = 1e-8
@@ -126,5 +127,4 @@ class _Equation:
 
     def is_stabilizing(self, K: Array) -> bool:
         """Return whether A - B K is stable."""
-        poles = np.linalg.eigvals(self.A - self.B @ K)
-        return bool(np.all(np.abs(poles) < 1) if self.discrete else np.all(poles.real < 0))
+        return is_stable_matrix(self.A - self.B @ K, discrete=self.discrete)

@@ -261,10 +261,11 @@ def compress(L: Array, tolerance: float = COMPRESSION) -> Array:
     diagonal = np.abs(np.diagonal(qr))
     rank = int(np.count_nonzero(diagonal > tolerance * diagonal[0])) if diagonal.size else 0
     out = np.empty((L.shape[0], rank), dtype=L.dtype)
-    out[pivots - 1] = (qr[:rank] * _triangle(L.shape[0])[:rank]).T.conj()
+    out[pivots - 1] = (qr[:rank] * upper_triangle(L.shape[0])[:rank]).T.conj()
     return out
 
 
 @lru_cache(maxsize=4)
-def _triangle(n: int) -> Array:
+def upper_triangle(n: int) -> Array:
+    """Return which entries of an n x n matrix are on or above the diagonal."""
     return np.triu(np.ones((n, n), dtype=bool))

@@ -179,6 +179,11 @@ def times(M: Any, x: Array, transposed: bool) -> Array:
     return (M.T if transposed else M) @ x
 
 
+def applied(times: Callable[..., Array], x: Array, adjoint: bool) -> Array:
+    """Return M x for a product with M of a pencil, or M^H x."""
+    return times(x.conj(), transposed=True).conj() if adjoint else times(x)
+
+
 def as_real(shift: complex) -> complex:
     """Return a shift without an imaginary part as a float, so that real matrices stay real."""
     return float(shift.real) if shift.imag == 0 else shift
@@ -217,12 +222,18 @@ class FactoredSolver:
         if b.size == 0:
             return b, 0.0
         with np.errstate(all="ignore"):  # after an overflow the residual is not small
-            x = np.asarray(self.factors.solve(b, trans))
+            x = self._from_factors(b, trans)
             relative = self._residual(M, x, b)
             if REFINED < relative <= 1:
-                x = x + np.asarray(self.factors.solve(b - M @ x, trans))
+                x = x + self._from_factors(b - M @ x, trans)
                 relative = self._residual(M, x, b)
         return x, relative if np.isfinite(relative) else np.inf
+
+    def _from_factors(self, b: Array, trans: str) -> Array:
+        if np.iscomplexobj(b) and not np.iscomplexobj(self.matrix.data):  # a real E beside a complex A
+            real, imaginary = np.ascontiguousarray(b.real), np.ascontiguousarray(b.imag)
+            return np.asarray(self.factors.solve(real, trans) + 1j * self.factors.solve(imaginary, trans))
+        return np.asarray(self.factors.solve(b, trans))
 
     def _residual(self, M: Any, x: Array, b: Array) -> float:
         x, b = x[:, 0], b[:, 0]

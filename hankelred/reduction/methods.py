@@ -195,7 +195,16 @@ class BalancedSource:
     @cached_property
     def _critical_response(self) -> CriticalResponse | None:
         full = self._full_stable_system
-        return None if full is None else CriticalResponse(full, discrete=self.full.is_discrete)
+        if full is None:
+            return None
+        factored = self.balancing.factored
+        known = factored.solver == "hammarling" and not self.full.is_discrete
+        return CriticalResponse(
+            full,
+            discrete=self.full.is_discrete,
+            schur=(factored.A, factored.B, factored.C) if known else None,
+            factor=factored.controllability if known else None,
+        )
 
     @cached_property
     def _imbalance(self) -> Imbalance:
@@ -255,19 +264,28 @@ class BalancedSource:
             factored = factorize(LinearModel(*difference, dt=self.full.dt), 0.0)
             value = float(singular_values(factored)[0].max(initial=0.0))
         else:
-            k = self._order_for_error(stable_reduced[0].shape[0])
-            noise = 2 * float(self.balancing.values[k:].sum()) + self.balancing.rounding
-            value = verified_error(
-                self.error_model(stable_reduced, k),
-                self._full_stable_system,
-                stable_reduced,
-                discrete=discrete,
-                noise=noise,
-                critical=self._critical_response,
-            )
+            value = self._gain_of_error(stable_reduced)
         if not math.isfinite(value):
             return value
         return float(in_range(np.array([value]), round(math.log2(self.unit)), "error")[0])
+
+    def _gain_of_error(self, stable_reduced: Quadruple) -> float:
+        """Return the H-infinity norm of full minus reduced, in scaled units."""
+        critical, r = self._critical_response, stable_reduced[0].shape[0]
+        if critical is not None:
+            bound = 2 * float(self.balancing.values[r:].sum())
+            value = critical.error_without_cancellation(stable_reduced, bound)
+            if value is not None:
+                return value
+        k = self._order_for_error(r)
+        return verified_error(
+            self.error_model(stable_reduced, k),
+            self._full_stable_system,
+            stable_reduced,
+            discrete=self.full.is_discrete,
+            noise=2 * float(self.balancing.values[k:].sum()) + self.balancing.rounding,
+            critical=critical,
+        )
 
     def conversion_loss(self, reduced: LinearModel, converted: LinearModel) -> float:
         """Return the largest gain of a reduced model minus what it was converted to; inf if that is unstable.

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import as_integer, real_number
+from .._util.checks import as_integer, real_number, require_finite
 from ..errors import HankelredError, ModelError, ReductionWarning
 from ..models.descriptor import InfinitePart
-from ..models.linear_model import Dimensions, LinearModel, Timebase, as_model
+from ..models.linear_model import Dimensions, LinearModel, Timebase
 from ..models.scaling import balance_matrix
-from ..models.sparse_model import SparseModel, large_model
+from ..models.sparse_model import SparseModel, any_model
 from . import recurrence
 from .convolve import convolve_direct, convolve_fft, direct_is_faster
 from .discretize import discretize
@@ -140,10 +140,10 @@ def simulate(
     The discretization is the block matrix exponential of [2]_.
 
     Sparse models of more than 5000 states are simulated by implicit steps, without a dense matrix. If A and E
-    are symmetric, -A and E positive definite, the error is about 1e-11 of the states. Otherwise what is
-    returned agrees to 1e-6 of its largest values when the steps are halved, and responses faster than the
-    steps are less than 1e-4 of it or proved to be damped. For many samples, it is faster to :func:`reduce`
-    such a model and to simulate the reduced one.
+    are symmetric, -A and E positive definite, the error is about 1e-11 of the largest state, or less.
+    Otherwise what is returned agrees to 1e-6 of its largest values when the steps are halved, and responses
+    faster than the steps are less than 1e-4 of it or proved to be damped. For many samples, it is faster to
+    :func:`reduce` such a model and to simulate the reduced one.
 
     References
     ----------
@@ -166,31 +166,31 @@ def simulate(
     >>> np.allclose(np.r_[head, tail], hankelred.simulate(decay, u, dt=True))
     True
     """
-    large = _dense_or_sparse(sys, dt)
+    system = _dense_or_sparse(sys, dt)
     if method not in ("auto", "blocks", "steps"):
         raise HankelredError(f'method must be "auto", "blocks" or "steps", got {method!r}')
     if hold not in ("zoh", "foh"):
         raise HankelredError(f'hold must be "zoh" or "foh", got {hold!r}')
-    if hold == "foh" and large.is_discrete:
+    if hold == "foh" and system.is_discrete:
         raise ModelError(
-            f'hold="foh" is for continuous models; this one is discrete (dt={large.dt}): omit hold'
+            f'hold="foh" is for continuous models; this one is discrete (dt={system.dt}): omit hold'
         )
-    signal, is_1d = as_input(u, large.n_inputs)
-    if isinstance(large, SparseModel):
+    signal, is_1d = as_input(u, system.n_inputs)
+    if isinstance(system, SparseModel):
         if method == "blocks":
             raise HankelredError(
-                f'method="blocks" multiplies dense matrices, and this sparse model has {large.n_states} '
+                f'method="blocks" multiplies dense matrices, and this sparse model has {system.n_states} '
                 "states: omit method"
             )
-        if large.finite_order is not None and (x0 is not None or return_state or return_states):
+        if system.finite_order is not None and (x0 is not None or return_state or return_states):
             raise ModelError(
                 "the model is sparse and E is singular, so that only outputs from rest are computed: leave "
                 "out x0, return_state and return_states, or reduce the model first"
             )
-        start = _initial_state(x0, large)[:, None]
-        interval = _interval(large, step)
+        start = _initial_state(x0, system)[:, None]
+        interval = _interval(system, step)
         run = run_implicit(
-            large,
+            system,
             start,
             signal,
             interval,
@@ -200,7 +200,7 @@ def simulate(
         )
         states = None if run.states is None else run.states[:, :, 0].T
         return _results(run.outputs[:, :, 0].T, run.last[:, 0] if return_state else None, states, is_1d)
-    model = large
+    model = system
     model.require_proper("an input that jumps from sample to sample makes impulses in its outputs")
     infinite = model.infinite
     x = _initial_state(x0, model) if infinite is None else _finite_state(x0, signal, infinite)
@@ -295,13 +295,13 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     count = as_integer(n)
     if count is None or count < 0:
         raise HankelredError(f"n must be a whole number of samples >= 0, got {n!r}")
-    large = _dense_or_sparse(sys, dt)
-    interval = _interval(large, step)
-    if isinstance(large, SparseModel):
-        markov = sparse_impulse_response(large, count, interval)
+    system = _dense_or_sparse(sys, dt)
+    interval = _interval(system, step)
+    if isinstance(system, SparseModel):
+        markov = sparse_impulse_response(system, count, interval)
         check_overflow(np.moveaxis(markov, 0, -1), "the impulse response")
         return markov
-    model = large.in_real_states()[0]
+    model = system.in_real_states()[0]
     if model.improper:
         _name_impulses(model)
     A, B, C, D = model.as_tuple()
@@ -411,8 +411,8 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
 
 def _dense_or_sparse(sys: Any, dt: Timebase) -> LinearModel | SparseModel:
     """Return a model in dense form, or in sparse form if it has too many states for that."""
-    large = large_model(sys, dt)
-    return as_model(sys, dt) if large is None or large.falls_back else large
+    model = any_model(sys, dt)
+    return model.dense() if isinstance(model, SparseModel) and model.falls_back else model
 
 
 def _results(y: Array, last: Array | None, states: Array | None, is_1d: bool) -> Any:
@@ -436,9 +436,7 @@ def _checked_state(x0: npt.ArrayLike, n: int) -> Array:
     x = as_numbers(x0, "x0")
     if x.shape != (n,):
         raise HankelredError(f"x0 must have one entry per state, shape ({n},), got {x.shape}")
-    if not np.isfinite(x).all():
-        k = int(np.argmin(np.isfinite(x)))
-        raise HankelredError(f"x0[{k}] is {x[k]}; every initial state must be finite")
+    require_finite(x, "x0", HankelredError, "every initial state must be finite")
     return x
 
 
@@ -518,11 +516,8 @@ def _run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, method: str
 
 
 def _markov_by_steps(A: Array, B: Array, C: Array, count: int) -> Array:
-    terms = np.zeros((count, C.shape[0], B.shape[1]), dtype=A.dtype)
-    for k in range(count):
-        terms[k] = C @ B
-        B = A @ B
-        if not np.isfinite(B).all():
-            terms[k + 1 :] = np.nan
-            break
-    return terms
+    """Return C A^k B for k < count, one step after the other: an impulse is an initial state."""
+    no_input, dtype = np.zeros((0, count)), np.result_type(A, B, C)
+    nothing = np.zeros((C.shape[0], 0))
+    runs = [recurrence.step_loop(A, B[:, :0], C, nothing, no_input, b.astype(dtype))[0] for b in B.T]
+    return np.stack(runs, axis=2).transpose(1, 0, 2)

@@ -1,1 +1,1 @@
-"""Progress bars, tables of plain text, numbers, and actions after an import."""
+"""Progress bars, tables, numbers, YAML and near names, types of values, and actions after an import."""

@@ -150,6 +150,8 @@ class HRMConfig(PeftConfig):
         recorded at attaching where the folder has one GGUF file only.
     base_shape : dict, optional
         Architecture and sizes of the base model: written at attaching, compared at loading.
+    training_data : str, optional
+        What the adapter was trained on, for its model card.
 
     Raises
     ------
@@ -191,6 +193,7 @@ class HRMConfig(PeftConfig):
     static_scale: float = 2.0
     lora: dict[str, Any] | LoraConfig | None = None
     static_pattern: dict[str, int] = field(default_factory=dict)
+    training_data: str | None = None
 
     def __new__(cls, *args: Any, **options: Any) -> HRMConfig:
         """Refuse unknown fields by name, most of all those of other methods."""
@@ -212,8 +215,6 @@ class HRMConfig(PeftConfig):
         self.peft_type = HRMType.HRM
         # not a field: a saved configuration does not record which values its user passed
         self.site_given = not isinstance(self.site, _Default)
-        # not a field either: what the adapter was trained on, for its model card, where that is known
-        self.training_data: str | None = None
         self.site = str(self.site) if isinstance(self.site, str) else self.site
         for name, allowed in (
             ("eigenvalues", EIGENVALUES),
@@ -298,7 +299,9 @@ class HRMConfig(PeftConfig):
                 f"modules_to_save={short_repr(modules)} must be a list of names of modules, such as "
                 "['lm_head']"
             )
-        for name in ("base_model_name_or_path", "base_gguf_file", "revision", "peft_version"):
+        for name in (
+            *("base_model_name_or_path", "base_gguf_file", "revision", "peft_version", "training_data"),
+        ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, (str, os.PathLike)):
                 raise ConfigError(f"{name}={short_repr(value)} must be a text; leave it out if it is unknown")

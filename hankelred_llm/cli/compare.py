@@ -15,7 +15,8 @@ from .settings_options import flag_values, settings_options
 @click.option(
     "--only",
     metavar="METHOD,RATE,SEED",
-    help="Make this run only, and nothing else; RATE may be 'best', after the runs that choose it.",
+    help="Make this run only, and nothing else; RATE may be 'best', after the runs that choose it: of a grid "
+    "of rates only the best is reported.",
 )
 @click.option(
     "--merge",
@@ -54,11 +55,11 @@ def compare(config: Path | None, only: str | None, merge: tuple[Path, ...], **fl
                 f"written into {settings.out}"
             )
         return
-    found = comparison.compare(settings, merge=merge, progress=progress())
+    result = comparison.compare(settings, merge=merge, progress=progress())
     if not this_process().is_main_process:
         return
-    console().print(tables(found))
-    click.echo(f"wrote table.md, scores.png, summary.json, results.jsonl and peft/ into {found.folder}")
+    console().print(tables(result))
+    click.echo(f"wrote table.md, scores.png, summary.json, results.jsonl and peft/ into {result.folder}")
 
 
 COMMAND = compare

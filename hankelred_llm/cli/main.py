@@ -30,10 +30,10 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         try:
-            found: click.Command = import_module(f"hankelred_llm.cli.{cmd_name}").COMMAND
+            command: click.Command = import_module(f"hankelred_llm.cli.{cmd_name}").COMMAND
         except ExperimentError as error:  # what it needs is not installed
             return _unavailable(cmd_name, error)
-        return found
+        return command
 
 
 def _unavailable(name: str, reason: ExperimentError) -> click.Command:

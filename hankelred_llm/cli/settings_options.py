@@ -57,7 +57,8 @@ def _help(f: Any, defaults: dict[str, str]) -> str:
 
 def _flag(f: Any, kind: Any, help: str) -> Callable[[Any], Any]:
     name = f"--{f.name.replace('_', '-')}"
-    kind = next((part for part in get_args(kind) if NoneType in get_args(kind)), kind)  # T of T | None
+    options = get_args(kind)
+    kind = options[0] if NoneType in options else kind  # T of T | None
     if kind is bool:
         return click.option(f"{name}/--no-{name[2:]}", default=None, help=help)
     if f.name == "task_options":

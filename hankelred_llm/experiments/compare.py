@@ -147,10 +147,10 @@ def compare(
     >>> import tempfile
     >>> from hankelred_llm.experiments.compare import Settings, compare
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     found = compare(Settings(
+    ...     comparison = compare(Settings(
     ...         task="flip_flop", model="small-random", methods=["hrm", "lora-qv"], learning_rates=[1e-2],
     ...         length=8, steps=2, batch_size=2, seeds=[0, 1], test_size=8, out=folder))
-    >>> [line.method for line in found.lines[32]]
+    >>> [line.method for line in comparison.lines[32]]
     ['hrm', 'lora-qv']
     """
     with results_folder(Path(settings.out), write=this_process().is_main_process):
@@ -166,7 +166,7 @@ def compare_one(
     merge: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> RunRecord:
-    """Train one method at one rate from one seed, as a part of a comparison that others make the rest of.
+    """Train one run of a comparison whose other runs are made by other processes.
 
     Parameters
     ----------
@@ -175,7 +175,8 @@ def compare_one(
     only : str
         METHOD,RATE,SEED, as "hrm-attention,0.01,100". The rate is one of the method's grid; or "best", which
         has the best validation score, once all runs that choose it are there. A seed of `tuning_seeds` makes
-        a run that chooses the rate, one of `seeds` a run that is reported.
+        a run that chooses the rate, one of `seeds` a run that is reported: of a grid of rates only the best
+        is reported.
     merge, progress
         As in :func:`compare`.
 
@@ -256,17 +257,14 @@ class _Study:
 
     def take_over(self, folders: Sequence[Path]) -> None:
         """Add the runs of other folders to this one, with the adapters that are to be scored."""
+        if folders:
+            _refuse_after_test(self.results)
         for folder in folders:
             path = folder / RESULTS
             if not path.is_file():
                 raise ExperimentError(f"{folder} has no {RESULTS}; merge folders that compare has written")
             others = ResultsFile(path, self.experiment.identity(), write=False)
-            for results in (self.results, others):
-                if results.all(kind="split", split="test"):
-                    raise ExperimentError(
-                        f"{results.path}: the test split has been read, and no runs can be merged after it; "
-                        "merge all folders into a new one (out) first"
-                    )
+            _refuse_after_test(others)
             for run in others.runs():
                 phase = str(run.phase)
                 if (phase, run.key) in self.runs:
@@ -282,6 +280,11 @@ class _Study:
         """Train and validate one run of the comparison."""
         key = self._parsed(only)
         phase = "tuning" if key.seed in self.settings.tuning_seeds else "final"
+        if phase == "tuning" and key not in self.tuning:
+            raise ExperimentError(
+                f"method {key.method!r} has one learning rate, so no run chooses it; take one of seeds "
+                f"{self.settings.seeds}"
+            )
         with self.bars or nullcontext():
             self._train(phase, key)
         return self.runs[phase, key]
@@ -315,11 +318,10 @@ class _Study:
                 "choose it"
             )
         if rate is None:
-            needed = [key for key in self.tuning if key.method == name]
             missing = [
                 f"{key.learning_rate:g} from seed {key.seed}"
-                for key in needed
-                if ("tuning", key) not in self.runs
+                for key in self._missing_tuning()
+                if key.method == name
             ]
             if missing:
                 raise ExperimentError(
@@ -327,6 +329,9 @@ class _Study:
                 )
             rate = self._chosen_rate(name)
         return RunKey(name, rate, seed)
+
+    def _missing_tuning(self) -> list[RunKey]:
+        return [key for key in self.tuning if ("tuning", key) not in self.runs]
 
     @contextmanager
     def _all_runs(self) -> Iterator[Callable[[], None]]:
@@ -341,7 +346,7 @@ class _Study:
     def _refuse_training_after_test(self) -> None:
         if self.settings.validation_only or not self.splits:
             return
-        missing = [key for key in self.tuning if ("tuning", key) not in self.runs]
+        missing = self._missing_tuning()
         if not missing:
             keys = chain.from_iterable(self.final.values())
             missing = [key for key in keys if ("final", key) not in self.runs]
@@ -470,15 +475,15 @@ class _Study:
     def _line(self, name: str, length: int, reference: str) -> Line:
         metric, rates = self.experiment.task.metric, self.settings.rates(name)
         runs = [self.runs["final", key] for key in self.final[name]]
-        ours = [self.scores[length, key] for key in self.final[name]]
+        scores = [self.scores[length, key] for key in self.final[name]]
         difference = None
         if name != reference:
-            theirs = [self.scores[length, key] for key in self.final[reference]]
+            reference_scores = [self.scores[length, key] for key in self.final[reference]]
             difference = paired_difference(
-                np.array([score.per_unit[metric] for score in ours]),
-                np.array([score.per_unit[metric] for score in theirs]),
-                np.array(ours[0].weights),
-                ours[0].documents,
+                np.array([score.per_unit[metric] for score in scores]),
+                np.array([score.per_unit[metric] for score in reference_scores]),
+                np.array(scores[0].weights),
+                scores[0].documents,
             )
         rate = runs[0].learning_rate
         return Line(
@@ -487,7 +492,7 @@ class _Study:
             parameters=runs[0].parameters,
             learning_rate=rate,
             at_edge=len(rates) > 1 and rate in (rates[0], rates[-1]),
-            scores=tuple(score.means[metric] for score in ours),
+            scores=tuple(score.means[metric] for score in scores),
             difference=difference,
             seconds=float(np.median(np.concatenate([run.seconds_steps for run in runs]))),
             memory=max((run.memory for run in runs if run.memory is not None), default=None),
@@ -505,6 +510,15 @@ class _Study:
                 scores = [self.scores[length, key] for length in self.settings.lengths]
                 path = folder / f"{slug}--seed{key.seed}.json"
                 peft_record(self.experiment, self.runs["final", key], scores, path)
+
+
+def _refuse_after_test(results: ResultsFile) -> None:
+    """Refuse to merge the runs of a comparison, or others into it, that has read the test split."""
+    if results.all(kind="split", split="test"):
+        raise ExperimentError(
+            f"{results.path}: the test split has been read, and no runs can be merged after it; "
+            "merge all folders into a new one (out) first"
+        )
 
 
 def _run_folder(phase: str, key: RunKey) -> Path:

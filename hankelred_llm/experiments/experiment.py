@@ -64,14 +64,14 @@ class Experiment:
 
     def floors(self, split: Split) -> dict[str, dict[str, float]]:
         """Return the scores of trivial baselines; for a task of texts, also those of the base as it is."""
-        found = dict(self.task.baselines(split))
+        floors = dict(self.task.baselines(split))
         if isinstance(self.task, TextTask):
             # in four bits where every method needs it: then the whole base may not fit
             quantized = all(method.quantized for method in self.methods.values())
             model = self.base.load(quantized=quantized).to(this_process().device)
             scores = evaluate(model, self.task, split, batch_size=self.settings.eval_batch_size)
-            found["base"] = scores.means
-        return found
+            floors["base"] = scores.means
+        return floors
 
     def base_model(self, name: str) -> nn.Module:
         """Return the base model that a method adapts, without adapters."""

@@ -26,7 +26,7 @@ ResultRecord = dict[str, Any]
 
 
 class RunKey(NamedTuple):
-    """What a run is found by."""
+    """What identifies a run."""
 
     method: str
     learning_rate: float
@@ -214,8 +214,8 @@ class ResultsFile:
 
     def scores(self, split: str) -> list[ScoreRecord]:
         """Return the scores of all runs on a split, in order."""
-        found = self.all(kind="score", split=split)
-        return [_SCORE.validate_python(r) for r in found if "per_unit" in r]
+        records = self.all(kind="score", split=split)
+        return [_SCORE.validate_python(r) for r in records if "per_unit" in r]
 
     def find(self, **values: Any) -> ResultRecord | None:
         """Return the first record with these values."""

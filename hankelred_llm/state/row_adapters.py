@@ -24,13 +24,13 @@ class RowAdapters(NamedTuple):
     copies: int  # of each row, made by generate for beams and samples
 
 
-class _Given(threading.local):
+class _Calls(threading.local):
     """What the calls of PeftModels that are running in this thread name, the innermost first."""
 
     entries: tuple[RowAdapters, ...] = ()
 
 
-_given = _Given()
+_calls = _Calls()
 
 
 @contextlib.contextmanager
@@ -46,17 +46,17 @@ def row_adapters(decoder: nn.Module, names: Sequence[str], *, copies: int) -> It
     copies : int
         Each row may be repeated so many times, consecutively.
     """
-    previous = _given.entries
-    _given.entries = (RowAdapters(decoder, tuple(names), copies), *previous)
+    previous = _calls.entries
+    _calls.entries = (RowAdapters(decoder, tuple(names), copies), *previous)
     try:
         yield
     finally:
-        _given.entries = previous
+        _calls.entries = previous
 
 
 def adapters_of_rows(decoder: nn.Module, batch: int) -> tuple[str, ...] | None:
     """Return the adapter of each row of a batch, None where they are not given by row."""
-    by_row = next((entry for entry in _given.entries if entry.decoder is decoder), None)
+    by_row = next((entry for entry in _calls.entries if entry.decoder is decoder), None)
     if by_row is None:
         return None
     for copies in (1, by_row.copies):

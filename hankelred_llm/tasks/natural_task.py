@@ -9,7 +9,6 @@ many facts. After Kuratov et al., "BABILong", NeurIPS 2024, and Hsieh et al., "R
 from __future__ import annotations
 
 import re
-import zlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from .byte_tokens import IGNORED, IntArray, Tokenizer
 from .document_task import Document, three_splits, without_shared_documents
 from .errors import TaskDataError, TaskError
 from .sources import read_text, text_files
-from .synthetic_task import checked_count, split_of
+from .synthetic_task import checked_count, generator_of, split_of
 from .text_task import TextTask
 
 PEOPLE = (
@@ -129,7 +128,7 @@ class NaturalTask(TextTask):
         The best constant is counted on the split itself. The last one is there where facts have candidates.
         """
         answers = np.array([c.answer for e in split for c in e.choices])
-        found = {
+        accuracies = {
             "chance": 1 / len(self.candidates),
             "constant": float(np.bincount(answers).max() / len(answers)),
         }
@@ -140,8 +139,8 @@ class NaturalTask(TextTask):
                 of_row[e.document] = self._last_mention(e)
         last = [of_row[e.document] for e in split for _ in e.choices]
         if any(index is not None for index in last):
-            found["last_mention"] = float(np.mean([a == b for a, b in zip(last, answers, strict=True)]))
-        return {name: {"accuracy": value} for name, value in found.items()}
+            accuracies["last_mention"] = float(np.mean([a == b for a, b in zip(last, answers, strict=True)]))
+        return {name: {"accuracy": value} for name, value in accuracies.items()}
 
     def _last_mention(self, example: Example) -> int | None:
         text = self.tokenizer.decode(example.prompt_ids.tolist(), skip_special_tokens=True)
@@ -149,8 +148,7 @@ class NaturalTask(TextTask):
         return next((self.candidates.index(w) for w in reversed(words) if w in self.candidates), None)
 
     def _split(self, name: SplitName, length: int, size: int | None, seed: int) -> Split:
-        stream = [self.seed, zlib.crc32(name.encode()), checked_count("seed", seed, least=0), length]
-        rng = np.random.default_rng(stream)
+        rng = generator_of(self.seed, name, length, seed)
         documents = self._documents()[name]
         rows: list[Example] = []
         while len(rows) < (size or DEFAULT_SIZE[name]):
@@ -215,7 +213,7 @@ class NaturalTask(TextTask):
     def _noise_pieces(
         self, rng: np.random.Generator, documents: Sequence[Sequence[str]], free: int
     ) -> list[IntArray]:
-        """Return sentences that follow each other in a document, and go on in another at its end."""
+        """Return sentences that follow each other in a document; at its end, those of another document."""
         pieces: list[IntArray] = []
         failed = 0
         for sentence in _sentences_from(rng, documents):
@@ -237,7 +235,7 @@ class NaturalTask(TextTask):
                 row.input_ids[:end],
                 np.where(np.arange(end) < choice.position, IGNORED, row.labels[:end]),
                 choice.position,
-                f"{row.unit}, question {k + 1}",
+                _question_unit(row, k),
                 row.document,
                 (self.candidates[choice.answer],),
                 choices=(choice,),
@@ -249,13 +247,10 @@ class NaturalTask(TextTask):
         for row, (e, prediction) in enumerate(zip(split, predictions, strict=True)):
             if self.prediction_kind == "text":
                 right.append(_generated_right(prediction, e.references, row))
+                units.append(e.unit)
             else:
                 right += _likeliest_right(e.choices, prediction, row)
-            units += (
-                [e.unit]
-                if self.prediction_kind == "text"
-                else [f"{e.unit}, question {k + 1}" for k in range(len(e.choices))]
-            )
+                units += [_question_unit(e, k) for k in range(len(e.choices))]
             documents += [e.document] * len(e.choices)
         return Scores({"accuracy": np.array(right)}, np.ones(len(right)), tuple(units), tuple(documents))
 
@@ -316,8 +311,8 @@ class NaturalTask(TextTask):
     def _sentences_of(
         self, name: SplitName, documents: Sequence[Document], forbidden: set[str]
     ) -> list[list[str]]:
-        found = [usable_sentences(d.text, forbidden) for d in documents]
-        count = sum(map(len, found))
+        documents_sentences = [usable_sentences(d.text, forbidden) for d in documents]
+        count = sum(map(len, documents_sentences))
         if count < FEWEST_SENTENCES:
             raise TaskDataError(
                 self.text,
@@ -326,7 +321,7 @@ class NaturalTask(TextTask):
                 f"{MOST_WORDS} words and without {name_list(sorted(forbidden), 3)} and the like",
                 f"give a text with at least {FEWEST_SENTENCES}",
             )
-        return [sentences for sentences in found if sentences]
+        return [sentences for sentences in documents_sentences if sentences]
 
 
 def usable_sentences(text: str, forbidden: set[str]) -> list[str]:
@@ -373,15 +368,20 @@ def _sentences_from(rng: np.random.Generator, documents: Sequence[Sequence[str]]
         yield from sentences[int(rng.integers(len(sentences))) :]
 
 
+def _question_unit(row: Example, k: int) -> str:
+    """Return the unit of question k of a row, the same where the question has a row of its own."""
+    return f"{row.unit}, question {k + 1}"
+
+
 def _likeliest_right(choices: Sequence[Choice], prediction: Any, row: int) -> list[float]:
     sizes = [len(c.candidates) for c in choices]
     values: FloatArray = checked_array(prediction, sum(sizes), row)
-    found = []
+    right = []
     for choice, of_choice in zip(choices, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
         best = np.flatnonzero(of_choice == of_choice.max())
         # a tie counts as the guess that it is
-        found.append(float(choice.answer in best) / len(best))
-    return found
+        right.append(float(choice.answer in best) / len(best))
+    return right
 
 
 def _generated_right(prediction: Any, references: Sequence[str], row: int) -> float:

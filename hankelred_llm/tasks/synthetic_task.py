@@ -83,8 +83,7 @@ class SyntheticTask(Task):
                 f"task {self.name}: {size} rows of length {length} are more than {MAX_SYMBOLS} symbols, "
                 "which are drawn at once; give a smaller length, or fewer rows or steps"
             )
-        stream = [self.seed, zlib.crc32(name.encode()), checked_count("seed", seed, least=0), length]
-        rng = np.random.default_rng(stream)
+        rng = generator_of(self.seed, name, length, seed)
         kept: list[tuple[IntArray, IntArray]] = []
         missing = size
         for _ in range(MAX_ROUNDS):
@@ -100,6 +99,12 @@ class SyntheticTask(Task):
             f"length {length} gives task {self.name} too few different rows to fill the {name} split without "
             "sharing rows with the others; take a larger length"
         )
+
+
+def generator_of(task_seed: int, name: SplitName, length: int, seed: int) -> np.random.Generator:
+    """Return the generator that draws the rows of a split."""
+    stream = [task_seed, zlib.crc32(name.encode()), checked_count("seed", seed, least=0), length]
+    return np.random.default_rng(stream)
 
 
 def split_of(row: IntArray) -> SplitName:

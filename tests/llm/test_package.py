@@ -123,10 +123,10 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, command, stat
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == status and part in said
+    output = done.stdout + done.stderr
+    assert done.returncode == status and part in output
     if status:
-        assert said == (
+        assert output == (
             "error: train, evaluate and compare need pydantic; run: pip install 'hankelred[experiments]'\n"
         )
 

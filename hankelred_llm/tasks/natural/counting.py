@@ -1,4 +1,4 @@
-"""How many coins somebody found: people find coins one at a time; asked for is the number of each."""
+"""The coins of a person: people find coins one at a time, and the question is how many each found."""
 
 from __future__ import annotations
 

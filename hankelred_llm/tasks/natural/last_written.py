@@ -1,4 +1,4 @@
-"""What is written on a board: each word replaces the one before it, the last one counts; some are only read.
+"""The word on a board: each word replaces the one before it. Sentences "Nobody wrote ..." change nothing.
 
 The flip-flop language of Liu et al., NeurIPS 2023, in plain sentences, with several boards and eight words.
 """
@@ -16,7 +16,7 @@ WORDS = ("candle", "bridge", "flower", "mountain", "window", "letter", "lemon", 
 class LastWritten(NaturalTask):
     """The word written last on a board; as many boards as questions, written on three times on average.
 
-    For every two words that are written, another is thought of and not written.
+    For every two words that are written there is one sentence saying that nobody wrote a word.
     """
 
     name = "last_written"
@@ -31,13 +31,13 @@ class LastWritten(NaturalTask):
         colors = rng.permutation(COLORS)[: self.questions]
         writes = 3 * self.questions
         order = each_at_least_once(rng, self.questions, writes)
-        thinks = rng.permutation(np.arange(writes + writes // 2) >= writes)
+        distractors = rng.permutation(np.arange(writes + writes // 2) >= writes)
         written: dict[int, int] = {}
         facts = []
-        for only_thought in thinks:
-            board = int(rng.integers(self.questions)) if only_thought else order.pop()
+        for is_distractor in distractors:
+            board = int(rng.integers(self.questions)) if is_distractor else order.pop()
             word = other_than(rng, len(WORDS), written.get(board))
-            if only_thought:
+            if is_distractor:
                 facts.append(f"Nobody wrote {WORDS[word]} on the {colors[board]} board.")
             else:
                 written[board] = word

@@ -1,4 +1,4 @@
-"""Several needles in a haystack: places and their code words; asked for are some of them.
+"""Several needles in a haystack: places and their code words; the questions are about some of them.
 
 After the task of many keys in Hsieh et al., "RULER", COLM 2024.
 """

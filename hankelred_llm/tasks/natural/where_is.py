@@ -1,4 +1,4 @@
-"""Where somebody is: people go from place to place; asked for is the last place of each.
+"""The place of a person: people go from place to place, and the question is where each went last.
 
 After task 1 of Weston et al., "Towards AI-complete question answering" (bAbI), 2015.
 """

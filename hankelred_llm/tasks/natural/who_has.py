@@ -1,7 +1,7 @@
-"""Who has a thing: things are put into boxes, and boxes are given to people; asked for is the last owner.
+"""The owner of a thing: things are put into boxes, boxes are given to people, and the last owner counts.
 
-Two facts are needed, the last box of the thing and the last owner of this box, in whichever order they were
-told: as in task 2 of Weston et al., "Towards AI-complete question answering" (bAbI), 2015.
+Two facts are needed, the last box of the thing and the last owner of this box, in either order: as in task 2
+of Weston et al., "Towards AI-complete question answering" (bAbI), 2015.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class WhoHas(NaturalTask):
         owner: dict[int, int] = {}
         facts = []
         # the first of each are needed, half as many again change something
-        moved = each_at_least_once(rng, count, count + count // 2)
-        given = each_at_least_once(rng, count, count + count // 2)
-        for puts in rng.permutation(np.repeat([True, False], len(moved))):
+        things_to_put = each_at_least_once(rng, count, count + count // 2)
+        boxes_to_give = each_at_least_once(rng, count, count + count // 2)
+        for puts in rng.permutation(np.repeat([True, False], len(things_to_put))):
             if puts:
-                k = moved.pop()
+                k = things_to_put.pop()
                 box[k] = other_than(rng, count, box.get(k)) if count > 1 else 0
                 facts.append(f"The {things[k]} was put into the {colors[box[k]]} box.")
             else:
-                k = given.pop()
+                k = boxes_to_give.pop()
                 owner[k] = other_than(rng, len(OWNERS), owner.get(k))
                 facts.append(f"The {colors[k]} box was {rng.choice(VERBS)} to {OWNERS[owner[k]]}.")
         questions = [(f"Who has the {things[k]}? It is with", owner[box[k]]) for k in rng.permutation(count)]

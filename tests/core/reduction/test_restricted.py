@@ -286,6 +286,18 @@ def test_an_unstable_weight_acts_by_its_gain(side, discrete):
     assert reduction.error(weighted=True) == pytest.approx(gains.max(), rel=1e-3)
 
 
+@pytest.mark.parametrize("pole", [-1.0, 3.0])
+def test_a_weight_in_another_unit_of_time(pole):
+    """Poles of weights slower than 1e-13 rad/s were refused as marginal, whatever the unit of time."""
+    errors = []
+    for unit in (1.0, 1e-14, 1e14):
+        A, B, C = np.diag([-1.0, -2.0, -5.0]) * unit, np.ones((3, 1)) * unit, np.array([[1.0, -2.0, 5.0]])
+        weight = [[pole * unit]], [[unit]], [[1.0]], 1.0
+        reduction = reduce((A, B, C, 0), 1, method="frequency_weighted", input_weight=weight)
+        errors.append(reduction.error(weighted=True))
+    np.testing.assert_allclose(errors, errors[0], rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_three_real_orders_with_a_low_pass():
     system, _ = slicot_model("build")

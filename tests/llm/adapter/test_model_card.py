@@ -9,10 +9,11 @@ import sys
 import pytest
 from helpers.models import adapted, base_model
 from huggingface_hub import ModelCard
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from hankelred_llm import HRMConfig, attach
 from hankelred_llm.adapter.model_card import card_text, write_card
+from hankelred_llm.errors import ConfigError
 from hankelred_llm.experiments.methods import save_adapter
 
 
@@ -108,8 +109,12 @@ def test_other_processes_write_no_card(tmp_path):
 
 
 def test_data_are_named_where_they_are_known(tmp_path):
-    config = HRMConfig(r=2, base_model_name_or_path="a\nb", revision="main")
-    config.training_data = "task flip_flop, rows of length 64"
+    config = HRMConfig(
+        r=2,
+        base_model_name_or_path="a\nb",
+        revision="main",
+        training_data="task flip_flop, rows of length 64",
+    )
     text = card_text(config)
     assert "task flip_flop, rows of length 64" in text and "a\\nb (revision main)" in text
     write_card(tmp_path, config)
@@ -123,7 +128,26 @@ def test_data_stay_named_when_the_model_is_saved_again(tmp_path):
     first = (tmp_path / "README.md").read_text()
     model.save_pretrained(tmp_path)
     assert (tmp_path / "README.md").read_text() == first and "**Training data:** task flip_flop" in first
-    assert "training_data" not in (tmp_path / "adapter_config.json").read_text()
+
+
+def test_data_stay_named_when_the_adapter_is_loaded_and_saved_again(tmp_path):
+    """The card of a loaded adapter named its training data, and the next save wrote "not recorded" over it.
+
+    They were kept in memory only, and the configuration that was loaded had none.
+    """
+    save_adapter(adapted(r=6), tmp_path / "first", data="task flip_flop")
+    model = PeftModel.from_pretrained(base_model(), str(tmp_path / "first"))
+    for folder in ("first", "second"):
+        model.save_pretrained(tmp_path / folder)
+        assert "**Training data:** task flip_flop\n" in (tmp_path / folder / "README.md").read_text()
+    # another adapter in the same folder was not trained on them
+    adapted(r=4).save_pretrained(tmp_path / "first")
+    assert "**Training data:** not recorded" in (tmp_path / "first" / "README.md").read_text()
+
+
+def test_data_that_are_no_text_are_refused():
+    with pytest.raises(ConfigError, match=r"training_data=\['a', 'b'\] must be a text"):
+        HRMConfig(training_data=["a", "b"])
 
 
 @pytest.mark.slow

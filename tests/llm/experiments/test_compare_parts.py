@@ -106,6 +106,19 @@ def test_runs_that_belong_to_no_comparison(settings, tmp_path, only, message):
         compare_one(replace(settings, out=str(tmp_path)), only)
 
 
+@pytest.mark.parametrize("rate", ["0.003", "best"])
+def test_no_run_chooses_the_only_rate(settings, tmp_path, monkeypatch, rate):
+    """With one rate, a run from a seed of tuning_seeds was trained and recorded, and belonged to nothing.
+
+    No run of the comparison has that seed then: the training was in vain, without a word.
+    """
+    monkeypatch.setattr(comparison_module, "train", None)  # nothing is trained
+    one_rate = replace(settings, learning_rates=[3e-3], out=str(tmp_path))
+    with pytest.raises(ExperimentError, match=r"'lora-qv' has one learning rate.*take one of seeds \[0"):
+        compare_one(one_rate, f"lora-qv,{rate},100")
+    assert not any(r["kind"] == "run" for r in read_records(tmp_path / "results.jsonl"))
+
+
 def test_from_the_command_line_and_in_plain_sentences(settings, tmp_path):
     """The same for a task of texts: bytes are read, so that answers have several tokens."""
     config = {"task": "where_is", "task_options": {"questions": 1}, "methods": ["hrm", "lora-qv"]}

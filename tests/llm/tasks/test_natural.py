@@ -26,15 +26,15 @@ def oracle_where_is(text):
     place = {}
     for who, where in re.findall(r"\b([A-Z][a-z]+) (?:went|walked|ran|moved) to the (\w+)\.", text):
         place[who] = where
-    return [(place[who], said) for who, said in re.findall(r"Where is (\w+)\? In the (\w+)", text)]
+    return [(place[who], answer) for who, answer in re.findall(r"Where is (\w+)\? In the (\w+)", text)]
 
 
 def oracle_counting(text):
-    found = Counter(re.findall(r"\b([A-Z][a-z]+) found a coin\.", text))
-    asked = re.findall(r"How many coins did (\w+) find\? (\w+) found (\w+)", text)
+    coins = Counter(re.findall(r"\b([A-Z][a-z]+) found a coin\.", text))
+    questions = re.findall(r"How many coins did (\w+) find\? (\w+) found (\w+)", text)
     numbers = ["none", "one", "two", "three", "four", "five"]
-    assert all(who == again for who, again, _ in asked)
-    return [(numbers[found[who]], said) for who, _, said in asked]
+    assert all(who == again for who, again, _ in questions)
+    return [(numbers[coins[who]], answer) for who, _, answer in questions]
 
 
 def oracle_variable_tracking(text):
@@ -44,7 +44,8 @@ def oracle_variable_tracking(text):
         return value(stated[name].split()[-1]) if stated[name].startswith("that of ") else stated[name]
 
     return [
-        (value(name), said) for name, said in re.findall(r"What is the value of (\w+)\? It is (\w+)", text)
+        (value(name), answer)
+        for name, answer in re.findall(r"What is the value of (\w+)\? It is (\w+)", text)
     ]
 
 
@@ -53,20 +54,20 @@ def oracle_who_has(text):
     box, owner = {}, {}
     put = r"The (?P<thing>\w+) was put into the (?P<into>\w+) box\."
     gave = r"The (?P<box>\w+) box was (?:given|handed|sent) to (?P<who>\w+)\."
-    for found in re.finditer(f"{put}|{gave}", text):
-        if found["thing"]:
-            box[found["thing"]] = found["into"]
+    for event in re.finditer(f"{put}|{gave}", text):
+        if event["thing"]:
+            box[event["thing"]] = event["into"]
         else:
-            owner[found["box"]] = found["who"]
-    asked = re.findall(r"Who has the (\w+)\? It is with (\w+)", text)
-    return [(owner[box[thing]], said) for thing, said in asked]
+            owner[event["box"]] = event["who"]
+    questions = re.findall(r"Who has the (\w+)\? It is with (\w+)", text)
+    return [(owner[box[thing]], answer) for thing, answer in questions]
 
 
 def oracle_multikey_needle(text):
-    told = re.findall(r"The code word of the (\w+) is (\w+)\.", text)
-    assert len(dict(told)) == len(told)
-    asked = re.findall(r"What is the code word of the (\w+)\? It is (\w+)", text)
-    return [(dict(told)[key], said) for key, said in asked]
+    facts = re.findall(r"The code word of the (\w+) is (\w+)\.", text)
+    assert len(dict(facts)) == len(facts)
+    questions = re.findall(r"What is the code word of the (\w+)\? It is (\w+)", text)
+    return [(dict(facts)[key], answer) for key, answer in questions]
 
 
 def oracle_last_written(text):
@@ -74,8 +75,8 @@ def oracle_last_written(text):
     for who, word, color in re.findall(r"(Somebody|Nobody) wrote (\w+) on the (\w+) board\.", text):
         if who == "Somebody":
             board[color] = word
-    asked = re.findall(r"Which word is on the (\w+) board\? It is (\w+)", text)
-    return [(board[color], said) for color, said in asked]
+    questions = re.findall(r"Which word is on the (\w+) board\? It is (\w+)", text)
+    return [(board[color], answer) for color, answer in questions]
 
 
 ORACLES = {
@@ -125,11 +126,11 @@ def test_answers_are_those_of_the_oracle(name, tokenizer):
             assert len(e) <= length
             assert e.labels[0] == -100 and e.prompt_length == e.choices[0].position
             text = text_of(task, e)
-            found = ORACLES[name](text)
-            assert len(found) == len(e.choices) == task.questions
+            answers = ORACLES[name](text)
+            assert len(answers) == len(e.choices) == task.questions
             scored = np.zeros(len(e), dtype=bool)
-            for (right, said), choice in zip(found, e.choices, strict=True):
-                assert right == said == task.candidates[choice.answer]
+            for (right, answer), choice in zip(answers, e.choices, strict=True):
+                assert right == answer == task.candidates[choice.answer]
                 ids = choice.candidates[choice.answer]
                 here = slice(choice.position, choice.position + len(ids))
                 assert np.array_equal(e.input_ids[here], ids)
@@ -146,9 +147,9 @@ def test_any_number_of_questions(name, questions):
     most = type(get_task(name)).most_questions
     task = get_task(name, questions=most if questions == "most" else questions)
     for e in task.train(4000, size=30):
-        found = ORACLES[name](text_of(task, e))
-        assert len(found) == task.questions
-        assert all(right == said for right, said in found)
+        answers = ORACLES[name](text_of(task, e))
+        assert len(answers) == task.questions
+        assert all(right == answer for right, answer in answers)
     with pytest.raises(TaskError, match=f"questions is {most + 1}.*at most {most}"):
         get_task(name, questions=most + 1)
 
@@ -180,11 +181,11 @@ def test_facts_are_anywhere_and_longer_rows_have_more_noise_only(name):
     for length in (LENGTH, 4 * LENGTH):
         sizes = []
         for e in task.validation(length):
-            told = task.tokenizer.decode(e.prompt_ids.tolist())
-            facts = [s for s in usable_sentences(told, set())[1:] if s not in noise]
+            prompt = task.tokenizer.decode(e.prompt_ids.tolist())
+            facts = [s for s in usable_sentences(prompt, set())[1:] if s not in noise]
             sizes.append(len(facts))
             for fact in set(facts):
-                shares += [m.start() / len(told) for m in re.finditer(re.escape(fact), told)]
+                shares += [m.start() / len(prompt) for m in re.finditer(re.escape(fact), prompt)]
         counts[length] = np.mean(sizes)
     assert abs(counts[LENGTH] - counts[4 * LENGTH]) < 1
     assert len(shares) > 200
@@ -197,14 +198,14 @@ def test_floors_are_counted_and_met_by_predictions(name):
     task = get_task(name, tokenizer=Words())
     split = task.validation(256)
     floors = task.baselines(split)
-    answers = Counter(said for e in split for _, said in ORACLES[name](text_of(task, e)))
+    answers = Counter(answer for e in split for _, answer in ORACLES[name](text_of(task, e)))
     assert floors["chance"] == {"accuracy": pytest.approx(1 / len(task.candidates))}
     assert floors["constant"] == {"accuracy": pytest.approx(max(answers.values()) / answers.total())}
     if "last_mention" in floors:
         predictions = []
         for e in split:
-            told = task.tokenizer.decode(e.prompt_ids.tolist())
-            last = max(task.candidates, key=lambda word, told=told: told.rfind(f" {word}"))
+            prompt = task.tokenizer.decode(e.prompt_ids.tolist())
+            last = max(task.candidates, key=lambda word, prompt=prompt: prompt.rfind(f" {word}"))
             values = np.array([float(word == last) for word in task.candidates])
             predictions.append(np.tile(values, len(e.choices)))
         scored = task.score(split, predictions)
@@ -237,7 +238,7 @@ def test_a_row_has_the_ids_of_its_text(name, pieces_of_words):
     for e in split:
         text = text_of(task, e)
         assert pieces_of_words.encode(text, add_special_tokens=False) == e.input_ids.tolist()
-        assert all(right == said for right, said in ORACLES[name](text))
+        assert all(right == answer for right, answer in ORACLES[name](text))
 
 
 @pytest.fixture(scope="module")
@@ -272,8 +273,8 @@ def test_answers_are_generated_after_those_of_the_questions_before():
         assert len(re.findall(r"\?", prompt)) == k % 3 + 1
         (right, _), *_ = reversed(oracle_where_is(prompt + f" {e.references[0]}"))
         assert e.references == (right,)
-    said = [f" {e.references[0]}. Where" if k % 2 else " nowhere" for k, e in enumerate(split)]
-    assert task.score(split, said).means == {"accuracy": 0.5}
+    texts = [f" {e.references[0]}. Where" if k % 2 else " nowhere" for k, e in enumerate(split)]
+    assert task.score(split, texts).means == {"accuracy": 0.5}
     assert task.score(split, [" kitchens"] * 12).means == {"accuracy": 0.0}
     by_likelihood = get_task("where_is", tokenizer=task.tokenizer, questions=3)
     assert task.baselines(split) == by_likelihood.baselines(by_likelihood.validation(200, size=4))
@@ -284,9 +285,39 @@ def test_answers_are_generated_after_those_of_the_questions_before():
 def test_a_model_generates_what_it_is_scored_on(model):
     task = get_task("where_is", by="generation", questions=2)
     split = task.validation(700, size=2)
-    said = predict(model, task, split, batch_size=3)
-    assert len(said) == 4 and all(isinstance(text, str) for text in said)
-    assert evaluate(model, task, split).means["accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+    texts = predict(model, task, split, batch_size=3)
+    assert len(texts) == 4 and all(isinstance(text, str) for text in texts)
+    right = [re.findall(r"\w+", t)[:1] == list(e.references) for t, e in zip(texts, split, strict=True)]
+    assert evaluate(model, task, split).means["accuracy"] == np.mean(right)
+
+
+class Writer(torch.nn.Module):
+    """A model that generates the given ids, row by row."""
+
+    def __init__(self, continuations):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.continuations = iter(continuations)
+
+    def generate(self, input_ids, max_new_tokens, pad_token_id, **_):
+        new = torch.full((len(input_ids), max_new_tokens), pad_token_id)
+        for row in new:
+            ids = next(self.continuations)
+            row[: len(ids)] = torch.as_tensor(ids)
+        return torch.cat([input_ids, new], 1)
+
+
+def test_generated_answers_are_right_or_wrong():
+    """The score of a random model, which answers nothing, was the only one tested: it is 0 in any case."""
+    task = get_task("where_is", by="generation", questions=2)
+    split = task.validation(700, size=3)
+    continuations = []
+    for k, e in enumerate(split):
+        (choice,) = e.choices
+        continuations.append(choice.candidates[(choice.answer + k % 2) % len(choice.candidates)])
+    scores = evaluate(Writer(continuations), task, split, batch_size=4)
+    assert scores.per_unit["accuracy"].tolist() == [1, 0, 1, 0, 1, 0]
+    assert scores.means == {"accuracy": 0.5}
 
 
 def test_the_noise_of_a_folder_is_not_shared(tmp_path):
@@ -295,11 +326,11 @@ def test_the_noise_of_a_folder_is_not_shared(tmp_path):
         lines = [f"Document{k}x tells line{i}y of a tale." for i in range(60)]
         (tmp_path / f"{k}.txt").write_text(" ".join(lines))
     task = get_task("where_is", text=tmp_path)
-    found = []
+    documents = []
     for split in (task.train(1500, size=60), task.validation(1500, size=60), task.test(1500, size=60)):
-        found.append({w for e in split for w in re.findall(r"Document\dx", text_of(task, e))})
-    assert all(found)
-    assert sum(map(len, found)) == len(set.union(*found)) == 9
+        documents.append({w for e in split for w in re.findall(r"Document\dx", text_of(task, e))})
+    assert all(documents)
+    assert sum(map(len, documents)) == len(set.union(*documents)) == 9
 
 
 def test_rows_do_not_depend_on_where_the_folder_lies(tmp_path):
@@ -318,8 +349,8 @@ def test_rows_do_not_depend_on_where_the_folder_lies(tmp_path):
 
 def test_noise_never_speaks_of_what_is_asked(tmp_path):
     lines = [f"The tale number{i} is a long one." for i in range(40)]
-    told = "Mary is in the kitchen. The KITCHEN was cold! He said: the garden\u2019s gate is open. "
-    (tmp_path / "tale.txt").write_text(told * 40 + " ".join(lines), encoding="utf-8")
+    tale = "Mary is in the kitchen. The KITCHEN was cold! He said: the garden\u2019s gate is open. "
+    (tmp_path / "tale.txt").write_text(tale * 40 + " ".join(lines), encoding="utf-8")
     for e in (task := get_task("where_is", text=tmp_path / "tale.txt")).train(1200, size=50):
         text = text_of(task, e)
         assert "tale number" in text
