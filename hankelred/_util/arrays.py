@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,6 +36,11 @@ def is_moderate(M: Array) -> bool:
     """
     entries = M.ravel(order="K")
     return bool(np.vdot(entries, entries).real < MODERATE**2)
+
+
+def length(M: Array) -> float:
+    """Return the root of the sum of squares of a vector or matrix, without the checks of numpy's norm."""
+    return math.sqrt(np.vdot(M, M).real)
 
 
 def reciprocal_condition(M: Array) -> float:

@@ -29,7 +29,7 @@ import numpy as np
 import scipy.linalg as sla
 from scipy.linalg.lapack import dsyevd, zheevd
 
-from .._util.arrays import Array, largest_entry
+from .._util.arrays import Array, largest_entry, length
 from .._util.schur import is_block_triangular
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
@@ -374,7 +374,7 @@ def _residual(A: Array, B: Array, C: Array, Lc: Array, Lo: Array, discrete: bool
             defect, scale = A @ image_WA - image_W + image_B, max(size, 1.0) ** 2
         else:
             defect, scale = A @ image_W + image_WA + image_B, 2 * size
-        total = scale * float(np.linalg.norm(image_W)) + float(np.linalg.norm(image_B))
-        return float(np.linalg.norm(defect)) / total if total > 0 else 0.0
+        total = scale * length(image_W) + length(image_B)
+        return length(defect) / total if total > 0 else 0.0
 
     return max(relative(A, B, Lc), relative(A.conj().T, C.conj().T, Lo))

@@ -98,7 +98,8 @@ class _Equation:
             if solution.residual <= GOOD_RESIDUAL or not self.is_stabilizing(solution.K):
                 break
             better = self.step(solution.K)
-            if not better.residual < solution.residual:
+            # with zeros near the boundary a step of the size of rounding may leave A - B K unstable
+            if not better.residual < solution.residual or not self.is_stabilizing(better.K):
                 break
             solution = better
         return solution if self.is_stabilizing(solution.K) else None

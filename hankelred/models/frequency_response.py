@@ -107,16 +107,26 @@ class FrequencyResponse:
 
         Each costs one product for each state, and many frequencies a few calls.
         """
-        residues = self._residues
-        if residues is None:
+        if self._residues is None:
             return None
+        gains, fractions = self._gains_and_fractions(frequencies)
+        with np.errstate(invalid="ignore"):
+            errors = np.abs(fractions) @ self._sizes_of_residues
+        return gains, ROUNDING_OF_FRACTIONS * self.n * errors
+
+    def cheap_gain(self, frequencies: Array) -> Array:
+        """Return the gains of :meth:`approximate_gain`, without the errors; only where it returns gains."""
+        return self._gains_and_fractions(frequencies)[0]
+
+    def _gains_and_fractions(self, frequencies: Array) -> tuple[Array, Array]:
+        residues = self._residues
+        assert residues is not None
         points = np.exp(1j * frequencies) if self.discrete else 1j * frequencies
-        terms = points[:, None] - self.poles
+        fractions = points[:, None] - self.poles
         with np.errstate(divide="ignore", invalid="ignore"):
-            np.divide(1.0, terms, out=terms)
-            response = (terms @ residues).reshape(-1, *self.D.shape) + self.D
-            errors = np.abs(terms) @ self._sizes_of_residues
-        return largest_singular_value(response), ROUNDING_OF_FRACTIONS * self.n * errors
+            np.divide(1.0, fractions, out=fractions)
+            response = (fractions @ residues).reshape(-1, *self.D.shape) + self.D
+        return largest_singular_value(response), fractions
 
     def rounding(self, frequencies: Array) -> Array:
         """Estimate by how much the rounding of A, as in a Schur form, changes the gain at each frequency.

@@ -244,6 +244,8 @@ def _norm(M: Array) -> float:
 
 def _norms(M: Array, *, axis: int) -> Array:
     """Return the norms along an axis of a nonnegative matrix without underflow or overflow of squares."""
+    if M.shape[axis] == 1:
+        return M.ravel()
     norms: Array = np.sqrt(np.einsum("ij,ij->i" if axis == 1 else "ij,ij->j", M, M))
     if norms.size == 0 or (norms.min() > SAFE_NORMS[0] and norms.max() < SAFE_NORMS[1]):
         return norms

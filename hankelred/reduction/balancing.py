@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import dgejsv, dgeqp3, dormqr
+from scipy.linalg.lapack import dgejsv, dgeqp3, dgetrf, dormqr, dtrtrs, zgetrf, ztrtrs
 
 from .._util.arrays import EPS, Array, largest_entry
 from ..errors import ReductionWarning
@@ -67,13 +68,13 @@ class BalancedFactors:
             return left, right
         # The rounding of right^H left, of size eps * sigma_1 / sigma_r, is corrected. Without pivots its LU
         # factors change a state only by the states before it, which are more accurate.
-        lower, pivots = sla.lu_factor(right.conj().T @ left, check_finite=False)
-        if np.any(pivots != np.arange(r)):
+        complex_ = np.iscomplexobj(left) or np.iscomplexobj(right)
+        getrf, trtrs = (zgetrf, ztrtrs) if complex_ else (dgetrf, dtrtrs)
+        lower, pivots, info = getrf(right.conj().T @ left)
+        if info != 0 or (pivots != np.arange(r)).any():
             return left @ sla.inv(right.conj().T @ left), right
-        left = sla.solve_triangular(lower, left.T, trans="T", check_finite=False).T
-        right = sla.solve_triangular(
-            lower.conj(), right.T, lower=True, unit_diagonal=True, check_finite=False
-        ).T
+        left = trtrs(lower, left.T, trans=1)[0].T
+        right = trtrs(lower.conj(), right.T, lower=1, unitdiag=1)[0].T
         return left, right
 
 
@@ -93,7 +94,7 @@ class Balancing(BalancedFactors):
         """Number of singular values above the noise floor."""
         return int(np.count_nonzero(self.values > self.noise_floor))
 
-    @property
+    @cached_property
     def n_computable(self) -> int:
         """Number of states above the rounding errors; the directions of all others would be arbitrary."""
         return int(np.count_nonzero(self.values > self.rounding))
@@ -190,10 +191,10 @@ def pad_values(values: Array, factored: FactoredSystem) -> Array:
     """Return n values in the model's units: inf for unstable poles, the values, and zeros."""
     system = factored.scaled_system
     values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
-    if values.size == factored.n_stable and not factored.n_unstable:
+    n_stable, n_unstable = factored.n_stable, factored.n_unstable
+    if values.size == n_stable and not n_unstable:
         return values
-    zeros = np.zeros(factored.n_stable - values.size)
-    return np.concatenate([np.full(factored.n_unstable, np.inf), values, zeros])
+    return np.concatenate([np.full(n_unstable, np.inf), values, np.zeros(n_stable - values.size)])
 
 
 def _svd_of_factors(Lc: Array, Lo: Array, product: Array) -> tuple[Array, Array, Array]:
@@ -460,12 +461,10 @@ def truncate_balanced(model: LinearModel, balancing: Balancing, r: int) -> tuple
     scaling = factored.scaled_system
     # scales B and C of the balanced model equally, so that its Gramians are equal in the model's units too
     state_scale = 2.0 ** ((scaling.input_exponent - scaling.output_exponent) // 2)
-    W = np.concatenate(
-        [scaling.unscale_left(factored.unstable_left), scaling.unscale_left(left) / state_scale], axis=1
-    )
-    V = np.concatenate(
-        [scaling.unscale_right(factored.unstable_right), scaling.unscale_right(right) * state_scale], axis=1
-    )
+    W, V = scaling.unscale_left(left) / state_scale, scaling.unscale_right(right) * state_scale
+    if factored.n_unstable:
+        W = np.concatenate([scaling.unscale_left(factored.unstable_left), W], axis=1)
+        V = np.concatenate([scaling.unscale_right(factored.unstable_right), V], axis=1)
     return out, W.conj(), V
 
 

@@ -203,7 +203,6 @@ class BalancedSource:
             full,
             discrete=self.full.is_discrete,
             schur=(factored.A, factored.B, factored.C) if known else None,
-            factor=factored.controllability if known else None,
         )
 
     @cached_property

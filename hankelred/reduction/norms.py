@@ -12,6 +12,7 @@ import numpy as np
 from scipy.linalg.lapack import dtrsyl
 
 from .._util.arrays import EPS, Array, Quadruple, schur_poles
+from .._util.checks import require_option
 from .._util.poles import distance_to_boundary, frequencies_of, slowest_poles
 from .._util.schur import is_quasi_triangular, schur_form
 from ..errors import ConvergenceError, ModelError
@@ -56,6 +57,7 @@ CRITICAL_POLES = 8
 
 #: MATLAB's names of the norms.
 NUMBERS = {2: "h2", math.inf: "hinf"}
+KINDS = ("h2", "hinf", "hankel", "linf")
 
 
 def norm(
@@ -122,19 +124,18 @@ def norm(
     """
     if not isinstance(kind, str | bool | np.ndarray) and np.isscalar(kind):
         kind = NUMBERS.get(kind, kind)  # type: ignore[call-overload]
-    if not isinstance(kind, str) or kind not in ("h2", "hinf", "hankel", "linf"):
-        raise ModelError(f"kind must be 'h2', 'hinf', 'hankel', 'linf', 2 or inf, got {kind!r}")
-    if return_frequency and kind not in ("hinf", "linf"):
+    name = require_option(kind, KINDS, "kind", ModelError)
+    if return_frequency and name not in ("hinf", "linf"):
         raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     tol = checked_tol(stability_tol)
 
     def of_large(large: SparseModel) -> float:
-        if kind == "linf" or return_frequency:
+        if name == "linf" or return_frequency:
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
-        return _norm_of_large(intermediate_model(large, accuracy, factorize, tol), kind)
+        return _norm_of_large(intermediate_model(large, accuracy, factorize, tol), name)
 
     return by_size(
-        sys, dt, solver, of_large, lambda model: _norm_of_dense(model, kind, return_frequency, tol)
+        sys, dt, solver, of_large, lambda model: _norm_of_dense(model, name, return_frequency, tol)
     )
 
 
@@ -374,8 +375,7 @@ class CriticalResponse:
     """The response of a full model where rounding is largest, from which errors of several orders are found.
 
     It has more digits than their subtraction loses, where that shows. Everything is computed once, when it is
-    first needed. ``schur`` is the model in Schur form, and ``factor`` that of its controllability Gramian, if
-    they are known.
+    first needed. ``schur`` is the model in Schur form, if that is known.
     """
 
     def __init__(
@@ -384,12 +384,10 @@ class CriticalResponse:
         *,
         discrete: bool,
         schur: tuple[Array, Array, Array] | None = None,
-        factor: Array | None = None,
     ):
         self.full = full
         self.discrete = discrete
         self.schur = schur
-        self.factor = factor
 
     @cached_property
     def frequencies(self) -> Array:
@@ -414,14 +412,14 @@ class CriticalResponse:
     @cached_property
     def _in_schur_form(self) -> tuple[FrequencyResponse, _SquaredPoles, Quadruple] | None:
         """The response, squared poles and matrices of a model with one output; None if they do not apply."""
-        if self.schur is None or self.factor is None or self.schur[2].shape[0] != 1:
+        if self.schur is None or self.schur[2].shape[0] != 1:
             return None
         A, B, C = self.schur
         D = np.zeros((1, B.shape[1]))
         if not _SquaredPoles.are_usable(A, B, C, D, discrete=self.discrete):
             return None
         response = FrequencyResponse(A, B, C, D, discrete=False, schur=True)
-        return response, _SquaredPoles.of_system(A, B, C, D, self.factor), (A, B, C, D)
+        return response, _SquaredPoles.of_system(A, B, C, D, None), (A, B, C, D)
 
     @cached_property
     def _rounding(self) -> float:
@@ -689,11 +687,7 @@ def _gains_on_grid(
     if approximate is not None:
         gains, errors = approximate
         if errors.max() <= CHEAP_RTOL * gains.max():
-
-            def cheap_gain(frequencies: Array) -> Array:
-                return response.approximate_gain(frequencies)[0]  # type: ignore[index]
-
-            return gains, cheap_gain, CHEAP_STEPS, CHEAP_PARTS
+            return gains, response.cheap_gain, CHEAP_STEPS, CHEAP_PARTS
     return response.gain(grid), response.gain, ZOOM_STEPS, ZOOM_PARTS
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import as_integer, real_number
+from .._util.checks import as_integer, real_number, require_option
 from ..errors import ModelError, OrderError, ReductionWarning, short_repr
 from ..gramians.factorize import FactoredSystem, factorize
 from ..gramians.stability import STABILITY_TOL, checked_tol
@@ -249,8 +249,7 @@ def truncate_states(
     >>> A, D
     (array([[-1.]]), array([[0.01]]))
     """
-    if method not in METHODS:
-        raise ModelError(f"method must be 'truncate' or 'match_dc', got {short_repr(method)}")
+    require_option(method, METHODS, "method", ModelError)
     model = as_model(sys, dt)
     if not model.has_states:
         raise ModelError("a transfer function has no states to remove; convert it to a state space first")

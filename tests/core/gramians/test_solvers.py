@@ -505,3 +505,20 @@ def test_rows_of_denormal_numbers_do_not_overflow():
     truth = hankelred.hankel_singular_values(hankelred.ModalSystem(poles, modes.T @ B, C @ modes, dt=0))
     assert np.isinf(values[0])
     np.testing.assert_allclose(values[1:7], truth[:6], rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "m"), [(10, 2), (10, 20), (30, 1), (48, 1), (61, 1), (100, 1)])
+@pytest.mark.parametrize("complex_", [False, True])
+def test_small_tiles_of_one_input_give_both_gramians(n, m, complex_):
+    """Inputs are solved one by one with one form of S, and no tile may cut a pair of poles."""
+    rng = np.random.default_rng(n + m)
+    A = rng.standard_normal((n, n)) + 1j * complex_ * rng.standard_normal((n, n))
+    A = A - (np.linalg.eigvals(A).real.max() + 0.1) * np.eye(n)
+    B, C = rng.standard_normal((n, m)), rng.standard_normal((m, n))
+    for kind, exact in (
+        ("controllability", sla.solve_continuous_lyapunov(A, -B @ B.T)),
+        ("observability", sla.solve_continuous_lyapunov(A.conj().T, -C.T @ C)),
+    ):
+        L = hankelred.gramian((A, B, C, 0), kind, factor=True)
+        assert L.shape[1] <= n
+        np.testing.assert_allclose(L @ L.conj().T, exact, atol=1e-9 * np.abs(exact).max())
