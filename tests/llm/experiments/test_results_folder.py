@@ -45,7 +45,8 @@ def trained(base, tmp_path_factory):
 def test_two_commands_cannot_share_a_folder(base, tmp_path):
     # two compare on one folder: 3 duplicated records, and "Directory not empty" as a traceback
     code = (
-        "import sys\nfrom pathlib import Path\nfrom hankelred_llm._util.results_folder import results_folder\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from hankelred_llm._util.results_folder import results_folder\n"
         "with results_folder(Path(sys.argv[1]), write=True): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
