@@ -108,8 +108,8 @@ def _find_rate(settings: Settings, folder: Path, progress: Progress | None) -> l
     (start,) = settings.rates(method)
     if not LOWEST <= start <= HIGHEST:
         raise ExperimentError(
-            f"the search of a learning rate begins at learning_rate {start:g}, and tries rates from {LOWEST:g} "
-            f"to {HIGHEST:g}: give one of these"
+            f"the search of a learning rate begins at learning_rate {start:g}, and tries rates from "
+            f"{LOWEST:g} to {HIGHEST:g}: give one of these"
         )
     steps = min(settings.steps, max(LEAST_STEPS, round(SHARE * settings.steps)))
     experiment = open_experiment(replace(settings, steps=steps), [method], by_hand=True)
