@@ -2,6 +2,7 @@
 
     make bench        or        python benchmarks/bench_models.py [--quick] [--table FILE]
     python benchmarks/bench_models.py --two-threads   hankelred with one and two threads of BLAS
+    python benchmarks/bench_models.py --errors        measured errors of reductions of one and of many orders
     python benchmarks/bench_models.py --limits        the calls of LAPACK alone, for small models
 
 SLICOT's benchmark models are taken from `../shared/data` (or HANKELRED_SHARED); those that are not there are
@@ -172,6 +173,20 @@ def print_threads(budget) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def print_errors() -> None:
+    """Print the time of the measured errors of reductions from one set of factors."""
+    print("milliseconds of error('hinf'): first order, another order, and orders 1 to 30 together")
+    for name, system in make_models():
+        if system[0].shape[0] < 40:
+            continue
+        reduction = hankelred.reduce((*system, 0), ORDER)
+        times = [seconds(lambda *_, k=k, r=reduction: r.at(k).error("hinf"), ()) for k in (ORDER, ORDER + 1)]
+        start = time.process_time()
+        for order in range(1, 31):
+            reduction.at(order).error("hinf")
+        print(name, *(f"{1e3 * t:.1f}" for t in (*times, time.process_time() - start)), flush=True)
+
+
 def median_of(function, budget):
     function()
     once = max(seconds(function, ()), 1e-5)
@@ -220,6 +235,7 @@ def main() -> None:
         "--table", type=Path, help="write the table in Markdown too, as in docs/benchmarks.md"
     )
     parser.add_argument("--two-threads", action="store_true", help="compare one with two threads only")
+    parser.add_argument("--errors", action="store_true", help="time the measured errors of reductions")
     parser.add_argument("--limits", action="store_true", help="time the calls of LAPACK alone")
     _baseline.add_option(parser)
     arguments = parser.parse_args()
@@ -227,6 +243,10 @@ def main() -> None:
     budget = 0.3 if arguments.quick else 1.5
     if arguments.two_threads:
         print_threads(budget)
+        return
+    if arguments.errors:
+        with threadpool_limits(1):
+            print_errors()
         return
     if arguments.limits:
         with threadpool_limits(1):
