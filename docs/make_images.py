@@ -7,6 +7,7 @@ Everything in them comes from hankelred and systems by formula. Those of the pag
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -115,6 +116,32 @@ def explore() -> None:
     save(explorer.figure, "explore")
 
 
+def large_scaling() -> None:
+    """Draw time and memory against the number of states, as bench_large_scaling.py measured them."""
+    from matplotlib import pyplot
+
+    results = json.loads((HERE / "results" / "large_scaling.json").read_text())
+    names = {"hankelred": "hankelred, low rank", "pymor": "pyMOR", "dense": "hankelred, dense"}
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for ax, key, label in zip(
+        axes, ("seconds", "gigabytes"), ("processor time (s)", "memory (GB)"), strict=True
+    ):
+        for (package, name), color in zip(names.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
+            points = [point for point in results[package].values() if point is not None]
+            ax.loglog(
+                [point["states"] for point in points],
+                [point[key] for point in points],
+                "o-",
+                color=color,
+                label=name,
+            )
+        ax.set(xlabel="states", ylabel=label)
+        ax.grid(alpha=0.3)
+    axes[0].axhline(120, color="gray", linestyle=":", label="limit of pyMOR and the dense solver")
+    axes[0].legend(fontsize="small")
+    save(figure, "large_scaling")
+
+
 def save(figure: object, name: str, colors: int = 256) -> None:
     """Write one picture."""
     drawn = io.BytesIO()
@@ -142,6 +169,7 @@ GALLERY = (
     "record_to_model",
     "impulse_response_to_model",
     "nonlinear_rc_ladder",
+    "membrane_to_model",
     "long_simulation",
     "ranks_from_data",
     "system_as_adapter",
@@ -171,5 +199,6 @@ if __name__ == "__main__":
     certificate()
     methods()
     explore()
+    large_scaling()
     demo()
     gallery()

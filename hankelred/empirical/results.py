@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from ..models.linear_model import LinearModel
 from ..reduction.balancing import BalancedFactors
 from ..reduction.norms import difference_norm
 from ..reduction.reduce import Reduction, checked_choice, chosen_order, make_reduction
+from ..reduction.source import UncertifiedSource
 from ..simulation.signals import as_numbers
 
 
@@ -280,11 +280,10 @@ class EmpiricalGramians:
         return make_reduction(source, chosen_order(source, order, rule), EmpiricalReduction)
 
 
-class _EmpiricalSource:
+class _EmpiricalSource(UncertifiedSource):
     """Empirical Gramians as a source of reductions."""
 
     method = solver = "empirical"
-    certified = False
     unstable_order = 0
 
     def __init__(self, gramians: EmpiricalGramians, balancing: BalancedFactors):
@@ -294,10 +293,6 @@ class _EmpiricalSource:
         self.hankel_singular_values = gramians.hankel_singular_values
         self.noise_floor = gramians.noise_floor
         self.residual = max(gramians.error_estimate[kind] for kind in ("controllability", "observability"))
-
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: no bound is known for estimated Gramians."""
-        return math.inf
 
     def truncate(self, order: int) -> tuple[LinearModel | None, Array, Array]:
         """Project onto the leading balanced directions."""

@@ -189,7 +189,9 @@ def ritz_values(pencil: Pencil, V: Array, *, transposed: bool) -> Array:
 
     Source: Benner, Kuerschner and Saak, Electron. Trans. Numer. Anal. 43 (2014).
     """
-    Q = orthonormal_basis(V)
+    lengths = np.linalg.norm(V, axis=0)
+    Q, R = np.linalg.qr(V[:, lengths > 0] / lengths[lengths > 0])
+    Q = Q[:, np.abs(np.diag(R)) > INDEPENDENT]
     if Q.shape[1] == 0:
         return np.zeros(0, complex)
     left = Q.conj().T
@@ -229,10 +231,3 @@ def ordered(candidates: Array, count: int, *, real: bool) -> list[complex]:
         chosen.append(int(np.argmax(left)))
         left = left + table[chosen[-1]]
     return [complex(candidates[at]).conjugate() for at in chosen]
-
-
-def orthonormal_basis(V: Array) -> Array:
-    """Return an orthonormal basis of the columns of V, without those that depend on the others."""
-    lengths = np.linalg.norm(V, axis=0)
-    Q, R = np.linalg.qr(V[:, lengths > 0] / lengths[lengths > 0])
-    return Q[:, np.abs(np.diag(R)) > INDEPENDENT]

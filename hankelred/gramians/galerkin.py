@@ -19,19 +19,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError
 from ..models.linear_model import LinearModel
-from ..models.pencil import Pencil, applied
-from .dual_adi import orthonormal_basis
+from ..models.pencil import SparsePencil, applied
 from .factorize import factorize
 from .residual_bounds import ResidualBound, SymmetricBound
 from .smith import compress
 
-#: Number of columns whose products with A are computed at a time.
+#: Number of columns, or blocks of them, whose products with A and E are computed at a time, and of rows.
 COLUMNS = 16
+ROWS = 65_536
+#: Directions in which the columns, scaled to length one, have less than the root of this are omitted.
+DEPENDENT = 1e-14
 #: A gain is bounded by the largest gain at about this many frequencies, times MARGIN, if no eigenvalue of a
 #: Hamiltonian matrix contradicts, and otherwise times further powers of FACTOR.
 FREQUENCIES = 20
@@ -69,15 +70,16 @@ class GalerkinFactors:
 
 
 def galerkin_factors(
-    pencil: Pencil, B: Array, C: Array, columns: Array, bound: ResidualBound
+    pencil: SparsePencil, B: Array, C: Array, blocks: list[Array], bound: ResidualBound
 ) -> GalerkinFactors | None:
-    """Project a continuous model with a proved decay rate onto the span of these columns.
+    """Project a continuous model with a proved decay rate onto the span of these blocks of columns.
 
-    The result is None if the Gramians of the projected model cannot be computed.
+    Besides the blocks, two matrices of their size are in memory at a time. The result is None if the Gramians
+    of the projected model cannot be computed.
     """
-    V = orthonormal_basis(columns)
-    V = V @ np.linalg.inv(sla.cholesky(V.conj().T @ pencil.E(V)))
-    A_V, B_V, C_V = V.conj().T @ pencil.A(V), V.conj().T @ B, C @ V
+    V = _orthonormal_basis(pencil, blocks)
+    A_V = np.hstack([V.conj().T @ pencil.A(W) for W in _in_blocks(V)])
+    B_V, C_V = V.conj().T @ B, C @ V
     try:
         factored = factorize(LinearModel(A_V, B_V, C_V, np.zeros((C.shape[0], B.shape[1])), 0), 0.0)
     except ConvergenceError:
@@ -88,23 +90,69 @@ def galerkin_factors(
     Lc = system.unscale_right(factored.right_states(factored.controllability)) * 2.0**system.input_exponent
     Lo = system.unscale_left(factored.left_states(factored.observability)) * 2.0**system.output_exponent
     Lc, Lo = compress(Lc), compress(Lo)
+    E_size = float(abs(pencil.E_matrix).sum(axis=0).max())
     sides = (A_V, B_V, B, Lc, False), (A_V.conj().T, C_V.conj().T, C.conj().T, Lo, True)
     error, residual, squares = 1.0, 0.0, None
     for A_k, B_k, b, L, adjoint in sides:
-        EV = applied(pencil.E, V, adjoint)
-        R_b, R_A = b - EV @ B_k, applied(pencil.A, V, adjoint) - EV @ A_k
-        mixed = (R_A @ L) @ L.conj().T + R_b @ B_k.conj().T  # times (E V)^H, a part of the Lyapunov residual
-        size = 2 * np.linalg.norm(mixed) * math.sqrt(np.linalg.norm(EV.conj().T @ EV, 2))
-        residual = max(residual, float((size + np.linalg.norm(R_b) ** 2) / np.linalg.norm(b) ** 2))
-        del EV, mixed
-        if squares is None or not isinstance(
-            bound, SymmetricBound
-        ):  # with A = A^H both sides have the same R_A
-            squares = bound.gram(R_A, R_A)
+        R_b, R_A = b - applied(pencil.E, V @ B_k, adjoint), np.empty_like(V, np.result_type(V, A_k))
+        for at, W in enumerate(_in_blocks(V)):
+            columns = slice(at * COLUMNS, at * COLUMNS + W.shape[1])
+            R_A[:, columns] = applied(pencil.A, W, adjoint)
+            R_A[:, columns] -= applied(pencil.E, V @ A_k[:, columns], adjoint)
+        residual = max(residual, _lyapunov_residual(b, R_b, R_A, B_k, L, E_size))
+        if squares is None or not isinstance(bound, SymmetricBound):
+            squares = bound.gram(R_A, R_A)  # with A = A^H both sides have the same R_A
         error *= gain_bound(A_k, B_k, bound.gram(R_b, R_b), bound.gram(R_A, R_b), squares)
-    sizes = [float(pencil.sizes(W, W).max()) for W in _in_blocks(np.abs(V))]
+        del R_A
+    sizes = [float(pencil.sizes(W, W).max()) for W in map(np.abs, _in_blocks(V))]
     rounding = (pencil.n + max(sizes) / float(np.abs(np.linalg.eigvals(A_V)).min())) * EPS
     return GalerkinFactors(V @ Lc, V @ Lo, Lo.conj().T @ Lc, error, rounding, residual)
+
+
+def _orthonormal_basis(pencil: SparsePencil, blocks: list[Array]) -> Array:
+    """Return V with V^H E V = 1 that spans the blocks, without columns that depend on the others.
+
+    Products with the inverse root of V^H E V are repeated, since the first one has rounding errors.
+    """
+    lengths = np.concatenate([np.linalg.norm(block, axis=0) for block in blocks])
+    scales = 1 / np.where(lengths > 0, lengths, 1.0)
+    ends = np.cumsum([0, *(block.shape[1] for block in blocks)])
+    gram = np.zeros((ends[-1],) * 2, np.result_type(*blocks))
+    for first in range(0, len(blocks), COLUMNS):
+        group = np.hstack(blocks[first : first + COLUMNS])
+        columns = slice(ends[first], ends[first] + group.shape[1])
+        image = pencil.E(group)
+        for k, block in enumerate(blocks):
+            gram[ends[k] : ends[k + 1], columns] = block.conj().T @ image
+    root = _inverse_root(scales[:, None] * gram * scales)
+    V = np.zeros((pencil.n, root.shape[1]), root.dtype)
+    for first in range(0, len(blocks), COLUMNS):
+        group = np.hstack(blocks[first : first + COLUMNS])
+        columns = slice(ends[first], ends[first] + group.shape[1])
+        V += group @ (scales[columns, None] * root[columns])
+    root = _inverse_root(np.hstack([V.conj().T @ pencil.E(W) for W in _in_blocks(V)]))
+    for first in range(0, pencil.n, ROWS):
+        V[first : first + ROWS] = V[first : first + ROWS] @ root
+    return V
+
+
+def _inverse_root(gram: Array) -> Array:
+    """Return X with X^H gram X = 1, without the directions in which gram is rounding."""
+    values, vectors = np.linalg.eigh((gram + gram.conj().T) / 2)
+    kept = values > DEPENDENT * values[-1]
+    return np.asarray(vectors[:, kept] / np.sqrt(values[kept]))
+
+
+def _lyapunov_residual(b: Array, R_b: Array, R_A: Array, B_V: Array, L: Array, E_size: float) -> float:
+    """Return a bound for the residual of the Lyapunov equation of (V L)(V L)^H, relative to |b b^H|.
+
+    The residual is T (E V)^H + E V T^H + R_b R_b^H with T = R_A L L^H + R_b B_V^H.
+    """
+    R = np.block([[R_b.conj().T @ R_b, R_b.conj().T @ R_A], [R_A.conj().T @ R_b, R_A.conj().T @ R_A]])
+    weights = np.concatenate([B_V.conj().T, L @ L.conj().T])
+    mixed = math.sqrt(max(float(np.trace(weights.conj().T @ R @ weights).real), 0.0))
+    size = 2 * mixed * math.sqrt(E_size) + float(np.linalg.norm(R_b)) ** 2
+    return size / float(np.linalg.norm(b)) ** 2
 
 
 def _in_blocks(V: Array) -> list[Array]:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import require_finite
+from .._util.checks import require_finite, require_option
 from ..errors import ModelError, UnstableError
 from ..models.descriptor_sparse import BorderedPencil
 from ..models.linear_model import LinearModel, Timebase
@@ -85,8 +85,7 @@ def gramian(
     >>> hankelred.gramian(([[0.5]], [[1.0]], [[1.0]], 0), "observability", dt=1.0).round(4)
     array([[1.3333]])
     """
-    if kind not in KINDS:
-        raise ModelError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    require_option(kind, KINDS, "kind", ModelError)
     tol = checked_tol(stability_tol)
     return by_size(
         sys,

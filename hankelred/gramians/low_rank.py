@@ -25,10 +25,10 @@ from .._util.checks import real_number
 from .._util.progress import on_terminal, with_status_line
 from ..errors import ConvergenceError, ModelError, OrderError, short_repr
 from ..models.linear_model import DENSE_LIMIT
-from ..models.pencil import Factorize, Pencil, applied
+from ..models.pencil import Factorize, Pencil, SparsePencil, applied
 from ..models.scaling import gain_exponent
 from ..models.sparse_model import SparseModel
-from .deflation import UnstablePart, no_unstable_part, unstable_part
+from .deflation import UnstablePart, no_unstable_part, rigid_body_part, unstable_part
 from .dual_adi import SHIFTS, DualADI, Side
 from .galerkin import GalerkinFactors, galerkin_factors
 from .poles import slow_poles
@@ -258,9 +258,12 @@ def low_rank_factors(
     if bound is None:
         check_descriptor(problem.pencil, discrete=problem.discrete)
     if bound is None and not is_proven_stable(problem.pencil):
+        rigid = rigid_body_part(problem.pencil)
         adi.next_shifts()  # computes first approximations of the poles
         slowest = float(np.abs(adi.ritz).min(initial=np.inf))
-        if math.isfinite(slowest):
+        if rigid is not None:
+            unstable, slowest = rigid
+        elif math.isfinite(slowest):
             unstable = unstable_part(problem.pencil, slowest, stability_tol)
         if unstable.A.size:
             adi.deflate(unstable.left, unstable.right)
@@ -320,9 +323,10 @@ def _iterate_until_projected(
     prevents the requested accuracy: then further steps of the iteration follow, which round less.
     """
     ports = problem.B.shape[1] + problem.C.shape[0]
-    if problem.pencil.n < STATES_PER_PORT * ports or problem.discrete:
+    pencil = problem.pencil
+    if pencil.n < STATES_PER_PORT * ports or problem.discrete or not isinstance(pencil, SparsePencil):
         return None
-    project_below = PROJECTED_RESIDUALS[problem.pencil.n > CHEAP_STATES]
+    project_below = PROJECTED_RESIDUALS[pencil.n > CHEAP_STATES]
     attempts = 0
     while attempts < MAX_PROJECTIONS and len(adi.shifts) < MAX_SHIFTS:
         for shift in adi.next_shifts():
@@ -334,8 +338,8 @@ def _iterate_until_projected(
                 return None
             if residual > project_below:
                 continue
-            columns = np.hstack([adi.controllability.factor(), adi.observability.factor().conj()])
-            factors = galerkin_factors(problem.pencil, problem.B, problem.C, columns, bound)
+            blocks = adi.controllability.blocks + [block.conj() for block in adi.observability.blocks]
+            factors = galerkin_factors(pencil, problem.B, problem.C, blocks, bound)
             attempts += 1
             if factors is None or factors.rounding > accuracy:
                 return None
@@ -404,6 +408,8 @@ def _iterate_until_converged(
             batch, unused = unused[:SHIFTS], unused[SHIFTS:]
         else:
             batch = adi.next_shifts()
+        if not batch:  # all Ritz values are on the stability boundary
+            return math.inf, product.matrix
         for shift in batch:
             adi.step(complex(shift))
         residual = max(side.residual for side in adi.sides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .._util.arrays import EPS, Array
+from .._util.checks import require_option
 from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
 from ..gramians.stability import count_unstable
@@ -21,6 +21,7 @@ from ..reduction.interactive import reduction_in_notebook
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
 from ..reduction.reduce import Reduction, make_reduction
+from ..reduction.source import UncertifiedSource
 from ..simulation.batch_recurrence import simulate_states
 from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
 from .hankel_svd import NOISE_NORM
@@ -404,8 +405,7 @@ def identify(
     >>> np.round(model.system.poles().real, 9), np.round(model.fit, 6)
     (array([0.8]), array([1.]))
     """
-    if missing not in ("refuse", "bridge"):
-        raise HankelredError(f"missing must be 'refuse' or 'bridge', got {missing!r}")
+    require_option(missing, ("refuse", "bridge"), "missing", HankelredError)
     data = as_recorded_data(u, y, dt, allow_missing=missing == "bridge")
     if data.is_complex:
         raise HankelredError(
@@ -614,12 +614,11 @@ class IdentificationProblem:
         )
 
 
-class IdentificationSource:
+class IdentificationSource(UncertifiedSource):
     """The source of identified models: the chosen one, and those of other orders, estimated on first use."""
 
     method = "identification"
     solver = "qr"
-    certified = False
     full: LinearModel | None = None
     residual = 0.0
 
@@ -627,10 +626,6 @@ class IdentificationSource:
         self.problem, self.chosen = problem, chosen
         self.chosen_order = chosen.model.order
         self._models = {self.chosen_order: chosen}
-
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: the model of each order is estimated separately."""
-        return math.inf
 
     def model_of_order(self, order: int) -> SelectedModel:
         """Return the model of an order, estimated on first use."""

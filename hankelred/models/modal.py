@@ -11,7 +11,7 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
-from .._util.checks import first_index
+from .._util.checks import first_index, require_option
 from ..errors import ModelError
 from .block_diagonal import block_diagonalize
 from .conjugate_pairs import real_coordinates
@@ -229,8 +229,7 @@ def modal_form(
     array([[-1.,  1.],
            [ 0., -1.]])
     """
-    if form not in ("diagonal", "block_diagonal"):
-        raise ModelError(f"form must be 'diagonal' or 'block_diagonal', got {form!r}")
+    require_option(form, ("diagonal", "block_diagonal"), "form", ModelError)
     model = as_model(sys, dt)
     if form == "diagonal":
         model.require_proper("a ModalSystem holds no polynomial part (form='block_diagonal' does)")

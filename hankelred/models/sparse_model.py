@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.checks import first_index
-from ..errors import ConvergenceError, ModelError, short_repr
+from .._util.checks import first_index, require_option
+from ..errors import ConvergenceError, ModelError
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
 from .linear_model import (
     DENSE_LIMIT,
@@ -76,8 +76,7 @@ def any_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel |
     ModelError
         An unknown solver; matrices that do not make a model.
     """
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise ModelError(f"solver must be one of {', '.join(SOLVERS)}, got {short_repr(solver)}")
+    require_option(solver, SOLVERS, "solver", ModelError)
     if solver == "dense":
         return dense_model(sys, dt, solver)
     if isinstance(sys, SparseModel):
@@ -200,7 +199,9 @@ def square_sparse(M: Any, name: str, n: int | None = None) -> Any:
     M = sp.csc_array(checked_sparse(M, name)) if is_sparse(M) else sp.csc_array(numeric_matrix(M, name))
     if M.dtype.kind not in "biufc":
         raise ModelError(f"{name} is not a numeric matrix: its entries are of type {M.dtype}")
-    M = M.astype(complex if np.iscomplexobj(M.data) and np.any(M.data.imag) else float, copy=True)
+    if np.iscomplexobj(M.data) and not np.any(M.data.imag):
+        M = M.real
+    M = M.astype(complex if np.iscomplexobj(M.data) else float, copy=True)
     M.sum_duplicates()
     M.sort_indices()
     if M.shape[0] != M.shape[1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -93,7 +94,7 @@ class Balancing(BalancedFactors):
         """Number of singular values above the noise floor."""
         return int(np.count_nonzero(self.values > self.noise_floor))
 
-    @property
+    @cached_property
     def n_computable(self) -> int:
         """Number of states above the rounding errors; the directions of all others would be arbitrary."""
         return int(np.count_nonzero(self.values > self.rounding))
@@ -190,10 +191,10 @@ def pad_values(values: Array, factored: FactoredSystem) -> Array:
     """Return n values in the model's units: inf for unstable poles, the values, and zeros."""
     system = factored.scaled_system
     values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
-    if values.size == factored.n_stable and not factored.n_unstable:
+    n_stable, n_unstable = factored.n_stable, factored.n_unstable
+    if values.size == n_stable and not n_unstable:
         return values
-    zeros = np.zeros(factored.n_stable - values.size)
-    return np.concatenate([np.full(factored.n_unstable, np.inf), values, zeros])
+    return np.concatenate([np.full(n_unstable, np.inf), values, np.zeros(n_stable - values.size)])
 
 
 def _svd_of_factors(Lc: Array, Lo: Array, product: Array) -> tuple[Array, Array, Array]:

@@ -251,9 +251,11 @@ def _row(
             try:
                 reduction = reduce(model, order, method=method, stability_tol=stability_tol, **options)
             except ModelError as error:
-                if method != "stochastic" or "regularization=" not in str(error):
+                size = 0.0
+                if method == "stochastic" and "regularization=" in str(error):
+                    size = REGULARIZATION * norm(model, "hinf", stability_tol=stability_tol)
+                if size == 0:  # also of a model that is zero
                     raise
-                size = REGULARIZATION * norm(model, "hinf", stability_tol=stability_tol)
                 note = f"regularization {size:.3g}"
                 start = time.perf_counter()
                 reduction = reduce(

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.linalg.lapack import dtrsyl
 
 from .._util.arrays import EPS, Array, Quadruple, schur_poles
+from .._util.checks import require_option
 from .._util.poles import distance_to_boundary, frequencies_of, slowest_poles
 from .._util.schur import is_quasi_triangular, schur_form
 from ..errors import ConvergenceError, ModelError
@@ -56,6 +57,7 @@ CRITICAL_POLES = 8
 
 #: MATLAB's names of the norms.
 NUMBERS = {2: "h2", math.inf: "hinf"}
+KINDS = ("h2", "hinf", "hankel", "linf")
 
 
 def norm(
@@ -122,19 +124,18 @@ def norm(
     """
     if not isinstance(kind, str | bool | np.ndarray) and np.isscalar(kind):
         kind = NUMBERS.get(kind, kind)  # type: ignore[call-overload]
-    if not isinstance(kind, str) or kind not in ("h2", "hinf", "hankel", "linf"):
-        raise ModelError(f"kind must be 'h2', 'hinf', 'hankel', 'linf', 2 or inf, got {kind!r}")
-    if return_frequency and kind not in ("hinf", "linf"):
+    name = require_option(kind, KINDS, "kind", ModelError)
+    if return_frequency and name not in ("hinf", "linf"):
         raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     tol = checked_tol(stability_tol)
 
     def of_large(large: SparseModel) -> float:
-        if kind == "linf" or return_frequency:
+        if name == "linf" or return_frequency:
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
-        return _norm_of_large(intermediate_model(large, accuracy, factorize, tol), kind)
+        return _norm_of_large(intermediate_model(large, accuracy, factorize, tol), name)
 
     return by_size(
-        sys, dt, solver, of_large, lambda model: _norm_of_dense(model, kind, return_frequency, tol)
+        sys, dt, solver, of_large, lambda model: _norm_of_dense(model, name, return_frequency, tol)
     )
 
 

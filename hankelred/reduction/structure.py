@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +16,12 @@ from ..models.sparse_model import by_size
 from .balancing import singular_values
 from .intermediate import IntermediateModel, intermediate_model
 from .norms import difference_norm, intermediate_error
+from .source import UncertifiedSource
 
 STRUCTURES = ("first_order", "second_order")
 
 
-class PositionVelocity:
+class PositionVelocity(UncertifiedSource):
     """Balances the position part of one Gramian against the velocity part of the other.
 
     With Rp the positions of the controllability factor and Lv the velocities of the observability factor, the
@@ -32,7 +32,6 @@ class PositionVelocity:
     """
 
     method = "truncation"
-    certified = False
     full: LinearModel | None
 
     def __init__(
@@ -114,10 +113,6 @@ class PositionVelocity:
                     "projection onto its position basis only: use another order, or structure='first_order'"
                 )
         return replace(reduced.dense(), export=_Export(reduced)), None, None
-
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: no bound is proved for position-velocity balancing."""
-        return math.inf
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the full (for large models: the intermediate) model minus the reduced one."""

@@ -339,7 +339,7 @@ class HRMLayer(AdapterLayer):
             The hidden states are not those of the batch that the decoder was called with.
         """
         context = block_call.context
-        if x.shape[:-1] != (context.batch, context.time):
+        if x.shape != (context.batch, context.time, self.width):
             raise StateError(
                 f"block {self.cache_key} got hidden states of shape {tuple(x.shape)} for a batch of "
                 f"{context.batch} rows of {context.time} tokens; an adapter needs them as (batch, time, "
@@ -356,7 +356,7 @@ class HRMLayer(AdapterLayer):
         if state is not None and single and not torch.compiler.is_compiling():
             step = state.step_of(self.cache_key, identity, segment_start)
         if step is not None:
-            if not system.is_hooked() and not torch.is_autocast_enabled(x.device.type):
+            if not system.is_hooked() and not torch.is_autocast_enabled(step.stepper.device):
                 return step.stepper.run(x, step.state, valid, segment_start, u, step.decayed)
             options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)
         elif state is not None:

@@ -289,6 +289,7 @@ class HRMSystem(PreciseModule):
             _precise(cast(Tensor, self.static_B)).t() if direct else None,
             _precise(cast(Tensor, self.static_C)).t().contiguous() if direct else None,
             shared=self.static_B is None,
+            device=self.B.device.type,
         )
 
     def _signs(self, u: Tensor, valid: Tensor | None, shards: Shards | None) -> Tensor:

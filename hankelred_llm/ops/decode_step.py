@@ -72,6 +72,7 @@ class Stepper(NamedTuple):
     static_B: Tensor | None = None  # (d, rank): input map of the direct term, where it has its own
     static_out: Tensor | None = None  # (rank, d), contiguous
     shared: bool = True  # whether what static parts read is u
+    device: str = "cpu"  # its kind
 
     def run(
         self,

@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 
+from hankelred.errors import name_list
+
 from ..errors import StateError
 from ..ops.decode_step import StepCoefficients, Stepper
 from ..ops.masks import after_reset
@@ -215,6 +217,25 @@ class HRMState(_CacheLayerWithoutKeys):
             self._histories[block] = histories
         for adapter, s in states.items():
             histories[adapter].append(s, unlimited=self.record_past)
+
+    def last_states(self) -> dict[str, Tensor]:
+        """Return the last states of all adapters, by block and adapter.
+
+        Raises
+        ------
+        StateError
+            Rows have adapters of their own.
+        """
+        if self._row_adapters is not None:
+            raise StateError(
+                "the rows of the cache have adapters of their own, whose states cannot be told apart; fill "
+                "one cache for each adapter"
+            )
+        return {
+            f"{block} {adapter}": history.last()
+            for block, histories in self._histories.items()
+            for adapter, history in histories.items()
+        }
 
     def drop(self, block: str) -> None:
         """Drop the states of a block whose adapters do not process the current tokens."""
@@ -468,8 +489,14 @@ def open_state(cache: Cache, *, length: int, n_layers: int) -> HRMState:
     Raises
     ------
     StateError
-        The cache holds tokens that no adapter has processed.
+        The cache holds tokens that no adapter has processed, or is a static one of an exported program.
     """
+    if torch.compiler.is_exporting() and any(isinstance(layer, StaticLayer) for layer in cache.layers):
+        raise StateError(
+            "an exported program keeps the keys of a static cache in buffers, and has none for the states of "
+            "the adapters, which would start from zero at every call; export with use_cache=False, or a step "
+            "whose states are inputs and outputs: see hankelred_llm.get_states"
+        )
     state = find_state(cache)
     if state is None:
         if length:
@@ -497,6 +524,93 @@ def open_state(cache: Cache, *, length: int, n_layers: int) -> HRMState:
             f"or another model wrote into the cache; {_NEW_CACHE}"
         )
     return state
+
+
+def get_states(cache: Cache) -> dict[str, Tensor]:
+    """Return the last states of all adapters in a cache, as tensors that can be stored or passed on.
+
+    Parameters
+    ----------
+    cache : Cache
+        That a model with adapters has filled.
+
+    Returns
+    -------
+    dict of Tensor, shape (batch, states)
+        By block and by system; a copy of the model, or the adapter loaded again, has other systems.
+
+    Raises
+    ------
+    StateError
+        The cache has no states, or its rows have adapters of their own.
+
+    Examples
+    --------
+    >>> import torch, transformers, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    >>> cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
+    >>> [tuple(state.shape) for state in hankelred_llm.get_states(cache).values()]
+    [(1, 4), (1, 4)]
+    """
+    state = find_state(cache)
+    if state is None:
+        raise StateError("the cache has no states of adapters: call a model with an adapter with it first")
+    return state.last_states()
+
+
+def set_states(cache: Cache, states: Mapping[str, Tensor]) -> None:
+    """Put states into a cache with the keys and values of the same tokens.
+
+    Parameters
+    ----------
+    cache : Cache
+        Growing, with keys and without states, as one that was made from the keys and values of another.
+    states : mapping of Tensor
+        From :func:`get_states`.
+
+    Raises
+    ------
+    StateError
+        The cache is a static one, is empty, or has states already; or a name is none of :func:`get_states`.
+
+    Examples
+    --------
+    >>> import torch, transformers, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    >>> cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
+    >>> again = transformers.DynamicCache()
+    >>> for k in range(2):
+    ...     _ = again.update(cache.layers[k].keys, cache.layers[k].values, k)
+    >>> hankelred_llm.set_states(again, hankelred_llm.get_states(cache))
+    >>> token = torch.ones(1, 1, dtype=torch.long)
+    >>> logits = model(token, past_key_values=again).logits
+    >>> torch.equal(logits, model(token, past_key_values=cache).logits)
+    True
+    """
+    if find_state(cache) is not None:
+        raise StateError("the cache has states of adapters already; make a new one from its keys and values")
+    if not cache.layers or any(isinstance(layer, StaticLayer) for layer in cache.layers):
+        raise StateError(
+            "states can be put into a growing cache that has keys and values of the same tokens, such as a "
+            "DynamicCache after its update()"
+        )
+    length = cached_length(cache)
+    names = [name.partition(" ") for name in states]
+    if not names or not all(block and adapter for block, _, adapter in names):
+        raise StateError(f"states {name_list(list(states), 3)} are not named as get_states names them")
+    state = open_state(cache, length=0, n_layers=len(cache.layers))
+    by_block: dict[str, dict[str, Tensor]] = {}
+    for (block, _, adapter), last in zip(names, states.values(), strict=True):
+        by_block.setdefault(block, {})[adapter] = last
+    for block, last_states in by_block.items():
+        state.store(block, last_states)
+    state.started, state.tokens = True, length
 
 
 def find_cache(values: Iterable[object]) -> Cache | None:

@@ -23,6 +23,7 @@ from ...reduction.norms import difference_norm
 from ...reduction.order import checked_order
 from ...reduction.plots import frequency_axis, gain_label, response
 from ...reduction.reduce import Reduction, make_reduction
+from ...reduction.source import UncertifiedSource
 from ..records import label
 from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter, Surplus
 from .response_data import ResponseData, as_response_data
@@ -317,12 +318,11 @@ def _warn(result: FrequencyFit, source: FrequencyFitSource) -> None:
             )
 
 
-class FrequencyFitSource:
+class FrequencyFitSource(UncertifiedSource):
     """The source of models fitted to a frequency response, each order on first use."""
 
     method = "frequency_fit"
     solver = "qr"
-    certified = False
     full: LinearModel | None = None
     #: that of the equations; the error of each order is the `residual` of its FrequencyFit
     residual = 0.0
@@ -344,10 +344,6 @@ class FrequencyFitSource:
         self.fitter = ResponseFitter(axis / self.frequency, response, stable)
         self.chosen_order = 0
         self._fits: dict[int, Fit] = {}
-
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: the model of each order is fitted separately."""
-        return math.inf
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:
         """Return the model of an order; there is no projection."""

@@ -15,7 +15,7 @@ from ...gramians.weighted import dual
 from ...models.linear_model import LinearModel
 from ..norms import compress_inputs_and_outputs, equilibrated, hinf_norm
 from ..order import order_by_bisection
-from .derived import Derived
+from .derived import Derived, in_balanced_states
 
 #: By this share the gain of a reduced model may exceed one because of rounding.
 ROUNDING = 1e-9
@@ -43,7 +43,8 @@ class BoundedReal(Derived):
                 "method='bounded_real' needs a gain below 1 at every frequency, and the largest is "
                 f"{gain:.6g}: scale inputs or outputs, or use another method"
             )
-        super().__init__(model, _completed(model))
+        states, bases = in_balanced_states(model, stability_tol)
+        super().__init__(model, _completed(states), bases)
         self.method = "bounded_real"
 
     def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
@@ -108,7 +109,8 @@ class PositiveReal(BoundedReal):
                 "method='positive_real' needs D + D^H positive definite, and its least eigenvalue is "
                 f"{least:.3g}: add a small resistance to D"
             )
-        waves = model.with_matrices(*_waves(*model.as_tuple()))
+        states, bases = in_balanced_states(model, stability_tol)
+        waves = model.with_matrices(*_waves(*states.as_tuple()))
         discrete = model.is_discrete
         stable = is_stable_matrix(waves.A, discrete=discrete)
         gain = _largest_gain(waves.as_tuple(), discrete=discrete) if stable else math.inf
@@ -117,7 +119,7 @@ class PositiveReal(BoundedReal):
                 "method='positive_real' needs a strictly passive model, G + G^H > 0 at every frequency, and "
                 "this one is not"
             )
-        Derived.__init__(self, model, _completed(waves))
+        Derived.__init__(self, model, _completed(waves), bases)
         self.method = "positive_real"
 
     def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..._util.arrays import EPS, Array
+from ..._util.checks import require_option
 from ...errors import ModelError
 from ...gramians.factorize import FactoredSystem, factorize
 from ...gramians.limited import band_factors, horizon_factors
@@ -238,8 +239,7 @@ def frequency_weighted(
     weighting: str = "best",
 ) -> Restricted:
     """Return truncation by frequency-weighted Gramians."""
-    if weighting not in WEIGHTINGS:
-        raise ModelError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    require_option(weighting, WEIGHTINGS, "weighting", ModelError)
     if input_weight is None and output_weight is None:
         raise ModelError("method='frequency_weighted' needs input_weight= or output_weight=, or both")
     on_input, on_output = checked_weights(input_weight, output_weight, model, stability_tol)

@@ -27,6 +27,7 @@ from ..norms import (
 )
 from ..order import distinct, order_by_bisection
 from .bilinear import from_half_plane, to_half_plane
+from .derived import in_balanced_states
 
 #: Singular values nearer to 1 than this correspond to zeros in the right half plane.
 ONE = 1e-6
@@ -56,10 +57,9 @@ class Stochastic(UserFactors):
                 f"method='stochastic' needs a stable model, and {unstable} pole(s) are unstable or marginal; "
                 "separate them by split(), reduce the stable part, and add the unstable part to the result"
             )
-        inner = model
-        if model.is_discrete:
-            inner = replace(model.with_matrices(*to_half_plane(*model.as_tuple())), dt=0)
-        inner, self._bases = _balanced(inner)
+        inner, self._bases = in_balanced_states(model, stability_tol)
+        if model.is_discrete:  # the bilinear map leaves balanced states balanced
+            inner = replace(inner.with_matrices(*to_half_plane(*inner.as_tuple())), dt=0)
         factored = factorize(inner, 0.0)
         Lo = _phase_factor(factored, inner, self.regularization)
         super().__init__(inner, balance(replace(factored, observability=Lo, solver="riccati")))
@@ -139,19 +139,6 @@ class Stochastic(UserFactors):
         return math.hypot(gain, self.regularization)
 
 
-def _balanced(model: LinearModel) -> tuple[LinearModel, tuple[Array, Array]]:
-    """Return the model in balanced states, if all can be computed, and the bases of the projection onto them.
-
-    In other states the Riccati equation can be so ill-conditioned that its solution has no correct digits.
-    """
-    balancing = balance(factorize(model, 0.0))
-    if balancing.n_computable < model.n_states:
-        eye = np.eye(model.n_states)
-        return model, (eye, eye)
-    balanced, left, right = truncate_balanced(model, balancing, model.n_states)
-    return balanced, (left, right)
-
-
 def _checked(regularization: Any) -> float:
     if regularization is None:
         return 0.0
@@ -194,4 +181,5 @@ def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: 
         what="the spectral factor",
         advice="the model has a zero on or near the stability boundary: choose a larger regularization=",
     )
-    return gramian((A, B, solution.rows, np.zeros((p, B.shape[1]))), "observability", factor=True)
+    phase = A, B, solution.rows, np.zeros((p, B.shape[1]))
+    return gramian(phase, "observability", factor=True, stability_tol=0.0)

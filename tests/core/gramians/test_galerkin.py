@@ -102,7 +102,7 @@ def test_reduction_and_its_bound(projected, convection):
     dense = hankelred.reduce((A.toarray(), B, C, 0), 6)
     assert reduction.certificate.kind == "rigorous"
     assert abs(reduction.error() - dense.error()) <= reduction.error_uncertainty + 1e-6 * dense.error()
-    assert dense.error() <= reduction.error_bound <= 1.01 * dense.error_bound
+    assert dense.error() <= reduction.error_bound <= 1.05 * dense.error_bound
     # the H2 norm has no contribution of residual factors
     h2 = hankelred.norm((A, B, C, 0), "h2", solver="low_rank")
     assert h2 == pytest.approx(hankelred.norm((A.toarray(), B, C, 0), "h2"), rel=1e-4)

@@ -174,6 +174,20 @@ def test_model_without_input_or_output():
     assert hankelred.norm((A, 0 * B, C, 0), "hinf", solver="low_rank") == 0
 
 
+def test_complex_matrices_without_imaginary_parts():
+    # numpy's warning about discarded imaginary parts reached the user
+    A, B, C = heat(12, convection=10.0)
+    values = hankel_singular_values((A.astype(complex), B + 0j, C, 0), solver="low_rank")
+    np.testing.assert_allclose(values[:10], dense(A, B, C)[:10], rtol=1e-8)
+
+
+def test_all_poles_at_the_origin():
+    """The error was one of numpy, about an empty list of arrays."""
+    _, B, C = heat(12)
+    with pytest.raises(ConvergenceError, match="unstable poles"):
+        hankel_singular_values((sp.csc_array((144, 144)), B, C, 0), solver="low_rank")
+
+
 def test_another_factorization():
     A, B, C = heat(12, convection=10.0)
     made = []
