@@ -3,7 +3,7 @@
     python benchmarks/bench_sizes.py measure       writes benchmarks/sizes.json; hours on a busy machine
     python benchmarks/bench_sizes.py draw          draws docs/images/sizes.png from it
 
-Every model is measured in a process of its own with one thread. The memory of a call is the largest of that
+Every point is measured in a process of its own with one thread. The memory of a call is the largest of that
 process (VmHWM of Linux) minus that before the call. A call of more than two processor minutes is stopped, and
 larger models of that family are not tried; hankelred has ten minutes. Points that are stored are not measured
 again.
@@ -89,13 +89,13 @@ def measure(largest: int) -> None:
             while packages := [
                 name for name in PACKAGES if str(n) not in points[name] and None not in points[name].values()
             ]:
-                command = [sys.executable, __file__, "one", family, str(n), *packages]
+                command = [sys.executable, __file__, "one", family, str(n), packages[0]]
                 run = subprocess.run(
                     command, capture_output=True, text=True, env={**os.environ, **one_thread}, check=False
                 )
                 measured = dict(map(json.loads, run.stdout.splitlines()))
                 # None: stopped by the limit of time, or by the lack of memory
-                stopped = next((name for name in packages if name not in measured), None)
+                stopped = None if measured else packages[0]
                 measured |= {} if stopped is None else {stopped: None}
                 for package, point in measured.items():
                     points[package][str(n)] = point
