@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
+from .._util.results_folder import results_folder
 from ..errors import ExperimentError
 from .experiment import open_experiment
-from .folder import results_folder
 from .processes import this_process
 from .records import ResultsFile, RunRecord
 from .settings import Settings
