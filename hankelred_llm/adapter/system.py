@@ -242,7 +242,7 @@ class HRMSystem(PreciseModule):
             The tokens are one shard of a sequence; the state comes from the previous process.
         static_input : Tensor, shape (batch, rank, time), optional
             What :meth:`static_input` returned for x, where it was called before.
-        decayed : Tensor, shape (batch, order), optional
+        decayed : Tensor, shape (batch, 1, order), optional
             A times the state, for the stepper, where it was computed for all layers together.
 
         Returns
@@ -283,10 +283,10 @@ class HRMSystem(PreciseModule):
         direct = self.static_C is not None and self.static_B is not None
         return Stepper(
             StepCoefficients.of(self.log_decay(), self.phase, negative=self.modes.negative),
-            _precise(self.B).t(),
+            _precise(self.B),
             _precise(self.gate * self.C).t().contiguous(),
             None if self.m is None else _precise(self.m),
-            _precise(cast(Tensor, self.static_B)).t() if direct else None,
+            _precise(cast(Tensor, self.static_B)) if direct else None,
             _precise(cast(Tensor, self.static_C)).t().contiguous() if direct else None,
             shared=self.static_B is None,
             device=self.B.device.type,

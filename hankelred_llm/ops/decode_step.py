@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from .masks import after_reset
 
@@ -66,10 +67,10 @@ class Stepper(NamedTuple):
     """A system prepared for one token at a time."""
 
     step: StepCoefficients
-    B: Tensor  # (d, order), the transpose of a contiguous matrix
+    B: Tensor  # (order, d)
     out: Tensor  # (order, d), contiguous: a product with one row reads it twice as fast as C
     m: Tensor | None = None  # (order,): the output is that of u + m s, None: of s alone
-    static_B: Tensor | None = None  # (d, rank): input map of the direct term, where it has its own
+    static_B: Tensor | None = None  # (rank, d): input map of the direct term, where it has its own
     static_out: Tensor | None = None  # (rank, d), contiguous
     shared: bool = True  # whether what static parts read is u
     device: str = "cpu"  # its kind
@@ -85,23 +86,24 @@ class Stepper(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """Run one token, in as few operations as possible: (batch, 1, d) and (batch, channels).
 
-        `decayed` is A times the state, zero where a segment starts, where it was computed before.
+        The operations are those of the base model where there is a choice: between its layers, code that ran
+        before is faster than code that does less. `decayed` (batch, 1, channels) is A times the state, zero
+        where a segment starts, where it was computed before.
         """
         if decayed is None:
-            decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start)
-        given = None if static_input is None else static_input.squeeze(2)
+            decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start).unsqueeze(1)
+        given = None if static_input is None else static_input.transpose(1, 2)
         u = given if self.shared else None
-        row = x.squeeze(1)
-        row = row if row.dtype == state.dtype else row.to(state.dtype)
-        if u is None and self.m is not None:
-            u = torch.mm(row, self.B)
-        s = torch.addmm(decayed, row, self.B) if u is None else decayed + u
+        x = x if x.dtype == state.dtype else x.to(state.dtype)
+        if u is None:
+            u = linear(x, self.B)
+        s = u + decayed
         if valid is not None:
-            s = torch.where(valid, s, after_reset(state, segment_start))
-        y = torch.mm(s if self.m is None or u is None else torch.addcmul(u, self.m, s), self.out)
+            s = torch.where(valid[..., None], s, after_reset(state, segment_start).unsqueeze(1))
+        y = torch.matmul(s if self.m is None else torch.addcmul(u, self.m, s), self.out)
         if self.static_B is not None and self.static_out is not None:
-            y = torch.addmm(y, torch.mm(row, self.static_B) if given is None else given, self.static_out)
-        return y.unsqueeze(1), s
+            y = y + torch.matmul(linear(x, self.static_B) if given is None else given, self.static_out)
+        return y, s.squeeze(1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
         return self  # copies of a cache share it: it is never changed

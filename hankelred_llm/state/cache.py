@@ -41,7 +41,7 @@ class PreparedStep(NamedTuple):
 
     stepper: Stepper
     state: Tensor  # before the token, (batch, states)
-    decayed: Tensor  # A times it, or zero where a segment starts
+    decayed: Tensor  # A times it, or zero where a segment starts, (batch, 1, states)
 
 
 class HRMState(_CacheLayerWithoutKeys):
@@ -177,7 +177,7 @@ class HRMState(_CacheLayerWithoutKeys):
         together = self._together(block, adapter)
         states = [prepared.last() for prepared in together.histories]
         after = together.coefficients.decay(torch.cat(states, 1)).to(states[0].dtype)
-        parts = torch.split(after_reset(after, segment_start), list(together.sizes), 1)
+        parts = torch.split(after_reset(after, segment_start).unsqueeze(1), list(together.sizes), 2)
         self._steps = dict(
             zip(together.keys, map(PreparedStep, together.steppers, states, parts), strict=True)
         )
