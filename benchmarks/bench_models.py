@@ -1,10 +1,12 @@
 """Time of the four basic calls on models of the size that users have, against slycot, in one run.
 
     make bench        or        python benchmarks/bench_models.py [--quick] [--table FILE]
+    python benchmarks/bench_models.py --two-threads        hankelred with one and with two threads of BLAS
 
 SLICOT's benchmark models are taken from `../shared/data` (or HANKELRED_SHARED); those that are not there are
 reported by name, and models made by formula always run. One thread. Each figure is the median of repeated
-calls, of both packages in turn, in processor time.
+calls, of both packages in turn, in processor time (with two threads: of both numbers of threads in turn, in
+elapsed time too, as threads that wait for each other take processor time).
 
 Targets, set before the work on speed: a median ratio of at most 0.8; at most 1.0 for each model of 100
 states or more, 1.2 for smaller ones.
@@ -20,6 +22,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import scipy.linalg  # noqa: F401  its BLAS must be loaded before threads are limited
 import slycot
 from rich.console import Console
 from rich.table import Table
@@ -133,6 +136,38 @@ def compare(system, call, budget):
     return *(statistics.median(side) for side in zip(*times, strict=True)), difference
 
 
+def elapsed_and_processor_time(function, system):
+    start = time.perf_counter(), time.process_time()
+    function(*system)
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def compare_threads(system, call, budget):
+    """Return the median elapsed and processor seconds with one thread, and the same with two."""
+    function = CALLS[call][0]
+    function(*system)
+    once = max(elapsed_and_processor_time(function, system)[0], 1e-4)
+    times = {1: [], 2: []}
+    for _ in range(int(min(max(budget / once, 5), 51))):
+        for threads, measured in times.items():
+            with threadpool_limits(threads):
+                function(*system)  # starts the threads
+                measured.append(elapsed_and_processor_time(function, system))
+    return [[statistics.median(side) for side in zip(*times[k], strict=True)] for k in (1, 2)]
+
+
+def print_threads(budget) -> None:
+    """Print the time with two threads divided by that with one, for all models and calls."""
+    print("elapsed time with one and two threads = ratio (ratio of processor time)")
+    print("| model | " + " | ".join(CALLS) + " |\n|" + "---|" * (len(CALLS) + 1))
+    for name, system in make_models():
+        cells = []
+        for call in CALLS:
+            (one, one_cpu), (two, two_cpu) = compare_threads(system, call, budget)
+            cells.append(f"{one * 1e3:.2f} -> {two * 1e3:.2f} ms = {two / one:.2f} ({two_cpu / one_cpu:.2f})")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -141,9 +176,14 @@ def main() -> None:
     parser.add_argument(
         "--table", type=Path, help="write the table in Markdown too, as in docs/benchmarks.md"
     )
+    parser.add_argument("--two-threads", action="store_true", help="compare one with two threads only")
     _baseline.add_option(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    budget = 0.3 if arguments.quick else 1.5
+    if arguments.two_threads:
+        print_threads(budget)
+        return
     names = {"values": "ab09ad", "reduce": "ab09ad", "h2": "ab13bd", "hinf": "ab13dd"}
     headings = [f"{call} ({names[call]})" for call in CALLS]
     table = Table(title="Processor milliseconds of hankelred / slycot = ratio; difference of the results")
@@ -157,7 +197,7 @@ def main() -> None:
             cells, short = [], []
             for call in CALLS:
                 try:
-                    ours, theirs, difference = compare(system, call, 0.3 if arguments.quick else 1.5)
+                    ours, theirs, difference = compare(system, call, budget)
                 except Exception as error:  # a failure is a result
                     cells.append(f"{type(error).__name__}: {error}"[:40])
                     short.append("-")

@@ -1,6 +1,7 @@
 """Make the pictures of the documentation again: `python docs/make_images.py`.
 
-Everything in them comes from hankelred and systems by formula.
+Everything in them comes from hankelred and systems by formula. Those of the pages of the methods are made by
+`docs/make_method_images.py`.
 """
 
 from __future__ import annotations
@@ -146,18 +147,18 @@ def large_scaling() -> None:
     save(figure, "large_scaling")
 
 
-def save(figure: object, name: str) -> None:
+def save(figure: object, name: str, colors: int = 256) -> None:
     """Write one picture."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=100)  # type: ignore[attr-defined]
-    write_opaque(drawn, name)
+    write_opaque(drawn, name, colors)
 
 
-def write_opaque(picture: IO[bytes] | Path, name: str) -> None:
-    """Write a picture in 256 colors and without transparency: a third as large in the source archive."""
+def write_opaque(picture: IO[bytes] | Path, name: str, colors: int = 256) -> None:
+    """Write a picture in a few colors and without transparency: a third as large in the source archive."""
     from PIL import Image
 
-    Image.open(picture).convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
+    Image.open(picture).convert("RGB").quantize(colors).save(IMAGES / f"{name}.png", optimize=True)
 
 
 def demo() -> None:

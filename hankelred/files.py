@@ -18,9 +18,9 @@ from ._util.mat_files import MatFile, Unread
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
-from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, to_tuple, validated_timebase
+from .models.linear_model import LinearModel, Timebase, as_model, to_tuple, validated_timebase
 from .models.second_order import SecondOrderModel
-from .models.sparse_model import SparseModel, large_model
+from .models.sparse_model import SparseModel, any_model
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")
@@ -84,8 +84,7 @@ def read_model(
     if "A" not in matrices:
         return _second_order(matrices)
     values = tuple(matrices.get(key) for key in "ABCDE")
-    large = large_model(values, dt)
-    return matrices_model(*values, dt=dt) if large is None else large
+    return any_model(values, dt)
 
 
 def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:

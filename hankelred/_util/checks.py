@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,14 @@ def as_integer(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def require_option(value: Any, options: Collection[str], name: str, error: type[HankelredError]) -> str:
+    """Return an argument that is one of these texts; refuse anything else."""
+    if not isinstance(value, str) or value not in options:
+        *others, last = map(repr, options)
+        raise error(f"{name} must be {', '.join(others)} or {last}, got {short_repr(value)}")
+    return value
 
 
 def first_index(mask: Array) -> tuple[int, ...] | None:

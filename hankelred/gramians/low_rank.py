@@ -188,6 +188,18 @@ class LowRankFactors:
         """All balanced states whose singular values exceed the rounding errors."""
         return self.balanced(self.values.size)
 
+    def extended(self, controllability: Array, observability: Array) -> LowRankFactors:
+        """Return the factors with these columns too, scaled so that both largest singular values agree."""
+        E = self.problem.E
+        added = float(np.linalg.norm(observability.conj().T @ E(controllability), 2))
+        if not added > 0:
+            return self
+        scale = math.sqrt(float(self.values.max(initial=added)) / added)
+        Lc = np.concatenate([self.controllability, scale * controllability], axis=1)
+        Lo = np.concatenate([self.observability, scale * observability], axis=1)
+        product, rounding = _product(Lo, E(Lc))
+        return replace(self, controllability=Lc, observability=Lo, product=product, rounding=rounding)
+
     def balanced(self, r: int) -> BalancedStates:
         """Return the leading r balanced states."""
         U, V = self.vectors

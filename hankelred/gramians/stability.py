@@ -90,13 +90,15 @@ def no_gramian_message(poles: Array, A: Array, *, discrete: bool) -> str:
     )
 
 
-def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
+def split_schur(A: Array, *, discrete: bool, tol: float, size: float | None = None) -> SchurSplit:
     """Bring A to Schur form with the stable poles first and decouple the other poles.
+
+    ``size`` is its :func:`matrix_size`, if known.
 
     Source: Bavely and Stewart, SIAM J. Numer. Anal. 16 (1979).
     """
     n = A.shape[0]
-    size = matrix_size(A)
+    size = matrix_size(A) if size is None else size
     T, Z = schur_form(A)
     poles = schur_poles(T)
     stable = _classify(T, poles, size, discrete=discrete, tol=tol)
@@ -154,7 +156,7 @@ def _classify(T: Array, poles: Array, size: float, *, discrete: bool, tol: float
         if _distance_to_pole(complex_T, boundary_point) <= 10 * EPS * size:
             stable[i] = False
     # a conjugate pair stays together
-    if not np.iscomplexobj(T):
+    if not (np.iscomplexobj(T) or stable.all()):
         first = np.flatnonzero(np.diag(T, -1))
         pair_is_stable = stable[first] & stable[first + 1]
         stable[first] = stable[first + 1] = pair_is_stable

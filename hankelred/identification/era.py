@@ -16,10 +16,12 @@ from ..models.frequency_response import largest_singular_value
 from ..models.linear_model import LinearModel, Timebase, to_control, validated_timebase
 from ..reduction.order import check_rule, checked_order, select_order
 from ..reduction.reduce import Reduction, make_reduction
+from ..simulation.batch_recurrence import squares
+from ..simulation.recurrence import free_response, row_powers
 from ..simulation.signals import as_kernel
 from .hankel_svd import NOISE_NORM, HankelOperator, HankelSVD, leading_svd
 from .markov import MarkovParameters
-from .output_error import free_responses, stable_matrix
+from .output_error import stable_matrix
 
 
 def realize(
@@ -213,7 +215,8 @@ class RealizationSource:
             ReductionWarning,
             stacklevel=5,  # the caller of realize() or at()
         )
-        responses = free_responses(stable_A, C, self.markov.shape[0] - 1).transpose(1, 0, 2)
+        count = self.markov.shape[0] - 1
+        responses = row_powers(C, squares(stable_A, count), count)
         target = self.markov[1:].reshape(-1, B.shape[1])
         return stable_A, np.asarray(sla.lstsq(responses.reshape(target.shape[0], -1), target)[0])
 
@@ -223,7 +226,7 @@ class RealizationSource:
         model_markov = np.zeros(self.markov.shape, dtype=np.result_type(self.markov, reduced.A))
         model_markov[0] = reduced.D
         if reduced.n_states:
-            model_markov[1:] = free_responses(reduced.A, reduced.C, n - 1).transpose(1, 0, 2) @ reduced.B
+            model_markov[1:] = free_response(reduced.A, reduced.B, reduced.C, n - 1)
         difference = self.markov - model_markov
         if norm == "h2":
             return float(np.linalg.norm(difference))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.arrays import Array
+from .._util.text_table import aligned
 from ..errors import count
 from ..models.linear_model import Timebase, sampling_time, timestep
 from ..plotting.record import draw_record
@@ -58,12 +59,4 @@ def summary_table(
         text = f"{pole.real:.5f}" if pole.imag == 0 else f"{pole.real:.5f} +- {pole.imag:.5f}j"
         poles.append([text, f"{error:.2g}", f"{frequency:.5g}", f"{damping:.4f}"])
     heading = f"order {order}, {timestep(dt)}, {sum(lengths)} samples in {count(len(lengths), 'record')}"
-    return "\n".join([heading, *_aligned(rows), *_aligned(poles)])
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    return "\n".join([heading, *aligned(rows), *aligned(poles)])

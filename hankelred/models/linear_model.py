@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array, largest_entry
+from .._util.arrays import EPS, Array, is_moderate, largest_entry
 from .._util.checks import real_number, require_finite
 from ..errors import ConvergenceError, ModelError
 from .conjugate_pairs import real_coordinates
@@ -364,7 +364,9 @@ def shaped_ports(B: Any, C: Any, D: Any, n: int, names: Sequence[str] = "ABCD") 
     if C.shape[1] != n:
         raise ModelError(f"{out_name} must have {n} columns as {square} has, got shape {C.shape}")
     shape = (C.shape[0], B.shape[1])
-    D = np.zeros(shape) if D is None else numeric_matrix(D, direct_name)
+    if D is None or (type(D) in (int, float) and D == 0):
+        return B, C, np.zeros(shape)
+    D = numeric_matrix(D, direct_name)
     if (D.size == 1 and D.flat[0] == 0) or (D.size == 0 and 0 in shape):
         D = np.zeros(shape)  # D = 0 is customary for any size
     if D.shape != shape:
@@ -375,6 +377,8 @@ def shaped_ports(B: Any, C: Any, D: Any, n: int, names: Sequence[str] = "ABCD") 
 def check_range(names: Sequence[str], *matrices: Array) -> None:
     """Refuse entries whose squares would overflow."""
     for name, M in zip(names, matrices, strict=True):
+        if is_moderate(M):
+            continue
         size = largest_entry(M)
         if size > LARGEST_ENTRY:
             raise ModelError(
@@ -427,7 +431,7 @@ def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
         out = out.reshape(-1, 1) if column else out.reshape(1, -1)
     if out.ndim != 2:
         raise ModelError(f"{name} must be a matrix, got an array of shape {out.shape}")
-    if not math.isfinite(largest_entry(out)):
+    if not is_moderate(out) and not math.isfinite(largest_entry(out)):
         require_finite(out, name, ModelError)
     return out
 

@@ -11,10 +11,13 @@ import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array, Quadruple
 from ..errors import ModelError, ReductionWarning
+from .conjugate_pairs import grouped_conjugates
 from .frequency_response import points_off_the_poles
 
 Entries = list[list[Array]]
 
+#: Relative distance up to which a root is the conjugate of another, or real.
+_SAME = 1e-10
 #: Relative change of an entry's response by removed leading coefficients that is accepted.
 KEPT = 1e-9
 
@@ -124,33 +127,15 @@ def series_from_zpk(zeros: Any, poles: Any, gain: Any) -> Quadruple:
 
 def _sections(roots: Array, what: str) -> list[Array]:
     """Split roots into real polynomials of degree one and two (complex ones if not conjugate)."""
-    try:
-        ordered = _conjugate_pairs(roots)
-    except ValueError:
+    groups = grouped_conjugates(roots, _SAME)
+    if groups is None:
         return [np.array([1.0, -root]) for root in roots]
     return [
-        np.array([1.0, -pair[0].real])
-        if len(pair) == 1
-        else np.array([1.0, -2 * pair[0].real, abs(pair[0]) ** 2])
-        for pair in ordered
+        np.array([1.0, -roots[k].real])
+        if not partner
+        else np.array([1.0, -2 * roots[k].real, abs(roots[k]) ** 2])
+        for k, *partner in groups
     ]
-
-
-def _conjugate_pairs(roots: Array) -> list[tuple[complex, ...]]:
-    """Group roots into reals and conjugate pairs; ValueError where they do not pair up."""
-    remaining = [complex(r) for r in roots]
-    groups: list[tuple[complex, ...]] = []
-    while remaining:
-        root = remaining.pop(0)
-        scale = 1e-10 * max(abs(root), np.finfo(float).tiny)
-        if abs(root.imag) <= scale:
-            groups.append((root,))
-            continue
-        partner = min(range(len(remaining)), key=lambda k: abs(remaining[k] - root.conjugate()), default=None)
-        if partner is None or abs(remaining[partner] - root.conjugate()) > scale:
-            raise ValueError("no conjugate partner")
-        groups.append((root, remaining.pop(partner)))
-    return groups
 
 
 def _series(first: Quadruple, second: Quadruple) -> Quadruple:

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.checks import first_index
-from ..errors import ConvergenceError, ModelError, short_repr
+from .._util.checks import first_index, require_option
+from ..errors import ConvergenceError, ModelError
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
 from .linear_model import (
     DENSE_LIMIT,
@@ -65,8 +65,8 @@ class SparseModel(Dimensions):
         )
 
 
-def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel | None:
-    """Return the model in sparse form if the low-rank solver is to be used, and None otherwise.
+def any_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel | LinearModel:
+    """Return the model in sparse form if the low-rank solver is to be used, and in dense form otherwise.
 
     With ``solver="auto"`` it is used for sparse tuples of more than :data:`DENSE_LIMIT` states, and for
     models whose method ``__hankelred_sparse_model__`` returns a sparse form.
@@ -76,40 +76,44 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
     ModelError
         An unknown solver; matrices that do not make a model.
     """
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise ModelError(f"solver must be one of {', '.join(SOLVERS)}, got {short_repr(solver)}")
+    require_option(solver, SOLVERS, "solver", ModelError)
     if solver == "dense":
-        return None
+        return dense_model(sys, dt, solver)
     if isinstance(sys, SparseModel):
         return sys
     to_sparse = getattr(sys, "__hankelred_sparse_model__", None)
     if to_sparse is not None:
-        model: SparseModel | None = to_sparse(solver)
-        return model
+        large: SparseModel | None = to_sparse(solver)
+        return as_model(sys, dt) if large is None else large
     sys, dt = _matrices_if_sparse(sys, dt)
     if is_sparse_tuple(sys):
         n = max(getattr(sys[0], "shape", (0,)))
-        return _from_tuple(sys, dt) if solver == "low_rank" or n > DENSE_LIMIT else None
-    return _from_dense(as_model(sys, dt)) if solver == "low_rank" else None
+        if solver == "low_rank" or n > DENSE_LIMIT:
+            return _from_tuple(sys, dt)
+    model = as_model(sys, dt)
+    return _from_dense(model) if solver == "low_rank" else model
 
 
-def large_or_none(
-    sys: Any, dt: Timebase, solver: str, compute: Callable[[SparseModel], Result]
-) -> Result | None:
-    """Return the result for the sparse form of a large model, or None if the dense solver is to be used.
+def by_size(
+    sys: Any,
+    dt: Timebase,
+    solver: str,
+    of_large: Callable[[SparseModel], Result],
+    of_dense: Callable[[LinearModel], Result],
+) -> Result:
+    """Return the result of one of two functions: for the sparse form of a large model, or for the dense form.
 
-    The result is also None if the low-rank solver does not converge and the model can fall back to the dense
-    solver.
+    The dense one is used too if the low-rank solver does not converge and the model can fall back to it.
     """
-    large = large_model(sys, dt, solver)
-    if large is None:
-        return None
-    try:
-        return compute(large)
-    except ConvergenceError:
-        if not large.falls_back:
-            raise
-        return None
+    model = any_model(sys, dt, solver)
+    if isinstance(model, SparseModel):
+        try:
+            return of_large(model)
+        except ConvergenceError:
+            if not model.falls_back:
+                raise
+        model = model.dense()
+    return of_dense(model)
 
 
 def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel:
@@ -124,6 +128,8 @@ def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel
 
 def _matrices_if_sparse(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
     """Return the matrices of a sparse model of another package, and its timebase; all else unchanged."""
+    if type(sys) in (tuple, list):
+        return sys, dt
     has_sparse = any(is_sparse(getattr(sys, name, None)) for name in "Aa")
     if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or has_sparse:
         return matrices_of(sys, dt) or (sys, dt)

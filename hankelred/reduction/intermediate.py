@@ -101,7 +101,17 @@ def intermediate_model(
     ConvergenceError
         The factors did not converge, or the model of their leading states is unstable.
     """
-    factors = low_rank_factors(large, accuracy, factorize, stability_tol)
+    return resolved_states(large, low_rank_factors(large, accuracy, factorize, stability_tol))
+
+
+def resolved_states(large: SparseModel, factors: LowRankFactors) -> IntermediateModel:
+    """Project a large model onto all states that the factors resolve and that form a stable model.
+
+    Raises
+    ------
+    ConvergenceError
+        The model of the leading states is unstable.
+    """
     values = factors.values
     r = int(np.count_nonzero(values > RESOLVED * values.max(initial=0.0)))
     states = factors.balanced(r)

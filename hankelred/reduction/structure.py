@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +12,16 @@ from ..gramians.factorize import factorize
 from ..gramians.stability import is_stable_matrix
 from ..models.linear_model import LinearModel
 from ..models.second_order import SecondOrderModel
-from ..models.sparse_model import large_or_none
+from ..models.sparse_model import by_size
 from .balancing import singular_values
 from .intermediate import IntermediateModel, intermediate_model
 from .norms import difference_norm, intermediate_error
+from .source import UncertifiedSource
 
 STRUCTURES = ("first_order", "second_order")
 
 
-class PositionVelocity:
+class PositionVelocity(UncertifiedSource):
     """Balances the position part of one Gramian against the velocity part of the other.
 
     With Rp the positions of the controllability factor and Lv the velocities of the observability factor, the
@@ -32,20 +32,20 @@ class PositionVelocity:
     """
 
     method = "truncation"
-    certified = False
     full: LinearModel | None
 
     def __init__(
         self, model: SecondOrderModel, solver: str, accuracy: float | None, user_solver: Any, tol: float
     ):
         self.second_order = model
-        self.intermediate: IntermediateModel | None = large_or_none(
-            model, 0, solver, lambda large: intermediate_model(large, accuracy, user_solver, tol)
+        self.intermediate: IntermediateModel | None = None
+        by_size(
+            model,
+            0,
+            solver,
+            lambda large: self._by_low_rank_factors(intermediate_model(large, accuracy, user_solver, tol)),
+            lambda full: self._by_dense_factors(full, tol),
         )
-        if self.intermediate is None:
-            self._by_dense_factors(model, tol)
-        else:
-            self._by_low_rank_factors(self.intermediate)
         if self.unstable_order:
             raise ModelError(
                 f"{self.unstable_order} pole(s) are unstable or marginal, such as those of rigid body modes, "
@@ -60,9 +60,9 @@ class PositionVelocity:
         scale = 1 / np.sqrt(values[:k])
         self._W, self._T = self._Lv @ (U[:, :k] * scale), self._Rp @ (Vh[:k].T * scale)
 
-    def _by_dense_factors(self, model: SecondOrderModel, tol: float) -> None:
-        full = model.dense()
+    def _by_dense_factors(self, full: LinearModel, tol: float) -> None:
         factored = factorize(full, tol)
+        model = self.second_order
         self._full = self.full = full
         self.hankel_singular_values, self.noise_floor = singular_values(factored)
         self.unstable_order, self.solver, self.residual = (
@@ -77,6 +77,7 @@ class PositionVelocity:
         self._Rp, self._Lv = model.positions(Lc[:N]), model.velocities(Lo[N:])
 
     def _by_low_rank_factors(self, intermediate: IntermediateModel) -> None:
+        self.intermediate = intermediate
         self._full = self.full = intermediate.model
         self.hankel_singular_values, self.noise_floor = intermediate.values, intermediate.accuracy
         self.unstable_order, self.solver = intermediate.n_unstable, "low_rank"
@@ -112,10 +113,6 @@ class PositionVelocity:
                     "projection onto its position basis only: use another order, or structure='first_order'"
                 )
         return replace(reduced.dense(), export=_Export(reduced)), None, None
-
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: no bound is proved for position-velocity balancing."""
-        return math.inf
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the full (for large models: the intermediate) model minus the reduced one."""

@@ -251,10 +251,9 @@ class HRMSystem(PreciseModule):
         s : Tensor, shape (batch, order, time)
         """
         if stepper is not None and state is not None:
-            if not torch.is_autocast_enabled(x.device.type):
-                return stepper.run(x, state, valid, segment_start, static_input, decayed)
             with _full_precision(x.device.type):
-                return stepper.run(x, state, valid, segment_start, static_input, decayed)
+                y, last_state = stepper.run(x, state, valid, segment_start, static_input, decayed)
+            return y, last_state[..., None]
         batch, time, width = x.shape
         with _full_precision(x.device.type):
             u = static_input if static_input is not None and self.static_B is None else _mapped(self.B, x)
@@ -275,17 +274,22 @@ class HRMSystem(PreciseModule):
                 y = torch.addmm(y, _rows(direct), _precise(self.static_C).t())
         return y.view(batch, time, width), s
 
+    def is_hooked(self) -> bool:
+        """Return whether a hook must run when this module is called."""
+        return bool(self._forward_hooks or self._forward_pre_hooks)
+
     def stepper(self) -> Stepper:
         """Return the system prepared for single tokens; it is out of date once parameters change."""
         direct = self.static_C is not None and self.static_B is not None
         return Stepper(
             StepCoefficients.of(self.log_decay(), self.phase, negative=self.modes.negative),
-            _precise(self.B),
+            _precise(self.B).t(),
             _precise(self.gate * self.C).t().contiguous(),
             None if self.m is None else _precise(self.m),
-            _precise(cast(Tensor, self.static_B)) if direct else None,
+            _precise(cast(Tensor, self.static_B)).t() if direct else None,
             _precise(cast(Tensor, self.static_C)).t().contiguous() if direct else None,
             shared=self.static_B is None,
+            device=self.B.device.type,
         )
 
     def _signs(self, u: Tensor, valid: Tensor | None, shards: Shards | None) -> Tensor:

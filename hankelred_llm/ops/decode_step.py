@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .masks import after_reset
 
@@ -67,12 +66,13 @@ class Stepper(NamedTuple):
     """A system prepared for one token at a time."""
 
     step: StepCoefficients
-    B: Tensor  # (order, d)
+    B: Tensor  # (d, order), the transpose of a contiguous matrix
     out: Tensor  # (order, d), contiguous: a product with one row reads it twice as fast as C
     m: Tensor | None = None  # (order,): the output is that of u + m s, None: of s alone
-    static_B: Tensor | None = None  # (rank, d): input map of the direct term, where it has its own
+    static_B: Tensor | None = None  # (d, rank): input map of the direct term, where it has its own
     static_out: Tensor | None = None  # (rank, d), contiguous
     shared: bool = True  # whether what static parts read is u
+    device: str = "cpu"  # its kind
 
     def run(
         self,
@@ -83,26 +83,25 @@ class Stepper(NamedTuple):
         static_input: Tensor | None = None,
         decayed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run one token, in as few operations as possible.
+        """Run one token, in as few operations as possible: (batch, 1, d) and (batch, channels).
 
         `decayed` is A times the state, zero where a segment starts, where it was computed before.
         """
-        batch, _, width = x.shape
-        row = x.reshape(batch, width)
-        row = row if row.dtype == state.dtype else row.to(state.dtype)
         if decayed is None:
             decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start)
-        u = static_input[..., 0] if static_input is not None and self.shared else None
+        given = None if static_input is None else static_input.squeeze(2)
+        u = given if self.shared else None
+        row = x.squeeze(1)
+        row = row if row.dtype == state.dtype else row.to(state.dtype)
         if u is None and self.m is not None:
-            u = linear(row, self.B)
-        s = torch.addmm(decayed, row, self.B.t()) if u is None else decayed + u
+            u = torch.mm(row, self.B)
+        s = torch.addmm(decayed, row, self.B) if u is None else decayed + u
         if valid is not None:
             s = torch.where(valid, s, after_reset(state, segment_start))
         y = torch.mm(s if self.m is None or u is None else torch.addcmul(u, self.m, s), self.out)
         if self.static_B is not None and self.static_out is not None:
-            direct = linear(row, self.static_B) if static_input is None else static_input[..., 0]
-            y = torch.addmm(y, direct, self.static_out)
-        return y.view(batch, 1, width), s[..., None]
+            y = torch.addmm(y, torch.mm(row, self.static_B) if given is None else given, self.static_out)
+        return y.unsqueeze(1), s
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
         return self  # copies of a cache share it: it is never changed

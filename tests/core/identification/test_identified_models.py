@@ -15,8 +15,9 @@ from hankelred.identification.order_selection import (
     choose_recipe,
     split_records,
 )
-from hankelred.identification.output_error import fit_inputs, refine, simulate_states
+from hankelred.identification.output_error import fit_inputs, refine
 from hankelred.identification.whitening import whitened_fit
+from hankelred.simulation.batch_recurrence import simulate_states
 
 POLES = np.array([0.9 * np.exp(0.4j), 0.9 * np.exp(-0.4j)])
 A = np.array([[2 * POLES[0].real, -(abs(POLES[0]) ** 2)], [1.0, 0.0]])

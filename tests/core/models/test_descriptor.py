@@ -13,7 +13,7 @@ import hankelred
 from hankelred import HankelredError, ModelError
 from hankelred.models.descriptor import nilpotent_realization, pencil_response
 from hankelred.models.linear_model import as_model
-from hankelred.models.sparse_model import large_model
+from hankelred.models.sparse_model import any_model
 
 
 def dense(M):
@@ -214,7 +214,7 @@ def test_sparse_and_dense_agree(system):
 
 def test_the_constraints_of_a_saddle_point_are_factored_once():
     """Story: every expansion to all states, and every solver of E, factored E11 with the constraints."""
-    pencil = large_model(stokes(5), 0, "low_rank").make_pencil(None)
+    pencil = any_model(stokes(5), 0, "low_rank").make_pencil(None)
     x = np.random.default_rng(0).standard_normal((pencil.n, 2))
     for transposed in (False, True):
         pencil.expand(x, transposed=transposed)
@@ -262,7 +262,7 @@ def with_algebraic_node(system):
 )
 def test_sparse_structures_without_solves_are_refused(system, message, dt):
     with pytest.raises(ModelError, match=message) as caught:
-        large_model(system, dt, "low_rank")
+        any_model(system, dt, "low_rank")
     assert "solver='dense'" in str(caught.value)
 
 

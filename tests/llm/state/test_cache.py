@@ -35,6 +35,7 @@ from transformers.cache_utils import QuantizedCache
 
 import hankelred_llm
 from hankelred_llm import StateError
+from hankelred_llm.state import forward_context
 from hankelred_llm.state.cache import CROPPABLE_TOKENS, HRMState, open_state
 
 TOLERANCE = 2e-6
@@ -395,8 +396,9 @@ def test_the_tail_is_bounded_and_holds_no_prompt():
         for t in range(100):
             model(ids[:, t : t + 1], **with_cache(cache))
     (track,) = states(cache)._histories["0.mlp"].values()
-    assert track._length == sum(piece.shape[-1] for piece in track._pieces) == CROPPABLE_TOKENS + 1
-    stored = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in track._pieces}
+    pieces = [piece for _, piece in track._pieces]
+    assert track._length == sum(tokens for tokens, _ in track._pieces) == CROPPABLE_TOKENS + 1
+    stored = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in pieces}
     assert sum(stored.values()) <= 4 * 6 * (CROPPABLE_TOKENS + 1)
 
 
@@ -602,12 +604,12 @@ def test_an_interrupted_pass_does_not_serve_a_layer_that_is_called_alone():
         layer(torch.zeros(1, 6, 32), position_embeddings=turned)
 
 
-@pytest.mark.parametrize("place", ["layer", "block"])
+@pytest.mark.parametrize("place", ["layers.1", "layers.1.mlp", "embed_tokens", "norm"])
 def test_an_interrupted_pass_is_freed_with_its_cache(place):
-    # the thread kept it, and each one that followed: every interrupted generation cost its keys and values
+    # the thread kept it, and each one that followed: every interrupted generation cost its keys and values;
+    # outside of a decoder layer it was still kept until the next pass
     model, ids = model_of(), tokens(1, 6)
-    layer = model.get_base_model().model.layers[1]
-    handle = (layer if place == "layer" else layer.mlp).register_forward_pre_hook(_interrupt)
+    handle = model.get_base_model().model.get_submodule(place).register_forward_pre_hook(_interrupt)
     caches = []
     for _ in range(2):
         cache = DynamicCache(config=model.config)
@@ -618,6 +620,34 @@ def test_an_interrupted_pass_is_freed_with_its_cache(place):
     handle.remove()
     gc.collect()
     assert [cache() for cache in caches] == [None, None]
+
+
+@pytest.mark.parametrize("place", ["layers.1", "embed_tokens", "norm"])
+def test_an_interrupted_training_step_leaves_no_context(place):
+    # one interrupted in the embedding or in the last norm left its context, with its graph, in the thread
+    model, ids = model_of(), tokens(1, 6)
+    handle = model.get_base_model().model.get_submodule(place).register_forward_pre_hook(_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids, labels=ids)
+    handle.remove()
+    assert forward_context._running.call is None
+    model(ids, labels=ids).loss.backward()
+    with pytest.raises(StateError, match="outside the forward pass"):
+        model.get_base_model().model.layers[0].mlp(torch.zeros(1, 6, 32))
+
+
+def test_a_pass_that_is_interrupted_inside_another_one_ends_only_itself():
+    model, other, ids = model_of(), model_of(r=3), tokens(1, 6)
+    other.get_base_model().model.norm.register_forward_pre_hook(_interrupt)
+
+    def interrupted(*_):
+        with pytest.raises(KeyboardInterrupt):
+            other(ids)
+
+    with torch.no_grad():
+        expected = model(ids).logits
+        model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(interrupted)
+        assert torch.equal(model(ids).logits, expected)
 
 
 def test_a_pass_that_is_refused_inside_another_one_ends_only_itself():
