@@ -3,9 +3,10 @@
     python benchmarks/bench_sizes.py measure       writes benchmarks/sizes.json; hours on a busy machine
     python benchmarks/bench_sizes.py draw          draws docs/images/sizes.png from it
 
-Every point is a process of its own with one thread, so that its largest memory can be read: it is that of the
-process minus what it took before the call. A call of more than two processor minutes is stopped, and larger
-models of that family are not tried; hankelred has ten minutes. Points that are stored are not measured again.
+Every point is measured in a process of its own with one thread. The memory of a call is the largest of that
+process (VmHWM of Linux) minus that before the call. A call of more than two processor minutes is stopped, and
+larger models of that family are not tried; hankelred has ten minutes. Points that are stored are not measured
+again.
 
 Prediction, before the first run: below n = 50 slycot is faster, python-control always slower; from n = 100
 on hankelred is faster than both, at n = 1000 by a factor of 2 where singular values hardly decay and of 7
@@ -48,45 +49,57 @@ def function_of(package: str, A, B, C):
     return lambda: control.hankel_singular_values(system)
 
 
-def measure_one(package: str, family: str, n: int) -> None:
-    """Print seconds of processor time and MiB of memory; runs in a process of its own."""
+def memory_of_process(name: str) -> float:
+    """Return a memory of this process in MiB, as the kernel names it."""
+    (line,) = (x for x in Path("/proc/self/status").read_text("utf-8").splitlines() if x.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def measure_one(family: str, n: int, packages: list[str]) -> None:
+    """Print seconds of processor time and MiB of memory of each package; runs in a process of its own."""
     import scipy.linalg  # noqa: F401
 
     sys.path.insert(0, str(FOLDER))
     import _systems
 
     make = getattr(_systems, family)
-    small = function_of(package, *make(20, 1))
-    small()  # imports and first calls
-    call = function_of(package, *make(n, 1))
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = int(PACKAGES[package] + before.ru_utime + before.ru_stime) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    start, calls, total = time.process_time(), 0, 0.0
-    while total < 0.5:  # the mean of short calls: where its limit is set, the clock may have ticks of 10 ms
-        call()
-        calls, total = calls + 1, time.process_time() - start
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps([total / calls, (after.ru_maxrss - before.ru_maxrss) / 1024]))
+    for package in packages:
+        small = function_of(package, *make(20, 1))
+        small()  # imports and first calls
+        call = function_of(package, *make(n, 1))
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        limit = int(PACKAGES[package] + used.ru_utime + used.ru_stime) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        Path("/proc/self/clear_refs").write_text("5")  # the largest memory counts from here on
+        before = memory_of_process("VmRSS")
+        start, calls, total = time.process_time(), 0, 0.0
+        while total < 0.5:  # the mean: where its limit is set, the clock may have ticks of 10 ms
+            call()
+            calls, total = calls + 1, time.process_time() - start
+        print(json.dumps([package, [total / calls, memory_of_process("VmHWM") - before]]), flush=True)
 
 
 def measure(largest: int) -> None:
     """Measure all points that are not stored."""
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    for n in SIZES:
+    for n in (size for size in SIZES if size <= largest):
         for family in FAMILIES:
-            for package in PACKAGES:
-                of_package = results.setdefault(family, {}).setdefault(package, {})
-                if n > largest or str(n) in of_package or None in of_package.values():
-                    continue
-                command = [sys.executable, __file__, "one", package, family, str(n)]
+            points = results.setdefault(family, {package: {} for package in PACKAGES})
+            while packages := [
+                name for name in PACKAGES if str(n) not in points[name] and None not in points[name].values()
+            ]:
+                command = [sys.executable, __file__, "one", family, str(n), packages[0]]
                 run = subprocess.run(
                     command, capture_output=True, text=True, env={**os.environ, **one_thread}, check=False
                 )
+                measured = dict(map(json.loads, run.stdout.splitlines()))
                 # None: stopped by the limit of time, or by the lack of memory
-                of_package[str(n)] = json.loads(run.stdout) if run.returncode == 0 else None
-                print(n, family, package, of_package[str(n)], run.stderr[-200:], flush=True)
+                stopped = None if measured else packages[0]
+                measured |= {} if stopped is None else {stopped: None}
+                for package, point in measured.items():
+                    points[package][str(n)] = point
+                print(n, family, measured, run.stderr[-200:], flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
@@ -125,12 +138,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=("measure", "draw", "one"))
-    parser.add_argument("point", nargs="*", help="package, family and n of one point")
+    parser.add_argument("point", nargs="*", help="family, n and packages of one process")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="largest number of states")
     arguments = parser.parse_args()
     if arguments.task == "one":
-        package, family, n = arguments.point
-        measure_one(package, family, int(n))
+        family, n, *packages = arguments.point
+        measure_one(family, int(n), packages)
     elif arguments.task == "measure":
         measure(arguments.largest)
     else:

@@ -116,6 +116,10 @@ def explore() -> None:
     save(explorer.figure, "explore")
 
 
+#: a million states of the heat equation, by `python benchmarks/bench_large.py --million`
+MILLION = {"seconds": 7.0 * 60, "gigabytes": 4.7}
+
+
 def large_scaling() -> None:
     """Draw time and memory against the number of states, as bench_large_scaling.py measured them."""
     from matplotlib import pyplot
@@ -135,6 +139,7 @@ def large_scaling() -> None:
                 color=color,
                 label=name,
             )
+        ax.loglog(1e6, MILLION[key], "o", color="#0072B2", fillstyle="none", label="without projection")
         ax.set(xlabel="states", ylabel=label)
         ax.grid(alpha=0.3)
     axes[0].axhline(120, color="gray", linestyle=":", label="limit of pyMOR and the dense solver")

@@ -76,7 +76,7 @@ CHEAP_STATES = 20_000
 STATES_PER_PORT = 1500
 #: Residual below which a Galerkin projection is computed first, for at most CHEAP_STATES states and for more.
 #: The certificate would allow larger ones, but the number of correct small singular values depends on it.
-PROJECTED_RESIDUALS = (1e-9, 1e-6)
+PROJECTED_RESIDUALS = (1e-9, 1e-5)
 #: The accuracy of a projection improves at least in proportion to the residual; it is computed again when
 #: this predicts the requested one, but not before the residual has decreased by this share, and at most so
 #: often.

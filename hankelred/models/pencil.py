@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -214,6 +215,19 @@ class FactoredSolver:
                 )
         return x
 
+    def operator(self) -> Callable[[Array], Array]:
+        """Return b -> M^-1 b for single columns; only the first solution is checked.
+
+        It is for iterations that check their results themselves: a check takes as long as a small solve.
+        """
+        self(np.ones((self.matrix.shape[0], 1), self.matrix.dtype))
+        factors = self.factors
+
+        def solve(b: Array) -> Array:
+            return np.asarray(factors.solve(np.reshape(b, (-1, 1)), "N"))[:, 0]
+
+        return solve
+
     def _solved(self, b: Array, transposed: bool) -> tuple[Array, float]:
         """Return the solution and the relative residual of its first column."""
         trans = "T" if transposed else "N"
@@ -291,18 +305,20 @@ class _CombinedOnOnePattern:
 
         pattern = _union(matrices)
         pattern.sort_indices()
-        self._indices, self._indptr, self._shape = pattern.indices, pattern.indptr, pattern.shape
         keys = _keys(pattern)
         self._entries = []
         for M in matrices:
             entries = np.zeros(keys.size, dtype=M.dtype)
             entries[np.searchsorted(keys, _keys(M))] = M.data
             self._entries.append(entries)
-        self._make = sp.csc_array
+        self._pattern = sp.csc_array((keys, pattern.indices, pattern.indptr), shape=pattern.shape)
+        self._pattern.has_canonical_format = True
 
     def __call__(self, weights: tuple[complex, ...]) -> Any:
         first, *others = (w * entries for w, entries in zip(weights, self._entries, strict=True))
-        return self._make((sum(others, first), self._indices, self._indptr), shape=self._shape)
+        combined = copy.copy(self._pattern)  # its indices are checked already
+        combined.data = sum(others, first)
+        return combined
 
 
 def _keys(M: Any) -> Array:

@@ -364,8 +364,8 @@ class SecondOrderPencil:
         if count < 1 or not largest > 0 or not (is_hermitian(self.M) and is_hermitian(self.K)):
             return none
         try:
-            solve = self.family.combined(NEAR_ZERO * largest, 0.0, 1.0)
-            inverse = spl.LinearOperator((self.N, self.N), matvec=lambda b: solve(b.reshape(-1, 1))[:, 0])
+            solve = self.family.combined(NEAR_ZERO * largest, 0.0, 1.0).operator()
+            inverse = spl.LinearOperator((self.N, self.N), matvec=solve, dtype=float)
             squares, modes = spl.eigsh(
                 self.K, k=count, M=self.M, sigma=-NEAR_ZERO * largest, OPinv=inverse, v0=np.ones(self.N)
             )
@@ -388,8 +388,8 @@ class SecondOrderPencil:
         if count < 1 or not (is_hermitian(self.M) and is_hermitian(self.K)):
             return None
         try:
-            solve = self.family.combined(center**2, 0.0, 1.0)
-            inverse = spl.LinearOperator((self.N, self.N), matvec=lambda b: solve(b.reshape(-1, 1))[:, 0])
+            solve = self.family.combined(center**2, 0.0, 1.0).operator()
+            inverse = spl.LinearOperator((self.N, self.N), matvec=solve, dtype=float)
             squares, modes = spl.eigsh(
                 self.K, k=count, M=self.M, sigma=-(center**2), OPinv=inverse, v0=np.ones(self.N), tol=1e-8
             )

@@ -53,6 +53,8 @@ ROUNDING_OF_SQUARES = EPS
 SHARE_OF_WIDTH = 1e-2
 #: Number of slowest poles at which the difference of two models is evaluated with more digits.
 CRITICAL_POLES = 8
+#: Nearer to the stability boundary than this, relatively, a pole has a peak that rounding moves visibly.
+NARROW = 1e-6
 
 
 #: MATLAB's names of the norms.
@@ -720,7 +722,8 @@ def _frequencies_of_slowest_poles(poles: Array, *, discrete: bool, count: int = 
 def critical_frequencies(A: Array, *, discrete: bool) -> Array:
     """Return the frequencies at which the rounding of a model is largest.
 
-    These are both ends of the axis, the slowest poles and points between them, and the fastest pole.
+    These are both ends of the axis, the slowest poles and points between them, points beside poles that are
+    very near the stability boundary, and the fastest pole.
     """
     return _critical_of(np.linalg.eigvals(A) if A.size else np.zeros(0), A, discrete=discrete)
 
@@ -729,6 +732,11 @@ def _critical_of(poles: Array, A: Array, *, discrete: bool) -> Array:
     real = not np.iscomplexobj(A)
     ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
     poles = slowest_poles(poles, CRITICAL_POLES, discrete=discrete)
+    # where rounding moves a pole by a share of its width, the peak of a difference is beside those of both
+    widths = distance_to_boundary(poles, discrete=discrete)
+    narrow = widths <= NARROW * (1.0 if discrete else np.abs(poles))
+    sides = widths[narrow] * np.array([-1.0, -0.5, 0.5, 1.0])[:, None]
+    beside = (frequencies_of(poles[narrow], discrete=discrete) + sides).ravel()
     if discrete:
         # the corner frequency of a real pole near 1 is its distance from 1
         w = np.where(poles.imag == 0, 1 - np.abs(poles), np.angle(poles))
@@ -738,7 +746,7 @@ def _critical_of(poles: Array, A: Array, *, discrete: bool) -> Array:
         w = np.where(light, poles.imag, np.abs(poles))
     w = np.unique(np.abs(w) if real else w)
     between = np.sign(w[1:]) * np.sqrt(np.abs(w[1:] * w[:-1]))
-    return np.unique(np.concatenate([w, between, ends]))
+    return np.unique(np.concatenate([w, between, np.abs(beside) if real else beside, ends]))
 
 
 @dataclass(frozen=True)

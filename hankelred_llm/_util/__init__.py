@@ -1,1 +1,1 @@
-"""Progress bars, tables, numbers, YAML and near names, types of values, and actions after an import."""
+"""Progress bars, tables, numbers, YAML, types of values, the folder of results, actions after an import."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--find-rate",
     is_flag=True,
-    help="Find the rate first, by at least three trainings of a quarter of the steps; they begin at "
+    help="Find the rate first, by short trainings of a quarter of the steps; the first is at "
     "--learning-rate.",
 )
 @click.option("--seed", type=int, help="Default: 0.")
@@ -63,7 +63,7 @@ def train(
     from .main import progress
 
     if find_rate:
-        settings = _with_found_rate(settings)
+        settings = _at_best_rate(settings)
     run = train_into(settings, progress=progress())
     if not this_process().is_main_process:
         return
@@ -76,7 +76,7 @@ def train(
     click.echo(f"wrote {Path(settings.out) / 'adapter'}")
 
 
-def _with_found_rate(settings: Settings) -> Settings:
+def _at_best_rate(settings: Settings) -> Settings:
     """Return the settings with the best rate that was found, after printing all that were tried."""
     from ..experiments.find_rate import find_rate
     from ..experiments.processes import this_process

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
+from .._util.results_folder import results_folder
 from ..errors import ExperimentError
 from .experiment import open_experiment
-from .folder import results_folder
 from .processes import this_process
 from .records import ResultsFile, RunRecord
 from .settings import Settings
@@ -56,9 +56,10 @@ def find_rate(settings: Settings, *, progress: Progress | None = None) -> list[T
     """Try learning rates by short trainings, and return them by their loss, the best first.
 
     The search begins at the rate of the settings, and goes up or down by half a decade while the loss falls.
-    So the neighbors of the best rate have been tried. Each trial has a quarter of the steps, with a warm-up
-    and a decay of its own, from the seed after that of the training: no row of the training chooses its
-    rate. Trials are recorded in the folder ``rate`` of ``settings.out`` and not repeated.
+    So the neighbors of the best rate have been tried, within 1e-7 and 1. Each trial has a quarter of the
+    steps, with a warm-up and a decay of its own, from the seed after that of the training: other rows for
+    generated tasks, another order for documents. Rows of validation and test are not read. Trials are
+    recorded in the folder ``rate`` of ``settings.out`` and not repeated.
 
     A short training often prefers a somewhat larger rate than a long one. Where that matters, compare full
     trainings on validation rows: `hankelred-llm compare`.
@@ -73,12 +74,13 @@ def find_rate(settings: Settings, *, progress: Progress | None = None) -> list[T
     Returns
     -------
     list of Trial
-        At least three.
+        At least two.
 
     Raises
     ------
     HankelredError
-        What is wrong with settings or data; every rate diverged; or the folder is that of another training.
+        What is wrong with settings or data; the rate is beyond those that are tried; every rate diverged; or
+        the folder is that of another training.
 
     Examples
     --------
@@ -104,6 +106,11 @@ def find_rate(settings: Settings, *, progress: Progress | None = None) -> list[T
 def _find_rate(settings: Settings, folder: Path, progress: Progress | None) -> list[Trial]:
     (method,), (seed,) = settings.methods, settings.tuning_seeds
     (start,) = settings.rates(method)
+    if not LOWEST <= start <= HIGHEST:
+        raise ExperimentError(
+            f"the search of a learning rate begins at learning_rate {start:g}, and tries rates from "
+            f"{LOWEST:g} to {HIGHEST:g}: give one of these"
+        )
     steps = min(settings.steps, max(LEAST_STEPS, round(SHARE * settings.steps)))
     experiment = open_experiment(replace(settings, steps=steps), [method], by_hand=True)
     results = ResultsFile(

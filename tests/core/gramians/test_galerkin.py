@@ -11,7 +11,7 @@ import hankelred
 from hankelred import hankel_singular_values
 from hankelred.gramians import low_rank
 from hankelred.gramians.galerkin import gain_bound
-from hankelred.models.sparse_model import large_model
+from hankelred.models.sparse_model import any_model
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +57,7 @@ MODELS = {
 def test_error_is_within_the_proved_bound(projected, name, accuracy):
     A, B, C, E = MODELS[name]
     system = (A, B, C, 0) if E is None else (A, B, C, 0, E)
-    factors = low_rank.low_rank_factors(large_model(system, 0, "low_rank"), accuracy)
+    factors = low_rank.low_rank_factors(any_model(system, 0, "low_rank"), accuracy)
     truth = dense_values(A, B, C, E)
     values, certificate = factors.values * factors.problem.gain, factors.certificate * factors.problem.gain
     known = np.zeros(truth.size)
@@ -72,7 +72,7 @@ def test_error_is_within_the_proved_bound(projected, name, accuracy):
 def test_residual_is_that_of_the_gramian_equations(projected, name):
     A, B, C, E = MODELS[name]
     E = sp.eye_array(A.shape[0]) if E is None else E
-    factors = low_rank.low_rank_factors(large_model((A, B, C, 0, E), 0, "low_rank"))
+    factors = low_rank.low_rank_factors(any_model((A, B, C, 0, E), 0, "low_rank"))
     residuals = []
     for a, e, b, L in (
         (A, E, B, factors.controllability * 2.0**factors.problem.input_exponent),
@@ -111,10 +111,10 @@ def test_reduction_and_its_bound(projected, convection):
 def test_a_model_with_many_states_per_port_is_projected():
     """Before, 37 factorizations were needed here to prove 1e-8, and 29 to prove 1e-6."""
     A, B, C = heat(45)
-    factors = low_rank.low_rank_factors(large_model((A, B[:, :1], C[:1], 0), 0, "low_rank"), 1e-8)
+    factors = low_rank.low_rank_factors(any_model((A, B[:, :1], C[:1], 0), 0, "low_rank"), 1e-8)
     assert factors.residual_factors[0].shape[1] == 1  # 2025 states are too few for two ports
     A, B, C = heat(80)
-    factors = low_rank.low_rank_factors(large_model((A, B, C, 0), 0, "low_rank"), 1e-8)
+    factors = low_rank.low_rank_factors(any_model((A, B, C, 0), 0, "low_rank"), 1e-8)
     assert factors.residual_factors[0].shape[1] == 0
     assert factors.factorizations <= 28 and factors.certificate <= 1e-9 * factors.values[0]
 

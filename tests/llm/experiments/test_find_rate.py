@@ -90,6 +90,15 @@ def test_the_command_trains_at_the_rate_it_found(base, tmp_path):
     assert f"{rate}: {loss}  (taken)" in again.output
 
 
+def test_a_rate_beyond_those_that_are_tried_is_refused(base, tmp_path):
+    """From 1e-8 the search ended in an IndexError: no rate was tried at all."""
+    with pytest.raises(
+        ExperimentError, match="begins at learning_rate 1e-08, and tries rates from 1e-07 to 1"
+    ):
+        find_rate(settings(base, tmp_path / "run", rate=1e-8))
+    assert [t.rate for t in search(1.0, lambda rate: rate)][-1] == 1.0
+
+
 def test_the_folder_of_a_training_at_a_given_rate_is_refused(base, tmp_path):
     (tmp_path / "results.jsonl").touch()
     with pytest.raises(ExperimentError, match="a training whose rate was given, not searched for"):
