@@ -59,7 +59,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Return the names of the adapters that take part in the forward pass."""
         return self._active_parts
 
-    def adapters_changed(self) -> None:
+    def update_active_parts(self) -> None:
         """Find the active parts anew; every forward pass needs them, several times."""
         active = [] if self.disable_adapters else cast(list[str], self.active_adapters)
         self._active_parts = [name for name in active if self.has_adapter(name)]
@@ -75,18 +75,18 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         if not names or any(name in self.method_adapters for name in names):
             super().set_adapter(names, inference_mode=inference_mode)
-        self.adapters_changed()
+        self.update_active_parts()
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the adapters on or off."""
         super().enable_adapters(enabled)
-        self.adapters_changed()
+        self.update_active_parts()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter."""
         super().delete_adapter(adapter_name)
         self.method_adapters = tuple(name for name in self.method_adapters if name != adapter_name)
-        self.adapters_changed()
+        self.update_active_parts()
 
     def remove_hooks(self) -> None:
         """Remove the hooks from the module."""
@@ -356,7 +356,7 @@ class HRMLayer(AdapterLayer):
         if state is not None and single and not torch.compiler.is_compiling():
             step = state.step_of(self.cache_key, identity, segment_start)
         if step is not None:
-            if not system.is_hooked() and not torch.is_autocast_enabled(step.stepper.device):
+            if system.is_called_plainly() and not torch.is_autocast_enabled(step.stepper.device):
                 return step.stepper.run(x, step.state, valid, segment_start, u, step.decayed)
             options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)
         elif state is not None:

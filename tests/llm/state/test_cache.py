@@ -450,6 +450,68 @@ def test_a_mask_as_wide_as_the_window_of_a_static_cache():
         assert error(torch.cat(logits, 1)[:, 1:], model(ids).logits) < TOLERANCE
 
 
+def _doubled(system):
+    original = type(system).forward
+
+    def forward(*args, **kwargs):
+        y, s = original(system, *args, **kwargs)
+        return 2 * y, s
+
+    return forward
+
+
+@pytest.mark.parametrize("kind", ["forward of the instance", "hook of the module", "hook of all modules"])
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+def test_decoding_calls_the_systems_as_the_prompt_does(kind, static):
+    # decoding computed a token without calling the system where the module had no hooks of its own: a forward
+    # that another library had replaced, and hooks of all modules, were used in the prompt and ignored then
+    model, ids = model_of(), tokens(1, 12)
+    systems = [system_of(model, layer) for layer in (0, 1)]
+
+    def doubled(module, _, output):
+        return (2 * output[0], output[1]) if module in systems else output
+
+    handles = []
+    if kind == "forward of the instance":
+        for system in systems:
+            system.forward = _doubled(system)
+    elif kind == "hook of the module":
+        handles = [system.register_forward_hook(doubled) for system in systems]
+    else:
+        handles = [torch.nn.modules.module.register_module_forward_hook(doubled)]
+    try:
+        with torch.no_grad():
+            full = model(ids, use_cache=False).logits
+            assert error(full, model_of()(ids, use_cache=False).logits) > 1e-3
+        cache = StaticCache(model.config, max_cache_len=16) if static else None
+        seen = step_by_step(model, ids, cache=cache)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert error(seen, full) < TOLERANCE
+
+
+@pytest.mark.parametrize("place", ["own", "all modules"])
+def test_pre_hooks_run_at_every_token(place):
+    # pre-hooks of all modules, such as those of profilers, ran in the first two of seven tokens only
+    model, ids, calls = model_of(), tokens(1, 7), []
+    system = system_of(model)
+
+    def count(module, _):
+        if module is system:
+            calls.append(module)
+
+    if place == "own":
+        handle = system.register_forward_pre_hook(count)
+    else:
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        step_by_step(model, ids)
+    finally:
+        handle.remove()
+    assert len(calls) == 7
+
+
 class TestRefusals:
     """A cache that an adapter has not followed from its first token is refused."""
 
