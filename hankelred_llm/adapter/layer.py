@@ -360,13 +360,32 @@ class HRMLayer(AdapterLayer):
                 return step.stepper.run(x, step.state, valid, segment_start, u, step.decayed)
             options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)
         elif state is not None:
-            options["state"] = before = state.previous(self.cache_key, identity)
+            before = self._fitting(state.previous(self.cache_key, identity), system)
+            options["state"] = before
             if single and before is not None:
                 options["stepper"] = state.stepper(self.cache_key, identity, system.stepper)
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)
         result = system(x, valid=valid, segment_start=segment_start, static_input=u, **options)
         return cast("tuple[Tensor, Tensor]", result)
+
+    def _fitting(self, state: Tensor | None, system: HRMSystem) -> Tensor | None:
+        """Return a state in the type of the parameters; states that were put into a cache may have another.
+
+        Raises
+        ------
+        StateError
+            The state has another size.
+        """
+        if state is None:
+            return None
+        if state.shape[1] != system.modes.order:
+            raise StateError(
+                f"the cache has a state of {state.shape[1]} numbers for block {self.cache_key}, whose "
+                f"adapter has {system.modes.order}; pass the states of this adapter to set_states"
+            )
+        dtype = torch.promote_types(system.B.dtype, torch.float32)
+        return state if state.dtype == dtype else state.to(dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter."""
