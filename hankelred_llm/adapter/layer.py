@@ -354,7 +354,7 @@ class HRMLayer(AdapterLayer):
         options: dict[str, Any] = {}
         step = None
         if state is not None and single and not torch.compiler.is_compiling():
-            step = state.step_of(self.cache_key, identity, segment_start)
+            step = state.step_of(self.cache_key, identity, segment_start, system.versions())
         if step is not None:
             if system.is_called_plainly() and not torch.is_autocast_enabled(step.stepper.device):
                 return step.stepper.run(x, step.state, valid, segment_start, u, step.decayed)
@@ -363,7 +363,8 @@ class HRMLayer(AdapterLayer):
             before = self._fitting(state.previous(self.cache_key, identity), system)
             options["state"] = before
             if single and before is not None:
-                options["stepper"] = state.stepper(self.cache_key, identity, system.stepper)
+                make, versions = system.stepper, system.versions
+                options["stepper"] = state.stepper(self.cache_key, identity, make, versions)
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)
         result = system(x, valid=valid, segment_start=segment_start, static_input=u, **options)

@@ -286,8 +286,22 @@ class HRMSystem(PreciseModule):
         # other libraries, such as accelerate, replace forward in the instance
         return not hooks and "forward" not in self.__dict__
 
+    def versions(self) -> tuple[int, ...]:
+        """Return numbers that change when parameters are replaced, moved or written to.
+
+        Torch counts neither what is written to the ``data`` of a parameter nor to tensors of inference mode.
+        """
+        return tuple(
+            [
+                number
+                for parameter in self._parameters.values()
+                if parameter is not None
+                for number in (0 if parameter.is_inference() else parameter._version, parameter.data_ptr())
+            ]
+        )
+
     def stepper(self) -> Stepper:
-        """Return the system prepared for single tokens; it is out of date once parameters change."""
+        """Return the system prepared for single tokens; it is out of date once :meth:`versions` change."""
         direct = self.static_C is not None and self.static_B is not None
         return Stepper(
             StepCoefficients.of(self.log_decay(), self.phase, negative=self.modes.negative),

@@ -143,36 +143,49 @@ class HRMState(_CacheLayerWithoutKeys):
             )
             raise StateError(f"the cache was filled with {before}, and is called with {now}; {_NEW_CACHE}")
 
-    def stepper(self, block: str, adapter: str, make: Callable[[], Stepper]) -> Stepper:
-        """Return an adapter prepared for single tokens.
+    def stepper(
+        self, block: str, adapter: str, make: Callable[[], Stepper], versions: Callable[[], tuple[int, ...]]
+    ) -> Stepper:
+        """Return an adapter prepared for single tokens: once, and again after its parameters have changed.
 
-        It is prepared once, as a cache is out of date after parameters have changed.
+        Parameters
+        ----------
+        block, adapter : str
+        make : callable
+            Prepares the adapter.
+        versions : callable
+            Returns numbers that change with its parameters.
         """
         if torch.compiler.is_compiling():
             return make()
-        history = self._histories[block][adapter]
-        if history.stepper is None:
-            history.stepper = make()
+        history, now = self._histories[block][adapter], versions()
+        if history.stepper is None or history.versions != now:
+            history.stepper, history.versions = make(), now
         return history.stepper
 
-    def step_of(self, block: str, adapter: str, segment_start: Tensor | None) -> PreparedStep | None:
+    def step_of(
+        self, block: str, adapter: str, segment_start: Tensor | None, versions: tuple[int, ...]
+    ) -> PreparedStep | None:
         """Return what an adapter needs for a single token, prepared for those of all blocks together.
 
         Parameters
         ----------
+        block, adapter : str
         segment_start : Tensor of bool, shape (batch, 1), optional
             Where the state is forgotten.
+        versions : tuple of int
+            Numbers that change with the parameters of the adapter.
 
         Returns
         -------
-        PreparedStep, or None where the adapter has not been prepared for single tokens
+        PreparedStep, or None where the adapter, as it is now, has not been prepared for single tokens
         """
         step = self._steps.pop((block, adapter), None)
+        history = self._histories.get(block, {}).get(adapter)
+        if history is None or history.stepper is None or history.versions != versions:
+            return None
         if step is not None:
             return step
-        history = self._histories.get(block, {}).get(adapter)
-        if history is None or history.stepper is None:
-            return None
         # of the token before; and of blocks on other devices, which are prepared when they are reached
         together = self._together(block, adapter)
         states = [prepared.last() for prepared in together.histories]
@@ -331,6 +344,7 @@ class _StateHistory(ABC):
     """States of one adapter of one block."""
 
     stepper: Stepper | None = None
+    versions: tuple[int, ...] = ()  # of the parameters that the stepper was prepared from
 
     @abstractmethod
     def last(self) -> Tensor:

@@ -491,6 +491,63 @@ def test_decoding_calls_the_systems_as_the_prompt_does(kind, static):
     assert error(seen, full) < TOLERANCE
 
 
+def _load(system, parameters):
+    system.load_state_dict(parameters)
+
+
+def _replace(system, parameters):
+    for name, value in parameters.items():
+        setattr(system, name, torch.nn.Parameter(value))
+
+
+def _move(system, parameters):
+    for name, value in parameters.items():
+        system.get_parameter(name).data = value
+
+
+@pytest.mark.parametrize("change", [_load, _replace, _move])
+@pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)], ids=str)
+def test_parameters_may_change_while_a_cache_is_in_use(change, fields, static, layers):
+    # B was the parameter itself, poles and C were copies from before: tokens after the change were computed
+    # with some of both, off by more than the largest logit
+    model, ids = model_of(**fields), tokens(2, 14)
+    other = with_random_output(model_of(**fields), seed=8)
+    with torch.no_grad():
+        for layer in (0, 1):
+            system_of(other, layer).B.mul_(1.5)
+            system_of(other, layer).log_rate.add_(0.5)
+    cache = StaticCache(model.config, max_cache_len=16) if static else DynamicCache()
+    step_by_step(model, ids[:, :10], cache=cache)
+    for layer in layers:
+        parameters = {name: p.detach().clone() for name, p in system_of(other, layer).named_parameters()}
+        change(system_of(model, layer), parameters)
+    # the same keys and states in a new cache, for which nothing has been prepared
+    again = copy.deepcopy(cache)
+    for histories in states(again)._histories.values():
+        for history in histories.values():
+            history.stepper = None
+    with torch.no_grad():
+        # tokens together use no prepared step
+        expected = model(ids[:, 10:], past_key_values=again).logits
+    assert error(step_by_step(model, ids[:, 10:], cache=cache), expected) < TOLERANCE
+
+
+def test_a_gate_that_is_closed_adds_nothing_to_the_next_token():
+    # the output map was a copy with the gate from before, so the adapter still added its output
+    model, ids = model_of(), tokens(1, 12)
+    cache, keys_only = DynamicCache(), DynamicCache()
+    step_by_step(model, ids[:, :11], cache=cache)
+    for k, layer in enumerate(cache.layers[:2]):
+        keys_only.update(layer.keys, layer.values, k)
+    with torch.no_grad():
+        for layer in (0, 1):
+            system_of(model, layer).gate.zero_()
+        expected = base_model(sliding_window=None)(ids[:, 11:], **with_cache(keys_only)).logits
+        assert error(model(ids[:, 11:], **with_cache(cache)).logits, expected) < TOLERANCE
+
+
 @pytest.mark.parametrize("place", ["own", "all modules"])
 def test_pre_hooks_run_at_every_token(place):
     # pre-hooks of all modules, such as those of profilers, ran in the first two of seven tokens only
