@@ -251,6 +251,22 @@ class TestStatesOfACache:
             tolerance = TOLERANCE if dtype == torch.float64 else 1e-3
             assert error(step_by_step(model, ids[:, 8:], cache=again, size=size), full[:, 8:]) < tolerance
 
+    @pytest.mark.parametrize(
+        "fields", [{}, {"target_modules": ["self_attn", "mlp"]}], ids=["one block", "two"]
+    )
+    def test_states_with_the_names_of_a_copy(self, fields):
+        # names belong to the model object, and no page told how states are used with another one
+        model, ids = model_of(**fields), tokens(1, 9)
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            full = model(ids, use_cache=False).logits
+            keys, states = keys_and_states(model(ids[:, :8], use_cache=True).past_key_values)
+            names = hankelred_llm.get_states(twin(ids[:, :3], use_cache=True).past_key_values)
+            again = cache_with(keys)
+            hankelred_llm.set_states(again, dict(zip(names, states.values(), strict=True)))
+            assert names.keys().isdisjoint(states)
+            assert error(twin(ids[:, 8:], past_key_values=again).logits, full[:, 8:]) < TOLERANCE
+
     def test_states_of_a_copy_are_refused(self):
         model, ids = model_of(), tokens(1, 8)
         with torch.no_grad():
