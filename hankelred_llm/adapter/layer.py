@@ -174,7 +174,7 @@ class HRMLayer(AdapterLayer):
         self.index, self.block, self.width = index, block, width
         self.cache_key = f"{index}.{block}"  # names its states in a cache
         self.hrm_system = nn.ModuleDict()
-        # its dict: the access through modules takes a tenth of the time of a decoded token
+        # its dict: the access through modules costs time at every token
         self._systems = cast("dict[str, HRMSystem]", self.hrm_system._modules)
         self.taps: dict[str, str] = {}
         target.__dict__["_hrm_layer"] = self

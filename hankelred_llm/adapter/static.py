@@ -217,15 +217,15 @@ class StaticLayer(AdapterLayer):
     def trained_while_merged(self) -> str | None:
         """Return the name of an adapter that is merged, and would be trained by a forward pass."""
         for name in self._merged if self.training else ():
-            part = self.hrm_lora[name] if name in self.hrm_lora else self.readouts[name].layer.system(name)
+            part = self._loras[name] if name in self._loras else self.readouts[name].layer.system(name)
             if any(parameter.requires_grad for parameter in part.parameters()):
                 return name
         return None
 
     def product(self, name: str) -> _Product:
         """Return the static part of an adapter as a matrix of low rank, in the type of its parameters."""
-        if name in self.hrm_lora:
-            maps = cast(LowRankMaps, self.hrm_lora[name])
+        if name in self._loras:
+            maps = self._loras[name]
             return _Product(maps.lora_A.detach().clone(), maps.scale * maps.lora_B.detach())
         layer, key, scale = self.readouts[name]
         system = layer.system(name)
@@ -234,8 +234,8 @@ class StaticLayer(AdapterLayer):
     def tensors(self, name: str) -> list[Tensor]:
         """Return the weight of the module, and the parameters of an adapter that are merged into it."""
         weight = cast(Tensor, self.target.weight)
-        if name in self.hrm_lora:
-            return [weight, *self.hrm_lora[name].parameters()]
+        if name in self._loras:
+            return [weight, *self._loras[name].parameters()]
         layer, key, _ = self.readouts[name]
         return [weight, layer.system(name).static_map(), layer.system(name).readout(key)]
 
