@@ -182,7 +182,7 @@ GALLERY = (
 
 
 def gallery() -> None:
-    """Run the examples of the gallery and take their pictures, small and in few colours."""
+    """Run the examples of the gallery and take their pictures, small and in few colors."""
     from PIL import Image
 
     for name in GALLERY:
@@ -191,7 +191,7 @@ def gallery() -> None:
             subprocess.run([sys.executable, str(script)], check=True, cwd=folder)
             picture = Image.open(next(Path(folder).rglob("*.png"))).convert("RGB")
             picture = picture.resize((900, picture.height * 900 // picture.width), Image.Resampling.LANCZOS)
-            picture.quantize(64).save(IMAGES / f"{name}.png", optimize=True)
+            picture.quantize(32, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
