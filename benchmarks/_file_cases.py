@@ -73,6 +73,20 @@ def write_npz(content: dict[str, Any], compressed: bool = False) -> bytes:
     return file.getvalue()
 
 
+def in_parts(content: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return the content with sparse matrices as the arrays of a format of scipy.sparse."""
+    parts: dict[str, Any] = {}
+    for name, M in content.items():
+        if not sps.issparse(M):
+            parts[name] = M
+            continue
+        M = M.asformat(kind)
+        places = {"coo": ("row", "col"), "dia": ("offsets",)}.get(kind, ("indices", "indptr"))
+        parts |= {f"{name}_format": kind, f"{name}_shape": M.shape, f"{name}_data": M.data}
+        parts |= {f"{name}_{place}": getattr(M, place) for place in places}
+    return parts
+
+
 def write_json(content: dict[str, Any]) -> bytes:
     plain = {k: v.toarray() if sps.issparse(v) else v for k, v in content.items()}
     return json.dumps({k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in plain.items()}).encode()
@@ -94,6 +108,8 @@ def sound(rng: Rng, kind: str) -> Case:
     """Return a valid model file of a kind."""
     sparse, descriptor = "sparse" in kind, bool(rng.random() < 0.3)
     content = model(rng, sparse=sparse, descriptor=descriptor)
+    if sparse and kind.startswith("npz"):
+        content = in_parts(content, str(rng.choice(["csc", "csr", "bsr", "coo", "dia"])))
     if kind.startswith("npz"):
         return Case(kind, ".npz", write_npz(content, kind.endswith("z2")))
     if kind == "json":
@@ -109,7 +125,7 @@ def sound(rng: Rng, kind: str) -> Case:
 
 KINDS = (
     "mat4", "mat4 sparse", "mat4 big-endian", "mat5", "mat5z", "mat5 sparse", "mat5z sparse", "mat7.3",
-    "npz", "npz2", "json",
+    "npz", "npz2", "npz sparse", "json",
 )  # fmt: skip
 
 
@@ -254,6 +270,21 @@ def sparse_indices(rng: Rng) -> Case:
     """Return a sparse matrix with indices out of range, or column ends that are not in order."""
     content = model(rng, sparse=True)
     A = content["A"]
+    if rng.random() < 0.4:
+        content = in_parts(content, str(rng.choice(["csc", "csr", "bsr", "coo", "dia"])))
+        part = str(rng.choice([name for name in content if name.startswith("A_")]))
+        value = np.atleast_1d(content[part])
+        if part != "A_format" and rng.random() < 0.8:
+            value = value.copy()
+            value.flat[int(rng.integers(value.size))] = int(
+                rng.choice([-1, 0, 1, A.shape[0], 10**8, 2**31 - 1])
+            )
+        else:
+            value = [value[:-1], value[:, None], value.astype(str), np.array("lil"), value[:0]][
+                rng.integers(5)
+            ]
+        content[part] = value
+        return Case("sparse parts", ".npz", write_npz(content))
     data = write_mat(content)
     sound = A.indices if rng.random() < 0.6 else A.indptr
     wrong = sound.copy()

@@ -28,7 +28,7 @@ import transformers
 import hankelred_llm
 from hankelred_llm.analysis.gradient_hankel import GradientOperator
 
-SHARED = Path(os.environ.get("HANKELRED_SHARED", Path(__file__).parents[1] / "../shared"))
+SHARED = Path(os.environ.get("HANKELRED_SHARED") or Path(__file__).parents[1] / "../shared")
 
 
 def chance(draws: int = 60) -> None:

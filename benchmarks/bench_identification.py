@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="number of synthetic records")
     parser.add_argument("--first", type=int, default=0, help="seed of the first of them")
     parser.add_argument("names", nargs="*", help="records (default: all)")
-    default = os.environ.get("HANKELRED_SHARED", Path(__file__).parents[1] / "../shared")
+    default = os.environ.get("HANKELRED_SHARED") or Path(__file__).parents[1] / "../shared"
     parser.add_argument("--swap", action="store_true", help="estimate on the second half, score on the first")
     parser.add_argument("--shared", type=Path, default=Path(default))
     args = parser.parse_args()

@@ -1,10 +1,14 @@
 """Time of the four basic calls on models of the size that users have, against slycot, in one run.
 
     make bench        or        python benchmarks/bench_models.py [--quick] [--table FILE]
+    python benchmarks/bench_models.py --two-threads   hankelred with one and two threads of BLAS
+    python benchmarks/bench_models.py --errors        measured errors of reductions of one and of many orders
+    python benchmarks/bench_models.py --limits        the calls of LAPACK alone, for small models
 
 SLICOT's benchmark models are taken from `../shared/data` (or HANKELRED_SHARED); those that are not there are
 reported by name, and models made by formula always run. One thread. Each figure is the median of repeated
-calls, of both packages in turn, in processor time.
+calls, of both packages in turn, in processor time (with two threads: of both numbers of threads in turn, in
+elapsed time too, as threads that wait for each other take processor time).
 
 Targets, set before the work on speed: a median ratio of at most 0.8; at most 1.0 for each model of 100
 states or more, 1.2 for smaller ones.
@@ -23,9 +27,13 @@ import numpy as np
 import slycot
 from rich.console import Console
 from rich.table import Table
+from scipy.linalg import lapack  # its BLAS must be loaded before threads are limited
 from threadpoolctl import threadpool_limits
 
 import hankelred
+from hankelred._util.schur import schur_form
+from hankelred.gramians.hammarling import TILE_OF_ONE_INPUT
+from hankelred.models.scaling import scale_system
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -133,6 +141,91 @@ def compare(system, call, budget):
     return *(statistics.median(side) for side in zip(*times, strict=True)), difference
 
 
+def elapsed_and_processor_time(function, system):
+    start = time.perf_counter(), time.process_time()
+    function(*system)
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def compare_threads(system, call, budget):
+    """Return the median elapsed and processor seconds with one thread, and the same with two."""
+    function = CALLS[call][0]
+    function(*system)
+    once = max(elapsed_and_processor_time(function, system)[0], 1e-4)
+    times = {1: [], 2: []}
+    for _ in range(int(min(max(budget / once, 5), 51))):
+        for threads, measured in times.items():
+            with threadpool_limits(threads):
+                function(*system)  # starts the threads
+                measured.append(elapsed_and_processor_time(function, system))
+    return [[statistics.median(side) for side in zip(*times[k], strict=True)] for k in (1, 2)]
+
+
+def print_threads(budget) -> None:
+    """Print the time with two threads divided by that with one, for all models and calls."""
+    print("elapsed time with one and two threads = ratio (ratio of processor time)")
+    print("| model | " + " | ".join(CALLS) + " |\n|" + "---|" * (len(CALLS) + 1))
+    for name, system in make_models():
+        cells = []
+        for call in CALLS:
+            (one, one_cpu), (two, two_cpu) = compare_threads(system, call, budget)
+            cells.append(f"{one * 1e3:.2f} -> {two * 1e3:.2f} ms = {two / one:.2f} ({two_cpu / one_cpu:.2f})")
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def print_errors() -> None:
+    """Print the time of the measured errors of reductions from one set of factors."""
+    print("milliseconds of error('hinf'): first order, another order, and orders 1 to 30 together")
+    for name, system in make_models():
+        if system[0].shape[0] < 40:
+            continue
+        reduction = hankelred.reduce((*system, 0), ORDER)
+        times = [seconds(lambda *_, k=k, r=reduction: r.at(k).error("hinf"), ()) for k in (ORDER, ORDER + 1)]
+        start = time.process_time()
+        for order in range(1, 31):
+            reduction.at(order).error("hinf")
+        print(name, *(f"{1e3 * t:.1f}" for t in (*times, time.process_time() - start)), flush=True)
+
+
+def median_of(function, budget):
+    function()
+    once = max(seconds(function, ()), 1e-5)
+    return statistics.median(seconds(function, ()) for _ in range(int(min(max(budget / once, 5), 301))))
+
+
+def print_limits(budget) -> None:
+    """Print the time of the calls of LAPACK that small models need, beside slycot's."""
+    print(
+        "milliseconds: Schur form + Sylvester tiles + pivoted QR + SVD = sum; Jacobi; ab09ad; "
+        "limits of the ratios"
+    )
+    for name, (A, B, C) in make_models():
+        n, m, p = A.shape[0], B.shape[1], C.shape[0]
+        if n > 120:
+            continue
+        T, _ = schur_form(scale_system(A, B, C).A)
+        tiles = -(-n // TILE_OF_ONE_INPUT)
+        size = -(-n // tiles)
+        tile = np.asfortranarray(T[:size, :size])
+        full = np.random.default_rng(0).standard_normal((n, n))
+        R = np.asfortranarray(np.triu(full))
+        schur = median_of(lambda A=A: schur_form(A), budget)
+        equation = median_of(lambda tile=tile: lapack.dtrsyl(tile, tile, tile, tranb="C"), budget)
+        sylvester = equation * tiles * (tiles + 1) / 2 * (m + p)
+        pivoted = 3 * median_of(lambda full=full, n=n: lapack.dgeqp3(full, lwork=34 * n + 32), budget)
+        svd = median_of(lambda R=R: np.linalg.svd(R, compute_uv=False), budget)
+        graded = R * np.geomspace(1, 1e-8, n)[:, None]
+        jacobi = median_of(lambda M=graded: lapack.dgejsv(M, joba=2, jobu=0, jobv=0, jobr=0), budget)
+        theirs = median_of(lambda s=(A, B, C): ab09ad(*s, ORDER), budget)
+        values = schur + sylvester + pivoted + svd
+        parts = " + ".join(f"{part * 1e3:.2f}" for part in (schur, sylvester, pivoted, svd))
+        print(
+            f"{name}: {parts} = {values * 1e3:.2f}; {jacobi * 1e3:.2f}; {theirs * 1e3:.2f}; "
+            f"values {values / theirs:.2f}, reduce {(values - svd + jacobi) / theirs:.2f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -141,9 +234,24 @@ def main() -> None:
     parser.add_argument(
         "--table", type=Path, help="write the table in Markdown too, as in docs/benchmarks.md"
     )
+    parser.add_argument("--two-threads", action="store_true", help="compare one with two threads only")
+    parser.add_argument("--errors", action="store_true", help="time the measured errors of reductions")
+    parser.add_argument("--limits", action="store_true", help="time the calls of LAPACK alone")
     _baseline.add_option(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    budget = 0.3 if arguments.quick else 1.5
+    if arguments.two_threads:
+        print_threads(budget)
+        return
+    if arguments.errors:
+        with threadpool_limits(1):
+            print_errors()
+        return
+    if arguments.limits:
+        with threadpool_limits(1):
+            print_limits(budget / 5)
+        return
     names = {"values": "ab09ad", "reduce": "ab09ad", "h2": "ab13bd", "hinf": "ab13dd"}
     headings = [f"{call} ({names[call]})" for call in CALLS]
     table = Table(title="Processor milliseconds of hankelred / slycot = ratio; difference of the results")
@@ -157,7 +265,7 @@ def main() -> None:
             cells, short = [], []
             for call in CALLS:
                 try:
-                    ours, theirs, difference = compare(system, call, 0.3 if arguments.quick else 1.5)
+                    ours, theirs, difference = compare(system, call, budget)
                 except Exception as error:  # a failure is a result
                     cells.append(f"{type(error).__name__}: {error}"[:40])
                     short.append("-")

@@ -36,7 +36,7 @@ from hankelred_llm.experiments.train import train
 from hankelred_llm.tasks import get_task
 
 PIECES = Path(__file__).resolve().parents[1] / "docs/results/real"
-SHARED = Path(os.environ.get("HANKELRED_SHARED", Path(__file__).resolve().parents[1] / "../shared"))
+SHARED = Path(os.environ.get("HANKELRED_SHARED") or Path(__file__).resolve().parents[1] / "../shared")
 STORIES = ("squality/train.jsonl", "squality/dev.jsonl")
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

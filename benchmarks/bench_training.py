@@ -1,11 +1,12 @@
 """The cost of a training step: LoRA, HRM and both in one adapter, in time and in what autograd keeps.
 
-    python benchmarks/bench_training.py [--layers 6] [--lengths 512 1024 2048] [--repeats 3]
+    python benchmarks/bench_training.py [--base FILE] [--layers 6] [--lengths 512 1024 2048] [--repeats 3]
 
-The base has the shape of SmolLM2-135M, without its vocabulary, and random weights; the adapters have about
-as many parameters as LoRA of rank 16 on the query and value projections. Forward and backward pass of one row
-on one thread; times are those of the process, the least of the repeats, which are interleaved. "Kept" is the
-memory of all tensors that autograd saves for the backward pass, each storage once, parameters left out.
+The base has the shape of SmolLM2-135M, without its vocabulary, and random weights, or is the first layers of
+the model that --base names, such as a GGUF file. The adapters have about as many parameters as LoRA of rank
+16 on the query and value projections. Forward and backward pass of one row on one thread; times are those of
+the process, the least of the repeats, which are interleaved. "Kept" is the memory of all tensors that
+autograd saves for the backward pass, each storage once, parameters left out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from typing import Any
 
 import torch
-from bench_decode import SHAPE, make_models
+from bench_decode import make_models
 
 
 def kept(model: Any, ids: torch.Tensor) -> float:
@@ -40,6 +41,7 @@ def kept(model: Any, ids: torch.Tensor) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", help="a GGUF file, or the folder or name of a model")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--repeats", type=int, default=3)
@@ -47,11 +49,11 @@ def main() -> None:
     torch.set_num_threads(1)
     trained = {
         name: m.train()
-        for name, m in make_models(options.layers).items()
+        for name, m in make_models(options.layers, options.base).items()
         if "merged" not in name and name != "base"
     }
     for length in options.lengths:
-        ids = torch.randint(SHAPE["vocab_size"], (1, length))
+        ids = torch.randint(512, (1, length))
         least = dict.fromkeys(trained, float("inf"))
         for _ in range(options.repeats):
             for name, model in trained.items():

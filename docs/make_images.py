@@ -1,11 +1,13 @@
 """Make the pictures of the documentation again: `python docs/make_images.py`.
 
-Everything in them comes from hankelred and systems by formula.
+Everything in them comes from hankelred and systems by formula. Those of the pages of the methods are made by
+`docs/make_method_images.py`.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -114,18 +116,49 @@ def explore() -> None:
     save(explorer.figure, "explore")
 
 
-def save(figure: object, name: str) -> None:
+#: a million states of the heat equation, by `python benchmarks/bench_large.py --million`
+MILLION = {"seconds": 7.0 * 60, "gigabytes": 4.7}
+
+
+def large_scaling() -> None:
+    """Draw time and memory against the number of states, as bench_large_scaling.py measured them."""
+    from matplotlib import pyplot
+
+    results = json.loads((HERE / "results" / "large_scaling.json").read_text())
+    names = {"hankelred": "hankelred, low rank", "pymor": "pyMOR", "dense": "hankelred, dense"}
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    for ax, key, label in zip(
+        axes, ("seconds", "gigabytes"), ("processor time (s)", "memory (GB)"), strict=True
+    ):
+        for (package, name), color in zip(names.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
+            points = [point for point in results[package].values() if point is not None]
+            ax.loglog(
+                [point["states"] for point in points],
+                [point[key] for point in points],
+                "o-",
+                color=color,
+                label=name,
+            )
+        ax.loglog(1e6, MILLION[key], "o", color="#0072B2", fillstyle="none", label="without projection")
+        ax.set(xlabel="states", ylabel=label)
+        ax.grid(alpha=0.3)
+    axes[0].axhline(120, color="gray", linestyle=":", label="limit of pyMOR and the dense solver")
+    axes[0].legend(fontsize="small")
+    save(figure, "large_scaling")
+
+
+def save(figure: object, name: str, colors: int = 256) -> None:
     """Write one picture."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=100)  # type: ignore[attr-defined]
-    write_opaque(drawn, name)
+    write_opaque(drawn, name, colors)
 
 
-def write_opaque(picture: IO[bytes] | Path, name: str) -> None:
-    """Write a picture in 256 colors and without transparency: a third as large in the source archive."""
+def write_opaque(picture: IO[bytes] | Path, name: str, colors: int = 256) -> None:
+    """Write a picture in a few colors and without transparency: a third as large in the source archive."""
     from PIL import Image
 
-    Image.open(picture).convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
+    Image.open(picture).convert("RGB").quantize(colors).save(IMAGES / f"{name}.png", optimize=True)
 
 
 def demo() -> None:
@@ -141,6 +174,7 @@ GALLERY = (
     "record_to_model",
     "impulse_response_to_model",
     "nonlinear_rc_ladder",
+    "membrane_to_model",
     "long_simulation",
     "ranks_from_data",
     "system_as_adapter",
@@ -148,7 +182,7 @@ GALLERY = (
 
 
 def gallery() -> None:
-    """Run the examples of the gallery and take their pictures, small and in few colours."""
+    """Run the examples of the gallery and take their pictures, small and in few colors."""
     from PIL import Image
 
     for name in GALLERY:
@@ -157,7 +191,7 @@ def gallery() -> None:
             subprocess.run([sys.executable, str(script)], check=True, cwd=folder)
             picture = Image.open(next(Path(folder).rglob("*.png"))).convert("RGB")
             picture = picture.resize((900, picture.height * 900 // picture.width), Image.Resampling.LANCZOS)
-            picture.quantize(64).save(IMAGES / f"{name}.png", optimize=True)
+            picture.quantize(32, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
@@ -170,5 +204,6 @@ if __name__ == "__main__":
     certificate()
     methods()
     explore()
+    large_scaling()
     demo()
     gallery()

@@ -126,7 +126,7 @@ def verdict(pieces: dict[str, Piece]) -> str:
                 (even if not clear_seeds else won if d.mean > 0 else lost).append(where)
     if not (lost or won or even):
         return paragraph(
-            "**No comparison is finished yet**: no seed that chose nothing has been tested for every method. "
+            "**No comparison is finished yet**: no seed has been tested with every method yet. "
             "What is there is below."
         )
     parts = []
@@ -161,7 +161,7 @@ def results(task: str, pieces: dict[str, Piece]) -> list[str]:
             paragraph(
                 f"Validation accuracy at {listed(map(str, study.VALIDATION))} tokens by rate, one seed "
                 f"({study.TUNING_SEED}); in bold the rate that is chosen, once all are there. These scores "
-                "choose, they compare nothing: a part of the rates, one seed, few rows."
+                "serve to choose a rate only: one seed and few rows."
             )
         )
         parts.append(table(["method", *(f"{rate:g}" for rate in sorted(study.RATES))], tuned))

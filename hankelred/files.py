@@ -1,6 +1,6 @@
 """Reading and writing models: .mat, .npz and .json files with the keys A, B, C, D, E, dt or M, D, K, B, C.
 
-Matrix Market files are read too.
+Matrix Market files are read too, and sparse matrices in .npz files.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ._util import matrix_market
+from ._util import matrix_market, sparse_npz
 from ._util.mat_files import MatFile, Unread
 from ._util.reading import checked_suffix, open_arrays
 from ._util.writing import write_atomically
 from .errors import FileFormatError, in_one_line, name_list
-from .models.linear_model import LinearModel, Timebase, as_model, matrices_model, to_tuple, validated_timebase
+from .models.linear_model import LinearModel, Timebase, as_model, to_tuple, validated_timebase
 from .models.second_order import SecondOrderModel
-from .models.sparse_model import SparseModel, large_model
+from .models.sparse_model import SparseModel, any_model
 
 WORDS: dict[str, Timebase] = {"None": None, "True": True}
 KEYS = ("A", "B", "C", "D", "E", "dt")
@@ -73,15 +73,18 @@ def read_model(
     path = Path(path)
     if matrix_market.is_matrix_market(path):
         matrices, dt = _model_matrices(matrix_market.read_together(path), dt)
+    elif sparse_npz.is_one_of_several(path):
+        matrices, dt = _model_matrices(sparse_npz.read_together(path), dt)
     else:
         others = ", or of Matrix Market files " + ", ".join(f".{key}" for key in matrix_market.ENDINGS)
         with open_arrays(path, others) as content:
+            if path.suffix.lower() == ".npz":
+                content = sparse_npz.SparseArchive(content)
             matrices, dt = _model_matrices(content, dt)
     if "A" not in matrices:
         return _second_order(matrices)
     values = tuple(matrices.get(key) for key in "ABCDE")
-    large = large_model(values, dt)
-    return matrices_model(*values, dt=dt) if large is None else large
+    return any_model(values, dt)
 
 
 def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str, Any], Timebase]:
@@ -116,7 +119,8 @@ def _model_matrices(content: Mapping[str, Any], dt: Timebase) -> tuple[dict[str,
 def _fields_of_struct(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the fields of the only struct, None if there is none or more than one."""
     if isinstance(content, MatFile):
-        structs = [content.fields(name) for name in content if content.kind(name) == "struct"]
+        names = [name for name in content if content.kind(name) == "struct"]
+        structs = [content.fields(names[0])] if len(names) == 1 else []
     else:
         structs = [value for value in content.values() if isinstance(value, dict)]
     if len(structs) != 1:
@@ -125,7 +129,9 @@ def _fields_of_struct(content: Mapping[str, Any]) -> dict[str, Any] | None:
     fields = {key: value for key, value in structs[0].items() if not _is_empty(value)}
     for key in fields:
         if key.lower().endswith("delay") and np.any(np.asarray(fields[key]) != 0):
-            raise FileFormatError(f"the struct has a {in_one_line(key, 60)}, and models have no delays")
+            raise FileFormatError(
+                f"the struct has the property {in_one_line(key, 60)}, and models have no delays"
+            )
         if key.lower() == "timeunit" and fields[key] != "seconds":
             raise FileFormatError(f"the {in_one_line(key, 60)} of the struct must be seconds")
     return fields

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         StateError,
     )
     from .ops.recurrence import linear_recurrence
+    from .state.cache import get_states, set_states
     from .state.sequence_parallel import context_parallel
 
 #: What the extra ``llm`` installs, by the names they are imported by.
@@ -94,6 +95,10 @@ _MODULES = {
         "StateError",
     ),
     ".ops.recurrence": ("linear_recurrence",),
+    ".state.cache": (
+        "get_states",
+        "set_states",
+    ),
     ".state.sequence_parallel": ("context_parallel",),
 }
 
@@ -114,12 +119,14 @@ __all__ = [
     "attach",
     "calibrate",
     "context_parallel",
+    "get_states",
     "get_systems",
     "hankel_spectra",
     "initialize",
     "linear_recurrence",
     "parameter_groups",
     "reduce",
+    "set_states",
     "set_systems",
 ]
 

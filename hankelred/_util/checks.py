@@ -1,14 +1,15 @@
-"""Checks of single numbers, as arguments or read from files."""
+"""Checks of numbers and arrays, as arguments or read from files."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 
 from ..errors import HankelredError, short_repr
+from .arrays import Array
 
 
 def real_number(
@@ -50,6 +51,37 @@ def as_integer(value: Any) -> int | None:
         return operator.index(value)
     except TypeError:
         return None
+
+
+def require_option(value: Any, options: Collection[str], name: str, error: type[HankelredError]) -> str:
+    """Return an argument that is one of these texts; refuse anything else."""
+    if not isinstance(value, str) or value not in options:
+        *others, last = map(repr, options)
+        raise error(f"{name} must be {', '.join(others)} or {last}, got {short_repr(value)}")
+    return value
+
+
+def first_index(mask: Array) -> tuple[int, ...] | None:
+    """Return the index of the first entry that is true; None if there is none."""
+    return tuple(int(k) for k in np.argwhere(mask)[0]) if mask.any() else None
+
+
+def require_finite(
+    values: Array,
+    name: str,
+    error: type[HankelredError],
+    requirement: str = "every entry must be finite",
+    start: int = 0,
+) -> None:
+    """Refuse an array with NaN or Inf; the message names the first.
+
+    The array may be a part of the one with this name: then `start` is where it starts on the last axis.
+    """
+    at = first_index(~np.isfinite(values))
+    if at is not None:
+        *others, last = at
+        index = ", ".join(str(k) for k in (*others, last + start))
+        raise error(f"{name}[{index}] is {values[at]}; {requirement}")
 
 
 def is_rounded_to_zero(digits: str) -> bool:

@@ -196,8 +196,8 @@ class MatFile(Mapping[str, Any]):
             field = _Stream(io.BytesIO(data), 0, len(data))
             _, what, field_shape, is_complex = _header(field, self._order, False)
             if what in _VALUES:
-                variable = _Variable(what, 0, len(data), False, field_shape, is_complex)
-                fields[name] = self._read(variable, field)
+                field_variable = _Variable(what, 0, len(data), False, field_shape, is_complex)
+                fields[name] = self._read(field_variable, field)
             else:
                 fields[name] = Unread(what)
         return fields

@@ -108,7 +108,15 @@ class Archive(Mapping[str, Array]):
                 "from a file: pass the matrices as a tuple"
             )
         with self._zip.open(info) as member:
-            array = np.lib.format.read_array(member, allow_pickle=False)
+            try:
+                array = np.lib.format.read_array(member, allow_pickle=False)
+            except ValueError as error:
+                if "Object arrays" not in str(error):
+                    raise
+                raise FileFormatError(
+                    f"{in_one_line(name, 60)} holds Python objects, which are not read from files; write a "
+                    "sparse matrix by scipy.sparse.save_npz, or its arrays (see read_model)"
+                ) from None
             # zipfile compares the checksum when the end of a member is read
             if member.read(1):
                 raise ValueError(f"{in_one_line(name, 60)} is longer than its shape says")

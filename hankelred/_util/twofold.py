@@ -101,22 +101,6 @@ def refined_pair_solution(solve: Callable[[Array], Array], A: Pair, b: Pair, ste
     return x
 
 
-def refined_solution(
-    solve: Callable[[Array], Array], high: Array, low: Array, b: Array, steps: int
-) -> tuple[Array, Array]:
-    """Return the solution of (high + low) x = b as a pair of matrices, with residuals of twice the digits.
-
-    ``solve`` returns the solution with `high` alone, in double precision.
-    """
-    x, x_low = solve(b), np.zeros_like(b)
-    for _ in range(steps):
-        image, image_low = product(high, x)
-        defect = (b - image) - (image_low + low @ x + high @ x_low)
-        x, rest = two_sum(x, solve(defect))
-        x_low = x_low + rest
-    return x, x_low
-
-
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     """Return the rounded sum and its rounding error (Knuth)."""
     total = a + b

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,9 +22,14 @@ PAGES = (".html", ".htm")
 
 def check_page_suffix(path: Path) -> None:
     """Refuse a page for the browser whose name ends otherwise, such as .pdf."""
-    if path.suffix.lower() not in PAGES:
+    check_suffix(path, PAGES, "a page")
+
+
+def check_suffix(path: Path, endings: Sequence[str], what: str) -> None:
+    """Refuse a file to write whose name ends otherwise; the error calls it `what`."""
+    if path.suffix.lower() not in endings:
         raise FileFormatError(
-            f"{in_one_line(path)}: a page ends in {', '.join(PAGES)}, "
+            f"{in_one_line(path)}: {what} ends in {', '.join(endings)}, "
             f"got {short_repr(path.suffix or 'no ending')}"
         )
 

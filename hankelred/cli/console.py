@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from .._util.writing import check_page_suffix, check_writable, write_atomically
-from ..errors import FileFormatError, HankelredError, count, in_one_line, short_repr
+from .._util.writing import check_page_suffix, check_suffix, check_writable, write_atomically
+from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..models.linear_model import timestep
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -81,10 +81,9 @@ def report_written(path: Path, *, quiet: bool = False) -> None:
 
 def sizes_of(system: Any) -> dict[str, Any]:
     """Return the sizes and the timebase of a model by name."""
-    infinite = getattr(system, "infinite", None)
     return {
-        # those that a singular E makes algebraic count too
-        "states": system.n_states if infinite is None else infinite.n_states,
+        # a second-order model has no E
+        "states": getattr(system, "n_all_states", system.n_states),
         "inputs": system.n_inputs,
         "outputs": system.n_outputs,
         "dt": system.dt,
@@ -119,7 +118,7 @@ def check_target(path: Path | None, source: Path, force: bool) -> None:
     """
     if path is None:
         return
-    check_folder(path)
+    check_writable(path)
     name = in_one_line(path)
     try:
         status = path.lstat()
@@ -153,12 +152,8 @@ def check_picture(path: Path | None) -> None:
     """Raise before any computation if the ending is not of a picture, or the folder is missing."""
     if path is None:
         return
-    if path.suffix.lower() not in PICTURES:
-        raise FileFormatError(
-            f"{in_one_line(path)}: a picture ends in {', '.join(PICTURES)}, "
-            f"got {short_repr(path.suffix or 'no ending')}"
-        )
-    check_folder(path)
+    check_suffix(path, PICTURES, "a picture")
+    check_writable(path)
 
 
 def check_page(path: Path | None) -> None:
@@ -166,11 +161,6 @@ def check_page(path: Path | None) -> None:
     if path is None:
         return
     check_page_suffix(path)
-    check_folder(path)
-
-
-def check_folder(path: Path) -> None:
-    """Raise before any computation if the folder is missing or cannot be written to."""
     check_writable(path)
 
 

@@ -19,7 +19,7 @@ from .options import dt_option, force_option
 @dt_option
 @force_option
 def convert(model: Path, out: Path, dt: Timebase, force: bool) -> None:
-    """Write MODEL to OUT (.mat, .npz, .json), as A, B, C, D and dt.
+    """Write MODEL to OUT (.mat, .npz, .json), as A, B, C, D and dt, with E if it is improper.
 
     Models of more than 5000 states stay sparse, and are not written.
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from .._util.reading import checked_suffix
-from ..errors import FileFormatError, HankelredError, count, in_one_line
+from ..errors import FileFormatError, HankelredError, count
 from ..files import write_model
 from ..identification.frequency_fit.response_data import read_response
 from ..models.linear_model import timestep
-from .console import check_picture, check_target, save_picture
-from .options import force_option
+from .console import check_picture, check_target, print_json, report_written, save_picture
+from .options import force_option, json_option
 
 
 @click.command(short_help="A model from the frequency response in RESPONSE.")
@@ -29,6 +29,7 @@ from .options import force_option
     "--plot", type=click.Path(path_type=Path), help="Write gains of the data and the model as a picture."
 )
 @force_option
+@json_option
 def fit(
     response: Path,
     order: int | None,
@@ -39,6 +40,7 @@ def fit(
     out: Path | None,
     plot: Path | None,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Fit a model to the frequency response in RESPONSE.
 
@@ -64,16 +66,31 @@ def fit(
         raise FileFormatError(f"--inputs must be at least 1, got {inputs}")
     values, omega = read_response(response, inputs=inputs, in_hertz=hertz)
     model = fit_frequency_response(values, order, omega=omega, dt=dt or 0, stable=not unstable)
-    time = "continuous" if dt is None else timestep(dt)
-    click.echo(
-        f"{omega.size} frequencies, {count(model.model.n_inputs, 'input')}, "
-        f"{count(model.model.n_outputs, 'output')} -> order {model.order}, {time}"
-    )
-    click.echo(f"relative error: {model.residual:.3g}")
-    for i, value in enumerate(model.fit):
-        click.echo(f"fit of output {i}: {value:.6f}")
+    if as_json:
+        print_json(
+            {
+                "frequencies": omega.size,
+                "inputs": model.model.n_inputs,
+                "outputs": model.model.n_outputs,
+                "dt": model.model.dt,
+                "order": model.order,
+                "relative_error": model.residual,
+                "fit": model.fit,
+                "hankel_singular_values": model.hankel_singular_values,
+                "noise_floor": model.noise_floor,
+            }
+        )
+    else:
+        time = "continuous" if dt is None else timestep(dt)
+        click.echo(
+            f"{omega.size} frequencies, {count(model.model.n_inputs, 'input')}, "
+            f"{count(model.model.n_outputs, 'output')} -> order {model.order}, {time}"
+        )
+        click.echo(f"relative error: {model.residual:.3g}")
+        for i, value in enumerate(model.fit):
+            click.echo(f"fit of output {i}: {value:.6f}")
     if out is not None:
         write_model(model.model, out)
-        click.echo(f"wrote {in_one_line(out)}")
+        report_written(out, quiet=as_json)
     if plot is not None:
-        save_picture(plot, lambda ax: model.plot(ax=ax))
+        save_picture(plot, lambda ax: model.plot(ax=ax), quiet=as_json)

@@ -11,11 +11,11 @@ import click
 from .._util.reading import checked_suffix
 from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..files import write_model
-from ..identification.records import choose_columns, describe_columns, read_columns
-from ..identification.tables import TIME_NAMES, time_step
+from ..identification.records import choose_columns, describe_columns, read_columns, time_columns
+from ..identification.tables import time_step
 from ..models.linear_model import timestep
-from .console import check_picture, check_target, comma_separated, save_picture
-from .options import force_option
+from .console import check_picture, check_target, comma_separated, print_json, report_written, save_picture
+from .options import force_option, json_option
 
 if TYPE_CHECKING:
     from ..identification.identify import IdentifiedModel
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     type=float,
     help="Sampling time in seconds (default: that of a column named time, t or seconds, else unspecified).",
 )
-@click.option("--order", type=int, help="Number of states (default: chosen on the last 30 % of the record).")
+@click.option("--order", type=int, help="Number of states (default: chosen from the data, up to 12).")
 @click.option("--unstable", is_flag=True, help="Allow poles outside the unit circle.")
 @click.option(
     "--keep-offsets", is_flag=True, help="Use the signals as they are, without removing their means."
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     help="Write spectrum, measured and simulated output as a picture.",
 )
 @force_option
+@json_option
 def identify(
     data: Path,
     inputs: str,
@@ -55,6 +56,7 @@ def identify(
     out: Path | None,
     plot: Path | None,
     force: bool,
+    as_json: bool,
 ) -> None:
     """Identify a model from the record in DATA: columns of text, CSV (with or without header), or .mat.
 
@@ -88,24 +90,39 @@ def identify(
         raise FileFormatError(f"column {duplicates[0]} is both an input and an output")
     u, y = table[:, input_columns].T, table[:, output_columns].T
     if dt is None:
-        times = [k for k, name in enumerate(names or []) if name.lower() in TIME_NAMES]
-        times = [k for k in times if k not in (*input_columns, *output_columns)]
+        times = time_columns(names, used=[*input_columns, *output_columns])
         dt = time_step(table[:, times[0]], "the record") if times else None
     model = identify_record(
         u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable
     )
-    click.echo(
-        f"{u.shape[1]} samples, {count(u.shape[0], 'input')}, {count(y.shape[0], 'output')} -> order "
-        f"{model.order}, {timestep(model.model.dt)}"
-    )
     labels = [names[column] if names else f"column {column}" for column in output_columns]
-    for label, fit, held_back in zip(labels, model.fit, model.held_back_fit, strict=True):
-        click.echo(f"fit of {in_one_line(label, 60)}: {fit:.4f} (held back: {held_back:.4f})")
+    if as_json:
+        print_json(
+            {
+                "samples": u.shape[1],
+                "inputs": u.shape[0],
+                "outputs": y.shape[0],
+                "dt": model.model.dt,
+                "order": model.order,
+                "output_names": labels,
+                "fit": model.fit,
+                "held_back_fit": model.held_back_fit,
+                "hankel_singular_values": model.hankel_singular_values,
+                "noise_floor": model.noise_floor,
+            }
+        )
+    else:
+        click.echo(
+            f"{u.shape[1]} samples, {count(u.shape[0], 'input')}, {count(y.shape[0], 'output')} -> order "
+            f"{model.order}, {timestep(model.model.dt)}"
+        )
+        for label, fit, held_back in zip(labels, model.fit, model.held_back_fit, strict=True):
+            click.echo(f"fit of {in_one_line(label, 60)}: {fit:.4f} (held back: {held_back:.4f})")
     if out is not None:
         write_model(model.model, out)
-        click.echo(f"wrote {in_one_line(out)}")
+        report_written(out, quiet=as_json)
     if plot is not None:
-        save_picture(plot, lambda ax: draw_identification(model, u, y, labels, ax))
+        save_picture(plot, lambda ax: draw_identification(model, u, y, labels, ax), quiet=as_json)
 
 
 def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str], ax: Any) -> None:

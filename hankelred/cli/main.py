@@ -310,7 +310,7 @@ def print_reduction(system: Any, reduction: Reduction) -> None:
     if isinstance(reduction.model, LinearModel) and reduction.model.infinite is not None:
         degree = len(reduction.improper)
         kind = f"improper of degree {degree}, kept exactly" if degree else "proper"
-        n = reduction.model.infinite.n_states
+        n = reduction.model.n_all_states
         click.echo(
             f"singular E: {count(reduction.finite_order, 'finite pole')} of {count(n, 'state')}, {kind} (gap "
             f"{reduction.infinite_gap:.1e})"

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ..files import read_model
-from ..models.linear_model import Timebase
-from ..models.sparse_model import large_model
+from ..models.linear_model import LinearModel, Timebase
+from ..models.sparse_model import any_model
 from .console import describe, print_json, sizes_of
 from .options import json_option, model_options
 
@@ -32,7 +32,7 @@ def norm(model: Path, dt: Timebase, stability_tol: float, kind: Any, as_json: bo
 
     system = read_model(model, dt)
     # of large sparse models the frequency of the largest gain is not known
-    with_frequency = kind in ("hinf", "linf") and large_model(system) is None
+    with_frequency = kind in ("hinf", "linf") and isinstance(any_model(system), LinearModel)
     result = norm_of(system, kind, return_frequency=with_frequency, stability_tol=stability_tol)
     value, frequency = result if with_frequency else (result, None)
     if as_json:

@@ -8,11 +8,11 @@ from typing import Any
 import click
 import numpy as np
 
-from .._util.writing import write_atomically
+from .._util.writing import check_suffix, check_writable, write_atomically
 from ..errors import FileFormatError, count, in_one_line
 from ..files import read_model
 from ..models.linear_model import Timebase
-from .console import check_folder, check_target, comma_separated, report_written
+from .console import check_target, comma_separated, report_written
 from .options import dt_option, force_option
 
 
@@ -49,46 +49,45 @@ def simulate(
     Example:
       hankelred simulate model.mat inputs.csv --step 0.01 --out outputs.csv
     """
-    from ..identification.records import choose_columns, describe_columns, read_columns
-    from ..identification.tables import TIME_NAMES, time_step
+    from ..identification.records import choose_columns, describe_columns, read_columns, time_columns
+    from ..identification.tables import is_same_step, time_step
     from ..simulation.simulate import simulate as simulate_model
 
-    if out.suffix.lower() != ".csv":
-        raise FileFormatError(f"{in_one_line(out)}: the outputs are written to a file that ends in .csv")
-    check_folder(out)
+    check_suffix(out, [".csv"], "a table of outputs")
+    check_writable(out)
     for source in (model, data):
         check_target(out, source, force)
     system: Any = read_model(model, dt)
     table, names = read_columns(data)
-    times = [k for k, name in enumerate(names or []) if name.lower() in TIME_NAMES]
     if inputs:
         columns = choose_columns(comma_separated(inputs), names, table.shape[1])
     else:
+        times = time_columns(names)
         columns = [k for k in range(table.shape[1]) if k not in times]
     if len(columns) != system.n_inputs:
         raise FileFormatError(
             f"the model has {count(system.n_inputs, 'input')}, and there are {len(columns)} columns; choose "
             f"them with --inputs: {in_one_line(data)} has {describe_columns(names, table.shape[1])}"
         )
-    times = [k for k in times if k not in columns]
-    if times:
-        own_step = time_step(table[:, times[0]], "the table")
-        if step is not None and own_step is not None and abs(step - own_step) > 1e-6 * own_step:
+    time = next(iter(time_columns(names, used=columns)), None)
+    if time is not None:
+        step_of_times = time_step(table[:, time], "the table")
+        if step is None:
+            step = step_of_times
+        elif step_of_times is not None and not is_same_step(step, step_of_times):
             raise FileFormatError(
-                f"--step {step:g} disagrees with the column {(names or [])[times[0]]!r}, whose step is "
-                f"{own_step:g}: omit --step, or remove the column"
+                f"--step {step:g} disagrees with the column {(names or [])[time]!r}, whose step is "
+                f"{step_of_times:g}: omit --step, or remove the column"
             )
-        step = own_step if step is None else step
     if step is None and not system.is_discrete and system.n_states:
         raise FileFormatError("the model is continuous: give --step, the seconds between samples")
     y = simulate_model(system, table[:, columns].T, step=step, hold=hold)
     if np.iscomplexobj(y):
         raise FileFormatError("the outputs are complex, and a .csv file has no complex numbers")
-    labels = getattr(system, "output_labels", None) or [f"y{i}" for i in range(system.n_outputs)]
-    head = ",".join(labels)
+    head = ",".join(f"y{i}" for i in range(system.n_outputs))
     columns_out = np.atleast_2d(y).T
-    if times:
-        head, columns_out = f"time,{head}", np.column_stack([table[:, times[0]], columns_out])
+    if time is not None:
+        head, columns_out = f"time,{head}", np.column_stack([table[:, time], columns_out])
     write_atomically(
         out, lambda name: np.savetxt(name, columns_out, fmt="%.17g", delimiter=",", header=head, comments="")
     )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import as_integer, as_positive_integer
+from .._util.checks import as_integer, as_positive_integer, require_option
 from ..errors import HankelredError, ModelError
 from ..gramians.stability import checked_tol
 from ..models.linear_model import LinearModel, Timebase, as_model, is_discrete, validated_timebase
@@ -168,23 +168,30 @@ def empirical_gramians(
         if value is not None:
             check_span(value, name)
     if _is_simulator(system):
-        return _from_simulator(
+        runner = Runner(system, _checked_batch(batch_size), _checked_jobs(n_jobs), progress)
+        dt = validated_timebase(dt)
+        signs, hold = _checked_signs(signs), _checked_hold(hold)
+        step, intervals = _grid(dt, horizon, step)
+        x_steady, u_steady = _operating_point(
+            runner, intervals, (steady_state, n_states), (steady_input, n_inputs)
+        )
+        job = SimulatorJob(
+            runner=runner,
             kinds=kinds,
-            horizon=horizon,
-            step=step,
-            dt=validated_timebase(dt),
-            n_states=n_states,
-            n_inputs=n_inputs,
-            steady_state=steady_state,
-            steady_input=steady_input,
-            input_scales=input_scales,
-            state_scales=state_scales,
-            runner=Runner(system, _checked_batch(batch_size), _checked_jobs(n_jobs), progress),
-            signs=_checked_signs(signs),
             excitation=excitation,
+            dt=dt,
+            hold=hold,
+            steady_state=x_steady,
+            steady_input=u_steady,
+            input_scales=_scale_table(input_scales, u_steady.size, "input_scales"),
+            state_scales=_scale_table(state_scales, x_steady.size, "state_scales"),
+            signs=signs,
             centering=centering,
-            hold=_checked_hold(hold),
             seed=seed,
+        )
+        assembled = simulator_gramians(job, intervals, step)
+        return _result(
+            assembled, kinds, horizon=intervals * step, step=step, steady_state=x_steady, model=None
         )
     model = as_model(system, dt)
     if model.infinite is not None:
@@ -206,8 +213,8 @@ def empirical_gramians(
         return _result(
             empty, kinds, horizon=horizon or 0.0, step=step or 0.0, steady_state=origin, model=model
         )
-    job = LinearJob(model, kinds, excitation, centering, seed, checked_tol(stability_tol))
-    assembled, horizon, step = model_gramians(job, horizon, step)
+    linear_job = LinearJob(model, kinds, excitation, centering, seed, checked_tol(stability_tol))
+    assembled, horizon, step = model_gramians(linear_job, horizon, step)
     return _result(assembled, kinds, horizon=horizon, step=step, steady_state=origin, model=model)
 
 
@@ -244,25 +251,8 @@ def _result(
     )
 
 
-def _from_simulator(
-    *,
-    runner: Runner,
-    kinds: tuple[str, ...],
-    horizon: float | None,
-    step: float | None,
-    dt: Timebase,
-    n_states: int | None,
-    n_inputs: int | None,
-    steady_state: npt.ArrayLike | None,
-    steady_input: npt.ArrayLike | None,
-    input_scales: npt.ArrayLike,
-    state_scales: npt.ArrayLike,
-    signs: tuple[int, ...],
-    excitation: str | npt.ArrayLike,
-    centering: str,
-    hold: str | None,
-    seed: Seed,
-) -> EmpiricalGramians:
+def _grid(dt: Timebase, horizon: float | None, step: float | None) -> tuple[float, int]:
+    """Return the step and the number of steps of the runs of a simulator."""
     if is_discrete(dt):
         step = discrete_step(dt, step)
     if horizon is None or step is None:
@@ -271,29 +261,27 @@ def _from_simulator(
             f"a simulator needs {missing}; give the time its responses take to die out as horizon= and, in "
             "continuous time, the time between its samples as step= (dt=True for discrete time)"
         )
-    intervals = count_intervals(horizon, step)
-    x_steady = None if steady_state is None else _vector(steady_state, "steady_state")
-    u_steady = None if steady_input is None else _vector(steady_input, "steady_input")
-    n, m = _size(n_states, x_steady, "n_states"), _size(n_inputs, u_steady, "n_inputs")
+    return step, count_intervals(horizon, step)
+
+
+def _operating_point(
+    runner: Runner,
+    intervals: int,
+    state: tuple[npt.ArrayLike | None, int | None],
+    inputs: tuple[npt.ArrayLike | None, int | None],
+) -> tuple[Array, Array]:
+    """Return the steady state and input, zero where they are not given, from their values and sizes.
+
+    Where neither is given, the size is found by trial runs.
+    """
+    x_steady, u_steady = (
+        None if value is None else _vector(value, name)
+        for value, name in ((state[0], "steady_state"), (inputs[0], "steady_input"))
+    )
+    n, m = _size(state[1], x_steady, "n_states"), _size(inputs[1], u_steady, "n_inputs")
     if n is None or m is None:
         n, m = find_sizes(runner.simulate, intervals + 1, n, m, runner.batch_size is not None)
-    x_steady = np.zeros(n) if x_steady is None else x_steady
-    job = SimulatorJob(
-        runner=runner,
-        kinds=kinds,
-        excitation=excitation,
-        dt=dt,
-        hold=hold,
-        steady_state=x_steady,
-        steady_input=np.zeros(m) if u_steady is None else u_steady,
-        input_scales=_scale_table(input_scales, m, "input_scales"),
-        state_scales=_scale_table(state_scales, n, "state_scales"),
-        signs=signs,
-        centering=centering,
-        seed=seed,
-    )
-    assembled = simulator_gramians(job, intervals, step)
-    return _result(assembled, kinds, horizon=intervals * step, step=step, steady_state=x_steady, model=None)
+    return np.zeros(n) if x_steady is None else x_steady, np.zeros(m) if u_steady is None else u_steady
 
 
 def _checked_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:
@@ -313,9 +301,7 @@ def _checked_signs(signs: Sequence[int]) -> tuple[int, ...]:
 
 
 def _checked_hold(hold: str | None) -> str | None:
-    if hold not in (None, "zoh", "foh"):
-        raise HankelredError(f"hold must be 'zoh', 'foh' or None, got {hold!r}")
-    return hold
+    return None if hold is None else require_option(hold, ("zoh", "foh"), "hold", HankelredError)
 
 
 def _checked_batch(batch_size: int | None) -> int | None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import as_positive_integer, real_number
+from .._util.checks import as_positive_integer, real_number, require_finite
 from .._util.reading import Archive
 from .._util.sharing import Shared
 from .._util.writing import replace_file
@@ -148,12 +148,8 @@ class GramianEstimator(Shared):
                 + ("; transpose them" if x.ndim == 2 and x.shape[1] == self.n_states else "")
             )
         x = x.astype(complex if np.iscomplexobj(x) else float)
-        if not np.all(np.isfinite(x)):
-            state, sample = np.argwhere(~np.isfinite(x))[0]
-            raise HankelredError(
-                f"states[{state}, {start + sample}] is {x[state, sample]}; every sample must be finite: "
-                "leave out or repair the bad samples"
-            )
+        requirement = "every sample must be finite: leave out or repair the bad samples"
+        require_finite(x, "states", HankelredError, requirement, start)
         if np.abs(x).max(initial=0.0) > _MAX_SAMPLE:
             raise HankelredError(
                 f"the samples are as large as {np.abs(x).max():.1e}; the largest that can be summed is "

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
+from .._util.checks import first_index
 from ..errors import HankelredError
 from .quadrature import derivative
 
@@ -147,11 +148,11 @@ def _from_record(record: npt.ArrayLike, n_inputs: int, samples: int, hold: str) 
             f"a record of {n_inputs} inputs has shape (samples,), applied to each input, or "
             f"({n_inputs}, samples), with at least one sample; got {np.shape(record)}"
         )
-    if not np.all(np.isfinite(signals)):
-        channel, sample = np.argwhere(~np.isfinite(signals))[0]
+    at = first_index(~np.isfinite(signals))
+    if at is not None:
         raise HankelredError(
-            f"the record's sample {sample} of input {channel + 1} is {signals[channel, sample]}; "
-            "cut or repair the record first"
+            f"the record's sample {at[1]} of input {at[0] + 1} is {signals[at]}; cut or repair the record "
+            "first"
         )
     # A zero sample in front, from which the hold starts, and as many zeros behind as the memory is long:
     # the run then contains the whole response, and the deconvolution is a division of its spectra.

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .._util.arrays import Array
+from .._util.checks import first_index
 from .._util.progress import on_terminal, with_progress_bar
 from ..errors import ModelError
 
@@ -149,10 +150,10 @@ def _checked(experiment: SimulatorRun, x: Any, y: Any, n_outputs: int | None) ->
     for values, what in ((x, "state"), (y, "output")):
         if not np.issubdtype(values.dtype, np.number):
             raise ModelError(f"{where} a {what} array of type {values.dtype}; expected numbers")
-        if not np.all(np.isfinite(values)):
-            row, sample = np.argwhere(~np.isfinite(values))[0]
+        at = first_index(~np.isfinite(values))
+        if at is not None:
             raise ModelError(
-                f"{where} {values[row, sample]} for {what} {row + 1} at sample {sample}; use smaller scales "
+                f"{where} {values[at]} for {what} {at[0] + 1} at sample {at[1]}; use smaller scales "
                 "or a smaller step inside the simulator, or check that it is stable"
             )
     size = max(float(np.abs(x).max(initial=0.0)), float(np.abs(experiment.x0).max(initial=0.0)))

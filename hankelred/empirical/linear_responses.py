@@ -10,11 +10,14 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
+from .._util.poles import distance_to_boundary
 from ..errors import HankelredError, UnstableError
-from ..gramians.stability import suspected_timebase
+from ..gramians.stability import is_stable_pole, matrix_size, suspected_timebase
 from ..models.linear_model import LinearModel
 from ..models.scaling import balance_matrix
+from ..simulation.batch_recurrence import free_responses, recurrence, squares
 from ..simulation.discretize import discretize
+from ..simulation.recurrence import row_powers
 from .assembly import Assembled, Responses, assemble
 from .excitations import Seed, impulse_from_pulse_response, make_excitation
 from .responses import amplification, centered, count_intervals, discrete_step, leakage
@@ -25,6 +28,8 @@ _TARGET = 1e-8
 _STEP = 0.05
 #: Doublings of the horizon and halvings of the step before giving up.
 _REFINEMENTS = 8
+#: Entries of the states that are computed at once.
+_CHUNK = 1 << 14
 #: Largest number of response samples one call may keep in memory (about 1 GB).
 _MAX_NUMBERS = 1.5e8
 
@@ -88,10 +93,8 @@ class _Scaled:
 
 
 def _require_stable(poles: Array, A: Array, discrete: bool, tol: float) -> None:
-    size = float(np.linalg.norm(A, 2))
-    margin = 1 - np.abs(poles) if discrete else -poles.real
-    worst = int(margin.argmin())
-    if margin[worst] <= tol * (max(1.0, size) if discrete else size):
+    if not np.all(is_stable_pole(poles, matrix_size(A), discrete=discrete, tol=tol)):
+        worst = int(distance_to_boundary(poles, discrete=discrete).argmin())
         region = "inside the unit circle" if discrete else "in the open left half plane"
         raise UnstableError(
             f"the model has a pole at {poles[worst]:.6g}, not {region}: its Gramians do not exist; "
@@ -125,7 +128,7 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
     if {"controllability", "cross"} & set(job.kinds):
         if isinstance(job.excitation, str) and job.excitation.lower() == "impulse":
             # an impulse is an initial state: exact in continuous time too
-            impulses = _powers(transition, B, samples).transpose(2, 1, 0)
+            impulses = row_powers(B.T, squares(transition.T, samples), samples).transpose(1, 2, 0)
             fine_and_coarse = (impulses, impulses[..., ::2])
         else:
             excitation = make_excitation(
@@ -149,7 +152,7 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
             centered(values * scaling[:, None], job.centering)[None] for values in fine_and_coarse
         )
     if {"observability", "cross"} & set(job.kinds):
-        outputs = centered(_powers(transition.T, C.T, samples).transpose(2, 1, 0), job.centering)
+        outputs = centered(free_responses(transition, C, samples).transpose(0, 2, 1), job.centering)
         fine["y"] = (outputs / scaling[:, None])[None]
         coarse["y"] = fine["y"][..., ::2]
     over_horizon = np.linalg.matrix_power(transition, intervals) * scaling[:, None] / scaling
@@ -171,7 +174,10 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
 
 
 def _growth(A: Array, steps: int) -> float:
-    """Return the largest norm of A^k, k = 1, 2, 4, ...: how much a rounding error in one step may grow."""
+    """Return the largest norm of A^k, k = 1, 2, 4, ...: how much a rounding error in one step may grow.
+
+    Unlike the growth rate of :mod:`hankelred.simulation.recurrence` it includes transient growth.
+    """
     largest = 1.0
     for _ in range(steps.bit_length()):
         largest = max(largest, float(np.linalg.norm(A, 2)))
@@ -179,25 +185,15 @@ def _growth(A: Array, steps: int) -> float:
     return largest
 
 
-def _powers(A: Array, start: Array, samples: int) -> Array:
-    """Return A^k start for k = 0 ... samples - 1, (samples, n, columns), by doubling."""
-    n, columns = start.shape
-    out = np.empty((samples, n, columns), dtype=np.result_type(A, start, float))
-    out[0] = start
-    n_filled, power = 1, A
-    while n_filled < samples:
-        width = min(n_filled, samples - n_filled)
-        out[n_filled : n_filled + width] = power @ out[:width]
-        n_filled, power = n_filled + width, power @ power
-    return out
-
-
 def _simulate_channels(A: Array, B: Array, waveforms: Array) -> Array:
     """Return the states (m, n, T), from zero, with its waveform of (m, T) applied to each input in turn."""
-    m, samples = waveforms.shape
-    out = np.empty((samples, A.shape[0], m), dtype=np.result_type(A, B, float))
-    x = np.zeros(out.shape[1:], dtype=out.dtype)
-    for k in range(samples):
-        out[k] = x
-        x = A @ x + B * waveforms[:, k]
-    return out.transpose(2, 1, 0)
+    (n, m), samples = B.shape, waveforms.shape[1]
+    out = np.empty((n, samples, m), dtype=np.result_type(A, B, float))
+    x = np.zeros((n, m), dtype=out.dtype)
+    length = max(_CHUNK // (n * m), 64)
+    for start in range(0, samples, length):
+        forcing = B[:, None] * waveforms.T[start : start + length]
+        states = recurrence(A, forcing, x)
+        out[:, start : start + length] = states
+        x = A @ states[:, -1] + forcing[:, -1]
+    return out.transpose(2, 0, 1)

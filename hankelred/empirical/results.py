@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,31 +13,11 @@ import numpy.typing as npt
 from .._util.arrays import Array
 from ..errors import HankelredError
 from ..models.linear_model import LinearModel
+from ..reduction.balancing import BalancedFactors
 from ..reduction.norms import difference_norm
-from ..reduction.reduce import Reduction, attributes_of, checked_choice, chosen_order, make_reduction
+from ..reduction.reduce import Reduction, checked_choice, chosen_order, make_reduction
+from ..reduction.source import UncertifiedSource
 from ..simulation.signals import as_numbers
-
-
-@dataclass(frozen=True)
-class _Balancing:
-    """Factors of both Gramians and the SVD of their product."""
-
-    controllability: Array
-    observability: Array
-    left_vectors: Array
-    values: Array
-    right_vectors: Array
-
-    @classmethod
-    def of(cls, controllability: Array, observability: Array) -> _Balancing:
-        U, values, Vh = np.linalg.svd(observability.conj().T @ controllability, full_matrices=False)
-        return cls(controllability, observability, U, values, Vh.conj().T)
-
-    def projection(self, order: int) -> tuple[Array, Array]:
-        roots = np.sqrt(self.values[:order])
-        right = self.controllability @ self.right_vectors[:, :order] / roots
-        left = (self.observability @ self.left_vectors[:, :order] / roots).conj()
-        return left, right
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,25 +45,14 @@ class EmpiricalReduction(Reduction):
     All other attributes are those of :class:`Reduction`.
     """
 
-    mean: Array
-    left: Array = field(repr=False)
-    right: Array = field(repr=False)
+    left: Array
+    right: Array
 
-    def at(self, order: int) -> EmpiricalReduction:
-        """Return the reduction to another order; only the projection is computed again.
-
-        Parameters
-        ----------
-        order : int
-
-        Examples
-        --------
-        >>> from hankelred import empirical_gramians
-        >>> grams = empirical_gramians(([[-1.0, 0.5], [0.0, -3.0]], [[1.0], [1.0]], [[1.0, 1.0]], 0.0))
-        >>> grams.reduce(2).at(1).order
-        1
-        """
-        return _with_mean(make_reduction(self.source, order))
+    @property
+    def mean(self) -> Array:
+        """The steady state, around which ``x = mean + right @ z``."""
+        mean: Array = self.source.mean  # type: ignore[attr-defined]
+        return mean
 
     def restrict(self, x: npt.ArrayLike) -> Array:
         """Return the reduced coordinates z of full states.
@@ -219,14 +187,14 @@ class EmpiricalGramians:
         )
 
     @cached_property
-    def _balancing(self) -> _Balancing:
+    def _balancing(self) -> BalancedFactors:
         if self.controllability_factor is None or self.observability_factor is None:
             names = ", ".join(self.error_estimate)
             raise HankelredError(
                 "this needs both the controllability and the observability Gramian, but only "
                 f"{names} was computed; name both in kinds="
             )
-        return _Balancing.of(self.controllability_factor, self.observability_factor)
+        return BalancedFactors.of(self.controllability_factor, self.observability_factor)
 
     @cached_property
     def hankel_singular_values(self) -> Array:
@@ -309,17 +277,16 @@ class EmpiricalGramians:
         """
         rule = checked_choice(order, tol=tol, rtol=rtol, energy=energy)
         source = _EmpiricalSource(self, self._balancing)
-        return _with_mean(make_reduction(source, chosen_order(source, order, rule)))
+        return make_reduction(source, chosen_order(source, order, rule), EmpiricalReduction)
 
 
-class _EmpiricalSource:
+class _EmpiricalSource(UncertifiedSource):
     """Empirical Gramians as a source of reductions."""
 
     method = solver = "empirical"
-    certified = False
     unstable_order = 0
 
-    def __init__(self, gramians: EmpiricalGramians, balancing: _Balancing):
+    def __init__(self, gramians: EmpiricalGramians, balancing: BalancedFactors):
         self._balancing = balancing
         self.full = gramians._model
         self.mean = gramians.steady_state
@@ -327,13 +294,10 @@ class _EmpiricalSource:
         self.noise_floor = gramians.noise_floor
         self.residual = max(gramians.error_estimate[kind] for kind in ("controllability", "observability"))
 
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: no bound is known for estimated Gramians."""
-        return math.inf
-
     def truncate(self, order: int) -> tuple[LinearModel | None, Array, Array]:
         """Project onto the leading balanced directions."""
-        left, right = self._balancing.projection(order)
+        left, right = self._balancing.bases(order)
+        left = left.conj()
         if self.full is None:
             return None, left, right
         A, B, C, D = self.full.as_tuple()
@@ -346,7 +310,3 @@ class _EmpiricalSource:
                 "the error is defined for linear models only; compare a simulator's outputs instead"
             )
         return difference_norm(self.full, reduced, norm)
-
-
-def _with_mean(reduction: Reduction) -> EmpiricalReduction:
-    return EmpiricalReduction(**attributes_of(reduction), mean=reduction.source.mean)  # type: ignore[attr-defined]

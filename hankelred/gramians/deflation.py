@@ -10,6 +10,7 @@ import scipy.linalg as sla
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
 from ..models.pencil import Pencil, Solver
+from ..models.second_order import NO_COUPLING, SecondOrderPencil
 from .poles import krylov
 from .stability import is_stable_pole
 
@@ -44,6 +45,41 @@ class UnstablePart:
 def no_unstable_part(n: int) -> UnstablePart:
     """Return the part of a stable model."""
     return UnstablePart(np.zeros((0, 0)), np.zeros((n, 0)), np.zeros((n, 0)))
+
+
+def rigid_body_part(pencil: Pencil) -> tuple[UnstablePart, float] | None:
+    """Return the poles at the origin of a second-order model with a singular stiffness matrix.
+
+    Each rigid body mode z has two of them if no damping acts on it, and one otherwise. Krylov methods find
+    such poles with half of the digits only, whereas the modes are known from K to full accuracy.
+
+    Returns
+    -------
+    tuple or None
+        The invariant subspace, and the frequency of the slowest other mode; None if there are no such modes,
+        or if the damping of some of them is coupled.
+    """
+    if not isinstance(pencil, SecondOrderPencil):
+        return None
+    Z, frequency = pencil.rigid_body_modes()
+    if Z.shape[1] == 0:
+        return None
+    D, M = pencil.D, pencil.M
+    damping = Z.T @ (D @ Z)
+    size = float(np.linalg.norm(np.abs(Z).T @ (abs(D) @ np.abs(Z))))
+    rates, turn = np.linalg.eigh((damping + damping.T) / 2)
+    Z = Z @ turn
+    free, damped = Z[:, np.abs(rates) <= NO_COUPLING * size], Z[:, np.abs(rates) > NO_COUPLING * size]
+    forces = abs(D) @ np.abs(free)
+    if any(np.linalg.norm(T @ free) > NO_COUPLING * np.linalg.norm(forces) for T in (D, D.T)):
+        return None
+    zeros, k = np.zeros_like(free), free.shape[1]
+    right = np.block([[free, zeros, damped], [zeros, free, np.zeros_like(damped)]])
+    dual = np.linalg.solve(damped.T @ (D @ damped), damped.T).T  # left^T E right = 1
+    left = np.block([[M @ free, zeros, D.T @ dual], [zeros, free, dual]])
+    A = np.zeros((right.shape[1],) * 2)
+    A[:k, k : 2 * k] = np.eye(k)
+    return UnstablePart(A, left, right), frequency
 
 
 def unstable_part(pencil: Pencil, near: float, tol: float) -> UnstablePart:

@@ -29,7 +29,7 @@ import numpy as np
 import scipy.linalg as sla
 from scipy.linalg.lapack import dsyevd, zheevd
 
-from .._util.arrays import Array
+from .._util.arrays import Array, largest_entry, length
 from .._util.schur import is_block_triangular
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
@@ -128,15 +128,16 @@ def factorize(model: LinearModel, stability_tol: float, *, both: bool = True) ->
     A, B, C = system.A, system.B, system.C
     discrete = model.is_discrete
     check_rates(A, discrete)
-    stability_tol = model.tolerance(stability_tol, matrix_size(A))
-    if not discrete and np.array_equal(A, A.conj().T):
+    size = matrix_size(A)
+    stability_tol = model.tolerance(stability_tol, size)
+    if not discrete and A[0, -1] == A[-1, 0].conj() and np.array_equal(A, A.conj().T):
         diagonal = _factorize_hermitian(system, stability_tol)
         if diagonal is not None:
             return diagonal
     parts = None
     doubling = stability_tol <= EXPLICIT_POLES_TOL
     if not discrete and (A.shape[0] <= SCHUR_FIRST_SIZE or is_block_triangular(A)):
-        parts = split_schur(A, discrete=False, tol=stability_tol)
+        parts = split_schur(A, discrete=False, tol=stability_tol, size=size)
         doubling = (
             doubling and A.shape[0] > SMALL_SIZE and doublings_by_poles(parts) <= MAX_DOUBLINGS_CONTINUOUS
         )
@@ -151,7 +152,7 @@ def factorize(model: LinearModel, stability_tol: float, *, both: bool = True) ->
                     system, (A, B, C), Lc, Lo, None, "smith", residual, rounding=result.rounding
                 )
     if parts is None:
-        parts = split_schur(A, discrete=discrete, tol=stability_tol)
+        parts = split_schur(A, discrete=discrete, tol=stability_tol, size=size)
     return _factorize_schur(system, parts, discrete, both=both)
 
 
@@ -208,7 +209,7 @@ def _in_real_states(factored: FactoredSystem, L: Array, name: str) -> Array:
 
 def check_rates(A: Array, discrete: bool) -> None:
     """Refuse an equilibrated A whose squares would overflow or underflow."""
-    size = float(np.abs(A).max())
+    size = largest_entry(A)
     if size > RATE_LIMITS[1] or (0 < size < RATE_LIMITS[0] and not discrete):
         raise ModelError(
             f"the rates of the model, as large as {size:.1e}, are not between {RATE_LIMITS[0]:.0e} and "
@@ -373,7 +374,7 @@ def _residual(A: Array, B: Array, C: Array, Lc: Array, Lo: Array, discrete: bool
             defect, scale = A @ image_WA - image_W + image_B, max(size, 1.0) ** 2
         else:
             defect, scale = A @ image_W + image_WA + image_B, 2 * size
-        total = scale * float(np.linalg.norm(image_W)) + float(np.linalg.norm(image_B))
-        return float(np.linalg.norm(defect)) / total if total > 0 else 0.0
+        total = scale * length(image_W) + length(image_B)
+        return length(defect) / total if total > 0 else 0.0
 
     return max(relative(A, B, Lc), relative(A.conj().T, C.conj().T, Lo))

@@ -8,15 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
+from .._util.checks import require_finite, require_option
 from ..errors import ModelError, UnstableError
 from ..models.descriptor_sparse import BorderedPencil
-from ..models.linear_model import Timebase
+from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
 from ..models.scaling import in_range
-from ..models.sparse_model import SparseModel, dense_model, large_or_none
+from ..models.sparse_model import SparseModel, by_size
 from .cross_gramian import cross_gramian
 from .factorize import factorize as factored_system
 from .low_rank import low_rank_factors
+from .smith import compress
 from .stability import STABILITY_TOL, checked_tol, no_gramian_message
 
 #: Rounding by which a Gramian may fail to be semidefinite, for each of its states.
@@ -83,15 +85,19 @@ def gramian(
     >>> hankelred.gramian(([[0.5]], [[1.0]], [[1.0]], 0), "observability", dt=1.0).round(4)
     array([[1.3333]])
     """
-    if kind not in KINDS:
-        raise ModelError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    require_option(kind, KINDS, "kind", ModelError)
     tol = checked_tol(stability_tol)
-    L = large_or_none(
-        sys, dt, solver, lambda large: _factor_of_large(large, kind, factor, accuracy, factorize, tol)
+    return by_size(
+        sys,
+        dt,
+        solver,
+        lambda large: _factor_of_large(large, kind, factor, accuracy, factorize, tol),
+        lambda model: _gramian_of_dense(model, kind, factor, tol),
     )
-    if L is not None:
-        return L
-    model = dense_model(sys, dt, solver)
+
+
+def _gramian_of_dense(model: LinearModel, kind: str, factor: bool, tol: float) -> Array:
+    """Return a Gramian of a dense model, or its factor, in the states of the user's model."""
     infinite = model.infinite
     if kind == "cross":
         if factor:
@@ -115,6 +121,8 @@ def gramian(
             system.unscale_left(factored.left_states(factored.observability)),
             system.output_exponent,
         )
+    if L.shape[1] > L.shape[0]:
+        L = compress(L)
     if infinite is not None:
         L = (infinite.right if kind == "controllability" else infinite.coordinates.conj()) @ L
     return in_range((L if factor else L @ L.conj().T), exponent if factor else 2 * exponent, "Gramian")
@@ -193,11 +201,7 @@ def gramian_factor(gramian: npt.ArrayLike) -> Array:
         raise ModelError("the Gramian must be a numeric array") from None
     if W.ndim != 2 or W.shape[0] != W.shape[1]:
         raise ModelError(f"a Gramian is a square matrix, got shape {W.shape}")
-    if not np.all(np.isfinite(W)):
-        row, column = np.argwhere(~np.isfinite(W))[0]
-        raise ModelError(
-            f"the Gramian's entry [{row}, {column}] is {W[row, column]}; every entry must be finite"
-        )
+    require_finite(W, "gramian", ModelError)
     n = W.shape[0]
     scales = np.sqrt(np.maximum(np.diag(W).real, 0.0))
     inverse = np.divide(1.0, scales, out=np.zeros(n), where=scales > 0)

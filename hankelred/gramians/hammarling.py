@@ -26,12 +26,13 @@ from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
 from .._util.arrays import Array, reduce_columns, schur_poles
 from ..errors import ConvergenceError
-from .smith import compress
+from .smith import upper_triangle
 
 TILE = 40
 
-#: Up to this many states, a single input takes one tile.
-ONE_TILE = 64
+#: The same for a single input, where a tile is one Sylvester equation. LAPACK solves it one entry at a time,
+#: so that small tiles and matrix products between them are faster.
+TILE_OF_ONE_INPUT = 28
 
 #: Up to this number of states times inputs, the factors of all inputs are computed one by one and joined,
 #: which is faster there: with one input a tile takes one equation instead of one for each pole.
@@ -47,51 +48,55 @@ HALF = math.sqrt(0.5)
 def hammarling_factors(
     T: Array, B: Array, C: Array, *, discrete: bool, poles: Array | None = None
 ) -> tuple[Array, Array]:
-    """Return Lc and Lo of a stable system whose T is in Schur form, both (n, n).
+    """Return Lc and Lo of a stable system whose T is in Schur form, with n rows and at least n columns.
 
     Discrete time takes complex Schur form only. ``poles`` are those of T, if known.
     """
-    one_equation = not (discrete or _has_light_damping(schur_poles(T) if poles is None else poles))
-    Lc = _factor(T, B, discrete, one_equation)
-    # T^H is lower triangular; with the states in reverse order it is upper triangular again
-    Lo = _factor(T[::-1, ::-1].conj().T, C.conj().T[::-1], discrete, one_equation)
+    form = None
+    if T.size and not (discrete or _has_light_damping(schur_poles(T) if poles is None else poles)):
+        form = _form_of_one_input(T)
+    Lc = _factor(T, B, discrete, form)
+    # T^H is lower triangular; with the states in reverse order it is upper triangular again, and so is S^H
+    if form is not None:
+        form = np.asfortranarray(_reversed_adjoint(form[0])), form[1][::-1]
+    Lo = _factor(_reversed_adjoint(T), C.conj().T[::-1], discrete, form)
     return Lc, Lo[::-1]
 
 
-def _factor(T: Array, B: Array, discrete: bool, one_equation: bool) -> Array:
-    """Return a factor (n, n) of one Gramian; the columns of a few inputs are computed one input at a time."""
+def _reversed_adjoint(T: Array) -> Array:
+    return T[::-1, ::-1].conj().T
+
+
+def _factor(T: Array, B: Array, discrete: bool, form: tuple[Array, Array] | None) -> Array:
+    """Return a factor of one Gramian: (n, n), or (n, n m) for a few inputs, one after the other.
+
+    ``form`` is that of one input, where its equation is accurate enough.
+    """
     n, m = B.shape
     if m == 0:
         return np.zeros((n, 0), np.result_type(T, B))
-    if one_equation and m > 1 and n * m <= ONE_BY_ONE:
-        inputs = [hammarling(T, B[:, [k]], discrete=False, one_equation=True) for k in range(m)]
-        return compress(np.hstack(inputs))
-    return hammarling(T, B, discrete=discrete, one_equation=one_equation)
+    if form is not None and (m == 1 or n * m <= ONE_BY_ONE):
+        factors = [_factor_of_one_input(T, B[:, k], *form) for k in range(m)]
+        return factors[0] if m == 1 else np.concatenate(factors, axis=1)
+    return hammarling(T, B, discrete=discrete)
 
 
 def _has_light_damping(poles: Array) -> bool:
     return bool(np.any(-poles.real < LIGHT_DAMPING * np.abs(poles)))
 
 
-def hammarling(T: Array, B: Array, *, discrete: bool, one_equation: bool = False) -> Array:
-    """Return the block upper triangular U of the equation above; T must be stable.
-
-    ``one_equation`` allows a tile to be solved as one equation where there is a single input.
-    """
+def hammarling(T: Array, B: Array, *, discrete: bool) -> Array:
+    """Return the block upper triangular U of the equation above; T must be stable."""
     n = T.shape[0]
     dtype = np.result_type(T, B)
     T = np.asfortranarray(T, dtype=dtype)
     B = np.array(reduce_columns(B), dtype=dtype, order="F")
     U = np.zeros((n, n), dtype=dtype, order="F")
-    one_equation = one_equation and B.shape[1] == 1
-    tiles = _tiles(T, ONE_TILE if one_equation and n <= ONE_TILE else TILE)
+    tiles = _tiles(T, TILE)
     solve_tile = _discrete_tile if discrete else _continuous_tile
     for j in range(len(tiles) - 1, -1, -1):
         J = tiles[j]
-        if one_equation:
-            S, M = _tile_of_one_input(T, B, U, J)
-        else:
-            S, M = _diagonal_tile(T, B, U, J, discrete)
+        S, M = _diagonal_tile(T, B, U, J, discrete)
         for i in range(j - 1, -1, -1):
             I = tiles[i]
             coupling = T[I, I.stop : J.stop] @ U[I.stop : J.stop, J]
@@ -144,26 +149,46 @@ def _diagonal_tile(T: Array, B: Array, U: Array, J: slice, discrete: bool) -> tu
     return S, M
 
 
-def _tile_of_one_input(T: Array, B: Array, U: Array, J: slice) -> tuple[Array, Array]:
-    """Solve the tile on the diagonal for a single input, in continuous time.
+def _form_of_one_input(T: Array) -> tuple[Array, Array]:
+    """Return S = U^-1 T U and M = U^-1 b for a single input b, in continuous time, for any b.
 
-    M has one column then, so its rows are numbers whose squares follow from the poles: with the phases of 1,
-    S and M are known before U is, and T U + U S^H + B M^H = 0 is a single Sylvester equation.
+    M has one column then, so that its entries are numbers whose squares follow from the poles: with the
+    phases of 1, S and M are known before U is, and T U + U S^H + b M^T = 0 is a single Sylvester equation.
     """
-    tile = T[J, J]
-    poles = np.diagonal(tile)
-    M = np.sqrt(-2 * poles.real)[:, None].astype(U.dtype)
-    S = np.triu(-(M @ M.T), 1)
+    poles = T.diagonal()
+    M = np.sqrt(-2 * poles.real)
+    S = np.where(upper_triangle(M.size), M[:, None] * -M, 0).astype(T.dtype)
     np.fill_diagonal(S, poles)
-    first = np.flatnonzero(np.diagonal(tile, -1))
+    first = np.flatnonzero(T.diagonal(-1))
     if first.size:
         # both states of a pair a +- j w have M = sqrt(-2 a): f + g = 2 a and f g = -w^2 in [[a, f], [g, a]]
-        a, minus_w_squared = poles[first], np.diagonal(tile, 1)[first] * np.diagonal(tile, -1)[first]
+        a, minus_w_squared = poles[first], T.diagonal(1)[first] * T.diagonal(-1)[first]
         g = a - np.sqrt(a * a - minus_w_squared)
         S[first, first + 1], S[first + 1, first] = minus_w_squared / g, g
-    S = np.asfortranarray(S)
-    U[J, J] = _sylvester(tile, S, -(B[J] @ M.T))
-    return S, M
+    return np.asfortranarray(S), M
+
+
+def _factor_of_one_input(T: Array, b: Array, S: Array, M: Array) -> Array:
+    """Return the block upper triangular U with T U + U S^H + b M^T = 0."""
+    n = b.size
+    tiles = _tiles(T, math.ceil(n / math.ceil(n / TILE_OF_ONE_INPUT)))
+    if len(tiles) == 1:
+        return _sylvester(T, S, b[:, None] * -M)
+    U = np.zeros((n, n), dtype=np.result_type(T, b), order="F")
+    b = b.astype(U.dtype)
+    diagonal_tiles = [np.asfortranarray(T[I, I]) for I in tiles]
+    for j in range(len(tiles) - 1, -1, -1):
+        J = tiles[j]
+        S_J, M_J = np.asfortranarray(S[J, J]), M[J]
+        for i in range(j, -1, -1):
+            I = tiles[i]
+            W = b[I, None] * -M_J
+            if i < j:
+                W -= T[I, I.stop : J.stop] @ U[I.stop : J.stop, J]
+            X = _sylvester(diagonal_tiles[i], S_J, W)
+            U[I, J] = X
+            b[I] -= X @ M_J
+    return U
 
 
 def _sylvester(T: Array, S: Array, W: Array) -> Array:
@@ -194,7 +219,13 @@ def _sylvester_of_stiff(T: Array, S: Array, W: Array) -> Array:
 
 def _factor_of_pole(pole: Any, b: Array, discrete: bool) -> tuple[float, Any, Array]:
     # (1 - |t|)(1 + |t|) is accurate for a pole near the unit circle
-    length = math.sqrt((1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real)
+    square = (1 - abs(pole)) * (1 + abs(pole)) if discrete else -2 * pole.real
+    if not square > 0:
+        raise ConvergenceError(
+            f"the Gramian of a pole at {pole:.6g} cannot be computed: within rounding it is on the stability "
+            "boundary; increase stability_tol= so that it counts as marginal and is kept"
+        )
+    length = math.sqrt(square)
     largest = float(np.abs(b).max(initial=0.0))
     if largest == 0:
         return 0.0, pole, b
@@ -215,16 +246,19 @@ def _factor_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     2. z1 = (x1 - j x2 / s) / sqrt(2) and its conjugate z2 have the poles l = a + j w and conj l, and the
        input rows beta = (b1 - j b2 / s) / sqrt(2) = x + j y and conj beta.
     3. The Gramian of z is [[p, q], [conj q, p]], p = |beta|^2 / (-2 a), rho = q / p = (d / |beta|^2) (a / l),
-       d = beta beta^T.
+       d = beta beta^T. With |beta|^2 - d = 2 (|y|^2 - j x y^T) and |beta|^2 + d = 2 (|x|^2 + j x y^T),
+       rho - 1 and rho + 1 are sums of two terms each.
     4. gamma = 1 - |d|^2 / |beta|^4 = 4 |v|^2 |r|^2 / |beta|^4, where v is the longer of x and y and r is the
-       part of the other one that is orthogonal to v.
+       part of the other one that is orthogonal to v, which is v times k plus r.
     5. V = [[v11, v12], [0, v22]], v22 = sqrt(p), v12 = rho v22, v11 = sqrt(p (gamma a^2 + w^2)) / |l|.
     6. V^-1 [beta; conj beta] has rows m1 and m2 of norm sqrt(-2 a): m2 along conj beta, and m1 along
-       beta (gamma a + j w) / l - rho (conj beta - (conj d / |beta|^2) beta).
+       beta (gamma a + j w) / l - rho e, e = conj beta - (conj d / |beta|^2) beta. In v and r, |beta|^2 e is
+       2 |r|^2 v - 2 j |v|^2 (1 - j k) r if v = x, and -2 j |r|^2 v + 2 |v|^2 (1 + j k) r if v = y.
     7. V^-1 diag(l, conj l) V = [[l, c], [0, conj l]], c = -m1 m2^H.
     8. In the states x, V has the rows r1, r2 = (v11, v12 + v22) / sqrt(2), (v11, v12 - v22) j s / sqrt(2).
        Orthogonalized from the last row up they are U Q with Q unitary, and S and M are the matrices of 6
-       and 7 multiplied by Q.
+       and 7 multiplied by Q. The determinant of V in these states is -j s v11 v22, from which the first row
+       of Q and u11 follow.
     """
     # Python numbers instead of arrays, which are slower for a few inputs
     (a, f), (g, _) = T.tolist()
@@ -245,32 +279,37 @@ def _factor_of_pair(T: Array, b: Array) -> tuple[Array, Array, Array]:
     beta_sq = xx + yy
     d = complex(xx - yy, 2 * xy)
     p, rho = beta_sq / (-2 * a), d / beta_sq * (a / pole)
-    # 4
+    minus_one = (complex(-yy, xy) * (2 * a / beta_sq) - complex(0, w)) / pole  # rho - 1
+    plus_one = (complex(xx, xy) * (2 * a / beta_sq) + complex(0, w)) / pole  # rho + 1
+    # 4; of nearly parallel rows the first r is rounding, which the second pass makes orthogonal
     v, u, v_sq = (x, y, xx) if xx >= yy else (y, x, yy)
-    r = [ui - vi * (xy / v_sq) for ui, vi in zip(u, v, strict=True)]
-    gamma = 4 * v_sq * _dot(r, r) / beta_sq**2
+    k = xy / v_sq
+    r = [ui - vi * k for ui, vi in zip(u, v, strict=True)]
+    k_of_r = _dot(v, r) / v_sq
+    r = [ri - vi * k_of_r for ri, vi in zip(r, v, strict=True)]
+    r_sq = _dot(r, r)
+    gamma = 4 * v_sq * r_sq / beta_sq**2
     # 5
     v22 = math.sqrt(p)
     v11 = math.sqrt(p * (gamma * a * a + w * w)) / abs(pole)
-    v12 = rho * v22
     # 6
     length = math.sqrt(-2 * a)
     m2 = [value.conjugate() * (length / math.sqrt(beta_sq)) for value in beta]
-    m1 = [value * (complex(gamma * a, w) / pole) for value in beta]
-    if len(beta) > 1:
-        ratio = d.conjugate() / beta_sq
-        m1 = [m - rho * (value.conjugate() - ratio * value) for m, value in zip(m1, beta, strict=True)]
+    of_v, of_r = (1, complex(-k, -1)) if xx >= yy else (-1j, complex(1, k))
+    of_v, of_r = rho * of_v * (2 * r_sq / beta_sq), rho * of_r * (2 * v_sq / beta_sq)
+    turn = complex(gamma * a, w) / pole
+    m1 = [bi * turn - vi * of_v - ri * of_r for bi, vi, ri in zip(beta, v, r, strict=True)]
     stretch = length / math.hypot(*map(abs, m1))
     m1 = [m * stretch for m in m1]
     # 7
     c = -sum((i * k.conjugate() for i, k in zip(m1, m2, strict=True)), 0j)
     # 8
-    r1, r2 = (HALF * v11, HALF * (v12 + v22)), (HALF * s * v11 * 1j, HALF * s * (v12 - v22) * 1j)
+    r1, r2 = (HALF * v11, HALF * v22 * plus_one), (HALF * s * v11 * 1j, HALF * s * v22 * minus_one * 1j)
     u22 = math.hypot(abs(r2[0]), abs(r2[1]))
     u12 = (r1[0] * r2[0].conjugate() + r1[1] * r2[1].conjugate()).real / u22
-    r1 = (r1[0] - r2[0] * (u12 / u22), r1[1] - r2[1] * (u12 / u22))
-    u11 = math.hypot(abs(r1[0]), abs(r1[1]))
-    q1, q2 = (r1[0] / u11, r1[1] / u11), (r2[0] / u22, r2[1] / u22)
+    u11 = s * v11 * v22 / u22
+    q2 = (r2[0] / u22, r2[1] / u22)
+    q1 = (-1j * q2[1].conjugate(), 1j * q2[0].conjugate())
 
     def entry(row: tuple[complex, complex], column: tuple[complex, complex]) -> float:
         second = row[0] * c + row[1] * pole.conjugate()

@@ -106,7 +106,7 @@ def band_factors(A: Array, B: Array, C: Array, bands: Bands, *, discrete: bool) 
     Over all frequencies they are factors of the ordinary Gramians. The corresponding negative frequencies are
     included. A must have no pole in the bands; it may be unstable.
     """
-    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    poles = np.linalg.eigvals(A)
     frequencies, weights = band_nodes(poles, bands, discrete=discrete)
     real = not any(np.iscomplexobj(M) for M in (A, B, C))
     if real:

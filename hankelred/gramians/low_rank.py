@@ -6,13 +6,14 @@ Gramians' factors Zp, Zq and the Gramians dP, dQ of the final residuals, by Weyl
 
     |sigma_i - sigma_i(Zq^T E Zp)| <= max(sqrt(|Q| |dP|), sqrt(|P| |dQ|)) + sqrt(|dP| |dQ|).
 
-Otherwise it is an estimate: the change caused by the last columns.
+For continuous models with many states per input and output the factors are replaced by those of a Galerkin
+projection, whose proved error is much smaller (`galerkin`). If no decay can be proved, the certificate is an
+estimate: the change caused by the last columns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -24,11 +25,12 @@ from .._util.checks import real_number
 from .._util.progress import on_terminal, with_status_line
 from ..errors import ConvergenceError, ModelError, OrderError, short_repr
 from ..models.linear_model import DENSE_LIMIT
-from ..models.pencil import Factorize, Pencil
+from ..models.pencil import Factorize, Pencil, SparsePencil, applied
 from ..models.scaling import gain_exponent
 from ..models.sparse_model import SparseModel
-from .deflation import UnstablePart, no_unstable_part, unstable_part
+from .deflation import UnstablePart, no_unstable_part, rigid_body_part, unstable_part
 from .dual_adi import SHIFTS, DualADI, Side
+from .galerkin import GalerkinFactors, galerkin_factors
 from .poles import slow_poles
 from .residual_bounds import ResidualBound, check_descriptor, is_proven_stable, proven_bound
 from .stability import STABILITY_TOL
@@ -69,6 +71,17 @@ SMALLEST_RESIDUAL = 1e-28
 #: models of more than CHEAP_STATES states, whose factorizations are expensive, only the certificate counts.
 TARGET_RESIDUAL = 2e-13
 CHEAP_STATES = 20_000
+#: A Galerkin projection is computed for models with at least this many states per input and output. For
+#: others, more factorizations cost less than the dense operations on the projected model.
+STATES_PER_PORT = 1500
+#: Residual below which a Galerkin projection is computed first, for at most CHEAP_STATES states and for more.
+#: The certificate would allow larger ones, but the number of correct small singular values depends on it.
+PROJECTED_RESIDUALS = (1e-9, 1e-5)
+#: The accuracy of a projection improves at least in proportion to the residual; it is computed again when
+#: this predicts the requested one, but not before the residual has decreased by this share, and at most so
+#: often.
+PROJECTED_AGAIN = 0.3
+MAX_PROJECTIONS = 6
 #: Largest number of factorizations.
 MAX_SHIFTS = 500
 
@@ -100,17 +113,13 @@ class SparseProblem:
 
     def E(self, x: Array, *, adjoint: bool = False) -> Array:
         """Return E x with E of the model, or E^H x."""
-        E = _apply(self.pencil.E, x, adjoint)
-        return (E - _apply(self.pencil.A, x, adjoint)) / 2 if self.discrete else E
+        E = applied(self.pencil.E, x, adjoint)
+        return (E - applied(self.pencil.A, x, adjoint)) / 2 if self.discrete else E
 
     def A(self, x: Array, *, adjoint: bool = False) -> Array:
         """Return A x with A of the model, or A^H x."""
-        A = _apply(self.pencil.A, x, adjoint)
-        return (_apply(self.pencil.E, x, adjoint) + A) / 2 if self.discrete else A
-
-
-def _apply(times: Callable[..., Array], x: Array, adjoint: bool) -> Array:
-    return times(x.conj(), transposed=True).conj() if adjoint else times(x)
+        A = applied(self.pencil.A, x, adjoint)
+        return (applied(self.pencil.E, x, adjoint) + A) / 2 if self.discrete else A
 
 
 def sparse_problem(model: SparseModel, factorize: Factorize | None = None) -> SparseProblem:
@@ -179,6 +188,18 @@ class LowRankFactors:
         """All balanced states whose singular values exceed the rounding errors."""
         return self.balanced(self.values.size)
 
+    def extended(self, controllability: Array, observability: Array) -> LowRankFactors:
+        """Return the factors with these columns too, scaled so that both largest singular values agree."""
+        E = self.problem.E
+        added = float(np.linalg.norm(observability.conj().T @ E(controllability), 2))
+        if not added > 0:
+            return self
+        scale = math.sqrt(float(self.values.max(initial=added)) / added)
+        Lc = np.concatenate([self.controllability, scale * controllability], axis=1)
+        Lo = np.concatenate([self.observability, scale * observability], axis=1)
+        product, rounding = _product(Lo, E(Lc))
+        return replace(self, controllability=Lc, observability=Lo, product=product, rounding=rounding)
+
     def balanced(self, r: int) -> BalancedStates:
         """Return the leading r balanced states."""
         U, V = self.vectors
@@ -237,24 +258,32 @@ def low_rank_factors(
     if bound is None:
         check_descriptor(problem.pencil, discrete=problem.discrete)
     if bound is None and not is_proven_stable(problem.pencil):
+        rigid = rigid_body_part(problem.pencil)
         adi.next_shifts()  # computes first approximations of the poles
         slowest = float(np.abs(adi.ritz).min(initial=np.inf))
-        if math.isfinite(slowest):
+        if rigid is not None:
+            unstable, slowest = rigid
+        elif math.isfinite(slowest):
             unstable = unstable_part(problem.pencil, slowest, stability_tol)
         if unstable.A.size:
             adi.deflate(unstable.left, unstable.right)
             problem = replace(problem, B=adi.controllability.W, C=adi.observability.W.T)
             center = slowest
-    certificate = 0.0  # if B or C is zero
+    certificate, galerkin = 0.0, None  # if B or C is zero
     if all(side.start > 0 for side in adi.sides):
         visible = model.n_states > CHEAP_STATES and on_terminal()
         with with_status_line("low-rank Gramians", visible) as adi.report:
             if bound is not None:
-                _iterate_until_proven(problem, adi, bound, accuracy)
-                certificate = weyl_bound(problem, adi, bound)
+                galerkin = _iterate_until_projected(problem, adi, bound, accuracy)
+                if galerkin is None:
+                    _iterate_until_proven(problem, adi, bound, accuracy)
+                    certificate = weyl_bound(problem, adi, bound)
             else:
                 certificate, product = _iterate_until_converged(problem, adi, accuracy, center)
-    factors = _assembled_factors(problem, adi, bound, accuracy, certificate, unstable, product)
+    if galerkin is None:
+        factors = _assembled_factors(problem, adi, bound, accuracy, certificate, unstable, product)
+    else:
+        factors = _projected_factors(problem, galerkin, bound, accuracy, unstable)
     if bound is None and math.isfinite(certificate) and factors.values.size:
         sampled = sampled_error(factors, _sample_frequencies(adi.ritz, unstable))
         certificate = max(certificate, sampled) + rounding_of_values(factors)
@@ -283,6 +312,42 @@ def _remedy(n: int) -> str:
         "Lightly damped models with many significant modes have Gramians without low rank, and models with "
         f"unstable poles have no Gramians: {dense}, or request a lower accuracy (accuracy=)"
     )
+
+
+def _iterate_until_projected(
+    problem: SparseProblem, adi: DualADI, bound: ResidualBound, accuracy: float
+) -> GalerkinFactors | None:
+    """Take steps until a Galerkin projection is as accurate as requested; return its factors.
+
+    The result is None for models with few states per input and output, in discrete time, and if rounding
+    prevents the requested accuracy: then further steps of the iteration follow, which round less.
+    """
+    ports = problem.B.shape[1] + problem.C.shape[0]
+    pencil = problem.pencil
+    if pencil.n < STATES_PER_PORT * ports or problem.discrete or not isinstance(pencil, SparsePencil):
+        return None
+    project_below = PROJECTED_RESIDUALS[pencil.n > CHEAP_STATES]
+    attempts = 0
+    while attempts < MAX_PROJECTIONS and len(adi.shifts) < MAX_SHIFTS:
+        for shift in adi.next_shifts():
+            adi.step(shift)
+            for side in adi.sides:
+                side.compress()
+            residual = max(side.residual for side in adi.sides)
+            if not math.isfinite(residual):
+                return None
+            if residual > project_below:
+                continue
+            blocks = adi.controllability.blocks + [block.conj() for block in adi.observability.blocks]
+            factors = galerkin_factors(pencil, problem.B, problem.C, blocks, bound)
+            attempts += 1
+            if factors is None or factors.rounding > accuracy:
+                return None
+            share = factors.certificate / factors.largest_value / accuracy
+            if share <= 1:
+                return factors
+            project_below = residual * min(1 / share, PROJECTED_AGAIN)
+    return None
 
 
 def _iterate_until_proven(
@@ -343,6 +408,8 @@ def _iterate_until_converged(
             batch, unused = unused[:SHIFTS], unused[SHIFTS:]
         else:
             batch = adi.next_shifts()
+        if not batch:  # all Ritz values are on the stability boundary
+            return math.inf, product.matrix
         for shift in batch:
             adi.step(complex(shift))
         residual = max(side.residual for side in adi.sides)
@@ -527,6 +594,31 @@ def _assembled_factors(
         accuracy=accuracy,
         unstable=unstable,
         residual_factors=(adi.controllability.W, adi.observability.W.conj()),
+    )
+
+
+def _projected_factors(
+    problem: SparseProblem,
+    galerkin: GalerkinFactors,
+    bound: ResidualBound | None,
+    accuracy: float,
+    unstable: UnstablePart,
+) -> LowRankFactors:
+    none = np.zeros((problem.pencil.n, 0))
+    return LowRankFactors(
+        problem=problem,
+        controllability=galerkin.controllability,
+        observability=galerkin.observability,
+        product=galerkin.product,
+        kind="rigorous",
+        certificate=galerkin.certificate,
+        rounding=EPS * galerkin.largest_value,
+        residual=galerkin.residual,
+        factorizations=problem.pencil.factorizations,
+        bound=bound,
+        accuracy=accuracy,
+        unstable=unstable,
+        residual_factors=(none, none),
     )
 
 

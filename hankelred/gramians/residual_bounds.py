@@ -38,6 +38,8 @@ from .dual_adi import Side
 
 #: Up to this many states the factorization for the bounds is kept; for more it is computed when needed.
 KEPT_STATES = 200_000
+#: Number of columns of linear systems with it that are solved at a time.
+COLUMNS = 16
 #: Steps of inverse iteration for the least singular value of E.
 STEPS = 3
 #: A row whose diagonal entry exceeds the sum of the others by more than this share is strictly dominant.
@@ -52,8 +54,11 @@ class ResidualBound(Protocol):
     def __call__(self, side: Side) -> float:
         """Return a bound for the largest eigenvalue of the Gramian of the residual factor."""
 
-    def gram(self, W: Array, *, transposed: bool) -> Array:
-        """Return W^H X W, so that |w^H (s E - A)^-1 v|^2 <= (w^H X w) (v^H X v) on the stability boundary."""
+    def gram(self, W: Array, V: Array, *, transposed: bool = False) -> Array:
+        """Return W^H X V, so that |w^H (s E - A)^-1 v|^2 <= (w^H X w) (v^H X v) on the stability boundary.
+
+        With `transposed` X^T takes the place of X.
+        """
 
 
 def proven_bound(pencil: Pencil, *, discrete: bool) -> ResidualBound | None:
@@ -82,13 +87,13 @@ class SymmetricBound:
 
     def __call__(self, side: Side) -> float:
         """Return a bound for the largest eigenvalue of the Gramian of the residual factor."""
-        trace = float(np.trace(self.gram(side.W, transposed=side.transposed)).real)
+        trace = float(np.trace(self.gram(side.W, side.W, transposed=side.transposed)).real)
         return max(trace / (2 * len(self._solvers)), 0.0)
 
-    def gram(self, W: Array, *, transposed: bool) -> Array:
-        """Return W^H X W with X = (-A)^-1, in discrete time (E - A)^-1 + (E + A)^-1."""
-        solved = [solver(W, transposed=transposed) for solver in self._solvers]
-        return W.conj().T @ sum(solved[1:], solved[0])
+    def gram(self, W: Array, V: Array, *, transposed: bool = False) -> Array:
+        """Return W^H X V with X = (-A)^-1, in discrete time (E - A)^-1 + (E + A)^-1."""
+        grams = [solver.gram(W, V, transposed=transposed) for solver in self._solvers]
+        return sum(grams[1:], grams[0])
 
 
 class DissipativeBound:
@@ -100,11 +105,11 @@ class DissipativeBound:
 
     def __call__(self, side: Side) -> float:
         """Return a bound for the largest eigenvalue of the Gramian of the residual factor."""
-        return float(np.linalg.norm(self.gram(side.W, transposed=side.transposed), 2)) / 2
+        return float(np.linalg.norm(self.gram(side.W, side.W, transposed=side.transposed), 2)) / 2
 
-    def gram(self, W: Array, *, transposed: bool) -> Array:
-        """Return W^H X W with X = E^-1 / mu."""
-        return W.conj().T @ self._solver(W, transposed=transposed) / self.mu
+    def gram(self, W: Array, V: Array, *, transposed: bool = False) -> Array:
+        """Return W^H X V with X = E^-1 / mu."""
+        return self._solver.gram(W, V, transposed=transposed) / self.mu
 
 
 class _FactoredOnDemand:
@@ -118,13 +123,15 @@ class _FactoredOnDemand:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_factored": None}  # the factors of SuperLU cannot be pickled
 
-    def __call__(self, b: Array, *, transposed: bool) -> Array:
+    def gram(self, W: Array, V: Array, *, transposed: bool) -> Array:
+        """Return W^H M^-1 V, or W^H M^-T V; a few columns are solved at a time, to save memory."""
         if self._diagonal is not None:
-            return b / self._diagonal[:, None]
+            return W.conj().T @ (V / self._diagonal[:, None])
         solver = self._factored or self._pencil.solver(self._matrix)
         if self._pencil.n <= KEPT_STATES:
             self._factored = solver
-        return solver(b, transposed=transposed)
+        blocks = [V[:, at : at + COLUMNS] for at in range(0, max(V.shape[1], 1), COLUMNS)]
+        return np.hstack([W.conj().T @ solver(block, transposed=transposed) for block in blocks])
 
 
 def is_diagonal(M: Any) -> bool:

@@ -10,6 +10,7 @@ import scipy.linalg as sla
 
 from .._util.arrays import Array
 from ..errors import ConvergenceError
+from .stability import is_stable_matrix
 
 #: Solutions with a larger relative residual are rejected.
 ACCEPTED_RESIDUAL = 1e-8
@@ -53,17 +54,17 @@ def solve_riccati(
     failed = f"the Riccati equation of {what} has no stabilizing solution that can be computed"
     equation = _Equation(A, B, Q, S, R, discrete)
     X: Array | None = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about ill-conditioned matrices; the residual is checked
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about ill-conditioned matrices; the residual is checked
+        try:
             solve = sla.solve_discrete_are if discrete else sla.solve_continuous_are
             X = np.asarray(solve(A, B, Q, R, s=S))
-    except (np.linalg.LinAlgError, ValueError) as error:
-        failed = f"{failed} ({error})"
-    try:
-        solution = equation.improved(X)
-    except (np.linalg.LinAlgError, ValueError):
-        solution = None
+        except (np.linalg.LinAlgError, ValueError) as error:
+            failed = f"{failed} ({error})"
+        try:
+            solution = equation.improved(X)
+        except (np.linalg.LinAlgError, ValueError):
+            solution = None
     if solution is None or not np.all(np.linalg.eigvalsh(solution.weight) > 0):
         raise ConvergenceError(f"{failed}; {advice}")
     if not solution.residual <= ACCEPTED_RESIDUAL:
@@ -97,7 +98,8 @@ class _Equation:
             if solution.residual <= GOOD_RESIDUAL or not self.is_stabilizing(solution.K):
                 break
             better = self.step(solution.K)
-            if not better.residual < solution.residual:
+            # with zeros near the boundary a step of the size of rounding may leave A - B K unstable
+            if not better.residual < solution.residual or not self.is_stabilizing(better.K):
                 break
             solution = better
         return solution if self.is_stabilizing(solution.K) else None
@@ -126,5 +128,4 @@ class _Equation:
 
     def is_stabilizing(self, K: Array) -> bool:
         """Return whether A - B K is stable."""
-        poles = np.linalg.eigvals(self.A - self.B @ K)
-        return bool(np.all(np.abs(poles) < 1) if self.discrete else np.all(poles.real < 0))
+        return is_stable_matrix(self.A - self.B @ K, discrete=self.discrete)

@@ -19,7 +19,7 @@ import numpy as np
 import scipy.linalg as sla
 from scipy.linalg.lapack import dgeqp3, zgeqp3
 
-from .._util.arrays import EPS, Array, reciprocal_condition
+from .._util.arrays import EPS, Array, length, reciprocal_condition
 
 #: Columns smaller than this, relative to the largest, are removed from a factor. It is far below rounding
 #: for small systems, where tiny columns cost little and improve the smallest singular values.
@@ -117,7 +117,7 @@ def smith_factors(A: Array, B: Array, C: Array, *, discrete: bool) -> SmithResul
 def _predicted_doublings(power: Array) -> float:
     """Predict how many squarings of this power of A it takes until it is below rounding."""
     v = power @ _start_vector(power.shape[1])
-    size, next_size = _length(v), _length(power @ v)
+    size, next_size = length(v), length(power @ v)
     return doublings_needed(next_size / size if size > 0 else 0.0)
 
 
@@ -152,8 +152,8 @@ def _spectral_norm(A: Array, enough: float) -> float:
     v = _start_vector(A.shape[1])
     norm = 0.0
     for _ in range(6):
-        image = A @ (v / max(_length(v), np.finfo(float).tiny))
-        norm = _length(image)
+        image = A @ (v / max(length(v), np.finfo(float).tiny))
+        norm = length(image)
         if norm >= enough:
             break
         v = A.conj().T @ image
@@ -177,10 +177,6 @@ def _rounding_of_squarings(A: Array, count: int, Lc: Array, Lo: Array) -> float:
 @lru_cache(maxsize=4)
 def _start_vector(n: int) -> Array:
     return np.random.default_rng(0).standard_normal(n)
-
-
-def _length(v: Array) -> float:
-    return math.sqrt(np.vdot(v, v).real)
 
 
 def _sum_of_powers(power: Array, L: Array, products: int, tolerance: float) -> Array:
@@ -261,10 +257,11 @@ def compress(L: Array, tolerance: float = COMPRESSION) -> Array:
     diagonal = np.abs(np.diagonal(qr))
     rank = int(np.count_nonzero(diagonal > tolerance * diagonal[0])) if diagonal.size else 0
     out = np.empty((L.shape[0], rank), dtype=L.dtype)
-    out[pivots - 1] = (qr[:rank] * _triangle(L.shape[0])[:rank]).T.conj()
+    out[pivots - 1] = (qr[:rank] * upper_triangle(L.shape[0])[:rank]).T.conj()
     return out
 
 
 @lru_cache(maxsize=4)
-def _triangle(n: int) -> Array:
+def upper_triangle(n: int) -> Array:
+    """Return which entries of an n x n matrix are on or above the diagonal."""
     return np.triu(np.ones((n, n), dtype=bool))

@@ -12,6 +12,7 @@ from scipy.linalg.lapack import ztrtrs
 
 from .._util.arrays import EPS, Array, schur_poles
 from .._util.checks import real_number
+from .._util.poles import boundary_width, distance_to_boundary
 from .._util.schur import schur_form
 from ..errors import ConvergenceError, OrderError
 
@@ -49,18 +50,34 @@ def matrix_size(A: Array) -> float:
 
 def is_stable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
     """Return for each pole whether it is stable: inside the boundary by more than the tolerance."""
-    if discrete:
-        return 1 - np.abs(poles) > tol * max(1.0, size)
-    return -poles.real > tol * size
+    width = boundary_width(size, discrete=discrete, tol=tol)
+    return distance_to_boundary(poles, discrete=discrete) > width
+
+
+def is_unstable_pole(poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
+    """Return for each pole whether it is unstable: beyond the boundary by more than the tolerance."""
+    width = boundary_width(size, discrete=discrete, tol=tol)
+    return distance_to_boundary(poles, discrete=discrete) < -width
+
+
+def is_stable_matrix(A: Array, *, discrete: bool) -> bool:
+    """Return whether all eigenvalues are inside the stability boundary, however near to it."""
+    return bool(np.all(is_stable_pole(np.linalg.eigvals(A), 0.0, discrete=discrete, tol=0.0)))
+
+
+def count_unstable(A: Array, *, discrete: bool, tol: float = STABILITY_TOL) -> int:
+    """Return the number of unstable and marginal eigenvalues."""
+    stable = is_stable_pole(np.linalg.eigvals(A), matrix_size(A), discrete=discrete, tol=tol)
+    return int(np.count_nonzero(~stable))
 
 
 def suspected_timebase(poles: Array, *, discrete: bool) -> str:
     """Return advice if all poles would be stable with the other timebase: dt is easily forgotten."""
-    if not discrete and np.all(np.abs(poles) < 1):
-        return "; all poles are inside the unit circle: a discrete model needs its dt"
-    if discrete and np.all(poles.real < 0):
+    if not np.all(distance_to_boundary(poles, discrete=not discrete) > 0):
+        return ""
+    if discrete:
         return "; all poles are in the left half plane: a continuous model has dt = 0"
-    return ""
+    return "; all poles are inside the unit circle: a discrete model needs its dt"
 
 
 def no_gramian_message(poles: Array, A: Array, *, discrete: bool) -> str:
@@ -73,13 +90,15 @@ def no_gramian_message(poles: Array, A: Array, *, discrete: bool) -> str:
     )
 
 
-def split_schur(A: Array, *, discrete: bool, tol: float) -> SchurSplit:
+def split_schur(A: Array, *, discrete: bool, tol: float, size: float | None = None) -> SchurSplit:
     """Bring A to Schur form with the stable poles first and decouple the other poles.
+
+    ``size`` is its :func:`matrix_size`, if known.
 
     Source: Bavely and Stewart, SIAM J. Numer. Anal. 16 (1979).
     """
     n = A.shape[0]
-    size = matrix_size(A)
+    size = matrix_size(A) if size is None else size
     T, Z = schur_form(A)
     poles = schur_poles(T)
     stable = _classify(T, poles, size, discrete=discrete, tol=tol)
@@ -118,7 +137,7 @@ def _reorder(T: Array, Z: Array, stable: Array) -> tuple[Array, Array]:
 
 def _classify(T: Array, poles: Array, size: float, *, discrete: bool, tol: float) -> Array:
     stable = is_stable_pole(poles, size, discrete=discrete, tol=tol)
-    distance = 1 - np.abs(poles) if discrete else -poles.real
+    distance = distance_to_boundary(poles, discrete=discrete)
     # Rounding splits a multiple pole on the boundary (a double integrator) into a cluster around it, with
     # members on both sides. A member of a cluster centered on the boundary is marginal too if rounding
     # alone could have moved it there: a k-fold pole moves by up to eps^(1/k), and a matrix within rounding
@@ -137,7 +156,7 @@ def _classify(T: Array, poles: Array, size: float, *, discrete: bool, tol: float
         if _distance_to_pole(complex_T, boundary_point) <= 10 * EPS * size:
             stable[i] = False
     # a conjugate pair stays together
-    if not np.iscomplexobj(T):
+    if not (np.iscomplexobj(T) or stable.all()):
         first = np.flatnonzero(np.diag(T, -1))
         pair_is_stable = stable[first] & stable[first + 1]
         stable[first] = stable[first + 1] = pair_is_stable

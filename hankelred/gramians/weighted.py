@@ -20,6 +20,7 @@ from ..models.linear_model import LinearModel, Timebase
 from ..models.projection import project_exactly
 from .factorize import factorize
 from .gramians import gramian
+from .stability import is_unstable_pole, matrix_size
 
 #: States of the weight that are less controllable than this, relatively, count as uncontrollable.
 CONTROLLABLE = 1e-12
@@ -65,12 +66,12 @@ def stable_weight(weight: LinearModel, stability_tol: float, name: str, *, on_in
     factored = factorize(weight, stability_tol)
     if factored.n_unstable == 0:
         return weight.as_tuple()
-    poles = np.linalg.eigvals(factored.unstable_A)
-    discrete = weight.is_discrete
-    beyond = np.abs(poles) - 1 if discrete else poles.real
-    if beyond.min() <= stability_tol * max(1.0, float(np.abs(poles).max())):
+    poles, discrete = np.linalg.eigvals(factored.unstable_A), weight.is_discrete
+    size = matrix_size(factored.scaled_system.A)
+    marginal = poles[~is_unstable_pole(poles, size, discrete=discrete, tol=stability_tol)]
+    if marginal.size:
         raise ModelError(
-            f"{name} has a pole at {poles[np.argmin(beyond)]:.3g}, on the stability boundary, where its gain "
+            f"{name} has a pole at {marginal[0]:.3g}, on the stability boundary, where its gain "
             "is infinite; move the pole into the stable region"
         )
     if not on_input:

@@ -20,18 +20,18 @@ from .output_error import FittedModel, balance_states, local_coordinates, output
 #: Most lags of a correlation, and the least number of samples for each.
 _MOST_LAGS, _SAMPLES_PER_LAG = 25, 4
 _MOST_COEFFICIENTS, _SAMPLES_PER_COEFFICIENT = 12, 20
-#: What one parameter costs in Akaike's criterion, in units of minus twice the logarithm of the likelihood.
-AKAIKE_CHARGE = 2.0
+#: Penalty of one parameter in Akaike's criterion, in units of minus twice the logarithm of the likelihood.
+AKAIKE_PENALTY = 2.0
 #: Singular values of delayed inputs below this share of the largest are rounding.
 _EXCITED = 1e-9
 
 
 def autoregression(
-    errors: Sequence[Array], most: int = _MOST_COEFFICIENTS, charge: float = AKAIKE_CHARGE
+    errors: Sequence[Array], most: int = _MOST_COEFFICIENTS, penalty: float = AKAIKE_PENALTY
 ) -> Array:
     """Return ``1, a_1, ..., a_q`` of ``e[k] + a_1 e[k-1] + ... = white``.
 
-    The number q minimizes minus twice the logarithm of the likelihood plus `charge` times q.
+    The number q minimizes minus twice the logarithm of the likelihood plus `penalty` times q.
     Several arrays are records of the same process; they are not joined.
     """
     shortest = min(e.size for e in errors)
@@ -49,7 +49,7 @@ def autoregression(
     for q in range(1, most + 1):
         coefficients = sla.lstsq(past[:, :q], present, check_finite=False)[0]
         error = present - past[:, :q] @ coefficients
-        score = present.size * math.log(max(float(error @ error), 1e-300)) + charge * q
+        score = present.size * math.log(max(float(error @ error), 1e-300)) + penalty * q
         if score < best_score:
             best, best_score = np.concatenate([[1.0], -coefficients]), score
     return best

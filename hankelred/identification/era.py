@@ -16,9 +16,12 @@ from ..models.frequency_response import largest_singular_value
 from ..models.linear_model import LinearModel, Timebase, to_control, validated_timebase
 from ..reduction.order import check_rule, checked_order, select_order
 from ..reduction.reduce import Reduction, make_reduction
+from ..simulation.batch_recurrence import squares
+from ..simulation.recurrence import free_response, row_powers
+from ..simulation.signals import as_kernel
 from .hankel_svd import NOISE_NORM, HankelOperator, HankelSVD, leading_svd
 from .markov import MarkovParameters
-from .output_error import free_responses, stable_matrix
+from .output_error import stable_matrix
 
 
 def realize(
@@ -121,26 +124,13 @@ def realize(
 
 
 def _checked_markov(markov: Any) -> Array:
-    try:
-        h = np.asarray(markov)
-        h = h.astype(complex if np.iscomplexobj(h) else float)
-    except (TypeError, ValueError) as error:
-        raise HankelredError(f"markov is not a numeric array: {error}") from None
-    if h.ndim == 1:
-        h = h[:, None, None]
-    if h.ndim != 3 or 0 in h.shape:
-        raise HankelredError(
-            f"markov must be (n, outputs, inputs), or 1-D for one channel, got shape {h.shape}"
-        )
+    h = as_kernel(markov)
+    if 0 in h.shape:
+        raise HankelredError(f"markov must have samples, outputs and inputs, got shape {h.shape}")
     if h.shape[0] < 3:
         raise HankelredError(
             f"markov has {h.shape[0]} entries (shape {h.shape}); at least 3 are needed, samples are the "
             "first axis"
-        )
-    if not np.all(np.isfinite(h)):
-        sample, row, column = np.argwhere(~np.isfinite(h))[0]
-        raise HankelredError(
-            f"markov[{sample}, {row}, {column}] is {h[sample, row, column]}; every entry must be finite"
         )
     return h
 
@@ -225,7 +215,8 @@ class RealizationSource:
             ReductionWarning,
             stacklevel=5,  # the caller of realize() or at()
         )
-        responses = free_responses(stable_A, C, self.markov.shape[0] - 1).transpose(1, 0, 2)
+        count = self.markov.shape[0] - 1
+        responses = row_powers(C, squares(stable_A, count), count)
         target = self.markov[1:].reshape(-1, B.shape[1])
         return stable_A, np.asarray(sla.lstsq(responses.reshape(target.shape[0], -1), target)[0])
 
@@ -235,7 +226,7 @@ class RealizationSource:
         model_markov = np.zeros(self.markov.shape, dtype=np.result_type(self.markov, reduced.A))
         model_markov[0] = reduced.D
         if reduced.n_states:
-            model_markov[1:] = free_responses(reduced.A, reduced.C, n - 1).transpose(1, 0, 2) @ reduced.B
+            model_markov[1:] = free_response(reduced.A, reduced.B, reduced.C, n - 1)
         difference = self.markov - model_markov
         if norm == "h2":
             return float(np.linalg.norm(difference))

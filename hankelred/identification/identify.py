@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .._util.arrays import EPS, Array
+from .._util.checks import require_option
 from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
-from ..gramians.stability import STABILITY_TOL, is_stable_pole
+from ..gramians.stability import count_unstable
 from ..models.linear_model import LinearModel, Timebase, to_control
 from ..reduction.balancing import hankel_singular_values
 from ..reduction.interactive import reduction_in_notebook
 from ..reduction.norms import difference_norm
 from ..reduction.order import checked_order
-from ..reduction.reduce import Reduction, attributes_of, make_reduction
+from ..reduction.reduce import Reduction, make_reduction
+from ..reduction.source import UncertifiedSource
+from ..simulation.batch_recurrence import simulate_states
 from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
@@ -35,7 +37,7 @@ from .order_selection import (
     select_model,
     usable_horizons,
 )
-from .output_error import STABLE_RADIUS, on_stability_limit, residuals, simulate_states, with_initial_states
+from .output_error import STABLE_RADIUS, on_stability_limit, residuals, with_initial_states
 from .records import (
     RecordedData,
     as_recorded_data,
@@ -84,11 +86,46 @@ class IdentifiedModel(Reduction):
         One per record.
     """
 
-    fit: Array = field(default_factory=lambda: np.zeros(0))
-    held_back_fit: Array = field(default_factory=lambda: np.zeros(0))
-    input_offset: Array = field(default_factory=lambda: np.zeros(0), repr=False)
-    output_offset: Array = field(default_factory=lambda: np.zeros(0), repr=False)
-    initial_states: tuple[Array, ...] = field(default=(), repr=False)
+    @property
+    def _selected(self) -> SelectedModel:
+        """The model in the units of the scaled records, and these."""
+        selected: SelectedModel = self.source.model_of_order(self.order)  # type: ignore[attr-defined]
+        return selected
+
+    @property
+    def _n_zeros(self) -> int:
+        """Number of zeros before every record of a step test."""
+        n_zeros: int = self.source.problem.n_zeros  # type: ignore[attr-defined]
+        return n_zeros
+
+    @cached_property
+    def fit(self) -> Array:
+        """Fit of each simulated output over all records."""
+        data = self._selected.data
+        return fits(self._selected.model, data.inputs, data.outputs, n_zeros=self._n_zeros)
+
+    @property
+    def held_back_fit(self) -> Array:
+        """The validation fit of each output."""
+        return self._selected.held_back_fit
+
+    @property
+    def input_offset(self) -> Array:
+        """What is subtracted from the inputs."""
+        return self._selected.data.input_offset
+
+    @property
+    def output_offset(self) -> Array:
+        """What is subtracted from the outputs."""
+        data = self._selected.data
+        return data.output_offset + data.output_scale * self._selected.model.offset
+
+    @cached_property
+    def initial_states(self) -> tuple[Array, ...]:
+        """The estimated initial state of each record."""
+        model = self._selected.model
+        records = zip(self._selected.data.inputs, model.x0, strict=True)
+        return tuple(simulate_states(model.A, model.B, u, x0)[:, self._n_zeros] for u, x0 in records)
 
     def __repr__(self) -> str:
         return (
@@ -110,7 +147,7 @@ class IdentifiedModel(Reduction):
             Number of states.
         """
         _refuse_static(order)
-        return _with_fit(make_reduction(self.source, order))
+        return super().at(order)
 
     def simulated_outputs(self) -> list[Array]:
         """Return the simulated outputs (p, T) of every record that the model was identified from."""
@@ -119,17 +156,16 @@ class IdentifiedModel(Reduction):
 
     def _records(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Return inputs and outputs without the zeros before a step test."""
-        problem: IdentificationProblem = self.source.problem  # type: ignore[attr-defined]
+        data: RecordedData = self.source.problem.data  # type: ignore[attr-defined]
         return (
-            tuple(u[:, problem.n_zeros :] for u in problem.data.inputs),
-            tuple(y[:, problem.n_zeros :] for y in problem.data.outputs),
+            tuple(u[:, self._n_zeros :] for u in data.inputs),
+            tuple(y[:, self._n_zeros :] for y in data.outputs),
         )
 
     def _residuals(self) -> list[Array]:
-        selected: SelectedModel = self.source.model_of_order(self.order)  # type: ignore[attr-defined]
-        n_zeros = self.source.problem.n_zeros  # type: ignore[attr-defined]
+        selected = self._selected
         errors = residuals(selected.model, selected.data.inputs, selected.data.outputs)
-        return [e[:, n_zeros:] * selected.data.output_scale[:, None] for e in errors]
+        return [e[:, self._n_zeros :] * selected.data.output_scale[:, None] for e in errors]
 
     def residual_test(self) -> ResidualTest:
         """Test whether the residuals are white, and independent of earlier and later inputs.
@@ -152,7 +188,7 @@ class IdentifiedModel(Reduction):
             inputs do not depend on the outputs. The correlation of the residuals in time is taken into
             account.
         """
-        selected: SelectedModel = self.source.model_of_order(self.order)  # type: ignore[attr-defined]
+        selected = self._selected
         return pole_standard_errors(selected.model, selected.data.inputs, selected.data.outputs)
 
     def summary(self) -> str:
@@ -223,7 +259,7 @@ class IdentifiedModel(Reduction):
                 f"the model has {m} input(s) and {p} output(s), the record {data.n_inputs} and "
                 f"{data.n_outputs}"
             )
-        selected = self.source.model_of_order(self.order)  # type: ignore[attr-defined]
+        selected = self._selected
         us, ys = selected.data.apply(data.inputs, data.outputs)
         model = with_initial_states(selected.model, us, ys)
         error = residuals(model, us, ys)[0] * selected.data.output_scale[:, None]
@@ -369,8 +405,7 @@ def identify(
     >>> np.round(model.system.poles().real, 9), np.round(model.fit, 6)
     (array([0.8]), array([1.]))
     """
-    if missing not in ("refuse", "bridge"):
-        raise HankelredError(f"missing must be 'refuse' or 'bridge', got {missing!r}")
+    require_option(missing, ("refuse", "bridge"), "missing", HankelredError)
     data = as_recorded_data(u, y, dt, allow_missing=missing == "bridge")
     if data.is_complex:
         raise HankelredError(
@@ -426,7 +461,7 @@ def _identified(
     chosen = problem.best_model(progress=shown) if order is None else problem.model(order, progress=shown)
     _warn_of_choice(chosen, order, stable)
     source = IdentificationSource(problem, chosen)
-    model = _with_fit(make_reduction(source, source.chosen_order))
+    model = make_reduction(source, source.chosen_order, IdentifiedModel)
     _warn_of_poor_fit(model, data)
     if not n_zeros:
         _warn_of_inputs(model, data)
@@ -549,7 +584,7 @@ class IdentificationProblem:
         """
         orders = self.larger_orders(chosen.model.order)
         model = largest_model(chosen, orders, self.horizons, offsets=self.offsets, stable=self.stable)
-        if _n_unstable(model.A) != _n_unstable(chosen.model.A):
+        if count_unstable(model.A, discrete=True) != count_unstable(chosen.model.A, discrete=True):
             model = chosen.model
         return LinearModel(*chosen.data.unscaled(model), self.data.dt)
 
@@ -579,12 +614,11 @@ class IdentificationProblem:
         )
 
 
-class IdentificationSource:
+class IdentificationSource(UncertifiedSource):
     """The source of identified models: the chosen one, and those of other orders, estimated on first use."""
 
     method = "identification"
     solver = "qr"
-    certified = False
     full: LinearModel | None = None
     residual = 0.0
 
@@ -592,10 +626,6 @@ class IdentificationSource:
         self.problem, self.chosen = problem, chosen
         self.chosen_order = chosen.model.order
         self._models = {self.chosen_order: chosen}
-
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: the model of each order is estimated separately."""
-        return math.inf
 
     def model_of_order(self, order: int) -> SelectedModel:
         """Return the model of an order, estimated on first use."""
@@ -616,7 +646,7 @@ class IdentificationSource:
     @property
     def unstable_order(self) -> int:
         """Number of poles of the chosen model on or outside the unit circle."""
-        return _n_unstable(self.chosen.model.A)
+        return count_unstable(self.chosen.model.A, discrete=True)
 
     @cached_property
     def noise_floor(self) -> float:
@@ -643,23 +673,3 @@ class IdentificationSource:
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the pilot model minus the reduced one."""
         return difference_norm(self.pilot, reduced, norm)
-
-
-def _n_unstable(A: Array) -> int:
-    stable = is_stable_pole(np.linalg.eigvals(A), float(np.linalg.norm(A)), discrete=True, tol=STABILITY_TOL)
-    return int(np.count_nonzero(~stable))
-
-
-def _with_fit(reduction: Reduction) -> IdentifiedModel:
-    source: IdentificationSource = reduction.source  # type: ignore[assignment]
-    selected, n_zeros = source.model_of_order(reduction.order), source.problem.n_zeros
-    data, model = selected.data, selected.model
-    states = (simulate_states(model.A, model.B, u, x0) for u, x0 in zip(data.inputs, model.x0, strict=True))
-    return IdentifiedModel(
-        **attributes_of(reduction),
-        fit=fits(model, data.inputs, data.outputs, n_zeros=n_zeros),
-        held_back_fit=selected.held_back_fit,
-        input_offset=data.input_offset,
-        output_offset=data.output_offset + data.output_scale * model.offset,
-        initial_states=tuple(x[:, n_zeros] for x in states),
-    )

@@ -1,10 +1,10 @@
 """The order by an information criterion: models of every order with a noise model, of the whole records.
 
 The disturbance is described by an autoregression of the residuals, as in `whitening`. The likelihood of a
-model with its own autoregression is that of the innovations which remain, and Schwarz's criterion charges
-each parameter the logarithm of the number of samples (Ann. Statistics 6, 1978; Ljung, System Identification,
-1999, section 16.4). A disturbance that is colored is then part of the noise model; the residual of the
-simulated output alone would ask for states that describe it.
+model with its own autoregression is that of the innovations which remain, and Schwarz's criterion
+penalizes each parameter by the logarithm of the number of samples (Ann. Statistics 6, 1978; Ljung, System
+Identification, 1999, section 16.4). A disturbance that is colored is then part of the noise model; the
+residual of the simulated output alone would be reduced by states that describe it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .._util.arrays import Array
-from .output_error import FittedModel, fit_inputs, fit_levels, refine, stable_matrix, truncate_states
+from .output_error import FittedModel, fit_levels, refine, truncated_starts
 from .whitening import filtered, noise_filter
 
+#: Steps of refinement for every order, as many as before the choice by the validation part.
 _STEPS = 12
 
 
@@ -46,20 +47,19 @@ def order_trials(
     trials: dict[int, OrderTrial] = {}
     larger: FittedModel | None = None
     orders = sorted(models, reverse=True)
-    charge = math.log(sum(y.shape[1] for y in ys))
-    whitener = noise_filter(fit_levels(models[orders[0]], us, ys, offsets)[1], charge)
+    penalty = math.log(sum(y.shape[1] for y in ys))
+    whitener = noise_filter(fit_levels(models[orders[0]], us, ys, offsets)[1], penalty)
     for order in orders:
         white_us, white_ys = filtered(whitener, us), filtered(whitener, ys)
         starts = [fit_levels(models[order], white_us, white_ys, offsets)[0]]
         if larger is not None:
-            A, C = truncate_states(larger, order)
-            starts.append(fit_inputs(stable_matrix(A) if stable else A, C, white_us, white_ys, offsets)[-1])
+            starts += truncated_starts(larger, order, white_us, white_ys, offsets, stable=stable)[-1:]
         start = min(starts, key=lambda model: model.loss)
         larger = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
         model, errors = fit_levels(larger, us, ys, offsets)
-        whitener = noise_filter(errors, charge)
+        whitener = noise_filter(errors, penalty)
         n_parameters = order * (us[0].shape[0] + ys[0].shape[0]) + whitener.size - 1
-        trials[order] = OrderTrial(model, deviance(errors, whitener) + charge * n_parameters)
+        trials[order] = OrderTrial(model, deviance(errors, whitener) + penalty * n_parameters)
     return trials
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.checks import as_integer, real_number
+from .._util.checks import as_integer, real_number, require_option
 from ..errors import HankelredError
 from ..models.linear_model import Timebase
 from .records import RecordedData, as_recorded_data, refuse_constant_channels
@@ -113,8 +113,7 @@ def markov_parameters(
     array([0.  , 0.5 , 0.25, 0.  ])
     """
     data = as_recorded_data(u, y, dt)
-    if past not in ("rest", "unknown"):
-        raise HankelredError(f"past must be 'rest' or 'unknown', got {past!r}")
+    require_option(past, ("rest", "unknown"), "past", HankelredError)
     refuse_constant_channels(data, outputs=False, from_rest=past == "rest")
     real_number(ridge, lambda r: 0 <= r < np.inf, "ridge must be a finite number >= 0", HankelredError)
     n = _checked_length(n, data, past == "rest", ridge > 0)

@@ -1,4 +1,7 @@
-"""Choosing the order of a model and how it is estimated, by the fit to a validation part of the records."""
+"""Choosing the order of a model and how it is estimated.
+
+By an information criterion and by the fit to a validation part of the records.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from .output_error import (
     refine,
     residuals,
     stable_matrix,
-    truncate_states,
+    truncated_starts,
     with_initial_states,
 )
 from .subspace import Subspace, subspaces
@@ -223,7 +226,10 @@ class DataSplit:
 
     @property
     def scored(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        """What models are scored on; for a step test, whose end says little, the whole records."""
+        """What models are scored on.
+
+        For a step test, whose end carries little information, these are the whole records.
+        """
         if self.n_zeros:
             return self.whole_inputs, self.whole_outputs
         return self.validation_inputs, self.validation_outputs
@@ -344,8 +350,7 @@ def _refined_candidates(
         starts = [candidate.model for recipe, candidate in of_order if recipe.offset == offset]
         starts += [m for recipe, m in extra_starts if (recipe.order, recipe.offset) == (order, offset)]
         if larger_model is not None:
-            A, C = truncate_states(larger_model, order)
-            truncated_models = fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets)
+            truncated_models = truncated_starts(larger_model, order, us, ys, offsets, stable=stable)
             starts += [m for m in truncated_models if bool(np.any(m.offset)) == offset]
         start = min(starts, key=lambda model: model.loss)
         larger_model = refine(start, us, ys, stable=stable, max_steps=_FIRST_STEPS, rtol=1e-4)
@@ -432,14 +437,14 @@ def select_model(
     n_zeros: int = 0,
     progress: bool = False,
 ) -> SelectedModel:
-    """Choose recipe and order on the validation part, then estimate the model from all samples."""
+    """Choose recipe and order by the criterion or the validation part, then estimate from all samples."""
     split = split_records(us, ys, offsets, n_zeros)
     candidates = candidate_models(
         split, orders, horizons, start_orders, offsets=offsets, stable=stable, progress=progress
     )
     trials: dict[int, OrderTrial] = {}
     if len(orders) > 1:
-        trials = _order_trials(candidates, split, offsets=offsets, stable=stable)
+        trials = _trials_with_noise_model(candidates, split, offsets=offsets, stable=stable)
     data = scale_records(us, ys, offsets)
     recipe = choose_recipe(candidates)
     chosen = _chosen_by_criterion(trials, candidates, candidates[recipe], split, stable=stable)
@@ -472,20 +477,27 @@ def choose_recipe(candidates: dict[Recipe, Candidate]) -> Recipe:
     best = min(candidates, key=lambda recipe: errors[recipe])
 
     def tolerance(recipe: Recipe) -> float:
-        # the jackknife's standard error of the difference of the two on the same samples
         best_scores, scores = candidates[best].jackknife_scores, candidates[recipe].jackknife_scores
         difference = best_scores / margins[best] - scores / margins[recipe]
-        deviation = np.sqrt((difference.size - 1) * np.mean((difference - difference.mean()) ** 2))
-        uncertainty = min(_STANDARD_ERRORS * float(deviation), _MAX_UNCERTAINTY * errors[best])
+        uncertainty = min(_STANDARD_ERRORS * _standard_error(difference), _MAX_UNCERTAINTY * errors[best])
         return max(uncertainty, _PARSIMONY * errors[best]) + _ROUNDING
 
     order = min(recipe.order for recipe in candidates if errors[recipe] <= errors[best] + tolerance(recipe))
     return min((recipe for recipe in candidates if recipe.order == order), key=lambda recipe: errors[recipe])
 
 
-def _order_trials(
+def _standard_error(differences: Array) -> float:
+    """Return the standard error of the difference of two scores, from those with each piece left out in turn.
+
+    It is that of the jackknife, on the same samples.
+    """
+    return float(np.sqrt((differences.size - 1) * np.mean((differences - differences.mean()) ** 2)))
+
+
+def _trials_with_noise_model(
     candidates: dict[Recipe, Candidate], split: DataSplit, *, offsets: bool, stable: bool
 ) -> dict[int, OrderTrial]:
+    """Rate a model of every order by the information criterion; none without disturbance or before a step."""
     refined = {recipe.order: c.model for recipe, c in candidates.items() if recipe.kind == "refined"}
     if split.n_zeros or not refined or min(model.loss for model in refined.values()) < _NOISE_FREE:
         return {}
@@ -502,7 +514,7 @@ def _chosen_by_criterion(
 ) -> tuple[Recipe, FittedModel] | None:
     """Return the recipe of the information criterion and its model; None if the validation part refutes it.
 
-    The criterion compares orders on all samples and knows the color of the disturbance. The validation part
+    The criterion compares orders on all samples and models the color of the disturbance. The validation part
     decides where its preference is clear, since neither process nor disturbance may be as assumed.
     """
     usable = [n for n, trial in trials.items() if not on_stability_limit(trial.model.A)]
@@ -520,14 +532,18 @@ def _chosen_by_criterion(
 
 def _clearly_better(first: Candidate, second: Candidate) -> bool:
     difference = first.jackknife_scores - second.jackknife_scores
-    deviation = np.sqrt((difference.size - 1) * np.mean((difference - difference.mean()) ** 2))
-    least = max(_CLEAR_ERRORS * float(deviation), _CLEAR_SHARE * (1 - first.score))
+    least = max(_CLEAR_ERRORS * _standard_error(difference), _CLEAR_SHARE * (1 - first.score))
     return first.score - second.score > least
 
 
 def _estimate_with_noise_model(
     start: FittedModel, split: DataSplit, data: ScaledRecords, *, offsets: bool, stable: bool
 ) -> FittedModel:
+    """Estimate the model of the criterion from all samples.
+
+    It is converted to their units, and refined with a noise model unless that moves a pole to the stability
+    limit.
+    """
     us, ys = data.inputs, data.outputs
     outputs = split.estimation.output_scale / data.output_scale
     inputs = data.input_scale / split.estimation.input_scale
@@ -535,10 +551,17 @@ def _estimate_with_noise_model(
         start, B=start.B * inputs, C=outputs[:, None] * start.C, D=outputs[:, None] * start.D * inputs
     )
     start, errors = fit_levels(start, us, ys, offsets)
-    model = whitened_fit(start, us, ys, errors, stable=stable)
-    if model is None or on_stability_limit(model.A) > on_stability_limit(start.A):
-        return start
-    return model
+    return _refined_with_noise_model(start, us, ys, errors, stable=stable) or start
+
+
+def _refined_with_noise_model(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], errors: Sequence[Array], *, stable: bool
+) -> FittedModel | None:
+    """Refine a model with these residuals; None if they are white, or a pole moves to the stability limit."""
+    whitened = whitened_fit(model, us, ys, errors, stable=stable)
+    if whitened is None or on_stability_limit(whitened.A) > on_stability_limit(model.A):
+        return None
+    return whitened
 
 
 def _with_noise_model(
@@ -550,8 +573,8 @@ def _with_noise_model(
     if split.n_zeros or chosen.model.loss < _NOISE_FREE:  # a step test has no disturbance before the step
         return recipe, chosen.model
     errors = residuals(chosen.model, data.inputs, data.outputs)
-    whitened = whitened_fit(chosen.model, data.inputs, data.outputs, errors, stable=stable)
-    if whitened is None or on_stability_limit(whitened.A) > on_stability_limit(chosen.model.A):
+    whitened = _refined_with_noise_model(chosen.model, data.inputs, data.outputs, errors, stable=stable)
+    if whitened is None:
         return recipe, chosen.model
     if 1 - score_model(whitened, split).score > (1 + _WHITENED_TOLERANCE) * (1 - chosen.score):
         return recipe, chosen.model

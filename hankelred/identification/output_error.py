@@ -13,15 +13,13 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
+from ..reduction.balancing import BalancedFactors
+from ..simulation.batch_recurrence import forced_responses, free_responses, recurrence, simulate_states
 
 #: The largest spectral radius of a model that has to be stable: so near to 1 that an integrator still acts
 #: as one over the length of a record.
 STABLE_RADIUS = 1.0 - 1e-6
 
-#: Largest size of the forced states that are stepped together: half a MiB, to fit into the cache.
-_CACHED_SIZE = 1 << 16
-#: Up to this many entries of the states per sample a recurrence is computed by doubling.
-_FEW_COLUMNS = 16
 #: Mean square of the residual, in units of the output's own size, that is rounding: no refinement below.
 _ROUNDING = 1e-28
 
@@ -46,134 +44,6 @@ class FittedModel:
     def order(self) -> int:
         """Number of states."""
         return int(self.A.shape[0])
-
-
-def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
-    """Compute ``X[k+1] = A X[k] + F[k]`` for many columns at once.
-
-    Parameters
-    ----------
-    A : ndarray (n, n)
-    forcing : ndarray (n, T, P)
-    start : ndarray (n, P), optional
-
-    Returns
-    -------
-    ndarray (n, T, P)
-        ``X[0]`` is `start`, or zero.
-    """
-    n, T, P = forcing.shape
-    if n * P <= _FEW_COLUMNS:
-        return _by_doubling(A, forcing, start)
-    # Blocks of about sqrt(T) samples are computed in parallel from a zero state, with one matrix product per
-    # step; the response to the state at the start of each block is added afterwards. That takes two passes
-    # of sqrt(T) steps instead of T steps.
-    L = max(int(np.sqrt(T)), 1)
-    blocks = -(-T // L)
-    dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
-    F = np.zeros((L, n, blocks, P), dtype)
-    padded = np.zeros((n, blocks * L, P), dtype)
-    padded[:, :T] = forcing
-    F[:] = padded.reshape(n, blocks, L, P).transpose(2, 0, 1, 3)
-    Z = np.zeros((n, blocks * P), dtype)
-    local = np.empty((L, n, blocks * P), dtype)
-    powers = np.empty((L, n, n), dtype)
-    power = np.eye(n, dtype=dtype)
-    for s in range(L):
-        local[s] = Z
-        powers[s] = power
-        Z = A @ Z + F[s].reshape(n, -1)
-        power = A @ power
-    ends = Z.reshape(n, blocks, P)
-    carry = np.empty((n, blocks, P), dtype)
-    x = np.zeros((n, P), dtype) if start is None else start
-    for b in range(blocks):
-        carry[:, b] = x
-        x = power @ x + ends[:, b]
-    local += (powers.reshape(L * n, n) @ carry.reshape(n, -1)).reshape(local.shape)
-    return local.reshape(L, n, blocks, P).transpose(1, 2, 0, 3).reshape(n, blocks * L, P)[:, :T]
-
-
-def _by_doubling(A: Array, forcing: Array, start: Array | None) -> Array:
-    """Compute the same by doubling: after pass i each state contains the forcing of the last 2^i samples.
-
-    It takes log2 T passes instead of 2 sqrt(T) steps, and log2 T times the operations: for few columns the
-    number of calls decides.
-    """
-    n, T, P = forcing.shape
-    dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
-    states = np.zeros((n, T * P), dtype)
-    if T == 0:
-        return states.reshape(n, T, P)
-    states.reshape(n, T, P)[:, 1:] = forcing[:, :-1]
-    if start is not None:
-        states[:, :P] = start
-    power, shift = A, 1
-    while shift < T:
-        states[:, shift * P :] += power @ states[:, : (T - shift) * P]
-        shift *= 2
-        if shift < T:
-            power = power @ power
-            if not power.any():
-                break
-    return states.reshape(n, T, P)
-
-
-def simulate_states(A: Array, B: Array, u: Array, x0: Array) -> Array:
-    """Return the states (n, T) from x0."""
-    return recurrence(A, (B @ u)[:, :, None], x0[:, None])[:, :, 0]
-
-
-def free_responses(A: Array, C: Array, T: int) -> Array:
-    """Return the outputs (p, T, n) of the unforced system from each unit initial state."""
-    p, n = C.shape
-    rows = np.empty((max(T, 1), p, n), np.result_type(A, C))
-    rows[0] = C
-    power, count = A, 1
-    while count < T:  # C A^k for k below `count` gives as many again
-        more = min(count, T - count)
-        rows[count : count + more] = (rows[:more].reshape(more * p, n) @ power).reshape(more, p, n)
-        count += more
-        power = power @ power
-    return rows[:T].transpose(1, 0, 2)
-
-
-def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> Array:
-    """Return the outputs (p, T, P) of states forced by ``directions[j] @ signals``.
-
-    Directions are (P, n, k), signals (k, T).
-    """
-    P, n, k = directions.shape
-    p, T = C.shape[0], signals.shape[1]
-    # The blocks are those of `recurrence`, but neither forcing nor states of all samples are stored.
-    L = max(int(np.sqrt(T)), 1)
-    blocks = -(-T // L)
-    padded = np.zeros((k, blocks * L))
-    padded[:, :T] = signals
-    side_by_side = np.ascontiguousarray(padded.reshape(k, blocks, L).transpose(2, 0, 1))
-    out = np.empty((p, blocks, L, P))
-    step = max(1, _CACHED_SIZE // (n * blocks))
-    for j in range(0, P, step):
-        forcing_block = directions[j : j + step].transpose(1, 0, 2)
-        width = forcing_block.shape[1]
-        forcing_block = forcing_block.reshape(n * width, k)
-        local = np.empty((L, p, width * blocks))
-        observed_powers = np.empty((L, p, n))
-        Z, row, power = np.zeros((n, width * blocks)), C, np.eye(n)
-        for s in range(L):
-            local[s], observed_powers[s] = C @ Z, row
-            Z = A @ Z
-            Z += (forcing_block @ side_by_side[s]).reshape(n, -1)
-            row, power = row @ A, A @ power
-        ends = Z.reshape(n, width, blocks)
-        carry = np.empty((n, width, blocks))
-        x = np.zeros((n, width))
-        for b in range(blocks):
-            carry[:, :, b] = x
-            x = power @ x + ends[:, :, b]
-        local += (observed_powers.reshape(L * p, n) @ carry.reshape(n, -1)).reshape(local.shape)
-        out[..., j : j + step] = local.reshape(L, p, width, blocks).transpose(1, 3, 0, 2)
-    return out.reshape(p, blocks * L, P)[:, :T]
 
 
 def input_responses(A: Array, C: Array, u: Array) -> Array:
@@ -402,7 +272,11 @@ def local_coordinates(model: FittedModel) -> Array:
 
 
 def balance_states(model: FittedModel) -> FittedModel:
-    """Balance the states approximately, so that one damping parameter suits all directions."""
+    """Balance the states approximately, so that one damping parameter suits all directions.
+
+    Every state is kept, reachable or not, for which a ridge is added to the Gramians. For them the solvers of
+    :mod:`hankelred.gramians` would split off unstable poles and take longer.
+    """
     n = model.order
     # A slightly contracted copy always has Gramians; only the scaling is needed here.
     radius = spectral_radius(model.A)
@@ -415,13 +289,16 @@ def balance_states(model: FittedModel) -> FittedModel:
         M = np.linalg.cholesky(Q + ridge * np.trace(Q))
     except (np.linalg.LinAlgError, ValueError):
         return model
-    U, s, Vt = np.linalg.svd(M.T @ L)
-    if s[-1] <= 0:
+    balanced = BalancedFactors.of(L, M)
+    if n and balanced.values[-1] <= 0:
         return model
-    T = (L @ Vt.T) / np.sqrt(s)
-    Ti = (U / np.sqrt(s)).T @ M.T
+    left, T = balanced.bases(n)
     return replace(
-        model, A=Ti @ model.A @ T, B=Ti @ model.B, C=model.C @ T, x0=tuple(Ti @ x for x in model.x0)
+        model,
+        A=left.T @ model.A @ T,
+        B=left.T @ model.B,
+        C=model.C @ T,
+        x0=tuple(left.T @ x for x in model.x0),
     )
 
 
@@ -429,6 +306,20 @@ def truncate_states(model: FittedModel, order: int) -> tuple[Array, Array]:
     """Return (A, C) of the leading states of the balanced model."""
     model = balance_states(model)
     return model.A[:order, :order], model.C[:, :order]
+
+
+def truncated_starts(
+    larger: FittedModel,
+    order: int,
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    offsets: bool,
+    *,
+    stable: bool,
+) -> list[FittedModel]:
+    """Return the models of the leading states of a balanced model, fitted to records as by `fit_inputs`."""
+    A, C = truncate_states(larger, order)
+    return fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets)
 
 
 def on_stability_limit(A: Array) -> bool:

@@ -12,11 +12,12 @@ from typing import Any, cast
 import numpy as np
 
 from .._util.arrays import LARGEST_IN_FILE, Array
+from .._util.checks import first_index
 from .._util.mat_files import MatFile
 from .._util.reading import check_readable, open_arrays
 from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
 from ..models.linear_model import LARGEST_ENTRY, Timebase, validated_timebase
-from .tables import check_same_times, from_table
+from .tables import TIME_NAMES, check_same_times, from_table, is_same_step
 
 
 @dataclass(frozen=True)
@@ -236,10 +237,9 @@ def _from_responses(
 
 def _common_step(steps: list[float], dt: Timebase) -> Timebase:
     """Return the sampling time of records with their own, which dt must not contradict."""
-    if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+    if not all(is_same_step(step, steps[0]) for step in steps):
         raise HankelredError(f"the records are sampled at different times ({steps}); resample them first")
-    is_number = not isinstance(dt, bool) and dt is not None
-    if is_number and not np.isclose(float(dt), steps[0], rtol=1e-6):  # type: ignore[arg-type]
+    if not isinstance(dt, bool) and dt is not None and not is_same_step(float(dt), steps[0]):
         raise HankelredError(
             f"dt={dt!r} disagrees with the record's own time step {steps[0]:.6g}; leave dt out"
         )
@@ -260,7 +260,8 @@ def _from_tables(
         axes.append([None if t is None else t.times for t in tables])
     if steps:
         dt = _common_step(steps, dt)
-    for e, (times_of_u, times_of_y) in enumerate(zip(*axes, strict=False)):  # the numbers are compared later
+    # that both have as many records is checked later
+    for e, (times_of_u, times_of_y) in enumerate(zip(*axes, strict=False)):
         check_same_times(times_of_u, times_of_y, f" of experiment {e}" if len(us) > 1 else "")
     return *groups, dt, (labels[0], labels[1])  # type: ignore[return-value]
 
@@ -293,12 +294,12 @@ def _channels(x: Any, name: str, allow_missing: bool) -> Array:
     if out.shape[0] == 0 or out.shape[1] == 0:
         raise HankelredError(f"{name} is empty (shape {out.shape}); a record needs channels and samples")
     finite = np.isfinite(out) | (np.isnan(out) if allow_missing else False)
-    if not np.all(finite):
-        channel, sample = np.argwhere(~finite)[0]
+    at = first_index(~finite)
+    if at is not None:
         bad = int(np.count_nonzero(~finite))
         raise HankelredError(
-            f"{name} has {bad} value(s) that are not finite, the first {out[channel, sample]} at channel "
-            f"{channel}, sample {sample}; interpolate them, or cut the record there and pass the "
+            f"{name} has {bad} value(s) that are not finite, the first {out[at]} at channel "
+            f"{at[0]}, sample {at[1]}; interpolate them, or cut the record there and pass the "
             "pieces as a list (identify(..., missing='bridge') does both for NaN)"
         )
     for channel, size in enumerate(np.abs(np.nan_to_num(out)).max(axis=1)):
@@ -434,6 +435,11 @@ def _is_number(cell: str) -> bool:
 
 def _advice(cell: str) -> str:
     return "; write a decimal point" if _is_number(cell.replace(",", ".")) else ""
+
+
+def time_columns(names: Sequence[str] | None, used: Sequence[int] = ()) -> list[int]:
+    """Return the columns of a table that are times by their names, without those used as channels."""
+    return [k for k, name in enumerate(names or []) if name.lower() in TIME_NAMES and k not in used]
 
 
 def describe_columns(names: Sequence[str] | None, width: int) -> str:

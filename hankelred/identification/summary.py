@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._util.arrays import Array
+from .._util.text_table import aligned
+from ..errors import count
 from ..models.linear_model import Timebase, sampling_time, timestep
 from ..plotting.record import draw_record
 from .diagnostics import ResidualTest
@@ -42,7 +44,6 @@ def summary_table(
 ) -> str:
     """Return a table of a model: `outputs` are labels, fits, and fits to the validation part."""
     labels, fits, held_back = outputs
-    records = f"{len(lengths)} record{'s' if len(lengths) > 1 else ''}"
     rows = [["output", "fit", "held back", "white residual", "independent of input"]]
     for i, name in enumerate(labels or [str(i) for i in range(fits.size)]):
         figures = fits[i], held_back[i], test.whiteness[i], test.independence[i].min()
@@ -57,13 +58,5 @@ def summary_table(
         damping = -log.real / frequency if np.isfinite(frequency) and frequency > 0 else 1.0
         text = f"{pole.real:.5f}" if pole.imag == 0 else f"{pole.real:.5f} +- {pole.imag:.5f}j"
         poles.append([text, f"{error:.2g}", f"{frequency:.5g}", f"{damping:.4f}"])
-    heading = f"order {order}, {timestep(dt)}, {sum(lengths)} samples in {records}"
-    return "\n".join([heading, *_aligned(rows), *_aligned(poles)])
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    heading = f"order {order}, {timestep(dt)}, {sum(lengths)} samples in {count(len(lengths), 'record')}"
+    return "\n".join([heading, *aligned(rows), *aligned(poles)])

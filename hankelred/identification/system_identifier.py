@@ -10,8 +10,9 @@ import numpy as np
 from .._util.arrays import Array
 from ..errors import HankelredError
 from ..models.linear_model import Timebase
+from ..simulation.batch_recurrence import simulate_states
 from .identify import IdentifiedModel, identify
-from .output_error import FittedModel, fit_initial_states, simulate_states
+from .output_error import FittedModel, fit_initial_states
 
 
 class SystemIdentifier:
@@ -24,7 +25,7 @@ class SystemIdentifier:
     Parameters
     ----------
     order : int, optional
-        Number of states; chosen on the last 30 % of the record if None.
+        Number of states; chosen from the data if None.
     dt : True or float
         Sampling time in seconds.
     offsets, stable : bool

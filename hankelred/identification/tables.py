@@ -192,3 +192,8 @@ def time_step(times: Array, name: str) -> float | None:
             f"{differences.max():.6g}; resample the record first"
         )
     return float(f"{step:.6g}") if np.abs(differences - step).max() > 1e-9 * step else float(f"{step:.9g}")
+
+
+def is_same_step(step: float, other: float) -> bool:
+    """Return whether two sampling times are the same but for the rounding of the times."""
+    return abs(step - other) <= 1e-6 * abs(other)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .._util.arrays import Array
-from .diagnostics import AKAIKE_CHARGE, autoregression
+from .diagnostics import AKAIKE_PENALTY, autoregression
 from .output_error import FittedModel, fit_levels, refine
 
 _ITERATIONS = 2
@@ -42,11 +42,14 @@ def whitened_fit(
     return whitened
 
 
-def noise_filter(errors: Sequence[Array], charge: float = AKAIKE_CHARGE) -> Array:
-    """Return the filter ``1, a_1, ..., a_q`` that whitens residuals (p, T); `charge` is for each entry."""
+def noise_filter(errors: Sequence[Array], penalty: float = AKAIKE_PENALTY) -> Array:
+    """Return the filter ``1, a_1, ..., a_q`` that whitens residuals (p, T).
+
+    The penalty is that of each coefficient.
+    """
     size = np.sqrt(np.mean(np.concatenate(errors, axis=1) ** 2, axis=1))
     channels = [channel / s for error in errors for channel, s in zip(error, size, strict=True) if s > 0]
-    return autoregression(channels, charge=charge) if channels else np.ones(1)
+    return autoregression(channels, penalty=penalty) if channels else np.ones(1)
 
 
 def filtered(coefficients: Array, records: Sequence[Array]) -> list[Array]:

@@ -1,4 +1,4 @@
-"""Conjugate pairs of poles in modal form, and the real states that represent them."""
+"""Conjugate pairs of poles and zeros, and the real states that represent those of a modal form."""
 
 from __future__ import annotations
 
@@ -11,8 +11,32 @@ from .._util.arrays import Array
 TOLERANCE = 1e-9
 
 
+def grouped_conjugates(roots: Array, tolerance: float) -> list[tuple[int, ...]] | None:
+    """Return the indices of each real root and of each conjugate pair, in the order of the roots.
+
+    Conjugates may be anywhere. None if one is missing, up to this share of the size of the root.
+    """
+    remaining = list(range(roots.size))
+    groups: list[tuple[int, ...]] = []
+    while remaining:
+        first = remaining.pop(0)
+        width = tolerance * max(abs(roots[first]), np.finfo(float).tiny)
+        distances = np.abs(roots[remaining] - roots[first].conjugate())
+        if roots[first].imag != 0 and distances.min(initial=np.inf) <= width:
+            groups.append((first, remaining.pop(int(distances.argmin()))))
+        elif abs(roots[first].imag) <= width:
+            groups.append((first,))
+        else:
+            return None
+    return groups
+
+
 def pair_starts(log_poles: Array, *, discrete: bool) -> list[int] | None:
-    """Return where conjugate pairs start; None if a complex pole is not adjacent to its conjugate."""
+    """Return where conjugate pairs start; None if a complex pole is not adjacent to its conjugate.
+
+    Unlike :func:`grouped_conjugates` it requires neighbors, as the states of a pair are in a modal form. Of
+    discrete poles it compares logarithms, in which slow poles have more digits.
+    """
     starts: list[int] = []
     k = 0
     while k < log_poles.size:

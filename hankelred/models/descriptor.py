@@ -22,13 +22,13 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array, largest_entry, reciprocal_condition
+from .._util.poles import boundary_width, distance_to_boundary
 from .._util.twofold import (
     Pair,
     pair,
     pair_product,
     pair_sum,
     refined_pair_solution,
-    refined_solution,
     two_product,
     two_sum,
 )
@@ -108,12 +108,12 @@ class InfinitePart:
         """Return the tolerance, relative to the size of a state space, that acts as `tol` does on the pencil.
 
         A stiff circuit has poles that are slower than the fastest by more than double precision has digits.
-        They are rounding beside its E^-1 A, and none in its pencil.
+        Such poles are rounding errors beside the size of E^-1 A, but not in the pencil.
         """
         if self.poles is None or self.margins is None or self.poles.size == 0:
             return tol
-        depth = 1 - np.abs(self.poles) if discrete else -self.poles.real
-        unit = max(1.0, size) if discrete else size
+        depth = distance_to_boundary(self.poles, discrete=discrete)
+        unit = boundary_width(size, discrete=discrete, tol=1.0)
         if unit == 0:
             return tol
         stable = self.margins > tol
@@ -404,7 +404,7 @@ def _margins_of_block(A: Array, discrete: bool) -> tuple[Array, Array]:
     poles, Y, X = sla.eig(A * scale / scale[:, None], left=True, right=True, check_finite=False)
     X, Y = X * scale[:, None], Y / scale[:, None]
     weight = np.abs(np.sum(Y.conj() * X, axis=0))
-    depth = 1 - np.abs(poles) if discrete else -poles.real
+    depth = distance_to_boundary(poles, discrete=discrete)
     change = np.sum(np.abs(Y) * (np.abs(A) @ np.abs(X)), axis=0)
     change += np.abs(poles) * np.sum(np.abs(Y) * np.abs(X), axis=0)
     return poles, depth * weight / np.where(change > 0, change, 1.0)
@@ -442,7 +442,7 @@ def _points(Af: Array, poles: Array | None, discrete: bool, n: int) -> Array:
 def _points_beside_marginal(poles: Array, margins: Array) -> Array:
     """Return points from below the slowest clearly stable pole to the fastest, if others are marginal.
 
-    At the frequencies of poles that may be zero the response is rounding, and tells nothing.
+    At the frequencies of poles that may be zero the response is rounding, and comparing it shows nothing.
     """
     clear = np.abs(poles[margins > CLEARLY_STABLE])
     if clear.size in (0, poles.size):
@@ -508,7 +508,9 @@ def pencil_response(A: Array, E: Array, B: Array, C: Array, s: complex) -> tuple
     lu, pivots, info = getrf(high)
     if info > 0:
         raise np.linalg.LinAlgError("singular")
-    x, x_low = refined_solution(lambda b: getrs(lu, pivots, b)[0], high, low, right_side, REFINEMENTS)
+    x, x_low = refined_pair_solution(
+        lambda b: getrs(lu, pivots, b)[0], (high, low), pair(right_side), REFINEMENTS
+    )
     outputs = C * columns
     adjoint = getrs(lu, pivots, outputs.T.astype(complex), trans=1)[0]
     size = (abs(s) * np.abs(E) + np.abs(A)) * rows[:, None] * columns

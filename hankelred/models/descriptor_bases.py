@@ -220,7 +220,8 @@ def _decouple_blocks(bases: _Bases, A: Array, E: Array, blocks: list[slice]) -> 
 def _orthogonalize(bases: _Bases, block: slice) -> None:
     """Choose orthonormal states, in units that make their entries similar, for poles that may all be zero.
 
-    What is rounding is told by the size of the bases, and scales that were chosen by rounding make it large.
+    What counts as rounding depends on the size of the bases, and scales chosen from rounding would make them
+    large.
     """
     rows, columns = equilibrating_scales(bases.right[0][:, block])
     triangle = sla.qr(bases.right[0][:, block] * rows[:, None] * columns, mode="r")[0][: columns.size]
@@ -237,35 +238,37 @@ def _compress_inputs(bases: _Bases, B: Array, block: slice) -> None:
 
     Their residues often cancel. In other states they would cancel but for rounding of B and C.
     """
-    own = _Bases(_part(bases.left, block, slice(None)), _part(bases.right, slice(None), block))
-    rows = 1 / np.abs(own.left[0]).max(axis=1)
+    part_bases = _Bases(_part(bases.left, block, slice(None)), _part(bases.right, slice(None), block))
+    rows = 1 / np.abs(part_bases.left[0]).max(axis=1)
     size = np.abs(B).max(axis=0)
     columns = 1 / np.where(size > 0, size, 1.0)
-    inputs = pair_product(own.left, pair(B))[0] * rows[:, None] * columns
+    inputs = pair_product(part_bases.left, pair(B))[0] * rows[:, None] * columns
     Q, R, pivots = sla.qr(inputs, pivoting=True)
     rank = int(np.count_nonzero(np.abs(np.diag(R)) > NO_INPUT))
     change = _Bases(pair(Q.conj().T * rows), pair(Q / rows[:, None]))
     for _ in range(BLOCK_CORRECTIONS):
         change.normalize()
-    own = _Bases(pair_product(change.left, own.left), pair_product(own.right, change.right))
+    part_bases = _Bases(
+        pair_product(change.left, part_bases.left), pair_product(part_bases.right, change.right)
+    )
     strong, weak, independent = slice(0, rank), slice(rank, rows.size), pivots[:rank]
     for _ in range(1 + BLOCK_CORRECTIONS if rank else 0):
         # the inputs that are independent act on one state each, and on no other
-        total = pair_product(own.left, pair(B * columns))
+        total = pair_product(part_bases.left, pair(B * columns))
         inputs = (total[0] + total[1])[:, independent]
         X = np.linalg.solve(inputs[strong].T, inputs[weak].T).T
-        own.add_columns(strong, weak, X)
-        own.add_rows(weak, strong, -X)
+        part_bases.add_columns(strong, weak, X)
+        part_bases.add_rows(weak, strong, -X)
     if rank:
         first = inputs[strong]
-        own.left[0][strong], own.left[1][strong] = pair_product(
-            pair(np.linalg.inv(first)), _part(own.left, strong, slice(None))
+        part_bases.left[0][strong], part_bases.left[1][strong] = pair_product(
+            pair(np.linalg.inv(first)), _part(part_bases.left, strong, slice(None))
         )
-        part = pair_product(_part(own.right, slice(None), strong), pair(first))
-        own.right[0][:, strong], own.right[1][:, strong] = part
+        part = pair_product(_part(part_bases.right, slice(None), strong), pair(first))
+        part_bases.right[0][:, strong], part_bases.right[1][:, strong] = part
     for basis, part, where in (
-        (bases.left, own.left, (block, slice(None))),
-        (bases.right, own.right, (slice(None), block)),
+        (bases.left, part_bases.left, (block, slice(None))),
+        (bases.right, part_bases.right, (slice(None), block)),
     ):
         basis[0][where], basis[1][where] = part
 

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import EPS, Array, largest_entry
-from .._util.checks import real_number
+from .._util.arrays import EPS, Array, is_moderate, largest_entry
+from .._util.checks import real_number, require_finite
 from ..errors import ConvergenceError, ModelError
 from .conjugate_pairs import real_coordinates
 from .descriptor import (
@@ -36,7 +36,8 @@ Timebase: TypeAlias = bool | int | float | None
 #: Sparse matrices are converted to dense ones up to this many states.
 DENSE_LIMIT = 5000
 
-#: Largest entry of a row of E that may be stray, relative to the largest; and of slow poles beside its pole.
+#: Rows of E smaller than this share of the largest may be stray capacitances, and poles smaller than this
+#: share of the fastest are rounding in E^-1 A.
 STRAY = 1e-9
 
 #: With a smaller reciprocal condition number of E the rank of E is decided by singular values.
@@ -82,6 +83,11 @@ class Dimensions:
         return int(self.B.shape[0])
 
     @property
+    def n_all_states(self) -> int:
+        """Number of states, those that a singular E makes algebraic included."""
+        return self.n_states
+
+    @property
     def n_inputs(self) -> int:
         """Number of inputs."""
         return int(self.B.shape[1])
@@ -119,6 +125,11 @@ class LinearModel(Dimensions):
     log_poles: Array | None = None
     #: what a model with a singular E has beside A, B, C and D, which are those of its finite poles
     infinite: InfinitePart | None = None
+
+    @property
+    def n_all_states(self) -> int:
+        """Number of states, those that a singular E makes algebraic included."""
+        return self.n_states if self.infinite is None else self.infinite.n_states
 
     @property
     def is_complex(self) -> bool:
@@ -278,46 +289,45 @@ def matrices_model(A: Any, B: Any, C: Any, D: Any = None, E: Any = None, *, dt: 
     if folded is not None and folded[2] < WELL_CONDITIONED:
         model = A, B, C, D, E
         folded = folded if keeps_response(model, folded[:2], discrete=is_discrete(dt)) else None
-    stray = None
+    infinite = stray = None
     if folded is not None and not is_discrete(dt) and _has_stray_entries(E):
         stray = _without_infinite_poles(A, B, C, D, E)
     if stray is not None:
         A, B, C, D, infinite = stray
-        check_range("ABCD", A, B, C, D)
-        return LinearModel(A, B, C, D, dt, infinite=infinite)
-    if folded is not None:
+    elif folded is not None:
         A, B, C, D = _with_one_dtype(*folded[:2], C, D)
+    else:
+        A, B, C, D, E = _with_one_dtype(A, B, C, D, E)
         check_range("ABCD", A, B, C, D)
-        return LinearModel(A, B, C, D, dt)
-    A, B, C, D, E = _with_one_dtype(A, B, C, D, E)
-    check_range("ABCD", A, B, C, D)
-    A, B, C, D, infinite = finite_part(A, B, C, D, E, discrete=is_discrete(dt))
+        A, B, C, D, infinite = finite_part(A, B, C, D, E, discrete=is_discrete(dt))
     check_range("ABCD", A, B, C, D)
     return LinearModel(A, B, C, D, dt, infinite=infinite)
 
 
 def _has_stray_entries(E: Array) -> bool:
-    """Tell whether rows of E, none of which is zero, are of so different sizes as with stray capacitances."""
+    """Tell whether the sizes of the rows of E, none of which is zero, differ as with stray capacitances."""
     if not 0 < E.shape[0] <= ALWAYS_CORRECTED:
         return False
     rows = np.abs(E).max(axis=1)
     return bool(rows.min() < STRAY * rows.max())
 
 
-def _without_infinite_poles(A: Array, B: Array, C: Array, D: Array, E: Array) -> Any:
+def _without_infinite_poles(
+    A: Array, B: Array, C: Array, D: Array, E: Array
+) -> tuple[Array, Array, Array, Array, InfinitePart] | None:
     """Return the state space in which stability is decided on the pencil; None if it has infinite poles.
 
     Poles of stray entries are so fast that the others are rounding beside the size of E^-1 A.
     """
     A, B, C, D, E = _with_one_dtype(A, B, C, D, E)
     try:
-        found = finite_part(A, B, C, D, E, discrete=False)
+        parts = finite_part(A, B, C, D, E, discrete=False)
     except (ModelError, ConvergenceError):
         return None
-    poles = found[-1].poles
+    poles = parts[-1].poles
     if poles is None or poles.size < A.shape[0] or np.abs(poles).min() >= STRAY * np.abs(poles).max():
         return None
-    return found
+    return parts
 
 
 def _with_one_dtype(*matrices: Array) -> tuple[Array, ...]:
@@ -354,7 +364,9 @@ def shaped_ports(B: Any, C: Any, D: Any, n: int, names: Sequence[str] = "ABCD") 
     if C.shape[1] != n:
         raise ModelError(f"{out_name} must have {n} columns as {square} has, got shape {C.shape}")
     shape = (C.shape[0], B.shape[1])
-    D = np.zeros(shape) if D is None else numeric_matrix(D, direct_name)
+    if D is None or (type(D) in (int, float) and D == 0):
+        return B, C, np.zeros(shape)
+    D = numeric_matrix(D, direct_name)
     if (D.size == 1 and D.flat[0] == 0) or (D.size == 0 and 0 in shape):
         D = np.zeros(shape)  # D = 0 is customary for any size
     if D.shape != shape:
@@ -365,6 +377,8 @@ def shaped_ports(B: Any, C: Any, D: Any, n: int, names: Sequence[str] = "ABCD") 
 def check_range(names: Sequence[str], *matrices: Array) -> None:
     """Refuse entries whose squares would overflow."""
     for name, M in zip(names, matrices, strict=True):
+        if is_moderate(M):
+            continue
         size = largest_entry(M)
         if size > LARGEST_ENTRY:
             raise ModelError(
@@ -417,9 +431,8 @@ def numeric_matrix(M: Any, name: str, *, column: bool = False) -> Array:
         out = out.reshape(-1, 1) if column else out.reshape(1, -1)
     if out.ndim != 2:
         raise ModelError(f"{name} must be a matrix, got an array of shape {out.shape}")
-    if not math.isfinite(largest_entry(out)):
-        row, col = np.argwhere(~np.isfinite(out))[0]
-        raise ModelError(f"{name}[{row}, {col}] is {out[row, col]}; every entry must be finite")
+    if not is_moderate(out) and not math.isfinite(largest_entry(out)):
+        require_finite(out, name, ModelError)
     return out
 
 
@@ -468,7 +481,8 @@ def _fold_descriptor(A: Array, B: Array, E: Array) -> tuple[Array, Array, float]
     if cols.min() == 0:
         return None
     scaled = scaled / cols
-    gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled,))
+    # of A and B too: the solver of a real E would drop the imaginary parts of a right side
+    gecon, getrf, getrs = sla.get_lapack_funcs(("gecon", "getrf", "getrs"), (scaled, A, B))
     lu, piv, info = getrf(scaled)
     rcond = 0.0 if info > 0 else float(gecon(lu, np.linalg.norm(scaled, 1))[0])
     if rcond < max(n * EPS, NEARLY_SINGULAR):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
+from .._util.checks import first_index, require_option
 from ..errors import ModelError
 from .block_diagonal import block_diagonalize
 from .conjugate_pairs import real_coordinates
@@ -105,8 +106,8 @@ class ModalSystem:
             ("C", np.isfinite(self.C)),
             ("D", np.isfinite(() if direct is None else direct)),
         ):
-            if not np.all(ok):
-                where = tuple(int(i) for i in np.argwhere(~ok)[0])
+            where = first_index(~ok)
+            if where is not None:
                 raise ModelError(
                     f"{name}{list(where)} is {getattr(self, name)[where]}; every entry must be finite"
                 )
@@ -228,8 +229,7 @@ def modal_form(
     array([[-1.,  1.],
            [ 0., -1.]])
     """
-    if form not in ("diagonal", "block_diagonal"):
-        raise ModelError(f"form must be 'diagonal' or 'block_diagonal', got {form!r}")
+    require_option(form, ("diagonal", "block_diagonal"), "form", ModelError)
     model = as_model(sys, dt)
     if form == "diagonal":
         model.require_proper("a ModalSystem holds no polynomial part (form='block_diagonal' does)")
@@ -252,6 +252,24 @@ def check_transform(model: LinearModel, return_transform: bool) -> None:
 
 def _modal_of_model(model: LinearModel) -> ModalSystem:
     return diagonalize(model)[0]
+
+
+def exported(
+    model: LinearModel, left: Array | None, right: Array | None
+) -> tuple[Any, Array | None, Array | None]:
+    """Return a reduced model in the type of the user's model, and its projection in states of these.
+
+    The bases ``left`` and ``right`` are given from the states of the full state space, which are the finite
+    ones if E is singular, to those of the reduced one. They are None if the model is no projection.
+    """
+    if left is None or right is None:
+        return model.to_user(), None, None
+    if model.infinite is not None:
+        left, right = model.infinite.left @ left, model.infinite.right @ right
+    if model.export is not _modal_of_model:
+        return model.to_user(), left, right
+    system, to_model = diagonalize(model)
+    return system, left @ np.linalg.inv(to_model).T, right @ to_model
 
 
 def diagonalize(model: LinearModel) -> tuple[ModalSystem, Array]:
@@ -320,7 +338,7 @@ def _diagonal_forms(system: ScaledSystem, poles: Array, V: Array, *, discrete: b
     systems are solved with two real columns, Re v and Im v, in place of their eigenvectors: huge coefficients
     of nearly parallel eigenvectors then cancel in real arithmetic, and the solutions stay exact conjugates.
     """
-    paired = not np.iscomplexobj(system.B) and _are_conjugate_pairs(poles)
+    paired = not (np.iscomplexobj(system.A) or np.iscomplexobj(system.B))
     upper = np.flatnonzero(poles.imag > 0) if paired else np.zeros(0, dtype=int)
     columns = _real_columns(V, upper) if paired else V
     plain = sla.solve(columns, system.B.astype(columns.dtype)), system.C @ columns
@@ -397,11 +415,3 @@ def _pole_order(poles: Array, upper: Array | None, *, discrete: bool) -> Array:
     first = np.setdiff1d(np.arange(poles.size), upper + 1)
     starts = first[np.lexsort((np.abs(poles[first].imag), -rate[first]))]
     return np.concatenate([[k, k + 1] if k in upper else [k] for k in starts]).astype(int)
-
-
-def _are_conjugate_pairs(poles: Array) -> bool:
-    """Return whether the poles are in conjugate pairs, as LAPACK orders those of a real matrix."""
-    upper = np.flatnonzero(poles.imag > 0)
-    return 2 * upper.size == np.count_nonzero(poles.imag) and bool(
-        np.all(poles[np.minimum(upper + 1, poles.size - 1)] == poles[upper].conj())
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
@@ -179,6 +180,11 @@ def times(M: Any, x: Array, transposed: bool) -> Array:
     return (M.T if transposed else M) @ x
 
 
+def applied(times: Callable[..., Array], x: Array, adjoint: bool) -> Array:
+    """Return M x for a product with M of a pencil, or M^H x."""
+    return times(x.conj(), transposed=True).conj() if adjoint else times(x)
+
+
 def as_real(shift: complex) -> complex:
     """Return a shift without an imaginary part as a float, so that real matrices stay real."""
     return float(shift.real) if shift.imag == 0 else shift
@@ -209,6 +215,19 @@ class FactoredSolver:
                 )
         return x
 
+    def operator(self) -> Callable[[Array], Array]:
+        """Return b -> M^-1 b for single columns; only the first solution is checked.
+
+        It is for iterations that check their results themselves: a check takes as long as a small solve.
+        """
+        self(np.ones((self.matrix.shape[0], 1), self.matrix.dtype))
+        factors = self.factors
+
+        def solve(b: Array) -> Array:
+            return np.asarray(factors.solve(np.reshape(b, (-1, 1)), "N"))[:, 0]
+
+        return solve
+
     def _solved(self, b: Array, transposed: bool) -> tuple[Array, float]:
         """Return the solution and the relative residual of its first column."""
         trans = "T" if transposed else "N"
@@ -217,12 +236,18 @@ class FactoredSolver:
         if b.size == 0:
             return b, 0.0
         with np.errstate(all="ignore"):  # after an overflow the residual is not small
-            x = np.asarray(self.factors.solve(b, trans))
+            x = self._from_factors(b, trans)
             relative = self._residual(M, x, b)
             if REFINED < relative <= 1:
-                x = x + np.asarray(self.factors.solve(b - M @ x, trans))
+                x = x + self._from_factors(b - M @ x, trans)
                 relative = self._residual(M, x, b)
         return x, relative if np.isfinite(relative) else np.inf
+
+    def _from_factors(self, b: Array, trans: str) -> Array:
+        if np.iscomplexobj(b) and not np.iscomplexobj(self.matrix.data):  # a real E beside a complex A
+            real, imaginary = np.ascontiguousarray(b.real), np.ascontiguousarray(b.imag)
+            return np.asarray(self.factors.solve(real, trans) + 1j * self.factors.solve(imaginary, trans))
+        return np.asarray(self.factors.solve(b, trans))
 
     def _residual(self, M: Any, x: Array, b: Array) -> float:
         x, b = x[:, 0], b[:, 0]
@@ -280,18 +305,20 @@ class _CombinedOnOnePattern:
 
         pattern = _union(matrices)
         pattern.sort_indices()
-        self._indices, self._indptr, self._shape = pattern.indices, pattern.indptr, pattern.shape
         keys = _keys(pattern)
         self._entries = []
         for M in matrices:
             entries = np.zeros(keys.size, dtype=M.dtype)
             entries[np.searchsorted(keys, _keys(M))] = M.data
             self._entries.append(entries)
-        self._make = sp.csc_array
+        self._pattern = sp.csc_array((keys, pattern.indices, pattern.indptr), shape=pattern.shape)
+        self._pattern.has_canonical_format = True
 
     def __call__(self, weights: tuple[complex, ...]) -> Any:
         first, *others = (w * entries for w, entries in zip(weights, self._entries, strict=True))
-        return self._make((sum(others, first), self._indices, self._indptr), shape=self._shape)
+        combined = copy.copy(self._pattern)  # its indices are checked already
+        combined.data = sum(others, first)
+        return combined
 
 
 def _keys(M: Any) -> Array:

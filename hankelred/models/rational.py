@@ -11,10 +11,13 @@ import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array, Quadruple
 from ..errors import ModelError, ReductionWarning
+from .conjugate_pairs import grouped_conjugates
 from .frequency_response import points_off_the_poles
 
 Entries = list[list[Array]]
 
+#: Relative distance up to which a root is the conjugate of another, or real.
+_SAME = 1e-10
 #: Relative change of an entry's response by removed leading coefficients that is accepted.
 KEPT = 1e-9
 
@@ -124,33 +127,15 @@ def series_from_zpk(zeros: Any, poles: Any, gain: Any) -> Quadruple:
 
 def _sections(roots: Array, what: str) -> list[Array]:
     """Split roots into real polynomials of degree one and two (complex ones if not conjugate)."""
-    try:
-        ordered = _conjugate_pairs(roots)
-    except ValueError:
+    groups = grouped_conjugates(roots, _SAME)
+    if groups is None:
         return [np.array([1.0, -root]) for root in roots]
     return [
-        np.array([1.0, -pair[0].real])
-        if len(pair) == 1
-        else np.array([1.0, -2 * pair[0].real, abs(pair[0]) ** 2])
-        for pair in ordered
+        np.array([1.0, -roots[k].real])
+        if not partner
+        else np.array([1.0, -2 * roots[k].real, abs(roots[k]) ** 2])
+        for k, *partner in groups
     ]
-
-
-def _conjugate_pairs(roots: Array) -> list[tuple[complex, ...]]:
-    """Group roots into reals and conjugate pairs; ValueError where they do not pair up."""
-    remaining = [complex(r) for r in roots]
-    groups: list[tuple[complex, ...]] = []
-    while remaining:
-        root = remaining.pop(0)
-        scale = 1e-10 * max(abs(root), np.finfo(float).tiny)
-        if abs(root.imag) <= scale:
-            groups.append((root,))
-            continue
-        partner = min(range(len(remaining)), key=lambda k: abs(remaining[k] - root.conjugate()), default=None)
-        if partner is None or abs(remaining[partner] - root.conjugate()) > scale:
-            raise ValueError("no conjugate partner")
-        groups.append((root, remaining.pop(partner)))
-    return groups
 
 
 def _series(first: Quadruple, second: Quadruple) -> Quadruple:
@@ -276,7 +261,7 @@ def zeros_poles_gain(
         The response of the zeros and poles differs from the state space by more than 1e-6.
     """
     n = A.shape[0]
-    poles = np.linalg.eigvals(A) if n else np.zeros(0)
+    poles = np.linalg.eigvals(A)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
     zeros = _finite_zeros(A, B, C, D)
     points = points_off_the_poles(poles, discrete=discrete)
@@ -309,7 +294,7 @@ def _finite_zeros(A: Array, B: Array, C: Array, D: Array) -> Array:
     """Return the zeros, nearest to the origin first, at most as many as the relative degree allows."""
     n = A.shape[0]
     if D[0, 0] != 0:
-        zeros = np.linalg.eigvals(A - B @ C / D[0, 0]) if n else np.zeros(0)
+        zeros = np.linalg.eigvals(A - B @ C / D[0, 0])
     else:
         pencil = np.block([[A, B], [C, D]])
         mass = np.zeros_like(pencil)

@@ -69,9 +69,12 @@ class ScaledSystem:
 def scale_system(A: Array, B: Array, C: Array) -> ScaledSystem:
     """Scale B and C to entries of about one, and the states so that rows and columns have equal norms."""
     input_exponent, output_exponent = gain_exponent(B), gain_exponent(C)
-    B, C = B * 2.0**-input_exponent, C * 2.0**-output_exponent
+    if input_exponent != 0:
+        B = B * 2.0**-input_exponent
+    if output_exponent != 0:
+        C = C * 2.0**-output_exponent
     scales = equilibrate(A, B, C)
-    if np.any(scales != 1):
+    if (scales != 1).any():
         A, B, C = A * scales, B / scales[:, None], C * scales
         A /= scales[:, None]
     return ScaledSystem(A, B, C, scales, input_exponent, output_exponent)
@@ -114,19 +117,13 @@ def equilibrate(A: Array, B: Array, C: Array) -> Array:
     Source: Osborne, J. ACM 7 (1960); Varga, SLICOT TB01ID.
     """
     n = A.shape[0]
+    if n == 0:
+        return np.ones(0)
     magnitude = np.abs(A)
-    np.fill_diagonal(magnitude, 0.0)
-    sizes_of_B, sizes_of_C = np.abs(B), np.abs(C)
-    if _are_balanced(magnitude, sizes_of_B, sizes_of_C):
-        return np.ones(n)
-    scaling = _StateScaling(
-        magnitude, _norms(sizes_of_B, axis=1), _norms(sizes_of_C, axis=0), np.zeros(n, dtype=int)
-    )
-    rows = np.hypot(_norms(magnitude, axis=1), scaling.input_norms)
-    columns = np.hypot(_norms(magnitude, axis=0), scaling.output_norms)
-    usable = (rows > 0) & (columns > 0)
-    rows, columns = np.where(usable, rows, 1.0), np.where(usable, columns, 1.0)
-    if np.any((rows > BALANCED * columns) | (columns > BALANCED * rows)):
+    magnitude.ravel(order="K")[:: n + 1] = 0.0
+    input_norms, output_norms = _norms(np.abs(B), axis=1), _norms(np.abs(C), axis=0)
+    scaling = _StateScaling(magnitude, input_norms, output_norms, np.zeros(n, dtype=int))
+    if not _are_balanced(magnitude, input_norms, output_norms):
         scaling.balance_states()
     if max(_spread(scaling.input_norms), _spread(scaling.output_norms)) > GROUP_SPREAD:
         # States coupled to each other more strongly than to inputs and outputs cannot be scaled one by one.
@@ -138,20 +135,19 @@ def equilibrate(A: Array, B: Array, C: Array) -> Array:
     return scales
 
 
-def _are_balanced(magnitude: Array, B: Array, C: Array) -> bool:
-    """Return whether states need no scaling, by squares of norms; False also where these are out of range."""
-    of_inputs, of_outputs = np.einsum("ij,ij->i", B, B), np.einsum("ij,ij->j", C, C)
-    rows = np.einsum("ij,ij->i", magnitude, magnitude) + of_inputs
-    columns = np.einsum("ij,ij->j", magnitude, magnitude) + of_outputs
-    if rows.size == 0:
-        return True
+def _are_balanced(magnitude: Array, input_norms: Array, output_norms: Array) -> bool:
+    """Return whether no state has a row and a column of too different norms."""
+    squares = magnitude * magnitude
+    rows = squares.sum(axis=1) + input_norms * input_norms
+    columns = squares.sum(axis=0) + output_norms * output_norms
     low, high = min(rows.min(), columns.min()), max(rows.max(), columns.max())
+    limit = BALANCED**2
     if not (SAFE_NORMS[0] ** 2 < low and high < SAFE_NORMS[1] ** 2):
-        return False
-    if np.any((rows > BALANCED**2 * columns) | (columns > BALANCED**2 * rows)):
-        return False
-    # no groups of states that inputs hardly reach or outputs hardly show
-    return max(_spread(of_inputs), _spread(of_outputs)) <= 2 * GROUP_SPREAD
+        rows = np.hypot(_norms(magnitude, axis=1), input_norms)
+        columns = np.hypot(_norms(magnitude, axis=0), output_norms)
+        usable = (rows > 0) & (columns > 0)
+        rows, columns, limit = rows[usable], columns[usable], BALANCED
+    return not ((rows > limit * columns) | (columns > limit * rows)).any()
 
 
 @dataclass(frozen=True)
@@ -235,8 +231,11 @@ def _coupled_groups(coupling: Array) -> list[Array]:
 
 def _spread(sizes: Array) -> float:
     """Return by how many powers of two the nonzero sizes differ."""
-    nonzero = sizes[sizes > 0]
-    return float(np.log2(nonzero.max()) - np.log2(nonzero.min())) if nonzero.size else 0.0
+    smallest = float(sizes.min())
+    if smallest == 0:
+        sizes = sizes[sizes > 0]
+        smallest = float(sizes.min(initial=math.inf))
+    return math.log2(float(sizes.max())) - math.log2(smallest) if sizes.size else 0.0
 
 
 def _norm(M: Array) -> float:
@@ -245,6 +244,8 @@ def _norm(M: Array) -> float:
 
 def _norms(M: Array, *, axis: int) -> Array:
     """Return the norms along an axis of a nonnegative matrix without underflow or overflow of squares."""
+    if M.shape[axis] == 1:
+        return M.ravel()
     norms: Array = np.sqrt(np.einsum("ij,ij->i" if axis == 1 else "ij,ij->j", M, M))
     if norms.size == 0 or (norms.min() > SAFE_NORMS[0] and norms.max() < SAFE_NORMS[1]):
         return norms

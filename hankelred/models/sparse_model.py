@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .._util.arrays import Array
-from ..errors import ConvergenceError, ModelError, short_repr
+from .._util.checks import first_index, require_option
+from ..errors import ConvergenceError, ModelError
 from .descriptor_sparse import REMEDY, BorderedPencil, bordered_parts
 from .linear_model import (
     DENSE_LIMIT,
@@ -64,8 +65,8 @@ class SparseModel(Dimensions):
         )
 
 
-def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel | None:
-    """Return the model in sparse form if the low-rank solver is to be used, and None otherwise.
+def any_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel | LinearModel:
+    """Return the model in sparse form if the low-rank solver is to be used, and in dense form otherwise.
 
     With ``solver="auto"`` it is used for sparse tuples of more than :data:`DENSE_LIMIT` states, and for
     models whose method ``__hankelred_sparse_model__`` returns a sparse form.
@@ -75,54 +76,60 @@ def large_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> SparseModel
     ModelError
         An unknown solver; matrices that do not make a model.
     """
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise ModelError(f"solver must be one of {', '.join(SOLVERS)}, got {short_repr(solver)}")
+    require_option(solver, SOLVERS, "solver", ModelError)
     if solver == "dense":
-        return None
+        return dense_model(sys, dt, solver)
     if isinstance(sys, SparseModel):
         return sys
     to_sparse = getattr(sys, "__hankelred_sparse_model__", None)
     if to_sparse is not None:
-        model: SparseModel | None = to_sparse(solver)
-        return model
-    sys, dt = _as_tuple(sys, dt)
+        large: SparseModel | None = to_sparse(solver)
+        return as_model(sys, dt) if large is None else large
+    sys, dt = _matrices_if_sparse(sys, dt)
     if is_sparse_tuple(sys):
         n = max(getattr(sys[0], "shape", (0,)))
-        return _from_tuple(sys, dt) if solver == "low_rank" or n > DENSE_LIMIT else None
-    return _from_dense(as_model(sys, dt)) if solver == "low_rank" else None
+        if solver == "low_rank" or n > DENSE_LIMIT:
+            return _from_tuple(sys, dt)
+    model = as_model(sys, dt)
+    return _from_dense(model) if solver == "low_rank" else model
 
 
-def large_or_none(
-    sys: Any, dt: Timebase, solver: str, compute: Callable[[SparseModel], Result]
-) -> Result | None:
-    """Return the result for the sparse form of a large model, or None if the dense solver is to be used.
+def by_size(
+    sys: Any,
+    dt: Timebase,
+    solver: str,
+    of_large: Callable[[SparseModel], Result],
+    of_dense: Callable[[LinearModel], Result],
+) -> Result:
+    """Return the result of one of two functions: for the sparse form of a large model, or for the dense form.
 
-    The result is also None if the low-rank solver does not converge and the model can fall back to the dense
-    solver.
+    The dense one is used too if the low-rank solver does not converge and the model can fall back to it.
     """
-    large = large_model(sys, dt, solver)
-    if large is None:
-        return None
-    try:
-        return compute(large)
-    except ConvergenceError:
-        if not large.falls_back:
-            raise
-        return None
+    model = any_model(sys, dt, solver)
+    if isinstance(model, SparseModel):
+        try:
+            return of_large(model)
+        except ConvergenceError:
+            if not model.falls_back:
+                raise
+        model = model.dense()
+    return of_dense(model)
 
 
 def dense_model(sys: Any, dt: Timebase = 0, solver: str = "auto") -> LinearModel:
     """Return the model in dense form; with ``solver="dense"`` sparse matrices of any size are made dense."""
     if isinstance(sys, SparseModel):
         return sys.dense()
-    sys, dt = _as_tuple(sys, dt)
+    sys, dt = _matrices_if_sparse(sys, dt)
     if solver == "dense" and is_sparse_tuple(sys):
         sys = tuple(_dense(M, name) for name, M in named(sys))
     return as_model(sys, dt)
 
 
-def _as_tuple(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
+def _matrices_if_sparse(sys: Any, dt: Timebase) -> tuple[Any, Timebase]:
     """Return the matrices of a sparse model of another package, and its timebase; all else unchanged."""
+    if type(sys) in (tuple, list):
+        return sys, dt
     has_sparse = any(is_sparse(getattr(sys, name, None)) for name in "Aa")
     if isinstance(sys, Mapping) or hasattr(sys, "to_abcde_matrices") or has_sparse:
         return matrices_of(sys, dt) or (sys, dt)
@@ -192,16 +199,18 @@ def square_sparse(M: Any, name: str, n: int | None = None) -> Any:
     M = sp.csc_array(checked_sparse(M, name)) if is_sparse(M) else sp.csc_array(numeric_matrix(M, name))
     if M.dtype.kind not in "biufc":
         raise ModelError(f"{name} is not a numeric matrix: its entries are of type {M.dtype}")
-    M = M.astype(complex if np.iscomplexobj(M.data) and np.any(M.data.imag) else float, copy=True)
+    if np.iscomplexobj(M.data) and not np.any(M.data.imag):
+        M = M.real
+    M = M.astype(complex if np.iscomplexobj(M.data) else float, copy=True)
     M.sum_duplicates()
     M.sort_indices()
     if M.shape[0] != M.shape[1]:
         raise ModelError(f"{name} must be square, got shape {M.shape}")
     if n is not None and M.shape[0] != n:
         raise ModelError(f"{name} must have shape {(n, n)}, got {M.shape}")
-    if not np.all(np.isfinite(M.data)):
-        at = int(np.flatnonzero(~np.isfinite(M.data))[0])
-        column = int(np.searchsorted(M.indptr, at, side="right")) - 1
+    at = first_index(~np.isfinite(M.data))
+    if at is not None:
+        column = int(np.searchsorted(M.indptr, at[0], side="right")) - 1
         raise ModelError(f"{name}[{M.indices[at]}, {column}] is {M.data[at]}; every entry must be finite")
     check_range([name], M.data)
     return M

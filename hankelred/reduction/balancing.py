@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import dgejsv, dgeqp3, dormqr
+from scipy.linalg.lapack import dgejsv, dgeqp3, dgetrf, dormqr, dtrtrs, zgetrf, ztrtrs
 
 from .._util.arrays import EPS, Array, largest_entry
 from ..errors import ReductionWarning
 from ..gramians.factorize import FactoredSystem
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.low_rank import LowRankFactors, low_rank_factors
-from ..gramians.smith import compress
+from ..gramians.smith import compress, upper_triangle
 from ..gramians.stability import STABILITY_TOL, checked_tol, is_stable_pole
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import check_transform, diagonalize
 from ..models.pencil import Factorize
 from ..models.projection import project, project_exactly, rounding_of_projection
 from ..models.scaling import in_range
-from ..models.sparse_model import SparseModel, dense_model, large_or_none
+from ..models.sparse_model import SparseModel, by_size
 from .order import repeated_clusters
 
 #: Factor products up to this size are brought to graded form first, so that small singular values are
@@ -40,30 +41,21 @@ NEGLIGIBLE_OF_FLOOR = 0.1
 
 
 @dataclass(frozen=True)
-class Balancing:
-    """The SVD of the factor product, and the bases that balance the stable part.
+class BalancedFactors:
+    """The SVD U diag(values) V^H of Lo^H Lc, the product of two Gramian factors.
 
-    ``right`` is Lc V and ``left`` is Lo U in the states of ``factored``; divided by the square roots of
-    ``values`` they are the balancing transformation. Gains (``values``, ``noise_floor``,
-    ``rounding``) are in the units of ``factored.scaled_system``.
+    ``right`` is Lc V and ``left`` is Lo U; divided by the square roots of ``values`` they are the balancing
+    transformation.
     """
 
-    factored: FactoredSystem
     values: Array
     left: Array
     right: Array
-    noise_floor: float
-    rounding: float
 
-    @property
-    def rank(self) -> int:
-        """Number of singular values above the noise floor."""
-        return int(np.count_nonzero(self.values > self.noise_floor))
-
-    @property
-    def n_computable(self) -> int:
-        """Number of states above the rounding errors; the directions of all others would be arbitrary."""
-        return int(np.count_nonzero(self.values > self.rounding))
+    @classmethod
+    def of(cls, controllability: Array, observability: Array) -> BalancedFactors:
+        """Return the SVD of the product of these factors, (n, k) each."""
+        return cls(*_svd_of_factors(controllability, observability, observability.conj().T @ controllability))
 
     def bases(self, r: int) -> tuple[Array, Array]:
         """Return left and right (n_stable, r) with left^H right = 1 that balance the leading r states.
@@ -76,14 +68,36 @@ class Balancing:
             return left, right
         # The rounding of right^H left, of size eps * sigma_1 / sigma_r, is corrected. Without pivots its LU
         # factors change a state only by the states before it, which are more accurate.
-        lower, pivots = sla.lu_factor(right.conj().T @ left, check_finite=False)
-        if np.any(pivots != np.arange(r)):
+        complex_ = np.iscomplexobj(left) or np.iscomplexobj(right)
+        getrf, trtrs = (zgetrf, ztrtrs) if complex_ else (dgetrf, dtrtrs)
+        lower, pivots, info = getrf(right.conj().T @ left)
+        if info != 0 or (pivots != np.arange(r)).any():
             return left @ sla.inv(right.conj().T @ left), right
-        left = sla.solve_triangular(lower, left.T, trans="T", check_finite=False).T
-        right = sla.solve_triangular(
-            lower.conj(), right.T, lower=True, unit_diagonal=True, check_finite=False
-        ).T
+        left = trtrs(lower, left.T, trans=1)[0].T
+        right = trtrs(lower.conj(), right.T, lower=1, unitdiag=1)[0].T
         return left, right
+
+
+@dataclass(frozen=True)
+class Balancing(BalancedFactors):
+    """The bases that balance the stable part of a system, in the states of ``factored``.
+
+    Gains (``values``, ``noise_floor``, ``rounding``) are in the units of ``factored.scaled_system``.
+    """
+
+    factored: FactoredSystem
+    noise_floor: float
+    rounding: float
+
+    @property
+    def rank(self) -> int:
+        """Number of singular values above the noise floor."""
+        return int(np.count_nonzero(self.values > self.noise_floor))
+
+    @cached_property
+    def n_computable(self) -> int:
+        """Number of states above the rounding errors; the directions of all others would be arbitrary."""
+        return int(np.count_nonzero(self.values > self.rounding))
 
     def bases_in_scaled_states(self, r: int) -> tuple[Array, Array]:
         """Return the bases of :meth:`bases` in the states of ``factored.scaled_system``."""
@@ -118,9 +132,9 @@ def balance(factored: FactoredSystem, *, reciprocal: bool = False) -> Balancing:
     system with s replaced by 1 / s, which is residualization.
     """
     Lc, Lo, product, rounding = factor_product(factored)
-    U, values, Vh = _svd(product)
+    values, left, right = _svd_of_factors(Lc, Lo, product)
     floor = noise_floor_of(values, rounding, factored)
-    balancing = Balancing(factored, values, Lo @ U, Lc @ Vh.conj().T, floor, rounding)
+    balancing = Balancing(values, left, right, factored, floor, rounding)
     clusters = repeated_clusters(values[: balancing.n_computable])
     if clusters:
         _separate_repeated(balancing, clusters, reciprocal)
@@ -177,10 +191,16 @@ def pad_values(values: Array, factored: FactoredSystem) -> Array:
     """Return n values in the model's units: inf for unstable poles, the values, and zeros."""
     system = factored.scaled_system
     values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
-    if values.size == factored.n_stable and not factored.n_unstable:
+    n_stable, n_unstable = factored.n_stable, factored.n_unstable
+    if values.size == n_stable and not n_unstable:
         return values
-    zeros = np.zeros(factored.n_stable - values.size)
-    return np.concatenate([np.full(factored.n_unstable, np.inf), values, zeros])
+    return np.concatenate([np.full(n_unstable, np.inf), values, np.zeros(n_stable - values.size)])
+
+
+def _svd_of_factors(Lc: Array, Lo: Array, product: Array) -> tuple[Array, Array, Array]:
+    """Return the singular values of Lo^H Lc, Lo U and Lc V."""
+    U, values, Vh = _svd(product)
+    return values, Lo @ U, Lc @ Vh.conj().T
 
 
 def _svd(M: Array) -> tuple[Array, Array, Array]:
@@ -196,7 +216,7 @@ def _svd(M: Array) -> tuple[Array, Array, Array]:
         jacobi = _jacobi(M)
         if jacobi is not None:
             return jacobi
-    U, values, V_of_pivots = np.linalg.svd(np.triu(qr[: M.shape[1]]))
+    U, values, V_of_pivots = np.linalg.svd(qr[: M.shape[1]] * upper_triangle(M.shape[1]))
     padded = np.zeros(M.shape, order="F")
     padded[: M.shape[1]] = U
     U = dormqr("L", "N", qr, tau, padded, lwork=64 * M.shape[1], overwrite_c=1)[0]
@@ -225,7 +245,8 @@ def _svd_values(M: Array) -> Array:
         return np.zeros(0)
     if _may_be_graded(M):
         M = M if M.shape[0] >= M.shape[1] else M.T
-        M = np.triu(_graded(M)[0][: M.shape[1]])
+        n = M.shape[1]
+        M = _graded(M)[0][:n] * upper_triangle(n)
     return np.asarray(np.linalg.svd(M, compute_uv=False))
 
 
@@ -330,16 +351,16 @@ def spectrum_of(
 ) -> SolvedSpectrum:
     """Return the Hankel singular values of any model, dense or large."""
 
-    def by_low_rank(large: SparseModel) -> SolvedSpectrum:
+    def of_large(large: SparseModel) -> SolvedSpectrum:
         factors = low_rank_factors(large, accuracy, factorize, tol)
         floor = factors.certificate * factors.problem.gain
         return SolvedSpectrum(values_of_large(factors), floor, "low_rank", factors.residual)
 
-    spectrum = large_or_none(sys, dt, solver, by_low_rank)
-    if spectrum is not None:
-        return spectrum
-    factored = factored_system(dense_model(sys, dt, solver), tol)
-    return SolvedSpectrum(*singular_values(factored), factored.solver, factored.residual)
+    def of_dense(model: LinearModel) -> SolvedSpectrum:
+        factored = factored_system(model, tol)
+        return SolvedSpectrum(*singular_values(factored), factored.solver, factored.residual)
+
+    return by_size(sys, dt, solver, of_large, of_dense)
 
 
 def values_of_large(factors: LowRankFactors) -> Array:
@@ -425,7 +446,7 @@ def balanced_realization(
 def unstable_poles(model: LinearModel, n_unstable: int) -> Array:
     """Return the poles outside the stability region, except those of the first n_unstable states."""
     A = model.A[n_unstable:, n_unstable:]
-    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    poles = np.linalg.eigvals(A)
     return poles[~is_stable_pole(poles, 0.0, discrete=model.is_discrete, tol=0.0)]
 
 
@@ -440,12 +461,10 @@ def truncate_balanced(model: LinearModel, balancing: Balancing, r: int) -> tuple
     scaling = factored.scaled_system
     # scales B and C of the balanced model equally, so that its Gramians are equal in the model's units too
     state_scale = 2.0 ** ((scaling.input_exponent - scaling.output_exponent) // 2)
-    W = np.concatenate(
-        [scaling.unscale_left(factored.unstable_left), scaling.unscale_left(left) / state_scale], axis=1
-    )
-    V = np.concatenate(
-        [scaling.unscale_right(factored.unstable_right), scaling.unscale_right(right) * state_scale], axis=1
-    )
+    W, V = scaling.unscale_left(left) / state_scale, scaling.unscale_right(right) * state_scale
+    if factored.n_unstable:
+        W = np.concatenate([scaling.unscale_left(factored.unstable_left), W], axis=1)
+        V = np.concatenate([scaling.unscale_right(factored.unstable_right), V], axis=1)
     return out, W.conj(), V
 
 
@@ -473,6 +492,8 @@ def assemble_model(
     factored = balancing.factored
     system = factored.scaled_system
     sqrt_gain = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
+    if factored.n_unstable == 0:
+        return model.with_matrices(A, B * sqrt_gain, C * sqrt_gain, D)
     unstable = project_exactly(system, factored.unstable_left, factored.unstable_right)
     return model.with_matrices(
         _block_diagonal(unstable.A, A),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .._util.checks import real_number
+from .._util.text_table import aligned
 from ..errors import HankelredError, ModelError, ReductionWarning, count
 from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.linear_model import Timebase, as_model
@@ -123,14 +124,7 @@ class MethodComparison:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
     def __str__(self) -> str:
-        table = self.cells()
-        widths = [max(len(line[k]) for line in table) for k in range(len(table[0]) - 1)]
-        lines = [
-            "  ".join(
-                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=False))]
-            )
-            for line in table
-        ]
+        lines = aligned([line[:-1] for line in self.cells()])
         notes = [f"{row.method}: {row.note}" for row in self.rows if row.note]
         return "\n".join([*lines, *notes])
 
@@ -257,9 +251,11 @@ def _row(
             try:
                 reduction = reduce(model, order, method=method, stability_tol=stability_tol, **options)
             except ModelError as error:
-                if method != "stochastic" or "regularization=" not in str(error):
+                size = 0.0
+                if method == "stochastic" and "regularization=" in str(error):
+                    size = REGULARIZATION * norm(model, "hinf", stability_tol=stability_tol)
+                if size == 0:  # also of a model that is zero
                     raise
-                size = REGULARIZATION * norm(model, "hinf", stability_tol=stability_tol)
                 note = f"regularization {size:.3g}"
                 start = time.perf_counter()
                 reduction = reduce(

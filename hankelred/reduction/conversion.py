@@ -8,7 +8,7 @@ import numpy as np
 import scipy.linalg as sla
 
 from .._util.arrays import Array
-from .._util.twofold import product, refined_solution, two_product, two_sum
+from .._util.twofold import pair, product, refined_pair_solution, two_product, two_sum
 from ..models.linear_model import LinearModel, as_model
 from ..models.modal import ModalSystem
 from ..models.second_order import SecondOrderModel
@@ -71,8 +71,8 @@ def _response(M: Array, D: Array, K: Array, model: SecondOrderModel, w: float) -
     outputs_low = velocity_low + rest
     factors = sla.lu_factor(high, check_finite=False)
     B = model.B.astype(complex)
-    x, x_low = refined_solution(
-        lambda b: sla.lu_solve(factors, b, check_finite=False), high, low, B, CORRECTIONS
+    x, x_low = refined_pair_solution(
+        lambda b: sla.lu_solve(factors, b, check_finite=False), (high, low), pair(B), CORRECTIONS
     )
     response, response_low = product(outputs, x)
     return response, response_low + outputs @ x_low + outputs_low @ x

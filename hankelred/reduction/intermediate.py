@@ -18,7 +18,7 @@ from .._util.arrays import Array, Quadruple
 from ..errors import ConvergenceError
 from ..gramians.low_rank import BalancedStates, LowRankFactors, low_rank_factors, sampled_error
 from ..gramians.residual_bounds import ResidualBound
-from ..gramians.stability import STABILITY_TOL, is_stable_pole
+from ..gramians.stability import STABILITY_TOL, is_stable_matrix
 from ..models.descriptor_sparse import BorderedPencil
 from ..models.linear_model import LinearModel
 from ..models.scaling import in_range
@@ -101,11 +101,21 @@ def intermediate_model(
     ConvergenceError
         The factors did not converge, or the model of their leading states is unstable.
     """
-    factors = low_rank_factors(large, accuracy, factorize, stability_tol)
+    return resolved_states(large, low_rank_factors(large, accuracy, factorize, stability_tol))
+
+
+def resolved_states(large: SparseModel, factors: LowRankFactors) -> IntermediateModel:
+    """Project a large model onto all states that the factors resolve and that form a stable model.
+
+    Raises
+    ------
+    ConvergenceError
+        The model of the leading states is unstable.
+    """
     values = factors.values
     r = int(np.count_nonzero(values > RESOLVED * values.max(initial=0.0)))
     states = factors.balanced(r)
-    while r and not _is_stable(states, large):
+    while r and not is_stable_matrix(states.A, discrete=large.is_discrete):
         # the last states are the least accurate ones
         r = int(np.count_nonzero(values > 10 * values[r - 1]))
         states = factors.balanced(r)
@@ -115,11 +125,6 @@ def intermediate_model(
             "(accuracy=), or use solver='dense'"
         )
     return IntermediateModel(large, factors, states, _model_of(large, factors, states))
-
-
-def _is_stable(states: BalancedStates, large: SparseModel) -> bool:
-    poles = np.linalg.eigvals(states.A)
-    return bool(np.all(is_stable_pole(poles, 0.0, discrete=large.is_discrete, tol=0.0)))
 
 
 def _model_of(large: SparseModel, factors: LowRankFactors, states: BalancedStates) -> LinearModel:
@@ -153,8 +158,9 @@ def residual_systems(intermediate: IntermediateModel, bound: ResidualBound) -> t
         [C.conj().T - LE @ states.C.conj().T, LA - LE @ states.A.conj().T], axis=1
     )
     m, p = B.shape[1], C.shape[0]
-    input_root = _root(bound.gram(input_residual, transposed=False))
-    output_root = _root(bound.gram(output_residual.conj(), transposed=True).conj()).conj().T
+    input_root = _root(bound.gram(input_residual, input_residual))
+    mirrored = output_residual.conj()
+    output_root = _root(bound.gram(mirrored, mirrored, transposed=True).conj()).conj().T
     return (
         (states.A, states.B, input_root[:, m:], input_root[:, :m]),
         (states.A, output_root[p:], states.C, output_root[:p]),

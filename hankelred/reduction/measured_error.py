@@ -93,7 +93,7 @@ def _band_energy_root(system: Quadruple, bands: Bands, *, discrete: bool) -> flo
     A, B, C, D = equilibrated(*system)
     if np.any(D != 0) and any(math.isinf(high) for _, high in bands):
         return math.inf
-    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    poles = np.linalg.eigvals(A)
     frequencies, weights = band_nodes(poles, bands, discrete=discrete)
     if any(np.iscomplexobj(M) for M in (A, B, C, D)):
         frequencies = np.concatenate([frequencies, -frequencies])

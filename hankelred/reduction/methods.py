@@ -195,7 +195,15 @@ class BalancedSource:
     @cached_property
     def _critical_response(self) -> CriticalResponse | None:
         full = self._full_stable_system
-        return None if full is None else CriticalResponse(full, discrete=self.full.is_discrete)
+        if full is None:
+            return None
+        factored = self.balancing.factored
+        known = factored.solver == "hammarling" and not self.full.is_discrete
+        return CriticalResponse(
+            full,
+            discrete=self.full.is_discrete,
+            schur=(factored.A, factored.B, factored.C) if known else None,
+        )
 
     @cached_property
     def _imbalance(self) -> Imbalance:
@@ -255,19 +263,28 @@ class BalancedSource:
             factored = factorize(LinearModel(*difference, dt=self.full.dt), 0.0)
             value = float(singular_values(factored)[0].max(initial=0.0))
         else:
-            k = self._order_for_error(stable_reduced[0].shape[0])
-            noise = 2 * float(self.balancing.values[k:].sum()) + self.balancing.rounding
-            value = verified_error(
-                self.error_model(stable_reduced, k),
-                self._full_stable_system,
-                stable_reduced,
-                discrete=discrete,
-                noise=noise,
-                critical=self._critical_response,
-            )
+            value = self._gain_of_error(stable_reduced)
         if not math.isfinite(value):
             return value
         return float(in_range(np.array([value]), round(math.log2(self.unit)), "error")[0])
+
+    def _gain_of_error(self, stable_reduced: Quadruple) -> float:
+        """Return the H-infinity norm of full minus reduced, in scaled units."""
+        critical, r = self._critical_response, stable_reduced[0].shape[0]
+        if critical is not None:
+            bound = 2 * float(self.balancing.values[r:].sum())
+            value = critical.error_without_cancellation(stable_reduced, bound)
+            if value is not None:
+                return value
+        k = self._order_for_error(r)
+        return verified_error(
+            self.error_model(stable_reduced, k),
+            self._full_stable_system,
+            stable_reduced,
+            discrete=self.full.is_discrete,
+            noise=2 * float(self.balancing.values[k:].sum()) + self.balancing.rounding,
+            critical=critical,
+        )
 
     def conversion_loss(self, reduced: LinearModel, converted: LinearModel) -> float:
         """Return the largest gain of a reduced model minus what it was converted to; inf if that is unstable.
@@ -280,15 +297,15 @@ class BalancedSource:
         _, other, _ = self.compared(converted)
         return unit * gain_of_difference(stable, other, discrete=self.full.is_discrete)
 
-    def error_of_converted(self, converted: LinearModel, norm: str) -> float:
-        """Return the norm of the full model, without unstable poles, minus what the reduced one became."""
-        if self.unstable_poles_of(converted).size:
+    def error_without_balancing(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of the stable parts of full minus reduced; the reduced states may be any."""
+        if self.unstable_poles_of(reduced).size:
             return math.inf
-        full, other, unit = self.compared(converted)
+        full, other, unit = self.compared(reduced)
         whole = (*full, no_direct_term(other[3].shape))
         if norm == "hinf":
             return unit * gain_of_difference(whole, other, discrete=self.full.is_discrete)
-        return unit * difference_norm(converted.with_matrices(*whole), converted.with_matrices(*other), norm)
+        return unit * difference_norm(reduced.with_matrices(*whole), reduced.with_matrices(*other), norm)
 
     def _order_for_error(self, r: int) -> int:
         """Return how many balanced states have the error of r states up to a fraction of its accuracy.
@@ -353,13 +370,7 @@ class UserFactors(Truncation):
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of full minus reduced, without the balanced form: the factors may lack states."""
-        if not self.unstable_order:
-            return difference_norm(self.full, reduced, norm)
-        if self.unstable_poles_of(reduced).size:
-            return math.inf
-        full, stable, unit = self.compared(reduced)
-        stable_full = self.full.with_matrices(*full, no_direct_term(stable[3].shape))
-        return unit * difference_norm(stable_full, self.full.with_matrices(*stable), norm)
+        return self.error_without_balancing(reduced, norm)
 
 
 class Residualization(BalancedSource):

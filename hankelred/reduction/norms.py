@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from scipy.linalg.lapack import dtrsyl
 
-from .._util.arrays import EPS, Array, Quadruple
+from .._util.arrays import EPS, Array, Quadruple, schur_poles
+from .._util.checks import require_option
+from .._util.poles import distance_to_boundary, frequencies_of, slowest_poles
+from .._util.schur import is_quasi_triangular, schur_form
 from ..errors import ConvergenceError, ModelError
 from ..gramians.factorize import FactoredSystem
 from ..gramians.factorize import factorize as factored_system
+from ..gramians.hammarling import hammarling_factors
 from ..gramians.limited import Bands
-from ..gramians.stability import STABILITY_TOL, checked_tol, matrix_size
-from ..models.frequency_response import FrequencyResponse, largest_singular_value
+from ..gramians.stability import STABILITY_TOL, checked_tol, is_unstable_pole, matrix_size
+from ..models.frequency_response import DifferenceResponse, FrequencyResponse, largest_singular_value
 from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
 from ..models.projection import project
-from ..models.scaling import in_range, scale_system
-from ..models.sparse_model import dense_model, large_or_none
+from ..models.scaling import SAFE_EXPONENT, in_range, scale_system
+from ..models.sparse_model import SparseModel, by_size
 from .balancing import Balancing, assemble_model, balance, singular_values
 from .intermediate import IntermediateModel, intermediate_model, residual_systems, sampled_distance
 from .order import order_of_negligible_tail
@@ -32,16 +39,27 @@ MAX_LEVELS = 60
 #: search.
 NEGLIGIBLE_TAIL = 1e-8
 #: Local maxima of a grid that are refined, the gain from which on, relative to the largest, and how often the
-#: bracket of each is reduced to a quarter.
+#: bracket of each is divided into how many parts, of which two remain. Where many gains cost little there are
+#: more parts.
 MAX_PEAKS = 4
 LOW_PEAK = 0.5
-ZOOM_STEPS = 7
+ZOOM_STEPS, ZOOM_PARTS = 7, 8
+CHEAP_STEPS, CHEAP_PARTS = 4, 16
+#: Largest estimated error of gains from partial fractions, relative to the largest gain, far below HINF_RTOL.
+CHEAP_RTOL = 1e-8
+#: Squares of poles locate peaks if their rounding, of this size for each state relative to the square of the
+#: size of A, is a small share of the width of every peak.
+ROUNDING_OF_SQUARES = EPS
+SHARE_OF_WIDTH = 1e-2
 #: Number of slowest poles at which the difference of two models is evaluated with more digits.
 CRITICAL_POLES = 8
+#: Nearer to the stability boundary than this, relatively, a pole has a peak that rounding moves visibly.
+NARROW = 1e-6
 
 
 #: MATLAB's names of the norms.
 NUMBERS = {2: "h2", math.inf: "hinf"}
+KINDS = ("h2", "hinf", "hankel", "linf")
 
 
 def norm(
@@ -108,24 +126,29 @@ def norm(
     """
     if not isinstance(kind, str | bool | np.ndarray) and np.isscalar(kind):
         kind = NUMBERS.get(kind, kind)  # type: ignore[call-overload]
-    if not isinstance(kind, str) or kind not in ("h2", "hinf", "hankel", "linf"):
-        raise ModelError(f"kind must be 'h2', 'hinf', 'hankel', 'linf', 2 or inf, got {kind!r}")
-    if return_frequency and kind not in ("hinf", "linf"):
+    name = require_option(kind, KINDS, "kind", ModelError)
+    if return_frequency and name not in ("hinf", "linf"):
         raise ModelError(f"return_frequency=True needs kind='hinf' or 'linf', got {kind!r}")
     tol = checked_tol(stability_tol)
-    intermediate = large_or_none(
-        sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, tol)
-    )
-    if intermediate is not None:
-        if kind == "linf" or return_frequency:
+
+    def of_large(large: SparseModel) -> float:
+        if name == "linf" or return_frequency:
             raise ModelError("kind='linf' and return_frequency=True are for dense models")
-        return _norm_of_large(intermediate, kind)
-    model = dense_model(sys, dt, solver)
+        return _norm_of_large(intermediate_model(large, accuracy, factorize, tol), name)
+
+    return by_size(
+        sys, dt, solver, of_large, lambda model: _norm_of_dense(model, name, return_frequency, tol)
+    )
+
+
+def _norm_of_dense(
+    model: LinearModel, kind: str, return_frequency: bool, tol: float
+) -> float | tuple[float, float]:
     if model.improper and kind != "hankel":
         return (math.inf, math.inf) if return_frequency else math.inf
     factored = factored_system(model, tol, both=kind != "h2")
     if kind == "linf":
-        value, at = _largest_gain(model, factored, stability_tol)
+        value, at = _largest_gain(model, factored, tol)
     elif factored.n_unstable:
         value, at = math.inf, math.nan
     elif kind == "hankel":
@@ -133,9 +156,9 @@ def norm(
     elif kind == "h2":
         return h2_norm(factored, model.D, discrete=model.is_discrete)
     else:
-        value, at = hinf_of_model(model, balance(factored)), math.nan
+        value, at = _hinf_of_schur_form(model, factored) or hinf_of_model(model, balance(factored)), math.nan
         if return_frequency:
-            at = _largest_gain(model, factored, stability_tol)[1]
+            at = _largest_gain(model, factored, tol)[1]
     step = float(model.dt) if model.is_discrete and model.dt is not True else 1.0  # type: ignore[arg-type]
     return (value, at / step) if return_frequency else value
 
@@ -143,12 +166,11 @@ def norm(
 def _largest_gain(model: LinearModel, factored: FactoredSystem, stability_tol: float) -> tuple[float, float]:
     """Return the largest gain on the stability boundary, and its angular frequency (radians per sample)."""
     discrete = model.is_discrete
-    poles = np.linalg.eigvals(factored.unstable_A) if factored.n_unstable else np.zeros(0, complex)
+    poles = np.linalg.eigvals(factored.unstable_A)
     size = matrix_size(factored.scaled_system.A)
-    beyond = np.abs(poles) - 1 if discrete else poles.real
-    marginal = poles[beyond <= stability_tol * (max(1.0, size) if discrete else size)]
+    marginal = poles[~is_unstable_pole(poles, size, discrete=discrete, tol=stability_tol)]
     if marginal.size:
-        return math.inf, float(abs(np.angle(marginal[0]) if discrete else marginal[0].imag))
+        return math.inf, float(abs(frequencies_of(marginal, discrete=discrete)[0]))
     return hinf_norm(*compress_inputs_and_outputs(*equilibrated(*model.as_tuple())), discrete=discrete)
 
 
@@ -202,6 +224,22 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
     system = factored.scaled_system
     (root,) = in_range(np.array([root]), system.input_exponent + system.output_exponent, "H2 norm")
     return math.hypot(root, direct)
+
+
+def _hinf_of_schur_form(model: LinearModel, factored: FactoredSystem) -> float | None:
+    """Return the H-infinity norm of a stable model from its Schur form, if that is known and cheap to search.
+
+    None where the peak is better searched on fewer, balanced states.
+    """
+    system = factored.scaled_system
+    if factored.solver != "hammarling" or abs(math.log2(system.gain)) > SAFE_EXPONENT:
+        return None
+    schur = factored.A, factored.B, factored.C * system.gain, model.D
+    if not _SquaredPoles.are_usable(*schur, discrete=model.is_discrete):
+        return None
+    schur = compress_inputs_and_outputs(*schur)
+    factor = factored.controllability if schur[3].shape[0] == 1 else None
+    return hinf_norm(*schur, discrete=False, factor=factor)[0]
 
 
 def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
@@ -294,9 +332,8 @@ def gain_of_difference(first: Quadruple, second: Quadruple, *, discrete: bool) -
     no_D = no_direct_term(D.shape)
     difference = parallel([(*first[:3], no_D), negated(apart)])
     value = verified_error(difference, first[:3], apart, discrete=discrete, noise=0.0)
-    poles = np.linalg.eigvals(first[0]) if first[0].size else np.zeros(0)
-    poles = poles[np.argsort(1 - np.abs(poles) if discrete else -poles.real)[:CRITICAL_POLES]]
-    centers, widths = (np.angle(poles), 1 - np.abs(poles)) if discrete else (poles.imag, poles.real)
+    poles = slowest_poles(np.linalg.eigvals(first[0]), CRITICAL_POLES, discrete=discrete)
+    centers, widths = frequencies_of(poles, discrete=discrete), distance_to_boundary(poles, discrete=discrete)
     beside = np.unique(centers + widths * np.array([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None])
     gains, _ = refined_gains(first[:3], apart, beside, discrete=discrete)
     return max(value, float(gains[np.isfinite(gains)].max(initial=0.0)))
@@ -339,16 +376,26 @@ def _gains_of_sum(first: tuple[Array, Array], second: tuple[Array, Array], D: Ar
 class CriticalResponse:
     """The response of a full model where rounding is largest, from which errors of several orders are found.
 
-    It has more digits than their subtraction loses; it is computed once, when it is first needed.
+    It has more digits than their subtraction loses, where that shows. Everything is computed once, when it is
+    first needed. ``schur`` is the model in Schur form, if that is known.
     """
 
-    def __init__(self, full: tuple[Array, Array, Array], *, discrete: bool):
+    def __init__(
+        self,
+        full: tuple[Array, Array, Array],
+        *,
+        discrete: bool,
+        schur: tuple[Array, Array, Array] | None = None,
+    ):
         self.full = full
         self.discrete = discrete
+        self.schur = schur
 
     @cached_property
     def frequencies(self) -> Array:
         """The critical frequencies of the model."""
+        if self.schur is not None and self.schur[0].size:
+            return _critical_of(schur_poles(self.schur[0]), self.full[0], discrete=self.discrete)
         return critical_frequencies(self.full[0], discrete=self.discrete)
 
     @cached_property
@@ -363,6 +410,50 @@ class CriticalResponse:
             return refined_gains(self.full, reduced, self.frequencies, discrete=self.discrete)
         response = refined_response(A, B, C, _points(self.frequencies, discrete=self.discrete))
         return _gains_of_sum(self._response, response, D, np.isfinite(self.frequencies)), 0.0
+
+    @cached_property
+    def _in_schur_form(self) -> tuple[FrequencyResponse, _SquaredPoles, Quadruple] | None:
+        """The response, squared poles and matrices of a model with one output; None if they do not apply."""
+        if self.schur is None or self.schur[2].shape[0] != 1:
+            return None
+        A, B, C = self.schur
+        D = np.zeros((1, B.shape[1]))
+        if not _SquaredPoles.are_usable(A, B, C, D, discrete=self.discrete):
+            return None
+        response = FrequencyResponse(A, B, C, D, discrete=False, schur=True)
+        return response, _SquaredPoles.of_system(A, B, C, D, None), (A, B, C, D)
+
+    @cached_property
+    def _rounding(self) -> float:
+        """Largest effect of rounding at the critical frequencies, of the model in Schur form."""
+        assert self._in_schur_form is not None
+        finite = self.frequencies[np.isfinite(self.frequencies)]
+        return float(self._in_schur_form[0].rounding(finite).max())
+
+    def error_without_cancellation(self, reduced: Quadruple, bound: float) -> float | None:
+        """Return the H-infinity norm, at most `bound`, of full minus reduced; None where rounding would show.
+
+        The two systems are subtracted and share no states, so that what is computed of the full one serves
+        every order.
+        """
+        if self._in_schur_form is None or reduced[0].shape[0] == 0 or self._rounding > CHEAP_RTOL * bound:
+            return None
+        response, squares, full = self._in_schur_form
+        T, Z = schur_form(reduced[0])
+        D = np.ascontiguousarray(reduced[3])
+        reduced = T, Z.T @ reduced[1], reduced[2] @ Z, D
+        if not _SquaredPoles.are_usable(*reduced, discrete=False, size=squares.size):
+            return None
+        plane = squares.minus(full, reduced)
+        if plane is None:
+            return None
+        difference = DifferenceResponse(response, FrequencyResponse(*reduced, discrete=False, schur=True))
+        value, frequency = _search(difference, plane, D, _Inside(None, real=True), real=True)
+        at_peak = difference.rounding(np.array([frequency]))[0] if math.isfinite(frequency) else 0.0
+        finite = self.frequencies[np.isfinite(self.frequencies)]
+        of_reduced = float(difference.parts[1].rounding(finite).max())
+        rounding = max(float(at_peak), self._rounding + of_reduced)
+        return value if rounding <= CHEAP_RTOL * value else None
 
 
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
@@ -432,11 +523,19 @@ def gain_at(system: Quadruple, frequency: float, *, discrete: bool) -> float:
 
 
 def hinf_norm(
-    A: Array, B: Array, C: Array, D: Array, *, discrete: bool, within: Bands | None = None
+    A: Array,
+    B: Array,
+    C: Array,
+    D: Array,
+    *,
+    discrete: bool,
+    within: Bands | None = None,
+    factor: Array | None = None,
 ) -> tuple[float, float]:
     """Return the H-infinity norm of a stable system and the angular frequency of the peak.
 
     ``within`` limits the search to bands of frequencies; the system may be unstable, without poles in them.
+    ``factor`` is that of the controllability Gramian, if it is known and A is in Schur form.
 
     A level just above the largest gain so far is tested: if the gain crosses the level anywhere, the
     crossings are eigenvalues on the imaginary axis of a Hamiltonian matrix, and a higher gain lies between
@@ -445,13 +544,27 @@ def hinf_norm(
     """
     if 0 in D.shape or A.shape[0] == 0:
         return (float(np.linalg.norm(D, 2)) if D.size else 0.0), 0.0
-    response = FrequencyResponse(A, B, C, D, discrete=discrete)
     real = not any(np.iscomplexobj(M) for M in (A, B, C, D))
-    plane = _HalfPlane(A, B, C, D, response.poles, discrete=discrete)
+    if factor is None and not is_quasi_triangular(A):
+        A, Z = schur_form(A)
+        B, C = Z.conj().T @ B, C @ Z
+    response = FrequencyResponse(A, B, C, D, discrete=discrete, schur=True)
+    plane: _HalfPlane | _SquaredPoles
+    if factor is not None or _SquaredPoles.are_usable(A, B, C, D, discrete=discrete):
+        plane = _SquaredPoles.of_system(A, B, C, D, factor)
+    else:
+        plane = _HalfPlane(A, B, C, D, response.poles, discrete=discrete)
+    return _search(response, plane, D, _Inside(within, real=real), real=real)
+
+
+def _search(
+    response: FrequencyResponse, plane: _HalfPlane | _SquaredPoles, D: Array, inside: _Inside, *, real: bool
+) -> tuple[float, float]:
+    """Return the largest gain of a response and its frequency, by level tests."""
+    discrete = response.discrete
     start = np.append(
         _start_frequencies(response.poles, discrete=discrete, real=real), plane.singular_frequency
     )
-    inside = _Inside(within, real=real)
     best, peak_frequency = _highest_peak(response, inside.kept(start), inside)
     direct = float(np.linalg.norm(D, 2))
     if not discrete and direct > best and inside.far_end:
@@ -463,7 +576,8 @@ def hinf_norm(
         crossings = plane.candidates(level, real=real)
         crossings = inside.kept(crossings)
         between = 0.5 * (crossings[1:] + crossings[:-1])
-        higher, where = _highest_peak(response, inside.kept(np.concatenate([crossings, between])), inside)
+        grid = inside.kept(np.concatenate([crossings, between]))
+        higher, where = _highest_peak(response, grid, inside, level)
         if higher <= level:
             if higher > best:
                 best, peak_frequency = higher, where
@@ -502,39 +616,81 @@ class _Inside:
         return np.any([(frequencies >= low) & (frequencies <= high) for low, high in self.bands], axis=0)
 
 
-def _highest_peak(response: FrequencyResponse, frequencies: Array, inside: _Inside) -> tuple[float, float]:
+def _highest_peak(
+    response: FrequencyResponse, frequencies: Array, inside: _Inside, level: float = 0.0
+) -> tuple[float, float]:
     """Return the largest gain on a grid, after a local search for the peaks beside its highest points.
 
     Where two large systems nearly cancel, the eigenvalues of the Hamiltonian have their rounding, and a level
-    test alone would stop below the peak.
+    test alone would stop below the peak. Where nothing cancels, no gain below the level is refined.
     """
     grid = np.unique(frequencies)
     if grid.size == 0:
         return 0.0, 0.0
-    gains = response.gain(grid)
+    gains, gain_of, steps, parts = _gains_on_grid(response, grid)
     k = int(np.argmax(gains))
     best, peak_frequency = float(gains[k]), float(grid[k])
+    is_cheap = gain_of != response.gain
+    if is_cheap and best <= level * (1 - CHEAP_RTOL):
+        return best, peak_frequency
     padded = np.concatenate([[-np.inf], gains, [-np.inf]])
     peaks = np.flatnonzero((gains >= padded[:-2]) & (gains >= padded[2:]))
     peaks = peaks[gains[peaks] >= LOW_PEAK * best]
     peaks = peaks[np.argsort(-gains[peaks])][:MAX_PEAKS]
     below, above = grid[np.maximum(peaks - 1, 0)], grid[np.minimum(peaks + 1, grid.size - 1)]
-    for _ in range(ZOOM_STEPS):
+    columns, shares = np.arange(peaks.size), np.arange(parts + 1)[:, None] / parts
+    for _ in range(steps):
         if not math.isfinite(best):
             break
-        grids = below + (above - below) * np.linspace(0, 1, 9)[:, None]
+        grids = below + (above - below) * shares
         # the ends of a bracket are known, and lower
         interior = grids[1:-1]
         gains = np.full(grids.shape, -1.0)
-        gains[1:-1] = response.gain(interior.ravel()).reshape(interior.shape)
-        gains[~inside.covers(grids)] = -1.0
-        highest, columns = gains.argmax(axis=0), np.arange(grids.shape[1])
+        gains[1:-1] = gain_of(interior.ravel()).reshape(interior.shape)
+        if inside.bands is not None:
+            gains[~inside.covers(grids)] = -1.0
+        highest = gains.argmax(axis=0)
         k = int(np.argmax(gains[highest, columns]))
         if gains[highest[k], k] > best:
             best, peak_frequency = float(gains[highest[k], k]), float(grids[highest[k], k])
         below = grids[np.maximum(highest - 1, 0), columns]
-        above = grids[np.minimum(highest + 1, 8), columns]
+        above = grids[np.minimum(highest + 1, parts), columns]
+    if is_cheap:
+        grid = np.array([peak_frequency, *_vertices(grids, gains, highest)])
+        grid = inside.kept(grid)
+        gains = response.gain(grid)
+        k = int(np.argmax(gains))
+        best, peak_frequency = float(gains[k]), float(grid[k])
     return best, peak_frequency
+
+
+def _vertices(grids: Array, gains: Array, highest: Array) -> Array:
+    """Return the maxima of parabolas through the highest gains of columns and their neighbors.
+
+    They are fitted to 1 / gain^2, which is a parabola for a single resonance.
+    """
+    columns = np.flatnonzero((highest > 1) & (highest < gains.shape[0] - 2))
+    middle = highest[columns]
+    with np.errstate(all="ignore"):
+        left, center, right = (1 / gains[middle + k, columns] ** 2 for k in (-1, 0, 1))
+        step = grids[1, columns] - grids[0, columns]
+        vertices = grids[middle, columns] + 0.5 * step * (left - right) / (left - 2 * center + right)
+    return np.asarray(vertices[np.isfinite(vertices)])
+
+
+def _gains_on_grid(
+    response: FrequencyResponse, grid: Array
+) -> tuple[Array, Callable[[Array], Array], int, int]:
+    """Return the gains on a grid, a function for others, and the steps and parts of the local search.
+
+    They are computed from partial fractions where these are accurate.
+    """
+    approximate = response.approximate_gain(grid)
+    if approximate is not None:
+        gains, errors = approximate
+        if errors.max() <= CHEAP_RTOL * gains.max():
+            return gains, response.cheap_gain, CHEAP_STEPS, CHEAP_PARTS
+    return response.gain(grid), response.gain, ZOOM_STEPS, ZOOM_PARTS
 
 
 def _start_frequencies(poles: Array, *, discrete: bool, real: bool) -> Array:
@@ -545,7 +701,8 @@ def _start_frequencies(poles: Array, *, discrete: bool, real: bool) -> Array:
         light = np.abs(poles.imag) > np.abs(poles.real)
         resonance = np.sqrt(poles.imag[light] ** 2 - poles.real[light] ** 2) * np.sign(poles.imag[light])
         sizes = np.abs(poles[poles != 0])
-        grid = np.geomspace(sizes.min() / 3, sizes.max() * 3, 65) if sizes.size else np.zeros(0)
+        low, high = (math.log(sizes.min() / 3), math.log(sizes.max() * 3)) if sizes.size else (0.0, 0.0)
+        grid = np.exp(np.linspace(low, high, 65))
         corners = np.abs(poles[~light])
         frequencies = np.concatenate([resonance, poles.imag[~light], corners, grid, -grid, [0.0]])
     return np.unique(np.abs(frequencies) if real else frequencies)
@@ -559,31 +716,110 @@ def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
 
 def _frequencies_of_slowest_poles(poles: Array, *, discrete: bool, count: int = 40) -> Array:
     """Return the frequencies of the poles nearest the stability boundary."""
-    distance = 1 - np.abs(poles) if discrete else -poles.real
-    nearest = poles[np.argsort(distance)[:count]]
-    return np.unique(np.angle(nearest) if discrete else nearest.imag)
+    return np.unique(frequencies_of(slowest_poles(poles, count, discrete=discrete), discrete=discrete))
 
 
 def critical_frequencies(A: Array, *, discrete: bool) -> Array:
     """Return the frequencies at which the rounding of a model is largest.
 
-    These are both ends of the axis, the slowest poles and points between them, and the fastest pole.
+    These are both ends of the axis, the slowest poles and points between them, points beside poles that are
+    very near the stability boundary, and the fastest pole.
     """
-    poles = np.linalg.eigvals(A) if A.size else np.zeros(0)
+    return _critical_of(np.linalg.eigvals(A) if A.size else np.zeros(0), A, discrete=discrete)
+
+
+def _critical_of(poles: Array, A: Array, *, discrete: bool) -> Array:
     real = not np.iscomplexobj(A)
     ends = [0.0, math.pi] if discrete else [0.0, float(np.abs(poles).max(initial=0.0)), math.inf]
+    poles = slowest_poles(poles, CRITICAL_POLES, discrete=discrete)
+    # where rounding moves a pole by a share of its width, the peak of a difference is beside those of both
+    widths = distance_to_boundary(poles, discrete=discrete)
+    narrow = widths <= NARROW * (1.0 if discrete else np.abs(poles))
+    sides = widths[narrow] * np.array([-1.0, -0.5, 0.5, 1.0])[:, None]
+    beside = (frequencies_of(poles[narrow], discrete=discrete) + sides).ravel()
     if discrete:
-        poles = poles[np.argsort(1 - np.abs(poles))[:CRITICAL_POLES]]
         # the corner frequency of a real pole near 1 is its distance from 1
         w = np.where(poles.imag == 0, 1 - np.abs(poles), np.angle(poles))
     else:
-        poles = poles[np.argsort(-poles.real)[:CRITICAL_POLES]]
         # the frequency of the peak of a lightly damped pole, else the corner frequency
         light = np.abs(poles.real) < 0.1 * np.abs(poles)
         w = np.where(light, poles.imag, np.abs(poles))
     w = np.unique(np.abs(w) if real else w)
     between = np.sign(w[1:]) * np.sqrt(np.abs(w[1:] * w[:-1]))
-    return np.unique(np.concatenate([w, between, ends]))
+    return np.unique(np.concatenate([w, between, np.abs(beside) if real else beside, ends]))
+
+
+@dataclass(frozen=True)
+class _SquaredPoles:
+    """The frequencies of a level for a stable, real, continuous system with one input or one output.
+
+    With the controllability Gramian Y, h = Y C^T + B D^T and p = 1 output, G(s) G(-s)^T is
+    D D^T + C (s - A)^-1 h + C (-s - A)^-1 h = D D^T + 2 C A (s^2 - A^2)^-1 h. It is the square of a level g
+    where s^2 is an eigenvalue of A^2 + 2 h C A / (g^2 - D D^T), a matrix of half the size of the Hamiltonian
+    one. One input is one output of the transposed system.
+    """
+
+    square: Array
+    h: Array
+    image: Array
+    direct: float
+    size: float
+    singular_frequency: tuple[float, ...] = ()
+
+    @classmethod
+    def of_system(cls, A: Array, B: Array, C: Array, D: Array, factor: Array | None) -> _SquaredPoles:
+        """Return that of a system in Schur form; ``factor`` is that of its controllability Gramian."""
+        if D.shape[0] > 1:  # in reverse order A^T is in Schur form again
+            A, B, C, D = A.T[::-1, ::-1], C.T[::-1], B.T[:, ::-1], D.T
+        if factor is None:
+            factor = hammarling_factors(A, B, C[:0], discrete=False)[0]
+        h = factor @ (factor.T @ C[0]) + B @ D[0]
+        return cls(A @ A, h, C[0] @ A, float(np.linalg.norm(D)), matrix_size(A))
+
+    def minus(self, full: Quadruple, reduced: Quadruple) -> _SquaredPoles | None:
+        """Return that of this system, ``full``, minus another one; both are in Schur form with one output.
+
+        None if LAPACK could not solve the equations of the mixed Gramians.
+        """
+        A, B, C, _ = full
+        Ar, Br, Cr, Dr = reduced
+        mixed, mixed_scale, mixed_info = dtrsyl(A, Ar, -(B @ Br.T), tranb="C")
+        own, own_scale, own_info = dtrsyl(Ar, Ar, -(Br @ Br.T), tranb="C")
+        if mixed_info or own_info or not (mixed_scale == own_scale == 1):
+            return None
+        h = np.concatenate([self.h - mixed @ Cr[0] - B @ Dr[0], mixed.T @ C[0] - own @ Cr[0] - Br @ Dr[0]])
+        n, r = A.shape[0], Ar.shape[0]
+        square = np.zeros((n + r, n + r), order="F")
+        square[:n, :n], square[n:, n:] = self.square, Ar @ Ar
+        image = np.concatenate([self.image, -(Cr[0] @ Ar)])
+        return _SquaredPoles(square, h, image, float(np.linalg.norm(Dr)), max(self.size, matrix_size(Ar)))
+
+    @staticmethod
+    def are_usable(A: Array, B: Array, C: Array, D: Array, *, discrete: bool, size: float = 0.0) -> bool:
+        """Return whether this applies to a system in Schur form, and its squared poles are accurate enough.
+
+        ``size`` is the smallest size of A that counts, as of another system.
+        """
+        if discrete or 1 not in D.shape or any(np.iscomplexobj(M) for M in (A, B, C, D)):
+            return False
+        poles = schur_poles(A)
+        error = ROUNDING_OF_SQUARES * poles.size * max(matrix_size(A), size) ** 2
+        return bool(np.all(error <= -SHARE_OF_WIDTH * poles.real * np.abs(poles)))
+
+    def candidates(self, level: float, *, real: bool) -> Array:
+        """Return, sorted, the angular frequencies at which the gain may cross the level."""
+        # divided by the level, so that no square of a tiny or huge gain is formed
+        change = np.outer(self.h / level, self.image * (2 / (level * (1 - (self.direct / level) ** 2))))
+        values = np.sqrt(np.linalg.eigvals(self.square + change).astype(complex))
+        return np.unique(np.abs(values.imag[_near_axis(values, self.size)]))
+
+
+def _near_axis(values: Array, size: float) -> Array:
+    """Return which eigenvalues, of matrices of this size, may be those of a crossing.
+
+    They are on the axis up to the square root of rounding; anything near it is a candidate.
+    """
+    return np.asarray(np.abs(values.real) <= 1e-3 * np.abs(values) + 1e-7 * size)
 
 
 class _HalfPlane:
@@ -628,9 +864,7 @@ class _HalfPlane:
         F = A + B @ RB[:, :n]
         hamiltonian = np.block([[F, B @ RB[:, n:]], [-(C.conj().T @ np.linalg.solve(S, C)), -F.conj().T]])
         values = np.linalg.eigvals(hamiltonian)
-        # a crossing is on the axis up to the square root of rounding; anything near it is a candidate
-        size = float(np.abs(values).max())
-        values = values[np.abs(values.real) <= 1e-3 * np.abs(values) + 1e-7 * size]
+        values = values[_near_axis(values, float(np.abs(values).max()))]
         frequencies = self._to_frequency(values.imag)
         return np.unique(np.abs(frequencies) if real else frequencies)
 

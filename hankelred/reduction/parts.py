@@ -10,18 +10,21 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import EPS, Array
-from .._util.checks import as_integer, real_number
+from .._util.checks import as_integer, real_number, require_option
 from ..errors import ModelError, OrderError, ReductionWarning, short_repr
 from ..gramians.factorize import FactoredSystem, factorize
 from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.frequency_response import MAX_RESPONSE_CHANGE, difference_of_responses
-from ..models.linear_model import Timebase, as_model
+from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.projection import project_exactly
 from .balancing import balance, truncate_balanced, unstable_poles
 
 #: Directions of unstable and marginal modes that are reached, or observed, less than this, relative to the
 #: strongest, are hidden.
 HIDDEN = 1e-10
+
+#: Poles of integrators are computed as numbers up to this, relative to the size of A.
+INTEGRATORS = 1e-7
 
 METHODS = ("truncate", "match_dc")
 
@@ -95,7 +98,7 @@ def minimal(
     lost = difference_of_responses(
         (model.A, model.B, model.C),
         lambda s: C @ np.linalg.solve(s * np.eye(A.shape[0]) - A, B),
-        np.linalg.eigvals(model.A),
+        _without_rounding(np.linalg.eigvals(model.A), model),
         discrete=model.is_discrete,
     )
     allowed = max(MAX_RESPONSE_CHANGE, 4 * (level or 0.0) * model.n_states)
@@ -106,6 +109,15 @@ def minimal(
             f"{allowed:.0e} is accepted; lower tol=, or check the units of the states"
         )
     return model.with_matrices(A, B, C, model.D).to_user()
+
+
+def _without_rounding(poles: Array, model: LinearModel) -> Array:
+    """Return the poles, of which those of a chain of integrators are zero in continuous time.
+
+    They are computed as small numbers, at which a response is nothing but rounding.
+    """
+    size = 0.0 if model.is_discrete else float(np.linalg.norm(model.A))
+    return np.where(np.abs(poles) <= INTEGRATORS * size, 0.0, poles)
 
 
 def _minimal_bases(factored: FactoredSystem, tol: float) -> tuple[Array, Array]:
@@ -237,8 +249,7 @@ def truncate_states(
     >>> A, D
     (array([[-1.]]), array([[0.01]]))
     """
-    if method not in METHODS:
-        raise ModelError(f"method must be 'truncate' or 'match_dc', got {short_repr(method)}")
+    require_option(method, METHODS, "method", ModelError)
     model = as_model(sys, dt)
     if not model.has_states:
         raise ModelError("a transfer function has no states to remove; convert it to a state space first")

@@ -304,7 +304,7 @@ def response(model: LinearModel, w: Array) -> Array:
 
 def frequency_grid(model: LinearModel) -> Array:
     """Return a grid of frequencies over all time scales of the model, denser at its resonances."""
-    poles = np.linalg.eigvals(model.A) if model.n_states else np.zeros(0)
+    poles = np.linalg.eigvals(model.A)
     if model.is_discrete:
         with np.errstate(divide="ignore"):
             rates = np.abs(np.log(poles[poles != 0].astype(complex)))

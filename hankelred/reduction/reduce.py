@@ -10,25 +10,37 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypedDict, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypedDict,
+    Unpack,
+    overload,
+)
 
 import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
+from .._util.checks import require_finite, require_option
 from ..errors import ModelError, OrderError, ReductionWarning, UnstableError, count
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.factorize import with_user_factors
 from ..gramians.stability import STABILITY_TOL, checked_tol, suspected_timebase
 from ..models.descriptor import InfinitePart
 from ..models.linear_model import LinearModel, Timebase
-from ..models.modal import ModalSystem, diagonalize
+from ..models.modal import exported
 from ..models.pencil import Factorize
 from ..models.second_order import SecondOrderModel
-from ..models.sparse_model import dense_model, large_or_none
+from ..models.sparse_model import SparseModel, by_size, dense_model
 from .balancing import balance
 from .conversion import converted_model
 from .interactive import full_size, reduction_in_notebook, write_report
@@ -41,9 +53,10 @@ from .plots import plot_reduction
 from .region import Region, checked_bands, checked_horizon, radians_per_sample
 from .source import ReductionSource
 from .structure import STRUCTURES, PositionVelocity
-from .two_level import LARGE_REDUCTION_METHODS, TwoLevel
+from .two_level import TwoLevel
 from .variants.catalog import REDUCTION_METHODS, checked_method
 from .variants.coprime import Coprime
+from .variants.large_limited import LARGE_METHODS, region_of
 from .variants.restricted import Restricted
 from .variants.stochastic import Stochastic
 
@@ -85,6 +98,8 @@ else:
     from typing import TypeVar
 
     ModelT = TypeVar("ModelT")
+
+ReductionT = TypeVar("ReductionT", bound="Reduction")
 
 
 class _LikePymor(Protocol):
@@ -155,18 +170,46 @@ class Reduction(Generic[ModelT]):
 
     system: ModelT
     order: int
-    hankel_singular_values: Array
-    noise_floor: float
-    unstable_order: int
-    numerical_rank: int
-    left: Array | None = field(repr=False)
-    right: Array | None = field(repr=False)
-    method: str
-    solver: str
-    residual: float
-    source: ReductionSource = field(repr=False, compare=False)
+    left: Array | None
+    right: Array | None
+    source: ReductionSource
     #: the reduced LinearModel; None where a simulator was reduced
-    model: Any = field(repr=False, compare=False)
+    model: Any
+
+    @property
+    def hankel_singular_values(self) -> Array:
+        """Hankel singular values of the full model."""
+        return self.source.hankel_singular_values
+
+    @property
+    def noise_floor(self) -> float:
+        """Size up to which singular values are meaningless for the choice of an order."""
+        return self.source.noise_floor
+
+    @property
+    def unstable_order(self) -> int:
+        """Number of states of unstable and marginal poles."""
+        return self.source.unstable_order
+
+    @property
+    def numerical_rank(self) -> int:
+        """Number of singular values above the noise floor."""
+        return numerical_rank(self.source)
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.source.method
+
+    @property
+    def solver(self) -> str:
+        """Name of the Gramian solver."""
+        return self.source.solver
+
+    @property
+    def residual(self) -> float:
+        """Largest relative residual of the Gramian equations."""
+        return self.source.residual
 
     @cached_property
     def error_bound(self) -> float:
@@ -205,8 +248,8 @@ class Reduction(Generic[ModelT]):
     def relative_error_bound(self) -> float:
         """Bound of the relative error by method="stochastic"; inf where no theorem holds.
 
-        At no frequency is the gain of (full minus reduced), divided by the full model, larger. With a
-        regularization that counts as a part of the full model.
+        Up to rounding, at no frequency is the gain of (full minus reduced), divided by the full model,
+        larger. With a regularization that counts as a part of the full model.
         """
         source = self.source
         return source.relative_error_bound(self.order) if isinstance(source, Stochastic) else math.inf
@@ -281,7 +324,7 @@ class Reduction(Generic[ModelT]):
             state = {**state, "system": state["model"].to_user()}
         self.__dict__.update(state)
 
-    def at(self, order: int) -> Reduction[ModelT]:
+    def at(self, order: int) -> Self:
         """Return the reduction to another order from the same factors.
 
         Parameters
@@ -297,7 +340,7 @@ class Reduction(Generic[ModelT]):
         >>> reduction.at(1).order
         1
         """
-        return make_reduction(self.source, order)
+        return make_reduction(self.source, order, type(self))
 
     def error(
         self,
@@ -347,7 +390,7 @@ class Reduction(Generic[ModelT]):
         >>> import numpy as np, hankelred
         >>> A = np.diag([-1.0, -2.0, -50.0]); B = np.ones((3, 1)); C = np.array([[1.0, -2.0, 5.0]])
         >>> reduction = hankelred.reduce((A, B, C, 0), order=2)
-        >>> bool(reduction.error() >= reduction.error(band=(1, 10)) > 0)
+        >>> bool(reduction.error() > reduction.error(band=(2, 5)) > 0)
         True
         """
         norm = ("hinf" if horizon is None else "h2") if norm is None else norm
@@ -365,8 +408,14 @@ class Reduction(Generic[ModelT]):
         return value, at / radians_per_sample(self.model)
 
     def _error_everywhere(self, converted: LinearModel | None, norm: str) -> float:
+        if norm == "hankel":
+            # where full and reduced nearly cancel, the largest gain, its upper limit, is more accurate
+            return min(self._norm_of_error(converted, norm), self._norm_of_error(converted, "hinf"))
+        return self._norm_of_error(converted, norm)
+
+    def _norm_of_error(self, converted: LinearModel | None, norm: str) -> float:
         if converted is not None and isinstance(self.source, BalancedSource):
-            return self.source.error_of_converted(converted, norm)
+            return self.source.error_without_balancing(converted, norm)
         return self.source.error(self.model, norm)
 
     def _converted_where_it_shows(self, norm: str) -> LinearModel | None:
@@ -385,8 +434,7 @@ class Reduction(Generic[ModelT]):
 
     def _region(self, norm: Any, band: Any, horizon: Any, weighted: Any) -> Region | None:
         """Check the arguments of :meth:`error`; return where the error counts, None for everywhere."""
-        if norm not in ("hinf", "h2", "hankel"):
-            raise ModelError(f"norm must be 'hinf', 'h2' or 'hankel', got {norm!r}")
+        require_option(norm, ("hinf", "h2", "hankel"), "norm", ModelError)
         if self.model is None:
             raise ModelError(
                 "the reduction is that of a simulator: there is no model to compare, so simulate both"
@@ -556,7 +604,8 @@ def reduce(
         input_weight``. Unstable weights are replaced by stable ones with the same gain.
     weighting : {"best", "enns", "lin_chiu"}
         For "frequency_weighted": the choice of the weighted Gramians. "best", the default, returns the model
-        with the smallest measured error, where plain truncation is one of the candidates.
+        with the smallest measured error. Its candidates are balanced by these and by the plain Gramians, each
+        by truncation and by residualization, in which case ``left`` and ``right`` are None.
     regularization : float
         For "stochastic": the gain below which errors are measured absolutely; required if D does not have
         full row rank. If it is too small, the Riccati equation cannot be solved, and an error is raised.
@@ -648,43 +697,48 @@ def reduce(
     for one in orders:
         rule = checked_choice(one, tol=tol, rtol=rtol, energy=energy, gap=gap)
     margin = checked_tol(stability_tol)
-    by_user = controllability_factor is not None or observability_factor is not None
-    if not isinstance(structure, str) or structure not in STRUCTURES:
-        raise ModelError(f"structure must be one of {', '.join(STRUCTURES)}, got {structure!r}")
+    given = {"controllability_factor": controllability_factor, "observability_factor": observability_factor}
+    factors = {key: L for key, L in given.items() if L is not None}
+    require_option(structure, STRUCTURES, "structure", ModelError)
     if structure == "second_order":
         if not isinstance(sys, SecondOrderModel):
             raise ModelError(f"structure='second_order' is for a SecondOrderModel, got {type(sys).__name__}")
-        if order is None or name != "truncation" or by_user:
+        if order is None or name != "truncation" or factors:
             raise ModelError(
                 "structure='second_order' takes an order and method='truncation': no bound is known from "
                 "which a rule could choose"
             )
         of_structure = PositionVelocity(sys, solver, accuracy, factorize, margin)
-        reductions = [make_reduction(of_structure, one) for one in orders]
-        return reductions if several else reductions[0]
-    intermediate = None
-    if not by_user:
-        intermediate = large_or_none(
-            sys, dt, solver, lambda large: intermediate_model(large, accuracy, factorize, margin)
-        )
-    source: BalancedSource
-    if intermediate is not None:
-        if name not in LARGE_REDUCTION_METHODS:
+        structured: list[Reduction] = [make_reduction(of_structure, one) for one in orders]
+        return structured if several else structured[0]
+
+    def of_large(large: SparseModel) -> BalancedSource:
+        if name not in LARGE_METHODS:
             raise ModelError(
-                f"method={name!r} is for dense models; of large sparse models the methods are "
-                f"{', '.join(LARGE_REDUCTION_METHODS)}"
+                f"method={name!r} is for dense models; the methods for large sparse models are "
+                f"{', '.join(LARGE_METHODS)}: use one of these, or with enough memory solver='dense'"
             )
-        source = LARGE_REDUCTION_METHODS[name](intermediate)
+        region_of(large, **options)  # refuses wrong arguments before the Gramians are computed
+        return LARGE_METHODS[name](intermediate_model(large, accuracy, factorize, margin), **options)
+
+    def of_dense(model: LinearModel) -> BalancedSource:
+        entry = REDUCTION_METHODS[name]
+        if entry.needs_proper:
+            model.require_proper(entry.needs_proper)
+        source = entry.make(model, margin, **options)
+        source.second_order = sys if isinstance(sys, SecondOrderModel) else None
+        return source
+
+    if factors:
+        source = _with_user_factors(dense_model(sys, dt, solver), name, factors, margin)
     else:
-        model = dense_model(sys, dt, solver)
-        source = _dense_source(model, name, options, controllability_factor, observability_factor, margin)
-        if isinstance(sys, SecondOrderModel):
-            source.second_order = sys
+        source = by_size(sys, dt, solver, of_large, of_dense)
     reductions = []
     for one in orders:
         measured = source.order_within(tol, rtol)
         chosen = chosen_order(source, one, rule) if measured is None else measured
-        reduction = make_reduction(source, chosen, is_default=one is None and not any(rule.values()))
+        is_default = one is None and not any(rule.values())
+        reduction: Reduction = make_reduction(source, chosen, is_default=is_default)
         if tol is not None or rtol is not None:
             within = _raise_order if measured is None else _within_measured
             reduction = within(reduction, source.tolerance(tol, rtol))
@@ -692,41 +746,20 @@ def reduce(
     return reductions if several else reductions[0]
 
 
-def _dense_source(
-    model: LinearModel,
-    method: str,
-    options: dict[str, Any],
-    controllability_factor: npt.ArrayLike | None,
-    observability_factor: npt.ArrayLike | None,
-    stability_tol: float,
+def _with_user_factors(
+    model: LinearModel, method: str, factors: dict[str, npt.ArrayLike], stability_tol: float
 ) -> BalancedSource:
-    """Return the balanced form of a dense model for a method, by its own Gramians or the user's factors."""
-    n_states = model.n_states if model.infinite is None else model.infinite.n_states
-    factors = {
-        key: None if L is None else checked_factor(L, key, n_states)
-        for key, L in (
-            ("controllability_factor", controllability_factor),
-            ("observability_factor", observability_factor),
-        )
-    }
-    if model.infinite is not None:
-        factors = _in_finite_states(factors, model.infinite)
-    names = [key for key, L in factors.items() if L is not None]
-    if names and method != "truncation":
-        raise ModelError(f"{names[0]} is for method='truncation' only, got method={method!r}")
-    if names:
-        factored = factored_system(model, stability_tol)
-        return UserFactors(model, balance(with_user_factors(factored, *factors.values())))
-    entry = REDUCTION_METHODS[method]
-    if entry.needs_proper:
-        model.require_proper(entry.needs_proper)
-    return entry.make(model, stability_tol, **options)
-
-
-def _in_finite_states(factors: dict[str, Array | None], infinite: InfinitePart) -> dict[str, Array | None]:
-    """Return the user's factors, given in all states of a model with a singular E, in its finite states."""
-    maps = {"controllability_factor": infinite.coordinates.T, "observability_factor": infinite.right.T}
-    return {key: None if L is None else maps[key] @ L for key, L in factors.items()}
+    """Return the form of a dense model that is balanced by the user's factors of one or both Gramians."""
+    checked = {name: checked_factor(L, name, model.n_all_states) for name, L in factors.items()}
+    if method != "truncation":
+        raise ModelError(f"{next(iter(factors))} is for method='truncation' only, got method={method!r}")
+    if model.infinite is not None:  # from all states of the model to the finite ones
+        infinite = model.infinite
+        maps = {"controllability_factor": infinite.coordinates.T, "observability_factor": infinite.right.T}
+        checked = {name: maps[name] @ L for name, L in checked.items()}
+    factored = factored_system(model, stability_tol)
+    Lc, Lo = checked.get("controllability_factor"), checked.get("observability_factor")
+    return UserFactors(model, balance(with_user_factors(factored, Lc, Lo)))
 
 
 def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
@@ -737,9 +770,7 @@ def checked_factor(L: npt.ArrayLike, name: str, n: int) -> Array:
         raise ModelError(f"{name} must be a numeric array") from None
     if factor.ndim != 2 or factor.shape[0] != n:
         raise ModelError(f"{name} must have a row for each of the {n} states, got shape {factor.shape}")
-    if not np.all(np.isfinite(factor)):
-        row, column = np.argwhere(~np.isfinite(factor))[0]
-        raise ModelError(f"{name}[{row}, {column}] is {factor[row, column]}; every entry must be finite")
+    require_finite(factor, name, ModelError)
     return factor
 
 
@@ -765,14 +796,25 @@ def chosen_order(source: ReductionSource, order: int | None, rule: dict[str, Any
     return select_order(source.hankel_singular_values, noise_floor=source.noise_floor, **rule)
 
 
-def make_reduction(source: ReductionSource, order: int, *, is_default: bool = False) -> Reduction:
+def numerical_rank(source: ReductionSource) -> int:
+    """Return the number of singular values above the noise floor."""
+    unstable = source.unstable_order
+    return unstable + int(np.count_nonzero(source.hankel_singular_values[unstable:] > source.noise_floor))
+
+
+def make_reduction(
+    source: ReductionSource,
+    order: int,
+    result_type: type[ReductionT] = Reduction,  # type: ignore[assignment]
+    *,
+    is_default: bool = False,
+) -> ReductionT:
     """Return the reduction to an order; refuse an order that is too small, lower one that is too large.
 
     ``is_default`` means that the user chose no order: all states above the noise floor are retained.
     """
     order = checked_order(order)
-    values, unstable = source.hankel_singular_values, source.unstable_order
-    rank = unstable + int(np.count_nonzero(values[unstable:] > source.noise_floor))
+    unstable, rank = source.unstable_order, numerical_rank(source)
     if order < unstable:
         full = source.full
         advice = suspected_timebase(np.linalg.eigvals(full.A), discrete=full.is_discrete) if full else ""
@@ -795,33 +837,10 @@ def make_reduction(source: ReductionSource, order: int, *, is_default: bool = Fa
             )
             order = rank
         model, left, right = source.truncate(order)
-    system = None if model is None else model.to_user()
-    if model is not None and model.infinite is not None and left is not None and right is not None:
-        left, right = model.infinite.left @ left, model.infinite.right @ right
-    if model is not None and isinstance(system, ModalSystem) and left is not None and right is not None:
-        # the result is in modal states, so the projection is converted to these
-        system, to_model = diagonalize(model)
-        left, right = left @ np.linalg.inv(to_model).T, right @ to_model
-    return Reduction(
-        system=system,
-        order=order,
-        hankel_singular_values=values,
-        noise_floor=source.noise_floor,
-        unstable_order=unstable,
-        numerical_rank=rank,
-        left=left,
-        right=right,
-        method=source.method,
-        solver=source.solver,
-        residual=source.residual,
-        source=source,
-        model=model,
-    )
-
-
-def attributes_of(reduction: Reduction) -> dict[str, Any]:
-    """Return the attributes of a reduction, for a subclass that adds others to them."""
-    return {f.name: getattr(reduction, f.name) for f in fields(Reduction)}
+    system = None
+    if model is not None:
+        system, left, right = exported(model, left, right)
+    return result_type(system=system, order=order, left=left, right=right, source=source, model=model)
 
 
 def _truncate_computable(

@@ -13,7 +13,7 @@ from .._util.checks import real_number
 from ..errors import ModelError, short_repr
 from ..gramians.limited import Bands
 from ..gramians.weighted import stable_weight
-from ..models.linear_model import LinearModel, as_model
+from ..models.linear_model import Dimensions, LinearModel, as_model
 
 #: A band may end this far beyond the Nyquist frequency, relatively: its last digits are rounding.
 BEYOND = 1e-9
@@ -42,12 +42,12 @@ class Region:
         return self.input_weight is not None or self.output_weight is not None
 
 
-def radians_per_sample(model: LinearModel) -> float:
+def radians_per_sample(model: Dimensions) -> float:
     """Return the factor of a user's angular frequencies: the seconds of a sample, where known."""
     return float(model.dt) if model.is_discrete and model.dt is not True else 1.0  # type: ignore[arg-type]
 
 
-def checked_bands(band: Any, model: LinearModel) -> Bands:
+def checked_bands(band: Any, model: Dimensions) -> Bands:
     """Return the bands of ``band=``, a pair or a list of pairs, sorted and joined where they overlap.
 
     Raises
@@ -86,7 +86,7 @@ def checked_bands(band: Any, model: LinearModel) -> Bands:
     return bands
 
 
-def checked_horizon(horizon: Any, model: LinearModel) -> float:
+def checked_horizon(horizon: Any, model: Dimensions) -> float:
     """Return a horizon as a time or, in discrete time, as a number of samples.
 
     Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from .._util.arrays import Array
@@ -57,3 +58,13 @@ class ReductionSource(Protocol):
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm ("hinf" or "h2") of the full model minus the reduced one."""
+
+
+class UncertifiedSource:
+    """What sources without an error bound share, such as those of models estimated from data."""
+
+    certified = False
+
+    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
+        """Return inf: no bound is known."""
+        return math.inf

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg as sla
 
 from ..errors import ConvergenceError, ModelError, OrderError
 from ..gramians.factorize import factorize
+from ..gramians.stability import is_stable_matrix
 from ..models.linear_model import LinearModel
 from ..models.second_order import SecondOrderModel
-from ..models.sparse_model import large_or_none
+from ..models.sparse_model import by_size
 from .balancing import singular_values
 from .intermediate import IntermediateModel, intermediate_model
 from .norms import difference_norm, intermediate_error
+from .source import UncertifiedSource
 
 STRUCTURES = ("first_order", "second_order")
 
 
-class PositionVelocity:
+class PositionVelocity(UncertifiedSource):
     """Balances the position part of one Gramian against the velocity part of the other.
 
     With Rp the positions of the controllability factor and Lv the velocities of the observability factor, the
@@ -32,20 +32,20 @@ class PositionVelocity:
     """
 
     method = "truncation"
-    certified = False
     full: LinearModel | None
 
     def __init__(
         self, model: SecondOrderModel, solver: str, accuracy: float | None, user_solver: Any, tol: float
     ):
         self.second_order = model
-        self.intermediate: IntermediateModel | None = large_or_none(
-            model, 0, solver, lambda large: intermediate_model(large, accuracy, user_solver, tol)
+        self.intermediate: IntermediateModel | None = None
+        by_size(
+            model,
+            0,
+            solver,
+            lambda large: self._by_low_rank_factors(intermediate_model(large, accuracy, user_solver, tol)),
+            lambda full: self._by_dense_factors(full, tol),
         )
-        if self.intermediate is None:
-            self._by_dense_factors(model, tol)
-        else:
-            self._by_low_rank_factors(self.intermediate)
         if self.unstable_order:
             raise ModelError(
                 f"{self.unstable_order} pole(s) are unstable or marginal, such as those of rigid body modes, "
@@ -60,9 +60,9 @@ class PositionVelocity:
         scale = 1 / np.sqrt(values[:k])
         self._W, self._T = self._Lv @ (U[:, :k] * scale), self._Rp @ (Vh[:k].T * scale)
 
-    def _by_dense_factors(self, model: SecondOrderModel, tol: float) -> None:
-        full = model.dense()
+    def _by_dense_factors(self, full: LinearModel, tol: float) -> None:
         factored = factorize(full, tol)
+        model = self.second_order
         self._full = self.full = full
         self.hankel_singular_values, self.noise_floor = singular_values(factored)
         self.unstable_order, self.solver, self.residual = (
@@ -77,6 +77,7 @@ class PositionVelocity:
         self._Rp, self._Lv = model.positions(Lc[:N]), model.velocities(Lo[N:])
 
     def _by_low_rank_factors(self, intermediate: IntermediateModel) -> None:
+        self.intermediate = intermediate
         self._full = self.full = intermediate.model
         self.hankel_singular_values, self.noise_floor = intermediate.values, intermediate.accuracy
         self.unstable_order, self.solver = intermediate.n_unstable, "low_rank"
@@ -102,20 +103,16 @@ class PositionVelocity:
         # W^T M T is the identity up to rounding, which is removed here
         T = np.linalg.solve((W.T @ (self.second_order.M @ T)).T, T.T).T
         reduced = self.second_order.projected(W, T, np.eye(k))
-        if not _is_stable(reduced):
+        if not is_stable_matrix(reduced.dense().A, discrete=False):
             # the same basis on both sides preserves the definiteness of M, D and K, and therefore stability
             basis = np.linalg.qr(T)[0]
             reduced = self.second_order.projected(basis, basis)
-            if not _is_stable(reduced):
+            if not is_stable_matrix(reduced.dense().A, discrete=False):
                 raise ConvergenceError(
                     f"position-velocity balancing to order {order} gives an unstable model, and so does the "
                     "projection onto its position basis only: use another order, or structure='first_order'"
                 )
         return replace(reduced.dense(), export=_Export(reduced)), None, None
-
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: no bound is proved for position-velocity balancing."""
-        return math.inf
 
     def error(self, reduced: LinearModel, norm: str) -> float:
         """Return the norm of the full (for large models: the intermediate) model minus the reduced one."""
@@ -125,10 +122,6 @@ class PositionVelocity:
     def error_uncertainty(self) -> float:
         """Bound or estimate of the difference between the measured error and that of the large model."""
         return 0.0 if self.intermediate is None else intermediate_error(self.intermediate)
-
-
-def _is_stable(model: SecondOrderModel) -> bool:
-    return bool(np.all(sla.eigvals(model.dense().A).real < 0))
 
 
 class _Export:

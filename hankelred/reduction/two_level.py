@@ -24,7 +24,9 @@ class TwoLevel(BalancedSource):
 
     def __init__(self, intermediate: IntermediateModel):
         reciprocal = self.reciprocal and not intermediate.large.is_discrete
-        super().__init__(intermediate.model, balance(_factored(intermediate), reciprocal=reciprocal))
+        super().__init__(
+            intermediate.model, balance(factored_intermediate(intermediate), reciprocal=reciprocal)
+        )
         self.intermediate = intermediate
         self._intermediate_values = self.hankel_singular_values
         values = intermediate.values
@@ -80,13 +82,13 @@ class LargeResidualization(TwoLevel, Residualization):
     """Residualization of a large model."""
 
 
-#: The methods for large models by their names; those for dense models are in `REDUCTION_METHODS`.
+#: The methods of the whole frequency axis by their names; those of a region are in `variants.large_limited`.
 LARGE_REDUCTION_METHODS: dict[str, type[TwoLevel]] = {
     source_type.method: source_type for source_type in (LargeTruncation, LargeResidualization)
 }
 
 
-def _factored(intermediate: IntermediateModel) -> FactoredSystem:
+def factored_intermediate(intermediate: IntermediateModel) -> FactoredSystem:
     """Return the intermediate model, split into unstable and stable states, with factored Gramians."""
     k, n = intermediate.n_unstable, intermediate.model.n_states
     A, B, C, _ = intermediate.model.as_tuple()

@@ -24,12 +24,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
-from ..gramians.residual_bounds import DissipativeBound, SymmetricBound, check_descriptor, proven_bound
+from ..gramians.residual_bounds import (
+    DissipativeBound,
+    ResidualBound,
+    SymmetricBound,
+    check_descriptor,
+    proven_bound,
+)
 from ..models.pencil import Pencil, Solver, SparsePencil
 from ..models.sparse_model import SparseModel
 from .rational_exponential import Fractions, chebyshev_fractions, pade_fractions
@@ -103,11 +110,31 @@ def run_implicit(
     ModelError
         E is singular, and not by rows and columns of zeros.
     """
+    pencil = _checked_pencil(model)
+    steps = _Steps(pencil, interval)
+    return _run(model, steps, start, u, first_order_hold, keep_states, states_count)
+
+
+def _checked_pencil(model: SparseModel) -> Pencil:
+    """Return the pencil of a model, whose E is not singular."""
     pencil = model.make_pencil(None)
     check_descriptor(pencil, discrete=model.is_discrete)
+    return pencil
+
+
+def _run(
+    model: SparseModel,
+    steps: _Steps,
+    start: Array,
+    u: Array,
+    first_order_hold: bool = False,
+    keep_states: bool = False,
+    states_count: bool = True,
+) -> Run:
+    """Simulate as `run_implicit` does, with the steps of a pencil that is checked."""
     B = model.B
     direct = (model.D @ u).T[:, :, None]
-    if pencil.is_complex or not any(map(np.iscomplexobj, (B, start, u))):
+    if steps.pencil.is_complex or not any(map(np.iscomplexobj, (B, start, u))):
         parts: list[tuple[complex, Array, Array, Array]] = [(1.0, B, u, start)]
     else:  # a real pencil, whose solvers are real
         both = np.concatenate([u.real, u.imag])
@@ -121,9 +148,9 @@ def run_implicit(
         size = max(float(np.abs(signal).max(initial=0.0)), float(np.abs(x).max(initial=0.0)))
         scale = float(np.exp2(np.floor(np.log2(size)))) if size > 0 else 1.0
         simulation = _Simulation(
-            model, pencil, inputs, signal / scale, first_order_hold, keep_states, states_count
+            model, steps, inputs, signal / scale, first_order_hold, keep_states, states_count
         )
-        run = simulation.converged(x / scale, interval).scaled(factor * scale)
+        run = simulation.converged(x / scale).scaled(factor * scale)
         total = run if total is None else total.plus(run)
     assert total is not None
     return Run(total.outputs + direct, total.last, total.states)
@@ -134,15 +161,15 @@ def sparse_impulse_response(model: SparseModel, count: int, interval: float | No
     shape = (count, model.n_outputs, model.n_inputs)
     if count == 0:
         return np.zeros(shape)
-    pencil = model.make_pencil(None)
-    check_descriptor(pencil, discrete=model.is_discrete)
+    pencil = _checked_pencil(model)
+    steps = _Steps(pencil, interval)
     u = np.zeros((model.n_inputs, count))
     solve = _mass_solver(pencil, discrete=interval is None)
     start = pencil.back(_of_real_matrix(solve, pencil.into(model.B), pencil))
     if interval is None:
-        after = run_implicit(model, start, u[:, 1:], None).outputs
+        after = _run(model, steps, start, u[:, 1:]).outputs
         return np.concatenate([model.D[None], after])
-    return run_implicit(model, start, u, interval, states_count=False).outputs
+    return _run(model, steps, start, u, states_count=False).outputs
 
 
 def _mass_solver(pencil: Pencil, *, discrete: bool) -> Solver:
@@ -166,38 +193,36 @@ class _Simulation:
     def __init__(
         self,
         model: SparseModel,
-        pencil: Pencil,
+        steps: _Steps,
         B: Array,
         u: Array,
         first_order_hold: bool,
         keep_states: bool,
         states_count: bool,
     ):
-        self.pencil, self.u = pencil, u
-        self.B, self.C = pencil.into(B), pencil.into(model.C.T).T
+        self.pencil, self.steps, self.u = steps.pencil, steps, u
+        self.B, self.C = self.pencil.into(B), self.pencil.into(model.C.T).T
         self.first_order_hold, self.keep_states = first_order_hold, keep_states
         self.states_count = states_count
 
-    def converged(self, start: Array, interval: float | None) -> Run:
+    def converged(self, start: Array) -> Run:
         """Return the run with as many steps as it needs."""
-        if interval is None:
-            return self.run(start, _DiscreteStep(self.pencil))[0]
-        bound = proven_bound(self.pencil, discrete=False)
-        if isinstance(bound, SymmetricBound):
-            return self.run(start, _ContinuousStep(self.pencil, interval, chebyshev_fractions()))[0]
-        damped = isinstance(bound, DissipativeBound) and _is_in_sector(self.pencil)
-        coarse, _ = self.run(start, _ContinuousStep(self.pencil, interval, pade_fractions()))
+        coarse, _ = self.run(start, 1)
+        interval = self.steps.interval
+        if interval is None or self.steps.are_exact:
+            return coarse
         steps = 2
         while True:
-            step = _ContinuousStep(self.pencil, interval / steps, pade_fractions())
-            fine, largest = self.run(start, step, steps)
+            fine, largest = self.run(start, steps)
             if not np.all(np.isfinite(fine.last)):
                 return fine  # of an unstable model; reported where the range of outputs and states is checked
             rounding = ROUNDING * (np.abs(self.C) @ largest)
             of_states = largest.max(axis=0, initial=0.0)
             change, fast = self._change(coarse, fine, rounding, of_states), None
             if change <= 1:
-                fast = 0.0 if damped else self._fast_share(start, interval / steps, fine, rounding, of_states)
+                fast = 0.0
+                if not self.steps.are_damped:
+                    fast = self._fast_share(start, interval / steps, fine, rounding, of_states)
                 if fast <= FAST_SHARE:
                     return fine
             if steps >= MAX_STEPS:
@@ -245,8 +270,9 @@ class _Simulation:
                 break
         return share
 
-    def run(self, start: Array, step: _ContinuousStep | _DiscreteStep, steps: int = 1) -> tuple[Run, Array]:
-        """Return the run, and the largest absolute value of each state."""
+    def run(self, start: Array, steps: int) -> tuple[Run, Array]:
+        """Return the run with this many steps per sample, and the largest absolute value of each state."""
+        step = self.steps.of_number(steps)
         x = self.pencil.into(start)
         samples = self.u.shape[1]
         outputs, states = [], []
@@ -278,6 +304,43 @@ class _Simulation:
             change = (self.B @ (self.u[:, k + 1] - self.u[:, k]))[:, None] / steps
         for i in range(steps):
             yield now + i * change, change
+
+
+class _Steps:
+    """The steps of a pencil, each made once for all runs, and what is proved of its poles.
+
+    The interval between samples is None in discrete time.
+    """
+
+    def __init__(self, pencil: Pencil, interval: float | None):
+        self.pencil, self.interval = pencil, interval
+        self._made: dict[int, _ContinuousStep | _DiscreteStep] = {}
+
+    @cached_property
+    def _bound(self) -> ResidualBound | None:
+        return proven_bound(self.pencil, discrete=False)
+
+    @property
+    def are_exact(self) -> bool:
+        """Whether one step per sample is as accurate as any number: all poles are negative and real."""
+        return isinstance(self._bound, SymmetricBound)
+
+    @cached_property
+    def are_damped(self) -> bool:
+        """Whether all poles are proved to be damped."""
+        return isinstance(self._bound, DissipativeBound) and _is_in_sector(self.pencil)
+
+    def of_number(self, steps: int) -> _ContinuousStep | _DiscreteStep:
+        """Return the step of which this many lead from sample to sample."""
+        if steps not in self._made:
+            self._made[steps] = self._make(steps)
+        return self._made[steps]
+
+    def _make(self, steps: int) -> _ContinuousStep | _DiscreteStep:
+        if self.interval is None:
+            return _DiscreteStep(self.pencil)
+        fractions = chebyshev_fractions() if self.are_exact else pade_fractions()
+        return _ContinuousStep(self.pencil, self.interval / steps, fractions)
 
 
 def _reason(steps: int, interval: float, change: float, fast: float | None) -> str:

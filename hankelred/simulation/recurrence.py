@@ -174,6 +174,23 @@ def step_loop(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array) -> tup
     return y, state[:n].copy()
 
 
+def row_powers(C: Array, squares: list[Array], count: int) -> Array:
+    """Return ``C A^k`` for ``k < count``, (count, p, n), by doubling.
+
+    ``squares`` are A, A^2, A^4, ... If there are too few, the largest power is used again and again.
+    """
+    p, n = C.shape
+    rows = np.empty((max(count, 1) * p, n), np.result_type(C, *squares[:1]))
+    rows[:p] = C
+    filled, k = p, 0
+    while filled < len(rows):
+        step = p << k
+        stop = min(filled + step, len(rows))
+        np.matmul(rows[filled - step : stop - step], squares[k], out=rows[filled:stop])
+        filled, k = stop, min(k + 1, len(squares) - 1)
+    return rows[: count * p].reshape(count, p, n)
+
+
 def free_response(A: Array, B: Array, C: Array, count: int) -> Array:
     """Return ``C A^k B`` for ``k < count``, (count, p, m), as products of a few ``C A^i`` and ``A^j B``."""
     n, m = B.shape
@@ -186,24 +203,10 @@ def free_response(A: Array, B: Array, C: Array, count: int) -> Array:
     squares = safe_squares(A, depth)
     # With CA[i] = C A^i for i < K and AB[j] = A^(K j) B, C A^(i + K j) B = CA[i] @ AB[j].
     n_row_squares = min(len(squares) - 1, bits // 2)
-    CA = C[None]
-    for P in squares[:n_row_squares]:
-        CA = np.concatenate([CA, CA @ P])
+    CA = row_powers(C, squares[:n_row_squares], 1 << n_row_squares)
     n_columns = -(-count // len(CA))
-    AB = B[None]
-    for P in squares[n_row_squares:]:
-        if len(AB) < n_columns:
-            AB = np.concatenate([AB, P @ AB])
-    if len(AB) < n_columns:
-        blocks = [AB]
-        # continue the second half with the largest power there is
-        last_blocks = AB[len(AB) // 2 :]
-        for _ in range(-(-(n_columns - len(AB)) // len(last_blocks))):
-            last_blocks = squares[-1] @ last_blocks
-            blocks.append(last_blocks)
-        AB = np.concatenate(blocks)
-    AB = AB[:n_columns]
-    product = CA.reshape(-1, n) @ AB.transpose(1, 0, 2).reshape(n, n_columns * m)
+    AB = row_powers(B.T, [P.T for P in squares[n_row_squares:]], n_columns)
+    product = CA.reshape(-1, n) @ AB.reshape(-1, n).T
     terms = product.reshape(len(CA), p, n_columns, m).transpose(2, 0, 1, 3)
     return terms.reshape(n_columns * len(CA), p, m)[:count]
 
@@ -254,11 +257,8 @@ class _Block:
         n, m = B.shape
         p = C.shape[0]
         L = 1 << (len(squares) - 1)
-        # AB[k] = A^k B and CA[k] = C A^k, by doubling
-        AB, CA = B[None], C[None]
-        for P in squares[:-1]:
-            AB = np.concatenate([AB, P @ AB])
-            CA = np.concatenate([CA, CA @ P])
+        CA = row_powers(C, squares[:-1], L)
+        AB = row_powers(B.T, [P.T for P in squares[:-1]], L)  # the transposes of A^k B
         dtype = np.result_type(squares[0], B, C, D)
         markov = np.empty((L, p, m), dtype=dtype)
         markov[0] = D
@@ -270,7 +270,7 @@ class _Block:
         self.to_outputs[:n] = CA.transpose(2, 1, 0)
         self.to_outputs[n:].reshape(m, L, p, L)[...] = windows.transpose(2, 0, 1, 3)
         self.to_outputs = self.to_outputs.reshape(n + m * L, p * L)
-        self.input_to_state = np.ascontiguousarray(AB[::-1].transpose(2, 0, 1)).reshape(m * L, n)
+        self.input_to_state = AB[::-1].transpose(1, 0, 2).reshape(m * L, n)
         self._squares = squares
         self._length = L
 

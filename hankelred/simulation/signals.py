@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
+from .._util.checks import first_index, require_finite
 from ..errors import HankelredError
 
 
@@ -50,12 +51,11 @@ def as_input(
         raise HankelredError(f"u has {signal.shape[0]} rows but {owner} has {m} inputs{hint}")
     signal = signal.astype(complex if np.iscomplexobj(signal) else float, copy=False)
     if advice is not None:
-        finite_entries = np.isfinite(signal)
-        if not finite_entries.all():
-            channel, sample = np.argwhere(~finite_entries)[0]
+        at = first_index(~np.isfinite(signal))
+        if at is not None:
             raise HankelredError(
-                f"u[{channel}, {sample}] (input {channel}, sample {sample}) is "
-                f"{signal[channel, sample]}; every sample must be finite: {advice}"
+                f"u[{at[0]}, {at[1]}] (input {at[0]}, sample {at[1]}) is {signal[at]}; every sample must be "
+                f"finite: {advice}"
             )
     return signal, is_1d
 
@@ -70,10 +70,7 @@ def as_kernel(markov: npt.ArrayLike) -> Array:
             f"markov must have shape (samples, outputs, inputs), or (samples,) for one channel, "
             f"got {kernel.shape}"
         )
-    finite_entries = np.isfinite(kernel)
-    if not finite_entries.all():
-        k, o, i = np.argwhere(~finite_entries)[0]
-        raise HankelredError(f"markov[{k}, {o}, {i}] is {kernel[k, o, i]}; every entry must be finite")
+    require_finite(kernel, "markov", HankelredError)
     return kernel.astype(complex if np.iscomplexobj(kernel) else float)
 
 

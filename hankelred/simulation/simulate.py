@@ -8,18 +8,19 @@ Time is the last axis of inputs and outputs and the first of impulse responses.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from .._util.checks import as_integer, real_number
+from .._util.checks import as_integer, real_number, require_finite, require_option
 from ..errors import HankelredError, ModelError, ReductionWarning
 from ..models.descriptor import InfinitePart
-from ..models.linear_model import Dimensions, LinearModel, Timebase, as_model
+from ..models.linear_model import Dimensions, LinearModel, Timebase
 from ..models.scaling import balance_matrix
-from ..models.sparse_model import SparseModel, large_model
+from ..models.sparse_model import SparseModel, any_model
 from . import recurrence
 from .convolve import convolve_direct, convolve_fft, direct_is_faster
 from .discretize import discretize
@@ -140,10 +141,10 @@ def simulate(
     The discretization is the block matrix exponential of [2]_.
 
     Sparse models of more than 5000 states are simulated by implicit steps, without a dense matrix. If A and E
-    are symmetric, -A and E positive definite, the error is about 1e-11 of the states. Otherwise what is
-    returned agrees to 1e-6 of its largest values when the steps are halved, and responses faster than the
-    steps are less than 1e-4 of it or proved to be damped. For many samples, it is faster to :func:`reduce`
-    such a model and to simulate the reduced one.
+    are symmetric, -A and E positive definite, the error is about 1e-11 of the largest state, or less.
+    Otherwise what is returned agrees to 1e-6 of its largest values when the steps are halved, and responses
+    faster than the steps are less than 1e-4 of it or proved to be damped. For many samples, it is faster to
+    :func:`reduce` such a model and to simulate the reduced one.
 
     References
     ----------
@@ -166,83 +167,106 @@ def simulate(
     >>> np.allclose(np.r_[head, tail], hankelred.simulate(decay, u, dt=True))
     True
     """
-    large = _dense_or_sparse(sys, dt)
-    if method not in ("auto", "blocks", "steps"):
-        raise HankelredError(f'method must be "auto", "blocks" or "steps", got {method!r}')
-    if hold not in ("zoh", "foh"):
-        raise HankelredError(f'hold must be "zoh" or "foh", got {hold!r}')
-    if hold == "foh" and large.is_discrete:
+    system = _dense_or_sparse(sys, dt)
+    require_option(method, ("auto", "blocks", "steps"), "method", HankelredError)
+    require_option(hold, ("zoh", "foh"), "hold", HankelredError)
+    if hold == "foh" and system.is_discrete:
         raise ModelError(
-            f'hold="foh" is for continuous models; this one is discrete (dt={large.dt}): omit hold'
+            f'hold="foh" is for continuous models; this one is discrete (dt={system.dt}): omit hold'
         )
-    signal, is_1d = as_input(u, large.n_inputs)
-    if isinstance(large, SparseModel):
-        if method == "blocks":
-            raise HankelredError(
-                f'method="blocks" multiplies dense matrices, and this sparse model has {large.n_states} '
-                "states: omit method"
-            )
-        if large.finite_order is not None and (x0 is not None or return_state or return_states):
-            raise ModelError(
-                "the model is sparse and E is singular, so that only outputs from rest are computed: leave "
-                "out x0, return_state and return_states, or reduce the model first"
-            )
-        start = _initial_state(x0, large)[:, None]
-        interval = _interval(large, step)
-        run = run_implicit(
-            large,
-            start,
-            signal,
-            interval,
-            first_order_hold=hold == "foh",
-            keep_states=return_states,
-            states_count=return_state or return_states,
+    signal, is_1d = as_input(u, system.n_inputs)
+    task = _Task(signal, x0, step, hold, method, return_state, return_states)
+    y, x, states = _run_sparse(system, task) if isinstance(system, SparseModel) else _run_dense(system, task)
+    return _results(y, x if return_state else None, states, is_1d)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is simulated: the checked input, and the other arguments of :func:`simulate`."""
+
+    signal: Array
+    x0: npt.ArrayLike | None
+    step: float | None
+    hold: str
+    method: str
+    return_state: bool
+    return_states: bool
+
+
+def _run_sparse(model: SparseModel, task: _Task) -> tuple[Array, Array, Array | None]:
+    """Return the outputs, the state after the last sample and, on request, all states of a sparse model."""
+    if task.method == "blocks":
+        raise HankelredError(
+            f'method="blocks" multiplies dense matrices, and this sparse model has {model.n_states} '
+            "states: omit method"
         )
-        states = None if run.states is None else run.states[:, :, 0].T
-        return _results(run.outputs[:, :, 0].T, run.last[:, 0] if return_state else None, states, is_1d)
-    model = large
+    states_count = task.return_state or task.return_states
+    if model.finite_order is not None and (task.x0 is not None or states_count):
+        raise ModelError(
+            "the model is sparse and E is singular, so that only outputs from rest are computed: leave "
+            "out x0, return_state and return_states, or reduce the model first"
+        )
+    run = run_implicit(
+        model,
+        _initial_state(task.x0, model)[:, None],
+        task.signal,
+        _interval(model, task.step),
+        first_order_hold=task.hold == "foh",
+        keep_states=task.return_states,
+        states_count=states_count,
+    )
+    states = None if run.states is None else run.states[:, :, 0].T
+    return run.outputs[:, :, 0].T, run.last[:, 0], states
+
+
+def _run_dense(model: LinearModel, task: _Task) -> tuple[Array, Array, Array | None]:
+    """Return the outputs, the state after the last sample and, on request, all states of a dense model."""
     model.require_proper("an input that jumps from sample to sample makes impulses in its outputs")
-    infinite = model.infinite
-    x = _initial_state(x0, model) if infinite is None else _finite_state(x0, signal, infinite)
-    # a modal model of a real system has complex states but a real output: use real states
-    real, unitary = model.in_real_states()
-    if np.iscomplexobj(signal):
-        unitary = None
-    if unitary is not None:
-        start = unitary @ x
-        if np.abs(start.imag).max(initial=0.0) <= 1e-12 * np.abs(start).max(initial=0.0):
-            model, x = real, start.real
-        else:
-            unitary = None
+    signal, infinite = task.signal, model.infinite
+    x = _initial_state(task.x0, model) if infinite is None else _finite_state(task.x0, signal, infinite)
+    model, x, unitary = _in_real_states(model, x, signal)
     dtype = np.result_type(model.A, model.B, signal, x)
     A, B, C, D = (M.astype(dtype) for M in model.as_tuple())
     signal, x = signal.astype(dtype, copy=False), x.astype(dtype)
-    interval = _interval(model, step)
+    interval = _interval(model, task.step)
     next_input_gain = np.zeros_like(B)
     if interval is not None:
-        A, B, next_input_gain = discretize(A, B, interval, hold)
+        A, B, next_input_gain = discretize(A, B, interval, task.hold)
     n, p = model.n_states, model.n_outputs
-    if return_states:
+    if task.return_states:
         C = np.concatenate([C, np.eye(n, dtype=dtype) if infinite is None else infinite.right.astype(dtype)])
         direct = np.zeros((n, model.n_inputs)) if infinite is None else _algebraic_states(infinite)
         D = np.concatenate([D, direct.astype(dtype)])
-    if hold == "foh" and signal.shape[1]:
+    if task.hold == "foh" and signal.shape[1]:
         # x[k+1] = A x[k] + B u[k] + H u[k+1] is an ordinary recurrence for z = x - H u, H = next_input_gain.
         D_of_z = D + C @ next_input_gain
         last = signal[:, -1]
-        y, z = _run(
-            A, B + A @ next_input_gain, C, D_of_z, signal[:, :-1], x - next_input_gain @ signal[:, 0], method
-        )
+        start = x - next_input_gain @ signal[:, 0]
+        y, z = _run(A, B + A @ next_input_gain, C, D_of_z, signal[:, :-1], start, task.method)
         y = np.concatenate([y, (C @ z + D_of_z @ last)[:, None]], axis=1)
         x = z + next_input_gain @ last
     else:
-        y, x = _run(A, B, C, D, signal, x, method)
+        y, x = _run(A, B, C, D, signal, x, task.method)
     x = x if infinite is None else infinite.right @ x
-    states = y[p:] if return_states else None
+    states = y[p:] if task.return_states else None
     if unitary is not None:
         x = unitary.conj().T @ x
         states = None if states is None else unitary.conj().T @ states
-    return _results(y[:p], x if return_state else None, states, is_1d)
+    return y[:p], x, states
+
+
+def _in_real_states(model: LinearModel, x: Array, signal: Array) -> tuple[LinearModel, Array, Array | None]:
+    """Return a model and its start in real states, and the unitary map to these; None if they stay complex.
+
+    A modal model of a real system has complex states, but a real output for a real input.
+    """
+    real, unitary = model.in_real_states()
+    if unitary is None or np.iscomplexobj(signal):
+        return model, x, None
+    start = unitary @ x
+    if np.abs(start.imag).max(initial=0.0) > 1e-12 * np.abs(start).max(initial=0.0):
+        return model, x, None
+    return real, start.real, unitary
 
 
 def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebase = 0) -> Array:
@@ -295,13 +319,13 @@ def impulse_response(sys: Any, n: int, *, step: float | None = None, dt: Timebas
     count = as_integer(n)
     if count is None or count < 0:
         raise HankelredError(f"n must be a whole number of samples >= 0, got {n!r}")
-    large = _dense_or_sparse(sys, dt)
-    interval = _interval(large, step)
-    if isinstance(large, SparseModel):
-        markov = sparse_impulse_response(large, count, interval)
+    system = _dense_or_sparse(sys, dt)
+    interval = _interval(system, step)
+    if isinstance(system, SparseModel):
+        markov = sparse_impulse_response(system, count, interval)
         check_overflow(np.moveaxis(markov, 0, -1), "the impulse response")
         return markov
-    model = large.in_real_states()[0]
+    model = system.in_real_states()[0]
     if model.improper:
         _name_impulses(model)
     A, B, C, D = model.as_tuple()
@@ -380,8 +404,7 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
     >>> hankelred.convolve([1.0, 0.5, 0.25], [1.0, 0.0, 0.0, 2.0])
     array([1.  , 0.5 , 0.25, 2.  ])
     """
-    if method not in ("auto", "fft", "direct"):
-        raise HankelredError(f'method must be "auto", "fft" or "direct", got {method!r}')
+    require_option(method, ("auto", "fft", "direct"), "method", HankelredError)
     kernel = as_kernel(markov)
     n, p, m = kernel.shape
     signal, is_1d = as_input(
@@ -411,8 +434,8 @@ def convolve(markov: npt.ArrayLike, u: npt.ArrayLike, *, method: str = "auto") -
 
 def _dense_or_sparse(sys: Any, dt: Timebase) -> LinearModel | SparseModel:
     """Return a model in dense form, or in sparse form if it has too many states for that."""
-    large = large_model(sys, dt)
-    return as_model(sys, dt) if large is None or large.falls_back else large
+    model = any_model(sys, dt)
+    return model.dense() if isinstance(model, SparseModel) and model.falls_back else model
 
 
 def _results(y: Array, last: Array | None, states: Array | None, is_1d: bool) -> Any:
@@ -436,9 +459,7 @@ def _checked_state(x0: npt.ArrayLike, n: int) -> Array:
     x = as_numbers(x0, "x0")
     if x.shape != (n,):
         raise HankelredError(f"x0 must have one entry per state, shape ({n},), got {x.shape}")
-    if not np.isfinite(x).all():
-        k = int(np.argmin(np.isfinite(x)))
-        raise HankelredError(f"x0[{k}] is {x[k]}; every initial state must be finite")
+    require_finite(x, "x0", HankelredError, "every initial state must be finite")
     return x
 
 
@@ -518,11 +539,8 @@ def _run(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array, method: str
 
 
 def _markov_by_steps(A: Array, B: Array, C: Array, count: int) -> Array:
-    terms = np.zeros((count, C.shape[0], B.shape[1]), dtype=A.dtype)
-    for k in range(count):
-        terms[k] = C @ B
-        B = A @ B
-        if not np.isfinite(B).all():
-            terms[k + 1 :] = np.nan
-            break
-    return terms
+    """Return C A^k B for k < count, one step after the other: an impulse is an initial state."""
+    no_input, dtype = np.zeros((0, count)), np.result_type(A, B, C)
+    nothing = np.zeros((C.shape[0], 0))
+    runs = [recurrence.step_loop(A, B[:, :0], C, nothing, no_input, b.astype(dtype))[0] for b in B.T]
+    return np.stack(runs, axis=2).transpose(1, 0, 2)

@@ -1,1 +1,1 @@
-"""Progress bars, tables of plain text, numbers, and actions after an import."""
+"""Progress bars, tables, numbers, YAML, types of values, the folder of results, actions after an import."""

@@ -19,6 +19,9 @@ from .architectures import ADDS_RESIDUAL, SITES, Decoder, is_linear, linear_size
 from .config import HRMConfig, has_lora, lora_targets, names_block, static_rank
 from .system import StaticMaps
 
+#: Attribute of a base model: the GGUF file that it was read from.
+GGUF_FILE = "_hrm_gguf_file"
+
 
 def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
     """Refuse another base model than the adapter was made for; record it in a new configuration."""
@@ -52,7 +55,10 @@ def check_base(config: HRMConfig, model: nn.Module, decoder: Decoder) -> None:
 
 
 def _gguf_file(model: nn.Module) -> str | None:
-    """Return the GGUF file a model was read from, where its folder has no other one."""
+    """Return the GGUF file a model was read from, as recorded in it, or where its folder has no other one."""
+    recorded: str | None = getattr(model, GGUF_FILE, None)
+    if recorded is not None:
+        return recorded
     if getattr(model, "quantization_method", None) != "gguf":
         return None
     name = str(getattr(model, "name_or_path", "") or "")

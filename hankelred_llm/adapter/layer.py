@@ -37,6 +37,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.merged_adapters: list[str] = []
         self.method_adapters: tuple[str, ...] = ()  # all of this method in the model
+        self._active_parts: list[str] = []
         # not registered as a submodule: neither is a child of the other
         self.__dict__["_target"] = target
         self.__dict__["_hooks"] = ()
@@ -56,9 +57,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def active_parts(self) -> list[str]:
         """Return the names of the adapters that take part in the forward pass."""
-        if self.disable_adapters:
-            return []
-        return [name for name in cast(list[str], self.active_adapters) if self.has_adapter(name)]
+        return self._active_parts
+
+    def update_active_parts(self) -> None:
+        """Find the active parts anew; every forward pass needs them, several times."""
+        active = [] if self.disable_adapters else cast(list[str], self.active_adapters)
+        self._active_parts = [name for name in active if self.has_adapter(name)]
 
     def active_in(self, context: ForwardContext | None) -> list[str]:
         """Return the names of the adapters that take part in one forward pass."""
@@ -71,16 +75,28 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         if not names or any(name in self.method_adapters for name in names):
             super().set_adapter(names, inference_mode=inference_mode)
+        self.update_active_parts()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapters on or off."""
+        super().enable_adapters(enabled)
+        self.update_active_parts()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter."""
         super().delete_adapter(adapter_name)
         self.method_adapters = tuple(name for name in self.method_adapters if name != adapter_name)
+        self.update_active_parts()
 
-    def detach(self) -> None:
+    def remove_hooks(self) -> None:
         """Remove the hooks from the module."""
         for hook in self.__dict__["_hooks"]:
             hook.remove()
+        self.__dict__["_hooks"] = ()
+
+    def detach(self) -> None:
+        """Leave the module as it was before adapters were added."""
+        self.remove_hooks()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse: a recurrence cannot be merged into weights."""
@@ -158,6 +174,8 @@ class HRMLayer(AdapterLayer):
         self.index, self.block, self.width = index, block, width
         self.cache_key = f"{index}.{block}"  # names its states in a cache
         self.hrm_system = nn.ModuleDict()
+        # its dict: the access through modules costs time at every token
+        self._systems = cast("dict[str, HRMSystem]", self.hrm_system._modules)
         self.taps: dict[str, str] = {}
         target.__dict__["_hrm_layer"] = self
         self.__dict__["_hooks"] = (
@@ -167,7 +185,7 @@ class HRMLayer(AdapterLayer):
 
     def has_adapter(self, adapter_name: str) -> bool:
         """Return whether an adapter has a system here."""
-        return adapter_name in self.hrm_system
+        return adapter_name in self._systems
 
     def update_layer(
         self, adapter_name: str, config: HRMConfig, modes: ModeCounts, static: StaticMaps
@@ -184,7 +202,7 @@ class HRMLayer(AdapterLayer):
 
     def system(self, adapter_name: str) -> HRMSystem:
         """Return the system of an adapter."""
-        return cast(HRMSystem, self.hrm_system[adapter_name])
+        return self._systems[adapter_name]
 
     def static_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of all adapters that only their static parts have."""
@@ -281,9 +299,10 @@ class HRMLayer(AdapterLayer):
         states = {}
         block_output = head
         for name in block_call.active:
-            x = hidden if self.taps[name] == "input" else block_output
-            y, s = block_call.outputs[name] if name in block_call.outputs else self._run(block_call, name, x)
-            states[self.system(name).identity.value] = s
+            output = block_call.outputs.get(name)
+            if output is None:
+                output = self._run(block_call, name, hidden if self.taps[name] == "input" else block_output)
+            y, states[self._systems[name].identity.value] = output
             rows = None if context.row_adapters is None else context.rows_of(name)
             if rows is not None:
                 y = torch.where(rows.to(y.device), y, 0)
@@ -312,7 +331,7 @@ class HRMLayer(AdapterLayer):
         return None
 
     def _run(self, block_call: BlockCall, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output of an adapter, and its states.
+        """Return the output of an adapter, and its states, those of a single token maybe without its axis.
 
         Raises
         ------
@@ -320,33 +339,54 @@ class HRMLayer(AdapterLayer):
             The hidden states are not those of the batch that the decoder was called with.
         """
         context = block_call.context
-        if x.shape[:-1] != (context.batch, context.time):
+        if x.shape != (context.batch, context.time, self.width):
             raise StateError(
                 f"block {self.cache_key} got hidden states of shape {tuple(x.shape)} for a batch of "
                 f"{context.batch} rows of {context.time} tokens; an adapter needs them as (batch, time, "
                 "width)"
             )
-        system = self.system(name)
+        system = self._systems[name]
         identity = system.identity.value
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
+        u = self.static_input(block_call, name, x) if system.static.readouts else None
         state = context.open_state_once()
         single = context.time == 1 and not torch.is_grad_enabled()
         options: dict[str, Any] = {}
         step = None
         if state is not None and single and not torch.compiler.is_compiling():
-            step = state.step_of(self.cache_key, identity, segment_start)
+            step = state.step_of(self.cache_key, identity, segment_start, system.versions())
         if step is not None:
+            if system.is_called_plainly() and not torch.is_autocast_enabled(step.stepper.device):
+                return step.stepper.run(x, step.state, valid, segment_start, u, step.decayed)
             options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)
         elif state is not None:
-            options["state"] = before = state.previous(self.cache_key, identity)
+            before = self._fitting(state.previous(self.cache_key, identity), system)
+            options["state"] = before
             if single and before is not None:
-                options["stepper"] = state.stepper(self.cache_key, identity, system.stepper)
+                make, versions = system.stepper, system.versions
+                options["stepper"] = state.stepper(self.cache_key, identity, make, versions)
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)
-        if system.static.readouts:
-            options["static_input"] = self.static_input(block_call, name, x)
-        result = system(x, valid=valid, segment_start=segment_start, **options)
+        result = system(x, valid=valid, segment_start=segment_start, static_input=u, **options)
         return cast("tuple[Tensor, Tensor]", result)
+
+    def _fitting(self, state: Tensor | None, system: HRMSystem) -> Tensor | None:
+        """Return a state in the type of the parameters; states that were put into a cache may have another.
+
+        Raises
+        ------
+        StateError
+            The state has another size.
+        """
+        if state is None:
+            return None
+        if state.shape[1] != system.modes.order:
+            raise StateError(
+                f"the cache has a state of {state.shape[1]} numbers for block {self.cache_key}, whose "
+                f"adapter has {system.modes.order}; pass the states of this adapter to set_states"
+            )
+        dtype = torch.promote_types(system.B.dtype, torch.float32)
+        return state if state.dtype == dtype else state.to(dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections import Counter
@@ -20,7 +21,7 @@ from hankelred.errors import in_one_line, short_repr
 
 from ..errors import AdapterError, AdapterFileError, StateError
 from ..state.forward_context import LayerCall, current_layer_call
-from .architectures import linear_sizes, plain_weight
+from .architectures import find_decoder, linear_sizes, plain_weight
 from .layer import AdapterLayer, HRMLayer
 from .system import PreciseModule
 from .weights_file import read_config_file
@@ -28,8 +29,8 @@ from .weights_file import read_config_file
 if TYPE_CHECKING:
     from .config import LoraOptions
 
-#: Attribute of a model with merged adapters: the hooks that refuse to load weights.
-_LOAD_HOOKS = "_hrm_load_hooks"
+#: Attribute of a model with merged adapters: the hooks that refuse to train, and to load weights.
+_MERGED_HOOKS = "_hrm_merged_hooks"
 
 
 class LowRankMaps(PreciseModule):
@@ -103,14 +104,46 @@ class StaticLayer(AdapterLayer):
     def __init__(self, target: nn.Module):
         super().__init__(target)
         self.hrm_lora = nn.ModuleDict()
+        self._loras = cast("dict[str, LowRankMaps]", self.hrm_lora._modules)  # as in HRMLayer
         self.readouts: dict[str, Readout] = {}
         self._merged: dict[str, _Product] = {}
+        self._hooks_before = frozenset(target._forward_hooks)  # those that run before this one
         target.__dict__["_hrm_linear"] = self
-        self.__dict__["_hooks"] = (target.register_forward_hook(_add_static),)
+        self.add_hook()
 
     def has_adapter(self, adapter_name: str) -> bool:
         """Return whether an adapter has a part here."""
-        return adapter_name in self.readouts or adapter_name in self.hrm_lora
+        return adapter_name in self.readouts or adapter_name in self._loras
+
+    def add_hook(self) -> None:
+        """Add the hook that changes the output of the module, where it was among other hooks."""
+        if self.__dict__["_hooks"]:
+            return
+        hooks = self.target._forward_hooks
+        others = list(hooks)
+        self.__dict__["_hooks"] = (self.target.register_forward_hook(_add_static),)
+        place = max((k + 1 for k, key in enumerate(others) if key in self._hooks_before), default=0)
+        for key in others[place:]:
+            hooks[key] = hooks.pop(key)
+
+    def remove_hooks(self) -> None:
+        """Remove the hook, and record its place."""
+        if self.__dict__["_hooks"]:
+            own = self.__dict__["_hooks"][0].id
+            keys = iter(self.target._forward_hooks)
+            self._hooks_before = frozenset(itertools.takewhile(lambda key: key != own, keys))
+        super().remove_hooks()
+
+    def update_active_parts(self) -> None:
+        """Find the active parts anew, and leave the hook out while these are what is merged.
+
+        It would cost time, and change nothing.
+        """
+        super().update_active_parts()
+        if self._merged and self._merged.keys() == set(self.active_parts()):
+            self.remove_hooks()
+        else:
+            self.add_hook()
 
     def add_readout(self, adapter_name: str, readout: Readout) -> None:
         """Add a static readout; its parameters are those of the system that it reads."""
@@ -142,7 +175,7 @@ class StaticLayer(AdapterLayer):
         ConfigError
             The module is read statically, and its input is not that of its block.
         AdapterError
-            An adapter is trained while it is merged.
+            Rows have adapters of their own, and the input does not have these rows.
         """
         layer_call = current_layer_call()
         context = None if layer_call is None else layer_call.context
@@ -156,10 +189,8 @@ class StaticLayer(AdapterLayer):
                     out = _plus(out, h, up, scale)
                 else:
                     out = out + torch.where(_fitting(rows, x), scale * linear(h, up), 0)
-            else:
-                self._check_not_trained(name)
-                if rows is not None:
-                    out = out - torch.where(_fitting(rows, x), 0, self._merged_delta(name, x))
+            elif rows is not None:
+                out = out - torch.where(_fitting(rows, x), 0, self._merged_delta(name, x))
         for name in self._merged:
             if name not in active:
                 out = out - self._merged_delta(name, x)
@@ -167,8 +198,8 @@ class StaticLayer(AdapterLayer):
 
     def _part(self, layer_call: LayerCall | None, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return what an adapter adds, as ``scale * linear(h, up)``."""
-        if name in self.hrm_lora:
-            return cast(LowRankMaps, self.hrm_lora[name])(x)
+        if name in self._loras:
+            return self._loras[name](x)
         layer, key, scale = self.readouts[name]
         block_call = None if layer_call is None else layer_call.blocks.get(layer.cache_key)
         if block_call is None:
@@ -183,20 +214,18 @@ class StaticLayer(AdapterLayer):
         down, up = self._merged[name]
         return linear(linear(x.to(down.dtype), down), up)
 
-    def _check_not_trained(self, name: str) -> None:
-        if not torch.is_grad_enabled():
-            return
-        part = self.hrm_lora[name] if name in self.hrm_lora else self.readouts[name].layer.system(name)
-        if self.training and any(p.requires_grad for p in part.parameters()):
-            raise AdapterError(
-                f"the static parts of adapter '{name}' are merged into the weights of the base model, where "
-                "they get no gradient; call model.unmerge_static() before training"
-            )
+    def trained_while_merged(self) -> str | None:
+        """Return the name of an adapter that is merged, and would be trained by a forward pass."""
+        for name in self._merged if self.training else ():
+            part = self._loras[name] if name in self._loras else self.readouts[name].layer.system(name)
+            if any(parameter.requires_grad for parameter in part.parameters()):
+                return name
+        return None
 
     def product(self, name: str) -> _Product:
         """Return the static part of an adapter as a matrix of low rank, in the type of its parameters."""
-        if name in self.hrm_lora:
-            maps = cast(LowRankMaps, self.hrm_lora[name])
+        if name in self._loras:
+            maps = self._loras[name]
             return _Product(maps.lora_A.detach().clone(), maps.scale * maps.lora_B.detach())
         layer, key, scale = self.readouts[name]
         system = layer.system(name)
@@ -205,8 +234,8 @@ class StaticLayer(AdapterLayer):
     def tensors(self, name: str) -> list[Tensor]:
         """Return the weight of the module, and the parameters of an adapter that are merged into it."""
         weight = cast(Tensor, self.target.weight)
-        if name in self.hrm_lora:
-            return [weight, *self.hrm_lora[name].parameters()]
+        if name in self._loras:
+            return [weight, *self._loras[name].parameters()]
         layer, key, _ = self.readouts[name]
         return [weight, layer.system(name).static_map(), layer.system(name).readout(key)]
 
@@ -217,12 +246,14 @@ class StaticLayer(AdapterLayer):
         self._add_to_weight(product, 1.0)
         self._merged[name] = product
         self.merged_adapters.append(name)
+        self.update_active_parts()
 
     @torch.no_grad()
     def unmerge_static(self, name: str) -> None:
         """Subtract what :meth:`merge_static` added."""
         self._add_to_weight(self._merged.pop(name), -1.0)
         self.merged_adapters.remove(name)
+        self.update_active_parts()
 
     def unmerge(self) -> None:
         """Undo :meth:`merge_static` for all adapters, as peft does before another one is activated."""
@@ -237,8 +268,8 @@ class StaticLayer(AdapterLayer):
 
     def detach(self) -> None:
         """Remove the hook from the module, and what is merged from its weight."""
-        super().detach()
         self.unmerge()
+        super().detach()
         self.target.__dict__.pop("_hrm_linear", None)
 
 
@@ -255,6 +286,8 @@ def _plus(out: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
     """Return ``out + scale * linear(h, up)``, in one operation where the types allow it."""
     if out.dtype != h.dtype or torch.is_autocast_enabled(out.device.type):
         return out + scale * linear(h, up)
+    if not torch.is_grad_enabled() and out.shape[-2] == 1:
+        return torch.add(out, linear(h, up), alpha=scale)
     # the sum is not stored beside its parts
     total = torch.addmm(out.reshape(-1, out.shape[-1]), h.reshape(-1, h.shape[-1]), up.t(), alpha=scale)
     return total.view(out.shape)
@@ -277,6 +310,15 @@ def static_layers(model: nn.Module) -> dict[str, StaticLayer]:
         for name, module in model.named_modules()
         if isinstance(module, StaticLayer)
     }
+
+
+def add_hooks(model: nn.Module) -> None:
+    """Add the hooks of all linear modules: rows have adapters of their own, which may not be merged.
+
+    They stay until adapters are next activated or merged: another thread may be using them.
+    """
+    for layer in static_layers(model).values():
+        layer.add_hook()
 
 
 def parts_of(model: nn.Module, adapter_names: Iterable[str]) -> list[tuple[str, str, StaticLayer]]:
@@ -331,13 +373,26 @@ def merge(model: nn.Module, adapter_names: Iterable[str]) -> None:
             )
     for adapter, _, layer in parts:
         layer.merge_static(adapter)
-    allow_loading(model)
-    check = functools.partial(_check_not_merged, list(static_layers(model).values()))
+    remove_merge_checks(model)
+    layers = list(static_layers(model).values())
+    check = functools.partial(_check_not_merged, layers)
     # in every module, so that the first one that is loaded refuses before any weight is changed
-    model.__dict__[_LOAD_HOOKS] = [
-        module.register_load_state_dict_pre_hook(check)  # type: ignore[no-untyped-call]
-        for module in model.modules()
+    model.__dict__[_MERGED_HOOKS] = [
+        *(module.register_load_state_dict_pre_hook(check) for module in model.modules()),  # type: ignore[no-untyped-call]
+        find_decoder(model).backbone.register_forward_pre_hook(functools.partial(_check_not_trained, layers)),
     ]
+
+
+def _check_not_trained(layers: Iterable[StaticLayer], *_: Any) -> None:
+    """Refuse to train adapters that are merged, before a forward pass of the decoder."""
+    if not torch.is_grad_enabled():
+        return
+    name = next((name for layer in layers if (name := layer.trained_while_merged())), None)
+    if name is not None:
+        raise AdapterError(
+            f"the static parts of adapter '{name}' are merged into the weights of the base model, where "
+            "they get no gradient; call model.unmerge_static() before training"
+        )
 
 
 def _check_not_merged(
@@ -353,9 +408,9 @@ def _check_not_merged(
             )
 
 
-def allow_loading(model: nn.Module) -> None:
-    """Remove the hooks by which :func:`merge` refuses to load weights."""
-    for hook in model.__dict__.pop(_LOAD_HOOKS, ()):
+def remove_merge_checks(model: nn.Module) -> None:
+    """Remove the hooks by which :func:`merge` refuses to train, and to load weights."""
+    for hook in model.__dict__.pop(_MERGED_HOOKS, ()):
         hook.remove()
 
 
@@ -372,7 +427,7 @@ def unmerge(model: nn.Module) -> None:
         raise AdapterError("no static parts are merged; call merge_static() first")
     for layer, name in merged:
         layer.unmerge_static(name)
-    allow_loading(model)
+    remove_merge_checks(model)
 
 
 def export(model: nn.Module, adapter_name: str, folder: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ..ops.autograd import channel_scan
 from ..ops.decode_step import StepCoefficients, Stepper
@@ -242,7 +243,7 @@ class HRMSystem(PreciseModule):
             The tokens are one shard of a sequence; the state comes from the previous process.
         static_input : Tensor, shape (batch, rank, time), optional
             What :meth:`static_input` returned for x, where it was called before.
-        decayed : Tensor, shape (batch, order), optional
+        decayed : Tensor, shape (batch, 1, order), optional
             A times the state, for the stepper, where it was computed for all layers together.
 
         Returns
@@ -251,10 +252,9 @@ class HRMSystem(PreciseModule):
         s : Tensor, shape (batch, order, time)
         """
         if stepper is not None and state is not None:
-            if not torch.is_autocast_enabled(x.device.type):
-                return stepper.run(x, state, valid, segment_start, static_input, decayed)
             with _full_precision(x.device.type):
-                return stepper.run(x, state, valid, segment_start, static_input, decayed)
+                y, last_state = stepper.run(x, state, valid, segment_start, static_input, decayed)
+            return y, last_state[..., None]
         batch, time, width = x.shape
         with _full_precision(x.device.type):
             u = static_input if static_input is not None and self.static_B is None else _mapped(self.B, x)
@@ -275,8 +275,33 @@ class HRMSystem(PreciseModule):
                 y = torch.addmm(y, _rows(direct), _precise(self.static_C).t())
         return y.view(batch, time, width), s
 
+    def is_called_plainly(self) -> bool:
+        """Return whether a call of this module is :meth:`forward` of its class, and nothing else."""
+        hooks = (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or torch_module._global_forward_hooks
+            or torch_module._global_forward_pre_hooks
+        )
+        # other libraries, such as accelerate, replace forward in the instance
+        return not hooks and "forward" not in self.__dict__
+
+    def versions(self) -> tuple[int, ...]:
+        """Return numbers that change when parameters are replaced, moved or written to.
+
+        Torch counts neither what is written to the ``data`` of a parameter nor to tensors of inference mode.
+        """
+        return tuple(
+            [
+                number
+                for parameter in self._parameters.values()
+                if parameter is not None
+                for number in (0 if parameter.is_inference() else parameter._version, parameter.data_ptr())
+            ]
+        )
+
     def stepper(self) -> Stepper:
-        """Return the system prepared for single tokens; it is out of date once parameters change."""
+        """Return the system prepared for single tokens; it is out of date once :meth:`versions` change."""
         direct = self.static_C is not None and self.static_B is not None
         return Stepper(
             StepCoefficients.of(self.log_decay(), self.phase, negative=self.modes.negative),
@@ -286,6 +311,7 @@ class HRMSystem(PreciseModule):
             _precise(cast(Tensor, self.static_B)) if direct else None,
             _precise(cast(Tensor, self.static_C)).t().contiguous() if direct else None,
             shared=self.static_B is None,
+            device=self.B.device.type,
         )
 
     def _signs(self, u: Tensor, valid: Tensor | None, shards: Shards | None) -> Tensor:

@@ -15,8 +15,8 @@ from .settings_options import flag_values, settings_options
 @click.option(
     "--only",
     metavar="METHOD,RATE,SEED",
-    help="Make this run only, and nothing else; RATE may be 'best', after the runs that choose it: of a grid "
-    "of rates only the best is reported.",
+    help="Make this run only, and nothing else; RATE may be 'best', after the runs that choose it. Runs that "
+    "are reported take the best rate of the grid only.",
 )
 @click.option(
     "--merge",

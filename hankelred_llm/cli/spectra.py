@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hankelred.cli.console import check_folder, check_picture, save_picture
+from hankelred._util.writing import check_writable
+from hankelred.cli.console import check_picture, save_picture
 
 from .data_options import data_options
 
@@ -69,7 +70,7 @@ def spectra(
     check_picture(plot)
     for path in (table, save):
         if path is not None:
-            check_folder(path)
+            check_writable(path)
     from .. import AdapterError, Calibration, calibrate, hankel_spectra
     from .open_model import open_named
 

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Mistra
 from hankelred._util.writing import scratch_folder
 from hankelred.errors import in_one_line, name_list
 
+from ..adapter.checks import GGUF_FILE
 from ..errors import ExperimentError
 from ..tasks import ByteTokenizer, Collator, get_task
 from .processes import this_process
@@ -107,7 +108,10 @@ class BaseModel:
         if self.gguf_file and hasattr(transformers, "GgufConfig"):
             options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         model: nn.Module = AutoModelForCausalLM.from_pretrained(self.source, **options)
-        return _as_plain(model) if self.gguf_file else model
+        if self.gguf_file:
+            model = _as_plain(model)
+            setattr(model, GGUF_FILE, self.gguf_file)  # adapters record it
+        return model
 
     def skeleton(self) -> nn.Module:
         """Return the model on the meta device: its shapes without its weights."""

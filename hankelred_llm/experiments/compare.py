@@ -18,11 +18,11 @@ from rich.progress import Progress
 from hankelred.errors import short_repr
 
 from .._util.parsing import nearest
+from .._util.results_folder import results_folder
 from ..errors import ExperimentError
 from ..tasks import Split, TaskError
 from .evaluate import evaluate
 from .experiment import Experiment, open_experiment
-from .folder import results_folder
 from .methods import load_adapter, parse_method
 from .peft_schema import peft_record
 from .processes import this_process

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.progress import Progress
 
+from .._util.results_folder import results_folder
 from ..errors import ExperimentError
 from .evaluate import evaluate
 from .experiment import Experiment, open_experiment
-from .folder import results_folder
 from .methods import load_adapter
 from .processes import this_process
 from .records import ResultRecord, ResultsFile, RunRecord, read_records

@@ -1,7 +1,8 @@
 """The recurrence on real channels, time last, with its gradients: the operator that the adapter layer calls.
 
 The operators are opaque to `torch.compile`, so they neither break its graph nor are unrolled; a single token
-is computed by plain operations instead, which it can fuse with others.
+is computed by plain operations instead, which it can fuse with others. `torch.export` gets plain operations
+only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from . import chunked
 from .chunk_elementwise import zero_invalid
 from .decode_step import StepCoefficients
 from .eigenvalues import Eigenvalues
+from .exported_scan import exported_scan
 from .masks import SegmentMasks, after_reset
 
 # Numbers per piece of a sum of products, so that the products stay in the processor's cache.
@@ -64,6 +66,9 @@ def channel_scan(
     """
     if u.shape[-1] == 1:
         return _one_step(log_decay, phase, u, state, valid, segment_start)
+    if torch.compiler.is_exporting():
+        u = u.to(state_dtype(u.dtype))
+        return exported_scan(log_decay, phase, u, state=state, valid=valid, segment_start=segment_start)
     return _channel_scan(u, log_decay, phase, state, valid, segment_start)
 
 

@@ -73,6 +73,7 @@ class Stepper(NamedTuple):
     static_B: Tensor | None = None  # (rank, d): input map of the direct term, where it has its own
     static_out: Tensor | None = None  # (rank, d), contiguous
     shared: bool = True  # whether what static parts read is u
+    device: str = "cpu"  # its kind
 
     def run(
         self,
@@ -83,26 +84,26 @@ class Stepper(NamedTuple):
         static_input: Tensor | None = None,
         decayed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run one token, in as few operations as possible.
+        """Run one token, in as few operations as possible: (batch, 1, d) and (batch, channels).
 
-        `decayed` is A times the state, zero where a segment starts, where it was computed before.
+        The operations are those of the base model where there is a choice: between its layers, code that ran
+        before is faster than code that does less. `decayed` (batch, 1, channels) is A times the state, zero
+        where a segment starts, where it was computed before.
         """
-        batch, _, width = x.shape
-        row = x.reshape(batch, width)
-        row = row if row.dtype == state.dtype else row.to(state.dtype)
         if decayed is None:
-            decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start)
-        u = static_input[..., 0] if static_input is not None and self.shared else None
-        if u is None and self.m is not None:
-            u = linear(row, self.B)
-        s = torch.addmm(decayed, row, self.B.t()) if u is None else decayed + u
+            decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start).unsqueeze(1)
+        static_u = None if static_input is None else static_input.transpose(1, 2)
+        u = static_u if self.shared else None
+        x = x if x.dtype == state.dtype else x.to(state.dtype)
+        if u is None:
+            u = linear(x, self.B)
+        s = u + decayed
         if valid is not None:
-            s = torch.where(valid, s, after_reset(state, segment_start))
-        y = torch.mm(s if self.m is None or u is None else torch.addcmul(u, self.m, s), self.out)
+            s = torch.where(valid[..., None], s, after_reset(state, segment_start).unsqueeze(1))
+        y = torch.matmul(s if self.m is None else torch.addcmul(u, self.m, s), self.out)
         if self.static_B is not None and self.static_out is not None:
-            direct = linear(row, self.static_B) if static_input is None else static_input[..., 0]
-            y = torch.addmm(y, direct, self.static_out)
-        return y.view(batch, 1, width), s[..., None]
+            y = y + torch.matmul(linear(x, self.static_B) if static_u is None else static_u, self.static_out)
+        return y, s.squeeze(1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
         return self  # copies of a cache share it: it is never changed

@@ -24,6 +24,15 @@ class SegmentMasks(NamedTuple):
     segment_start: Tensor | None
     """True: a segment starts, and the state before it is forgotten."""
 
+    def without_no_ops(self) -> SegmentMasks:
+        """Leave out masks in main memory that change nothing; others cannot be read without waiting."""
+        valid, segment_start = self
+        if valid is not None and valid.device.type == "cpu" and bool(valid.all()):
+            valid = None
+        if segment_start is not None and segment_start.device.type == "cpu" and not bool(segment_start.any()):
+            segment_start = None
+        return SegmentMasks(valid, segment_start)
+
     def adjoint(self) -> SegmentMasks:
         """Return the masks of the adjoint recurrence: its step at t is step t + 1 of the original one."""
         valid, segment_start = self

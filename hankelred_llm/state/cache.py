@@ -8,13 +8,15 @@ copied together with keys and values.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import cache_utils
 from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
+
+from hankelred.errors import name_list
 
 from ..errors import StateError
 from ..ops.decode_step import StepCoefficients, Stepper
@@ -39,7 +41,7 @@ class PreparedStep(NamedTuple):
 
     stepper: Stepper
     state: Tensor  # before the token, (batch, states)
-    decayed: Tensor  # A times it, or zero where a segment starts
+    decayed: Tensor  # A times it, or zero where a segment starts, (batch, 1, states)
 
 
 class HRMState(_CacheLayerWithoutKeys):
@@ -92,7 +94,8 @@ class HRMState(_CacheLayerWithoutKeys):
         self._histories: dict[str, dict[str, _StateHistory]] = {}  # by block, then by adapter
         # for the token that is computed, of blocks that have not run, by block and adapter
         self._steps: dict[tuple[str, str], PreparedStep] = {}
-        self._stacked: tuple[Sequence[Stepper], StepCoefficients] | None = None
+        # by device, type and number of rows of the states
+        self._stacked: dict[tuple[torch.device, torch.dtype, int], _StackedSteps] = {}
 
     def previous(self, block: str, adapter: str) -> Tensor | None:
         """Return the last state of an adapter of a block, (batch, states), None before the first token.
@@ -140,60 +143,84 @@ class HRMState(_CacheLayerWithoutKeys):
             )
             raise StateError(f"the cache was filled with {before}, and is called with {now}; {_NEW_CACHE}")
 
-    def stepper(self, block: str, adapter: str, make: Callable[[], Stepper]) -> Stepper:
-        """Return an adapter prepared for single tokens.
+    def stepper(
+        self, block: str, adapter: str, make: Callable[[], Stepper], versions: Callable[[], tuple[int, ...]]
+    ) -> Stepper:
+        """Return an adapter prepared for single tokens: once, and again after its parameters have changed.
 
-        It is prepared once, as a cache is out of date after parameters have changed.
+        Parameters
+        ----------
+        block, adapter : str
+        make : callable
+            Prepares the adapter.
+        versions : callable
+            Returns numbers that change with its parameters.
         """
         if torch.compiler.is_compiling():
             return make()
-        history = self._histories[block][adapter]
-        if history.stepper is None:
-            history.stepper = make()
+        history, now = self._histories[block][adapter], versions()
+        if history.stepper is None or history.versions != now:
+            history.stepper, history.versions = make(), now
         return history.stepper
 
-    def step_of(self, block: str, adapter: str, segment_start: Tensor | None) -> PreparedStep | None:
+    def step_of(
+        self, block: str, adapter: str, segment_start: Tensor | None, versions: tuple[int, ...]
+    ) -> PreparedStep | None:
         """Return what an adapter needs for a single token, prepared for those of all blocks together.
 
         Parameters
         ----------
+        block, adapter : str
         segment_start : Tensor of bool, shape (batch, 1), optional
             Where the state is forgotten.
+        versions : tuple of int
+            Numbers that change with the parameters of the adapter.
 
         Returns
         -------
-        PreparedStep, or None where the adapter has not been prepared for single tokens
+        PreparedStep, or None where the adapter, as it is now, has not been prepared for single tokens
         """
         step = self._steps.pop((block, adapter), None)
+        history = self._histories.get(block, {}).get(adapter)
+        if history is None or history.stepper is None or history.versions != versions:
+            return None
         if step is not None:
             return step
-        history = self._histories.get(block, {}).get(adapter)
-        if history is None or history.stepper is None:
-            return None
-        last_state = history.last()
         # of the token before; and of blocks on other devices, which are prepared when they are reached
-        together = {
-            (name, adapter_name): (history.stepper, last)
-            for name, histories in self._histories.items()
-            for adapter_name, history in histories.items()
-            if history.stepper is not None
-            and (last := history.last()).device == last_state.device
-            and (last.dtype, len(last)) == (last_state.dtype, len(last_state))
-        }
-        steppers, states = zip(*together.values(), strict=True)
-        if self._stacked is None or not _same(self._stacked[0], steppers):
-            self._stacked = steppers, StepCoefficients.stacked([stepper.step for stepper in steppers])
-        after = self._stacked[1].decay(torch.cat(states, 1)).to(last_state.dtype)
-        after = after_reset(after, segment_start)
-        parts = torch.split(after, [state.shape[1] for state in states], 1)
-        self._steps = {
-            key: PreparedStep(*prepared, part)
-            for key, prepared, part in zip(together, together.values(), parts, strict=True)
-        }
+        together = self._together(block, adapter)
+        states = [prepared.last() for prepared in together.histories]
+        after = together.coefficients.decay(torch.cat(states, 1)).to(states[0].dtype)
+        parts = torch.split(after_reset(after, segment_start).unsqueeze(1), list(together.sizes), 2)
+        self._steps = dict(
+            zip(together.keys, map(PreparedStep, together.steppers, states, parts), strict=True)
+        )
         return self._steps.pop((block, adapter))
 
+    def _together(self, block: str, adapter: str) -> _StackedSteps:
+        """Return the adapters whose states are multiplied by A together with those of one of them."""
+        last = self._histories[block][adapter].last()
+        kind = last.device, last.dtype, len(last)
+        stacked = self._stacked.get(kind)
+        if stacked is None or (block, adapter) not in stacked.keys or not stacked.is_of(self._histories):
+            members = {
+                (name, adapter_name): history
+                for name, histories in self._histories.items()
+                for adapter_name, history in histories.items()
+                if history.stepper is not None
+                and ((last := history.last()).device, last.dtype, len(last)) == kind
+            }
+            stacked = self._stacked[kind] = _StackedSteps.of(members)
+        return stacked
+
     def store(self, block: str, states: dict[str, Tensor]) -> None:
-        """Keep states (batch, states, time) of the active adapters of a block; drop those of all others."""
+        """Keep states of the active adapters of a block; drop those of all others.
+
+        Parameters
+        ----------
+        block : str
+        states : dict of Tensor, shape (batch, states, time), or (batch, states) for a single token
+            By adapter.
+        """
         histories = self._histories.get(block, {})
         if histories.keys() != states.keys():
             histories = {
@@ -203,6 +230,26 @@ class HRMState(_CacheLayerWithoutKeys):
             self._histories[block] = histories
         for adapter, s in states.items():
             histories[adapter].append(s, unlimited=self.record_past)
+
+    def last_states(self) -> dict[str, Tensor]:
+        """Return the last states of all adapters, by block and adapter.
+
+        Raises
+        ------
+        StateError
+            Rows have adapters of their own.
+        """
+        if self._row_adapters is not None:
+            raise StateError(
+                "the rows of the cache have adapters of their own, whose states cannot be told apart; fill "
+                "one cache for each adapter"
+            )
+        return {
+            # static ones are overwritten at the next token, views of growing ones hold a prompt's states
+            f"{block} {adapter}": history.last().clone()
+            for block, histories in self._histories.items()
+            for adapter, history in histories.items()
+        }
 
     def drop(self, block: str) -> None:
         """Drop the states of a block whose adapters do not process the current tokens."""
@@ -297,6 +344,7 @@ class _StateHistory(ABC):
     """States of one adapter of one block."""
 
     stepper: Stepper | None = None
+    versions: tuple[int, ...] = ()  # of the parameters that the stepper was prepared from
 
     @abstractmethod
     def last(self) -> Tensor:
@@ -304,7 +352,7 @@ class _StateHistory(ABC):
 
     @abstractmethod
     def append(self, s: Tensor, *, unlimited: bool) -> None:
-        """Append states (batch, states, time); keep the most recent ones, or all if unlimited."""
+        """Append states (batch, states[, time]); keep the most recent ones, or all if unlimited."""
 
     @abstractmethod
     def crop(self, removed: int, tokens: int) -> None:
@@ -328,8 +376,8 @@ class _LastState(_StateHistory):
         return self._state.clone() if torch.is_grad_enabled() else self._state
 
     def append(self, s: Tensor, *, unlimited: bool) -> None:
-        last = s[..., -1]
-        if self._state is None:
+        last = s if s.ndim == 2 else s[..., -1]
+        if self._state is None or self._state.dtype != last.dtype:
             self._state = torch.zeros_like(last)
         self._state.copy_(last)
 
@@ -349,25 +397,29 @@ class _LastState(_StateHistory):
 
 
 class _RecentStates(_StateHistory):
-    """States after each of the last tokens, in consecutive pieces (batch, states, time)."""
+    """States after each of the last tokens, in consecutive pieces (batch, states[, time])."""
 
     def __init__(self) -> None:
-        self._pieces: list[Tensor] = []
+        self._pieces: list[tuple[int, Tensor]] = []  # with the number of tokens
         self._length = 0
 
     def last(self) -> Tensor:
-        return self._pieces[-1][..., -1]
+        piece = self._pieces[-1][1]
+        return piece if piece.ndim == 2 else piece[..., -1]
 
     def append(self, s: Tensor, *, unlimited: bool) -> None:
         needed = CROPPABLE_TOKENS + 1  # one state more than can be cropped: the one to return to
-        longest = needed if s.shape[0] > 1 else DRAFT_TOKENS + 1
-        if not unlimited and s.shape[-1] > longest:
-            s = s[..., -longest:].clone()  # a view would keep the states of a whole prompt in memory
-        self._pieces.append(s)
-        self._length += s.shape[-1]
+        tokens = 1
+        if s.ndim == 3:
+            longest = needed if s.shape[0] > 1 else DRAFT_TOKENS + 1
+            if not unlimited and s.shape[-1] > longest:
+                s = s[..., -longest:].clone()  # a view would keep the states of a whole prompt in memory
+            tokens = s.shape[-1]
+        self._pieces.append((tokens, s))
+        self._length += tokens
         if not unlimited:
-            while self._length - self._pieces[0].shape[-1] >= needed:
-                self._length -= self._pieces.pop(0).shape[-1]
+            while self._length - self._pieces[0][0] >= needed:
+                self._length -= self._pieces.pop(0)[0]
 
     def crop(self, removed: int, tokens: int) -> None:
         if removed >= self._length:
@@ -378,22 +430,48 @@ class _RecentStates(_StateHistory):
             )
         self._length -= removed
         while removed:
-            piece = self._pieces.pop()
-            if piece.shape[-1] > removed:
-                self._pieces.append(piece[..., :-removed])
-            removed -= min(removed, piece.shape[-1])
+            length, piece = self._pieces.pop()
+            if length > removed:
+                self._pieces.append((length - removed, piece[..., :-removed]))
+            removed -= min(removed, length)
         # a prompt or a draft may have been longer than CROPPABLE_TOKENS; older states are not needed any more
         if self._length > 2 * CROPPABLE_TOKENS:
             self.rows(lambda states: states[..., -CROPPABLE_TOKENS - 1 :].clone())
 
     def rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        piece = change(torch.cat(self._pieces, -1) if len(self._pieces) > 1 else self._pieces[0])
-        self._pieces, self._length = [piece], piece.shape[-1]
+        pieces = [piece if piece.ndim == 3 else piece[..., None] for _, piece in self._pieces]
+        piece = change(torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0])
+        self._length = piece.shape[-1]
+        self._pieces = [(self._length, piece)]
 
 
-def _same(first: Sequence[Stepper], second: Sequence[Stepper]) -> bool:
-    """Return whether two sequences hold the same objects."""
-    return len(first) == len(second) and all(a is b for a, b in zip(first, second, strict=True))
+class _StackedSteps(NamedTuple):
+    """Adapters of which the states are multiplied by A in one operation."""
+
+    keys: tuple[tuple[str, str], ...]  # block and adapter
+    histories: tuple[_StateHistory, ...]
+    steppers: tuple[Stepper, ...]
+    sizes: tuple[int, ...]  # numbers of channels
+    coefficients: StepCoefficients
+
+    @classmethod
+    def of(cls, members: Mapping[tuple[str, str], _StateHistory]) -> _StackedSteps:
+        """Stack the prepared steps of histories."""
+        steppers = tuple(history.stepper for history in members.values() if history.stepper is not None)
+        return cls(
+            tuple(members),
+            tuple(members.values()),
+            steppers,
+            tuple(len(stepper.step.diagonal) for stepper in steppers),
+            StepCoefficients.stacked([stepper.step for stepper in steppers]),
+        )
+
+    def is_of(self, histories: Mapping[str, Mapping[str, _StateHistory]]) -> bool:
+        """Return whether the histories and their steps are still those that were stacked."""
+        for (block, adapter), history, stepper in zip(self.keys, self.histories, self.steppers, strict=True):
+            if histories.get(block, {}).get(adapter) is not history or history.stepper is not stepper:
+                return False
+        return True
 
 
 def find_state(cache: Cache) -> HRMState | None:
@@ -426,8 +504,14 @@ def open_state(cache: Cache, *, length: int, n_layers: int) -> HRMState:
     Raises
     ------
     StateError
-        The cache holds tokens that no adapter has processed.
+        The cache holds tokens that no adapter has processed, or is a static one of an exported program.
     """
+    if torch.compiler.is_exporting() and any(isinstance(layer, StaticLayer) for layer in cache.layers):
+        raise StateError(
+            "an exported program keeps the keys of a static cache in buffers, and has none for the states of "
+            "the adapters, which would start from zero at every call; export with use_cache=False, or a step "
+            "whose states are inputs and outputs: see hankelred_llm.get_states"
+        )
     state = find_state(cache)
     if state is None:
         if length:
@@ -455,6 +539,128 @@ def open_state(cache: Cache, *, length: int, n_layers: int) -> HRMState:
             f"or another model wrote into the cache; {_NEW_CACHE}"
         )
     return state
+
+
+def get_states(cache: Cache) -> dict[str, Tensor]:
+    """Return copies of the last states of all adapters in a cache, to be passed on within a process.
+
+    The names of the states belong to the model object, so that states of a model that is loaded again, as the
+    inputs of a program that was exported from it, have other names. Their order is that of the layers: with
+    the names that are needed, ``dict(zip(names, states.values(), strict=True))`` are the same states.
+
+    Parameters
+    ----------
+    cache : Cache
+        That a model with adapters has filled.
+
+    Returns
+    -------
+    dict of Tensor, shape (batch, states)
+        By block and by system; a copy of the model, or the adapter loaded again, has other systems.
+
+    Raises
+    ------
+    StateError
+        The cache has no states, or its rows have adapters of their own.
+
+    Examples
+    --------
+    >>> import torch, transformers, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    >>> cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
+    >>> [tuple(state.shape) for state in hankelred_llm.get_states(cache).values()]
+    [(1, 4), (1, 4)]
+    """
+    state = find_state(cache)
+    if state is None:
+        raise StateError("the cache has no states of adapters: call a model with an adapter with it first")
+    return state.last_states()
+
+
+def set_states(cache: Cache, states: Mapping[str, Tensor]) -> None:
+    """Put states into a cache with the keys and values of the same tokens.
+
+    Parameters
+    ----------
+    cache : Cache
+        Growing, with keys and without states, as one that was made from the keys and values of another.
+    states : mapping of Tensor
+        From :func:`get_states`.
+
+    Raises
+    ------
+    StateError
+        The cache is a static one, is empty, or has states already; a name is none of :func:`get_states`, or
+        not of a layer of the cache; or a state is no tensor (rows of the cache, states) of finite numbers. At
+        the next call of the model: a state has another size than its adapter, or belongs to another one.
+
+    Examples
+    --------
+    >>> import torch, transformers, hankelred_llm
+    >>> config = transformers.MistralConfig(
+    ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    ...     num_attention_heads=2, num_key_value_heads=1)
+    >>> model = hankelred_llm.attach(transformers.MistralForCausalLM(config), r=4)
+    >>> cache = model(torch.ones(1, 5, dtype=torch.long), use_cache=True).past_key_values
+    >>> again = transformers.DynamicCache()
+    >>> for k in range(2):
+    ...     _ = again.update(cache.layers[k].keys, cache.layers[k].values, k)
+    >>> hankelred_llm.set_states(again, hankelred_llm.get_states(cache))
+    >>> token = torch.ones(1, 1, dtype=torch.long)
+    >>> logits = model(token, past_key_values=again).logits
+    >>> torch.equal(logits, model(token, past_key_values=cache).logits)
+    True
+    """
+    if find_state(cache) is not None:
+        raise StateError("the cache has states of adapters already; make a new one from its keys and values")
+    static = any(isinstance(layer, StaticLayer) for layer in cache.layers)
+    keys = next((layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None), None)
+    if static or keys is None:
+        raise StateError(
+            "states can be put into a growing cache that has keys and values of the same tokens, such as a "
+            "DynamicCache after its update()"
+        )
+    length = cached_length(cache)
+    names = [name.partition(" ") for name in states]
+    if not names or not all(block and adapter for block, _, adapter in names):
+        raise StateError(f"states {name_list(list(states), 3)} are not named as get_states names them")
+    layers = {str(k) for k in range(len(cache.layers))}
+    unknown = [block for block, _, _ in names if block.partition(".")[0] not in layers]
+    if unknown:
+        raise StateError(
+            f"there are states of {name_list(unknown, 3)}, and the cache has {len(layers)} layers only; pass "
+            "the states of the model that filled it"
+        )
+    for name, last in states.items():
+        _check_last_state(name, last, rows=keys.shape[0])
+    state = open_state(cache, length=0, n_layers=len(cache.layers))
+    by_block: dict[str, dict[str, Tensor]] = {}
+    for (block, _, adapter), last in zip(names, states.values(), strict=True):
+        by_block.setdefault(block, {})[adapter] = last
+    for block, last_states in by_block.items():
+        state.store(block, last_states)
+    state.started, state.tokens = True, length
+
+
+def _check_last_state(name: str, last: Tensor, *, rows: int) -> None:
+    """Refuse what cannot be the state of an adapter after the tokens of some rows."""
+    if not isinstance(last, Tensor) or last.ndim != 2 or not last.is_floating_point():
+        is_tensor = isinstance(last, Tensor)
+        got = f"{last.dtype} of shape {tuple(last.shape)}" if is_tensor else type(last).__name__
+        raise StateError(
+            f"the state of {name} is a {got}; pass floating-point tensors of shape (batch, states), as "
+            "get_states returns them"
+        )
+    if last.shape[0] != rows:
+        raise StateError(
+            f"the state of {name} has {last.shape[0]} rows, and the cache has {rows}; pass the state of each "
+            "row"
+        )
+    if not torch.compiler.is_compiling() and not bool(last.isfinite().all()):
+        raise StateError(f"the state of {name} has numbers that are not finite; pass states that have none")
 
 
 def find_cache(values: Iterable[object]) -> Cache | None:

@@ -2,8 +2,8 @@
 
 The context is read once per forward pass, where the decoder is called, and passed to each decoder layer as
 one more keyword. The class of each decoder layer is replaced by a subclass that adds this keyword to the
-call. Gradient checkpointing runs the layer again with the same keywords, on a GPU in another thread, so a
-recomputed layer gets the same context.
+call, and that of the decoder by one that ends the pass however it is left. Gradient checkpointing runs the
+layer again with the same keywords, on a GPU in another thread, so a recomputed layer gets the same context.
 
 The code of the models passes no keyword of ours on in two places, where what is running is kept by thread:
 
@@ -173,7 +173,7 @@ class ForwardContext:
             )
 
 
-@dataclass
+@dataclass(slots=True)
 class BlockCall:
     """One call of a block of a decoder layer: what its adapters have computed before the block returns.
 
@@ -194,7 +194,7 @@ class BlockCall:
     static_inputs: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(slots=True)
 class LayerCall:
     """One call of a decoder layer, or of its recomputation.
 
@@ -225,10 +225,9 @@ def install(backbone: nn.Module, layers: nn.ModuleList) -> None:
         backbone.register_forward_pre_hook(_start_context, with_kwargs=True),
         backbone.register_forward_hook(_end_context, always_call=True),
     ]
+    _patch(backbone, _PatchedDecoder)
     for layer in layers:
-        layer.__class__ = _patched_class(type(layer))
-        if "_old_forward" in layer.__dict__:  # accelerate's offloading calls the previous forward
-            layer.__dict__["_old_forward"] = type(layer).forward.__get__(layer)
+        _patch(layer, _PatchedLayer)
 
 
 def remove(backbone: nn.Module, layers: nn.ModuleList) -> None:
@@ -237,11 +236,8 @@ def remove(backbone: nn.Module, layers: nn.ModuleList) -> None:
         hook.remove()
     for name in ("_hrm_decoder", "_hrm_group"):
         backbone.__dict__.pop(name, None)
-    for layer in layers:
-        if isinstance(layer, _PatchedLayer):
-            layer.__class__ = type(layer).original_class  # type: ignore[assignment]
-            if "_old_forward" in layer.__dict__:
-                layer.__dict__["_old_forward"] = type(layer).forward.__get__(layer)
+    for module in (backbone, *layers):
+        _unpatch(module)
 
 
 def patched_decoders(model: nn.Module) -> list[nn.Module]:
@@ -269,6 +265,8 @@ def _read_context(
     if call is None:
         return None
     masks = _segment_masks(backbone.config, call)
+    if call.time == 1 and not torch.compiler.is_compiling():
+        masks = masks.without_no_ops()
     return ForwardContext(call, masks, n_layers, row_adapters=adapters_of_rows(backbone, call.batch))
 
 
@@ -341,58 +339,84 @@ def _recomputes(backbone: nn.Module) -> bool:
     )
 
 
-class _PatchedLayer:
-    """A decoder layer that runs in the context it is called with."""
+class _Patched:
+    """A decoder, or one of its layers, whose class was replaced by a subclass with the same name."""
 
     original_class: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # pickle finds classes by name, and this class has the name of the original one
+        return _restore, (_patch_of(type(self)), type(self).original_class), self.__dict__
+
+
+class _PatchedDecoder(_Patched):
+    """A decoder whose pass ends however it is left."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        outer = _running.call
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        except BaseException as error:
+            # torch runs no hook after a KeyboardInterrupt, also not the one that ends the pass
+            if not isinstance(error, Exception):
+                _running.call = outer
+            raise
+
+
+class _PatchedLayer(_Patched):
+    """A decoder layer that runs in the context it is called with."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # not a hook: in transformers 5.17 gradient checkpointing repeats hooks too, after the forward pass
         running = _running.call
-        context = running.context if isinstance(running, LayerCall) else running
-        kwargs.setdefault("hrm_context", context)
-        try:
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        except BaseException as error:
-            # after a KeyboardInterrupt torch runs no hook, and that of the decoder would end the pass
-            if isinstance(running, ForwardContext) and not isinstance(error, Exception):
-                running.leave(finished=False)
-            raise
+        kwargs.setdefault("hrm_context", running.context if isinstance(running, LayerCall) else running)
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # pickle finds classes by name, and this class has the name of the original one
-        return _restore, (type(self).original_class,), self.__dict__
-
-
-def _restore(cls: type[nn.Module]) -> nn.Module:
-    patched = _patched_class(cls)
-    return patched.__new__(patched)
-
-
-_PATCHED_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _patched_class(cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the subclass of a decoder layer class that takes a context, always the same one."""
-    if cls not in _PATCHED_CLASSES:
-        _PATCHED_CLASSES[cls] = _make_patched_class(cls)
-    return _PATCHED_CLASSES[cls]
-
-
-def _make_patched_class(cls: type[nn.Module]) -> type[nn.Module]:
-    def forward(self: nn.Module, *args: Any, hrm_context: ForwardContext | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, hrm_context: ForwardContext | None = None, **kwargs: Any) -> Any:
+        """Run the layer while its call is the innermost one."""
         previous = _running.call
         _running.call = None if hrm_context is None else hrm_context.call_layer(args, kwargs)
         try:
-            return cls.forward(self, *args, **kwargs)
+            return type(self).original_class.forward(self, *args, **kwargs)
         finally:
             _running.call = previous
 
-    # the name is kept: sharding policies and device maps find decoder layers by it
-    members = {
-        "forward": forward,
-        "original_class": cls,
-        "__module__": cls.__module__,
-        "__doc__": cls.__doc__,
-    }
-    return type(cls.__name__, (_PatchedLayer, cls), members)
+
+_PATCHED_CLASSES: dict[tuple[type[_Patched], type[nn.Module]], type[nn.Module]] = {}
+
+
+def _patched_class(patch: type[_Patched], cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the patched subclass of a class, always the same one."""
+    if (patch, cls) not in _PATCHED_CLASSES:
+        # the name is kept: sharding policies and device maps find decoder layers by it
+        members = {"original_class": cls, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        _PATCHED_CLASSES[patch, cls] = type(cls.__name__, (patch, cls), members)
+    return _PATCHED_CLASSES[patch, cls]
+
+
+def _patch_of(cls: type[_Patched]) -> type[_Patched]:
+    return _PatchedDecoder if issubclass(cls, _PatchedDecoder) else _PatchedLayer
+
+
+def _restore(patch: type[_Patched], cls: type[nn.Module]) -> nn.Module:
+    patched = _patched_class(patch, cls)
+    return patched.__new__(patched)
+
+
+def _patch(module: nn.Module, patch: type[_Patched]) -> None:
+    """Replace the class of a module by its patched subclass."""
+    module.__class__ = _patched_class(patch, type(module))
+    _renew_old_forward(module)
+
+
+def _unpatch(module: nn.Module) -> None:
+    """Undo :func:`_patch`."""
+    if isinstance(module, _Patched):
+        module.__class__ = type(module).original_class  # type: ignore[assignment]
+        _renew_old_forward(module)
+
+
+def _renew_old_forward(module: nn.Module) -> None:
+    """Have accelerate's offloading, which calls the previous forward, call that of the class."""
+    if "_old_forward" in module.__dict__:
+        module.__dict__["_old_forward"] = type(module).forward.__get__(module)

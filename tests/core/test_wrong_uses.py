@@ -101,7 +101,7 @@ def nonlinear(t, x, u, params):
         (lambda: hankelred.identify(np.arange(300), INPUT, OUTPUT), "got an array of shape (300,)"),
         # was said to be nan
         (lambda: hankelred.reduce((None, [[1.0]], [[1.0]], 0), 1), "A is None; a model needs A, B and C"),
-        (lambda: hankelred.gramian_factor([[1.0, 0.0], [0.0, np.nan]]), "entry [1, 1] is nan"),
+        (lambda: hankelred.gramian_factor([[1.0, 0.0], [0.0, np.nan]]), "gramian[1, 1] is nan"),
         (lambda: gramians(signs=1), "signs must be (1, -1), (1,) or (-1,), got 1"),
         (lambda: gramians(input_scales="a"), "input_scales must hold numbers"),
         (lambda: gramians(state_scales=1j), "state_scales must be real, got 1j"),

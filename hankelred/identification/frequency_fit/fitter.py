@@ -99,6 +99,16 @@ class NoiseModel:
         return 1 / np.sqrt(self.constant[:, None] + self.proportional[:, None] * np.abs(response) ** 2)
 
 
+@dataclass(frozen=True)
+class Surplus:
+    """A fit without the sections that the data do not determine, and the fit of all to the same weights."""
+
+    kept: Fit
+    full: Fit
+    #: that of the weighted data
+    energy: float
+
+
 @dataclass
 class ResponseFitter:
     """A response (N, p, m) with m <= p, at frequencies of size one, and the models fitted to it."""
@@ -243,15 +253,14 @@ class ResponseFitter:
         ]
         return NoiseModel(*np.array(coefficients).T)
 
-    def without_surplus(self, fit: Fit) -> tuple[Fit, Fit, float] | None:
+    def without_surplus(self, fit: Fit) -> Surplus | None:
         """Leave out the sections that the data do not determine, one after the other.
 
         Returns
         -------
-        tuple or None
-            The fit that is left, that of all sections to the same weights, and the energy of the weighted
-            data; None where every section counts, or where the residuals are not noise: then the order is
-            too small.
+        Surplus or None
+            None where every section counts, or where the residuals are not noise: then the order is too
+            small.
 
         Notes
         -----
@@ -277,14 +286,14 @@ class ResponseFitter:
         fits = [left_out(k) for k in range(kept.size)]
         left = full
         for k in np.argsort([one.loss for one in fits]):
-            trial = left_out(k)
+            trial = fits[k] if left is full else left_out(k)
             parameters = (p + m) * (full.sections.order - trial.sections.order)
             if trial.sections.order < 1 or trial.loss > max(
                 full.loss * np.exp(parameters * penalty), rounding
             ):
                 break
             kept[k], left = False, trial
-        return None if left is full else (left, full, data.energy)
+        return None if left is full else Surplus(left, full, data.energy)
 
     def choose_order(self, orders: Sequence[int], *, progress: bool) -> int:
         """Return the smallest order that predicts held-out frequencies as well as any, up to their noise."""

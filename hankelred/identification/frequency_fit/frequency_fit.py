@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from ..._util.arrays import EPS, Array
 from ..._util.progress import on_terminal
 from ...errors import HankelredError, OrderError, ReductionWarning
-from ...gramians.stability import STABILITY_TOL, is_stable_pole
+from ...gramians.stability import count_unstable
 from ...models.frequency_response import largest_singular_value
 from ...models.linear_model import LinearModel, Timebase, to_control
 from ...plotting.response import draw_fitted_response
@@ -22,9 +22,10 @@ from ...reduction.interactive import reduction_in_notebook
 from ...reduction.norms import difference_norm
 from ...reduction.order import checked_order
 from ...reduction.plots import frequency_axis, gain_label, response
-from ...reduction.reduce import Reduction, attributes_of, make_reduction
+from ...reduction.reduce import Reduction, make_reduction
+from ...reduction.source import UncertifiedSource
 from ..records import label
-from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter
+from .fitter import FREQUENCIES_PER_STATE, MAX_ORDER, ResponseFitter, Surplus
 from .response_data import ResponseData, as_response_data
 from .sections import Fit
 from .starts import NYQUIST_IMAGE
@@ -66,7 +67,27 @@ class FrequencyFit(Reduction):
         ``|G - Ghat| / |G|`` over all outputs, inputs and frequencies.
     """
 
-    fit: Array = field(default_factory=lambda: np.zeros(0))
+    @cached_property
+    def fit(self) -> Array:
+        """``1 - |G - Ghat| / |G|`` of each output over all inputs and frequencies."""
+        error, data = self._error_and_data
+        spread = np.linalg.norm(data, axis=(0, 2))
+        ratio = np.divide(
+            np.linalg.norm(error, axis=(0, 2)), spread, out=np.ones_like(spread), where=spread > 0
+        )
+        return 1 - ratio
+
+    @cached_property
+    def residual(self) -> float:
+        """``|G - Ghat| / |G|`` over all outputs, inputs and frequencies."""
+        error, data = self._error_and_data
+        return float(np.linalg.norm(error) / np.linalg.norm(data))
+
+    @property
+    def _error_and_data(self) -> tuple[Array, Array]:
+        """The response minus that of the model, and the response, both (N, p, m) and of size one."""
+        source: FrequencyFitSource = self.source  # type: ignore[assignment]
+        return source.model_error(self.order) / source.size, source.data.response / source.size
 
     def __repr__(self) -> str:
         return f"<FrequencyFit of order {self.order}, dt = {self.model.dt}: fit {self._figures()}>"
@@ -88,7 +109,7 @@ class FrequencyFit(Reduction):
         """
         source: FrequencyFitSource = self.source  # type: ignore[assignment]
         _check_order(order, source.data)
-        return _with_fit(make_reduction(source, source.attainable(checked_order(order))))
+        return make_reduction(source, source.attainable(checked_order(order)), FrequencyFit)
 
     def plot(self, *, ax: Axes | None = None) -> Axes:
         """Plot the gain of the response, of the model, and of their difference.
@@ -205,8 +226,8 @@ def fit_frequency_response(
         # held-out frequencies between the others do not refute states that follow the noise
         surplus = _surplus(source)
         if surplus is not None:
-            source.chosen_order = source.attainable(surplus[0].sections.order)
-    result = _with_fit(make_reduction(source, source.chosen_order))
+            source.chosen_order = source.attainable(surplus.kept.sections.order)
+    result = make_reduction(source, source.chosen_order, FrequencyFit)
     if not (requested and _warn_of_surplus(source)):
         _warn(result, source)
     return result
@@ -249,25 +270,25 @@ def _trial_orders(largest: int) -> list[int]:
     return orders
 
 
-def _surplus(source: FrequencyFitSource) -> tuple[Fit, Fit, float] | None:
+def _surplus(source: FrequencyFitSource) -> Surplus | None:
     """Return the fit without the states that the response does not determine, if these are many."""
-    fits = source.fitter.without_surplus(source.fit(source.chosen_order))
-    if fits is None or fits[1].sections.order <= _SURPLUS * fits[0].sections.order:
+    surplus = source.fitter.without_surplus(source.fit(source.chosen_order))
+    if surplus is None or surplus.full.sections.order <= _SURPLUS * surplus.kept.sections.order:
         return None
-    return fits
+    return surplus
 
 
 def _warn_of_surplus(source: FrequencyFitSource) -> bool:
     """Warn of states that the response does not determine; return whether there are any."""
-    fits = _surplus(source)
-    if fits is None:
+    surplus = _surplus(source)
+    if surplus is None:
         return False
-    left, full, energy = fits
-    count, order = left.sections.order, full.sections.order
+    count, order = surplus.kept.sections.order, surplus.full.sections.order
+    kept_error, full_error = (math.sqrt(fit.loss / surplus.energy) for fit in (surplus.kept, surplus.full))
     warnings.warn(
         f"by Schwarz's criterion the response determines only {count} of the {order} states: without the "
-        f"others the error, weighted by the inverse of the noise, is {math.sqrt(left.loss / energy):.4g} "
-        f"instead of {math.sqrt(full.loss / energy):.4g}. Do not rely on the poles of the others, nor on "
+        f"others the error, weighted by the inverse of the noise, is {kept_error:.4g} "
+        f"instead of {full_error:.4g}. Do not rely on the poles of the others, nor on "
         f"noise_floor; compare with order={count}",
         ReductionWarning,
         stacklevel=3,
@@ -297,13 +318,13 @@ def _warn(result: FrequencyFit, source: FrequencyFitSource) -> None:
             )
 
 
-class FrequencyFitSource:
+class FrequencyFitSource(UncertifiedSource):
     """The source of models fitted to a frequency response, each order on first use."""
 
     method = "frequency_fit"
     solver = "qr"
-    certified = False
     full: LinearModel | None = None
+    #: that of the equations; the error of each order is the `residual` of its FrequencyFit
     residual = 0.0
 
     def __init__(self, data: ResponseData, stable: bool) -> None:
@@ -323,10 +344,6 @@ class FrequencyFitSource:
         self.fitter = ResponseFitter(axis / self.frequency, response, stable)
         self.chosen_order = 0
         self._fits: dict[int, Fit] = {}
-
-    def certified_bound(self, bound: float, reduced: LinearModel | None) -> float:
-        """Return inf: the model of each order is fitted separately."""
-        return math.inf
 
     def truncate(self, order: int) -> tuple[LinearModel, None, None]:
         """Return the model of an order; there is no projection."""
@@ -393,10 +410,7 @@ class FrequencyFitSource:
     def unstable_order(self) -> int:
         """Number of poles of the chosen model on or outside the stability boundary."""
         model = self.truncate(self.chosen_order)[0]
-        poles = np.linalg.eigvals(model.A)
-        size = float(np.linalg.norm(model.A))
-        stable = is_stable_pole(poles, size, discrete=model.is_discrete, tol=STABILITY_TOL)
-        return int(np.count_nonzero(~stable))
+        return count_unstable(model.A, discrete=model.is_discrete)
 
     def model_error(self, order: int) -> Array:
         """Return the response minus that of the model of an order, (N, p, m)."""
@@ -428,13 +442,3 @@ class FrequencyFitSource:
         if stable is None or free is None or free.loss >= _FREE_POLES_BETTER * stable.loss:
             return None
         return math.sqrt(free.loss)
-
-
-def _with_fit(reduction: Reduction) -> FrequencyFit:
-    source: FrequencyFitSource = reduction.source  # type: ignore[assignment]
-    error, data = source.model_error(reduction.order) / source.size, source.data.response / source.size
-    spread = np.linalg.norm(data, axis=(0, 2))
-    ratio = np.divide(np.linalg.norm(error, axis=(0, 2)), spread, out=np.ones_like(spread), where=spread > 0)
-    attributes = attributes_of(reduction)
-    attributes["residual"] = float(np.linalg.norm(error) / np.linalg.norm(data))
-    return FrequencyFit(**attributes, fit=1 - ratio)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..._util.arrays import Array
+from ..._util.checks import first_index, require_finite
 from ..._util.reading import check_readable, open_arrays
 from ...errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
 from ...models.linear_model import LARGEST_ENTRY, Timebase, is_discrete, sampling_time, validated_timebase
@@ -127,10 +128,11 @@ def _checked(
         raise HankelredError(
             "the response is real; it must be complex, since gains without phases do not determine a model"
         )
-    if not np.all(np.isfinite(response)):
-        i, j, k = np.argwhere(~np.isfinite(response))[0]
+    at = first_index(~np.isfinite(response))
+    if at is not None:
+        i, j, k = at
         raise HankelredError(
-            f"the response from input {j} to output {i} is {response[i, j, k]} at frequency {k} (omega = "
+            f"the response from input {j} to output {i} is {response[at]} at frequency {k} (omega = "
             f"{frequencies[k]:.6g}); leave that frequency out"
         )
     size = float(np.abs(response).max())
@@ -148,9 +150,7 @@ def _checked(
 
 
 def _check_frequencies(omega: Array, dt: Timebase) -> None:
-    if not np.all(np.isfinite(omega)):
-        k = int(np.flatnonzero(~np.isfinite(omega))[0])
-        raise HankelredError(f"omega[{k}] is {omega[k]}; every frequency must be finite")
+    require_finite(omega, "omega", HankelredError, "every frequency must be finite")
     if omega.min() < 0:
         k = int(np.argmax(omega < 0))
         raise HankelredError(

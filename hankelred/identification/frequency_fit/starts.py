@@ -6,12 +6,15 @@ import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import EPS, Array
+from ...models.conjugate_pairs import grouped_conjugates
 from .sections import FitData, Sections, fit_outputs, sections_of, stabilized, unit_inputs
 
 #: A frequency above this, in units of those of the data, is the Nyquist frequency, mapped to infinity.
 NYQUIST_IMAGE = 1e8
 #: Most frequencies of a Loewner matrix, whose decomposition grows with the cube of their number.
 _MOST_LOEWNER_POINTS = 600
+#: Relative distance up to which a pole is the conjugate of another.
+_SAME = 1e-10
 #: Damping of the first poles of the relocation (Gustavsen and Semlyen recommend a hundredth).
 _FIRST_DAMPING = 0.01
 
@@ -68,9 +71,9 @@ class LoewnerPencil:
         with np.errstate(all="ignore"):
             # row of the pole in modal coordinates: left vectors of the pencil applied to B
             rows = left.conj().T @ B
-        keep = np.argsort(np.where(np.isfinite(values), np.abs(values), np.inf))
-        kept = _whole_pairs(values, keep, order)
-        if kept is None or not np.all(np.isfinite(values[kept])):
+        finite = np.flatnonzero(np.isfinite(values))
+        kept = _whole_pairs(values, finite[np.argsort(np.abs(values[finite]))], order)
+        if kept is None:
             return None
         m = B.shape[1]
         return sections_of(_clean(values[kept]), rows[kept] if m > 1 else None, m)
@@ -88,16 +91,9 @@ def _clean(poles: Array) -> Array:
 def _whole_pairs(values: Array, order_of_size: Array, count: int) -> Array | None:
     """Return the first `count` of these poles, without cutting a pair apart."""
     kept: list[int] = []
-    for index in order_of_size:
-        if index in kept:
-            continue
-        if values[index].imag == 0:
-            group = [int(index)]
-        else:
-            partner = int(np.argmin(np.abs(values - values[index].conj())))
-            group = [int(index), partner]
+    for group in grouped_conjugates(values[order_of_size], _SAME) or []:
         if len(kept) + len(group) <= count:
-            kept += group
+            kept += [int(order_of_size[k]) for k in group]
         if len(kept) == count:
             return np.array(kept, dtype=int)
     return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..._util.arrays import Array, Quadruple, reduce_columns
+from ..._util.poles import distance_to_boundary, frequencies_of, slowest_poles
 from ...models.frequency_response import FrequencyResponse, largest_singular_value
 from ...models.projection import ProjectedSystem
 
@@ -59,9 +60,8 @@ def gain_of_changes(reduced: Quadruple, changes: tuple[Array, Array, Array], *, 
     inputs = reduce_columns(np.concatenate([B, dB]))
     outputs = reduce_columns(np.concatenate([C, dC], axis=1).T).T
     B, dB, C, dC = inputs[:n], inputs[n:], outputs[:, :n], outputs[:, n:]
-    poles = np.linalg.eigvals(A)
-    poles = poles[np.argsort(1 - np.abs(poles) if discrete else -poles.real)[:SLOWEST_POLES]]
-    centers, widths = (np.angle(poles), 1 - np.abs(poles)) if discrete else (poles.imag, poles.real)
+    poles = slowest_poles(np.linalg.eigvals(A), SLOWEST_POLES, discrete=discrete)
+    centers, widths = frequencies_of(poles, discrete=discrete), distance_to_boundary(poles, discrete=discrete)
     frequencies = np.concatenate([centers, centers + widths, centers - widths, [0.0]])
     if not any(np.iscomplexobj(M) for M in (A, B, C)):
         frequencies = np.abs(frequencies)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import Array
 from ...gramians.riccati import solve_riccati
+from ...gramians.stability import is_unstable_pole
 from ...models.linear_model import LinearModel
 from ..balancing import unstable_poles
-from .derived import Derived
+from .derived import Derived, in_balanced_states
 
 #: Poles of a plant nearer to the stability boundary than this, relatively, count as marginal.
 BOUNDARY = 1e-9
@@ -28,7 +31,8 @@ class Coprime(Derived):
     may_lower_order = False
 
     def __init__(self, model: LinearModel, stability_tol: float):
-        A, B, C, D = model.as_tuple()
+        states, bases = in_balanced_states(model, stability_tol)
+        A, B, C, D = states.as_tuple()
         R = np.eye(D.shape[0]) + D @ D.conj().T
         if model.n_states == 0:
             L, weight = np.zeros((0, D.shape[0])), R
@@ -51,11 +55,11 @@ class Coprime(Derived):
         none = np.zeros((C.shape[0], Bn.shape[1]))
         derived = LinearModel(A + L @ C, Bn, Cn, none, model.dt)
         poles = unstable_poles(model, 0)
-        beyond = np.abs(poles) - 1 if model.is_discrete else poles.real
         size = float(np.abs(poles).max(initial=0.0))
+        unstable = is_unstable_pole(poles, size, discrete=model.is_discrete, tol=BOUNDARY)
         #: number of unstable poles without and with marginal ones, which may move to either side
-        self._n_unstable = int(np.count_nonzero(beyond > BOUNDARY * size)), poles.size
-        super().__init__(model, derived)
+        self._n_unstable = int(np.count_nonzero(unstable)), poles.size
+        super().__init__(model, derived, bases)
         self.method = "coprime"
 
     def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
@@ -68,6 +72,10 @@ class Coprime(Derived):
     def unstable_poles_of(self, model: LinearModel) -> Array:
         """Return the unstable poles if the full plant is stable; else none, since they are intended."""
         return np.zeros(0) if self._n_unstable[1] else unstable_poles(model, 0)
+
+    def error(self, reduced: LinearModel, norm: str) -> float:
+        """Return the norm of full minus reduced; inf if the plant is not stable."""
+        return math.inf if self._n_unstable[1] else super().error(reduced, norm)
 
     def warning_text(self, order: int) -> str:
         """Return a warning if the number of unstable poles of an unstable plant has changed."""

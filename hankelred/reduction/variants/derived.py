@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ..._util.arrays import Array, Quadruple
 from ...gramians.factorize import factorize
 from ...models.linear_model import LinearModel
-from ..balancing import balance
+from ..balancing import balance, truncate_balanced
 from ..methods import Truncation, UserFactors, whole_models
 from ..order import error_bounds
 
 
-class Derived(UserFactors):
-    """Truncation of a derived model with the states of the full model and other inputs and outputs.
+def in_balanced_states(model: LinearModel, stability_tol: float) -> tuple[LinearModel, tuple[Array, Array]]:
+    """Return the model in balanced states, if all can be computed, and the bases of the projection onto them.
 
-    ``derived`` must be stable.
+    In other states a Riccati equation can be so ill-conditioned that its solution has no correct digits.
+    """
+    balancing = balance(factorize(model, stability_tol))
+    if balancing.n_computable < balancing.factored.n_stable:
+        eye = np.eye(model.n_states)
+        return model, (eye, eye)
+    balanced, left, right = truncate_balanced(model, balancing, balancing.n_computable)
+    return balanced, (left, right)
+
+
+class Derived(UserFactors):
+    """Truncation of a derived model with other inputs and outputs than the full model.
+
+    ``derived`` must be stable. Its states are those of the full model, projected by ``bases``.
     """
 
     may_lower_order = True
     never_unstable = True
 
-    def __init__(self, model: LinearModel, derived: LinearModel):
+    def __init__(self, model: LinearModel, derived: LinearModel, bases: tuple[Array, Array]):
+        self.bases = bases
         self.inner = Truncation(derived, balance(factorize(derived, 0.0)))
         super().__init__(derived, self.inner.balancing)
         self.full = model
@@ -37,6 +53,8 @@ class Derived(UserFactors):
     def truncate(self, order: int) -> tuple[LinearModel, Array | None, Array | None]:
         """Return the reduced model that corresponds to the truncated derived model."""
         model, left, right = self.inner_at(order)
+        if left is not None and right is not None:
+            left, right = self.bases[0] @ left, self.bases[1] @ right
         return self.full.with_matrices(*self.reduced_matrices(model), self.full.D), left, right
 
     def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:

@@ -10,11 +10,12 @@ from ..._util.arrays import Array, Quadruple
 from ...errors import ConvergenceError, ModelError, UnstableError
 from ...gramians.factorize import factorize
 from ...gramians.riccati import solve_riccati
+from ...gramians.stability import is_stable_matrix
 from ...gramians.weighted import dual
 from ...models.linear_model import LinearModel
 from ..norms import compress_inputs_and_outputs, equilibrated, hinf_norm
 from ..order import order_by_bisection
-from .derived import Derived
+from .derived import Derived, in_balanced_states
 
 #: By this share the gain of a reduced model may exceed one because of rounding.
 ROUNDING = 1e-9
@@ -30,14 +31,20 @@ class BoundedReal(Derived):
     """
 
     def __init__(self, model: LinearModel, stability_tol: float):
-        _check_stable(model, stability_tol, "bounded_real")
+        _check_stable(
+            model,
+            stability_tol,
+            "bounded_real",
+            "their gain has no bound; remove them by minimal() if they are hidden, or use another method",
+        )
         gain = _largest_gain(model.as_tuple(), discrete=model.is_discrete)
         if gain >= 1:
             raise ModelError(
                 "method='bounded_real' needs a gain below 1 at every frequency, and the largest is "
                 f"{gain:.6g}: scale inputs or outputs, or use another method"
             )
-        super().__init__(model, _completed(model))
+        states, bases = in_balanced_states(model, stability_tol)
+        super().__init__(model, _completed(states), bases)
         self.method = "bounded_real"
 
     def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
@@ -83,7 +90,13 @@ class PositiveReal(BoundedReal):
     """
 
     def __init__(self, model: LinearModel, stability_tol: float):
-        _check_stable(model, stability_tol, "positive_real")
+        _check_stable(
+            model,
+            stability_tol,
+            "positive_real",
+            "those of a passive model are marginal, as of an ideal capacitor; separate them by split(), "
+            "reduce the stable part, and add the other part to the result, which is passive too",
+        )
         if model.n_inputs != model.n_outputs:
             raise ModelError(
                 "method='positive_real' needs as many outputs as inputs, got "
@@ -96,16 +109,17 @@ class PositiveReal(BoundedReal):
                 "method='positive_real' needs D + D^H positive definite, and its least eigenvalue is "
                 f"{least:.3g}: add a small resistance to D"
             )
-        waves = model.with_matrices(*_waves(*model.as_tuple()))
-        poles = np.linalg.eigvals(waves.A) if waves.A.size else np.zeros(0)
-        stable = np.all(np.abs(poles) < 1) if model.is_discrete else np.all(poles.real < 0)
-        gain = _largest_gain(waves.as_tuple(), discrete=model.is_discrete) if stable else math.inf
+        states, bases = in_balanced_states(model, stability_tol)
+        waves = model.with_matrices(*_waves(*states.as_tuple()))
+        discrete = model.is_discrete
+        stable = is_stable_matrix(waves.A, discrete=discrete)
+        gain = _largest_gain(waves.as_tuple(), discrete=discrete) if stable else math.inf
         if gain >= 1:
             raise ModelError(
                 "method='positive_real' needs a strictly passive model, G + G^H > 0 at every frequency, and "
                 "this one is not"
             )
-        Derived.__init__(self, model, _completed(waves))
+        Derived.__init__(self, model, _completed(waves), bases)
         self.method = "positive_real"
 
     def reduced_matrices(self, model: LinearModel) -> tuple[Array, Array, Array]:
@@ -141,11 +155,12 @@ class PositiveReal(BoundedReal):
         return _largest_gain(_waves(*model.as_tuple()), discrete=model.is_discrete)
 
 
-def _check_stable(model: LinearModel, stability_tol: float, method: str) -> None:
+def _check_stable(model: LinearModel, stability_tol: float, method: str, advice: str) -> None:
     unstable = factorize(model, stability_tol).n_unstable
     if unstable:
         raise UnstableError(
-            f"method={method!r} needs a stable model, and {unstable} pole(s) are unstable or marginal"
+            f"method={method!r} needs a stable model, and {unstable} pole(s) are unstable or marginal: "
+            f"{advice}"
         )
 
 

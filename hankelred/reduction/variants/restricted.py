@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..._util.arrays import EPS, Array
+from ..._util.checks import require_option
 from ...errors import ModelError
 from ...gramians.factorize import FactoredSystem, factorize
 from ...gramians.limited import band_factors, horizon_factors
@@ -20,7 +21,7 @@ from ...gramians.weighted import dual, input_weighted_factors
 from ...models.linear_model import LinearModel
 from ..balancing import Balancing, balance, truncate_balanced
 from ..measured_error import region_error, region_norm
-from ..methods import UserFactors
+from ..methods import Residualization, UserFactors
 from ..order import order_by_bisection
 from ..region import Region, checked_bands, checked_horizon, checked_weights
 
@@ -39,8 +40,8 @@ class Candidate:
 
     balanced: str
     model: LinearModel
-    left: Array
-    right: Array
+    left: Array | None
+    right: Array | None
     error: float
     stable: bool
 
@@ -49,8 +50,8 @@ class Restricted(UserFactors):
     """Truncation by limited or weighted Gramians, compared with plain truncation.
 
     ``pairs`` maps names to pairs of factors; the singular values are those of the first pair. With ``best``,
-    the candidate with the smallest measured error is returned; otherwise the first one, if it is stable and
-    not less accurate than plain truncation.
+    the candidate with the smallest measured error is returned, and each pair gives two, by truncation and by
+    residualization; otherwise the first one, if it is stable and not less accurate than plain truncation.
     """
 
     may_lower_order = True
@@ -137,6 +138,8 @@ class Restricted(UserFactors):
             if requested.error <= limit:
                 return requested, ""
         candidates += plain + self._candidates(dict(others), r)
+        if self._best:
+            candidates += self._residualized(r)
         chosen = min(candidates, key=lambda candidate: (not candidate.stable, candidate.error))
         if self._best:
             return chosen, ""
@@ -157,13 +160,26 @@ class Restricted(UserFactors):
 
     def _candidates(self, balancings: dict[str, Balancing], r: int) -> list[Candidate]:
         return [
-            self._candidate(name, balancing, r)
+            self._candidate(name, *truncate_balanced(self.full, balancing, r))
             for name, balancing in balancings.items()
             if balancing.n_computable >= r
         ]
 
-    def _candidate(self, name: str, balancing: Balancing, r: int) -> Candidate:
-        model, left, right = truncate_balanced(self.full, balancing, r)
+    def _residualized(self, r: int) -> list[Candidate]:
+        """Return the candidates whose removed states are at steady state."""
+        out = []
+        for name, balancing in {PLAIN: self._plain, **self._balancings}.items():
+            source = Residualization(self.full, balancing)
+            if balancing.n_computable < r:
+                continue
+            try:
+                reduced = source.truncate(r + self.unstable_order)
+            except np.linalg.LinAlgError:  # the removed states have no steady state
+                continue
+            out.append(self._candidate(f"{name}, residualized", *reduced))
+        return out
+
+    def _candidate(self, name: str, model: LinearModel, left: Array | None, right: Array | None) -> Candidate:
         if self.unstable_poles_of(model).size:
             return Candidate(name, model, left, right, np.inf, stable=False)
         full, reduced, unit = self.compared(model)
@@ -174,37 +190,44 @@ class Restricted(UserFactors):
 
 def frequency_limited(model: LinearModel, stability_tol: float, *, band: Any) -> Restricted:
     """Return truncation by frequency-limited Gramians."""
-    bands = checked_bands(band, model)
+    region = Region(bands=checked_bands(band, model))
     factored = factorize(model, stability_tol)
-    Lc, Lo = band_factors(factored.A, factored.B, factored.C, bands, discrete=model.is_discrete)
-    return _two_sided("frequency_limited", model, factored, Lc, Lo, Region(bands=bands), "quadrature", "band")
+    pairs = band_pairs(factored, region, discrete=model.is_discrete)
+    return Restricted("frequency_limited", model, factored, pairs, region, "quadrature")
 
 
 def time_limited(model: LinearModel, stability_tol: float, *, horizon: Any) -> Restricted:
     """Return truncation by time-limited Gramians."""
-    time = checked_horizon(horizon, model)
+    region = Region(horizon=checked_horizon(horizon, model))
     factored = factorize(model, stability_tol)
-    Lc, Lo = horizon_factors(factored.A, factored.B, factored.C, time, discrete=model.is_discrete)
-    return _two_sided("time_limited", model, factored, Lc, Lo, Region(horizon=time), "doubling", "horizon")
+    pairs = horizon_pairs(factored, region, discrete=model.is_discrete)
+    return Restricted("time_limited", model, factored, pairs, region, "doubling")
 
 
-def _two_sided(
-    method: str,
-    model: LinearModel,
-    factored: FactoredSystem,
-    Lc: Array,
-    Lo: Array,
-    region: Region,
-    solver: str,
-    what: str,
-) -> Restricted:
+def band_pairs(factored: FactoredSystem, region: Region, *, discrete: bool) -> dict[str, tuple[Array, Array]]:
+    """Return the pairs of factors that are compared for the bands of a region."""
+    bands = region.bands or []
+    return _two_sided(
+        factored, *band_factors(factored.A, factored.B, factored.C, bands, discrete=discrete), "band"
+    )
+
+
+def horizon_pairs(
+    factored: FactoredSystem, region: Region, *, discrete: bool
+) -> dict[str, tuple[Array, Array]]:
+    """Return the pairs of factors that are compared for the horizon of a region."""
+    time = region.horizon or 0.0
+    L = horizon_factors(factored.A, factored.B, factored.C, time, discrete=discrete)
+    return _two_sided(factored, *L, "horizon")
+
+
+def _two_sided(factored: FactoredSystem, Lc: Array, Lo: Array, what: str) -> dict[str, tuple[Array, Array]]:
     # with one plain Gramian the reduced model is stable, because it satisfies the truncated Lyapunov equation
-    pairs = {
+    return {
         f"both Gramians of the {what}": (Lc, Lo),
         f"the controllability Gramian of the {what}": (Lc, factored.observability),
         f"the observability Gramian of the {what}": (factored.controllability, Lo),
     }
-    return Restricted(method, model, factored, pairs, region, solver)
 
 
 def frequency_weighted(
@@ -216,8 +239,7 @@ def frequency_weighted(
     weighting: str = "best",
 ) -> Restricted:
     """Return truncation by frequency-weighted Gramians."""
-    if weighting not in WEIGHTINGS:
-        raise ModelError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    require_option(weighting, WEIGHTINGS, "weighting", ModelError)
     if input_weight is None and output_weight is None:
         raise ModelError("method='frequency_weighted' needs input_weight= or output_weight=, or both")
     on_input, on_output = checked_weights(input_weight, output_weight, model, stability_tol)

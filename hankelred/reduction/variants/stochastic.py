@@ -15,7 +15,6 @@ from ...errors import ConvergenceError, ModelError, OrderError, UnstableError
 from ...gramians.factorize import FactoredSystem, factorize
 from ...gramians.gramians import gramian
 from ...gramians.riccati import solve_riccati
-from ...models.frequency_response import FrequencyResponse
 from ...models.linear_model import LinearModel
 from ..balancing import balance, singular_values, truncate_balanced
 from ..methods import UserFactors, whole_models
@@ -24,12 +23,11 @@ from ..norms import (
     critical_frequencies,
     equilibrated,
     hinf_norm,
-    negated,
-    no_direct_term,
-    parallel,
+    refined_gains,
 )
 from ..order import distinct, order_by_bisection
 from .bilinear import from_half_plane, to_half_plane
+from .derived import in_balanced_states
 
 #: Singular values nearer to 1 than this correspond to zeros in the right half plane.
 ONE = 1e-6
@@ -59,9 +57,9 @@ class Stochastic(UserFactors):
                 f"method='stochastic' needs a stable model, and {unstable} pole(s) are unstable or marginal; "
                 "separate them by split(), reduce the stable part, and add the unstable part to the result"
             )
-        inner = model
-        if model.is_discrete:
-            inner = replace(model.with_matrices(*to_half_plane(*model.as_tuple())), dt=0)
+        inner, self._bases = in_balanced_states(model, stability_tol)
+        if model.is_discrete:  # the bilinear map leaves balanced states balanced
+            inner = replace(inner.with_matrices(*to_half_plane(*inner.as_tuple())), dt=0)
         factored = factorize(inner, 0.0)
         Lo = _phase_factor(factored, inner, self.regularization)
         super().__init__(inner, balance(replace(factored, observability=Lo, solver="riccati")))
@@ -88,7 +86,7 @@ class Stochastic(UserFactors):
             )
         model, left, right = truncate_balanced(self.inner, self.balancing, order)
         if not self.full.is_discrete:
-            return model, left, right
+            return model, self._bases[0] @ left, self._bases[1] @ right
         return self.full.with_matrices(*from_half_plane(*model.as_tuple())), None, None
 
     def compared(self, reduced: LinearModel) -> tuple[tuple[Array, Array, Array], Quadruple, float]:
@@ -112,12 +110,10 @@ class Stochastic(UserFactors):
         total = self.level(reduced.n_states)
         # if rounding is larger than the truncation error, it is visible in the sampled error
         full, other, _ = self.compared(reduced)
-        difference = parallel([(*full, no_direct_term(other[3].shape)), negated(other)])
         discrete = self.full.is_discrete
-        w = critical_frequencies(self.full.A, discrete=discrete)
-        sampled = float(
-            FrequencyResponse(*difference, discrete=discrete).gain(w[np.isfinite(w)]).max(initial=0.0)
-        )
+        w = np.concatenate([critical_frequencies(M.A, discrete=discrete) for M in (self.full, reduced)])
+        gains, _ = refined_gains(full, other, w, discrete=discrete)
+        sampled = float(gains.max(initial=0.0))
         return total if sampled <= total else 2 * sampled
 
     def order_within(self, tol: float | None, rtol: float | None) -> int | None:
@@ -185,4 +181,5 @@ def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: 
         what="the spectral factor",
         advice="the model has a zero on or near the stability boundary: choose a larger regularization=",
     )
-    return gramian((A, B, solution.rows, np.zeros((p, B.shape[1]))), "observability", factor=True)
+    phase = A, B, solution.rows, np.zeros((p, B.shape[1]))
+    return gramian(phase, "observability", factor=True, stability_tol=0.0)

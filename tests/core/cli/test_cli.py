@@ -573,3 +573,30 @@ def test_norm_of_a_large_model_has_no_frequency(folder):
     assert (status, err) == (0, "") and re.search(r"hinf norm: \S+\n$", out)
     write_model(as_model(([[1.0]], [[1.0]], [[1.0]], 0)), "unstable.json")
     assert run("norm", "unstable.json")[1].endswith("hinf norm: inf\n")
+
+
+def test_json_of_models_from_data(folder):
+    status, out, err = run(
+        *("identify", "record.csv", "--inputs", "u", "--outputs", "y1,y2", "--dt", "0.1", "--order", "2"),
+        *("--json", "--out", "identified.json"),
+    )
+    content = json.loads(out, parse_constant=pytest.fail)
+    assert status == 0 and "wrote identified.json" in err
+    table = np.loadtxt("record.csv", delimiter=",", skiprows=1)
+    model = hankelred.identify(table[:, :1].T, table[:, 1:].T, 2, dt=0.1)
+    assert content["order"] == 2 and content["dt"] == 0.1 and content["samples"] == len(table)
+    assert content["output_names"] == ["y1", "y2"]
+    assert np.allclose(content["fit"], model.fit) and np.allclose(
+        content["held_back_fit"], model.held_back_fit
+    )
+    assert np.allclose(content["hankel_singular_values"], model.hankel_singular_values)
+
+    omega = np.geomspace(0.1, 10, 50)
+    lag = 1 / (1j * omega + 1)
+    np.savetxt("response.csv", np.column_stack([omega, lag.real, lag.imag]), delimiter=",")
+    status, out, err = run("fit", "response.csv", "--order", "1", "--json", "--out", "fitted.json")
+    content = json.loads(out, parse_constant=pytest.fail)
+    assert status == 0 and "wrote fitted.json" in err
+    assert content["order"] == 1 and content["relative_error"] < 1e-9 and content["frequencies"] == 50
+    # the only Hankel singular value of 1 / (s + 1) is 1/2
+    assert content["hankel_singular_values"][0] == pytest.approx(0.5)

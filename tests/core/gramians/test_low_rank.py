@@ -11,14 +11,14 @@ from helpers.sparse_models import beam, chain, heat, modal_values, rail, right_t
 import hankelred
 from hankelred import ConvergenceError, ModelError, OrderError, hankel_singular_values
 from hankelred.gramians.low_rank import low_rank_factors
-from hankelred.models.sparse_model import large_model
+from hankelred.models.sparse_model import any_model
 
 pytestmark = pytest.mark.slow
 
 
 def factored(system, accuracy=None, **options):
     dt = options.pop("dt", 0)
-    return low_rank_factors(large_model(system, dt, "low_rank"), accuracy, **options)
+    return low_rank_factors(any_model(system, dt, "low_rank"), accuracy, **options)
 
 
 def checked(system, truth, accuracy=None, **options):
@@ -172,6 +172,20 @@ def test_model_without_input_or_output():
     assert hankel_singular_values((A, 0 * B, C, 0), solver="low_rank").size == 0
     assert hankelred.reduce((A, B, 0 * C, [[1, 2], [3, 4]]), solver="low_rank").order == 0
     assert hankelred.norm((A, 0 * B, C, 0), "hinf", solver="low_rank") == 0
+
+
+def test_complex_matrices_without_imaginary_parts():
+    # numpy's warning about discarded imaginary parts reached the user
+    A, B, C = heat(12, convection=10.0)
+    values = hankel_singular_values((A.astype(complex), B + 0j, C, 0), solver="low_rank")
+    np.testing.assert_allclose(values[:10], dense(A, B, C)[:10], rtol=1e-8)
+
+
+def test_all_poles_at_the_origin():
+    """The error was one of numpy, about an empty list of arrays."""
+    _, B, C = heat(12)
+    with pytest.raises(ConvergenceError, match="unstable poles"):
+        hankel_singular_values((sp.csc_array((144, 144)), B, C, 0), solver="low_rank")
 
 
 def test_another_factorization():

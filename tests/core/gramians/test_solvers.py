@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.linalg as sla
+import scipy.sparse
 from helpers.reference import damped_chain, exact_gramians, random_system, slow_pole
+from helpers.sparse_models import heat
 
 import hankelred
 from hankelred.gramians import factorize, hammarling, smith
@@ -88,6 +90,41 @@ def test_hammarling_pair_driven_along_one_direction():
             Lc, _ = hammarling_factors(T, B, np.ones((1, 2)), discrete=False)
             P, _ = exact_gramians(T, B, np.ones((1, 2)))
             np.testing.assert_allclose(Lc @ Lc.T, P, rtol=1e-13, atol=1e-15 * P.max())
+
+
+def test_hammarling_pair_of_nearly_equal_poles_and_nearly_parallel_rows():
+    """Heat on a square plate with an integrator was refused: "the Gramians could not be computed".
+
+    Poles equal up to rounding become pairs of T, whose rows of B are nearly parallel after other poles have
+    been removed. The direction of M was then a difference of equal numbers.
+    """
+    rng = np.random.default_rng(0)
+    for trial in range(3000):
+        a, exponents = -(10.0 ** rng.uniform(-6, 6)), rng.uniform(-16, 4, size=2)
+        f, g = np.array([1, -1]) * rng.choice([-1, 1]) * 10.0**exponents * abs(a)
+        b = rng.standard_normal((2, 1 + trial % 3))
+        b[1] = b[0] * rng.standard_normal() + 10.0 ** rng.uniform(-20, 0) * b[1]
+        b[trial % 2] *= 10.0 ** rng.uniform(-20, 0)
+        T = np.array([[a, f], [g, a]])
+        U, S, M = hammarling._factor_of_pair(T, b)
+        P, size = U @ U.T, np.linalg.norm(T)
+        for defect, scale in (
+            (T @ P + P @ T.T + b @ b.T, size * np.linalg.norm(P)),
+            (S + S.T + M @ M.T, np.linalg.norm(S)),
+            (U @ S - T @ U, np.linalg.norm(U) * (size + np.linalg.norm(S))),
+            (U @ M - b, np.linalg.norm(U) * np.linalg.norm(M)),
+        ):
+            assert np.linalg.norm(defect) <= 1e-14 * scale
+
+
+@pytest.mark.parametrize("convection", [0.0, 10.0])
+def test_repeated_poles_beside_an_integrator(convection):
+    A, B, C = heat(15, convection=convection)
+    driven = np.vstack([B, [[1.0, 1.0]]]), np.hstack([C, [[1.0], [0.0]]])
+    values = hankelred.hankel_singular_values((scipy.sparse.block_diag([A, [[0.0]]]), *driven, 0))
+    alone = hankelred.hankel_singular_values((A, B, C, 0))
+    assert values[0] == np.inf
+    np.testing.assert_allclose(values[1:20], alone[:19], rtol=1e-9, atol=1e-14 * alone[0])
 
 
 @pytest.mark.parametrize("discrete", [False, True])
@@ -468,3 +505,20 @@ def test_rows_of_denormal_numbers_do_not_overflow():
     truth = hankelred.hankel_singular_values(hankelred.ModalSystem(poles, modes.T @ B, C @ modes, dt=0))
     assert np.isinf(values[0])
     np.testing.assert_allclose(values[1:7], truth[:6], rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "m"), [(10, 2), (10, 20), (30, 1), (48, 1), (61, 1), (100, 1)])
+@pytest.mark.parametrize("complex_", [False, True])
+def test_small_tiles_of_one_input_give_both_gramians(n, m, complex_):
+    """Inputs are solved one by one with one form of S, and no tile may cut a pair of poles."""
+    rng = np.random.default_rng(n + m)
+    A = rng.standard_normal((n, n)) + 1j * complex_ * rng.standard_normal((n, n))
+    A = A - (np.linalg.eigvals(A).real.max() + 0.1) * np.eye(n)
+    B, C = rng.standard_normal((n, m)), rng.standard_normal((m, n))
+    for kind, exact in (
+        ("controllability", sla.solve_continuous_lyapunov(A, -B @ B.T)),
+        ("observability", sla.solve_continuous_lyapunov(A.conj().T, -C.T @ C)),
+    ):
+        L = hankelred.gramian((A, B, C, 0), kind, factor=True)
+        assert L.shape[1] <= n
+        np.testing.assert_allclose(L @ L.conj().T, exact, atol=1e-9 * np.abs(exact).max())

@@ -366,15 +366,15 @@ class TestFiles:
             [OMEGA / (2 * np.pi), np.stack([flat.real, flat.imag], axis=2).reshape(-1, 8)]
         )
         np.savetxt(tmp_path / "response.txt", columns)
-        found, omega = read_response(tmp_path / "response.txt", inputs=2, in_hertz=True)
-        assert np.allclose(found, values) and np.allclose(omega, OMEGA)
+        values_read, omega = read_response(tmp_path / "response.txt", inputs=2, in_hertz=True)
+        assert np.allclose(values_read, values) and np.allclose(omega, OMEGA)
         with pytest.raises(hankelred.FileFormatError, match="9 columns"):
             read_response(tmp_path / "response.txt", inputs=3)
 
     def test_arrays(self, tmp_path):
         np.savez(tmp_path / "r.npz", frdata=GOOD[None, None], f=OMEGA / (2 * np.pi))
-        found, omega = read_response(tmp_path / "r.npz")
-        assert np.allclose(found.reshape(-1), GOOD) and np.allclose(omega, OMEGA)
+        values_read, omega = read_response(tmp_path / "r.npz")
+        assert np.allclose(values_read.reshape(-1), GOOD) and np.allclose(omega, OMEGA)
         np.savez(tmp_path / "r.npz", A=GOOD)
         with pytest.raises(hankelred.FileFormatError, match="no frequency response"):
             read_response(tmp_path / "r.npz")
@@ -389,8 +389,8 @@ class TestFiles:
             with pytest.raises(hankelred.FileFormatError, match="scikit-rf"):
                 read_response(file)
             return
-        found, omega = read_response(file)
-        assert np.allclose(found[0, 0], GOOD) and np.allclose(omega, OMEGA)
+        values_read, omega = read_response(file)
+        assert np.allclose(values_read[0, 0], GOOD) and np.allclose(omega, OMEGA)
 
     def test_command(self, tmp_path):
         from click.testing import CliRunner

@@ -15,8 +15,9 @@ from hankelred.identification.order_selection import (
     choose_recipe,
     split_records,
 )
-from hankelred.identification.output_error import fit_inputs, refine, simulate_states
+from hankelred.identification.output_error import fit_inputs, refine
 from hankelred.identification.whitening import whitened_fit
+from hankelred.simulation.batch_recurrence import simulate_states
 
 POLES = np.array([0.9 * np.exp(0.4j), 0.9 * np.exp(-0.4j)])
 A = np.array([[2 * POLES[0].real, -(abs(POLES[0]) ** 2)], [1.0, 0.0]])
@@ -91,8 +92,8 @@ class TestNoiseModel:
             e = lfilter([1.0], [1.0, -2 * resonance.real, abs(resonance) ** 2], rng.standard_normal(1000))
             y = clean + 0.5 * e / e.std()
             model = refined(u, y)
-            found = whitened_fit(model, [u[None]], [y[None]], residual_of(model, u, y), stable=True)
-            for m, out in ((model, plain_errors), (found, errors)):
+            whitened = whitened_fit(model, [u[None]], [y[None]], residual_of(model, u, y), stable=True)
+            for m, out in ((model, plain_errors), (whitened, errors)):
                 x = simulate_states(m.A, m.B, u[None], np.zeros(2))
                 out.append(np.sum((m.C @ x + m.D @ u[None] - clean) ** 2))
         assert np.mean(errors) < 0.25 * np.mean(plain_errors)
@@ -102,8 +103,8 @@ class TestNoiseModel:
         u = rng.standard_normal(500)
         y = output(u) + 0.1 * rng.standard_normal(500)
         model = refined(u, y)
-        found = whitened_fit(model, [u[None]], [y[None]], [rng.standard_normal((1, 30))], stable=True)
-        assert found is None
+        whitened = whitened_fit(model, [u[None]], [y[None]], [rng.standard_normal((1, 30))], stable=True)
+        assert whitened is None
 
 
 class TestInformationCriterion:
@@ -117,15 +118,15 @@ class TestInformationCriterion:
         """
         resonance = 0.98 * np.exp(1.2j)
         filters = {"resonant": [1.0, -2 * resonance.real, abs(resonance) ** 2], "slow": [1.0, -0.98]}
-        found = []
+        orders = []
         for seed in range(4):
             rng = np.random.default_rng(seed)
             u = np.repeat(rng.choice([-1.0, 1.0], 100), 5)
             noise = lfilter([1.0], filters[kind], rng.standard_normal(700))[200:]
             clean = output(u)
             model = hankelred.identify(u, clean + 0.3 * clean.std() * noise / noise.std(), dt=0.1)
-            found.append(model.order)
-        assert found.count(2) >= 3
+            orders.append(model.order)
+        assert orders.count(2) >= 3
 
     def test_the_deviance_is_that_of_the_exact_likelihood(self):
         """Against the normal density with the covariance matrix of order 1, at its best scale."""

@@ -314,7 +314,7 @@ class TestRealize:
             (np.array([1, np.nan, 0.5, 0.2]), {}, r"markov\[1, 0, 0\]"),
             (np.ones(8), {"dt": 0}, "samples"),
             (np.ones(8), {"order": -1}, "negative"),
-            ("abc", {}, "numeric"),
+            ("abc", {}, "numbers"),
         ],
     )
     def test_refusals(self, markov, options, words):

@@ -65,6 +65,9 @@ class TestPandas:
         frame = pandas.DataFrame({"valve": u}, index=0.2 * np.arange(300))
         with pytest.raises(hankelred.HankelredError, match="disagrees"):
             hankelred.identify(frame, y, 1, dt=0.1)
+        frame.index *= 1e-8  # steps below 1e-8 seconds all counted as the same
+        with pytest.raises(hankelred.HankelredError, match="disagrees"):
+            hankelred.identify(frame, y, 1, dt=4e-9)
         frame.index = np.cumsum(np.linspace(0.1, 0.3, 300))
         with pytest.raises(hankelred.HankelredError, match="not uniform"):
             hankelred.identify(frame, y, 1)

@@ -13,7 +13,7 @@ import hankelred
 from hankelred import HankelredError, ModelError
 from hankelred.models.descriptor import nilpotent_realization, pencil_response
 from hankelred.models.linear_model import as_model
-from hankelred.models.sparse_model import large_model
+from hankelred.models.sparse_model import any_model
 
 
 def dense(M):
@@ -165,6 +165,20 @@ def test_a_static_model_and_a_pure_derivative():
     np.testing.assert_allclose(second.improper, [[[0.0]], [[-1.0]]], atol=1e-15)
 
 
+@pytest.mark.parametrize("parts", ["A", "B", "E", "AB"])
+def test_a_complex_model_with_another_type_of_e(parts):
+    """E^-1 A of a real E and a complex A lost the imaginary part of A, and so did that of B."""
+    rng = np.random.default_rng(5)
+    A, B, C, E = -3 * np.eye(3), np.ones((3, 1)), np.ones((1, 3)), np.eye(3) + 0.1 * np.ones((3, 3))
+    A, B, E = (
+        M + 0.5j * rng.standard_normal(M.shape) if name in parts else M
+        for name, M in zip("ABE", (A, B, E), strict=True)
+    )
+    model = as_model((A, B, C, 0, E))
+    for actual, expected in ((model.A, np.linalg.solve(E, A)), (model.B, np.linalg.solve(E, B))):
+        np.testing.assert_allclose(actual, expected, rtol=1e-13, atol=1e-14)
+
+
 def test_complex_and_discrete_models():
     system = (np.diag([-1 + 2j, 1.0]), [[1.0], [1.0]], [[1.0, 1j]], 0, np.diag([1.0, 0.0]))
     model = as_model(system)
@@ -200,7 +214,7 @@ def test_sparse_and_dense_agree(system):
 
 def test_the_constraints_of_a_saddle_point_are_factored_once():
     """Story: every expansion to all states, and every solver of E, factored E11 with the constraints."""
-    pencil = large_model(stokes(5), 0, "low_rank").make_pencil(None)
+    pencil = any_model(stokes(5), 0, "low_rank").make_pencil(None)
     x = np.random.default_rng(0).standard_normal((pencil.n, 2))
     for transposed in (False, True):
         pencil.expand(x, transposed=transposed)
@@ -248,7 +262,7 @@ def with_algebraic_node(system):
 )
 def test_sparse_structures_without_solves_are_refused(system, message, dt):
     with pytest.raises(ModelError, match=message) as caught:
-        large_model(system, dt, "low_rank")
+        any_model(system, dt, "low_rank")
     assert "solver='dense'" in str(caught.value)
 
 

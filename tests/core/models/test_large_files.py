@@ -120,3 +120,94 @@ def test_bad_files(tmp_path):
         read_model(path)
     sio.savemat(tmp_path / "short.mat", {"M": M, "K": K, "C": C})
     refused("has no B", name="short.mat")
+
+
+FORMATS = ["csc", "csr", "coo", "dia", "bsr"]
+
+
+def in_parts(name, M, separator="_"):
+    """Return the arrays that scipy.sparse.save_npz writes, with a prefix."""
+    places = {"coo": ("row", "col"), "dia": ("offsets",)}.get(M.format, ("indices", "indptr"))
+    parts = {"format": M.format, "shape": M.shape, "data": M.data, **{key: getattr(M, key) for key in places}}
+    return {f"{name}{separator}{key}": value for key, value in parts.items()}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("several", [False, True])
+def test_sparse_matrices_in_npz_files(tmp_path, kind, several):
+    """Before, only .mat and Matrix Market files could hold a sparse matrix."""
+    A, B, C = heat(8)
+    E = sp.diags([np.linspace(1, 2, 64)], [0]).asformat(kind)
+    A, B_sparse = A.asformat(kind), sp.csc_matrix(B)
+    truth = hankelred.hankel_singular_values((A, B, C, 0, E))
+    if several:
+        sp.save_npz(tmp_path / "heat.A.npz", A)
+        sp.save_npz(tmp_path / "heat.E.npz", E)
+        sp.save_npz(tmp_path / "heat.B.npz", B_sparse)
+        np.savez(tmp_path / "heat.C.npz", C)
+        path = tmp_path / "heat.A.npz"
+    else:
+        path = tmp_path / "heat.npz"
+        np.savez(path, **in_parts("A", A), **in_parts("E", E, "."), **in_parts("b", B_sparse), C=C, dt=0)
+    values = hankelred.hankel_singular_values(read_model(path))
+    np.testing.assert_allclose(values, truth, rtol=1e-10, atol=1e-18)
+
+
+def test_large_and_second_order_models_in_npz_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    A, B, C = chain_of(5300)
+    np.savez_compressed("large.npz", **in_parts("A", A), **in_parts("B", sp.csc_matrix(B)), C=C)
+    assert isinstance(read_model("large.npz"), SparseModel)
+    out = CliRunner().invoke(cli, ["reduce", "large.npz", "--rtol", "1e-3", "--out", "small.npz"])
+    assert out.exit_code == 0 and "certificate: rigorous" in out.output
+    assert read_model("small.npz").n_states < 40
+    M, D, K, B, C = beam(6)
+    for key, each in {"M": M, "D": D, "K": K}.items():
+        sp.save_npz(f"beam.{key}.npz", sp.csc_matrix(each))
+    np.savez("beam.B.npz", B)
+    np.savez("beam.C.npz", C)
+    model = read_model("beam.K.npz")
+    assert isinstance(model, SecondOrderModel) and model.is_sparse
+
+
+def test_damaged_sparse_matrices_in_npz_files(tmp_path):
+    A, B, C = heat(8)
+    sound = {**in_parts("A", A), "B": B, "C": C}
+    path = tmp_path / "model.npz"
+
+    def refused(says, **changed):
+        np.savez(path, **{key: value for key, value in {**sound, **changed}.items() if value is not None})
+        with pytest.raises((FileFormatError, ModelError), match=says):
+            read_model(path)
+
+    refused("has no indptr", A_indptr=None)
+    refused("format of the sparse matrix A must be one of", A_format="lil")
+    refused("format of the sparse matrix A must be one of", A_format=np.arange(3))
+    refused("two sizes", A_shape=np.array([64]))
+    refused("two sizes", A_shape=np.array([-64, 64]))
+    refused("too large to be read", A_shape=np.array([2**40, 2**40]))
+    refused("list of integers", A_indices=A.indices.astype(float))
+    refused("do not fit together", A_indices=A.indices + 10**6)
+    refused("do not fit together", A_indices=-A.indices)
+    refused("do not fit together", A_indptr=A.indptr[:-1])
+    refused("do not fit together", A_indptr=A.indptr[::-1].copy())
+    # scipy accepts these index pointers, and its conversion then reads beyond the arrays
+    refused("do not fit together", A_indptr=np.r_[A.indptr[:-1], 0])
+    refused("do not fit together", A_indptr=np.r_[A.indptr[:-1], -1])
+    refused("do not fit together", A_data=A.data[:-1])
+    refused("as an array and in parts", A=A.toarray())
+    refused("strings", A_data=A.data.astype(str))
+    refused("nan", A_data=np.full(A.nnz, np.nan))
+    refused("holds Python objects", A=np.array(A, dtype=object), A_format=None)
+    refused("must be square", A_shape=np.array([90, 64]))
+    sp.save_npz(path, A)
+    with pytest.raises(FileFormatError, match=r"one sparse matrix; .* NAME\.A\.npz"):
+        read_model(path)
+    np.savez(tmp_path / "two.A.npz", A=A.toarray(), extra=1)
+    with pytest.raises(FileFormatError, match="2 arrays"):
+        read_model(tmp_path / "two.A.npz")
+    with pytest.raises(FileFormatError, match="does not exist"):
+        read_model(tmp_path / "nothing.A.npz")
+    sp.save_npz(tmp_path / "alone.A.npz", A)
+    with pytest.raises(FileFormatError, match="has no B, C"):
+        read_model(tmp_path / "alone.A.npz")

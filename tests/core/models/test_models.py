@@ -599,3 +599,22 @@ def test_an_entry_of_far_larger_gain_than_the_others_is_not_returned_as_zero():
     points = np.array([0.05 + 0.1j, 1.0 + 0.3j, 20.0 + 5.0j])
     exact, returned = model(points)[0, 0], reduced(points)[0, 0]
     assert np.all(np.abs(returned - exact) <= 1e-6 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("entry", [1e151, 1e153, np.nan, np.inf, 1j * np.inf, complex(0, np.nan)])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_one_sum_recognizes_matrices_with_entries_out_of_range(entry, order):
+    # the sum of squares replaced two passes over the entries; beyond its limit these are looked at one by one
+    from hankelred._util.arrays import is_moderate
+    from hankelred.models.linear_model import matrices_model
+
+    A = np.array([[-1.0, 0.5], [0.0, -2.0]], dtype=complex if np.iscomplexobj(entry) else float, order=order)
+    assert is_moderate(A)
+    A[1, 0] = entry
+    with np.errstate(all="raise"):
+        assert not is_moderate(A)
+    if entry == 1e151:
+        assert matrices_model(A, [[1], [1]], [[1, 1]], 0).A[1, 0] == entry
+    else:
+        with pytest.raises(ModelError):
+            matrices_model(A, [[1], [1]], [[1, 1]], 0)

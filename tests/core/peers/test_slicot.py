@@ -8,6 +8,7 @@ routines that hankelred has no counterpart of are not here.
 
 from __future__ import annotations
 
+import control
 import numpy as np
 import pytest
 import scipy.linalg
@@ -183,6 +184,34 @@ def test_optimal_approximation_of_the_fast_part_of_ab09ed():
     whole = [scipy.linalg.block_diag(slow[0], reduced[0]), np.vstack([slow[1], reduced[1]])]
     whole += [np.hstack([slow[2], reduced[2]]), reduced[3]]
     assert_same_response(whole, printed, FREQUENCIES, 4)
+
+
+def test_weighted_optimal_approximation_of_ab09jd():
+    # the stable part of V G is approximated, and the stable part of 1/V times the result is the answer
+    A = np.eye(6, k=-1)
+    A[0] = [-3.8637, -7.4641, -9.1416, -7.4641, -3.8637, -1.0]
+    G = control.ss(A, np.eye(6, 1), np.eye(1, 6, 5), 0)
+    V = control.ss(table("0.2 -1 \n 1 0"), [[1], [0]], [[-1.8, 0]], 1)
+    inverse = control.ss(V.A - V.B @ V.C, V.B, -V.C, 1)
+    assert V.poles().real.min() > 0 and inverse.poles().real.min() > 0
+    weighted, _ = hankelred.split(V * G)
+    reduction = hankelred.reduce(weighted, 4, method="hankel_norm")
+    printed_values = [2.6790, 2.1589, 0.8424, 0.1929, 0.0219, 0.0011]
+    np.testing.assert_allclose(reduction.hankel_singular_values, printed_values, atol=FOUR)
+    reduced, _ = hankelred.split(inverse * reduction.system)
+    printed = (
+        table("""
+            -0.2391   0.3072   1.1630   1.1967
+            -2.9709  -0.2391   2.6270   3.1027
+             0.0000   0.0000  -0.5137  -1.2842
+             0.0000   0.0000   0.1519  -0.5137
+        """),
+        table("-1.0497\n-3.7052\n0.8223\n0.7435"),
+        table("-0.4466   0.0143  -0.4780  -0.2013"),
+        np.array([[0.0219]]),
+    )
+    assert_same_response(control.ssdata(reduced), printed, FREQUENCIES, 4)
+    np.testing.assert_allclose(reduced.D, printed[3], atol=FOUR)
 
 
 def test_coprime_factors_with_inner_denominator_of_ab09fd():

@@ -85,6 +85,14 @@ def test_only_what_was_asked_for():
     assert "regularization" in flat["stochastic"].note and flat["stochastic"].order == 3
 
 
+def test_a_model_that_is_zero():
+    """The note of "stochastic" was about a regularization of 0.0, which nobody had passed."""
+    A, B, C, D = SYSTEM
+    comparison = compare_methods((A, 0 * B, C, 0 * D), 2)
+    assert "full row rank" in comparison["stochastic"].note
+    assert all(row.error == 0 for row in comparison.rows if row.order is not None)
+
+
 def test_wrong_arguments_are_refused_at_once():
     with pytest.raises(OrderError):
         compare_methods(SYSTEM, 2.5)

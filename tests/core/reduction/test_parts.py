@@ -46,6 +46,28 @@ def test_hidden_modes_of_any_stability_are_removed(seed, discrete):
     np.testing.assert_allclose(second, first, atol=1e-8 * np.abs(first).max())
 
 
+@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_hidden_chains_of_integrators_are_removed(seed, discrete):
+    """They were refused: at their computed poles, 1e-8, the response of the full model is rounding."""
+    A, B, C, D = random_system(seed, 5, 2, 1, discrete=discrete)
+    rng = np.random.default_rng(seed)
+    chain = np.eye(2, k=1) + discrete * np.eye(2)
+    T = rng.standard_normal((7, 7))
+    for reached, observed in ((0, 1), (1, 0), (1, 1)):
+        Bc, Cc = reached * rng.standard_normal((2, 2)), observed * rng.standard_normal((1, 2))
+        states = T @ sla.block_diag(A, chain) @ np.linalg.inv(T)
+        system = states, T @ np.vstack([B, Bc]), np.hstack([C, Cc]) @ np.linalg.inv(T), D
+        smaller = minimal(system, dt=discrete)
+        assert len(smaller[0]) == (7 if reached and observed else 5)
+        points = np.exp(1j * np.linspace(0.2, 3, 9)) if discrete else 1j * np.geomspace(0.1, 10, 9)
+        for point in points:
+            full, other = (
+                c @ np.linalg.solve(point * np.eye(len(a)) - a, b) for a, b, c, _ in (system, smaller)
+            )
+            np.testing.assert_allclose(other, full, atol=1e-7 * np.abs(full).max())
+
+
 def test_nothing_hidden_is_nothing_changed():
     system = random_system(1, 4, 2, 2)
     assert minimal(system) is system

@@ -33,6 +33,12 @@ def response(system, points):
     return np.array([C @ np.linalg.solve(s * np.eye(len(A)) - A, B) + D for s in points])
 
 
+def gain_of(first, second):
+    """Largest gain of the difference of two systems of python-control on a grid."""
+    points = grid(False, 2000)
+    return np.linalg.norm(response(control.ssdata(first - second), points), 2, axis=(1, 2)).max()
+
+
 # --- relative error
 
 
@@ -105,6 +111,18 @@ def test_stochastic_singular_values_of_ab09hd():
         np.sort_complex(np.linalg.eigvals(Ar)),
         atol=1e-3,
     )
+
+
+@pytest.mark.parametrize("regularization", [None, 0.4])
+def test_discrete_singular_values_are_those_of_the_discrete_equation(regularization):
+    # AB09HD's example is in continuous time: here scipy solves the equation that it solves in discrete time
+    A, B, C, D = system = random_system(11, 7, 3, 2, discrete=True)
+    P = sla.solve_discrete_lyapunov(A, B @ B.T)
+    R = C @ P @ C.T + D @ D.T + (regularization or 0.0) ** 2 * np.eye(2)
+    X = -sla.solve_discrete_are(A, A @ P @ C.T + B @ D.T, np.zeros((7, 7)), R, s=C.T)
+    values = np.sort(np.sqrt(np.abs(np.linalg.eigvals(P @ X))))[::-1]
+    reduction = reduce(system, 7, method="stochastic", regularization=regularization, dt=True)
+    np.testing.assert_allclose(reduction.hankel_singular_values, values, rtol=1e-7, atol=1e-12)
 
 
 def test_relative_tolerance():
@@ -265,8 +283,32 @@ def test_models_that_are_not_passive():
         reduce((A, 10 * B, C, np.eye(2)), 2, method="positive_real")
     with pytest.raises(ModelError, match="as many outputs"):
         reduce((A, B, C[:1], D[:1]), 2, method="positive_real")
-    with pytest.raises(UnstableError):
+    with pytest.raises(UnstableError, match=r"minimal\(\) if they are hidden"):
         reduce((-A, B, C, D), 2, method="bounded_real")
+
+
+def test_the_remedies_for_marginal_poles_work():
+    # the messages of refusals name them: a port with an ideal capacitor in series, and a drifting sensor
+    port = control.ss(*ladder(8)) + control.ss(0, 1, 0.5, 0)
+    with pytest.raises(UnstableError, match=r"separate them by split\(\).*passive too"):
+        reduce(port, 4, method="positive_real")
+    stable, marginal = hankelred.split(port)
+    system = reduce(stable, 4, method="positive_real").system + marginal
+    assert system.nstates == 5 and np.isclose(system.poles(), 0).sum() == 1
+    assert response(control.ssdata(system), grid(False, 2000)).real.min() > 0
+    A, B, C, D = random_system(9, 6, 1, 1)
+    sensor = control.ss(A, B, C, 2 * np.ones((1, 1))) + control.ss(0, 1, 0.5, 0)
+    with pytest.raises(UnstableError, match=r"separate them by split\(\)"):
+        reduce(sensor, 4, method="stochastic")
+    stable, marginal = hankelred.split(sensor)
+    reduction = reduce(stable, 4, method="stochastic")
+    apart = gain_of(sensor, reduction.system + marginal)
+    assert apart <= reduction.error_bound
+    # hidden unstable poles are removed by minimal()
+    hidden = sla.block_diag(A, 1.0), np.vstack([0.05 * B, [[0.0]]]), np.hstack([C, [[1.0]]]), 0 * D
+    with pytest.raises(UnstableError, match="minimal"):
+        reduce(hidden, 2, method="bounded_real")
+    assert reduce(hankelred.minimal(hidden), 2, method="bounded_real").order == 2
 
 
 # --- modes

@@ -10,7 +10,7 @@ from helpers.sparse_models import chain, heat
 import hankelred
 from hankelred import ConvergenceError, HankelredError, ModelError
 from hankelred.models.linear_model import DENSE_LIMIT
-from hankelred.models.sparse_model import large_model
+from hankelred.models.sparse_model import any_model
 from hankelred.simulation.implicit import run_implicit, sparse_impulse_response
 from hankelred.simulation.rational_exponential import chebyshev_fractions, pade_fractions
 
@@ -20,7 +20,7 @@ U = np.random.default_rng(0).standard_normal((2, T))
 
 def run(model, u, interval, dt=0, start=None, **options):
     """Simulate by implicit steps, however few states there are."""
-    model = large_model(model, dt, "low_rank")
+    model = any_model(model, dt, "low_rank")
     start = np.zeros(model.n_states) if start is None else start
     result = run_implicit(model, start[:, None], np.atleast_2d(u), interval, **options)
     return result.outputs[:, :, 0].T, result.last[:, 0]
@@ -70,6 +70,19 @@ def test_heat_equation(hold, convection, share, step):
     close(x, last, 10 * share)
 
 
+def test_complex_model_with_a_real_mass():
+    """The factors of a real E beside a complex A took no complex vectors: a TypeError of SuperLU."""
+    rng = np.random.default_rng(4)
+    A, B, C = heat(5, convection=2.0)
+    A = sp.csc_array(A + 0.3j * sp.diags_array(rng.uniform(0.5, 1.0, 25)))
+    E = sp.csc_array(sp.diags_array(rng.uniform(0.5, 2.0, 25)))
+    dense = (A.toarray(), B, C, 0, E.toarray())
+    y, _ = run((A, B, C, 0, E), U, 0.1)
+    close(y, hankelred.simulate(dense, U, step=0.1), 1e-6)
+    impulse = sparse_impulse_response(any_model((A, B, C, 0, E), 0, "low_rank"), 10, 0.1)
+    close(impulse, hankelred.impulse_response(dense, 10, step=0.1), 1e-6)
+
+
 @pytest.mark.parametrize("hold", ["zoh", "foh"])
 @pytest.mark.parametrize(("convection", "share"), [(0.0, 1e-11), (5.0, 1e-6)])
 def test_scipy_agrees(hold, convection, share):
@@ -111,7 +124,7 @@ def test_discrete_model(descriptor):
     y, x = run(sparse, U, None, dt=0.1)
     close(y, expected, 1e-12)
     close(x, last, 1e-12)
-    markov = sparse_impulse_response(large_model(sparse, 0.1, "low_rank"), 12, None)
+    markov = sparse_impulse_response(any_model(sparse, 0.1, "low_rank"), 12, None)
     close(markov, hankelred.impulse_response(dense, 12, dt=0.1), 1e-12)
 
 
@@ -121,7 +134,7 @@ def test_lightly_damped_chain():
     model = hankelred.SecondOrderModel(M, D, K, B, C)
     expected = hankelred.simulate(model, U[0], step=1.5)
     close(run(model, U[0], 1.5)[0][0], expected, 1e-6)
-    impulse = sparse_impulse_response(large_model(model, 0, "low_rank"), 40, 1.5)
+    impulse = sparse_impulse_response(any_model(model, 0, "low_rank"), 40, 1.5)
     close(impulse, hankelred.impulse_response(model, 40, step=1.5), 1e-6)
 
 
@@ -134,7 +147,7 @@ def test_algebraic_states():
     B[0] = C[0, 0] = C[1, 20] = 1
     dense = (A.toarray(), B, C, np.zeros((2, 1)), E.toarray())
     expected = hankelred.simulate(dense, U[0], step=0.3)
-    model = large_model((A, B, C, np.zeros((2, 1)), E), 0, "low_rank")
+    model = any_model((A, B, C, np.zeros((2, 1)), E), 0, "low_rank")
     y = run_implicit(model, np.zeros((model.n_states, 1)), U[:1], 0.3).outputs[:, :, 0].T
     close(y, expected, 1e-6)
 
@@ -154,7 +167,7 @@ def test_unresolved_oscillations_are_refused(w, weight):
     """L-stable steps damp what they do not resolve: two runs agreed, and the oscillation was lost."""
     sparse, _ = oscillator(w, weight)
     with pytest.raises(ConvergenceError, match=r"implicit steps per sample"):
-        sparse_impulse_response(large_model(sparse, 0, "low_rank"), 4, 1.0)
+        sparse_impulse_response(any_model(sparse, 0, "low_rank"), 4, 1.0)
     with pytest.raises(ConvergenceError, match=r"implicit steps per sample"):
         run(sparse, 0 * U[0], 1.0, start=np.ones(sparse[0].shape[0]))
 
@@ -162,7 +175,7 @@ def test_unresolved_oscillations_are_refused(w, weight):
 @pytest.mark.parametrize("w", [1.0, 20.0, 200.0])
 def test_resolved_oscillations(w):
     sparse, dense = oscillator(w, 1.0)
-    impulse = sparse_impulse_response(large_model(sparse, 0, "low_rank"), 10, 0.02)
+    impulse = sparse_impulse_response(any_model(sparse, 0, "low_rank"), 10, 0.02)
     close(impulse, hankelred.impulse_response(dense, 10, step=0.02), 1e-6)
     y, x = run(sparse, U[0], 0.02, start=np.ones(sparse[0].shape[0]))
     expected, last = hankelred.simulate(
@@ -180,7 +193,7 @@ def test_each_input_is_judged_by_its_own_response():
     strong = np.concatenate([B[:-2], np.zeros((2, 1))])
     with pytest.raises(ConvergenceError, match="beyond 128 implicit steps"):
         sparse_impulse_response(
-            large_model((A, np.hstack([strong, weak]), C, np.zeros((1, 2))), 0, "low_rank"), 6, 0.01
+            any_model((A, np.hstack([strong, weak]), C, np.zeros((1, 2))), 0, "low_rank"), 6, 0.01
         )
 
 
@@ -195,12 +208,12 @@ def test_complex_inputs_of_a_real_pencil(hold, convection, factor):
     u = U * factor
     expected = hankelred.simulate((A.toarray(), B, C, D), u, step=0.02, hold=hold)
     close(run((A, B, C, D), u, 0.02, first_order_hold=hold == "foh")[0], expected, 1e-6)
-    impulse = sparse_impulse_response(large_model((A, B, C, D), 0, "low_rank"), 8, 0.02)
+    impulse = sparse_impulse_response(any_model((A, B, C, D), 0, "low_rank"), 8, 0.02)
     close(impulse, hankelred.impulse_response((A.toarray(), B, C, D), 8, step=0.02), 1e-6)
     stable = sp.csc_array(A / 500)
     expected = hankelred.simulate((stable.toarray(), B, C, D), u, dt=True)
     close(run((stable, B, C, D), u, None, dt=True)[0], expected, 1e-12)
-    impulse = sparse_impulse_response(large_model((stable, B, C, D), True, "low_rank"), 8, None)
+    impulse = sparse_impulse_response(any_model((stable, B, C, D), True, "low_rank"), 8, None)
     close(impulse, hankelred.impulse_response((stable.toarray(), B, C, D), 8, dt=True), 1e-12)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 import hankelred_llm
@@ -154,6 +155,30 @@ def test_attach_in_python_remembers_the_only_file(folder, tmp_path):
     ids = torch.arange(12)[None] + 4
     with torch.no_grad():
         torch.testing.assert_close(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+def test_attach_remembers_the_file_of_a_base_that_was_found_by_name(tmp_path):
+    # find_model().load() removes the marks of transformers, so that the base can be trained, and attach then
+    # recorded no file; the adapter could not be loaded by the name of its base
+    for seed, name in enumerate(("a.gguf", "b.gguf")):
+        write_gguf(tmp_path / name, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        base = find_model(str(tmp_path / "b.gguf"), "float32").load()
+        model = hankelred_llm.attach(base, r=4)
+    assert model.peft_config["default"].base_gguf_file == "b.gguf"
+    model.save_pretrained(tmp_path / "adapter")
+    again = find_model(
+        str(tmp_path),
+        "float32",
+        gguf_file=hankelred_llm.HRMConfig.from_pretrained(str(tmp_path / "adapter")).base_gguf_file,
+    ).load()
+    ids = torch.arange(12)[None] + 4
+    with torch.no_grad():
+        assert torch.equal(
+            PeftModel.from_pretrained(again, tmp_path / "adapter")(input_ids=ids).logits,
+            model.eval()(input_ids=ids).logits,
+        )
 
 
 def test_attach_warns_where_several_files_are_possible(tmp_path):

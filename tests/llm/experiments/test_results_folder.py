@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import hankelred_llm
+from hankelred_llm._util.results_folder import results_folder
 from hankelred_llm.errors import ExperimentError
 from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.experiments.compare import compare
-from hankelred_llm.experiments.folder import results_folder
 from hankelred_llm.experiments.records import read_records
 from hankelred_llm.experiments.settings import Settings, one_run
 from hankelred_llm.experiments.single_run import score_folder, train_into
@@ -45,7 +45,8 @@ def trained(base, tmp_path_factory):
 def test_two_commands_cannot_share_a_folder(base, tmp_path):
     # two compare on one folder: 3 duplicated records, and "Directory not empty" as a traceback
     code = (
-        "import sys; from pathlib import Path; from hankelred_llm.experiments.folder import results_folder\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from hankelred_llm._util.results_folder import results_folder\n"
         "with results_folder(Path(sys.argv[1]), write=True): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

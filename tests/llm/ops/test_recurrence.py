@@ -92,6 +92,23 @@ def test_states_are_those_of_the_numpy_loop(kind, time, masks):
         np.testing.assert_allclose(last.numpy(), expected_last, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("time", LENGTHS[1:])
+@pytest.mark.parametrize("masks", ["none", "keep", "reset", "both"])
+def test_exported_states_are_those_of_the_numpy_loop(kind, time, masks, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    arguments = problem(kind, time, masks=False) | {
+        name: mask
+        for name, mask in problem(kind, time).items()
+        if name == masks or (masks == "both" and name in ("keep", "reset"))
+    }
+    arguments["log_decay"][0] = -math.inf
+    s, last = linear_recurrence(**arguments)
+    s_true, last_true = numpy_loop(**arguments)
+    np.testing.assert_allclose(s.numpy(), s_true, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(last.numpy(), last_true, rtol=1e-9, atol=1e-9)
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(chunk_elementwise, "_CPU_STEP", 1)

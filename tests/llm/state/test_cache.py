@@ -35,6 +35,7 @@ from transformers.cache_utils import QuantizedCache
 
 import hankelred_llm
 from hankelred_llm import StateError
+from hankelred_llm.state import forward_context
 from hankelred_llm.state.cache import CROPPABLE_TOKENS, HRMState, open_state
 
 TOLERANCE = 2e-6
@@ -395,8 +396,9 @@ def test_the_tail_is_bounded_and_holds_no_prompt():
         for t in range(100):
             model(ids[:, t : t + 1], **with_cache(cache))
     (track,) = states(cache)._histories["0.mlp"].values()
-    assert track._length == sum(piece.shape[-1] for piece in track._pieces) == CROPPABLE_TOKENS + 1
-    stored = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in track._pieces}
+    pieces = [piece for _, piece in track._pieces]
+    assert track._length == sum(tokens for tokens, _ in track._pieces) == CROPPABLE_TOKENS + 1
+    stored = {piece.untyped_storage().data_ptr(): piece.untyped_storage().nbytes() for piece in pieces}
     assert sum(stored.values()) <= 4 * 6 * (CROPPABLE_TOKENS + 1)
 
 
@@ -446,6 +448,125 @@ def test_a_mask_as_wide_as_the_window_of_a_static_cache():
             out = model(part, attention_mask=batch["attention_mask"][:, :end], **with_cache(cache))
             logits.append(out.logits)
         assert error(torch.cat(logits, 1)[:, 1:], model(ids).logits) < TOLERANCE
+
+
+def _doubled(system):
+    original = type(system).forward
+
+    def forward(*args, **kwargs):
+        y, s = original(system, *args, **kwargs)
+        return 2 * y, s
+
+    return forward
+
+
+@pytest.mark.parametrize("kind", ["forward of the instance", "hook of the module", "hook of all modules"])
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+def test_decoding_calls_the_systems_as_the_prompt_does(kind, static):
+    # decoding computed a token without calling the system where the module had no hooks of its own: a forward
+    # that another library had replaced, and hooks of all modules, were used in the prompt and ignored then
+    model, ids = model_of(), tokens(1, 12)
+    systems = [system_of(model, layer) for layer in (0, 1)]
+
+    def doubled(module, _, output):
+        return (2 * output[0], output[1]) if module in systems else output
+
+    handles = []
+    if kind == "forward of the instance":
+        for system in systems:
+            system.forward = _doubled(system)
+    elif kind == "hook of the module":
+        handles = [system.register_forward_hook(doubled) for system in systems]
+    else:
+        handles = [torch.nn.modules.module.register_module_forward_hook(doubled)]
+    try:
+        with torch.no_grad():
+            full = model(ids, use_cache=False).logits
+            assert error(full, model_of()(ids, use_cache=False).logits) > 1e-3
+        cache = StaticCache(model.config, max_cache_len=16) if static else None
+        seen = step_by_step(model, ids, cache=cache)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert error(seen, full) < TOLERANCE
+
+
+def _load(system, parameters):
+    system.load_state_dict(parameters)
+
+
+def _replace(system, parameters):
+    for name, value in parameters.items():
+        setattr(system, name, torch.nn.Parameter(value))
+
+
+def _move(system, parameters):
+    for name, value in parameters.items():
+        system.get_parameter(name).data = value
+
+
+@pytest.mark.parametrize("change", [_load, _replace, _move])
+@pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)], ids=str)
+def test_parameters_may_change_while_a_cache_is_in_use(change, fields, static, layers):
+    # B was the parameter itself, poles and C were copies from before: tokens after the change were computed
+    # with some of both, off by more than the largest logit
+    model, ids = model_of(**fields), tokens(2, 14)
+    other = with_random_output(model_of(**fields), seed=8)
+    with torch.no_grad():
+        for layer in (0, 1):
+            system_of(other, layer).B.mul_(1.5)
+            system_of(other, layer).log_rate.add_(0.5)
+    cache = StaticCache(model.config, max_cache_len=16) if static else DynamicCache()
+    step_by_step(model, ids[:, :10], cache=cache)
+    for layer in layers:
+        parameters = {name: p.detach().clone() for name, p in system_of(other, layer).named_parameters()}
+        change(system_of(model, layer), parameters)
+    # the same keys and states in a new cache, for which nothing has been prepared
+    again = copy.deepcopy(cache)
+    for histories in states(again)._histories.values():
+        for history in histories.values():
+            history.stepper = None
+    with torch.no_grad():
+        # tokens together use no prepared step
+        expected = model(ids[:, 10:], past_key_values=again).logits
+    assert error(step_by_step(model, ids[:, 10:], cache=cache), expected) < TOLERANCE
+
+
+def test_a_gate_that_is_closed_adds_nothing_to_the_next_token():
+    # the output map was a copy with the gate from before, so the adapter still added its output
+    model, ids = model_of(), tokens(1, 12)
+    cache, keys_only = DynamicCache(), DynamicCache()
+    step_by_step(model, ids[:, :11], cache=cache)
+    for k, layer in enumerate(cache.layers[:2]):
+        keys_only.update(layer.keys, layer.values, k)
+    with torch.no_grad():
+        for layer in (0, 1):
+            system_of(model, layer).gate.zero_()
+        expected = base_model(sliding_window=None)(ids[:, 11:], **with_cache(keys_only)).logits
+        assert error(model(ids[:, 11:], **with_cache(cache)).logits, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("place", ["own", "all modules"])
+def test_pre_hooks_run_at_every_token(place):
+    # pre-hooks of all modules, such as those of profilers, ran in the first two of seven tokens only
+    model, ids, calls = model_of(), tokens(1, 7), []
+    system = system_of(model)
+
+    def count(module, _):
+        if module is system:
+            calls.append(module)
+
+    if place == "own":
+        handle = system.register_forward_pre_hook(count)
+    else:
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        step_by_step(model, ids)
+    finally:
+        handle.remove()
+    assert len(calls) == 7
 
 
 class TestRefusals:
@@ -602,12 +723,12 @@ def test_an_interrupted_pass_does_not_serve_a_layer_that_is_called_alone():
         layer(torch.zeros(1, 6, 32), position_embeddings=turned)
 
 
-@pytest.mark.parametrize("place", ["layer", "block"])
+@pytest.mark.parametrize("place", ["layers.1", "layers.1.mlp", "embed_tokens", "norm"])
 def test_an_interrupted_pass_is_freed_with_its_cache(place):
-    # the thread kept it, and each one that followed: every interrupted generation cost its keys and values
+    # the thread kept it, and each one that followed: every interrupted generation cost its keys and values;
+    # outside of a decoder layer it was still kept until the next pass
     model, ids = model_of(), tokens(1, 6)
-    layer = model.get_base_model().model.layers[1]
-    handle = (layer if place == "layer" else layer.mlp).register_forward_pre_hook(_interrupt)
+    handle = model.get_base_model().model.get_submodule(place).register_forward_pre_hook(_interrupt)
     caches = []
     for _ in range(2):
         cache = DynamicCache(config=model.config)
@@ -618,6 +739,34 @@ def test_an_interrupted_pass_is_freed_with_its_cache(place):
     handle.remove()
     gc.collect()
     assert [cache() for cache in caches] == [None, None]
+
+
+@pytest.mark.parametrize("place", ["layers.1", "embed_tokens", "norm"])
+def test_an_interrupted_training_step_leaves_no_context(place):
+    # one interrupted in the embedding or in the last norm left its context, with its graph, in the thread
+    model, ids = model_of(), tokens(1, 6)
+    handle = model.get_base_model().model.get_submodule(place).register_forward_pre_hook(_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids, labels=ids)
+    handle.remove()
+    assert forward_context._running.call is None
+    model(ids, labels=ids).loss.backward()
+    with pytest.raises(StateError, match="outside the forward pass"):
+        model.get_base_model().model.layers[0].mlp(torch.zeros(1, 6, 32))
+
+
+def test_a_pass_that_is_interrupted_inside_another_one_ends_only_itself():
+    model, other, ids = model_of(), model_of(r=3), tokens(1, 6)
+    other.get_base_model().model.norm.register_forward_pre_hook(_interrupt)
+
+    def interrupted(*_):
+        with pytest.raises(KeyboardInterrupt):
+            other(ids)
+
+    with torch.no_grad():
+        expected = model(ids).logits
+        model.get_base_model().model.layers[0].mlp.register_forward_pre_hook(interrupted)
+        assert torch.equal(model(ids).logits, expected)
 
 
 def test_a_pass_that_is_refused_inside_another_one_ends_only_itself():
