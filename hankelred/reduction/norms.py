@@ -313,10 +313,8 @@ def verified_error(
     tolerance = HINF_RTOL * value + 10 * noise + rounding
     if max(abs(float(gains[-1]) - value), largest - value) <= tolerance:
         return largest
-    peak = hinf_norm(
-        *equilibrated(*parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])),
-        discrete=discrete,
-    )[1]
+    difference = parallel([(*full, no_direct_term(reduced[3].shape)), negated(reduced)])
+    peak = hinf_norm(*compress_inputs_and_outputs(*equilibrated(*difference)), discrete=discrete)[1]
     gains, _ = refined_gains(full, reduced, np.array([peak]), discrete=discrete)
     return max(largest, float(gains[0]))
 
