@@ -16,7 +16,7 @@ from .._util.checks import require_option
 from .._util.poles import distance_to_boundary, frequencies_of, slowest_poles
 from .._util.schur import is_quasi_triangular, schur_form
 from ..errors import ConvergenceError, ModelError
-from ..gramians.factorize import FactoredSystem
+from ..gramians.factorize import RATE_LIMITS, FactoredSystem
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.hammarling import hammarling_factors
 from ..gramians.limited import Bands
@@ -25,7 +25,7 @@ from ..models.frequency_response import DifferenceResponse, FrequencyResponse, l
 from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
 from ..models.projection import project
-from ..models.scaling import SAFE_EXPONENT, in_range, scale_system
+from ..models.scaling import SAFE_EXPONENT, gain_exponent, in_range, scale_system, times_power_of_two
 from ..models.sparse_model import SparseModel, by_size
 from .balancing import Balancing, assemble_model, balance, singular_values
 from .intermediate import IntermediateModel, intermediate_model, residual_systems, sampled_distance
@@ -51,6 +51,9 @@ CHEAP_RTOL = 1e-8
 #: size of A, is a small share of the width of every peak.
 ROUNDING_OF_SQUARES = EPS
 SHARE_OF_WIDTH = 1e-2
+#: They are used only if they give the square of the gain up to this, relative to its largest value. Rounding
+#: that moves a pole by SHARE_OF_WIDTH of its width changes the gain by a few times that share.
+AGREEMENT = 0.1
 #: Number of slowest poles at which the difference of two models is evaluated with more digits.
 CRITICAL_POLES = 8
 #: Nearer to the stability boundary than this, relatively, a pole has a peak that rounding moves visibly.
@@ -232,7 +235,8 @@ def _hinf_of_schur_form(model: LinearModel, factored: FactoredSystem) -> float |
     None where the peak is better searched on fewer, balanced states.
     """
     system = factored.scaled_system
-    if factored.solver != "hammarling" or abs(math.log2(system.gain)) > SAFE_EXPONENT:
+    exponent = system.input_exponent + system.output_exponent
+    if factored.solver != "hammarling" or abs(exponent) > SAFE_EXPONENT:
         return None
     schur = factored.A, factored.B, factored.C * system.gain, model.D
     if not _SquaredPoles.are_usable(*schur, discrete=model.is_discrete):
@@ -251,21 +255,23 @@ def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
     """
     factored, discrete = balancing.factored, model.is_discrete
     system = factored.scaled_system
+    exponent = system.input_exponent + system.output_exponent
     # the norm is at least the largest singular value; refuse it if that overflows
-    in_range(balancing.values, system.input_exponent + system.output_exponent, "H-infinity norm")
+    in_range(balancing.values, exponent, "H-infinity norm")
     r = _order_for_search(balancing)
     left, right = balancing.bases_in_scaled_states(r)
     leading = assemble_model(model, balancing, *project(system, left, right), model.D)
     noise = system.gain * (2 * float(balancing.values[r:].sum()) + balancing.noise_floor)
     value, frequency = hinf_norm(*compress_inputs_and_outputs(*leading.as_tuple()), discrete=discrete)
-    full = compress_inputs_and_outputs(system.A, system.B, system.C * system.gain, model.D)
+    full = compress_inputs_and_outputs(system.A, *system.with_gain, model.D)
     if full[0].size == 0 or 0 in full[3].shape:
         return value
     at_peak = largest = gain_at(full, frequency, discrete=discrete)
     # doubling converges fast in continuous time only if no pole is near the boundary
     if factored.solver != "smith" or discrete:
         # the states of the solver may be in Schur form already
-        stable = compress_inputs_and_outputs(factored.A, factored.B, factored.C * system.gain, model.D)
+        B, C = (times_power_of_two(M, exponent // 2) for M in (factored.B, factored.C))
+        stable = compress_inputs_and_outputs(factored.A, B, C, model.D)
         response = FrequencyResponse(*stable, discrete=discrete)
         slowest = _frequencies_of_slowest_poles(response.poles, discrete=discrete)
         largest = max(at_peak, float(response.gain(slowest).max()))
@@ -445,9 +451,9 @@ class CriticalResponse:
         if not _SquaredPoles.are_usable(*reduced, discrete=False, size=squares.size):
             return None
         plane = squares.minus(full, reduced)
-        if plane is None:
-            return None
         difference = DifferenceResponse(response, FrequencyResponse(*reduced, discrete=False, schur=True))
+        if plane is None or not plane.agree_with(difference):
+            return None
         value, frequency = _search(difference, plane, D, _Inside(None, real=True), real=True)
         at_peak = difference.rounding(np.array([frequency]))[0] if math.isfinite(frequency) else 0.0
         finite = self.frequencies[np.isfinite(self.frequencies)]
@@ -548,13 +554,32 @@ def hinf_norm(
     if factor is None and not is_quasi_triangular(A):
         A, Z = schur_form(A)
         B, C = Z.conj().T @ B, C @ Z
+    # products of B, C and Gramians underflow or overflow unless B and C have entries of about one
+    of_inputs, exponent = _exponents_of_gain(B, C, D)
+    B, C = times_power_of_two(B, -of_inputs), times_power_of_two(C, of_inputs - exponent)
+    D = times_power_of_two(D, -exponent) if np.any(D) else D
     response = FrequencyResponse(A, B, C, D, discrete=discrete, schur=True)
-    plane: _HalfPlane | _SquaredPoles
+    plane: _HalfPlane | _SquaredPoles | None = None
     if factor is not None or _SquaredPoles.are_usable(A, B, C, D, discrete=discrete):
-        plane = _SquaredPoles.of_system(A, B, C, D, factor)
-    else:
+        factor = None if factor is None else times_power_of_two(factor, -of_inputs)
+        squared = _SquaredPoles.of_system(A, B, C, D, factor)
+        plane = squared if squared.agree_with(response) else None
+    if plane is None:
         plane = _HalfPlane(A, B, C, D, response.poles, discrete=discrete)
-    return _search(response, plane, D, _Inside(within, real=real), real=real)
+    value, frequency = _search(response, plane, D, _Inside(within, real=real), real=real)
+    if math.isfinite(value):
+        (value,) = in_range(np.array([value]), exponent, "H-infinity norm")
+    return float(value), frequency
+
+
+def _exponents_of_gain(B: Array, C: Array, D: Array) -> tuple[int, int]:
+    """Return the powers of two that B, and the gain, are divided by for a search of the largest gain.
+
+    That of the gain is the product of those of B and C, unless D divided by it would overflow.
+    """
+    of_inputs = gain_exponent(B)
+    exponent = of_inputs + gain_exponent(C)
+    return of_inputs, max(exponent, gain_exponent(D) - SAFE_EXPONENT) if np.any(D) else exponent
 
 
 def _search(
@@ -711,7 +736,7 @@ def _start_frequencies(poles: Array, *, discrete: bool, real: bool) -> Array:
 def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
     """Scale the states by powers of two, which is exact and removes bad units."""
     system = scale_system(A, B, C)
-    return system.A, system.B, system.C * system.gain, D
+    return system.A, *system.with_gain, D
 
 
 def _frequencies_of_slowest_poles(poles: Array, *, discrete: bool, count: int = 40) -> Array:
@@ -802,9 +827,25 @@ class _SquaredPoles:
         """
         if discrete or 1 not in D.shape or any(np.iscomplexobj(M) for M in (A, B, C, D)):
             return False
+        size = max(matrix_size(A), size)
+        if not RATE_LIMITS[0] <= size <= RATE_LIMITS[1]:  # squares would underflow or overflow
+            return False
         poles = schur_poles(A)
-        error = ROUNDING_OF_SQUARES * poles.size * max(matrix_size(A), size) ** 2
+        error = ROUNDING_OF_SQUARES * poles.size * size**2
         return bool(np.all(error <= -SHARE_OF_WIDTH * poles.real * np.abs(poles)))
+
+    def agree_with(self, response: FrequencyResponse) -> bool:
+        """Return whether they give the gain of the response at the slowest pole, and at frequency 0.
+
+        Where h underflowed, or its Gramian has no correct digits, no level would be crossed.
+        """
+        slowest = slowest_poles(response.poles, 1, discrete=False)
+        w = np.append(np.abs(slowest.imag), 0.0)
+        squares = response.gain(w) ** 2
+        pencils = -(w[:, None, None] ** 2) * np.eye(self.h.size) - self.square
+        states = np.linalg.solve(pencils, self.h[:, None])[:, :, 0]
+        deviation = np.abs(self.direct**2 + 2 * (states @ self.image) - squares)
+        return bool(np.all(deviation <= AGREEMENT * squares.max()))
 
     def candidates(self, level: float, *, real: bool) -> Array:
         """Return, sorted, the angular frequencies at which the gain may cross the level."""
