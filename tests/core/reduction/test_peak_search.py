@@ -291,3 +291,63 @@ def test_squared_poles_that_do_not_give_the_gain_are_not_used(monkeypatch):
     assert not without_h(*system, None).agree_with(response)
     monkeypatch.setattr(norms._SquaredPoles, "of_system", without_h)
     assert norms.hinf_norm(*system, discrete=False)[0] == pytest.approx(26.1569597972902, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_squared_poles_of_far_from_normal_matrices(seed):
+    """Eigenvalues of A^2 + h c are ill-conditioned where A is far from normal; rotated A are too easy."""
+    rng = np.random.default_rng(seed)
+    n, m = 2 * int(rng.integers(2, 7)), int(rng.integers(1, 4))
+    blocks = [
+        [[-d, w], [-w, -d]]
+        for d, w in zip(10 ** rng.uniform(-3, 0, n // 2), rng.uniform(0.3, 5, n // 2), strict=True)
+    ]
+    couplings = rng.standard_normal((n, n)) * 10 ** rng.uniform(0, 3)
+    A = sla.block_diag(*blocks) + np.triu(
+        np.kron(np.triu(np.ones((n // 2, n // 2)), 1), np.ones((2, 2))) * couplings
+    )
+    B, C, D = rng.standard_normal((n, m)), rng.standard_normal((1, n)), np.zeros((1, m))
+    value, _ = norms.hinf_norm(A, B, C, D, discrete=False)
+    T, Z = schur_form(A)
+    poles = np.linalg.eigvals(A)
+    plane = norms._HalfPlane(T, Z.T @ B, C @ Z, D, poles, discrete=False)
+    response = FrequencyResponse(A, B, C, D, discrete=False)
+    expected, _ = norms._search(response, plane, D, norms._Inside(None, real=True), real=True)
+    assert value == pytest.approx(expected, rel=3e-6)
+
+
+def test_the_frequency_is_that_of_the_returned_gain():
+    # value and frequency came from two searches, whose peaks were not the same to the last digits
+    for n, p, m in ((8, 1, 1), (8, 2, 2), (60, 1, 1), (60, 2, 2)):
+        A, B, C = resonant(n, p, m, n + p)
+        D = np.zeros((p, m))
+        value, at = hankelred.norm((A, B, C, D), "hinf", return_frequency=True)
+        assert at >= 0
+        assert value == hankelred.norm((A, B, C, D), "hinf")
+        assert gains(A, B, C, D, [at])[0] == pytest.approx(value, rel=1e-11)
+
+
+@pytest.mark.parametrize("ports", [1, 2])
+@pytest.mark.parametrize("ulps", [0, 1, -1, 1e4, -1e4, 1e8, -1e8])
+def test_a_level_at_the_direct_term(ports, ulps):
+    """At a level equal to a singular value of D the matrix of the level test is infinite, or does not exist.
+
+    In bands without infinity the largest gain, and so the level, may be there. That ended in LinAlgError.
+    """
+    # |1 + k / (1 + jw)| rises with w; at the edge w = 1 of the band it is 1 divided by the level
+    level = (1 + 1e-6) * (1 + ulps * np.finfo(float).eps)
+    k = -1 + np.sqrt(1 - 2 * (1 - level**-2))
+    eye = np.eye(ports)
+    system = -eye, eye, k * eye, eye
+    value, at = norms.hinf_norm(*system, discrete=False, within=[(0.0, 1.0)])
+    assert value == pytest.approx(1 / level, rel=1e-12)
+    assert at == 1.0
+
+
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.5, 0.25])
+def test_levels_beside_singular_ones(share):
+    singular = np.array([2 * (1 + share * norms.HINF_RTOL), 2.0, 3.0])
+    level = norms._level_above(2.0, singular)
+    assert 2 < level <= 2 * (1 + norms.HINF_RTOL)
+    assert np.abs(singular / level - 1).min() > norms.SINGULAR_LEVEL
+    assert norms._level_above(2.0, np.array([2.0])) == 2 * (1 + norms.HINF_RTOL)
