@@ -873,9 +873,10 @@ class _SquaredPoles:
         slowest = slowest_poles(response.poles, 1, discrete=False)
         w = np.append(np.abs(slowest.imag), 0.0)
         squares = response.gain(w) ** 2
-        pencils = -(w[:, None, None] ** 2) * np.eye(self.h.size) - self.square
-        states = np.linalg.solve(pencils, self.h[:, None])[:, :, 0]
-        deviation = np.abs(self.direct**2 + 2 * (states @ self.image) - squares)
+        # (A^2 + w^2) x = -h, where A^2 is quasi-triangular as A is
+        solutions = (dtrsyl(self.square, np.array([[x * x]]), -self.h[:, None]) for x in w)
+        products = np.array([self.image @ states[:, 0] / scale for states, scale, _ in solutions])
+        deviation = np.abs(self.direct**2 + 2 * products - squares)
         return bool(np.all(deviation <= AGREEMENT * squares.max()))
 
     def candidates(self, level: float, *, real: bool) -> Array:
