@@ -85,9 +85,11 @@ def test_errors_and_bounds_near_the_edge_of_stability(distance, discrete):
 
 def test_a_pole_on_the_boundary_within_rounding_is_an_error_of_ours():
     """error("h2") ended in "math domain error" for a pole of 1 - 1e-12 that rounding had moved beyond 1."""
-    reduction = reduce(near_the_edge(1e-12, True), 6, dt=True)
+    system = near_the_edge(1e-12, True)
+    reduction = reduce(system, 6, dt=True)
     try:
-        assert reduction.error("h2") >= 0
+        # nothing is left out; rounding of 1e-16 moves the pole by a thousandth of its distance
+        assert reduction.error("h2") <= 1e-2 * hankelred.norm(system, "h2", dt=True, stability_tol=0)
     except ConvergenceError as error:
         assert "stability_tol=" in str(error)
     with pytest.raises(ConvergenceError, match="on the stability boundary; increase stability_tol="):
@@ -100,7 +102,17 @@ def test_modes_beside_integrators_warn_of_nothing(discrete):
     A, B, C, D = random_system(1, 5, 1, 1, discrete=discrete)
     driven = sla.block_diag(A, float(discrete)), np.vstack([B, [[1.0]]]), np.hstack([C, [[1.0]]]), D
     reduction = reduce(driven, 4, method="modal", dt=discrete)
-    assert reduction.unstable_order == 1 and np.isfinite(reduction.error_bound)
+    assert reduction.unstable_order == 1
+    # the integrator cancels in the difference; its frequency is not sampled
+    w = np.concatenate([np.linspace(1e-4, np.pi, 4000), np.geomspace(1e-4, 100, 500)])
+    if discrete:
+        w = np.minimum(w, np.pi)
+    z = np.exp(1j * w) if discrete else 1j * w
+    full, reduced = (
+        (c @ np.linalg.solve(z[:, None, None] * np.eye(len(a)) - a, b) + d)[:, 0, 0]
+        for a, b, c, d in (driven, reduction.system)
+    )
+    assert reduction.error() == pytest.approx(np.abs(full - reduced).max(), rel=1e-4)
     assert reduction.error() <= reduction.error_bound
 
 
