@@ -34,6 +34,7 @@ from .rounding.refined_response import refined_response
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
 HINF_RTOL = 1e-6
+#: Levels of a search, which ends after two or three unless rounding hides the peak.
 MAX_LEVELS = 60
 #: States of which the gain is less than this fraction of the largest singular value are left out of its
 #: search.

@@ -24,6 +24,7 @@ import numpy as np
 from ..._util.arrays import EPS, Array
 from ..._util.progress import on_terminal, with_status_line
 from ...errors import ConvergenceError
+from ...gramians.dual_adi import MANY_COLUMNS
 from ...gramians.limited import Bands, band_nodes, whole_axis
 from ...gramians.low_rank import CHEAP_STATES, SparseProblem
 from ...gramians.smith import compress
@@ -37,8 +38,6 @@ from .restricted import Restricted, band_pairs, horizon_pairs
 MAX_NODES = 2000
 #: Number of frequencies between the nodes at which the intermediate model is compared with the large one.
 CHECKS = 8
-#: Factors with more columns than this are compressed.
-MANY_COLUMNS = 600
 
 
 class LargeRestricted(TwoLevel, Restricted):
