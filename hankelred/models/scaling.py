@@ -50,6 +50,23 @@ class ScaledSystem:
         return 2.0 ** (self.input_exponent + self.output_exponent)
 
     @property
+    def nonzero_gain(self) -> float:
+        """The gain, as a unit of errors.
+
+        Raises
+        ------
+        ModelError
+            It is below the smallest number of double precision.
+        """
+        if self.gain == 0:
+            size = (self.input_exponent + self.output_exponent) * math.log10(2)
+            raise ModelError(
+                f"B times C is about 1e{size:.0f}, less than double precision holds: choose other units of "
+                "the inputs or outputs"
+            )
+        return self.gain
+
+    @property
     def with_gain(self) -> tuple[Array, Array]:
         """B and C of this system times the root of the gain, so that C (s - A)^-1 B is the model's."""
         half = (self.input_exponent + self.output_exponent) // 2

@@ -193,3 +193,21 @@ def test_singular_values_of_riccati_equations_do_not_depend_on_the_states(method
     assert reduction.error() == pytest.approx(expected.error(), rel=accuracy * 10)
     if reduction.left is not None:
         np.testing.assert_allclose(reduction.left.T @ reduction.right, np.eye(4), atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e-165, 1e-200, 1e-320])
+@pytest.mark.parametrize(
+    ("method", "options"), [*METHODS, ("hankel_norm", {}), ("time_limited", {"horizon": 1.0})]
+)
+def test_gains_below_double_precision_are_refused_or_zero(size, method, options):
+    """Division by the gain, 0 after underflow, ended in ZeroDivisionError, OverflowError or LinAlgError."""
+    A = np.array([[-1.0, 2, 0], [-2, -1, 1], [0, 0, -3]])
+    model = A, size * np.array([[1.0], [0], [1]]), size * np.array([[1.0, 0, 1]]), 0
+    if method == "modal":
+        reduction = reduce(model, 2, method=method, **options)
+        assert reduction.error() == 0
+        return
+    with pytest.raises(
+        hankelred.ModelError, match=r"B times C is about 1e-\d+, less than double precision holds"
+    ):
+        reduce(model, 2, method=method, **options)
