@@ -210,20 +210,20 @@ def _differences(
 
     references = [settings.reference] if settings.reference else settings.methods
     found = []
-    for theirs in references:
-        if settings.reference is None and parse_method(theirs).stateful:
+    for reference in references:
+        if settings.reference is None and parse_method(reference).stateful:
             continue
-        for ours in settings.methods:
-            if ours == theirs or not parse_method(ours).stateful:
+        for method in settings.methods:
+            if method == reference or not parse_method(method).stateful:
                 continue
-            first = scores(ours)[0]
+            first = scores(method)[0]
             d = paired_difference(
-                values(ours), values(theirs), np.array(first["weights"]), first["documents"]
+                values(method), values(reference), np.array(first["weights"]), first["documents"]
             )
             found.append(
                 {
-                    "method": ours,
-                    "minus": theirs,
+                    "method": method,
+                    "minus": reference,
                     "mean": d.mean,
                     "over_seeds": d.over_seeds,
                     "over_units": d.over_units,

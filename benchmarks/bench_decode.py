@@ -26,6 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import hankelred_llm
 from hankelred_llm.experiments.base_models import find_model
+from hankelred_llm.state.cache import CROPPABLE_TOKENS, find_state
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 512,
@@ -82,16 +83,19 @@ def make_models(layers: int, base_name: str | None = None) -> dict[str, Any]:
     return models
 
 
-def cache_sizes(cache: Any) -> str:
+def cache_sizes(model: Any) -> str:
     """Return the kB of keys and values of a token, and those of the states, of one row."""
+    prompt = torch.zeros(1, CROPPABLE_TOKENS + 1, dtype=torch.long)  # that many states are always kept
+    cache = model(prompt, use_cache=True).past_key_values
     layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    tokens, rows = layers[0].keys.shape[2], layers[0].keys.shape[0]
-    keys = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) / tokens
-    try:
-        states = sum(state.nbytes for state in hankelred_llm.get_states(cache).values())
-    except hankelred_llm.StateError:  # no adapter with a state
-        states = 0
-    return f"cache {keys / rows / 1e3:.1f} kB a token, states {states / rows / 1e3:.1f} kB"
+    keys = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) / prompt.shape[1]
+    text = f"cache {keys / 1e3:.1f} kB a token"
+    state = find_state(cache)
+    if state is None:  # no adapter with a state
+        return text
+    held = sum(piece.nbytes for history in state._all() for _, piece in history._pieces)
+    last = sum(tensor.nbytes for tensor in hankelred_llm.get_states(cache).values())
+    return f"{text}, states {held / 1e3:.1f} kB, the last {last / 1e3:.1f} kB"
 
 
 @torch.no_grad()
@@ -105,12 +109,18 @@ def decode(models: dict[str, Any], batch: int, tokens: int) -> dict[str, list[fl
     for step in range(tokens + 3):
         token = torch.randint(vocabulary, (batch, 1))
         position = torch.full((batch, 1), 32 + step)
-        seen = {"attention_mask": torch.ones(batch, 33 + step, dtype=torch.long), "position_ids": position}
+        mask = torch.ones(batch, 33 + step, dtype=torch.long)
         names = list(models)
         for name in names[step % len(names) :] + names[: step % len(names)]:
             model = models[name]
             began = time.process_time()
-            model(token, use_cache=True, past_key_values=caches[name], **seen)
+            model(
+                token,
+                use_cache=True,
+                past_key_values=caches[name],
+                attention_mask=mask,
+                position_ids=position,
+            )
             if step >= 3:  # the first ones prepare
                 times[name].append(1e3 * (time.process_time() - began))
     return times
@@ -155,11 +165,11 @@ def main() -> None:
         more = statistics.median(added[name])
         trained = sum(p.numel() for key, p in model.named_parameters() if "lora_" in key or "hrm_" in key)
         with torch.no_grad():
-            cache = model(torch.zeros(1, 4, dtype=torch.long), use_cache=True).past_key_values
+            sizes = cache_sizes(model)
         print(
             f"{name:14s} {median:7.2f} ms, added {more:6.2f} ({min(added[name]):5.2f} to "
             f"{max(added[name]):5.2f}), {more / reference:.2f} of LoRA q,v; {trained:,} parameters; "
-            f"{cache_sizes(cache)}"
+            f"{sizes}"
         )
 
 

@@ -126,12 +126,12 @@ def study(task: str, folder: Path) -> ResultRecord:
         values = {n: np.array([s.per_unit[metric] for s in found]) for n, found in scores.items()}
         one_score = scores[first][0]
         differences = []
-        for ours, theirs in [*((n, first) for n in others), (others[1], others[0])]:
-            d = paired_difference(values[ours], values[theirs], one_score.weights, one_score.documents)
+        for method, reference in [*((n, first) for n in others), (others[1], others[0])]:
+            d = paired_difference(values[method], values[reference], one_score.weights, one_score.documents)
             differences.append(
                 {
-                    "method": ours,
-                    "minus": theirs,
+                    "method": method,
+                    "minus": reference,
                     "mean": d.mean,
                     "over_seeds": d.over_seeds,
                     "clear": bool(d.clear),

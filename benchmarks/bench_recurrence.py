@@ -54,6 +54,7 @@ from torch import Tensor
 from hankelred_llm import linear_recurrence
 from hankelred_llm.ops.autograd import channel_scan
 from hankelred_llm.ops.decode_step import StepCoefficients
+from hankelred_llm.ops.exported_scan import exported_scan
 
 BARS = {8192: 3, 32768: 10, 131072: 20}
 R = 32
@@ -163,6 +164,18 @@ def decode() -> None:
     print(f"\none token, {R // 2} pairs: {whole * 5:.0f} microseconds, {kept * 5:.0f} with the factors kept")
 
 
+def exported() -> None:
+    """Print the time of the operator, and of the plain operators that exported programs have in its place."""
+    log_decay, phase = -torch.rand(R // 2), torch.rand(R // 2)
+    print(f"\nforward, {R // 2} pairs, milliseconds: operator, exported program, ratio")
+    for samples in (32, 512, 2048, 8192):
+        u = torch.randn(1, R, samples)
+        operator, plain = in_turn(
+            [lambda u=u: channel_scan(log_decay, phase, u), lambda u=u: exported_scan(log_decay, phase, u)], 5
+        )
+        print(f"{samples:>7} {operator:8.2f} {plain:8.2f} {plain / operator:6.1f}")
+
+
 def signals(samples: int, modes: int) -> dict[str, Tensor]:
     white = torch.randn(1, samples, modes)
     spike = white.clone()
@@ -241,6 +254,7 @@ def main() -> None:
     met, ratios = speed(lengths)
     with torch.no_grad():
         decode()
+        exported()
         met &= accuracy([lengths[0], lengths[-1]])
     met &= memory(8192)
     print("\nevery bar met" if met else "\nA BAR WAS MISSED")

@@ -16,7 +16,7 @@ from ..state import forward_context
 from .architectures import find_decoder, without_wrapper
 from .config import HRMConfig
 from .layer import AdapterLayer, HRMLayer
-from .static import StaticLayer, unguard
+from .static import StaticLayer, remove_merge_checks
 from .system import HRMSystem
 
 
@@ -208,7 +208,7 @@ def remove_adapters(model: nn.Module) -> None:
     """Restore a model to what it was before any HRM adapter was attached; adapters of other methods stay."""
     decoder = find_decoder(model)
     forward_context.remove(decoder.backbone, decoder.layers)
-    unguard(model)
+    remove_merge_checks(model)
     for layer in decoder.layers:
         for name, module in list(layer.named_modules()):
             if isinstance(module, AdapterLayer):

@@ -59,6 +59,9 @@ _LORA_FIELDS = (
 #: Fields of every configuration of peft, which ``lora`` gets from the HRMConfig around it.
 _OUTER_FIELDS = frozenset(f.name for f in fields(PeftConfig))
 
+#: Fields that only peft reads, or that describe where an adapter comes from: texts, or None.
+_TEXT_FIELDS = ("base_model_name_or_path", "base_gguf_file", "revision", "peft_version", "training_data")
+
 _T = TypeVar("_T")
 
 
@@ -299,9 +302,7 @@ class HRMConfig(PeftConfig):
                 f"modules_to_save={short_repr(modules)} must be a list of names of modules, such as "
                 "['lm_head']"
             )
-        for name in (
-            *("base_model_name_or_path", "base_gguf_file", "revision", "peft_version", "training_data"),
-        ):
+        for name in _TEXT_FIELDS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, (str, os.PathLike)):
                 raise ConfigError(f"{name}={short_repr(value)} must be a text; leave it out if it is unknown")

@@ -59,7 +59,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Return the names of the adapters that take part in the forward pass."""
         return self._active_parts
 
-    def adapters_changed(self) -> None:
+    def update_active_parts(self) -> None:
         """Find the active parts anew; every forward pass needs them, several times."""
         active = [] if self.disable_adapters else cast(list[str], self.active_adapters)
         self._active_parts = [name for name in active if self.has_adapter(name)]
@@ -75,18 +75,18 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         if not names or any(name in self.method_adapters for name in names):
             super().set_adapter(names, inference_mode=inference_mode)
-        self.adapters_changed()
+        self.update_active_parts()
 
     def enable_adapters(self, enabled: bool) -> None:
         """Switch the adapters on or off."""
         super().enable_adapters(enabled)
-        self.adapters_changed()
+        self.update_active_parts()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter."""
         super().delete_adapter(adapter_name)
         self.method_adapters = tuple(name for name in self.method_adapters if name != adapter_name)
-        self.adapters_changed()
+        self.update_active_parts()
 
     def remove_hooks(self) -> None:
         """Remove the hooks from the module."""
@@ -174,7 +174,7 @@ class HRMLayer(AdapterLayer):
         self.index, self.block, self.width = index, block, width
         self.cache_key = f"{index}.{block}"  # names its states in a cache
         self.hrm_system = nn.ModuleDict()
-        # its dict: the access through modules takes a tenth of the time of a decoded token
+        # its dict: the access through modules costs time at every token
         self._systems = cast("dict[str, HRMSystem]", self.hrm_system._modules)
         self.taps: dict[str, str] = {}
         target.__dict__["_hrm_layer"] = self
@@ -354,19 +354,39 @@ class HRMLayer(AdapterLayer):
         options: dict[str, Any] = {}
         step = None
         if state is not None and single and not torch.compiler.is_compiling():
-            step = state.step_of(self.cache_key, identity, segment_start)
+            step = state.step_of(self.cache_key, identity, segment_start, system.versions())
         if step is not None:
-            if not system.is_hooked() and not torch.is_autocast_enabled(step.stepper.device):
+            if system.is_called_plainly() and not torch.is_autocast_enabled(step.stepper.device):
                 return step.stepper.run(x, step.state, valid, segment_start, u, step.decayed)
             options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)
         elif state is not None:
-            options["state"] = before = state.previous(self.cache_key, identity)
+            before = self._fitting(state.previous(self.cache_key, identity), system)
+            options["state"] = before
             if single and before is not None:
-                options["stepper"] = state.stepper(self.cache_key, identity, system.stepper)
+                make, versions = system.stepper, system.versions
+                options["stepper"] = state.stepper(self.cache_key, identity, make, versions)
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)
         result = system(x, valid=valid, segment_start=segment_start, static_input=u, **options)
         return cast("tuple[Tensor, Tensor]", result)
+
+    def _fitting(self, state: Tensor | None, system: HRMSystem) -> Tensor | None:
+        """Return a state in the type of the parameters; states that were put into a cache may have another.
+
+        Raises
+        ------
+        StateError
+            The state has another size.
+        """
+        if state is None:
+            return None
+        if state.shape[1] != system.modes.order:
+            raise StateError(
+                f"the cache has a state of {state.shape[1]} numbers for block {self.cache_key}, whose "
+                f"adapter has {system.modes.order}; pass the states of this adapter to set_states"
+            )
+        dtype = torch.promote_types(system.B.dtype, torch.float32)
+        return state if state.dtype == dtype else state.to(dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter."""

@@ -34,7 +34,7 @@ from .config import HRMConfig, HRMType, lora_options
 from .layer import AdapterLayer, HRMLayer, cannot_merge
 from .model_card import write_static_card
 from .self_check import check_architecture
-from .static import Readout, attend_all, export, merge, unmerge
+from .static import Readout, add_hooks, export, merge, unmerge
 
 #: Key of the configuration in ``model.peft_config``, next to those of other methods. peft does not save
 #: parameters with this key in their name with the adapters of other methods.
@@ -216,7 +216,7 @@ class HRMModel(BaseTuner):
             next((n for n in (kwargs.get(what), *(getattr(c, what, None) for c in configs)) if n), 1)
             for what in ("num_beams", "num_return_sequences")
         ]
-        attend_all(self.model)
+        add_hooks(self.model)
         with row_adapters(self.decoder.backbone, names, copies=max(copies)):
             yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 from collections import Counter
@@ -106,28 +107,43 @@ class StaticLayer(AdapterLayer):
         self._loras = cast("dict[str, LowRankMaps]", self.hrm_lora._modules)  # as in HRMLayer
         self.readouts: dict[str, Readout] = {}
         self._merged: dict[str, _Product] = {}
+        self._hooks_before = frozenset(target._forward_hooks)  # those that run before this one
         target.__dict__["_hrm_linear"] = self
-        self.attend()
+        self.add_hook()
 
     def has_adapter(self, adapter_name: str) -> bool:
         """Return whether an adapter has a part here."""
         return adapter_name in self.readouts or adapter_name in self._loras
 
-    def attend(self) -> None:
-        """Have the hook that changes the output of the module run when the module is called."""
-        if not self.__dict__["_hooks"]:
-            self.__dict__["_hooks"] = (self.target.register_forward_hook(_add_static),)
+    def add_hook(self) -> None:
+        """Add the hook that changes the output of the module, where it was among other hooks."""
+        if self.__dict__["_hooks"]:
+            return
+        hooks = self.target._forward_hooks
+        others = list(hooks)
+        self.__dict__["_hooks"] = (self.target.register_forward_hook(_add_static),)
+        place = max((k + 1 for k, key in enumerate(others) if key in self._hooks_before), default=0)
+        for key in others[place:]:
+            hooks[key] = hooks.pop(key)
 
-    def adapters_changed(self) -> None:
+    def remove_hooks(self) -> None:
+        """Remove the hook, and record its place."""
+        if self.__dict__["_hooks"]:
+            own = self.__dict__["_hooks"][0].id
+            keys = iter(self.target._forward_hooks)
+            self._hooks_before = frozenset(itertools.takewhile(lambda key: key != own, keys))
+        super().remove_hooks()
+
+    def update_active_parts(self) -> None:
         """Find the active parts anew, and leave the hook out while these are what is merged.
 
         It would cost time, and change nothing.
         """
-        super().adapters_changed()
+        super().update_active_parts()
         if self._merged and self._merged.keys() == set(self.active_parts()):
             self.remove_hooks()
         else:
-            self.attend()
+            self.add_hook()
 
     def add_readout(self, adapter_name: str, readout: Readout) -> None:
         """Add a static readout; its parameters are those of the system that it reads."""
@@ -201,15 +217,15 @@ class StaticLayer(AdapterLayer):
     def trained_while_merged(self) -> str | None:
         """Return the name of an adapter that is merged, and would be trained by a forward pass."""
         for name in self._merged if self.training else ():
-            part = self.hrm_lora[name] if name in self.hrm_lora else self.readouts[name].layer.system(name)
+            part = self._loras[name] if name in self._loras else self.readouts[name].layer.system(name)
             if any(parameter.requires_grad for parameter in part.parameters()):
                 return name
         return None
 
     def product(self, name: str) -> _Product:
         """Return the static part of an adapter as a matrix of low rank, in the type of its parameters."""
-        if name in self.hrm_lora:
-            maps = cast(LowRankMaps, self.hrm_lora[name])
+        if name in self._loras:
+            maps = self._loras[name]
             return _Product(maps.lora_A.detach().clone(), maps.scale * maps.lora_B.detach())
         layer, key, scale = self.readouts[name]
         system = layer.system(name)
@@ -218,8 +234,8 @@ class StaticLayer(AdapterLayer):
     def tensors(self, name: str) -> list[Tensor]:
         """Return the weight of the module, and the parameters of an adapter that are merged into it."""
         weight = cast(Tensor, self.target.weight)
-        if name in self.hrm_lora:
-            return [weight, *self.hrm_lora[name].parameters()]
+        if name in self._loras:
+            return [weight, *self._loras[name].parameters()]
         layer, key, _ = self.readouts[name]
         return [weight, layer.system(name).static_map(), layer.system(name).readout(key)]
 
@@ -230,14 +246,14 @@ class StaticLayer(AdapterLayer):
         self._add_to_weight(product, 1.0)
         self._merged[name] = product
         self.merged_adapters.append(name)
-        self.adapters_changed()
+        self.update_active_parts()
 
     @torch.no_grad()
     def unmerge_static(self, name: str) -> None:
         """Subtract what :meth:`merge_static` added."""
         self._add_to_weight(self._merged.pop(name), -1.0)
         self.merged_adapters.remove(name)
-        self.adapters_changed()
+        self.update_active_parts()
 
     def unmerge(self) -> None:
         """Undo :meth:`merge_static` for all adapters, as peft does before another one is activated."""
@@ -296,13 +312,13 @@ def static_layers(model: nn.Module) -> dict[str, StaticLayer]:
     }
 
 
-def attend_all(model: nn.Module) -> None:
-    """Have the hooks of all linear modules run: rows have adapters of their own, which may not be merged.
+def add_hooks(model: nn.Module) -> None:
+    """Add the hooks of all linear modules: rows have adapters of their own, which may not be merged.
 
     They stay until adapters are next activated or merged: another thread may be using them.
     """
     for layer in static_layers(model).values():
-        layer.attend()
+        layer.add_hook()
 
 
 def parts_of(model: nn.Module, adapter_names: Iterable[str]) -> list[tuple[str, str, StaticLayer]]:
@@ -357,7 +373,7 @@ def merge(model: nn.Module, adapter_names: Iterable[str]) -> None:
             )
     for adapter, _, layer in parts:
         layer.merge_static(adapter)
-    unguard(model)
+    remove_merge_checks(model)
     layers = list(static_layers(model).values())
     check = functools.partial(_check_not_merged, layers)
     # in every module, so that the first one that is loaded refuses before any weight is changed
@@ -392,7 +408,7 @@ def _check_not_merged(
             )
 
 
-def unguard(model: nn.Module) -> None:
+def remove_merge_checks(model: nn.Module) -> None:
     """Remove the hooks by which :func:`merge` refuses to train, and to load weights."""
     for hook in model.__dict__.pop(_MERGED_HOOKS, ()):
         hook.remove()
@@ -411,7 +427,7 @@ def unmerge(model: nn.Module) -> None:
         raise AdapterError("no static parts are merged; call merge_static() first")
     for layer, name in merged:
         layer.unmerge_static(name)
-    unguard(model)
+    remove_merge_checks(model)
 
 
 def export(model: nn.Module, adapter_name: str, folder: str | os.PathLike[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from ..ops.autograd import channel_scan
 from ..ops.decode_step import StepCoefficients, Stepper
@@ -274,12 +275,33 @@ class HRMSystem(PreciseModule):
                 y = torch.addmm(y, _rows(direct), _precise(self.static_C).t())
         return y.view(batch, time, width), s
 
-    def is_hooked(self) -> bool:
-        """Return whether a hook must run when this module is called."""
-        return bool(self._forward_hooks or self._forward_pre_hooks)
+    def is_called_plainly(self) -> bool:
+        """Return whether a call of this module is :meth:`forward` of its class, and nothing else."""
+        hooks = (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or torch_module._global_forward_hooks
+            or torch_module._global_forward_pre_hooks
+        )
+        # other libraries, such as accelerate, replace forward in the instance
+        return not hooks and "forward" not in self.__dict__
+
+    def versions(self) -> tuple[int, ...]:
+        """Return numbers that change when parameters are replaced, moved or written to.
+
+        Torch counts neither what is written to the ``data`` of a parameter nor to tensors of inference mode.
+        """
+        return tuple(
+            [
+                number
+                for parameter in self._parameters.values()
+                if parameter is not None
+                for number in (0 if parameter.is_inference() else parameter._version, parameter.data_ptr())
+            ]
+        )
 
     def stepper(self) -> Stepper:
-        """Return the system prepared for single tokens; it is out of date once parameters change."""
+        """Return the system prepared for single tokens; it is out of date once :meth:`versions` change."""
         direct = self.static_C is not None and self.static_B is not None
         return Stepper(
             StepCoefficients.of(self.log_decay(), self.phase, negative=self.modes.negative),

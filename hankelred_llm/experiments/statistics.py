@@ -54,13 +54,13 @@ class Difference:
 
 
 def paired_difference(
-    ours: FloatArray, theirs: FloatArray, weights: FloatArray, documents: Sequence[str]
+    method: FloatArray, reference: FloatArray, weights: FloatArray, documents: Sequence[str]
 ) -> Difference:
-    """Compare two methods trained from the same seeds and tested on the same units.
+    """Compare a method with a reference, trained from the same seeds and tested on the same units.
 
     Parameters
     ----------
-    ours, theirs : ndarray, shape (seeds, units)
+    method, reference : ndarray, shape (seeds, units)
         Values of one metric.
     weights : ndarray, shape (units,)
         Weight of each unit in the mean.
@@ -82,7 +82,7 @@ def paired_difference(
     >>> round(difference.mean, 2), difference.clear
     (0.1, True)
     """
-    differences = ours - theirs
+    differences = method - reference
     by_seed = differences @ weights / weights.sum()
     over_seeds = None
     if len(by_seed) > 1:

@@ -225,9 +225,9 @@ class AdapterTrainer(Trainer):
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written to its end, and delete those that were not."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
-    complete = [p for p in found if (p / _COMPLETE).exists()]
-    for path in found:
+    folders = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
+    complete = [p for p in folders if (p / _COMPLETE).exists()]
+    for path in folders:
         if path not in complete:
             shutil.rmtree(path)
     return complete[-1] if complete else None

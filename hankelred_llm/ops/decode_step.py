@@ -92,8 +92,8 @@ class Stepper(NamedTuple):
         """
         if decayed is None:
             decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start).unsqueeze(1)
-        given = None if static_input is None else static_input.transpose(1, 2)
-        u = given if self.shared else None
+        static_u = None if static_input is None else static_input.transpose(1, 2)
+        u = static_u if self.shared else None
         x = x if x.dtype == state.dtype else x.to(state.dtype)
         if u is None:
             u = linear(x, self.B)
@@ -102,7 +102,7 @@ class Stepper(NamedTuple):
             s = torch.where(valid[..., None], s, after_reset(state, segment_start).unsqueeze(1))
         y = torch.matmul(s if self.m is None else torch.addcmul(u, self.m, s), self.out)
         if self.static_B is not None and self.static_out is not None:
-            y = y + torch.matmul(linear(x, self.static_B) if given is None else given, self.static_out)
+            y = y + torch.matmul(linear(x, self.static_B) if static_u is None else static_u, self.static_out)
         return y, s.squeeze(1)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:

@@ -143,36 +143,49 @@ class HRMState(_CacheLayerWithoutKeys):
             )
             raise StateError(f"the cache was filled with {before}, and is called with {now}; {_NEW_CACHE}")
 
-    def stepper(self, block: str, adapter: str, make: Callable[[], Stepper]) -> Stepper:
-        """Return an adapter prepared for single tokens.
+    def stepper(
+        self, block: str, adapter: str, make: Callable[[], Stepper], versions: Callable[[], tuple[int, ...]]
+    ) -> Stepper:
+        """Return an adapter prepared for single tokens: once, and again after its parameters have changed.
 
-        It is prepared once, as a cache is out of date after parameters have changed.
+        Parameters
+        ----------
+        block, adapter : str
+        make : callable
+            Prepares the adapter.
+        versions : callable
+            Returns numbers that change with its parameters.
         """
         if torch.compiler.is_compiling():
             return make()
-        history = self._histories[block][adapter]
-        if history.stepper is None:
-            history.stepper = make()
+        history, now = self._histories[block][adapter], versions()
+        if history.stepper is None or history.versions != now:
+            history.stepper, history.versions = make(), now
         return history.stepper
 
-    def step_of(self, block: str, adapter: str, segment_start: Tensor | None) -> PreparedStep | None:
+    def step_of(
+        self, block: str, adapter: str, segment_start: Tensor | None, versions: tuple[int, ...]
+    ) -> PreparedStep | None:
         """Return what an adapter needs for a single token, prepared for those of all blocks together.
 
         Parameters
         ----------
+        block, adapter : str
         segment_start : Tensor of bool, shape (batch, 1), optional
             Where the state is forgotten.
+        versions : tuple of int
+            Numbers that change with the parameters of the adapter.
 
         Returns
         -------
-        PreparedStep, or None where the adapter has not been prepared for single tokens
+        PreparedStep, or None where the adapter, as it is now, has not been prepared for single tokens
         """
         step = self._steps.pop((block, adapter), None)
+        history = self._histories.get(block, {}).get(adapter)
+        if history is None or history.stepper is None or history.versions != versions:
+            return None
         if step is not None:
             return step
-        history = self._histories.get(block, {}).get(adapter)
-        if history is None or history.stepper is None:
-            return None
         # of the token before; and of blocks on other devices, which are prepared when they are reached
         together = self._together(block, adapter)
         states = [prepared.last() for prepared in together.histories]
@@ -232,7 +245,8 @@ class HRMState(_CacheLayerWithoutKeys):
                 "one cache for each adapter"
             )
         return {
-            f"{block} {adapter}": history.last()
+            # static ones are overwritten at the next token, views of growing ones hold a prompt's states
+            f"{block} {adapter}": history.last().clone()
             for block, histories in self._histories.items()
             for adapter, history in histories.items()
         }
@@ -330,6 +344,7 @@ class _StateHistory(ABC):
     """States of one adapter of one block."""
 
     stepper: Stepper | None = None
+    versions: tuple[int, ...] = ()  # of the parameters that the stepper was prepared from
 
     @abstractmethod
     def last(self) -> Tensor:
@@ -362,7 +377,7 @@ class _LastState(_StateHistory):
 
     def append(self, s: Tensor, *, unlimited: bool) -> None:
         last = s if s.ndim == 2 else s[..., -1]
-        if self._state is None:
+        if self._state is None or self._state.dtype != last.dtype:
             self._state = torch.zeros_like(last)
         self._state.copy_(last)
 
@@ -527,7 +542,11 @@ def open_state(cache: Cache, *, length: int, n_layers: int) -> HRMState:
 
 
 def get_states(cache: Cache) -> dict[str, Tensor]:
-    """Return the last states of all adapters in a cache, as tensors that can be stored or passed on.
+    """Return copies of the last states of all adapters in a cache, to be passed on within a process.
+
+    The names of the states belong to the model object, so that states of a model that is loaded again, as the
+    inputs of a program that was exported from it, have other names. Their order is that of the layers: with
+    the names that are needed, ``dict(zip(names, states.values(), strict=True))`` are the same states.
 
     Parameters
     ----------
@@ -574,7 +593,9 @@ def set_states(cache: Cache, states: Mapping[str, Tensor]) -> None:
     Raises
     ------
     StateError
-        The cache is a static one, is empty, or has states already; or a name is none of :func:`get_states`.
+        The cache is a static one, is empty, or has states already; a name is none of :func:`get_states`, or
+        not of a layer of the cache; or a state is no tensor (rows of the cache, states) of finite numbers. At
+        the next call of the model: a state has another size than its adapter, or belongs to another one.
 
     Examples
     --------
@@ -595,7 +616,9 @@ def set_states(cache: Cache, states: Mapping[str, Tensor]) -> None:
     """
     if find_state(cache) is not None:
         raise StateError("the cache has states of adapters already; make a new one from its keys and values")
-    if not cache.layers or any(isinstance(layer, StaticLayer) for layer in cache.layers):
+    static = any(isinstance(layer, StaticLayer) for layer in cache.layers)
+    keys = next((layer.keys for layer in cache.layers if getattr(layer, "keys", None) is not None), None)
+    if static or keys is None:
         raise StateError(
             "states can be put into a growing cache that has keys and values of the same tokens, such as a "
             "DynamicCache after its update()"
@@ -604,6 +627,15 @@ def set_states(cache: Cache, states: Mapping[str, Tensor]) -> None:
     names = [name.partition(" ") for name in states]
     if not names or not all(block and adapter for block, _, adapter in names):
         raise StateError(f"states {name_list(list(states), 3)} are not named as get_states names them")
+    layers = {str(k) for k in range(len(cache.layers))}
+    unknown = [block for block, _, _ in names if block.partition(".")[0] not in layers]
+    if unknown:
+        raise StateError(
+            f"there are states of {name_list(unknown, 3)}, and the cache has {len(layers)} layers only; pass "
+            "the states of the model that filled it"
+        )
+    for name, last in states.items():
+        _check_last_state(name, last, rows=keys.shape[0])
     state = open_state(cache, length=0, n_layers=len(cache.layers))
     by_block: dict[str, dict[str, Tensor]] = {}
     for (block, _, adapter), last in zip(names, states.values(), strict=True):
@@ -611,6 +643,24 @@ def set_states(cache: Cache, states: Mapping[str, Tensor]) -> None:
     for block, last_states in by_block.items():
         state.store(block, last_states)
     state.started, state.tokens = True, length
+
+
+def _check_last_state(name: str, last: Tensor, *, rows: int) -> None:
+    """Refuse what cannot be the state of an adapter after the tokens of some rows."""
+    if not isinstance(last, Tensor) or last.ndim != 2 or not last.is_floating_point():
+        is_tensor = isinstance(last, Tensor)
+        got = f"{last.dtype} of shape {tuple(last.shape)}" if is_tensor else type(last).__name__
+        raise StateError(
+            f"the state of {name} is a {got}; pass floating-point tensors of shape (batch, states), as "
+            "get_states returns them"
+        )
+    if last.shape[0] != rows:
+        raise StateError(
+            f"the state of {name} has {last.shape[0]} rows, and the cache has {rows}; pass the state of each "
+            "row"
+        )
+    if not torch.compiler.is_compiling() and not bool(last.isfinite().all()):
+        raise StateError(f"the state of {name} has numbers that are not finite; pass states that have none")
 
 
 def find_cache(values: Iterable[object]) -> Cache | None:

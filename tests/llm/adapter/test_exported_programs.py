@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers.models import HYBRID, adapted, error, tokens
+from helpers.models import HYBRID, adapted, error, step_by_step, tokens
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
@@ -37,9 +37,7 @@ class Step(nn.Module):
         self.model = model
 
     def forward(self, states, ids, positions, keys):
-        cache = DynamicCache()
-        for k, pair in enumerate(keys):
-            cache.update(*pair, k)
+        cache = cache_with(keys)
         hankelred_llm.set_states(cache, states)
         out = self.model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
         return out.logits, *keys_and_states(cache, len(keys))
@@ -47,6 +45,13 @@ class Step(nn.Module):
 
 def keys_and_states(cache, n_layers=2):
     return [(layer.keys, layer.values) for layer in cache.layers[:n_layers]], hankelred_llm.get_states(cache)
+
+
+def cache_with(keys):
+    cache = DynamicCache()
+    for k, pair in enumerate(keys):
+        cache.update(*pair, k)
+    return cache
 
 
 def model_of(**fields):
@@ -75,12 +80,12 @@ def test_a_program_has_gradients():
     module, ids = Logits(model_of(**HYBRID)), tokens(1, 40)
     program = torch.export.export(module, (ids,), strict=False).module()
     program(ids).square().mean().backward()
-    found = {name: p.grad for name, p in program.named_parameters() if p.grad is not None}
+    of_program = {name: p.grad for name, p in program.named_parameters() if p.grad is not None}
     module(ids).square().mean().backward()
     expected = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    assert expected and found.keys() == expected.keys()
+    assert expected and of_program.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert error(found[name], gradient) < 1e-4 * max(1.0, float(gradient.abs().max())), name
+        assert error(of_program[name], gradient) < 1e-4 * max(1.0, float(gradient.abs().max())), name
 
 
 @pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
@@ -171,27 +176,103 @@ class TestOnnx:
 class TestStatesOfACache:
     def test_a_cache_is_rebuilt_from_tensors(self):
         model, ids = model_of(**HYBRID), tokens(2, 12)
+        logits = {}
         with torch.no_grad():
             cache = model(ids[:, :8], use_cache=True).past_key_values
             keys, states = keys_and_states(cache)
-            again = DynamicCache()
-            for k, pair in enumerate(keys):
-                again.update(*pair, k)
+            again = cache_with(keys)
             hankelred_llm.set_states(again, states)
             for t in range(8, 12):
-                expected = model(ids[:, t : t + 1], past_key_values=cache).logits
-                assert torch.equal(model(ids[:, t : t + 1], past_key_values=again).logits, expected)
+                logits[t] = model(ids[:, t : t + 1], past_key_values=cache).logits
+                assert torch.equal(model(ids[:, t : t + 1], past_key_values=again).logits, logits[t])
             again.crop(-2)
-            assert torch.equal(model(ids[:, 10:11], past_key_values=again).logits, expected) is False
+            assert torch.equal(model(ids[:, 10:11], past_key_values=again).logits, logits[10])
+            # of the tokens before, only the last state was given
+            with pytest.raises(StateError, match="states are kept for the last 3"):
+                again.crop(-5)
+
+    @pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+    def test_states_do_not_change_with_the_next_token(self, static):
+        # of a static cache they were its buffers, which the next token overwrites; of a growing one they were
+        # views that kept the states of a whole prompt in memory
+        model, ids = model_of(), tokens(1, 12)
+        cache = StaticCache(config=model.config, max_cache_len=16) if static else DynamicCache()
+        with torch.no_grad():
+            model(ids[:, :11], past_key_values=cache)
+            states = hankelred_llm.get_states(cache)
+            before = {name: state.clone() for name, state in states.items()}
+            model(ids[:, 11:], past_key_values=cache)
+        for name, state in states.items():
+            assert torch.equal(state, before[name])
+            assert state.untyped_storage().nbytes() == 4 * 6
+        assert not torch.equal(state, hankelred_llm.get_states(cache)[name])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda state: state[:1], "has 1 rows, and the cache has 2"),
+            (lambda state: state[..., None], r"shape \(2, 6, 1\); pass floating-point tensors"),
+            (lambda state: state[0], r"shape \(6,\); pass floating-point tensors"),
+            (lambda state: state.long(), "is a torch.int64 of shape"),
+            (lambda state: state.tolist(), "is a list; pass floating-point tensors"),
+            (lambda state: state * torch.nan, "numbers that are not finite"),
+            (lambda state: state[:, :5], "a state of 5 numbers for block 0.mlp, whose adapter has 6"),
+        ],
+    )
+    def test_what_is_no_state_of_the_rows_is_refused(self, change, message):
+        # states of one row were used for both rows, NaN gave NaN, and other shapes ended in errors of torch
+        model, ids = model_of(), tokens(2, 12)
+        with torch.no_grad():
+            keys, states = keys_and_states(model(ids[:, :8], use_cache=True).past_key_values)
+            again = cache_with(keys)
+            with pytest.raises(StateError, match=message):
+                hankelred_llm.set_states(again, {name: change(state) for name, state in states.items()})
+                model(ids[:, 8:9], past_key_values=again)
+
+    def test_states_of_layers_that_the_cache_does_not_have_are_refused(self):
+        # they were stored, and never used
+        model, ids = model_of(), tokens(1, 8)
+        with torch.no_grad():
+            keys, states = keys_and_states(model(ids, use_cache=True).past_key_values)
+        states["7.mlp x"] = torch.zeros(1, 6)
+        with pytest.raises(StateError, match=r"states of 7\.mlp, and the cache has 2 layers only"):
+            hankelred_llm.set_states(cache_with(keys), states)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+    @pytest.mark.parametrize("size", [1, 4])
+    def test_states_of_another_type_are_converted(self, dtype, size):
+        # they ended in an error of torch
+        model, ids = model_of(), tokens(2, 12)
+        with torch.no_grad():
+            full = model(ids, use_cache=False).logits
+            keys, states = keys_and_states(model(ids[:, :8], use_cache=True).past_key_values)
+            again = cache_with(keys)
+            hankelred_llm.set_states(again, {name: state.to(dtype) for name, state in states.items()})
+            tolerance = TOLERANCE if dtype == torch.float64 else 1e-3
+            assert error(step_by_step(model, ids[:, 8:], cache=again, size=size), full[:, 8:]) < tolerance
+
+    @pytest.mark.parametrize(
+        "fields", [{}, {"target_modules": ["self_attn", "mlp"]}], ids=["one block", "two"]
+    )
+    def test_states_with_the_names_of_a_copy(self, fields):
+        # names belong to the model object, and no page told how states are used with another one
+        model, ids = model_of(**fields), tokens(1, 9)
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            full = model(ids, use_cache=False).logits
+            keys, states = keys_and_states(model(ids[:, :8], use_cache=True).past_key_values)
+            names = hankelred_llm.get_states(twin(ids[:, :3], use_cache=True).past_key_values)
+            again = cache_with(keys)
+            hankelred_llm.set_states(again, dict(zip(names, states.values(), strict=True)))
+            assert names.keys().isdisjoint(states)
+            assert error(twin(ids[:, 8:], past_key_values=again).logits, full[:, 8:]) < TOLERANCE
 
     def test_states_of_a_copy_are_refused(self):
         model, ids = model_of(), tokens(1, 8)
         with torch.no_grad():
             cache = model(ids, use_cache=True).past_key_values
             keys, states = keys_and_states(cache)
-            again = DynamicCache()
-            for k, pair in enumerate(keys):
-                again.update(*pair, k)
+            again = cache_with(keys)
             hankelred_llm.set_states(again, states)
             with pytest.raises(StateError, match="has not processed"):
                 copy.deepcopy(model)(ids[:, :1], past_key_values=again)
@@ -205,6 +286,8 @@ class TestStatesOfACache:
             hankelred_llm.set_states(cache, states)
         with pytest.raises(StateError, match="growing cache that has keys"):
             hankelred_llm.set_states(DynamicCache(), states)
+        with pytest.raises(StateError, match="growing cache that has keys"):
+            hankelred_llm.set_states(DynamicCache(config=model.config), states)
         with pytest.raises(StateError, match="growing cache that has keys"):
             hankelred_llm.set_states(StaticCache(config=model.config, max_cache_len=8), states)
         with pytest.raises(StateError, match="has no states of adapters"):
@@ -224,5 +307,6 @@ class TestStatesOfACache:
         base.generation_config.cache_implementation = "static"
         base.generation_config.cache_config = {"batch_size": 1, "max_cache_len": 16}
         exportable = TorchExportableModuleForDecoderOnlyLM(base, batch_size=1, max_cache_len=16)
+        # torch puts an exception of its own around the StateError
         with torch.no_grad(), pytest.raises(Exception, match="none for the states of the adapters"):
             exportable.export(input_ids=tokens(1, 1), cache_position=torch.tensor([0]), strict=False)

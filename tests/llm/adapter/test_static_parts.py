@@ -386,6 +386,47 @@ class TestMerged:
         assert hooked() == {True}
         assert error(logits(model, ids), adapted_logits) < MERGED * adapted_logits.abs().max()
 
+    @pytest.mark.parametrize("change", ["merge", "switch off", "rows", "copy"])
+    def test_hooks_of_others_keep_their_places(self, model, ids, change):
+        # merging removed the hook of the adapter, and unmerging registered it behind hooks that others had
+        # registered in the meantime or before: they got the output of the base model, off by 3
+        layer = static_layers(model)["base_model.model.model.layers.0.self_attn.q_proj"]
+        outputs = {}
+
+        def register(name, **options):
+            def record(module, args, out):
+                outputs[name] = out.detach().clone()
+
+            layer.target.register_forward_hook(record, **options)
+
+        register("before", prepend=True)
+        register("after")
+        logits(model, ids)
+        expected = dict(outputs)
+        assert error(expected["before"], expected["after"]) > 0.1
+        model.merge_static()
+        logits(model, ids)
+        assert error(outputs["after"], expected["after"]) < MERGED
+        register("first", prepend=True)
+        register("last")
+        if change == "switch off":
+            with model.disable_adapter():
+                logits(model, ids)
+            assert error(outputs["last"], expected["before"]) < MERGED
+        elif change == "rows":
+            with torch.no_grad():
+                model.eval()(ids, adapter_names=["__base__", "default"])
+            assert error(outputs["last"][0], expected["before"][0]) < MERGED
+            assert error(outputs["after"][1], expected["after"][1]) < MERGED
+        elif change == "copy":
+            model = copy.deepcopy(model)
+        model.unmerge_static()
+        outputs.clear()
+        logits(model, ids)
+        assert list(outputs) == ["first", "before", "after", "last"]
+        for name, output in outputs.items():
+            assert error(output, expected["before" if name in ("first", "before") else "after"]) < MERGED
+
     def test_the_file_of_a_merged_adapter_is_that_of_an_unmerged_one(self, tmp_path, model, ids):
         full = logits(model, ids)
         model.merge_static()

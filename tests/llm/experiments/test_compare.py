@@ -95,8 +95,8 @@ def test_intervals_cover_what_they_say():
     rng = np.random.default_rng(0)
     missed = np.zeros(2)
     for _ in range(200):
-        ours, theirs = rng.standard_normal((2, 4, 60))
-        difference = paired_difference(ours, theirs, np.ones(60), [str(i) for i in range(60)])
+        method, reference = rng.standard_normal((2, 4, 60))
+        difference = paired_difference(method, reference, np.ones(60), [str(i) for i in range(60)])
         for i, (low, high) in enumerate((difference.over_seeds, difference.over_units)):
             missed[i] += not low < 0 < high
     assert np.all(missed / 200 < 0.1) and np.all(missed / 200 > 0.015)

@@ -450,6 +450,125 @@ def test_a_mask_as_wide_as_the_window_of_a_static_cache():
         assert error(torch.cat(logits, 1)[:, 1:], model(ids).logits) < TOLERANCE
 
 
+def _doubled(system):
+    original = type(system).forward
+
+    def forward(*args, **kwargs):
+        y, s = original(system, *args, **kwargs)
+        return 2 * y, s
+
+    return forward
+
+
+@pytest.mark.parametrize("kind", ["forward of the instance", "hook of the module", "hook of all modules"])
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+def test_decoding_calls_the_systems_as_the_prompt_does(kind, static):
+    # decoding computed a token without calling the system where the module had no hooks of its own: a forward
+    # that another library had replaced, and hooks of all modules, were used in the prompt and ignored then
+    model, ids = model_of(), tokens(1, 12)
+    systems = [system_of(model, layer) for layer in (0, 1)]
+
+    def doubled(module, _, output):
+        return (2 * output[0], output[1]) if module in systems else output
+
+    handles = []
+    if kind == "forward of the instance":
+        for system in systems:
+            system.forward = _doubled(system)
+    elif kind == "hook of the module":
+        handles = [system.register_forward_hook(doubled) for system in systems]
+    else:
+        handles = [torch.nn.modules.module.register_module_forward_hook(doubled)]
+    try:
+        with torch.no_grad():
+            full = model(ids, use_cache=False).logits
+            assert error(full, model_of()(ids, use_cache=False).logits) > 1e-3
+        cache = StaticCache(model.config, max_cache_len=16) if static else None
+        seen = step_by_step(model, ids, cache=cache)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert error(seen, full) < TOLERANCE
+
+
+def _load(system, parameters):
+    system.load_state_dict(parameters)
+
+
+def _replace(system, parameters):
+    for name, value in parameters.items():
+        setattr(system, name, torch.nn.Parameter(value))
+
+
+def _move(system, parameters):
+    for name, value in parameters.items():
+        system.get_parameter(name).data = value
+
+
+@pytest.mark.parametrize("change", [_load, _replace, _move])
+@pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)], ids=str)
+def test_parameters_may_change_while_a_cache_is_in_use(change, fields, static, layers):
+    # B was the parameter itself, poles and C were copies from before: tokens after the change were computed
+    # with some of both, off by more than the largest logit
+    model, ids = model_of(**fields), tokens(2, 14)
+    other = with_random_output(model_of(**fields), seed=8)
+    with torch.no_grad():
+        for layer in (0, 1):
+            system_of(other, layer).B.mul_(1.5)
+            system_of(other, layer).log_rate.add_(0.5)
+    cache = StaticCache(model.config, max_cache_len=16) if static else DynamicCache()
+    step_by_step(model, ids[:, :10], cache=cache)
+    for layer in layers:
+        parameters = {name: p.detach().clone() for name, p in system_of(other, layer).named_parameters()}
+        change(system_of(model, layer), parameters)
+    # the same keys and states in a new cache, for which nothing has been prepared
+    again = copy.deepcopy(cache)
+    for histories in states(again)._histories.values():
+        for history in histories.values():
+            history.stepper = None
+    with torch.no_grad():
+        # tokens together use no prepared step
+        expected = model(ids[:, 10:], past_key_values=again).logits
+    assert error(step_by_step(model, ids[:, 10:], cache=cache), expected) < TOLERANCE
+
+
+def test_a_gate_that_is_closed_adds_nothing_to_the_next_token():
+    # the output map was a copy with the gate from before, so the adapter still added its output
+    model, ids = model_of(), tokens(1, 12)
+    cache, keys_only = DynamicCache(), DynamicCache()
+    step_by_step(model, ids[:, :11], cache=cache)
+    for k, layer in enumerate(cache.layers[:2]):
+        keys_only.update(layer.keys, layer.values, k)
+    with torch.no_grad():
+        for layer in (0, 1):
+            system_of(model, layer).gate.zero_()
+        expected = base_model(sliding_window=None)(ids[:, 11:], **with_cache(keys_only)).logits
+        assert error(model(ids[:, 11:], **with_cache(cache)).logits, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("place", ["own", "all modules"])
+def test_pre_hooks_run_at_every_token(place):
+    # pre-hooks of all modules, such as those of profilers, ran in the first two of seven tokens only
+    model, ids, calls = model_of(), tokens(1, 7), []
+    system = system_of(model)
+
+    def count(module, _):
+        if module is system:
+            calls.append(module)
+
+    if place == "own":
+        handle = system.register_forward_pre_hook(count)
+    else:
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        step_by_step(model, ids)
+    finally:
+        handle.remove()
+    assert len(calls) == 7
+
+
 class TestRefusals:
     """A cache that an adapter has not followed from its first token is refused."""
 
