@@ -49,6 +49,29 @@ class ScaledSystem:
         """The gain of the model divided by that of this system."""
         return 2.0 ** (self.input_exponent + self.output_exponent)
 
+    @property
+    def nonzero_gain(self) -> float:
+        """The gain, as a unit of errors.
+
+        Raises
+        ------
+        ModelError
+            It is below the smallest number of double precision.
+        """
+        if self.gain == 0:
+            size = (self.input_exponent + self.output_exponent) * math.log10(2)
+            raise ModelError(
+                f"B times C is about 1e{size:.0f}, less than double precision holds: choose other units of "
+                "the inputs or outputs"
+            )
+        return self.gain
+
+    @property
+    def with_gain(self) -> tuple[Array, Array]:
+        """B and C of this system times the root of the gain, so that C (s - A)^-1 B is the model's."""
+        half = (self.input_exponent + self.output_exponent) // 2
+        return times_power_of_two(self.B, half), times_power_of_two(self.C, half)
+
     def unscale_right(self, basis: Array) -> Array:
         """Convert columns of a right basis, which are states, to the model's states."""
         return self.states @ basis if self.states.ndim == 2 else self.states[:, None] * basis
@@ -69,10 +92,7 @@ class ScaledSystem:
 def scale_system(A: Array, B: Array, C: Array) -> ScaledSystem:
     """Scale B and C to entries of about one, and the states so that rows and columns have equal norms."""
     input_exponent, output_exponent = gain_exponent(B), gain_exponent(C)
-    if input_exponent != 0:
-        B = B * 2.0**-input_exponent
-    if output_exponent != 0:
-        C = C * 2.0**-output_exponent
+    B, C = times_power_of_two(B, -input_exponent), times_power_of_two(C, -output_exponent)
     scales = equilibrate(A, B, C)
     if (scales != 1).any():
         A, B, C = A * scales, B / scales[:, None], C * scales
@@ -86,6 +106,14 @@ def gain_exponent(M: Array) -> int:
     return 2 * round(math.log2(size) / 2) if size > 0 else 0
 
 
+def times_power_of_two(values: Array, exponent: int) -> Array:
+    """Return values times 2**exponent, which is exact, also where 2**exponent itself would overflow."""
+    if exponent == 0:
+        return values
+    half = exponent // 2
+    return np.asarray(values * 2.0**half * 2.0 ** (exponent - half))
+
+
 def in_range(values: Array, exponent: int, what: str) -> Array:
     """Return values in the model's units, 2**exponent times larger; refuse those that overflow.
 
@@ -97,7 +125,7 @@ def in_range(values: Array, exponent: int, what: str) -> Array:
     if abs(exponent) < SAFE_EXPONENT and largest_entry(values) < 2.0**SAFE_EXPONENT:
         return np.asarray(values * 2.0**exponent)
     with np.errstate(over="ignore"):
-        out: Array = values * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+        out = times_power_of_two(values, exponent)
     if not np.all(np.isfinite(out)):
         size = np.log10(float(np.abs(values).max())) + exponent * np.log10(2)
         raise ModelError(

@@ -78,7 +78,7 @@ class BalancedSource:
         self.full = model
         self.balancing = balancing
         factored = balancing.factored
-        self.unit = factored.scaled_system.gain
+        self.unit = factored.scaled_system.nonzero_gain
         self.hankel_singular_values = pad_values(balancing.values[: factored.n_stable], factored)
         self.noise_floor = balancing.noise_floor * self.unit
         self.unstable_order = factored.n_unstable

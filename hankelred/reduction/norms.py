@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from scipy.linalg.lapack import dtrsyl
@@ -16,7 +16,7 @@ from .._util.checks import require_option
 from .._util.poles import distance_to_boundary, frequencies_of, slowest_poles
 from .._util.schur import is_quasi_triangular, schur_form
 from ..errors import ConvergenceError, ModelError
-from ..gramians.factorize import FactoredSystem
+from ..gramians.factorize import RATE_LIMITS, FactoredSystem
 from ..gramians.factorize import factorize as factored_system
 from ..gramians.hammarling import hammarling_factors
 from ..gramians.limited import Bands
@@ -25,7 +25,7 @@ from ..models.frequency_response import DifferenceResponse, FrequencyResponse, l
 from ..models.linear_model import LinearModel, Timebase
 from ..models.pencil import Factorize
 from ..models.projection import project
-from ..models.scaling import SAFE_EXPONENT, in_range, scale_system
+from ..models.scaling import SAFE_EXPONENT, gain_exponent, in_range, scale_system, times_power_of_two
 from ..models.sparse_model import SparseModel, by_size
 from .balancing import Balancing, assemble_model, balance, singular_values
 from .intermediate import IntermediateModel, intermediate_model, residual_systems, sampled_distance
@@ -34,6 +34,7 @@ from .rounding.refined_response import refined_response
 
 #: Relative accuracy of the H-infinity norm: no frequency has a gain above (1 + this) times it.
 HINF_RTOL = 1e-6
+#: Levels of a search, which ends after two or three unless rounding hides the peak.
 MAX_LEVELS = 60
 #: States of which the gain is less than this fraction of the largest singular value are left out of its
 #: search.
@@ -51,6 +52,13 @@ CHEAP_RTOL = 1e-8
 #: size of A, is a small share of the width of every peak.
 ROUNDING_OF_SQUARES = EPS
 SHARE_OF_WIDTH = 1e-2
+#: A level nearer to a singular value of D than this, relatively, is not tested, but one beside it.
+SINGULAR_LEVEL = 1e-2 * HINF_RTOL
+#: They are used only if they give the square of the gain up to this, relative to its largest value. Rounding
+#: that moves a pole by SHARE_OF_WIDTH of its width changes the gain by a few times that share.
+AGREEMENT = 0.1
+#: Number of slowest poles at which the gain of a model is compared with that of its balanced states.
+SLOWEST_POLES = 40
 #: Number of slowest poles at which the difference of two models is evaluated with more digits.
 CRITICAL_POLES = 8
 #: Nearer to the stability boundary than this, relatively, a pole has a peak that rounding moves visibly.
@@ -156,9 +164,8 @@ def _norm_of_dense(
     elif kind == "h2":
         return h2_norm(factored, model.D, discrete=model.is_discrete)
     else:
-        value, at = _hinf_of_schur_form(model, factored) or hinf_of_model(model, balance(factored)), math.nan
-        if return_frequency:
-            at = _largest_gain(model, factored, tol)[1]
+        value, at = _hinf_of_schur_form(model, factored) or hinf_of_model(model, balance(factored))
+        at = at if model.is_complex else abs(at)
     step = float(model.dt) if model.is_discrete and model.dt is not True else 1.0  # type: ignore[arg-type]
     return (value, at / step) if return_frequency else value
 
@@ -226,24 +233,27 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
     return math.hypot(root, direct)
 
 
-def _hinf_of_schur_form(model: LinearModel, factored: FactoredSystem) -> float | None:
-    """Return the H-infinity norm of a stable model from its Schur form, if that is known and cheap to search.
+def _hinf_of_schur_form(model: LinearModel, factored: FactoredSystem) -> tuple[float, float] | None:
+    """Return the H-infinity norm of a stable model and its frequency (radians per sample in discrete time).
+
+    They are searched on its Schur form, if that is known and cheap to search.
 
     None where the peak is better searched on fewer, balanced states.
     """
     system = factored.scaled_system
-    if factored.solver != "hammarling" or abs(math.log2(system.gain)) > SAFE_EXPONENT:
+    exponent = system.input_exponent + system.output_exponent
+    if factored.solver != "hammarling" or abs(exponent) > SAFE_EXPONENT:
         return None
     schur = factored.A, factored.B, factored.C * system.gain, model.D
     if not _SquaredPoles.are_usable(*schur, discrete=model.is_discrete):
         return None
     schur = compress_inputs_and_outputs(*schur)
     factor = factored.controllability if schur[3].shape[0] == 1 else None
-    return hinf_norm(*schur, discrete=False, factor=factor)[0]
+    return hinf_norm(*schur, discrete=False, factor=factor)
 
 
-def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
-    """Return the H-infinity norm of a stable model.
+def hinf_of_model(model: LinearModel, balancing: Balancing) -> tuple[float, float]:
+    """Return the H-infinity norm of a stable model and its frequency (radians per sample in discrete time).
 
     The peak is searched on the leading balanced states, and the value is a gain of the model itself: at that
     peak, and at its poles nearest the stability boundary, where the rounding of the balanced states is
@@ -251,30 +261,36 @@ def hinf_of_model(model: LinearModel, balancing: Balancing) -> float:
     """
     factored, discrete = balancing.factored, model.is_discrete
     system = factored.scaled_system
+    exponent = system.input_exponent + system.output_exponent
     # the norm is at least the largest singular value; refuse it if that overflows
-    in_range(balancing.values, system.input_exponent + system.output_exponent, "H-infinity norm")
+    in_range(balancing.values, exponent, "H-infinity norm")
     r = _order_for_search(balancing)
     left, right = balancing.bases_in_scaled_states(r)
     leading = assemble_model(model, balancing, *project(system, left, right), model.D)
     noise = system.gain * (2 * float(balancing.values[r:].sum()) + balancing.noise_floor)
     value, frequency = hinf_norm(*compress_inputs_and_outputs(*leading.as_tuple()), discrete=discrete)
-    full = compress_inputs_and_outputs(system.A, system.B, system.C * system.gain, model.D)
+    full = compress_inputs_and_outputs(system.A, *system.with_gain, model.D)
     if full[0].size == 0 or 0 in full[3].shape:
-        return value
+        return value, frequency
     at_peak = largest = gain_at(full, frequency, discrete=discrete)
     # doubling converges fast in continuous time only if no pole is near the boundary
     if factored.solver != "smith" or discrete:
         # the states of the solver may be in Schur form already
-        stable = compress_inputs_and_outputs(factored.A, factored.B, factored.C * system.gain, model.D)
+        B, C = (times_power_of_two(M, exponent // 2) for M in (factored.B, factored.C))
+        stable = compress_inputs_and_outputs(factored.A, B, C, model.D)
         response = FrequencyResponse(*stable, discrete=discrete)
-        slowest = _frequencies_of_slowest_poles(response.poles, discrete=discrete)
-        largest = max(at_peak, float(response.gain(slowest).max()))
+        slowest = slowest_poles(response.poles, SLOWEST_POLES, discrete=discrete)
+        frequencies = np.unique(frequencies_of(slowest, discrete=discrete))
+        gains = response.gain(frequencies)
+        k = int(np.argmax(gains))
+        if gains[k] > largest:
+            largest, frequency = float(gains[k]), float(frequencies[k])
     if (
         abs(at_peak - value) <= HINF_RTOL * value + 100 * noise
         and largest <= value * (1 + HINF_RTOL) + 100 * noise
     ):
-        return largest
-    return hinf_norm(*full, discrete=discrete)[0]
+        return largest, frequency
+    return hinf_norm(*full, discrete=discrete)
 
 
 def _order_for_search(balancing: Balancing) -> int:
@@ -323,7 +339,7 @@ def gain_of_difference(first: Quadruple, second: Quadruple, *, discrete: bool) -
     """Return the H-infinity norm of the difference of two stable systems.
 
     Where they nearly cancel, rounding hides the peak from a search, so that gains with more digits are
-    compared also at the slowest poles and half a width and a width beside them.
+    compared also beside the slowest poles, however wide these are.
     """
     A, B, C, D = second
     apart = (A, B, C, D - first[3])
@@ -331,9 +347,8 @@ def gain_of_difference(first: Quadruple, second: Quadruple, *, discrete: bool) -
     difference = parallel([(*first[:3], no_D), negated(apart)])
     value = verified_error(difference, first[:3], apart, discrete=discrete, noise=0.0)
     poles = slowest_poles(np.linalg.eigvals(first[0]), CRITICAL_POLES, discrete=discrete)
-    centers, widths = frequencies_of(poles, discrete=discrete), distance_to_boundary(poles, discrete=discrete)
-    beside = np.unique(centers + widths * np.array([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None])
-    gains, _ = refined_gains(first[:3], apart, beside, discrete=discrete)
+    frequencies = np.unique(_frequencies_beside_poles(poles, discrete=discrete))
+    gains, _ = refined_gains(first[:3], apart, frequencies, discrete=discrete)
     return max(value, float(gains[np.isfinite(gains)].max(initial=0.0)))
 
 
@@ -443,9 +458,9 @@ class CriticalResponse:
         if not _SquaredPoles.are_usable(*reduced, discrete=False, size=squares.size):
             return None
         plane = squares.minus(full, reduced)
-        if plane is None:
-            return None
         difference = DifferenceResponse(response, FrequencyResponse(*reduced, discrete=False, schur=True))
+        if plane is None or not plane.agree_with(difference):
+            return None
         value, frequency = _search(difference, plane, D, _Inside(None, real=True), real=True)
         at_peak = difference.rounding(np.array([frequency]))[0] if math.isfinite(frequency) else 0.0
         finite = self.frequencies[np.isfinite(self.frequencies)]
@@ -546,13 +561,32 @@ def hinf_norm(
     if factor is None and not is_quasi_triangular(A):
         A, Z = schur_form(A)
         B, C = Z.conj().T @ B, C @ Z
+    # products of B, C and Gramians underflow or overflow unless B and C have entries of about one
+    of_inputs, exponent = _exponents_of_gain(B, C, D)
+    B, C = times_power_of_two(B, -of_inputs), times_power_of_two(C, of_inputs - exponent)
+    D = times_power_of_two(D, -exponent) if np.any(D) else D
     response = FrequencyResponse(A, B, C, D, discrete=discrete, schur=True)
-    plane: _HalfPlane | _SquaredPoles
+    plane: _HalfPlane | _SquaredPoles | None = None
     if factor is not None or _SquaredPoles.are_usable(A, B, C, D, discrete=discrete):
-        plane = _SquaredPoles.of_system(A, B, C, D, factor)
-    else:
+        factor = None if factor is None else times_power_of_two(factor, -of_inputs)
+        squared = _SquaredPoles.of_system(A, B, C, D, factor)
+        plane = squared if squared.agree_with(response) else None
+    if plane is None:
         plane = _HalfPlane(A, B, C, D, response.poles, discrete=discrete)
-    return _search(response, plane, D, _Inside(within, real=real), real=real)
+    value, frequency = _search(response, plane, D, _Inside(within, real=real), real=real)
+    if math.isfinite(value):
+        (value,) = in_range(np.array([value]), exponent, "H-infinity norm")
+    return float(value), frequency
+
+
+def _exponents_of_gain(B: Array, C: Array, D: Array) -> tuple[int, int]:
+    """Return the powers of two that B, and the gain, are divided by for a search of the largest gain.
+
+    That of the gain is the product of those of B and C, unless D divided by it would overflow.
+    """
+    of_inputs = gain_exponent(B)
+    exponent = of_inputs + gain_exponent(C)
+    return of_inputs, max(exponent, gain_exponent(D) - SAFE_EXPONENT) if np.any(D) else exponent
 
 
 def _search(
@@ -570,7 +604,7 @@ def _search(
     if best == 0:
         return 0.0, 0.0
     for _ in range(MAX_LEVELS):
-        level = best * (1 + HINF_RTOL)
+        level = _level_above(best, plane.singular_levels)
         crossings = plane.candidates(level, real=real)
         crossings = inside.kept(crossings)
         between = 0.5 * (crossings[1:] + crossings[:-1])
@@ -584,6 +618,17 @@ def _search(
     raise ConvergenceError(
         f"the H-infinity norm did not converge in {MAX_LEVELS} levels; the last was {best:.6g}"
     )
+
+
+def _level_above(gain: float, singular_levels: Array) -> float:
+    """Return a level above a gain by a relative HINF_RTOL, or less where the level test has no matrix there.
+
+    Of a search in bands, or inside the unit circle, the direct term may be any.
+    """
+    levels = gain * (1 + HINF_RTOL * np.array([1.0, 0.75, 0.5, 0.25]))
+    distances = np.abs(singular_levels / levels[:, None] - 1).min(axis=1, initial=math.inf)
+    usable = np.flatnonzero(distances > SINGULAR_LEVEL)
+    return float(levels[usable[0] if usable.size else np.argmax(distances)])
 
 
 class _Inside:
@@ -709,12 +754,7 @@ def _start_frequencies(poles: Array, *, discrete: bool, real: bool) -> Array:
 def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
     """Scale the states by powers of two, which is exact and removes bad units."""
     system = scale_system(A, B, C)
-    return system.A, system.B, system.C * system.gain, D
-
-
-def _frequencies_of_slowest_poles(poles: Array, *, discrete: bool, count: int = 40) -> Array:
-    """Return the frequencies of the poles nearest the stability boundary."""
-    return np.unique(frequencies_of(slowest_poles(poles, count, discrete=discrete), discrete=discrete))
+    return system.A, *system.with_gain, D
 
 
 def critical_frequencies(A: Array, *, discrete: bool) -> Array:
@@ -732,9 +772,8 @@ def _critical_of(poles: Array, A: Array, *, discrete: bool) -> Array:
     poles = slowest_poles(poles, CRITICAL_POLES, discrete=discrete)
     # where rounding moves a pole by a share of its width, the peak of a difference is beside those of both
     widths = distance_to_boundary(poles, discrete=discrete)
-    narrow = widths <= NARROW * (1.0 if discrete else np.abs(poles))
-    sides = widths[narrow] * np.array([-1.0, -0.5, 0.5, 1.0])[:, None]
-    beside = (frequencies_of(poles[narrow], discrete=discrete) + sides).ravel()
+    narrow = (widths > 0) & (widths <= NARROW * (1.0 if discrete else np.abs(poles)))
+    beside = _frequencies_beside_poles(poles[narrow], discrete=discrete)
     if discrete:
         # the corner frequency of a real pole near 1 is its distance from 1
         w = np.where(poles.imag == 0, 1 - np.abs(poles), np.angle(poles))
@@ -745,6 +784,12 @@ def _critical_of(poles: Array, A: Array, *, discrete: bool) -> Array:
     w = np.unique(np.abs(w) if real else w)
     between = np.sign(w[1:]) * np.sqrt(np.abs(w[1:] * w[:-1]))
     return np.unique(np.concatenate([w, between, np.abs(beside) if real else beside, ends]))
+
+
+def _frequencies_beside_poles(poles: Array, *, discrete: bool) -> Array:
+    """Return the frequencies of poles, and those half a width and a width below and above them."""
+    widths = distance_to_boundary(poles, discrete=discrete) * np.array([-1.0, -0.5, 0.0, 0.5, 1.0])[:, None]
+    return np.asarray((frequencies_of(poles, discrete=discrete) + widths).ravel())
 
 
 @dataclass(frozen=True)
@@ -762,7 +807,13 @@ class _SquaredPoles:
     image: Array
     direct: float
     size: float
-    singular_frequency: tuple[float, ...] = ()
+    #: No frequency is sent to infinity, as by the map of a discrete system.
+    singular_frequency: ClassVar[list[float]] = []
+
+    @property
+    def singular_levels(self) -> Array:
+        """The levels at which the matrix is infinite; the identity holds on both sides of them."""
+        return np.array([self.direct])
 
     @classmethod
     def of_system(cls, A: Array, B: Array, C: Array, D: Array, factor: Array | None) -> _SquaredPoles:
@@ -782,10 +833,12 @@ class _SquaredPoles:
         A, B, C, _ = full
         Ar, Br, Cr, Dr = reduced
         mixed, mixed_scale, mixed_info = dtrsyl(A, Ar, -(B @ Br.T), tranb="C")
-        own, own_scale, own_info = dtrsyl(Ar, Ar, -(Br @ Br.T), tranb="C")
-        if mixed_info or own_info or not (mixed_scale == own_scale == 1):
+        reduced_gramian, reduced_scale, reduced_info = dtrsyl(Ar, Ar, -(Br @ Br.T), tranb="C")
+        if mixed_info or reduced_info or not (mixed_scale == reduced_scale == 1):
             return None
-        h = np.concatenate([self.h - mixed @ Cr[0] - B @ Dr[0], mixed.T @ C[0] - own @ Cr[0] - Br @ Dr[0]])
+        h = np.concatenate(
+            [self.h - mixed @ Cr[0] - B @ Dr[0], mixed.T @ C[0] - reduced_gramian @ Cr[0] - Br @ Dr[0]]
+        )
         n, r = A.shape[0], Ar.shape[0]
         square = np.zeros((n + r, n + r), order="F")
         square[:n, :n], square[n:, n:] = self.square, Ar @ Ar
@@ -796,13 +849,34 @@ class _SquaredPoles:
     def are_usable(A: Array, B: Array, C: Array, D: Array, *, discrete: bool, size: float = 0.0) -> bool:
         """Return whether this applies to a system in Schur form, and its squared poles are accurate enough.
 
+        The rule for their accuracy is empirical: it does not see how the eigenvalues of the matrix of a level
+        move where A is far from normal, and is tested with random triangular A against the Hamiltonian
+        matrix. An h without correct digits is found by `agree_with`.
+
         ``size`` is the smallest size of A that counts, as of another system.
         """
         if discrete or 1 not in D.shape or any(np.iscomplexobj(M) for M in (A, B, C, D)):
             return False
+        size = max(matrix_size(A), size)
+        if not RATE_LIMITS[0] <= size <= RATE_LIMITS[1]:  # squares would underflow or overflow
+            return False
         poles = schur_poles(A)
-        error = ROUNDING_OF_SQUARES * poles.size * max(matrix_size(A), size) ** 2
+        error = ROUNDING_OF_SQUARES * poles.size * size**2
         return bool(np.all(error <= -SHARE_OF_WIDTH * poles.real * np.abs(poles)))
+
+    def agree_with(self, response: FrequencyResponse) -> bool:
+        """Return whether they give the gain of the response at the slowest pole, and at frequency 0.
+
+        Where h underflowed, or its Gramian has no correct digits, no level would be crossed.
+        """
+        slowest = slowest_poles(response.poles, 1, discrete=False)
+        w = np.append(np.abs(slowest.imag), 0.0)
+        squares = response.gain(w) ** 2
+        # (A^2 + w^2) x = -h, where A^2 is quasi-triangular as A is
+        solutions = (dtrsyl(self.square, np.array([[x * x]]), -self.h[:, None]) for x in w)
+        products = np.array([self.image @ states[:, 0] / scale for states, scale, _ in solutions])
+        deviation = np.abs(self.direct**2 + 2 * products - squares)
+        return bool(np.all(deviation <= AGREEMENT * squares.max()))
 
     def candidates(self, level: float, *, real: bool) -> Array:
         """Return, sorted, the angular frequencies at which the gain may cross the level."""
@@ -844,6 +918,11 @@ class _HalfPlane:
                 D - C @ inverse @ B,
             )
         self.A, self.B, self.C, self.D = A, B, C, D
+
+    @property
+    def singular_levels(self) -> Array:
+        """The levels at which the Hamiltonian matrix does not exist: the singular values of D."""
+        return np.asarray(np.linalg.svd(self.D, compute_uv=False))
 
     @property
     def singular_frequency(self) -> list[float]:

@@ -697,8 +697,11 @@ def reduce(
     for one in orders:
         rule = checked_choice(one, tol=tol, rtol=rtol, energy=energy, gap=gap)
     margin = checked_tol(stability_tol)
-    given = {"controllability_factor": controllability_factor, "observability_factor": observability_factor}
-    factors = {key: L for key, L in given.items() if L is not None}
+    factors_by_name = {
+        "controllability_factor": controllability_factor,
+        "observability_factor": observability_factor,
+    }
+    factors = {key: L for key, L in factors_by_name.items() if L is not None}
     require_option(structure, STRUCTURES, "structure", ModelError)
     if structure == "second_order":
         if not isinstance(sys, SecondOrderModel):

@@ -18,6 +18,8 @@ def in_balanced_states(model: LinearModel, stability_tol: float) -> tuple[Linear
     """Return the model in balanced states, if all can be computed, and the bases of the projection onto them.
 
     In other states a Riccati equation can be so ill-conditioned that its solution has no correct digits.
+    Where not all balanced states can be computed these are the states of the model, and `solve_riccati`
+    refuses a solution by its residual.
     """
     balancing = balance(factorize(model, stability_tol))
     if balancing.n_computable < balancing.factored.n_stable:

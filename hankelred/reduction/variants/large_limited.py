@@ -24,6 +24,7 @@ import numpy as np
 from ..._util.arrays import EPS, Array
 from ..._util.progress import on_terminal, with_status_line
 from ...errors import ConvergenceError
+from ...gramians.dual_adi import MANY_COLUMNS
 from ...gramians.limited import Bands, band_nodes, whole_axis
 from ...gramians.low_rank import CHEAP_STATES, SparseProblem
 from ...gramians.smith import compress
@@ -37,8 +38,6 @@ from .restricted import Restricted, band_pairs, horizon_pairs
 MAX_NODES = 2000
 #: Number of frequencies between the nodes at which the intermediate model is compared with the large one.
 CHECKS = 8
-#: Factors with more columns than this are compressed.
-MANY_COLUMNS = 600
 
 
 class LargeRestricted(TwoLevel, Restricted):
@@ -117,7 +116,7 @@ class _Line:
         return np.exp(s) if self._discrete else s
 
     def relative_to_line(self, poles: Array) -> Array:
-        """Return the poles as seen from the line, which becomes the stability boundary."""
+        """Return the poles relative to the line, which becomes the stability boundary."""
         return poles * math.exp(-self._decay) if self._discrete else poles - self._decay
 
     def states(self, point: complex, *, dual: bool = False) -> tuple[Array, Array]:
@@ -181,13 +180,17 @@ def _extended(intermediate: IntermediateModel, region: Region) -> tuple[Intermed
         )
     Lc, Lo = line.factors(frequencies, weights, large.n_states > CHEAP_STATES and on_terminal())
     extended = resolved_states(large, intermediate.factors.extended(Lc, Lo))
-    at = _between(np.sort(frequencies))
+    checked = _between(np.sort(frequencies))
     candidates = [extended, intermediate]
-    errors = line.errors(candidates, at)
+    errors = line.errors(candidates, checked)
+    if not line.is_real:  # the region has both signs of frequencies, and the spectrum two sides
+        errors = np.hstack([errors, line.errors(candidates, -checked)])
     if region.horizon is None:
         distances = errors.max(axis=1)
     else:  # by Parseval's theorem; exp(t / T) is at most e up to the horizon
-        distances = math.e * np.sqrt(np.trapezoid(errors**2, at, axis=1) / math.pi)
+        sides = np.split(errors**2, errors.shape[1] // checked.size, axis=1)
+        energies = sum(np.trapezoid(side, checked, axis=1) for side in sides) / len(sides)
+        distances = math.e * np.sqrt(energies / math.pi)
     best = int(np.argmin(distances))
     return candidates[best], 2 * float(distances[best])
 

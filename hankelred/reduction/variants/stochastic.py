@@ -152,7 +152,7 @@ def _checked(regularization: Any) -> float:
 
 def _phase_factor(factored: FactoredSystem, model: LinearModel, regularization: float) -> Array:
     """Return a factor of the observability Gramian of the phase system, in the states of the solver."""
-    unit = factored.scaled_system.gain
+    unit = factored.scaled_system.nonzero_gain
     A, B, C, D = factored.A, factored.B, factored.C, model.D / unit
     p = C.shape[0]
     strength = np.linalg.svd(D, compute_uv=False) if D.size else np.zeros(0)

@@ -739,8 +739,8 @@ class TestAutomaticOrder:
             y = clean + (0.01, 0.1)[seed % 2] * clean.std() * rng.standard_normal(clean.shape) + 5
             found = hankelred.identify(u, y, dt=True)
             close += found.order <= n + 1
-            own = simulate(*matrices(found), u)
-            assert 1 - np.linalg.norm(own - clean + (clean - own).mean()) / np.linalg.norm(clean) > 0.93
+            output = simulate(*matrices(found), u)
+            assert 1 - np.linalg.norm(output - clean + (clean - output).mean()) / np.linalg.norm(clean) > 0.93
         assert close >= 5
 
     @pytest.mark.filterwarnings("ignore:.*next to nothing:hankelred.ReductionWarning")

@@ -86,6 +86,30 @@ def test_the_error_up_to_a_horizon_is_that_of_the_large_model():
     assert large.error(horizon=T) == pytest.approx(np.sqrt(energy), rel=1e-4)
 
 
+@pytest.mark.parametrize("region", [{"band": (10, 20)}, {"horizon": 5.0}])
+def test_complex_models_are_compared_at_both_signs_of_frequencies(monkeypatch, region):
+    """A complex model was compared with its intermediate model at positive frequencies only.
+
+    Here the poles around -15j count as unresolved: both intermediate models deviate by 1 below zero.
+    """
+    n = 300
+    poles = np.concatenate([-np.geomspace(1, 100, n // 2), -1 - 1j * np.linspace(12, 18, n // 2)])
+    b, c = np.ones((n, 1)), np.ones((1, n))
+    system = sp.diags_array(poles).tocsc(), b, c, 0
+    errors = large_limited._Line.errors
+
+    def without_poles_below(self, models, frequencies):
+        assert not self.is_real
+        out = errors(self, models, frequencies)
+        return np.where(frequencies < 0, 1.0, out)
+
+    monkeypatch.setattr(large_limited._Line, "errors", without_poles_below)
+    with pytest.raises(
+        ConvergenceError, match="in the region, the large model and its intermediate model differ"
+    ):
+        hankelred.reduce(system, 4, method=method_of(region), solver="low_rank", **region)
+
+
 def test_projection_orders_and_tolerances():
     system = (A, B, C, 0)
     band = (10, 100)

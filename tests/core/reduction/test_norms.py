@@ -53,9 +53,9 @@ def test_no_frequency_exceeds_it_and_one_reaches_it(seed, complex_, dt):
     )
     value = norm(system, "hinf", dt=dt)
     w = frequency_grid(system[0], discrete=discrete, both_sides=complex_, points=300)
-    seen = gains(system, w, discrete=discrete)
-    assert seen.max() <= value * (1 + 1.1e-6)
-    best = w[np.argmax(seen)]
+    sampled = gains(system, w, discrete=discrete)
+    assert sampled.max() <= value * (1 + 1.1e-6)
+    best = w[np.argmax(sampled)]
     around = best + np.linspace(-1, 1, 2001) * (np.ptp(w) / 300 if discrete else 0.1 * abs(best) + 1e-3)
     assert gains(system, around, discrete=discrete).max() >= value * (1 - 1e-2)
 
@@ -140,8 +140,8 @@ def test_large_chain_by_its_compact_form():
     # beyond a few dozen states the peak is searched on the states above the noise floor
     system = damped_chain(60, 1e-4)
     w = np.abs(np.linalg.eigvals(system[0]).imag)
-    seen = gains(system, np.unique(np.concatenate([w, w * (1 + 1e-9)]))).max()
-    np.testing.assert_allclose(norm(system, "hinf"), seen, rtol=1e-6)
+    sampled = gains(system, np.unique(np.concatenate([w, w * (1 + 1e-9)]))).max()
+    np.testing.assert_allclose(norm(system, "hinf"), sampled, rtol=1e-6)
 
 
 @pytest.mark.parametrize("gain", [1e-300, 1e-200, 1e-150, 1e-20, 1e20, 1e150])

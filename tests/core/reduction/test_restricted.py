@@ -124,11 +124,11 @@ def test_a_band_of_a_real_model(name, order, band, worse):
     if worse is not None:
         assert error <= worse < plain.error(band=band)
     pairs = [band] if np.ndim(band[0]) == 0 else band
-    seen = max(
+    sampled = max(
         gain_apart(system, limited.system, 1j * np.linspace(low, high, 300)).max() for low, high in pairs
     )
     rounding = 1e-13 * np.abs(response(system, 1j * np.array(pairs).ravel())).max()
-    assert seen <= error * (1 + 1e-5) + rounding
+    assert sampled <= error * (1 + 1e-5) + rounding
 
 
 def test_a_horizon_of_a_real_model():
@@ -253,11 +253,11 @@ def test_weighted_errors_are_those_of_a_plain_grid(sides):
             warnings.simplefilter("ignore", ReductionWarning)
             r = reduce(system, 3, method="frequency_weighted", weighting=weighting, **WEIGHTS[sides])
         assert stable(r.system)
-        seen = weighted_gain(system, r.system, WEIGHTS[sides], points)
-        assert seen == pytest.approx(r.error(weighted=True), rel=1e-3)
+        sampled = weighted_gain(system, r.system, WEIGHTS[sides], points)
+        assert sampled == pytest.approx(r.error(weighted=True), rel=1e-3)
         if weighting == "best":
-            best = seen
-        assert best <= seen * (1 + 1e-3)
+            best = sampled
+        assert best <= sampled * (1 + 1e-3)
     assert best <= weighted_gain(system, reduce(system, 3).system, WEIGHTS[sides], points) * (1 + 1e-3)
 
 
@@ -331,12 +331,12 @@ def test_the_best_may_be_residualized(discrete):
         best = reduce(system, order, method="frequency_weighted", output_weight=weight, dt=dt)
         names.add(best.balanced_by)
         E = response(weight, points) @ (response(system, points) - response(best.system, points))
-        seen = np.linalg.norm(E, 2, axis=(1, 2)).max()
-        assert seen == pytest.approx(best.error(weighted=True), rel=1e-3)
+        sampled = np.linalg.norm(E, 2, axis=(1, 2)).max()
+        assert sampled == pytest.approx(best.error(weighted=True), rel=1e-3)
         for method in ("truncation", "residualization"):
             other = reduce(system, order, method=method, dt=dt).system
             E = response(weight, points) @ (response(system, points) - response(other, points))
-            assert seen <= np.linalg.norm(E, 2, axis=(1, 2)).max() * (1 + 1e-3)
+            assert sampled <= np.linalg.norm(E, 2, axis=(1, 2)).max() * (1 + 1e-3)
         if best.balanced_by.endswith("residualized"):
             assert best.left is None and best.right is None
             at_dc = [1.0 if discrete else 0.0]
