@@ -118,14 +118,20 @@ class SecondOrderModel:
         return SecondOrderModel(M, D, K, left.T @ self.B, self.Cp @ right, self.Cv @ right, self.Du)
 
     def positions(self, first: Array) -> Array:
-        """Return the positions x for the first half of the states of :meth:`dense`."""
+        """Return the positions x for the first half of the states of :meth:`dense`.
+
+        This holds for models without rigid body modes.
+        """
         stiffness = _cholesky(self._dense(self.K))
         if stiffness is None:
             return first
         return sla.solve_triangular(stiffness, first, lower=True, trans="T", check_finite=False)
 
     def velocities(self, second: Array) -> Array:
-        """Return the velocities x' for the second half of the states of :meth:`dense`."""
+        """Return the velocities x' for the second half of the states of :meth:`dense`.
+
+        This holds for models without rigid body modes.
+        """
         mass = self._mass_factor()
         return sla.solve_triangular(mass, second, lower=True, trans="T", check_finite=False)
 
@@ -184,9 +190,9 @@ class SecondOrderModel:
 
         With M = Lm Lm^T and K = Lk Lk^T the states are Lk^T x and Lm^T x', whose squares are twice the
         energies. This avoids a matrix that contains both entries of the size of K and entries of size one.
-        Rigid body modes are separated first, and their coordinates and velocities are the first states, with
-        zeros where rounding would move their poles. If K is not positive semidefinite, the positions x are
-        states instead of Lk^T x.
+        Rigid body modes are separated first: the states are their coordinates, their velocities, and Lk^T x
+        and Lm^T x' of the other modes, with zeros where rounding would move the poles. If K is not positive
+        semidefinite, the positions x are states instead of Lk^T x.
         """
         K = self._dense(self.K)
         if K.shape[0] == 0:  # LAPACK refuses empty factors
