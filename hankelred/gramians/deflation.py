@@ -158,7 +158,10 @@ def _solver_near(pencil: Pencil, near: float) -> Solver:
             return pencil.shifted(complex(-near * factor))
         except (ModelError, ConvergenceError):
             continue
-    raise ConvergenceError(f"A - s E could not be factored for s around {near:.1e}: the pencil is singular")
+    raise ConvergenceError(
+        f"A - s E could not be factored for s around {near:.1e}: the pencil is singular, or has more poles "
+        "at the origin than were found; use solver='dense'"
+    )
 
 
 def _real_basis(V: Array) -> Array:

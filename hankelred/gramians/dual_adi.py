@@ -54,6 +54,8 @@ class Side:
         self.start = self.residual_factor_size()
         #: the two factors of a projection whose image is removed from W; None without deflation
         self.deflated: tuple[Array, Array] | None = None
+        #: the same for states
+        self.deflated_states: tuple[Array, Array] | None = None
 
     def residual_factor_size(self) -> float:
         """Return |W|_F."""
@@ -71,6 +73,9 @@ class Side:
 
     def step(self, V: Array, shift: complex, *, pair: bool) -> None:
         """Add the columns of V = (A + shift E)^-1 W; with `pair` also those of the conjugate shift."""
+        if self.deflated_states is not None:  # rounding, which a small shift increases
+            spanned, projector = self.deflated_states
+            V = V - spanned @ (projector.T @ V)
         if not pair:
             self.blocks.append(math.sqrt(-2 * shift.real) * V)
             self._add_to_residual_factor(-2 * shift.real * self.pencil.E(V, transposed=self.transposed))
@@ -84,20 +89,24 @@ class Side:
             self.recent += [V.real, V.imag]
         del self.recent[:-HISTORY]
 
-    def deflate(self, spanned: Array, projector: Array) -> None:
-        """Subtract spanned @ projector^T W from W, now and after each step."""
+    def deflate(self, right: Array, left: Array) -> None:
+        """Subtract E right @ left^T W from W, now and after each step, and right @ left^T E V from V."""
         before = self.start
-        self.deflated = spanned, projector
+        self.deflated = self.pencil.E(right, transposed=self.transposed), left
+        self.deflated_states = right, self.pencil.E(left, transposed=not self.transposed)
         self._add_to_residual_factor(np.zeros_like(self.W))
         self.start = self.residual_factor_size()
         if self.start <= NOTHING * before:
             self.W, self.start = np.zeros_like(self.W), 0.0
 
     def _add_to_residual_factor(self, change: Array) -> None:
-        self.W = self.W + change
-        if self.deflated is not None:
-            spanned, projector = self.deflated
-            self.W = self.W - spanned @ (projector.T @ self.W)
+        self.W = self._without_deflated(self.W + change)
+
+    def _without_deflated(self, W: Array) -> Array:
+        if self.deflated is None:
+            return W
+        spanned, projector = self.deflated
+        return W - spanned @ (projector.T @ W)
 
     def compress(self) -> None:
         """Reduce the number of columns to the numerical rank, if it has grown since the last compression.
@@ -118,7 +127,8 @@ class Side:
             return np.hstack(self.recent)
         rng = np.random.default_rng(0)
         missing = max(0, FIRST_COLUMNS - self.W.shape[1])
-        return np.hstack([self.W, rng.standard_normal((self.W.shape[0], missing)) * self.start])
+        random = rng.standard_normal((self.W.shape[0], missing)) * self.start
+        return np.hstack([self.W, self._without_deflated(random)])
 
 
 class DualADI:
@@ -141,9 +151,8 @@ class DualADI:
 
     def deflate(self, left: Array, right: Array) -> None:
         """Deflate an invariant subspace from both sides: A right = E right A_k, left^H E right = 1."""
-        pencil = self.pencil
-        self.controllability.deflate(pencil.E(right), left.conj())
-        self.observability.deflate(pencil.E(left.conj(), transposed=True), right)
+        self.controllability.deflate(right, left.conj())
+        self.observability.deflate(left.conj(), right)
 
     def far_shifts(self) -> list[complex]:
         """Compute shifts far from the origin, from the fast modes that the residual excites."""

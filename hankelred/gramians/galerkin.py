@@ -51,6 +51,8 @@ class GalerkinFactors:
     observability: Array
     #: Lo^H E Lc, of which the singular values are those of the projected model
     product: Array
+    #: size of the rounding errors in the product
+    product_rounding: float
     #: proved bound for the error of the singular values
     error: float
     #: estimate of the effect of rounding on the singular values, relative to the largest
@@ -61,7 +63,7 @@ class GalerkinFactors:
     @property
     def certificate(self) -> float:
         """Bound for the error of the singular values, with rounding."""
-        return self.error + self.rounding * self.largest_value
+        return self.error + self.rounding * self.largest_value + self.product_rounding
 
     @property
     def largest_value(self) -> float:
@@ -106,7 +108,9 @@ def galerkin_factors(
         del R_A
     sizes = [float(pencil.sizes(W, W).max()) for W in map(np.abs, _in_blocks(V))]
     rounding = (pencil.n + max(sizes) / float(np.abs(np.linalg.eigvals(A_V)).min())) * EPS
-    return GalerkinFactors(V @ Lc, V @ Lo, Lo.conj().T @ Lc, error, rounding, residual)
+    # if no input reaches an output the product consists of rounding errors, of the size of its factors
+    product_rounding = EPS * float(np.linalg.norm(Lo)) * float(np.linalg.norm(Lc))
+    return GalerkinFactors(V @ Lc, V @ Lo, Lo.conj().T @ Lc, product_rounding, error, rounding, residual)
 
 
 def _orthonormal_basis(pencil: SparsePencil, blocks: list[Array]) -> Array:

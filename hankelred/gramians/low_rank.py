@@ -176,6 +176,12 @@ class LowRankFactors:
         values = np.linalg.svd(self.product, compute_uv=False)
         return values[values > self.rounding]
 
+    @property
+    def negligible(self) -> float:
+        """Singular values that are rounding: an accuracy for models in which no input reaches an output."""
+        sizes = [float(np.linalg.norm(L)) for L in (self.observability, self.problem.E(self.controllability))]
+        return self.problem.pencil.n * EPS * sizes[0] * sizes[1]
+
     @cached_property
     def vectors(self) -> tuple[Array, Array]:
         """Left and right singular vectors of the product, as columns."""
@@ -289,7 +295,8 @@ def low_rank_factors(
         certificate = max(certificate, sampled) + rounding_of_values(factors)
         factors = replace(factors, certificate=certificate, factorizations=problem.pencil.factorizations)
     largest = float(factors.values.max(initial=0.0))
-    if not factors.certificate <= accuracy * largest:
+    requested = accuracy * largest if largest > 0 else factors.negligible
+    if not factors.certificate <= requested:
         columns = [L.shape[1] for L in (factors.controllability, factors.observability)]
         raise ConvergenceError(
             f"the low-rank factors of the Gramians did not converge: after {factors.factorizations} sparse "
@@ -319,8 +326,9 @@ def _iterate_until_projected(
 ) -> GalerkinFactors | None:
     """Take steps until a Galerkin projection is as accurate as requested; return its factors.
 
-    The result is None for models with few states per input and output, in discrete time, and if rounding
-    prevents the requested accuracy: then further steps of the iteration follow, which round less.
+    The result is None for models with few states per input and output, in discrete time, if no input reaches
+    an output, and if rounding prevents the requested accuracy: then further steps of the iteration follow,
+    which round less.
     """
     ports = problem.B.shape[1] + problem.C.shape[0]
     pencil = problem.pencil
@@ -328,8 +336,8 @@ def _iterate_until_projected(
         return None
     project_below = PROJECTED_RESIDUALS[pencil.n > CHEAP_STATES]
     attempts = 0
-    while attempts < MAX_PROJECTIONS and len(adi.shifts) < MAX_SHIFTS:
-        for shift in adi.next_shifts():
+    while attempts < MAX_PROJECTIONS and len(adi.shifts) < MAX_SHIFTS and (batch := adi.next_shifts()):
+        for shift in batch:
             adi.step(shift)
             for side in adi.sides:
                 side.compress()
@@ -343,10 +351,12 @@ def _iterate_until_projected(
             attempts += 1
             if factors is None or factors.rounding > accuracy:
                 return None
-            share = factors.certificate / factors.largest_value / accuracy
-            if share <= 1:
+            requested = accuracy * factors.largest_value
+            if factors.certificate <= requested:
                 return factors
-            project_below = residual * min(1 / share, PROJECTED_AGAIN)
+            if factors.largest_value <= factors.product_rounding or residual < SMALLEST_RESIDUAL:
+                return None
+            project_below = residual * min(requested / factors.certificate, PROJECTED_AGAIN)
     return None
 
 
@@ -357,8 +367,8 @@ def _iterate_until_proven(
     check_below = accuracy**2 * (10 if problem.pencil.n <= CHEAP_STATES else 0.1)
     if problem.pencil.n <= CHEAP_STATES:
         check_below = min(check_below, TARGET_RESIDUAL)
-    while len(adi.shifts) < MAX_SHIFTS:
-        for shift in adi.next_shifts():
+    while len(adi.shifts) < MAX_SHIFTS and (batch := adi.next_shifts()):
+        for shift in batch:
             adi.step(shift)
             for side in adi.sides:
                 side.compress()
@@ -367,11 +377,12 @@ def _iterate_until_proven(
                 return
             if residual > check_below:
                 continue
-            share = weyl_bound(problem, adi, bound) / largest_value(problem, adi) / accuracy
-            if share <= 1:
+            certificate = weyl_bound(problem, adi, bound)
+            requested = accuracy * largest_value(problem, adi)
+            if certificate <= requested:
                 return
             # the bound decreases as the root of the residual
-            check_below = residual / share**2
+            check_below = residual * (requested / certificate) ** 2
 
 
 def _iterate_until_converged(
@@ -612,7 +623,7 @@ def _projected_factors(
         product=galerkin.product,
         kind="rigorous",
         certificate=galerkin.certificate,
-        rounding=EPS * galerkin.largest_value,
+        rounding=galerkin.product_rounding,
         residual=galerkin.residual,
         factorizations=problem.pencil.factorizations,
         bound=bound,

@@ -23,7 +23,6 @@ import numpy as np
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
 from ..models.pencil import (
-    FactoredSolver,
     Pencil,
     Solver,
     SparseFamily,
@@ -219,7 +218,7 @@ def decay_rate(pencil: SparsePencil) -> float | None:
     solver = pencil.solver(-S)
     n = pencil.n
     start = np.random.default_rng(0).standard_normal(n).astype(S.dtype)
-    inverse = spl.LinearOperator((n, n), matvec=lambda b: _column(solver, b), dtype=S.dtype)
+    inverse = spl.LinearOperator((n, n), matvec=solver.operator(), dtype=S.dtype)
     try:
         values = spl.eigsh(
             -S, k=1, M=pencil.E_matrix, sigma=0, OPinv=inverse, v0=start, return_eigenvectors=False, tol=1e-3
@@ -230,7 +229,3 @@ def decay_rate(pencil: SparsePencil) -> float | None:
     shifted = (-S - mu * pencil.E_matrix).tocsc()
     shifted.sort_indices()
     return mu if mu > 0 and is_positive_definite(pencil, shifted) else None
-
-
-def _column(solver: FactoredSolver, b: Array) -> Array:
-    return solver(np.reshape(b, (-1, 1)))[:, 0]

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import Array
+from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
 from .linear_model import DENSE_LIMIT, LinearModel
-from .pencil import SYMMETRIC, Factorize, Solver, SparseFamily, as_real, is_hermitian, times
+from .pencil import Factorize, Solver, SparseFamily, as_real, is_hermitian, times
 from .sparse_model import SparseModel, checked_ports, is_sparse, square_sparse
 
 #: The low-rank solver is the default for sparse second-order models with more states than this.
 SPARSE_STATES = 500
-#: A mode z is a rigid body mode if |K z| is at most this share of ||K| |z||, as rounding makes it. The
-#: slowest mode of a clamped beam has 2.6e-13 with 1000 elements, and 1e-15 with 4000.
+#: A mode z may be a rigid body mode if |K z| is at most this share of ||K| |z||, as rounding makes it. The
+#: slowest mode of a clamped beam has 2.6e-13 with 1000 elements, and 4e-16 with 5000.
 RIGID_ROUNDING = 8e-16
-#: Number of the slowest modes among which rigid body modes are searched for; a body in space has six.
+#: Up to this many times as much may be rounding or not, and is refused.
+UNCERTAIN = 10
+#: Rounding of the entries of K changes the squared frequency of a rigid body mode z by EPS |z|^T |K| |z|. All
+#: other squared frequencies must be larger by this factor. A clamped beam, whose second one is 39 times the
+#: first, does not fulfill this if its first one is rounding.
+GAP = 200
+#: Number of the slowest modes of the first search for rigid body modes; a body in space has six.
 SLOWEST_MODES = 12
+#: Steps of inverse iteration for rigid body modes, and the number of other modes that are computed with them.
+INVERSE_STEPS = 5
+OTHER_MODES = 4
+#: A rigid body mode changes by no more than this share if its rounding is removed.
+SMALL_CHANGE = 1e-6
 #: The search is around minus this share of the largest quotient of a diagonal entry of K and that of M.
 NEAR_ZERO = 1e-14
 #: If no pivot of K is below this share of its largest diagonal entry, K has no rigid body modes.
@@ -28,6 +40,12 @@ SMALL_PIVOT = 1e-10
 NO_COUPLING = 1e-13
 #: A squared frequency below this share of the largest computed one belongs to a rigid body mode.
 RIGID = 1e-10
+
+NOT_DISTINGUISHED = (
+    "rigid body modes cannot be told from slow modes: squared frequencies below {limit:.1e} may be rounding "
+    "of the entries of K, and {count} mode(s) that may not be rigid body modes have such; use a coarser "
+    "mesh, enter K with more correct digits, or add supports that remove the rigid body modes"
+)
 
 
 class SecondOrderModel:
@@ -100,14 +118,20 @@ class SecondOrderModel:
         return SecondOrderModel(M, D, K, left.T @ self.B, self.Cp @ right, self.Cv @ right, self.Du)
 
     def positions(self, first: Array) -> Array:
-        """Return the positions x for the first half of the states of :meth:`dense`."""
+        """Return the positions x for the first half of the states of :meth:`dense`.
+
+        This holds for models without rigid body modes.
+        """
         stiffness = _cholesky(self._dense(self.K))
         if stiffness is None:
             return first
         return sla.solve_triangular(stiffness, first, lower=True, trans="T", check_finite=False)
 
     def velocities(self, second: Array) -> Array:
-        """Return the velocities x' for the second half of the states of :meth:`dense`."""
+        """Return the velocities x' for the second half of the states of :meth:`dense`.
+
+        This holds for models without rigid body modes.
+        """
         mass = self._mass_factor()
         return sla.solve_triangular(mass, second, lower=True, trans="T", check_finite=False)
 
@@ -166,9 +190,9 @@ class SecondOrderModel:
 
         With M = Lm Lm^T and K = Lk Lk^T the states are Lk^T x and Lm^T x', whose squares are twice the
         energies. This avoids a matrix that contains both entries of the size of K and entries of size one.
-        Rigid body modes are separated first, and their coordinates and velocities are the first states, with
-        zeros where rounding would move their poles. If K is not positive semidefinite, the positions x are
-        states instead of Lk^T x.
+        Rigid body modes are separated first: the states are their coordinates, their velocities, and Lk^T x
+        and Lm^T x' of the other modes, with zeros where rounding would move the poles. If K is not positive
+        semidefinite, the positions x are states instead of Lk^T x.
         """
         K = self._dense(self.K)
         if K.shape[0] == 0:  # LAPACK refuses empty factors
@@ -184,15 +208,32 @@ class SecondOrderModel:
         """Return an M-orthonormal basis of the null space of K, shape (N, k)."""
         M, K = self._dense(self.M), self._dense(self.K)
         self._mass_factor()
-        if not np.array_equal(K, K.T):
-            return np.zeros((K.shape[0], 0))
-        last = min(SLOWEST_MODES, K.shape[0]) - 1
-        modes = sla.eigh(K, M, subset_by_index=[0, last], check_finite=False)[1]
-        # a step of inverse iteration removes the rounding of the reduction to one matrix
+        N = K.shape[0]
+        if not is_hermitian(K):
+            return np.zeros((N, 0))
+        K, M = (K + K.T) / 2, (M + M.T) / 2
         center = NEAR_ZERO * float((np.diag(K) / np.diag(M)).max()) or 1.0
-        modes = sla.solve(K + center * M, M @ modes, assume_a="sym", check_finite=False)
-        modes = modes @ np.linalg.inv(sla.cholesky(modes.T @ M @ modes))
-        return modes[:, is_rigid(K, modes)]
+
+        def solve(b: Array) -> Array:
+            return np.asarray(sla.solve(K + center * M, b, assume_a="sym", check_finite=False))
+
+        count = min(SLOWEST_MODES, N)
+        while True:
+            squares, modes = sla.eigh(K, M, subset_by_index=[0, count - 1], check_finite=False)
+            # a step of inverse iteration removes the rounding of the reduction to one matrix
+            modes = solve(M @ modes)
+            modes = modes @ np.linalg.inv(sla.cholesky(modes.T @ M @ modes))
+            modes = without_rounding(K, modes, solve)
+            rigid = is_rigid(K, modes)
+            if count == N or (squares[-1] > 0 and not rigid[-1]):
+                break
+            count = min(2 * count, N)
+        others = np.abs(np.sum(modes * (K @ modes), axis=0))[~rigid]
+        limit = GAP * rounding_of_squares(K, modes[:, rigid])
+        if np.any(rigid) and others.min(initial=np.inf) < limit:
+            near = np.count_nonzero(others < limit)
+            raise ConvergenceError(NOT_DISTINGUISHED.format(count=near, limit=limit))
+        return modes[:, rigid]
 
     def _with_separate_rigid_body(self, Z: Array) -> LinearModel:
         """Return the first-order form with the coordinates of the rigid body modes Z first.
@@ -261,9 +302,39 @@ class SecondOrderModel:
 
 
 def is_rigid(K: Any, modes: Array) -> Array:
-    """Tell for each column whether it is a rigid body mode of the stiffness K."""
+    """Tell for each column whether it is a rigid body mode of the stiffness K.
+
+    Raises
+    ------
+    ConvergenceError
+        For some columns this cannot be decided.
+    """
     force: Array = np.linalg.norm(K @ modes, axis=0)
-    return force <= RIGID_ROUNDING * np.linalg.norm(abs(K) @ np.abs(modes), axis=0)
+    rounding = RIGID_ROUNDING * np.linalg.norm(abs(K) @ np.abs(modes), axis=0)
+    uncertain = (force > rounding) & (force <= UNCERTAIN * rounding)
+    if np.any(uncertain):
+        limit = GAP * rounding_of_squares(K, modes[:, uncertain])
+        raise ConvergenceError(NOT_DISTINGUISHED.format(count=np.count_nonzero(uncertain), limit=limit))
+    return force <= rounding
+
+
+def without_rounding(K: Any, modes: Array, solve: Callable[[Array], Array]) -> Array:
+    """Return the modes, rigid body modes among them so changed that K z = 0 as well as rounding of z allows.
+
+    Parameters
+    ----------
+    solve : callable
+        Solves linear systems with K plus a small multiple of M.
+    """
+    change = solve(K @ modes)
+    small = np.linalg.norm(change, axis=0) <= SMALL_CHANGE * np.linalg.norm(modes, axis=0)
+    return modes - np.where(small, change, 0.0)
+
+
+def rounding_of_squares(K: Any, modes: Array) -> float:
+    """Return how much rounding of the entries of K changes the squared frequencies of these modes."""
+    sizes = np.abs(modes)
+    return EPS * float(np.sum(sizes * (abs(K) @ sizes), axis=0).max(initial=0.0))
 
 
 def _symmetrized(M: Array) -> Array:
@@ -274,7 +345,7 @@ def _symmetrized(M: Array) -> Array:
 
 def _cholesky(M: Array) -> Array | None:
     """Return the lower Cholesky factor of a matrix, or None if it is not symmetric positive definite."""
-    if np.abs(M - M.T).max(initial=0.0) > SYMMETRIC * np.abs(M).max(initial=0.0):
+    if not is_hermitian(M):
         return None
     try:
         return np.asarray(sla.cholesky(M, lower=True, check_finite=False))
@@ -354,26 +425,87 @@ class SecondOrderPencil:
     def rigid_body_modes(self) -> tuple[Array, float]:
         """Return an M-orthonormal basis of the null space of K, and the frequency of the slowest other mode.
 
-        The basis is empty if M or K is not symmetric, or if K is not singular.
+        The inertia of K - s M proves the number of modes. The basis is empty if M or K is not symmetric, and
+        if the search finds no rigid body mode.
+
+        Raises
+        ------
+        ConvergenceError
+            Rigid body modes cannot be told from slow modes, or all modes are rigid body modes.
+        """
+        none = np.zeros((self.N, 0)), 0.0
+        center = NEAR_ZERO * float((self.K.diagonal() / self.M.diagonal()).max(initial=0.0))
+        if not (center > 0 and is_hermitian(self.M) and is_hermitian(self.K)):
+            return none
+        found = self._modes_near(center, SLOWEST_MODES, tol=0)
+        squares, modes = self._slowest_modes(SLOWEST_MODES, center) if found is None else found
+        rigid = is_rigid(self.K, modes)
+        if not np.any(rigid):
+            return none
+        limit = GAP * rounding_of_squares(self.K, modes[:, rigid])
+        count = self._number_of_modes_below(limit)
+        # an iteration from one vector finds a part of the modes of an eigenvalue that is repeated often
+        if count is not None and (count > np.count_nonzero(rigid) or np.all(rigid)):
+            squares, modes = self._slowest_modes(count + OTHER_MODES, center)
+            rigid = is_rigid(self.K, modes)
+        if count != np.count_nonzero(rigid):
+            others = "an unknown number of" if count is None else count - np.count_nonzero(rigid)
+            raise ConvergenceError(NOT_DISTINGUISHED.format(count=others, limit=limit))
+        if np.all(rigid):
+            raise ConvergenceError(
+                f"all {count} modes are rigid body modes, and the low-rank solver requires others; use "
+                "solver='dense'"
+            )
+        return modes[:, rigid], float(np.abs(squares[~rigid]).min()) ** 0.5
+
+    def _number_of_modes_below(self, limit: float) -> int | None:
+        """Return the number of squared frequencies between -limit and limit, or None if it is not certain."""
+        family = SparseFamily([self.K, self.M])
+        K, M = family.matrices
+        below = []
+        for square in (-limit, limit):
+            shifted = (K - square * M).tocsc()
+            shifted.sort_indices()
+            try:
+                inertia = family.solver(shifted, for_inertia=True).inertia(0.0)
+            except ModelError:
+                return None
+            if inertia is None or sum(inertia) != self.N:
+                return None
+            below.append(inertia[1])
+        return below[1] - below[0]
+
+    def _slowest_modes(self, count: int, center: float) -> tuple[Array, Array]:
+        """Return the slowest modes and their squared frequencies by subspace iteration."""
+        count = min(count, self.N)
+        solve = self.family.combined(center, 0.0, 1.0)
+        modes = np.random.default_rng(0).standard_normal((self.N, count))
+        for _ in range(INVERSE_STEPS):
+            modes = np.linalg.qr(solve(self.M @ modes))[0]
+        squares, turn = sla.eigh(modes.T @ (self.K @ modes), modes.T @ (self.M @ modes))
+        return squares, without_rounding(self.K, modes @ turn, solve)
+
+    def _modes_near(self, center: float, count: int, tol: float) -> tuple[Array, Array] | None:
+        """Return the squared frequencies nearest to -center, and their modes.
+
+        The result is None if M or K is not symmetric, or the eigenvalues do not converge.
         """
         import scipy.sparse.linalg as spl
 
-        none = np.zeros((self.N, 0)), 0.0
-        count = min(SLOWEST_MODES, self.N - 2)
-        largest = float((self.K.diagonal() / self.M.diagonal()).max(initial=0.0))
-        if count < 1 or not largest > 0 or not (is_hermitian(self.M) and is_hermitian(self.K)):
-            return none
+        count = min(count, self.N - 2)
+        if count < 1 or not (is_hermitian(self.M) and is_hermitian(self.K)):
+            return None
         try:
-            solve = self.family.combined(NEAR_ZERO * largest, 0.0, 1.0).operator()
+            solve = self.family.combined(center, 0.0, 1.0).operator()
             inverse = spl.LinearOperator((self.N, self.N), matvec=solve, dtype=float)
+            # not a vector of ones, which is a rigid body mode
+            start = np.random.default_rng(0).standard_normal(self.N)
             squares, modes = spl.eigsh(
-                self.K, k=count, M=self.M, sigma=-NEAR_ZERO * largest, OPinv=inverse, v0=np.ones(self.N)
+                self.K, k=count, M=self.M, sigma=-center, OPinv=inverse, v0=start, tol=tol
             )
         except (ModelError, ConvergenceError, RuntimeError):  # of ARPACK
-            return none
-        rigid = is_rigid(self.K, modes)
-        slowest = float(np.abs(squares[~rigid]).min(initial=np.inf)) ** 0.5
-        return (modes[:, rigid], slowest) if np.any(rigid) and np.isfinite(slowest) else none
+            return None
+        return squares, modes
 
     def slow_poles(self, count: int, B: Array, C: Array, center: float) -> tuple[Array, Array] | None:
         """Return poles of the slowest modes, as if they were not coupled by damping, or None.
@@ -382,25 +514,16 @@ class SecondOrderPencil:
         poles in the upper half plane are returned, with the contribution of each to the largest gain from B
         to C. The result is None if M or K is not symmetric, or the eigenvalues do not converge.
         """
-        import scipy.sparse.linalg as spl
-
-        count = min(count, self.N - 2)
-        if count < 1 or not (is_hermitian(self.M) and is_hermitian(self.K)):
+        found = self._modes_near(center**2, count, tol=1e-8)
+        if found is None:
             return None
-        try:
-            solve = self.family.combined(center**2, 0.0, 1.0).operator()
-            inverse = spl.LinearOperator((self.N, self.N), matvec=solve, dtype=float)
-            squares, modes = spl.eigsh(
-                self.K, k=count, M=self.M, sigma=-(center**2), OPinv=inverse, v0=np.ones(self.N), tol=1e-8
-            )
-        except (ModelError, ConvergenceError, RuntimeError):  # of ARPACK
-            return None
+        squares, modes = found
         damping = np.sum(modes * (self.D @ modes), axis=0) / 2
         # for an overdamped mode this is the slower one of its two poles
         root = np.sqrt((damping**2 - squares).astype(complex))
         poles = -damping + root
         # the other pole of a damped rigid body mode is zero, and deflated
-        largest = np.abs(squares).max()
+        largest = max(float(np.abs(squares).max()), center**2)  # all modes may be rigid body modes
         elastic = squares > RIGID * largest
         damped = damping > RIGID * np.sqrt(largest)
         poles = np.where(elastic, poles, -2 * damping)

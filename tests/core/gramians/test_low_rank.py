@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import scipy.linalg as sla
 import scipy.sparse as sp
+import scipy.sparse.linalg as spl
 from helpers.sparse_models import beam, chain, heat, modal_values, rail, right_to
 
 import hankelred
 from hankelred import ConvergenceError, ModelError, OrderError, hankel_singular_values
+from hankelred.gramians.dual_adi import DualADI
 from hankelred.gramians.low_rank import low_rank_factors
+from hankelred.gramians.residual_bounds import SymmetricBound
+from hankelred.models.pencil import FactoredSolver, SparsePencil
 from hankelred.models.sparse_model import any_model
 
 pytestmark = pytest.mark.slow
@@ -311,3 +315,134 @@ def test_many_inputs():
     _, factors, _ = checked((A, B, C, 0), symmetric_values(A, B, C))
     # 90 columns a step, of which few are new
     assert factors.controllability.shape[1] < 1000 < 90 * (factors.factorizations - 2)
+
+
+def two_parts(kind):
+    """Two parts of which the second is coupled to the first at most in one direction."""
+    n = 120
+    if kind == "diagonal":
+        return sp.csc_array(sp.diags_array(-np.linspace(1, 2, 2 * n)))
+    below = 1.0 if kind != "convection" else 0.5
+    part = sp.diags_array([below * np.ones(n - 1), -3 * np.ones(n), np.ones(n - 1)], offsets=[-1, 0, 1])
+    coupling = 0.3 * sp.eye_array(n) if kind == "one way" else None
+    return sp.csc_array(sp.block_array([[part, coupling], [None, 1.3 * part]]))
+
+
+@pytest.mark.parametrize("ports", [1, 2])
+@pytest.mark.parametrize("projected", [True, False])
+@pytest.mark.parametrize("kind", ["diagonal", "symmetric", "convection", "one way"])
+def test_no_input_reaches_an_output(monkeypatch, kind, projected, ports):
+    """Story: the certificate was divided by the largest singular value, and ZeroDivisionError escaped.
+
+    Rounding of the projection was relative to that value too, so that other such models had singular values
+    of 1e-17 with a rigorous certificate, and without the projection they did not converge.
+    """
+    if projected:
+        monkeypatch.setattr("hankelred.gramians.low_rank.STATES_PER_PORT", 0)
+    A = two_parts(kind)
+    n = A.shape[0]
+    B, C = np.zeros((n, ports)), np.zeros((ports, n))
+    B[5], C[:, n // 2 + 9] = 1, 1
+    for system in ((A, B, C, 0), (A, 0 * B, C, 0), (A, B, 0 * C, 0), (A, 1e90 * B, C, 0)):
+        assert hankel_singular_values(system, solver="low_rank").size == 0
+    assert hankel_singular_values((sp.csc_array(0.1 * A), B, C, 0), dt=1, solver="low_rank").size == 0
+    # one of two outputs
+    C = np.concatenate([C, np.zeros((1, n))])
+    C[-1, 5] = 1
+    values = hankel_singular_values((A, B, C, 0), solver="low_rank")
+    truth = hankel_singular_values((A.toarray(), B, C, 0))
+    assert values.size and np.abs(values[:4] - truth[: values.size][:4]).max() <= 1e-4 * truth[0]
+
+
+@pytest.mark.parametrize("projected", [True, False])
+@pytest.mark.parametrize("calls", [0, 1])
+def test_iteration_ends_when_no_shifts_are_left(monkeypatch, calls, projected):
+    """Story: the number of steps was limited, but a batch without shifts takes none: an endless loop."""
+    original = DualADI.next_shifts
+    made = []
+
+    def next_shifts(self):
+        made.append(0)
+        return original(self) if len(made) <= calls else []
+
+    monkeypatch.setattr(DualADI, "next_shifts", next_shifts)
+    if projected:
+        monkeypatch.setattr("hankelred.gramians.low_rank.STATES_PER_PORT", 0)
+    for convection in (0.0, 20.0):
+        made.clear()
+        A, B, C = heat(20, convection=convection)
+        with pytest.raises(ConvergenceError, match="did not converge"):
+            factored((A, B, C, 0), 1e-10)
+
+
+class DamagedFactorization:
+    """SuperLU, except that solutions after the first `correct` columns, counted over all calls, are wrong."""
+
+    def __init__(self, M, correct):
+        self.factors, self.correct, self.solved = spl.splu(sp.csc_matrix(M)), correct, 0
+
+    def solve(self, b, trans):
+        x = self.factors.solve(b, trans)
+        x[:, max(0, self.correct - self.solved) :] *= 1.5
+        self.solved += b.shape[1]
+        return x
+
+
+@pytest.mark.parametrize("correct", [0, 1, 5, 15])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_every_column_of_a_solution_is_checked(correct, transposed):
+    """Story: only the residual of the first column was checked, and the rest went into rigorous bounds.
+
+    The linear systems of iterations for eigenvalues were checked in the first of all solutions only.
+    """
+    A, _, _ = heat(6, convection=3.0)
+    pencil = SparsePencil(A, sp.eye_array(36))
+    b = np.random.default_rng(0).standard_normal((36, 16))
+
+    def solver():
+        factors = DamagedFactorization(pencil.A_matrix, correct)
+        return FactoredSolver(pencil.A_matrix, factors, lambda: factors)
+
+    with pytest.raises(ConvergenceError, match="relative residual"):
+        solver()(b, transposed=transposed)
+    operator = solver().operator()
+    solved = 0
+    with pytest.raises(ConvergenceError, match="relative residual"):
+        for each in b.T:
+            operator(each)
+            solved += 1
+    assert solved == correct
+
+
+def test_right_solutions_are_accepted():
+    A, _, _ = heat(6, convection=3.0)
+    b = np.random.default_rng(0).standard_normal((36, 16))
+    b[:, 3] = 0
+    pencil = SparsePencil(A, sp.eye_array(36))
+    solver = pencil.shifted(0.0)
+    for transposed in (False, True):
+        x = pencil.back(solver(pencil.into(b), transposed=transposed))
+        expected = np.linalg.solve(A.toarray().T if transposed else A.toarray(), b)
+        np.testing.assert_allclose(x, expected, atol=1e-12 * np.abs(expected).max())
+    single = pencil.back(solver.operator()(pencil.into(b[:, 5])))
+    np.testing.assert_allclose(single, np.linalg.solve(A.toarray(), b[:, 5]), atol=1e-12)
+
+
+def test_bounds_check_every_column():
+    A, _, _ = heat(6)
+    W = np.random.default_rng(0).standard_normal((36, 40))
+    for correct in (40, 20):
+        kept = []  # so that a second factorization is damaged too
+
+        def factorize(M, correct=correct, kept=kept):
+            kept[:] = kept or [DamagedFactorization(M, correct)]
+            return kept[0]
+
+        pencil = SparsePencil(A, sp.eye_array(36), factorize)
+        bound = SymmetricBound(pencil, discrete=False)
+        if correct == 40:
+            expected, V = W.T @ np.linalg.solve(-A.toarray(), W), pencil.into(W)
+            np.testing.assert_allclose(bound.gram(V, V), expected, atol=1e-9 * np.abs(expected).max())
+        else:
+            with pytest.raises(ConvergenceError, match="relative residual"):
+                bound.gram(W, W)

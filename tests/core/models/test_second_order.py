@@ -11,7 +11,14 @@ from helpers.data import second_order_model
 from helpers.sparse_models import beam, chain, modal_values
 
 import hankelred
-from hankelred import ModelError, OrderError, ReductionWarning, SecondOrderModel, hankel_singular_values
+from hankelred import (
+    ConvergenceError,
+    ModelError,
+    OrderError,
+    ReductionWarning,
+    SecondOrderModel,
+    hankel_singular_values,
+)
 from hankelred.gramians.low_rank import low_rank_factors
 from hankelred.models.sparse_model import any_model
 
@@ -234,6 +241,137 @@ def test_three_bodies():
         )
         small = C_r @ np.linalg.solve(1j * w * np.eye(16) - A, B_r.astype(complex))
         assert np.linalg.norm(full - small, 2) <= 2.1 * dense_values[16:].sum()
+
+
+def free_bodies(count, form=np.asarray, damping=0.1):
+    """Bodies of two masses each, M, D, K, B and C, and the squared frequency of each by formula."""
+    scales = np.linspace(0.3, 1.7, count)
+    M = np.kron(np.eye(count), np.diag([1.0, 2.0]))
+    K = np.kron(np.diag(scales), [[3.0, -3.0], [-3.0, 3.0]])
+    B, C = np.ones((2 * count, 1)), np.ones((1, 2 * count))
+    B[::2] = 0
+    return SecondOrderModel(form(M), form(damping * K), form(K), B, C), 4.5 * scales
+
+
+def values_of_elastic_modes(squares, inputs, outputs, damping):
+    """Hankel singular values of parallel modes with stiffness damping, from their poles."""
+    real = -damping * squares / 2
+    root = np.sqrt((real**2 - squares).astype(complex))
+    weights = np.concatenate([1 / (2 * root), -1 / (2 * root)])[:, None]
+    poles = np.concatenate([real + root, real - root])
+    return hankel_singular_values(
+        hankelred.ModalSystem(
+            poles, np.concatenate([inputs] * 2) * weights, np.concatenate([outputs] * 2).T, dt=0
+        )
+    )
+
+
+@pytest.mark.parametrize("solver", ["dense", "low_rank"])
+@pytest.mark.parametrize("count", [1, 2, 7, 12, 13, 15, 20, 40])
+def test_many_free_bodies(count, solver):
+    """Story: rigid body modes were searched for among the twelve slowest modes only.
+
+    Of 15 bodies there were 28 infinite values instead of 30, then 7.7e14 and 2.1e12, and no warning. Sparse
+    models of 13 bodies were refused without a remedy, those of one or two could not be deflated.
+    """
+    form = sp.csc_array if solver == "low_rank" else np.asarray
+    system, squares = free_bodies(count, form)
+    values = hankel_singular_values(system, solver=solver)
+    assert np.isinf(values).sum() == 2 * count
+    # the elastic mode of masses 1 and 2 is (2, -1) / sqrt(6); force at the second, both positions as outputs
+    inputs, outputs = np.full((count, 1), -1 / 6**0.5), np.full((count, 1), 1 / 6**0.5)
+    truth = values_of_elastic_modes(squares, inputs, outputs, 0.1)
+    finite = values[np.isfinite(values)][:6]
+    np.testing.assert_allclose(finite, truth[: finite.size], rtol=1e-4, atol=1e-4 * truth[0])
+    assert finite.size >= min(6, truth.size) - 1
+
+
+@pytest.mark.parametrize("solver", ["dense", "low_rank"])
+def test_many_bodies_in_equal_copies(solver):
+    # all frequencies are repeated, so that an iteration from one vector finds some of the modes only
+    count = 40
+    K = np.kron(np.eye(count), [[3.0, -3.0], [-3.0, 3.0]])
+    B = np.zeros((2 * count, 1))
+    B[3] = 1
+    form = sp.csc_array if solver == "low_rank" else np.asarray
+    system = SecondOrderModel(form(np.eye(2 * count)), form(0.1 * K), form(K), B, B.T)
+    values = hankel_singular_values(system, solver=solver)
+    assert np.isinf(values).sum() == 2 * count
+    truth = values_of_elastic_modes(
+        np.array([6.0]), np.full((1, 1), 0.5**0.5), np.full((1, 1), 0.5**0.5), 0.1
+    )
+    np.testing.assert_allclose(values[np.isfinite(values)][:2], truth, rtol=1e-4)
+
+
+def test_reduction_of_many_free_bodies():
+    system, _ = free_bodies(15)
+    reduction, values = hankelred.reduce(system, 34), hankel_singular_values(system)
+    assert reduction.unstable_order == 30
+    A, B, C, _ = reduction.system
+    for w in (0.3, 1.0, 2.5):
+        full = system.Cp @ np.linalg.solve(system.K + 1j * w * system.D - w**2 * system.M, system.B + 0j)
+        small = C @ np.linalg.solve(1j * w * np.eye(34) - A, B + 0j)
+        assert abs(full - small).item() <= 2.001 * values[34:].sum()
+
+
+def test_rigid_body_modes_of_a_stiffness_with_rounding():
+    """Story: a dense K that was not exactly symmetric kept its double poles with half of the digits."""
+    system, _ = free_bodies(3)
+    K = system.K.copy()
+    K[0, 1] *= 1 + 2**-52
+    values = hankel_singular_values(SecondOrderModel(system.M, system.D, K, system.B, system.Cp))
+    expected = hankel_singular_values(system)
+    assert np.isinf(values).sum() == 6
+    np.testing.assert_allclose(values[6:10], expected[6:10], rtol=1e-8)
+
+
+def skew_damped(elements, supported):
+    """A beam with damping that does not prove its stability."""
+    system = SecondOrderModel(*beam(elements)) if supported else free_beam(elements, 0.1)
+    n = system.M.shape[0]
+    skew = sp.csc_array(([1e-6, -1e-6], ([0, 1], [1, 0])), shape=(n, n))
+    return SecondOrderModel(system.M, 6 * system.M + skew, system.K, system.B, system.Cp)
+
+
+def test_clamped_beam_is_not_taken_for_a_free_one():
+    """Story: with 5000 elements, |K z| of its slowest mode is as small as rounding makes that of a free beam.
+
+    That mode was deflated as an integrator, and 22.02 was the slowest frequency instead of 3.516.
+    """
+    for elements in (300, 1000, 2000):
+        pencil = skew_damped(elements, True)._pencil(None)
+        assert pencil.rigid_body_modes()[0].shape[1] == 0
+    for elements in (3000, 5000, 8000):
+        with pytest.raises(ConvergenceError, match="coarser mesh"):
+            hankel_singular_values(skew_damped(elements, True), solver="low_rank", accuracy=0.03)
+    # the frequencies of a free beam are those of beta L = 4.7300, in units of the clamped one
+    for elements in (300, 1000, 2000):
+        modes, slowest = skew_damped(elements, False)._pencil(None).rigid_body_modes()
+        assert modes.shape[1] == 2 and slowest == pytest.approx(4.730041**2, rel=1e-2)
+    with pytest.raises(ConvergenceError, match="coarser mesh"):
+        skew_damped(5000, False)._pencil(None).rigid_body_modes()
+
+
+@pytest.mark.parametrize("stiffness, count", [(1e-10, 0), (1e-13, 0), (4e-15, None), (0, 1)])
+@pytest.mark.parametrize("form", [np.asarray, sp.csc_array], ids=["dense", "sparse"])
+def test_soft_support(form, stiffness, count):
+    # a chain held by a spring much softer than those between its masses; in between this is uncertain
+    n = 30
+    K = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    K[0, 0] = K[-1, -1] = 1
+    K += stiffness * np.eye(n)
+    system = SecondOrderModel(form(np.eye(n)), form(0.1 * K), form(K), np.eye(n, 1), np.eye(1, n))
+
+    def number():
+        if form is np.asarray:
+            return system._rigid_body_modes().shape[1]
+        return system._pencil(None).rigid_body_modes()[0].shape[1]
+
+    if count is None:
+        with pytest.raises(ConvergenceError, match="supports"):
+            number()
+    else:
+        assert number() == count
 
 
 def test_stiffness_zero():
