@@ -6,14 +6,18 @@ archive.
 
 from __future__ import annotations
 
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.linalg
-from make_images import IMAGES, line, masses, save
 
 import hankelred
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from make_images import IMAGES, line, masses, save
 
 FULL, FIRST, SECOND, BOUND, SHADE = "black", "#D55E00", "#0072B2", "#009E73", "#E6E6E6"
 Model = tuple[Any, ...]
