@@ -256,9 +256,10 @@ class _Study:
         return comparison
 
     def take_over(self, folders: Sequence[Path]) -> None:
-        """Add the runs of other folders to this one, with the adapters that are to be scored."""
-        if folders:
-            _refuse_after_test(self.results)
+        """Add the runs of other folders to this one, with the adapters that are to be scored.
+
+        Runs that are here already change nothing, so that the same command resumes after the test, too.
+        """
         for folder in folders:
             path = folder / RESULTS
             if not path.is_file():
@@ -269,6 +270,7 @@ class _Study:
                 phase = str(run.phase)
                 if (phase, run.key) in self.runs:
                     continue
+                _refuse_after_test(self.results)
                 if phase == "final" and self.process.is_main_process:
                     place = _run_folder(phase, run.key)
                     shutil.copytree(folder / place, self.folder / place, dirs_exist_ok=True)

@@ -79,8 +79,15 @@ def test_a_part_is_not_repeated(settings, parts, monkeypatch):
 def test_nothing_is_merged_after_the_test(settings, whole, parts, tmp_path):
     with pytest.raises(ExperimentError, match="test split has been read, and no runs can be merged"):
         compare(replace(settings, out=str(tmp_path)), merge=[whole.folder])
+    other = replace(settings, seeds=[0, 1, 2], out=str(tmp_path / "other"))
+    compare_one(other, "lora-qv,0.003,2")
     with pytest.raises(ExperimentError, match="test split has been read, and no runs can be merged"):
-        compare(settings, merge=parts[:1])
+        compare(settings, merge=[tmp_path / "other"])
+
+
+def test_the_command_that_merged_can_be_given_again(settings, whole, parts):
+    """After the test split was read it was refused, so that an interrupted report could not be finished."""
+    assert scores(compare(settings, merge=parts)) == scores(whole)
 
 
 def test_parts_of_another_configuration_are_refused(settings, parts, tmp_path):
