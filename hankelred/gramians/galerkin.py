@@ -25,11 +25,10 @@ from ..errors import ConvergenceError
 from ..models.linear_model import LinearModel
 from ..models.pencil import SparsePencil, applied
 from .factorize import factorize
-from .residual_bounds import ResidualBound, SymmetricBound
+from .residual_bounds import COLUMNS, ResidualBound, SymmetricBound
 from .smith import compress
 
-#: Number of columns, or blocks of them, whose products with A and E are computed at a time, and of rows.
-COLUMNS = 16
+#: Number of rows that are processed at a time.
 ROWS = 65_536
 #: Directions in which the columns, scaled to length one, have less than the root of this are omitted.
 DEPENDENT = 1e-14

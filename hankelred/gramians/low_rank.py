@@ -30,7 +30,7 @@ from ..models.scaling import gain_exponent
 from ..models.sparse_model import SparseModel
 from .deflation import UnstablePart, no_unstable_part, rigid_body_part, unstable_part
 from .dual_adi import SHIFTS, DualADI, Side
-from .galerkin import GalerkinFactors, galerkin_factors
+from .galerkin import ROWS, GalerkinFactors, galerkin_factors
 from .poles import slow_poles
 from .residual_bounds import ResidualBound, check_descriptor, is_proven_stable, proven_bound
 from .stability import STABILITY_TOL
@@ -39,8 +39,6 @@ from .stability import STABILITY_TOL
 ACCURACY = 1e-4
 #: Steps of the power iteration for the largest singular value during the iteration.
 POWER_ITERATIONS = 8
-#: Number of rows whose absolute values are computed at a time.
-ROWS = 65_536
 #: Number of poles near the origin in the first search.
 FIRST_POLES = 40
 #: Models whose poles have less damping than this are lightly damped.

@@ -55,7 +55,8 @@ def solve_riccati(
     equation = _Equation(A, B, Q, S, R, discrete)
     X: Array | None = None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about ill-conditioned matrices; the residual is checked
+        # about ill-conditioned matrices; the residual is checked
+        warnings.simplefilter("ignore", sla.LinAlgWarning)
         try:
             solve = sla.solve_discrete_are if discrete else sla.solve_continuous_are
             X = np.asarray(solve(A, B, Q, R, s=S))

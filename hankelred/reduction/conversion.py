@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import Array
+from .._util.arrays import EPS, Array
 from .._util.twofold import pair, product, refined_pair_solution, two_product, two_sum
 from ..models.linear_model import LinearModel, as_model
 from ..models.modal import ModalSystem
@@ -39,6 +39,8 @@ def conversion_error(model: SecondOrderModel, state_space: LinearModel) -> float
     slowest = poles[np.argsort(-poles.real)][: 2 * (MODES if M.shape[0] <= LARGE else MODES_OF_LARGE)]
     mantissa, exponent = np.frexp(np.unique(np.concatenate([[0.0], np.abs(slowest.imag)])))
     frequencies = np.ldexp(np.round(mantissa * 2**BITS) / 2**BITS, exponent)
+    if np.abs(poles).min(initial=np.inf) <= EPS * np.abs(poles).max(initial=0.0):
+        frequencies = frequencies[frequencies > 0]  # rigid body modes: the response at zero is infinite
     response, response_low = refined_response(state_space.A, state_space.B, state_space.C, 1j * frequencies)
     largest = 0.0
     for k, w in enumerate(frequencies):

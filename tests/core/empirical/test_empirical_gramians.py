@@ -439,19 +439,19 @@ def test_scales_matter_for_a_nonlinear_system_and_are_averaged():
 
 
 def test_signs_are_both_run():
-    seen = []
+    sums = []
 
     def simulate(x0, u):
-        seen.append(u.sum())
+        sums.append(u.sum())
         x = np.zeros((1, u.shape[1]))
         x[0, 0] = x0[0]
         return x, x
 
     gramians(simulate, dt=True, horizon=5, kinds="controllability", n_states=1, n_inputs=1, input_scales=2.0)
-    assert {2.0, -2.0} <= set(seen)
-    seen.clear()
+    assert {2.0, -2.0} <= set(sums)
+    sums.clear()
     gramians(simulate, dt=True, horizon=5, kinds="controllability", n_states=1, n_inputs=1, signs=(-1,))
-    assert 1.0 not in seen
+    assert 1.0 not in sums
 
 
 def test_centering():

@@ -311,7 +311,7 @@ class TestThreads:
         def read():
             for i in range(150):
                 shared.save(tmp_path / "shared.npz")
-                seen = (
+                copies = (
                     shared,
                     shared.merge(shared),
                     others[0].merge(shared),
@@ -319,7 +319,7 @@ class TestThreads:
                     pickle.loads(pickle.dumps(shared)),
                     GramianEstimator.load(tmp_path / "shared.npz"),
                 )
-                assert close(seen[i % 6].gramian(), state @ state.T) < 1e-12
+                assert close(copies[i % 6].gramian(), state @ state.T) < 1e-12
 
         self.together(write, read, write)
         assert shared.n_samples == 3001

@@ -142,10 +142,10 @@ def test_unstable_part_is_kept_exactly(discrete, method):
             np.sort_complex(outside), np.sort_complex(np.linalg.eigvals(unstable)), rtol=1e-11
         )
         full, reduced = (response(s, w, discrete=discrete) for s in (system, reduction.system))
-        seen = np.linalg.svd(full - reduced, compute_uv=False).max()
-        assert seen <= reduction.error() * (1 + 1e-9) + 1e-10
+        sampled = np.linalg.svd(full - reduced, compute_uv=False).max()
+        assert sampled <= reduction.error() * (1 + 1e-9) + 1e-10
         assert reduction.error() <= reduction.error_bound * (1 + 1e-9) + 1e-10
-    assert reduction.error_bound < 1e-12 and seen < 1e-10, "nothing but the rounding of the matrices"
+    assert reduction.error_bound < 1e-12 and sampled < 1e-10, "nothing but the rounding of the matrices"
 
 
 def test_order_below_the_unstable_poles_is_refused():

@@ -315,8 +315,8 @@ def test_block_diagonal_form_and_its_transformation(seed, complex_, dt):
         if size == 2:
             assert block[0, 0] == pytest.approx(block[1, 1]) and block[0, 1] == pytest.approx(-block[1, 0])
             assert block[0, 1] > 0
-        own = np.linalg.eigvals(block)
-        rate = np.abs(own).max() if dt else own.real.max()
+        poles = np.linalg.eigvals(block)
+        rate = np.abs(poles).max() if dt else poles.real.max()
         assert rate <= slowest + 1e-12, "slowest first"
         np.testing.assert_allclose(
             np.linalg.norm(B[start : start + size]), np.linalg.norm(C[:, start : start + size]), rtol=1e-9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import mpmath as mp
 import numpy as np
 import pytest
@@ -312,6 +314,24 @@ def test_reduction_of_many_free_bodies():
         full = system.Cp @ np.linalg.solve(system.K + 1j * w * system.D - w**2 * system.M, system.B + 0j)
         small = C @ np.linalg.solve(1j * w * np.eye(34) - A, B + 0j)
         assert abs(full - small).item() <= 2.001 * values[34:].sum()
+
+
+def test_bound_of_a_model_with_rigid_body_modes():
+    """scipy's warning of a singular K reached the user: the response is infinite at frequency zero."""
+    system, _ = free_bodies(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reduction = hankelred.reduce(system, 8)
+        bound = reduction.error_bound
+    assert reduction.unstable_order == 6
+    tail = reduction.hankel_singular_values[8:].sum()
+    assert 2 * tail <= bound <= 2 * tail * (1 + 1e-6)
+    for w in np.geomspace(0.1, 30, 50):
+        s = 1j * w
+        full = system.Cp @ np.linalg.solve(system.M * s**2 + system.D * s + system.K, system.B)
+        A, B, C, D = reduction.system
+        small = C @ np.linalg.solve(s * np.eye(8) - A, B) + D
+        assert abs(full - small).item() <= bound * (1 + 1e-6)
 
 
 def test_rigid_body_modes_of_a_stiffness_with_rounding():

@@ -43,6 +43,17 @@ class Step(nn.Module):
         return out.logits, *keys_and_states(cache, len(keys))
 
 
+def shapes_of_step(states):
+    """Return which sizes of the inputs of `Step` change: the keys grow."""
+    grows = {2: torch.export.Dim.DYNAMIC}
+    return {
+        "states": dict.fromkeys(states),
+        "ids": None,
+        "positions": None,
+        "keys": [(grows, grows)] * 2,
+    }
+
+
 def keys_and_states(cache, n_layers=2):
     return [(layer.keys, layer.values) for layer in cache.layers[:n_layers]], hankelred_llm.get_states(cache)
 
@@ -96,13 +107,7 @@ def test_a_program_of_one_step_with_its_states(fields):
         full = model(ids, use_cache=False).logits
         keys, states = keys_and_states(model(ids[:, :8], use_cache=True).past_key_values)
         example = states, ids[:, 8:9], torch.tensor([[8]]), keys
-        grows = {2: torch.export.Dim.DYNAMIC}
-        shapes = {
-            "states": dict.fromkeys(states),
-            "ids": None,
-            "positions": None,
-            "keys": [(grows, grows)] * 2,
-        }
+        shapes = shapes_of_step(states)
         program = torch.export.export(
             Step(model).eval(), example, strict=False, dynamic_shapes=shapes
         ).module()
@@ -157,13 +162,7 @@ class TestOnnx:
         with torch.no_grad():
             full = model(ids, use_cache=False).logits
             keys, states = keys_and_states(model(ids[:, :8], use_cache=True).past_key_values)
-        grows = {2: torch.export.Dim.DYNAMIC}
-        shapes = {
-            "states": dict.fromkeys(states),
-            "ids": None,
-            "positions": None,
-            "keys": [(grows, grows)] * 2,
-        }
+        shapes = shapes_of_step(states)
         example = states, ids[:, 8:9], torch.tensor([[8]]), keys
         run = self.session(tmp_path, Step(model).eval(), example, shapes)
         flat, last = [tensor for pair in keys for tensor in pair], list(states.values())
