@@ -2,7 +2,7 @@
 
     python examples/cluster/compare_with_ray.py study.yaml [--address ADDRESS]
 
-study.yaml has the settings of `hankelred-llm compare`; its `out` is a folder that every machine sees. Without
+study.yaml has the settings of `hankelred-llm compare`; its `out` is a folder of all machines. Without
 an address Ray starts on this machine; `pip install ray`. Each run has a folder of its own below OUT/parts. A
 run whose worker dies is started again and resumes from its last checkpoint, and so does the whole when the
 script is given again. The report in OUT is that of one process.

@@ -46,7 +46,7 @@ def cross_gramian(model: LinearModel, tol: float) -> Array:
             f"{size:.1e}; check the units of the states"
         )
     X = X * system.states[:, None] / system.states
-    return in_range(X, system.input_exponent + system.output_exponent, "Gramian")
+    return in_range(X, system.exponent, "Gramian")
 
 
 def _solve_continuous(T: Array, source: Array) -> Array:

@@ -54,7 +54,7 @@ class Side:
         self.start = self.residual_factor_size()
         #: the two factors of a projection whose image is removed from W; None without deflation
         self.deflated: tuple[Array, Array] | None = None
-        #: the same for states
+        #: those of the projection whose image is removed from the solutions V; None without deflation
         self.deflated_states: tuple[Array, Array] | None = None
 
     def residual_factor_size(self) -> float:
@@ -73,9 +73,7 @@ class Side:
 
     def step(self, V: Array, shift: complex, *, pair: bool) -> None:
         """Add the columns of V = (A + shift E)^-1 W; with `pair` also those of the conjugate shift."""
-        if self.deflated_states is not None:  # rounding, which a small shift increases
-            spanned, projector = self.deflated_states
-            V = V - spanned @ (projector.T @ V)
+        V = _without_image(V, self.deflated_states)  # rounding, which a small shift increases
         if not pair:
             self.blocks.append(math.sqrt(-2 * shift.real) * V)
             self._add_to_residual_factor(-2 * shift.real * self.pencil.E(V, transposed=self.transposed))
@@ -90,7 +88,10 @@ class Side:
         del self.recent[:-HISTORY]
 
     def deflate(self, right: Array, left: Array) -> None:
-        """Subtract E right @ left^T W from W, now and after each step, and right @ left^T E V from V."""
+        """Subtract E right @ left^T W from W, now and after each step, and right @ left^T E V from each V.
+
+        On the observability side E is transposed.
+        """
         before = self.start
         self.deflated = self.pencil.E(right, transposed=self.transposed), left
         self.deflated_states = right, self.pencil.E(left, transposed=not self.transposed)
@@ -100,13 +101,7 @@ class Side:
             self.W, self.start = np.zeros_like(self.W), 0.0
 
     def _add_to_residual_factor(self, change: Array) -> None:
-        self.W = self._without_deflated(self.W + change)
-
-    def _without_deflated(self, W: Array) -> Array:
-        if self.deflated is None:
-            return W
-        spanned, projector = self.deflated
-        return W - spanned @ (projector.T @ W)
+        self.W = _without_image(self.W + change, self.deflated)
 
     def compress(self) -> None:
         """Reduce the number of columns to the numerical rank, if it has grown since the last compression.
@@ -128,7 +123,15 @@ class Side:
         rng = np.random.default_rng(0)
         missing = max(0, FIRST_COLUMNS - self.W.shape[1])
         random = rng.standard_normal((self.W.shape[0], missing)) * self.start
-        return np.hstack([self.W, self._without_deflated(random)])
+        return np.hstack([self.W, _without_image(random, self.deflated)])
+
+
+def _without_image(X: Array, projection: tuple[Array, Array] | None) -> Array:
+    """Return X minus its part in the image of a projection right @ left^T; X itself without one."""
+    if projection is None:
+        return X
+    right, left = projection
+    return X - right @ (left.T @ X)
 
 
 class DualADI:

@@ -34,7 +34,7 @@ from .._util.schur import is_block_triangular
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
 from ..models.linear_model import LinearModel
-from ..models.scaling import ScaledSystem, gain_exponent, scale_system
+from ..models.scaling import ScaledSystem, gain_exponent, scale_system, times_power_of_two
 from .cauchy import cauchy_factor
 from .hammarling import hammarling_factors
 from .smith import MAX_DOUBLINGS_CONTINUOUS, doublings_needed, smith_factors
@@ -273,7 +273,7 @@ def _factorize_modal(model: LinearModel, logs: Array, stability_tol: float) -> F
     n = int(stable.sum())
     logs, poles, B, C = logs[order], poles[order], model.B[order], model.C[:, order]
     input_exponent, output_exponent = gain_exponent(B), gain_exponent(C)
-    B, C = B * 2.0**-input_exponent, C * 2.0**-output_exponent
+    B, C = times_power_of_two(B, -input_exponent), times_power_of_two(C, -output_exponent)
     Lc = cauchy_factor(logs[:n], B[:n], discrete=discrete)
     Lo = cauchy_factor(logs[:n].conj(), C[:, :n].conj().T, discrete=discrete)
     unitary = real_coordinates(logs, B, C, model.D, discrete=discrete)

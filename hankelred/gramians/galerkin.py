@@ -51,18 +51,18 @@ class GalerkinFactors:
     #: Lo^H E Lc, of which the singular values are those of the projected model
     product: Array
     #: size of the rounding errors in the product
-    product_rounding: float
+    rounding: float
     #: proved bound for the error of the singular values
     error: float
     #: estimate of the effect of rounding on the singular values, relative to the largest
-    rounding: float
+    relative_rounding: float
     #: residual of the Lyapunov equations, the larger one
     residual: float
 
     @property
     def certificate(self) -> float:
         """Bound for the error of the singular values, with rounding."""
-        return self.error + self.rounding * self.largest_value + self.product_rounding
+        return self.error + self.relative_rounding * self.largest_value + self.rounding
 
     @property
     def largest_value(self) -> float:
@@ -106,10 +106,10 @@ def galerkin_factors(
         error *= gain_bound(A_k, B_k, bound.gram(R_b, R_b), bound.gram(R_A, R_b), squares)
         del R_A
     sizes = [float(pencil.sizes(W, W).max()) for W in map(np.abs, _in_blocks(V))]
-    rounding = (pencil.n + max(sizes) / float(np.abs(np.linalg.eigvals(A_V)).min())) * EPS
+    relative = (pencil.n + max(sizes) / float(np.abs(np.linalg.eigvals(A_V)).min())) * EPS
     # if no input reaches an output the product consists of rounding errors, of the size of its factors
-    product_rounding = EPS * float(np.linalg.norm(Lo)) * float(np.linalg.norm(Lc))
-    return GalerkinFactors(V @ Lc, V @ Lo, Lo.conj().T @ Lc, product_rounding, error, rounding, residual)
+    rounding = EPS * float(np.linalg.norm(Lo)) * float(np.linalg.norm(Lc))
+    return GalerkinFactors(V @ Lc, V @ Lo, Lo.conj().T @ Lc, rounding, error, relative, residual)
 
 
 def _orthonormal_basis(pencil: SparsePencil, blocks: list[Array]) -> Array:

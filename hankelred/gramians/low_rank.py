@@ -14,6 +14,7 @@ estimate: the change caused by the last columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -26,7 +27,7 @@ from .._util.progress import on_terminal, with_status_line
 from ..errors import ConvergenceError, ModelError, OrderError, short_repr
 from ..models.linear_model import DENSE_LIMIT
 from ..models.pencil import Factorize, Pencil, SparsePencil, applied
-from ..models.scaling import gain_exponent
+from ..models.scaling import gain_exponent, times_power_of_two
 from ..models.sparse_model import SparseModel
 from .deflation import UnstablePart, no_unstable_part, rigid_body_part, unstable_part
 from .dual_adi import SHIFTS, DualADI, Side
@@ -130,8 +131,8 @@ def sparse_problem(model: SparseModel, factorize: Factorize | None = None) -> Sp
     pencil = model.make_pencil(factorize)
     input_exponent, output_exponent = gain_exponent(model.B), gain_exponent(model.C)
     root = math.sqrt(2) if model.is_discrete else 1.0
-    B = pencil.into(model.B * 2.0**-input_exponent) * root
-    C = pencil.into(model.C.T * 2.0**-output_exponent).T * root
+    B = pencil.into(times_power_of_two(model.B, -input_exponent)) * root
+    C = pencil.into(times_power_of_two(model.C, -output_exponent).T).T * root
     return SparseProblem(pencil, B, C, model.is_discrete, input_exponent, output_exponent)
 
 
@@ -175,8 +176,11 @@ class LowRankFactors:
         return values[values > self.rounding]
 
     @property
-    def negligible(self) -> float:
-        """Singular values that are rounding: an accuracy for models in which no input reaches an output."""
+    def negligible_value(self) -> float:
+        """Largest singular value that rounding alone can give.
+
+        It is the accuracy that is requested where no input reaches an output.
+        """
         sizes = [float(np.linalg.norm(L)) for L in (self.observability, self.problem.E(self.controllability))]
         return self.problem.pencil.n * EPS * sizes[0] * sizes[1]
 
@@ -293,7 +297,7 @@ def low_rank_factors(
         certificate = max(certificate, sampled) + rounding_of_values(factors)
         factors = replace(factors, certificate=certificate, factorizations=problem.pencil.factorizations)
     largest = float(factors.values.max(initial=0.0))
-    requested = accuracy * largest if largest > 0 else factors.negligible
+    requested = accuracy * largest if largest > 0 else factors.negligible_value
     if not factors.certificate <= requested:
         columns = [L.shape[1] for L in (factors.controllability, factors.observability)]
         raise ConvergenceError(
@@ -334,28 +338,35 @@ def _iterate_until_projected(
         return None
     project_below = PROJECTED_RESIDUALS[pencil.n > CHEAP_STATES]
     attempts = 0
-    while attempts < MAX_PROJECTIONS and len(adi.shifts) < MAX_SHIFTS and (batch := adi.next_shifts()):
+    for residual in _steps(adi):
+        if not math.isfinite(residual):
+            return None
+        if residual > project_below:
+            continue
+        if attempts == MAX_PROJECTIONS:
+            return None
+        blocks = adi.controllability.blocks + [block.conj() for block in adi.observability.blocks]
+        factors = galerkin_factors(pencil, problem.B, problem.C, blocks, bound)
+        attempts += 1
+        if factors is None or factors.relative_rounding > accuracy:
+            return None
+        requested = accuracy * factors.largest_value
+        if factors.certificate <= requested:
+            return factors
+        if factors.largest_value <= factors.rounding or residual < SMALLEST_RESIDUAL:
+            return None
+        project_below = residual * min(requested / factors.certificate, PROJECTED_AGAIN)
+    return None
+
+
+def _steps(adi: DualADI) -> Iterator[float]:
+    """Take steps, about MAX_SHIFTS at most, and yield the larger relative residual after each."""
+    while len(adi.shifts) < MAX_SHIFTS and (batch := adi.next_shifts()):
         for shift in batch:
             adi.step(shift)
             for side in adi.sides:
                 side.compress()
-            residual = max(side.residual for side in adi.sides)
-            if not math.isfinite(residual):
-                return None
-            if residual > project_below:
-                continue
-            blocks = adi.controllability.blocks + [block.conj() for block in adi.observability.blocks]
-            factors = galerkin_factors(pencil, problem.B, problem.C, blocks, bound)
-            attempts += 1
-            if factors is None or factors.rounding > accuracy:
-                return None
-            requested = accuracy * factors.largest_value
-            if factors.certificate <= requested:
-                return factors
-            if factors.largest_value <= factors.product_rounding or residual < SMALLEST_RESIDUAL:
-                return None
-            project_below = residual * min(requested / factors.certificate, PROJECTED_AGAIN)
-    return None
+            yield max(side.residual for side in adi.sides)
 
 
 def _iterate_until_proven(
@@ -365,22 +376,17 @@ def _iterate_until_proven(
     check_below = accuracy**2 * (10 if problem.pencil.n <= CHEAP_STATES else 0.1)
     if problem.pencil.n <= CHEAP_STATES:
         check_below = min(check_below, TARGET_RESIDUAL)
-    while len(adi.shifts) < MAX_SHIFTS and (batch := adi.next_shifts()):
-        for shift in batch:
-            adi.step(shift)
-            for side in adi.sides:
-                side.compress()
-            residual = max(side.residual for side in adi.sides)
-            if not math.isfinite(residual) or residual < SMALLEST_RESIDUAL:
-                return
-            if residual > check_below:
-                continue
-            certificate = weyl_bound(problem, adi, bound)
-            requested = accuracy * largest_value(problem, adi)
-            if certificate <= requested:
-                return
-            # the bound decreases as the root of the residual
-            check_below = residual * (requested / certificate) ** 2
+    for residual in _steps(adi):
+        if not math.isfinite(residual) or residual < SMALLEST_RESIDUAL:
+            return
+        if residual > check_below:
+            continue
+        certificate = weyl_bound(problem, adi, bound)
+        requested = accuracy * largest_value(problem, adi)
+        if certificate <= requested:
+            return
+        # the bound decreases as the root of the residual
+        check_below = residual * (requested / certificate) ** 2
 
 
 def _iterate_until_converged(
@@ -621,7 +627,7 @@ def _projected_factors(
         product=galerkin.product,
         kind="rigorous",
         certificate=galerkin.certificate,
-        rounding=galerkin.product_rounding,
+        rounding=galerkin.rounding,
         residual=galerkin.residual,
         factorizations=problem.pencil.factorizations,
         bound=bound,

@@ -47,7 +47,12 @@ class ScaledSystem:
     @property
     def gain(self) -> float:
         """The gain of the model divided by that of this system."""
-        return 2.0 ** (self.input_exponent + self.output_exponent)
+        return 2.0**self.exponent
+
+    @property
+    def exponent(self) -> int:
+        """The gain as an exponent of two, which is even."""
+        return self.input_exponent + self.output_exponent
 
     @property
     def nonzero_gain(self) -> float:
@@ -59,18 +64,17 @@ class ScaledSystem:
             It is below the smallest number of double precision.
         """
         if self.gain == 0:
-            size = (self.input_exponent + self.output_exponent) * math.log10(2)
+            size = self.exponent * math.log10(2)
             raise ModelError(
                 f"B times C is about 1e{size:.0f}, less than double precision holds: choose other units of "
                 "the inputs or outputs"
             )
         return self.gain
 
-    @property
-    def with_gain(self) -> tuple[Array, Array]:
-        """B and C of this system times the root of the gain, so that C (s - A)^-1 B is the model's."""
-        half = (self.input_exponent + self.output_exponent) // 2
-        return times_power_of_two(self.B, half), times_power_of_two(self.C, half)
+    def in_units_of_the_model(self, B: Array, C: Array) -> tuple[Array, Array]:
+        """Return B and C, in any states, times the root of the gain: C (s - A)^-1 B is then the model's."""
+        half = self.exponent // 2
+        return times_power_of_two(B, half), times_power_of_two(C, half)
 
     def unscale_right(self, basis: Array) -> Array:
         """Convert columns of a right basis, which are states, to the model's states."""
@@ -107,7 +111,7 @@ def gain_exponent(M: Array) -> int:
 
 
 def times_power_of_two(values: Array, exponent: int) -> Array:
-    """Return values times 2**exponent, which is exact, also where 2**exponent itself would overflow."""
+    """Return values times 2**exponent, also where that would overflow; np.ldexp takes no complex numbers."""
     if exponent == 0:
         return values
     half = exponent // 2

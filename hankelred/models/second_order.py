@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ NO_COUPLING = 1e-13
 RIGID = 1e-10
 
 NOT_DISTINGUISHED = (
-    "rigid body modes cannot be told from slow modes: squared frequencies below {limit:.1e} may be rounding "
-    "of the entries of K, and {count} mode(s) that may not be rigid body modes have such; use a coarser "
-    "mesh, enter K with more correct digits, or add supports that remove the rigid body modes"
+    "rigid body modes cannot be told from slow modes: a squared frequency below {limit:.1e} may be rounding "
+    "of the entries of K, and that of {count} mode(s) is, which may or may not be rigid body modes; use a "
+    "coarser mesh, enter K with more correct digits, or add supports that remove the rigid body modes"
 )
 
 
@@ -422,11 +423,16 @@ class SecondOrderPencil:
 
         return solve_mass
 
+    @cached_property
+    def has_symmetric_stiffness(self) -> bool:
+        """Whether K is symmetric, so that modes without damping are orthogonal."""
+        return is_hermitian(self.K)
+
     def rigid_body_modes(self) -> tuple[Array, float]:
         """Return an M-orthonormal basis of the null space of K, and the frequency of the slowest other mode.
 
-        The inertia of K - s M proves the number of modes. The basis is empty if M or K is not symmetric, and
-        if the search finds no rigid body mode.
+        The inertia of K - s M proves the number of modes. The basis is empty if K is not symmetric, and if
+        the search finds no rigid body mode.
 
         Raises
         ------
@@ -435,10 +441,10 @@ class SecondOrderPencil:
         """
         none = np.zeros((self.N, 0)), 0.0
         center = NEAR_ZERO * float((self.K.diagonal() / self.M.diagonal()).max(initial=0.0))
-        if not (center > 0 and is_hermitian(self.M) and is_hermitian(self.K)):
+        if not (center > 0 and self.has_symmetric_stiffness):
             return none
-        found = self._modes_near(center, SLOWEST_MODES, tol=0)
-        squares, modes = self._slowest_modes(SLOWEST_MODES, center) if found is None else found
+        nearest = self._modes_near(center, SLOWEST_MODES, tol=0)
+        squares, modes = self._slowest_modes(SLOWEST_MODES, center) if nearest is None else nearest
         rigid = is_rigid(self.K, modes)
         if not np.any(rigid):
             return none
@@ -449,7 +455,7 @@ class SecondOrderPencil:
             squares, modes = self._slowest_modes(count + OTHER_MODES, center)
             rigid = is_rigid(self.K, modes)
         if count != np.count_nonzero(rigid):
-            others = "an unknown number of" if count is None else count - np.count_nonzero(rigid)
+            others = "an unknown number of" if count is None else abs(count - np.count_nonzero(rigid))
             raise ConvergenceError(NOT_DISTINGUISHED.format(count=others, limit=limit))
         if np.all(rigid):
             raise ConvergenceError(
@@ -476,7 +482,10 @@ class SecondOrderPencil:
         return below[1] - below[0]
 
     def _slowest_modes(self, count: int, center: float) -> tuple[Array, Array]:
-        """Return the slowest modes and their squared frequencies by subspace iteration."""
+        """Return the slowest modes and their squared frequencies by subspace iteration.
+
+        Rigid body modes are returned without their rounding.
+        """
         count = min(count, self.N)
         solve = self.family.combined(center, 0.0, 1.0)
         modes = np.random.default_rng(0).standard_normal((self.N, count))
@@ -488,12 +497,12 @@ class SecondOrderPencil:
     def _modes_near(self, center: float, count: int, tol: float) -> tuple[Array, Array] | None:
         """Return the squared frequencies nearest to -center, and their modes.
 
-        The result is None if M or K is not symmetric, or the eigenvalues do not converge.
+        The result is None if K is not symmetric, or the eigenvalues do not converge.
         """
         import scipy.sparse.linalg as spl
 
         count = min(count, self.N - 2)
-        if count < 1 or not (is_hermitian(self.M) and is_hermitian(self.K)):
+        if count < 1 or not self.has_symmetric_stiffness:
             return None
         try:
             solve = self.family.combined(center, 0.0, 1.0).operator()
@@ -512,12 +521,12 @@ class SecondOrderPencil:
 
         The modes are those of K and M, without damping, whose frequencies are nearest to i `center`. Only
         poles in the upper half plane are returned, with the contribution of each to the largest gain from B
-        to C. The result is None if M or K is not symmetric, or the eigenvalues do not converge.
+        to C. The result is None if K is not symmetric, or the eigenvalues do not converge.
         """
-        found = self._modes_near(center**2, count, tol=1e-8)
-        if found is None:
+        nearest = self._modes_near(center**2, count, tol=1e-8)
+        if nearest is None:
             return None
-        squares, modes = found
+        squares, modes = nearest
         damping = np.sum(modes * (self.D @ modes), axis=0) / 2
         # for an overdamped mode this is the slower one of its two poles
         root = np.sqrt((damping**2 - squares).astype(complex))

@@ -190,7 +190,7 @@ def singular_values(factored: FactoredSystem) -> tuple[Array, float]:
 def pad_values(values: Array, factored: FactoredSystem) -> Array:
     """Return n values in the model's units: inf for unstable poles, the values, and zeros."""
     system = factored.scaled_system
-    values = in_range(values, system.input_exponent + system.output_exponent, "Hankel norm")
+    values = in_range(values, system.exponent, "Hankel norm")
     n_stable, n_unstable = factored.n_stable, factored.n_unstable
     if values.size == n_stable and not n_unstable:
         return values
@@ -491,7 +491,7 @@ def assemble_model(
     """Return the model, in its units, of the unstable states and of balanced states in scaled units."""
     factored = balancing.factored
     system = factored.scaled_system
-    sqrt_gain = 2.0 ** ((system.input_exponent + system.output_exponent) // 2)
+    sqrt_gain = 2.0 ** ((system.exponent) // 2)
     if factored.n_unstable == 0:
         return model.with_matrices(A, B * sqrt_gain, C * sqrt_gain, D)
     unstable = project_exactly(system, factored.unstable_left, factored.unstable_right)

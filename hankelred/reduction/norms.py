@@ -52,11 +52,11 @@ CHEAP_RTOL = 1e-8
 #: size of A, is a small share of the width of every peak.
 ROUNDING_OF_SQUARES = EPS
 SHARE_OF_WIDTH = 1e-2
+#: Squares of poles are used only if they give the square of the gain up to this, relative to its largest
+#: value. Rounding that moves a pole by SHARE_OF_WIDTH of its width changes the gain by a few times as much.
+AGREEMENT = 0.1
 #: A level nearer to a singular value of D than this, relatively, is not tested, but one beside it.
 SINGULAR_LEVEL = 1e-2 * HINF_RTOL
-#: They are used only if they give the square of the gain up to this, relative to its largest value. Rounding
-#: that moves a pole by SHARE_OF_WIDTH of its width changes the gain by a few times that share.
-AGREEMENT = 0.1
 #: Number of slowest poles at which the gain of a model is compared with that of its balanced states.
 SLOWEST_POLES = 40
 #: Number of slowest poles at which the difference of two models is evaluated with more digits.
@@ -229,20 +229,18 @@ def h2_norm(factored: FactoredSystem, D: Array, *, discrete: bool) -> float:
     size = float(np.abs(image).max(initial=0.0))  # divided out, so that tiny squares do not underflow
     root = size * float(np.linalg.norm(image / size)) if size > 0 else 0.0
     system = factored.scaled_system
-    (root,) = in_range(np.array([root]), system.input_exponent + system.output_exponent, "H2 norm")
+    (root,) = in_range(np.array([root]), system.exponent, "H2 norm")
     return math.hypot(root, direct)
 
 
 def _hinf_of_schur_form(model: LinearModel, factored: FactoredSystem) -> tuple[float, float] | None:
     """Return the H-infinity norm of a stable model and its frequency (radians per sample in discrete time).
 
-    They are searched on its Schur form, if that is known and cheap to search.
-
-    None where the peak is better searched on fewer, balanced states.
+    The search is on its Schur form. None if that is not known, or if the peak is better searched on fewer,
+    balanced states.
     """
     system = factored.scaled_system
-    exponent = system.input_exponent + system.output_exponent
-    if factored.solver != "hammarling" or abs(exponent) > SAFE_EXPONENT:
+    if factored.solver != "hammarling" or abs(system.exponent) > SAFE_EXPONENT:
         return None
     schur = factored.A, factored.B, factored.C * system.gain, model.D
     if not _SquaredPoles.are_usable(*schur, discrete=model.is_discrete):
@@ -261,23 +259,22 @@ def hinf_of_model(model: LinearModel, balancing: Balancing) -> tuple[float, floa
     """
     factored, discrete = balancing.factored, model.is_discrete
     system = factored.scaled_system
-    exponent = system.input_exponent + system.output_exponent
     # the norm is at least the largest singular value; refuse it if that overflows
-    in_range(balancing.values, exponent, "H-infinity norm")
+    in_range(balancing.values, system.exponent, "H-infinity norm")
     r = _order_for_search(balancing)
     left, right = balancing.bases_in_scaled_states(r)
     leading = assemble_model(model, balancing, *project(system, left, right), model.D)
     noise = system.gain * (2 * float(balancing.values[r:].sum()) + balancing.noise_floor)
     value, frequency = hinf_norm(*compress_inputs_and_outputs(*leading.as_tuple()), discrete=discrete)
-    full = compress_inputs_and_outputs(system.A, *system.with_gain, model.D)
+    full = compress_inputs_and_outputs(system.A, *system.in_units_of_the_model(system.B, system.C), model.D)
     if full[0].size == 0 or 0 in full[3].shape:
         return value, frequency
     at_peak = largest = gain_at(full, frequency, discrete=discrete)
     # doubling converges fast in continuous time only if no pole is near the boundary
     if factored.solver != "smith" or discrete:
         # the states of the solver may be in Schur form already
-        B, C = (times_power_of_two(M, exponent // 2) for M in (factored.B, factored.C))
-        stable = compress_inputs_and_outputs(factored.A, B, C, model.D)
+        gains_of_states = system.in_units_of_the_model(factored.B, factored.C)
+        stable = compress_inputs_and_outputs(factored.A, *gains_of_states, model.D)
         response = FrequencyResponse(*stable, discrete=discrete)
         slowest = slowest_poles(response.poles, SLOWEST_POLES, discrete=discrete)
         frequencies = np.unique(frequencies_of(slowest, discrete=discrete))
@@ -603,8 +600,9 @@ def _search(
         best, peak_frequency = direct, math.inf
     if best == 0:
         return 0.0, 0.0
+    singular_levels = plane.singular_levels
     for _ in range(MAX_LEVELS):
-        level = _level_above(best, plane.singular_levels)
+        level = _level_above(best, singular_levels)
         crossings = plane.candidates(level, real=real)
         crossings = inside.kept(crossings)
         between = 0.5 * (crossings[1:] + crossings[:-1])
@@ -623,7 +621,7 @@ def _search(
 def _level_above(gain: float, singular_levels: Array) -> float:
     """Return a level above a gain by a relative HINF_RTOL, or less where the level test has no matrix there.
 
-    Of a search in bands, or inside the unit circle, the direct term may be any.
+    Where the search leaves out infinity, as in bands, the gain may be close to a singular value of D.
     """
     levels = gain * (1 + HINF_RTOL * np.array([1.0, 0.75, 0.5, 0.25]))
     distances = np.abs(singular_levels / levels[:, None] - 1).min(axis=1, initial=math.inf)
@@ -754,7 +752,7 @@ def _start_frequencies(poles: Array, *, discrete: bool, real: bool) -> Array:
 def equilibrated(A: Array, B: Array, C: Array, D: Array) -> Quadruple:
     """Scale the states by powers of two, which is exact and removes bad units."""
     system = scale_system(A, B, C)
-    return system.A, *system.with_gain, D
+    return system.A, *system.in_units_of_the_model(system.B, system.C), D
 
 
 def critical_frequencies(A: Array, *, discrete: bool) -> Array:

@@ -446,3 +446,20 @@ def test_bounds_check_every_column():
         else:
             with pytest.raises(ConvergenceError, match="relative residual"):
                 bound.gram(W, W)
+
+
+def test_inputs_near_the_smallest_number():
+    """2.0**exponent overflowed for B of 1e-320 in the low-rank solver and for modal systems."""
+    n = 60
+    A = sp.diags_array([1.0, -3.0, 1.0], offsets=[-1, 0, 1], shape=(n, n)).tocsc()
+    B, C = np.zeros((n, 1)), np.ones((1, n))
+    B[3] = 1e-320
+    low_rank = hankelred.hankel_singular_values((A, B, C, 0), solver="low_rank")
+    dense = hankelred.hankel_singular_values((A.toarray(), B, C, 0))
+    assert (
+        low_rank[0] == pytest.approx(dense[0], rel=0.05) and dense[0] > 0
+    )  # denormal numbers have few digits
+    modal = hankelred.ModalSystem([-1.0, -2.0], 1e-320 * np.ones((2, 1)), np.ones((1, 2)))
+    plain = hankelred.ModalSystem([-1.0, -2.0], np.ones((2, 1)), np.ones((1, 2)))
+    values = hankelred.hankel_singular_values(modal)
+    assert values[0] == pytest.approx(1e-320 * hankelred.hankel_singular_values(plain)[0], rel=0.01)
