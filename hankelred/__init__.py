@@ -19,6 +19,7 @@ if _typing.TYPE_CHECKING:
     from .empirical.empirical_gramians import empirical_gramians
     from .empirical.estimator import GramianEstimator
     from .empirical.results import EmpiricalGramians, EmpiricalReduction
+    from .empirical.simulators import simulator_from_rhs
     from .gramians.gramians import gramian, gramian_factor
     from .identification.era import realize
     from .identification.frequency_fit.frequency_fit import FrequencyFit, fit_frequency_response
@@ -42,6 +43,7 @@ _MODULES = {
     ".empirical.empirical_gramians": ("empirical_gramians",),
     ".empirical.estimator": ("GramianEstimator",),
     ".empirical.results": ("EmpiricalGramians", "EmpiricalReduction"),
+    ".empirical.simulators": ("simulator_from_rhs",),
     ".gramians.gramians": ("gramian", "gramian_factor"),
     ".identification.era": ("realize",),
     ".identification.frequency_fit.frequency_fit": ("FrequencyFit", "fit_frequency_response"),
@@ -105,6 +107,7 @@ __all__ = [
     "reduce",
     "select_order",
     "simulate",
+    "simulator_from_rhs",
     "split",
     "truncate_states",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,12 +17,15 @@ from ..gramians.stability import checked_tol
 from ..models.linear_model import LinearModel, Timebase, as_model, is_discrete, validated_timebase
 from ..simulation.signals import as_numbers
 from .assembly import Assembled
+from .backends import check_backend
+from .checkpoint import Checkpoint
 from .excitations import Seed
 from .experiments import Runner, find_sizes
 from .linear_responses import LinearJob, model_gramians
 from .responses import CENTERINGS, check_span, count_intervals, cross_needs_square, discrete_step
 from .results import EmpiricalGramians
 from .simulator_responses import SimulatorJob, simulator_gramians
+from .simulators import is_nonlinear_control_system, simulator_of_control_system
 
 _KINDS = ("controllability", "observability", "cross")
 
@@ -46,6 +50,8 @@ def empirical_gramians(
     seed: Seed = 0,
     batch_size: int | None = None,
     n_jobs: int | None = None,
+    backend: Any = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     stability_tol: float = 1e-13,
 ) -> EmpiricalGramians:
@@ -59,9 +65,10 @@ def empirical_gramians(
     Parameters
     ----------
     system : model or callable
-        Any linear model, or a callable ``simulate(x0, u) -> (x, y)`` with x0 (n,), u (m, T), x (n, T),
-        y (p, T), time last, ``x[:, 0] = x0``, for any T. With ``batch_size`` given: x0 (b, n),
-        u (b, m, T), x (b, n, T), y (b, p, T).
+        Any linear model, a ``control.NonlinearIOSystem``, or a callable ``simulate(x0, u) -> (x, y)`` with
+        x0 (n,), u (m, T), x (n, T), y (p, T), time last, ``x[:, 0] = x0``, for any T; of a right-hand side
+        it is made by :func:`simulator_from_rhs`. With ``batch_size`` given: x0 (b, n), u (b, m, T),
+        x (b, n, T), y (b, p, T).
     kinds : str or sequence of str
         Which Gramians: "controllability", "observability" and "cross" (needs as many outputs as inputs).
     excitation : str or array_like
@@ -98,8 +105,15 @@ def empirical_gramians(
     batch_size : int, optional
         The callable takes up to this many experiments at once, stacked along a new first axis.
     n_jobs : int, optional
-        Number of experiments run in parallel, as in joblib; a backend chosen with ``joblib.parallel_config``
-        (Dask, Ray) is used.
+        Number of experiments run in parallel, as in joblib. By default 1, or with a backend all its workers.
+    backend : str or dask.distributed.Client, optional
+        Where experiments run in parallel: "loky" (processes, the default), "threading", "multiprocessing",
+        "dask" (the current client), "ray", the address of a Dask scheduler, or a Dask client. A backend
+        chosen with ``joblib.parallel_config`` is used, too.
+    checkpoint : path, optional
+        A folder in which the responses of a simulator are written about every 30 s. A call that was
+        interrupted goes on from there if it is made again with the same arguments, and a lost worker process
+        costs one round. The folder is kept.
     progress : bool, optional
         Show a progress bar. By default it is shown when stderr is a terminal and the computation is long.
     stability_tol : float
@@ -118,7 +132,8 @@ def empirical_gramians(
         cross Gramian is requested of a system that is not square.
     HankelredError
         An argument is unknown or contradicts another, the horizon is shorter than the step, the record
-        leaves frequencies unexcited, or the model is too stiff for a uniform grid.
+        leaves frequencies unexcited, the model is too stiff for a uniform grid, or the checkpoint is of other
+        experiments.
 
     Notes
     -----
@@ -167,8 +182,23 @@ def empirical_gramians(
     for value, name in ((horizon, "horizon"), (step, "step")):
         if value is not None:
             check_span(value, name)
+    check_backend(backend)
+    if is_nonlinear_control_system(system):
+        if steady_state is None:
+            n_states = system.nstates
+        if steady_input is None:
+            n_inputs = system.ninputs
+        dt = system.dt
+        system = simulator_of_control_system(system, step)
     if _is_simulator(system):
-        runner = Runner(system, _checked_batch(batch_size), _checked_jobs(n_jobs), progress)
+        runner = Runner(
+            system,
+            _checked_batch(batch_size),
+            _checked_jobs(n_jobs),
+            progress,
+            backend,
+            None if checkpoint is None else Checkpoint(checkpoint),
+        )
         dt = validated_timebase(dt)
         signs, hold = _checked_signs(signs), _checked_hold(hold)
         step, intervals = _grid(dt, horizon, step)
@@ -194,6 +224,11 @@ def empirical_gramians(
             assembled, kinds, horizon=intervals * step, step=step, steady_state=x_steady, model=None
         )
     model = as_model(system, dt)
+    for value, name in ((backend, "backend"), (checkpoint, "checkpoint")):
+        if value is not None:
+            raise HankelredError(
+                f"{name}= is for simulators: the responses of a linear model are computed here"
+            )
     if model.infinite is not None:
         raise ModelError(
             "E is singular, so that the states cannot be excited one by one: pass the state space of the "

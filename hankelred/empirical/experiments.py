@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,13 +15,18 @@ from .._util.arrays import Array
 from .._util.checks import first_index
 from .._util.progress import on_terminal, with_progress_bar
 from ..errors import ModelError
+from .backends import use_backend
+from .checkpoint import Checkpoint
 
 Simulator: TypeAlias = Callable[[Array, Array], tuple[Any, Any]]
 
+_RHS_HINT = "; of a right-hand side f(x, u), simulator_from_rhs makes a simulator"
 #: Largest sizes tried where the user gives none.
 _MAX_STATES, _MAX_INPUTS = 256, 16
 #: A progress bar is shown where the experiments are expected to take longer than this (s).
 _PROGRESS_AFTER = 3.0
+#: With a checkpoint, the experiments are written after about this time (s), of at most as many bytes.
+_ROUND_SECONDS, _ROUND_BYTES = 30.0, 2**26
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,8 @@ class Runner:
     batch_size: int | None = None
     n_jobs: int | None = None
     progress: bool | None = None
+    backend: Any = None
+    checkpoint: Checkpoint | None = None
 
     def run(self, experiment: SimulatorRun) -> tuple[Array, Array]:
         """Run one experiment and return x (n, T) and y (p, T)."""
@@ -65,34 +73,87 @@ class Runner:
         self, experiments: Sequence[SimulatorRun], trajectory: str, n_outputs: int, seconds_each: float
     ) -> list[Array]:
         """Run all experiments, in order, and return the "states" or the "outputs" of each."""
-        from joblib import Parallel, delayed, effective_n_jobs
+        from joblib import effective_n_jobs
 
-        size = self.batch_size or 1
-        batches = [experiments[i : i + size] for i in range(0, len(experiments), size)]
         results: list[Array] = []
-        workers = 1 if self.n_jobs is None else effective_n_jobs(self.n_jobs)
-        with Parallel(n_jobs=self.n_jobs) as pool:
+        part = None
+        if self.checkpoint is not None:
+            runs = ((run.name, run.x0, run.inputs()) for run in experiments)
+            part = self.checkpoint.part(trajectory, n_outputs, runs)
+            results = part.read()
+            if results:
+                again = _run_batch(
+                    self.simulate, experiments[:1], self.batch_size is not None, trajectory, n_outputs
+                )
+                part.check(again[0], results[0])
+        size = self.batch_size or 1
+        batches = [experiments[i : i + size] for i in range(len(results), len(experiments), size)]
+        with use_backend(self.backend, self.n_jobs):
+            alone = self.n_jobs is None and self.backend is None
+            workers = 1 if alone else effective_n_jobs(self.n_jobs)
             # The bar is shown only for long computations, which then run in rounds of a few tasks each: not
             # every joblib backend (Dask's does not) can return results one by one.
             shown = self.progress
             if shown is None:
                 shown = on_terminal() and seconds_each * len(experiments) / workers > _PROGRESS_AFTER
-            rounds = _rounds(batches, 2 * workers) if shown else [batches]
+            in_round = len(batches)
+            if part is not None:
+                in_round = _batches_in_round(batches, workers, seconds_each, n_outputs)
+            if shown:
+                in_round = min(in_round, 2 * workers)
             for batches_of_round in with_progress_bar(
-                rounds, f"Experiments ({trajectory})", shown, len(batches), len
+                _rounds(batches, in_round), f"Experiments ({trajectory})", shown, len(batches), len
             ):
-                tasks = (
-                    delayed(_run_batch)(
-                        self.simulate, batch, self.batch_size is not None, trajectory, n_outputs
-                    )
-                    for batch in batches_of_round
-                )
-                results.extend(response for responses in pool(tasks) for response in responses)
+                responses = self._run_round(batches_of_round, trajectory, n_outputs)
+                if part is not None:
+                    part.append(len(results), responses)
+                results.extend(responses)
         return results
+
+    def _run_round(
+        self, batches: Sequence[Sequence[SimulatorRun]], trajectory: str, n_outputs: int
+    ) -> list[Array]:
+        """Run some batches in parallel; once more where a worker process is lost."""
+        from joblib import Parallel, delayed
+
+        for last_attempt in (False, True):
+            tasks = [
+                delayed(_run_batch)(self.simulate, batch, self.batch_size is not None, trajectory, n_outputs)
+                for batch in batches
+            ]
+            try:
+                found = Parallel(n_jobs=self.n_jobs)(tasks)
+                return [response for responses in found for response in responses]
+            except BrokenExecutor as error:
+                if last_attempt:
+                    kept = "; those of earlier rounds are in the checkpoint" if self.checkpoint else ""
+                    raise ModelError(
+                        "a worker process ended twice while it ran the simulator (killed, out of memory, or "
+                        f"crashed): the experiments of this round are lost{kept}"
+                    ) from error
+                warnings.warn(
+                    "a worker process ended while it ran the simulator; its experiments are run again",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        raise AssertionError
+
+
+def _batches_in_round(
+    batches: Sequence[Sequence[SimulatorRun]], workers: int, seconds_each: float, n_outputs: int
+) -> int:
+    """Return how many batches take about _ROUND_SECONDS, within the bytes of a file."""
+    if not batches:
+        return 1
+    first = batches[0][0]
+    rows = max(first.x0.size, n_outputs)
+    most = max(1, _ROUND_BYTES // max(1, rows * first.waveform.size * 8 * len(batches[0])))
+    seconds = max(seconds_each, 1e-6) * len(batches[0])
+    return min(most, workers * max(1, round(_ROUND_SECONDS / seconds)))
 
 
 def _rounds(batches: list[Sequence[SimulatorRun]], size: int) -> list[list[Sequence[SimulatorRun]]]:
-    return [batches[i : i + size] for i in range(0, len(batches), size)]
+    return [batches[i : i + size] for i in range(0, len(batches), max(1, size))]
 
 
 def _run_batch(
@@ -109,13 +170,15 @@ def _run_batch(
     try:
         returned = simulate(np.stack(x0s), np.stack(us)) if batched else simulate(x0s[0], us[0])
     except Exception as error:
+        # f(x, u), which takes the input of one sample, fails on that of all of them
+        hint = _RHS_HINT if names == "unperturbed" and not isinstance(error, ModelError) else ""
         raise ModelError(
-            f"the simulator failed in experiment '{names}': {type(error).__name__}: {error}"
+            f"the simulator failed in experiment '{names}': {type(error).__name__}: {error}{hint}"
         ) from error
     if not isinstance(returned, (tuple, list)) or len(returned) != 2:
         raise ModelError(
             f"in experiment '{names}' the simulator returned a {type(returned).__name__}; return two arrays, "
-            "the states x (n, T) and the outputs y (p, T)"
+            f"the states x (n, T) and the outputs y (p, T){_RHS_HINT}"
         )
     x, y = returned
     if not batched:
@@ -197,7 +260,7 @@ def find_sizes(
     if sizes is None:
         raise ModelError(
             "cannot find the sizes of the simulator: for no x0 (n,) and u (m, T) of zeros did it return "
-            "states (n, T); pass n_states= and n_inputs="
+            f"states (n, T); pass n_states= and n_inputs={_RHS_HINT}"
         )
     n, m = sizes
     # Size 1 may fit by broadcasting alone; then some other size fits too. (A simulator that reads only
