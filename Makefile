@@ -11,7 +11,7 @@ BASE ?=
 # old and new packages installed together warn about each other when imported
 IGNORED_WARNINGS := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-core demo-llm smollm2 test test-fast test-floors test-newest lint docs check-site bench results results-real clean
+.PHONY: demo demo-core demo-llm smollm2 test test-fast coverage lock test-floors test-newest lint docs check-site bench results results-real clean
 
 # with MODEL= only the core demonstration runs
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter of a language model
@@ -36,6 +36,13 @@ test: lint docs  ## style, types, documentation, tests
 
 test-fast: $(VENV)/.fast  ## the core without torch, in under a minute
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not slow" tests/core
+
+coverage: $(VENV)/.develop  ## which lines the tests run, in coverage.xml
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --cov --cov-report=xml --cov-report=term:skip-covered
+
+lock: $(VENV)/.develop  ## constraints-hashes.txt, after a change of constraints.txt
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --no-deps --generate-hashes --no-annotate --no-header constraints.txt -o constraints-hashes.txt
 
 test-floors: .floors/.ready  ## all tests with the oldest versions that pyproject.toml declares, in .floors
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg .floors/bin/python -m pytest -n 2 $(IGNORED_WARNINGS)

@@ -63,7 +63,7 @@ _MODULES = {
     ".simulation.simulate": ("Convolver", "convolve", "impulse_response", "simulate"),
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Comparison",

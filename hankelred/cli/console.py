@@ -16,6 +16,7 @@ import click
 from .._util.writing import check_page_suffix, check_suffix, check_writable, write_atomically
 from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..models.linear_model import timestep
+from .streams import STANDARD_OUTPUT
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -61,6 +62,8 @@ def comma_separated(text: str) -> list[str]:
 
 def print_json(content: dict[str, Any]) -> None:
     """Print results as one JSON object, in which values that are not finite are null."""
+    if sys.stdout is sys.stderr:
+        raise HankelredError("--json and --out - cannot both have standard output: give --out a file")
     click.echo(json.dumps(_for_json(content), indent=1))
 
 
@@ -76,7 +79,8 @@ def _for_json(value: Any) -> Any:
 
 def report_written(path: Path, *, quiet: bool = False) -> None:
     """Print that a file was written; with --json on standard error."""
-    click.echo(f"wrote {in_one_line(path)}", err=quiet)
+    if path.stem != STANDARD_OUTPUT:
+        click.echo(f"wrote {in_one_line(path)}", err=quiet)
 
 
 def sizes_of(system: Any) -> dict[str, Any]:
@@ -101,7 +105,21 @@ def console() -> Any:
     """Return a console for tables, as wide as needed where the output is no terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    # https://no-color.org: NO_COLOR switches bold and dim off too
+    plain = False if os.environ.get("NO_COLOR") else None
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False, force_terminal=plain)
+
+
+def print_table(table: Any) -> None:
+    """Print a table; on a narrow terminal without lines around it, and never with digits cut off."""
+    from rich.measure import Measurement
+
+    output = console()
+    unlimited = output.options.update(width=10_000)
+    if Measurement.get(output, unlimited, table).maximum > output.width:
+        table.box, table.padding = None, (0, 1, 0, 0)
+        output.width = max(output.width, Measurement.get(output, unlimited, table).maximum)
+    output.print(table)
 
 
 def check_target(path: Path | None, source: Path, force: bool) -> None:

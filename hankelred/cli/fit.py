@@ -13,10 +13,12 @@ from ..identification.frequency_fit.response_data import read_response
 from ..models.linear_model import timestep
 from .console import check_picture, check_target, print_json, report_written, save_picture
 from .options import force_option, json_option
+from .streams import MODEL_OUT, TABLE_IN, format_option
 
 
 @click.command(short_help="A model from the frequency response in RESPONSE.")
-@click.argument("response", type=click.Path(path_type=Path))
+@click.argument("response", type=TABLE_IN)
+@format_option
 @click.option("--order", type=int, help="Number of states (default: chosen at held-out frequencies).")
 @click.option("--inputs", type=int, default=1, show_default=True, help="Number of inputs of a table.")
 @click.option("--hertz", is_flag=True, help="The frequencies of a table are in Hz.")
@@ -24,7 +26,7 @@ from .options import force_option, json_option
 @click.option(
     "--unstable", is_flag=True, help="Allow poles in the right half plane, or outside the unit circle."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write the model (.mat, .npz, .json).")
+@click.option("--out", type=MODEL_OUT, help="Write the model (.mat, .npz, .json).")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write gains of the data and the model as a picture."
 )

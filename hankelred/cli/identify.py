@@ -16,13 +16,15 @@ from ..identification.tables import time_step
 from ..models.linear_model import timestep
 from .console import check_picture, check_target, comma_separated, print_json, report_written, save_picture
 from .options import force_option, json_option
+from .streams import MODEL_OUT, TABLE_IN, format_option
 
 if TYPE_CHECKING:
     from ..identification.identify import IdentifiedModel
 
 
 @click.command(short_help="A model from the record in DATA.")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=TABLE_IN)
+@format_option
 @click.option(
     "--inputs", default="", help="Input columns: numbers from 0, or header names, with commas. [required]"
 )
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-offsets", is_flag=True, help="Use the signals as they are, without removing their means."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write the model (.mat, .npz, .json).")
+@click.option("--out", type=MODEL_OUT, help="Write the model (.mat, .npz, .json).")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path),

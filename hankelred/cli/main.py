@@ -23,9 +23,9 @@ from .console import (
     check_page,
     check_picture,
     check_target,
-    console,
     describe,
     print_json,
+    print_table,
     report_written,
     run,
     save_picture,
@@ -37,6 +37,7 @@ from .identify import identify
 from .norm import norm
 from .options import force_option, json_option, model_options, region_options
 from .simulate import simulate
+from .streams import MODEL_OUT
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,7 +46,8 @@ def cli() -> None:
     """Hankel singular values and certified model reduction.
 
     MODEL is a .mat, .npz or .json file with A, B, C and optionally D, E, dt, or with M, D, K, B, C; or one of
-    the Matrix Market files NAME.A, NAME.B, and so on. DATA is a table of samples.
+    the Matrix Market files NAME.A, NAME.B, and so on. DATA is a table of samples. Of each, and of --out,
+    "-" is standard input or output.
 
     \b
     Example:
@@ -121,7 +123,7 @@ def hsv(
     help="frequency_limited needs --band, time_limited --horizon.",
 )
 @region_options
-@click.option("--out", type=click.Path(path_type=Path), help="Write the reduced model (.mat, .npz, .json).")
+@click.option("--out", type=MODEL_OUT, help="Write the reduced model (.mat, .npz, .json).")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Write full, reduced, error and bound as a picture."
 )
@@ -271,12 +273,12 @@ def print_spectrum(system: Any, values: Any, floor: float, limit: int | None) ->
     click.echo(describe(system))
     table = Table()
     for heading in ("k", "sigma_k", "bound of order k"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     shown = values if limit is None else values[:limit]
     for k, value in enumerate(shown, start=1):
         text = "unstable or marginal" if value == float("inf") else f"{value:.6e}"
         table.add_row(str(k), text, f"{bounds[k]:.6e}", style="dim" if value <= floor else None)
-    console().print(table)
+    print_table(table)
     if len(shown) < len(values):
         click.echo(f"... {len(values) - len(shown)} more; --all prints them")
     click.echo(f"noise floor: {floor:.1e} ({int((values > floor).sum())} of {len(values)} values above it)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +9,7 @@ import click
 from .._util.checks import is_rounded_to_zero
 from ..errors import short_repr
 from ..models.linear_model import Timebase, validated_timebase
+from .streams import MODEL_IN, format_option
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -43,7 +43,7 @@ def model_options(function: Any) -> Any:
         show_default=True,
         help="Relative distance from the stability boundary below which a pole is marginal.",
     )(function)
-    return click.argument("model", type=click.Path(path_type=Path))(dt_option(function))
+    return click.argument("model", type=MODEL_IN)(dt_option(format_option(function)))
 
 
 def dt_option(function: Any) -> Any:

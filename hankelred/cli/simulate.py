@@ -12,14 +12,16 @@ from .._util.writing import check_suffix, check_writable, write_atomically
 from ..errors import FileFormatError, count, in_one_line
 from ..files import read_model
 from ..models.linear_model import Timebase
-from .console import check_target, comma_separated, report_written
-from .options import dt_option, force_option
+from .console import check_target, comma_separated, print_json, report_written, sizes_of
+from .options import dt_option, force_option, json_option
+from .streams import MODEL_IN, TABLE_IN, TABLE_OUT, format_option
 
 
 @click.command(short_help="The outputs of MODEL for the inputs in DATA.")
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL_IN)
+@click.argument("data", type=TABLE_IN)
 @dt_option
+@format_option
 @click.option("--inputs", default="", help="Columns of the inputs, by names or numbers (default: all).")
 @click.option("--step", type=float, help="Seconds between samples of a continuous model.")
 @click.option(
@@ -29,7 +31,8 @@ from .options import dt_option, force_option
     show_default=True,
     help="The input between samples: constant, or linear.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Write the outputs (.csv).")
+@click.option("--out", type=TABLE_OUT, required=True, help="Write the outputs (.csv).")
+@json_option
 @force_option
 def simulate(
     model: Path,
@@ -39,6 +42,7 @@ def simulate(
     step: float | None,
     hold: Any,
     out: Path,
+    as_json: bool,
     force: bool,
 ) -> None:
     """Simulate MODEL from rest for the inputs in DATA, a table of samples as for identify.
@@ -48,6 +52,7 @@ def simulate(
     \b
     Example:
       hankelred simulate model.mat inputs.csv --step 0.01 --out outputs.csv
+      hankelred reduce model.mat --order 4 --out - | hankelred simulate - inputs.csv --step 0.01 --out y.csv
     """
     from ..identification.records import choose_columns, describe_columns, read_columns, time_columns
     from ..identification.tables import is_same_step, time_step
@@ -91,5 +96,8 @@ def simulate(
     write_atomically(
         out, lambda name: np.savetxt(name, columns_out, fmt="%.17g", delimiter=",", header=head, comments="")
     )
-    click.echo(f"{count(y.shape[-1], 'sample')}, {count(system.n_outputs, 'output')}")
-    report_written(out)
+    if as_json:
+        print_json({"samples": y.shape[-1], **sizes_of(system)})
+    else:
+        click.echo(f"{count(y.shape[-1], 'sample')}, {count(system.n_outputs, 'output')}")
+    report_written(out, quiet=as_json)

@@ -224,11 +224,11 @@ def empirical_gramians(
             assembled, kinds, horizon=intervals * step, step=step, steady_state=x_steady, model=None
         )
     model = as_model(system, dt)
-    for value, name in ((backend, "backend"), (checkpoint, "checkpoint")):
-        if value is not None:
-            raise HankelredError(
-                f"{name}= is for simulators: the responses of a linear model are computed here"
-            )
+    if backend is not None or checkpoint is not None:
+        argument = "checkpoint" if backend is None else "backend"
+        raise HankelredError(
+            f"{argument}= is for simulators: the responses of a linear model are computed here"
+        )
     if model.infinite is not None:
         raise ModelError(
             "E is singular, so that the states cannot be excited one by one: pass the state space of the "

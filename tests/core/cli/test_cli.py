@@ -600,3 +600,117 @@ def test_json_of_models_from_data(folder):
     assert content["order"] == 1 and content["relative_error"] < 1e-9 and content["frequencies"] == 50
     # the only Hankel singular value of 1 / (s + 1) is 1/2
     assert content["hankel_singular_values"][0] == pytest.approx(0.5)
+
+
+# --- standard input and output ---
+
+
+def piped(*arguments, data=b""):
+    """Run the command in a process of its own, with bytes as its standard input."""
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(hankelred.__file__))}
+    done = subprocess.run(
+        [sys.executable, "-m", "hankelred", *arguments],
+        input=data,
+        capture_output=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["json", "npz", "mat"])
+def test_models_go_through_pipes(kind, folder):
+    """The name "-" was refused with "the ending must be one of .mat, .npz, .json"."""
+    with open(f"model.{kind}", "rb") as file:
+        content = file.read()
+    status, out, err = piped("reduce", "-", "--order", "4", "--out", "-", "--format", kind, data=content)
+    assert status == 0, err
+    assert "order 4 by truncation" in err and "standard-output" not in err
+    with open(f"small.{kind}", "wb") as file:
+        file.write(out)
+    expected = hankelred.reduce(read_model("model.mat"), 4).system
+    np.testing.assert_allclose(read_model(f"small.{kind}").A, expected[0], rtol=1e-9, atol=1e-12)
+    status, out, err = piped("hsv", "-", "--json", *(() if kind == "json" else ("--format", kind)), data=out)
+    assert (status, err) == (0, "")
+    assert len(json.loads(out)["hankel_singular_values"]) == 4
+
+
+@pytest.mark.slow
+def test_tables_go_through_pipes(folder):
+    table = (folder / "inputs.csv").read_bytes()
+    status, out, err = piped("simulate", "model.mat", "-", "--step", "0.1", "--out", "-", data=table)
+    assert status == 0, err
+    assert run("simulate", "model.mat", "inputs.csv", "--step", "0.1", "--out", "y.csv")[0] == 0
+    assert out == (folder / "y.csv").read_bytes()
+    record = (folder / "record.csv").read_bytes()
+    options = ("--inputs", "u", "--outputs", "y1", "--dt", "0.2", "--order", "2", "--out", "-")
+    status, out, err = piped("identify", "-", *options, data=record)
+    assert status == 0 and len(json.loads(out)["A"]) == 2, err
+
+
+@pytest.mark.slow
+def test_nothing_is_written_to_standard_output_after_an_error(folder):
+    status, out, err = piped("reduce", "-", "--order", "2", "--out", "-", data=b'{"A": [[1]]}')
+    assert (status, out) == (2, b"")
+    assert "it has no B, C" in err and err.count("\n") == 1
+    status, out, err = piped("simulate", "-", "-", "--out", "y.csv", data=b"{}")
+    assert (status, out) == (2, b"") and "standard input can be read once" in err
+    status, out, err = piped("reduce", "model.mat", "--out", "-", "--json")
+    assert (status, out) == (2, b"") and "cannot both have standard output" in err
+
+
+def test_convert_and_simulate_print_json(folder):
+    status, out, _ = run("convert", "model.mat", "copy.json", "--json")
+    assert status == 0 and json.loads(out)["states"] == 12
+    status, out, _ = run("simulate", "model.mat", "inputs.csv", "--step", "0.1", "--out", "y.csv", "--json")
+    assert status == 0 and json.loads(out)["samples"] == 400
+
+
+def on_terminal(columns, environment, *arguments):
+    """What the command prints on a terminal of this many columns, by a pseudo-terminal."""
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    import struct
+
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    variables = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR")}
+    root = os.path.dirname(os.path.dirname(hankelred.__file__))
+    variables |= {"PYTHONPATH": root, "TERM": "xterm-256color", **environment}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hankelred", *arguments], stdout=follower, stderr=follower, env=variables
+    )
+    os.close(follower)
+    text = b""
+    while True:
+        try:
+            block = os.read(leader, 65536)
+        except OSError:  # the end, on Linux
+            break
+        if not block:
+            break
+        text += block
+    os.close(leader)
+    process.wait(timeout=60)
+    return text.decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [20, 40, 80])
+def test_narrow_terminals_cut_no_digits(columns, folder):
+    """At 20 columns a value was printed as "2.9…"."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", on_terminal(columns, {}, "hsv", "model.mat"))
+    assert "…" not in text
+    values = [f"{value:.6e}" for value in hankelred.hankel_singular_values(read_model("model.mat"))]
+    flat = re.sub(r"\s*\r?\n", "\n", text)
+    assert all(value in flat for value in values)
+    if columns == 40:
+        assert max(len(line) for line in flat.splitlines() if "e+0" in line or "e-0" in line) <= 60
+
+
+@pytest.mark.slow
+def test_no_color_means_no_escapes(folder):
+    """NO_COLOR switched colors off, and left bold and dim."""
+    assert "\x1b[" in on_terminal(80, {}, "hsv", "model.mat")
+    assert "\x1b[" not in on_terminal(80, {"NO_COLOR": "1"}, "hsv", "model.mat")
