@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,9 +20,27 @@ version = release = hankelred.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",  # a page for each function
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",  # links to the source
     "sphinx-mathjax-offline",  # formulas without a network
 ]
+if find_spec("sphinx_copybutton") is not None:
+    extensions.append("sphinx_copybutton")
+# copied without prompts, and without what was printed
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# the site is built without a network; with HANKELRED_INTERSPHINX=1 types of other packages are links
+intersphinx_mapping = {
+    "control": ("https://python-control.readthedocs.io/en/stable/", None),
+    "numpy": ("https://numpy.org/doc/stable/", None),
+    "python": ("https://docs.python.org/3/", None),
+    "scipy": ("https://docs.scipy.org/doc/scipy/", None),
+}
+if not os.environ.get("HANKELRED_INTERSPHINX"):
+    intersphinx_mapping = {}
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
@@ -38,9 +58,17 @@ autodoc_member_order = "bysource"
 
 
 def separate_references(app, what, name, obj, options, lines):
-    """Give numbered references a name of their own: several docstrings stand on one page."""
+    """Give numbered references a name of their own: several docstrings stand on one page.
+
+    Only text is changed. In code, `errors[0]` is an index.
+    """
     label = name.rsplit(".", 1)[-1]
-    lines[:] = [re.sub(r"\[(\d+)\](?=_|\s)", rf"[{label}-\1]", line) for line in lines]
+    in_code = False
+    for k, line in enumerate(lines):
+        # code is a doctest until the next empty line, or an indented block after "::"
+        in_code = line.lstrip().startswith(">>>") or (in_code and bool(line.strip()))
+        if not in_code:
+            lines[k] = re.sub(r"(?<![\w)\]])\[(\d+)\](?=_|\s)", rf"[{label}-\1]", line)
     # two attributes described at once: the field must not have a blank in its name
     lines[:] = [re.sub(r"^(:(?:ivar|vartype) \w+), (\w+:)", r"\1,\2", line) for line in lines]
 

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .._util.arrays import Array
-from ..errors import HankelredError
+from ..errors import HankelredError, count
 from ..models.linear_model import LinearModel
+from ..plotting.draw import Spectrum
 from ..reduction.balancing import BalancedFactors
 from ..reduction.norms import difference_norm
 from ..reduction.reduce import Reduction, checked_choice, chosen_order, make_reduction
 from ..reduction.source import UncertifiedSource
+from ..report.notebook import facts_table, table_with_spectrum
 from ..simulation.signals import as_numbers
 
 
@@ -185,6 +187,19 @@ class EmpiricalGramians:
             f"<EmpiricalGramians of {self.steady_state.size} states: {errors}; horizon {self.horizon:g}, "
             f"step {self.step:g}>"
         )
+
+    def _repr_html_(self) -> str:
+        """Return the table and the small spectrum that a notebook shows."""
+        rows = [
+            ("empirical Gramians", f"of {count(self.steady_state.size, 'state')}"),
+            *((f"error of {kind}", f"{error:.1e}") for kind, error in self.error_estimate.items()),
+            ("horizon, step", f"{self.horizon:g}, {self.step:g}"),
+        ]
+        if self.cross is None and len(self.error_estimate) == 1:
+            return facts_table(rows)  # one Gramian has no Hankel singular values
+        values = self.hankel_singular_values
+        # no bound is known of any order
+        return table_with_spectrum(rows, Spectrum(values, np.zeros(values.size), self.noise_floor))
 
     @cached_property
     def _balancing(self) -> BalancedFactors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import time
 import warnings
@@ -14,6 +13,7 @@ from .._util.text_table import aligned
 from ..errors import HankelredError, ModelError, ReductionWarning, count
 from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.linear_model import Timebase, as_model
+from ..report.notebook import headed_table
 from .norms import norm
 from .order import checked_order
 from .plots import plot_methods
@@ -118,10 +118,7 @@ class MethodComparison:
 
     def _repr_html_(self) -> str:
         """Return the table that a notebook shows."""
-        heading, *lines = self.cells()
-        head = "".join(f"<th>{html.escape(text)}</th>" for text in heading)
-        body = (f"<tr>{''.join(f'<td>{html.escape(text)}</td>' for text in line)}</tr>" for line in lines)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        return headed_table(self.cells())
 
     def __str__(self) -> str:
         lines = aligned([line[:-1] for line in self.cells()])

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import hankelred
-from hankelred.errors import in_one_line, short_repr
+from hankelred.errors import count, in_one_line, short_repr
+from hankelred.report.notebook import facts_table
 
 from ..adapter.adapter_layers import AdapterLayers, find_adapter_layers
 from ..errors import CalibrationError
@@ -59,7 +60,7 @@ class LayerSums:
         return T
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """Statistics of an adapter on data; made by :func:`calibrate`.
 
@@ -112,6 +113,25 @@ class Calibration:
     held_out_limit: int
     stride: int
     rows: int
+
+    def __repr__(self) -> str:
+        facts = dict(self._facts())
+        layers = count(len(self.layers), "layer")
+        return f"<Calibration of {layers}: {facts['tokens']} tokens, loss {facts['loss']}>"
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        return facts_table([("calibration of", count(len(self.layers), "layer")), *self._facts()])
+
+    def _facts(self) -> list[tuple[str, str]]:
+        loss = "unknown (no labels)" if self.loss is None else f"{self.loss:.4f}"
+        return [
+            ("rows", f"{self.rows}, {len(self.held_out)} of them held out"),
+            ("tokens", str(self.tokens)),
+            ("labels", str(self.labels)),
+            ("loss", loss),
+            ("gradient operator", f"of {count(len(self.gradients), 'layer')}"),
+        ]
 
     @property
     def loss(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import warnings
@@ -14,6 +15,8 @@ from torch import nn
 
 import hankelred
 from hankelred import ModalSystem, OrderError, ReductionWarning
+from hankelred.errors import count
+from hankelred.report.notebook import headed_table
 
 from .._util.progress import progress_bar
 from .._util.tables import table
@@ -75,7 +78,7 @@ class LayerReduction:
         return self.bound >= self.norm > 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReductionReport:
     """The reduction of an adapter; returned by :func:`reduce`. Printing it gives a table.
 
@@ -131,7 +134,21 @@ class ReductionReport:
         }
         return json.dumps(_without_infinity({"layers": layers, **numbers}), allow_nan=False)
 
+    def __repr__(self) -> str:
+        before, after = (
+            sum(sizes) for sizes in zip(*((x.full_order, x.order) for x in self.layers.values()), strict=True)
+        )
+        return f"<ReductionReport of {count(len(self.layers), 'layer')}: {before} -> {after} states>"
+
     def __str__(self) -> str:
+        return "\n".join([table(self._rows()), *self._remarks()])
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows."""
+        remarks = "".join(f"<div>{html.escape(text)}</div>" for text in self._remarks())
+        return headed_table(self._rows()) + remarks
+
+    def _rows(self) -> list[list[str]]:
         validation = any(layer.held_out for layer in self.layers.values())
         heads = ["layer", "states", "candidate", "norm", "bound", "error", "relative bound"]
         rows = [heads + (["held-out error"] if validation else [])]
@@ -154,8 +171,10 @@ class ReductionReport:
                 # one of the names has a comma
                 cells.append("; ".join(f"{name} {value:.2%}" for name, value in layer.held_out.items()))
             rows.append(cells)
+        return rows
+
+    def _remarks(self) -> list[str]:
         lines = [
-            table(rows),
             f"parameters: {self.parameters_before} -> {self.parameters_after} "
             f"({self.parameters_saved} saved)",
         ]
@@ -163,7 +182,7 @@ class ReductionReport:
             lines.append(f"loss on held-out rows: {self.loss_before:.4f} -> {self.loss_after:.4f}")
         if self.held_out_rows == 0:
             lines.append(f"not used: {_NOTHING_HELD_OUT}")
-        return "\n".join(lines)
+        return lines
 
 
 def reduce(

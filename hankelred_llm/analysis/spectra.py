@@ -13,6 +13,8 @@ from torch import nn
 
 import hankelred
 from hankelred import OrderError
+from hankelred.errors import count
+from hankelred.report.notebook import headed_table, side_by_side, small_picture
 
 from .._util.progress import progress_bar
 from .._util.tables import table
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HankelSpectra(Mapping[int, Array]):
     """Hankel singular values by layer: how much memory a layer uses, or would use according to the gradient.
 
@@ -231,8 +233,22 @@ class HankelSpectra(Mapping[int, Array]):
             layers[str(i)] = {"name": self.names.get(i, ""), **kinds, **floor}
         return json.dumps({"layers": layers})
 
+    def __repr__(self) -> str:
+        return f"<HankelSpectra of {count(len(self), 'layer')}: {', '.join(self._kinds()) or 'no values'}>"
+
     def __str__(self) -> str:
-        kinds = [kind for kind in ("exact", "empirical", "gradient") if getattr(self, kind)]
+        return table(self._rows())
+
+    def _repr_html_(self) -> str:
+        """Return the table and the picture that a notebook shows."""
+        cells = headed_table(self._rows())
+        return side_by_side(cells, small_picture(lambda ax: self.plot(ax=ax))) if len(self) else cells
+
+    def _kinds(self) -> list[str]:
+        return [kind for kind in ("exact", "empirical", "gradient") if getattr(self, kind)]
+
+    def _rows(self) -> list[list[str]]:
+        kinds = self._kinds()
         heads = [f"{kind}: first, at 1/4, 1/2, 3/4, last" for kind in kinds]
         rows = [["layer", "values", "counted", *heads]]
         for i in self:
@@ -242,7 +258,7 @@ class HankelSpectra(Mapping[int, Array]):
                 at = np.unique(np.linspace(0, values.size - 1, 5).round().astype(int))
                 cells.append("  ".join(f"{values[k]:.2e}" for k in at))
             rows.append([self.names.get(i, str(i)), str(self[i].size), str(self.significant(i)), *cells])
-        return table(rows)
+        return rows
 
 
 def hankel_spectra(

@@ -186,6 +186,20 @@ def test_page_holds_what_reduction_computes(tmp_path):
     assert "%" + "DATA%" not in text
 
 
+def test_latency_of_a_new_order():
+    """A slider is of use only where the picture follows: within 0.3 s at 240 states."""
+    import time
+
+    explorer = explore(hankelred.reduce(damped_chain(120), 12))
+    explorer.figure.canvas.draw()
+    seconds = []
+    for order in (20, 35, 50, 21, 36):
+        start = time.process_time()
+        explorer.set_order(order)
+        seconds.append(time.process_time() - start)
+    assert sorted(seconds)[2] < 0.3, seconds
+
+
 def test_names_cannot_break_the_page():
     """A name with markup in it must stay text: the page is made to be sent to others."""
     from hankelred.reduction.interactive import order_curves
@@ -298,6 +312,18 @@ def test_notebook_shows_the_reduction_of_a_simulator():
     assert "none known" in reduction._repr_html_()
     with pytest.raises(hankelred.ModelError, match="simulator"):
         explore(reduction)
+
+
+def test_notebook_shows_empirical_gramians():
+    """A cell showed one line without the values, and "to inf" where the horizon was too short."""
+    figures = plt.get_fignums()
+    linear = (np.diag([-1.0, -3.0]), np.ones((2, 1)), np.ones((1, 2)), 0)
+    text = hankelred.empirical_gramians(linear)._repr_html_()
+    assert "error of controllability" in text and "<svg" in text
+    alone = hankelred.empirical_gramians(linear, kinds="controllability")._repr_html_()
+    assert "error of controllability" in alone and "<svg" not in alone
+    assert "<svg" in hankelred.empirical_gramians(linear, kinds="cross")._repr_html_()
+    assert plt.get_fignums() == figures
 
 
 def test_command_line_writes_the_page(tmp_path):

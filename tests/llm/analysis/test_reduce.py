@@ -556,6 +556,12 @@ def test_reports_and_spectra_are_shown(trained):
     written = json.loads(report.to_json())
     assert written["layers"]["0"]["order"] == 3 and written["loss_after"] == report.loss_after
     assert {"vacuous", "norm", "error", "held_out"} <= written["layers"]["0"].keys()
+    # a notebook showed all arrays, hashes and dicts
+    assert repr(calibration).startswith("<Calibration of 2 layers: ")
+    assert repr(spectra) == "<HankelSpectra of 2 layers: exact, empirical>"
+    assert repr(report) == "<ReductionReport of 2 layers: 16 -> 6 states>"
+    for result, content in ((calibration, "held out"), (spectra, "<svg"), (report, "8 -&gt; 3")):
+        assert "<table>" in result._repr_html_() and content in result._repr_html_()
 
 
 def test_a_bound_that_says_nothing_is_called_so():
