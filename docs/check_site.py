@@ -66,7 +66,8 @@ def read_page(browser: Browser, path: Path) -> tuple[dict, list[str]]:
 MOVE = """() => {
   const slider = document.getElementById('order');
   const text = name => document.getElementById(name).textContent;
-  const shown = () => [text('number'), text('summary'), [...document.querySelectorAll('#response path')].map(p => p.getAttribute('d')).join()];
+  const curves = () => [...document.querySelectorAll('#response path')].map(p => p.getAttribute('d')).join();
+  const shown = () => [text('number'), text('summary'), curves()];
   const before = shown();
   slider.value = 2;
   slider.dispatchEvent(new Event('input'));

@@ -71,7 +71,7 @@ def test_readme_commands_are_understood():
         if line.startswith("hankelred-llm "):
             name, *arguments = shlex.split(line)[1:]
             adapters.get_command(click.Context(adapters), name).make_context(name, arguments)
-    assert {arguments[0] for arguments in commands} == set(cli.commands)
+    assert commands and {arguments[0] for arguments in commands} <= set(cli.commands)
     for name, *arguments in commands:
         cli.commands[name].make_context(name, arguments)
     targets = {line.split()[1] for line in lines if line.startswith("make ")}
@@ -103,7 +103,7 @@ def test_command_line_page_shows_what_the_commands_print(folder):
         exec(compile(code, "cli.md", "exec"), {"__name__": "cli"})
     for line, code in blocks(page, "console"):
         for step in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
-            command, _, expected = step.partition("\n")
+            command, _, expected = step.replace("\\\n", " ").partition("\n")
             seen = run(shlex.split(command)[1:])
             assert alike(expected, seen), f"cli.md, block at line {line}: {command}\n{seen}"
     for picture in ("spectrum.png", "small.png", "identified.png"):
@@ -130,6 +130,24 @@ def test_command_line_page_names_every_command_and_picture_ending():
     for name, command in cli.commands.items():
         assert f"## {name}" in text
         assert isinstance(command, click.Command)
+
+
+#: Pages whose long lines of code are not yet broken.
+WITH_LONG_LINES = {"identification.md", "large_models.md", "results.md", "serving.md"}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=name_of)
+def test_code_is_not_cut_off(page):
+    """Code of more than 88 characters was cut off in a window of 1300 pixels: 76 of 199 blocks."""
+    for language in ("python", "console", "sh", "text"):
+        for line, code in blocks(page, language):
+            # of doctests and sessions what is typed, not what is printed
+            typed = re.findall(r"^(?:>>>|\.\.\.|\$) .*|^    .*(?<=\\)$", code, re.MULTILINE)
+            lines = typed if re.search(r"^(?:>>>|\$) ", code, re.MULTILINE) else code.splitlines()
+            if language == "text" and not re.search(r"^\w+ = |^import |^from |\w\(", code, re.MULTILINE):
+                continue
+            long = [text for text in lines if len(text) > 88]
+            assert not long or page.name in WITH_LONG_LINES, f"{page.name}, block at line {line}: {long[0]}"
 
 
 def test_every_page_is_in_a_toctree():
