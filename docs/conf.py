@@ -45,6 +45,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 exclude_patterns = ["_build"]
+autosummary_generate = False
 html_theme = "furo"
 html_title = f"hankelred {version}"
 html_show_sphinx = False
@@ -73,6 +74,54 @@ def separate_references(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"^(:(?:ivar|vartype) \w+), (\w+:)", r"\1,\2", line) for line in lines]
 
 
+#: Pages whose directives get a page each, and the folder of these pages, which is made again by every build.
+REFERENCES = {"api": "hankelred", "api_llm": "hankelred_llm"}
+PAGES = Path(__file__).resolve().parent / "reference"
+_BLOCK = re.compile(r"^```\{eval-rst\}\n((?:\.\. auto\w+::.*\n(?:   .*\n)*)+)```\n", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^\.\. auto\w+:: ([\w.]+).*\n(?:   .*\n)*", re.MULTILINE)
+
+
+def write_reference_pages(app):
+    """Write a page for every function and class of the reference, from the directives of its overview."""
+    PAGES.mkdir(exist_ok=True)
+    wanted = {}
+    for page, package in REFERENCES.items():
+        text = (Path(app.srcdir) / f"{page}.md").read_text(encoding="utf-8")
+        for block in _BLOCK.findall(text):
+            for directive in _DIRECTIVE.finditer(block):
+                name = directive[1].rsplit(".", 1)[-1]
+                content = f"{name}\n{'=' * len(name)}\n\n.. currentmodule:: {package}\n\n{directive[0]}"
+                wanted[PAGES / f"{_full(package, directive[1])}.rst"] = content
+    for path in set(PAGES.glob("*.rst")) - set(wanted):
+        path.unlink()
+    for path, content in wanted.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != content:
+            path.write_text(content, encoding="utf-8")
+
+
+def link_reference_pages(app, docname, source):
+    """Replace the directives of an overview by a table of links."""
+    if docname not in REFERENCES:
+        return
+    package = REFERENCES[docname]
+
+    def table(block):
+        names = [_full(package, directive[1]) for directive in _DIRECTIVE.finditer(block[1])]
+        rows = "\n".join(f"   {name.removeprefix(package + chr(46))}" for name in names)
+        pages = "\n".join(f"reference/{name}" for name in names)
+        return (
+            f"```{{eval-rst}}\n.. autosummary::\n\n{rows}\n```\n\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"
+        )
+
+    source[0] = _BLOCK.sub(table, source[0])
+
+
+def _full(package, name):
+    return name if name.startswith("hankelred") else f"{package}.{name}"
+
+
 def setup(app):
     """Connect what is defined here."""
     app.connect("autodoc-process-docstring", separate_references, priority=900)
+    app.connect("builder-inited", write_reference_pages)
+    app.connect("source-read", link_reference_pages)

@@ -12,11 +12,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 import hankelred
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
@@ -147,18 +150,39 @@ def large_scaling() -> None:
     save(figure, "large_scaling")
 
 
-def save(figure: object, name: str, colors: int = 256) -> None:
+def save(figure: object, name: str, colors: int = 32) -> None:
     """Write one picture."""
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=100)  # type: ignore[attr-defined]
     write_opaque(drawn, name, colors)
 
 
-def write_opaque(picture: IO[bytes] | Path, name: str, colors: int = 256) -> None:
+def write_opaque(picture: IO[bytes] | Path, name: str, colors: int = 32) -> None:
     """Write a picture in a few colors and without transparency: a third as large in the source archive."""
     from PIL import Image
 
-    Image.open(picture).convert("RGB").quantize(colors).save(IMAGES / f"{name}.png", optimize=True)
+    in_few_colors(Image.open(picture).convert("RGB"), colors).save(IMAGES / f"{name}.png", optimize=True)
+
+
+def in_few_colors(picture: Image.Image, colors: int) -> Image.Image:
+    """Return a picture in its most frequent colors that are distinct.
+
+    Pillow's own choice of 32 colors takes means of neighbors: curves of similar colors became the same.
+    """
+    from PIL import Image
+
+    counted = sorted(picture.getcolors(picture.width * picture.height) or [], reverse=True)
+    distance, palette = 60, []
+    while len(palette) < min(colors, len(counted)) and distance > 1:
+        for _, color in counted:
+            if len(palette) < colors and all(
+                sum(abs(a - b) for a, b in zip(color, other, strict=True)) >= distance for other in palette
+            ):
+                palette.append(color)
+        distance //= 2
+    mapped = Image.new("P", (1, 1))
+    mapped.putpalette([value for color in palette for value in color])
+    return picture.quantize(palette=mapped, dither=Image.Dither.NONE)
 
 
 def demo() -> None:
@@ -191,7 +215,7 @@ def gallery() -> None:
             subprocess.run([sys.executable, str(script)], check=True, cwd=folder)
             picture = Image.open(next(Path(folder).rglob("*.png"))).convert("RGB")
             picture = picture.resize((900, picture.height * 900 // picture.width), Image.Resampling.LANCZOS)
-            picture.quantize(32, dither=Image.Dither.NONE).save(IMAGES / f"{name}.png", optimize=True)
+            in_few_colors(picture, 32).save(IMAGES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

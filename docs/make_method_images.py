@@ -43,7 +43,7 @@ def draw(name: str, curves: list[tuple[np.ndarray, np.ndarray, str, str]], **set
     if finish is not None:
         finish(ax)
     ax.legend(fontsize="x-small", loc="best")
-    save(figure, f"method_{name}", colors=32)
+    save(figure, f"method_{name}")
     pyplot.close(figure)
 
 

@@ -61,7 +61,7 @@ def finish(figure: Any, name: str) -> None:
         if legend is not None:
             for label in legend.get_texts():
                 label.set_fontsize("x-small")
-    save(figure, name, colors=32)
+    save(figure, name)
 
 
 def tutorial_order() -> None:
@@ -107,7 +107,7 @@ def tutorial_simulator() -> None:
 
 
 def simulators() -> None:
-    """Draw outputs of a chain of tanks for two steps, and singular values from small and large experiments."""
+    """Draw outputs of a chain of tanks for two steps, and singular values of both sizes."""
 
     def f(x: np.ndarray, u: np.ndarray) -> np.ndarray:
         outflow = np.sqrt(np.maximum(x, 0))

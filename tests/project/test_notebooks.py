@@ -1,4 +1,4 @@
-"""The notebooks in examples/notebooks run from first to last cell, and show results as tables and pictures."""
+"""The notebooks in examples/notebooks run from first to last cell; results are tables and pictures."""
 
 from __future__ import annotations
 
