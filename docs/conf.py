@@ -107,7 +107,7 @@ def link_reference_pages(app, docname, source):
 
     def table(block):
         names = [_full(package, directive[1]) for directive in _DIRECTIVE.finditer(block[1])]
-        rows = "\n".join(f"   {name.removeprefix(package + chr(46))}" for name in names)
+        rows = "\n".join("   " + name.removeprefix(f"{package}.") for name in names)
         pages = "\n".join(f"reference/{name}" for name in names)
         return (
             f"```{{eval-rst}}\n.. autosummary::\n\n{rows}\n```\n\n```{{toctree}}\n:hidden:\n\n{pages}\n```\n"

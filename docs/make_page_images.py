@@ -151,7 +151,7 @@ def clusters() -> None:
         ax.text(
             results["seconds"][name], k, f" {results['seconds'][name]:.1f} s", va="center", fontsize="small"
         )
-    ax.set(xlabel="time (s)")
+    ax.set(xlabel="processor time of the calling process and the busier worker (s)")
     ax.spines[["top", "right"]].set_visible(False)
     finish(figure, "clusters")
 

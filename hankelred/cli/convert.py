@@ -29,7 +29,6 @@ def convert(model: Path, out: Path, dt: Timebase, as_json: bool, force: bool) ->
     \b
     Example:
       hankelred convert model.mat copy.json --dt 0.1
-      hankelred convert model.mat - | jq .A
     """
     checked_suffix(out)
     check_target(out, model, force)

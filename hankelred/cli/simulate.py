@@ -52,7 +52,6 @@ def simulate(
     \b
     Example:
       hankelred simulate model.mat inputs.csv --step 0.01 --out outputs.csv
-      hankelred reduce model.mat --order 4 --out - | hankelred simulate - inputs.csv --step 0.01 --out y.csv
     """
     from ..identification.records import choose_columns, describe_columns, read_columns, time_columns
     from ..identification.tables import is_same_step, time_step
