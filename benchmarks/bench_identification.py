@@ -34,6 +34,7 @@ from _synthetic_records import SyntheticRecord, random_record, states
 
 import hankelred
 from hankelred.identification.diagnostics import autoregression
+from hankelred.identification.noise.whitening import filtered
 from hankelred.identification.output_error import (
     FittedModel,
     fit_inputs,
@@ -41,7 +42,6 @@ from hankelred.identification.output_error import (
     stable_matrix,
     truncate_states,
 )
-from hankelred.identification.whitening import filtered
 
 # columns of inputs and outputs, sampling time in seconds
 RECORDS: dict[str, tuple[list[int], list[int], float]] = {

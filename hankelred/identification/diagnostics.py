@@ -84,13 +84,20 @@ def pole_standard_errors(model: FittedModel, us: Sequence[Array], ys: Sequence[A
     size = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
     inverse = np.linalg.pinv(gram / np.outer(size, size), rcond=1e-13, hermitian=True) / np.outer(size, size)
     covariance = inverse @ weighted @ inverse
-    poles, left, right = sla.eig(model.A, left=True, right=True)
     P = directions.shape[1]
-    by_A = directions[: n * n].T.reshape(P, n, n)
+    return poles_with_errors(model.A, directions[: n * n].T.reshape(P, n, n), covariance[:P, :P])
+
+
+def poles_with_errors(A: Array, by_A: Array, covariance: Array) -> tuple[Array, Array]:
+    """Return the poles, and the root mean square of the error of each, to first order.
+
+    The derivatives of A (K, n, n) and the covariance (K, K) are those of the parameters.
+    """
+    poles, left, right = sla.eig(A, left=True, right=True)
     products = np.einsum("ik,jil,lk->kj", left.conj(), by_A, right)
     with np.errstate(divide="ignore", invalid="ignore"):
         slopes = products / np.einsum("ik,ik->k", left.conj(), right)[:, None]
-        variances = np.einsum("kj,jl,kl->k", slopes.conj(), covariance[:P, :P], slopes).real
+        variances = np.einsum("kj,jl,kl->k", slopes.conj(), covariance, slopes).real
     return poles, np.sqrt(np.where(np.isfinite(variances), np.maximum(variances, 0.0), np.inf))
 
 

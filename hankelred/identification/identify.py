@@ -29,6 +29,7 @@ from .missing import without_missing
 from .order_selection import (
     MAX_LEADING_ZEROS,
     MAX_ORDER,
+    NOISE_FREE,
     SelectedModel,
     estimation_length,
     fits,
@@ -47,6 +48,7 @@ from .records import (
     refuse_dependent_inputs,
 )
 from .summary import draw_simulation, summary_table
+from .unstable_process import UnstableProcess, unstable_process
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,7 +191,10 @@ class IdentifiedModel(Reduction):
             account.
         """
         selected = self._selected
-        return pole_standard_errors(selected.model, selected.data.inputs, selected.data.outputs)
+        us, ys = selected.data.inputs, selected.data.outputs
+        if selected.innovations is not None:
+            return selected.innovations.poles(us, ys)
+        return pole_standard_errors(selected.model, us, ys)
 
     def summary(self) -> str:
         """Return a table: fits and residual tests of each output, poles with their standard errors.
@@ -459,16 +464,17 @@ def _identified(
     max_order = MAX_ORDER if order is None else max(MAX_ORDER, order)
     problem = IdentificationProblem(data, tuple(horizons), offsets, stable, n_zeros, max_order)
     chosen = problem.best_model(progress=shown) if order is None else problem.model(order, progress=shown)
-    _warn_of_choice(chosen, order, stable)
     source = IdentificationSource(problem, chosen)
     model = make_reduction(source, source.chosen_order, IdentifiedModel)
+    _warn_of_order(chosen, order)
     _warn_of_poor_fit(model, data)
-    if not n_zeros:
-        _warn_of_inputs(model, data)
+    feedback = not n_zeros and _warn_of_inputs(model, data)
+    if stable:
+        _warn_of_stability(problem, chosen, feedback)
     return model
 
 
-def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> None:
+def _warn_of_order(chosen: SelectedModel, order: int | None) -> None:
     n = chosen.model.order
     if order is not None and n < order:
         warnings.warn(
@@ -477,11 +483,25 @@ def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> N
             ReductionWarning,
             stacklevel=4,
         )
-    if stable and on_stability_limit(chosen.model.A):
+
+
+def _warn_of_stability(problem: IdentificationProblem, chosen: SelectedModel, feedback: bool) -> None:
+    """Warn of a stable model of a process that is unstable in open loop, or may be."""
+    on_limit = on_stability_limit(chosen.model.A)
+    found = problem.unstable_process(problem.orders()) if on_limit or feedback else None
+    if found is not None:
         warnings.warn(
-            f"the model of order {n} has a pole on the stability limit ({STABLE_RADIUS:.7g}): the record "
-            "contains an integrator, an unstable pole or a slow drift. Compare other orders on another "
-            "record, or pass stable=False",
+            f"the process looks unstable in open loop: a model of order {found.order} that predicts one "
+            f"step ahead has a pole of modulus {abs(found.pole):.5f} +- {found.error:.2g} (standard error); "
+            "the stable model cannot describe it. Pass stable=False for a model with this pole",
+            ReductionWarning,
+            stacklevel=4,
+        )
+    elif on_limit:
+        warnings.warn(
+            f"the model of order {chosen.model.order} has a pole on the stability limit "
+            f"({STABLE_RADIUS:.7g}): the record contains an integrator or a slow drift. Compare other orders "
+            "on another record, or pass stable=False",
             ReductionWarning,
             stacklevel=4,
         )
@@ -499,8 +519,8 @@ def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
             )
 
 
-def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
-    """Warn of inputs that excite too little for the order, or that depend on the outputs."""
+def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> bool:
+    """Warn of inputs that excite too little for the order, or that depend on the outputs; say if one does."""
     names = [label(data.input_labels, "input", j) for j in range(data.n_inputs)]
     for j, (excited, needed) in enumerate(excited_directions(data.inputs, 2 * model.order + 1)):
         if excited < needed:
@@ -516,7 +536,8 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
     sizes = np.abs(test.cross_correlation)
     future, past = sizes[..., :lags].max(axis=2), sizes[..., lags:].max(axis=2)
     suspects = (test.feedback < _FEEDBACK_PROBABILITY) & (future > _FEEDBACK_RATIO * past)
-    if np.any(suspects) and float(model.fit.min()) < 1 - _NOISE_FREE_FIT:
+    feedback = bool(np.any(suspects)) and float(model.fit.min()) < 1 - _NOISE_FREE_FIT
+    if feedback:
         i, j = np.argwhere(suspects)[0]
         warnings.warn(
             f"the residual of {label(data.output_labels, 'output', i)} is correlated with later samples of "
@@ -527,6 +548,7 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
             ReductionWarning,
             stacklevel=4,
         )
+    return feedback
 
 
 def _is_step_test(data: RecordedData) -> bool:
@@ -600,8 +622,14 @@ class IdentificationProblem:
         """Return every `step`-th of the orders above one."""
         return [n for n in self.orders() if n > order and (n - order) % step == 0]
 
+    def unstable_process(self, orders: Sequence[int]) -> UnstableProcess | None:
+        """Return a model of one of these orders if the records show an unstable process."""
+        if self.n_zeros:
+            return None
+        return unstable_process(self.data.inputs, self.data.outputs, orders, offsets=self.offsets)
+
     def _select(self, orders: list[int], start_orders: Sequence[int], progress: bool) -> SelectedModel:
-        return select_model(
+        chosen = select_model(
             self.data.inputs,
             self.data.outputs,
             orders,
@@ -612,6 +640,10 @@ class IdentificationProblem:
             n_zeros=self.n_zeros,
             progress=progress,
         )
+        if self.stable or chosen.model.loss < NOISE_FREE:
+            return chosen
+        found = self.unstable_process(orders)
+        return chosen if found is None else found.selected
 
 
 class IdentificationSource(UncertifiedSource):

@@ -14,7 +14,9 @@ import numpy as np
 from .._util.arrays import Array
 from .._util.progress import with_progress_bar
 from ..errors import HankelredError
-from .information_criterion import OrderTrial, order_trials
+from .noise.information_criterion import OrderTrial, order_trials
+from .noise.innovations import InnovationsModel
+from .noise.whitening import whitened_fit
 from .output_error import (
     FittedModel,
     fit_initial_states,
@@ -28,7 +30,6 @@ from .output_error import (
     with_initial_states,
 )
 from .subspace import Subspace, subspaces
-from .whitening import whitened_fit
 
 #: Share of every record that candidate models are estimated from; the other samples are for validation.
 ESTIMATION_SHARE = 0.7
@@ -65,7 +66,7 @@ _PIECES = 10
 #: A validation error, in units of the output's own size, below which no model is refined.
 _NEGLIGIBLE_ERROR = 1e-6
 #: Mean square of the residual, in units of the output's own size, below which a record counts as noise-free.
-_NOISE_FREE = 1e-8
+NOISE_FREE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -423,6 +424,8 @@ class SelectedModel:
     recipe: Recipe
     #: fit of each output on the validation part, of the model of the estimation part alone
     held_back_fit: Array
+    #: the predictor that it was estimated as, if the process is unstable in open loop
+    innovations: InnovationsModel | None = None
 
 
 def select_model(
@@ -499,7 +502,7 @@ def _trials_with_noise_model(
 ) -> dict[int, OrderTrial]:
     """Rate a model of every order by the information criterion; none without disturbance or before a step."""
     refined = {recipe.order: c.model for recipe, c in candidates.items() if recipe.kind == "refined"}
-    if split.n_zeros or not refined or min(model.loss for model in refined.values()) < _NOISE_FREE:
+    if split.n_zeros or not refined or min(model.loss for model in refined.values()) < NOISE_FREE:
         return {}
     return order_trials(refined, split.whole_inputs, split.whole_outputs, offsets=offsets, stable=stable)
 
@@ -570,7 +573,7 @@ def _with_noise_model(
     """Return the chosen recipe and its model, refined with a noise model where that is no worse."""
     chosen = candidates[recipe]
     data = split.estimation
-    if split.n_zeros or chosen.model.loss < _NOISE_FREE:  # a step test has no disturbance before the step
+    if split.n_zeros or chosen.model.loss < NOISE_FREE:  # a step test has no disturbance before the step
         return recipe, chosen.model
     errors = residuals(chosen.model, data.inputs, data.outputs)
     whitened = _refined_with_noise_model(chosen.model, data.inputs, data.outputs, errors, stable=stable)
@@ -600,7 +603,7 @@ def _estimate_from_all(
         models = [m for m in models if not on_stability_limit(m.A)] or models
     model = min(models, key=lambda m: m.loss)
     # Data that a model explains to rounding are refined too, for the last digits.
-    if recipe.kind == "refined" or model.loss < _NOISE_FREE:
+    if recipe.kind == "refined" or model.loss < NOISE_FREE:
         refined = refine(model, us, ys, stable=stable, max_steps=40, rtol=1e-6)
         # The model chosen on the validation part had all poles inside the stability limit.
         if on_stability_limit(candidate.A) or not on_stability_limit(refined.A):

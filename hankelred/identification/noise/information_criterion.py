@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._util.arrays import Array
-from .output_error import FittedModel, fit_levels, refine, truncated_starts
+from ..._util.arrays import Array
+from ..output_error import FittedModel, fit_levels, refine, truncated_starts
 from .whitening import filtered, noise_filter
 
 #: Steps of refinement for every order, as many as before the choice by the validation part.
