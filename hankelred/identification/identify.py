@@ -23,6 +23,7 @@ from ..reduction.order import checked_order
 from ..reduction.reduce import Reduction, make_reduction
 from ..reduction.source import UncertifiedSource
 from ..simulation.batch_recurrence import simulate_states
+from .delays import likely_delays, shifted_records, with_delay_states
 from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
@@ -61,6 +62,10 @@ _FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
 #: Residuals as small as this are rounding, not noise.
 _NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
+#: How many horizons, the shortest ones, are used with inputs that come later.
+_HORIZONS_WITH_DELAYS = 3
+#: The order up to which models are tried there in any case.
+_ORDER_WITH_DELAYS = 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,6 +89,9 @@ class IdentifiedModel(Reduction):
         70 % alone. For a step test it is ``1 - |y - yhat| / |y|``, since the output may have settled.
     input_offset, output_offset : ndarray, shape (m,) and (p,)
         ``system`` maps ``u - input_offset`` to ``y - output_offset``.
+    input_delays : tuple of int
+        Number of samples by which each input was found to be delayed: so many states are the past of the
+        input. With an order given, delays are not looked for.
     initial_states : tuple of ndarray, shape (order,)
         One per record.
     """
@@ -121,6 +129,11 @@ class IdentifiedModel(Reduction):
         """What is subtracted from the outputs."""
         data = self._selected.data
         return data.output_offset + data.output_scale * self._selected.model.offset
+
+    @property
+    def input_delays(self) -> tuple[int, ...]:
+        """How many samples each input was found to be delayed, beyond what other states describe."""
+        return self._selected.delays or (0,) * self.model.n_inputs
 
     @cached_property
     def initial_states(self) -> tuple[Array, ...]:
@@ -191,10 +204,13 @@ class IdentifiedModel(Reduction):
             account.
         """
         selected = self._selected
-        us, ys = selected.data.inputs, selected.data.outputs
+        part = selected.undelayed or selected
+        us, ys = part.data.inputs, part.data.outputs
         if selected.innovations is not None:
             return selected.innovations.poles(us, ys)
-        return pole_standard_errors(selected.model, us, ys)
+        poles, errors = pole_standard_errors(part.model, us, ys)
+        n_delays = self.order - poles.size  # the poles at zero of delays are not estimated
+        return np.pad(poles, (0, n_delays)), np.pad(errors, (0, n_delays))
 
     def summary(self) -> str:
         """Return a table: fits and residual tests of each output, poles with their standard errors.
@@ -640,10 +656,41 @@ class IdentificationProblem:
             n_zeros=self.n_zeros,
             progress=progress,
         )
-        if self.stable or chosen.model.loss < NOISE_FREE:
+        if chosen.model.loss < NOISE_FREE:
             return chosen
-        found = self.unstable_process(orders)
-        return chosen if found is None else found.selected
+        if not self.stable:
+            found = self.unstable_process(orders)
+            if found is not None:
+                return found.selected
+        if len(orders) > 1 and not self.n_zeros:
+            delayed = self._with_delays(chosen, progress)
+            if delayed is not None and delayed.rating() < chosen.rating():
+                return delayed
+        return chosen
+
+    def _with_delays(self, chosen: SelectedModel, progress: bool) -> SelectedModel | None:
+        """Return a model with delays of the inputs as states, if there seem to be any."""
+        us, ys = self.data.inputs, self.data.outputs
+        m, p = self.data.n_inputs, self.data.n_outputs
+        delays = likely_delays(chosen.data.inputs, chosen.data.outputs)
+        lengths = [estimation_length(u.shape[1] - max(delays), 0) for u in us]
+        horizons = usable_horizons(lengths, m + p, p, None)[:_HORIZONS_WITH_DELAYS]
+        if not any(delays) or not horizons:
+            return None
+        # the order of a model without delays contains theirs, as far as they show
+        most = min(chosen.model.order, max(chosen.model.order - max(delays), _ORDER_WITH_DELAYS)) + 1
+        undelayed = select_model(
+            *shifted_records(us, ys, delays),
+            [n for n in self.orders() if n <= most],
+            horizons,
+            offsets=self.offsets,
+            stable=self.stable,
+            progress=progress,
+        )
+        inputs, outputs = undelayed.data.apply(us, ys)
+        data = replace(undelayed.data, inputs=inputs, outputs=outputs)
+        model = with_delay_states(undelayed.model, delays, inputs, outputs)
+        return replace(undelayed, model=model, data=data, undelayed=undelayed, delays=delays)
 
 
 class IdentificationSource(UncertifiedSource):

@@ -14,7 +14,7 @@ import numpy as np
 from .._util.arrays import Array
 from .._util.progress import with_progress_bar
 from ..errors import HankelredError
-from .noise.information_criterion import OrderTrial, order_trials
+from .noise.information_criterion import OrderTrial, order_trials, schwarz_criterion
 from .noise.innovations import InnovationsModel
 from .noise.whitening import whitened_fit
 from .output_error import (
@@ -426,6 +426,19 @@ class SelectedModel:
     held_back_fit: Array
     #: the predictor that it was estimated as, if the process is unstable in open loop
     innovations: InnovationsModel | None = None
+    #: the model without the states of input delays, of records in which the inputs come later by these
+    undelayed: SelectedModel | None = None
+    delays: tuple[int, ...] = ()
+
+    def rating(self) -> float:
+        """Return Schwarz's criterion, with an autoregression of the residuals: the smaller, the better."""
+        errors = residuals(self.model, self.data.inputs, self.data.outputs)
+        n_free = self.model.order if self.undelayed is None else self.undelayed.model.order
+        channels = self.data.input_scale.size + self.data.output_scale.size
+        n_delays = sum(d > 0 for d in self.delays)
+        return schwarz_criterion(
+            [e * self.data.output_scale[:, None] for e in errors], n_free * channels + n_delays
+        )
 
 
 def select_model(
