@@ -63,7 +63,7 @@ _FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
 _NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
 #: How many horizons, the shortest ones, are used with inputs that come later.
-_HORIZONS_WITH_DELAYS = 3
+_HORIZONS_WITH_DELAYS = 2
 #: The order up to which models are tried there in any case.
 _ORDER_WITH_DELAYS = 5
 

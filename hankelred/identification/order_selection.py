@@ -369,16 +369,18 @@ def score_model(model: FittedModel, split: DataSplit) -> Candidate:
     return _scored(model, split, [e[:, split.n_zeros :] for e in residual])
 
 
-def score_continued(model: FittedModel, split: DataSplit) -> Candidate:
+def score_continued(model: FittedModel, split: DataSplit, offsets: bool) -> Candidate:
     """Score a model on the validation part as the continuation of the estimation part.
 
     No initial state is fitted there, so that free oscillations of superfluous states cannot follow a resonant
-    disturbance.
+    disturbance. With `offsets` the level of the outputs is fitted: slow disturbances change it, which says
+    nothing about an order.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         residual = residuals(model, split.whole_inputs, split.whole_outputs)
     lengths = [y.shape[1] for y in split.validation_outputs]
-    return _scored(model, split, [e[:, -n:] for e, n in zip(residual, lengths, strict=True)])
+    errors = [e[:, -n:] for e, n in zip(residual, lengths, strict=True)]
+    return _scored(model, split, [_centered(e) for e in errors] if offsets else errors)
 
 
 def _scored(model: FittedModel, split: DataSplit, residual: Sequence[Array]) -> Candidate:
@@ -463,7 +465,9 @@ def select_model(
         trials = _trials_with_noise_model(candidates, split, offsets=offsets, stable=stable)
     data = scale_records(us, ys, offsets)
     recipe = choose_recipe(candidates)
-    chosen = _chosen_by_criterion(trials, candidates, candidates[recipe], split, stable=stable)
+    chosen = _chosen_by_criterion(
+        trials, candidates, candidates[recipe], split, offsets=offsets, stable=stable
+    )
     if chosen is not None:
         recipe, candidate = chosen
         model = _estimate_with_noise_model(
@@ -526,6 +530,7 @@ def _chosen_by_criterion(
     by_validation: Candidate,
     split: DataSplit,
     *,
+    offsets: bool,
     stable: bool,
 ) -> tuple[Recipe, FittedModel] | None:
     """Return the recipe of the information criterion and its model; None if the validation part refutes it.
@@ -541,7 +546,8 @@ def _chosen_by_criterion(
     start, data = candidates[recipe].model, split.estimation
     errors = residuals(start, data.inputs, data.outputs)
     model = whitened_fit(start, data.inputs, data.outputs, errors, stable=stable) or start
-    if _clearly_better(score_continued(by_validation.model, split), score_continued(model, split)):
+    others = score_continued(by_validation.model, split, offsets)
+    if _clearly_better(others, score_continued(model, split, offsets)):
         return None
     return replace(recipe, whitened=True), model
 

@@ -15,6 +15,7 @@ from hankelred.identification.order_selection import (
     _chosen_by_criterion,
     candidate_models,
     choose_recipe,
+    score_continued,
     split_records,
 )
 from hankelred.identification.output_error import fit_inputs, refine
@@ -162,10 +163,23 @@ class TestInformationCriterion:
         refined = {r.order: c.model for r, c in candidates.items() if r.kind == "refined"}
         trials = order_trials(refined, split.whole_inputs, split.whole_outputs, offsets=True, stable=True)
         by_validation = candidates[choose_recipe(candidates)]
-        recipe, model = _chosen_by_criterion(trials, candidates, by_validation, split, stable=True)
+        options = {"offsets": True, "stable": True}
+        recipe, model = _chosen_by_criterion(trials, candidates, by_validation, split, **options)
         assert recipe.order == model.order == 2
         trials[1] = OrderTrial(trials[1].model, -1e9)
-        assert _chosen_by_criterion(trials, candidates, by_validation, split, stable=True) is None
+        assert _chosen_by_criterion(trials, candidates, by_validation, split, **options) is None
+
+    def test_a_change_of_the_level_does_not_refute_the_criterion(self):
+        """The level that a slow disturbance had in the validation part decided between orders."""
+        rng = np.random.default_rng(11)
+        u = rng.standard_normal(300)
+        y = output(u) + 0.1 * rng.standard_normal(300)
+        changed = y + 2.0 * (np.arange(300) >= 210)
+        split, other = (split_records([u[None]], [x[None]], True, 0) for x in (y, changed))
+        model = fit_inputs(A, C, split.estimation.inputs, split.estimation.outputs, True)[0]
+        score = score_continued(model, split, offsets=True).score
+        assert score_continued(model, other, offsets=True).score == pytest.approx(score, abs=1e-9)
+        assert score_continued(model, other, offsets=False).score < score - 0.1
 
 
 def residual_of(model, u, y):
