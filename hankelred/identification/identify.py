@@ -15,7 +15,7 @@ from .._util.checks import require_option
 from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
 from ..gramians.stability import count_unstable
-from ..models.linear_model import LinearModel, Timebase, to_control
+from ..models.linear_model import LinearModel, Timebase, sampling_time, to_control
 from ..reduction.balancing import hankel_singular_values
 from ..reduction.interactive import reduction_in_notebook
 from ..reduction.norms import difference_norm
@@ -24,7 +24,7 @@ from ..reduction.reduce import Reduction, make_reduction
 from ..reduction.source import UncertifiedSource
 from ..simulation.batch_recurrence import simulate_states
 from .delays import likely_delays, shifted_records, with_delay_states
-from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
+from .diagnostics import ResidualTest, Uncertainty, excited_directions, residual_test, uncertainty
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
 from .order_selection import (
@@ -48,7 +48,7 @@ from .records import (
     refuse_constant_channels,
     refuse_dependent_inputs,
 )
-from .summary import draw_simulation, summary_table
+from .summary import draw_response_bands, draw_simulation, summary_table
 from .unstable_process import UnstableProcess, unstable_process
 
 if TYPE_CHECKING:
@@ -203,14 +203,77 @@ class IdentifiedModel(Reduction):
             inputs do not depend on the outputs. The correlation of the residuals in time is taken into
             account.
         """
-        selected = self._selected
-        part = selected.undelayed or selected
-        us, ys = part.data.inputs, part.data.outputs
-        if selected.innovations is not None:
-            return selected.innovations.poles(us, ys)
-        poles, errors = pole_standard_errors(part.model, us, ys)
+        poles, errors = self._uncertainty.poles()
         n_delays = self.order - poles.size  # the poles at zero of delays are not estimated
         return np.pad(poles, (0, n_delays)), np.pad(errors, (0, n_delays))
+
+    def response_errors(self, omega: Any) -> tuple[Array, Array]:
+        """Return the frequency response and its standard errors.
+
+        Parameters
+        ----------
+        omega : array_like, shape (K,)
+            Angular frequencies in rad/s, up to ``pi / dt``; radians per sample without a sampling time.
+
+        Returns
+        -------
+        response : ndarray, shape (p, m, K), complex
+        errors : ndarray, shape (p, m, K)
+            Root mean square distance of each value to the true one, under the conditions of
+            :meth:`pole_errors`: it does not contain what an order too small leaves out.
+
+        Raises
+        ------
+        HankelredError
+            A frequency is not finite or not real.
+
+        Examples
+        --------
+        >>> import numpy as np, hankelred
+        >>> rng = np.random.default_rng(0)
+        >>> u = rng.standard_normal(400)
+        >>> y = np.convolve(u, 0.8 ** np.arange(60))[:400] + 0.1 * rng.standard_normal(400)
+        >>> response, errors = hankelred.identify(u, y, 1).response_errors([0.1])
+        >>> bool(abs(response[0, 0, 0] - 1 / (1 - 0.8 * np.exp(-0.1j))) < 4 * errors[0, 0, 0] < 0.2)
+        True
+        """
+        frequencies = np.atleast_1d(np.asarray(omega))
+        if np.iscomplexobj(frequencies) or frequencies.ndim != 1 or not np.all(np.isfinite(frequencies)):
+            raise HankelredError(f"omega must be finite real frequencies in rad/s, got {omega!r}")
+        angles = frequencies * sampling_time(self.model.dt)
+        z = np.exp(1j * angles)
+        response, errors = self._uncertainty.response(z)
+        data = self._selected.data
+        gains = data.output_scale[:, None, None] / data.input_scale[:, None]
+        late = np.exp(-1j * np.outer(self.input_delays, angles))
+        return response * gains * late, errors * gains
+
+    @cached_property
+    def _uncertainty(self) -> Uncertainty:
+        """The covariance of what was estimated, in scaled units and without the states of delays."""
+        part = self._selected.undelayed or self._selected
+        us, ys = part.data.inputs, part.data.outputs
+        if part.innovations is not None:
+            return part.innovations.uncertainty(us, ys)
+        return uncertainty(part.model, us, ys)
+
+    def plot_response(self, *, ax: Axes | None = None) -> Any:
+        """Plot the gain of every output for every input, with a band of two standard errors.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Replaced by the axes drawn. Default: a new figure.
+
+        Returns
+        -------
+        ndarray of matplotlib Axes, shape (p, m)
+        """
+        most = np.pi / sampling_time(self.model.dt)
+        longest = max(u.shape[1] for u in self._records()[0])
+        omega = np.geomspace(2 * most / longest, most, 200)
+        names = (self.model.output_labels, self.model.input_labels)
+        return draw_response_bands(omega, *self.response_errors(omega), self.model.dt, names, ax)
 
     def summary(self) -> str:
         """Return a table: fits and residual tests of each output, poles with their standard errors.

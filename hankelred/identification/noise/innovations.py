@@ -19,7 +19,7 @@ import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import Array
-from ..diagnostics import poles_with_errors
+from ..diagnostics import Uncertainty, derivatives, scaled_inverse
 from ..output_error import (
     FittedModel,
     balance_states,
@@ -70,27 +70,24 @@ class InnovationsModel:
         offset = np.linalg.lstsq(by_level, predictor.offset, rcond=None)[0]
         return with_initial_states(FittedModel(A, B, predictor.C, D, (), offset), us, ys)
 
-    def poles(self, us: Sequence[Array], ys: Sequence[Array]) -> tuple[Array, Array]:
-        """Return the poles of the process, and the standard error of each."""
-        model = balance_states(self.predictor)
-        n, m, p = model.order, model.B.shape[1], model.C.shape[0]
+    def uncertainty(self, us: Sequence[Array], ys: Sequence[Array]) -> Uncertainty:
+        """Return the covariance of the estimates of the process."""
+        model, m = balance_states(self.predictor), self.n_inputs
         directions = local_coordinates(model)
-        P = directions.shape[1]
         offsets = bool(np.any(model.offset))
-        gram, errors = 0.0, []
-        for J, error in output_derivatives(model, _with_outputs(us, ys), ys, offsets, directions):
-            size = np.sqrt(np.mean(error**2, axis=1))
-            weighted = (J / size[:, None, None]).reshape(-1, J.shape[2])
-            gram = gram + weighted.T @ weighted
-            errors.append(error)
-        size = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
-        inverse = np.linalg.pinv(gram / np.outer(size, size), rcond=1e-13, hermitian=True)
-        covariance = (inverse / np.outer(size, size))[:P, :P]
-        by_A, by_B, by_C = np.split(directions.T, np.cumsum([n * n, n * m]), axis=1)
-        by_K = by_B.reshape(P, n, m)[:, :, self.n_inputs :]
-        K = model.B[:, self.n_inputs :]
-        slopes = by_A.reshape(P, n, n) + by_K @ model.C + K @ by_C.reshape(P, p, n)
-        return poles_with_errors(model.A + K @ model.C, slopes, covariance)
+        parts = list(output_derivatives(model, _with_outputs(us, ys), ys, offsets, directions))
+        size = np.sqrt(np.mean(np.concatenate([error for _, error in parts], axis=1) ** 2, axis=1))
+        columns = [(J / size[:, None, None]).reshape(-1, J.shape[2]) for J, _ in parts]
+        by_A, by_B, by_C, by_D = derivatives(model, directions)
+        K, by_K = model.B[:, m:], by_B[:, :, m:]
+        return Uncertainty(
+            model.A + K @ model.C,
+            model.B[:, :m],
+            model.C,
+            model.D[:, :m],
+            (by_A + by_K @ model.C + K @ by_C, by_B[:, :, :m], by_C, by_D[:, :, :m]),
+            scaled_inverse(sum(x.T @ x for x in columns))[: by_A.shape[0], : by_A.shape[0]],
+        )
 
 
 def innovations_model(
@@ -120,7 +117,7 @@ def unstable_pole(
     model: InnovationsModel, us: Sequence[Array], ys: Sequence[Array]
 ) -> tuple[complex, float] | None:
     """Return the pole that is most significantly outside the unit circle, and its standard error."""
-    poles, errors = model.poles(us, ys)
+    poles, errors = model.uncertainty(us, ys).poles()
     excess = (np.abs(poles) - 1) / np.maximum(errors, np.finfo(float).tiny)
     k = int(np.argmax(excess))
     return (complex(poles[k]), float(errors[k])) if excess[k] > _SIGNIFICANT else None

@@ -7,7 +7,7 @@ import pytest
 from scipy.signal import lfilter
 
 import hankelred
-from hankelred.identification.diagnostics import autoregression, excited_directions, pole_standard_errors
+from hankelred.identification.diagnostics import autoregression, excited_directions, uncertainty
 from hankelred.identification.noise.information_criterion import OrderTrial, deviance, order_trials
 from hankelred.identification.noise.innovations import innovations_model
 from hankelred.identification.noise.whitening import whitened_fit
@@ -53,15 +53,41 @@ class TestStandardErrors:
         rng = np.random.default_rng(0)
         u = np.repeat(rng.choice([-1.0, 1.0], 100), 5)
         clean = output(u)
+        z = np.exp(1j * np.array([0.05, 0.4, 1.0]))
+        true_response = [(C @ np.linalg.solve(point * np.eye(2) - A, B)).item() for point in z]
         errors, stated = [], []
+        response_errors, stated_response_errors = [], []
         for _ in range(150):
             y = clean + 0.3 * colored(rng, u.size, pole)
-            model = refined(u, y)
-            poles, sizes = pole_standard_errors(model, [u[None]], [y[None]])
+            found = uncertainty(refined(u, y), [u[None]], [y[None]])
+            poles, sizes = found.poles()
             k = int(np.argmin(np.abs(poles - POLES[0])))
             errors.append(abs(poles[k] - POLES[0]) ** 2)
             stated.append(sizes[k])
+            response, sizes = found.response(z)
+            response_errors.append(np.abs(response[0, 0] - true_response) ** 2)
+            stated_response_errors.append(sizes[0, 0])
         assert np.sqrt(np.mean(errors)) == pytest.approx(np.median(stated), rel=0.25)
+        scatter = np.sqrt(np.mean(response_errors, axis=0))
+        assert scatter == pytest.approx(np.median(stated_response_errors, axis=0), rel=0.25)
+
+    @pytest.mark.parametrize("delay", [0, 4])
+    def test_response_errors_of_a_model(self, delay):
+        rng = np.random.default_rng(5)
+        u = np.repeat(rng.choice([-1.0, 1.0], 200), 3)
+        late = np.concatenate([np.zeros(delay), u])[: u.size]
+        y = 20.0 * (output(late) + 0.2 * rng.standard_normal(u.size)) + 7.0
+        model = hankelred.identify(u, y, dt=0.1)
+        omega = np.array([0.5, 4.0, 10.0])
+        response, errors = model.response_errors(omega)
+        z = np.exp(1j * omega * 0.1)
+        true = [20 * (C @ np.linalg.solve(x * np.eye(2) - A, B)).item() / x**delay for x in z]
+        assert model.input_delays == (delay,)
+        assert np.allclose(response[0, 0], model.system(z), rtol=1e-6)
+        assert np.all(np.abs(response[0, 0] - true) < 4 * errors[0, 0])
+        assert np.all(errors[0, 0] < 0.1 * np.abs(true).max())
+        with pytest.raises(hankelred.HankelredError, match="omega"):
+            model.response_errors([0.1, np.inf])
 
     def test_pole_errors_of_a_model(self):
         rng = np.random.default_rng(1)
@@ -296,6 +322,19 @@ class TestMissingSamples:
 
 
 class TestPictures:
+    def test_the_response_has_a_band_of_two_standard_errors(self):
+        rng = np.random.default_rng(7)
+        u = rng.standard_normal((2, 300))
+        y = output(u[0]) + 0.5 * output(u[1]) + 0.2 * rng.standard_normal(300)
+        model = hankelred.identify(u, y, 2, dt=0.1)
+        drawn = model.plot_response()
+        assert drawn.shape == (1, 2)
+        omega, gain = drawn[0, 1].lines[0].get_data()
+        response, errors = model.response_errors(omega)
+        assert np.allclose(gain, np.abs(response[0, 1]))
+        edges = drawn[0, 1].collections[0].get_paths()[0].vertices[:, 1]
+        assert edges.max() == pytest.approx((np.abs(response[0, 1]) + 2 * errors[0, 1]).max())
+
     def test_plot_of_a_model(self):
         rng = np.random.default_rng(11)
         u = rng.standard_normal((1, 300))
@@ -401,7 +440,7 @@ class TestUnstableProcess:
         for seed in range(40):
             u, y = unstable_record(1000 + seed, 1000)
             model = innovations_model([u[None]], [y[None]], [2], offsets=False)
-            poles, errors = model.poles([u[None]], [y[None]])
+            poles, errors = model.uncertainty([u[None]], [y[None]]).poles()
             largest = int(np.argmax(poles.real))
             ratios.append((poles[largest].real - 1.05) / errors[largest])
         assert abs(np.mean(ratios)) < 0.6
