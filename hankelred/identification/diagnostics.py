@@ -181,6 +181,8 @@ class ResidualTest:
         Of the residual with the input `lag` samples before, from -lags to lags.
     bound : ndarray, shape (p, m)
         99 % bound of a cross-correlation.
+    autocorrelation_bound : float
+        99 % bound of the autocorrelation of white residuals.
     """
 
     whiteness: Array
@@ -189,6 +191,7 @@ class ResidualTest:
     autocorrelation: Array
     cross_correlation: Array
     bound: Array
+    autocorrelation_bound: float
 
 
 def residual_test(errors: Sequence[Array], us: Sequence[Array]) -> ResidualTest:
@@ -224,6 +227,7 @@ def residual_test(errors: Sequence[Array], us: Sequence[Array]) -> ResidualTest:
         autocorrelation=auto,
         cross_correlation=cross,
         bound=-ndtri(0.005) * np.sqrt(variance / N),
+        autocorrelation_bound=float(-ndtri(0.005) / np.sqrt(N)),
     )
 
 

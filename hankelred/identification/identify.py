@@ -48,7 +48,7 @@ from .records import (
     refuse_constant_channels,
     refuse_dependent_inputs,
 )
-from .summary import draw_response_bands, draw_simulation, summary_table
+from .summary import draw_residual_test, draw_response_bands, draw_simulation, summary_table
 from .unstable_process import UnstableProcess, unstable_process
 
 if TYPE_CHECKING:
@@ -274,6 +274,24 @@ class IdentifiedModel(Reduction):
         omega = np.geomspace(2 * most / longest, most, 200)
         names = (self.model.output_labels, self.model.input_labels)
         return draw_response_bands(omega, *self.response_errors(omega), self.model.dt, names, ax)
+
+    def plot_residual_test(self, *, ax: Axes | None = None) -> Any:
+        """Plot the correlation of every residual with itself and with each input, and 99 % bounds.
+
+        Values at negative lags are correlations with later inputs, which a closed loop causes.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Replaced by the axes drawn. Default: a new figure.
+
+        Returns
+        -------
+        ndarray of matplotlib Axes, shape (p, 1 + m)
+        """
+        return draw_residual_test(
+            self.residual_test(), (self.model.output_labels, self.model.input_labels), ax
+        )
 
     def summary(self) -> str:
         """Return a table: fits and residual tests of each output, poles with their standard errors.

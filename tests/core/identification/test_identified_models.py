@@ -322,6 +322,22 @@ class TestMissingSamples:
 
 
 class TestPictures:
+    def test_the_residual_test_is_drawn_with_its_bounds(self):
+        rng = np.random.default_rng(8)
+        u = rng.standard_normal(500)
+        y = output(u) + 0.2 * rng.standard_normal(500)
+        model = hankelred.identify(u, y, 2)
+        error = y - model.simulated_outputs()[0][0]
+        drawn, test = model.plot_residual_test(), model.residual_test()
+        lags, values = drawn[0, 1].lines[0].get_data()
+        assert lags[0] == -lags[-1]
+        k = int(np.flatnonzero(lags == 3)[0])
+        expected = np.sum(error[3:] * u[:-3]) / (500 * error.std() * u.std())
+        assert values[k] == pytest.approx(expected, abs=0.01)
+        assert test.autocorrelation_bound == pytest.approx(2.576 / np.sqrt(500), rel=1e-3)
+        # of 51 values of white residuals and independent inputs one in a hundred is beyond the bounds
+        assert np.sum(np.abs(values) > test.bound[0, 0]) <= 4
+
     def test_the_response_has_a_band_of_two_standard_errors(self):
         rng = np.random.default_rng(7)
         u = rng.standard_normal((2, 300))
