@@ -55,17 +55,55 @@ def autoregression(
     return best
 
 
-def pole_standard_errors(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> tuple[Array, Array]:
-    """Return the poles, and the root mean square of the error of each, to first order.
+@dataclass(frozen=True)
+class Uncertainty:
+    """The matrices of a model, and the covariance of their estimates."""
 
-    The covariance of output-error estimates for correlated residuals is ``G^-1 S G^-1`` with the Gram
-    matrix G of the derivatives of the output, and S the same weighted with the autocovariance of the
-    residuals (Ljung, System Identification, 1999, section 9.4).
+    A: Array
+    B: Array
+    C: Array
+    D: Array
+    #: derivatives by each parameter: (K, n, n), (K, n, m), (K, p, n), (K, p, m)
+    by_parameters: tuple[Array, Array, Array, Array]
+    #: (K, K)
+    covariance: Array
+
+    def poles(self) -> tuple[Array, Array]:
+        """Return the poles, and the root mean square of the error of each, to first order."""
+        poles, left, right = sla.eig(self.A, left=True, right=True)
+        products = np.einsum("ik,jil,lk->kj", left.conj(), self.by_parameters[0], right)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slopes = products / np.einsum("ik,ik->k", left.conj(), right)[:, None]
+        return poles, self._errors(slopes)
+
+    def response(self, z: Array) -> tuple[Array, Array]:
+        """Return the frequency response (p, m, frequencies) at points z, and the errors to first order."""
+        by_A, by_B, by_C, by_D = self.by_parameters
+        values, errors = [], []
+        for point in z:
+            resolvent = np.linalg.inv(point * np.eye(self.A.shape[0]) - self.A)
+            left, right = self.C @ resolvent, resolvent @ self.B
+            values.append(left @ self.B + self.D)
+            slopes = left @ by_A @ right + left @ by_B + by_C @ right + by_D
+            errors.append(self._errors(slopes.reshape(slopes.shape[0], -1).T).reshape(values[-1].shape))
+        return np.stack(values, axis=2), np.stack(errors, axis=2)
+
+    def _errors(self, slopes: Array) -> Array:
+        with np.errstate(invalid="ignore"):
+            variances = np.einsum("kj,jl,kl->k", slopes.conj(), self.covariance, slopes).real
+        return np.sqrt(np.where(np.isfinite(variances), np.maximum(variances, 0.0), np.inf))
+
+
+def uncertainty(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> Uncertainty:
+    """Return the covariance of the estimates of a model that was fitted to its simulated outputs.
+
+    For correlated residuals it is ``G^-1 S G^-1`` with the Gram matrix G of the derivatives of the output,
+    and S the same weighted with the autocovariance of the residuals (Ljung, System Identification, 1999,
+    section 9.4).
     """
     from scipy.signal import lfilter
 
     model = balance_states(model)
-    n = model.order
     offsets = bool(np.any(model.offset))
     directions = local_coordinates(model)
     parts = list(output_derivatives(model, us, ys, offsets, directions))
@@ -81,17 +119,29 @@ def pole_standard_errors(model: FittedModel, us: Sequence[Array], ys: Sequence[A
             # the transpose of the lower triangular square root of the covariance, which is a filter
             filtered = lfilter([1.0], a, J[i][::-1], axis=0)
             weighted += variance * (filtered.T @ filtered)
+    inverse = scaled_inverse(gram)
+    slopes = derivatives(model, directions)
+    k = slopes[0].shape[0]
+    covariance = (inverse @ weighted @ inverse)[:k, :k]
+    return Uncertainty(model.A, model.B, model.C, model.D, slopes, covariance)
+
+
+def scaled_inverse(gram: Array) -> Array:
+    """Return the inverse of a Gram matrix whose columns are of different sizes."""
     size = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
-    inverse = np.linalg.pinv(gram / np.outer(size, size), rcond=1e-13, hermitian=True) / np.outer(size, size)
-    covariance = inverse @ weighted @ inverse
-    poles, left, right = sla.eig(model.A, left=True, right=True)
-    P = directions.shape[1]
-    by_A = directions[: n * n].T.reshape(P, n, n)
-    products = np.einsum("ik,jil,lk->kj", left.conj(), by_A, right)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slopes = products / np.einsum("ik,ik->k", left.conj(), right)[:, None]
-        variances = np.einsum("kj,jl,kl->k", slopes.conj(), covariance[:P, :P], slopes).real
-    return poles, np.sqrt(np.where(np.isfinite(variances), np.maximum(variances, 0.0), np.inf))
+    scales = np.outer(size, size)
+    return np.asarray(np.linalg.pinv(gram / scales, rcond=1e-13, hermitian=True) / scales)
+
+
+def derivatives(model: FittedModel, directions: Array) -> tuple[Array, Array, Array, Array]:
+    """Return the derivatives of A, B, C, D by the parameters: these directions, and the entries of D."""
+    (n, m), p, P = model.B.shape, model.C.shape[0], directions.shape[1]
+    K = P + (p * m if model.direct else 0)
+    by_A, by_B, by_C, by_D = (np.zeros((K, *x.shape)) for x in (model.A, model.B, model.C, model.D))
+    a, b, c = np.split(directions.T, np.cumsum([n * n, n * m]), axis=1)
+    by_A[:P], by_B[:P], by_C[:P] = a.reshape(P, n, n), b.reshape(P, n, m), c.reshape(P, p, n)
+    by_D[P:] = np.eye(p * m).reshape(-1, p, m)[: K - P]
+    return by_A, by_B, by_C, by_D
 
 
 def excited_directions(us: Sequence[Array], count: int) -> list[tuple[int, int]]:
@@ -131,6 +181,8 @@ class ResidualTest:
         Of the residual with the input `lag` samples before, from -lags to lags.
     bound : ndarray, shape (p, m)
         99 % bound of a cross-correlation.
+    autocorrelation_bound : float
+        99 % bound of the autocorrelation of white residuals.
     """
 
     whiteness: Array
@@ -139,6 +191,7 @@ class ResidualTest:
     autocorrelation: Array
     cross_correlation: Array
     bound: Array
+    autocorrelation_bound: float
 
 
 def residual_test(errors: Sequence[Array], us: Sequence[Array]) -> ResidualTest:
@@ -174,6 +227,7 @@ def residual_test(errors: Sequence[Array], us: Sequence[Array]) -> ResidualTest:
         autocorrelation=auto,
         cross_correlation=cross,
         bound=-ndtri(0.005) * np.sqrt(variance / N),
+        autocorrelation_bound=float(-ndtri(0.005) / np.sqrt(N)),
     )
 
 

@@ -15,7 +15,7 @@ from .._util.checks import require_option
 from .._util.progress import on_terminal
 from ..errors import HankelredError, OrderError, ReductionWarning
 from ..gramians.stability import count_unstable
-from ..models.linear_model import LinearModel, Timebase, to_control
+from ..models.linear_model import LinearModel, Timebase, sampling_time, to_control
 from ..reduction.balancing import hankel_singular_values
 from ..reduction.interactive import reduction_in_notebook
 from ..reduction.norms import difference_norm
@@ -23,12 +23,14 @@ from ..reduction.order import checked_order
 from ..reduction.reduce import Reduction, make_reduction
 from ..reduction.source import UncertifiedSource
 from ..simulation.batch_recurrence import simulate_states
-from .diagnostics import ResidualTest, excited_directions, pole_standard_errors, residual_test
+from .delays import likely_delays, shifted_records, with_delay_states
+from .diagnostics import ResidualTest, Uncertainty, excited_directions, residual_test, uncertainty
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
 from .order_selection import (
     MAX_LEADING_ZEROS,
     MAX_ORDER,
+    NOISE_FREE,
     SelectedModel,
     estimation_length,
     fits,
@@ -46,7 +48,8 @@ from .records import (
     refuse_constant_channels,
     refuse_dependent_inputs,
 )
-from .summary import draw_simulation, summary_table
+from .summary import draw_residual_test, draw_response_bands, draw_simulation, summary_table
+from .unstable_process import UnstableProcess, unstable_process
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +62,10 @@ _FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
 #: Residuals as small as this are rounding, not noise.
 _NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
+#: How many horizons, the shortest ones, are used with inputs that come later.
+_HORIZONS_WITH_DELAYS = 2
+#: The order up to which models are tried there in any case.
+_ORDER_WITH_DELAYS = 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,6 +89,9 @@ class IdentifiedModel(Reduction):
         70 % alone. For a step test it is ``1 - |y - yhat| / |y|``, since the output may have settled.
     input_offset, output_offset : ndarray, shape (m,) and (p,)
         ``system`` maps ``u - input_offset`` to ``y - output_offset``.
+    input_delays : tuple of int
+        Number of samples by which each input was found to be delayed: so many states are the past of the
+        input. With an order given, delays are not looked for.
     initial_states : tuple of ndarray, shape (order,)
         One per record.
     """
@@ -119,6 +129,11 @@ class IdentifiedModel(Reduction):
         """What is subtracted from the outputs."""
         data = self._selected.data
         return data.output_offset + data.output_scale * self._selected.model.offset
+
+    @property
+    def input_delays(self) -> tuple[int, ...]:
+        """How many samples each input was found to be delayed, beyond what other states describe."""
+        return self._selected.delays or (0,) * self.model.n_inputs
 
     @cached_property
     def initial_states(self) -> tuple[Array, ...]:
@@ -188,8 +203,95 @@ class IdentifiedModel(Reduction):
             inputs do not depend on the outputs. The correlation of the residuals in time is taken into
             account.
         """
-        selected = self._selected
-        return pole_standard_errors(selected.model, selected.data.inputs, selected.data.outputs)
+        poles, errors = self._uncertainty.poles()
+        n_delays = self.order - poles.size  # the poles at zero of delays are not estimated
+        return np.pad(poles, (0, n_delays)), np.pad(errors, (0, n_delays))
+
+    def response_errors(self, omega: Any) -> tuple[Array, Array]:
+        """Return the frequency response and its standard errors.
+
+        Parameters
+        ----------
+        omega : array_like, shape (K,)
+            Angular frequencies in rad/s, up to ``pi / dt``; radians per sample without a sampling time.
+
+        Returns
+        -------
+        response : ndarray, shape (p, m, K), complex
+        errors : ndarray, shape (p, m, K)
+            Root mean square distance of each value to the true one, under the conditions of
+            :meth:`pole_errors`: it does not contain what an order too small leaves out.
+
+        Raises
+        ------
+        HankelredError
+            A frequency is not finite or not real.
+
+        Examples
+        --------
+        >>> import numpy as np, hankelred
+        >>> rng = np.random.default_rng(0)
+        >>> u = rng.standard_normal(400)
+        >>> y = np.convolve(u, 0.8 ** np.arange(60))[:400] + 0.1 * rng.standard_normal(400)
+        >>> response, errors = hankelred.identify(u, y, 1).response_errors([0.1])
+        >>> bool(abs(response[0, 0, 0] - 1 / (1 - 0.8 * np.exp(-0.1j))) < 4 * errors[0, 0, 0] < 0.2)
+        True
+        """
+        frequencies = np.atleast_1d(np.asarray(omega))
+        if np.iscomplexobj(frequencies) or frequencies.ndim != 1 or not np.all(np.isfinite(frequencies)):
+            raise HankelredError(f"omega must be finite real frequencies in rad/s, got {omega!r}")
+        angles = frequencies * sampling_time(self.model.dt)
+        z = np.exp(1j * angles)
+        response, errors = self._uncertainty.response(z)
+        data = self._selected.data
+        gains = data.output_scale[:, None, None] / data.input_scale[:, None]
+        late = np.exp(-1j * np.outer(self.input_delays, angles))
+        return response * gains * late, errors * gains
+
+    @cached_property
+    def _uncertainty(self) -> Uncertainty:
+        """The covariance of what was estimated, in scaled units and without the states of delays."""
+        part = self._selected.undelayed or self._selected
+        us, ys = part.data.inputs, part.data.outputs
+        if part.innovations is not None:
+            return part.innovations.uncertainty(us, ys)
+        return uncertainty(part.model, us, ys)
+
+    def plot_response(self, *, ax: Axes | None = None) -> Any:
+        """Plot the gain of every output for every input, with a band of two standard errors.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Replaced by the axes drawn. Default: a new figure.
+
+        Returns
+        -------
+        ndarray of matplotlib Axes, shape (p, m)
+        """
+        most = np.pi / sampling_time(self.model.dt)
+        longest = max(u.shape[1] for u in self._records()[0])
+        omega = np.geomspace(2 * most / longest, most, 200)
+        names = (self.model.output_labels, self.model.input_labels)
+        return draw_response_bands(omega, *self.response_errors(omega), self.model.dt, names, ax)
+
+    def plot_residual_test(self, *, ax: Axes | None = None) -> Any:
+        """Plot the correlation of every residual with itself and with each input, and 99 % bounds.
+
+        Values at negative lags are correlations with later inputs, which a closed loop causes.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Replaced by the axes drawn. Default: a new figure.
+
+        Returns
+        -------
+        ndarray of matplotlib Axes, shape (p, 1 + m)
+        """
+        return draw_residual_test(
+            self.residual_test(), (self.model.output_labels, self.model.input_labels), ax
+        )
 
     def summary(self) -> str:
         """Return a table: fits and residual tests of each output, poles with their standard errors.
@@ -459,16 +561,17 @@ def _identified(
     max_order = MAX_ORDER if order is None else max(MAX_ORDER, order)
     problem = IdentificationProblem(data, tuple(horizons), offsets, stable, n_zeros, max_order)
     chosen = problem.best_model(progress=shown) if order is None else problem.model(order, progress=shown)
-    _warn_of_choice(chosen, order, stable)
     source = IdentificationSource(problem, chosen)
     model = make_reduction(source, source.chosen_order, IdentifiedModel)
+    _warn_of_order(chosen, order)
     _warn_of_poor_fit(model, data)
-    if not n_zeros:
-        _warn_of_inputs(model, data)
+    feedback = not n_zeros and _warn_of_inputs(model, data)
+    if stable:
+        _warn_of_stability(problem, chosen, feedback)
     return model
 
 
-def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> None:
+def _warn_of_order(chosen: SelectedModel, order: int | None) -> None:
     n = chosen.model.order
     if order is not None and n < order:
         warnings.warn(
@@ -477,11 +580,25 @@ def _warn_of_choice(chosen: SelectedModel, order: int | None, stable: bool) -> N
             ReductionWarning,
             stacklevel=4,
         )
-    if stable and on_stability_limit(chosen.model.A):
+
+
+def _warn_of_stability(problem: IdentificationProblem, chosen: SelectedModel, feedback: bool) -> None:
+    """Warn of a stable model of a process that is unstable in open loop, or may be."""
+    on_limit = on_stability_limit(chosen.model.A)
+    found = problem.unstable_process(problem.orders()) if on_limit or feedback else None
+    if found is not None:
         warnings.warn(
-            f"the model of order {n} has a pole on the stability limit ({STABLE_RADIUS:.7g}): the record "
-            "contains an integrator, an unstable pole or a slow drift. Compare other orders on another "
-            "record, or pass stable=False",
+            f"the process looks unstable in open loop: a model of order {found.order} that predicts one "
+            f"step ahead has a pole of modulus {abs(found.pole):.5f} +- {found.error:.2g} (standard error); "
+            "the stable model cannot describe it. Pass stable=False for a model with this pole",
+            ReductionWarning,
+            stacklevel=4,
+        )
+    elif on_limit:
+        warnings.warn(
+            f"the model of order {chosen.model.order} has a pole on the stability limit "
+            f"({STABLE_RADIUS:.7g}): the record contains an integrator or a slow drift. Compare other orders "
+            "on another record, or pass stable=False",
             ReductionWarning,
             stacklevel=4,
         )
@@ -499,8 +616,8 @@ def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
             )
 
 
-def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
-    """Warn of inputs that excite too little for the order, or that depend on the outputs."""
+def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> bool:
+    """Warn of inputs that excite too little for the order, or that depend on the outputs; say if one does."""
     names = [label(data.input_labels, "input", j) for j in range(data.n_inputs)]
     for j, (excited, needed) in enumerate(excited_directions(data.inputs, 2 * model.order + 1)):
         if excited < needed:
@@ -516,7 +633,8 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
     sizes = np.abs(test.cross_correlation)
     future, past = sizes[..., :lags].max(axis=2), sizes[..., lags:].max(axis=2)
     suspects = (test.feedback < _FEEDBACK_PROBABILITY) & (future > _FEEDBACK_RATIO * past)
-    if np.any(suspects) and float(model.fit.min()) < 1 - _NOISE_FREE_FIT:
+    feedback = bool(np.any(suspects)) and float(model.fit.min()) < 1 - _NOISE_FREE_FIT
+    if feedback:
         i, j = np.argwhere(suspects)[0]
         warnings.warn(
             f"the residual of {label(data.output_labels, 'output', i)} is correlated with later samples of "
@@ -527,6 +645,7 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> None:
             ReductionWarning,
             stacklevel=4,
         )
+    return feedback
 
 
 def _is_step_test(data: RecordedData) -> bool:
@@ -600,8 +719,14 @@ class IdentificationProblem:
         """Return every `step`-th of the orders above one."""
         return [n for n in self.orders() if n > order and (n - order) % step == 0]
 
+    def unstable_process(self, orders: Sequence[int]) -> UnstableProcess | None:
+        """Return a model of one of these orders if the records show an unstable process."""
+        if self.n_zeros:
+            return None
+        return unstable_process(self.data.inputs, self.data.outputs, orders, offsets=self.offsets)
+
     def _select(self, orders: list[int], start_orders: Sequence[int], progress: bool) -> SelectedModel:
-        return select_model(
+        chosen = select_model(
             self.data.inputs,
             self.data.outputs,
             orders,
@@ -612,6 +737,41 @@ class IdentificationProblem:
             n_zeros=self.n_zeros,
             progress=progress,
         )
+        if chosen.model.loss < NOISE_FREE:
+            return chosen
+        if not self.stable:
+            found = self.unstable_process(orders)
+            if found is not None:
+                return found.selected
+        if len(orders) > 1 and not self.n_zeros:
+            delayed = self._with_delays(chosen, progress)
+            if delayed is not None and delayed.rating() < chosen.rating():
+                return delayed
+        return chosen
+
+    def _with_delays(self, chosen: SelectedModel, progress: bool) -> SelectedModel | None:
+        """Return a model with delays of the inputs as states, if there seem to be any."""
+        us, ys = self.data.inputs, self.data.outputs
+        m, p = self.data.n_inputs, self.data.n_outputs
+        delays = likely_delays(chosen.data.inputs, chosen.data.outputs)
+        lengths = [estimation_length(u.shape[1] - max(delays), 0) for u in us]
+        horizons = usable_horizons(lengths, m + p, p, None)[:_HORIZONS_WITH_DELAYS]
+        if not any(delays) or not horizons:
+            return None
+        # the order of a model without delays contains theirs, as far as they show
+        most = min(chosen.model.order, max(chosen.model.order - max(delays), _ORDER_WITH_DELAYS)) + 1
+        undelayed = select_model(
+            *shifted_records(us, ys, delays),
+            [n for n in self.orders() if n <= most],
+            horizons,
+            offsets=self.offsets,
+            stable=self.stable,
+            progress=progress,
+        )
+        inputs, outputs = undelayed.data.apply(us, ys)
+        data = replace(undelayed.data, inputs=inputs, outputs=outputs)
+        model = with_delay_states(undelayed.model, delays, inputs, outputs)
+        return replace(undelayed, model=model, data=data, undelayed=undelayed, delays=delays)
 
 
 class IdentificationSource(UncertifiedSource):

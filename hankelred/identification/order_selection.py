@@ -14,7 +14,9 @@ import numpy as np
 from .._util.arrays import Array
 from .._util.progress import with_progress_bar
 from ..errors import HankelredError
-from .information_criterion import OrderTrial, order_trials
+from .noise.information_criterion import OrderTrial, order_trials, schwarz_criterion
+from .noise.innovations import InnovationsModel
+from .noise.whitening import whitened_fit
 from .output_error import (
     FittedModel,
     fit_initial_states,
@@ -28,7 +30,6 @@ from .output_error import (
     with_initial_states,
 )
 from .subspace import Subspace, subspaces
-from .whitening import whitened_fit
 
 #: Share of every record that candidate models are estimated from; the other samples are for validation.
 ESTIMATION_SHARE = 0.7
@@ -65,7 +66,7 @@ _PIECES = 10
 #: A validation error, in units of the output's own size, below which no model is refined.
 _NEGLIGIBLE_ERROR = 1e-6
 #: Mean square of the residual, in units of the output's own size, below which a record counts as noise-free.
-_NOISE_FREE = 1e-8
+NOISE_FREE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -368,16 +369,18 @@ def score_model(model: FittedModel, split: DataSplit) -> Candidate:
     return _scored(model, split, [e[:, split.n_zeros :] for e in residual])
 
 
-def score_continued(model: FittedModel, split: DataSplit) -> Candidate:
+def score_continued(model: FittedModel, split: DataSplit, offsets: bool) -> Candidate:
     """Score a model on the validation part as the continuation of the estimation part.
 
     No initial state is fitted there, so that free oscillations of superfluous states cannot follow a resonant
-    disturbance.
+    disturbance. With `offsets` the level of the outputs is fitted: slow disturbances change it, which says
+    nothing about an order.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         residual = residuals(model, split.whole_inputs, split.whole_outputs)
     lengths = [y.shape[1] for y in split.validation_outputs]
-    return _scored(model, split, [e[:, -n:] for e, n in zip(residual, lengths, strict=True)])
+    errors = [e[:, -n:] for e, n in zip(residual, lengths, strict=True)]
+    return _scored(model, split, [_centered(e) for e in errors] if offsets else errors)
 
 
 def _scored(model: FittedModel, split: DataSplit, residual: Sequence[Array]) -> Candidate:
@@ -423,6 +426,21 @@ class SelectedModel:
     recipe: Recipe
     #: fit of each output on the validation part, of the model of the estimation part alone
     held_back_fit: Array
+    #: the predictor that it was estimated as, if the process is unstable in open loop
+    innovations: InnovationsModel | None = None
+    #: the model without the states of input delays, of records in which the inputs come later by these
+    undelayed: SelectedModel | None = None
+    delays: tuple[int, ...] = ()
+
+    def rating(self) -> float:
+        """Return Schwarz's criterion, with an autoregression of the residuals: the smaller, the better."""
+        errors = residuals(self.model, self.data.inputs, self.data.outputs)
+        n_free = self.model.order if self.undelayed is None else self.undelayed.model.order
+        channels = self.data.input_scale.size + self.data.output_scale.size
+        n_delays = sum(d > 0 for d in self.delays)
+        return schwarz_criterion(
+            [e * self.data.output_scale[:, None] for e in errors], n_free * channels + n_delays
+        )
 
 
 def select_model(
@@ -447,7 +465,9 @@ def select_model(
         trials = _trials_with_noise_model(candidates, split, offsets=offsets, stable=stable)
     data = scale_records(us, ys, offsets)
     recipe = choose_recipe(candidates)
-    chosen = _chosen_by_criterion(trials, candidates, candidates[recipe], split, stable=stable)
+    chosen = _chosen_by_criterion(
+        trials, candidates, candidates[recipe], split, offsets=offsets, stable=stable
+    )
     if chosen is not None:
         recipe, candidate = chosen
         model = _estimate_with_noise_model(
@@ -499,7 +519,7 @@ def _trials_with_noise_model(
 ) -> dict[int, OrderTrial]:
     """Rate a model of every order by the information criterion; none without disturbance or before a step."""
     refined = {recipe.order: c.model for recipe, c in candidates.items() if recipe.kind == "refined"}
-    if split.n_zeros or not refined or min(model.loss for model in refined.values()) < _NOISE_FREE:
+    if split.n_zeros or not refined or min(model.loss for model in refined.values()) < NOISE_FREE:
         return {}
     return order_trials(refined, split.whole_inputs, split.whole_outputs, offsets=offsets, stable=stable)
 
@@ -510,6 +530,7 @@ def _chosen_by_criterion(
     by_validation: Candidate,
     split: DataSplit,
     *,
+    offsets: bool,
     stable: bool,
 ) -> tuple[Recipe, FittedModel] | None:
     """Return the recipe of the information criterion and its model; None if the validation part refutes it.
@@ -525,7 +546,8 @@ def _chosen_by_criterion(
     start, data = candidates[recipe].model, split.estimation
     errors = residuals(start, data.inputs, data.outputs)
     model = whitened_fit(start, data.inputs, data.outputs, errors, stable=stable) or start
-    if _clearly_better(score_continued(by_validation.model, split), score_continued(model, split)):
+    others = score_continued(by_validation.model, split, offsets)
+    if _clearly_better(others, score_continued(model, split, offsets)):
         return None
     return replace(recipe, whitened=True), model
 
@@ -570,7 +592,7 @@ def _with_noise_model(
     """Return the chosen recipe and its model, refined with a noise model where that is no worse."""
     chosen = candidates[recipe]
     data = split.estimation
-    if split.n_zeros or chosen.model.loss < _NOISE_FREE:  # a step test has no disturbance before the step
+    if split.n_zeros or chosen.model.loss < NOISE_FREE:  # a step test has no disturbance before the step
         return recipe, chosen.model
     errors = residuals(chosen.model, data.inputs, data.outputs)
     whitened = _refined_with_noise_model(chosen.model, data.inputs, data.outputs, errors, stable=stable)
@@ -600,7 +622,7 @@ def _estimate_from_all(
         models = [m for m in models if not on_stability_limit(m.A)] or models
     model = min(models, key=lambda m: m.loss)
     # Data that a model explains to rounding are refined too, for the last digits.
-    if recipe.kind == "refined" or model.loss < _NOISE_FREE:
+    if recipe.kind == "refined" or model.loss < NOISE_FREE:
         refined = refine(model, us, ys, stable=stable, max_steps=40, rtol=1e-6)
         # The model chosen on the validation part had all poles inside the stability limit.
         if on_stability_limit(candidate.A) or not on_stability_limit(refined.A):

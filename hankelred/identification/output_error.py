@@ -39,6 +39,8 @@ class FittedModel:
     offset: Array
     #: mean square of the residual over all samples and outputs
     loss: float = np.inf
+    #: whether D is estimated; otherwise it is zero
+    direct: bool = True
 
     @property
     def order(self) -> int:
@@ -117,7 +119,13 @@ def fit_levels(
 
 @np.errstate(over="ignore", invalid="ignore")
 def fit_inputs(
-    A: Array, C: Array, us: Sequence[Array], ys: Sequence[Array], offsets: bool
+    A: Array,
+    C: Array,
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    offsets: bool,
+    *,
+    direct: bool = True,
 ) -> list[FittedModel]:
     """Solve for B, D, x0 and an offset, in which the simulated output is linear once A and C are known.
 
@@ -125,14 +133,16 @@ def fit_inputs(
     Identification, 2007, section 9.2), here on the simulated output of every record. With `offsets` two
     models are returned, without and with an output offset in addition to the mean already removed: a record
     that starts away from equilibrium needs it, while for one that drifts it can make the fit worse.
+    Without `direct`, D is zero.
     """
     n, p, m = A.shape[0], C.shape[0], us[0].shape[0]
+    d = m if direct else 0
     rows = []
     for e, u in enumerate(us):
         T = u.shape[1]
         # one column for each entry of B: input j acting on state i alone
         by_B = input_responses(A, C, u)
-        by_D = np.einsum("ik,jt->itkj", np.eye(p), u).reshape(p, T, p * m)
+        by_D = np.einsum("ik,jt->itkj", np.eye(p), u[:d]).reshape(p, T, p * d)
         by_x0 = np.zeros((p, T, len(us) * n))
         by_x0[:, :, e * n : (e + 1) * n] = free_responses(A, C, T)
         columns = [by_B, by_D, by_x0]
@@ -140,16 +150,17 @@ def fit_inputs(
             columns.append(np.broadcast_to(np.eye(p)[:, None], (p, T, p)))
         rows.append(np.concatenate(columns, axis=2).reshape(p * T, -1))
     M, target = np.concatenate(rows), np.concatenate([y.reshape(-1) for y in ys])
-    inner = n * m + p * m + len(us) * n
+    inner = n * m + p * d + len(us) * n
     models = []
     # the powers of a nearly defective A may overflow; such a model has an infinite loss
     for theta in _nested_least_squares(M, target, [inner, inner + p] if offsets else [inner]):
-        B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * m, len(us) * n]))
+        B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * d, len(us) * n]))
         offset = offset if offset.size else np.zeros(p)
         error = target - M[:, : theta.size] @ theta
         loss = float(error @ error) / target.size
         states = tuple(x0.reshape(len(us), n))
-        model = FittedModel(A, B.reshape(n, m), C, D.reshape(p, m), states, offset)
+        D = np.pad(D.reshape(p, d), ((0, 0), (0, m - d)))
+        model = FittedModel(A, B.reshape(n, m), C, D, states, offset, direct=direct)
         models.append(replace(model, loss=loss if np.isfinite(loss) else np.inf))
     return models
 
@@ -206,10 +217,10 @@ def refine(
 def _normal_equations(
     model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
 ) -> tuple[Array, Array, Callable[[Array], FittedModel]]:
-    n, m, p = model.order, model.B.shape[1], model.C.shape[0]
+    n, m, p, direct = model.order, model.B.shape[1], model.C.shape[0], model.B.shape[1] if model.direct else 0
     directions = local_coordinates(model)
     P = directions.shape[1]
-    K = P + p * m + len(us) * n + (p if offsets else 0)
+    K = P + p * direct + len(us) * n + (p if offsets else 0)
     gram, gradient = np.zeros((K, K)), np.zeros(K)
     for J, error in output_derivatives(model, us, ys, offsets, directions):
         flat = J.reshape(-1, K)
@@ -218,14 +229,15 @@ def _normal_equations(
 
     def update(step: Array) -> FittedModel:
         a, b, c = np.split(directions @ step[:P], np.cumsum([n * n, n * m]))
-        d, x, o = np.split(step[P:], np.cumsum([p * m, len(us) * n]))
-        return FittedModel(
-            model.A + a.reshape(n, n),
-            model.B + b.reshape(n, m),
-            model.C + c.reshape(p, n),
-            model.D + d.reshape(p, m),
-            tuple(np.asarray(model.x0) + x.reshape(len(us), n)),
-            model.offset + o if offsets else model.offset,
+        d, x, o = np.split(step[P:], np.cumsum([p * direct, len(us) * n]))
+        return replace(
+            model,
+            A=model.A + a.reshape(n, n),
+            B=model.B + b.reshape(n, m),
+            C=model.C + c.reshape(p, n),
+            D=model.D + np.pad(d.reshape(p, direct), ((0, 0), (0, m - direct))),
+            x0=tuple(np.asarray(model.x0) + x.reshape(len(us), n)),
+            offset=model.offset + o if offsets else model.offset,
         )
 
     return gram, gradient, update
@@ -240,11 +252,11 @@ def output_derivatives(
     """
     A, B, C = model.A, model.B, model.C
     n, m, p = A.shape[0], B.shape[1], C.shape[0]
-    P = directions.shape[1]
+    P, direct = directions.shape[1], m if model.direct else 0
     dA, dB, dC = np.split(directions.T, np.cumsum([n * n, n * m]), axis=1)
     dAB = np.concatenate([dA.reshape(P, n, n), dB.reshape(P, n, m)], axis=2)
     dC = dC.reshape(P, p, n)
-    K = P + p * m + len(us) * n + (p if offsets else 0)
+    K = P + p * direct + len(us) * n + (p if offsets else 0)
     for e, (u, y, x0) in enumerate(zip(us, ys, model.x0, strict=True)):
         T = u.shape[1]
         x = simulate_states(A, B, u, x0)
@@ -252,8 +264,9 @@ def output_derivatives(
         J = np.zeros((p, T, K))
         J[:, :, :P] = forced_responses(A, C, dAB, np.concatenate([x, u]))
         J[:, :, :P] += np.tensordot(dC, x, axes=(2, 0)).transpose(1, 2, 0)
-        J[:, :, P : P + p * m] = np.einsum("ik,jt->itkj", np.eye(p), u).reshape(p, T, p * m)
-        at = P + p * m + e * n
+        by_D = np.einsum("ik,jt->itkj", np.eye(p), u[:direct]).reshape(p, T, p * direct)
+        J[:, :, P : P + p * direct] = by_D
+        at = P + p * direct + e * n
         J[:, :, at : at + n] = free_responses(A, C, T)
         if offsets:
             J[:, :, K - p :] = np.eye(p)[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +18,9 @@ from .._util.reading import check_readable, open_arrays
 from ..errors import FileFormatError, HankelredError, in_one_line, name_list, short_repr
 from ..models.linear_model import LARGEST_ENTRY, Timebase, validated_timebase
 from .tables import TIME_NAMES, check_same_times, from_table, is_same_step
+
+#: Fields of structs in .mat files that are inputs and outputs, in lower case.
+_STRUCT_FIELDS = {"u": ("inputdata", "u"), "y": ("outputdata", "y")}
 
 
 @dataclass(frozen=True)
@@ -323,7 +326,8 @@ def read_columns(path: str | Path) -> tuple[Array, list[str] | None]:
     ----------
     path : path
         The numeric vectors and matrices of a .mat file are joined column by column in the order of the
-        file; rows are samples.
+        file; rows are samples. A struct with the fields of MATLAB's iddata (``InputData`` or ``u``,
+        ``OutputData`` or ``y``, ``Ts``) gives the columns u, y, and time.
 
     Returns
     -------
@@ -358,6 +362,11 @@ def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
     with open_arrays(path) as opened_file:
         content = cast(MatFile, opened_file)
         for key in content:
+            if content.kind(key) == "struct":
+                for name, column in _struct_columns(content.fields(key)):
+                    columns.append(column)
+                    names.append(name)
+                continue
             if content.kind(key) not in ("numbers", "logicals"):
                 continue
             value = content[key]
@@ -377,6 +386,23 @@ def _read_mat(path: Path) -> tuple[Array, list[str] | None]:
                 f"its variables have different lengths ({name_list(sizes)}); store one record per file"
             )
     return np.column_stack(columns), names
+
+
+def _struct_columns(fields: Mapping[str, Any]) -> list[tuple[str, Array]]:
+    """Return the columns of a struct with the fields of MATLAB's iddata: inputs, outputs, and times."""
+    by_name = {name.lower(): value for name, value in fields.items()}
+    columns: list[tuple[str, Array]] = []
+    for channel, field_names in _STRUCT_FIELDS.items():
+        value = next((by_name[name] for name in field_names if name in by_name), None)
+        if not isinstance(value, np.ndarray) or value.ndim != 2 or value.size < 2 or np.iscomplexobj(value):
+            return []
+        block = value if value.shape[0] > 1 else value.T  # samples first, as in iddata; or one channel
+        for j, column in enumerate(block.T.astype(float)):
+            columns.append((channel if block.shape[1] == 1 else f"{channel}{j}", column))
+    step = np.asarray(by_name.get("ts", 0.0))
+    if step.size == 1 and step.dtype.kind in "iuf" and step.item() > 0:
+        columns.append(("time", step.item() * np.arange(columns[0][1].size)))
+    return columns
 
 
 def _read_text(path: Path) -> tuple[Array, list[str] | None]:

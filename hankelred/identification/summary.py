@@ -11,6 +11,7 @@ from .._util.arrays import Array
 from .._util.text_table import aligned
 from ..errors import count
 from ..models.linear_model import Timebase, sampling_time, timestep
+from ..plotting.draw import ERROR, REDUCED, axes
 from ..plotting.record import draw_record
 from .diagnostics import ResidualTest
 from .records import label
@@ -32,6 +33,73 @@ def draw_simulation(
     names = [label(labels, "output", i) for i in range(measured.shape[0])]
     time_label = "sample" if dt is True else "time in seconds"
     return draw_record(times, measured, simulated, fit, names, time_label, ax)
+
+
+def draw_response_bands(
+    omega: Array,
+    response: Array,
+    errors: Array,
+    dt: Timebase,
+    names: tuple[tuple[str, ...] | None, tuple[str, ...] | None],
+    ax: Axes | None,
+) -> Any:
+    """Replace ``ax`` by the gain (p, m, K) of every output for every input, with a band of two errors."""
+    drawn = _grid(response.shape[0], response.shape[1], ax)
+    for (i, j), axis in np.ndenumerate(drawn):
+        gain, error = np.abs(response[i, j]), 2 * errors[i, j]
+        lowest = gain.max() * 1e-6
+        band = np.maximum(gain - error, lowest), np.maximum(gain + error, lowest)
+        axis.fill_between(omega, *band, color=REDUCED, alpha=0.25, label="two standard errors")
+        axis.plot(omega, np.maximum(gain, lowest), color=REDUCED, linewidth=1.2, label="model")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(f"{label(names[0], 'output', i)} for {label(names[1], 'input', j)}", fontsize="small")
+    for axis in drawn[-1]:
+        axis.set_xlabel("radians per sample" if dt is True else "rad/s")
+    for axis in drawn[:, 0]:
+        axis.set_ylabel("gain")
+    drawn[0, 0].legend(loc="best", fontsize="small")
+    return drawn
+
+
+def draw_residual_test(
+    test: ResidualTest, names: tuple[tuple[str, ...] | None, tuple[str, ...] | None], ax: Axes | None
+) -> Any:
+    """Replace ``ax`` by the correlations of the residual of each output: with itself, and with each input."""
+    p, m = test.bound.shape
+    lags = test.autocorrelation.shape[1] - 1
+    drawn = _grid(p, 1 + m, ax)
+    for (i, j), axis in np.ndenumerate(drawn):
+        if j == 0:
+            taken, values, bound = np.arange(lags + 1), test.autocorrelation[i], test.autocorrelation_bound
+            title = f"residual of {label(names[0], 'output', i)}"
+        else:
+            taken, values = np.arange(-lags, lags + 1), test.cross_correlation[i, j - 1]
+            bound, title = test.bound[i, j - 1], f"and {label(names[1], 'input', j - 1)}"
+        axis.axhspan(-bound, bound, color=REDUCED, alpha=0.25, label="99 % of independent ones")
+        axis.plot(taken, values, ".-", color=ERROR, linewidth=0.6, label="correlation")
+        axis.set_title(title, fontsize="small")
+    for axis in drawn[-1]:
+        axis.set_xlabel("lag in samples")
+    drawn[0, 0].legend(loc="best", fontsize="small")
+    return drawn
+
+
+def _grid(n_rows: int, n_columns: int, ax: Axes | None) -> Any:
+    """Replace ``ax`` by a grid of axes."""
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(figsize=(1.5 + 4 * n_columns, 1 + 2.4 * n_rows), layout="constrained")[1]
+    ax = axes(ax)
+    figure = ax.figure
+    place = ax.get_subplotspec() or figure.add_gridspec(1, 1)[0]
+    ax.remove()
+    grid = place.subgridspec(n_rows, n_columns)
+    drawn = np.empty((n_rows, n_columns), dtype=object)
+    for i, j in np.ndindex(n_rows, n_columns):
+        drawn[i, j] = figure.add_subplot(grid[i, j])
+    return drawn
 
 
 def summary_table(

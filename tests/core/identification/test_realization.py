@@ -744,12 +744,20 @@ class TestAutomaticOrder:
         assert close >= 5
 
     @pytest.mark.filterwarnings("ignore:.*next to nothing:hankelred.ReductionWarning")
-    def test_a_pole_on_the_stability_limit_is_told(self):
+    def test_an_unstable_pole_is_told(self):
         rng = np.random.default_rng(80)
         u = rng.standard_normal((1, 120))
         growing = simulate(np.array([[1.05]]), np.ones((1, 1)), np.ones((1, 1)), np.zeros((1, 1)), u)
-        with pytest.warns(hankelred.ReductionWarning, match="stability limit"):
+        with pytest.warns(hankelred.ReductionWarning, match=r"unstable in open loop.* 1\.05000"):
             hankelred.identify(u, growing, 1, dt=True)
+
+    @pytest.mark.filterwarnings("ignore:.*next to nothing:hankelred.ReductionWarning")
+    def test_a_pole_on_the_stability_limit_is_told(self):
+        rng = np.random.default_rng(81)
+        u = rng.standard_normal((1, 300))
+        y = np.cumsum(u, axis=1) + 0.1 * rng.standard_normal((1, 300))
+        with pytest.warns(hankelred.ReductionWarning, match="stability limit"):
+            hankelred.identify(u, y, 1, dt=True)
 
 
 @pytest.mark.skipif(not SYSID.is_dir(), reason=f"real records: {SYSID} is not there (set HANKELRED_SHARED)")

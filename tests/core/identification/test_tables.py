@@ -10,10 +10,12 @@ import warnings
 import control
 import numpy as np
 import pytest
+import scipy.io
 from click.testing import CliRunner
 
 import hankelred
 from hankelred.cli.main import cli
+from hankelred.identification.records import read_columns
 from hankelred.identification.tables import from_table, time_step
 
 
@@ -269,3 +271,23 @@ def test_times_that_do_not_rise_are_refused(step):
     data = control.TimeResponseData(step * np.arange(300), y, None, u, issiso=True)
     with pytest.raises(hankelred.HankelredError, match="does not rise uniformly"):
         hankelred.identify(data, order=1)
+
+
+class TestStructs:
+    """Records as structs with the fields of MATLAB's iddata, written by scipy; they were passed over."""
+
+    @pytest.mark.parametrize(("inputs", "outputs"), [("InputData", "OutputData"), ("u", "y")])
+    def test_columns_and_times(self, tmp_path, inputs, outputs):
+        rng = np.random.default_rng(0)
+        u, y = rng.standard_normal((50, 2)), rng.standard_normal((50, 1))
+        path = tmp_path / "record.mat"
+        scipy.io.savemat(path, {"data": {inputs: u, outputs: y, "Ts": 0.25, "Name": "a record"}})
+        table, names = read_columns(path)
+        assert names == ["u0", "u1", "y", "time"]
+        assert np.array_equal(table[:, :3], np.concatenate([u, y], axis=1))
+        assert table[-1, 3] == pytest.approx(0.25 * 49)
+
+    def test_another_struct_is_passed_over(self, tmp_path):
+        path = tmp_path / "record.mat"
+        scipy.io.savemat(path, {"info": {"u": 1.0, "note": "x"}, "u": np.arange(9.0), "y": np.arange(9.0)})
+        assert read_columns(path)[1] == ["u", "y"]

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._util.arrays import Array
-from .output_error import FittedModel, fit_levels, refine, truncated_starts
+from ..._util.arrays import Array
+from ..output_error import FittedModel, fit_levels, refine, truncated_starts
 from .whitening import filtered, noise_filter
 
 #: Steps of refinement for every order, as many as before the choice by the validation part.
@@ -58,9 +58,17 @@ def order_trials(
         larger = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
         model, errors = fit_levels(larger, us, ys, offsets)
         whitener = noise_filter(errors, penalty)
-        n_parameters = order * (us[0].shape[0] + ys[0].shape[0]) + whitener.size - 1
-        trials[order] = OrderTrial(model, deviance(errors, whitener) + penalty * n_parameters)
+        trials[order] = OrderTrial(
+            model, schwarz_criterion(errors, order * (us[0].shape[0] + ys[0].shape[0]))
+        )
     return trials
+
+
+def schwarz_criterion(errors: Sequence[Array], n_parameters: int) -> float:
+    """Return the criterion by the residuals (p, T); parameters of the noise model are counted in addition."""
+    penalty = math.log(sum(error.shape[1] for error in errors))
+    whitener = noise_filter(errors, penalty)
+    return deviance(errors, whitener) + penalty * (n_parameters + whitener.size - 1)
 
 
 def deviance(errors: Sequence[Array], whitener: Array) -> float:

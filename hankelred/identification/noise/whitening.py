@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .._util.arrays import Array
-from .diagnostics import AKAIKE_PENALTY, autoregression
-from .output_error import FittedModel, fit_levels, refine
+from ..._util.arrays import Array
+from ..diagnostics import AKAIKE_PENALTY, autoregression
+from ..output_error import FittedModel, fit_levels, refine
 
 _ITERATIONS = 2
 _STEPS = 25

@@ -1,0 +1,1 @@
+"""Models with a description of the disturbance: autoregressive, and in innovations form."""

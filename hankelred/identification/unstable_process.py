@@ -1,0 +1,46 @@
+"""Processes that are unstable in open loop: found, and estimated by the one-step prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .._util.arrays import Array
+from .noise.innovations import innovations_model, unstable_pole
+from .order_selection import Recipe, SelectedModel, fits, scale_records, split_records
+from .output_error import with_initial_states
+
+
+@dataclass(frozen=True)
+class UnstableProcess:
+    """A model in innovations form with a pole that is significantly outside the unit circle."""
+
+    order: int
+    pole: complex
+    #: standard error of the pole
+    error: float
+    selected: SelectedModel
+
+
+def unstable_process(
+    us: Sequence[Array], ys: Sequence[Array], orders: Sequence[int], *, offsets: bool
+) -> UnstableProcess | None:
+    """Return a model of the process if the records show that it is unstable in open loop.
+
+    The order is that of Schwarz's criterion for the one-step prediction.
+    """
+    data = scale_records(us, ys, offsets)
+    model = innovations_model(data.inputs, data.outputs, orders, offsets=offsets)
+    found = None if model is None else unstable_pole(model, data.inputs, data.outputs)
+    if model is None or found is None:
+        return None
+    order = model.predictor.order
+    process = model.process(data.inputs, data.outputs)
+    split = split_records(us, ys, offsets, 0)
+    part = split.estimation
+    of_part = innovations_model(part.inputs, part.outputs, [order], offsets=offsets) or model
+    validation = split.validation_inputs, split.validation_outputs
+    continued = with_initial_states(of_part.process(part.inputs, part.outputs), *validation)
+    recipe = Recipe("innovations", order, "refined", offsets)
+    held_back_fit = fits(continued, *validation)
+    return UnstableProcess(order, *found, SelectedModel(process, data, recipe, held_back_fit, model))
