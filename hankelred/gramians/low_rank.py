@@ -215,7 +215,7 @@ class LowRankFactors:
         left: Array = self.observability @ (U[:, :r] * scale)
         right: Array = self.controllability @ (V[:, :r] * scale)
         # left^H E right is the identity up to rounding of size eps sigma_1 / sigma_r, which is removed here
-        left = np.linalg.solve(left.conj().T @ self.problem.E(right), left.conj().T).conj().T
+        left = left @ np.linalg.inv(left.conj().T @ self.problem.E(right)).conj().T
         B, C = self.problem.input_output_matrices
         projection = left.conj().T
         return BalancedStates(left, right, projection @ self.problem.A(right), projection @ B, C @ right)
@@ -530,21 +530,21 @@ class _GrowingProduct:
     def __init__(self, problem: SparseProblem, adi: DualADI):
         self._problem, self._adi = problem, adi
         self.matrix = np.zeros((0, 0), adi.controllability.W.dtype)
-        self._blocks = 0  # of either side
+        self._batches = 0  # each of which is one block of either side
 
     def grow(self) -> float:
         """Add the new blocks of both sides; return the norm of the entries that they add."""
+        for side in self._adi.sides:
+            side.blocks[self._batches :] = [np.hstack(side.blocks[self._batches :])]
         Lc, Lo = (side.blocks for side in self._adi.sides)
-        new_c, new_o = Lc[self._blocks :], Lo[self._blocks :]
-        image = self._problem.E(np.hstack(new_c))
-        right = np.concatenate([o.T @ image for o in Lo])
-        old = self._problem.E(np.hstack(new_o).conj(), adjoint=True)
-        below = np.hstack([(old.conj().T @ c) for c in Lc[: self._blocks]]) if self._blocks else None
+        image = self._problem.E(Lc[-1])
+        right = np.concatenate([block.T @ image for block in Lo])
+        old = self._problem.E(Lo[-1].conj(), adjoint=True).conj().T
         before = self.matrix.shape[0]
         top = np.concatenate([self.matrix, right[:before]], axis=1)
-        bottom = right[before:] if below is None else np.concatenate([below, right[before:]], axis=1)
+        bottom = np.concatenate([*(old @ block for block in Lc[:-1]), right[before:]], axis=1)
         self.matrix = np.concatenate([top, bottom])
-        self._blocks = len(Lc)
+        self._batches += 1
         change = float(np.linalg.norm(right, 2))
         return max(change, float(np.linalg.norm(bottom, 2)))
 

@@ -12,7 +12,7 @@ import scipy.linalg as sla
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
 from .linear_model import DENSE_LIMIT, LinearModel
-from .pencil import Factorize, Solver, SparseFamily, as_real, is_hermitian, times
+from .pencil import Factorize, Product, Solver, SparseFamily, as_real, is_hermitian
 from .sparse_model import SparseModel, checked_ports, is_sparse, square_sparse
 
 #: The low-rank solver is the default for sparse second-order models with more states than this.
@@ -33,6 +33,8 @@ INVERSE_STEPS = 5
 OTHER_MODES = 4
 #: A rigid body mode changes by no more than this share if its rounding is removed.
 SMALL_CHANGE = 1e-6
+#: Number of vectors of the Lanczos iteration for slow modes beyond those of the modes.
+OTHER_VECTORS = 24
 #: The search is around minus this share of the largest quotient of a diagonal entry of K and that of M.
 NEAR_ZERO = 1e-14
 #: If no pivot of K is below this share of its largest diagonal entry, K has no rigid body modes.
@@ -362,6 +364,7 @@ class SecondOrderPencil:
     def __init__(self, M: Any, D: Any, K: Any, factorize: Factorize | None = None):
         self.family = SparseFamily([M, D, K], factorize)
         self.M, self.D, self.K = self.family.matrices
+        self._times_M, self._times_D, self._times_K = map(Product, self.family.matrices)
         self.N = int(M.shape[0])
         self.n = 2 * self.N
 
@@ -377,13 +380,13 @@ class SecondOrderPencil:
         """Return A x, or A^T x."""
         p, v = self._halves(x)
         if transposed:
-            return np.concatenate([-times(self.K, v, True), p - times(self.D, v, True)])
-        return np.concatenate([v, -times(self.K, p, False) - times(self.D, v, False)])
+            return np.concatenate([-self._times_K(v, True), p - self._times_D(v, True)])
+        return np.concatenate([v, -self._times_K(p) - self._times_D(v)])
 
     def E(self, x: Array, *, transposed: bool = False) -> Array:
         """Return E x, or E^T x."""
         p, v = self._halves(x)
-        return np.concatenate([p, times(self.M, v, transposed)])
+        return np.concatenate([p, self._times_M(v, transposed)])
 
     def into(self, x: Array) -> Array:
         """Permute states of the model to the order of this pencil."""
@@ -400,18 +403,42 @@ class SecondOrderPencil:
 
     def shifted(self, shift: complex) -> Solver:
         """Return the solver of A + shift E."""
-        s = as_real(shift)
-        solve = self.family.combined(s * s, -s, 1.0)
+        s, solve = self._factored(shift)
 
         def solve_shifted(b: Array, *, transposed: bool = False) -> Array:
-            first, second = self._halves(b)
             if transposed:
-                v = solve(s * second - first, transposed=True)
-                return np.concatenate([second + times(self.D, v, True) - s * times(self.M, v, True), v])
-            p = solve(s * times(self.M, first, False) - times(self.D, first, False) - second)
-            return np.concatenate([p, first - s * p])
+                return self._with_positions(b, solve(self._velocity_source(b, s), transposed=True), s)
+            return self._with_velocities(b, solve(self._position_source(b, s)), s)
 
         return solve_shifted
+
+    def solve_both(self, shift: complex, right: Array, left: Array) -> tuple[Array, Array]:
+        """Return (A + shift E)^-1 right and (A + shift E)^-T left, with one factorization."""
+        s, solve = self._factored(shift)
+        sources = self._position_source(right, s), self._velocity_source(left, s)
+        p, v = self.family.solve_with_both(solve, *sources)
+        return self._with_velocities(right, p, s), self._with_positions(left, v, s)
+
+    def _factored(self, shift: complex) -> tuple[complex, Solver]:
+        s = as_real(shift)
+        return s, self.family.combined(s * s, -s, 1.0)
+
+    def _position_source(self, b: Array, s: complex) -> Array:
+        """Return the right side of the equation for the positions p of a solution [p, v] with A + s E."""
+        first, second = self._halves(b)
+        return s * self._times_M(first) - self._times_D(first) - second
+
+    def _with_velocities(self, b: Array, p: Array, s: complex) -> Array:
+        return np.concatenate([p, self._halves(b)[0] - s * p])
+
+    def _velocity_source(self, b: Array, s: complex) -> Array:
+        """Return the right side of the equation for the half v of a solution [p, v] with (A + s E)^T."""
+        first, second = self._halves(b)
+        return s * second - first
+
+    def _with_positions(self, b: Array, v: Array, s: complex) -> Array:
+        second = self._halves(b)[1]
+        return np.concatenate([second + self._times_D(v, True) - s * self._times_M(v, True), v])
 
     def mass(self) -> Solver:
         """Return the solver of E."""
@@ -510,7 +537,14 @@ class SecondOrderPencil:
             # not a vector of ones, which is a rigid body mode
             start = np.random.default_rng(0).standard_normal(self.N)
             squares, modes = spl.eigsh(
-                self.K, k=count, M=self.M, sigma=-center, OPinv=inverse, v0=start, tol=tol
+                self.K,
+                k=count,
+                M=self.M,
+                sigma=-center,
+                OPinv=inverse,
+                v0=start,
+                tol=tol,
+                ncv=min(count + OTHER_VECTORS, self.N),
             )
         except (ModelError, ConvergenceError, RuntimeError):  # of ARPACK
             return None
