@@ -12,7 +12,7 @@ import scipy.linalg as sla
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
 from .linear_model import DENSE_LIMIT, LinearModel
-from .pencil import Factorize, Product, Solver, SparseFamily, as_real, is_hermitian
+from .pencil import FactoredSolver, Factorize, Product, Solver, SparseFamily, as_real, is_hermitian
 from .sparse_model import SparseModel, checked_ports, is_sparse, square_sparse
 
 #: The low-rank solver is the default for sparse second-order models with more states than this.
@@ -21,7 +21,7 @@ SPARSE_STATES = 500
 #: slowest mode of a clamped beam has 2.6e-13 with 1000 elements, and 4e-16 with 5000.
 RIGID_ROUNDING = 8e-16
 #: Up to this many times as much may be rounding or not, and is refused.
-UNCERTAIN = 10
+UNCERTAIN_UP_TO = 10
 #: Rounding of the entries of K changes the squared frequency of a rigid body mode z by EPS |z|^T |K| |z|. All
 #: other squared frequencies must be larger by this factor. A clamped beam, whose second one is 39 times the
 #: first, does not fulfill this if its first one is rounding.
@@ -214,7 +214,7 @@ class SecondOrderModel:
         N = K.shape[0]
         if not is_hermitian(K):
             return np.zeros((N, 0))
-        K, M = (K + K.T) / 2, (M + M.T) / 2
+        K, M = _symmetrized(K), _symmetrized(M)
         center = NEAR_ZERO * float((np.diag(K) / np.diag(M)).max()) or 1.0
 
         def solve(b: Array) -> Array:
@@ -314,7 +314,7 @@ def is_rigid(K: Any, modes: Array) -> Array:
     """
     force: Array = np.linalg.norm(K @ modes, axis=0)
     rounding = RIGID_ROUNDING * np.linalg.norm(abs(K) @ np.abs(modes), axis=0)
-    uncertain = (force > rounding) & (force <= UNCERTAIN * rounding)
+    uncertain = (force > rounding) & (force <= UNCERTAIN_UP_TO * rounding)
     if np.any(uncertain):
         limit = GAP * rounding_of_squares(K, modes[:, uncertain])
         raise ConvergenceError(NOT_DISTINGUISHED.format(count=np.count_nonzero(uncertain), limit=limit))
@@ -470,8 +470,9 @@ class SecondOrderPencil:
         center = NEAR_ZERO * float((self.K.diagonal() / self.M.diagonal()).max(initial=0.0))
         if not (center > 0 and self.has_symmetric_stiffness):
             return none
-        nearest = self._modes_near(center, SLOWEST_MODES, tol=0)
-        squares, modes = self._slowest_modes(SLOWEST_MODES, center) if nearest is None else nearest
+        solve = self.family.combined(center, 0.0, 1.0)
+        nearest = self._modes_near(center, SLOWEST_MODES, tol=0, solver=solve)
+        squares, modes = self._slowest_modes(SLOWEST_MODES, solve) if nearest is None else nearest
         rigid = is_rigid(self.K, modes)
         if not np.any(rigid):
             return none
@@ -479,7 +480,7 @@ class SecondOrderPencil:
         count = self._number_of_modes_below(limit)
         # an iteration from one vector finds a part of the modes of an eigenvalue that is repeated often
         if count is not None and (count > np.count_nonzero(rigid) or np.all(rigid)):
-            squares, modes = self._slowest_modes(count + OTHER_MODES, center)
+            squares, modes = self._slowest_modes(count + OTHER_MODES, solve)
             rigid = is_rigid(self.K, modes)
         if count != np.count_nonzero(rigid):
             others = "an unknown number of" if count is None else abs(count - np.count_nonzero(rigid))
@@ -508,23 +509,25 @@ class SecondOrderPencil:
             below.append(inertia[1])
         return below[1] - below[0]
 
-    def _slowest_modes(self, count: int, center: float) -> tuple[Array, Array]:
+    def _slowest_modes(self, count: int, solve: Solver) -> tuple[Array, Array]:
         """Return the slowest modes and their squared frequencies by subspace iteration.
 
-        Rigid body modes are returned without their rounding.
+        Rigid body modes are returned without their rounding. `solve` is that of K plus a small multiple of M.
         """
         count = min(count, self.N)
-        solve = self.family.combined(center, 0.0, 1.0)
         modes = np.random.default_rng(0).standard_normal((self.N, count))
         for _ in range(INVERSE_STEPS):
             modes = np.linalg.qr(solve(self.M @ modes))[0]
         squares, turn = sla.eigh(modes.T @ (self.K @ modes), modes.T @ (self.M @ modes))
         return squares, without_rounding(self.K, modes @ turn, solve)
 
-    def _modes_near(self, center: float, count: int, tol: float) -> tuple[Array, Array] | None:
+    def _modes_near(
+        self, center: float, count: int, tol: float, solver: FactoredSolver | None = None
+    ) -> tuple[Array, Array] | None:
         """Return the squared frequencies nearest to -center, and their modes.
 
-        The result is None if K is not symmetric, or the eigenvalues do not converge.
+        The result is None if K is not symmetric, or the eigenvalues do not converge. `solver` is that of
+        K + center M, if there is one already.
         """
         import scipy.sparse.linalg as spl
 
@@ -532,8 +535,8 @@ class SecondOrderPencil:
         if count < 1 or not self.has_symmetric_stiffness:
             return None
         try:
-            solve = self.family.combined(center, 0.0, 1.0).operator()
-            inverse = spl.LinearOperator((self.N, self.N), matvec=solve, dtype=float)
+            solver = solver or self.family.combined(center, 0.0, 1.0)
+            inverse = spl.LinearOperator((self.N, self.N), matvec=solver.operator(), dtype=float)
             # not a vector of ones, which is a rigid body mode
             start = np.random.default_rng(0).standard_normal(self.N)
             squares, modes = spl.eigsh(
