@@ -140,7 +140,7 @@ def test_largest_singular_values_of_small_matrices(shape, scale):
 
 @pytest.mark.parametrize("p, m", [(1, 1), (1, 3), (3, 1), (2, 3)])
 def test_errors_from_separate_parts(monkeypatch, p, m):
-    """Of several outputs, the Hamiltonian matrix of both models apart takes the place of the squared poles."""
+    """With several outputs the Hamiltonian matrix of both models takes the place of the squared poles."""
     A, B, C = resonant(60, p, m, 7)
     reduction = hankelred.reduce((A, B, C, np.full((p, m), 0.2)), 6)
     calls = []
