@@ -28,7 +28,15 @@ PAIR_ROUNDING = 2.0**-95
 
 def product(A: Array, B: Array) -> tuple[Array, Array]:
     """Return A @ B as a pair of matrices whose sum has about twice the digits of double precision."""
-    if np.iscomplexobj(A) or np.iscomplexobj(B):
+    if np.iscomplexobj(B) and not np.iscomplexobj(A):
+        k = B.shape[1]
+        high, low = product(A, np.hstack([B.real, B.imag]))
+        return high[:, :k] + 1j * high[:, k:], low[:, :k] + 1j * low[:, k:]
+    if np.iscomplexobj(A) and not np.iscomplexobj(B):
+        k = A.shape[0]
+        high, low = product(np.vstack([A.real, A.imag]), B)
+        return high[:k] + 1j * high[k:], low[:k] + 1j * low[k:]
+    if np.iscomplexobj(A):
         left, right = np.hstack([A.real, -A.imag]), np.vstack([B.real, B.imag])
         re = product(left, right)
         im = product(np.hstack([A.imag, A.real]), right)

@@ -79,7 +79,8 @@ def assemble(responses: Responses, kinds: tuple[str, ...]) -> Assembled:
             W = L @ L.conj().T
         out.gramians[kind] = W
         norm = _ErrorNorm(W, units[left], units[right])
-        out.quadrature[kind] = _quadrature_error(responses, kind, norm)
+        integrated = W if kind == "cross" else squares[left]
+        out.quadrature[kind] = _quadrature_error(responses, kind, norm, integrated)
         out.tail[kind] = _tail_error(responses, kind, norm, squares, units)
         # rounding is relative to the terms of the sum, which may cancel to a much smaller result
         out.rounding[kind] = norm.of_share(responses.rounding)
@@ -132,18 +133,18 @@ class _ErrorNorm:
         return share * max(1.0, float(np.linalg.norm(self.left) * np.linalg.norm(self.right)) / W_size)
 
 
-def _quadrature_error(responses: Responses, kind: str, norm: _ErrorNorm) -> float:
+def _quadrature_error(responses: Responses, kind: str, norm: _ErrorNorm, integrated: Array) -> float:
+    """Return the difference from the integral with half of the samples; `integrated` has all of them."""
     if responses.discrete:
         return 0.0
     samples = next(iter(responses.coarse.values())).shape[-1]
     if samples < 2:
         return math.inf
     n_fine = 2 * samples - 1  # an even number of intervals: the last one is left out where it is odd
-    fine = {side: values[..., :n_fine] for side, values in responses.fine.items()}
-    return norm.of(
-        _gramian(responses, kind, fine, _weights(responses, n_fine))
-        - _gramian(responses, kind, responses.coarse, 2 * _weights(responses, samples))
-    )
+    if n_fine < next(iter(responses.fine.values())).shape[-1]:
+        fine = {side: values[..., :n_fine] for side, values in responses.fine.items()}
+        integrated = _gramian(responses, kind, fine, _weights(responses, n_fine))
+    return norm.of(integrated - _gramian(responses, kind, responses.coarse, 2 * _weights(responses, samples)))
 
 
 def _tail_error(

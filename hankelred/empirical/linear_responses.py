@@ -129,6 +129,7 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
         if isinstance(job.excitation, str) and job.excitation.lower() == "impulse":
             # an impulse is an initial state: exact in continuous time too
             impulses = row_powers(B.T, squares(transition.T, samples), samples).transpose(1, 2, 0)
+            impulses *= scaling[:, None]
             fine_and_coarse = (impulses, impulses[..., ::2])
         else:
             excitation = make_excitation(
@@ -144,16 +145,16 @@ def _linear_responses(job: LinearJob, system: _Scaled, intervals: int, step: flo
                 transition, B if discrete else discretize(A, B, step, "zoh")[1], excitation.waveforms
             )
             pulses = np.stack([excitation.pulse_response(run, channel) for channel, run in enumerate(runs)])
+            pulses *= scaling[:, None]
             fine_and_coarse = (
                 impulse_from_pulse_response(pulses, hold="zoh", step=step, discrete=discrete),
                 impulse_from_pulse_response(pulses, hold="zoh", step=step, discrete=discrete, stride=2),
             )
-        fine["x"], coarse["x"] = (
-            centered(values * scaling[:, None], job.centering)[None] for values in fine_and_coarse
-        )
+        fine["x"], coarse["x"] = (centered(values, job.centering)[None] for values in fine_and_coarse)
     if {"observability", "cross"} & set(job.kinds):
         outputs = centered(free_responses(transition, C, samples).transpose(0, 2, 1), job.centering)
-        fine["y"] = (outputs / scaling[:, None])[None]
+        outputs /= scaling[:, None]
+        fine["y"] = outputs[None]
         coarse["y"] = fine["y"][..., ::2]
     over_horizon = np.linalg.matrix_power(transition, intervals) * scaling[:, None] / scaling
     rounding = 100 * (1 + amplification(excitation)) + intervals * _growth(transition, intervals) ** 2

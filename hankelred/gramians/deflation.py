@@ -9,7 +9,7 @@ import scipy.linalg as sla
 
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
-from ..models.pencil import Pencil, Solver
+from ..models.pencil import Pencil, Solver, as_real
 from ..models.second_order import NO_COUPLING, SecondOrderPencil
 from .poles import krylov
 from .stability import is_stable_pole
@@ -31,10 +31,10 @@ INVARIANT = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
-class UnstablePart:
+class InvariantSubspace:
     """An invariant subspace of a pencil: A right = E right A_k, left^H E right = 1.
 
-    Empty for stable models.
+    That of the unstable and marginal poles is empty for stable models.
     """
 
     A: Array
@@ -42,22 +42,73 @@ class UnstablePart:
     right: Array
 
 
-def no_unstable_part(n: int) -> UnstablePart:
+def no_unstable_part(n: int) -> InvariantSubspace:
     """Return the part of a stable model."""
-    return UnstablePart(np.zeros((0, 0)), np.zeros((n, 0)), np.zeros((n, 0)))
+    return InvariantSubspace(np.zeros((0, 0)), np.zeros((n, 0)), np.zeros((n, 0)))
 
 
-def rigid_body_part(pencil: Pencil) -> tuple[UnstablePart, float] | None:
-    """Return the poles at the origin of a second-order model with a singular stiffness matrix.
+class WithKnownPoles(SecondOrderPencil):
+    """A second-order pencil with an invariant subspace that is known to full accuracy.
 
-    Each rigid body mode z has two of them if no damping acts on it, and one otherwise. Krylov methods find
-    such poles with half of the digits only, whereas the modes are known from K to full accuracy.
+    Linear systems are solved exactly there. The other poles of damped rigid body modes need this: rounding of
+    the entries of K would move them as far as it moves poles at the origin.
+    """
 
-    Returns
-    -------
-    tuple or None
-        The invariant subspace, and the frequency of the slowest other mode; None if there are no such modes,
-        or if the damping of some of them is coupled.
+    def __init__(self, pencil: SecondOrderPencil, known: InvariantSubspace):
+        self.__dict__.update(pencil.__dict__)
+        self._known = known
+        self._image = self.E(known.right), self.E(known.left, transposed=True)
+
+    def shifted(self, shift: complex) -> Solver:
+        """Return the solver of A + shift E."""
+        solve = super().shifted(shift)
+
+        def solve_shifted(b: Array, *, transposed: bool = False) -> Array:
+            exact, rest = self._separated(b, shift, transposed)
+            return exact + self.without_known(solve(rest, transposed=transposed), transposed=transposed)
+
+        return solve_shifted
+
+    def solve_both(self, shift: complex, right: Array, left: Array) -> tuple[Array, Array]:
+        """Return (A + shift E)^-1 right and (A + shift E)^-T left, with one factorization."""
+        exact_right, right = self._separated(right, shift, False)
+        exact_left, left = self._separated(left, shift, True)
+        x, y = super().solve_both(shift, right, left)
+        return exact_right + self.without_known(x), exact_left + self.without_known(y, transposed=True)
+
+    def without_known(self, x: Array, *, transposed: bool = False) -> Array:
+        """Return states, or left vectors, without their part in the known subspace."""
+        known, (E_right, E_left) = self._known, self._image
+        if transposed:
+            return np.asarray(x - known.left @ (E_right.T @ x))
+        return np.asarray(x - known.right @ (E_left.T @ x))
+
+    def _separated(self, b: Array, shift: complex, transposed: bool) -> tuple[Array, Array]:
+        """Return the solution for the part of b in the known subspace, and the rest of b."""
+        known = self._known
+        A, basis, dual, image = known.A, known.right, known.left, self._image[0]
+        if transposed:
+            A, basis, dual, image = A.T, dual, basis, self._image[1]
+        part = dual.T @ b
+        return basis @ np.linalg.solve(A + as_real(shift) * np.eye(A.shape[0]), part), b - image @ part
+
+
+@dataclass(frozen=True, eq=False)
+class RigidBodyPart:
+    """The poles of rigid body modes, and the frequency of the slowest other mode."""
+
+    at_origin: InvariantSubspace
+    #: the other poles of damped modes; None if there are none, or if their damping acts on other modes too
+    damped: InvariantSubspace | None
+    slowest: float
+
+
+def rigid_body_part(pencil: Pencil) -> RigidBodyPart | None:
+    """Return the poles of the rigid body modes of a second-order model with a singular stiffness matrix.
+
+    Each rigid body mode z has two poles at the origin if no damping acts on it, and one otherwise. Krylov
+    methods find such poles with half of the digits only, whereas the modes are known from K to full accuracy.
+    The result is None if there are no such modes, or if the damping of the modes without damping is coupled.
     """
     if not isinstance(pencil, SecondOrderPencil):
         return None
@@ -79,10 +130,21 @@ def rigid_body_part(pencil: Pencil) -> tuple[UnstablePart, float] | None:
     left = np.block([[M @ free, zeros, D.T @ dual], [zeros, free, dual]])
     A = np.zeros((right.shape[1],) * 2)
     A[:k, k : 2 * k] = np.eye(k)
-    return UnstablePart(A, left, right), frequency
+    rates = rates[np.abs(rates) > NO_COUPLING * size]
+    return RigidBodyPart(InvariantSubspace(A, left, right), _damped_poles(pencil, damped, rates), frequency)
 
 
-def unstable_part(pencil: Pencil, near: float, tol: float) -> UnstablePart:
+def _damped_poles(pencil: SecondOrderPencil, Z: Array, rates: Array) -> InvariantSubspace | None:
+    """Return the poles -rates of rigid body modes with D z = rate M z; None for any other damping of them."""
+    forces = np.linalg.norm(abs(pencil.D) @ np.abs(Z))
+    defects = (np.linalg.norm(D @ Z - pencil.M @ Z * rates) for D in (pencil.D, pencil.D.T))
+    if rates.size == 0 or any(defect > NO_COUPLING * forces for defect in defects):
+        return None
+    left = np.concatenate([np.zeros_like(Z), -Z / rates])
+    return InvariantSubspace(np.diag(-rates), left, np.concatenate([Z, -Z * rates]))
+
+
+def unstable_part(pencil: Pencil, near: float, tol: float) -> InvariantSubspace:
     """Return the invariant subspace of the unstable and marginal poles among those nearest the origin.
 
     Parameters
@@ -170,7 +232,7 @@ def _real_basis(V: Array) -> Array:
     return U
 
 
-def _refined(pencil: Pencil, solve: Solver, V: Array, U: Array, near: float) -> UnstablePart:
+def _refined(pencil: Pencil, solve: Solver, V: Array, U: Array, near: float) -> InvariantSubspace:
     """Return the subspaces of both sides, refined by steps of subspace iteration."""
     for _ in range(STEPS):
         V = np.linalg.qr(solve(pencil.E(V)))[0]
@@ -186,4 +248,4 @@ def _refined(pencil: Pencil, solve: Solver, V: Array, U: Array, near: float) -> 
             "the unstable or marginal poles could not be deflated: the relative residual of their subspace "
             f"is {defect / size:.1e}, and at most {INVARIANT:.0e} is accepted; use solver='dense'"
         )
-    return UnstablePart(A, U, V)
+    return InvariantSubspace(A, U, V)

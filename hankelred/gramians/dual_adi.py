@@ -186,9 +186,8 @@ class DualADI:
         real = abs(shift.imag) <= REAL_SHIFT * abs(shift)
         if real:
             shift = complex(shift.real)
-        solve = self.pencil.shifted(shift)
-        for side in self.sides:
-            V = solve(side.W, transposed=side.transposed)
+        solutions = self.pencil.solve_both(shift, *(side.W for side in self.sides))
+        for side, V in zip(self.sides, solutions, strict=True):
             side.step(V, shift, pair=not real and not self.pencil.is_complex)
         self.shifts.append(shift)
         residual = max(side.residual for side in self.sides)

@@ -28,8 +28,9 @@ from ..errors import ConvergenceError, ModelError, OrderError, short_repr
 from ..models.linear_model import DENSE_LIMIT
 from ..models.pencil import Factorize, Pencil, SparsePencil, applied
 from ..models.scaling import gain_exponent, times_power_of_two
+from ..models.second_order import SecondOrderPencil
 from ..models.sparse_model import SparseModel
-from .deflation import UnstablePart, no_unstable_part, rigid_body_part, unstable_part
+from .deflation import InvariantSubspace, WithKnownPoles, no_unstable_part, rigid_body_part, unstable_part
 from .dual_adi import SHIFTS, DualADI, Side
 from .galerkin import ROWS, GalerkinFactors, galerkin_factors
 from .poles import slow_poles
@@ -160,7 +161,7 @@ class LowRankFactors:
     #: the requested accuracy
     accuracy: float
     #: the unstable and marginal part
-    unstable: UnstablePart
+    unstable: InvariantSubspace
     #: low-rank factors of the residuals of both Lyapunov equations
     residual_factors: tuple[Array, Array]
 
@@ -215,7 +216,7 @@ class LowRankFactors:
         left: Array = self.observability @ (U[:, :r] * scale)
         right: Array = self.controllability @ (V[:, :r] * scale)
         # left^H E right is the identity up to rounding of size eps sigma_1 / sigma_r, which is removed here
-        left = np.linalg.solve(left.conj().T @ self.problem.E(right), left.conj().T).conj().T
+        left = left @ np.linalg.inv(left.conj().T @ self.problem.E(right)).conj().T
         B, C = self.problem.input_output_matrices
         projection = left.conj().T
         return BalancedStates(left, right, projection @ self.problem.A(right), projection @ B, C @ right)
@@ -270,7 +271,11 @@ def low_rank_factors(
         adi.next_shifts()  # computes first approximations of the poles
         slowest = float(np.abs(adi.ritz).min(initial=np.inf))
         if rigid is not None:
-            unstable, slowest = rigid
+            unstable, slowest = rigid.at_origin, rigid.slowest
+            if rigid.damped is not None:
+                assert isinstance(problem.pencil, SecondOrderPencil)
+                adi.pencil = WithKnownPoles(problem.pencil, rigid.damped)
+                problem = replace(problem, pencil=adi.pencil)
         elif math.isfinite(slowest):
             unstable = unstable_part(problem.pencil, slowest, stability_tol)
         if unstable.A.size:
@@ -446,7 +451,7 @@ def _iterate_until_converged(
     return estimate, product.matrix
 
 
-def _sample_frequencies(ritz: Array, unstable: UnstablePart) -> Array:
+def _sample_frequencies(ritz: Array, unstable: InvariantSubspace) -> Array:
     """Return the origin, unless a pole may be there, and frequencies covering the approximate poles."""
     sizes = np.abs(ritz)
     origin = np.zeros(0 if unstable.A.size else 1)
@@ -500,8 +505,11 @@ def rounding_of_values(factors: LowRankFactors) -> float:
 def _sensitivities(factors: LowRankFactors) -> tuple[Array, Array, Array]:
     """Return how far rounding moves the poles of the leading states, their moduli and their peaks' widths."""
     r = min(LEADING_STATES, factors.values.size)
-    states = factors.all_states.leading(r)
-    displacements = EPS * factors.problem.pencil.sizes(np.abs(states.left), np.abs(states.right))
+    states, pencil = factors.all_states.leading(r), factors.problem.pencil
+    left, right = states.left, states.right
+    if isinstance(pencil, WithKnownPoles):
+        left, right = pencil.without_known(left, transposed=True), pencil.without_known(right)
+    displacements = EPS * pencil.sizes(np.abs(left), np.abs(right))
     A = states.A
     tiny = np.finfo(float).tiny
     return (
@@ -530,21 +538,21 @@ class _GrowingProduct:
     def __init__(self, problem: SparseProblem, adi: DualADI):
         self._problem, self._adi = problem, adi
         self.matrix = np.zeros((0, 0), adi.controllability.W.dtype)
-        self._blocks = 0  # of either side
+        self._batches = 0  # each of which is one block of either side
 
     def grow(self) -> float:
         """Add the new blocks of both sides; return the norm of the entries that they add."""
+        for side in self._adi.sides:
+            side.blocks[self._batches :] = [np.hstack(side.blocks[self._batches :])]
         Lc, Lo = (side.blocks for side in self._adi.sides)
-        new_c, new_o = Lc[self._blocks :], Lo[self._blocks :]
-        image = self._problem.E(np.hstack(new_c))
-        right = np.concatenate([o.T @ image for o in Lo])
-        old = self._problem.E(np.hstack(new_o).conj(), adjoint=True)
-        below = np.hstack([(old.conj().T @ c) for c in Lc[: self._blocks]]) if self._blocks else None
+        image = self._problem.E(Lc[-1])
+        right = np.concatenate([block.T @ image for block in Lo])
+        old = self._problem.E(Lo[-1].conj(), adjoint=True).conj().T
         before = self.matrix.shape[0]
         top = np.concatenate([self.matrix, right[:before]], axis=1)
-        bottom = right[before:] if below is None else np.concatenate([below, right[before:]], axis=1)
+        bottom = np.concatenate([*(old @ block for block in Lc[:-1]), right[before:]], axis=1)
         self.matrix = np.concatenate([top, bottom])
-        self._blocks = len(Lc)
+        self._batches += 1
         change = float(np.linalg.norm(right, 2))
         return max(change, float(np.linalg.norm(bottom, 2)))
 
@@ -587,7 +595,7 @@ def _assembled_factors(
     bound: ResidualBound | None,
     accuracy: float,
     certificate: float,
-    unstable: UnstablePart,
+    unstable: InvariantSubspace,
     product: Array | None,
 ) -> LowRankFactors:
     Lc, Lo = adi.controllability.factor(), adi.observability.factor().conj()
@@ -617,7 +625,7 @@ def _projected_factors(
     galerkin: GalerkinFactors,
     bound: ResidualBound | None,
     accuracy: float,
-    unstable: UnstablePart,
+    unstable: InvariantSubspace,
 ) -> LowRankFactors:
     none = np.zeros((problem.pencil.n, 0))
     return LowRankFactors(

@@ -27,7 +27,7 @@ import numpy as np
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
 from .descriptor_form import SWEEPS
-from .pencil import Factorize, Solver, SparseFamily, least_singular_value, times
+from .pencil import Factorize, Product, Solver, SparseFamily, least_singular_value
 
 #: Steps of inverse iteration for the least singular value.
 STEPS = 4
@@ -164,6 +164,7 @@ class BorderedPencil:
         self._A11, self._A12 = A[inner[0], inner[0]].tocsc(), A[inner[0], inner[1]].tocsc()
         self._A21 = A[inner[1], inner[0]].tocsc()
         self._E11 = E[inner[0], inner[0]].tocsc()
+        self._times_A11, self._times_E11 = Product(self._A11), Product(self._E11)
         corner = self._E11 if parts.index == 1 else _bordered(parts, self._E11)
         self._mass_family = SparseFamily([corner], factorize)
         self._algebraic = (
@@ -185,7 +186,7 @@ class BorderedPencil:
 
     def A(self, x: Array, *, transposed: bool = False) -> Array:
         """Return A x, or A^T x, without what constraints take out of it."""
-        image = times(self._A11, x, transposed)
+        image = self._times_A11(x, transposed)
         if self._algebraic is None:
             return image
         onto, into = (self._A12.T, self._A21.T) if transposed else (self._A21, self._A12)
@@ -193,7 +194,7 @@ class BorderedPencil:
 
     def E(self, x: Array, *, transposed: bool = False) -> Array:
         """Return E x, or E^T x."""
-        return times(self._E11, x, transposed)
+        return self._times_E11(x, transposed)
 
     def into(self, x: Array) -> Array:
         """Return states as they are."""
@@ -218,6 +219,10 @@ class BorderedPencil:
         return self._on_dynamic_states(
             lambda b, *, transposed=False: back(solve(into(b), transposed=transposed))
         )
+
+    def solve_both(self, shift: complex, right: Array, left: Array) -> tuple[Array, Array]:
+        """Return (A + shift E)^-1 right and (A + shift E)^-T left, with one factorization."""
+        return self._family.solve_with_both(self.shifted(shift), right, left)
 
     def mass(self) -> Solver:
         """Return the solver of E."""
@@ -260,7 +265,7 @@ class BorderedPencil:
             # x_2 = -(A21 E11^-1 A12)^-1 A21 E11^-1 (A11 x_1 + B1 u)
             direct = D - C2 @ self._mass(self._with_zeros(B1))[self.n :]
             padded = np.concatenate([np.zeros((self.n, C2.shape[0]), C2.dtype), C2.T])
-            C1 = C1 - times(self._A11, self._mass(padded, transposed=True)[: self.n], True).T
+            C1 = C1 - self._times_A11(self._mass(padded, transposed=True)[: self.n], True).T
         B1 = self.E(mass(B1))
         C1 = self.E(mass(np.ascontiguousarray(C1.T), transposed=True), transposed=True).T
         return B1, C1, direct
@@ -272,7 +277,7 @@ class BorderedPencil:
             onto = self._A12.T if transposed else self._A21
             rest = -self._algebraic(onto @ x, transposed=transposed)
         else:
-            image = times(self._A11, x, transposed)
+            image = self._times_A11(x, transposed)
             rest = -self._mass(self._with_zeros(image), transposed=transposed)[self.n :]
         out = np.zeros((self.total, x.shape[1]), np.result_type(x, rest))
         out[parts.dynamic_rows if transposed else parts.dynamic] = x

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from scipy.linalg.lapack import dgbtrf, dgbtrs, zgbtrf, zgbtrs
 
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
@@ -15,11 +17,28 @@ from ..errors import ConvergenceError, ModelError
 NEARLY_SYMMETRIC = 0.9
 #: A diagonal pivot is taken if it is at least this share of the largest entry of its column.
 PIVOT_SHARE = 0.01
+#: If the factors have fewer entries than this per column, panels of SuperLU with so many columns take up to
+#: 40 % less time than its default. With more entries, as of bodies in 3-D, they would take more.
+FULL_COLUMNS = 100
+SMALL_PANEL = 2
 #: Relative residuals of a linear system above which one step of refinement is made, and the limit after it.
 REFINED = 1e-12
 ACCEPTED = 1e-8
 #: Asymmetry that counts as rounding, relative to the largest entry.
 SYMMETRIC = 1e-14
+#: A matrix is factored as a band if its entries can be ordered to be no farther than this from the diagonal,
+#: as those of beams, chains and lines.
+NARROW = 8
+#: Routines of LAPACK for real and for complex band matrices.
+BAND_ROUTINES = {"f": (dgbtrf, dgbtrs), "c": (zgbtrf, zgbtrs)}
+
+#: Arrays of a sparse matrix.
+PARTS = ("indptr", "indices", "data")
+
+SINGULAR = (
+    "a shifted matrix A + s E is singular to working precision: A and E share a null space, or s is a pole "
+    "of the model"
+)
 
 
 class SparseFactorization(Protocol):
@@ -64,6 +83,9 @@ class Pencil(Protocol):
     def shifted(self, shift: complex) -> Solver:
         """Return the solver of A + shift E."""
 
+    def solve_both(self, shift: complex, right: Array, left: Array) -> tuple[Array, Array]:
+        """Return (A + shift E)^-1 right and (A + shift E)^-T left, with one factorization."""
+
     def mass(self) -> Solver:
         """Return the solver of E."""
 
@@ -92,21 +114,28 @@ class SparseFamily:
         self._is_complex = any(np.iscomplexobj(M.data) for M in matrices)
         self._made = 0
         self._factorize = factorize
+        self._panel_size: int | None = None  # that of SuperLU, until the fill of a factorization is known
         pattern = _union(matrices)
         mirrored = pattern.T.tocsc()
         shared = pattern.multiply(mirrored).count_nonzero()
         # saddle points have no pivots on a part of the diagonal, and fill up if these are taken late
         full = np.count_nonzero(pattern.diagonal()) >= NEARLY_SYMMETRIC * pattern.shape[0]
         self._from_diagonal = bool(full and shared >= NEARLY_SYMMETRIC * pattern.nnz)
+        band = _narrow_band(pattern + mirrored)
+        self._bandwidth = None if band is None else band[0]
         self._order = self._inverse = None
-        if self._from_diagonal:
+        if band is not None:
+            self._order = band[1]
+        elif self._from_diagonal:
             self._order = _fill_reducing_order(pattern + mirrored)
+        if self._order is not None:
             self._inverse = np.argsort(self._order)
             matrices = [M[self._order][:, self._order].tocsc() for M in matrices]
         for M in matrices:
             M.sort_indices()
         #: the matrices in the fill-reducing order
         self.matrices = matrices
+        self._is_symmetric = all(is_symmetric(M) for M in matrices)
         self._combine = _CombinedOnOnePattern(matrices)
 
     @property
@@ -139,11 +168,21 @@ class SparseFamily:
         """Factor a sparse matrix in the fill-reducing order; for its inertia, without row exchanges."""
         self._made += 1
         factorize = self._factorize
+        if factorize is None and self._bandwidth is not None and not for_inertia:
+            return FactoredSolver(M, BandFactorization(M, self._bandwidth), lambda: _superlu(M))
         if for_inertia or factorize is None:
             pivots = 0.0 if for_inertia else PIVOT_SHARE
-            factors = _superlu(M, symmetric=self._from_diagonal, pivots=pivots)
+            factors = _superlu(M, symmetric=self._from_diagonal, pivots=pivots, panel_size=self._panel_size)
+            self._panel_size = SMALL_PANEL if factors.nnz < FULL_COLUMNS * M.shape[0] else None
             return FactoredSolver(M, factors, lambda: _superlu(M))
         return FactoredSolver(M, factorize(M), lambda: factorize(M))
+
+    def solve_with_both(self, solve: Solver, right: Array, left: Array) -> tuple[Array, Array]:
+        """Return M^-1 right and M^-T left for the solver of a combination M; at once if M is symmetric."""
+        if not self._is_symmetric:
+            return solve(right), solve(left, transposed=True)
+        x = solve(np.hstack([right, left]))
+        return x[:, : right.shape[1]], x[:, right.shape[1] :]
 
 
 class SparsePencil(SparseFamily):
@@ -153,14 +192,15 @@ class SparsePencil(SparseFamily):
         super().__init__([A, E], factorize)
         self.n = int(A.shape[0])
         self.A_matrix, self.E_matrix = self.matrices
+        self._times_A, self._times_E = map(Product, self.matrices)
 
     def A(self, x: Array, *, transposed: bool = False) -> Array:
         """Return A x, or A^T x."""
-        return times(self.A_matrix, x, transposed)
+        return self._times_A(x, transposed)
 
     def E(self, x: Array, *, transposed: bool = False) -> Array:
         """Return E x, or E^T x."""
-        return times(self.E_matrix, x, transposed)
+        return self._times_E(x, transposed)
 
     def sizes(self, left: Array, right: Array) -> Array:
         """Return left^T |A| right for each pair of columns, whose entries must not be negative."""
@@ -170,14 +210,31 @@ class SparsePencil(SparseFamily):
         """Return the solver of A + shift E."""
         return self.shifted_by(shift)
 
+    def solve_both(self, shift: complex, right: Array, left: Array) -> tuple[Array, Array]:
+        """Return (A + shift E)^-1 right and (A + shift E)^-T left, with one factorization."""
+        return self.solve_with_both(self.shifted_by(shift), right, left)
+
     def mass(self) -> Solver:
         """Return the solver of E."""
         return self.solver(self.E_matrix)
 
 
-def times(M: Any, x: Array, transposed: bool) -> Array:
-    """Return M x, or M^T x."""
-    return (M.T if transposed else M) @ x
+class Product:
+    """Products with a sparse matrix and with its transpose, which scipy would create for each of them."""
+
+    def __init__(self, M: Any):
+        self._matrix, self._transpose = M, M.T
+
+    def __call__(self, x: Array, transposed: bool = False) -> Array:
+        """Return M x, or M^T x."""
+        return np.asarray((self._transpose if transposed else self._matrix) @ x)
+
+
+def column_lengths(x: Array) -> Array:
+    """Return the norms of columns; for one column without the overhead of numpy's function."""
+    if x.shape[1] == 1:
+        return np.sqrt([np.vdot(x, x).real])
+    return np.asarray(np.linalg.norm(x, axis=0))
 
 
 def applied(times: Callable[..., Array], x: Array, adjoint: bool) -> Array:
@@ -222,7 +279,7 @@ class FactoredSolver:
     def _solved(self, b: Array, transposed: bool) -> tuple[Array, float]:
         """Return the solution and the largest relative residual of its columns."""
         trans = "T" if transposed else "N"
-        M = self.matrix.T if transposed else self.matrix
+        M = self._transpose if transposed else self.matrix
         b = np.ascontiguousarray(b, dtype=np.result_type(b, self.matrix.dtype))
         if b.size == 0:
             return b, 0.0
@@ -234,6 +291,10 @@ class FactoredSolver:
                 relative = self._residual(M, x, b)
         return x, relative if np.isfinite(relative) else np.inf
 
+    @cached_property
+    def _transpose(self) -> Any:
+        return self.matrix.T
+
     def _from_factors(self, b: Array, trans: str) -> Array:
         if np.iscomplexobj(b) and not np.iscomplexobj(self.matrix.data):  # a real E beside a complex A
             real, imaginary = np.ascontiguousarray(b.real), np.ascontiguousarray(b.imag)
@@ -242,8 +303,8 @@ class FactoredSolver:
 
     def _residual(self, M: Any, x: Array, b: Array) -> float:
         """Return the largest relative residual of a column, and NaN if one is not finite."""
-        sizes = np.linalg.norm(b, axis=0) + self._size * np.linalg.norm(x, axis=0)
-        residuals = np.linalg.norm(b - M @ x, axis=0)
+        sizes = column_lengths(b) + self._size * column_lengths(x)
+        residuals = column_lengths(b - M @ x)
         return float(np.max(residuals / np.where(sizes > 0, sizes, 1.0)))
 
     def inertia(self, rounding: float) -> tuple[int, int] | None:
@@ -263,22 +324,51 @@ class FactoredSolver:
         return int(np.count_nonzero(pivots.real > floor)), int(np.count_nonzero(pivots.real < -floor))
 
 
-def _superlu(M: Any, *, symmetric: bool = False, pivots: float = 1.0) -> Any:
+def _superlu(M: Any, *, symmetric: bool = False, pivots: float = 1.0, panel_size: int | None = None) -> Any:
     import scipy.sparse.linalg as spl
 
     try:
         if symmetric:  # the rows and columns are in order already
             return spl.splu(
-                M, permc_spec="NATURAL", diag_pivot_thresh=pivots, options={"SymmetricMode": True}
+                M,
+                permc_spec="NATURAL",
+                diag_pivot_thresh=pivots,
+                panel_size=panel_size,
+                options={"SymmetricMode": True},
             )
         return spl.splu(M, permc_spec="COLAMD")
     except RuntimeError as error:
         if "singular" not in str(error).lower():
             raise
-        raise ModelError(
-            "a shifted matrix A + s E is singular to working precision: A and E share a null space, or s is "
-            "a pole of the model"
-        ) from None
+        raise ModelError(SINGULAR) from None
+
+
+class BandFactorization:
+    """LU factors of a matrix without entries outside a narrow band, by LAPACK.
+
+    Parameters
+    ----------
+    M : sparse matrix (CSC), shape (n, n)
+    width : int
+        Largest distance of an entry from the diagonal.
+    """
+
+    def __init__(self, M: Any, width: int):
+        M.sum_duplicates()
+        band = np.zeros((3 * width + 1, M.shape[0]), M.dtype, order="F")
+        columns = entry_columns(M)
+        band[2 * width + M.indices - columns, columns] = M.data
+        factor, self._solve = BAND_ROUTINES[band.dtype.kind]
+        self._factors, self._pivots, info = factor(band, width, width, overwrite_ab=True)
+        self._width = width
+        if info > 0:
+            raise ModelError(SINGULAR)
+
+    def solve(self, b: Array, trans: str) -> Array:
+        """Solve M x = b for trans "N", and M^T x = b for "T"."""
+        lower = upper = self._width
+        x, _ = self._solve(self._factors, lower, upper, b, self._pivots, trans=int(trans == "T"))
+        return np.asarray(x)
 
 
 def least_singular_value(solve: Solver, n: int, steps: int) -> float:
@@ -323,6 +413,12 @@ def entry_columns(M: Any) -> Array:
     return np.repeat(np.arange(M.shape[1], dtype=np.int64), np.diff(M.indptr))
 
 
+def is_symmetric(M: Any) -> bool:
+    """Tell whether a sparse matrix (CSC, with sorted indices) is exactly its transpose."""
+    mirrored = M.T.tocsc()
+    return all(np.array_equal(getattr(M, part), getattr(mirrored, part)) for part in PARTS)
+
+
 def is_hermitian(M: Any) -> bool:
     """Tell whether a matrix, sparse or not, is Hermitian up to rounding."""
 
@@ -340,6 +436,18 @@ def _union(matrices: list[Any]) -> Any:
         sp.csc_array((np.ones(M.data.size), M.indices, M.indptr), shape=M.shape) for M in matrices
     )
     return sum(others, first).tocsc()
+
+
+def _narrow_band(pattern: Any) -> tuple[int, Array] | None:
+    """Return the bandwidth and the order of states of a matrix that has a narrow band; None for others."""
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+    if np.diff(pattern.indptr).max(initial=0) > 2 * NARROW + 1:
+        return None
+    order = reverse_cuthill_mckee(pattern.tocsr(), symmetric_mode=True)
+    places = np.argsort(order)
+    width = int(np.abs(places[pattern.indices] - places[entry_columns(pattern)]).max(initial=0))
+    return (width, order) if width <= NARROW else None
 
 
 def _fill_reducing_order(pattern: Any) -> Array:

@@ -12,7 +12,7 @@ import scipy.linalg as sla
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ModelError
 from .linear_model import DENSE_LIMIT, LinearModel
-from .pencil import Factorize, Solver, SparseFamily, as_real, is_hermitian, times
+from .pencil import FactoredSolver, Factorize, Product, Solver, SparseFamily, as_real, is_hermitian
 from .sparse_model import SparseModel, checked_ports, is_sparse, square_sparse
 
 #: The low-rank solver is the default for sparse second-order models with more states than this.
@@ -21,7 +21,7 @@ SPARSE_STATES = 500
 #: slowest mode of a clamped beam has 2.6e-13 with 1000 elements, and 4e-16 with 5000.
 RIGID_ROUNDING = 8e-16
 #: Up to this many times as much may be rounding or not, and is refused.
-UNCERTAIN = 10
+UNCERTAIN_UP_TO = 10
 #: Rounding of the entries of K changes the squared frequency of a rigid body mode z by EPS |z|^T |K| |z|. All
 #: other squared frequencies must be larger by this factor. A clamped beam, whose second one is 39 times the
 #: first, does not fulfill this if its first one is rounding.
@@ -33,6 +33,8 @@ INVERSE_STEPS = 5
 OTHER_MODES = 4
 #: A rigid body mode changes by no more than this share if its rounding is removed.
 SMALL_CHANGE = 1e-6
+#: Number of vectors of the Lanczos iteration for slow modes beyond those of the modes.
+OTHER_VECTORS = 24
 #: The search is around minus this share of the largest quotient of a diagonal entry of K and that of M.
 NEAR_ZERO = 1e-14
 #: If no pivot of K is below this share of its largest diagonal entry, K has no rigid body modes.
@@ -212,7 +214,7 @@ class SecondOrderModel:
         N = K.shape[0]
         if not is_hermitian(K):
             return np.zeros((N, 0))
-        K, M = (K + K.T) / 2, (M + M.T) / 2
+        K, M = _symmetrized(K), _symmetrized(M)
         center = NEAR_ZERO * float((np.diag(K) / np.diag(M)).max()) or 1.0
 
         def solve(b: Array) -> Array:
@@ -312,7 +314,7 @@ def is_rigid(K: Any, modes: Array) -> Array:
     """
     force: Array = np.linalg.norm(K @ modes, axis=0)
     rounding = RIGID_ROUNDING * np.linalg.norm(abs(K) @ np.abs(modes), axis=0)
-    uncertain = (force > rounding) & (force <= UNCERTAIN * rounding)
+    uncertain = (force > rounding) & (force <= UNCERTAIN_UP_TO * rounding)
     if np.any(uncertain):
         limit = GAP * rounding_of_squares(K, modes[:, uncertain])
         raise ConvergenceError(NOT_DISTINGUISHED.format(count=np.count_nonzero(uncertain), limit=limit))
@@ -362,6 +364,7 @@ class SecondOrderPencil:
     def __init__(self, M: Any, D: Any, K: Any, factorize: Factorize | None = None):
         self.family = SparseFamily([M, D, K], factorize)
         self.M, self.D, self.K = self.family.matrices
+        self._times_M, self._times_D, self._times_K = map(Product, self.family.matrices)
         self.N = int(M.shape[0])
         self.n = 2 * self.N
 
@@ -377,13 +380,13 @@ class SecondOrderPencil:
         """Return A x, or A^T x."""
         p, v = self._halves(x)
         if transposed:
-            return np.concatenate([-times(self.K, v, True), p - times(self.D, v, True)])
-        return np.concatenate([v, -times(self.K, p, False) - times(self.D, v, False)])
+            return np.concatenate([-self._times_K(v, True), p - self._times_D(v, True)])
+        return np.concatenate([v, -self._times_K(p) - self._times_D(v)])
 
     def E(self, x: Array, *, transposed: bool = False) -> Array:
         """Return E x, or E^T x."""
         p, v = self._halves(x)
-        return np.concatenate([p, times(self.M, v, transposed)])
+        return np.concatenate([p, self._times_M(v, transposed)])
 
     def into(self, x: Array) -> Array:
         """Permute states of the model to the order of this pencil."""
@@ -400,18 +403,42 @@ class SecondOrderPencil:
 
     def shifted(self, shift: complex) -> Solver:
         """Return the solver of A + shift E."""
-        s = as_real(shift)
-        solve = self.family.combined(s * s, -s, 1.0)
+        s, solve = self._factored(shift)
 
         def solve_shifted(b: Array, *, transposed: bool = False) -> Array:
-            first, second = self._halves(b)
             if transposed:
-                v = solve(s * second - first, transposed=True)
-                return np.concatenate([second + times(self.D, v, True) - s * times(self.M, v, True), v])
-            p = solve(s * times(self.M, first, False) - times(self.D, first, False) - second)
-            return np.concatenate([p, first - s * p])
+                return self._with_positions(b, solve(self._velocity_source(b, s), transposed=True), s)
+            return self._with_velocities(b, solve(self._position_source(b, s)), s)
 
         return solve_shifted
+
+    def solve_both(self, shift: complex, right: Array, left: Array) -> tuple[Array, Array]:
+        """Return (A + shift E)^-1 right and (A + shift E)^-T left, with one factorization."""
+        s, solve = self._factored(shift)
+        sources = self._position_source(right, s), self._velocity_source(left, s)
+        p, v = self.family.solve_with_both(solve, *sources)
+        return self._with_velocities(right, p, s), self._with_positions(left, v, s)
+
+    def _factored(self, shift: complex) -> tuple[complex, Solver]:
+        s = as_real(shift)
+        return s, self.family.combined(s * s, -s, 1.0)
+
+    def _position_source(self, b: Array, s: complex) -> Array:
+        """Return the right side of the equation for the positions p of a solution [p, v] with A + s E."""
+        first, second = self._halves(b)
+        return s * self._times_M(first) - self._times_D(first) - second
+
+    def _with_velocities(self, b: Array, p: Array, s: complex) -> Array:
+        return np.concatenate([p, self._halves(b)[0] - s * p])
+
+    def _velocity_source(self, b: Array, s: complex) -> Array:
+        """Return the right side of the equation for the half v of a solution [p, v] with (A + s E)^T."""
+        first, second = self._halves(b)
+        return s * second - first
+
+    def _with_positions(self, b: Array, v: Array, s: complex) -> Array:
+        second = self._halves(b)[1]
+        return np.concatenate([second + self._times_D(v, True) - s * self._times_M(v, True), v])
 
     def mass(self) -> Solver:
         """Return the solver of E."""
@@ -443,8 +470,9 @@ class SecondOrderPencil:
         center = NEAR_ZERO * float((self.K.diagonal() / self.M.diagonal()).max(initial=0.0))
         if not (center > 0 and self.has_symmetric_stiffness):
             return none
-        nearest = self._modes_near(center, SLOWEST_MODES, tol=0)
-        squares, modes = self._slowest_modes(SLOWEST_MODES, center) if nearest is None else nearest
+        solve = self.family.combined(center, 0.0, 1.0)
+        nearest = self._modes_near(center, SLOWEST_MODES, tol=0, solver=solve)
+        squares, modes = self._slowest_modes(SLOWEST_MODES, solve) if nearest is None else nearest
         rigid = is_rigid(self.K, modes)
         if not np.any(rigid):
             return none
@@ -452,7 +480,7 @@ class SecondOrderPencil:
         count = self._number_of_modes_below(limit)
         # an iteration from one vector finds a part of the modes of an eigenvalue that is repeated often
         if count is not None and (count > np.count_nonzero(rigid) or np.all(rigid)):
-            squares, modes = self._slowest_modes(count + OTHER_MODES, center)
+            squares, modes = self._slowest_modes(count + OTHER_MODES, solve)
             rigid = is_rigid(self.K, modes)
         if count != np.count_nonzero(rigid):
             others = "an unknown number of" if count is None else abs(count - np.count_nonzero(rigid))
@@ -481,23 +509,25 @@ class SecondOrderPencil:
             below.append(inertia[1])
         return below[1] - below[0]
 
-    def _slowest_modes(self, count: int, center: float) -> tuple[Array, Array]:
+    def _slowest_modes(self, count: int, solve: Solver) -> tuple[Array, Array]:
         """Return the slowest modes and their squared frequencies by subspace iteration.
 
-        Rigid body modes are returned without their rounding.
+        Rigid body modes are returned without their rounding. `solve` is that of K plus a small multiple of M.
         """
         count = min(count, self.N)
-        solve = self.family.combined(center, 0.0, 1.0)
         modes = np.random.default_rng(0).standard_normal((self.N, count))
         for _ in range(INVERSE_STEPS):
             modes = np.linalg.qr(solve(self.M @ modes))[0]
         squares, turn = sla.eigh(modes.T @ (self.K @ modes), modes.T @ (self.M @ modes))
         return squares, without_rounding(self.K, modes @ turn, solve)
 
-    def _modes_near(self, center: float, count: int, tol: float) -> tuple[Array, Array] | None:
+    def _modes_near(
+        self, center: float, count: int, tol: float, solver: FactoredSolver | None = None
+    ) -> tuple[Array, Array] | None:
         """Return the squared frequencies nearest to -center, and their modes.
 
-        The result is None if K is not symmetric, or the eigenvalues do not converge.
+        The result is None if K is not symmetric, or the eigenvalues do not converge. `solver` is that of
+        K + center M, if there is one already.
         """
         import scipy.sparse.linalg as spl
 
@@ -505,12 +535,19 @@ class SecondOrderPencil:
         if count < 1 or not self.has_symmetric_stiffness:
             return None
         try:
-            solve = self.family.combined(center, 0.0, 1.0).operator()
-            inverse = spl.LinearOperator((self.N, self.N), matvec=solve, dtype=float)
+            solver = solver or self.family.combined(center, 0.0, 1.0)
+            inverse = spl.LinearOperator((self.N, self.N), matvec=solver.operator(), dtype=float)
             # not a vector of ones, which is a rigid body mode
             start = np.random.default_rng(0).standard_normal(self.N)
             squares, modes = spl.eigsh(
-                self.K, k=count, M=self.M, sigma=-center, OPinv=inverse, v0=start, tol=tol
+                self.K,
+                k=count,
+                M=self.M,
+                sigma=-center,
+                OPinv=inverse,
+                v0=start,
+                tol=tol,
+                ncv=min(count + OTHER_VECTORS, self.N),
             )
         except (ModelError, ConvergenceError, RuntimeError):  # of ARPACK
             return None

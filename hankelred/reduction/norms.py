@@ -48,6 +48,8 @@ ZOOM_STEPS, ZOOM_PARTS = 7, 8
 CHEAP_STEPS, CHEAP_PARTS = 4, 16
 #: Largest estimated error of gains from partial fractions, relative to the largest gain, far below HINF_RTOL.
 CHEAP_RTOL = 1e-8
+#: Two systems are subtracted where that changes the largest gain by no more than this share, by an estimate.
+SUBTRACTED_RTOL = 0.1 * HINF_RTOL
 #: Squares of poles locate peaks if their rounding, of this size for each state relative to the square of the
 #: size of A, is a small share of the width of every peak.
 ROUNDING_OF_SQUARES = EPS
@@ -422,16 +424,22 @@ class CriticalResponse:
         return _gains_of_sum(self._response, response, D, np.isfinite(self.frequencies)), 0.0
 
     @cached_property
-    def _in_schur_form(self) -> tuple[FrequencyResponse, _SquaredPoles, Quadruple] | None:
-        """The response, squared poles and matrices of a model with one output; None if they do not apply."""
-        if self.schur is None or self.schur[2].shape[0] != 1:
+    def _in_schur_form(self) -> tuple[FrequencyResponse, _SquaredPoles | None, Quadruple] | None:
+        """The response, squared poles and matrices of a continuous model in Schur form.
+
+        None for other models, and None instead of squared poles where they do not apply, as with several
+        outputs.
+        """
+        if self.schur is None or self.discrete or any(np.iscomplexobj(M) for M in self.schur):
             return None
         A, B, C = self.schur
-        D = np.zeros((1, B.shape[1]))
-        if not _SquaredPoles.are_usable(A, B, C, D, discrete=self.discrete):
+        D = np.zeros((C.shape[0], B.shape[1]))
+        if max(D.shape) > A.shape[0] or 0 in D.shape:  # many inputs or outputs are compressed
             return None
-        response = FrequencyResponse(A, B, C, D, discrete=False, schur=True)
-        return response, _SquaredPoles.of_system(A, B, C, D, None), (A, B, C, D)
+        squares = None
+        if D.shape[0] == 1 and _SquaredPoles.are_usable(A, B, C, D, discrete=False):
+            squares = _SquaredPoles.of_system(A, B, C, D, None)
+        return FrequencyResponse(A, B, C, D, discrete=False, schur=True), squares, (A, B, C, D)
 
     @cached_property
     def _rounding(self) -> float:
@@ -446,24 +454,29 @@ class CriticalResponse:
         The two systems are subtracted and share no states, so that what is computed of the full one serves
         every order.
         """
-        if self._in_schur_form is None or reduced[0].shape[0] == 0 or self._rounding > CHEAP_RTOL * bound:
+        tolerance = SUBTRACTED_RTOL * bound
+        if self._in_schur_form is None or reduced[0].shape[0] == 0 or self._rounding > tolerance:
             return None
         response, squares, full = self._in_schur_form
         T, Z = schur_form(reduced[0])
         D = np.ascontiguousarray(reduced[3])
         reduced = T, Z.T @ reduced[1], reduced[2] @ Z, D
-        if not _SquaredPoles.are_usable(*reduced, discrete=False, size=squares.size):
-            return None
-        plane = squares.minus(full, reduced)
         difference = DifferenceResponse(response, FrequencyResponse(*reduced, discrete=False, schur=True))
-        if plane is None or not plane.agree_with(difference):
-            return None
-        value, frequency = _search(difference, plane, D, _Inside(None, real=True), real=True)
-        at_peak = difference.rounding(np.array([frequency]))[0] if math.isfinite(frequency) else 0.0
+        plane: _SquaredPoles | _HalfPlane | None = None
+        if squares is not None and _SquaredPoles.are_usable(*reduced, discrete=False, size=squares.size):
+            squares_of_difference = squares.minus(full, reduced)
+            if squares_of_difference is not None and squares_of_difference.agree_with(difference):
+                plane = squares_of_difference
+        if plane is None:
+            apart = parallel([(*full[:3], no_direct_term(D.shape)), negated(reduced)])
+            plane = _HalfPlane(*apart, difference.poles, discrete=False)
         finite = self.frequencies[np.isfinite(self.frequencies)]
-        of_reduced = float(difference.parts[1].rounding(finite).max())
-        rounding = max(float(at_peak), self._rounding + of_reduced)
-        return value if rounding <= CHEAP_RTOL * value else None
+        rounding = self._rounding + float(difference.parts[1].rounding(finite).max())
+        least = rounding / SUBTRACTED_RTOL
+        value, frequency = _search(difference, plane, D, _Inside(None, real=True), real=True, least=least)
+        if value > least and math.isfinite(frequency):
+            rounding = max(rounding, float(difference.rounding(np.array([frequency]))[0]))
+        return value if rounding <= SUBTRACTED_RTOL * value else None
 
 
 def difference_norm(full: LinearModel, reduced: LinearModel, kind: str) -> float:
@@ -587,9 +600,18 @@ def _exponents_of_gain(B: Array, C: Array, D: Array) -> tuple[int, int]:
 
 
 def _search(
-    response: FrequencyResponse, plane: _HalfPlane | _SquaredPoles, D: Array, inside: _Inside, *, real: bool
+    response: FrequencyResponse,
+    plane: _HalfPlane | _SquaredPoles,
+    D: Array,
+    inside: _Inside,
+    *,
+    real: bool,
+    least: float = 0.0,
 ) -> tuple[float, float]:
-    """Return the largest gain of a response and its frequency, by level tests."""
+    """Return the largest gain of a response and its frequency, by level tests.
+
+    Where no gain on the first grid exceeds `least`, the largest one on it is returned without level tests.
+    """
     discrete = response.discrete
     start = np.append(
         _start_frequencies(response.poles, discrete=discrete, real=real), plane.singular_frequency
@@ -600,6 +622,8 @@ def _search(
         best, peak_frequency = direct, math.inf
     if best == 0:
         return 0.0, 0.0
+    if best <= least:
+        return best, peak_frequency
     singular_levels = plane.singular_levels
     for _ in range(MAX_LEVELS):
         level = _level_above(best, singular_levels)

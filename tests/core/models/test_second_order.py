@@ -21,6 +21,7 @@ from hankelred import (
     SecondOrderModel,
     hankel_singular_values,
 )
+from hankelred.gramians.deflation import rigid_body_part
 from hankelred.gramians.low_rank import low_rank_factors
 from hankelred.models.sparse_model import any_model
 
@@ -343,6 +344,56 @@ def test_rigid_body_modes_of_a_stiffness_with_rounding():
     expected = hankel_singular_values(system)
     assert np.isinf(values).sum() == 6
     np.testing.assert_allclose(values[6:10], expected[6:10], rtol=1e-8)
+
+
+@pytest.mark.parametrize("elements", [300, 1000])
+@pytest.mark.parametrize("by", ["values", "reduction"])
+def test_fine_mesh_of_a_free_beam_with_friction(elements, by):
+    """Story: only poles at zero were deflated, and rounding of K moved the other pole of each rigid mode.
+
+    With 1000 elements its squared frequency, 0.01, is as large as this rounding, and the model was refused.
+    """
+    friction, length = 0.1, elements / (elements + 1)
+    system = free_beam(elements, friction)
+    # of the beam itself: roots of cos(x) cosh(x) = 1, and all elastic modes are 2 / sqrt(length) at the end
+    roots = [4.7300407448627, 7.8532046240958, 10.995607838002, 14.137165491257]
+    roots += [(k + 0.5) * np.pi for k in range(5, 40)]
+    squares = (np.array(roots) / length) ** 4
+    damping = (friction + 1e-5 * squares) / 2
+    root = np.sqrt((damping**2 - squares).astype(complex))
+    poles = np.concatenate([-damping + root, -damping - root, [-friction]])
+    inputs = np.concatenate([1 / (2 * root), -1 / (2 * root), [-1 / friction]])[:, None]
+    # translation and rotation contribute 1 + 3 to the square of the deflection at the end
+    truth = hankel_singular_values(
+        hankelred.ModalSystem(poles, inputs, np.full((1, poles.size), 4 / length), dt=0)
+    )
+    if by == "values":
+        values = hankel_singular_values(system, solver="low_rank")
+    else:
+        values = hankelred.reduce(system, 10, solver="low_rank").hankel_singular_values
+    assert np.isinf(values).sum() == 2
+    np.testing.assert_allclose(values[2:10], truth[:8], rtol=1e-4)
+
+
+def test_poles_of_friction_are_known_unless_it_acts_on_elastic_modes():
+    """The pencil's own products must confirm both subspaces, each of which does not contain the other."""
+    system = free_beam(40, 0.3)
+    pencil = system._pencil(None)
+    part = rigid_body_part(pencil)
+    for known, poles in ((part.at_origin, [0, 0]), (part.damped, [-0.3, -0.3])):
+        np.testing.assert_allclose(np.linalg.eigvals(known.A), poles, atol=1e-10)
+        image = pencil.E(known.right)
+        scale = 1e-12 * abs(pencil.K).max()
+        np.testing.assert_allclose(pencil.A(known.right), image @ known.A, atol=scale)
+        left = pencil.A(known.left, transposed=True)
+        np.testing.assert_allclose(left, pencil.E(known.left, transposed=True) @ known.A.T, atol=scale)
+        np.testing.assert_allclose(known.left.T @ image, np.eye(2), atol=1e-9)
+    np.testing.assert_allclose(part.damped.left.T @ pencil.E(part.at_origin.right), 0, atol=1e-9)
+    np.testing.assert_allclose(part.at_origin.left.T @ pencil.E(part.damped.right), 0, atol=1e-9)
+    D = system.D.tolil()
+    D[-2, -2] += 0.5  # a damper at one end
+    damper = SecondOrderModel(system.M, D.tocsc(), system.K, system.B, system.Cp)
+    assert rigid_body_part(damper._pencil(None)).damped is None
 
 
 def skew_damped(elements, supported):

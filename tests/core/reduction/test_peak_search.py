@@ -138,10 +138,11 @@ def test_largest_singular_values_of_small_matrices(shape, scale):
     np.testing.assert_allclose(largest_singular_value(stack * scale), expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize("m", [1, 3])
-def test_errors_from_separate_parts(monkeypatch, m):
-    A, B, C = resonant(60, 1, m, 7)
-    reduction = hankelred.reduce((A, B, C, np.full((1, m), 0.2)), 6)
+@pytest.mark.parametrize("p, m", [(1, 1), (1, 3), (3, 1), (2, 3)])
+def test_errors_from_separate_parts(monkeypatch, p, m):
+    """With several outputs the Hamiltonian matrix of both models takes the place of the squared poles."""
+    A, B, C = resonant(60, p, m, 7)
+    reduction = hankelred.reduce((A, B, C, np.full((p, m), 0.2)), 6)
     calls = []
     separate = norms.CriticalResponse.error_without_cancellation
 
