@@ -37,6 +37,7 @@ from torch import nn
 
 from hankelred_llm import HankelSpectra, calibrate, hankel_spectra, reduce
 from hankelred_llm.adapter.adapter_layers import hrm_layers
+from hankelred_llm.experiments.evaluate import text_losses
 from hankelred_llm.experiments.experiment import Experiment, open_experiment
 from hankelred_llm.experiments.methods import load_adapter, parse_method
 from hankelred_llm.experiments.train import ADAPTER, train
@@ -53,8 +54,6 @@ STEPS, FURTHER = COMMON["steps"], 8
 #: Rows of the test by length: the first of those of the study.
 TEST_ROWS = {256: 24, 1024: 12}
 CALIBRATION_ROWS = 16
-#: Rows of WikiText and their length.
-TEXT_ROWS, TEXT_LENGTH = 8, 1024
 WAYS = ("equal orders", "one threshold", "equal orders, calibrated", "one threshold on the loss, calibrated")
 
 Content = dict[str, Any]
@@ -162,7 +161,9 @@ class Study:
     def text(self, method: str | None) -> Content:
         """Return the loss on WikiText, in nats a token."""
         model = self.loaded if method is None else self.adapter(method)
-        return {"loss": text_loss(model, self.experiment.base.tokenizer)}
+        text = (SHARED / "data/text/wikitext2_valid.txt").read_text(encoding="utf-8")
+        losses = text_losses(model, text, self.experiment.base.tokenizer)
+        return {"loss": [round(float(loss), 5) for loss in losses]}
 
     def run(self, name: str) -> Content:
         """Run a piece of :func:`names`."""
@@ -207,20 +208,6 @@ def switch_off(model: nn.Module, what: str) -> None:
             raise SystemExit("the adapter has no static parts")
         for parameter in outputs:
             parameter.zero_()
-
-
-def text_loss(model: Any, tokenizer: Any) -> list[float]:
-    """Return the mean loss of each of the rows of WikiText, at equal distances in the file."""
-    text = (SHARED / "data/text/wikitext2_valid.txt").read_text(encoding="utf-8")
-    ids = torch.tensor(tokenizer.encode(text), dtype=torch.long)
-    starts = np.linspace(0, len(ids) - TEXT_LENGTH, TEXT_ROWS).astype(int)
-    losses = []
-    with torch.inference_mode():
-        for start in starts:
-            row = ids[None, start : start + TEXT_LENGTH]
-            logits = model.eval()(input_ids=row, use_cache=False).logits[0, :-1].float()
-            losses.append(float(nn.functional.cross_entropy(logits, row[0, 1:])))
-    return [round(loss, 5) for loss in losses]
 
 
 def path_of(name: str, seed: int) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hankelred_llm.experiments.evaluate import TEXT_LENGTH, TEXT_ROWS
 from hankelred_llm.experiments.methods import parse_method
 from hankelred_llm.experiments.statistics import paired_difference
 
@@ -187,7 +188,7 @@ def forgetting(pieces: dict[str, Piece]) -> list[str]:
             error = more.std(ddof=1) / np.sqrt(len(more))
             rows.append([NAMES[method], f"{np.mean(piece['loss']):.3f}", f"{more.mean():+.3f} ± {error:.3f}"])
     text = (
-        f"Loss in nats a token on {study.TEXT_ROWS} rows of {study.TEXT_LENGTH} tokens of WikiText-2, before "
+        f"Loss in nats a token on {TEXT_ROWS} rows of {TEXT_LENGTH} tokens of WikiText-2, before "
         "and after the training on `where_is`; mean change and its standard error over the rows:"
     )
     return ["### Forgetting", paragraph(text), table(["", "loss", "change"], rows)]

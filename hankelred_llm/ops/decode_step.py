@@ -132,19 +132,14 @@ class Stepper(NamedTuple):
             decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start).unsqueeze(1)
         u = static_input if self.static_B is None else None
         x = x if x.dtype == state.dtype else x.to(state.dtype)
-        # of a single row, what is added is the bias of a linear map
-        single = decayed.ndim == 1 and valid is None
-        if single and u is None and self.m is None:
-            s = linear(x, self.B, decayed)
-            outputs = s
+        if decayed.ndim == 1 and valid is None and u is None and self.m is None:
+            s = outputs = linear(x, self.B, decayed)  # of a single row, what is added is a bias
         else:
             u = linear(x, self.B) if u is None else u
             s = u + decayed
             if valid is not None:
                 s = torch.where(valid[..., None], s, after_reset(state, segment_start).unsqueeze(1))
             outputs = s if self.m is None else torch.addcmul(u, self.m, s)
-        if single and head is not None and head.dtype == s.dtype and self.static_C is None:
-            return linear(outputs, self.C, head.reshape(-1)), s
         y = linear(outputs, self.C)
         if self.static_C is not None:
             y = y + linear(self.static_input(x) if static_input is None else static_input, self.static_C)
