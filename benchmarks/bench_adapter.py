@@ -128,7 +128,7 @@ def training(tokens: int, repeats: int) -> dict[str, float]:
 
 @torch.no_grad()
 def decoding(repeats: int) -> dict[str, float]:
-    """Decode one token, with the states read from and written to the cache; seconds a layer."""
+    """Decode one token, a pass of its own with the states in a cache; seconds a layer."""
     x = torch.randn(1, 1, WIDTH)
     loras, blocks, state = [], [], HRMState(static=False)
     for index in range(LAYERS):
@@ -140,7 +140,6 @@ def decoding(repeats: int) -> dict[str, float]:
         block.output = torch.zeros(1, 1, WIDTH)
         blocks.append(block)
         state.store(hrm.cache_key, {hrm.system("default").identity.value: torch.randn(1, 26, 40)})
-    enter_layer(1)._state = state
 
     def run_lora() -> None:
         for lora in loras:
@@ -148,8 +147,11 @@ def decoding(repeats: int) -> dict[str, float]:
             lora.v_proj(x)
 
     def run_hrm() -> None:
+        context = enter_layer(1)
+        context._state = state
         for block in blocks:
             block(x)
+        context.leave(finished=True)
 
     runs = {"LoRA": run_lora, "HRM": run_hrm}
     return {name: seconds / LAYERS for name, seconds in run_in_turns(runs, 10 * repeats).items()}

@@ -108,8 +108,8 @@ def setup_section(comparisons: dict[str, Results]) -> str:
         short training: these results do not tell what happens on a large model.**
     """
     if others:
-        text += " Measured before, with three seeds and two learning rates, chosen on one seed at 1x: "
-        text += f"{', '.join(others)}."
+        counts_of_seeds = sorted({len(c["seeds"]) for c in comparisons.values() if c not in shared})
+        text += f" Of {', '.join(others)} there are {number_list(counts_of_seeds)} seeds."
     return f"""# Results
 
 HRM adapters against LoRA and DoRA with the same number of trainable parameters. These commands

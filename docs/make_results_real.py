@@ -302,7 +302,7 @@ def best_lora(task: str, pieces: dict[str, Piece]) -> str:
 
 
 def difference(
-    task: str, ours: str, theirs: str, length: int, seeds: list[int], pieces: dict[str, Piece]
+    task: str, method: str, reference: str, length: int, seeds: list[int], pieces: dict[str, Piece]
 ) -> Any:
     """Return the paired difference of two methods on the test rows."""
 
@@ -310,8 +310,8 @@ def difference(
         of_method = finals(task, method, pieces)
         return np.array([of_method[s]["test"][str(length)]["values"] for s in seeds], dtype=float)
 
-    of_row = finals(task, ours, pieces)[seeds[0]]["test"][str(length)]["questions_of_a_row"]
-    a, b = values(ours), values(theirs)
+    of_row = finals(task, method, pieces)[seeds[0]]["test"][str(length)]["questions_of_a_row"]
+    a, b = values(method), values(reference)
     return paired_difference(a, b, np.ones(a.shape[1]), [str(i // of_row) for i in range(a.shape[1])])
 
 

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..errors import AdapterError, ConfigError, StateError
+from ..state.cache import TokenStep
 from ..state.forward_context import BlockCall, ForwardContext, LayerCall, current_layer_call
 from .system import HRMSystem, StaticMaps
 
@@ -232,16 +233,29 @@ class HRMLayer(AdapterLayer):
             The linear module has another input than its block.
         """
         if name not in block_call.static_inputs:
-            block_call.static_inputs[name] = x, self.system(name).static_input(x)
+            system = self.system(name)
+            _check_not_offloaded(name, system.B, x)
+            block_call.static_inputs[name] = x, system.static_input(x)
         read, u = block_call.static_inputs[name]
         if read is not x:
-            named = reader or ", ".join(self.system(name).static.readouts)
-            raise ConfigError(
-                f"static_readouts names '{named}', which has another input than block {self.cache_key}, so "
-                "that it cannot read u = B x; name only projections of the block's input, and give the "
-                "others a LoRA of their own with lora="
-            )
+            raise self._other_input(name, reader)
         return u
+
+    def static_input_of_token(self, step: TokenStep, name: str, x: Tensor, reader: str) -> Tensor:
+        """Return the same for a single token, (batch, 1, rank)."""
+        if step.static_input is None:
+            step.read, step.static_input = x, step.stepper.static_input(x)
+        if step.read is not x:
+            raise self._other_input(name, reader)
+        return step.static_input
+
+    def _other_input(self, name: str, reader: str = "") -> ConfigError:
+        named = reader or ", ".join(self.system(name).static.readouts)
+        return ConfigError(
+            f"static_readouts names '{named}', which has another input than block {self.cache_key}, so "
+            "that it cannot read u = B x; name only projections of the block's input, and give the "
+            "others a LoRA of their own with lora="
+        )
 
     def run_before_block(self, hidden: Tensor | None) -> None:
         """Run the active adapters that take the input of the block, before the block runs.
@@ -260,6 +274,9 @@ class HRMLayer(AdapterLayer):
             The block was called by itself, or its cache is another adapter's.
         """
         layer_call = current_layer_call()
+        if layer_call is not None and (step := self._only_step(layer_call.context)) is not None:
+            layer_call.blocks[self.cache_key] = step
+            return
         block_call = self._new_call(layer_call)
         if layer_call is None or block_call is None:
             return
@@ -288,7 +305,12 @@ class HRMLayer(AdapterLayer):
             As :meth:`run_before_block`.
         """
         layer_call = current_layer_call()
-        block_call = None if layer_call is None else layer_call.blocks.pop(self.cache_key, None)
+        block_call: BlockCall | None = None
+        if layer_call is not None:
+            begun = layer_call.blocks.pop(self.cache_key, None)
+            if isinstance(begun, TokenStep):
+                return self._add_step(layer_call.context, begun, hidden, head)
+            block_call = begun
         block_call = self._new_call(layer_call) if block_call is None else block_call
         if block_call is None:
             return head
@@ -330,8 +352,38 @@ class HRMLayer(AdapterLayer):
             )
         return None
 
+    def _only_step(self, context: ForwardContext) -> TokenStep | None:
+        """Return the step of a single token where the only active adapter is prepared for one."""
+        active = self._active_parts
+        if not context.single or len(active) != 1 or context.row_adapters is not None:
+            return None
+        system = self._systems[active[0]]
+        step = context.step_of(self.cache_key, system.identity.value)
+        usable = step is not None and step.plain and step.stepper.system is system
+        return step if usable and self.taps[active[0]] == "input" else None
+
+    def _add_step(self, context: ForwardContext, step: TokenStep, hidden: Tensor, head: Tensor) -> Tensor:
+        """Add the output of a single token to that of the block; the pass keeps the state at its end."""
+        self._check_shape(context, hidden)
+        if step.read is not None and step.read is not hidden:
+            raise self._other_input(self._active_parts[0])
+        valid, segment_start = context.masks if context.unmasked else context.masks_on(hidden.device)
+        head, step.after = step.stepper.run(
+            hidden, step.state, valid, segment_start, step.static_input, step.decayed, head
+        )
+        return head
+
+    def _check_shape(self, context: ForwardContext, x: Tensor) -> None:
+        """Refuse hidden states that are not those of the batch that the decoder was called with."""
+        if x.shape != (context.batch, context.time, self.width):
+            raise StateError(
+                f"block {self.cache_key} got hidden states of shape {tuple(x.shape)} for a batch of "
+                f"{context.batch} rows of {context.time} tokens; an adapter needs them as (batch, time, "
+                "width)"
+            )
+
     def _run(self, block_call: BlockCall, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output of an adapter, and its states, those of a single token maybe without its axis.
+        """Return the output of an adapter, and its states.
 
         Raises
         ------
@@ -339,32 +391,22 @@ class HRMLayer(AdapterLayer):
             The hidden states are not those of the batch that the decoder was called with.
         """
         context = block_call.context
-        if x.shape != (context.batch, context.time, self.width):
-            raise StateError(
-                f"block {self.cache_key} got hidden states of shape {tuple(x.shape)} for a batch of "
-                f"{context.batch} rows of {context.time} tokens; an adapter needs them as (batch, time, "
-                "width)"
-            )
+        self._check_shape(context, x)
         system = self._systems[name]
+        _check_not_offloaded(name, system.B, x)
         identity = system.identity.value
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
         u = self.static_input(block_call, name, x) if system.static.readouts else None
         state = context.open_state_once()
-        single = context.time == 1 and not torch.is_grad_enabled()
         options: dict[str, Any] = {}
-        step = None
-        if state is not None and single and not torch.compiler.is_compiling():
-            step = state.step_of(self.cache_key, identity, segment_start, system.versions())
-        if step is not None:
-            if system.is_called_plainly() and not torch.is_autocast_enabled(step.stepper.device):
-                return step.stepper.run(x, step.state, valid, segment_start, u, step.decayed)
+        step = context.step_of(self.cache_key, identity) if context.single else None
+        if step is not None and step.stepper.system is system:
             options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)
         elif state is not None:
             before = self._fitting(state.previous(self.cache_key, identity), system)
             options["state"] = before
-            if single and before is not None:
-                make, versions = system.stepper, system.versions
-                options["stepper"] = state.stepper(self.cache_key, identity, make, versions)
+            if context.time == 1 and not torch.is_grad_enabled() and before is not None:
+                options["stepper"] = state.stepper(self.cache_key, identity, system)
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)
         result = system(x, valid=valid, segment_start=segment_start, static_input=u, **options)
@@ -423,3 +465,18 @@ def cannot_merge() -> AdapterError:
         "an HRM adapter has a state that runs along the tokens, so it cannot be merged into weights; keep "
         "the PeftModel for inference, or call unload() to get the base model back"
     )
+
+
+def _check_not_offloaded(name: str, parameter: Tensor, x: Tensor) -> None:
+    """Refuse parameters without data: accelerate brings them back for the forward pass of their module only.
+
+    Raises
+    ------
+    AdapterError
+    """
+    if parameter.is_meta and not x.is_meta:
+        raise AdapterError(
+            f"the parameters of adapter '{name}' are on the meta device, as after accelerate.cpu_offload of "
+            "a model with an adapter, and are read where they have no data; offload the base model first, "
+            "then attach or load the adapter, which is small"
+        )

@@ -20,6 +20,7 @@ from torch.nn.functional import dropout, linear
 from hankelred.errors import in_one_line, short_repr
 
 from ..errors import AdapterError, AdapterFileError, StateError
+from ..state.cache import TokenStep
 from ..state.forward_context import LayerCall, current_layer_call
 from .architectures import find_decoder, linear_sizes, plain_weight
 from .layer import AdapterLayer, HRMLayer
@@ -58,10 +59,11 @@ class LowRankMaps(PreciseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return what is added to the output as ``scale * linear(h, up)``: h, up and the scale."""
-        x = x if x.dtype == self.lora_A.dtype else x.to(self.lora_A.dtype)
+        lora_A, lora_B = cast("list[Tensor]", self._parameters.values())  # faster than attributes of a module
+        x = x if x.dtype == lora_A.dtype else x.to(lora_A.dtype)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)
-        return linear(x, self.lora_A), self.lora_B, self.scale
+        return linear(x, lora_A), lora_B, self.scale
 
 
 class Readout(NamedTuple):
@@ -179,8 +181,12 @@ class StaticLayer(AdapterLayer):
         """
         layer_call = current_layer_call()
         context = None if layer_call is None else layer_call.context
-        active = self.active_in(context)
+        active = self._active_parts
         dtype = out.dtype
+        if len(active) == 1 and not self._merged and (context is None or context.row_adapters is None):
+            out = _plus(out, *self._part(layer_call, active[0], x))
+            return out if out.dtype == dtype else out.to(dtype)
+        active = self.active_in(context)
         for name in active:
             rows = None if context is None else context.rows_of(name)
             if name not in self._merged:
@@ -198,8 +204,9 @@ class StaticLayer(AdapterLayer):
 
     def _part(self, layer_call: LayerCall | None, name: str, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return what an adapter adds, as ``scale * linear(h, up)``."""
-        if name in self._loras:
-            return self._loras[name](x)
+        maps = self._loras.get(name)
+        if maps is not None:
+            return maps.forward(x) if maps.is_called_plainly() else maps(x)
         layer, key, scale = self.readouts[name]
         block_call = None if layer_call is None else layer_call.blocks.get(layer.cache_key)
         if block_call is None:
@@ -207,8 +214,11 @@ class StaticLayer(AdapterLayer):
                 f"a linear module of block {layer.cache_key} was called outside the forward pass of its "
                 "model; call the model, or its decoder"
             )
-        u = layer.static_input(block_call, name, x, key)
-        return u.transpose(1, 2), layer.system(name).readout(key), scale
+        if isinstance(block_call, TokenStep):
+            u = layer.static_input_of_token(block_call, name, x, key)
+        else:
+            u = layer.static_input(block_call, name, x, key).transpose(1, 2)
+        return u, layer.system(name).readout(key), scale
 
     def _merged_delta(self, name: str, x: Tensor) -> Tensor:
         down, up = self._merged[name]
@@ -286,7 +296,7 @@ def _plus(out: Tensor, h: Tensor, up: Tensor, scale: float) -> Tensor:
     """Return ``out + scale * linear(h, up)``, in one operation where the types allow it."""
     if out.dtype != h.dtype or torch.is_autocast_enabled(out.device.type):
         return out + scale * linear(h, up)
-    if not torch.is_grad_enabled() and out.shape[-2] == 1:
+    if out.shape[-2] == 1 and not torch.is_grad_enabled():
         return torch.add(out, linear(h, up), alpha=scale)
     # the sum is not stored beside its parts
     total = torch.addmm(out.reshape(-1, out.shape[-1]), h.reshape(-1, h.shape[-1]), up.t(), alpha=scale)

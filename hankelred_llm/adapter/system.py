@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..ops.autograd import channel_scan
-from ..ops.decode_step import StepCoefficients, Stepper
+from ..ops.decode_step import StepCoefficients, Stepper, versions
 from .initial_poles import INITIAL_POLES
 
 if TYPE_CHECKING:
@@ -51,6 +51,17 @@ class PreciseModule(nn.Module):
             return tensor.to(out.device) if rounded else out
 
         return super()._apply(kept_precise, recurse)  # type: ignore[no-untyped-call]
+
+    def is_called_plainly(self) -> bool:
+        """Return whether a call of this module is :meth:`forward` of its class, and nothing else."""
+        hooks = (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or torch_module._global_forward_hooks
+            or torch_module._global_forward_pre_hooks
+        )
+        # other libraries, such as accelerate, replace forward in the instance
+        return not hooks and "forward" not in self.__dict__
 
 
 class HRMSystem(PreciseModule):
@@ -176,7 +187,7 @@ class HRMSystem(PreciseModule):
 
     def readout(self, name: str) -> nn.Parameter:
         """Return the static output map to the linear module of a name, (its output width, rank)."""
-        return self.get_parameter(READOUT + name)
+        return cast(nn.Parameter, self._parameters[READOUT + name])
 
     def output_is_zero(self) -> bool:
         """Return whether all outputs are zero for every input, as those of an untrained adapter."""
@@ -243,7 +254,7 @@ class HRMSystem(PreciseModule):
             The tokens are one shard of a sequence; the state comes from the previous process.
         static_input : Tensor, shape (batch, rank, time), optional
             What :meth:`static_input` returned for x, where it was called before.
-        decayed : Tensor, shape (batch, 1, order), optional
+        decayed : Tensor, shape (batch, 1, order), or (order,) for a single row, optional
             A times the state, for the stepper, where it was computed for all layers together.
 
         Returns
@@ -253,8 +264,9 @@ class HRMSystem(PreciseModule):
         """
         if stepper is not None and state is not None:
             with _full_precision(x.device.type):
-                y, last_state = stepper.run(x, state, valid, segment_start, static_input, decayed)
-            return y, last_state[..., None]
+                read = None if static_input is None else static_input.transpose(1, 2)
+                y, last_state = stepper.run(x, state, valid, segment_start, read, decayed)
+            return y, last_state.transpose(1, 2)
         batch, time, width = x.shape
         with _full_precision(x.device.type):
             u = static_input if static_input is not None and self.static_B is None else _mapped(self.B, x)
@@ -275,43 +287,22 @@ class HRMSystem(PreciseModule):
                 y = torch.addmm(y, _rows(direct), _precise(self.static_C).t())
         return y.view(batch, time, width), s
 
-    def is_called_plainly(self) -> bool:
-        """Return whether a call of this module is :meth:`forward` of its class, and nothing else."""
-        hooks = (
-            self._forward_hooks
-            or self._forward_pre_hooks
-            or torch_module._global_forward_hooks
-            or torch_module._global_forward_pre_hooks
-        )
-        # other libraries, such as accelerate, replace forward in the instance
-        return not hooks and "forward" not in self.__dict__
-
-    def versions(self) -> tuple[int, ...]:
-        """Return numbers that change when parameters are replaced, moved or written to.
-
-        Torch counts neither what is written to the ``data`` of a parameter nor to tensors of inference mode.
-        """
-        return tuple(
-            [
-                number
-                for parameter in self._parameters.values()
-                if parameter is not None
-                for number in (0 if parameter.is_inference() else parameter._version, parameter.data_ptr())
-            ]
-        )
+    def tensors(self) -> Iterable[Tensor | None]:
+        """Return the parameters that there are, as they are now."""
+        return self._parameters.values()
 
     def stepper(self) -> Stepper:
-        """Return the system prepared for single tokens; it is out of date once :meth:`versions` change."""
-        direct = self.static_C is not None and self.static_B is not None
+        """Return the system prepared for single tokens; it is out of date once its versions change."""
         return Stepper(
             StepCoefficients.of(self.log_decay(), self.phase, negative=self.modes.negative),
             _precise(self.B),
-            _precise(self.gate * self.C).t().contiguous(),
+            _precise(self.gate * self.C).t().contiguous().t(),
             None if self.m is None else _precise(self.m),
-            _precise(cast(Tensor, self.static_B)) if direct else None,
-            _precise(cast(Tensor, self.static_C)).t().contiguous() if direct else None,
-            shared=self.static_B is None,
-            device=self.B.device.type,
+            None if self.static_B is None else _precise(self.static_B),
+            None if self.static_C is None else _precise(self.static_C).t().contiguous().t(),
+            system=self,
+            # tensors that are traced have no address, and no step is kept of them
+            versions=[] if torch.compiler.is_compiling() else versions(self.tensors()),
         )
 
     def _signs(self, u: Tensor, valid: Tensor | None, shards: Shards | None) -> Tensor:

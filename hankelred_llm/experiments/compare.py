@@ -58,6 +58,10 @@ class Line:
         A step, the median over steps and seeds.
     memory : int or None
         Bytes at most while training.
+    file_size : int
+        Bytes of the adapter.
+    forgetting : float or None
+        What training added to the loss on a text, in nats a token, the mean over seeds.
     """
 
     method: str
@@ -69,6 +73,8 @@ class Line:
     difference: Difference | None
     seconds: float
     memory: int | None
+    file_size: int
+    forgetting: float | None
 
     @property
     def mean(self) -> float:
@@ -374,7 +380,10 @@ class _Study:
         )
         validation = self._validated(run.model)
         status = run.record.status if validation is not None else "failed"
-        record = replace(run.record, phase=phase, validation=validation, status=status)
+        forgetting = None
+        if phase == "final" and status == "success":
+            forgetting = self.experiment.forgetting(key.method, run.model)
+        record = replace(run.record, phase=phase, validation=validation, status=status, forgetting=forgetting)
         self.results.add(record)
         self.runs[phase, key] = record
         if self.process.is_main_process:
@@ -488,6 +497,7 @@ class _Study:
                 scores[0].documents,
             )
         rate = runs[0].learning_rate
+        forgotten = [run.forgetting for run in runs if run.forgetting is not None]
         return Line(
             method=name,
             ranks=runs[0].ranks,
@@ -498,6 +508,8 @@ class _Study:
             difference=difference,
             seconds=float(np.median(np.concatenate([run.seconds_steps for run in runs]))),
             memory=max((run.memory for run in runs if run.memory is not None), default=None),
+            file_size=max(run.file_size for run in runs),
+            forgetting=float(np.mean(forgotten)) if len(forgotten) == len(runs) else None,
         )
 
     def _write(self, comparison: Comparison) -> None:

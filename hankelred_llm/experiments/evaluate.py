@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from ..tasks import Choice, Collator, Example, Scores, Split, Task
+from ..tasks import Choice, Collator, Example, Scores, Split, Task, TaskError
+from ..tasks.byte_tokens import Tokenizer
 from .processes import this_process
 
-__all__ = ["evaluate", "predict"]
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+__all__ = ["evaluate", "predict", "text_losses"]
+
+#: Rows of a text, at equal distances in it, on which forgetting is measured, and the most tokens of each.
+TEXT_ROWS, TEXT_LENGTH = 8, 1024
 
 
 def evaluate(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32) -> Scores:
@@ -103,6 +110,63 @@ def predict(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32)
     if process.num_processes > 1:
         predictions = gather_object(predictions)
     return [prediction for _, prediction in sorted(predictions, key=lambda pair: pair[0])]
+
+
+def text_losses(
+    model: nn.Module, text: str, tokenizer: Tokenizer, *, length: int = TEXT_LENGTH
+) -> FloatArray:
+    """Return the mean loss of the next token on rows of a text, in nats: what a training forgets shows there.
+
+    Parameters
+    ----------
+    model : PeftModel or PreTrainedModel
+        On its device. Its mode is left as it was.
+    text : str
+    tokenizer : Tokenizer
+        Of the model.
+    length : int
+        Tokens of a row.
+
+    Returns
+    -------
+    ndarray, shape (rows,)
+        Of eight rows at equal distances, which overlap where the text is short.
+
+    Raises
+    ------
+    TaskError
+        The text is shorter than a row, or a loss is not finite.
+
+    Examples
+    --------
+    >>> import transformers
+    >>> from hankelred_llm.experiments.evaluate import text_losses
+    >>> from hankelred_llm.tasks import ByteTokenizer
+    >>> model = transformers.MistralForCausalLM(transformers.MistralConfig(
+    ...     vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    ...     num_attention_heads=2, num_key_value_heads=1, pad_token_id=258))
+    >>> text_losses(model, 100 * "a sentence. ", ByteTokenizer(), length=64).shape
+    (8,)
+    """
+    ids = torch.tensor(tokenizer.encode(text), dtype=torch.long, device=_device(model))
+    if len(ids) < length:
+        raise TaskError(
+            f"the text has {len(ids)} tokens, and forgetting is measured on rows of {length}; give a longer "
+            "one"
+        )
+    losses, training = [], model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for start in np.linspace(0, len(ids) - length, TEXT_ROWS).astype(int):
+                row = ids[None, start : start + length]
+                logits = model(input_ids=row, use_cache=False).logits[0, :-1]
+                losses.append(_likelihood(logits, row[0, 1:]) / (1 - length))
+    finally:
+        model.train(training)
+    if not np.isfinite(losses).all():
+        raise TaskError(f"the loss on the text is {losses[0]:g}, which is not finite; the training diverged")
+    return np.array(losses)
 
 
 def _tokens(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:

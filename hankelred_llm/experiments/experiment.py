@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from peft import PeftModel
 from torch import nn
 from transformers import set_seed
 
+from hankelred.errors import in_one_line
+
 from ..errors import ExperimentError
-from ..tasks import Split, Task, get_task
+from ..tasks import ByteTokenizer, Split, Task, get_task
 from ..tasks.text_task import TextTask
 from .base_models import BaseModel, find_model
 from .budget import check_equal, fit, fixed, parameters_of
-from .evaluate import evaluate
+from .evaluate import TEXT_LENGTH, FloatArray, evaluate, text_losses
 from .methods import Method, add_adapters, check_available, parse_method
 from .processes import this_process
 from .settings import Settings
@@ -43,6 +46,7 @@ class Experiment:
     budget: int | None
     methods: dict[str, Method]
     _validation: dict[int, Split] = field(default_factory=dict)
+    _base_losses: dict[bool, FloatArray] = field(default_factory=dict)
 
     def validation(self, length: int) -> Split:
         """Return the validation split of a length, always the same one."""
@@ -76,6 +80,29 @@ class Experiment:
     def base_model(self, name: str) -> nn.Module:
         """Return the base model that a method adapts, without adapters."""
         return self.base.load(quantized=self.methods[name].quantized)
+
+    def forgetting(self, name: str, model: nn.Module) -> float | None:
+        """Return what training added to the loss of a method's base on `forgetting_text`; None without."""
+        if self.settings.forgetting_text is None:
+            return None
+        text, tokenizer = self._forgetting_text(), self.base.tokenizer or ByteTokenizer()
+        length = min(TEXT_LENGTH, self.base.positions or TEXT_LENGTH)
+        quantized = self.methods[name].quantized
+        if quantized not in self._base_losses:
+            base = self.base.load(quantized=quantized).to(this_process().device)
+            self._base_losses[quantized] = text_losses(base, text, tokenizer, length=length)
+        after = text_losses(model, text, tokenizer, length=length)
+        return float(np.mean(after - self._base_losses[quantized]))
+
+    def _forgetting_text(self) -> str:
+        path = Path(self.settings.forgetting_text or "")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExperimentError(
+                f"forgetting_text {in_one_line(path)} cannot be read as a text ({in_one_line(error)}); give "
+                "a text file in UTF-8"
+            ) from None
 
     def identity(self) -> dict[str, Any]:
         """Return the configuration that all runs in one results file share."""
@@ -116,6 +143,8 @@ def open_experiment(settings: Settings, methods: Iterable[str], *, by_hand: bool
         task = get_task(settings.task, **options, tokenizer=base.tokenizer)
     experiment = Experiment(settings, task, base, None, {})
     _check_fit(experiment)
+    if settings.forgetting_text is not None:
+        experiment._forgetting_text()
     free = [m for m in parsed if by_hand and any("r" in part.options for part in m.parts)]
     if len(free) < len(parsed):
         experiment.budget = parameters_of(settings.budget, base.skeleton)

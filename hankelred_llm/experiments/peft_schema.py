@@ -47,6 +47,8 @@ def peft_record(experiment: Experiment, run: RunRecord, scores: list[ScoreRecord
         name = f"{score.split} {metric}"
         final.setdefault(name, score.means[metric])
         final[f"{name} at length {score.length}"] = score.means[metric]
+    if run.forgetting is not None:
+        final["forgetting"] = run.forgetting
     final["train samples"] = settings.steps * settings.batch_size
     name_of_experiment = f"{experiment.task.name}-{Path(settings.model).name}-seed{run.seed}"
     content = {

@@ -74,6 +74,8 @@ class RunRecord(_OfRun):
         Mean of each metric on the validation rows; None before they are scored, and where a run diverged.
     phase : str, optional
         "tuning" or "final" in a comparison.
+    forgetting : float, optional
+        What training added to the loss on a text, in nats a token; None where none is named.
     """
 
     created_at: FileText
@@ -89,6 +91,7 @@ class RunRecord(_OfRun):
     file_size: FileCount
     validation: NotEmpty[dict[str, FileNumber]] | None
     phase: FileText | None = None
+    forgetting: FileNumber | None = None
 
 
 @dataclass(frozen=True)

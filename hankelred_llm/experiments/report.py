@@ -28,6 +28,8 @@ _HEADINGS = (
     "over {units}",
     "s/step",
     "MiB",
+    "file MiB",
+    "forgetting",
 )
 
 
@@ -80,7 +82,10 @@ def rows(comparison: Comparison, length: int) -> tuple[list[str], list[list[str]
     lines = comparison.lines[length]
     units = next((line.difference.resampled for line in lines if line.difference), "units")
     headings = [h.format(metric=comparison.metric, units=units) for h in _HEADINGS]
-    return headings, [_cells(line) for line in lines]
+    cells = [_cells(line) for line in lines]
+    if comparison.settings.forgetting_text is None:
+        return headings[:-1], [of_line[:-1] for of_line in cells]
+    return headings, cells
 
 
 def _cells(line: Line) -> list[str]:
@@ -97,6 +102,8 @@ def _cells(line: Line) -> list[str]:
         "" if d is None else _interval(d.over_units),
         f"{line.seconds:.3g}",
         "" if line.memory is None else f"{line.memory / 2**20:.0f}",
+        f"{line.file_size / 2**20:.2g}",
+        "" if line.forgetting is None else f"{line.forgetting:+.3f}",
     ]
 
 

@@ -136,6 +136,9 @@ class Settings:
     test_size: Count | None = _option("Rows or questions of the test split.", None)
     eval_batch_size: Count = _option("Rows that are evaluated at a time.", 32)
     save_every: Count = _option("Steps between checkpoints of a run.", 100)
+    forgetting_text: Text | None = _option(
+        "Text file; the table then has what training adds to the loss on it, in nats a token.", None
+    )
     validation_only: Flag = _option("Report on the validation split; the test split stays unread.", False)
     out: Text = _option("Folder for everything that is written.", "comparison")
 
@@ -192,6 +195,8 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """Return the settings that all runs in one results file share."""
         values = {name: value for name, value in asdict(self).items() if name not in _SELECTION}
+        if self.forgetting_text is None:  # comparisons that were begun before there was this setting go on
+            del values["forgetting_text"]
         return {**values, "test_lengths": list(self.lengths), "tuning_lengths": list(self.validated)}
 
 

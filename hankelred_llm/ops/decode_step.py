@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -63,17 +63,52 @@ class StepCoefficients(NamedTuple):
         return (self.decay(before) + u).to(before.dtype)
 
 
+class SteppedSystem(Protocol):
+    """A system that can be prepared for one token at a time."""
+
+    def stepper(self) -> Stepper:
+        """Return it prepared."""
+
+    def tensors(self) -> Iterable[Tensor | None]:
+        """Return its parameters."""
+
+    def is_called_plainly(self) -> bool:
+        """Return whether a call of it is its own forward pass, and nothing else."""
+
+
+def versions(tensors: Iterable[Tensor | None]) -> list[int]:
+    """Return numbers that change when tensors are replaced, moved or written to.
+
+    Torch counts neither what is written to the ``data`` of a parameter nor to tensors of inference mode.
+    """
+    return [
+        number
+        for tensor in tensors
+        if tensor is not None
+        for number in (0 if tensor.is_inference() else tensor._version, tensor.data_ptr())
+    ]
+
+
 class Stepper(NamedTuple):
     """A system prepared for one token at a time."""
 
     step: StepCoefficients
     B: Tensor  # (order, d)
-    out: Tensor  # (order, d), contiguous: a product with one row reads it twice as fast as C
-    m: Tensor | None = None  # (order,): the output is that of u + m s, None: of s alone
-    static_B: Tensor | None = None  # (rank, d): input map of the direct term, where it has its own
-    static_out: Tensor | None = None  # (rank, d), contiguous
-    shared: bool = True  # whether what static parts read is u
-    device: str = "cpu"  # its kind
+    C: Tensor  # (d, order), with the gate; a product with one row is faster where its transpose is contiguous
+    m: Tensor | None  # (order,): the output is that of u + m s, None: of s alone
+    static_B: Tensor | None  # (rank, d): input map of static parts, None where they read u
+    static_C: Tensor | None  # (d, rank), likewise: output map of a direct term that does not read u
+    system: SteppedSystem  # what it was prepared from
+    versions: Sequence[int]  # of its parameters then
+
+    def is_current(self) -> bool:
+        """Return whether the parameters are those that it was prepared from."""
+        return versions(self.system.tensors()) == self.versions
+
+    def static_input(self, x: Tensor) -> Tensor:
+        """Return what static parts read of x (batch, 1, d): (batch, 1, rank)."""
+        input_map = self.B if self.static_B is None else self.static_B
+        return linear(x if x.dtype == input_map.dtype else x.to(input_map.dtype), input_map)
 
     def run(
         self,
@@ -83,27 +118,35 @@ class Stepper(NamedTuple):
         segment_start: Tensor | None,
         static_input: Tensor | None = None,
         decayed: Tensor | None = None,
+        head: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run one token, in as few operations as possible: (batch, 1, d) and (batch, channels).
+        """Run one token, in as few operations as possible: (batch, 1, d) and (batch, 1, channels).
 
         The operations are those of the base model where there is a choice: between its layers, code that ran
-        before is faster than code that does less. `decayed` (batch, 1, channels) is A times the state, zero
-        where a segment starts, where it was computed before.
+        before is faster than code that does less. `decayed` (batch, 1, channels), or (channels,) of a single
+        row, is A times the state, zero where a segment starts, and `static_input` (batch, 1, rank) is what
+        static parts read, where they were computed before. The output is added to `head` (batch, 1, d), in
+        its type, where that is given.
         """
         if decayed is None:
             decayed = after_reset(self.step.decay(state).to(state.dtype), segment_start).unsqueeze(1)
-        static_u = None if static_input is None else static_input.transpose(1, 2)
-        u = static_u if self.shared else None
+        u = static_input if self.static_B is None else None
         x = x if x.dtype == state.dtype else x.to(state.dtype)
-        if u is None:
-            u = linear(x, self.B)
-        s = u + decayed
-        if valid is not None:
-            s = torch.where(valid[..., None], s, after_reset(state, segment_start).unsqueeze(1))
-        y = torch.matmul(s if self.m is None else torch.addcmul(u, self.m, s), self.out)
-        if self.static_B is not None and self.static_out is not None:
-            y = y + torch.matmul(linear(x, self.static_B) if static_u is None else static_u, self.static_out)
-        return y, s.squeeze(1)
+        if decayed.ndim == 1 and valid is None and u is None and self.m is None:
+            s = outputs = linear(x, self.B, decayed)  # of a single row, what is added is a bias
+        else:
+            u = linear(x, self.B) if u is None else u
+            s = u + decayed
+            if valid is not None:
+                s = torch.where(valid[..., None], s, after_reset(state, segment_start).unsqueeze(1))
+            outputs = s if self.m is None else torch.addcmul(u, self.m, s)
+        y = linear(outputs, self.C)
+        if self.static_C is not None:
+            y = y + linear(self.static_input(x) if static_input is None else static_input, self.static_C)
+        if head is not None:
+            y = head + y
+            y = y if y.dtype == head.dtype else y.to(head.dtype)
+        return y, s
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
         return self  # copies of a cache share it: it is never changed

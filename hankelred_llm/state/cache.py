@@ -7,9 +7,10 @@ copied together with keys and values.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 from hankelred.errors import name_list
 
 from ..errors import StateError
-from ..ops.decode_step import StepCoefficients, Stepper
+from ..ops.decode_step import StepCoefficients, SteppedSystem, Stepper, versions
 from ..ops.masks import after_reset
 
 #: Number of tokens that a cache can always be cropped by.
@@ -29,6 +30,9 @@ CROPPABLE_TOKENS = 64
 #: and assisted decoding, which work on single rows, may be longer than CROPPABLE_TOKENS.
 DRAFT_TOKENS = 1024
 
+#: Device, type and number of rows of states.
+_Kind: TypeAlias = tuple[torch.device, torch.dtype, int]
+
 _NEW_CACHE = "start with a new, empty cache"
 
 #: Since 5.23 transformers has a class for entries without keys, and skips them in more places. Only the name
@@ -36,12 +40,33 @@ _NEW_CACHE = "start with a new, empty cache"
 _CacheLayerWithoutKeys: type = getattr(cache_utils, "DummyLayer", object)
 
 
-class PreparedStep(NamedTuple):
-    """What an adapter needs for a single token."""
+class TokenStep:
+    """What an adapter needs for a single token, and what it computes for it.
 
-    stepper: Stepper
-    state: Tensor  # before the token, (batch, states)
-    decayed: Tensor  # A times it, or zero where a segment starts, (batch, 1, states)
+    Parameters
+    ----------
+    stepper : Stepper
+    state : Tensor, shape (batch, states)
+        Before the token.
+    decayed : Tensor, shape (batch, 1, states), or (states,) for a single row
+        A times it, or zero where a segment starts.
+    plain : bool
+        Whether a call of the system is its own forward pass, without autocast, so that it needs no call.
+    """
+
+    __slots__ = ("after", "decayed", "plain", "read", "state", "static_input", "stepper")
+
+    def __init__(self, stepper: Stepper, state: Tensor, decayed: Tensor, plain: bool):
+        self.stepper, self.state, self.decayed, self.plain = stepper, state, decayed, plain
+        #: input of the block, and what its static parts read of it, once they have
+        self.read: Tensor | None = None
+        self.static_input: Tensor | None = None
+        #: the state after the token, (batch, 1, states)
+        self.after: Tensor | None = None
+
+
+#: By block and adapter.
+Steps: TypeAlias = dict[tuple[str, str], TokenStep]
 
 
 class HRMState(_CacheLayerWithoutKeys):
@@ -92,10 +117,8 @@ class HRMState(_CacheLayerWithoutKeys):
         self.record_past = False
         self._row_adapters: tuple[str, ...] | None = None
         self._histories: dict[str, dict[str, _StateHistory]] = {}  # by block, then by adapter
-        # for the token that is computed, of blocks that have not run, by block and adapter
-        self._steps: dict[tuple[str, str], PreparedStep] = {}
         # by device, type and number of rows of the states
-        self._stacked: dict[tuple[torch.device, torch.dtype, int], _StackedSteps] = {}
+        self._stacked: dict[_Kind, _StackedSteps] = {}
 
     def previous(self, block: str, adapter: str) -> Tensor | None:
         """Return the last state of an adapter of a block, (batch, states), None before the first token.
@@ -114,10 +137,6 @@ class HRMState(_CacheLayerWithoutKeys):
                 f"with the adapter off, with another adapter active, or by another model; {_NEW_CACHE}"
             )
         return None
-
-    def start_pass(self) -> None:
-        """Forget the steps that an earlier pass prepared and did not use, as where it was interrupted."""
-        self._steps = {}
 
     def check_rows(self, row_adapters: tuple[str, ...] | None) -> None:
         """Refuse rows with other adapters than those that processed their earlier tokens.
@@ -143,74 +162,80 @@ class HRMState(_CacheLayerWithoutKeys):
             )
             raise StateError(f"the cache was filled with {before}, and is called with {now}; {_NEW_CACHE}")
 
-    def stepper(
-        self, block: str, adapter: str, make: Callable[[], Stepper], versions: Callable[[], tuple[int, ...]]
-    ) -> Stepper:
+    def stepper(self, block: str, adapter: str, system: SteppedSystem) -> Stepper:
         """Return an adapter prepared for single tokens: once, and again after its parameters have changed.
 
         Parameters
         ----------
         block, adapter : str
-        make : callable
-            Prepares the adapter.
-        versions : callable
-            Returns numbers that change with its parameters.
+        system : HRMSystem
+            Of the adapter.
         """
         if torch.compiler.is_compiling():
-            return make()
-        history, now = self._histories[block][adapter], versions()
-        if history.stepper is None or history.versions != now:
-            history.stepper, history.versions = make(), now
-        return history.stepper
+            return system.stepper()
+        history = self._histories[block][adapter]
+        stepper = history.stepper
+        if stepper is None or stepper.system is not system or not stepper.is_current():
+            stepper = history.stepper = system.stepper()
+        return stepper
 
-    def step_of(
-        self, block: str, adapter: str, segment_start: Tensor | None, versions: tuple[int, ...]
-    ) -> PreparedStep | None:
-        """Return what an adapter needs for a single token, prepared for those of all blocks together.
+    def steps(self, segment_starts: Callable[[torch.device], Tensor | None]) -> Steps:
+        """Return what adapters need for a single token, by block and adapter, computed for all together.
+
+        Adapters that have not been prepared for single tokens, as they are now, are left out. One loop over
+        all of them once a pass takes a fraction of the time that a look at each between the layers takes.
 
         Parameters
         ----------
-        block, adapter : str
-        segment_start : Tensor of bool, shape (batch, 1), optional
-            Where the state is forgotten.
-        versions : tuple of int
-            Numbers that change with the parameters of the adapter.
-
-        Returns
-        -------
-        PreparedStep, or None where the adapter, as it is now, has not been prepared for single tokens
+        segment_starts : callable
+            Returns, by device, where the states are forgotten: (batch, 1) bool, or None.
         """
-        step = self._steps.pop((block, adapter), None)
-        history = self._histories.get(block, {}).get(adapter)
-        if history is None or history.stepper is None or history.versions != versions:
-            return None
-        if step is not None:
-            return step
-        # of the token before; and of blocks on other devices, which are prepared when they are reached
-        together = self._together(block, adapter)
-        states = [prepared.last() for prepared in together.histories]
-        after = together.coefficients.decay(torch.cat(states, 1)).to(states[0].dtype)
-        parts = torch.split(after_reset(after, segment_start).unsqueeze(1), list(together.sizes), 2)
-        self._steps = dict(
-            zip(together.keys, map(PreparedStep, together.steppers, states, parts), strict=True)
-        )
-        return self._steps.pop((block, adapter))
+        kinds: dict[_Kind, dict[tuple[str, str], tuple[_StateHistory, Tensor]]] = {}
+        for block, histories in self._histories.items():
+            for adapter, history in histories.items():
+                if history.stepper is not None:
+                    last = history.last()
+                    kind = last.device, last.dtype, last.shape[0]  # len() of a tensor calls Python
+                    kinds.setdefault(kind, {})[block, adapter] = history, last
+        steps: Steps = {}
+        for kind, members in kinds.items():
+            stacked = self._stack(kind, members)
+            if stacked is None:  # without those that have changed
+                return self.steps(segment_starts)
+            device, dtype, rows = kind
+            states = [last for _, last in members.values()]
+            after = stacked.coefficients.decay(torch.cat(states, 1)).to(dtype)
+            after = after_reset(after, segment_starts(device))
+            after = after.view(-1) if rows == 1 else after.unsqueeze(1)
+            parts = torch.split(after, list(stacked.sizes), -1)
+            plain = not torch.is_autocast_enabled(device.type)
+            for key, stepper, state, part in zip(members, stacked.steppers, states, parts, strict=True):
+                steps[key] = TokenStep(stepper, state, part, plain and stepper.system.is_called_plainly())
+        return steps
 
-    def _together(self, block: str, adapter: str) -> _StackedSteps:
-        """Return the adapters whose states are multiplied by A together with those of one of them."""
-        last = self._histories[block][adapter].last()
-        kind = last.device, last.dtype, len(last)
+    def _stack(
+        self, kind: _Kind, members: Mapping[tuple[str, str], tuple[_StateHistory, Tensor]]
+    ) -> _StackedSteps | None:
+        """Return adapters stacked; None after steps of those with changed parameters were discarded."""
         stacked = self._stacked.get(kind)
-        if stacked is None or (block, adapter) not in stacked.keys or not stacked.is_of(self._histories):
-            members = {
-                (name, adapter_name): history
-                for name, histories in self._histories.items()
-                for adapter_name, history in histories.items()
-                if history.stepper is not None
-                and ((last := history.last()).device, last.dtype, len(last)) == kind
-            }
-            stacked = self._stacked[kind] = _StackedSteps.of(members)
-        return stacked
+        steppers = [history.stepper for history, _ in members.values() if history.stepper is not None]
+        if stacked is None or not stacked.is_of(steppers):
+            stacked = self._stacked[kind] = _StackedSteps.of(steppers)
+        if stacked.is_current():
+            return stacked
+        for history, _ in members.values():
+            if history.stepper is not None and not history.stepper.is_current():
+                history.stepper = None
+        return None
+
+    def store_steps(self, steps: Steps) -> None:
+        """Keep the states after a single token, of adapters whose step was used."""
+        for (block, adapter), step in steps.items():
+            if step.after is not None:
+                histories = self._histories[block]
+                if len(histories) > 1:  # adapters that do not process this token
+                    self._histories[block] = histories = {adapter: histories[adapter]}
+                histories[adapter].append(step.after.squeeze(1), unlimited=self.record_past)
 
     def store(self, block: str, states: dict[str, Tensor]) -> None:
         """Keep states of the active adapters of a block; drop those of all others.
@@ -344,7 +369,6 @@ class _StateHistory(ABC):
     """States of one adapter of one block."""
 
     stepper: Stepper | None = None
-    versions: tuple[int, ...] = ()  # of the parameters that the stepper was prepared from
 
     @abstractmethod
     def last(self) -> Tensor:
@@ -448,30 +472,29 @@ class _RecentStates(_StateHistory):
 class _StackedSteps(NamedTuple):
     """Adapters of which the states are multiplied by A in one operation."""
 
-    keys: tuple[tuple[str, str], ...]  # block and adapter
-    histories: tuple[_StateHistory, ...]
     steppers: tuple[Stepper, ...]
     sizes: tuple[int, ...]  # numbers of channels
     coefficients: StepCoefficients
+    versions: list[int]  # of the parameters of all
 
     @classmethod
-    def of(cls, members: Mapping[tuple[str, str], _StateHistory]) -> _StackedSteps:
-        """Stack the prepared steps of histories."""
-        steppers = tuple(history.stepper for history in members.values() if history.stepper is not None)
+    def of(cls, steppers: Sequence[Stepper]) -> _StackedSteps:
+        """Stack prepared steps."""
         return cls(
-            tuple(members),
-            tuple(members.values()),
-            steppers,
+            tuple(steppers),
             tuple(len(stepper.step.diagonal) for stepper in steppers),
             StepCoefficients.stacked([stepper.step for stepper in steppers]),
+            [number for stepper in steppers for number in stepper.versions],
         )
 
-    def is_of(self, histories: Mapping[str, Mapping[str, _StateHistory]]) -> bool:
-        """Return whether the histories and their steps are still those that were stacked."""
-        for (block, adapter), history, stepper in zip(self.keys, self.histories, self.steppers, strict=True):
-            if histories.get(block, {}).get(adapter) is not history or history.stepper is not stepper:
-                return False
-        return True
+    def is_of(self, steppers: Sequence[Stepper]) -> bool:
+        """Return whether these are the steps that were stacked."""
+        return len(steppers) == len(self.steppers) and all(map(operator.is_, steppers, self.steppers))
+
+    def is_current(self) -> bool:
+        """Return whether no parameter has changed since the steps were prepared."""
+        tensors = [tensor for stepper in self.steppers for tensor in stepper.system.tensors()]
+        return versions(tensors) == self.versions
 
 
 def find_state(cache: Cache) -> HRMState | None:

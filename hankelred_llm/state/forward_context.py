@@ -33,7 +33,7 @@ from transformers.cache_utils import Cache
 from ..errors import StateError
 from ..ops.masks import SegmentMasks
 from .attention_masks import read_segment_masks
-from .cache import HRMState, cached_length, find_cache, find_state, open_state
+from .cache import HRMState, Steps, TokenStep, cached_length, find_cache, find_state, open_state
 from .decoder_call import DecoderCall, argument_names
 from .overflow import warn_of_overflow
 from .row_adapters import adapters_of_rows
@@ -83,9 +83,17 @@ class ForwardContext:
         self.shards, self.row_adapters = shards, row_adapters
         self._rows: dict[str, Tensor] = {}
         self.unmasked = masks.valid is None and masks.segment_start is None
+        # of a single token without gradients, blocks may use steps that are prepared for all of them together
+        self.single = (
+            call.time == 1
+            and shards is None
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        )
         self._cache: Cache | None = None
         self._cached_before = 0
         self._state: HRMState | None = None
+        self._steps: Steps | None = None
         self._outer: ForwardContext | LayerCall | None = None
 
     def start(self) -> None:
@@ -123,8 +131,17 @@ class ForwardContext:
         if self._state is None and self._cache is not None:
             self._state = open_state(self._cache, length=self._cached_before, n_layers=self.n_layers)
             self._state.check_rows(self.row_adapters)
-            self._state.start_pass()
         return self._state
+
+    def step_of(self, block: str, adapter: str) -> TokenStep | None:
+        """Return what an adapter needs for a single token, None where it is not prepared for one."""
+        if self._steps is None:
+            state = self.open_state_once()
+            self._steps = {} if state is None else state.steps(self._segment_start_on)
+        return self._steps.get((block, adapter))
+
+    def _segment_start_on(self, device: torch.device) -> Tensor | None:
+        return self.masks_on(device).segment_start
 
     def skip(self, block: str) -> None:
         """Drop the states of a block whose adapters do not process these tokens."""
@@ -136,6 +153,7 @@ class ForwardContext:
         """Return to the call around this one; count the tokens if all layers have finished."""
         _running.call = self._outer
         if finished and self._state is not None:
+            self._state.store_steps(self._steps or {})
             self._state.started = True
             if not self._state.static:
                 self._state.tokens += self.time
@@ -204,12 +222,13 @@ class LayerCall:
     Parameters
     ----------
     context : ForwardContext
-    blocks : dict of BlockCall
-        Calls of its blocks that have not returned, by name of the block in a cache.
+    blocks : dict of BlockCall or TokenStep
+        Calls of its blocks that have not returned, by name of the block in a cache; the step of a single
+        token where the only active adapter is prepared for one.
     """
 
     context: ForwardContext
-    blocks: dict[str, BlockCall] = field(default_factory=dict)
+    blocks: dict[str, BlockCall | TokenStep] = field(default_factory=dict)
 
 
 def _as_tuple(output: Any) -> tuple[Any, ...]:

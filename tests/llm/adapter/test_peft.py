@@ -903,6 +903,18 @@ def test_offloaded_models(tmp_path, fields, ids):
     assert error(logits(base, ids), logits(base_model(), ids)) < 2e-6
 
 
+@pytest.mark.parametrize(
+    "fields", [{"r": 6}, {"r": 6, "tap": "output"}, HYBRID], ids=["mlp", "output", "hybrid"]
+)
+def test_offloading_a_model_with_an_adapter(fields, ids):
+    # accelerate brings parameters back for the forward of their module only, and decoding and static readouts
+    # read them elsewhere: a NotImplementedError of torch, "Cannot copy out of meta tensor".
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.cpu_offload(adapted(**fields), execution_device=torch.device("cpu"))
+    with pytest.raises(AdapterError, match=r"'default' are on the meta device.*offload the base model first"):
+        logits(model, ids)
+
+
 def test_auto_class(tmp_path, ids):
     base_model().save_pretrained(tmp_path / "base")
     model = with_random_output(

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 import yaml
 from helpers.commands import command
 from helpers.comparisons import small_comparison
+from transformers import AutoModelForCausalLM
 
 from hankelred_llm.errors import ExperimentError
 from hankelred_llm.experiments import compare as comparison_module
 from hankelred_llm.experiments.base_models import small_model
 from hankelred_llm.experiments.compare import compare
-from hankelred_llm.experiments.methods import ADAPTER_METHODS, parse_method
+from hankelred_llm.experiments.methods import ADAPTER_METHODS, load_adapter, parse_method
 from hankelred_llm.experiments.records import ResultsFile, read_records
 from hankelred_llm.experiments.settings import Settings, read_settings
 from hankelred_llm.experiments.statistics import paired_difference
@@ -152,6 +154,45 @@ def test_json_in_the_schema_of_peft(settings, finished):
         assert {"step", "train loss", "valid accuracy", "test accuracy", "test accuracy at length 32"} <= set(
             last
         )
+
+
+def test_forgetting_is_what_training_adds_to_the_loss_on_a_text(base, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"The {k}th sentence of a text that no training has. " for k in range(80)))
+    settings = small_comparison(
+        base, ["hrm-attention", "lora-qv"], tmp_path / "out", forgetting_text=str(text)
+    )
+    result = compare(settings)
+    ids = torch.tensor([list(text.read_bytes())])
+
+    def losses(model):
+        length = min(1024, model.config.max_position_embeddings)
+        starts = np.linspace(0, ids.shape[1] - length, 8).astype(int)
+        rows = torch.cat([ids[:, start : start + length] for start in starts])
+        with torch.no_grad():
+            return float(model.eval()(input_ids=rows, labels=rows).loss)
+
+    before = losses(AutoModelForCausalLM.from_pretrained(base))
+    for line in result.lines[settings.length]:
+        folders = sorted((tmp_path / "out" / "runs").glob(f"final--{line.method}--*/adapter"))
+        after = [losses(load_adapter(AutoModelForCausalLM.from_pretrained(base), f)) for f in folders]
+        assert len(after) == 2 and abs(np.mean(after) - before - line.forgetting) < 1e-5
+        assert abs(line.forgetting) > 1e-5
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| file MiB | forgetting |" in table and f"| {line.forgetting:+.3f} |" in table
+    record = json.loads((tmp_path / "out" / "peft" / "lora-qv--seed0.json").read_text())
+    assert abs(record["train_info"]["metrics"][-1]["forgetting"]) > 1e-5
+
+
+def test_a_text_that_forgetting_cannot_be_measured_on_is_refused_before_training(base, tmp_path):
+    settings = small_comparison(base, ["hrm-attention", "lora-qv"], tmp_path, forgetting_text="none.txt")
+    with pytest.raises(ExperimentError, match=r"forgetting_text none\.txt cannot be read as a text"):
+        compare(settings)
+
+
+def test_comparisons_that_were_begun_without_a_text_have_the_same_identity(settings):
+    assert "forgetting_text" not in settings.identity()
+    assert replace(settings, forgetting_text="text.txt").identity()["forgetting_text"] == "text.txt"
 
 
 def test_a_restart_repeats_nothing(settings, finished, monkeypatch):
