@@ -38,7 +38,7 @@ LOOK = """() => {
 
 
 #: A reference after conf.py has given it the name of its function, which is right in text only.
-REFERENCE = re.compile(r"\[[A-Za-z_]+-\d+\]")
+REFERENCE = re.compile(r"\[[A-Za-z_]{4,}-\d+\]")
 
 
 def read_page(browser: Browser, path: Path) -> tuple[dict, list[str]]:

@@ -46,7 +46,7 @@ class InputFile(_ParamType):
         ctx.meta[STANDARD_INPUT] = True
         path = _stand_in(ctx, STANDARD_INPUT, self._default)
         with path.open("wb") as file:
-            shutil.copyfileobj(click.get_binary_stream("stdin"), file)
+            shutil.copyfileobj(sys.stdin.buffer, file)
         return path
 
 
@@ -72,7 +72,7 @@ class OutputFile(_ParamType):
 
         def copy() -> None:
             if path.is_file():
-                output = click.get_binary_stream("stdout")
+                output = sys.stdout.buffer
                 output.write(path.read_bytes())
                 output.flush()
 
