@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,13 @@ else:
 #: Name, without ending, of the file that stands in for a stream.
 STANDARD_INPUT, STANDARD_OUTPUT = "standard-input", "standard-output"
 _FORMAT = "hankelred.format"
+
+
+def with_stream_names(message: str) -> str:
+    """Return a message with the names of streams in place of the files that stand in for them."""
+    for name in (STANDARD_INPUT, STANDARD_OUTPUT):
+        message = re.sub(rf"\S*{name}\.\w+", name.replace("-", " "), message)
+    return message
 
 
 class InputFile(_ParamType):
