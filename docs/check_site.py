@@ -38,7 +38,7 @@ LOOK = """() => {
 
 
 #: A reference after conf.py has given it the name of its function, which is right in text only.
-REFERENCE = re.compile(r"\[[A-Za-z_]+-\d+\]")
+REFERENCE = re.compile(r"\[[A-Za-z_]{4,}-\d+\]")
 
 
 def read_page(browser: Browser, path: Path) -> tuple[dict, list[str]]:
@@ -136,6 +136,8 @@ def main() -> int:
             anchor = unquote(parts.fragment)
             if not target.exists():
                 faults.append(f"link to a file that is not there: {link}")
+            elif page.is_relative_to(site / "_modules"):
+                continue  # viewcode knows one name of a module: some links lead to the page, not to the place
             elif anchor and target in found and anchor not in found[target][0]["ids"]:
                 faults.append(f"link to a heading that is not there: {link}")
         for fault in faults:

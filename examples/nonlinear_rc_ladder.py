@@ -145,18 +145,20 @@ def draw(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    fig, (spectrum, errors, response) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-    spectrum.semilogy(np.arange(1, 13), values[:12], "o-")
+    blue, orange, green = "#0072B2", "#D55E00", "#009E73"  # as in the plots of hankelred
+    fig, (spectrum, errors, response) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    spectrum.semilogy(np.arange(1, 13), values[:12], "o", color=blue)
     spectrum.set(xlabel="index", ylabel="empirical Hankel singular value", title="Hankel singular values")
-    for (name, rows), color in zip(table.items(), ("C0", "C1", "C2"), strict=True):
+    for (name, rows), color in zip(table.items(), (blue, orange, green), strict=True):
         pod, balanced = np.array(list(rows.values())).T
         errors.semilogy(list(rows), pod, "s--", color=color, label=f"POD, {name}", alpha=0.6)
         errors.semilogy(list(rows), balanced, "o-", color=color, label=f"balanced, {name}")
     errors.set(xlabel="order", ylabel="relative output error", title="Inputs not trained on")
     errors.legend(fontsize=7)
     t = np.arange(0, TEST, STEP)
-    for (name, y), style in zip(outputs.items(), ("k-", "C3--", "C0-."), strict=True):
-        response.plot(t, 1e3 * y, style, label=name, linewidth=1.2)
+    styles = (("black", "-"), (orange, "--"), (blue, "-."))
+    for (name, y), (color, style) in zip(outputs.items(), styles, strict=True):
+        response.plot(t, 1e3 * y, style, color=color, label=name, linewidth=1.2)
     response.set(xlabel="time (s)", ylabel="output (mV)", title="Random levels, order 2")
     response.legend(fontsize=8)
     fig.savefig(picture, dpi=130)

@@ -16,7 +16,7 @@ import click
 from .._util.writing import check_page_suffix, check_suffix, check_writable, write_atomically
 from ..errors import FileFormatError, HankelredError, count, in_one_line
 from ..models.linear_model import timestep
-from .streams import STANDARD_OUTPUT
+from .streams import STANDARD_OUTPUT, with_stream_names
 
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -51,7 +51,7 @@ def run(commands: click.Group, program: str, *, interrupted: str = "interrupted"
 
 
 def _stop(message: str, status: int) -> None:
-    click.echo(f"error: {in_one_line(message)}", err=True)
+    click.echo(f"error: {with_stream_names(in_one_line(message))}", err=True)
     sys.exit(status)
 
 

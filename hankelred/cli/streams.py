@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,13 @@ else:
 #: Name, without ending, of the file that stands in for a stream.
 STANDARD_INPUT, STANDARD_OUTPUT = "standard-input", "standard-output"
 _FORMAT = "hankelred.format"
+
+
+def with_stream_names(message: str) -> str:
+    """Return a message with the names of streams in place of the files that stand in for them."""
+    for name in (STANDARD_INPUT, STANDARD_OUTPUT):
+        message = re.sub(rf"\S*{name}\.\w+", name.replace("-", " "), message)
+    return message
 
 
 class InputFile(_ParamType):
@@ -46,7 +54,7 @@ class InputFile(_ParamType):
         ctx.meta[STANDARD_INPUT] = True
         path = _stand_in(ctx, STANDARD_INPUT, self._default)
         with path.open("wb") as file:
-            shutil.copyfileobj(click.get_binary_stream("stdin"), file)
+            shutil.copyfileobj(sys.stdin.buffer, file)
         return path
 
 
@@ -72,7 +80,7 @@ class OutputFile(_ParamType):
 
         def copy() -> None:
             if path.is_file():
-                output = click.get_binary_stream("stdout")
+                output = sys.stdout.buffer
                 output.write(path.read_bytes())
                 output.flush()
 

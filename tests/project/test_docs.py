@@ -189,6 +189,20 @@ def test_scripts_that_are_named_exist(page):
         assert (ROOT / script).is_file(), f"{page.name} names {script}"
 
 
+#: How-to pages that have no picture yet.
+WITHOUT_PICTURE = {"identification", "serving"}
+
+
+def test_tutorials_and_how_to_pages_have_a_picture():
+    """Five tutorials had none: the one about choosing an order from a spectrum showed no spectrum."""
+    trees = [tree for _, tree in blocks(DOCS / "index.md", "{toctree}")]
+    guides = [tree for tree in trees if ":caption: Tutorials" in tree or ":caption: How to" in tree]
+    pages = {line for tree in guides for line in tree.splitlines() if line and not line.startswith(":")}
+    assert len(pages) > 20
+    plain = {page for page in pages if "![" not in (DOCS / f"{page}.md").read_text("utf-8")}
+    assert plain <= WITHOUT_PICTURE
+
+
 def test_pictures_are_small():
     for picture in (DOCS / "images").glob("*.png"):
         assert picture.stat().st_size < 100_000, picture.name
