@@ -21,6 +21,7 @@ import scipy.linalg as sla
 from ..._util.arrays import Array
 from ..diagnostics import Uncertainty, derivatives, scaled_inverse
 from ..output_error import (
+    STABLE_RADIUS,
     FittedModel,
     balance_states,
     fit_inputs,
@@ -118,7 +119,8 @@ def unstable_pole(
 ) -> tuple[complex, float] | None:
     """Return the pole that is most significantly outside the unit circle, and its standard error."""
     poles, errors = model.uncertainty(us, ys).poles()
-    excess = (np.abs(poles) - 1) / np.maximum(errors, np.finfo(float).tiny)
+    # an integrator in a record without noise has a pole at 1 to within rounding, and so is its standard error
+    excess = (np.abs(poles) - (2 - STABLE_RADIUS)) / np.maximum(errors, np.finfo(float).tiny)
     k = int(np.argmax(excess))
     return (complex(poles[k]), float(errors[k])) if excess[k] > _SIGNIFICANT else None
 
