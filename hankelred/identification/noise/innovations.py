@@ -71,6 +71,10 @@ class InnovationsModel:
         offset = np.linalg.lstsq(by_level, predictor.offset, rcond=None)[0]
         return with_initial_states(FittedModel(A, B, predictor.C, D, (), offset), us, ys)
 
+    def prediction_errors(self, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+        """Return the errors (p, T) of the one-step prediction."""
+        return residuals(self.predictor, _with_outputs(us, ys), ys)
+
     def uncertainty(self, us: Sequence[Array], ys: Sequence[Array]) -> Uncertainty:
         """Return the covariance of the estimates of the process."""
         model, m = balance_states(self.predictor), self.n_inputs
