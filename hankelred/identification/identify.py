@@ -185,11 +185,18 @@ class IdentifiedModel(Reduction):
     def residual_test(self) -> ResidualTest:
         """Test whether the residuals are white, and independent of earlier and later inputs.
 
+        They are those of the simulated output; of a process that is unstable in open loop, whose output
+        cannot be simulated for long, the errors of the one-step prediction.
+
         Returns
         -------
         ResidualTest
             With probabilities, correlations, and their bounds.
         """
+        selected = self._selected
+        if selected.innovations is not None:
+            errors = selected.innovations.prediction_errors(selected.data.inputs, selected.data.outputs)
+            return residual_test(errors, self._records()[0])
         return residual_test(self._residuals(), self._records()[0])
 
     def pole_errors(self) -> tuple[Array, Array]:
@@ -812,7 +819,11 @@ class IdentificationSource(UncertifiedSource):
     def noise_floor(self) -> float:
         """The largest contribution of the residual to a singular value."""
         data, scaled = self.problem.data, self.chosen.data
-        residual = np.concatenate(residuals(self.chosen.model, scaled.inputs, scaled.outputs), axis=1)
+        if self.chosen.innovations is not None:
+            errors = self.chosen.innovations.prediction_errors(scaled.inputs, scaled.outputs)
+        else:
+            errors = residuals(self.chosen.model, scaled.inputs, scaled.outputs)
+        residual = np.concatenate(errors, axis=1)
         size = np.sqrt(np.mean(residual**2, axis=1)) * scaled.output_scale
         error = size.max() / (scaled.input_scale.min() * np.sqrt(data.n_samples))
         width = max(self.problem.horizons) * max(data.n_inputs, data.n_outputs)

@@ -136,8 +136,11 @@ def fits(
 
     A constant output counts as 0. The first `n_zeros` samples are left out; where levels are known (not
     `centered`), the output is measured from zero instead of from its mean.
+    An output that grows beyond all numbers has the fit -inf.
     """
-    error = sum(np.sum(e[:, n_zeros:] ** 2, axis=1) for e in residuals(model, us, ys))
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = sum(np.sum(e[:, n_zeros:] ** 2, axis=1) for e in residuals(model, us, ys))
+    error = np.nan_to_num(error, nan=np.inf, posinf=np.inf)
     spread = sum(np.sum((_centered(y[:, n_zeros:]) if centered else y) ** 2, axis=1) for y in ys)
     ratio = np.divide(error, spread, out=np.ones_like(spread), where=spread > 0)
     return np.asarray(1 - np.sqrt(ratio))

@@ -62,6 +62,7 @@ def input_responses(A: Array, C: Array, u: Array) -> Array:
     return states.transpose(2, 1, 0, 3).reshape(p, T, n * m)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def residuals(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
     """Return the measured minus the simulated output, (p, T) for each record."""
     return [
@@ -186,7 +187,10 @@ def refine(
     for _ in range(max_steps):
         if model.loss < _ROUNDING:
             break
-        gram, gradient, update = _normal_equations(model, us, ys, offsets)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gram, gradient, update = _normal_equations(model, us, ys, offsets)
+        if not (np.all(np.isfinite(gram)) and np.all(np.isfinite(gradient))):
+            break  # an unstable model, whose output grows beyond all numbers in a long record
         size = np.sqrt(np.maximum(np.diag(gram), np.diag(gram).max() * 1e-14))
         scaled = gram / np.outer(size, size)
         decreased = False

@@ -21,6 +21,7 @@ import scipy.linalg as sla
 from ..._util.arrays import Array
 from ..diagnostics import Uncertainty, derivatives, scaled_inverse
 from ..output_error import (
+    STABLE_RADIUS,
     FittedModel,
     balance_states,
     fit_inputs,
@@ -70,6 +71,10 @@ class InnovationsModel:
         offset = np.linalg.lstsq(by_level, predictor.offset, rcond=None)[0]
         return with_initial_states(FittedModel(A, B, predictor.C, D, (), offset), us, ys)
 
+    def prediction_errors(self, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+        """Return the errors (p, T) of the one-step prediction."""
+        return residuals(self.predictor, _with_outputs(us, ys), ys)
+
     def uncertainty(self, us: Sequence[Array], ys: Sequence[Array]) -> Uncertainty:
         """Return the covariance of the estimates of the process."""
         model, m = balance_states(self.predictor), self.n_inputs
@@ -118,7 +123,8 @@ def unstable_pole(
 ) -> tuple[complex, float] | None:
     """Return the pole that is most significantly outside the unit circle, and its standard error."""
     poles, errors = model.uncertainty(us, ys).poles()
-    excess = (np.abs(poles) - 1) / np.maximum(errors, np.finfo(float).tiny)
+    # an integrator in a record without noise has a pole at 1 to within rounding, and so is its standard error
+    excess = (np.abs(poles) - (2 - STABLE_RADIUS)) / np.maximum(errors, np.finfo(float).tiny)
     k = int(np.argmax(excess))
     return (complex(poles[k]), float(errors[k])) if excess[k] > _SIGNIFICANT else None
 

@@ -438,6 +438,17 @@ class TestUnstableProcess:
         assert model.fit[0] > 0.9
         assert model.held_back_fit[0] > 0.9
 
+    @pytest.mark.slow
+    def test_a_record_longer_than_the_largest_number(self):
+        """The unstable response grows beyond 1e308 in it: this ended in a ValueError of scipy."""
+        u, y = unstable_record(3, 16_000)
+        with pytest.warns(hankelred.ReductionWarning, match="next to nothing"):
+            model = hankelred.identify(u, y, 2, stable=False)
+        assert np.abs(model.system.poles()).max() == pytest.approx(1.05, abs=1e-3)
+        assert model.fit[0] == -np.inf
+        assert model.residual_test().whiteness[0] > 1e-4
+        assert "1.0" in model.summary()
+
     def test_a_random_walk_at_the_output_is_not_taken_for_an_unstable_process(self):
         for seed in range(5):
             rng = np.random.default_rng(seed)
