@@ -139,7 +139,7 @@ def large_scaling() -> None:
                 color=color,
                 label=name,
             )
-        ax.loglog(1e6, MILLION[key], "o", color="#0072B2", fillstyle="none", label="hankelred, a run of its own")
+        ax.loglog(1e6, MILLION[key], "o", color="#0072B2", fillstyle="none", label="hankelred, another run")
         ax.set(xlabel="states", ylabel=label)
         ax.grid(alpha=0.3)
     axes[0].axhline(120, color="gray", linestyle=":", label="limit of pyMOR and the dense solver")
