@@ -262,26 +262,11 @@ def low_rank_factors(
     problem = sparse_problem(model, factorize)
     bound = proven_bound(problem.pencil, discrete=problem.discrete)
     adi = DualADI(problem.pencil, problem.B, problem.C)
-    unstable = no_unstable_part(model.n_states)
-    center, product = 0.0, None
+    unstable, center, product = no_unstable_part(model.n_states), 0.0, None
     if bound is None:
         check_descriptor(problem.pencil, discrete=problem.discrete)
-    if bound is None and not is_proven_stable(problem.pencil):
-        rigid = rigid_body_part(problem.pencil)
-        adi.next_shifts()  # computes first approximations of the poles
-        slowest = float(np.abs(adi.ritz).min(initial=np.inf))
-        if rigid is not None:
-            unstable, slowest = rigid.at_origin, rigid.slowest
-            if rigid.damped is not None:
-                assert isinstance(problem.pencil, SecondOrderPencil)
-                adi.pencil = WithKnownPoles(problem.pencil, rigid.damped)
-                problem = replace(problem, pencil=adi.pencil)
-        elif math.isfinite(slowest):
-            unstable = unstable_part(problem.pencil, slowest, stability_tol)
-        if unstable.A.size:
-            adi.deflate(unstable.left, unstable.right)
-            problem = replace(problem, B=adi.controllability.W, C=adi.observability.W.T)
-            center = slowest
+        if not is_proven_stable(problem.pencil):
+            problem, unstable, center = _deflated(problem, adi, stability_tol)
     certificate, galerkin = 0.0, None  # if B or C is zero
     if all(side.start > 0 for side in adi.sides):
         visible = model.n_states > CHEAP_STATES and on_terminal()
@@ -312,6 +297,31 @@ def low_rank_factors(
             f"requested; the residual is {factors.residual:.1e}. {_remedy(model.n_states)}"
         )
     return factors
+
+
+def _deflated(
+    problem: SparseProblem, adi: DualADI, stability_tol: float
+) -> tuple[SparseProblem, InvariantSubspace, float]:
+    """Deflate unstable and marginal poles from both sides; return the problem without them, and them.
+
+    The third item is about the size of the slowest other poles, or zero where nothing was deflated.
+    """
+    pencil = problem.pencil
+    rigid = rigid_body_part(pencil)
+    adi.next_shifts()  # computes first approximations of the poles
+    slowest = float(np.abs(adi.ritz).min(initial=np.inf))
+    unstable = no_unstable_part(pencil.n)
+    if rigid is not None:
+        unstable, slowest = rigid.at_origin, rigid.slowest
+        if rigid.damped is not None and isinstance(pencil, SecondOrderPencil):
+            adi.pencil = WithKnownPoles(pencil, rigid.damped)
+            problem = replace(problem, pencil=adi.pencil)
+    elif math.isfinite(slowest):
+        unstable = unstable_part(pencil, slowest, stability_tol)
+    if unstable.A.size == 0:
+        return problem, unstable, 0.0
+    adi.deflate(unstable.left, unstable.right)
+    return replace(problem, B=adi.controllability.W, C=adi.observability.W.T), unstable, slowest
 
 
 def _share(certificate: float, largest: float) -> str:

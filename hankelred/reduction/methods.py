@@ -271,12 +271,12 @@ class BalancedSource:
     def _gain_of_error(self, stable_reduced: Quadruple) -> float:
         """Return the H-infinity norm of full minus reduced, in scaled units."""
         critical, r = self._critical_response, stable_reduced[0].shape[0]
+        k = self._order_for_error(r)
         if critical is not None:
             bound = 2 * float(self.balancing.values[r:].sum())
-            value = critical.error_without_cancellation(stable_reduced, bound)
+            value = critical.error_without_cancellation(stable_reduced, bound, k)
             if value is not None:
                 return value
-        k = self._order_for_error(r)
         return verified_error(
             self.error_model(stable_reduced, k),
             self._full_stable_system,

@@ -50,6 +50,8 @@ CHEAP_STEPS, CHEAP_PARTS = 4, 16
 CHEAP_RTOL = 1e-8
 #: Two systems are subtracted where that changes the largest gain by no more than this share, by an estimate.
 SUBTRACTED_RTOL = 0.1 * HINF_RTOL
+#: With several inputs and outputs, and fewer balanced states than this share, the search on these is faster.
+MANY_STATES = 0.9
 #: Squares of poles locate peaks if their rounding, of this size for each state relative to the square of the
 #: size of A, is a small share of the width of every peak.
 ROUNDING_OF_SQUARES = EPS
@@ -427,8 +429,7 @@ class CriticalResponse:
     def _in_schur_form(self) -> tuple[FrequencyResponse, _SquaredPoles | None, Quadruple] | None:
         """The response, squared poles and matrices of a continuous model in Schur form.
 
-        None for other models, and None instead of squared poles where they do not apply, as with several
-        outputs.
+        None for other models; None instead of squared poles with several inputs and outputs.
         """
         if self.schur is None or self.discrete or any(np.iscomplexobj(M) for M in self.schur):
             return None
@@ -437,7 +438,10 @@ class CriticalResponse:
         if max(D.shape) > A.shape[0] or 0 in D.shape:  # many inputs or outputs are compressed
             return None
         squares = None
-        if D.shape[0] == 1 and _SquaredPoles.are_usable(A, B, C, D, discrete=False):
+        if min(D.shape) == 1:
+            # with one input the search on balanced states has squared poles too
+            if D.shape[0] > 1 or not _SquaredPoles.are_usable(A, B, C, D, discrete=False):
+                return None
             squares = _SquaredPoles.of_system(A, B, C, D, None)
         return FrequencyResponse(A, B, C, D, discrete=False, schur=True), squares, (A, B, C, D)
 
@@ -448,11 +452,13 @@ class CriticalResponse:
         finite = self.frequencies[np.isfinite(self.frequencies)]
         return float(self._in_schur_form[0].rounding(finite).max())
 
-    def error_without_cancellation(self, reduced: Quadruple, bound: float) -> float | None:
+    def error_without_cancellation(
+        self, reduced: Quadruple, bound: float, balanced_states: int
+    ) -> float | None:
         """Return the H-infinity norm, at most `bound`, of full minus reduced; None where rounding would show.
 
         The two systems are subtracted and share no states, so that what is computed of the full one serves
-        every order.
+        every order. The result is None too if the search on so many balanced states is faster.
         """
         tolerance = SUBTRACTED_RTOL * bound
         if self._in_schur_form is None or reduced[0].shape[0] == 0 or self._rounding > tolerance:
@@ -463,13 +469,15 @@ class CriticalResponse:
         reduced = T, Z.T @ reduced[1], reduced[2] @ Z, D
         difference = DifferenceResponse(response, FrequencyResponse(*reduced, discrete=False, schur=True))
         plane: _SquaredPoles | _HalfPlane | None = None
-        if squares is not None and _SquaredPoles.are_usable(*reduced, discrete=False, size=squares.size):
-            squares_of_difference = squares.minus(full, reduced)
-            if squares_of_difference is not None and squares_of_difference.agree_with(difference):
-                plane = squares_of_difference
-        if plane is None:
+        if squares is None:
+            if balanced_states < MANY_STATES * full[0].shape[0]:
+                return None
             apart = parallel([(*full[:3], no_direct_term(D.shape)), negated(reduced)])
             plane = _HalfPlane(*apart, difference.poles, discrete=False)
+        elif _SquaredPoles.are_usable(*reduced, discrete=False, size=squares.size):
+            plane = squares.minus(full, reduced)
+        if plane is None or (isinstance(plane, _SquaredPoles) and not plane.agree_with(difference)):
+            return None
         finite = self.frequencies[np.isfinite(self.frequencies)]
         rounding = self._rounding + float(difference.parts[1].rounding(finite).max())
         least = rounding / SUBTRACTED_RTOL

@@ -138,7 +138,7 @@ def test_largest_singular_values_of_small_matrices(shape, scale):
     np.testing.assert_allclose(largest_singular_value(stack * scale), expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize("p, m", [(1, 1), (1, 3), (3, 1), (2, 3)])
+@pytest.mark.parametrize("p, m", [(1, 1), (1, 3), (2, 3)])
 def test_errors_from_separate_parts(monkeypatch, p, m):
     """With several outputs the Hamiltonian matrix of both models takes the place of the squared poles."""
     A, B, C = resonant(60, p, m, 7)
@@ -146,16 +146,14 @@ def test_errors_from_separate_parts(monkeypatch, p, m):
     calls = []
     separate = norms.CriticalResponse.error_without_cancellation
 
-    def recorded(self, reduced, bound):
-        calls.append(separate(self, reduced, bound))
+    def recorded(self, *arguments):
+        calls.append(separate(self, *arguments))
         return calls[-1]
 
     monkeypatch.setattr(norms.CriticalResponse, "error_without_cancellation", recorded)
     fast = [reduction.at(order).error() for order in range(1, 20)]
     assert sum(value is not None for value in calls) >= 15
-    monkeypatch.setattr(
-        norms.CriticalResponse, "error_without_cancellation", lambda self, reduced, bound: None
-    )
+    monkeypatch.setattr(norms.CriticalResponse, "error_without_cancellation", lambda self, *arguments: None)
     slow = [reduction.at(order).error() for order in range(1, 20)]
     np.testing.assert_allclose(fast, slow, rtol=1e-6)
     A6, B6, C6, D6 = reduction.system
