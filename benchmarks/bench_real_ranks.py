@@ -140,13 +140,17 @@ class Study:
         }
         return {**content, "further": self.train_further(model)}
 
-    def from_start(self, order: int, steps: int) -> Content:
-        """Return the scores of an adapter of a size that was trained so many steps."""
+    def from_start(self, order: int | None, steps: int) -> Content:
+        """Return the scores of an adapter of a size, None for the whole, that was trained so many steps."""
         experiment = self.experiment if steps == STEPS else self.longer
-        method = f"{METHOD} r={order}"
-        place = self.folder / name_of(self.base) / f"{TASK}--{METHOD}-r{order}--{steps}--seed{self.seed}"
+        method = METHOD if order is None else f"{METHOD} r={order}"
+        place = self.folder / name_of(self.base)
+        place /= f"{TASK}--{METHOD}-r{order or 'whole'}--{steps}--seed{self.seed}"
         model = train(experiment, method, learning_rate=RATE, seed=self.seed, folder=place).model
-        return {"states": order * LAYERS, "test": self.scores(model)}
+        states = sum(
+            layer.system(name).modes.order for layer in hrm_layers(model) for name in layer.hrm_system
+        )
+        return {"states": states, "test": self.scores(model)}
 
     def ablation(self, method: str) -> Content:
         """Return the scores with the state, and with static parts, switched off."""
@@ -176,7 +180,7 @@ class Study:
             return self.text(next((m for m in ALL_METHODS if parse_method(m).slug == what), None))
         if what in WAYS:
             return self.reduced(what, ORDERS[kind])
-        return self.from_start(ORDERS[kind], int(what.split()[-2]))
+        return self.from_start(ORDERS.get(kind), int(what.split()[-2]))
 
 
 def names() -> list[str]:
@@ -185,25 +189,27 @@ def names() -> list[str]:
     def of_sizes(*what: str) -> list[str]:
         return [f"{share}--{each}" for share in ORDERS for each in what]
 
+    longer = f"from the start, {STEPS + FURTHER} steps"
     texts = [f"text--{parse_method(method).slug}" for method in ALL_METHODS]
     return [
         "full",
         *of_sizes(*WAYS[:2]),
-        *of_sizes(f"from the start, {STEPS + FURTHER} steps"),
+        *("text--base", *texts, "off--hybrid"),
+        *of_sizes(longer),
+        f"whole--{longer}",
         *of_sizes(WAYS[3]),
-        *("off--hybrid", "text--base", *texts),
         *of_sizes(WAYS[2], f"from the start, {STEPS} steps"),
     ]
 
 
 def switch_off(model: nn.Module, what: str) -> None:
-    """Set the outputs of the states, or of the low-rank maps, to zero."""
+    """Set the outputs of the states, or of all parts without a state, to zero."""
     if what == "state":
         for layer in hrm_layers(model):
             for name in layer.hrm_system:
                 layer.system(name).gate.zero_()
     if what == "static":
-        outputs = [p for name, p in model.named_parameters() if "lora_B" in name]
+        outputs = [p for name, p in model.named_parameters() if "lora_B" in name or ".readout_" in name]
         if not outputs:
             raise SystemExit("the adapter has no static parts")
         for parameter in outputs:

@@ -95,7 +95,7 @@ def reductions(pieces: dict[str, Piece]) -> list[str]:
     rows = []
     if full := pieces.get("full"):
         rows.append(["whole", str(full["states"]), *scores(full, lengths)])
-    for share in study.ORDERS:
+    for share in ("whole", *study.ORDERS):
         for way in study.WAYS:
             if piece := pieces.get(f"{share}--{way}"):
                 rows.append([f"{share}, {way}", str(piece["states"]), *scores(piece, lengths)])
@@ -131,12 +131,13 @@ def scores(piece: Piece, lengths: list[str]) -> list[str]:
 def differences(pieces: dict[str, Piece], lengths: list[str]) -> list[str]:
     """Return the paired differences that the page is about."""
     start = f"from the start, {FULL_STEPS} steps"
-    pairs = [("full", "further", "full", "test")]
+    pairs = [("full", "further", "full", "test"), (f"whole--{start}", "test", "full", "further")]
     for share in study.ORDERS:
         equal, one, calibrated, loss = (f"{share}--{way}" for way in study.WAYS)
         pairs += [(one, "test", equal, "test"), (loss, "test", equal, "test")]
         pairs += [(calibrated, "test", equal, "test")]
         pairs += [(name, "further", f"{share}--{start}", "test") for name in (equal, one, loss)]
+        pairs += [(f"{share}--{start}", "test", f"whole--{start}", "test")]
     lines = []
     for name, when, reference, when_reference in pairs:
         if name in pieces and reference in pieces:
