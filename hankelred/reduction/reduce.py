@@ -704,14 +704,8 @@ def reduce(
     factors = {key: L for key, L in factors_by_name.items() if L is not None}
     require_option(structure, STRUCTURES, "structure", ModelError)
     if structure == "second_order":
-        if not isinstance(sys, SecondOrderModel):
-            raise ModelError(f"structure='second_order' is for a SecondOrderModel, got {type(sys).__name__}")
-        if order is None or name != "truncation" or factors:
-            raise ModelError(
-                "structure='second_order' takes an order and method='truncation': no bound is known from "
-                "which a rule could choose"
-            )
-        of_structure = PositionVelocity(sys, solver, accuracy, factorize, margin)
+        second_order = _checked_second_order(sys, name, rule_or_factors=order is None or bool(factors))
+        of_structure = PositionVelocity(second_order, solver, accuracy, factorize, margin)
         structured: list[Reduction] = [make_reduction(of_structure, one) for one in orders]
         return structured if several else structured[0]
 
@@ -747,6 +741,18 @@ def reduce(
             reduction = within(reduction, source.tolerance(tol, rtol))
         reductions.append(reduction)
     return reductions if several else reductions[0]
+
+
+def _checked_second_order(sys: Any, method: str, *, rule_or_factors: bool) -> SecondOrderModel:
+    """Return the model of which the second-order form is to be preserved."""
+    if not isinstance(sys, SecondOrderModel):
+        raise ModelError(f"structure='second_order' is for a SecondOrderModel, got {type(sys).__name__}")
+    if rule_or_factors or method != "truncation":
+        raise ModelError(
+            "structure='second_order' takes an order and method='truncation': no bound is known from "
+            "which a rule could choose"
+        )
+    return sys
 
 
 def _with_user_factors(

@@ -231,6 +231,24 @@ class HRMConfig(PeftConfig):
                     f"{name}={short_repr(value)} is unknown; choose one of {', '.join(map(repr, allowed))}"
                 )
         _check_count("r", self.r, least=1)
+        self._check_patterns()
+        if not is_number(self.gate_init) or not abs(self.gate_init) <= _LARGEST:
+            raise ConfigError(
+                f"gate_init={short_repr(self.gate_init)} is no finite number of single precision; 1.0 is the "
+                "default"
+            )
+        for name in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, name), (set, tuple)):
+                setattr(self, name, sorted(value))
+            _check_block_names(name, getattr(self, name))
+        if isinstance(self.layers_to_transform, (range, tuple, set)):
+            self.layers_to_transform = sorted(self.layers_to_transform)
+        _check_layers(self.layers_to_transform)
+        self._check_static_parts()
+        self._check_fields_for_peft()
+
+    def _check_patterns(self) -> None:
+        """Refuse invalid values by the name of a block."""
         for name in ("rank_pattern", "mode_pattern", "static_pattern"):
             pattern = getattr(self, name)
             if not isinstance(pattern, dict) or not all(isinstance(key, str) for key in pattern):
@@ -248,20 +266,6 @@ class HRMConfig(PeftConfig):
                 )
             for count in modes:
                 _check_count(f"mode_pattern[{short_repr(key)}]", count, least=0)
-        if not is_number(self.gate_init) or not abs(self.gate_init) <= _LARGEST:
-            raise ConfigError(
-                f"gate_init={short_repr(self.gate_init)} is no finite number of single precision; 1.0 is the "
-                "default"
-            )
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(value := getattr(self, name), (set, tuple)):
-                setattr(self, name, sorted(value))
-            _check_block_names(name, getattr(self, name))
-        if isinstance(self.layers_to_transform, (range, tuple, set)):
-            self.layers_to_transform = sorted(self.layers_to_transform)
-        _check_layers(self.layers_to_transform)
-        self._check_static_parts()
-        self._check_fields_for_peft()
 
     def _check_static_parts(self) -> None:
         """Refuse invalid values of the fields of the parts without a state."""
@@ -500,17 +504,7 @@ def _lora_fields(lora: Any) -> dict[str, Any]:
                 f"lora has {name}={short_repr(value)}, which the LoRA in this adapter does not offer; its "
                 f"fields are {', '.join(_LORA_FIELDS)}; add an adapter of peft beside this one for the rest"
             )
-    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
-    for name, rank in (("lora.r", config.r), *((f"lora.rank_pattern[{k!r}]", r) for k, r in ranks.items())):
-        _check_count(name, rank, least=1)
-    for name, alpha in (
-        ("lora.lora_alpha", config.lora_alpha),
-        *((f"lora.alpha_pattern[{k!r}]", a) for k, a in alphas.items()),
-    ):
-        if not is_number(alpha) or not 0 < abs(alpha) <= _LARGEST:
-            raise ConfigError(f"{name}={short_repr(alpha)} must be a finite number other than 0")
-    if not is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
-        raise ConfigError(f"lora.lora_dropout={short_repr(config.lora_dropout)} must be in [0, 1)")
+    _check_lora_numbers(config)
     if config.init_lora_weights not in (True, "gaussian"):
         raise ConfigError(
             f"lora.init_lora_weights={short_repr(config.init_lora_weights)} would change the output of the "
@@ -529,6 +523,21 @@ def _lora_fields(lora: Any) -> dict[str, Any]:
             _check_block_names(f"lora.{name}", value)
         setattr(config, name, value)
     return {name: getattr(config, name) for name in _LORA_FIELDS}
+
+
+def _check_lora_numbers(config: LoraConfig) -> None:
+    """Refuse ranks, scales and a dropout that are not possible."""
+    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    for name, rank in (("lora.r", config.r), *((f"lora.rank_pattern[{k!r}]", r) for k, r in ranks.items())):
+        _check_count(name, rank, least=1)
+    for name, alpha in (
+        ("lora.lora_alpha", config.lora_alpha),
+        *((f"lora.alpha_pattern[{k!r}]", a) for k, a in alphas.items()),
+    ):
+        if not is_number(alpha) or not 0 < abs(alpha) <= _LARGEST:
+            raise ConfigError(f"{name}={short_repr(alpha)} must be a finite number other than 0")
+    if not is_number(config.lora_dropout) or not 0 <= config.lora_dropout < 1:
+        raise ConfigError(f"lora.lora_dropout={short_repr(config.lora_dropout)} must be in [0, 1)")
 
 
 def _by_name(pattern: Mapping[str, _T], module_name: str, default: _T) -> _T:

@@ -115,7 +115,17 @@ def _read_metadata(of_file: Mapping[str, str] | None) -> dict[str, Any]:
         _check_keys(metadata[name], {"name", "fingerprint"}, name)
         if not all(isinstance(value, str) for value in metadata[name].values()):
             raise ValueError(f"{name} is {short_repr(metadata[name])}, not two strings")
-    parts = metadata["data"]
+    parts = _checked_parts(metadata["data"])
+    for name in ("rows", "tokens"):
+        total = sum(part[name] for part in parts)
+        if total != metadata[name]:
+            raise ValueError(f"its parts have {total} {name}, and the whole has {metadata[name]}")
+    metadata["data"] = parts
+    return metadata
+
+
+def _checked_parts(parts: Any) -> tuple[dict[str, Any], ...]:
+    """Return the parts of the data, each with its digest and counts."""
     if not isinstance(parts, list) or not parts:
         raise ValueError(f"data is {short_repr(parts)}, not a list of parts")
     for part in parts:
@@ -124,12 +134,7 @@ def _read_metadata(of_file: Mapping[str, str] | None) -> dict[str, Any]:
             raise ValueError(f"a digest is {short_repr(part['digest'])}, not a string")
         for name in _PART_COUNTS:
             _check_count(part[name], f"{name} of a part of data", least=0)
-    for name in ("rows", "tokens"):
-        total = sum(part[name] for part in parts)
-        if total != metadata[name]:
-            raise ValueError(f"its parts have {total} {name}, and the whole has {metadata[name]}")
-    metadata["data"] = tuple(parts)
-    return metadata
+    return tuple(parts)
 
 
 def _pairs(pairs: Any) -> dict[int, int]:

@@ -57,9 +57,6 @@ def capturing(
     """
     modes = {module: module.training for module in model.modules()}
     parameters = list(model.parameters())
-    trainable = [parameter.requires_grad for parameter in parameters]
-    kept_gradients = {system: system.gate.grad for system in adapter_layers.systems.values()}
-    handles: list[Any] = []
     forward = True
 
     def hook(index: int) -> Callable[..., None]:
@@ -103,24 +100,40 @@ def capturing(
                 system.gate.grad = None
         return mean, count
 
-    device = next(iter(adapter_layers.systems.values())).B.device
-    model_device = getattr(model, "device", device)
-    if isinstance(model_device, torch.device) and model_device.type != "meta":
-        device = model_device
+    device = _input_device(model, adapter_layers)
     devices = sorted({p.device.index for p in parameters if p.device.type == "cuda"})
+    with _restored_afterwards(model, adapter_layers) as handles, torch.random.fork_rng(devices):
+        model.eval()
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        if gradients:
+            _checkpoint(model, modes, handles)
+            for system in adapter_layers.systems.values():
+                system.gate.requires_grad_(True)
+                system.gate.grad = None
+        for index, system in adapter_layers.systems.items():
+            handles.append(system.register_forward_hook(hook(index), with_kwargs=True))
+        yield run
+
+
+def _input_device(model: nn.Module, adapter_layers: AdapterLayers) -> torch.device:
+    """Return the device of the model, and of the adapter where the model names none."""
+    device = getattr(model, "device", None)
+    if isinstance(device, torch.device) and device.type != "meta":
+        return device
+    return next(iter(adapter_layers.systems.values())).B.device
+
+
+@contextlib.contextmanager
+def _restored_afterwards(model: nn.Module, adapter_layers: AdapterLayers) -> Iterator[list[Any]]:
+    """Yield a list of hook handles; afterwards remove them and restore modes, requires_grad and gradients."""
+    modes = {module: module.training for module in model.modules()}
+    parameters = list(model.parameters())
+    trainable = [parameter.requires_grad for parameter in parameters]
+    kept_gradients = {system: system.gate.grad for system in adapter_layers.systems.values()}
+    handles: list[Any] = []
     try:
-        with torch.random.fork_rng(devices):
-            model.eval()
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            if gradients:
-                _checkpoint(model, modes, handles)
-                for system in adapter_layers.systems.values():
-                    system.gate.requires_grad_(True)
-                    system.gate.grad = None
-            for index, system in adapter_layers.systems.items():
-                handles.append(system.register_forward_hook(hook(index), with_kwargs=True))
-            yield run
+        yield handles
     finally:
         for handle in handles:
             handle.remove()

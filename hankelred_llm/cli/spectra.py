@@ -93,13 +93,7 @@ def spectra(
     click.echo(str(result))
     ranks = None if tol is None and budget is None else result.suggest_ranks(tol=tol, budget=budget)
     if ranks is not None:
-        click.echo(f"\n{_suggestion(result, ranks, loaded.config)}")
-        spare = 0 if budget is None else budget - sum(ranks.values())
-        if spare:
-            why = "rounding" if result.exact else "not above the null on this text"
-            click.echo(f"{spare} of the {budget} states were given to no layer: the values left are {why}")
-        if not result.exact:
-            click.echo("first order only: what becomes useful after training has begun is not measured")
+        click.echo(f"\n{_suggestion(result, ranks, loaded.config, budget)}")
     if table is not None:
         _write_json(table, result, ranks, calibration)
     if plot is not None:
@@ -125,8 +119,10 @@ def _headline(model: str, result: HankelSpectra, calibration: Any) -> str:
     return f"{model}: {what}; {calibration.tokens:,} tokens, loss {calibration.loss:.4f}"
 
 
-def _suggestion(result: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str, Any] | None) -> str:
-    """Return the ranks with the values they are based on, and the configuration that has them."""
+def _suggestion(
+    result: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str, Any] | None, budget: int | None
+) -> str:
+    """Return the ranks with the values they are based on, the configuration that has them, and cautions."""
     from .._util.tables import table
 
     level = "noise floor" if result.exact else "null threshold"
@@ -141,9 +137,16 @@ def _suggestion(result: HankelSpectra, ranks: Mapping[int, int], config: Mapping
         if result.exact:
             cells.append(f"{2 * float(values[rank:].sum()):.2e}")
         rows.append(cells)
-    return (
-        f"{table(rows)}\nranks of {sum(ranks.values())} states in all:\n  {_pattern(result, ranks, config)}"
-    )
+    states = sum(ranks.values())
+    lines = [table(rows), f"ranks of {states} states in all:", f"  {_pattern(result, ranks, config)}"]
+    if budget is not None and budget > states:
+        why = "rounding" if result.exact else "not above the null on this text"
+        lines.append(
+            f"{budget - states} of the {budget} states were given to no layer: the values left are {why}"
+        )
+    if not result.exact:
+        lines.append("first order only: what becomes useful after training has begun is not measured")
+    return "\n".join(lines)
 
 
 def _pattern(result: HankelSpectra, ranks: Mapping[int, int], config: Mapping[str, Any] | None) -> str:

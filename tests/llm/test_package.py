@@ -56,9 +56,7 @@ def test_import_takes_no_time():
         "import hankelred_llm, peft",
         "import peft, hankelred_llm",
         "import hankelred_llm.adapter.config",
-        "import hankelred_llm.state.cache",
         "import hankelred_llm.experiments.trainer",
-        "import hankelred_llm.analysis.spectra",
         "import transformers, hankelred_llm; from transformers import Trainer; import peft.tuners",
         "from hankelred_llm import *; import peft",
         "import hankelred_llm, importlib.resources as r; import peft; r.files('peft'); "

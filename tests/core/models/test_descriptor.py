@@ -27,9 +27,9 @@ def response_of_parts(model, s):
 
 @pytest.mark.slow
 def test_random_pencils_with_a_known_weierstrass_form():
-    """Of 100 pencils of index 1 to 3, at least 90 are separated correctly, and the others refused."""
+    """Of 50 pencils of index 1 to 3, at least 45 are separated correctly, and the others refused."""
     right = 0
-    for seed in range(100):
+    for seed in range(50):
         system, finite, terms = weierstrass(seed, 1 + seed % 3)
         try:
             model = as_model(system)
@@ -40,7 +40,7 @@ def test_random_pencils_with_a_known_weierstrass_form():
         for value, known in zip(computed, terms, strict=True):
             np.testing.assert_allclose(value, known, atol=1e-7 * np.abs(known).max())
         right += 1
-    assert right >= 90
+    assert right >= 45
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -223,13 +223,13 @@ def test_the_constraints_of_a_saddle_point_are_factored_once():
 
 
 @pytest.mark.slow
-def test_a_grid_of_ten_thousand_nodes():
-    """Its response, against solves with the whole pencil; in about ten seconds on one core."""
+def test_a_grid_of_thousands_of_nodes():
+    """Its response, against solves with the whole pencil."""
     from scipy.sparse.linalg import splu
 
-    A, B, C, D, E = rlc_grid(100)
+    A, B, C, D, E = rlc_grid(60)
     reduction = hankelred.reduce((A, B, C, D, E), 20)
-    assert reduction.solver == "low_rank" and reduction.finite_order == 14_900
+    assert reduction.solver == "low_rank" and reduction.finite_order == 5_340
     Ar, Br, Cr, Dr = reduction.system
     for w in (0.0, 1.0, 30.0):
         original = C @ splu((1j * w * E - A).tocsc()).solve(B.astype(complex))

@@ -77,7 +77,7 @@ def test_gyroscopic_and_unsymmetric_stiffness():
         np.testing.assert_allclose(C1 @ np.linalg.solve(s * np.eye(16) - A, B1), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("order", [2, 4, 6, 8, 10])
+@pytest.mark.parametrize("order", [2, 8, 10])
 @pytest.mark.slow
 def test_beam_of_slicot_to_fifty_digits(order):
     """In companion form, with entries of 1e13 beside ones, 8 states had an error 68 times the bound."""

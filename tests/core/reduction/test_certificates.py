@@ -50,7 +50,7 @@ def assert_certified(system, reduction, *, discrete=False, loosest=100.0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("order", [2, 4, 6, 8, 10, 12])
+@pytest.mark.parametrize("order", [2, 8, 12])
 def test_beam_of_second_order(order, method):
     """Story: LF10 in companion form, order 8: the true error was 68 times the bound and the measured error.
 

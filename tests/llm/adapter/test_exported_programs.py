@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from helpers.models import HYBRID, adapted, error, step_by_step, tokens
+from helpers.models import HYBRID, adapted, error, step_by_step, tokens, with_cache
 from torch import nn
 from transformers import DynamicCache, StaticCache
 
@@ -39,7 +39,7 @@ class Step(nn.Module):
     def forward(self, states, ids, positions, keys):
         cache = cache_with(keys)
         hankelred_llm.set_states(cache, states)
-        out = self.model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True)
+        out = self.model(input_ids=ids, position_ids=positions, use_cache=True, **with_cache(cache))
         return out.logits, *keys_and_states(cache, len(keys))
 
 
@@ -182,10 +182,10 @@ class TestStatesOfACache:
             again = cache_with(keys)
             hankelred_llm.set_states(again, states)
             for t in range(8, 12):
-                logits[t] = model(ids[:, t : t + 1], past_key_values=cache).logits
-                assert torch.equal(model(ids[:, t : t + 1], past_key_values=again).logits, logits[t])
+                logits[t] = model(ids[:, t : t + 1], **with_cache(cache)).logits
+                assert torch.equal(model(ids[:, t : t + 1], **with_cache(again)).logits, logits[t])
             again.crop(-2)
-            assert torch.equal(model(ids[:, 10:11], past_key_values=again).logits, logits[10])
+            assert torch.equal(model(ids[:, 10:11], **with_cache(again)).logits, logits[10])
             # of the tokens before, only the last state was given
             with pytest.raises(StateError, match="states are kept for the last 3"):
                 again.crop(-5)
@@ -197,10 +197,10 @@ class TestStatesOfACache:
         model, ids = model_of(), tokens(1, 12)
         cache = StaticCache(config=model.config, max_cache_len=16) if static else DynamicCache()
         with torch.no_grad():
-            model(ids[:, :11], past_key_values=cache)
+            model(ids[:, :11], **with_cache(cache))
             states = hankelred_llm.get_states(cache)
             before = {name: state.clone() for name, state in states.items()}
-            model(ids[:, 11:], past_key_values=cache)
+            model(ids[:, 11:], **with_cache(cache))
         for name, state in states.items():
             assert torch.equal(state, before[name])
             assert state.untyped_storage().nbytes() == 4 * 6
@@ -226,7 +226,7 @@ class TestStatesOfACache:
             again = cache_with(keys)
             with pytest.raises(StateError, match=message):
                 hankelred_llm.set_states(again, {name: change(state) for name, state in states.items()})
-                model(ids[:, 8:9], past_key_values=again)
+                model(ids[:, 8:9], **with_cache(again))
 
     def test_states_of_layers_that_the_cache_does_not_have_are_refused(self):
         # they were stored, and never used
@@ -264,7 +264,7 @@ class TestStatesOfACache:
             again = cache_with(keys)
             hankelred_llm.set_states(again, dict(zip(names, states.values(), strict=True)))
             assert names.keys().isdisjoint(states)
-            assert error(twin(ids[:, 8:], past_key_values=again).logits, full[:, 8:]) < TOLERANCE
+            assert error(twin(ids[:, 8:], **with_cache(again)).logits, full[:, 8:]) < TOLERANCE
 
     def test_states_of_a_copy_are_refused(self):
         model, ids = model_of(), tokens(1, 8)
@@ -274,7 +274,7 @@ class TestStatesOfACache:
             again = cache_with(keys)
             hankelred_llm.set_states(again, states)
             with pytest.raises(StateError, match="has not processed"):
-                copy.deepcopy(model)(ids[:, :1], past_key_values=again)
+                copy.deepcopy(model)(ids[:, :1], **with_cache(again))
 
     def test_what_is_no_cache_with_or_without_states(self):
         model, ids = model_of(), tokens(1, 8)

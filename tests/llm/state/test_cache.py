@@ -530,7 +530,7 @@ def test_parameters_may_change_while_a_cache_is_in_use(change, fields, static, l
             history.stepper = None
     with torch.no_grad():
         # tokens together use no prepared step
-        expected = model(ids[:, 10:], past_key_values=again).logits
+        expected = model(ids[:, 10:], **with_cache(again)).logits
     assert error(step_by_step(model, ids[:, 10:], cache=cache), expected) < TOLERANCE
 
 
