@@ -79,6 +79,8 @@ results: $(VENV)/.develop  ## the comparisons of docs/results.md; takes hours, f
 results-real: $(VENV)/.develop $(if $(BASE),,smollm2)  ## the study on a pretrained model of docs/results_real.md; hours, in pieces; BASE= for another model
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_real.py $(if $(BASE),--base "$(BASE)")
 	$(BIN)/python docs/make_results_real.py
+	$(if $(BASE),,OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_real_ranks.py)
+	$(if $(BASE),,$(BIN)/python docs/make_results_real_ranks.py)
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

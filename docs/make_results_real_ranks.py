@@ -76,7 +76,7 @@ def introduction() -> str:
         f"further training, or the {study.STEPS} of the adapter; the same rate, which was chosen for the "
         "whole size.",
         "Each difference is between two trainings from one seed; its interval is a bootstrap over rows, so "
-        "it does not say how other seeds differ.",
+        "it does not say how other seeds differ. A star: zero is not in it.",
     ]
     return first + "\n\n" + bullets(lines)
 
@@ -95,7 +95,7 @@ def reductions(pieces: dict[str, Piece]) -> list[str]:
     rows = []
     if full := pieces.get("full"):
         rows.append(["whole", str(full["states"]), *scores(full, lengths)])
-    for share in study.ORDERS:
+    for share in ("whole", *study.ORDERS):
         for way in study.WAYS:
             if piece := pieces.get(f"{share}--{way}"):
                 rows.append([f"{share}, {way}", str(piece["states"]), *scores(piece, lengths)])
@@ -131,12 +131,14 @@ def scores(piece: Piece, lengths: list[str]) -> list[str]:
 def differences(pieces: dict[str, Piece], lengths: list[str]) -> list[str]:
     """Return the paired differences that the page is about."""
     start = f"from the start, {FULL_STEPS} steps"
-    pairs = [("full", "further", "full", "test")]
+    pairs = [("full", "further", "full", "test"), (f"whole--{start}", "test", "full", "further")]
     for share in study.ORDERS:
         equal, one, calibrated, loss = (f"{share}--{way}" for way in study.WAYS)
+        pairs += [(equal, "test", "full", "test")]
         pairs += [(one, "test", equal, "test"), (loss, "test", equal, "test")]
         pairs += [(calibrated, "test", equal, "test")]
         pairs += [(name, "further", f"{share}--{start}", "test") for name in (equal, one, loss)]
+        pairs += [(f"{share}--{start}", "test", f"whole--{start}", "test")]
     lines = []
     for name, when, reference, when_reference in pairs:
         if name in pieces and reference in pieces:
@@ -157,7 +159,8 @@ def difference(scored: Piece, reference: Piece, length: str) -> str:
     a, b = (np.array([piece[length]["values"]], dtype=float) for piece in (scored, reference))
     rows = [str(i // scored[length]["questions_of_a_row"]) for i in range(a.shape[1])]
     d = paired_difference(a, b, np.ones(a.shape[1]), rows)
-    return f"{d.mean:+.3f} [{d.over_units[0]:+.3f}, {d.over_units[1]:+.3f}]"
+    low, high = d.over_units
+    return f"{d.mean:+.3f} [{low:+.3f}, {high:+.3f}]" + ("*" if low > 0 or high < 0 else "")
 
 
 def hybrid(piece: Piece | None) -> list[str]:

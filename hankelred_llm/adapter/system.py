@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..ops.autograd import channel_scan
-from ..ops.decode_step import StepCoefficients, Stepper, versions
+from ..ops.decode_step import StepCoefficients, Stepper, Versions
 from .initial_poles import INITIAL_POLES
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class HRMSystem(PreciseModule):
             None if self.static_C is None else _precise(self.static_C).t().contiguous().t(),
             system=self,
             # tensors that are traced have no address, and no step is kept of them
-            versions=[] if torch.compiler.is_compiling() else versions(self.tensors()),
+            versions=Versions.of([] if torch.compiler.is_compiling() else self.tensors()),
         )
 
     def _signs(self, u: Tensor, valid: Tensor | None, shards: Shards | None) -> Tensor:

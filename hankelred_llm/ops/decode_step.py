@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -76,17 +77,33 @@ class SteppedSystem(Protocol):
         """Return whether a call of it is its own forward pass, and nothing else."""
 
 
-def versions(tensors: Iterable[Tensor | None]) -> list[int]:
-    """Return numbers that change when tensors are replaced, moved or written to.
+class Versions(NamedTuple):
+    """Numbers that change when tensors are replaced, moved or written to.
 
     Torch counts neither what is written to the ``data`` of a parameter nor to tensors of inference mode.
     """
-    return [
-        number
-        for tensor in tensors
-        if tensor is not None
-        for number in (0 if tensor.is_inference() else tensor._version, tensor.data_ptr())
-    ]
+
+    counts: list[int]
+    addresses: list[int]
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor | None]) -> Versions:
+        """Read them: once a pass for all adapters, hence by functions in C."""
+        present = [tensor for tensor in tensors if tensor is not None]
+        try:
+            counts = list(map(_count, present))
+        except RuntimeError:  # there are tensors of inference mode
+            counts = [0 if tensor.is_inference() else tensor._version for tensor in present]
+        return cls(counts, list(map(Tensor.data_ptr, present)))
+
+    @classmethod
+    def joined(cls, several: Iterable[Versions]) -> Versions:
+        """Return those of the tensors of all."""
+        counts, addresses = zip(*several, strict=True)
+        return cls(list(itertools.chain(*counts)), list(itertools.chain(*addresses)))
+
+
+_count: Callable[[Tensor], int] = Tensor._version.__get__  # type: ignore[attr-defined]
 
 
 class Stepper(NamedTuple):
@@ -99,11 +116,11 @@ class Stepper(NamedTuple):
     static_B: Tensor | None  # (rank, d): input map of static parts, None where they read u
     static_C: Tensor | None  # (d, rank), likewise: output map of a direct term that does not read u
     system: SteppedSystem  # what it was prepared from
-    versions: Sequence[int]  # of its parameters then
+    versions: Versions  # of its parameters then
 
     def is_current(self) -> bool:
         """Return whether the parameters are those that it was prepared from."""
-        return versions(self.system.tensors()) == self.versions
+        return Versions.of(self.system.tensors()) == self.versions
 
     def static_input(self, x: Tensor) -> Tensor:
         """Return what static parts read of x (batch, 1, d): (batch, 1, rank)."""

@@ -54,7 +54,8 @@ def read_segment_masks(
     """
     mask, window = _one_mask(mask, window)
     valid, visible = _read_mask(mask, batch, time, cache)
-    previous = None if valid is None else _previous_valid(valid)
+    # a single token has none before it here, and starts a segment by its position only
+    previous = None if valid is None or time == 1 else _previous_valid(valid)
     sources = (
         None if positions is None else _starts_from_positions(positions, previous, batch, time),
         None if visible is None or previous is None else _starts_from_visibility(visible, previous, window),
@@ -113,7 +114,13 @@ def _token_indices(mask: Tensor, time: int, cache: Cache | None) -> Any:
             f"the attention mask covers {width} tokens, fewer than the {time} given; pass one that covers "
             "them and all that are in the cache"
         )
-    layers = [] if cache is None else [i for i, kv in enumerate(cache.layers) if isinstance(kv, StaticLayer)]
+    # by classes, of which there are few: isinstance of an abstract class is slow, and this is for every token
+    kinds = (
+        set() if cache is None else {k for k in set(map(type, cache.layers)) if issubclass(k, StaticLayer)}
+    )
+    layers = (
+        [i for i, kv in enumerate(cache.layers) if type(kv) in kinds] if cache is not None and kinds else []
+    )
     if cache is None or not layers:
         if mask.ndim == 4 and cache is not None and cache.get_seq_length() > 0:
             raise StateError(

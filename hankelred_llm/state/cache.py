@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 from hankelred.errors import name_list
 
 from ..errors import StateError
-from ..ops.decode_step import StepCoefficients, SteppedSystem, Stepper, versions
+from ..ops.decode_step import StepCoefficients, SteppedSystem, Stepper, Versions
 from ..ops.masks import after_reset
 
 #: Number of tokens that a cache can always be cropped by.
@@ -235,7 +235,7 @@ class HRMState(_CacheLayerWithoutKeys):
                 histories = self._histories[block]
                 if len(histories) > 1:  # adapters that do not process this token
                     self._histories[block] = histories = {adapter: histories[adapter]}
-                histories[adapter].append(step.after.squeeze(1), unlimited=self.record_past)
+                histories[adapter].append(step.after.select(1, 0), unlimited=self.record_past)
 
     def store(self, block: str, states: dict[str, Tensor]) -> None:
         """Keep states of the active adapters of a block; drop those of all others.
@@ -475,7 +475,7 @@ class _StackedSteps(NamedTuple):
     steppers: tuple[Stepper, ...]
     sizes: tuple[int, ...]  # numbers of channels
     coefficients: StepCoefficients
-    versions: list[int]  # of the parameters of all
+    versions: Versions  # of the parameters of all
 
     @classmethod
     def of(cls, steppers: Sequence[Stepper]) -> _StackedSteps:
@@ -484,7 +484,7 @@ class _StackedSteps(NamedTuple):
             tuple(steppers),
             tuple(len(stepper.step.diagonal) for stepper in steppers),
             StepCoefficients.stacked([stepper.step for stepper in steppers]),
-            [number for stepper in steppers for number in stepper.versions],
+            Versions.joined(stepper.versions for stepper in steppers),
         )
 
     def is_of(self, steppers: Sequence[Stepper]) -> bool:
@@ -494,7 +494,7 @@ class _StackedSteps(NamedTuple):
     def is_current(self) -> bool:
         """Return whether no parameter has changed since the steps were prepared."""
         tensors = [tensor for stepper in self.steppers for tensor in stepper.system.tensors()]
-        return versions(tensors) == self.versions
+        return Versions.of(tensors) == self.versions
 
 
 def find_state(cache: Cache) -> HRMState | None:

@@ -13,6 +13,7 @@ import torch
 import yaml
 from helpers.commands import command
 from helpers.comparisons import small_comparison
+from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hankelred_llm.errors import ExperimentError
@@ -193,6 +194,20 @@ def test_a_text_that_forgetting_cannot_be_measured_on_is_refused_before_training
 def test_comparisons_that_were_begun_without_a_text_have_the_same_identity(settings):
     assert "forgetting_text" not in settings.identity()
     assert replace(settings, forgetting_text="text.txt").identity()["forgetting_text"] == "text.txt"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "rate"), [("default", (32, "mlp"), None), ("tuned", (26, "attention"), 3e-3)]
+)
+def test_experiments_in_the_form_of_peft(base, finished, name, fields, rate):
+    folder = EXAMPLES / "peft_method_comparison" / f"hrm-{name}"
+    config = PeftConfig.from_pretrained(folder)
+    assert (config.peft_type, config.r, config.site) == ("HRM", *fields)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    training = json.loads((folder / "training_params.json").read_text())
+    written = json.loads(next((finished.folder / "peft").glob("*.json")).read_text())
+    assert training.keys() <= written["run_info"]["train_config"].keys()
+    assert training.get("optimizer_kwargs", {}).get("lr") == rate
 
 
 def test_a_restart_repeats_nothing(settings, finished, monkeypatch):

@@ -1,0 +1,78 @@
+"""docs/results_real_ranks.md agrees with its pieces, and what is switched off in them is off."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.models import adapted, base_model, error, tokens
+from peft import PeftModel
+
+import hankelred_llm
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+LORA = {"r": 2, "target_modules": ["up_proj"]}
+MIXED = {"r": 6, "site": "attention", "static_readouts": ["q_proj", "v_proj"], "lora": LORA}
+
+
+@pytest.fixture(scope="module")
+def made():
+    path = DOCS / "make_results_real_ranks.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def ids():
+    return tokens(2, 20)
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return model(ids).logits
+
+
+def test_the_page_is_what_its_command_writes(made):
+    page = (DOCS / "results_real_ranks.md").read_text(encoding="utf-8")
+    assert made.page(made.finished()) == page, "run: python docs/make_results_real_ranks.py"
+
+
+def test_differences_are_of_the_same_rows(made):
+    def scored(values):
+        return {"accuracy": sum(values) / 10, "values": values, "questions_of_a_row": 5}
+
+    right, half = scored([1] * 10), scored([1, 0] * 5)
+    lengths = list(map(str, made.study.TEST_ROWS))
+    full = {"states": 799, "test": dict.fromkeys(lengths, half), "further": dict.fromkeys(lengths, right)}
+    start = {"states": 390, "test": dict.fromkeys(lengths, half)}
+    steps = made.FULL_STEPS
+    page = made.page({("full", 0): full, (f"half--from the start, {steps} steps", 0): start})
+    assert "| whole | 799 | 0.500 | 0.500 | 1.000 | 1.000 |" in page
+    assert "| half, from the start | 390 |  |  | 0.500 | 0.500 |" in page
+    assert "- whole, trained further minus whole: +0.500 [" in page
+    assert "seed 0: half, equal orders; half, one threshold" in page
+
+
+def test_without_its_state_the_adapter_is_the_lora_that_is_exported(made, ids, tmp_path):
+    model = adapted(**MIXED).eval()
+    model.export_static(tmp_path)
+    with torch.no_grad():
+        made.study.switch_off(model, "state")
+    exported = PeftModel.from_pretrained(base_model(), tmp_path).eval()
+    assert error(logits(model, ids), logits(exported, ids)) < 1e-5
+    assert error(logits(model, ids), logits(base_model(), ids)) > 1e-3
+
+
+def test_without_static_parts_the_adapter_is_its_systems(made, ids):
+    model = adapted(**MIXED).eval()
+    plain = adapted(r=6, site="attention").eval()
+    hankelred_llm.set_systems(plain, hankelred_llm.get_systems(model))
+    before = logits(model, ids)
+    with torch.no_grad():
+        made.study.switch_off(model, "static")
+    assert error(logits(model, ids), logits(plain, ids)) < 1e-5
+    assert error(before, logits(plain, ids)) > 1e-3
