@@ -59,7 +59,7 @@ class LowRankMaps(PreciseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Return what is added to the output as ``scale * linear(h, up)``: h, up and the scale."""
-        lora_A, lora_B = cast("list[Tensor]", self._parameters.values())  # faster than attributes of a module
+        lora_A, lora_B = self.lora_A, self.lora_B
         x = x if x.dtype == lora_A.dtype else x.to(lora_A.dtype)
         if self.dropout and self.training:
             x = dropout(x, self.dropout)

@@ -155,6 +155,7 @@ class HRMSystem(PreciseModule):
             # no ParameterDict: peft takes the name of the adapter out of a key only before its last part
             self.register_parameter(READOUT + name, nn.Parameter(readout))
         self.identity = Identity()
+        self._parameter_names = tuple(self._parameters)
 
     @torch.no_grad()
     def initialize(self, scheme: str, *, gate: float) -> None:
@@ -289,7 +290,10 @@ class HRMSystem(PreciseModule):
 
     def tensors(self) -> Iterable[Tensor | None]:
         """Return the parameters that there are, as they are now."""
-        return self._parameters.values()
+        if len(self._parameters) == len(self._parameter_names):
+            return self._parameters.values()  # faster than attributes of a module
+        # parametrizations and flattened parameters are attributes only
+        return [getattr(self, name) for name in self._parameter_names]
 
     def stepper(self) -> Stepper:
         """Return the system prepared for single tokens; it is out of date once its versions change."""

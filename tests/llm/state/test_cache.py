@@ -534,6 +534,30 @@ def test_parameters_may_change_while_a_cache_is_in_use(change, fields, static, l
     assert error(step_by_step(model, ids[:, 10:], cache=cache), expected) < TOLERANCE
 
 
+class Half(torch.nn.Module):
+    def forward(self, value):
+        return value / 2
+
+
+def test_parameters_that_are_computed_may_change_while_a_cache_is_in_use():
+    # a parametrized B is no entry of the module's parameters: its changes were not noticed
+    model, ids = model_of(), tokens(2, 14)
+    for layer in (0, 1):
+        torch.nn.utils.parametrize.register_parametrization(system_of(model, layer), "B", Half())
+    cache = DynamicCache()
+    step_by_step(model, ids[:, :10], cache=cache)
+    with torch.no_grad():
+        for layer in (0, 1):
+            system_of(model, layer).parametrizations.B.original.mul_(1.5)
+    again = copy.deepcopy(cache)
+    for histories in states(again)._histories.values():
+        for history in histories.values():
+            history.stepper = None
+    with torch.no_grad():
+        expected = model(ids[:, 10:], **with_cache(again)).logits
+    assert error(step_by_step(model, ids[:, 10:], cache=cache), expected) < TOLERANCE
+
+
 def test_a_gate_that_is_closed_adds_nothing_to_the_next_token():
     # the output map was a copy with the gate from before, so the adapter still added its output
     model, ids = model_of(), tokens(1, 12)
