@@ -102,8 +102,7 @@ class Runner:
         size = self.batch_size or 1
         batches = [experiments[i : i + size] for i in range(len(results), len(experiments), size)]
         with use_backend(self.backend, self.n_jobs):
-            alone = self.n_jobs is None and self.backend is None
-            workers = 1 if alone else effective_n_jobs(self.n_jobs)
+            workers = effective_n_jobs(self.n_jobs)
             # The bar is shown only for long computations, which then run in rounds of a few tasks each: not
             # every joblib backend (Dask's does not) can return results one by one.
             shown = self.progress
@@ -147,8 +146,8 @@ class Runner:
                 for batch in batches
             ]
             try:
-                found = Parallel(n_jobs=self.n_jobs)(tasks)
-                return [response for responses in found for response in responses]
+                batches_of_responses = Parallel(n_jobs=self.n_jobs)(tasks)
+                return [response for responses in batches_of_responses for response in responses]
             except BrokenExecutor as error:
                 if last_attempt:
                     kept = "; those of earlier rounds are in the checkpoint" if self.checkpoint else ""
@@ -159,7 +158,7 @@ class Runner:
                 warnings.warn(
                     "a worker process ended while it ran the simulator; its experiments are run again",
                     RuntimeWarning,
-                    stacklevel=2,
+                    stacklevel=6,  # the caller of empirical_gramians()
                 )
         raise AssertionError
 

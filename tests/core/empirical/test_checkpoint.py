@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 
@@ -270,6 +272,37 @@ def test_named_backends_give_the_same_bits():
     expected = empirical_gramians(Counted(), **GRID)
     assert_equal(empirical_gramians(Counted(), backend="threading", **GRID), expected)
     assert_equal(empirical_gramians(Counted(), backend="threading", n_jobs=2, **GRID), expected)
+
+
+def test_backend_of_joblib_keeps_its_workers_with_a_checkpoint(tmp_path, short_rounds):
+    """Rounds were made for one worker, each with one experiment, unless n_jobs or a backend was given."""
+    with joblib.parallel_config("threading", n_jobs=2):
+        grams = empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+    files = sorted(file.name for file in tmp_path.glob("states-*.npz"))
+    assert files == ["states-000000.npz", "states-000002.npz"]
+    assert_equal(grams, empirical_gramians(Counted(), **GRID))
+
+
+def test_one_worker_without_a_backend_of_joblib(tmp_path, short_rounds):
+    empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+    assert len(list(tmp_path.glob("states-*.npz"))) == 4
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_warning_of_a_lost_worker_names_the_line_of_the_call(kinds, monkeypatch):
+    """It named a line of this package. Both kinds get there by calls of the same depth."""
+    parallel, lost = joblib.Parallel, []
+
+    def lost_once(**options):
+        if not lost:
+            lost.append(True)
+            raise BrokenExecutor
+        return parallel(**options)
+
+    monkeypatch.setattr(joblib, "Parallel", lost_once)
+    with pytest.warns(RuntimeWarning, match="its experiments are run again") as warned:
+        empirical_gramians(Counted(), kinds=kinds, **GRID)
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 PROGRAM = """
