@@ -109,6 +109,74 @@ def test_discrete_nonlinear_model_of_python_control():
     assert grams.observability[0, 0] == pytest.approx(9 / (1 - 0.25), rel=1e-6)
 
 
+def lag(**options):
+    """x' = -2 x + u, or x[k+1] = -x[k] / 2 + u[k]."""
+    rate = 0.5 if options.get("dt") else 2.0
+    return control.nlsys(
+        lambda t, x, u, params: u - rate * x,
+        lambda t, x, u, params: x,
+        **{"inputs": 1, "outputs": 1, "states": 1, **options},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steady_state": [0, 0, 0]}, "steady_state has 3 entries, but the number of states .* is 1"),
+        ({"steady_input": [0, 0]}, "steady_input has 2 entries, but the number of inputs .* is 1"),
+        ({"steady_state": []}, "steady_state has 0 entries"),
+        ({"n_states": 3}, "n_states=3, but the number of states of the system is 1"),
+        ({"n_inputs": 2}, "n_inputs=2, but the number of inputs of the system is 1"),
+        ({"n_states": 1.5}, "n_states must be a whole number"),
+        ({"n_states": 3, "steady_state": [0, 0, 0]}, "n_states=3, but"),
+        ({"dt": 0.1}, "dt=0.1, but that of the system is 0"),
+        ({"dt": True}, "dt=True, but that of the system is 0"),
+    ],
+)
+def test_arguments_that_contradict_a_model_of_python_control(arguments, message):
+    """A steady state of three entries gave a Gramian (3, 3) of one state; sizes and dt were overwritten."""
+    with pytest.raises(HankelredError, match=message):
+        empirical_gramians(lag(), **GRID, **arguments)
+
+
+def test_timebases_of_models_of_python_control():
+    for given in ({}, {"dt": 0.1}, {"dt": np.float64(0.1)}):
+        grams = empirical_gramians(lag(dt=0.1), horizon=6.0, **given)
+        assert grams.controllability[0, 0] == pytest.approx(1 / (1 - 0.25), rel=1e-6)
+    for given in (True, 0.2):
+        with pytest.raises(HankelredError, match=r"but that of the system is 0.1; leave out dt="):
+            empirical_gramians(lag(dt=0.1), horizon=6.0, dt=given)
+
+
+def test_sizes_that_agree_with_a_model_of_python_control():
+    arguments = {"n_states": 1, "n_inputs": 1, "steady_state": [0.0], "steady_input": [0.0], "dt": 0}
+    grams = empirical_gramians(lag(), **GRID, **arguments)
+    assert grams.controllability[0, 0] == pytest.approx(0.25, rel=1e-4)
+
+
+def test_model_of_python_control_that_knows_no_sizes():
+    system = control.nlsys(lambda t, x, u, params: u - 2 * x, None)
+    assert system.nstates is None
+    grams = empirical_gramians(system, n_states=1, n_inputs=1, **GRID)
+    assert grams.controllability[0, 0] == pytest.approx(0.25, rel=1e-4)
+
+
+def test_model_of_python_control_without_states_or_inputs():
+    """The error was that n_states must be at least 1, which nobody had passed."""
+    static = control.nlsys(None, lambda t, x, u, params: u, inputs=1, outputs=1)
+    with pytest.raises(ModelError, match="the system has no states"):
+        empirical_gramians(static, **GRID)
+    with pytest.raises(ModelError, match="the system has no inputs"):
+        empirical_gramians(lag(inputs=0), **GRID)
+
+
+@pytest.mark.parametrize("name", ["steady_state", "steady_input"])
+def test_empty_operating_point_of_a_simulator(name):
+    """It was a ZeroDivisionError."""
+    with pytest.raises(HankelredError, match=f"{name} is empty"):
+        empirical_gramians(simulator_from_rhs(rate, 0.05), **GRID, **{name: []})
+
+
 def test_continuous_model_of_python_control_needs_a_step():
     system = control.nlsys(lambda t, x, u, params: u - x, None, inputs=1, states=1)
     with pytest.raises(HankelredError, match="needs step="):
