@@ -12,6 +12,7 @@ import pytest
 import scipy.linalg as sla
 
 from hankelred import HankelredError, ModelError, empirical_gramians, gramian, simulator_from_rhs
+from hankelred.empirical.simulators import simulator_of_control_system
 
 A = np.array([[-1.0, 0.4, 0.0], [0.0, -2.0, 1.0], [-0.3, 0.0, -1.5]])
 B = np.array([[1.0], [0.5], [-1.0]])
@@ -257,6 +258,67 @@ def test_bad_functions(f, output, message):
     simulate = simulator_from_rhs(f, 1.0, output=output)
     with pytest.raises(ModelError, match=message):
         simulate(np.ones(3), np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("solver", ["rk4", "RK45", "LSODA", "BDF"])
+def test_value_that_is_not_finite_is_named(solver, value):
+    """With NaN, f was called 20000 times, and the error was that the solution may become infinite."""
+    calls = []
+
+    def f(x, u):
+        calls.append(1)
+        return np.array([-x[0], value if u[0] > 0 else -x[1]])
+
+    simulate = simulator_from_rhs(f, 0.5, solver=solver)
+    with pytest.raises(ModelError, match=rf"f returned {value} for state 2 at t = 1; use a smaller step"):
+        simulate(np.ones(2), np.array([[0.0, 0.0, 1.0, 0.0]]))
+    assert len(calls) < 1000
+
+
+def test_update_that_is_not_finite_is_named():
+    simulate = simulator_of_control_system(lag(dt=0.1), None)
+    with pytest.raises(ModelError, match=r"the update function returned nan for state 1 at t = 0.2"):
+        simulate(np.ones(1), np.array([[0.0, 0.0, np.nan, 0.0]]))
+
+
+@pytest.mark.parametrize("solver", ["rk4", "RK45", "LSODA", "Radau"])
+def test_functions_that_change_their_arguments(solver):
+    """They changed the caller's x0, and the states of the solver."""
+
+    def in_place(x, u):
+        x *= -1
+        x += u
+        u[:] = 0
+        return x
+
+    def output(x, u):
+        x *= 2
+        u += 7
+        return x
+
+    x0, u = np.array([1.0, 2.0]), np.ones((1, 6))
+    x, y = simulator_from_rhs(in_place, 0.1, output=output, solver=solver)(x0, u)
+    expected = simulator_from_rhs(lambda x, u: u - x, 0.1, solver=solver)(
+        np.array([1.0, 2.0]), np.ones((1, 6))
+    )
+    np.testing.assert_array_equal(x0, [1.0, 2.0])
+    np.testing.assert_array_equal(u, 1.0)
+    np.testing.assert_array_equal(x, expected[0])
+    np.testing.assert_array_equal(y, 2 * expected[0])
+
+
+def test_update_that_changes_its_arguments():
+    def update(t, x, u, params):
+        x *= 0.5
+        x += u
+        return x
+
+    system = control.nlsys(update, None, inputs=1, states=1, dt=True)
+    x0, u = np.array([1.0]), np.zeros((1, 4))
+    x, _ = simulator_of_control_system(system, None)(x0, u)
+    np.testing.assert_array_equal(x, [[1.0, 0.5, 0.25, 0.125]])
+    np.testing.assert_array_equal(x0, 1.0)
 
 
 @pytest.mark.parametrize("solver", ["RK45", "LSODA", "BDF"])
