@@ -1,4 +1,4 @@
-"""The file name "-": standard input and standard output, whose format is said by --format."""
+"""The file name "-": standard input and standard output, whose format is given by --format."""
 
 from __future__ import annotations
 
