@@ -607,13 +607,14 @@ def test_json_of_models_from_data(folder):
 # --- standard input and output ---
 
 
-def piped(*arguments, data=b""):
+def piped(*arguments, data=b"", stdout=subprocess.PIPE):
     """Run the command in a process of its own, with bytes as its standard input."""
     environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(hankelred.__file__))}
     done = subprocess.run(
         [sys.executable, "-m", "hankelred", *arguments],
         input=data,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         env=environment,
         timeout=120,
         check=False,
@@ -797,6 +798,45 @@ def test_the_format_of_tables_and_a_model_on_standard_input(folder, monkeypatch)
     data = (folder / "model.npz").read_bytes()
     status, out, err = with_input(monkeypatch, data, "simulate", "-", "inputs.csv", *options)
     assert (status, err) == (0, "400 samples, 3 outputs\n") and out.startswith(b"y0,y1,y2\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("hsv", "model.mat", "--plot", "-"), "a picture"),
+        (("reduce", "model.mat", "--order", "2", "--plot", "-"), "a picture"),
+        (("reduce", "model.mat", "--order", "2", "--report", "-"), "a report"),
+        (("compare", "model.mat", "--order", "2", "--plot", "-"), "a picture"),
+        (("identify", "record.csv", "--inputs", "0", "--outputs", "1", "--plot", "-"), "a picture"),
+        (("fit", "response.csv", "--plot", "-"), "a picture"),
+    ],
+)
+def test_pictures_and_reports_do_not_go_to_standard_output(folder, arguments, what):
+    """The message was "-: a picture ends in .png, .pdf, .svg, got 'no ending'"."""
+    assert run(*arguments) == (2, "", f"error: {what} cannot go to standard output: name a file\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("hsv", "-"),
+        ("hsv", "-", "--json"),
+        ("convert", "-", "-", "--format", "npz"),
+        ("reduce", "-", "--order", "2", "--out", "-"),
+        ("simulate", "-", "inputs.csv", "--step", "0.1", "--out", "-"),
+    ],
+)
+def test_a_reader_that_stops_early_gets_no_traceback(folder, arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        status, _, err = piped(*arguments, data=(folder / "model.mat").read_bytes(), stdout=writing)
+    finally:
+        os.close(writing)
+    assert status == 1
+    assert "Traceback" not in err and "Exception" not in err and "BrokenPipe" not in err
 
 
 def test_closed_standard_output(folder, monkeypatch):
