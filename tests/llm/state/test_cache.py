@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import io
+import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -606,6 +608,44 @@ def test_pruning_while_a_cache_is_in_use():
     with torch.no_grad():
         expected = model(ids[:, 6:], **with_cache(pruned)).logits
     assert error(torch.cat(seen[1:], 1), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+def test_a_cache_is_saved_without_the_adapters(static):
+    # the systems were saved with it, by way of the steps that were prepared from them,
+    # which failed where a system had a lambda for a hook
+    model, ids = model_of(**HYBRID), tokens(2, 14)
+    system_of(model).register_forward_hook(lambda *_: None)
+    cache = StaticCache(model.config, max_cache_len=16) if static else DynamicCache()
+    step_by_step(model, ids[:, :8], cache=cache)
+    pickled, file = pickle.dumps(cache), io.BytesIO()
+    torch.save(cache, file)
+    assert b"hankelred_llm.adapter" not in pickled + file.getvalue()
+    file.seek(0)
+    again = [pickle.loads(pickled), torch.load(file, weights_only=False), copy.deepcopy(cache)]
+    expected = step_by_step(model, ids[:, 8:], cache=cache)
+    for each in again:
+        assert error(step_by_step(model, ids[:, 8:], cache=each), expected) < 1e-6
+
+
+@pytest.mark.parametrize("change", ["rows", "reset"])
+def test_steps_that_were_prepared_before_are_freed(change):
+    # those for every earlier number of rows were kept, with their copies of parameters
+    model, ids, cache = model_of(), tokens(2, 12), DynamicCache()
+    step_by_step(model, ids[:, :8], cache=cache)
+    histories = [history for block in states(cache)._histories.values() for history in block.values()]
+    prepared = [weakref.ref(history.stepper.C) for history in histories]
+    del histories
+    with torch.no_grad():
+        for layer in (0, 1):
+            system_of(model, layer).C.mul_(2)
+    if change == "rows":
+        cache.batch_select_indices(torch.tensor([1]))
+        step_by_step(model, ids[1:, 8:], cache=cache)
+    else:
+        states(cache).reset()
+    gc.collect()
+    assert [each() for each in prepared] == [None, None]
 
 
 def test_a_gate_that_is_closed_adds_nothing_to_the_next_token():
