@@ -27,6 +27,7 @@ from .delays import likely_delays, shifted_records, with_delay_states
 from .diagnostics import ResidualTest, Uncertainty, excited_directions, residual_test, uncertainty
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
+from .noise.innovations import with_outputs
 from .order_selection import (
     MAX_LEADING_ZEROS,
     MAX_ORDER,
@@ -83,7 +84,9 @@ class IdentifiedModel(Reduction):
         The largest contribution of the residual of the model to a singular value.
     fit : ndarray, shape (p,)
         ``1 - |y - yhat| / |y - mean(y)|`` of each simulated output over all records, with estimated initial
-        states: 1 is perfect, 0 no better than the mean.
+        states: 1 is perfect, 0 no better than the mean. Of a process that is unstable in open loop, whose
+        output cannot be simulated for long, ``yhat`` is the one-step prediction, here and in
+        ``held_back_fit``.
     held_back_fit : ndarray, shape (p,)
         The validation fit: the same on the last 30 % of every record, of the model estimated from the first
         70 % alone. For a step test it is ``1 - |y - yhat| / |y|``, since the output may have settled.
@@ -110,9 +113,12 @@ class IdentifiedModel(Reduction):
 
     @cached_property
     def fit(self) -> Array:
-        """Fit of each simulated output over all records."""
-        data = self._selected.data
-        return fits(self._selected.model, data.inputs, data.outputs, n_zeros=self._n_zeros)
+        """Fit of each output over all records, simulated or, of an unstable process, predicted."""
+        selected = self._selected
+        us, ys = selected.data.inputs, selected.data.outputs
+        if selected.innovations is not None:
+            return fits(selected.innovations.predictor, with_outputs(us, ys), ys)
+        return fits(selected.model, us, ys, n_zeros=self._n_zeros)
 
     @property
     def held_back_fit(self) -> Array:
@@ -165,9 +171,49 @@ class IdentifiedModel(Reduction):
         return super().at(order)
 
     def simulated_outputs(self) -> list[Array]:
-        """Return the simulated outputs (p, T) of every record that the model was identified from."""
-        errors = self._residuals()
-        return [y - e for y, e in zip(self._records()[1], errors, strict=True)]
+        """Return the simulated outputs (p, T) of every record that the model was identified from.
+
+        Those of a process that is unstable in open loop move away from the measured ones without bound.
+        """
+        selected = self._selected
+        errors = residuals(selected.model, selected.data.inputs, selected.data.outputs)
+        return self._without_errors(errors)
+
+    def _without_errors(self, errors: list[Array]) -> list[Array]:
+        """Return the measured outputs (p, T) minus errors in scaled units."""
+        return [y - e for y, e in zip(self._records()[1], self._unscaled(errors), strict=True)]
+
+    def _unscaled(self, errors: list[Array]) -> list[Array]:
+        return [e[:, self._n_zeros :] * self._selected.data.output_scale[:, None] for e in errors]
+
+    def _bridging_outputs(self, masks: Sequence[Array]) -> list[Array]:
+        """Return the outputs (p, T) that gaps are filled with, where `masks` are true.
+
+        They are simulated, or, of an unstable process, predicted from one sample to the next. Other models
+        whose simulated output says nothing about the measured one cannot fill gaps.
+
+        Raises
+        ------
+        HankelredError
+            The model is unstable and does not describe the outputs.
+        """
+        selected = self._selected
+        if selected.innovations is None:
+            if count_unstable(selected.model.A, discrete=True) and not np.all(self.fit > _POOR_FIT):
+                raise HankelredError(
+                    f"missing outputs cannot be bridged: the model of order {self.order} is unstable, and "
+                    f"the fit of its simulated output is {_figures(self.fit)}. Cut the record at the gaps, "
+                    "and pass the pieces as a list of records"
+                )
+            return self.simulated_outputs()
+        data = selected.data
+        predicted = selected.innovations.predicted_outputs(data.inputs, data.outputs, masks)
+        filled = []
+        for y, prediction, mask in zip(data.outputs, predicted, masks, strict=True):
+            # A gap starts from the samples before it; it is moved to meet the one after it.
+            after = np.pad(mask[:, :-1], ((0, 0), (1, 0)))
+            filled.append(np.where(mask | after, y - prediction, 0.0))
+        return self._without_errors(filled)
 
     def _records(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Return inputs and outputs without the zeros before a step test."""
@@ -178,9 +224,12 @@ class IdentifiedModel(Reduction):
         )
 
     def _residuals(self) -> list[Array]:
+        """Return the errors (p, T) of the simulated output, or of the one-step prediction of `fit`."""
         selected = self._selected
-        errors = residuals(selected.model, selected.data.inputs, selected.data.outputs)
-        return [e[:, self._n_zeros :] * selected.data.output_scale[:, None] for e in errors]
+        us, ys = selected.data.inputs, selected.data.outputs
+        if selected.innovations is not None:
+            return self._unscaled(selected.innovations.prediction_errors(us, ys))
+        return self._unscaled(residuals(selected.model, us, ys))
 
     def residual_test(self) -> ResidualTest:
         """Test whether the residuals are white, and independent of earlier and later inputs.
@@ -193,10 +242,6 @@ class IdentifiedModel(Reduction):
         ResidualTest
             With probabilities, correlations, and their bounds.
         """
-        selected = self._selected
-        if selected.innovations is not None:
-            errors = selected.innovations.prediction_errors(selected.data.inputs, selected.data.outputs)
-            return residual_test(errors, self._records()[0])
         return residual_test(self._residuals(), self._records()[0])
 
     def pole_errors(self) -> tuple[Array, Array]:
@@ -328,6 +373,8 @@ class IdentifiedModel(Reduction):
     def plot(self, *, ax: Axes | None = None) -> Any:
         """Plot every output as measured and as simulated, and the residual below it.
 
+        Of a process that is unstable in open loop, the one-step prediction is drawn, as in ``fit``.
+
         Parameters
         ----------
         ax : matplotlib Axes, optional
@@ -337,8 +384,10 @@ class IdentifiedModel(Reduction):
         -------
         ndarray of matplotlib Axes, shape (p, 2)
         """
-        measured, simulated = self._records()[1][0], self.simulated_outputs()[0]
-        return draw_simulation(measured, simulated, self.fit, self.model.dt, self.model.output_labels, ax)
+        measured, error = self._records()[1][0], self._residuals()[0]
+        return draw_simulation(
+            measured, measured - error, self.fit, self.model.dt, self.model.output_labels, ax
+        )
 
     def compare(self, u: Any, y: Any = None) -> Comparison:
         """Simulate another record of the same process and compare.
@@ -472,7 +521,8 @@ def identify(
         With False poles may lie anywhere.
     missing : {"refuse", "bridge"}
         What to do with NaN: an error (the default), or "bridge": records are cut where inputs are missing,
-        and missing outputs are filled by the model itself, with a warning that states how many.
+        and missing outputs are filled by the model itself, with a warning that states how many. The model
+        simulates them; of a process that is unstable in open loop it predicts them (with ``stable=False``).
     progress : bool, optional
         Show a progress bar on stderr. By default it is shown if stderr is a terminal.
 
@@ -485,7 +535,8 @@ def identify(
     ------
     HankelredError
         The records do not fit together, their axes are swapped, a sample is NaN or complex, a channel is
-        constant, inputs are linearly dependent, or there are too few samples.
+        constant, inputs are linearly dependent, or there are too few samples; missing outputs cannot be
+        bridged, because the model is unstable and its simulated output is unlike the measured one.
     OrderError
         The order is not a whole number >= 1.
 
@@ -529,7 +580,7 @@ def identify(
             warnings.simplefilter("ignore", ReductionWarning)  # those of the last pass count
             model = _identified(gaps.data, order, offsets, stable, shown)
         for bridging in range(_BRIDGING_PASSES):
-            data = gaps.bridged_by(model.simulated_outputs())
+            data = gaps.bridged_by(model._bridging_outputs(gaps.masks))
             with warnings.catch_warnings():
                 if bridging < _BRIDGING_PASSES - 1:
                     warnings.simplefilter("ignore", ReductionWarning)
@@ -592,12 +643,12 @@ def _warn_of_order(chosen: SelectedModel, order: int | None) -> None:
 def _warn_of_stability(problem: IdentificationProblem, chosen: SelectedModel, feedback: bool) -> None:
     """Warn of a stable model of a process that is unstable in open loop, or may be."""
     on_limit = on_stability_limit(chosen.model.A)
-    found = problem.unstable_process(problem.orders()) if on_limit or feedback else None
-    if found is not None:
+    process = problem.unstable_process(problem.orders()) if on_limit or feedback else None
+    if process is not None:
         warnings.warn(
-            f"the process looks unstable in open loop: a model of order {found.order} that predicts one "
-            f"step ahead has a pole of modulus {abs(found.pole):.5f} +- {found.error:.2g} (standard error); "
-            "the stable model cannot describe it. Pass stable=False for a model with this pole",
+            f"the process looks unstable in open loop: a model of order {process.order} that predicts one "
+            f"step ahead has a pole of modulus {abs(process.pole):.5f} +- {process.error:.2g} (standard "
+            "error); the stable model cannot describe it. Pass stable=False for a model with this pole",
             ReductionWarning,
             stacklevel=4,
         )
@@ -747,9 +798,9 @@ class IdentificationProblem:
         if chosen.model.loss < NOISE_FREE:
             return chosen
         if not self.stable:
-            found = self.unstable_process(orders)
-            if found is not None:
-                return found.selected
+            process = self.unstable_process(orders)
+            if process is not None:
+                return process.selected
         if len(orders) > 1 and not self.n_zeros:
             delayed = self._with_delays(chosen, progress)
             if delayed is not None and delayed.rating() < chosen.rating():

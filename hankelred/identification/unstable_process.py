@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._util.arrays import Array
-from .noise.innovations import innovations_model, unstable_pole
+from .noise.innovations import innovations_model, unstable_pole, with_outputs
 from .order_selection import Recipe, SelectedModel, fits, scale_records, split_records
 from .output_error import with_initial_states
 
@@ -27,20 +27,23 @@ def unstable_process(
 ) -> UnstableProcess | None:
     """Return a model of the process if the records show that it is unstable in open loop.
 
-    The order is that of Schwarz's criterion for the one-step prediction.
+    The order is that of Schwarz's criterion for the one-step prediction. None of records whose first part is
+    too short to estimate this order from, since its validation fit is then unknown.
     """
     data = scale_records(us, ys, offsets)
     model = innovations_model(data.inputs, data.outputs, orders, offsets=offsets)
-    found = None if model is None else unstable_pole(model, data.inputs, data.outputs)
-    if model is None or found is None:
+    pole_and_error = None if model is None else unstable_pole(model, data.inputs, data.outputs)
+    if model is None or pole_and_error is None:
         return None
     order = model.predictor.order
     process = model.process(data.inputs, data.outputs)
     split = split_records(us, ys, offsets, 0)
     part = split.estimation
-    of_part = innovations_model(part.inputs, part.outputs, [order], offsets=offsets) or model
-    validation = split.validation_inputs, split.validation_outputs
-    continued = with_initial_states(of_part.process(part.inputs, part.outputs), *validation)
+    of_part = innovations_model(part.inputs, part.outputs, [order], offsets=offsets)
+    if of_part is None:
+        return None
+    validation_ys = split.validation_outputs
+    validation = with_outputs(split.validation_inputs, validation_ys), validation_ys
+    held_back_fit = fits(with_initial_states(of_part.predictor, *validation), *validation)
     recipe = Recipe("innovations", order, "refined", offsets)
-    held_back_fit = fits(continued, *validation)
-    return UnstableProcess(order, *found, SelectedModel(process, data, recipe, held_back_fit, model))
+    return UnstableProcess(order, *pole_and_error, SelectedModel(process, data, recipe, held_back_fit, model))

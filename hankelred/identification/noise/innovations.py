@@ -73,14 +73,29 @@ class InnovationsModel:
 
     def prediction_errors(self, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
         """Return the errors (p, T) of the one-step prediction."""
-        return residuals(self.predictor, _with_outputs(us, ys), ys)
+        return residuals(self.predictor, with_outputs(us, ys), ys)
+
+    def predicted_outputs(
+        self, us: Sequence[Array], ys: Sequence[Array], masks: Sequence[Array]
+    ) -> list[Array]:
+        """Return the one-step predictions (p, T), which use themselves in place of the masked outputs."""
+        model, m = self.predictor, self.n_inputs
+        by_inputs, predictions = model.B[:, :m], []
+        for u, y, mask, x0 in zip(us, ys, masks, model.x0, strict=True):
+            predicted, x = np.empty_like(y), x0
+            for t in range(y.shape[1]):
+                predicted[:, t] = model.C @ x + model.offset
+                fed_back = np.where(mask[:, t], predicted[:, t], y[:, t])
+                x = model.A @ x + by_inputs @ u[:, t] + self.gain @ fed_back
+            predictions.append(predicted)
+        return predictions
 
     def uncertainty(self, us: Sequence[Array], ys: Sequence[Array]) -> Uncertainty:
         """Return the covariance of the estimates of the process."""
         model, m = balance_states(self.predictor), self.n_inputs
         directions = local_coordinates(model)
         offsets = bool(np.any(model.offset))
-        parts = list(output_derivatives(model, _with_outputs(us, ys), ys, offsets, directions))
+        parts = list(output_derivatives(model, with_outputs(us, ys), ys, offsets, directions))
         size = np.sqrt(np.mean(np.concatenate([error for _, error in parts], axis=1) ** 2, axis=1))
         columns = [(J / size[:, None, None]).reshape(-1, J.shape[2]) for J, _ in parts]
         by_A, by_B, by_C, by_D = derivatives(model, directions)
@@ -99,7 +114,7 @@ def innovations_model(
     us: Sequence[Array], ys: Sequence[Array], orders: Sequence[int], *, offsets: bool
 ) -> InnovationsModel | None:
     """Return the model of the order, among some, that Schwarz's criterion prefers; None of short records."""
-    zs, m = _with_outputs(us, ys), us[0].shape[0]
+    zs, m = with_outputs(us, ys), us[0].shape[0]
     best: InnovationsModel | None = None
     n_worse = 0
     spaces = [space for lags in _LAGS if (space := _arx_observability(us, ys, lags)) is not None]
@@ -129,7 +144,8 @@ def unstable_pole(
     return (complex(poles[k]), float(errors[k])) if excess[k] > _SIGNIFICANT else None
 
 
-def _with_outputs(us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+def with_outputs(us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
+    """Return the inputs (u, y) of the predictor."""
     return [np.concatenate([u, y]) for u, y in zip(us, ys, strict=True)]
 
 

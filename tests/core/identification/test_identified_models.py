@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.signal import lfilter
@@ -410,6 +412,18 @@ def unstable_record(seed, samples=500):
     return u, clean + noise
 
 
+def first_order_loop(pole, gain, samples, seed=0):
+    """A process x+ = pole x + u in a stable loop, with noise of size 0.1 at its output."""
+    rng = np.random.default_rng(seed)
+    reference, noise = rng.standard_normal(samples), 0.1 * rng.standard_normal(samples)
+    x, u, y = 0.0, np.zeros(samples), np.zeros(samples)
+    for t in range(samples):
+        y[t] = x + noise[t]
+        u[t] = reference[t] - gain * y[t]
+        x = pole * x + u[t]
+    return u, y
+
+
 class TestUnstableProcess:
     """Records of processes that are unstable in open loop gave a stable model with a hint at integrators."""
 
@@ -442,12 +456,53 @@ class TestUnstableProcess:
     def test_a_record_longer_than_the_largest_number(self):
         """The unstable response grows beyond 1e308 in it: this ended in a ValueError of scipy."""
         u, y = unstable_record(3, 16_000)
-        with pytest.warns(hankelred.ReductionWarning, match="next to nothing"):
-            model = hankelred.identify(u, y, 2, stable=False)
+        model = hankelred.identify(u, y, 2, stable=False)
         assert np.abs(model.system.poles()).max() == pytest.approx(1.05, abs=1e-3)
-        assert model.fit[0] == -np.inf
+        assert model.fit[0] > 0.8
         assert model.residual_test().whiteness[0] > 1e-4
         assert "1.0" in model.summary()
+
+    def test_the_fit_is_that_of_the_one_step_prediction(self):
+        """The fit of the simulated output was -inf for the right pole, with a warning of a useless model."""
+        u, y = first_order_loop(1.4, 0.9, 1500)
+        model = hankelred.identify(u, y, 1, stable=False)  # a warning would be an error
+        assert model.system.poles()[0].real == pytest.approx(1.4, abs=0.01)
+        # With noise of size s at the output alone, the Riccati equation of the Kalman filter has the solution
+        # (1.4^2 - 1) s^2: the best prediction has errors of size 1.4 s.
+        expected = 1 - 1.4 * 0.1 / y.std()
+        assert model.fit[0] == pytest.approx(expected, abs=0.01)
+        assert model.held_back_fit[0] == pytest.approx(expected, abs=0.02)
+        drawn = model.plot()[0, 0].get_lines()
+        assert any(np.allclose(line.get_ydata(), y - model._residuals()[0][0]) for line in drawn)
+
+    def test_gaps_are_bridged_by_predictions(self):
+        """They were filled with the simulated output, as large as 122 here, and the pole found was stable."""
+        u, y = first_order_loop(1.1, 0.6, 500)
+        gaps = [20, 100, 200, *range(300, 310), 400, 450, 490]
+        holes = y.copy()
+        holes[gaps] = np.nan
+        with pytest.warns(hankelred.ReductionWarning, match="16 missing value"):
+            model = hankelred.identify(u, holes, 1, stable=False, missing="bridge")
+        poles, errors = model.pole_errors()
+        assert abs(poles[0] - 1.1) < 4 * errors[0] < 0.02
+        bridged = model._records()[1][0][0]
+        assert np.std(bridged[gaps] - y[gaps]) < 0.2
+        assert np.array_equal(np.delete(bridged, gaps), np.delete(y, gaps))
+
+    def test_gaps_that_an_unstable_simulation_would_fill_are_refused(self):
+        """Without a predictor the simulated output, which leaves the measured one, filled them."""
+        u, y = first_order_loop(1.1, 0.6, 500)
+        model = hankelred.identify(u, y, 1, stable=False)
+        model.source._models[1] = replace(model._selected, innovations=None)
+        with pytest.raises(hankelred.HankelredError, match="Cut the record at the gaps"):
+            model._bridging_outputs([np.isnan(y[None])])
+
+    @pytest.mark.parametrize(("samples", "is_estimated"), [(90, False), (200, True)])
+    def test_a_record_too_short_for_the_validation_fit(self, samples, is_estimated):
+        """The validation fit was that of a model of the whole record, in units of its first part."""
+        u, y = first_order_loop(1.1, 0.6, samples)
+        process = unstable_process([u[None]], [y[None]], [1], offsets=True)
+        assert (process is not None) == is_estimated
 
     def test_a_random_walk_at_the_output_is_not_taken_for_an_unstable_process(self):
         for seed in range(5):
