@@ -25,7 +25,7 @@ from .linear_responses import LinearJob, model_gramians
 from .responses import CENTERINGS, check_span, count_intervals, cross_needs_square, discrete_step
 from .results import EmpiricalGramians
 from .simulator_responses import SimulatorJob, simulator_gramians
-from .simulators import is_nonlinear_control_system, simulator_of_control_system
+from .simulators import is_nonlinear_control_system, simulator_of_control_system, step_of_simulator
 
 _KINDS = ("controllability", "observability", "cross")
 
@@ -199,7 +199,8 @@ def empirical_gramians(
         )
         dt = validated_timebase(dt)
         signs, hold = _checked_signs(signs), _checked_hold(hold)
-        step, intervals = _grid(dt, horizon, step)
+        step, intervals = _grid(dt, horizon, step if is_discrete(dt) else step_of_simulator(system, step))
+        step_of_simulator(system, step)
         x_steady, u_steady = _operating_point(
             runner, intervals, (steady_state, n_states), (steady_input, n_inputs)
         )

@@ -31,8 +31,8 @@ def simulator_from_rhs(
 ) -> Simulator:
     """Make a simulator for :func:`empirical_gramians` from the right-hand side of x' = f(x, u).
 
-    The input is constant between samples (a zero-order hold). Pass the same ``step`` to
-    :func:`empirical_gramians`.
+    The input is constant between samples (a zero-order hold). :func:`empirical_gramians` then needs no
+    ``step``, and refuses another one.
 
     Parameters
     ----------
@@ -100,6 +100,24 @@ class _WithoutTime:
 
     def __call__(self, t: float, x: Array, u: Array) -> Any:
         return self.function(x, u)
+
+
+def step_of_simulator(simulate: Any, step: float | None) -> float | None:
+    """Return the step of a call, which of a simulator made of a right-hand side is its own.
+
+    Raises
+    ------
+    HankelredError
+        They differ: responses of one step would be taken for those of another.
+    """
+    if not isinstance(simulate, _RhsSimulator):
+        return step
+    if step is not None and not np.isclose(step, simulate.step, rtol=1e-9, atol=0):
+        raise HankelredError(
+            f"step={step:g} differs from the step of the simulator, {simulate.step:g}, with which "
+            "simulator_from_rhs made it; use one for both"
+        )
+    return simulate.step
 
 
 def is_nonlinear_control_system(system: Any) -> bool:

@@ -49,6 +49,17 @@ def test_gramians_of_a_linear_right_hand_side_are_those_of_the_lyapunov_equation
         np.testing.assert_allclose(getattr(grams, kind), exact, atol=1e-5 * np.abs(exact).max())
 
 
+def test_another_step_than_that_of_the_simulator_is_refused():
+    """The controllability Gramian was twice as large, without a word, with a simulator of twice the step."""
+    simulate = simulator_from_rhs(rate, 2 * GRID["step"], output=read)
+    for options in ({"step": GRID["step"]}, {"dt": GRID["step"]}):
+        with pytest.raises(HankelredError, match=r"step=0\.05 differs from the step of the simulator, 0\.1"):
+            empirical_gramians(simulate, horizon=GRID["horizon"], **options)
+    given = empirical_gramians(simulate, horizon=GRID["horizon"], step=2 * GRID["step"])
+    own = empirical_gramians(simulate, horizon=GRID["horizon"])
+    np.testing.assert_array_equal(own.controllability, given.controllability)
+
+
 def test_stiff_system_with_an_implicit_solver():
     def stiff(x, u):
         return np.array([-1e5 * (x[0] - x[1]), -x[1] + u[0]])
