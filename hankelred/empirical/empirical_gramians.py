@@ -113,7 +113,8 @@ def empirical_gramians(
     checkpoint : path, optional
         A folder in which the responses of a simulator are written about every 30 s. A call that was
         interrupted goes on from there if it is made again with the same arguments, and a lost worker process
-        costs one round. The folder is kept.
+        costs one round. Another simulator is noticed if it answers otherwise to one run with all inputs, or
+        all states, perturbed at once. The folder is kept.
     progress : bool, optional
         Show a progress bar. By default it is shown when stderr is a terminal and the computation is long.
     stability_tol : float
@@ -133,7 +134,7 @@ def empirical_gramians(
     HankelredError
         An argument is unknown or contradicts another, the horizon is shorter than the step, the record
         leaves frequencies unexcited, the model is too stiff for a uniform grid, or the checkpoint is of other
-        experiments.
+        experiments or of another simulator.
 
     Notes
     -----

@@ -96,7 +96,8 @@ class Runner:
         part = None
         if self.checkpoint is not None:
             runs = ((run.name, run.x0, run.inputs()) for run in experiments)
-            witness = self._run_witness(witnesses, trajectory, n_outputs)
+            with use_backend(self.backend, self.n_jobs):
+                witness = self._run_witness(witnesses, trajectory, n_outputs)
             part = self.checkpoint.part(trajectory, n_outputs, runs, len(experiments), witness)
             results = part.read()
         size = self.batch_size or 1
@@ -116,7 +117,7 @@ class Runner:
             for batches_of_round in with_progress_bar(
                 _rounds(batches, in_round), f"Experiments ({trajectory})", shown, len(batches), len
             ):
-                responses = self._run_round(batches_of_round, trajectory, n_outputs)
+                responses = self._run_round(batches_of_round, trajectory, n_outputs, stacklevel=6)
                 if part is not None:
                     part.append(len(results), responses)
                 results.extend(responses)
@@ -126,18 +127,24 @@ class Runner:
         """Return the response to the first of these runs for which the simulator works."""
         for last, witness in enumerate(witnesses, start=1 - len(witnesses)):
             try:
-                return _run_batch(
-                    self.simulate, [witness], self.batch_size is not None, trajectory, n_outputs
-                )[0]
+                return self._run_round([[witness]], trajectory, n_outputs, stacklevel=7)[0]
             except ModelError:
                 if last == 0:
                     raise
         raise AssertionError
 
     def _run_round(
-        self, batches: Sequence[Sequence[SimulatorRun]], trajectory: str, n_outputs: int
+        self,
+        batches: Sequence[Sequence[SimulatorRun]],
+        trajectory: str,
+        n_outputs: int,
+        *,
+        stacklevel: int,
     ) -> list[Array]:
-        """Run some batches in parallel; once more where a worker process is lost."""
+        """Run some batches in parallel; once more, with a warning, where a worker process is lost.
+
+        The warning is at `stacklevel`, that of the caller of empirical_gramians.
+        """
         from joblib import Parallel, delayed
 
         for last_attempt in (False, True):
@@ -158,7 +165,7 @@ class Runner:
                 warnings.warn(
                     "a worker process ended while it ran the simulator; its experiments are run again",
                     RuntimeWarning,
-                    stacklevel=6,  # the caller of empirical_gramians()
+                    stacklevel=stacklevel,
                 )
         raise AssertionError
 

@@ -97,6 +97,7 @@ class WithKnownPoles(SecondOrderPencil):
 class RigidBodyPart:
     """The poles of rigid body modes, and the frequency of the slowest other mode."""
 
+    #: the poles at the origin, and the other poles of damped modes that are all unstable by negative friction
     at_origin: InvariantSubspace
     #: the other poles of damped modes; None if there are none, or if their damping acts on other modes too
     damped: InvariantSubspace | None
@@ -131,7 +132,11 @@ def rigid_body_part(pencil: Pencil) -> RigidBodyPart | None:
     A = np.zeros((right.shape[1],) * 2)
     A[:k, k : 2 * k] = np.eye(k)
     rates = rates[np.abs(rates) > NO_COUPLING * size]
-    return RigidBodyPart(InvariantSubspace(A, left, right), _damped_poles(pencil, damped, rates), frequency)
+    at_origin, known = InvariantSubspace(A, left, right), _damped_poles(pencil, damped, rates)
+    # with friction of both signs, values of low accuracy were seen to be wrong by more than their estimate
+    if known is not None and np.all(rates < 0):
+        at_origin, known = _together(at_origin, known), None
+    return RigidBodyPart(at_origin, known, frequency)
 
 
 def _damped_poles(pencil: SecondOrderPencil, Z: Array, rates: Array) -> InvariantSubspace | None:
@@ -142,6 +147,15 @@ def _damped_poles(pencil: SecondOrderPencil, Z: Array, rates: Array) -> Invarian
         return None
     left = np.concatenate([np.zeros_like(Z), -Z / rates])
     return InvariantSubspace(np.diag(-rates), left, np.concatenate([Z, -Z * rates]))
+
+
+def _together(first: InvariantSubspace, second: InvariantSubspace) -> InvariantSubspace:
+    """Return the sum of two subspaces without common poles."""
+    return InvariantSubspace(
+        sla.block_diag(first.A, second.A),
+        np.hstack([first.left, second.left]),
+        np.hstack([first.right, second.right]),
+    )
 
 
 def unstable_part(pencil: Pencil, near: float, tol: float) -> InvariantSubspace:

@@ -288,8 +288,9 @@ def test_one_worker_without_a_backend_of_joblib(tmp_path, short_rounds):
     assert len(list(tmp_path.glob("states-*.npz"))) == 4
 
 
+@pytest.mark.parametrize("checkpoint", [True, False])
 @pytest.mark.parametrize("kinds", KINDS)
-def test_warning_of_a_lost_worker_names_the_line_of_the_call(kinds, monkeypatch):
+def test_warning_of_a_lost_worker_names_the_line_of_the_call(kinds, checkpoint, monkeypatch, tmp_path):
     """It named a line of this package. Both kinds get there by calls of the same depth."""
     parallel, lost = joblib.Parallel, []
 
@@ -301,7 +302,7 @@ def test_warning_of_a_lost_worker_names_the_line_of_the_call(kinds, monkeypatch)
 
     monkeypatch.setattr(joblib, "Parallel", lost_once)
     with pytest.warns(RuntimeWarning, match="its experiments are run again") as warned:
-        empirical_gramians(Counted(), kinds=kinds, **GRID)
+        empirical_gramians(Counted(), kinds=kinds, checkpoint=tmp_path if checkpoint else None, **GRID)
     assert [warning.filename for warning in warned] == [__file__]
 
 

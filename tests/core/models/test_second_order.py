@@ -396,6 +396,37 @@ def test_poles_of_friction_are_known_unless_it_acts_on_elastic_modes():
     assert rigid_body_part(damper._pencil(None)).damped is None
 
 
+@pytest.mark.parametrize("friction", [-0.001, -0.003])
+def test_negative_friction_on_rigid_body_modes(friction):
+    """Story: their unstable poles were known but not deflated, and the iteration met them or did not end."""
+    system = free_beam(40, friction)
+    values, expected = (hankel_singular_values(system, solver=solver) for solver in ("low_rank", "dense"))
+    assert np.isinf(values).sum() == np.isinf(expected).sum() == 4
+    np.testing.assert_allclose(values[4:12], expected[4:12], rtol=1e-5)
+
+
+def two_beams(first, second):
+    one, other = free_beam(40, first), free_beam(40, second)
+    pairs = ((one.M, other.M), (one.D, other.D), (one.K, other.K))
+    B = np.vstack([one.B, other.B])
+    return SecondOrderModel(*(sp.block_diag(pair, format="csc") for pair in pairs), B, B.T)
+
+
+@pytest.mark.parametrize("other", [0.0, -0.002])
+def test_negative_friction_on_two_bodies(other):
+    system = two_beams(-0.001, other)
+    values, expected = (hankel_singular_values(system, solver=solver) for solver in ("low_rank", "dense"))
+    infinite = int(np.isinf(expected).sum())
+    assert infinite == np.isinf(values).sum()
+    np.testing.assert_allclose(values[infinite:][:8], expected[infinite:][:8], rtol=1e-3)
+
+
+def test_friction_of_both_signs_is_an_error():
+    """Deflated as well, the other values were wrong by 0.6 of the largest at accuracy=0.01."""
+    with pytest.raises((ConvergenceError, ModelError)):
+        hankel_singular_values(two_beams(-0.001, 0.3), solver="low_rank", accuracy=0.01)
+
+
 def skew_damped(elements, supported):
     """A beam with damping that does not prove its stability."""
     system = SecondOrderModel(*beam(elements)) if supported else free_beam(elements, 0.1)
