@@ -389,6 +389,10 @@ class HRMLayer(AdapterLayer):
         ------
         StateError
             The hidden states are not those of the batch that the decoder was called with.
+        ConfigError
+            A linear module that is read statically has another input than the block.
+        AdapterError
+            It was read statically before a pre-hook of the system computed the parameters.
         """
         context = block_call.context
         self._check_shape(context, x)
@@ -398,7 +402,14 @@ class HRMLayer(AdapterLayer):
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
         # pruning and weight_norm compute parameters in a pre-hook: what is read of them before is out of date
         current = not system.runs_code_before_forward()
-        u = self.static_input(block_call, name, x) if system.static.readouts and current else None
+        readouts = bool(system.static.readouts)
+        if readouts and not current and name in block_call.static_inputs and system.has_computed_parameters():
+            raise AdapterError(
+                f"the parameters of adapter '{name}' are computed in a forward pre-hook, as by "
+                f"torch.nn.utils.prune, after linear modules of block {self.cache_key} have read them; call "
+                "prune.remove, or remove the forward pre-hooks that were added to the block after the adapter"
+            )
+        u = self.static_input(block_call, name, x) if readouts and current else None
         state = context.open_state_once()
         options: dict[str, Any] = {}
         step = context.step_of(self.cache_key, identity) if context.single and current else None
@@ -412,6 +423,8 @@ class HRMLayer(AdapterLayer):
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)
         result = system(x, valid=valid, segment_start=segment_start, static_input=u, **options)
+        if readouts and not current:
+            self.static_input(block_call, name, x)  # for the linear modules, which must have the same input
         return cast("tuple[Tensor, Tensor]", result)
 
     def _fitting(self, state: Tensor | None, system: HRMSystem) -> Tensor | None:

@@ -289,12 +289,15 @@ class HRMSystem(PreciseModule):
                 y = torch.addmm(y, _rows(direct), _precise(self.static_C).t())
         return y.view(batch, time, width), s
 
+    def has_computed_parameters(self) -> bool:
+        """Return whether some parameters are attributes only: parametrized, pruned or flattened ones."""
+        return self._parameters.keys() != self._parameter_names
+
     def tensors(self) -> Iterable[Tensor | None]:
         """Return the parameters that there are, as they are now."""
-        if self._parameters.keys() == self._parameter_names:
-            return self._parameters.values()  # faster than attributes of a module
-        # parametrized, pruned and flattened parameters are attributes only
-        return [getattr(self, name) for name in self._parameter_names]
+        if self.has_computed_parameters():
+            return [getattr(self, name) for name in self._parameter_names]
+        return self._parameters.values()  # faster than attributes of a module
 
     def stepper(self) -> Stepper:
         """Return the system prepared for single tokens; it is out of date once its versions change."""

@@ -696,6 +696,34 @@ class TestRefusals:
         assert torch.equal(logits(base, ids), logits(base_model(), ids))
         assert not any("hrm" in name for name, _ in base.named_modules())
 
+    def test_readouts_before_a_pre_hook_computes_the_parameters(self, model, ids):
+        # with a later pre-hook of the block, the systems run after it: readouts were those of the pass before
+        for layer in hrm_layers(model):
+            prune.random_unstructured(layer.system("default"), "B", amount=0.3)
+        first = logits(model, ids)
+        blocks = [layer.self_attn for layer in model.get_base_model().model.layers]
+        handles = [block.register_forward_pre_hook(lambda *_: None) for block in blocks]
+        with pytest.raises(AdapterError, match=r"computed in a forward pre-hook.*prune\.remove"):
+            logits(model, ids)
+        for handle in handles:
+            handle.remove()
+        assert torch.equal(logits(model, ids), first)
+        blocks[0].register_forward_pre_hook(lambda *_: None)
+        for layer in hrm_layers(model):
+            prune.remove(layer.system("default"), "B")
+            layer.system("default").register_forward_pre_hook(lambda *_: None)  # computes nothing
+        assert error(logits(model, ids), first) < 1e-6
+
+    @pytest.mark.parametrize("later", ["block", "system"])
+    def test_another_input_is_refused_with_pre_hooks_too(self, monkeypatch, later, ids):
+        monkeypatch.setenv("HANKELRED_SKIP_SELF_CHECK", "1")
+        model = hankelred_llm.attach(base_model(), r=4, site="attention", static_readouts=["o_proj"])
+        for layer in hrm_layers(model):
+            module = layer.system("default") if later == "system" else layer.target
+            module.register_forward_pre_hook(lambda *_: None)
+        with pytest.raises(ConfigError, match="another input"):
+            logits(model, ids)
+
     def test_another_input_is_refused_without_the_self_check_too(self, monkeypatch, ids):
         monkeypatch.setenv("HANKELRED_SKIP_SELF_CHECK", "1")
         model = hankelred_llm.attach(base_model(), r=4, site="attention", static_readouts=["o_proj"])
