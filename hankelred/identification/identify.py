@@ -584,7 +584,9 @@ def identify(
             with warnings.catch_warnings():
                 if bridging < _BRIDGING_PASSES - 1:
                     warnings.simplefilter("ignore", ReductionWarning)
-                model = _identified(data, model.order, offsets, stable, shown)
+                # delays are looked for only where the order is not given
+                again = order if model._selected.delays else model.order
+                model = _identified(data, again, offsets, stable, shown)
         warnings.warn(
             f"{gaps.n_missing} missing value(s) of outputs were bridged by the model, and {gaps.n_left_out} "
             f"sample(s) with missing inputs, or beside them, left out ({len(data.inputs)} piece(s) remain); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from hankelred.identification.order_selection import (
     score_continued,
     split_records,
 )
-from hankelred.identification.output_error import fit_inputs, refine
+from hankelred.identification.output_error import FittedModel, balance_states, fit_inputs, refine
 from hankelred.identification.unstable_process import unstable_process
 from hankelred.simulation.batch_recurrence import simulate_states
 
@@ -45,6 +46,20 @@ def colored(rng, samples, pole):
 def refined(u, y):
     start = fit_inputs(A, C, [u[None]], [y[None]], False)[0]
     return refine(start, [u[None]], [y[None]], stable=True, max_steps=30, rtol=1e-8)
+
+
+@pytest.mark.parametrize("pole", [0.9999, -0.9999])
+def test_balanced_states_of_a_chain_without_warnings_of_scipy(pole):
+    """Eight equal poles near 1: the equations of scipy's direct method had an rcond of 5e-45."""
+    n = 8
+    chain = pole * np.eye(n) + 0.1 * np.diag(np.ones(n - 1), 1)
+    B, C = np.eye(n)[:, -1:], np.eye(n)[:1]
+    model = FittedModel(chain, B, C, np.zeros((1, 1)), (np.zeros(n),), np.zeros(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        balanced = balance_states(model)
+    assert balanced.order == n
+    assert np.all(np.isfinite(balanced.A))
 
 
 class TestStandardErrors:
