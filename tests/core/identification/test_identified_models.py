@@ -10,7 +10,12 @@ import pytest
 from scipy.signal import lfilter
 
 import hankelred
-from hankelred.identification.diagnostics import autoregression, excited_directions, uncertainty
+from hankelred.identification.diagnostics import (
+    Uncertainty,
+    autoregression,
+    excited_directions,
+    uncertainty,
+)
 from hankelred.identification.noise.information_criterion import OrderTrial, deviance, order_trials
 from hankelred.identification.noise.innovations import innovations_model
 from hankelred.identification.noise.whitening import whitened_fit
@@ -103,8 +108,33 @@ class TestStandardErrors:
         assert np.allclose(response[0, 0], model.system(z), rtol=1e-6)
         assert np.all(np.abs(response[0, 0] - true) < 4 * errors[0, 0])
         assert np.all(errors[0, 0] < 0.1 * np.abs(true).max())
-        with pytest.raises(hankelred.HankelredError, match="omega"):
-            model.response_errors([0.1, np.inf])
+        # numpy's own errors came of texts and of an empty list, and frequencies were taken modulo 2 pi / dt
+        for omega, value in [
+            ([0.1, np.inf], "inf"),
+            ("x", "'x'"),
+            (None, "None"),
+            (True, "True"),
+            ([1j], "1j"),
+            ([[0.1], [0.2, 0.3]], "0.3"),
+            ([0.1, 32.0], r"is 32, beyond .* 31.4159"),
+        ]:
+            with pytest.raises(hankelred.HankelredError, match=f"omega.*{value}"):
+                model.response_errors(omega)
+        response, errors = model.response_errors([])
+        assert response.shape == errors.shape == (1, 1, 0)
+        assert np.all(np.isfinite(model.response_errors([0, np.pi / 0.1])[1]))
+
+    @pytest.mark.parametrize("pole", [1.0, 1.0 + 2**-52])
+    def test_at_a_pole_the_error_of_the_response_is_infinite(self, pole):
+        """The matrix is singular there: LinAlgError of numpy."""
+        one, by_A = np.ones((1, 1)), np.ones((1, 1, 1))
+        zero = np.zeros((1, 1, 1))
+        integrator = Uncertainty(pole * one, one, one, 0 * one, (by_A, zero, zero, zero), 1e-6 * one)
+        response, errors = integrator.response(np.array([1.0, -1.0]))
+        assert errors[0, 0, 0] == np.inf
+        assert 1e15 < abs(response[0, 0, 0]) < np.inf
+        assert response[0, 0, 1] == pytest.approx(-0.5)
+        assert errors[0, 0, 1] == pytest.approx(1e-3 / 4)  # the derivative of 1 / (z - a) is 1 / (z - a)^2
 
     def test_pole_errors_of_a_model(self):
         rng = np.random.default_rng(1)
