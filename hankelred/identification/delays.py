@@ -33,7 +33,8 @@ def likely_delays(us: Sequence[Array], ys: Sequence[Array]) -> tuple[int, ...]:
     """
     m, p = us[0].shape[0], ys[0].shape[0]
     samples = sum(u.shape[1] for u in us)
-    lags = min(_MOST_LAGS, int((samples / _EQUATIONS_PER_COEFFICIENT - m - 1) / (m + p)))
+    longest = max(u.shape[1] for u in us)
+    lags = min(_MOST_LAGS, int((samples / _EQUATIONS_PER_COEFFICIENT - m - 1) / (m + p)), longest // 2)
     rows, targets = [], []
     for u, y in zip(us, ys, strict=True):
         T = u.shape[1] - lags

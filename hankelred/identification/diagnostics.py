@@ -14,7 +14,7 @@ import numpy as np
 import scipy.linalg as sla
 from scipy.special import chdtrc, ndtr, ndtri
 
-from .._util.arrays import Array
+from .._util.arrays import EPS, Array
 from .output_error import FittedModel, balance_states, local_coordinates, output_derivatives
 
 #: Most lags of a correlation, and the least number of samples for each.
@@ -24,6 +24,8 @@ _MOST_COEFFICIENTS, _SAMPLES_PER_COEFFICIENT = 12, 20
 AKAIKE_PENALTY = 2.0
 #: Singular values of delayed inputs below this share of the largest are rounding.
 _EXCITED = 1e-9
+#: Points as near to a pole as this, for each state and relative to A, may be the pole.
+_ROUNDING = 10 * EPS
 
 
 def autoregression(
@@ -77,16 +79,26 @@ class Uncertainty:
         return poles, self._errors(slopes)
 
     def response(self, z: Array) -> tuple[Array, Array]:
-        """Return the frequency response (p, m, frequencies) at points z, and the errors to first order."""
+        """Return the frequency response (p, m, frequencies) at points z, and the errors to first order.
+
+        At a pole, to rounding, the errors are infinite, and the response may be that just beside it.
+        """
         by_A, by_B, by_C, by_D = self.by_parameters
-        values, errors = [], []
-        for point in z:
-            resolvent = np.linalg.inv(point * np.eye(self.A.shape[0]) - self.A)
+        n, shape = self.A.shape[0], self.D.shape
+        values, errors = np.empty((*shape, z.size), dtype=complex), np.full((*shape, z.size), np.inf)
+        rounding = _ROUNDING * n * max(1.0, float(np.linalg.norm(self.A, 2)))
+        for k, point in enumerate(z):
+            try:
+                resolvent = np.linalg.inv(point * np.eye(n) - self.A)
+            except np.linalg.LinAlgError:
+                resolvent = np.linalg.inv(point * (1 + n * EPS) * np.eye(n) - self.A)
             left, right = self.C @ resolvent, resolvent @ self.B
-            values.append(left @ self.B + self.D)
-            slopes = left @ by_A @ right + left @ by_B + by_C @ right + by_D
-            errors.append(self._errors(slopes.reshape(slopes.shape[0], -1).T).reshape(values[-1].shape))
-        return np.stack(values, axis=2), np.stack(errors, axis=2)
+            values[..., k] = left @ self.B + self.D
+            # a change of A by the reciprocal of the norm of the resolvent makes this point a pole
+            if np.linalg.norm(resolvent, 2) * rounding < 1:
+                slopes = left @ by_A @ right + left @ by_B + by_C @ right + by_D
+                errors[..., k] = self._errors(slopes.reshape(slopes.shape[0], -1).T).reshape(shape)
+        return values, errors
 
     def _errors(self, slopes: Array) -> Array:
         with np.errstate(invalid="ignore"):

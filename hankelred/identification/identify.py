@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .._util.arrays import EPS, Array
-from .._util.checks import require_option
+from .._util.checks import first_index, require_finite, require_option
 from .._util.progress import on_terminal
-from ..errors import HankelredError, OrderError, ReductionWarning
+from ..errors import HankelredError, OrderError, ReductionWarning, short_repr
 from ..gramians.stability import count_unstable
 from ..models.linear_model import LinearModel, Timebase, sampling_time, to_control
 from ..reduction.balancing import hankel_singular_values
@@ -272,12 +272,13 @@ class IdentifiedModel(Reduction):
         response : ndarray, shape (p, m, K), complex
         errors : ndarray, shape (p, m, K)
             Root mean square distance of each value to the true one, under the conditions of
-            :meth:`pole_errors`: it does not contain what an order too small leaves out.
+            :meth:`pole_errors`: it does not contain what an order too small leaves out. Infinite at a pole,
+            where the response is large but finite, from a point a rounding error away.
 
         Raises
         ------
         HankelredError
-            A frequency is not finite or not real.
+            A frequency is no finite real number, or beyond ``pi / dt``.
 
         Examples
         --------
@@ -289,10 +290,7 @@ class IdentifiedModel(Reduction):
         >>> bool(abs(response[0, 0, 0] - 1 / (1 - 0.8 * np.exp(-0.1j))) < 4 * errors[0, 0, 0] < 0.2)
         True
         """
-        frequencies = np.atleast_1d(np.asarray(omega))
-        if np.iscomplexobj(frequencies) or frequencies.ndim != 1 or not np.all(np.isfinite(frequencies)):
-            raise HankelredError(f"omega must be finite real frequencies in rad/s, got {omega!r}")
-        angles = frequencies * sampling_time(self.model.dt)
+        angles = _checked_frequencies(omega, self.model.dt) * sampling_time(self.model.dt)
         z = np.exp(1j * angles)
         response, errors = self._uncertainty.response(z)
         data = self._selected.data
@@ -428,6 +426,24 @@ class IdentifiedModel(Reduction):
             self.model.dt,
             self.model.output_labels,
         )
+
+
+def _checked_frequencies(omega: Any, dt: Timebase) -> Array:
+    try:
+        frequencies = np.atleast_1d(np.asarray(omega))
+    except ValueError:  # rows of different lengths
+        frequencies = np.empty(0, dtype=object)
+    if frequencies.dtype.kind not in "iuf" or frequencies.ndim != 1:
+        raise HankelredError(f"omega must be real frequencies in rad/s, shape (K,), got {short_repr(omega)}")
+    require_finite(frequencies, "omega", HankelredError, "every frequency must be finite")
+    nyquist = np.pi / sampling_time(dt)
+    at = first_index(np.abs(frequencies) > nyquist * (1 + 1e-9))
+    if at is not None:
+        raise HankelredError(
+            f"omega[{at[0]}] is {frequencies[at]:.6g}, beyond the Nyquist frequency pi / dt = {nyquist:.6g}; "
+            "omega is in rad/s (2 pi times Hz), in radians per sample where dt is True"
+        )
+    return frequencies.astype(float)
 
 
 def _refuse_static(order: Any) -> None:
@@ -584,7 +600,9 @@ def identify(
             with warnings.catch_warnings():
                 if bridging < _BRIDGING_PASSES - 1:
                     warnings.simplefilter("ignore", ReductionWarning)
-                model = _identified(data, model.order, offsets, stable, shown)
+                # delays are looked for only where the order is not given
+                again = order if model._selected.delays else model.order
+                model = _identified(data, again, offsets, stable, shown)
         warnings.warn(
             f"{gaps.n_missing} missing value(s) of outputs were bridged by the model, and {gaps.n_left_out} "
             f"sample(s) with missing inputs, or beside them, left out ({len(data.inputs)} piece(s) remain); "

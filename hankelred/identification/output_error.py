@@ -6,6 +6,7 @@ The records are scaled (channels of unit size, offsets removed). The model is in
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -299,12 +300,16 @@ def balance_states(model: FittedModel) -> FittedModel:
     radius = spectral_radius(model.A)
     A = model.A * min(1.0, 0.9999 / radius) if radius else model.A
     try:
-        P = sla.solve_discrete_lyapunov(A, model.B @ model.B.T)
-        Q = sla.solve_discrete_lyapunov(A.T, model.C.T @ model.C)
+        with warnings.catch_warnings():
+            # states whose equations are too ill-conditioned, as scipy warns, stay as they are
+            warnings.simplefilter("error", RuntimeWarning)
+            # scipy's default below order 10 solves n^2 equations, which are worse conditioned
+            P = sla.solve_discrete_lyapunov(A, model.B @ model.B.T, method="bilinear")
+            Q = sla.solve_discrete_lyapunov(A.T, model.C.T @ model.C, method="bilinear")
         ridge = np.eye(n) * EPS
         L = np.linalg.cholesky(P + ridge * np.trace(P))
         M = np.linalg.cholesky(Q + ridge * np.trace(Q))
-    except (np.linalg.LinAlgError, ValueError):
+    except (np.linalg.LinAlgError, ValueError, RuntimeWarning):
         return model
     balanced = BalancedFactors.of(L, M)
     if n and balanced.values[-1] <= 0:

@@ -22,6 +22,18 @@ from .tables import TIME_NAMES, check_same_times, from_table, is_same_step
 #: Fields of structs in .mat files that are inputs and outputs, in lower case.
 _STRUCT_FIELDS = {"u": ("inputdata", "u"), "y": ("outputdata", "y")}
 
+#: Values of the property TimeUnit of MATLAB's iddata, in seconds. Months and years have no fixed length.
+_SECONDS = {
+    "nanoseconds": 1e-9,
+    "microseconds": 1e-6,
+    "milliseconds": 1e-3,
+    "seconds": 1.0,
+    "minutes": 60.0,
+    "hours": 3600.0,
+    "days": 86400.0,
+    "weeks": 604800.0,
+}
+
 
 @dataclass(frozen=True)
 class RecordedData:
@@ -401,8 +413,20 @@ def _struct_columns(fields: Mapping[str, Any]) -> list[tuple[str, Array]]:
             columns.append((channel if block.shape[1] == 1 else f"{channel}{j}", column))
     step = np.asarray(by_name.get("ts", 0.0))
     if step.size == 1 and step.dtype.kind in "iuf" and step.item() > 0:
-        columns.append(("time", step.item() * np.arange(columns[0][1].size)))
+        seconds = step.item() * _seconds_of_unit(by_name.get("timeunit"))
+        columns.append(("time", seconds * np.arange(columns[0][1].size)))
     return columns
+
+
+def _seconds_of_unit(unit: Any) -> float:
+    """Return how many seconds the TimeUnit of an iddata has; seconds where there is none, or an empty one."""
+    if unit is None or np.size(unit) == 0 or unit == "":
+        return 1.0
+    if not isinstance(unit, str) or unit not in _SECONDS:
+        raise FileFormatError(
+            f"the TimeUnit of the struct is {short_repr(unit)}; it must be one of {name_list(_SECONDS)}"
+        )
+    return _SECONDS[unit]
 
 
 def _read_text(path: Path) -> tuple[Array, list[str] | None]:

@@ -38,6 +38,12 @@ class TestLikelyDelays:
         u, y = record(0, (4,), samples=30)
         assert likely_delays([u], [y]) == (0,)
 
+    @pytest.mark.parametrize(("samples", "delay"), [(20, 3), (7, 0)])
+    def test_many_short_records(self, samples, delay):
+        """There were as many lags as samples of the longest record: IndexError, as no equation was left."""
+        records = [record(seed, (3,), samples=samples) for seed in range(30)]
+        assert likely_delays([u for u, _ in records], [y for _, y in records]) == (delay,)
+
 
 class TestDelayStates:
     @pytest.mark.parametrize("delays", [(3,), (2, 4), (4, 4), (0, 3), (3, 0, 1)])
@@ -91,6 +97,14 @@ class TestIdentify:
         expected = lfilter([0.0] * 6 + [0.5, 0.2], [1.0, -1.5, 0.7], pulse)[1:]
         assert np.linalg.norm(response - expected) < 0.1 * np.linalg.norm(expected)
         assert np.abs(response[:4]).max() < 1e-12
+
+    def test_bridged_gaps_leave_them(self):
+        """The order was given when the model was estimated again, and delays were not looked for."""
+        u, y = record(2, (5,), samples=150, noise=0.5)
+        y[0, [40, 80, 81]] = np.nan
+        with pytest.warns(hankelred.ReductionWarning, match="3 missing value"):
+            model = hankelred.identify(u, y, missing="bridge")
+        assert model.input_delays == (5,)
 
     def test_with_an_order_given_they_are_not_looked_for(self):
         u, y = record(2, (5,), samples=200)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,12 @@ import pytest
 from scipy.signal import lfilter
 
 import hankelred
-from hankelred.identification.diagnostics import autoregression, excited_directions, uncertainty
+from hankelred.identification.diagnostics import (
+    Uncertainty,
+    autoregression,
+    excited_directions,
+    uncertainty,
+)
 from hankelred.identification.noise.information_criterion import OrderTrial, deviance, order_trials
 from hankelred.identification.noise.innovations import innovations_model
 from hankelred.identification.noise.whitening import whitened_fit
@@ -20,7 +26,7 @@ from hankelred.identification.order_selection import (
     score_continued,
     split_records,
 )
-from hankelred.identification.output_error import fit_inputs, refine
+from hankelred.identification.output_error import FittedModel, balance_states, fit_inputs, refine
 from hankelred.identification.unstable_process import unstable_process
 from hankelred.simulation.batch_recurrence import simulate_states
 
@@ -45,6 +51,20 @@ def colored(rng, samples, pole):
 def refined(u, y):
     start = fit_inputs(A, C, [u[None]], [y[None]], False)[0]
     return refine(start, [u[None]], [y[None]], stable=True, max_steps=30, rtol=1e-8)
+
+
+@pytest.mark.parametrize("pole", [0.9999, -0.9999])
+def test_balanced_states_of_a_chain_without_warnings_of_scipy(pole):
+    """Eight equal poles near 1: the equations of scipy's direct method had an rcond of 5e-45."""
+    n = 8
+    chain = pole * np.eye(n) + 0.1 * np.diag(np.ones(n - 1), 1)
+    B, C = np.eye(n)[:, -1:], np.eye(n)[:1]
+    model = FittedModel(chain, B, C, np.zeros((1, 1)), (np.zeros(n),), np.zeros(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        balanced = balance_states(model)
+    assert balanced.order == n
+    assert np.all(np.isfinite(balanced.A))
 
 
 class TestStandardErrors:
@@ -88,8 +108,33 @@ class TestStandardErrors:
         assert np.allclose(response[0, 0], model.system(z), rtol=1e-6)
         assert np.all(np.abs(response[0, 0] - true) < 4 * errors[0, 0])
         assert np.all(errors[0, 0] < 0.1 * np.abs(true).max())
-        with pytest.raises(hankelred.HankelredError, match="omega"):
-            model.response_errors([0.1, np.inf])
+        # numpy's own errors came of texts and of an empty list, and frequencies were taken modulo 2 pi / dt
+        for omega, value in [
+            ([0.1, np.inf], "inf"),
+            ("x", "'x'"),
+            (None, "None"),
+            (True, "True"),
+            ([1j], "1j"),
+            ([[0.1], [0.2, 0.3]], "0.3"),
+            ([0.1, 32.0], r"is 32, beyond .* 31.4159"),
+        ]:
+            with pytest.raises(hankelred.HankelredError, match=f"omega.*{value}"):
+                model.response_errors(omega)
+        response, errors = model.response_errors([])
+        assert response.shape == errors.shape == (1, 1, 0)
+        assert np.all(np.isfinite(model.response_errors([0, np.pi / 0.1])[1]))
+
+    @pytest.mark.parametrize("pole", [1.0, 1.0 + 2**-52])
+    def test_at_a_pole_the_error_of_the_response_is_infinite(self, pole):
+        """The matrix is singular there: LinAlgError of numpy."""
+        one, by_A = np.ones((1, 1)), np.ones((1, 1, 1))
+        zero = np.zeros((1, 1, 1))
+        integrator = Uncertainty(pole * one, one, one, 0 * one, (by_A, zero, zero, zero), 1e-6 * one)
+        response, errors = integrator.response(np.array([1.0, -1.0]))
+        assert errors[0, 0, 0] == np.inf
+        assert 1e15 < abs(response[0, 0, 0]) < np.inf
+        assert response[0, 0, 1] == pytest.approx(-0.5)
+        assert errors[0, 0, 1] == pytest.approx(1e-3 / 4)  # the derivative of 1 / (z - a) is 1 / (z - a)^2
 
     def test_pole_errors_of_a_model(self):
         rng = np.random.default_rng(1)

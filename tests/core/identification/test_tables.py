@@ -287,6 +287,24 @@ class TestStructs:
         assert np.array_equal(table[:, :3], np.concatenate([u, y], axis=1))
         assert table[-1, 3] == pytest.approx(0.25 * 49)
 
+    @pytest.mark.parametrize(("unit", "seconds"), [("minutes", 60), ("milliseconds", 1e-3), ("seconds", 1)])
+    def test_the_unit_of_time(self, tmp_path, unit, seconds):
+        """It was ignored: a step of a quarter of a minute was read as one of 0.25 s."""
+        path = tmp_path / "record.mat"
+        fields = {"u": np.arange(9.0), "y": np.arange(9.0), "Ts": 0.25, "TimeUnit": unit}
+        scipy.io.savemat(path, {"data": fields})
+        table, names = read_columns(path)
+        assert names[-1] == "time"
+        assert table[-1, -1] == pytest.approx(0.25 * 8 * seconds)
+
+    @pytest.mark.parametrize("unit", ["months", 3.0])
+    def test_other_units_of_time_are_refused(self, tmp_path, unit):
+        path = tmp_path / "record.mat"
+        fields = {"u": np.arange(9.0), "y": np.arange(9.0), "Ts": 0.25, "TimeUnit": unit}
+        scipy.io.savemat(path, {"data": fields})
+        with pytest.raises(hankelred.HankelredError, match=r"TimeUnit .*(months|3\.).*minutes"):
+            read_columns(path)
+
     def test_another_struct_is_passed_over(self, tmp_path):
         path = tmp_path / "record.mat"
         scipy.io.savemat(path, {"info": {"u": 1.0, "note": "x"}, "u": np.arange(9.0), "y": np.arange(9.0)})
