@@ -23,6 +23,7 @@ sys.path.insert(0, str(HERE))
 
 import _markdown as markdown  # noqa: E402 (a script beside this one)
 from _markdown import listed, table  # noqa: E402
+from make_images import write_opaque  # noqa: E402
 
 paragraph = partial(markdown.paragraph, width=140)
 RESULTS, IMAGES = HERE / "results", HERE / "images"
@@ -703,12 +704,10 @@ def points(layer: Results) -> list[tuple[float, float, float]]:
 
 
 def save(figure: Any, name: str) -> None:
-    """Write one figure, in 256 colors: a third as large in the source archive."""
-    from PIL import Image
-
+    """Write one figure."""
     picture = io.BytesIO()
     figure.savefig(picture, dpi=68)
-    Image.open(picture).convert("RGB").quantize(256).save(IMAGES / f"{name}.png", optimize=True)
+    write_opaque(picture, name)
 
 
 if __name__ == "__main__":
