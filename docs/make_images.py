@@ -146,7 +146,7 @@ def large_scaling() -> None:
         ax.set(xlabel="states", ylabel=label)
         ax.grid(alpha=0.3)
     axes[0].axhline(120, color="gray", linestyle=":", label="limit of pyMOR and the dense solver")
-    axes[0].legend(fontsize="small")
+    axes[0].legend(loc="lower right", fontsize="small")
     save(figure, "large_scaling")
 
 

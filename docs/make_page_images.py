@@ -83,7 +83,8 @@ def tutorial_record() -> None:
     left.plot(t, comparison.output[0], color=REDUCED, linewidth=1.4, label="simulated")
     left.plot(t, page["residual"] + 12, color=ERROR, linewidth=0.8, label="residual, at 12")
     left.set(xlabel="time (s)", ylabel="position", title=f"not used to estimate: fit {comparison.fit[0]:.2f}")
-    left.legend(loc="best", ncols=3)
+    left.margins(y=0.2)
+    left.legend(loc="upper center", ncols=3)
     hankelred.plot_hankel_singular_values(page["model"], order=page["model"].order, ax=right)
     finish(figure, "tutorial_record")
 
@@ -161,6 +162,7 @@ def descriptor() -> None:
     page = variables("descriptor", until=">>> E[0, 0] = 2e-12")
     figure, (left, right) = axes_of()
     hankelred.plot_hankel_singular_values(page["reduction"], order=page["reduction"].order, ax=left)
+    left.get_legend().set_loc("lower left")
     hankelred.plot_reduction(page["reduction"], ax=right)
     finish(figure, "descriptor")
 

@@ -43,12 +43,36 @@ def finished() -> dict[tuple[str, int], Piece]:
 
 def page(pieces: dict[tuple[str, int], Piece]) -> str:
     """Return the page."""
-    parts = ["# Ranks and reduction on a real language model", introduction()]
+    parts = ["# Ranks and reduction on a real language model", verdicts(pieces), introduction()]
     for seed in sorted({seed for _, seed in pieces}):
         of_seed = {name: piece for (name, s), piece in pieces.items() if s == seed}
         parts += [f"## Seed {seed}", *section(of_seed)]
     parts += ["## What is missing", missing(pieces)]
     return "\n\n".join(parts) + "\n"
+
+
+def verdicts(pieces: dict[tuple[str, int], Piece]) -> str:
+    """Return where intervals leave out zero, in words."""
+    start = f"from the start, {FULL_STEPS} steps"
+    reduced = [(f"{share}--{way}", f"{share}--{start}") for share in study.ORDERS for way in study.WAYS]
+    equal, *others = study.WAYS
+    ranks = [(f"{share}--{way}", f"{share}--{equal}") for share in study.ORDERS for way in others]
+    lines = []
+    for comparison, pairs, when in (
+        ("Reduced and trained further, against training at that size from the start", reduced, "further"),
+        ("Orders by Hankel singular values, against equal orders, as reduced", ranks, "test"),
+    ):
+        counts = {"worse": 0, "better": 0, "not decided": 0}
+        for (name, seed), piece in pieces.items():
+            for reference in (there for one, there in pairs if one == name and (there, seed) in pieces):
+                for n in map(str, study.TEST_ROWS):
+                    text = difference(piece[when], pieces[reference, seed]["test"], n)
+                    counts["not decided" if "*" not in text else "worse" if text[0] == "-" else "better"] += 1
+        total = listed(f"{verdict} in {count}" for verdict, count in counts.items())
+        lines.append(f"{comparison}: {total} of {sum(counts.values())} comparisons")
+    seeds = sorted({seed for _, seed in pieces})
+    text = f"Where the interval over rows leaves out zero ({len(seeds)} seed{'s' * (len(seeds) > 1)}):"
+    return f"{paragraph(text)}\n\n{bullets(lines)}"
 
 
 def introduction() -> str:
@@ -113,7 +137,7 @@ def reductions(pieces: dict[str, Piece]) -> list[str]:
     if lines:
         parts += ["Paired differences:", bullets(lines)]
     lines = [
-        f"{name.replace('--', ', ')}: {min(piece['orders'])} to {max(piece['orders'])} states a layer, "
+        f"{name.replace('--', ', ')}: {states_of_layers(piece['orders'])}, "
         f"{sum(kept == 'exact' for kept in piece['kept'])} of {len(piece['kept'])} layers by the exact "
         "candidate; error of a layer relative to its norm, median "
         f"{np.median(piece['relative_errors']):.2g}"
@@ -121,6 +145,12 @@ def reductions(pieces: dict[str, Piece]) -> list[str]:
         if "orders" in piece
     ]
     return [*parts, "Orders and errors:", bullets(lines)] if lines else parts
+
+
+def states_of_layers(orders: list[int]) -> str:
+    """Return the least and the largest number of states of a layer."""
+    least, most = min(orders), max(orders)
+    return f"{least} states in every layer" if least == most else f"{least} to {most} states a layer"
 
 
 def scores(piece: Piece, lengths: list[str]) -> list[str]:
@@ -142,8 +172,10 @@ def differences(pieces: dict[str, Piece], lengths: list[str]) -> list[str]:
     lines = []
     for name, when, reference, when_reference in pairs:
         if name in pieces and reference in pieces:
-            found = (difference(pieces[name][when], pieces[reference][when_reference], n) for n in lengths)
-            text = listed(f"{d} at {n} tokens" for d, n in zip(found, lengths, strict=True))
+            of_lengths = (
+                difference(pieces[name][when], pieces[reference][when_reference], n) for n in lengths
+            )
+            text = listed(f"{d} at {n} tokens" for d, n in zip(of_lengths, lengths, strict=True))
             lines.append(f"{title(name, when)} minus {title(reference, when_reference)}: {text}")
     return lines
 

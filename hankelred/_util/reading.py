@@ -39,6 +39,26 @@ def checked_suffix(path: Path, others: str = "") -> str:
     return suffix
 
 
+def recognized_format(start: bytes) -> str | None:
+    """Return the format of a file, json, npz or mat, by its first bytes; None for text and anything else.
+
+    Parameters
+    ----------
+    start : bytes
+        The first 128 bytes, or more; all of a smaller file.
+    """
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):  # a zip archive, or an empty one
+        return "npz"
+    # the text of level 5 may be any, and ends with the version and the order of bytes
+    level_5 = start[126:128] in (b"IM", b"MI") and 0 in start[124:126]
+    # level 4 begins with an integer of at most four digits
+    level_4 = b"\0\0" in (start[:2], start[2:4])
+    if level_5 or level_4 or start.startswith((b"MATLAB 5.0 MAT", b"MATLAB 7.3 MAT", b"\x89HDF")):
+        return "mat"
+    # Windows writes text also in UTF-16, and in UTF-8 with a mark at the beginning
+    return "json" if start.lstrip(b"\xef\xbb\xbf\xff\xfe\0 \t\r\n").startswith(b"{") else None
+
+
 @contextmanager
 def open_arrays(path: Path, others: str = "") -> Iterator[Mapping[str, Any]]:
     """Open a .mat, .npz or .json file as its arrays by name; each is read when it is looked up.

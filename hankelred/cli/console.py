@@ -170,6 +170,7 @@ def check_picture(path: Path | None) -> None:
     """Raise before any computation if the ending is not of a picture, or the folder is missing."""
     if path is None:
         return
+    _refuse_standard_output(path, "a picture")
     check_suffix(path, PICTURES, "a picture")
     check_writable(path)
 
@@ -178,8 +179,14 @@ def check_page(path: Path | None) -> None:
     """Raise before any computation if the ending is not that of a page, or the folder is missing."""
     if path is None:
         return
+    _refuse_standard_output(path, "a report")
     check_page_suffix(path)
     check_writable(path)
+
+
+def _refuse_standard_output(path: Path, what: str) -> None:
+    if str(path) == "-":
+        raise FileFormatError(f"{what} cannot go to standard output: name a file")
 
 
 def save_picture(path: Path, draw: Any, *, quiet: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The file name "-": standard input and standard output, whose format is said by --format."""
+"""The file name "-": standard input, and standard output, whose format is given by --format."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._util.reading import recognized_format
 from ..errors import FileFormatError
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ else:
 #: Name, without ending, of the file that stands in for a stream.
 STANDARD_INPUT, STANDARD_OUTPUT = "standard-input", "standard-output"
 _FORMAT = "hankelred.format"
+#: Formats of each kind of file on streams, the usual one first.
+_MODELS, _TABLES = ("json", "npz", "mat"), ("csv",)
+#: Bytes by which the format of standard input is recognized.
+_START = 4096
 
 
 def with_stream_names(message: str) -> str:
@@ -36,14 +41,15 @@ class InputFile(_ParamType):
 
     Parameters
     ----------
-    default : str
-        Format of standard input without --format.
+    formats : tuple of str
+        Formats that --format may name where the first bytes of standard input do not tell; otherwise it is
+        the first of these.
     """
 
     name = "path"
 
-    def __init__(self, default: str) -> None:
-        self._default = default
+    def __init__(self, formats: tuple[str, ...]) -> None:
+        self._formats = formats
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; standard input is copied to a file that is removed at the end of the command."""
@@ -52,8 +58,15 @@ class InputFile(_ParamType):
         if ctx.meta.get(STANDARD_INPUT):
             raise FileFormatError("standard input can be read once: give - for one of the files only")
         ctx.meta[STANDARD_INPUT] = True
-        path = _stand_in(ctx, STANDARD_INPUT, self._default)
+        start = b"" if sys.stdin is None else sys.stdin.buffer.read(_START)  # None where it is closed
+        if not start:
+            raise FileFormatError("standard input is empty")
+        given = ctx.meta.get(_FORMAT)
+        # --format may be meant for standard output, so that the bytes come first
+        kind = recognized_format(start) or (given if given in self._formats else self._formats[0])
+        path = _stand_in(ctx, STANDARD_INPUT, kind)
         with path.open("wb") as file:
+            file.write(start)
             shutil.copyfileobj(sys.stdin.buffer, file)
         return path
 
@@ -63,20 +76,31 @@ class OutputFile(_ParamType):
 
     Parameters
     ----------
-    default : str
-        Format of standard output without --format.
+    what : str
+        What is written, for messages.
+    formats : tuple of str
+        Formats that --format may name; without it, it is the first of these.
     """
 
     name = "path"
 
-    def __init__(self, default: str) -> None:
-        self._default = default
+    def __init__(self, what: str, formats: tuple[str, ...]) -> None:
+        self._what = what
+        self._formats = formats
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path; standard output is written when the command ends, by copying a file."""
         if str(value) != "-" or ctx is None:
             return Path(value)
-        path = _stand_in(ctx, STANDARD_OUTPUT, self._default)
+        if sys.stdout is None:
+            raise FileFormatError("standard output is closed: name a file")
+        kind = ctx.meta.get(_FORMAT) or self._formats[0]
+        if kind not in self._formats:
+            raise FileFormatError(
+                f"--format of {self._what} on standard output must be {' or '.join(self._formats)}, "
+                f"got {kind}"
+            )
+        path = _stand_in(ctx, STANDARD_OUTPUT, kind)
 
         def copy() -> None:
             if path.is_file():
@@ -89,10 +113,10 @@ class OutputFile(_ParamType):
         return path
 
 
-def _stand_in(ctx: click.Context, name: str, default: str) -> Path:
+def _stand_in(ctx: click.Context, name: str, kind: str) -> Path:
     folder = tempfile.mkdtemp()
     ctx.call_on_close(lambda: shutil.rmtree(folder, ignore_errors=True))
-    return Path(folder) / f"{name}.{ctx.meta.get(_FORMAT) or default}"
+    return Path(folder) / f"{name}.{kind}"
 
 
 def format_option(function: Any) -> Any:
@@ -107,9 +131,10 @@ def format_option(function: Any) -> Any:
         is_eager=True,  # before the files, whatever the order on the command line
         expose_value=False,
         callback=keep,
-        help="Format of - (standard input or output); json for models, csv for tables, unless given.",
+        help="Format of - as an output; json for models, csv for tables, unless given. Of - as an input only "
+        "where the first bytes do not tell.",
     )(function)
 
 
-MODEL_IN, MODEL_OUT = InputFile("json"), OutputFile("json")
-TABLE_IN, TABLE_OUT = InputFile("csv"), OutputFile("csv")
+MODEL_IN, MODEL_OUT = InputFile(_MODELS), OutputFile("a model", _MODELS)
+TABLE_IN, TABLE_OUT = InputFile(_TABLES), OutputFile("a table", _TABLES)

@@ -25,7 +25,7 @@ from .linear_responses import LinearJob, model_gramians
 from .responses import CENTERINGS, check_span, count_intervals, cross_needs_square, discrete_step
 from .results import EmpiricalGramians
 from .simulator_responses import SimulatorJob, simulator_gramians
-from .simulators import is_nonlinear_control_system, simulator_of_control_system
+from .simulators import is_nonlinear_control_system, simulator_of_control_system, step_of_simulator
 
 _KINDS = ("controllability", "observability", "cross")
 
@@ -184,11 +184,9 @@ def empirical_gramians(
             check_span(value, name)
     check_backend(backend)
     if is_nonlinear_control_system(system):
-        if steady_state is None:
-            n_states = system.nstates
-        if steady_input is None:
-            n_inputs = system.ninputs
-        dt = system.dt
+        n_states = _size_of_system(system.nstates, n_states, steady_state, "state")
+        n_inputs = _size_of_system(system.ninputs, n_inputs, steady_input, "input")
+        dt = _timebase_of_system(system.dt, dt)
         system = simulator_of_control_system(system, step)
     if _is_simulator(system):
         runner = Runner(
@@ -201,7 +199,8 @@ def empirical_gramians(
         )
         dt = validated_timebase(dt)
         signs, hold = _checked_signs(signs), _checked_hold(hold)
-        step, intervals = _grid(dt, horizon, step)
+        step, intervals = _grid(dt, horizon, step if is_discrete(dt) else step_of_simulator(system, step))
+        step_of_simulator(system, step)
         x_steady, u_steady = _operating_point(
             runner, intervals, (steady_state, n_states), (steady_input, n_inputs)
         )
@@ -313,10 +312,43 @@ def _operating_point(
         None if value is None else _vector(value, name)
         for value, name in ((state[0], "steady_state"), (inputs[0], "steady_input"))
     )
+    for vector, what in ((x_steady, "state"), (u_steady, "input")):
+        if vector is not None and vector.size == 0:
+            raise HankelredError(f"steady_{what} is empty; a simulator has at least one {what}")
     n, m = _size(state[1], x_steady, "n_states"), _size(inputs[1], u_steady, "n_inputs")
     if n is None or m is None:
         n, m = find_sizes(runner.simulate, intervals + 1, n, m, runner.batch_size is not None)
     return np.zeros(n) if x_steady is None else x_steady, np.zeros(m) if u_steady is None else u_steady
+
+
+def _size_of_system(
+    size: int | None, given: int | None, steady: npt.ArrayLike | None, what: str
+) -> int | None:
+    """Return the number of states or inputs of a model of python-control, None where it does not know it.
+
+    The size and the operating point that the user gives must agree with it.
+    """
+    if size is None:
+        return given
+    if size == 0:
+        raise ModelError(f"the system has no {what}s, and nothing to excite by them; pass one with {what}s")
+    if given is not None and _size(given, None, f"n_{what}s") != size:
+        raise HankelredError(
+            f"n_{what}s={given}, but the number of {what}s of the system is {size}; leave out n_{what}s="
+        )
+    entries = size if steady is None else _vector(steady, f"steady_{what}").size
+    if entries != size:
+        raise HankelredError(
+            f"steady_{what} has {entries} entries, but the number of {what}s of the system is {size}"
+        )
+    return size
+
+
+def _timebase_of_system(dt: Timebase, given: Timebase) -> Timebase:
+    """Return the timebase of a model of python-control; one that the user gives must be 0 or equal it."""
+    if validated_timebase(given) not in (0, None, dt):
+        raise HankelredError(f"dt={given}, but that of the system is {dt}; leave out dt=")
+    return dt
 
 
 def _checked_kinds(kinds: str | Sequence[str]) -> tuple[str, ...]:

@@ -31,7 +31,10 @@ _ROUND_SECONDS, _ROUND_BYTES = 30.0, 2**26
 
 @dataclass(frozen=True)
 class SimulatorRun:
-    """One run from ``x0``: the steady input with ``waveform`` added on one input, or on all of them."""
+    """One run from ``x0``: the steady input with ``waveform`` added on one input.
+
+    Without a channel it is added on all inputs, each of which has a row of its own where it is (m, T).
+    """
 
     name: str
     x0: Array
@@ -39,9 +42,14 @@ class SimulatorRun:
     waveform: Array
     channel: int | None = None
 
+    @property
+    def samples(self) -> int:
+        """T, the number of samples."""
+        return int(self.waveform.shape[-1])
+
     def inputs(self) -> Array:
         """Return u (m, T)."""
-        u = np.repeat(self.steady_input[:, None], self.waveform.size, axis=1)
+        u = np.repeat(self.steady_input[:, None], self.samples, axis=1)
         if self.channel is None:
             u += self.waveform
         else:
@@ -70,27 +78,31 @@ class Runner:
         return both[: experiment.x0.size], both[experiment.x0.size :]
 
     def run_all(
-        self, experiments: Sequence[SimulatorRun], trajectory: str, n_outputs: int, seconds_each: float
+        self,
+        experiments: Sequence[SimulatorRun],
+        witnesses: Sequence[SimulatorRun],
+        trajectory: str,
+        n_outputs: int,
+        seconds_each: float,
     ) -> list[Array]:
-        """Run all experiments, in order, and return the "states" or the "outputs" of each."""
+        """Run all experiments, in order, and return the "states" or the "outputs" of each.
+
+        The first of the witnesses for which the simulator works is run with a checkpoint only, which
+        recognizes the simulator by it.
+        """
         from joblib import effective_n_jobs
 
         results: list[Array] = []
         part = None
         if self.checkpoint is not None:
             runs = ((run.name, run.x0, run.inputs()) for run in experiments)
-            part = self.checkpoint.part(trajectory, n_outputs, runs)
+            witness = self._run_witness(witnesses, trajectory, n_outputs)
+            part = self.checkpoint.part(trajectory, n_outputs, runs, len(experiments), witness)
             results = part.read()
-            if results:
-                again = _run_batch(
-                    self.simulate, experiments[:1], self.batch_size is not None, trajectory, n_outputs
-                )
-                part.check(again[0], results[0])
         size = self.batch_size or 1
         batches = [experiments[i : i + size] for i in range(len(results), len(experiments), size)]
         with use_backend(self.backend, self.n_jobs):
-            alone = self.n_jobs is None and self.backend is None
-            workers = 1 if alone else effective_n_jobs(self.n_jobs)
+            workers = effective_n_jobs(self.n_jobs)
             # The bar is shown only for long computations, which then run in rounds of a few tasks each: not
             # every joblib backend (Dask's does not) can return results one by one.
             shown = self.progress
@@ -110,6 +122,18 @@ class Runner:
                 results.extend(responses)
         return results
 
+    def _run_witness(self, witnesses: Sequence[SimulatorRun], trajectory: str, n_outputs: int) -> Array:
+        """Return the response to the first of these runs for which the simulator works."""
+        for last, witness in enumerate(witnesses, start=1 - len(witnesses)):
+            try:
+                return _run_batch(
+                    self.simulate, [witness], self.batch_size is not None, trajectory, n_outputs
+                )[0]
+            except ModelError:
+                if last == 0:
+                    raise
+        raise AssertionError
+
     def _run_round(
         self, batches: Sequence[Sequence[SimulatorRun]], trajectory: str, n_outputs: int
     ) -> list[Array]:
@@ -122,8 +146,8 @@ class Runner:
                 for batch in batches
             ]
             try:
-                found = Parallel(n_jobs=self.n_jobs)(tasks)
-                return [response for responses in found for response in responses]
+                batches_of_responses = Parallel(n_jobs=self.n_jobs)(tasks)
+                return [response for responses in batches_of_responses for response in responses]
             except BrokenExecutor as error:
                 if last_attempt:
                     kept = "; those of earlier rounds are in the checkpoint" if self.checkpoint else ""
@@ -134,7 +158,7 @@ class Runner:
                 warnings.warn(
                     "a worker process ended while it ran the simulator; its experiments are run again",
                     RuntimeWarning,
-                    stacklevel=2,
+                    stacklevel=6,  # the caller of empirical_gramians()
                 )
         raise AssertionError
 
@@ -147,7 +171,7 @@ def _batches_in_round(
         return 1
     first = batches[0][0]
     rows = max(first.x0.size, n_outputs)
-    most = max(1, _ROUND_BYTES // max(1, rows * first.waveform.size * 8 * len(batches[0])))
+    most = max(1, _ROUND_BYTES // max(1, rows * first.samples * 8 * len(batches[0])))
     seconds = max(seconds_each, 1e-6) * len(batches[0])
     return min(most, workers * max(1, round(_ROUND_SECONDS / seconds)))
 
@@ -199,7 +223,7 @@ def _run_batch(
 
 def _checked(experiment: SimulatorRun, x: Any, y: Any, n_outputs: int | None) -> tuple[Array, Array]:
     x, y = np.asarray(x), np.asarray(y)
-    n, samples = experiment.x0.size, experiment.waveform.size
+    n, samples = experiment.x0.size, experiment.samples
     where = f"in experiment '{experiment.name}' the simulator returned"
     if x.ndim == 1 and n == 1:
         x = x[None, :]

@@ -80,6 +80,17 @@ def _variants(scales: Array, signs: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(column, sign) for column in range(scales.shape[1]) for sign in signs]
 
 
+def _all_at_once(scales: Array, signs: tuple[int, ...]) -> Array:
+    """Return amounts, near the largest scales, by which all inputs or all states are perturbed in one run.
+
+    They differ so much that the responses to two of them hardly cancel. Where all at once are too much for
+    the simulator, each one divided by their number is a mean of the experiments.
+    """
+    count = scales.shape[0]
+    amounts: Array = signs[0] * scales.max(axis=1) / np.sqrt(1 + np.arange(count) / count)
+    return amounts
+
+
 def _state_responses(
     job: SimulatorJob, excitation: Excitation, x_steady: Array, n_outputs: int, seconds: float, step: float
 ) -> tuple[Array, Array]:
@@ -95,7 +106,12 @@ def _state_responses(
         for column, sign in variants
         for channel in range(m)
     ]
-    runs = job.runner.run_all(experiments, "states", n_outputs, seconds)
+    waveforms = _all_at_once(job.input_scales, job.signs)[:, None] * excitation.waveforms
+    witnesses = [
+        SimulatorRun("all inputs at once", job.steady_state, job.steady_input, share * waveforms)
+        for share in (1.0, 1 / m)
+    ]
+    runs = job.runner.run_all(experiments, witnesses, "states", n_outputs, seconds)
     pulses = np.stack(
         [
             excitation.pulse_response(run - x_steady[:, : excitation.run_length], i % m)
@@ -127,7 +143,17 @@ def _output_responses(job: SimulatorJob, samples: int, y_steady: Array, seconds:
         for amount in amounts
         for state in range(n)
     ]
-    runs = job.runner.run_all(experiments, "outputs", y_steady.shape[0], seconds)
+    together = _all_at_once(job.state_scales, job.signs)
+    witnesses = [
+        SimulatorRun(
+            "all initial states at once",
+            job.steady_state + share * together,
+            job.steady_input,
+            np.zeros(samples),
+        )
+        for share in (1.0, 1 / n)
+    ]
+    runs = job.runner.run_all(experiments, witnesses, "outputs", y_steady.shape[0], seconds)
     stacked = np.stack([run - y_steady[:, :samples] for run in runs])
     by_variant = stacked.reshape(len(variants), n, *stacked.shape[1:])
     scaled: Array = by_variant / np.stack(amounts)[:, :, None, None]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._util.arrays import Array
-from .._util.checks import real_number, require_option
+from .._util.checks import first_index, real_number, require_option
 from ..errors import HankelredError, ModelError
 from ..models.linear_model import is_discrete, sampling_time
 from .experiments import Simulator
@@ -31,8 +31,8 @@ def simulator_from_rhs(
 ) -> Simulator:
     """Make a simulator for :func:`empirical_gramians` from the right-hand side of x' = f(x, u).
 
-    The input is constant between samples (a zero-order hold). Pass the same ``step`` to
-    :func:`empirical_gramians`.
+    The input is constant between samples (a zero-order hold). :func:`empirical_gramians` then needs no
+    ``step``, and refuses another one.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def simulator_from_rhs(
     ------
     HankelredError
         An argument is out of range. The simulator itself raises a ModelError where f or output return a
-        wrong shape or single precision, or where the solver fails.
+        wrong shape or single precision, f returns NaN or Inf, or the solver fails.
 
     References
     ----------
@@ -100,6 +100,24 @@ class _WithoutTime:
 
     def __call__(self, t: float, x: Array, u: Array) -> Any:
         return self.function(x, u)
+
+
+def step_of_simulator(simulate: Any, step: float | None) -> float | None:
+    """Return the step of a call, which of a simulator made of a right-hand side is its own.
+
+    Raises
+    ------
+    HankelredError
+        They differ: responses of one step would be taken for those of another.
+    """
+    if not isinstance(simulate, _RhsSimulator):
+        return step
+    if step is not None and not np.isclose(step, simulate.step, rtol=1e-9, atol=0):
+        raise HankelredError(
+            f"step={step:g} differs from the step of the simulator, {simulate.step:g}, with which "
+            "simulator_from_rhs made it; use one for both"
+        )
+    return simulate.step
 
 
 def is_nonlinear_control_system(system: Any) -> bool:
@@ -163,7 +181,7 @@ class _RhsSimulator:
                     f"and is at {time:.6g}: the solution may become infinite there; use a smaller step or "
                     "smaller scales, or a solver for stiff systems (LSODA, Radau, BDF)"
                 )
-            return _vector(self.f(time, state, u), state.size, "f")
+            return _vector(_call(self.f, time, state, u), state.size, "f", time)
 
         h = self.step
         if self.solver == "rk4":
@@ -208,7 +226,9 @@ class _DiscreteSimulator:
         x = np.asarray(x0, dtype=float)
         for k in range(u.shape[1]):
             states[:, k] = x
-            x = _vector(self.f(k * self.step, x, u[:, k]), x.size, "the update function")
+            if k + 1 < u.shape[1]:
+                t = k * self.step
+                x = _vector(_call(self.f, t, x, u[:, k]), x.size, "the update function", t)
         return states, _outputs(self.output, states, u, self.step)
 
 
@@ -217,17 +237,28 @@ def _outputs(
 ) -> Array:
     if output is None:
         return states.copy()
-    values = [_numbers(output(k * step, states[:, k], u[:, k]), "output") for k in range(u.shape[1])]
+    values = [_numbers(_call(output, k * step, states[:, k], u[:, k]), "output") for k in range(u.shape[1])]
     if len({value.size for value in values}) > 1:
         raise ModelError("output returned different numbers of outputs at different samples")
     return np.stack(values, axis=1)
 
 
-def _vector(value: Any, size: int, name: str) -> Array:
+def _call(function: Callable[[float, Array, Array], Any], t: float, x: Array, u: Array) -> Any:
+    # a function may change its arguments in place: the state of the solver, or arrays of the caller
+    return function(t, x.copy(), u.copy())
+
+
+def _vector(value: Any, size: int, name: str, t: float) -> Array:
     vector = _numbers(value, name)
     if vector.size != size:
         raise ModelError(
             f"{name} returned {vector.size} numbers for {size} states; return one for each state"
+        )
+    at = first_index(~np.isfinite(vector))
+    if at is not None:
+        raise ModelError(
+            f"{name} returned {vector[at]} for state {at[0] + 1} at t = {t:g}; use a smaller step or smaller "
+            "scales, or check that it is defined at all states near the operating point"
         )
     return vector
 

@@ -396,16 +396,18 @@ class HRMLayer(AdapterLayer):
         _check_not_offloaded(name, system.B, x)
         identity = system.identity.value
         valid, segment_start = context.masks if context.unmasked else context.masks_on(x.device)
-        u = self.static_input(block_call, name, x) if system.static.readouts else None
+        # pruning and weight_norm compute parameters in a pre-hook: what is read of them before is out of date
+        current = not system.runs_code_before_forward()
+        u = self.static_input(block_call, name, x) if system.static.readouts and current else None
         state = context.open_state_once()
         options: dict[str, Any] = {}
-        step = context.step_of(self.cache_key, identity) if context.single else None
+        step = context.step_of(self.cache_key, identity) if context.single and current else None
         if step is not None and step.stepper.system is system:
             options.update(stepper=step.stepper, state=step.state, decayed=step.decayed)
         elif state is not None:
             before = self._fitting(state.previous(self.cache_key, identity), system)
             options["state"] = before
-            if context.time == 1 and not torch.is_grad_enabled() and before is not None:
+            if context.time == 1 and current and not torch.is_grad_enabled() and before is not None:
                 options["stepper"] = state.stepper(self.cache_key, identity, system)
         if context.shards is not None:
             options["shards"] = context.shards_on(x.device)

@@ -54,14 +54,15 @@ class PreciseModule(nn.Module):
 
     def is_called_plainly(self) -> bool:
         """Return whether a call of this module is :meth:`forward` of its class, and nothing else."""
-        hooks = (
-            self._forward_hooks
-            or self._forward_pre_hooks
-            or torch_module._global_forward_hooks
-            or torch_module._global_forward_pre_hooks
+        return not (
+            self._forward_hooks or torch_module._global_forward_hooks or self.runs_code_before_forward()
         )
+
+    def runs_code_before_forward(self) -> bool:
+        """Return whether a call of this module may change its parameters before they are used."""
+        hooks = self._forward_pre_hooks or torch_module._global_forward_pre_hooks
         # other libraries, such as accelerate, replace forward in the instance
-        return not hooks and "forward" not in self.__dict__
+        return bool(hooks) or "forward" in self.__dict__
 
 
 class HRMSystem(PreciseModule):
@@ -155,7 +156,7 @@ class HRMSystem(PreciseModule):
             # no ParameterDict: peft takes the name of the adapter out of a key only before its last part
             self.register_parameter(READOUT + name, nn.Parameter(readout))
         self.identity = Identity()
-        self._parameter_names = tuple(self._parameters)
+        self._parameter_names = frozenset(self._parameters)
 
     @torch.no_grad()
     def initialize(self, scheme: str, *, gate: float) -> None:
@@ -188,7 +189,7 @@ class HRMSystem(PreciseModule):
 
     def readout(self, name: str) -> nn.Parameter:
         """Return the static output map to the linear module of a name, (its output width, rank)."""
-        return cast(nn.Parameter, self._parameters[READOUT + name])
+        return cast(nn.Parameter, getattr(self, READOUT + name))  # no entry of the parameters where pruned
 
     def output_is_zero(self) -> bool:
         """Return whether all outputs are zero for every input, as those of an untrained adapter."""
@@ -290,9 +291,9 @@ class HRMSystem(PreciseModule):
 
     def tensors(self) -> Iterable[Tensor | None]:
         """Return the parameters that there are, as they are now."""
-        if len(self._parameters) == len(self._parameter_names):
+        if self._parameters.keys() == self._parameter_names:
             return self._parameters.values()  # faster than attributes of a module
-        # parametrizations and flattened parameters are attributes only
+        # parametrized, pruned and flattened parameters are attributes only
         return [getattr(self, name) for name in self._parameter_names]
 
     def stepper(self) -> Stepper:

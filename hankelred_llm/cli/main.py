@@ -51,7 +51,7 @@ def _unavailable(name: str, reason: ExperimentError) -> click.Command:
 )
 @click.version_option(__version__, prog_name="hankelred-llm")
 def cli() -> None:
-    """Adapters with a memory for language models: look, train, reduce, evaluate and compare.
+    """Recurrent adapters for language models: spectra, training, reduction, evaluation, comparison.
 
     \b
     Example:

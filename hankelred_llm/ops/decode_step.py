@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -164,6 +164,3 @@ class Stepper(NamedTuple):
             y = head + y
             y = y if y.dtype == head.dtype else y.to(head.dtype)
         return y, s
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Stepper:
-        return self  # copies of a cache share it: it is never changed

@@ -117,8 +117,12 @@ class HRMState(_CacheLayerWithoutKeys):
         self.record_past = False
         self._row_adapters: tuple[str, ...] | None = None
         self._histories: dict[str, dict[str, _StateHistory]] = {}  # by block, then by adapter
-        # by device, type and number of rows of the states
-        self._stacked: dict[_Kind, _StackedSteps] = {}
+        # by device and type of the states
+        self._stacked: dict[tuple[torch.device, torch.dtype], _StackedSteps] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # prepared steps contain systems, of which a saved cache needs the states only; they are made again
+        return {**self.__dict__, "_stacked": {}}
 
     def previous(self, block: str, adapter: str) -> Tensor | None:
         """Return the last state of an adapter of a block, (batch, states), None before the first token.
@@ -217,10 +221,11 @@ class HRMState(_CacheLayerWithoutKeys):
         self, kind: _Kind, members: Mapping[tuple[str, str], tuple[_StateHistory, Tensor]]
     ) -> _StackedSteps | None:
         """Return adapters stacked; None after steps of those with changed parameters were discarded."""
-        stacked = self._stacked.get(kind)
+        device, dtype, _ = kind  # whatever the number of rows, so that those of earlier ones are not kept
+        stacked = self._stacked.get((device, dtype))
         steppers = [history.stepper for history, _ in members.values() if history.stepper is not None]
         if stacked is None or not stacked.is_of(steppers):
-            stacked = self._stacked[kind] = _StackedSteps.of(steppers)
+            stacked = self._stacked[device, dtype] = _StackedSteps.of(steppers)
         if stacked.is_current():
             return stacked
         for history, _ in members.values():
@@ -311,6 +316,7 @@ class HRMState(_CacheLayerWithoutKeys):
     def reset(self) -> None:
         """Return to the empty cache."""
         self.started, self.tokens, self._row_adapters = False, 0, None
+        self._stacked.clear()
         if self.static:
             self._rows(torch.zeros_like)
             for history in self._all():
@@ -369,6 +375,9 @@ class _StateHistory(ABC):
     """States of one adapter of one block."""
 
     stepper: Stepper | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "stepper"}
 
     @abstractmethod
     def last(self) -> Tensor:

@@ -133,7 +133,7 @@ def test_without_the_extra_one_line_says_what_to_install(tmp_path, command, stat
 @pytest.mark.parametrize(
     ("command", "status", "part"),
     [
-        ("--help", 0, "Adapters with a memory"),
+        ("--help", 0, "Recurrent adapters"),
         ("compare --help", 0, "--learning-rate"),
         ("spectra --help", 0, "--tol"),
         ("compare --wrong 1", 2, "--wrong"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -605,13 +607,14 @@ def test_json_of_models_from_data(folder):
 # --- standard input and output ---
 
 
-def piped(*arguments, data=b""):
+def piped(*arguments, data=b"", stdout=subprocess.PIPE):
     """Run the command in a process of its own, with bytes as its standard input."""
     environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(hankelred.__file__))}
     done = subprocess.run(
         [sys.executable, "-m", "hankelred", *arguments],
         input=data,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         env=environment,
         timeout=120,
         check=False,
@@ -632,7 +635,7 @@ def test_models_go_through_pipes(kind, folder):
         file.write(out)
     expected = hankelred.reduce(read_model("model.mat"), 4).system
     np.testing.assert_allclose(read_model(f"small.{kind}").A, expected[0], rtol=1e-9, atol=1e-12)
-    status, out, err = piped("hsv", "-", "--json", *(() if kind == "json" else ("--format", kind)), data=out)
+    status, out, err = piped("hsv", "-", "--json", data=out)
     assert (status, err) == (0, "")
     assert len(json.loads(out)["hankel_singular_values"]) == 4
 
@@ -659,6 +662,195 @@ def test_nothing_is_written_to_standard_output_after_an_error(folder):
     assert (status, out) == (2, b"") and "standard input can be read once" in err
     status, out, err = piped("reduce", "model.mat", "--out", "-", "--json")
     assert (status, out) == (2, b"") and "cannot both have standard output" in err
+
+
+def with_input(monkeypatch, data, *arguments):
+    """Run the command in this process with bytes as its standard input; return also its bytes of output."""
+    output = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    monkeypatch.setattr(sys, "argv", ["hankelred", *arguments])
+    err, status = io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(err):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code or 0
+    return status, output.buffer.getvalue(), err.getvalue()
+
+
+@pytest.mark.parametrize("source", ["json", "npz", "mat", "level 4", "utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("target", [None, "json", "npz", "mat"])
+def test_standard_input_is_recognized_by_its_first_bytes(folder, monkeypatch, source, target):
+    """--format named both ends: `convert - - --format npz` of JSON found it damaged or not a .npz file."""
+    if source == "level 4":
+        scipy.io.savemat("four.mat", dict(zip("ABCD", system(), strict=True)), format="4")
+        data = (folder / "four.mat").read_bytes()
+    elif source.startswith("utf"):
+        data = (folder / "model.json").read_text().encode(source)
+    else:
+        data = (folder / f"model.{source}").read_bytes()
+    options = () if target is None else ("--format", target)
+    status, out, err = with_input(monkeypatch, data, "convert", "-", "-", *options)
+    assert (status, err) == (0, "12 states, 2 inputs, 3 outputs, continuous\n")
+    (folder / f"copy.{target or 'json'}").write_bytes(out)
+    copy = read_model(f"copy.{target or 'json'}")
+    assert all(np.array_equal(M, N) for M, N in zip(copy.as_tuple(), system(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "command", [("hsv",), ("norm",), ("reduce", "--order", "2"), ("compare", "--order", "2")]
+)
+def test_every_command_recognizes_a_model_on_standard_input(folder, monkeypatch, command):
+    """Without --format, `hsv -` found a .mat file to be damaged or not a .json file."""
+    name, *options = command
+    status, out, err = with_input(monkeypatch, (folder / "model.mat").read_bytes(), name, "-", *options)
+    assert status == 0, err
+    assert out.decode().startswith("12 states, 2 inputs, 3 outputs, continuous")
+
+
+def test_the_format_of_the_output_is_not_that_of_a_table_on_standard_input(folder, monkeypatch):
+    """`identify - --out - --format mat` read its text as a .mat file."""
+    options = (
+        "--inputs",
+        "0",
+        "--outputs",
+        "1",
+        "--dt",
+        "0.2",
+        "--order",
+        "2",
+        "--out",
+        "-",
+        "--format",
+        "mat",
+    )
+    record = np.loadtxt("record.csv", delimiter=",", skiprows=1)[:, :2]
+    scipy.io.savemat("record.mat", {"u": record[:, :1], "y": record[:, 1:]})
+    expected = hankelred.identify(record[:, 0], record[:, 1], 2, dt=0.2).model
+    for name in ("record.csv", "record.mat"):
+        status, out, err = with_input(monkeypatch, (folder / name).read_bytes(), "identify", "-", *options)
+        assert status == 0, err
+        (folder / "identified.mat").write_bytes(out)
+        np.testing.assert_allclose(read_model("identified.mat").A, expected.A, rtol=1e-9, atol=1e-12)
+    for name in ("response.csv", "response.npz"):
+        data = (folder / name).read_bytes()
+        status, out, err = with_input(monkeypatch, data, "fit", "-", "--order", "4", *options[-4:])
+        assert status == 0 and out.startswith(b"MATLAB 5.0"), err
+
+
+def test_format_where_the_bytes_do_not_tell(folder, monkeypatch):
+    """An archive may follow other bytes: zip files are read from their end."""
+    data = b"#!/bin/sh\n" + (folder / "model.npz").read_bytes()
+    status, out, err = with_input(monkeypatch, data, "hsv", "-", "--format", "npz")
+    assert status == 0 and out.startswith(b"12 states"), err
+    status, out, err = with_input(monkeypatch, data, "hsv", "-")
+    assert (status, out) == (2, b"") and "standard input is damaged or not a .json file" in err
+    # for the commands of tables, text is a table whatever --format names
+    table = (folder / "inputs.csv").read_bytes()
+    options = ("--step", "0.1", "--out", "y.csv", "--format", "mat")
+    assert with_input(monkeypatch, table, "simulate", "model.mat", "-", *options)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("hsv", "-"),
+        ("convert", "-", "-", "--format", "npz"),
+        ("simulate", "model.mat", "-", "--out", "-"),
+        ("identify", "-", "--inputs", "0", "--outputs", "1"),
+        ("fit", "-"),
+    ],
+)
+def test_empty_standard_input(folder, monkeypatch, arguments):
+    """The message was about JSON: "damaged or not a .json file (Expecting value...)"."""
+    assert with_input(monkeypatch, b"", *arguments) == (2, b"", "error: standard input is empty\n")
+    if arguments[0] == "hsv":  # <&-
+        monkeypatch.setattr(sys, "stdin", None)
+        assert run(*arguments) == (2, "", "error: standard input is empty\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("convert", "-", "-", "--format", "csv"),
+            "of a model on standard output must be json or npz or mat, got csv",
+        ),
+        (
+            ("reduce", "-", "--order", "2", "--out", "-", "--format", "csv"),
+            "of a model on standard output must be",
+        ),
+        (
+            ("simulate", "model.mat", "inputs.csv", "--step", "1", "--out", "-", "--format", "json"),
+            "of a table on standard output must be csv, got json",
+        ),
+    ],
+)
+def test_formats_that_do_not_fit_what_is_written(folder, monkeypatch, arguments, message):
+    """The message was about the ending .csv, although the user gave no ending."""
+    status, out, err = with_input(monkeypatch, (folder / "model.json").read_bytes(), *arguments)
+    assert (status, out) == (2, b"") and err.startswith(f"error: --format {message}") and err.count("\n") == 1
+
+
+def test_the_format_of_tables_and_a_model_on_standard_input(folder, monkeypatch):
+    """--format csv of the output made a model on standard input a .csv file too."""
+    options = ("--step", "0.1", "--out", "-", "--format", "csv")
+    data = (folder / "model.npz").read_bytes()
+    status, out, err = with_input(monkeypatch, data, "simulate", "-", "inputs.csv", *options)
+    assert (status, err) == (0, "400 samples, 3 outputs\n") and out.startswith(b"y0,y1,y2\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("hsv", "model.mat", "--plot", "-"), "a picture"),
+        (("reduce", "model.mat", "--order", "2", "--plot", "-"), "a picture"),
+        (("reduce", "model.mat", "--order", "2", "--report", "-"), "a report"),
+        (("compare", "model.mat", "--order", "2", "--plot", "-"), "a picture"),
+        (("identify", "record.csv", "--inputs", "0", "--outputs", "1", "--plot", "-"), "a picture"),
+        (("fit", "response.csv", "--plot", "-"), "a picture"),
+    ],
+)
+def test_pictures_and_reports_do_not_go_to_standard_output(folder, arguments, what):
+    """The message was "-: a picture ends in .png, .pdf, .svg, got 'no ending'"."""
+    assert run(*arguments) == (2, "", f"error: {what} cannot go to standard output: name a file\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("hsv", "-"),
+        ("hsv", "-", "--json"),
+        ("convert", "-", "-", "--format", "npz"),
+        ("reduce", "-", "--order", "2", "--out", "-"),
+        ("simulate", "-", "inputs.csv", "--step", "0.1", "--out", "-"),
+    ],
+)
+def test_a_reader_that_stops_early_gets_no_traceback(folder, arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        status, _, err = piped(*arguments, data=(folder / "model.mat").read_bytes(), stdout=writing)
+    finally:
+        os.close(writing)
+    assert status == 1
+    assert "Traceback" not in err and "Exception" not in err and "BrokenPipe" not in err
+
+
+def test_closed_standard_output(folder, monkeypatch):
+    """With >&-, it ended in a traceback after all the work."""
+    monkeypatch.setattr(cli.cli, "main", _with_closed_output(cli.cli.main))
+    assert run("convert", "model.mat", "-") == (2, "", "error: standard output is closed: name a file\n")
+
+
+def _with_closed_output(main):
+    def closed(**options):
+        with contextlib.redirect_stdout(None):
+            main(**options)
+
+    return closed
 
 
 def test_convert_and_simulate_print_json(folder):

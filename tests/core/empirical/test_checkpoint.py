@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 
@@ -24,8 +26,8 @@ KINDS = ("controllability", "observability")
 class Counted:
     """A simulator that counts its runs, and may fail at one of them."""
 
-    def __init__(self, fail_at=None, gain=0.5):
-        self.runs, self.fail_at, self.gain = 0, fail_at, gain
+    def __init__(self, fail_at=None, gain=(0.5, 0.5, 0.5)):
+        self.runs, self.fail_at, self.gain = 0, fail_at, np.array(gain)
 
     def __call__(self, x0, u):
         self.runs += 1
@@ -55,21 +57,20 @@ def test_finished_call_is_read_again(tmp_path):
     assert_equal(empirical_gramians(Counted(), checkpoint=tmp_path / "run", **GRID), expected)
     again = Counted()
     assert_equal(empirical_gramians(again, checkpoint=tmp_path / "run", **GRID), expected)
-    assert again.runs == 3  # the unperturbed run, and one of each kind to see that it is the same simulator
+    assert again.runs == 3  # the unperturbed run, and one of each kind that recognizes the simulator
     assert len(list((tmp_path / "run").iterdir())) == 2
 
 
-@pytest.mark.parametrize("fail_at", [2, 4, 6, 11])
-def test_interrupted_call_goes_on(fail_at, tmp_path, short_rounds):
+@pytest.mark.parametrize(("fail_at", "finished"), [(2, 0), (3, 0), (5, 2), (6, 3), (7, 4), (12, 8)])
+def test_interrupted_call_goes_on(fail_at, finished, tmp_path, short_rounds):
     plain = Counted()
     expected = empirical_gramians(plain, **GRID)
     with pytest.raises(KeyboardInterrupt):
         empirical_gramians(Counted(fail_at), checkpoint=tmp_path, **GRID)
     second = Counted()
     assert_equal(empirical_gramians(second, checkpoint=tmp_path, **GRID), expected)
-    # what was finished is not run again, but for the unperturbed run and one to compare for each kind
-    finished = fail_at - 2
-    assert second.runs <= plain.runs - finished + 2
+    # what was finished is not run again; one run of each kind recognizes the simulator
+    assert second.runs == plain.runs - finished + 2
 
 
 def test_batches(tmp_path, short_rounds):
@@ -96,11 +97,91 @@ def test_checkpoint_of_other_experiments_is_refused(changed, tmp_path):
         empirical_gramians(Counted(), checkpoint=tmp_path, **{**GRID, **changed})
 
 
-def test_checkpoint_of_another_simulator_is_refused(tmp_path):
-    """The arguments are the same, so that only a response tells."""
-    empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("state", range(3))
+def test_checkpoint_of_another_simulator_is_refused(state, kinds, tmp_path):
+    """Only the first experiment was compared: what other states or inputs reach was read from the old one."""
+    gain = [0.5, 0.5, 0.5]
+    empirical_gramians(Counted(), kinds=kinds, checkpoint=tmp_path, **GRID)
+    gain[state] = 0.4
     with pytest.raises(HankelredError, match="those of another simulator"):
-        empirical_gramians(Counted(gain=0.4), checkpoint=tmp_path, **GRID)
+        empirical_gramians(Counted(gain=gain), kinds=kinds, checkpoint=tmp_path, **GRID)
+
+
+def decoupled(poles, gains, steady=(0.0, 0.0)):
+    """x[k+1] = poles x[k] + gains u[k] around a steady state, two inputs, and the sum of the states."""
+
+    def simulate(x0, u):
+        x = np.empty((2, u.shape[1]))
+        x[:, 0] = x0
+        for k in range(u.shape[1] - 1):
+            x[:, k + 1] = steady + np.array(poles) * (x[:, k] - steady) + np.array(gains) * u[:, k]
+        return x, x[:1] + x[1:]
+
+    return simulate
+
+
+TWO = {"dt": True, "horizon": 40, "n_states": 2, "n_inputs": 2, "signs": (1,)}
+
+
+@pytest.mark.parametrize(
+    ("poles", "gains", "kinds"),
+    [
+        ((0.5, 0.9), (1.0, 1.0), "observability"),
+        ((0.5, 0.5), (1.0, 2.0), "controllability"),
+        ((0.5, 0.5), (1.0, 1.0 + 1e-4), "controllability"),
+    ],
+)
+def test_only_the_second_state_of_another_simulator_differs(poles, gains, kinds, tmp_path):
+    """The second call returned the observability Gramian 4 / 3 [[1, 1], [1, 1]] of the first."""
+    first, second = decoupled((0.5, 0.5), (1.0, 1.0)), decoupled(poles, gains)
+    empirical_gramians(first, kinds=kinds, checkpoint=tmp_path / "run", **TWO)
+    with pytest.raises(HankelredError, match="those of another simulator"):
+        empirical_gramians(second, kinds=kinds, checkpoint=tmp_path / "run", **TWO)
+    grams = empirical_gramians(second, kinds=kinds, checkpoint=tmp_path / "other", **TWO)
+    a, b = np.array(poles), np.array(gains)
+    expected = np.diag(b**2 / (1 - a**2)) if kinds == "controllability" else 1 / (1 - np.outer(a, a))
+    np.testing.assert_allclose(getattr(grams, kinds), expected, rtol=1e-3)
+
+
+def test_small_changes_of_a_small_perturbation_of_a_large_steady_state(tmp_path):
+    """Relative to the steady state the responses of both simulators are equal to seven digits."""
+    arguments = TWO | {"steady_state": (1e3, 2e3), "state_scales": 1e-3, "kinds": "observability"}
+    steady = np.array(arguments["steady_state"])
+    empirical_gramians(decoupled((0.5, 0.5), (1, 1), steady), checkpoint=tmp_path, **arguments)
+    with pytest.raises(HankelredError, match="those of another simulator"):
+        empirical_gramians(decoupled((0.5, 0.6), (1, 1), steady), checkpoint=tmp_path, **arguments)
+
+
+def test_file_left_over_from_another_simulator(tmp_path, short_rounds):
+    """The first file may have been removed, as the message about a damaged one says."""
+    first, second = decoupled((0.5, 0.5), (1.0, 1.0)), decoupled((0.5, 0.9), (1.0, 1.0))
+    empirical_gramians(first, kinds="observability", checkpoint=tmp_path, **TWO)
+    left_over = (tmp_path / "outputs-000001.npz").read_bytes()
+    (tmp_path / "outputs-000000.npz").unlink()
+    empirical_gramians(second, kinds="observability", checkpoint=tmp_path, **TWO)
+    (tmp_path / "outputs-000001.npz").write_bytes(left_over)
+    with pytest.raises(HankelredError, match="those of another simulator"):
+        empirical_gramians(second, kinds="observability", checkpoint=tmp_path, **TWO)
+
+
+def test_simulator_that_fails_with_all_states_perturbed_at_once(tmp_path):
+    """It works for each experiment, so that a checkpoint must not make it fail."""
+
+    def narrow(poles):
+        def simulate(x0, u):
+            if np.abs(x0).sum() > 1.1:
+                raise ValueError("out of range")
+            return decoupled(poles, (0.1, 0.1))(x0, u)
+
+        return simulate
+
+    expected = empirical_gramians(narrow((0.5, 0.8)), **TWO)
+    for _ in range(2):
+        grams = empirical_gramians(narrow((0.5, 0.8)), checkpoint=tmp_path, **TWO)
+        assert_equal(grams, expected)
+    with pytest.raises(HankelredError, match="those of another simulator"):
+        empirical_gramians(narrow((0.5, 0.7)), checkpoint=tmp_path, **TWO)
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
@@ -108,6 +189,58 @@ def test_damaged_checkpoint_is_named(tmp_path):
     file = next(tmp_path.glob("states-*.npz"))
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(FileFormatError, match=r"states-000000.npz cannot be read .*remove it"):
+        empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+
+
+def damaged(responses, damage):
+    if damage == "NaN":
+        responses[1, 0, 3] = np.nan
+    return {
+        "empty": responses[:0],
+        "NaN": responses,
+        "too many": np.concatenate([responses, responses]),
+        "a number": np.array(3.0),
+        "an axis missing": responses[0],
+        "rows missing": responses[:, 1:],
+        "samples missing": responses[:, :, 1:],
+        "text": responses.astype(str),
+    }[damage]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("empty", "0 responses, expected from 1 to 4"),
+        ("NaN", "values that are not finite"),
+        ("too many", "8 responses, expected from 1 to 4"),
+        ("a number", "an array of shape"),
+        ("an axis missing", "an array of shape"),
+        ("rows missing", "an array of shape"),
+        ("samples missing", "an array of shape"),
+        ("text", "an array of type <U"),
+    ],
+)
+def test_file_with_other_contents_is_named(damage, reason, tmp_path):
+    """No response made an endless loop, NaN a Gramian of NaN, the others an error of numpy."""
+    empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+    file = next(tmp_path.glob("states-*.npz"))
+    with np.load(file) as content:
+        arrays = dict(content)
+    arrays["responses"] = damaged(arrays["responses"], damage)
+    np.savez(file, **arrays)
+    with pytest.raises(FileFormatError, match=rf"states-000000.npz cannot be read \({reason}.*remove it"):
+        empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+
+
+@pytest.mark.parametrize("witness", [np.array(1.0), np.full((3, 2), np.nan), None])
+def test_damaged_witness_is_named(witness, tmp_path):
+    empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+    file = next(tmp_path.glob("outputs-*.npz"))
+    with np.load(file) as content:
+        arrays = dict(content)
+    arrays.pop("witness")
+    np.savez(file, **arrays, **({} if witness is None else {"witness": witness}))
+    with pytest.raises(FileFormatError, match=r"outputs-000000.npz cannot be read .*remove it"):
         empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
 
 
@@ -139,6 +272,37 @@ def test_named_backends_give_the_same_bits():
     expected = empirical_gramians(Counted(), **GRID)
     assert_equal(empirical_gramians(Counted(), backend="threading", **GRID), expected)
     assert_equal(empirical_gramians(Counted(), backend="threading", n_jobs=2, **GRID), expected)
+
+
+def test_backend_of_joblib_keeps_its_workers_with_a_checkpoint(tmp_path, short_rounds):
+    """Rounds were made for one worker, each with one experiment, unless n_jobs or a backend was given."""
+    with joblib.parallel_config("threading", n_jobs=2):
+        grams = empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+    files = sorted(file.name for file in tmp_path.glob("states-*.npz"))
+    assert files == ["states-000000.npz", "states-000002.npz"]
+    assert_equal(grams, empirical_gramians(Counted(), **GRID))
+
+
+def test_one_worker_without_a_backend_of_joblib(tmp_path, short_rounds):
+    empirical_gramians(Counted(), checkpoint=tmp_path, **GRID)
+    assert len(list(tmp_path.glob("states-*.npz"))) == 4
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_warning_of_a_lost_worker_names_the_line_of_the_call(kinds, monkeypatch):
+    """It named a line of this package. Both kinds get there by calls of the same depth."""
+    parallel, lost = joblib.Parallel, []
+
+    def lost_once(**options):
+        if not lost:
+            lost.append(True)
+            raise BrokenExecutor
+        return parallel(**options)
+
+    monkeypatch.setattr(joblib, "Parallel", lost_once)
+    with pytest.warns(RuntimeWarning, match="its experiments are run again") as warned:
+        empirical_gramians(Counted(), kinds=kinds, **GRID)
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 PROGRAM = """

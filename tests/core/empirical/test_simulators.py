@@ -12,6 +12,7 @@ import pytest
 import scipy.linalg as sla
 
 from hankelred import HankelredError, ModelError, empirical_gramians, gramian, simulator_from_rhs
+from hankelred.empirical.simulators import simulator_of_control_system
 
 A = np.array([[-1.0, 0.4, 0.0], [0.0, -2.0, 1.0], [-0.3, 0.0, -1.5]])
 B = np.array([[1.0], [0.5], [-1.0]])
@@ -46,6 +47,17 @@ def test_gramians_of_a_linear_right_hand_side_are_those_of_the_lyapunov_equation
     for kind in ("controllability", "observability"):
         exact = gramian((A, B, C, 0.0), kind)
         np.testing.assert_allclose(getattr(grams, kind), exact, atol=1e-5 * np.abs(exact).max())
+
+
+def test_another_step_than_that_of_the_simulator_is_refused():
+    """The controllability Gramian was twice as large, without a word, with a simulator of twice the step."""
+    simulate = simulator_from_rhs(rate, 2 * GRID["step"], output=read)
+    for options in ({"step": GRID["step"]}, {"dt": GRID["step"]}):
+        with pytest.raises(HankelredError, match=r"step=0\.05 differs from the step of the simulator, 0\.1"):
+            empirical_gramians(simulate, horizon=GRID["horizon"], **options)
+    given = empirical_gramians(simulate, horizon=GRID["horizon"], step=2 * GRID["step"])
+    own = empirical_gramians(simulate, horizon=GRID["horizon"])
+    np.testing.assert_array_equal(own.controllability, given.controllability)
 
 
 def test_stiff_system_with_an_implicit_solver():
@@ -107,6 +119,74 @@ def test_discrete_nonlinear_model_of_python_control():
     grams = empirical_gramians(system, horizon=6.0, input_scales=1e-4)
     assert grams.controllability[0, 0] == pytest.approx(1 / (1 - 0.25), rel=1e-6)
     assert grams.observability[0, 0] == pytest.approx(9 / (1 - 0.25), rel=1e-6)
+
+
+def lag(**options):
+    """x' = -2 x + u, or x[k+1] = -x[k] / 2 + u[k]."""
+    rate = 0.5 if options.get("dt") else 2.0
+    return control.nlsys(
+        lambda t, x, u, params: u - rate * x,
+        lambda t, x, u, params: x,
+        **{"inputs": 1, "outputs": 1, "states": 1, **options},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steady_state": [0, 0, 0]}, "steady_state has 3 entries, but the number of states .* is 1"),
+        ({"steady_input": [0, 0]}, "steady_input has 2 entries, but the number of inputs .* is 1"),
+        ({"steady_state": []}, "steady_state has 0 entries"),
+        ({"n_states": 3}, "n_states=3, but the number of states of the system is 1"),
+        ({"n_inputs": 2}, "n_inputs=2, but the number of inputs of the system is 1"),
+        ({"n_states": 1.5}, "n_states must be a whole number"),
+        ({"n_states": 3, "steady_state": [0, 0, 0]}, "n_states=3, but"),
+        ({"dt": 0.1}, "dt=0.1, but that of the system is 0"),
+        ({"dt": True}, "dt=True, but that of the system is 0"),
+    ],
+)
+def test_arguments_that_contradict_a_model_of_python_control(arguments, message):
+    """A steady state of three entries gave a Gramian (3, 3) of one state; sizes and dt were overwritten."""
+    with pytest.raises(HankelredError, match=message):
+        empirical_gramians(lag(), **GRID, **arguments)
+
+
+def test_timebases_of_models_of_python_control():
+    for given in ({}, {"dt": 0.1}, {"dt": np.float64(0.1)}):
+        grams = empirical_gramians(lag(dt=0.1), horizon=6.0, **given)
+        assert grams.controllability[0, 0] == pytest.approx(1 / (1 - 0.25), rel=1e-6)
+    for given in (True, 0.2):
+        with pytest.raises(HankelredError, match=r"but that of the system is 0.1; leave out dt="):
+            empirical_gramians(lag(dt=0.1), horizon=6.0, dt=given)
+
+
+def test_sizes_that_agree_with_a_model_of_python_control():
+    arguments = {"n_states": 1, "n_inputs": 1, "steady_state": [0.0], "steady_input": [0.0], "dt": 0}
+    grams = empirical_gramians(lag(), **GRID, **arguments)
+    assert grams.controllability[0, 0] == pytest.approx(0.25, rel=1e-4)
+
+
+def test_model_of_python_control_that_knows_no_sizes():
+    system = control.nlsys(lambda t, x, u, params: u - 2 * x, None)
+    assert system.nstates is None
+    grams = empirical_gramians(system, n_states=1, n_inputs=1, **GRID)
+    assert grams.controllability[0, 0] == pytest.approx(0.25, rel=1e-4)
+
+
+def test_model_of_python_control_without_states_or_inputs():
+    """The error was that n_states must be at least 1, which nobody had passed."""
+    static = control.nlsys(None, lambda t, x, u, params: u, inputs=1, outputs=1)
+    with pytest.raises(ModelError, match="the system has no states"):
+        empirical_gramians(static, **GRID)
+    with pytest.raises(ModelError, match="the system has no inputs"):
+        empirical_gramians(lag(inputs=0), **GRID)
+
+
+@pytest.mark.parametrize("name", ["steady_state", "steady_input"])
+def test_empty_operating_point_of_a_simulator(name):
+    """It was a ZeroDivisionError."""
+    with pytest.raises(HankelredError, match=f"{name} is empty"):
+        empirical_gramians(simulator_from_rhs(rate, 0.05), **GRID, **{name: []})
 
 
 def test_continuous_model_of_python_control_needs_a_step():
@@ -189,6 +269,67 @@ def test_bad_functions(f, output, message):
     simulate = simulator_from_rhs(f, 1.0, output=output)
     with pytest.raises(ModelError, match=message):
         simulate(np.ones(3), np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("solver", ["rk4", "RK45", "LSODA", "BDF"])
+def test_value_that_is_not_finite_is_named(solver, value):
+    """With NaN, f was called 20000 times, and the error was that the solution may become infinite."""
+    calls = []
+
+    def f(x, u):
+        calls.append(1)
+        return np.array([-x[0], value if u[0] > 0 else -x[1]])
+
+    simulate = simulator_from_rhs(f, 0.5, solver=solver)
+    with pytest.raises(ModelError, match=rf"f returned {value} for state 2 at t = 1; use a smaller step"):
+        simulate(np.ones(2), np.array([[0.0, 0.0, 1.0, 0.0]]))
+    assert len(calls) < 1000
+
+
+def test_update_that_is_not_finite_is_named():
+    simulate = simulator_of_control_system(lag(dt=0.1), None)
+    with pytest.raises(ModelError, match=r"the update function returned nan for state 1 at t = 0.2"):
+        simulate(np.ones(1), np.array([[0.0, 0.0, np.nan, 0.0]]))
+
+
+@pytest.mark.parametrize("solver", ["rk4", "RK45", "LSODA", "Radau"])
+def test_functions_that_change_their_arguments(solver):
+    """They changed the caller's x0, and the states of the solver."""
+
+    def in_place(x, u):
+        x *= -1
+        x += u
+        u[:] = 0
+        return x
+
+    def output(x, u):
+        x *= 2
+        u += 7
+        return x
+
+    x0, u = np.array([1.0, 2.0]), np.ones((1, 6))
+    x, y = simulator_from_rhs(in_place, 0.1, output=output, solver=solver)(x0, u)
+    expected = simulator_from_rhs(lambda x, u: u - x, 0.1, solver=solver)(
+        np.array([1.0, 2.0]), np.ones((1, 6))
+    )
+    np.testing.assert_array_equal(x0, [1.0, 2.0])
+    np.testing.assert_array_equal(u, 1.0)
+    np.testing.assert_array_equal(x, expected[0])
+    np.testing.assert_array_equal(y, 2 * expected[0])
+
+
+def test_update_that_changes_its_arguments():
+    def update(t, x, u, params):
+        x *= 0.5
+        x += u
+        return x
+
+    system = control.nlsys(update, None, inputs=1, states=1, dt=True)
+    x0, u = np.array([1.0]), np.zeros((1, 4))
+    x, _ = simulator_of_control_system(system, None)(x0, u)
+    np.testing.assert_array_equal(x, [[1.0, 0.5, 0.25, 0.125]])
+    np.testing.assert_array_equal(x0, 1.0)
 
 
 @pytest.mark.parametrize("solver", ["RK45", "LSODA", "BDF"])

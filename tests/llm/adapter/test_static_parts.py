@@ -24,6 +24,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import linear
+from torch.nn.utils import prune
 from transformers import AutoModelForCausalLM
 
 import hankelred_llm
@@ -128,6 +129,32 @@ class TestOutputs:
         up = linear(seen["x_up"], mlp.up_proj.weight)
         up = up + 2.0 * linear(linear(seen["x_up"], maps.lora_A), maps.lora_B)  # lora_alpha / r
         assert error(seen["up"], up) < 1e-6
+
+    def test_a_readout_that_is_pruned(self, model, ids):
+        # KeyError: 'readout_q_proj': while it is pruned, the readout is no entry of the parameters
+        expected = copy.deepcopy(model)
+        mask = torch.rand(system_of(model).readout("q_proj").shape) < 0.5
+        prune.custom_from_mask(system_of(model), "readout_q_proj", mask)
+        with torch.no_grad():
+            system_of(expected).readout("q_proj").mul_(mask)
+        assert torch.equal(logits(model, ids), logits(expected, ids))
+        assert error(step_by_step(model, ids), logits(expected, ids)) < 2e-6
+        with torch.no_grad():
+            system_of(model).readout_q_proj_orig.mul_(2)
+            system_of(expected).readout("q_proj").mul_(2)
+        assert torch.equal(logits(model, ids), logits(expected, ids))
+
+    def test_parameters_in_one_flat_tensor(self, model, ids):
+        # the same under FSDP with use_orig_params=False, where parameters are views of the shards, and plain
+        # attributes of the module
+        full = logits(model, ids)
+        for layer in hrm_layers(model):
+            system = layer.system("default")
+            for name, parameter in list(system.named_parameters()):
+                delattr(system, name)
+                setattr(system, name, parameter.detach())
+        assert torch.equal(logits(model, ids), full)
+        assert error(step_by_step(model, ids), full) < 2e-6
 
     def test_with_no_state_it_is_a_lora_of_peft(self, ids):
         model = adapted(**KINDS["lora"])
