@@ -43,6 +43,8 @@ SMALL_PIVOT = 1e-10
 NO_COUPLING = 1e-13
 #: A squared frequency below this share of the largest computed one belongs to a rigid body mode.
 RIGID = 1e-10
+#: Squared frequencies that differ by less than this share may belong to combinations of several modes.
+EQUAL_FREQUENCIES = 1e-3
 
 NOT_DISTINGUISHED = (
     "rigid body modes cannot be told from slow modes: a squared frequency below {limit:.1e} may be rounding "
@@ -553,6 +555,24 @@ class SecondOrderPencil:
             return None
         return squares, modes
 
+    def _uncoupled(self, squares: Array, modes: Array) -> tuple[Array, Array]:
+        """Return squared frequencies and modes; those of nearly equal frequency are not coupled by damping.
+
+        Modes of equal frequency, such as those of equal bodies, may be any combinations of each other, and
+        the damping of a combination is none of the damping of the bodies.
+        """
+        order = np.argsort(squares)
+        squares, modes = squares[order], modes[:, order]
+        smallest = RIGID * float(np.abs(squares).max(initial=0.0))
+        apart = np.diff(squares) > EQUAL_FREQUENCIES * np.maximum(np.abs(squares[1:]), smallest)
+        for group in np.split(np.arange(squares.size), np.flatnonzero(apart) + 1):
+            if group.size > 1:
+                D = modes[:, group].T @ (self.D @ modes[:, group])
+                rotation = np.linalg.eigh((D + D.T) / 2)[1]
+                modes[:, group] = modes[:, group] @ rotation
+                squares[group] = squares[group] @ rotation**2
+        return squares, modes
+
     def slow_poles(self, count: int, B: Array, C: Array, center: float) -> tuple[Array, Array] | None:
         """Return poles of the slowest modes, as if they were not coupled by damping, or None.
 
@@ -563,7 +583,7 @@ class SecondOrderPencil:
         nearest = self._modes_near(center**2, count, tol=1e-8)
         if nearest is None:
             return None
-        squares, modes = nearest
+        squares, modes = self._uncoupled(*nearest)
         damping = np.sum(modes * (self.D @ modes), axis=0) / 2
         # for an overdamped mode this is the slower one of its two poles
         root = np.sqrt((damping**2 - squares).astype(complex))
