@@ -1,4 +1,4 @@
-"""Responses of experiments that are finished, in a folder, from which an interrupted call goes on."""
+"""Responses of finished experiments in a folder, from which an interrupted call resumes."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def empirical_gramians(
         chosen with ``joblib.parallel_config`` is used, too.
     checkpoint : path, optional
         A folder in which the responses of a simulator are written about every 30 s. A call that was
-        interrupted goes on from there if it is made again with the same arguments, and a lost worker process
+        interrupted resumes from there if it is made again with the same arguments, and a lost worker process
         costs one round. Another simulator is noticed if it answers otherwise to one run with all inputs, or
         all states, perturbed at once. The folder is kept.
     progress : bool, optional

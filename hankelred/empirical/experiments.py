@@ -94,15 +94,14 @@ class Runner:
 
         results: list[Array] = []
         part = None
-        if self.checkpoint is not None:
-            runs = ((run.name, run.x0, run.inputs()) for run in experiments)
-            with use_backend(self.backend, self.n_jobs):
-                witness = self._run_witness(witnesses, trajectory, n_outputs)
-            part = self.checkpoint.part(trajectory, n_outputs, runs, len(experiments), witness)
-            results = part.read()
-        size = self.batch_size or 1
-        batches = [experiments[i : i + size] for i in range(len(results), len(experiments), size)]
         with use_backend(self.backend, self.n_jobs):
+            if self.checkpoint is not None:
+                runs = ((run.name, run.x0, run.inputs()) for run in experiments)
+                witness = self._run_witness(witnesses, trajectory, n_outputs)
+                part = self.checkpoint.part(trajectory, n_outputs, runs, len(experiments), witness)
+                results = part.read()
+            size = self.batch_size or 1
+            batches = [experiments[i : i + size] for i in range(len(results), len(experiments), size)]
             workers = effective_n_jobs(self.n_jobs)
             # The bar is shown only for long computations, which then run in rounds of a few tasks each: not
             # every joblib backend (Dask's does not) can return results one by one.

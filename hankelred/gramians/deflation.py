@@ -55,6 +55,7 @@ class WithKnownPoles(SecondOrderPencil):
     """
 
     def __init__(self, pencil: SecondOrderPencil, known: InvariantSubspace):
+        # the matrices and factorizations of the pencil itself, which takes seconds to make again
         self.__dict__.update(pencil.__dict__)
         self._known = known
         self._image = self.E(known.right), self.E(known.left, transposed=True)

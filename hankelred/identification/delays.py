@@ -13,6 +13,7 @@ import scipy.linalg as sla
 from scipy.special import chdtri
 
 from .._util.arrays import Array
+from .diagnostics import lagged
 from .output_error import FittedModel, with_initial_states
 
 #: Most lags of the ARX model, and the least number of equations for each coefficient.
@@ -39,9 +40,7 @@ def likely_delays(us: Sequence[Array], ys: Sequence[Array]) -> tuple[int, ...]:
     for u, y in zip(us, ys, strict=True):
         T = u.shape[1] - lags
         if T > 0:
-            inputs = [u[:, lags - k : lags - k + T] for k in range(lags + 1)]
-            outputs = [y[:, lags - k : lags - k + T] for k in range(1, lags + 1)]
-            rows.append(np.concatenate([*inputs, np.ones((1, T)), *outputs]))
+            rows.append(np.concatenate([lagged(u, 0, lags), np.ones((1, T)), lagged(y, 1, lags)]))
             targets.append(y[:, lags:])
     if lags < _LEAST_LAGS or sum(x.shape[1] for x in rows) <= 2 * rows[0].shape[0]:
         return (0,) * m

@@ -156,6 +156,12 @@ def derivatives(model: FittedModel, directions: Array) -> tuple[Array, Array, Ar
     return by_A, by_B, by_C, by_D
 
 
+def lagged(x: Array, first: int, last: int) -> Array:
+    """Return x (channels, T) at lags from `first` to `last`, one after the other: (rows, T - last)."""
+    T = x.shape[1]
+    return np.concatenate([x[:, last - k : T - k] for k in range(first, last + 1)])
+
+
 def excited_directions(us: Sequence[Array], count: int) -> list[tuple[int, int]]:
     """Return for every input how many of `count` delayed copies of it are independent, and `count`.
 

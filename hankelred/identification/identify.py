@@ -190,7 +190,7 @@ class IdentifiedModel(Reduction):
         """Return the outputs (p, T) that gaps are filled with, where `masks` are true.
 
         They are simulated, or, of an unstable process, predicted from one sample to the next. Other models
-        whose simulated output says nothing about the measured one cannot fill gaps.
+        whose simulated output does not describe the measured one cannot fill gaps.
 
         Raises
         ------
@@ -225,11 +225,7 @@ class IdentifiedModel(Reduction):
 
     def _residuals(self) -> list[Array]:
         """Return the errors (p, T) of the simulated output, or of the one-step prediction of `fit`."""
-        selected = self._selected
-        us, ys = selected.data.inputs, selected.data.outputs
-        if selected.innovations is not None:
-            return self._unscaled(selected.innovations.prediction_errors(us, ys))
-        return self._unscaled(residuals(selected.model, us, ys))
+        return self._unscaled(self._selected.errors())
 
     def residual_test(self) -> ResidualTest:
         """Test whether the residuals are white, and independent of earlier and later inputs.
@@ -888,11 +884,7 @@ class IdentificationSource(UncertifiedSource):
     def noise_floor(self) -> float:
         """The largest contribution of the residual to a singular value."""
         data, scaled = self.problem.data, self.chosen.data
-        if self.chosen.innovations is not None:
-            errors = self.chosen.innovations.prediction_errors(scaled.inputs, scaled.outputs)
-        else:
-            errors = residuals(self.chosen.model, scaled.inputs, scaled.outputs)
-        residual = np.concatenate(errors, axis=1)
+        residual = np.concatenate(self.chosen.errors(), axis=1)
         size = np.sqrt(np.mean(residual**2, axis=1)) * scaled.output_scale
         error = size.max() / (scaled.input_scale.min() * np.sqrt(data.n_samples))
         width = max(self.problem.horizons) * max(data.n_inputs, data.n_outputs)

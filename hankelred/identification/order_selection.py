@@ -376,8 +376,8 @@ def score_continued(model: FittedModel, split: DataSplit, offsets: bool) -> Cand
     """Score a model on the validation part as the continuation of the estimation part.
 
     No initial state is fitted there, so that free oscillations of superfluous states cannot follow a resonant
-    disturbance. With `offsets` the level of the outputs is fitted: slow disturbances change it, which says
-    nothing about an order.
+    disturbance. With `offsets` the level of the outputs is fitted: slow disturbances change it, whatever
+    the order is.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         residual = residuals(model, split.whole_inputs, split.whole_outputs)
@@ -434,6 +434,12 @@ class SelectedModel:
     #: the model without the states of input delays, of records in which the inputs come later by these
     undelayed: SelectedModel | None = None
     delays: tuple[int, ...] = ()
+
+    def errors(self) -> list[Array]:
+        """Return the errors (p, T), in scaled units, of the simulated output or the one-step prediction."""
+        if self.innovations is not None:
+            return self.innovations.prediction_errors(self.data.inputs, self.data.outputs)
+        return residuals(self.model, self.data.inputs, self.data.outputs)
 
     def rating(self) -> float:
         """Return Schwarz's criterion, with an autoregression of the residuals: the smaller, the better."""

@@ -11,7 +11,7 @@ from .._util.arrays import Array
 from .._util.text_table import aligned
 from ..errors import count
 from ..models.linear_model import Timebase, sampling_time, timestep
-from ..plotting.draw import ERROR, REDUCED, axes
+from ..plotting.draw import ERROR, REDUCED, grid_in_place
 from ..plotting.record import draw_record
 from .diagnostics import ResidualTest
 from .records import label
@@ -71,13 +71,13 @@ def draw_residual_test(
     drawn = _grid(p, 1 + m, ax)
     for (i, j), axis in np.ndenumerate(drawn):
         if j == 0:
-            taken, values, bound = np.arange(lags + 1), test.autocorrelation[i], test.autocorrelation_bound
+            at, values, bound = np.arange(lags + 1), test.autocorrelation[i], test.autocorrelation_bound
             title = f"residual of {label(names[0], 'output', i)}"
         else:
-            taken, values = np.arange(-lags, lags + 1), test.cross_correlation[i, j - 1]
+            at, values = np.arange(-lags, lags + 1), test.cross_correlation[i, j - 1]
             bound, title = test.bound[i, j - 1], f"and {label(names[1], 'input', j - 1)}"
         axis.axhspan(-bound, bound, color=REDUCED, alpha=0.25, label="99 % of independent ones")
-        axis.plot(taken, values, ".-", color=ERROR, linewidth=0.6, label="correlation")
+        axis.plot(at, values, ".-", color=ERROR, linewidth=0.6, label="correlation")
         axis.set_title(title, fontsize="small")
     for axis in drawn[-1]:
         axis.set_xlabel("lag in samples")
@@ -87,15 +87,8 @@ def draw_residual_test(
 
 def _grid(n_rows: int, n_columns: int, ax: Axes | None) -> Any:
     """Replace ``ax`` by a grid of axes."""
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.subplots(figsize=(1.5 + 4 * n_columns, 1 + 2.4 * n_rows), layout="constrained")[1]
-    ax = axes(ax)
-    figure = ax.figure
-    place = ax.get_subplotspec() or figure.add_gridspec(1, 1)[0]
-    ax.remove()
-    grid = place.subgridspec(n_rows, n_columns)
+    size = (1.5 + 4 * n_columns, 1 + 2.4 * n_rows)
+    figure, grid = grid_in_place(ax, n_rows, n_columns, figsize=size)
     drawn = np.empty((n_rows, n_columns), dtype=object)
     for i, j in np.ndindex(n_rows, n_columns):
         drawn[i, j] = figure.add_subplot(grid[i, j])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -224,3 +224,23 @@ def axes(ax: Axes | None) -> Axes:
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=(7, 4.5), layout="constrained")[1]
+
+
+def grid_in_place(
+    ax: Axes | None,
+    n_rows: int,
+    n_columns: int,
+    *,
+    figsize: tuple[float, float],
+    height_ratios: Sequence[float] | None = None,
+) -> tuple[Any, Any]:
+    """Return a figure and a grid for axes that replace ``ax``; a new figure of this size if it is None."""
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(figsize=figsize, layout="constrained")[1]
+    ax = axes(ax)
+    figure = ax.figure
+    place = ax.get_subplotspec() or figure.add_gridspec(1, 1)[0]
+    ax.remove()
+    return figure, place.subgridspec(n_rows, n_columns, height_ratios=height_ratios)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._util.arrays import Array
-from .draw import ERROR, FULL, REDUCED, axes
+from .draw import ERROR, FULL, REDUCED, grid_in_place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,16 +30,7 @@ def draw_record(
     ndarray of Axes, shape (p, 2)
     """
     p = measured.shape[0]
-    if ax is None:
-        from matplotlib import pyplot
-
-        ax = pyplot.subplots(figsize=(8, 1 + 2.4 * p), layout="constrained")[1]
-    ax = axes(ax)
-    figure, place = ax.figure, ax.get_subplotspec()
-    if place is None:
-        place = figure.add_gridspec(1, 1)[0]
-    ax.remove()
-    grid = place.subgridspec(2 * p, 1, height_ratios=[2, 1] * p)
+    figure, grid = grid_in_place(ax, 2 * p, 1, figsize=(8, 1 + 2.4 * p), height_ratios=[2, 1] * p)
     drawn = np.empty((p, 2), dtype=object)
     first = None
     for i in range(p):

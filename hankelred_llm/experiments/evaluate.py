@@ -115,7 +115,7 @@ def predict(model: nn.Module, task: Task, split: Split, *, batch_size: int = 32)
 def text_losses(
     model: nn.Module, text: str, tokenizer: Tokenizer, *, length: int = TEXT_LENGTH
 ) -> FloatArray:
-    """Return the mean loss of the next token on rows of a text, in nats: what a training forgets shows there.
+    """Return the mean loss of the next token on rows of a text, in nats; its increase measures forgetting.
 
     Parameters
     ----------
@@ -164,8 +164,9 @@ def text_losses(
                 losses.append(_likelihood(logits, row[0, 1:]) / (1 - length))
     finally:
         model.train(training)
-    if not np.isfinite(losses).all():
-        raise TaskError(f"the loss on the text is {losses[0]:g}, which is not finite; the training diverged")
+    invalid = [loss for loss in losses if not np.isfinite(loss)]
+    if invalid:
+        raise TaskError(f"the loss on the text is {invalid[0]:g}, which is not finite; the training diverged")
     return np.array(losses)
 
 

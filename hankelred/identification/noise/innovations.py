@@ -19,7 +19,7 @@ import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import Array
-from ..diagnostics import Uncertainty, derivatives, scaled_inverse
+from ..diagnostics import Uncertainty, derivatives, lagged, scaled_inverse
 from ..output_error import (
     STABLE_RADIUS,
     FittedModel,
@@ -175,11 +175,10 @@ def _arx_observability(us: Sequence[Array], ys: Sequence[Array], lags: int) -> t
     """Return the observability matrix of a predictor, by the coefficients of an ARX model, and its lags."""
     m, p = us[0].shape[0], ys[0].shape[0]
     rows, targets = [], []
-    for u, y in zip(us, ys, strict=True):
-        T = u.shape[1] - lags
+    for z, y in zip(with_outputs(us, ys), ys, strict=True):
+        T = y.shape[1] - lags
         if T > 0:
-            past = [x[:, lags - k : lags - k + T] for k in range(1, lags + 1) for x in (u, y)]
-            rows.append(np.concatenate([np.ones((1, T)), *past]))
+            rows.append(np.concatenate([np.ones((1, T)), lagged(z, 1, lags)]))
             targets.append(y[:, lags:])
     if sum(x.shape[1] for x in rows) < _EQUATIONS_PER_COEFFICIENT * (lags * (m + p) + 1):
         return None
