@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from hankelred_llm import get_systems
+from hankelred_llm.experiments.base_models import find_model
 from hankelred_llm.experiments.evaluate import evaluate
 from hankelred_llm.experiments.experiment import Experiment, open_experiment
 from hankelred_llm.experiments.methods import parse_method
@@ -45,6 +46,8 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 TASKS = ("where_is", "counting")
 #: Those on which the base is tried without training, on validation rows.
 ALL_TASKS = (*TASKS, "last_written", "multikey_needle", "variable_tracking", "who_has")
+#: Questions about documents of ../shared, on which the base is tried without training.
+DOCUMENT_TASKS = ("quality", "qmsum", "squality", "fairytaleqa")
 METHODS = (
     "lora-all",
     "hrm-attention+lora-all share=0.4 lora_lr_ratio=2",
@@ -59,6 +62,8 @@ SEEDS = (0, 1, 2, 3)
 LENGTH = 256
 #: Rows of validation by length; the mean of the two accuracies chooses a rate.
 VALIDATION = {256: 24, 1024: 8}
+#: Questions of a document task, and the tokens to which a prompt is cut from the middle of its document.
+DOCUMENT_ROWS, DOCUMENT_LENGTH = 32, 2048
 #: Rows of the test by length.
 TEST_ROWS = {256: 48, 512: 48, 1024: 24, 2048: 12}
 COMMON: dict[str, Any] = {
@@ -124,6 +129,7 @@ def pieces() -> Iterator[tuple[str, str, str, float | None, int]]:
         for seed in SEEDS:
             yield from (("final", task, method, None, seed) for method in METHODS)
     yield from (("untrained", task, "", None, 0) for task in ALL_TASKS)
+    yield from (("documents", task, "", None, 0) for task in DOCUMENT_TASKS)
 
 
 def file_of(kind: str, task: str, method: str, rate: float | None, seed: int) -> Path:
@@ -183,7 +189,7 @@ def run(folder: Path, base: str, most: int | None, methods: Collection[str]) -> 
             continue
         if done == most:
             return
-        if task not in experiments:
+        if task not in experiments and task not in DOCUMENT_TASKS:
             settings = settings_of(task, folder, base)
             experiments[task] = open_experiment(settings, settings.methods)
         if kind == "final" and (rate := chosen(task, method)) is None:
@@ -192,6 +198,8 @@ def run(folder: Path, base: str, most: int | None, methods: Collection[str]) -> 
         if method:
             # a checkpoint of another base would be continued
             content = trained(experiments[task], kind, method, rate or 0.0, seed, folder / name)
+        elif kind == "documents":
+            content = document_scores(task, base)
         else:
             content = {"base": base_scores, "untrained": untrained_scores}[kind](experiments[task])
         identity = {"kind": kind, "task": task, "method": method, "rate": rate, "seed": seed, "base": name}
@@ -225,6 +233,20 @@ def untrained_scores(experiment: Experiment) -> dict[str, Any]:
     return {
         "validation": validation(experiment, model),
         "floors": {str(length): dict(task.baselines(split)) for length, split in splits.items()},
+    }
+
+
+def document_scores(name: str, base: str) -> dict[str, Any]:
+    """Return the scores of the base, and the floors, on validation questions about documents."""
+    found = find_model(base, COMMON["dtype"])
+    task = get_task(name, data_dir=SHARED / "data/text", tokenizer=found.tokenizer)
+    split = task.validation(DOCUMENT_LENGTH, size=DOCUMENT_ROWS)
+    scores = evaluate(found.load(), task, split, batch_size=COMMON["eval_batch_size"])
+    floors = task.baselines(split)
+    return {
+        "metric": task.metric,
+        "values": [round(float(value), 4) for value in scores.per_unit[task.metric]],
+        "floors": {floor: round(values[task.metric], 4) for floor, values in floors.items()},
     }
 
 
