@@ -67,6 +67,20 @@ def test_without_its_state_the_adapter_is_the_lora_that_is_exported(made, ids, t
     assert error(logits(model, ids), logits(base_model(), ids)) > 1e-3
 
 
+def test_without_its_state_the_direct_term_stays(made, ids):
+    """The oracle has no feedthrough, and states that forget at once: then s_t is u_t."""
+    model, oracle = adapted(**MIXED, feedthrough=True).eval(), adapted(**MIXED).eval()
+    unused = oracle.load_state_dict(model.state_dict(), strict=False).unexpected_keys
+    assert len(unused) == 2 and all(".m." in key or key.endswith(".m") for key in unused)
+    with torch.no_grad():
+        for name, parameter in oracle.named_parameters():
+            if name.endswith(".log_rate"):
+                parameter.fill_(10)
+        made.study.switch_off(model, "state")
+    assert error(logits(model, ids), logits(oracle, ids)) < 1e-5
+    assert error(logits(model, ids), logits(base_model(), ids)) > 1e-3
+
+
 def test_without_static_parts_the_adapter_is_its_systems(made, ids):
     model = adapted(**MIXED).eval()
     plain = adapted(r=6, site="attention").eval()
