@@ -51,10 +51,38 @@ def test_differences_are_of_the_same_rows(made):
     start = {"states": 390, "test": dict.fromkeys(lengths, half)}
     steps = made.FULL_STEPS
     page = made.page({("full", 0): full, (f"half--from the start, {steps} steps", 0): start})
-    assert "| whole | 799 | 0.500 | 0.500 | 1.000 | 1.000 |" in page
-    assert "| half, from the start | 390 |  |  | 0.500 | 0.500 |" in page
-    assert "- whole, trained further minus whole: +0.500 [" in page
-    assert "seed 0: half, equal orders; half, one threshold" in page
+    assert "| whole | 799 | 0 | 0.500 | 0.500 |" in page
+    assert "| whole | 24 and 8 steps | 0 | 1.000 | 1.000 |" in page
+    assert "| half, from the start | 32 steps | 0 | 0.500 | 0.500 |" in page
+    assert "half, equal orders: seed 0" in page
+
+
+def test_differences_are_of_the_seeds_that_both_have(made):
+    rows = 12
+
+    def scored(share):
+        values = [share] * 5 * rows
+        return {"accuracy": share, "values": values, "questions_of_a_row": 5}
+
+    def piece(test, further):
+        lengths = list(map(str, made.study.TEST_ROWS))
+        return {
+            "test": dict.fromkeys(lengths, scored(test)),
+            "further": dict.fromkeys(lengths, scored(further)),
+        }
+
+    pieces = {("full", seed): piece(0.5, 0.75 + seed / 100) for seed in range(3)}
+    pieces["half--equal orders", 0] = piece(0.25, 0.5)
+    pieces["half--equal orders", 2] = piece(0.25, 0.5)
+    (line,) = made.differences(pieces, [("half--equal orders", "test", "full", "test")])
+    assert line.startswith("half, equal orders minus whole: -0.250 [-0.250, -0.250]* at 256 tokens")
+    assert line.endswith("(2 seeds)")
+    (line,) = made.differences(pieces, [("half--equal orders", "further", "full", "further")])
+    # the differences of the seeds are .25 and .27: Student's t with one degree of freedom
+    assert "-0.260 [-0.387, -0.133]* at 256 tokens" in line
+    assert made.verdict([line]).startswith(
+        "Clearly worse in 2, clearly better in 0 and not decided in 0 of 2"
+    )
 
 
 def test_without_its_state_the_adapter_is_the_lora_that_is_exported(made, ids, tmp_path):
