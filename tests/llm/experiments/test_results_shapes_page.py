@@ -12,8 +12,8 @@ import pytest
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 TINY = {
     "length": 8,
-    "steps": 5,
-    "batch_size": 2,
+    "steps": 15,
+    "batch_size": 4,
     "learning_rates": [1e-2, 3e-2],
     "tuning_seeds": [100],
     "tuning_lengths": [8],
@@ -39,7 +39,7 @@ def tiny(made, tmp_path_factory):
         folder = tmp_path_factory.mktemp("shapes")
         patch.setattr(made.study, "PIECES", folder / "pieces")
         patch.setattr(made.study, "COMMON", {**made.study.COMMON, **TINY})
-        patch.setattr(made.study, "TASKS", {"flip_flop": {}})
+        patch.setattr(made.study, "TASKS", {"prefix_dfa": made.study.DFA})
         patch.setattr(made.study, "BUDGETS", (4096,))
         patch.setattr(made.study, "METHODS", (made.study.U4, made.study.U4US, "lora-qv"))
         patch.setattr(made.study, "MIXED", (made.study.U4, made.study.U4US))
@@ -65,15 +65,15 @@ def test_the_files_are_those_of_the_protocol(made):
 
 def test_a_finished_comparison_is_not_repeated(tiny, monkeypatch):
     made, folder = tiny
-    before = made.study.path_of("4096--flip_flop").read_text()
+    before = made.study.path_of("4096--prefix_dfa").read_text()
     monkeypatch.setattr(made.study, "compare", lambda settings: pytest.fail("it was run again"))
     made.study.run(folder / "runs", made.study.names())
-    assert made.study.path_of("4096--flip_flop").read_text() == before
+    assert made.study.path_of("4096--prefix_dfa").read_text() == before
 
 
 def test_a_file_that_was_lost_is_written_again_from_the_runs(tiny):
     made, folder = tiny
-    path = made.study.path_of("4096--flip_flop")
+    path = made.study.path_of("4096--prefix_dfa")
     before = path.read_text()
     path.unlink()
     made.study.run(folder / "runs", made.study.names())
@@ -83,7 +83,7 @@ def test_a_file_that_was_lost_is_written_again_from_the_runs(tiny):
 
 def test_u4_shares_one_input_map_among_the_state_and_the_readouts(tiny):
     made, folder = tiny
-    settings = made.study.settings_of("4096--flip_flop", folder / "runs")
+    settings = made.study.settings_of("4096--prefix_dfa", folder / "runs")
     experiment = made.study.open_experiment(settings, settings.methods)
     for method in made.study.MIXED:
         model = experiment.untrained_model(method, 8)
@@ -104,10 +104,10 @@ def test_u4_shares_one_input_map_among_the_state_and_the_readouts(tiny):
 def test_the_file_has_the_scores_with_each_part_off(tiny):
     """The adapters that are scored with a part off are those of the comparison."""
     made, folder = tiny
-    piece = json.loads(made.study.path_of("4096--flip_flop").read_text())
+    piece = json.loads(made.study.path_of("4096--prefix_dfa").read_text())
     assert sorted(piece["methods"][made.study.U4]["off"]) == ["state", "static"]
     assert "off" not in piece["methods"]["lora-qv"]
-    settings = made.study.settings_of("4096--flip_flop", folder / "runs")
+    settings = made.study.settings_of("4096--prefix_dfa", folder / "runs")
     method = made.study.U4US
     rate = piece["methods"][method]["learning_rate"]
     with pytest.MonkeyPatch.context() as patch:
@@ -116,13 +116,14 @@ def test_the_file_has_the_scores_with_each_part_off(tiny):
     for length, at in piece["lengths"].items():
         assert len(piece["methods"][method]["off"]["state"][length]) == len(TINY["seeds"])
         assert unchanged["state"][length] == pytest.approx(at["scores"][method], abs=1e-4)
+        assert len(set(at["scores"][method])) == len(TINY["seeds"])  # or the wrong adapter could be scored
 
 
 def test_the_page_states_what_is_there_and_what_is_missing(tiny):
     made, _ = tiny
     page = made.page(made.finished())
     assert "With 4,096 parameters:" in page and "minus it" in page
-    assert made.page({}).count("4,096 parameters: flip-flop") == 1
+    assert made.page({}).count("4,096 parameters: automaton") == 1
 
 
 def comparison(made, differences, clear=True):
