@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.data import needs_pieces
 from helpers.models import adapted, base_model, error, tokens
 from peft import PeftModel
 
@@ -37,6 +38,7 @@ def logits(model, ids):
 
 
 def test_the_page_is_what_its_command_writes(made):
+    needs_pieces()
     page = (DOCS / "results_real_ranks.md").read_text(encoding="utf-8")
     assert made.page(made.finished()) == page, "run: python docs/make_results_real_ranks.py"
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.data import needs_pieces
+
+import hankelred_llm
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 TINY = {
@@ -49,6 +52,7 @@ def tiny(made, tmp_path_factory):
 
 
 def test_the_page_is_what_its_command_writes(made):
+    needs_pieces()
     page = (DOCS / "results_shapes.md").read_text(encoding="utf-8")
     assert made.page(made.finished()) == page, "run: python docs/make_results_shapes.py"
 
@@ -81,24 +85,23 @@ def test_a_file_that_was_lost_is_written_again_from_the_runs(tiny):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_u4_shares_one_input_map_among_the_state_and_the_readouts(tiny):
-    made, folder = tiny
-    settings = made.study.settings_of("4096--prefix_dfa", folder / "runs")
-    experiment = made.study.open_experiment(settings, settings.methods)
-    for method in made.study.MIXED:
+def test_u4_is_one_input_map_for_state_and_readouts_and_a_lora_on_the_mlp(made, tmp_path):
+    settings = made.study.settings_of("16384--flip_flop", tmp_path)
+    experiment = made.study.open_experiment(settings, made.study.MIXED)
+    for method in (made.study.U4, made.study.U4US):
         model = experiment.untrained_model(method, 8)
-        names = [name for name, p in model.named_parameters() if p.requires_grad and "layers.0." in name]
-        of_block = [name for name in names if "self_attn" in name]
-        assert len([name for name in of_block if name.endswith(".B")]) == 1
-        assert sorted(n.rpartition("readout_")[2] for n in of_block if "readout_" in n) == [
-            "k_proj",
-            "q_proj",
-            "v_proj",
-        ]
-        assert any(name.endswith(".m") for name in of_block) == (method == made.study.U4US)
-        assert len(names) - len(of_block) == 6 and all(
-            ".mlp." in n and "lora_" in n for n in set(names) - {*of_block}
+        names = {id(p): name for name, p in model.named_parameters() if "layers.0." in name}
+        of_state, static = (
+            [names[id(p)] for p in group["params"] if id(p) in names]
+            for group in hankelred_llm.parameter_groups(model, 1e-2, static_lr_ratio=3)
         )
+        direct = {"m"} if method == made.study.U4US else set()
+        assert {n.rpartition(".")[2] for n in of_state} == {"B", "C", "gate", "log_rate", "phase"} | direct
+        assert len(of_state) == 5 + len(direct) and all(".self_attn" in name for name in of_state)
+        readouts = [name.rpartition("readout_")[2] for name in static if "readout_" in name]
+        assert sorted(readouts) == ["k_proj", "q_proj", "v_proj"]
+        loras = [name for name in static if ".mlp." in name and "lora_" in name]
+        assert len(loras) == 6 and len(static) == len(loras) + len(readouts)
 
 
 def test_the_file_has_the_scores_with_each_part_off(tiny):
