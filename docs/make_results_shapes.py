@@ -110,7 +110,7 @@ def protocol(pieces: dict[str, Piece]) -> str:
     """Return the protocol, which was written before anything was run."""
     c = study.COMMON
     counts = sorted({m["parameters"] for piece in pieces.values() for m in piece["methods"].values()})
-    counted = f" (here {number_list_of_counts(counts)})" if counts else ""
+    counted = f" (here {ranges_of_counts(counts)})" if counts else ""
     lines = [
         f"Tasks: {listed(TASKS[task] for task in study.TASKS)}. Budgets: "
         f"{listed(f'{budget:,}' for budget in study.BUDGETS)} trainable parameters, each method within "
@@ -143,8 +143,8 @@ def protocol(pieces: dict[str, Piece]) -> str:
     return f"{paragraph(text)}\n\n{bullets(lines)}"
 
 
-def number_list_of_counts(counts: list[int]) -> str:
-    """Return the ranges of numbers of parameters, a range for each budget."""
+def ranges_of_counts(counts: list[int]) -> str:
+    """Return the least and the largest number of parameters at each budget, in words."""
     ranges = []
     for budget in study.BUDGETS:
         near = [n for n in counts if abs(n - budget) <= 2 * TOLERANCE * budget]
