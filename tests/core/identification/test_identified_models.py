@@ -520,6 +520,40 @@ class TestUnstableProcess:
         drawn = model.plot()[0, 0].get_lines()
         assert any(np.allclose(line.get_ydata(), y - model._residuals()[0][0]) for line in drawn)
 
+    def test_another_record_is_compared_by_the_one_step_prediction(self):
+        """compare() simulated it, and the output left the measured one by 1.4 to the power of the length."""
+        u, y = first_order_loop(1.4, 0.9, 1500)
+        model = hankelred.identify(u, y, 1, stable=False)
+        fresh_u, fresh_y = first_order_loop(1.4, 0.9, 1000, seed=1)
+        comparison = model.compare(fresh_u, fresh_y)
+        expected = 1 - 1.4 * 0.1 / fresh_y.std()  # by the Riccati equation, as above
+        assert comparison.fit[0] == pytest.approx(expected, abs=0.02)
+        assert comparison.predicted
+        assert "one-step prediction" in repr(comparison)
+        error = fresh_y - comparison.output[0]
+        assert 1 - np.linalg.norm(error) / np.linalg.norm(fresh_y - fresh_y.mean()) == pytest.approx(
+            comparison.fit[0]
+        )
+        labels = comparison.plot()[0, 0].get_legend_handles_labels()[1]
+        assert any(text.startswith("predicted one sample ahead") for text in labels)
+
+    def test_the_estimator_scores_predictions_and_refuses_to_simulate(self):
+        """score() and predict() of the scikit-learn estimator simulated as well."""
+        u, y = first_order_loop(1.4, 0.9, 800)
+        estimator = hankelred.SystemIdentifier(order=1, stable=False).fit(u[:, None], y)
+        fresh_u, fresh_y = first_order_loop(1.4, 0.9, 600, seed=1)
+        left = 1.4 * 0.1 / fresh_y.std()
+        assert estimator.score(fresh_u[:, None], fresh_y) == pytest.approx(1 - left**2, abs=0.01)
+        with pytest.raises(hankelred.HankelredError, match="unstable in open loop"):
+            estimator.predict(fresh_u[:, None])
+
+    def test_an_unstable_model_without_a_prediction_is_simulated_with_a_warning(self):
+        u, y = first_order_loop(1.4, 0.9, 300)
+        model = hankelred.identify(u, y, 1, stable=False)
+        model.source._models[1] = replace(model._selected, innovations=None)
+        with pytest.warns(hankelred.ReductionWarning, match="outside the unit circle"):
+            assert not model.compare(u[:40], y[:40]).predicted
+
     def test_gaps_are_bridged_by_predictions(self):
         """They were filled with the simulated output, as large as 122 here, and the pole found was stable."""
         u, y = first_order_loop(1.1, 0.6, 500)
