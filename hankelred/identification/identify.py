@@ -429,7 +429,7 @@ class IdentifiedModel(Reduction):
         us, ys = selected.data.apply(data.inputs, data.outputs)
         model, innovations = selected.model, selected.innovations
         if innovations is not None:
-            model, us = innovations.predictor, with_outputs(us, ys)
+            model, us = innovations.predictor, tuple(with_outputs(us, ys))
         elif spectral_radius(model.A) > 2 - STABLE_RADIUS:
             warnings.warn(
                 f"the model has a pole of modulus {spectral_radius(model.A):.5f}, outside the unit circle, "
