@@ -140,10 +140,9 @@ def _improve_upwards(
                 refined = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
                 trial = _rated(refined, us, ys, offsets)[0]
                 trials[order] = min(trial, trials[order], key=lambda trial: trial.criterion)
-        if on_stability_limit(trials[order].model.A):
-            continue
-        n_worse = 0 if trials[order].criterion < best else n_worse + 1
-        best = min(best, trials[order].criterion)
+        n_worse += 1
+        if trials[order].criterion < best and not on_stability_limit(trials[order].model.A):
+            best, n_worse = trials[order].criterion, 0
         if n_worse == _PATIENCE:
             break
 
