@@ -43,7 +43,9 @@ def finished() -> dict[tuple[str, int], Piece]:
 
 def page(pieces: dict[tuple[str, int], Piece]) -> str:
     """Return the page."""
-    parts = ["# Ranks and reduction on a real language model", verdicts(pieces), introduction()]
+    parts = ["# Ranks and reduction on a real language model"]
+    parts += ["## Is it better to reduce an adapter or to train a small one?", verdicts(pieces)]
+    parts += ["## Protocol", introduction()]
     for seed in sorted({seed for _, seed in pieces}):
         of_seed = {name: piece for (name, s), piece in pieces.items() if s == seed}
         parts += [f"## Seed {seed}", *section(of_seed)]
@@ -116,26 +118,32 @@ def section(pieces: dict[str, Piece]) -> list[str]:
 def reductions(pieces: dict[str, Piece]) -> list[str]:
     """Return the table of reductions, the differences, and how ranks were distributed."""
     lengths = list(map(str, study.TEST_ROWS))
-    rows = []
+    reduced, trained = [], []
     if full := pieces.get("full"):
-        rows.append(["whole", str(full["states"]), *scores(full, lengths)])
+        reduced.append(row("whole", full, "test", lengths))
+        trained.append(row("whole", full, "further", lengths))
     for share in ("whole", *study.ORDERS):
         for way in study.WAYS:
             if piece := pieces.get(f"{share}--{way}"):
-                rows.append([f"{share}, {way}", str(piece["states"]), *scores(piece, lengths)])
-        for steps in (study.STEPS, FULL_STEPS):
+                reduced.append(row(f"{share}, {way}", piece, "test", lengths))
+                trained.append(row(f"{share}, {way}", piece, "further", lengths))
+        for steps, rows in ((study.STEPS, reduced), (FULL_STEPS, trained)):
             if piece := pieces.get(f"{share}--from the start, {steps} steps"):
-                own = [f"{piece['test'][n]['accuracy']:.3f}" for n in lengths]
-                empty = [""] * len(lengths)
-                cells = [*own, *empty] if steps == study.STEPS else [*empty, *own]
-                rows.append([f"{share}, from the start", str(piece["states"]), *cells])
-    if not rows:
+                rows.append(row(f"{share}, from the start", piece, "test", lengths))
+    if not reduced and not trained:
         return ["Nothing has been run yet."]
-    headings = ["", "states", *(f"{n} tokens" for n in lengths), *(f"trained further, {n}" for n in lengths)]
-    parts = [table(headings, rows)]
-    lines = list(differences(pieces, lengths))
-    if lines:
-        parts += ["Paired differences:", bullets(lines)]
+    headings = ["", "states", *(f"{n} tokens" for n in lengths)]
+    pairs = compared()
+    text = "Accuracy, more is better, of the adapter as it was trained, and reduced without further training."
+    parts = ["### What does a reduction cost, as reduced?", paragraph(text), table(headings, reduced)]
+    parts += differences(pieces, lengths, [pair for pair in pairs if pair[1] == "test" == pair[3]])
+    text = f"""
+        Accuracy, more is better, after the {study.FURTHER} steps of further training, and of adapters of
+        these sizes trained from the start, for {FULL_STEPS} steps.
+    """
+    parts += ["### Is it better to reduce and train further, or to train from the start?"]
+    parts += [paragraph(text), table(headings, trained)]
+    parts += differences(pieces, lengths, [pair for pair in pairs if not pair[1] == "test" == pair[3]])
     lines = [
         f"{name.replace('--', ', ')}: {states_of_layers(piece['orders'])}, "
         f"{sum(kept == 'exact' for kept in piece['kept'])} of {len(piece['kept'])} layers by the exact "
@@ -144,7 +152,12 @@ def reductions(pieces: dict[str, Piece]) -> list[str]:
         for name, piece in pieces.items()
         if "orders" in piece
     ]
-    return [*parts, "Orders and errors:", bullets(lines)] if lines else parts
+    return [*parts, "### How many states did each layer keep?", bullets(lines)] if lines else parts
+
+
+def row(name: str, piece: Piece, when: str, lengths: list[str]) -> list[str]:
+    """Return the line of an adapter in a table of accuracies."""
+    return [name, str(piece["states"]), *(f"{piece[when][n]['accuracy']:.3f}" for n in lengths)]
 
 
 def states_of_layers(orders: list[int]) -> str:
@@ -153,13 +166,8 @@ def states_of_layers(orders: list[int]) -> str:
     return f"{least} states in every layer" if least == most else f"{least} to {most} states a layer"
 
 
-def scores(piece: Piece, lengths: list[str]) -> list[str]:
-    """Return the accuracies before and after further training."""
-    return [f"{piece[when][n]['accuracy']:.3f}" for when in ("test", "further") for n in lengths]
-
-
-def differences(pieces: dict[str, Piece], lengths: list[str]) -> list[str]:
-    """Return the paired differences that the page is about."""
+def compared() -> list[tuple[str, str, str, str]]:
+    """Return what is compared: a piece, when it was scored, and the same of its reference."""
     start = f"from the start, {FULL_STEPS} steps"
     pairs = [("full", "further", "full", "test"), (f"whole--{start}", "test", "full", "further")]
     for share in study.ORDERS:
@@ -169,6 +177,13 @@ def differences(pieces: dict[str, Piece], lengths: list[str]) -> list[str]:
         pairs += [(calibrated, "test", equal, "test")]
         pairs += [(name, "further", f"{share}--{start}", "test") for name in (equal, one, loss)]
         pairs += [(f"{share}--{start}", "test", f"whole--{start}", "test")]
+    return pairs
+
+
+def differences(
+    pieces: dict[str, Piece], lengths: list[str], pairs: list[tuple[str, str, str, str]]
+) -> list[str]:
+    """Return the paired differences of those pairs that are there."""
     lines = []
     for name, when, reference, when_reference in pairs:
         if name in pieces and reference in pieces:
@@ -177,7 +192,7 @@ def differences(pieces: dict[str, Piece], lengths: list[str]) -> list[str]:
             )
             text = listed(f"{d} at {n} tokens" for d, n in zip(of_lengths, lengths, strict=True))
             lines.append(f"{title(name, when)} minus {title(reference, when_reference)}: {text}")
-    return lines
+    return ["Paired differences:", bullets(lines)] if lines else []
 
 
 def title(name: str, when: str) -> str:
@@ -205,8 +220,9 @@ def hybrid(piece: Piece | None) -> list[str]:
         [names[off], *(f"{scored[n]['accuracy']:.3f}" for n in lengths)]
         for off, scored in piece["off"].items()
     ]
-    heading = f"### {NAMES[study.HYBRID]}, with one part switched off"
-    return [heading, table(["", *(f"{n} tokens" for n in lengths)], rows)]
+    heading = "### Which part of the mixture does the work?"
+    text = f"Accuracy, more is better, of {NAMES[study.HYBRID]}, with one part switched off:"
+    return [heading, text, table(["", *(f"{n} tokens" for n in lengths)], rows)]
 
 
 def forgetting(pieces: dict[str, Piece]) -> list[str]:
@@ -223,10 +239,14 @@ def forgetting(pieces: dict[str, Piece]) -> list[str]:
             error = more.std(ddof=1) / np.sqrt(len(more))
             rows.append([NAMES[method], f"{np.mean(piece['loss']):.3f}", f"{more.mean():+.3f} ± {error:.3f}"])
     text = (
-        f"Loss in nats a token on {TEXT_ROWS} rows of {TEXT_LENGTH} tokens of WikiText-2, before "
-        "and after the training on `where_is`; mean change and its standard error over the rows:"
+        f"Loss in nats a token, less is better, on {TEXT_ROWS} rows of {TEXT_LENGTH} tokens of WikiText-2, "
+        "before and after the training on `where_is`; mean change and its standard error over the rows:"
     )
-    return ["### Forgetting", paragraph(text), table(["", "loss", "change"], rows)]
+    return [
+        "### How much does training make the base forget?",
+        paragraph(text),
+        table(["", "loss (nats a token)", "change"], rows),
+    ]
 
 
 def missing(pieces: dict[tuple[str, int], Piece]) -> str:
