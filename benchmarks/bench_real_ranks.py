@@ -217,11 +217,12 @@ def names() -> list[str]:
 
 
 def switch_off(model: nn.Module, what: str) -> None:
-    """Set the outputs of the states, or of all parts without a state, to zero."""
+    """Set the outputs of the states, or of all static readouts and LoRAs, to zero."""
     if what == "state":
         for layer in hrm_layers(model):
-            for name in layer.hrm_system:
-                layer.system(name).gate.zero_()
+            for system in map(layer.system, layer.hrm_system):
+                # with feedthrough the direct term, which has no state, stays
+                (system.gate if system.m is None else system.m).zero_()
     if what == "static":
         outputs = [p for name, p in model.named_parameters() if "lora_B" in name or ".readout_" in name]
         if not outputs:

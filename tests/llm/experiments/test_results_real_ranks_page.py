@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.data import needs_pieces
 from helpers.models import adapted, base_model, error, tokens
 from peft import PeftModel
 
@@ -37,6 +38,7 @@ def logits(model, ids):
 
 
 def test_the_page_is_what_its_command_writes(made):
+    needs_pieces()
     page = (DOCS / "results_real_ranks.md").read_text(encoding="utf-8")
     assert made.page(made.finished()) == page, "run: python docs/make_results_real_ranks.py"
 
@@ -92,6 +94,20 @@ def test_without_its_state_the_adapter_is_the_lora_that_is_exported(made, ids, t
         made.study.switch_off(model, "state")
     exported = PeftModel.from_pretrained(base_model(), tmp_path).eval()
     assert error(logits(model, ids), logits(exported, ids)) < 1e-5
+    assert error(logits(model, ids), logits(base_model(), ids)) > 1e-3
+
+
+def test_without_its_state_the_direct_term_stays(made, ids):
+    """The oracle has no feedthrough, and states that forget at once: then s_t is u_t."""
+    model, oracle = adapted(**MIXED, feedthrough=True).eval(), adapted(**MIXED).eval()
+    unused = oracle.load_state_dict(model.state_dict(), strict=False).unexpected_keys
+    assert len(unused) == 2 and all(".m." in key or key.endswith(".m") for key in unused)
+    with torch.no_grad():
+        for name, parameter in oracle.named_parameters():
+            if name.endswith(".log_rate"):
+                parameter.fill_(10)
+        made.study.switch_off(model, "state")
+    assert error(logits(model, ids), logits(oracle, ids)) < 1e-5
     assert error(logits(model, ids), logits(base_model(), ids)) > 1e-3
 
 
