@@ -34,6 +34,9 @@ NAMES = {
     "lora-mlp": "LoRA on the MLP",
 }
 
+METRICS = {"accuracy": "accuracy", "f1": "F1 of words", "rougeL_f1": "ROUGE-L"}
+DOCUMENT_FLOORS = ("chance", "constant", "longest")
+
 Piece = dict[str, Any]
 
 paragraph = partial(markdown.paragraph, width=110)
@@ -47,6 +50,7 @@ def page(pieces: dict[str, Piece]) -> str:
     for task in study.TASKS:
         parts += [f"## `{task}`", *results(task, pieces)]
     parts += ["## Which tasks does the base do without training?", *untrained(pieces)]
+    parts += ["## Does the base answer questions about documents?", *documents(pieces)]
     parts += ["## What is missing", missing(pieces)]
     return "\n\n".join(parts) + "\n"
 
@@ -218,6 +222,28 @@ def untrained(pieces: dict[str, Piece]) -> list[str]:
     return [paragraph(text), table(["task", "tokens", "base", "chance", "constant", "last mention"], rows)]
 
 
+def documents(pieces: dict[str, Piece]) -> list[str]:
+    """Return what the base scores on questions about documents, beside trivial answers."""
+    rows = []
+    for task in study.DOCUMENT_TASKS:
+        piece = pieces.get(study.file_of("documents", task, "", None, 0).name)
+        if piece is not None:
+            values = np.array(piece["values"])
+            error = values.std(ddof=1) / np.sqrt(len(values))
+            floors = [f"{piece['floors'][f]:.3f}" if f in piece["floors"] else "" for f in DOCUMENT_FLOORS]
+            rows.append(
+                [f"`{task}`", METRICS[piece["metric"]], f"{values.mean():.3f} ± {error:.3f}", *floors]
+            )
+    if not rows:
+        return ["Nothing has been run yet."]
+    text = (
+        f"{study.DOCUMENT_ROWS} validation questions, prompts cut to {study.DOCUMENT_LENGTH} tokens from the "
+        "middle of the document, no training; more is better; mean and its standard error. Where a trivial "
+        "answer is as good, a difference between adapters would say little, and nothing was trained."
+    )
+    return [paragraph(text), table(["task", "score", "base", *DOCUMENT_FLOORS], rows)]
+
+
 def tuning_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
     """Return a line for each method with what its rates gave."""
     rows = []
@@ -344,8 +370,8 @@ def missing(pieces: dict[str, Piece]) -> str:
         )
     lines += [
         "Not in the protocol yet: rsLoRA, HRM beside the MLP; the tasks `who_has`, "
-        "`variable_tracking`, `multikey_needle` and `last_written`; twice the rows; long documents; "
-        "QuALITY, QMSum, SQuALITY and FairytaleQA.",
+        "`variable_tracking`, `multikey_needle` and `last_written`; twice the rows; long documents; training "
+        "on QuALITY, QMSum, SQuALITY and FairytaleQA.",
         "Ranks and reduction, state and static parts off, and the loss on WikiText before and after are on "
         "[](results_real_ranks.md), for one seed.",
     ]
