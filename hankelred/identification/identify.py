@@ -40,7 +40,7 @@ from .order_selection import (
     select_model,
     usable_horizons,
 )
-from .output_error import STABLE_RADIUS, on_stability_limit, residuals, with_initial_states
+from .output_error import STABLE_RADIUS, on_stability_limit, residuals, spectral_radius, with_initial_states
 from .records import (
     RecordedData,
     as_recorded_data,
@@ -379,12 +379,21 @@ class IdentifiedModel(Reduction):
         ndarray of matplotlib Axes, shape (p, 2)
         """
         measured, error = self._records()[1][0], self._residuals()[0]
+        predicted = self._selected.innovations is not None
         return draw_simulation(
-            measured, measured - error, self.fit, self.model.dt, self.model.output_labels, ax
+            measured,
+            measured - error,
+            self.fit,
+            self.model.dt,
+            self.model.output_labels,
+            ax,
+            predicted=predicted,
         )
 
     def compare(self, u: Any, y: Any = None) -> Comparison:
         """Simulate another record of the same process and compare.
+
+        Of a process that is unstable in open loop, the output is predicted one sample ahead, as in ``fit``.
 
         Parameters
         ----------
@@ -401,6 +410,11 @@ class IdentifiedModel(Reduction):
         ------
         HankelredError
             The record does not fit the model.
+
+        Warns
+        -----
+        ReductionWarning
+            The model is unstable, and has no prediction that its output could be compared by.
         """
         data = as_recorded_data(u, y, self.model.dt)
         if len(data.inputs) != 1:
@@ -413,7 +427,18 @@ class IdentifiedModel(Reduction):
             )
         selected = self._selected
         us, ys = selected.data.apply(data.inputs, data.outputs)
-        model = with_initial_states(selected.model, us, ys)
+        model, innovations = selected.model, selected.innovations
+        if innovations is not None:
+            model, us = innovations.predictor, tuple(with_outputs(us, ys))
+        elif spectral_radius(model.A) > 2 - STABLE_RADIUS:
+            warnings.warn(
+                f"the model has a pole of modulus {spectral_radius(model.A):.5f}, outside the unit circle, "
+                "and its output is simulated: any error of it grows without bound in a long record. Compare "
+                "short records, or identify a model with stable=True",
+                ReductionWarning,
+                stacklevel=2,
+            )
+        model = with_initial_states(model, us, ys)
         error = residuals(model, us, ys)[0] * selected.data.output_scale[:, None]
         return Comparison(
             data.outputs[0] - error,
@@ -421,6 +446,7 @@ class IdentifiedModel(Reduction):
             data.outputs[0],
             self.model.dt,
             self.model.output_labels,
+            innovations is not None,
         )
 
 
@@ -461,12 +487,15 @@ class Comparison:
     Attributes
     ----------
     output : ndarray, shape (p, T)
-        Simulated output, offsets included.
+        Simulated output, offsets included; of a process that is unstable in open loop, the one-step
+        prediction.
     fit : ndarray, shape (p,)
         ``1 - |y - output| / |y - mean(y)|`` of each output.
     measured : ndarray, shape (p, T)
     dt : True or float
     output_labels : tuple of str, or None
+    predicted : bool
+        Whether the output is the one-step prediction from the measured inputs and outputs.
     """
 
     output: Array
@@ -474,9 +503,10 @@ class Comparison:
     measured: Array
     dt: Timebase = True
     output_labels: tuple[str, ...] | None = None
+    predicted: bool = False
 
     def plot(self, *, ax: Axes | None = None) -> Any:
-        """Plot every output as measured and as simulated, and the residual below it.
+        """Plot every output as measured and as simulated or predicted, and the residual below it.
 
         Parameters
         ----------
@@ -487,10 +517,13 @@ class Comparison:
         -------
         ndarray of matplotlib Axes, shape (p, 2)
         """
-        return draw_simulation(self.measured, self.output, self.fit, self.dt, self.output_labels, ax)
+        return draw_simulation(
+            self.measured, self.output, self.fit, self.dt, self.output_labels, ax, predicted=self.predicted
+        )
 
     def __repr__(self) -> str:
-        return f"<Comparison over {self.output.shape[1]} samples: fit {_figures(self.fit)}>"
+        kind = "one-step prediction" if self.predicted else "simulation"
+        return f"<Comparison of a {kind} over {self.output.shape[1]} samples: fit {_figures(self.fit)}>"
 
 
 def identify(

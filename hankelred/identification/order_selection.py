@@ -552,7 +552,10 @@ def _chosen_by_criterion(
         return None
     order = min(usable, key=lambda n: trials[n].criterion)
     recipe = next(r for r in candidates if r.kind == "refined" and r.order == order)
-    start, data = candidates[recipe].model, split.estimation
+    data = split.estimation
+    # the candidate of the estimation part can be in a local minimum
+    starts = candidates[recipe].model, fit_levels(trials[order].model, data.inputs, data.outputs, offsets)[0]
+    start = min(starts, key=lambda model: model.loss)
     errors = residuals(start, data.inputs, data.outputs)
     model = whitened_fit(start, data.inputs, data.outputs, errors, stable=stable) or start
     others = score_continued(by_validation.model, split, offsets)

@@ -22,17 +22,20 @@ if TYPE_CHECKING:
 
 def draw_simulation(
     measured: Array,
-    simulated: Array,
+    computed: Array,
     fit: Array,
     dt: Timebase,
     labels: tuple[str, ...] | None,
     ax: Axes | None,
+    *,
+    predicted: bool,
 ) -> Any:
-    """Draw a record over time."""
+    """Draw a record over time, with outputs that are simulated or predicted one sample ahead."""
     times = np.arange(measured.shape[1]) * sampling_time(dt)
     names = [label(labels, "output", i) for i in range(measured.shape[0])]
     time_label = "sample" if dt is True else "time in seconds"
-    return draw_record(times, measured, simulated, fit, names, time_label, ax)
+    kind = "predicted one sample ahead" if predicted else "simulated"
+    return draw_record(times, measured, computed, kind, fit, names, time_label, ax)
 
 
 def draw_response_bands(

@@ -12,7 +12,7 @@ from ..errors import HankelredError
 from ..models.linear_model import Timebase
 from ..simulation.batch_recurrence import simulate_states
 from .identify import IdentifiedModel, identify
-from .output_error import FittedModel, fit_initial_states
+from .output_error import FittedModel, fit_initial_states, spectral_radius
 
 
 class SystemIdentifier:
@@ -133,9 +133,20 @@ class SystemIdentifier:
         Returns
         -------
         ndarray, shape (samples, outputs), or (samples,) if y was 1-D
+
+        Raises
+        ------
+        HankelredError
+            The process is unstable in open loop: its outputs cannot be predicted from the inputs alone.
         """
         model, inputs = self._fitted(X)
         A, B, C, D = model.model.as_tuple()
+        if model._selected.innovations is not None:
+            raise HankelredError(
+                f"the process is unstable in open loop (a pole of modulus {spectral_radius(A):.5f}), so its "
+                "outputs cannot be predicted from the inputs alone; predict one sample ahead, with the "
+                "measured outputs, by model_.compare(u, y).output"
+            )
         u = inputs.T - model.input_offset[:, None]
         # an integrator has no equilibrium: least squares gives the state that changes least
         start = np.linalg.lstsq(np.eye(A.shape[0]) - A, B @ u[:, 0], rcond=1e-8)[0]
@@ -146,7 +157,8 @@ class SystemIdentifier:
         """Return the coefficient of determination of the simulated outputs, averaged over them.
 
         As in :meth:`IdentifiedModel.compare`, the initial state is fitted to the outputs, since a record does
-        not begin in an equilibrium. It is 1 minus the square of 1 minus the fit there.
+        not begin in an equilibrium. It is 1 minus the square of 1 minus the fit there, and, of a process that
+        is unstable in open loop, that of the one-step prediction.
 
         Parameters
         ----------
@@ -159,6 +171,8 @@ class SystemIdentifier:
             raise HankelredError(
                 f"y has shape {outputs.shape}, expected {(inputs.shape[0], self.n_outputs_)}"
             )
+        if model._selected.innovations is not None:
+            return float(np.mean(1 - (1 - model.compare(inputs.T, outputs.T).fit) ** 2))
         A, B, C, D = model.model.as_tuple()
         u, target = inputs.T - model.input_offset[:, None], outputs.T - model.output_offset[:, None]
         size = np.linalg.norm(target - target.mean(axis=1, keepdims=True), axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The plot of a measured record, the simulated outputs of a model, and their differences."""
+"""The plot of a measured record, the simulated or predicted outputs of a model, and their differences."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 def draw_record(
     times: Array,
     measured: Array,
-    simulated: Array,
+    computed: Array,
+    kind: str,
     fit: Array,
     labels: Sequence[str],
     time_label: str,
     ax: Axes | None,
 ) -> Array:
-    """Replace ``ax`` by two axes for each output: measured and simulated, and below it their difference.
+    """Replace ``ax`` by two axes for each output: measured and computed, and below it their difference.
+
+    The outputs computed are named by their kind: "simulated" or "predicted".
 
     Returns
     -------
@@ -38,11 +41,11 @@ def draw_record(
         first = first or above
         below = figure.add_subplot(grid[2 * i + 1], sharex=first)
         above.plot(times, measured[i], color=FULL, linewidth=3, alpha=0.4, label="measured")
-        above.plot(times, simulated[i], color=REDUCED, linewidth=1.0, label=f"simulated, fit {fit[i]:.3f}")
+        above.plot(times, computed[i], color=REDUCED, linewidth=1.0, label=f"{kind}, fit {fit[i]:.3f}")
         above.set_ylabel(labels[i])
         above.legend(loc="upper right", fontsize="small")
         below.axhline(0, color="black", linewidth=0.5)
-        below.plot(times, measured[i] - simulated[i], color=ERROR, linewidth=0.8, label="residual")
+        below.plot(times, measured[i] - computed[i], color=ERROR, linewidth=0.8, label="residual")
         below.set_ylabel("residual")
         above.tick_params(labelbottom=False)
         below.tick_params(labelbottom=i == p - 1)

@@ -14,13 +14,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg as sla
 
 from ..._util.arrays import Array
-from ..output_error import FittedModel, fit_levels, refine, truncated_starts
+from ..output_error import (
+    FittedModel,
+    fit_inputs,
+    fit_levels,
+    on_stability_limit,
+    refine,
+    stable_matrix,
+    truncated_starts,
+)
+from ..subspace import Subspace, subspaces
 from .whitening import filtered, noise_filter
 
 #: Steps of refinement for every order, as many as before the choice by the validation part.
 _STEPS = 12
+#: Horizons of the high-order ARX models that give starts.
+_ARX_HORIZONS = (10, 20)
+#: Horizon of the subspaces that give one more state.
+_ADDED_HORIZON = 5
+#: Orders are improved until this many in a row do not lower the criterion.
+_PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -42,26 +58,119 @@ def order_trials(
     """Refine a model of every order with a noise model, from the largest order down, and rate it.
 
     The signals are filtered by the noise model of the next larger order. Its refined model, truncated by the
-    weakest states, is a second start.
+    weakest states, is a second start, and realized high-order ARX models are others: a strong resonant
+    disturbance leads models fitted to the simulated output, such as `models`, astray, and the noise model
+    with them. Then the orders are improved from the smallest up.
     """
+    penalty = math.log(sum(y.shape[1] for y in ys))
+    spaces = _arx_subspaces(us, ys)
     trials: dict[int, OrderTrial] = {}
     larger: FittedModel | None = None
-    orders = sorted(models, reverse=True)
-    penalty = math.log(sum(y.shape[1] for y in ys))
-    whitener = noise_filter(fit_levels(models[orders[0]], us, ys, offsets)[1], penalty)
-    for order in orders:
+    whitener: Array | None = None
+    for order in sorted(models, reverse=True):
+        matrices = [space.build(order) for space in spaces if order <= space.max_order]
+        starts = [models[order], *_with_inputs(matrices, us, ys, offsets=offsets, stable=stable)]
+        if whitener is None:
+            rated = [_rated(start, us, ys, offsets) for start in starts]
+            whitener = noise_filter(min(rated, key=lambda pair: pair[0].criterion)[1], penalty)
         white_us, white_ys = filtered(whitener, us), filtered(whitener, ys)
-        starts = [fit_levels(models[order], white_us, white_ys, offsets)[0]]
+        starts = [fit_levels(start, white_us, white_ys, offsets)[0] for start in starts]
         if larger is not None:
             starts += truncated_starts(larger, order, white_us, white_ys, offsets, stable=stable)[-1:]
         start = min(starts, key=lambda model: model.loss)
         larger = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
-        model, errors = fit_levels(larger, us, ys, offsets)
+        trials[order], errors = _rated(larger, us, ys, offsets)
         whitener = noise_filter(errors, penalty)
-        trials[order] = OrderTrial(
-            model, schwarz_criterion(errors, order * (us[0].shape[0] + ys[0].shape[0]))
-        )
+    _improve_upwards(trials, us, ys, offsets=offsets, stable=stable)
     return trials
+
+
+def _arx_subspaces(us: Sequence[Array], ys: Sequence[Array]) -> list[Subspace]:
+    horizons = [horizon for horizon in _ARX_HORIZONS if _is_long_enough(us, ys, horizon)]
+    spaces = [space for horizon in horizons for space in subspaces(us, ys, horizon)]
+    return [space for space in spaces if space.name.startswith("arx")]
+
+
+def _with_inputs(
+    matrices: Sequence[tuple[Array, Array]],
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    *,
+    offsets: bool,
+    stable: bool,
+) -> list[FittedModel]:
+    """Return the models of matrices A and C that linear least squares gives, without those that overflow."""
+    models = [
+        fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets)[-1]
+        for A, C in matrices
+        if np.isfinite(A).all() and np.isfinite(C).all()
+    ]
+    return [model for model in models if np.isfinite(model.loss)]
+
+
+def _rated(
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
+) -> tuple[OrderTrial, list[Array]]:
+    """Fit the levels and rate a model; the residuals (p, T) are returned too."""
+    model, errors = fit_levels(model, us, ys, offsets)
+    n_parameters = model.order * (us[0].shape[0] + ys[0].shape[0])
+    return OrderTrial(model, schwarz_criterion(errors, n_parameters)), errors
+
+
+def _improve_upwards(
+    trials: dict[int, OrderTrial], us: Sequence[Array], ys: Sequence[Array], *, offsets: bool, stable: bool
+) -> None:
+    """Replace trials in a local minimum by ones that start from the next smaller order, with one more state.
+
+    The search from the largest order down can end in one, so that an order seems worse than a smaller one.
+    An order is refined once more if the start from the smaller one fits better than its trial. Orders are
+    improved from the smallest up, until some in a row do not lower the criterion.
+    """
+    penalty = math.log(sum(y.shape[1] for y in ys))
+    best, n_worse = math.inf, 0
+    for order in sorted(trials):
+        if order - 1 in trials:
+            smaller = trials[order - 1].model
+            errors = fit_levels(smaller, us, ys, offsets)[1]
+            whitener = noise_filter(errors, penalty)
+            white_us, white_ys, white = (filtered(whitener, x) for x in (us, ys, errors))
+            start = _with_one_more_state(smaller, white_us, white_ys, white, offsets=offsets, stable=stable)
+            found = fit_levels(trials[order].model, white_us, white_ys, offsets)[0]
+            if start is not None and start.loss < found.loss:
+                refined = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
+                trial = _rated(refined, us, ys, offsets)[0]
+                trials[order] = min(trial, trials[order], key=lambda trial: trial.criterion)
+        n_worse += 1
+        if trials[order].criterion < best and not on_stability_limit(trials[order].model.A):
+            best, n_worse = trials[order].criterion, 0
+        if n_worse == _PATIENCE:
+            break
+
+
+def _with_one_more_state(
+    model: FittedModel,
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    errors: Sequence[Array],
+    *,
+    offsets: bool,
+    stable: bool,
+) -> FittedModel | None:
+    """Return the best model with one state added, by subspaces of the residuals (p, T); None without one.
+
+    All signals are whitened.
+    """
+    if not _is_long_enough(us, errors, _ADDED_HORIZON):
+        return None
+    added = [space.build(1) for space in subspaces(us, errors, _ADDED_HORIZON) if space.max_order]
+    matrices = [(sla.block_diag(model.A, A), np.hstack([model.C, C])) for A, C in added]
+    starts = _with_inputs(matrices, us, ys, offsets=offsets, stable=stable)
+    return min(starts, key=lambda start: start.loss, default=None)
+
+
+def _is_long_enough(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> bool:
+    rows = (2 * horizon + 1) * (us[0].shape[0] + ys[0].shape[0])
+    return sum(max(u.shape[1] - 2 * horizon, 0) for u in us) >= 2 * rows
 
 
 def schwarz_criterion(errors: Sequence[Array], n_parameters: int) -> float:

@@ -16,7 +16,13 @@ from hankelred.identification.diagnostics import (
     excited_directions,
     uncertainty,
 )
-from hankelred.identification.noise.information_criterion import OrderTrial, deviance, order_trials
+from hankelred.identification.noise.information_criterion import (
+    OrderTrial,
+    _improve_upwards,
+    deviance,
+    order_trials,
+    schwarz_criterion,
+)
 from hankelred.identification.noise.innovations import innovations_model
 from hankelred.identification.noise.whitening import whitened_fit
 from hankelred.identification.order_selection import (
@@ -253,6 +259,51 @@ class TestInformationCriterion:
         score = score_continued(model, split, offsets=True).score
         assert score_continued(model, other, offsets=True).score == pytest.approx(score, abs=1e-9)
         assert score_continued(model, other, offsets=False).score < score - 0.1
+
+    def test_a_trial_in_a_local_minimum_is_replaced_from_the_next_smaller_order(self):
+        """The search from the largest order down left some orders worse than smaller ones, and chose those.
+
+        Two records of 4 x 4 processes got orders 6 and 3 instead of 8 and 5.
+        """
+        rng = np.random.default_rng(12)
+        u = rng.standard_normal(400)
+        y = output(u) + 0.1 * rng.standard_normal(400)
+        us, ys = [u[None]], [y[None]]
+        truth = fit_inputs(A, C, us, ys, False)[0]
+        expected = schwarz_criterion(residual_of(truth, u, y), 4)
+        slow = [fit_inputs(np.diag([0.99, 0.98][:n]), np.ones((1, n)), us, ys, False)[0] for n in (1, 2)]
+        slow[0] = refine(slow[0], us, ys, stable=True, max_steps=30, rtol=1e-8)
+        trials = {
+            model.order: OrderTrial(model, schwarz_criterion(residual_of(model, u, y), 2 * model.order))
+            for model in slow
+        }
+        assert trials[2].criterion > expected + 100
+        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        assert trials[2].criterion < expected + 20
+        assert np.sort_complex(np.linalg.eigvals(trials[2].model.A)) == pytest.approx(
+            np.sort_complex(POLES), abs=0.02
+        )
+
+    def test_trials_start_from_arx_models_too(self):
+        """A strong resonant disturbance led models of the simulated output astray, and the trials with them.
+
+        A record of 1000 samples of order 8 got a model of .76 of the fit of the true one.
+        """
+        rng = np.random.default_rng(13)
+        resonance = 0.97 * np.exp(1.2j)
+        u = rng.standard_normal(600)
+        noise = lfilter([1.0], [1.0, -2 * resonance.real, abs(resonance) ** 2], rng.standard_normal(800))[
+            200:
+        ]
+        y = output(u) + 0.5 * output(u).std() * noise / noise.std()
+        us, ys = [u[None]], [y[None]]
+        # these follow the disturbance only
+        astray = np.array([[2 * resonance.real, -(abs(resonance) ** 2)], [1.0, 0.0]])
+        models = {2: fit_inputs(astray, C, us, ys, False)[0]}
+        trial = order_trials(models, us, ys, offsets=False, stable=True)[2]
+        assert np.sort_complex(np.linalg.eigvals(trial.model.A)) == pytest.approx(
+            np.sort_complex(POLES), abs=0.03
+        )
 
 
 def residual_of(model, u, y):
@@ -519,6 +570,40 @@ class TestUnstableProcess:
         assert model.held_back_fit[0] == pytest.approx(expected, abs=0.02)
         drawn = model.plot()[0, 0].get_lines()
         assert any(np.allclose(line.get_ydata(), y - model._residuals()[0][0]) for line in drawn)
+
+    def test_another_record_is_compared_by_the_one_step_prediction(self):
+        """compare() simulated it, and the output left the measured one by 1.4 to the power of the length."""
+        u, y = first_order_loop(1.4, 0.9, 1500)
+        model = hankelred.identify(u, y, 1, stable=False)
+        fresh_u, fresh_y = first_order_loop(1.4, 0.9, 1000, seed=1)
+        comparison = model.compare(fresh_u, fresh_y)
+        expected = 1 - 1.4 * 0.1 / fresh_y.std()  # by the Riccati equation, as above
+        assert comparison.fit[0] == pytest.approx(expected, abs=0.02)
+        assert comparison.predicted
+        assert "one-step prediction" in repr(comparison)
+        error = fresh_y - comparison.output[0]
+        assert 1 - np.linalg.norm(error) / np.linalg.norm(fresh_y - fresh_y.mean()) == pytest.approx(
+            comparison.fit[0]
+        )
+        labels = comparison.plot()[0, 0].get_legend_handles_labels()[1]
+        assert any(text.startswith("predicted one sample ahead") for text in labels)
+
+    def test_the_estimator_scores_predictions_and_refuses_to_simulate(self):
+        """score() and predict() of the scikit-learn estimator simulated as well."""
+        u, y = first_order_loop(1.4, 0.9, 800)
+        estimator = hankelred.SystemIdentifier(order=1, stable=False).fit(u[:, None], y)
+        fresh_u, fresh_y = first_order_loop(1.4, 0.9, 600, seed=1)
+        left = 1.4 * 0.1 / fresh_y.std()
+        assert estimator.score(fresh_u[:, None], fresh_y) == pytest.approx(1 - left**2, abs=0.01)
+        with pytest.raises(hankelred.HankelredError, match="unstable in open loop"):
+            estimator.predict(fresh_u[:, None])
+
+    def test_an_unstable_model_without_a_prediction_is_simulated_with_a_warning(self):
+        u, y = first_order_loop(1.4, 0.9, 300)
+        model = hankelred.identify(u, y, 1, stable=False)
+        model.source._models[1] = replace(model._selected, innovations=None)
+        with pytest.warns(hankelred.ReductionWarning, match="outside the unit circle"):
+            assert not model.compare(u[:40], y[:40]).predicted
 
     def test_gaps_are_bridged_by_predictions(self):
         """They were filled with the simulated output, as large as 122 here, and the pole found was stable."""
