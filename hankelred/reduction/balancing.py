@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from ..gramians.stability import STABILITY_TOL, checked_tol, is_stable_pole
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.modal import check_transform, diagonalize
 from ..models.pencil import Factorize
-from ..models.projection import project, project_exactly, rounding_of_projection
+from ..models.projection import ProjectedSystem, project, project_exactly, rounding_of_projection
 from ..models.scaling import in_range
 from ..models.sparse_model import SparseModel, by_size
 from .order import repeated_clusters
@@ -490,13 +490,29 @@ def assemble_model(
     sqrt_gain = 2.0 ** ((system.exponent) // 2)
     if factored.n_unstable == 0:
         return model.with_matrices(A, B * sqrt_gain, C * sqrt_gain, D)
-    unstable = project_exactly(system, factored.unstable_left, factored.unstable_right)
+    unstable = project_unstable(factored)
     return model.with_matrices(
         _block_diagonal(unstable.A, A),
         np.concatenate([unstable.B * 2.0**system.input_exponent, B * sqrt_gain]),
         np.concatenate([unstable.C * 2.0**system.output_exponent, C * sqrt_gain], axis=1),
         D,
     )
+
+
+def project_unstable(factored: FactoredSystem) -> ProjectedSystem:
+    """Return the unstable and marginal states; a pole that is exactly zero stays so.
+
+    A state on which nothing depends, such as that of an integrator behind a plant, has the pole 0 in the
+    Schur form too, exactly; the product with the bases would put it at a rounding error on either side.
+    """
+    part = project_exactly(factored.scaled_system, factored.unstable_left, factored.unstable_right)
+    schur = factored.unstable_A
+    A, A_low = part.A.copy(), part.A_low.copy()
+    for i in np.flatnonzero(np.diag(schur) == 0):
+        if not schur[i:, i].any() and not schur[i, :i].any():
+            for M in (A, A_low):
+                M[i:, i] = M[i, :i] = 0.0
+    return replace(part, A=A, A_low=A_low)
 
 
 def _block_diagonal(first: Array, second: Array) -> Array:
