@@ -140,7 +140,26 @@ def verdict(pieces: dict[str, Piece]) -> str:
         ("Not decided, one seed or an interval over zero", even),
     ):
         parts.append(f"**{title}**: " + ("nowhere." if not lines else "\n\n" + bullets(lines)))
+    learned = [line for task in study.TASKS for line in above_trivial(task, pieces)]
+    if learned:
+        parts += [paragraph("How far is the best method above the best trivial answer?"), bullets(learned)]
     return "\n\n".join(parts)
+
+
+def above_trivial(task: str, pieces: dict[str, Piece]) -> list[str]:
+    """Return by how much the task was learned at each length, by the best method on the test rows."""
+    base = pieces.get(study.file_of("base", task, "", None, 0).name)
+    if base is None or not common_seeds(task, pieces):
+        return []
+    gains = []
+    for n in map(str, study.TEST_ROWS):
+        best = max(
+            np.mean([p["test"][n]["accuracy"] for p in finals(task, method, pieces).values()])
+            for method in study.METHODS
+        )
+        trivial = max(floor["accuracy"] for floor in base["floors"][n].values())
+        gains.append(f"{best - trivial:+.3f} at {n} tokens")
+    return [f"`{task}`: {listed(gains)}"]
 
 
 def results(task: str, pieces: dict[str, Piece]) -> list[str]:
