@@ -177,7 +177,7 @@ def chosen(task: str, method: str) -> float | None:
     return max(scores, key=lambda rate: scores[rate])
 
 
-def run(folder: Path, base: str, most: int | None, methods: Collection[str]) -> None:
+def run(folder: Path, base: str, most: int | None, methods: Collection[str] = METHODS) -> None:
     """Run what is missing of these methods, at most so many pieces; with the first, the base as it is."""
     name = name_of(base)
     check_base(name)
