@@ -70,11 +70,13 @@ bench: $(VENV)/.develop  ## accuracy and speed against python-control, slycot, p
 	$(BIN)/python benchmarks/bench_reduction.py
 	$(BIN)/python benchmarks/bench_models.py
 
-results: $(VENV)/.develop  ## the comparisons of docs/results.md; takes hours, finished parts are not repeated
+results: $(VENV)/.develop  ## the comparisons of docs/results.md and docs/results_shapes.md; takes hours, finished parts are not repeated
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py run comparisons
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_comparison.py costs
 	$(BIN)/python benchmarks/bench_comparison.py collect comparisons
 	$(BIN)/python docs/make_results.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_shapes.py
+	$(BIN)/python docs/make_results_shapes.py
 
 results-real: $(VENV)/.develop $(if $(BASE),,smollm2)  ## the study on a pretrained model of docs/results_real.md; hours, in pieces; BASE= for another model
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_real.py $(if $(BASE),--base "$(BASE)")

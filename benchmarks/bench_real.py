@@ -1,6 +1,7 @@
 """The study of docs/results_real.md on a pretrained model, piece by piece: `make results-real`.
 
     python benchmarks/bench_real.py FOLDER [--base FILE_OR_FOLDER] [--most N]    hours on one core; resumes
+    python benchmarks/bench_real.py FOLDER --method lora-qv --method lora-mlp    only these; others elsewhere
     python docs/make_results_real.py                                             writes the page
 
 A piece is one training at one rate from one seed, with its scores. It becomes a file of docs/results/real/
@@ -20,7 +21,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,15 +171,15 @@ def chosen(task: str, method: str) -> float | None:
     return max(scores, key=lambda rate: scores[rate])
 
 
-def run(folder: Path, base: str, most: int | None) -> None:
-    """Run what is missing, at most so many pieces."""
+def run(folder: Path, base: str, most: int | None, methods: Collection[str]) -> None:
+    """Run what is missing of these methods, at most so many pieces; with the first, the base as it is."""
     name = name_of(base)
     check_base(name)
     experiments: dict[str, Experiment] = {}
     done = 0
     for kind, task, method, rate, seed in pieces():
         path = file_of(kind, task, method, rate, seed)
-        if path.is_file():
+        if path.is_file() or (method or METHODS[0]) not in methods:
             continue
         if done == most:
             return
@@ -302,8 +303,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", default=Path("comparisons/real"))
     parser.add_argument("--base", help="a GGUF file, or the folder or name of another model")
     parser.add_argument("--most", type=int, help="stop after so many pieces")
+    parser.add_argument(
+        "--method",
+        action="append",
+        choices=METHODS,
+        help="train only this one (repeatable), so that several processes share the study",
+    )
     options = parser.parse_args()
-    run(options.folder, options.base or packaged_base(), options.most)
+    run(options.folder, options.base or packaged_base(), options.most, options.method or METHODS)
 
 
 if __name__ == "__main__":

@@ -113,19 +113,23 @@ def draw() -> None:
 
     results = json.loads(RESULTS.read_text("utf-8"))
     figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, layout="constrained")
-    styles = {"hankelred": "o-", "slycot": "s--", "python-control": "^:"}
+    styles = {
+        "hankelred": ("o-", "#0072B2"),
+        "slycot": ("s--", "#D55E00"),
+        "python-control": ("^:", "#009E73"),
+    }
     for column, (family, title) in zip(axes.T, FAMILIES.items(), strict=True):
         column[0].set_title(f"{family.replace('_', ' ')}: {title}", fontsize=10)
         for quantity, ax in enumerate(column):
-            for package, style in styles.items():
+            for package, (style, color) in styles.items():
                 points = [(int(n), p[quantity]) for n, p in results[family][package].items() if p is not None]
                 # less than a megabyte is below what the size of a process shows
                 points = [(n, value) for n, value in points if quantity == 0 or value >= 1]
-                ax.loglog(*zip(*points, strict=True), style, label=package, markersize=4)
+                ax.loglog(*zip(*points, strict=True), style, color=color, label=package, markersize=4)
             ax.grid(alpha=0.3)
-        column[0].set_ylabel("processor seconds, one thread")
-        column[1].set_ylabel("memory, MiB")
-        column[1].set_xlabel("states n")
+        column[0].set_ylabel("processor time (s), one thread")
+        column[1].set_ylabel("memory (MiB)")
+        column[1].set_xlabel("states")
     axes[0, 0].legend()
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, dpi=100)

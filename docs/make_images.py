@@ -17,12 +17,17 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 import hankelred
+from hankelred.plotting.draw import BOUND, ERROR, FULL, REDUCED
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 IMAGES = HERE / "images"
+#: pixels of the column of text, to which wider pictures are shrunk, and of the smallest text that is legible
+COLUMN, LEGIBLE = 736, 9
+DPI = 100
 
 
 def masses(count: int = 3, damping: float = 0.02) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -57,8 +62,8 @@ def spectrum() -> None:
     values = hankelred.hankel_singular_values(system)
     step, samples = 0.05, 800
     t = np.arange(samples) * step
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
-    for k, colour in ((0, "#0072B2"), (2, "#D55E00"), (4, "#009E73")):
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for k, colour in ((0, FULL), (2, REDUCED), (4, ERROR)):
         start = np.eye(A.shape[0])[:, k] * np.sqrt(values[k])
         later = hankelred.simulate((A, B, C, 0.0), np.zeros(samples), x0=start, step=step)
         # the input of unit energy that reaches this state: the dual system run backwards
@@ -66,7 +71,11 @@ def spectrum() -> None:
         left.plot(-t, first, color=colour, linewidth=1)
         left.plot(t, later, color=colour, linewidth=1, label=f"$\\sigma_{k + 1}$ = {values[k]:.2f}")
     left.axvline(0, color="black", linewidth=0.8)
-    left.set(xlabel="time (s)", title="input until 0 (unit energy) | output after 0 (energy $\\sigma_k^2$)")
+    left.set(
+        xlabel="time (s)",
+        title="input before 0, output after 0",
+        ylabel="input of unit energy, output",
+    )
     left.legend(loc="upper left", fontsize="small")
     hankelred.plot_hankel_singular_values(system, ax=right)
     save(figure, "spectrum")
@@ -82,7 +91,7 @@ def order() -> None:
     poles = np.column_stack([poles, poles.conj()]).ravel()
     gains = np.repeat(gains, 2)
     gap = hankelred.ModalSystem(poles, gains, gains, dt=0)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     chosen = hankelred.select_order(hankelred.hankel_singular_values(gap), gap=True)
     hankelred.plot_hankel_singular_values(gap, order=chosen, ax=left)
     left.set_title("A gap: two resonances stand out")
@@ -95,7 +104,7 @@ def certificate() -> None:
     """Draw full, reduced, error and bound of a system whose error reaches the bound."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for ax, system in zip(axes, (line(), masses(6)), strict=True):
         hankelred.plot_reduction(hankelred.reduce(system, rtol=0.3), ax=ax)
     axes[0].set_title("Heat on a rod: the bound is reached at frequency 0")
@@ -116,6 +125,7 @@ def methods() -> None:
 def explore() -> None:
     """Draw the interactive figure at one order, for `docs/order.md`."""
     explorer = hankelred.explore(hankelred.reduce(line(), order=3))
+    explorer.figure.set_size_inches(9, 4.8)
     save(explorer.figure, "explore")
 
 
@@ -129,11 +139,11 @@ def large_scaling() -> None:
 
     results = json.loads((HERE / "results" / "large_scaling.json").read_text())
     names = {"hankelred": "hankelred, low rank", "pymor": "pyMOR", "dense": "hankelred, dense"}
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for ax, key, label in zip(
         axes, ("seconds", "gigabytes"), ("processor time (s)", "memory (GB)"), strict=True
     ):
-        for (package, name), color in zip(names.items(), ("#0072B2", "#D55E00", "#009E73"), strict=True):
+        for (package, name), color in zip(names.items(), (FULL, REDUCED, ERROR), strict=True):
             points = [point for point in results[package].values() if point is not None]
             ax.loglog(
                 [point["states"] for point in points],
@@ -142,19 +152,33 @@ def large_scaling() -> None:
                 color=color,
                 label=name,
             )
-        ax.loglog(1e6, MILLION[key], "o", color="#0072B2", fillstyle="none", label="hankelred, another run")
+        ax.loglog(1e6, MILLION[key], "o", color=FULL, fillstyle="none", label="hankelred, another run")
         ax.set(xlabel="states", ylabel=label)
         ax.grid(alpha=0.3)
-    axes[0].axhline(120, color="gray", linestyle=":", label="limit of pyMOR and the dense solver")
-    axes[0].legend(loc="lower right", fontsize="small")
+    axes[0].axhline(120, color=BOUND, linestyle=":", label="limit of pyMOR and the dense solver")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     save(figure, "large_scaling")
 
 
-def save(figure: object, name: str, colors: int = 32) -> None:
-    """Write one picture."""
+def save(figure: Figure, name: str, colors: int = 32) -> None:
+    """Write one picture, whose text must be legible where it is shown."""
+    smallest = smallest_text(figure)
+    if smallest < LEGIBLE:
+        raise ValueError(
+            f"text of {smallest:.1f} pixels in {name}.png; draw it larger, or the figure smaller"
+        )
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=100)  # type: ignore[attr-defined]
+    figure.savefig(drawn, dpi=DPI)
     write_opaque(drawn, name, colors)
+
+
+def smallest_text(figure: Figure) -> float:
+    """Return the size in pixels of the smallest text, where the figure is shown in the column of a page."""
+    from matplotlib.text import Text
+
+    shrunk = min(1.0, COLUMN / (figure.get_figwidth() * DPI))
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return min(text.get_fontsize() for text in texts) * DPI / 72 * shrunk
 
 
 def write_opaque(picture: IO[bytes] | Path, name: str, colors: int = 32) -> None:

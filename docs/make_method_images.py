@@ -15,11 +15,12 @@ import numpy as np
 import scipy.linalg
 
 import hankelred
+from hankelred.plotting.draw import BOUND, ERROR, FULL, REDUCED, SERIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from make_images import IMAGES, line, masses, save
 
-FULL, FIRST, SECOND, BOUND, SHADE = "black", "#D55E00", "#0072B2", "#009E73", "#E6E6E6"
+FIRST, SECOND, THIRD, SHADE = REDUCED, ERROR, SERIES[2], "#E6E6E6"
 Model = tuple[Any, ...]
 
 
@@ -31,13 +32,13 @@ def response(model: Model, w: np.ndarray) -> np.ndarray:
 
 
 def draw(name: str, curves: list[tuple[np.ndarray, np.ndarray, str, str]], **settings: Any) -> None:
-    """Write a picture of curves (x, y, color, label); bounds are dashed."""
+    """Write a picture of curves (x, y, color, label); bounds and reduced models are dashed."""
     from matplotlib import pyplot
 
     figure, ax = pyplot.subplots(figsize=(6, 3), layout="constrained")
     finish = settings.pop("finish", None)
     for x, y, color, label in curves:
-        style = "--" if label.startswith(("bound", "gap_bound", "relative_error_bound")) else "-"
+        style = "--" if label.startswith(("bound", "reduced", "gap_bound", "relative_error_bound")) else "-"
         ax.plot(x, y, style, color=color, linewidth=1.2, label=label)
     ax.set(**settings)
     if finish is not None:
@@ -51,21 +52,23 @@ def errors(full: Model, reductions: dict[str, Any], w: np.ndarray) -> list[Any]:
     """Return the curves of the gain of the full model and of the error of each reduction."""
     G = response(full, w)
     curves = [(w, np.abs(G), FULL, "full")]
-    for color, (label, reduction) in zip((FIRST, SECOND, BOUND), reductions.items(), strict=False):
+    for color, (label, reduction) in zip((FIRST, SECOND, THIRD), reductions.items(), strict=False):
         curves.append((w, np.abs(G - response(reduction.system, w)), color, f"error, {label}"))
     return curves
 
 
-FREQUENCY = {"xscale": "log", "yscale": "log", "xlabel": "rad/s", "ylabel": "gain"}
+FREQUENCY = {"xscale": "log", "yscale": "log", "xlabel": "angular frequency (rad/s)", "ylabel": "gain"}
 
 
 def truncation() -> None:
     """Draw the error of truncation, and its bound at every frequency."""
     rod, w = line(), np.geomspace(1e-2, 1e6, 300)
     reduction = hankelred.reduce(rod, 4)
+    G, H = response(rod, w), response(reduction.system, w)
     curves = [
-        *errors(rod, {"order 4": reduction}, w),
-        (w, np.abs(response(reduction.system, w)), SECOND, "reduced"),
+        (w, np.abs(G), FULL, "full"),
+        (w, np.abs(H), REDUCED, "reduced, order 4"),
+        (w, np.abs(G - H), ERROR, "error"),
     ]
     bound = np.full(w.size, reduction.error_bound)
     draw("truncation", [*curves, (w, bound, BOUND, "bound")], **FREQUENCY, ylim=(1e-8, 10))
@@ -112,8 +115,8 @@ def time_limited() -> None:
         curves,
         yscale="log",
         ylim=(1e-7, 3),
-        xlabel="seconds after an impulse",
-        ylabel="output",
+        xlabel="time after an impulse (s)",
+        ylabel="size of the output",
         finish=shade,
     )
 
@@ -129,7 +132,7 @@ def frequency_weighted() -> None:
     curves = errors(chain, runs, w)
     weight = np.abs(response(slow, w))
     curves = [(x, y * weight, color, f"{label}, weighted") for x, y, color, label in curves]
-    draw("frequency_weighted", [*curves, (w, weight, BOUND, "weight")], **FREQUENCY, ylim=(1e-5, 20))
+    draw("frequency_weighted", [*curves, (w, weight, THIRD, "weight")], **FREQUENCY, ylim=(1e-5, 20))
 
 
 def attenuator() -> Model:
@@ -201,7 +204,7 @@ def modal() -> None:
         ax.plot(kept.real, kept.imag, "+", color=FIRST, markersize=12, label="modal, order 6")
         ax.plot(balanced.real, balanced.imag, "x", color=SECOND, label="truncation, order 6")
 
-    draw("modal", [], xlabel="real part", ylabel="imaginary part", finish=points)
+    draw("modal", [], xlabel="real part of the poles (1/s)", ylabel="imaginary part (rad/s)", finish=points)
 
 
 def passive_model() -> Model:
@@ -222,7 +225,14 @@ def positive_real() -> None:
     def zero(ax: Any) -> None:
         ax.axhspan(-1, 0, color=SHADE, label="not passive")
 
-    draw("positive_real", curves, xlabel="rad/s", ylabel="real part", ylim=(-0.4, 2), finish=zero)
+    draw(
+        "positive_real",
+        curves,
+        xlabel="angular frequency (rad/s)",
+        ylabel="real part",
+        ylim=(-0.4, 2),
+        finish=zero,
+    )
 
 
 def scattering() -> Model:
@@ -243,7 +253,7 @@ def bounded_real() -> None:
     def one(ax: Any) -> None:
         ax.axhspan(1, 2, color=SHADE, label="not bounded real")
 
-    draw("bounded_real", curves, xlabel="rad/s", ylabel="gain", ylim=(0, 1.2), finish=one)
+    draw("bounded_real", curves, xlabel="angular frequency (rad/s)", ylabel="gain", ylim=(0, 1.2), finish=one)
 
 
 if __name__ == "__main__":

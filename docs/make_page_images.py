@@ -60,7 +60,7 @@ def finish(figure: Any, name: str) -> None:
         legend = ax.get_legend()
         if legend is not None:
             for label in legend.get_texts():
-                label.set_fontsize("x-small")
+                label.set_fontsize("small")
     save(figure, name)
 
 
@@ -94,6 +94,7 @@ def tutorial_simulator() -> None:
     page = variables("tutorial_simulator")
     figure, (left, right) = axes_of(width_ratios=[1, 1.6])
     hankelred.plot_hankel_singular_values(page["gramians"], order=3, ax=left)
+    left.get_legend().set_loc("lower left")
     t = page["step"] * np.arange(page["u"].shape[1])
     right.plot(t, page["y"][0], color=FULL, linewidth=2, label="full, 12 states")
     for order, color in ((1, SERIES[3]), (2, ERROR), (3, REDUCED)):

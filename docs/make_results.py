@@ -6,16 +6,16 @@ verdict of the page is computed here; docs/results.md is not to be edited by han
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from hankelred.plotting.draw import BOUND, FULL, NOISE, REDUCED
 from hankelred_llm.experiments.settings import HRM_FAMILY
 
 HERE = Path(__file__).resolve().parent
@@ -23,19 +23,21 @@ sys.path.insert(0, str(HERE))
 
 import _markdown as markdown  # noqa: E402 (a script beside this one)
 from _markdown import listed, table  # noqa: E402
-from make_images import write_opaque  # noqa: E402
+from make_images import save  # noqa: E402
 
 paragraph = partial(markdown.paragraph, width=140)
-RESULTS, IMAGES = HERE / "results", HERE / "images"
+RESULTS = HERE / "results"
 
 #: The two families that are compared; of each, the validation score chooses one method for every task.
 HRM_METHODS = HRM_ALONE, WITH_LORA_MLP, WITH_LORA_ALL = HRM_FAMILY
 LORA_METHODS = ("lora-qv", "lora-mlp", "lora-all")
-CHOSEN = "HRM method with the best validation score"
 #: The tasks on which HRM is required to be clearly better at four times the trained length.
 LONGER_ROWS_TASKS = ("prefix_dfa", "flip_flop", "lag_copy")
 #: How many tasks the figure of the modes shows.
 TASKS_IN_FIGURE = 5
+#: How many tasks stand side by side in the figure of the scores.
+SCORE_COLUMNS = 3
+RANDOM_BASE = ", base with random weights"
 TASKS = {
     "prefix_dfa": "automaton of four states",
     "flip_flop": "flip-flop",
@@ -47,10 +49,10 @@ TASKS = {
     "modular_sum": "modular sum",
     "parity": "parity",
     "s3_words": "words of S3",
-    "prefix_dfa-random": "automaton of four states, base with random weights",
-    "flip_flop-random": "flip-flop, base with random weights",
-    "lag_copy-random": "copy from 8 tokens before, base with random weights",
-    "key_retrieval-random": "key retrieval, base with random weights",
+    "prefix_dfa-random": f"automaton of four states{RANDOM_BASE}",
+    "flip_flop-random": f"flip-flop{RANDOM_BASE}",
+    "lag_copy-random": f"copy from 8 tokens before{RANDOM_BASE}",
+    "key_retrieval-random": f"key retrieval{RANDOM_BASE}",
 }
 SHORT = {
     WITH_LORA_MLP: "hrm-attention + lora-mlp",
@@ -79,6 +81,7 @@ def page(results: dict[str, Results]) -> str:
     ordered = {name: comparisons[name] for name in TASKS if name in comparisons}
     parts = [
         setup_section(ordered),
+        methods_compared(ordered),
         main_comparison(ordered),
         all_methods(ordered),
         learned_systems(results["systems"]),
@@ -127,8 +130,8 @@ python docs/make_results.py
 """
 
 
-def main_comparison(comparisons: dict[str, Results]) -> str:
-    """Compare HRM methods with the best LoRA: one chosen for each task, and two used for all tasks."""
+def methods_compared(comparisons: dict[str, Results]) -> str:
+    """Return what is compared, and how the tables are read."""
     text = f"""
         Three HRM methods are compared: HRM in parallel with attention alone (`{HRM_ALONE}`), the same with a
         LoRA on the MLP (`{WITH_LORA_MLP}`), and the same with a LoRA on all layers (`{WITH_LORA_ALL}`; the
@@ -138,9 +141,10 @@ def main_comparison(comparisons: dict[str, Results]) -> str:
         row, which is an advantage for LoRA. The two combinations, their shares and the ratio of their
         learning rates were chosen in trials on validation rows, with seeds 100 to 103. The methods without
         combination had been measured on these test rows for an earlier version of this page. Differences are
-        paired by seed, and the 95 % interval over seeds is in brackets. **Better** and **worse** mean that
-        both this interval and the one over test rows exclude zero; ahead and behind are within noise. All
-        scores are accuracies, except bits per byte, where lower is better.
+        HRM minus best LoRA, paired by seed, and the 95 % interval over seeds is in brackets. **Better** and
+        **worse** mean that both this interval and the one over test rows exclude zero; ahead and behind are
+        within noise. All scores are accuracies, of which more is better, except bits per byte, of which less
+        is better.
     """
     with_dora = [TASKS[n] for n, c in comparisons.items() if "dora-all" in c["methods"]]
     text += f" DoRA was run on: {', '.join(with_dora)}. Bytes of text are from tiny Shakespeare."
@@ -154,10 +158,16 @@ def main_comparison(comparisons: dict[str, Results]) -> str:
             time-invariant recurrence cannot represent them, whatever its eigenvalues
             ([](what_a_linear_state_cannot_do.md)).
         """
-    chosen_table, verdicts = against_best_lora(comparisons, {CHOSEN: best_by_validation(HRM_METHODS)})
-    fixed_table, fixed_verdicts = against_best_lora(
-        comparisons, {name: (lambda c, name=name: name) for name in (HRM_ALONE, WITH_LORA_ALL)}
-    )
+    return f"""## Which methods are compared
+
+{paragraph(text)}
+"""
+
+
+def main_comparison(comparisons: dict[str, Results]) -> str:
+    """Compare HRM methods with the best LoRA: one chosen for each task, and two used for all tasks."""
+    chosen = rows_against_best_lora(comparisons, best_by_validation(HRM_METHODS))
+    pretrained = [row for row in chosen if not row.random_base]
     against_chosen_lora = []
     for c in comparisons.values():
         hrm = best_by_validation(HRM_METHODS)(c)
@@ -165,44 +175,43 @@ def main_comparison(comparisons: dict[str, Results]) -> str:
         against_chosen_lora += [
             verdict_of(difference(at, hrm, lora), c["higher_is_better"]) for at in c["lengths"].values()
         ]
-    summaries = [
-        f"**{CHOSEN}**: {verdict_counts(verdicts[CHOSEN])}. {targets_met(verdicts[CHOSEN])} Against the LoRA "
-        f"with the best validation score: {verdict_summary(against_chosen_lora)}."
-    ]
-    summaries += [
-        f"**{title}**: {verdict_counts(fixed_verdicts[name])}. {targets_met(fixed_verdicts[name])}"
-        for name, title in (
-            (HRM_ALONE, "HRM alone on all tasks"),
-            (WITH_LORA_ALL, "HRM with LoRA on all layers on all tasks"),
-        )
-    ]
-    caveat = """
-        With so few seeds, "never clearly worse" is a weak claim: a row with "behind" may be a real loss, and
-        a row with "ahead" may be no gain.
+    summary = f"""
+        All {len(chosen)} rows of the three tables: {verdict_counts(chosen)}. {targets_met(chosen)} Against
+        the LoRA with the best validation score: {verdict_summary(against_chosen_lora)}.
     """
-    chosen_summary, *fixed_summaries = [paragraph(line) for line in summaries]
-    return f"""## Where HRM is better than LoRA, and where it is worse
-
-{paragraph(text)}
-
-{chosen_table}
-
-{chosen_summary}
-
-The same HRM method on all tasks:
-
-{fixed_table}
-
-{fixed_summaries[0]}
-
-{fixed_summaries[1]}
-
-{paragraph(f"{caveat} {tasks_not_learned(comparisons)}")}
-
-```{{image}} images/results_scores.png
-:alt: Scores of every method on every task, a dot for each seed
-```
-"""
+    caveat = f"""
+        With so few seeds, "never clearly worse" is a weak claim: a row with "behind" may be a real loss, and
+        a row with "ahead" may be no gain. {tasks_not_learned(comparisons)}
+    """
+    parts = [
+        "## Is HRM better than LoRA at the trained length?",
+        paragraph("The HRM method with the best validation score, against the best LoRA, at 1x."),
+        comparison_table([row for row in pretrained if row.times == 1]),
+        "## Is HRM better than LoRA on sequences four times as long?",
+        paragraph("The same adapters, tested at 4x."),
+        comparison_table([row for row in pretrained if row.times == 4]),
+        paragraph(caveat),
+        "```{image} images/results_scores.png\n:alt: Scores of every method on every task, a dot for each "
+        "seed\n```",
+    ]
+    if random := [row for row in chosen if row.random_base]:
+        parts += [
+            "## Is HRM better than LoRA where the base has random weights?",
+            paragraph("The same on `small-random`, at both lengths."),
+            comparison_table(random, with_length=True),
+        ]
+    parts.append(paragraph(summary))
+    for method, question in (
+        (HRM_ALONE, "Is HRM alone better than LoRA on every task?"),
+        (WITH_LORA_ALL, "Is HRM with LoRA on all layers better than LoRA on every task?"),
+    ):
+        rows = rows_against_best_lora(comparisons, lambda c, method=method: method)
+        text = (
+            f"`{SHORT.get(method, method)}` wherever it was run, against the best LoRA of the tables above."
+        )
+        text_below = f"{verdict_counts(rows)}. {targets_met(rows)}"
+        parts += [f"## {question}", paragraph(text), table_by_task(rows), paragraph(text_below)]
+    return "\n\n".join(parts) + "\n"
 
 
 Selector = Callable[[Results], str]
@@ -224,33 +233,77 @@ def best_by_validation(methods: tuple[str, ...]) -> Selector:
     return best
 
 
-def against_best_lora(
-    comparisons: dict[str, Results], selectors: dict[str, Selector]
-) -> tuple[str, dict[str, list[Any]]]:
-    """Return the table of the selected methods against the best LoRA, and the verdicts by selector."""
-    rows, verdicts = [], {title: [] for title in selectors}
+class Row(NamedTuple):
+    """A method against the best LoRA, on a task at a length."""
+
+    name: str
+    times: int
+    better: str
+    lora: str
+    lora_score: str
+    method: str
+    method_score: str
+    difference: Results
+    verdict: str
+
+    @property
+    def random_base(self) -> bool:
+        """Whether the base has random weights."""
+        return self.name.endswith("-random")
+
+    @property
+    def change(self) -> str:
+        """The difference with its interval and the verdict."""
+        d = self.difference
+        return f"{signed(d['mean'])} {interval(d['over_seeds'])} {self.verdict}"
+
+
+def rows_against_best_lora(comparisons: dict[str, Results], selector: Selector) -> list[Row]:
+    """Return the selected methods against the best LoRA, where they were run."""
+    rows = []
     for name, c in comparisons.items():
+        method = selector(c)
         for times, (length, at) in zip((1, 4), c["lengths"].items(), strict=True):
+            if method not in at["scores"]:
+                continue
             best = best_lora(c, length)
-            row = [TASKS[name], f"{times}x", f"{score(at['scores'][best])} ({best})"]
-            for title, selector in selectors.items():
-                method = selector(c)
-                if method not in at["scores"]:
-                    row += ["", ""]
-                    continue
-                d = difference(at, method, best)
-                verdict = verdict_of(d, c["higher_is_better"])
-                verdicts[title].append((name, times, verdict, d))
-                which = f" ({SHORT.get(method, method)})" if title == CHOSEN else ""
-                row += [
-                    f"{score(at['scores'][method])}{which}",
-                    f"{signed(d['mean'])} {interval(d['over_seeds'])} {verdict}",
-                ]
-            rows.append(row)
-    headings = ["task", "length", "best LoRA"]
-    for title in selectors:
-        headings += [SHORT.get(title, title), "difference"]
-    return table(headings, rows), verdicts
+            d = difference(at, method, best)
+            scores = (score(at["scores"][best]), score(at["scores"][method]))
+            verdict = verdict_of(d, c["higher_is_better"])
+            rows.append(Row(name, times, direction(c), best, scores[0], method, scores[1], d, verdict))
+    return rows
+
+
+def direction(c: Results) -> str:
+    """Return the unit of the scores, and which are better."""
+    return f"{c['metric'].replace('_', ' ')}, {'more' if c['higher_is_better'] else 'less'}"
+
+
+def comparison_table(rows: list[Row], *, with_length: bool = False) -> str:
+    """Return a table of one line for each row, with both methods by name."""
+    headings = ["task", *(["length"] if with_length else []), "score, better"]
+    lines = [
+        [
+            TASKS[row.name].removesuffix(RANDOM_BASE),
+            *([f"{row.times}x"] if with_length else []),
+            row.better,
+            f"{row.lora_score} ({row.lora})",
+            f"{row.method_score} ({SHORT.get(row.method, row.method)})",
+            row.change,
+        ]
+        for row in rows
+    ]
+    return table([*headings, "best LoRA", "HRM", "difference"], lines)
+
+
+def table_by_task(rows: list[Row]) -> str:
+    """Return a table of one line for each task, with the scores of one method at both lengths."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        line = lines.setdefault(row.name, [TASKS[row.name], row.better])
+        line += [row.method_score, row.change]
+    headings = ["task", "score, better", "1x", "minus best LoRA", "4x", "minus best LoRA"]
+    return table(headings, list(lines.values()))
 
 
 def number_list(values: list[Any]) -> str:
@@ -275,20 +328,20 @@ def tasks_not_learned(comparisons: dict[str, Results]) -> str:
     )
 
 
-def verdict_counts(verdicts: list[Any]) -> str:
+def verdict_counts(rows: list[Row]) -> str:
     """Return how often each verdict was given, and the tasks where HRM lost."""
     losses = [
-        f"{TASKS[name]} at {times}x ({signed(d['mean'])})"
-        for name, times, verdict, d in verdicts
-        if verdict in ("**worse**", "behind")
+        f"{TASKS[row.name]} at {row.times}x ({signed(row.difference['mean'])})"
+        for row in rows
+        if row.verdict in ("**worse**", "behind")
     ]
     where = f"; worse or behind: {', '.join(losses)}" if losses else ""
-    return f"{len(verdicts)} rows: {verdict_summary([v[2] for v in verdicts])}{where}"
+    return f"{verdict_summary([row.verdict for row in rows])}{where}"
 
 
-def targets_met(verdicts: list[Any]) -> str:
+def targets_met(rows: list[Row]) -> str:
     """Return whether the two requirements are met: never clearly worse, and clearly better at 4x."""
-    verdict_at = {(name, times): verdict for name, times, verdict, _ in verdicts}
+    verdict_at = {(row.name, row.times): row.verdict for row in rows}
     clear = [n for n in LONGER_ROWS_TASKS if verdict_at.get((n, 4)) == "**better**"]
     missed = [TASKS[n] for n in LONGER_ROWS_TASKS if n not in clear and (n, 4) in verdict_at]
     worse = [1 for v in verdict_at.values() if v == "**worse**"]
@@ -298,16 +351,23 @@ def targets_met(verdicts: list[Any]) -> str:
         else f"It is clearly worse than the best LoRA in {len(worse)} rows"
     )
     second = (
-        "clearly better on automaton, flip-flop and copy at 4x, as required"
+        "clearly better on automaton, flip-flop and copy at 4x, which was the target"
         if not missed
-        else f"misses the requirement to be clearly better at 4x on {', '.join(missed)}"
+        else f"misses the target to be clearly better at 4x on {', '.join(missed)}"
     )
     return f"{first}, and {second}."
 
 
 def all_methods(comparisons: dict[str, Results]) -> str:
     """Return a table for each task."""
-    parts = ["## All methods\n"]
+    parts = [
+        "## Which method is best on each task?\n",
+        paragraph(
+            "One table a task, with every method that was run; r is the rank of the LoRA, or the number of "
+            "states, of each layer."
+        )
+        + "\n",
+    ]
     for name, c in comparisons.items():
         one, four = c["lengths"]
         rows = [
@@ -326,9 +386,13 @@ def all_methods(comparisons: dict[str, Results]) -> str:
         for baseline in c["lengths"][one]["floors"]:
             values = [f"{at['floors'][baseline][metric]:.3f}" for at in c["lengths"].values()]
             baselines.append(f"{baseline.replace('_', ' ')} {' and '.join(values)}")
-        title = f"**{TASKS[name]}** (`{c['task']}`, {metric.replace('_', ' ')})."
+        title = f"{TASKS[name][0].upper()}{TASKS[name][1:]}: which method is best?"
+        text = f"""
+            Task `{c["task"]}`; {direction(c)} is better. Trivial baselines at 1x and 4x:
+            {", ".join(baselines)}.
+        """
         parts.append(
-            f"{title} Trivial baselines at 1x and 4x: {', '.join(baselines)}.\n\n"
+            f"### {title}\n\n{paragraph(text)}\n\n"
             + table(["method", "r", "parameters", "learning rate", f"1x ({one})", f"4x ({four})"], rows)
             + "\n"
         )
@@ -366,9 +430,10 @@ def learned_systems(systems: dict[str, Results]) -> str:
         HRM in parallel with attention, seed {next(iter(systems.values()))["seed"]}. The initial gate is 1.
         The time scale of a mode is 1 / (decay rate), in tokens; the table gives the smallest, the median and
         the largest of a layer. The last two columns compare each mode with its initial value: the factor by
-        which its time scale changed (absolute natural logarithm), and the change of its phase.
+        which its time scale changed (absolute natural logarithm), and the change of its phase. None of these
+        figures is better large or small.
     """
-    return f"""## What is learned
+    return f"""## Which time scales and gates does training choose?
 
 {paragraph(text)}
 
@@ -404,37 +469,41 @@ def costs(results: Results) -> str:
     if not results:
         return ""
     lengths = list(next(iter(results["rows"].values())))
-    rows = []
     base = results["rows"]["lora-qv"]
-    for name, by_length in results["rows"].items():
-        row = [SHORT.get(name, name)]
-        for length in lengths:
-            at = by_length[length]
-            row += [
-                f"{1e3 * at['seconds']:.0f} ({at['seconds'] / base[length]['seconds']:.2f})",
-                f"{at['bytes'] / 2**20:.0f}",
-            ]
-        rows.append(row)
-    headings = ["method"]
-    for length in lengths:
-        headings += [f"{length} tokens: ms", "MiB"]
+    times, memory = [], []
+    for name, at in results["rows"].items():
+        seconds = [
+            f"{1e3 * at[n]['seconds']:.0f} ({at[n]['seconds'] / base[n]['seconds']:.2f})" for n in lengths
+        ]
+        times.append([SHORT.get(name, name), *seconds])
+        memory.append([SHORT.get(name, name), *(f"{at[n]['bytes'] / 2**20:.0f}" for n in lengths)])
+    headings = ["method", *(f"{n} tokens" for n in lengths)]
     text = f"""
-        CPU time of one training step (forward, backward, AdamW) on one row with {results["threads"]} thread
-        ({results["processor"]}, torch {results["torch"]}): the minimum of {results["rounds"]}
-        rounds, each over all methods, on a machine with other load. The ratio to LoRA on query and value is
-        in brackets; ratios within a third of 1 are noise. Memory is the peak of the process above its level
-        before the step, and includes the activations of the base model. `hrm-*` use the chunked scan of this
-        package. "FFT scan" is the zero-padded convolution, differentiated by autograd, and "sequential scan"
-        the loop over samples, both in the same adapter, as in the tables of the paper. The base model is so
-        small that the adapter is a large part of a step. It has only two layers: an adapter in parallel with
-        attention needs no backward pass through the attention of the first layer, but a LoRA inside that
+        CPU time in milliseconds, less is better, of one training step (forward, backward, AdamW) on one row
+        with {results["threads"]} thread ({results["processor"]}, torch {results["torch"]}): the minimum of
+        {results["rounds"]} rounds, each over all methods, on a machine with other load. The ratio to LoRA on
+        query and value is in brackets; ratios within a third of 1 are noise. `hrm-*` use the chunked scan of
+        this package. "FFT scan" is the zero-padded convolution, differentiated by autograd, and "sequential
+        scan" the loop over samples, both in the same adapter, as in the tables of the paper. The base model
+        is so small that the adapter is a large part of a step. It has only two layers: an adapter in parallel
+        with attention needs no backward pass through the attention of the first layer, but a LoRA inside that
         attention does, and at 8192 tokens this pass is most of the step.
     """
-    return f"""## What a step costs
+    text_of_memory = """
+        Peak of the process above its level before the step, in MiB, less is better. It includes the
+        activations of the base model.
+    """
+    return f"""## How long does a training step take?
 
 {paragraph(text)}
 
-{table(headings, rows)}
+{table(headings, times)}
+
+## How much memory does a training step need?
+
+{paragraph(text_of_memory)}
+
+{table(headings, memory)}
 """
 
 
@@ -457,27 +526,23 @@ def initializations(starts: dict[str, Results]) -> str:
     """Return the comparison of initializations."""
     if not starts:
         return ""
-    rows = []
-    wins = {}
+    by_rank: dict[str, list[list[str]]] = {}
+    wins: dict[str, dict[str, list[str]]] = {}
     for c in starts.values():
         for method, m in c["methods"].items():
-            row = [TASKS[c["task"]], m["ranks"], SHORT.get(method, "ring"), f"{m['learning_rate']:g}"]
-            rows.append(row + cells_against_reference(c, method))
+            row = [TASKS[c["task"]], SHORT.get(method, "ring"), f"{m['learning_rate']:g}"]
+            by_rank.setdefault(m["ranks"], []).append(row + cells_against_reference(c, method))
             if method != c["reference"]:
                 for at in c["lengths"].values():
                     d = difference(at, method, c["reference"])
                     verdict = verdict_of(d, c["higher_is_better"])
-                    wins.setdefault((m["ranks"], SHORT[method]), []).append(verdict)
+                    wins.setdefault(m["ranks"], {}).setdefault(SHORT[method], []).append(verdict)
     first = next(iter(starts.values()))
     spent = [m["calibration_seconds"] for c in starts.values() for m in c["methods"].values()]
     least, most = min(s for s in spent if s), max(spent)
     steps = [m["step_seconds"] for c in starts.values() for m in c["methods"].values()]
     replaced = first["calibration_steps"] * float(np.median(steps))
-    summed = "; ".join(
-        f"{name} at r = {r}: {verdict_summary(v)}"
-        for (r, name), v in sorted(wins.items(), key=lambda item: int(item[0][0]))
-    )
-    headings = ["task", "r", "initialization", "learning rate", "1x", "minus ring", "4x", "minus ring"]
+    headings = ["task", "initialization", "learning rate", "1x", "minus ring", "4x", "minus ring"]
     text = f"""
         HRM in parallel with attention. `ring` is the default; `s4d_real` with real eigenvalues is the
         initialization of the paper. The balanced initializations are computed from data: they use the rows of
@@ -489,14 +554,16 @@ def initializations(starts: dict[str, Results]) -> str:
         seeds. The time is not the same: calibration took {least:.1f} to {most:.1f} seconds, and the steps
         that it replaces take {replaced:.1f} seconds (on a machine with other load).
     """
-    return f"""## Which initialization?
-
-{paragraph(text)}
-
-{table(headings, rows)}
-
-{paragraph(f"Rows above, against ring: {summed}.")}
-"""
+    parts = ["## Does the initialization matter?", paragraph(text)]
+    for rank in sorted(by_rank, key=int):
+        summed = "; ".join(f"{name}: {verdict_summary(v)}" for name, v in wins[rank].items())
+        parts += [
+            f"### Which initialization is best with {rank} states?",
+            paragraph("Accuracy, more is better, and the difference from `ring`."),
+            table(headings, by_rank[rank]),
+            paragraph(f"Against ring: {summed}."),
+        ]
+    return "\n\n".join(parts) + "\n"
 
 
 def reduction_after_training(ranks: dict[str, Results]) -> str:
@@ -526,8 +593,9 @@ def reduction_after_training(ranks: dict[str, Results]) -> str:
         trained for {first["steps"]} steps, or one of 64 states is trained for 150 steps, reduced with
         `reduce` to the same total number of states, and trained for the remaining steps. The reduction gives
         every layer the same order, or uses one threshold for all layers. The rows are the same for all. The
-        {len(first["seeds"])} seeds are not those that chose the learning rate; seconds are those of the whole
-        training, on one thread of a machine with other load.
+        {len(first["seeds"])} seeds are not those that chose the learning rate. Scores are accuracies, more is
+        better; seconds, less is better, are those of the whole training, on one thread of a machine with
+        other load.
     """
     summed = "; ".join(f"{way}: {verdict_summary(v)}" for way, v in wins.items())
     text_below = f"""
@@ -545,7 +613,7 @@ def reduction_after_training(ranks: dict[str, Results]) -> str:
         "4x",
         "difference",
     ]
-    return f"""## Train a large adapter, then reduce it?
+    return f"""## Is it better to train a large adapter and reduce it?
 
 {paragraph(text)}
 
@@ -616,81 +684,107 @@ def interval(ends: list[float]) -> str:
     return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
 
 
+def draw_figures(results: dict[str, Results]) -> None:
+    """Draw the figures of the page, in text of one size."""
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"font.size": 9, "axes.titlesize": "medium"}):
+        draw_scores(results)
+        draw_systems(results)
+    pyplot.close("all")
+
+
 def draw_scores(results: dict[str, Results]) -> None:
     """Draw a panel for each task, a row for each method, a dot for each seed and length."""
     from matplotlib import pyplot
 
     names = [n for n in TASKS if n in results["comparisons"]]
-    columns = 3
-    lines = -(-len(names) // columns)
+    blocks = [names[k : k + SCORE_COLUMNS] for k in range(0, len(names), SCORE_COLUMNS)]
+    # the tasks of a row share the axis of methods
+    methods = [
+        list(dict.fromkeys(m for n in block for m in results["comparisons"][n]["methods"]))
+        for block in blocks
+    ]
     figure, axes = pyplot.subplots(
-        lines, columns, figsize=(12, 2.5 * lines), layout="constrained", squeeze=False
+        len(blocks),
+        SCORE_COLUMNS,
+        figsize=(7.3, sum(0.85 + 0.24 * len(m) for m in methods) + 0.5),
+        height_ratios=[0.85 + 0.24 * len(m) for m in methods],
+        layout="constrained",
+        squeeze=False,
     )
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
-    for ax, name in zip(axes.flat, names, strict=False):
-        c = results["comparisons"][name]
-        methods = list(c["methods"])
-        for at, offset, filled in zip(c["lengths"].values(), (-0.16, 0.16), (False, True), strict=True):
-            for i, method in enumerate(methods):
-                color = "#0072B2" if "hrm" in method else "#D55E00"
-                values = at["scores"][method]
-                face = color if filled else "none"
-                ax.plot(values, [i + offset] * len(values), "o", ms=4.5, mfc=face, mec=color, alpha=0.8)
-        best = max if c["higher_is_better"] else min
-        baselines = next(iter(c["lengths"].values()))["floors"].values()
-        ax.axvline(best(b[c["metric"]] for b in baselines), color="0.5", linestyle="--", linewidth=1)
-        ax.set_yticks(range(len(methods)), [SHORT.get(m, m) for m in methods], fontsize=7)
-        ax.set_ylim(len(methods) - 0.5, -0.5)
-        ax.set_title(TASKS[name], fontsize=9)
-        ax.set_xlabel(c["metric"].replace("_", " "), fontsize=7)
-        ax.tick_params(axis="x", labelsize=7)
-        ax.grid(axis="x", alpha=0.3)
-        if c["higher_is_better"]:
-            ax.set_xlim(0, 1.03)
-    figure.suptitle(
-        "a dot for each seed: hollow at the trained length, filled at four times that; dashed: best baseline",
-        fontsize=9,
-    )
+    for line, (block, shown) in enumerate(zip(blocks, methods, strict=True)):
+        for ax, name in zip(axes[line], block, strict=False):
+            draw_task(ax, TASKS[name], results["comparisons"][name], shown)
+            ax.tick_params(labelleft=ax is axes[line, 0])
+    handles = [
+        pyplot.Line2D([], [], marker="o", ls="", color=FULL, label="with a state"),
+        pyplot.Line2D([], [], marker="o", ls="", color=REDUCED, label="LoRA, DoRA"),
+        pyplot.Line2D([], [], marker="o", ls="", mfc="none", color="black", label="trained length"),
+        pyplot.Line2D([], [], marker="o", ls="", color="black", label="four times that"),
+        pyplot.Line2D([], [], ls="--", color=BOUND, label="best baseline"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.2)
     save(figure, "results_scores")
 
 
+def draw_task(ax: Any, title: str, c: Results, methods: list[str]) -> None:
+    """Draw the scores of one task, on lines for these methods."""
+    for at, offset, filled in zip(c["lengths"].values(), (-0.16, 0.16), (False, True), strict=True):
+        for method, values in at["scores"].items():
+            color = FULL if "hrm" in method else REDUCED
+            face, line = color if filled else "none", methods.index(method) + offset
+            ax.plot(values, [line] * len(values), "o", ms=4.5, mfc=face, mec=color, alpha=0.8)
+    best = max if c["higher_is_better"] else min
+    baselines = next(iter(c["lengths"].values()))["floors"].values()
+    ax.axvline(best(b[c["metric"]] for b in baselines), color=BOUND, linestyle="--", linewidth=1)
+    ax.set_yticks(range(len(methods)), [SHORT.get(m, m) for m in methods])
+    ax.set_ylim(len(methods) - 0.5, -0.5)
+    ax.set_title(title.replace(", base", ",\nbase"))
+    ax.set_xlabel(f"{direction(c)} is better")
+    ax.grid(axis="x", alpha=0.3)
+    if c["higher_is_better"]:
+        ax.set(xlim=(-0.04, 1.04), xticks=(0, 0.5, 1))
+
+
 def draw_systems(results: dict[str, Results]) -> None:
-    """Draw the modes before and after training, tasks side by side and layers below each other."""
+    """Draw the modes before and after training, layers side by side and tasks below each other."""
     from matplotlib import pyplot
 
     names = [n for n in TASKS if n in results["systems"]][:TASKS_IN_FIGURE]
     layers = len(results["systems"][names[0]]["after"])
     figure, axes = pyplot.subplots(
-        layers,
         len(names),
-        figsize=(2.6 * len(names), 2.4 * layers),
+        layers,
+        figsize=(7.3, 1.75 * len(names) + 0.7),
         sharex=True,
         sharey=True,
         layout="constrained",
         squeeze=False,
     )
-    for column, name in enumerate(names):
+    for line, name in enumerate(names):
         s = results["systems"][name]
-        for layer, ax in enumerate(axes[:, column]):
+        for layer, ax in enumerate(axes[line]):
             before, after = (points(s[when][layer]) for when in ("before", "after"))
             for (x, y, _), (u, v, _) in zip(before, after, strict=True):
                 if abs(x - u) < np.pi / 2:  # no line across the whole panel where a phase passes zero
-                    ax.plot([x, u], [y, v], color="0.6", linewidth=0.7)
-            ax.plot(*zip(*[(x, y) for x, y, _ in before], strict=True), "o", mfc="none", mec="0.45", ms=4)
+                    ax.plot([x, u], [y, v], color=NOISE, linewidth=0.7)
+            ax.plot(*zip(*[(x, y) for x, y, _ in before], strict=True), "o", mfc="none", mec=BOUND, ms=4)
             size = [60 * gain / max(g for *_, g in after) + 4 for *_, gain in after]
-            ax.scatter([x for x, *_ in after], [y for _, y, _ in after], s=size, color="#0072B2", alpha=0.8)
+            ax.scatter([x for x, *_ in after], [y for _, y, _ in after], s=size, color=FULL, alpha=0.8)
             ax.set_yscale("log")
             ax.grid(alpha=0.3)
-            ax.set_title(f"{TASKS[name]}, layer {layer}: gate {s['after'][layer]['gate']:.2f}", fontsize=7)
-            ax.tick_params(labelsize=7)
-        axes[-1, column].set_xlabel("frequency (rad per token)", fontsize=7)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("time scale (tokens)", fontsize=7)
-    figure.suptitle(
-        "modes of HRM with site=attention, before (hollow) and after training (size: gain of the mode)",
-        fontsize=9,
-    )
+            ax.set_title(f"{TASKS[name]}, layer {layer}: gate {s['after'][layer]['gate']:.2f}")
+        axes[line, 0].set_ylabel("time scale\n(tokens)")
+    for ax in axes[-1]:
+        ax.set_xlabel("frequency (rad per token)")
+    handles = [
+        pyplot.Line2D([], [], marker="o", ls="", mfc="none", color=BOUND, label="before training"),
+        pyplot.Line2D([], [], marker="o", ls="", color=FULL, label="after training (size: gain of the mode)"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2)
     save(figure, "results_systems")
 
 
@@ -703,18 +797,10 @@ def points(layer: Results) -> list[tuple[float, float, float]]:
     return list(zip(frequency, times, np.array(layer["gain"])[once], strict=True))
 
 
-def save(figure: Any, name: str) -> None:
-    """Write one figure."""
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=68)
-    write_opaque(picture, name)
-
-
 if __name__ == "__main__":
     import matplotlib
 
     matplotlib.use("Agg")
     results = read()
     (HERE / "results.md").write_text(page(results), encoding="utf-8")
-    draw_scores(results)
-    draw_systems(results)
+    draw_figures(results)

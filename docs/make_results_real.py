@@ -43,10 +43,10 @@ bullets = partial(markdown.bullets, width=110)
 def page(pieces: dict[str, Piece]) -> str:
     """Return the page."""
     parts = ["# Results on a real language model", introduction(pieces)]
-    parts += [verdict(pieces), protocol(pieces)]
+    parts += ["## Is HRM better than the best LoRA?", verdict(pieces), protocol(pieces)]
     for task in study.TASKS:
         parts += [f"## `{task}`", *results(task, pieces)]
-    parts += ["## The base without training, on every task", *untrained(pieces)]
+    parts += ["## Which tasks does the base do without training?", *untrained(pieces)]
     parts += ["## What is missing", missing(pieces)]
     return "\n\n".join(parts) + "\n"
 
@@ -153,21 +153,28 @@ def results(task: str, pieces: dict[str, Piece]) -> list[str]:
             ]
             for name in names
         ]
-        parts.append("Without training, on the test rows:")
+        parts.append(f"### What does the base score on `{task}` without training?")
+        parts.append("Accuracy on the test rows, more is better, beside trivial answers:")
         parts.append(table(["", *(f"{n} tokens" for n in study.TEST_ROWS)], rows))
     tuned = tuning_rows(task, pieces)
     if tuned:
+        parts.append(f"### Which learning rate is best on `{task}`?")
         parts.append(
             paragraph(
-                f"Validation accuracy at {listed(map(str, study.VALIDATION))} tokens by rate, one seed "
-                f"({study.TUNING_SEED}); in bold the rate that is chosen, once all are there. These scores "
-                "serve to choose a rate only: one seed and few rows."
+                f"Validation accuracy, more is better, at {listed(map(str, study.VALIDATION))} tokens by "
+                f"rate, one seed ({study.TUNING_SEED}); in bold the rate that is chosen, once all are there. "
+                "These scores serve to choose a rate only: one seed and few rows."
             )
         )
         parts.append(table(["method", *(f"{rate:g}" for rate in sorted(study.RATES))], tuned))
     finals = final_rows(task, pieces)
     if finals:
-        parts.append("Test accuracy, mean over seeds and standard deviation from two seeds on:")
+        parts.append(f"### Which method is best on `{task}`?")
+        parts.append(
+            paragraph(
+                "Test accuracy, more is better: mean over seeds, and standard deviation from two seeds on."
+            )
+        )
         parts.append(
             table(
                 ["method", "rate", "parameters", "seeds", *(f"{n} tokens" for n in study.TEST_ROWS)],
@@ -176,15 +183,16 @@ def results(task: str, pieces: dict[str, Piece]) -> list[str]:
         )
     costs = cost_rows(task, pieces)
     if costs:
+        parts.append(f"### What does training on `{task}` cost?")
         parts.append(
             paragraph(
                 "CPU seconds of a run, loading included, over its training rows, the fastest run of those "
                 "that were not resumed; peak memory of the process; the adapter's file. One thread, "
                 f"bfloat16, {listed(machines(task, pieces))}, shared with other work, so rather more "
-                "than on an idle machine:"
+                "than on an idle machine. Less of each is better."
             )
         )
-        parts.append(table(["method", "CPU s a row", "memory", "file"], costs))
+        parts.append(table(["method", "CPU time (s a row)", "memory (GiB)", "file (MiB)"], costs))
     return parts or ["Nothing has been run yet."]
 
 
@@ -203,7 +211,7 @@ def untrained(pieces: dict[str, Piece]) -> list[str]:
     if not rows:
         return ["Nothing has been run yet."]
     text = (
-        "Accuracy on "
+        "Accuracy, more is better, on "
         + listed(f"{size} rows of {length} tokens" for length, size in study.VALIDATION.items())
         + ". Where the base is below a trivial answer, it does not do the task."
     )
@@ -263,8 +271,8 @@ def cost_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
                 [
                     NAMES[method],
                     f"{min(seconds):.2f}" if seconds else "unknown",
-                    f"{memory:.1f} GiB",
-                    f"{of_method[0]['file_size'] / 2**20:.1f} MiB",
+                    f"{memory:.1f}",
+                    f"{of_method[0]['file_size'] / 2**20:.1f}",
                 ]
             )
     return rows

@@ -7,6 +7,7 @@ computed here; the page is not to be edited by hand.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,50 +30,35 @@ from make_results_real import NAMES  # noqa: E402
 PAGE = HERE / "results_real_ranks.md"
 FULL_STEPS = study.STEPS + study.FURTHER
 
+NOTHING = "Nothing has been run yet."
+
 Piece = dict[str, Any]
+Pieces = dict[tuple[str, int], Piece]
 
 paragraph = partial(markdown.paragraph, width=110)
 bullets = partial(markdown.bullets, width=110)
 
 
-def finished() -> dict[tuple[str, int], Piece]:
+def finished() -> Pieces:
     """Return the finished pieces by name and seed."""
     contents = (json.loads(path.read_text()) for path in sorted(study.PIECES.glob("*.json")))
     return {(content["piece"], content["seed"]): content for content in contents}
 
 
-def page(pieces: dict[tuple[str, int], Piece]) -> str:
+def page(pieces: Pieces) -> str:
     """Return the page."""
-    parts = ["# Ranks and reduction on a real language model", verdicts(pieces), introduction()]
-    for seed in sorted({seed for _, seed in pieces}):
-        of_seed = {name: piece for (name, s), piece in pieces.items() if s == seed}
-        parts += [f"## Seed {seed}", *section(of_seed)]
-    parts += ["## What is missing", missing(pieces)]
-    return "\n\n".join(parts) + "\n"
-
-
-def verdicts(pieces: dict[tuple[str, int], Piece]) -> str:
-    """Return where intervals leave out zero, in words."""
-    start = f"from the start, {FULL_STEPS} steps"
-    reduced = [(f"{share}--{way}", f"{share}--{start}") for share in study.ORDERS for way in study.WAYS]
-    equal, *others = study.WAYS
-    ranks = [(f"{share}--{way}", f"{share}--{equal}") for share in study.ORDERS for way in others]
-    lines = []
-    for comparison, pairs, when in (
-        ("Reduced and trained further, against training at that size from the start", reduced, "further"),
-        ("Orders by Hankel singular values, against equal orders, as reduced", ranks, "test"),
+    parts = ["# Ranks and reduction on a real language model", introduction()]
+    for heading, section in (
+        ("What does a reduction cost without further training?", as_reduced),
+        ("Do spectra choose better orders than equal ones?", by_spectra),
+        ("Reduce and train further, or train at that size from the start?", against_start),
+        ("How are the states distributed?", distributions),
+        ("What does each part of the mixture do?", parts_off),
+        ("What is forgotten?", forgetting),
+        ("What is missing?", missing),
     ):
-        counts = {"worse": 0, "better": 0, "not decided": 0}
-        for (name, seed), piece in pieces.items():
-            for reference in (there for one, there in pairs if one == name and (there, seed) in pieces):
-                for n in map(str, study.TEST_ROWS):
-                    text = difference(piece[when], pieces[reference, seed]["test"], n)
-                    counts["not decided" if "*" not in text else "worse" if text[0] == "-" else "better"] += 1
-        total = listed(f"{verdict} in {count}" for verdict, count in counts.items())
-        lines.append(f"{comparison}: {total} of {sum(counts.values())} comparisons")
-    seeds = sorted({seed for _, seed in pieces})
-    text = f"Where the interval over rows leaves out zero ({len(seeds)} seed{'s' * (len(seeds) > 1)}):"
-    return f"{paragraph(text)}\n\n{bullets(lines)}"
+        parts += [f"## {heading}", *section(pieces)]
+    return "\n\n".join(parts) + "\n"
 
 
 def introduction() -> str:
@@ -87,7 +73,9 @@ def introduction() -> str:
     )
     orders = listed(f"{order} states a layer for a {share}" for share, order in study.ORDERS.items())
     lines = [
-        f"Test: {rows}, five questions a row, the first of those of [](results_real.md).",
+        f"Test: {rows}, five questions a row, the first of those of [](results_real.md). Tables show the "
+        "share of right answers, higher is better: the mean over seeds, and the standard deviation from two "
+        "seeds on.",
         f"Orders: {orders}, and {study.LAYERS} times as many in all where layers differ; the whole adapter "
         "has 26 or 27 a layer.",
         "Equal orders: `reduce(order=)`. One threshold: `reduce(budget=)`, the largest Hankel singular "
@@ -95,56 +83,97 @@ def introduction() -> str:
         "and of the candidates the one with the smallest output error on the rows held out. One threshold on "
         "the loss: the largest empirical values, that is with the states on the data and with outputs "
         "weighted by the gradient of the loss.",
-        f"Further training: {study.FURTHER} steps on the rows that come next, with a new schedule at the "
-        f"rate {study.RATE:g}. From the start: {FULL_STEPS} steps on the same rows as the adapter and its "
-        f"further training, or the {study.STEPS} of the adapter; the same rate, which was chosen for the "
-        "whole size.",
-        "Each difference is between two trainings from one seed; its interval is a bootstrap over rows, so "
-        "it does not say how other seeds differ. A star: zero is not in it.",
+        f"Training: {study.STEPS} steps; further training: {study.FURTHER} steps on the rows that come "
+        f"next, with a new schedule at the rate {study.RATE:g}. From the start: either so, or {FULL_STEPS} "
+        "steps with one schedule on all these rows; the same rate, which was chosen for the whole size.",
+        "Differences are paired. From two seeds on, the interval in brackets is Student's t over seeds, and "
+        "a star says that it and a bootstrap over rows leave out zero. With one seed it is the bootstrap, "
+        "which does not say how other seeds differ, and a star says that it leaves out zero.",
     ]
     return first + "\n\n" + bullets(lines)
 
 
-def section(pieces: dict[str, Piece]) -> list[str]:
-    """Return the parts of a seed."""
-    parts = reductions(pieces)
-    parts += hybrid(pieces.get("off--hybrid"))
-    parts += forgetting(pieces)
-    return parts
-
-
-def reductions(pieces: dict[str, Piece]) -> list[str]:
-    """Return the table of reductions, the differences, and how ranks were distributed."""
-    lengths = list(map(str, study.TEST_ROWS))
-    rows = []
-    if full := pieces.get("full"):
-        rows.append(["whole", str(full["states"]), *scores(full, lengths)])
-    for share in ("whole", *study.ORDERS):
-        for way in study.WAYS:
-            if piece := pieces.get(f"{share}--{way}"):
-                rows.append([f"{share}, {way}", str(piece["states"]), *scores(piece, lengths)])
-        for steps in (study.STEPS, FULL_STEPS):
-            if piece := pieces.get(f"{share}--from the start, {steps} steps"):
-                own = [f"{piece['test'][n]['accuracy']:.3f}" for n in lengths]
-                empty = [""] * len(lengths)
-                cells = [*own, *empty] if steps == study.STEPS else [*empty, *own]
-                rows.append([f"{share}, from the start", str(piece["states"]), *cells])
-    if not rows:
-        return ["Nothing has been run yet."]
-    headings = ["", "states", *(f"{n} tokens" for n in lengths), *(f"trained further, {n}" for n in lengths)]
-    parts = [table(headings, rows)]
-    lines = list(differences(pieces, lengths))
-    if lines:
-        parts += ["Paired differences:", bullets(lines)]
-    lines = [
-        f"{name.replace('--', ', ')}: {states_of_layers(piece['orders'])}, "
-        f"{sum(kept == 'exact' for kept in piece['kept'])} of {len(piece['kept'])} layers by the exact "
-        "candidate; error of a layer relative to its norm, median "
-        f"{np.median(piece['relative_errors']):.2g}"
-        for name, piece in pieces.items()
-        if "orders" in piece
+def as_reduced(pieces: Pieces) -> list[str]:
+    """Return the scores of reduced adapters as they are."""
+    names = {"full": "whole"}
+    names |= {f"{share}--{way}": f"{share}, {way}" for share in study.ORDERS for way in study.WAYS}
+    rows = [
+        [title, number(of_name, "states"), seeds_of(of_name), *means(of_name, "test")]
+        for name, title in names.items()
+        if (of_name := by_seed(pieces, name))
     ]
-    return [*parts, "Orders and errors:", bullets(lines)] if lines else parts
+    pairs = [(f"{share}--{way}", "test", "full", "test") for share in study.ORDERS for way in study.WAYS]
+    return tabled(["", "states", "seeds", *lengths()], rows, differences(pieces, pairs))
+
+
+def by_spectra(pieces: Pieces) -> list[str]:
+    """Return the differences between orders by spectra and equal orders."""
+    equal, *others = study.WAYS
+    pairs = [
+        (f"{share}--{way}", when, f"{share}--{equal}", when)
+        for when in ("test", "further")
+        for share in study.ORDERS
+        for way in others
+    ]
+    lines = differences(pieces, pairs)
+    return [verdict(lines), bullets(lines)] if lines else [NOTHING]
+
+
+def against_start(pieces: Pieces) -> list[str]:
+    """Return the scores after further training, and those of trainings from the start."""
+    short, longer = (f"from the start, {steps} steps" for steps in (study.STEPS, FULL_STEPS))
+    rows, pairs = [], []
+    for share in ("whole", *study.ORDERS):
+        ways = ("full",) if share == "whole" else tuple(f"{share}--{way}" for way in study.WAYS)
+        for name, when, how in (
+            *((name, "further", f"{study.STEPS} and {study.FURTHER} steps") for name in ways),
+            (f"{share}--{short}", "further", f"{study.STEPS} and {study.FURTHER} steps"),
+            (f"{share}--{longer}", "test", f"{FULL_STEPS} steps"),
+        ):
+            if of_name := by_seed(pieces, name):
+                what = share if name == "full" else name.replace("--", ", ").rpartition(", ")[0]
+                if name in ways[share == "whole" :]:
+                    what = f"{name.replace('--', ', ')}, reduced"
+                rows.append([what, how, seeds_of(of_name), *means(of_name, when)])
+        pairs += [(name, "further", f"{share}--{short}", "further") for name in ways]
+        pairs += [(name, "further", f"{share}--{longer}", "test") for name in ways]
+        pairs += [(f"{share}--{short}", "further", f"{share}--{longer}", "test")]
+        pairs += [(f"{share}--{longer}", "test", f"whole--{longer}", "test")] * (share != "whole")
+    return tabled(["", "training", "seeds", *lengths()], rows, differences(pieces, pairs))
+
+
+def distributions(pieces: Pieces) -> list[str]:
+    """Return how many states layers keep, and with which error."""
+    lines = []
+    for name in (f"{share}--{way}" for share in study.ORDERS for way in study.WAYS):
+        if of_name := list(by_seed(pieces, name).values()):
+            orders = [order for piece in of_name for order in piece["orders"]]
+            errors = [error for piece in of_name for error in piece["relative_errors"]]
+            kept = [each for piece in of_name for each in piece["kept"]]
+            lines.append(
+                f"{name.replace('--', ', ')}: {states_of_layers(orders)}, {kept.count('exact')} of "
+                f"{len(kept)} layers by the exact candidate; error of a layer relative to its norm, median "
+                f"{np.median(errors):.2g}"
+            )
+    return [bullets(lines)] if lines else [NOTHING]
+
+
+def tabled(headings: list[str], rows: list[list[str]], lines: list[str]) -> list[str]:
+    """Return a table and the differences below it."""
+    if not rows:
+        return [NOTHING]
+    text = "Accuracy, more is better:"
+    return [text, table(headings, rows), *([verdict(lines), bullets(lines)] if lines else [])]
+
+
+def verdict(lines: list[str]) -> str:
+    """Return how many of the differences are clear."""
+    of_all = re.findall(r"([+-])[.0-9]+ \[[^]]*\](\*?)", "\n".join(lines))
+    worse, better = (sum(clear == (sign, "*") for clear in of_all) for sign in "-+")
+    return paragraph(
+        f"Clearly worse in {worse}, clearly better in {better} and not decided in "
+        f"{len(of_all) - worse - better} of {len(of_all)} paired differences:"
+    )
 
 
 def states_of_layers(orders: list[int]) -> str:
@@ -153,30 +182,50 @@ def states_of_layers(orders: list[int]) -> str:
     return f"{least} states in every layer" if least == most else f"{least} to {most} states a layer"
 
 
-def scores(piece: Piece, lengths: list[str]) -> list[str]:
-    """Return the accuracies before and after further training."""
-    return [f"{piece[when][n]['accuracy']:.3f}" for when in ("test", "further") for n in lengths]
+def by_seed(pieces: Pieces, name: str) -> dict[int, Piece]:
+    """Return the pieces of a name."""
+    return {seed: piece for (other, seed), piece in sorted(pieces.items()) if other == name}
 
 
-def differences(pieces: dict[str, Piece], lengths: list[str]) -> list[str]:
-    """Return the paired differences that the page is about."""
-    start = f"from the start, {FULL_STEPS} steps"
-    pairs = [("full", "further", "full", "test"), (f"whole--{start}", "test", "full", "further")]
-    for share in study.ORDERS:
-        equal, one, calibrated, loss = (f"{share}--{way}" for way in study.WAYS)
-        pairs += [(equal, "test", "full", "test")]
-        pairs += [(one, "test", equal, "test"), (loss, "test", equal, "test")]
-        pairs += [(calibrated, "test", equal, "test")]
-        pairs += [(name, "further", f"{share}--{start}", "test") for name in (equal, one, loss)]
-        pairs += [(f"{share}--{start}", "test", f"whole--{start}", "test")]
+def lengths() -> list[str]:
+    """Return the headings of the scores."""
+    return [f"{n} tokens" for n in study.TEST_ROWS]
+
+
+def seeds_of(of_name: dict[int, Piece]) -> str:
+    """Return the seeds of a line."""
+    return ", ".join(map(str, of_name))
+
+
+def number(of_name: dict[int, Piece], key: str) -> str:
+    """Return the values of a number over seeds."""
+    return " or ".join(map(str, sorted({piece[key] for piece in of_name.values()})))
+
+
+def means(of_name: dict[int, Piece], when: str) -> list[str]:
+    """Return the mean accuracy and its standard deviation by length."""
+    cells = []
+    for n in map(str, study.TEST_ROWS):
+        values = [piece[when][n]["accuracy"] for piece in of_name.values()]
+        spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+        cells.append(f"{np.mean(values):.3f}{spread}")
+    return cells
+
+
+def differences(pieces: Pieces, pairs: list[tuple[str, str, str, str]]) -> list[str]:
+    """Return paired differences in words, over the seeds that both have."""
     lines = []
     for name, when, reference, when_reference in pairs:
-        if name in pieces and reference in pieces:
+        a, b = by_seed(pieces, name), by_seed(pieces, reference)
+        seeds = sorted(a.keys() & b.keys())
+        if seeds:
             of_lengths = (
-                difference(pieces[name][when], pieces[reference][when_reference], n) for n in lengths
+                difference([a[s][when] for s in seeds], [b[s][when_reference] for s in seeds], str(n))
+                for n in study.TEST_ROWS
             )
-            text = listed(f"{d} at {n} tokens" for d, n in zip(of_lengths, lengths, strict=True))
-            lines.append(f"{title(name, when)} minus {title(reference, when_reference)}: {text}")
+            text = listed(f"{d} at {n} tokens" for d, n in zip(of_lengths, study.TEST_ROWS, strict=True))
+            counted = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}"
+            lines.append(f"{title(name, when)} minus {title(reference, when_reference)}: {text} ({counted})")
     return lines
 
 
@@ -186,63 +235,75 @@ def title(name: str, when: str) -> str:
     return f"{text}, trained further" if when == "further" else text
 
 
-def difference(scored: Piece, reference: Piece, length: str) -> str:
-    """Return the mean difference with its interval over rows."""
-    a, b = (np.array([piece[length]["values"]], dtype=float) for piece in (scored, reference))
-    rows = [str(i // scored[length]["questions_of_a_row"]) for i in range(a.shape[1])]
-    d = paired_difference(a, b, np.ones(a.shape[1]), rows)
-    low, high = d.over_units
-    return f"{d.mean:+.3f} [{low:+.3f}, {high:+.3f}]" + ("*" if low > 0 or high < 0 else "")
-
-
-def hybrid(piece: Piece | None) -> list[str]:
-    """Return what is left of the mixture with one of its parts switched off."""
-    if piece is None:
-        return []
-    lengths = list(map(str, study.TEST_ROWS))
-    names = {"nothing": "as trained", "state": "state off", "static": "LoRA off"}
-    rows = [
-        [names[off], *(f"{scored[n]['accuracy']:.3f}" for n in lengths)]
-        for off, scored in piece["off"].items()
-    ]
-    heading = f"### {NAMES[study.HYBRID]}, with one part switched off"
-    return [heading, table(["", *(f"{n} tokens" for n in lengths)], rows)]
-
-
-def forgetting(pieces: dict[str, Piece]) -> list[str]:
-    """Return the loss on text that no training had."""
-    base = pieces.get("text--base")
-    if base is None:
-        return []
-    before = np.array(base["loss"])
-    rows = [["the base as it is", f"{before.mean():.3f}", ""]]
-    for method in study.ALL_METHODS:
-        piece = pieces.get(f"text--{parse_method(method).slug}")
-        if piece is not None:
-            more = np.array(piece["loss"]) - before
-            error = more.std(ddof=1) / np.sqrt(len(more))
-            rows.append([NAMES[method], f"{np.mean(piece['loss']):.3f}", f"{more.mean():+.3f} ± {error:.3f}"])
-    text = (
-        f"Loss in nats a token on {TEXT_ROWS} rows of {TEXT_LENGTH} tokens of WikiText-2, before "
-        "and after the training on `where_is`; mean change and its standard error over the rows:"
+def difference(scored: list[Piece], reference: list[Piece], length: str) -> str:
+    """Return the mean difference with its interval."""
+    a, b = (
+        np.array([piece[length]["values"] for piece in of_seeds], dtype=float)
+        for of_seeds in (scored, reference)
     )
-    return ["### Forgetting", paragraph(text), table(["", "loss", "change"], rows)]
+    rows = [str(i // scored[0][length]["questions_of_a_row"]) for i in range(a.shape[1])]
+    d = paired_difference(a, b, np.ones(a.shape[1]), rows)
+    low, high = d.over_seeds or d.over_units
+    clear = d.clear if d.over_seeds else low > 0 or high < 0
+    return f"{d.mean:+.3f} [{low:+.3f}, {high:+.3f}]" + "*" * clear
 
 
-def missing(pieces: dict[tuple[str, int], Piece]) -> str:
+def parts_off(pieces: Pieces) -> list[str]:
+    """Return what is left of the mixture with one of its parts switched off."""
+    names = {"nothing": "as trained", "state": "state off", "static": "LoRA off"}
+    rows = []
+    for task, name in ((study.TASK, "off--hybrid"), ("counting", "off--counting")):
+        if of_name := by_seed(pieces, name):
+            for off, what in names.items():
+                scored = {seed: {"test": piece["off"][off]} for seed, piece in of_name.items()}
+                rows.append([f"`{task}`, {what}", seeds_of(of_name), *means(scored, "test")])
+    if not rows:
+        return [NOTHING]
+    what = f"{NAMES[study.HYBRID]}, with a part switched off and no further training:"
+    text = f"Accuracy, more is better, of {what}"
+    return [paragraph(text), table(["", "seeds", *lengths()], rows)]
+
+
+def forgetting(pieces: Pieces) -> list[str]:
+    """Return the loss on text that no training had."""
+    of_base = by_seed(pieces, "text--base")
+    if not of_base:
+        return [NOTHING]
+    before = np.array(next(iter(of_base.values()))["loss"])
+    rows = [["the base as it is", "", f"{before.mean():.3f}", ""]]
+    for method in study.ALL_METHODS:
+        if of_name := by_seed(pieces, f"text--{parse_method(method).slug}"):
+            more = np.array([piece["loss"] for piece in of_name.values()]).mean(axis=0) - before
+            error = more.std(ddof=1) / np.sqrt(len(more))
+            rows.append(
+                [
+                    NAMES[method],
+                    seeds_of(of_name),
+                    f"{(before + more).mean():.3f}",
+                    f"{more.mean():+.3f} ± {error:.3f}",
+                ]
+            )
+    text = (
+        f"Loss in nats a token, lower is better, on {TEXT_ROWS} rows of {TEXT_LENGTH} tokens of WikiText-2, "
+        "before and after the training on `where_is`; mean change and its standard error over the rows:"
+    )
+    return [paragraph(text), table(["", "seeds", "loss", "change"], rows)]
+
+
+def missing(pieces: Pieces) -> list[str]:
     """Return what is not there."""
-    names = study.names()
     seeds = sorted({seed for _, seed in pieces}) or [0]
     lines = []
-    for seed in seeds:
-        absent = [name.replace("--", ", ") for name in names if (name, seed) not in pieces]
-        lines.append(f"seed {seed}: " + ("nothing" if not absent else "; ".join(absent)))
+    for name in study.names():
+        absent = [str(seed) for seed in seeds if (name, seed) not in pieces]
+        if absent:
+            lines.append(f"{name.replace('--', ', ')}: seed{'s' * (len(absent) > 1)} {listed(absent)}")
     lines += [
-        "other seeds, other tasks than `where_is`, and a learning rate of its own for each size",
-        "more than 24 steps: the whole adapter is not trained to the end, so a difference may be one of "
+        "other tasks than `where_is`, and a learning rate of its own for each size",
+        f"more than {FULL_STEPS} steps: the adapter is not trained to the end, so a difference may be one of "
         "training and not of size",
     ]
-    return bullets(lines)
+    return [bullets(lines)]
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ def run(path: str | None, out: Path) -> None:
     }
     table(reduction, sorted(order for order in orders if min_order <= order <= max_order))
 
-    spectrum, response = pyplot.subplots(1, 2, figsize=(13, 4.8), layout="constrained")[1]
+    spectrum, response = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")[1]
     hankelred.plot_hankel_singular_values(reduction, ax=spectrum)
     hankelred.plot_reduction(reduction, ax=response)
     picture = out / "reduction.png"

@@ -53,8 +53,8 @@ def main() -> None:
         response.append(float(model.system.C[0] @ x))
         x = model.system.A @ x
     t = np.arange(300) * dt
-    bottom.plot(t, h[:300], ".", ms=3, label="measured")
-    bottom.plot(t, response, lw=1.2, label=f"model of order {model.order}")
+    bottom.plot(t, h[:300], ".", ms=3, color="#0072B2", label="measured")
+    bottom.plot(t, response, lw=1.2, color="#D55E00", label=f"model of order {model.order}")
     bottom.set_xlabel("time in seconds")
     bottom.set_ylabel("impulse response")
     bottom.legend()

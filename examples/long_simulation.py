@@ -95,7 +95,7 @@ def main() -> None:
 
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7), constrained_layout=True)
     shown = min(5000, samples)
-    top.plot(np.arange(shown) / RATE, position[:shown] * 1e6, lw=0.8, label="simulate, all pieces")
+    top.plot(np.arange(shown) / RATE, position[:shown] * 1e6, color="#0072B2", lw=0.8, label="simulate")
     top.plot(
         peer.time[:shown:25],
         peer.outputs[:shown:25] * 1e6,
@@ -103,13 +103,14 @@ def main() -> None:
         ms=3,
         label="control.forced_response, every 25th",
     )
-    top.set(xlabel="time, s", ylabel="position of the last mass, µm", title="The first seconds")
+    top.set(xlabel="time (s)", ylabel="position of the last mass (µm)", title="The first seconds")
     top.legend(loc="upper left")
-    bottom.semilogy(frequency[near], np.sqrt(power / driven)[near], lw=0.9, label="from the simulated record")
+    measured = np.sqrt(power / driven)[near]
+    bottom.semilogy(frequency[near], measured, color="#0072B2", lw=0.9, label="from the simulated record")
     bottom.semilogy(frequency[near], exact, "k--", lw=0.8, label="exact gain")
     bottom.set(
-        xlabel="frequency, Hz",
-        ylabel="gain, m/N",
+        xlabel="frequency (Hz)",
+        ylabel="gain (m/N)",
         title=f"{samples / RATE / 60:.0f} minutes of simulation resolve ten modes of 0.2 % damping",
     )
     bottom.legend(loc="lower left")

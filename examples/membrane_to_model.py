@@ -80,23 +80,25 @@ def draw(
 
     shape = tuple(count - 1 for count in ELEMENTS)
     squares, modes = spl.eigsh(model.K, k=8, M=model.M, sigma=0)
-    figure, axes = pyplot.subplots(2, 3, figsize=(11, 6), layout="constrained")
-    for ax, k in zip(axes[0], (0, 2, 5), strict=True):
-        mode = modes[:, k].reshape(shape)
+    figure, axes = pyplot.subplot_mosaic("AABBCC;DDDEEE", figsize=(9, 6), layout="constrained")
+    for name, k in zip("ABC", (0, 2, 5), strict=True):
+        ax, mode = axes[name], modes[:, k].reshape(shape)
         limit = np.abs(mode).max()
         ax.pcolormesh(x.reshape(shape), y.reshape(shape), mode, cmap="RdBu", vmin=-limit, vmax=limit)
         ax.contour(x.reshape(shape), y.reshape(shape), mode, levels=[0.0], colors="black", linewidths=0.8)
-        ax.set(title=f"mode {k + 1}: {np.sqrt(squares[k]) / (2 * np.pi):.1f} Hz", aspect="equal")
-    grid = axes[1, 0].get_gridspec()
-    for ax in axes[1]:
-        ax.remove()
-    spectrum, gains = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1:])
+        ax.set(
+            title=f"mode {k + 1}: {np.sqrt(squares[k]) / (2 * np.pi):.1f} Hz", aspect="equal", xlabel="x (m)"
+        )
+    axes["A"].set_ylabel("y (m)")
+    spectrum, gains = axes["D"], axes["E"]
     hankelred.plot_hankel_singular_values(reduction, ax=spectrum)
     w = 2 * np.pi * np.geomspace(3, 150, 150)
     A, B, C, D = reduction.system
     reduced = [abs(C @ np.linalg.solve(1j * each * np.eye(len(A)) - A, B) + D)[0, 0] for each in w]
-    gains.loglog(w / 2 / np.pi, response(model, w), label=f"finite elements ({model.n_states} states)")
-    gains.loglog(w / 2 / np.pi, reduced, "--", label=f"reduced ({reduction.order} states)")
+    gains.loglog(
+        w / 2 / np.pi, response(model, w), color="#0072B2", label=f"finite elements ({model.n_states} states)"
+    )
+    gains.loglog(w / 2 / np.pi, reduced, "--", color="#D55E00", label=f"reduced ({reduction.order} states)")
     gains.axhline(reduction.error_bound, color="gray", linestyle=":", label="error bound")
     gains.set(xlabel="frequency (Hz)", ylabel="gain (m/N)")
     gains.legend(fontsize="small")

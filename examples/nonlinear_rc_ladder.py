@@ -146,21 +146,23 @@ def draw(
     import matplotlib.pyplot as plt
 
     blue, orange, green = "#0072B2", "#D55E00", "#009E73"  # as in the plots of hankelred
-    fig, (spectrum, errors, response) = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    fig, (spectrum, errors, response) = plt.subplots(1, 3, figsize=(9, 3.8), layout="constrained")
     spectrum.semilogy(np.arange(1, 13), values[:12], "o", color=blue)
-    spectrum.set(xlabel="index", ylabel="empirical Hankel singular value", title="Hankel singular values")
+    spectrum.set(xlabel="index", ylabel="empirical value", title="Hankel singular values")
+    spectrum.set_xticks(range(2, 13, 2))
     for (name, rows), color in zip(table.items(), (blue, orange, green), strict=True):
         pod, balanced = np.array(list(rows.values())).T
         errors.semilogy(list(rows), pod, "s--", color=color, label=f"POD, {name}", alpha=0.6)
         errors.semilogy(list(rows), balanced, "o-", color=color, label=f"balanced, {name}")
     errors.set(xlabel="order", ylabel="relative output error", title="Inputs not trained on")
-    errors.legend(fontsize=7)
+    errors.set_ylim(bottom=1e-7)  # the legend is below the curves
+    errors.legend(loc="lower left", fontsize="small")
     t = np.arange(0, TEST, STEP)
-    styles = (("black", "-"), (orange, "--"), (blue, "-."))
+    styles = ((blue, "-"), (green, "--"), (orange, "-."))
     for (name, y), (color, style) in zip(outputs.items(), styles, strict=True):
         response.plot(t, 1e3 * y, style, color=color, label=name, linewidth=1.2)
     response.set(xlabel="time (s)", ylabel="output (mV)", title="Random levels, order 2")
-    response.legend(fontsize=8)
+    response.legend(fontsize="small")
     fig.savefig(picture, dpi=130)
     print(f"\nwrote {picture}")
 

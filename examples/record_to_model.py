@@ -73,8 +73,9 @@ def main() -> None:
     hankelred.plot_hankel_singular_values(model, ax=axes[0])
     time = (half + np.arange(y.shape[1] - half)) * args.dt
     for i in range(p):
-        axes[i + 1].plot(time, y[i, half:], lw=1.2, label="measured")
-        axes[i + 1].plot(time, comparison.output[i], lw=1.0, label=f"simulated, fit {comparison.fit[i]:.3f}")
+        axes[i + 1].plot(time, y[i, half:], lw=1.2, color="#0072B2", label="measured")
+        fit = f"simulated, fit {comparison.fit[i]:.3f}"
+        axes[i + 1].plot(time, comparison.output[i], lw=1.0, color="#D55E00", label=fit)
         axes[i + 1].set_ylabel(f"output {i}")
         axes[i + 1].legend(loc="upper right")
     axes[-1].set_xlabel("time in seconds (second half)")

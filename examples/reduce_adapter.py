@@ -92,6 +92,8 @@ def main() -> None:
         )
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes in (left, right):
+        axes.set_prop_cycle(color=["#0072B2", "#D55E00", "#009E73"])
     for layer, values in spectra.items():
         left.semilogy(range(1, len(values) + 1), values / values[0], ".-", label=spectra.names[layer])
     left.set(xlabel="index", ylabel="Hankel singular value, relative to the first")

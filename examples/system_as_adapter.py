@@ -77,8 +77,9 @@ def main() -> None:
     scale = (into @ into) * (out_of @ out_of)
     answer = np.einsum("i,tij,j->t", out_of, hankelred.impulse_response(there, 120), into) / scale
     _, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(hankelred.impulse_response(PROCESS, 120)[:, 0, 0], label="process", linewidth=3, alpha=0.5)
-    axes.plot(answer, "k--", label="adapter, from the noisy record")
+    process = hankelred.impulse_response(PROCESS, 120)[:, 0, 0]
+    axes.plot(process, color="#0072B2", linewidth=3, label="process")
+    axes.plot(answer, "--", color="#D55E00", label="adapter, from the noisy record")
     axes.set(xlabel="tokens", ylabel="impulse response")
     axes.legend()
     axes.figure.savefig("system_as_adapter.png", dpi=130)

@@ -83,7 +83,7 @@ def poles(model) -> dict[int, torch.Tensor]:
 def draw(losses, before, after, path: Path) -> None:
     """Draw the loss, and the poles before and after training: near the circle the memory is long."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    left.plot(*zip(*losses, strict=True), color="#1f77b4")
+    left.plot(*zip(*losses, strict=True), color="#0072B2")
     left.set(xlabel="step", ylabel="bits per token", title="training")
     circle = torch.linspace(0, 2 * math.pi, 200)
     right.plot(circle.cos(), circle.sin(), color="0.6", linewidth=0.8)

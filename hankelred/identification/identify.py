@@ -40,7 +40,7 @@ from .order_selection import (
     select_model,
     usable_horizons,
 )
-from .output_error import STABLE_RADIUS, on_stability_limit, residuals, spectral_radius, with_initial_states
+from .output_error import STABLE_RADIUS, on_stability_limit, residuals, with_initial_states
 from .records import (
     RecordedData,
     as_recorded_data,
@@ -50,7 +50,7 @@ from .records import (
     refuse_dependent_inputs,
 )
 from .summary import draw_residual_test, draw_response_bands, draw_simulation, summary_table
-from .unstable_process import UnstableProcess, unstable_process
+from .unstable_process import UnstableProcess, check_simulation, unstable_process
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -400,7 +400,7 @@ class IdentifiedModel(Reduction):
         u : array_like, shape (m, T) or (T,), or control.TimeResponseData
         y : array_like, shape (p, T) or (T,)
             Measured outputs. Only the initial state is fitted to them (least squares over the whole record);
-            the offsets are those of the model.
+            the offsets are those of the model. The one-step prediction uses those before each sample too.
 
         Returns
         -------
@@ -409,12 +409,14 @@ class IdentifiedModel(Reduction):
         Raises
         ------
         HankelredError
-            The record does not fit the model.
+            The record does not fit the model, or the simulated output of an unstable model is too large for
+            double precision.
 
         Warns
         -----
         ReductionWarning
-            The model is unstable, and has no prediction that its output could be compared by.
+            The model has a pole outside the unit circle, but the records it was identified from did not show
+            an unstable process beyond doubt: its output is simulated, and errors grow over the record.
         """
         data = as_recorded_data(u, y, self.model.dt)
         if len(data.inputs) != 1:
@@ -430,16 +432,11 @@ class IdentifiedModel(Reduction):
         model, innovations = selected.model, selected.innovations
         if innovations is not None:
             model, us = innovations.predictor, tuple(with_outputs(us, ys))
-        elif spectral_radius(model.A) > 2 - STABLE_RADIUS:
-            warnings.warn(
-                f"the model has a pole of modulus {spectral_radius(model.A):.5f}, outside the unit circle, "
-                "and its output is simulated: any error of it grows without bound in a long record. Compare "
-                "short records, or identify a model with stable=True",
-                ReductionWarning,
-                stacklevel=2,
-            )
         model = with_initial_states(model, us, ys)
-        error = residuals(model, us, ys)[0] * selected.data.output_scale[:, None]
+        with np.errstate(over="ignore"):
+            error = residuals(model, us, ys)[0] * selected.data.output_scale[:, None]
+        if innovations is None:
+            check_simulation(model.A, error, stacklevel=2)
         return Comparison(
             data.outputs[0] - error,
             fits(model, us, ys),

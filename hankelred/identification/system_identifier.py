@@ -13,6 +13,7 @@ from ..models.linear_model import Timebase
 from ..simulation.batch_recurrence import simulate_states
 from .identify import IdentifiedModel, identify
 from .output_error import FittedModel, fit_initial_states, spectral_radius
+from .unstable_process import check_simulation
 
 
 class SystemIdentifier:
@@ -137,7 +138,13 @@ class SystemIdentifier:
         Raises
         ------
         HankelredError
-            The process is unstable in open loop: its outputs cannot be predicted from the inputs alone.
+            The process is unstable in open loop: its outputs cannot be predicted from the inputs alone. Or the
+            outputs of an unstable model are too large for double precision.
+
+        Warns
+        -----
+        ReductionWarning
+            The model has a pole outside the unit circle, as in :meth:`IdentifiedModel.compare`.
         """
         model, inputs = self._fitted(X)
         A, B, C, D = model.model.as_tuple()
@@ -150,7 +157,9 @@ class SystemIdentifier:
         u = inputs.T - model.input_offset[:, None]
         # an integrator has no equilibrium: least squares gives the state that changes least
         start = np.linalg.lstsq(np.eye(A.shape[0]) - A, B @ u[:, 0], rcond=1e-8)[0]
-        y = C @ simulate_states(A, B, u, start) + D @ u + model.output_offset[:, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            y = C @ simulate_states(A, B, u, start) + D @ u + model.output_offset[:, None]
+        check_simulation(A, y, stacklevel=2)
         return y[0] if self._is_flat else y.T
 
     def score(self, X: Any, y: Any) -> float:
@@ -164,6 +173,16 @@ class SystemIdentifier:
         ----------
         X : array_like, shape (samples, inputs)
         y : array_like, shape (samples, outputs) or (samples,)
+
+        Raises
+        ------
+        HankelredError
+            The shapes do not fit, or the outputs of an unstable model are too large for double precision.
+
+        Warns
+        -----
+        ReductionWarning
+            The model has a pole outside the unit circle, as in :meth:`IdentifiedModel.compare`.
         """
         model, inputs = self._fitted(X)
         outputs = _samples_first(y, "y")
@@ -180,7 +199,9 @@ class SystemIdentifier:
         no_state, no_offset = np.zeros(A.shape[0]), np.zeros(size.size)
         scaled = FittedModel(A, B, C / size, D / size, (no_state,), no_offset)
         _, errors = fit_initial_states(scaled, [u], [target / size])
-        return float(np.mean(1 - np.sum(errors[0] ** 2, axis=1)))
+        check_simulation(A, errors[0], stacklevel=2)
+        with np.errstate(over="ignore"):
+            return float(np.mean(1 - np.sum(errors[0] ** 2, axis=1)))
 
     def _fitted(self, X: Any) -> tuple[IdentifiedModel, Array]:
         if not self.__sklearn_is_fitted__():

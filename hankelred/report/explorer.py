@@ -60,6 +60,7 @@ class Explorer:
             max(self.orders[-1], self.orders[0] + 1),
             valinit=self.order,
             valstep=1,
+            color=FULL,
         )
         # the slider would have the whole figure drawn again; it is drawn with what depends on the order
         self._slider.drawon = False

@@ -18,6 +18,14 @@ def shared_folder():
     return Path(os.environ.get("HANKELRED_SHARED") or ROOT.parent / "shared")
 
 
+def needs_pieces():
+    """Skip a test that reads the pieces of a study, which the source archive does not hold."""
+    if not (ROOT / "docs/results/real").is_dir():
+        pytest.skip(
+            "the pieces in folders of docs/results are not in the source archive; take the repository"
+        )
+
+
 def data_file(name):
     """Return the path of a data file, such as lti/iss.mat; skip the test, naming it, where it is missing."""
     path = shared_folder() / "data" / name

@@ -203,6 +203,62 @@ def test_tutorials_and_how_to_pages_have_a_picture():
     assert plain <= WITHOUT_PICTURE
 
 
+RESULTS = ("benchmarks.md", "results.md", "results_real.md", "results_real_ranks.md", "results_shapes.md")
+
+
+def sections(path):
+    """Return the heading and the text of each section of a page."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    _, *parts = re.split(r"^(#+ .*)$", text, flags=re.MULTILINE)
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_each_table_of_results_answers_one_question(name):
+    """A table of 28 rows answered six questions, and a cell held an error and a number of values."""
+    found = 0
+    for heading, text in sections(DOCS / name):
+        tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+        found += len(tables)
+        assert len(tables) <= 1, f"{name}: {heading} has {len(tables)} tables"
+        if tables:
+            assert heading.endswith("?"), f"{name}: {heading} has a table and asks nothing"
+            said = re.search(
+                r"(?:more|less|lower|of each) is better|of which (?:more|less)|, (?:more|less) \|", text
+            )
+            assert said or heading in WITHOUT_DIRECTION, f"{name}: {heading} does not say what is better"
+    assert found
+
+
+#: Sections of results whose tables rank nothing.
+WITHOUT_DIRECTION = {
+    "## What can each package do?",
+    "# Which shape of adapter?",  # the names of what is compared
+    "## Which time scales and gates does training choose?",
+    "## How accurate are large sparse models?",  # one of its columns up, two down: in the text
+}
+
+
+#: The cycle of colors of matplotlib, of which the plots of the packages use none.
+CYCLE = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd")
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "images").glob("*.png")), ids=lambda path: path.stem)
+def test_pictures_have_the_colors_of_the_packages(path):
+    """Five pictures had the colors of hankelred above, and those of matplotlib for the same things below."""
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    picture = Image.open(path).convert("RGB")
+    drawn = {color: n for n, color in picture.getcolors(picture.width * picture.height)}
+    for color in CYCLE:
+        near = [round(255 * part) for part in to_rgb(color)]
+        pixels = sum(
+            n for c, n in drawn.items() if all(abs(a - b) <= 4 for a, b in zip(c, near, strict=True))
+        )
+        assert pixels < 20, f"{path.name}: {pixels} pixels of {color}"
+
+
 def test_pictures_are_small():
     for picture in (DOCS / "images").glob("*.png"):
         assert picture.stat().st_size < 100_000, picture.name

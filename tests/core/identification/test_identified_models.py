@@ -26,10 +26,12 @@ from hankelred.identification.noise.information_criterion import (
 from hankelred.identification.noise.innovations import innovations_model
 from hankelred.identification.noise.whitening import whitened_fit
 from hankelred.identification.order_selection import (
+    Recipe,
     _chosen_by_criterion,
     candidate_models,
     choose_recipe,
     score_continued,
+    score_model,
     split_records,
 )
 from hankelred.identification.output_error import FittedModel, balance_states, fit_inputs, refine
@@ -247,6 +249,31 @@ class TestInformationCriterion:
         assert recipe.order == model.order == 2
         trials[1] = OrderTrial(trials[1].model, -1e9)
         assert _chosen_by_criterion(trials, candidates, by_validation, split, **options) is None
+
+    def test_the_model_that_is_validated_is_estimated_from_the_estimation_part(self):
+        """Its start from a trial, which is a model of the whole record, was returned where residuals are white.
+
+        The validation fit was then that of a model estimated from the validation part too.
+        """
+        rng = np.random.default_rng(5)
+        u = rng.standard_normal(300)
+        y = output(u) + 0.3 * rng.standard_normal(300)
+        split = split_records([u[None]], [y[None]], True, 0)
+        part, whole = split.estimation, (split.whole_inputs, split.whole_outputs)
+        options = {"stable": True, "max_steps": 30, "rtol": 1e-8}
+        trial = refine(fit_inputs(A, C, *whole, True)[-1], *whole, **options)
+        slow = fit_inputs(np.diag([0.99, 0.98]), np.ones((1, 2)), part.inputs, part.outputs, True)[-1]
+        recipe = Recipe("", 2, "refined", True)
+        candidates = {recipe: score_model(slow, split)}
+        model = _chosen_by_criterion(
+            {2: OrderTrial(trial, 0.0)}, candidates, candidates[recipe], split, offsets=True, stable=True
+        )[1]
+        expected = refine(
+            fit_inputs(A, C, part.inputs, part.outputs, True)[-1], part.inputs, part.outputs, **options
+        )
+        poles, of_part, of_whole = (np.sort_complex(np.linalg.eigvals(m.A)) for m in (model, expected, trial))
+        assert np.abs(of_whole - of_part).max() > 1e-3
+        assert poles == pytest.approx(of_part, abs=1e-4)
 
     def test_a_change_of_the_level_does_not_refute_the_criterion(self):
         """The level that a slow disturbance had in the validation part decided between orders."""
@@ -604,6 +631,35 @@ class TestUnstableProcess:
         model.source._models[1] = replace(model._selected, innovations=None)
         with pytest.warns(hankelred.ReductionWarning, match="outside the unit circle"):
             assert not model.compare(u[:40], y[:40]).predicted
+
+    def test_outputs_beyond_the_largest_number_are_refused(self):
+        """compare() returned infinite outputs, predict() and score() NaN, with warnings of numpy.
+
+        The record is too short to show beyond doubt that the process is unstable, so the model is simulated.
+        """
+        u, y = first_order_loop(1.1, 0.6, 90)
+        estimator = hankelred.SystemIdentifier(order=1, stable=False).fit(u[:, None], y)
+        long_u, long_y = first_order_loop(1.1, 0.6, 9000, seed=1)
+        calls = (
+            lambda n: estimator.model_.compare(long_u[:n], long_y[:n]),
+            lambda n: estimator.predict(long_u[:n, None]),
+            lambda n: estimator.score(long_u[:n, None], long_y[:n]),
+        )
+        for call in calls:
+            with pytest.raises(hankelred.HankelredError, match="largest number.*a pole of modulus 1.1"):
+                call(9000)
+            with pytest.warns(hankelred.ReductionWarning, match="outside the unit circle") as warned:
+                call(100)
+            assert warned[0].filename == __file__
+
+    def test_no_warning_of_a_pole_outside_the_unit_circle_by_a_rounding_error(self):
+        """A pole of an integrator at 1.000002 was warned of, though errors grow by 0.02 % in 100 samples."""
+        u, y = first_order_loop(1.0, 0.5, 100)
+        model = hankelred.identify(u, y, 1, stable=False)
+        chosen = model._selected
+        integrator = replace(chosen.model, A=np.array([[1.000002]]))
+        model.source._models[1] = replace(chosen, model=integrator, innovations=None)
+        assert model.compare(u, y).fit[0] > 0.5
 
     def test_gaps_are_bridged_by_predictions(self):
         """They were filled with the simulated output, as large as 122 here, and the pole found was stable."""

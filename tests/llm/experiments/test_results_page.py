@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +45,32 @@ def test_the_page_is_what_its_command_writes(made):
     )
 
 
-def test_the_figures_are_there(made, tmp_path, monkeypatch):
+def test_the_figures_are_there_and_legible(made, tmp_path, monkeypatch):
+    """Text was 7 points at 68 dots an inch in a picture wider than the page: 6 pixels, without a legend."""
     text = (DOCS / "results.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(made, "IMAGES", tmp_path)
-    data = made.read()
-    made.draw_scores(data)
-    made.draw_systems(data)
-    for picture in tmp_path.iterdir():
+    images = sys.modules[made.save.__module__]
+    monkeypatch.setattr(images, "IMAGES", tmp_path)
+    made.draw_figures(made.read())
+    pictures = list(tmp_path.iterdir())
+    assert len(pictures) == 2
+    for picture in pictures:
         assert f"images/{picture.name}" in text and (DOCS / "images" / picture.name).is_file()
+
+
+@pytest.mark.parametrize(("points", "width", "pixels"), [(9, 7, 12.5), (10, 13, 7.9), (7, 8, 8.9)])
+def test_text_is_measured_where_a_picture_is_shown(made, points, width, pixels, tmp_path, monkeypatch):
+    """A picture wider than the column of text is shrunk, and its text with it."""
+    from matplotlib.figure import Figure
+
+    images = sys.modules[made.save.__module__]
+    monkeypatch.setattr(images, "IMAGES", tmp_path)
+    figure = Figure(figsize=(width, 2))
+    figure.text(0.5, 0.5, "text", fontsize=points)
+    figure.text(0.5, 0.2, "").set_fontsize(1)
+    assert images.smallest_text(figure) == pytest.approx(pixels, abs=0.05)
+    if pixels < 9:
+        with pytest.raises(ValueError, match=rf"text of {pixels} pixels in small\.png"):
+            images.save(figure, "small")
 
 
 def test_the_files_are_small_and_whole(made):
@@ -95,7 +114,7 @@ def test_the_best_of_lora_is_the_strongest_one(made):
 def test_a_file_without_its_costs_makes_a_page(made):
     data = json.loads(json.dumps(made.read()))
     data["costs"] = {}
-    assert "## What a step costs" not in made.page(data)
+    assert "## How long does a training step take?" not in made.page(data)
 
 
 @pytest.mark.parametrize("method", ["fft", "sequential"])

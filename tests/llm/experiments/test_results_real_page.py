@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers.data import needs_pieces
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -22,6 +23,7 @@ def made():
 
 
 def test_the_page_is_what_its_command_writes(made):
+    needs_pieces()
     assert made.page(made.study.finished()) == (DOCS / "results_real.md").read_text(encoding="utf-8"), (
         "run: python docs/make_results_real.py"
     )

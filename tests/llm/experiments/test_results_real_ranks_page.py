@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.data import needs_pieces
 from helpers.models import adapted, base_model, error, tokens
 from peft import PeftModel
 
@@ -37,6 +38,7 @@ def logits(model, ids):
 
 
 def test_the_page_is_what_its_command_writes(made):
+    needs_pieces()
     page = (DOCS / "results_real_ranks.md").read_text(encoding="utf-8")
     assert made.page(made.finished()) == page, "run: python docs/make_results_real_ranks.py"
 
@@ -51,10 +53,38 @@ def test_differences_are_of_the_same_rows(made):
     start = {"states": 390, "test": dict.fromkeys(lengths, half)}
     steps = made.FULL_STEPS
     page = made.page({("full", 0): full, (f"half--from the start, {steps} steps", 0): start})
-    assert "| whole | 799 | 0.500 | 0.500 | 1.000 | 1.000 |" in page
-    assert "| half, from the start | 390 |  |  | 0.500 | 0.500 |" in page
-    assert "- whole, trained further minus whole: +0.500 [" in page
-    assert "seed 0: half, equal orders; half, one threshold" in page
+    assert "| whole | 799 | 0 | 0.500 | 0.500 |" in page
+    assert "| whole | 24 and 8 steps | 0 | 1.000 | 1.000 |" in page
+    assert "| half, from the start | 32 steps | 0 | 0.500 | 0.500 |" in page
+    assert "half, equal orders: seed 0" in page
+
+
+def test_differences_are_of_the_seeds_that_both_have(made):
+    rows = 12
+
+    def scored(share):
+        values = [share] * 5 * rows
+        return {"accuracy": share, "values": values, "questions_of_a_row": 5}
+
+    def piece(test, further):
+        lengths = list(map(str, made.study.TEST_ROWS))
+        return {
+            "test": dict.fromkeys(lengths, scored(test)),
+            "further": dict.fromkeys(lengths, scored(further)),
+        }
+
+    pieces = {("full", seed): piece(0.5, 0.75 + seed / 100) for seed in range(3)}
+    pieces["half--equal orders", 0] = piece(0.25, 0.5)
+    pieces["half--equal orders", 2] = piece(0.25, 0.5)
+    (line,) = made.differences(pieces, [("half--equal orders", "test", "full", "test")])
+    assert line.startswith("half, equal orders minus whole: -0.250 [-0.250, -0.250]* at 256 tokens")
+    assert line.endswith("(2 seeds)")
+    (line,) = made.differences(pieces, [("half--equal orders", "further", "full", "further")])
+    # the differences of the seeds are .25 and .27: Student's t with one degree of freedom
+    assert "-0.260 [-0.387, -0.133]* at 256 tokens" in line
+    assert made.verdict([line]).startswith(
+        "Clearly worse in 2, clearly better in 0 and not decided in 0 of 2"
+    )
 
 
 def test_without_its_state_the_adapter_is_the_lora_that_is_exported(made, ids, tmp_path):
@@ -64,6 +94,20 @@ def test_without_its_state_the_adapter_is_the_lora_that_is_exported(made, ids, t
         made.study.switch_off(model, "state")
     exported = PeftModel.from_pretrained(base_model(), tmp_path).eval()
     assert error(logits(model, ids), logits(exported, ids)) < 1e-5
+    assert error(logits(model, ids), logits(base_model(), ids)) > 1e-3
+
+
+def test_without_its_state_the_direct_term_stays(made, ids):
+    """The oracle has no feedthrough, and states that forget at once: then s_t is u_t."""
+    model, oracle = adapted(**MIXED, feedthrough=True).eval(), adapted(**MIXED).eval()
+    unused = oracle.load_state_dict(model.state_dict(), strict=False).unexpected_keys
+    assert len(unused) == 2 and all(".m." in key or key.endswith(".m") for key in unused)
+    with torch.no_grad():
+        for name, parameter in oracle.named_parameters():
+            if name.endswith(".log_rate"):
+                parameter.fill_(10)
+        made.study.switch_off(model, "state")
+    assert error(logits(model, ids), logits(oracle, ids)) < 1e-5
     assert error(logits(model, ids), logits(base_model(), ids)) > 1e-3
 
 
