@@ -73,8 +73,8 @@ def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
     radius, samples = spectral_radius(A), output.shape[1]
     if not np.all(np.isfinite(output)):
         raise HankelredError(
-            f"the simulated output of {samples} samples grows beyond the largest number: the model has a pole "
-            f"of modulus {radius:.6g}. Simulate shorter records, or identify a model with stable=True"
+            f"the simulated output of {samples} samples grows beyond the largest number: the model has a "
+            f"pole of modulus {radius:.6g}. Simulate shorter records, or identify a model with stable=True"
         )
     if radius > 1 and samples * math.log(radius) > math.log(_HARMLESS_GROWTH):
         warnings.warn(

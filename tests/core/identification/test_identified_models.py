@@ -251,7 +251,7 @@ class TestInformationCriterion:
         assert _chosen_by_criterion(trials, candidates, by_validation, split, **options) is None
 
     def test_the_model_that_is_validated_is_estimated_from_the_estimation_part(self):
-        """Its start from a trial, which is a model of the whole record, was returned where residuals are white.
+        """Its start from a trial, a model of the whole record, was returned where residuals are white.
 
         The validation fit was then that of a model estimated from the validation part too.
         """
@@ -646,7 +646,7 @@ class TestUnstableProcess:
             lambda n: estimator.score(long_u[:n, None], long_y[:n]),
         )
         for call in calls:
-            with pytest.raises(hankelred.HankelredError, match="largest number.*a pole of modulus 1.1"):
+            with pytest.raises(hankelred.HankelredError, match=r"largest number.*a pole of modulus 1\.1"):
                 call(9000)
             with pytest.warns(hankelred.ReductionWarning, match="outside the unit circle") as warned:
                 call(100)
