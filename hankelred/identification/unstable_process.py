@@ -73,12 +73,12 @@ def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
     radius, samples = spectral_radius(A), output.shape[1]
     if not np.all(np.isfinite(output)):
         raise HankelredError(
-            f"the simulated output of {samples} samples grows beyond the largest number: the model has a pole "
-            f"of modulus {radius:.6g}. Simulate shorter records, or identify a model with stable=True"
+            f"the simulated output of {samples} samples grows beyond the largest number: the model has a "
+            f"pole of modulus {radius:.6g}. Simulate shorter records, or identify a model with stable=True"
         )
     if radius > 1 and samples * math.log(radius) > math.log(_HARMLESS_GROWTH):
         warnings.warn(
-            f"the model has a pole of modulus {radius:.6g}, outside the unit circle, and its output is "
+            f"the model has a pole of modulus {radius:.9g}, outside the unit circle, and its output is "
             "simulated: any error of it grows without bound in a long record. Compare short records, or "
             "identify a model with stable=True",
             ReductionWarning,
