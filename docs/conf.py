@@ -48,6 +48,20 @@ exclude_patterns = ["_build"]
 autosummary_generate = False
 html_theme = "furo"
 html_title = f"hankelred {version}"
+# links to other versions, where these are served too (tools/site_versions.py)
+templates_path = ["_templates"]
+html_static_path = ["_static"]
+html_js_files = [("versions.js", {"defer": "defer"})]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/search.html",
+        "versions.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_show_sphinx = False
 
 # the docstrings are numpydoc and name every type in words

@@ -162,7 +162,8 @@ def tabled(headings: list[str], rows: list[list[str]], lines: list[str]) -> list
     """Return a table and the differences below it."""
     if not rows:
         return [NOTHING]
-    return [table(headings, rows), *([verdict(lines), bullets(lines)] if lines else [])]
+    text = "Accuracy, more is better:"
+    return [text, table(headings, rows), *([verdict(lines), bullets(lines)] if lines else [])]
 
 
 def verdict(lines: list[str]) -> str:
@@ -258,7 +259,8 @@ def parts_off(pieces: Pieces) -> list[str]:
                 rows.append([f"`{task}`, {what}", seeds_of(of_name), *means(scored, "test")])
     if not rows:
         return [NOTHING]
-    text = f"{NAMES[study.HYBRID]}, with a part switched off and no further training:"
+    what = f"{NAMES[study.HYBRID]}, with a part switched off and no further training:"
+    text = f"Accuracy, more is better, of {what}"
     return [paragraph(text), table(["", "seeds", *lengths()], rows)]
 
 

@@ -37,6 +37,14 @@ def is_block_triangular(A: Array) -> bool:
     return not np.any(below[1:] == below[:-1] + 1) and not np.any(np.tril(A, -2))
 
 
+def is_block_diagonal(T: Array) -> bool:
+    """Return whether a matrix in Schur form has nothing but its blocks of one and two states."""
+    if np.any(T[:1, 2:]):  # most matrices end here
+        return False
+    pairs = np.count_nonzero(T.diagonal(-1))
+    return int(np.count_nonzero(T)) == np.count_nonzero(T.diagonal()) + 2 * pairs
+
+
 def is_quasi_triangular(A: Array) -> bool:
     """Return whether a matrix is in Schur form already, in the standard form of LAPACK."""
     if not is_block_triangular(A):

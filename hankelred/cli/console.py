@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import stat
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -32,27 +34,75 @@ def run(commands: click.Group, program: str, *, interrupted: str = "interrupted"
     interrupted : str
         The message after Ctrl-C where the command has none of its own.
     """
-    warnings.showwarning = lambda message, *_: click.echo(f"warning: {in_one_line(message)}", err=True)
+    _replace_closed_streams()
+    warnings.showwarning = lambda message, *_: _say(f"warning: {in_one_line(message)}")
+    try:
+        status = _status_of(commands, program, interrupted)
+        sys.stdout.flush()
+    except OSError as error:  # at the end, where the disk is full
+        status = _unwritten(error)
+    if status:
+        sys.exit(status)
+
+
+def _status_of(commands: click.Group, program: str, interrupted: str) -> int:
+    """Run the commands; print what is wrong, and return the exit status."""
     try:
         commands.main(prog_name=program, standalone_mode=False)
     except click.exceptions.Abort as stop:
-        _stop(str(stop) or interrupted, 130)
+        return _failed(str(stop) or interrupted, 130)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
-        sys.exit(2)
+        return 2
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context is not None else ""
-        _stop(" ".join(error.format_message().split()) + hint, 2)
+        return _failed(" ".join(error.format_message().split()) + hint)
     except HankelredError as error:
-        _stop(str(error), 2)
+        return _failed(str(error))
     except MemoryError:
-        _stop("not enough memory for a model of this size", 2)
+        return _failed("not enough memory for a model of this size")
+    return 0
 
 
-def _stop(message: str, status: int) -> None:
-    click.echo(f"error: {with_stream_names(in_one_line(message))}", err=True)
-    sys.exit(status)
+def _replace_closed_streams() -> None:
+    """Refuse a standard output that is closed (>&-) before any work; drop messages where 2>&- says so.
+
+    Python has None in their place, and the next file that is opened has their number.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (to the end of the process)
+    if sys.stdout is None:
+        _say("error: standard output is closed: redirect it to a file, or to /dev/null")
+        sys.exit(2)
+
+
+def _failed(message: str, status: int = 2) -> int:
+    _say(f"error: {with_stream_names(in_one_line(message))}")
+    return status
+
+
+def _say(text: str) -> None:
+    """Print on standard error, which may be closed at its other end, or full."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _unwritten(error: OSError) -> int:
+    """Report output that could not be written; a reader that stopped early is no error to report."""
+    _drop(sys.stdout)
+    if error.errno == errno.EPIPE:
+        return 1
+    where = in_one_line(error.filename) if error.filename else "the output"
+    return _failed(f"cannot write {where}: {error.strerror or error}")
+
+
+def _drop(stream: TextIO) -> None:
+    """Let go nowhere what is left in a stream: at the end of the process it would fail again."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def comma_separated(text: str) -> list[str]:

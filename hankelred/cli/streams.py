@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 import sys
@@ -23,6 +24,8 @@ else:
 #: Name, without ending, of the file that stands in for a stream.
 STANDARD_INPUT, STANDARD_OUTPUT = "standard-input", "standard-output"
 _FORMAT = "hankelred.format"
+#: The format in which standard input is read, and whether standard output is written.
+_READ, _WRITTEN = "hankelred.read", "hankelred.written"
 #: Formats of each kind of file on streams, the usual one first.
 _MODELS, _TABLES = ("json", "npz", "mat"), ("csv",)
 #: Bytes by which the format of standard input is recognized.
@@ -64,6 +67,7 @@ class InputFile(_ParamType):
         given = ctx.meta.get(_FORMAT)
         # --format may be meant for standard output, so that the bytes come first
         kind = recognized_format(start) or (given if given in self._formats else self._formats[0])
+        ctx.meta[_READ] = kind
         path = _stand_in(ctx, STANDARD_INPUT, kind)
         with path.open("wb") as file:
             file.write(start)
@@ -92,14 +96,13 @@ class OutputFile(_ParamType):
         """Return the path; standard output is written when the command ends, by copying a file."""
         if str(value) != "-" or ctx is None:
             return Path(value)
-        if sys.stdout is None:
-            raise FileFormatError("standard output is closed: name a file")
         kind = ctx.meta.get(_FORMAT) or self._formats[0]
         if kind not in self._formats:
             raise FileFormatError(
                 f"--format of {self._what} on standard output must be {' or '.join(self._formats)}, "
                 f"got {kind}"
             )
+        ctx.meta[_WRITTEN] = True
         path = _stand_in(ctx, STANDARD_OUTPUT, kind)
 
         def copy() -> None:
@@ -125,6 +128,11 @@ def format_option(function: Any) -> Any:
     def keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         ctx.meta[_FORMAT] = value
 
+    @functools.wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        _refuse_unused_format(click.get_current_context())
+        return function(*args, **options)
+
     return click.option(
         "--format",
         type=click.Choice(["json", "npz", "mat", "csv"]),
@@ -133,7 +141,24 @@ def format_option(function: Any) -> Any:
         callback=keep,
         help="Format of - as an output; json for models, csv for tables, unless given. Of - as an input only "
         "where the first bytes do not tell.",
-    )(function)
+    )(checked)
+
+
+def _refuse_unused_format(ctx: click.Context) -> None:
+    """Raise for a --format that would be ignored: of no stream, or of an input that is in another format."""
+    given = ctx.meta.get(_FORMAT)
+    if given is None or ctx.meta.get(_WRITTEN):
+        return
+    kind = ctx.meta.get(_READ)
+    if kind is None:
+        raise FileFormatError(
+            f"--format {given} is that of -, standard input or output, and no file is -: leave it out; the "
+            "ending of a file tells its format"
+        )
+    if given != kind:
+        raise FileFormatError(
+            f"--format {given} is not that of standard input, which is read as {kind}: leave it out"
+        )
 
 
 MODEL_IN, MODEL_OUT = InputFile(_MODELS), OutputFile("a model", _MODELS)

@@ -9,11 +9,12 @@ Source: Gohberg, Kailath, Olshevsky, Math. Comp. 64 (1995); Demmel, SIAM J. Matr
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 
-from .._util.arrays import EPS, Array, reduce_columns
+from .._util.arrays import EPS, Array, reduce_columns, schur_poles
 
 #: The factor ends at a column smaller than this, relative to the first: far below rounding, because the
 #: closed form computes tiny columns accurately.
@@ -49,6 +50,69 @@ def cauchy_factor(log_poles: Array, B: Array, *, discrete: bool) -> Array:
         remaining[pivot] = False
         B[pivot] = 0
     return np.array(columns).T.reshape(n, len(columns))
+
+
+@dataclass(frozen=True)
+class SeparateModes:
+    """A block diagonal T in Schur form, in continuous time, and its factor for an input of each mode.
+
+    With one input b, the block upper triangular factor U of T U U^H + U U^H T^H + b b^H = 0 is known in
+    closed form. In the states in which T is the diagonal of its poles, the column of a mode k is
+    b_k m / -(poles + conj(pole)), m^2 = -2 Re(pole), where b_k is b times the Blaschke factors of the modes
+    after k. A conjugate pair has two such columns, which are combined to real ones, and one row, since the
+    other is its conjugate. These are products only, so that no digits are lost, however light the damping is.
+    """
+
+    T: Array
+    #: the first states of all modes, and the second states of pairs
+    first: Array
+    second: Array
+    #: (modes, n), the columns divided by the b of each row
+    columns: Array
+
+    @classmethod
+    def of(cls, T: Array) -> Self:
+        """Compute what does not depend on the input."""
+        n = T.shape[0]
+        second = np.flatnonzero(T.diagonal(-1)) + 1
+        first = np.delete(np.arange(n), second)
+        poles = schur_poles(T)[first]
+        if not (second.size or np.iscomplexobj(T)):
+            poles = poles.real
+        is_pair = np.isin(first, second - 1)
+        row_poles, conjugates = poles[:, None], poles.conj()
+        total, difference = row_poles + conjugates, row_poles - poles
+        if second.size:
+            total *= np.where(is_pair, row_poles + poles, 1)
+            difference *= np.where(is_pair, row_poles - conjugates, 1)
+        weights = np.sqrt(-2 * poles.real) / -total
+        weights[:, :-1] *= np.cumprod((difference / total)[:, :0:-1], axis=1)[:, ::-1]
+        if not second.size:
+            return cls(T, first, second, weights)
+        size = np.abs(poles)
+        columns = np.empty((first.size, n), poles.dtype)
+        columns[:, first] = weights * np.where(is_pair, row_poles - size, 1)
+        columns[:, second] = (weights * (row_poles + size))[:, is_pair]
+        return cls(T, first, second, columns)
+
+    def factor(self, b: Array, *, adjoint: bool) -> Array:
+        """Return U for an input b, or with ``adjoint`` that of T^H and b."""
+        T, first, second = self.T.conj().T if adjoint else self.T, self.first, self.second
+        if second.size == 0:
+            columns = self.columns.conj() if adjoint else self.columns
+            return b[:, None] * columns
+        # the state of a mode with the pole a + j w in [[a, f], [g, a]] has the right eigenvector (1, j w / f)
+        f, g = T.diagonal(1)[second - 1], T.diagonal(-1)[second - 1]
+        ratio = np.copysign(np.sqrt(-g / f), f)
+        row_b = b[first].astype(complex)
+        is_pair = np.isin(first, second - 1)
+        row_b[is_pair] = 0.5 * b[second - 1] - (0.5j / ratio) * b[second]
+        rows = row_b[:, None] * self.columns
+        U = np.empty((b.size, b.size))
+        U[first] = rows.real
+        U[second - 1] *= 2
+        U[second] = rows.imag[is_pair] * (-2 * ratio)[:, None]
+        return U
 
 
 def _denominator(a: Array, b: Any, discrete: bool) -> Array:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,14 +27,17 @@ import scipy.linalg as sla
 from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
 
 from .._util.arrays import Array, reduce_columns, schur_poles
+from .._util.schur import is_block_diagonal
 from ..errors import ConvergenceError
+from .cauchy import SeparateModes
 from .smith import upper_triangle
 
 TILE = 40
 
-#: The same for a single input, where a tile is one Sylvester equation. LAPACK solves it one entry at a time,
-#: so that small tiles and matrix products between them are faster.
-TILE_OF_ONE_INPUT = 28
+#: Columns that are solved together for a single input, and states at most in one of these equations. LAPACK
+#: solves it one entry at a time, so that narrow ones with matrix products between them are faster.
+TILE_OF_ONE_INPUT = 30
+ROWS_OF_ONE_INPUT = 60
 
 #: Up to this number of states times inputs, the factors of all inputs are computed one by one and joined,
 #: which is faster there: with one input a tile takes one equation instead of one for each pole.
@@ -52,32 +57,39 @@ def hammarling_factors(
 
     Discrete time takes complex Schur form only. ``poles`` are those of T, if known.
     """
-    form = None
-    if T.size and not (discrete or _has_light_damping(schur_poles(T) if poles is None else poles)):
-        form = _form_of_one_input(T)
-    Lc = _factor(T, B, discrete, form)
-    # T^H is lower triangular; with the states in reverse order it is upper triangular again, and so is S^H
-    if form is not None:
-        form = np.asfortranarray(_reversed_adjoint(form[0])), form[1][::-1]
-    Lo = _factor(_reversed_adjoint(T), C.conj().T[::-1], discrete, form)
-    return Lc, Lo[::-1]
+    one_input = None if discrete or not T.size else _solver_of_one_input(T, poles)
+    Lc = _factor(T, B, discrete, one_input, adjoint=False)
+    return Lc, _factor(T, C.conj().T, discrete, one_input, adjoint=True)
+
+
+def _solver_of_one_input(T: Array, poles: Array | None) -> Callable[..., Array] | None:
+    """Return a function of an input b that returns its factor; None where that would lose digits."""
+    if is_block_diagonal(T):
+        return SeparateModes.of(T).factor
+    if _has_light_damping(schur_poles(T) if poles is None else poles):
+        return None
+    return partial(_factor_of_one_input, T, *_form_of_one_input(T))
 
 
 def _reversed_adjoint(T: Array) -> Array:
     return T[::-1, ::-1].conj().T
 
 
-def _factor(T: Array, B: Array, discrete: bool, form: tuple[Array, Array] | None) -> Array:
+def _factor(
+    T: Array, B: Array, discrete: bool, one_input: Callable[..., Array] | None, *, adjoint: bool
+) -> Array:
     """Return a factor of one Gramian: (n, n), or (n, n m) for a few inputs, one after the other.
 
-    ``form`` is that of one input, where its equation is accurate enough.
+    ``one_input`` returns that of one input, if known. With ``adjoint`` T^H takes the place of T.
     """
     n, m = B.shape
     if m == 0:
         return np.zeros((n, 0), np.result_type(T, B))
-    if form is not None and (m == 1 or n * m <= ONE_BY_ONE):
-        factors = [_factor_of_one_input(T, B[:, k], *form) for k in range(m)]
+    if one_input is not None and (m == 1 or n * m <= ONE_BY_ONE):
+        factors = [one_input(B[:, k], adjoint=adjoint) for k in range(m)]
         return factors[0] if m == 1 else np.concatenate(factors, axis=1)
+    if adjoint:  # T^H is lower triangular; with the states in reverse order it is upper triangular again
+        return hammarling(_reversed_adjoint(T), B[::-1], discrete=discrete)[::-1]
     return hammarling(T, B, discrete=discrete)
 
 
@@ -168,36 +180,59 @@ def _form_of_one_input(T: Array) -> tuple[Array, Array]:
     return np.asfortranarray(S), M
 
 
-def _factor_of_one_input(T: Array, b: Array, S: Array, M: Array) -> Array:
-    """Return the block upper triangular U with T U + U S^H + b M^T = 0."""
+def _factor_of_one_input(T: Array, S: Array, M: Array, b: Array, *, adjoint: bool) -> Array:
+    """Return the block upper triangular U with T U + U S^H + b M^T = 0.
+
+    With ``adjoint`` it is the lower triangular U with T^H U + U S + b M^T = 0: a factor of the other Gramian,
+    of which only the columns are in another order than those of the factor of T^H.
+    """
     n = b.size
     tiles = _tiles(T, math.ceil(n / math.ceil(n / TILE_OF_ONE_INPUT)))
     if len(tiles) == 1:
-        return _sylvester(T, S, b[:, None] * -M)
+        return _sylvester(T, S, b[:, None] * -M, adjoint=adjoint)
     U = np.zeros((n, n), dtype=np.result_type(T, b), order="F")
     b = b.astype(U.dtype)
-    diagonal_tiles = [np.asfortranarray(T[I, I]) for I in tiles]
-    for j in range(len(tiles) - 1, -1, -1):
-        J = tiles[j]
-        S_J, M_J = np.asfortranarray(S[J, J]), M[J]
-        for i in range(j, -1, -1):
-            I = tiles[i]
-            W = b[I, None] * -M_J
-            if i < j:
-                W -= T[I, I.stop : J.stop] @ U[I.stop : J.stop, J]
-            X = _sylvester(diagonal_tiles[i], S_J, W)
-            U[I, J] = X
-            b[I] -= X @ M_J
+    strips = _strips(tiles, n)
+    if not adjoint:
+        tiles, strips = tiles[::-1], strips[::-1]
+    T_of_strips = [np.asfortranarray(T[I, I]) for I in strips]
+    for J in tiles:
+        S_J, M_J = S[J, J], M[J]
+        for I, T_I in zip(strips, T_of_strips, strict=True):
+            if adjoint:  # rows from those of the tile down
+                start, stop, solved = max(I.start, J.start), I.stop, slice(J.start, max(I.start, J.start))
+            else:  # rows from those of the tile up
+                start, stop, solved = I.start, min(I.stop, J.stop), slice(min(I.stop, J.stop), J.stop)
+            if start >= stop:
+                continue
+            rows, part = slice(start, stop), slice(start - I.start, stop - I.start)
+            W = b[rows, None] * -M_J
+            if solved.start < solved.stop:
+                coupling = T[solved, rows].conj().T if adjoint else T[rows, solved]
+                W -= coupling @ U[solved, J]
+            X = _sylvester(T_I[part, part], S_J, W, adjoint=adjoint)
+            U[rows, J] = X
+            b[rows] -= X @ M_J
     return U
 
 
-def _sylvester(T: Array, S: Array, W: Array) -> Array:
-    """Return the X of T X + X S^H = W."""
+def _strips(tiles: list[slice], n: int) -> list[slice]:
+    """Join tiles to strips of rows of at most about :data:`ROWS_OF_ONE_INPUT`."""
+    each = max(ROWS_OF_ONE_INPUT * len(tiles) // n, 1)
+    groups = [tiles[k : k + each] for k in range(0, len(tiles), each)]
+    return [slice(group[0].start, group[-1].stop) for group in groups]
+
+
+def _sylvester(T: Array, S: Array, W: Array, *, adjoint: bool = False) -> Array:
+    """Return the X of T X + X S^H = W, or with ``adjoint`` of T^H X + X S = W."""
     trsyl = ztrsyl if np.iscomplexobj(W) else dtrsyl
-    X, scale, info = trsyl(T, S, W, tranb="C")
+    X, scale, info = trsyl(T, S, W, trana="C") if adjoint else trsyl(T, S, W, tranb="C")
     if info < 0 or scale == 0:
         raise _solver_error("trsyl", info)
     if info > 0:  # LAPACK changes sums of poles below rounding of the fastest, as in stiff circuits
+        if adjoint:
+            T, S = _reversed_adjoint(T), _reversed_adjoint(S)
+            return _sylvester_of_stiff(T, S, W[::-1, ::-1])[::-1, ::-1]
         return _sylvester_of_stiff(T, S, W)
     return X if scale == 1 else X / scale
 

@@ -264,4 +264,4 @@ def compress(L: Array, tolerance: float = COMPRESSION) -> Array:
 @lru_cache(maxsize=4)
 def upper_triangle(n: int) -> Array:
     """Return which entries of an n x n matrix are on or above the diagonal."""
-    return np.triu(np.ones((n, n), dtype=bool))
+    return np.asfortranarray(np.triu(np.ones((n, n), dtype=bool)))

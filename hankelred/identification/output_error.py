@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.linalg as sla
+from scipy.linalg.lapack import dormqr
 
 from .._util.arrays import EPS, Array
 from ..reduction.balancing import BalancedFactors
@@ -260,7 +261,7 @@ def output_derivatives(
     P, direct = directions.shape[1], m if model.direct else 0
     dA, dB, dC = np.split(directions.T, np.cumsum([n * n, n * m]), axis=1)
     dAB = np.concatenate([dA.reshape(P, n, n), dB.reshape(P, n, m)], axis=2)
-    dC = dC.reshape(P, p, n)
+    by_C = np.ascontiguousarray(dC.reshape(P, p, n).transpose(1, 2, 0))
     K = P + p * direct + len(us) * n + (p if offsets else 0)
     for e, (u, y, x0) in enumerate(zip(us, ys, model.x0, strict=True)):
         T = u.shape[1]
@@ -268,7 +269,7 @@ def output_derivatives(
         error = y - (C @ x + model.D @ u + model.offset[:, None])
         J = np.zeros((p, T, K))
         J[:, :, :P] = forced_responses(A, C, dAB, np.concatenate([x, u]))
-        J[:, :, :P] += np.tensordot(dC, x, axes=(2, 0)).transpose(1, 2, 0)
+        J[:, :, :P] += np.matmul(x.T, by_C)
         by_D = np.einsum("ik,jt->itkj", np.eye(p), u[:direct]).reshape(p, T, p * direct)
         J[:, :, P : P + p * direct] = by_D
         at = P + p * direct + e * n
@@ -281,12 +282,15 @@ def output_derivatives(
 def local_coordinates(model: FittedModel) -> Array:
     """Return an orthonormal basis (n^2 + nm + pn, n(m+p)) orthogonal to the orbit of similar systems."""
     A, B, C = model.A, model.B, model.C
-    n, m, p = A.shape[0], B.shape[1], C.shape[0]
-    eye = np.eye(n)
+    eye = np.eye(A.shape[0])
     # d/dT of (T A T^-1, T B, C T^-1) at T = I, acting on T flattened by rows
     tangents = np.concatenate([np.kron(eye, A.T) - np.kron(A, eye), np.kron(eye, B.T), -np.kron(C, eye)])
-    q = sla.qr(tangents)[0]
-    return np.asarray(q[:, n * n :]) if n * (m + p) else np.zeros((tangents.shape[0], 0))
+    size, rank = tangents.shape
+    if size == rank:
+        return np.zeros((size, 0))
+    (reflectors, tau), _ = sla.qr(tangents, mode="raw", check_finite=False)
+    complement = np.eye(size, size - rank, -rank)
+    return np.asarray(dormqr("L", "N", reflectors, tau, complement, lwork=64 * size)[0])
 
 
 def balance_states(model: FittedModel) -> FittedModel:

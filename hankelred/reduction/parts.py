@@ -17,7 +17,7 @@ from ..gramians.stability import STABILITY_TOL, checked_tol
 from ..models.frequency_response import MAX_RESPONSE_CHANGE, difference_of_responses
 from ..models.linear_model import LinearModel, Timebase, as_model
 from ..models.projection import project_exactly
-from .balancing import balance, truncate_balanced, unstable_poles
+from .balancing import balance, project_unstable, truncate_balanced, unstable_poles
 
 #: Directions of unstable and marginal modes that are reached, or observed, less than this, relative to the
 #: strongest, are hidden.
@@ -189,12 +189,9 @@ def split(sys: Any, *, dt: Timebase = 0, stability_tol: float = STABILITY_TOL) -
     model = as_model(sys, dt)
     factored = factorize(model, checked_tol(stability_tol))
     system, eye = factored.scaled_system, np.eye(factored.n_stable)
+    stable = project_exactly(system, factored.left_states(eye), factored.right_states(eye))
     parts: list[Any] = []
-    for left, right, D in (
-        (factored.left_states(eye), factored.right_states(eye), model.D),
-        (factored.unstable_left, factored.unstable_right, np.zeros_like(model.D)),
-    ):
-        part = project_exactly(system, left, right)
+    for part, D in ((stable, model.D), (project_unstable(factored), np.zeros_like(model.D))):
         B, C = part.B * 2.0**system.input_exponent, part.C * 2.0**system.output_exponent
         owner = model.proper_part() if parts else model
         parts.append(owner.with_matrices(part.A, B, C, D).to_user())

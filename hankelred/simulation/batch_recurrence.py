@@ -59,9 +59,9 @@ def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
     L, blocks = _block_sizes(T)
     padded = np.zeros((n, blocks * L, P), dtype)
     padded[:, :T] = forcing
-    of_step = np.ascontiguousarray(padded.reshape(n, blocks, L, P).transpose(2, 0, 3, 1)).reshape(L, n, -1)
+    of_step = np.ascontiguousarray(padded.reshape(n, blocks, L, P).transpose(2, 0, 1, 3)).reshape(L, n, -1)
     powers = row_powers(np.eye(n, dtype=dtype), squares(A, L), L)
-    states = _in_blocks(A, None, powers, of_step.__getitem__, (n, P, blocks), dtype, start)
+    states = _in_blocks(A, None, powers, of_step.__getitem__, (n, blocks, P), dtype, start)
     return states.reshape(n, blocks * L, P)[:, :T]
 
 
@@ -75,18 +75,17 @@ def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> A
     L, blocks = _block_sizes(T)
     padded = np.zeros((k, blocks * L))
     padded[:, :T] = signals
-    side_by_side = np.ascontiguousarray(padded.reshape(k, blocks, L).transpose(2, 0, 1))
+    of_samples = np.ascontiguousarray(padded.reshape(k, blocks, L).transpose(2, 1, 0))
     powers = row_powers(C, squares(A, L), L)
     out = np.empty((p, blocks, L, P))
     width = max(1, _CACHED_SIZE // (n * blocks))
     for j in range(0, P, width):
-        some = directions[j : j + width].transpose(1, 0, 2)
-        forcing = some.reshape(-1, k)
+        some = np.ascontiguousarray(directions[j : j + width].transpose(1, 2, 0))
 
-        def of_step(s: int, forcing: Array = forcing) -> Array:
-            return (forcing @ side_by_side[s]).reshape(n, -1)
+        def of_step(s: int, some: Array = some) -> Array:
+            return np.matmul(of_samples[s], some).reshape(n, -1)
 
-        shape = n, some.shape[1], blocks
+        shape = n, blocks, some.shape[2]
         out[..., j : j + width] = _in_blocks(A, C, powers, of_step, shape, out.dtype)
     return out.reshape(p, blocks * L, P)[:, :T]
 
@@ -111,13 +110,13 @@ def _in_blocks(
     The blocks are computed from a zero state, with one matrix product per step; the response to the state at
     the start of each block is added afterwards. That takes two passes of sqrt(T) steps instead of T steps.
 
-    ``shape`` is (n, P, blocks), ``forcing(s)`` the forcing (n, P blocks) at sample s of all blocks, and
+    ``shape`` is (n, blocks, P), ``forcing(s)`` the forcing (n, blocks P) at sample s of all blocks, and
     ``powers`` are C A^s, (L, p, n).
     """
-    n, P, blocks = shape
+    n, blocks, P = shape
     L, p, _ = powers.shape
-    local = np.empty((L, p, P * blocks), dtype)
-    Z = np.zeros((n, P * blocks), dtype)
+    local = np.empty((L, p, blocks * P), dtype)
+    Z = np.zeros((n, blocks * P), dtype)
     for s in range(L):
         local[s] = Z if C is None else C @ Z
         Z = A @ Z
@@ -126,10 +125,10 @@ def _in_blocks(
     x = np.zeros((n, P), dtype) if start is None else start
     over_block = np.linalg.matrix_power(A, L)
     for b in range(blocks):
-        carry[:, :, b] = x
-        x = over_block @ x + ends[:, :, b]
+        carry[:, b] = x
+        x = over_block @ x + ends[:, b]
     local += (powers.reshape(L * p, n) @ carry.reshape(n, -1)).reshape(local.shape)
-    return local.reshape(L, p, P, blocks).transpose(1, 3, 0, 2)
+    return local.reshape(L, p, blocks, P).transpose(1, 2, 0, 3)
 
 
 def _by_doubling(A: Array, forcing: Array, start: Array | None, dtype: np.dtype) -> Array:

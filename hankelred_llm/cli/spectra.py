@@ -12,6 +12,7 @@ import click
 from hankelred._util.writing import check_writable
 from hankelred.cli.console import check_picture, save_picture
 
+from .._util.model_names import refuse_absent_path
 from .data_options import data_options
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def spectra(
     for path in (table, save):
         if path is not None:
             check_writable(path)
+    # before torch is imported, which takes seconds
+    refuse_absent_path(model, base)
     from .. import AdapterError, Calibration, calibrate, hankel_spectra
     from .open_model import open_named
 

@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Mistra
 from hankelred._util.writing import scratch_folder
 from hankelred.errors import in_one_line, name_list
 
+from .._util.model_names import refuse_absent_path, refuse_unreachable
 from ..adapter.checks import GGUF_FILE
 from ..errors import ExperimentError
 from ..tasks import ByteTokenizer, Collator, get_task
@@ -178,6 +179,8 @@ def find_model(
         source = _small_source(name, gguf_file, revision)
     else:
         source, gguf_file = _split_gguf(name, gguf_file)
+        refuse_absent_path(source)
+        refuse_unreachable(source, gguf_file or "config.json", revision)
     files = [path.name for path in sorted(Path(source).glob(f"*{GGUF}"))] if os.path.isdir(source) else []
     if gguf_file is not None:
         _check_gguf(source, gguf_file, files)

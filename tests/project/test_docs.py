@@ -203,7 +203,7 @@ def test_tutorials_and_how_to_pages_have_a_picture():
     assert plain <= WITHOUT_PICTURE
 
 
-RESULTS = ("benchmarks.md", "results.md", "results_real.md", "results_real_ranks.md")
+RESULTS = ("benchmarks.md", "results.md", "results_real.md", "results_real_ranks.md", "results_shapes.md")
 
 
 def sections(path):
@@ -224,15 +224,16 @@ def test_each_table_of_results_answers_one_question(name):
         if tables:
             assert heading.endswith("?"), f"{name}: {heading} has a table and asks nothing"
             said = re.search(
-                r"(?:more|less|of each) is better|of which (?:more|less)|, (?:more|less) \|", text
+                r"(?:more|less|lower|of each) is better|of which (?:more|less)|, (?:more|less) \|", text
             )
             assert said or heading in WITHOUT_DIRECTION, f"{name}: {heading} does not say what is better"
-    assert found > 3
+    assert found
 
 
 #: Sections of results whose tables rank nothing.
 WITHOUT_DIRECTION = {
     "## What can each package do?",
+    "# Which shape of adapter?",  # the names of what is compared
     "## Which time scales and gates does training choose?",
     "## How accurate are large sparse models?",  # one of its columns up, two down: in the text
 }

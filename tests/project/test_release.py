@@ -45,6 +45,9 @@ def test_actions_are_pinned_by_commit(workflow):
     used = re.findall(r"uses: (\S+)(.*)", workflow.read_text("utf-8"))
     assert used
     for action, comment in used:
+        if action.startswith("./"):  # a workflow of the same commit
+            assert (ROOT / action).is_file()
+            continue
         assert re.fullmatch(r"[\w/.-]+@[0-9a-f]{40}", action) and re.search(r"# v\d", comment), action
 
 

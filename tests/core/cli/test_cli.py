@@ -745,10 +745,6 @@ def test_format_where_the_bytes_do_not_tell(folder, monkeypatch):
     assert status == 0 and out.startswith(b"12 states"), err
     status, out, err = with_input(monkeypatch, data, "hsv", "-")
     assert (status, out) == (2, b"") and "standard input is damaged or not a .json file" in err
-    # for the commands of tables, text is a table whatever --format names
-    table = (folder / "inputs.csv").read_bytes()
-    options = ("--step", "0.1", "--out", "y.csv", "--format", "mat")
-    assert with_input(monkeypatch, table, "simulate", "model.mat", "-", *options)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -801,6 +797,51 @@ def test_the_format_of_tables_and_a_model_on_standard_input(folder, monkeypatch)
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("hsv", "model.mat"),
+        ("norm", "model.mat"),
+        ("compare", "model.mat", "--order", "2"),
+        ("reduce", "model.mat", "--order", "2", "--out", "small.json"),
+        ("convert", "model.mat", "copy.json"),
+        ("simulate", "model.mat", "inputs.csv", "--step", "0.1", "--out", "y.csv"),
+        ("identify", "record.csv", "--inputs", "u", "--outputs", "y1", "--dt", "0.2"),
+        ("fit", "response.csv"),
+    ],
+)
+def test_a_format_of_no_stream_is_refused(folder, arguments):
+    """`convert model.mat copy.json --format npz` wrote JSON, and said nothing of --format."""
+    message = (
+        "error: --format npz is that of -, standard input or output, and no file is -: leave it out; the "
+        "ending of a file tells its format\n"
+    )
+    assert run(*arguments, "--format", "npz") == (2, "", message)
+    assert not {"small.json", "copy.json", "y.csv"} & {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "given", "read"),
+    [
+        ("model.json", ("hsv", "-"), "npz", "json"),
+        ("model.mat", ("norm", "-"), "csv", "mat"),
+        ("model.npz", ("convert", "-", "copy.json"), "mat", "npz"),
+        ("inputs.csv", ("simulate", "model.mat", "-", "--step", "0.1", "--out", "y.csv"), "mat", "csv"),
+        ("response.npz", ("fit", "-"), "mat", "npz"),
+    ],
+)
+def test_a_format_that_is_not_that_of_the_input_is_refused(folder, monkeypatch, name, arguments, given, read):
+    """The first bytes told the format, and a --format that disagreed was ignored in silence."""
+    data = (folder / name).read_bytes()
+    message = (
+        f"error: --format {given} is not that of standard input, which is read as {read}: leave it out\n"
+    )
+    assert with_input(monkeypatch, data, *arguments, "--format", given) == (2, b"", message)
+    assert not (folder / "copy.json").exists() and not (folder / "y.csv").exists()
+    status, _, err = with_input(monkeypatch, data, *arguments, "--format", read)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
     ("arguments", "what"),
     [
         (("hsv", "model.mat", "--plot", "-"), "a picture"),
@@ -837,20 +878,6 @@ def test_a_reader_that_stops_early_gets_no_traceback(folder, arguments):
         os.close(writing)
     assert status == 1
     assert "Traceback" not in err and "Exception" not in err and "BrokenPipe" not in err
-
-
-def test_closed_standard_output(folder, monkeypatch):
-    """With >&-, it ended in a traceback after all the work."""
-    monkeypatch.setattr(cli.cli, "main", _with_closed_output(cli.cli.main))
-    assert run("convert", "model.mat", "-") == (2, "", "error: standard output is closed: name a file\n")
-
-
-def _with_closed_output(main):
-    def closed(**options):
-        with contextlib.redirect_stdout(None):
-            main(**options)
-
-    return closed
 
 
 def test_convert_and_simulate_print_json(folder):

@@ -21,6 +21,7 @@ from helpers.reference import (
 
 import hankelred
 from hankelred import hankel_singular_values
+from hankelred.reduction.balancing import BalancedFactors
 
 
 def leading_right(values, exact, share=0.01):
@@ -396,3 +397,29 @@ def test_a_multiple_slow_pole_keeps_its_states():
     reduction, exact = hankelred.reduce(system), exact_hsv(*system[:3])
     assert reduction.order == 4 and exact[3] > 1e-3 * exact[0]
     np.testing.assert_allclose(reduction.hankel_singular_values[:4], exact[:4], rtol=1e-4)
+
+
+@pytest.mark.parametrize("smallest", [1e-7, 1e-30])
+def test_balanced_states_of_small_values_have_all_digits(smallest):
+    """One-sided Jacobi left balanced states of values below 1e-10 with errors of 1e-10, in twice the time.
+
+    The truth is a singular value decomposition with 80 digits. Of the two cases one takes divide and conquer,
+    the other one the QR iteration.
+    """
+    mpmath = pytest.importorskip("mpmath", reason="mpmath is not installed (extra test)")
+    rng = np.random.default_rng(7)
+    scales = np.geomspace(1, math.sqrt(smallest), 14)
+    Lc, Lo = rng.standard_normal((14, 14)) * scales, rng.standard_normal((14, 14)) * scales
+    product = Lo.T @ Lc
+    balanced = BalancedFactors.of(Lc, Lo)
+    with mpmath.workdps(80):
+        U, values, Vh = mpmath.svd_r(mpmath.matrix(product.tolist()))
+        right = np.array((mpmath.matrix(Lc.tolist()) * Vh.T).tolist(), dtype=float)
+        left = np.array((mpmath.matrix(Lo.tolist()) * U).tolist(), dtype=float)
+        values = np.array([float(value) for value in values])
+    assert values[-1] < smallest * 10 * values[0]
+    np.testing.assert_allclose(balanced.values, values, rtol=1e-12)
+    for exact, computed in ((right, Lc @ balanced.V), (left, Lo @ balanced.U)):
+        signs = np.sign(np.sum(exact * computed, axis=0))
+        errors = np.linalg.norm(computed * signs - exact, axis=0) / np.linalg.norm(exact, axis=0)
+        assert errors.max() < 1e-12

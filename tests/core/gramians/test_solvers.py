@@ -522,3 +522,49 @@ def test_small_tiles_of_one_input_give_both_gramians(n, m, complex_):
         L = hankelred.gramian((A, B, C, 0), kind, factor=True)
         assert L.shape[1] <= n
         np.testing.assert_allclose(L @ L.conj().T, exact, atol=1e-9 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("damping", [0.3, 1e-2, 1e-9])
+@pytest.mark.parametrize("kind", ["pairs", "pairs and real poles", "real poles", "complex"])
+def test_separate_modes_have_a_closed_form(kind, damping):
+    """A block diagonal model took as many Sylvester equations as any other; its factors are products.
+
+    The truth is the Gramian of each pair of poles, -b_i conj(b_k) / (pole_i + conj(pole_k)), in the states in
+    which A is diagonal.
+    """
+    rng = np.random.default_rng(4)
+    n_pairs, n_real = {"pairs": (6, 0), "pairs and real poles": (4, 3)}.get(kind, (0, 7))
+    blocks = [np.array([[-(10.0**x)]]) for x in rng.uniform(-2, 2, n_real)]
+    for frequency, ratio in 10.0 ** rng.uniform(-1, 1, (n_pairs, 2)):
+        a = -damping * frequency
+        blocks.append(np.array([[a, frequency * ratio], [-frequency / ratio, a]]))
+    A = sla.block_diag(*(blocks[k] for k in rng.permutation(len(blocks))))
+    if kind == "complex":
+        A = A + 1j * np.diag(rng.standard_normal(len(A)))
+    B, C = rng.standard_normal((len(A), 2)), rng.standard_normal((2, len(A)))
+    factors = hammarling_factors(A, B, C, discrete=False)
+    for M, inputs, L in zip((A, A.conj().T), (B, C.T), factors, strict=True):
+        poles, V = np.linalg.eig(M)
+        rows = np.linalg.solve(V, inputs)
+        truth = V @ (-(rows @ rows.conj().T) / (poles[:, None] + poles.conj())) @ V.conj().T
+        assert np.iscomplexobj(L) == (kind == "complex")
+        np.testing.assert_allclose(L @ L.conj().T, truth, rtol=1e-7, atol=1e-13 * np.abs(truth).max())
+
+
+def test_small_singular_values_of_separate_modes_are_accurate():
+    """The closed form of separate modes against that of a diagonal model, in another order of states."""
+    rates, rows = -np.geomspace(1e-3, 10, 14), np.random.default_rng(0).standard_normal((2, 14))
+    frequencies = np.linspace(0.5, 6, 14)
+    A = sla.block_diag(*([[a, w], [-w, a]] for a, w in zip(rates, frequencies, strict=True)))
+    B, C = np.kron(rows[0], [1, 0])[:, None], np.kron(rows[1], [1, 1])[None]
+    poles = np.ravel([rates + 1j * frequencies, rates - 1j * frequencies], order="F")
+    # x1 + j x2 of the states of a pair has the pole a - j w
+    modal = hankelred.ModalSystem(
+        poles,
+        np.repeat(rows[0], 2)[:, None] / 2,
+        (np.repeat(rows[1], 2) * np.tile([1 + 1j, 1 - 1j], 14))[None],
+        dt=0,
+    )
+    values, truth = (hankelred.hankel_singular_values(sys) for sys in ((A, B, C, 0), modal))
+    assert truth[-1] < 1e-7 * truth[0]
+    np.testing.assert_allclose(values, truth, rtol=1e-9)

@@ -11,7 +11,17 @@ from helpers.reference import random_system, similar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hankelred import ModelError, OrderError, ReductionWarning, minimal, norm, reduce, split, truncate_states
+from hankelred import (
+    ModelError,
+    OrderError,
+    ReductionWarning,
+    balanced_realization,
+    minimal,
+    norm,
+    reduce,
+    split,
+    truncate_states,
+)
 
 POINTS = {False: 1j * np.geomspace(0.01, 100, 40) + 0.3, True: 1.1 * np.exp(1j * np.linspace(0, 3, 40))}
 
@@ -227,3 +237,43 @@ def test_matchdc_is_residualization():
     first, second = reduce(model, 2, method="matchdc"), reduce(model, 2, method="residualization")
     np.testing.assert_array_equal(first.system.A, second.system.A)
     assert first.method == "residualization"
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("method", ["truncation", "residualization", "hankel_norm"])
+def test_integrators_stay_at_zero(k, method):
+    """The first model of the README, with an integrator, was reduced to a pole at +6e-31.
+
+    The split has the pole at 0, exactly, and the product with its bases rounded it to the unstable side;
+    python-control printed "- 2.936e-31" at the end of the denominator.
+    """
+    plant = control.tf([1, 4, 6], [1, 5, 9, 7, 2] + [0] * k)
+    reduction = reduce(plant, k + 2, method=method)
+    den = reduction.system.den[0][0]
+    assert den.size == k + 3 and not den[-k:].any() and den[-k - 1] != 0
+    assert reduction.error("hinf") <= reduction.error_bound * (1 + 1e-9)
+    # near the pole both have the gain of the integrators: num(0) / den'(0) / s^k, 6 / 2 here
+    s = 1e-9j
+    assert reduction.system(s) * s**k == pytest.approx(3, rel=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_integrators_stay_at_zero_in_parts_and_balanced_states(k):
+    """Relatives: `split` and `balanced_realization`, and an integrator of a state space behind a plant."""
+    plant = control.tf([1, 4, 6], [1, 5, 9, 7, 2] + [0] * k)
+    assert not split(plant)[1].den[0][0][1:].any()
+    assert not balanced_realization(plant).den[0][0][-k:].any()
+    A = np.diag([0.0] * k + [-1.0, -3.0]) + np.diag(np.arange(1.0, k + 2), 1)
+    B, C = np.eye(k + 2)[:, [-1]], np.eye(k + 2)[[0]]
+    reduced = reduce((A, B, C, 0), k + 1).system[0]
+    assert np.count_nonzero(np.linalg.eigvals(reduced) == 0) == k
+
+
+def test_an_oscillator_keeps_its_poles():
+    """Relative: its Schur form has zeros on the diagonal of a block of two, which are no poles."""
+    A = np.block(
+        [[np.array([[0.0, 2.0], [-2.0, 0.0]]), np.zeros((2, 2))], [np.ones((2, 2)), -np.diag([1.0, 3])]]
+    )
+    reduced = reduce((A, np.ones((4, 1)), np.ones((1, 4)), 0), 3).system[0]
+    poles = np.linalg.eigvals(reduced)
+    assert sorted(poles[np.abs(poles.real) < 1e-12].imag) == pytest.approx([-2, 2], rel=1e-12)

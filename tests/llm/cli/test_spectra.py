@@ -270,6 +270,12 @@ def test_a_damaged_configuration(folder, text, arguments):
     ("arguments", "message"),
     [
         (["spectra", "nowhere"], "model 'nowhere' cannot be loaded"),
+        (["spectra", "./nowhere"], "there is no folder ./nowhere; give the folder of a model or an adapter"),
+        (["spectra", "adapter", "--base", "base/gone"], "there is no folder base/gone"),
+        (
+            ["reduce", "adapter", "--base", "./gone", "--order", "2", "--out", "x"],
+            "there is no folder ./gone",
+        ),
         (["spectra", "base"], "base is a model without adapter, whose spectra are those of a text"),
         (["spectra", "lora"], "lora holds an adapter of type LORA"),
         (["spectra", "outer"], "give that folder"),

@@ -348,6 +348,8 @@ def test_help_has_an_example_for_every_command():
         ),
         (["--task", "parity", "--test-length", 9000], "and test length 9000 of task parity needs 9001"),
         (["--task", "parity", "--model", "nowhere/at-all"], "model 'nowhere/at-all' cannot be loaded"),
+        # it was looked up on the hub
+        (["--task", "parity", "--model", "./nowhere"], "there is no folder ./nowhere"),
         (["--task", "parity", "--budget", "200"], "the budget for it is 200; give a larger budget"),
         (["--task", "parity", "--reference", "dora"], "reference 'dora' is not among methods"),
         (["--task", "parity", "--task-option", "sede=1"], "no option 'sede'"),
