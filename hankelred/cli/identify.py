@@ -128,7 +128,7 @@ def identify(
 
 
 def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str], ax: Any) -> None:
-    """Replace `ax` by the spectrum and, below it, every output as measured and as simulated."""
+    """Replace `ax` by the spectrum and, below it, every output as measured and as simulated or predicted."""
     from ..reduction.plots import plot_hankel_singular_values
 
     figure = ax.figure
@@ -137,5 +137,5 @@ def draw_identification(model: IdentifiedModel, u: Any, y: Any, labels: list[str
     figure.set_size_inches(8, 3.2 + 2.4 * p)
     above, below = figure.subplots(2, 1, height_ratios=[1.3, p])
     plot_hankel_singular_values(model, ax=above)
-    simulated = model.compare(u, y)
-    replace(simulated, output_labels=tuple(labels)).plot(ax=below)
+    comparison = model.compare(u, y)
+    replace(comparison, output_labels=tuple(labels)).plot(ax=below)

@@ -557,7 +557,7 @@ def _chosen_by_criterion(
     starts = candidates[recipe].model, fit_levels(trials[order].model, data.inputs, data.outputs, offsets)[0]
     start = min(starts, key=lambda model: model.loss)
     errors = residuals(start, data.inputs, data.outputs)
-    # the trial was estimated from the validation part too: it is estimated again, also without a noise model
+    # the trial was estimated from the validation part too: it is refined here, with or without a noise model
     model = whitened_fit(start, data.inputs, data.outputs, errors, stable=stable) or refine(
         start, data.inputs, data.outputs, stable=stable, max_steps=_FIRST_STEPS, rtol=1e-4
     )

@@ -138,7 +138,7 @@ class SystemIdentifier:
         Raises
         ------
         HankelredError
-            The process is unstable in open loop: its outputs cannot be predicted from the inputs alone. Or
+            The process is unstable in open loop: its outputs cannot be predicted from the inputs alone; or
             the outputs of an unstable model are too large for double precision.
 
         Warns

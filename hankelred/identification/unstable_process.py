@@ -78,7 +78,7 @@ def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
         )
     if radius > 1 and samples * math.log(radius) > math.log(_HARMLESS_GROWTH):
         warnings.warn(
-            f"the model has a pole of modulus {radius:.6g}, outside the unit circle, and its output is "
+            f"the model has a pole of modulus {radius:.9g}, outside the unit circle, and its output is "
             "simulated: any error of it grows without bound in a long record. Compare short records, or "
             "identify a model with stable=True",
             ReductionWarning,

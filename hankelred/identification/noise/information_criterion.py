@@ -58,9 +58,9 @@ def order_trials(
     """Refine a model of every order with a noise model, from the largest order down, and rate it.
 
     The signals are filtered by the noise model of the next larger order. Its refined model, truncated by the
-    weakest states, is a second start, and realized high-order ARX models are others: a strong resonant
-    disturbance leads models fitted to the simulated output, such as `models`, astray, and the noise model
-    with them. Then the orders are improved from the smallest up.
+    weakest states, is a second start, and realized high-order ARX models are others: models fitted to the
+    simulated output, such as `models`, can follow a strong resonant disturbance instead of the process, and
+    the noise model of their residuals is then wrong too. Then the orders are improved from the smallest up.
     """
     penalty = math.log(sum(y.shape[1] for y in ys))
     spaces = _arx_subspaces(us, ys)
@@ -122,7 +122,8 @@ def _improve_upwards(
 ) -> None:
     """Replace trials in a local minimum by ones that start from the next smaller order, with one more state.
 
-    The search from the largest order down can end in one, so that an order seems worse than a smaller one.
+    The search from the largest order down can end in a local minimum of some order, which then seems worse
+    than a smaller order.
     An order is refined once more if the start from the smaller one fits better than its trial. Orders are
     improved from the smallest up, until some in a row do not lower the criterion.
     """
@@ -135,16 +136,23 @@ def _improve_upwards(
             whitener = noise_filter(errors, penalty)
             white_us, white_ys, white = (filtered(whitener, x) for x in (us, ys, errors))
             start = _with_one_more_state(smaller, white_us, white_ys, white, offsets=offsets, stable=stable)
-            found = fit_levels(trials[order].model, white_us, white_ys, offsets)[0]
-            if start is not None and start.loss < found.loss:
+            previous = fit_levels(trials[order].model, white_us, white_ys, offsets)[0]
+            if start is not None and start.loss < previous.loss:
                 refined = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
-                trial = _rated(refined, us, ys, offsets)[0]
-                trials[order] = min(trial, trials[order], key=lambda trial: trial.criterion)
+                trials[order] = min(_rated(refined, us, ys, offsets)[0], trials[order], key=_preference)
         n_worse += 1
         if trials[order].criterion < best and not on_stability_limit(trials[order].model.A):
             best, n_worse = trials[order].criterion, 0
         if n_worse == _PATIENCE:
             break
+
+
+def _preference(trial: OrderTrial) -> tuple[bool, float]:
+    """Return a key by which the preferred trial of one order is the least one.
+
+    A trial on the stability limit cannot be chosen, so that its order would be lost.
+    """
+    return on_stability_limit(trial.model.A), trial.criterion
 
 
 def _with_one_more_state(

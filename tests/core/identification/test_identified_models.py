@@ -16,6 +16,7 @@ from hankelred.identification.diagnostics import (
     excited_directions,
     uncertainty,
 )
+from hankelred.identification.noise import information_criterion
 from hankelred.identification.noise.information_criterion import (
     OrderTrial,
     _improve_upwards,
@@ -34,8 +35,15 @@ from hankelred.identification.order_selection import (
     score_model,
     split_records,
 )
-from hankelred.identification.output_error import FittedModel, balance_states, fit_inputs, refine
-from hankelred.identification.unstable_process import unstable_process
+from hankelred.identification.output_error import (
+    STABLE_RADIUS,
+    FittedModel,
+    balance_states,
+    fit_inputs,
+    on_stability_limit,
+    refine,
+)
+from hankelred.identification.unstable_process import check_simulation, unstable_process
 from hankelred.simulation.batch_recurrence import simulate_states
 
 POLES = np.array([0.9 * np.exp(0.4j), 0.9 * np.exp(-0.4j)])
@@ -251,7 +259,7 @@ class TestInformationCriterion:
         assert _chosen_by_criterion(trials, candidates, by_validation, split, **options) is None
 
     def test_the_model_that_is_validated_is_estimated_from_the_estimation_part(self):
-        """Its start from a trial, a model of the whole record, was returned where residuals are white.
+        """Its start, a trial estimated from the whole record, was returned where residuals are white.
 
         The validation fit was then that of a model estimated from the validation part too.
         """
@@ -310,6 +318,48 @@ class TestInformationCriterion:
         assert np.sort_complex(np.linalg.eigvals(trials[2].model.A)) == pytest.approx(
             np.sort_complex(POLES), abs=0.02
         )
+
+    def test_no_order_is_lost_to_a_trial_on_the_stability_limit(self):
+        """A trial inside the limit was replaced by one on it, of smaller criterion, which is never chosen."""
+        rng = np.random.default_rng(1)
+        u = rng.standard_normal(300)
+        y = lfilter([0.0, 1.0], [1.0, -0.8], u) + np.cumsum(0.3 * u) + 0.5 * rng.standard_normal(300)
+        us, ys = [u[None]], [y[None]]
+        inside = [fit_inputs(np.diag([0.97, 0.5][:n]), np.ones((1, n)), us, ys, False)[0] for n in (1, 2)]
+        inside[0] = refine(inside[0], us, ys, stable=True, max_steps=20, rtol=1e-6)
+        trials = {
+            model.order: OrderTrial(model, schwarz_criterion(residual_of(model, u, y), 2 * model.order))
+            for model in inside
+        }
+        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        assert trials[2].model is inside[1]
+        # where the previous trial is on the limit, the one of the smaller criterion is kept
+        on_limit = replace(inside[1], A=np.diag([STABLE_RADIUS, 0.5]))
+        trials[2] = OrderTrial(on_limit, schwarz_criterion(residual_of(on_limit, u, y), 4))
+        criterion = trials[2].criterion
+        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        assert on_stability_limit(trials[2].model.A)
+        assert trials[2].criterion < criterion - 100
+
+    def test_the_improvement_stops_where_orders_on_the_stability_limit_do_not_lower_the_criterion(
+        self, monkeypatch
+    ):
+        """Orders on the limit did not count, so that all twelve were improved for a record with a drift."""
+        tried = []
+
+        def without_start(model, *_, **__):
+            tried.append(model.order + 1)
+
+        monkeypatch.setattr(information_criterion, "_with_one_more_state", without_start)
+        rng = np.random.default_rng(14)
+        us, ys = [rng.standard_normal((1, 200))], [rng.standard_normal((1, 200))]
+        poles = [STABLE_RADIUS, 0.5, 0.4, 0.3, 0.2, 0.1]
+        trials = {
+            n: OrderTrial(fit_inputs(np.diag(poles[:n]), np.ones((1, n)), us, ys, False)[0], float(n))
+            for n in range(1, 7)
+        }
+        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        assert tried == [2, 3]
 
     def test_trials_start_from_arx_models_too(self):
         """A strong resonant disturbance led models of the simulated output astray, and the trials with them.
@@ -654,12 +704,10 @@ class TestUnstableProcess:
 
     def test_no_warning_of_a_pole_outside_the_unit_circle_by_a_rounding_error(self):
         """A pole of an integrator at 1.000002 was warned of, though errors grow by 0.02 % in 100 samples."""
-        u, y = first_order_loop(1.0, 0.5, 100)
-        model = hankelred.identify(u, y, 1, stable=False)
-        chosen = model._selected
-        integrator = replace(chosen.model, A=np.array([[1.000002]]))
-        model.source._models[1] = replace(chosen, model=integrator, innovations=None)
-        assert model.compare(u, y).fit[0] > 0.5
+        integrator = np.array([[1.000002]])
+        check_simulation(integrator, np.ones((1, 100)), stacklevel=1)  # a warning would be an error
+        with pytest.warns(hankelred.ReductionWarning, match=r"modulus 1\.000002, outside"):
+            check_simulation(integrator, np.ones((1, 100_000)), stacklevel=1)
 
     def test_gaps_are_bridged_by_predictions(self):
         """They were filled with the simulated output, as large as 122 here, and the pole found was stable."""
