@@ -272,7 +272,41 @@ def mistral_memory() -> None:
     finish(figure, "mistral_memory")
 
 
+def identification() -> None:
+    """Draw the process of the page and the model of its noisy record, and the gain with its errors."""
+    page = variables("identification", until="`model.response_errors(omega)` is")
+    figure, (left, right) = axes_of(width_ratios=[1.4, 1])
+    model, t = page["noisy"], 0.1 * np.arange(page["y"].size)
+    comparison = model.compare(page["u"], page["y"])
+    left.plot(t[:150], page["y"][:150], color=FULL, linewidth=2.4, label="process, without noise")
+    left.plot(t[:150], comparison.output[0, :150], "--", color=REDUCED, linewidth=1.4, label="model")
+    left.set(xlabel="time (s)", ylabel="output", title="estimated from a record with noise")
+    left.margins(y=0.25)
+    left.legend(loc="upper center", ncols=2)
+    model.plot_response(ax=right)
+    finish(figure, "identification")
+
+
+def serving() -> None:
+    """Draw the table of what a token costs: the time that each adapter adds to the base model."""
+    text = (HERE / "serving.md").read_text(encoding="utf-8")
+    number = r"([\d.]+) \(([\d.]+) to ([\d.]+)\)"
+    row = rf"^\| (.+?) \| [\d, ]*\| [\d.]+ \| {number} \| [\d.]+ \| {number} \| [\d.]+ \|$"
+    rows = re.findall(row, text, re.MULTILINE)[::-1]
+    figure, axes = axes_of(2, 2.4, sharey=True)
+    for ax, first, title in zip(axes, (1, 4), ("a batch of 1", "a batch of 8"), strict=True):
+        middle, low, high = np.array([cells[first : first + 3] for cells in rows], dtype=float).T
+        spread = [middle - low, high - middle]
+        ax.barh(range(len(rows)), middle, xerr=spread, color=FULL, ecolor="black", height=0.6)
+        ax.set(xlabel="added to the base (ms a token)", title=title, xlim=(0, 22))
+    names = [cells[0].split(":")[0].replace("the same", "both in one") for cells in rows]
+    axes[0].set_yticks(range(len(rows)), names, fontsize="small")
+    finish(figure, "serving")
+
+
 PAGES = (
+    identification,
+    serving,
     tutorial_order,
     tutorial_record,
     tutorial_simulator,

@@ -39,6 +39,9 @@ from .options import force_option, json_option, model_options, region_options
 from .simulate import simulate
 from .streams import MODEL_OUT
 
+#: More states than this, and `compare` says first that it will take long.
+MANY_STATES = 500
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="hankelred")
@@ -242,6 +245,13 @@ def compare(
     check_picture(plot)
     check_target(plot, model, force)
     system = read_model(model, dt)
+    if sizes_of(system)["states"] > MANY_STATES:
+        click.echo(
+            f"{describe(system)}: every method computes with dense matrices of this size, in a time that "
+            "grows with its third power (minutes to hours); to compare faster, first reduce the model to a "
+            "few hundred states",
+            err=True,
+        )
     comparison = compare_methods(
         system,
         order,

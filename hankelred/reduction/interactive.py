@@ -16,8 +16,7 @@ from ..report.curves import OrderCurves, ReducedCurve
 from ..report.explorer import Explorer
 from ..report.notebook import table_with_spectrum
 from ..report.page import page
-from .plots import frequency_axis, frequency_grid, gain_label, reduction_spectrum, response
-from .two_level import TwoLevel
+from .plots import frequency_axis, frequency_grid, full_size, gain_label, reduction_spectrum, response
 
 if TYPE_CHECKING:
     from .reduce import Reduction
@@ -120,14 +119,6 @@ def order_curves(reduction: Reduction) -> OrderCurves:
         reduced=reduced,
         facts=_facts(reduction),
     )
-
-
-def full_size(reduction: Reduction) -> int:
-    """Return the number of states of the full model, of which a singular E makes some algebraic."""
-    if isinstance(reduction.source, TwoLevel):
-        return reduction.source.intermediate.large.n_states
-    infinite = getattr(reduction.model, "infinite", None)
-    return reduction.hankel_singular_values.size if infinite is None else infinite.n_states
 
 
 def _facts(reduction: Reduction) -> tuple[tuple[str, str], ...]:

@@ -30,6 +30,7 @@ from ..simulation.simulate import impulse_response
 from .balancing import SolvedSpectrum, spectrum_of
 from .order import checked_order, error_bounds, select_order
 from .region import Region
+from .two_level import TwoLevel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,7 +192,7 @@ def plot_reduction(reduction: Reduction, *, ax: Axes | None = None) -> Axes:
         with np.errstate(invalid="ignore"):  # both are infinite on a pole, which is a gap in the curve
             difference = _curve(response_of_full - response_of_reduced, "error", ERROR, "-", 1.2)
         curves = [
-            _curve(response_of_full, f"full ({count(full.n_states, 'state')})", FULL, "-", 1.8),
+            _curve(response_of_full, f"full ({count(full_size(reduction), 'state')})", FULL, "-", 1.8),
             *curves,
             difference,
         ]
@@ -244,6 +245,14 @@ def _plot_impulse_responses(
     ax.set_title(f"{reduction.method} to order {reduction.order}")
     shade(ax, [(0.0, horizon * (step if full.is_discrete else 1.0))], "horizon")
     return ax
+
+
+def full_size(reduction: Reduction) -> int:
+    """Return the number of states of the full model, of which a singular E makes some algebraic."""
+    if isinstance(reduction.source, TwoLevel):
+        return reduction.source.intermediate.large.n_states
+    infinite = getattr(reduction.model, "infinite", None)
+    return reduction.hankel_singular_values.size if infinite is None else infinite.n_states
 
 
 def plot_methods(reductions: Sequence[Reduction], *, ax: Axes | None = None) -> Axes:

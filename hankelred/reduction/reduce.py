@@ -43,13 +43,13 @@ from ..models.second_order import SecondOrderModel
 from ..models.sparse_model import SparseModel, by_size, dense_model
 from .balancing import balance
 from .conversion import converted_model
-from .interactive import full_size, reduction_in_notebook, write_report
+from .interactive import reduction_in_notebook, write_report
 from .intermediate import intermediate_model
 from .measured_error import region_error
 from .methods import BalancedSource, UserFactors, whole_models
 from .norms import HINF_RTOL
 from .order import check_rule, checked_order, error_bounds, select_order
-from .plots import plot_reduction
+from .plots import full_size, plot_reduction
 from .region import Region, checked_bands, checked_horizon, radians_per_sample
 from .source import ReductionSource
 from .structure import STRUCTURES, PositionVelocity

@@ -189,10 +189,6 @@ def test_scripts_that_are_named_exist(page):
         assert (ROOT / script).is_file(), f"{page.name} names {script}"
 
 
-#: How-to pages that have no picture yet.
-WITHOUT_PICTURE = {"identification", "serving"}
-
-
 def test_tutorials_and_how_to_pages_have_a_picture():
     """Five tutorials had none: the one about choosing an order from a spectrum showed no spectrum."""
     trees = [tree for _, tree in blocks(DOCS / "index.md", "{toctree}")]
@@ -200,7 +196,7 @@ def test_tutorials_and_how_to_pages_have_a_picture():
     pages = {line for tree in guides for line in tree.splitlines() if line and not line.startswith(":")}
     assert len(pages) > 20
     plain = {page for page in pages if "![" not in (DOCS / f"{page}.md").read_text("utf-8")}
-    assert plain <= WITHOUT_PICTURE
+    assert not plain
 
 
 RESULTS = ("benchmarks.md", "results.md", "results_real.md", "results_real_ranks.md", "results_shapes.md")

@@ -466,6 +466,16 @@ def test_json_has_no_infinity(folder):
     assert methods["truncation"]["error"] > 0 and methods["truncation"]["band_error"] is None
 
 
+def test_compare_of_a_large_model_says_first_that_it_takes_long(folder, monkeypatch):
+    """Of a membrane of 1610 states nothing was printed for ten minutes, and there was no end in sight."""
+    command = ("compare", "model.mat", "--order", "4", "--json")
+    assert "dense matrices" not in run(*command)[2]
+    monkeypatch.setattr("hankelred.cli.main.MANY_STATES", 11)
+    status, out, err = run(*command)
+    assert status == 0 and json.loads(out)["methods"]
+    assert "12 states" in err and "first reduce the model" in err
+
+
 def test_json_of_reduce(folder):
     options = (
         "--order",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from helpers.figures import closed_figures, plt  # noqa: F401
 from helpers.reference import damped_chain, difference, gains, heat, random_system
 
@@ -246,3 +247,13 @@ def test_a_noise_floor_below_the_axis_is_in_the_legend():
     ax = hankelred.plot_hankel_singular_values(([[-1.0]], [[1.0]], [[1.0]], 0))
     draw(ax)
     assert any(text.endswith("(below the plot)") for text in labels(ax))
+
+
+def test_a_large_model_is_named_by_its_own_size():
+    """A membrane of 1610 states was drawn as "full (112 states)": the size of the intermediate model."""
+    A = sp.diags([np.ones(599), np.full(600, -2.0), np.ones(599)], [-1, 0, 1], format="csc")
+    B, C = np.eye(600)[:, :1], np.eye(600)[[5]]
+    reduction = hankelred.reduce((A, B, C, 0), order=3, solver="low_rank")
+    ax = plot_reduction(reduction)
+    assert labels(ax)[:2] == ["full (600 states)", "reduced (3 states)"]
+    assert "<Reduction of 600 states" in repr(reduction)
