@@ -132,10 +132,6 @@ def test_command_line_page_names_every_command_and_picture_ending():
         assert isinstance(command, click.Command)
 
 
-#: Pages whose long lines of code are not yet broken.
-WITH_LONG_LINES = {"identification.md", "large_models.md", "results.md", "serving.md"}
-
-
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=name_of)
 def test_code_is_not_cut_off(page):
     """Code of more than 88 characters was cut off in a window of 1300 pixels: 76 of 199 blocks."""
@@ -147,7 +143,7 @@ def test_code_is_not_cut_off(page):
             if language == "text" and not re.search(r"^\w+ = |^import |^from |\w\(", code, re.MULTILINE):
                 continue
             long = [text for text in lines if len(text) > 88]
-            assert not long or page.name in WITH_LONG_LINES, f"{page.name}, block at line {line}: {long[0]}"
+            assert not long, f"{page.name}, block at line {line}: {long[0]}"
 
 
 def test_every_page_is_in_a_toctree():
