@@ -55,8 +55,9 @@ def solve_riccati(
     equation = _Equation(A, B, Q, S, R, discrete)
     X: Array | None = None
     with warnings.catch_warnings():
-        # about ill-conditioned matrices; the residual is checked
+        # about ill-conditioned matrices and closed loops near the stability limit; the residual is checked
         warnings.simplefilter("ignore", sla.LinAlgWarning)
+        warnings.filterwarnings("ignore", ".*eigenvalue pair whose sum", RuntimeWarning)
         try:
             solve = sla.solve_discrete_are if discrete else sla.solve_continuous_are
             X = np.asarray(solve(A, B, Q, R, s=S))

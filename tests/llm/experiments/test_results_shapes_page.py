@@ -26,8 +26,7 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def made():
+def load():
     path = DOCS / "make_results_shapes.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -36,8 +35,18 @@ def made():
 
 
 @pytest.fixture(scope="module")
-def tiny(made, tmp_path_factory):
+def made():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
     """The study with a protocol of seconds: where its files are, and where its runs."""
+    made = load()
+    # a module of its own: other tests of this file, in whatever order, read the protocol as it is
+    spec = importlib.util.spec_from_file_location("bench_shapes", made.study.__file__)
+    made.study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made.study)
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("shapes")
         patch.setattr(made.study, "PIECES", folder / "pieces")
