@@ -613,13 +613,14 @@ def _assembled_factors(
         product, rounding = _product(Lo, problem.E(Lc))
     else:
         rounding = EPS * float(np.linalg.norm(Lo)) * float(np.linalg.norm(problem.E(Lc)))
+    largest = float(np.linalg.norm(product, 2)) if product.size else 0.0  # numpy 1 raises without entries
     return LowRankFactors(
         problem=problem,
         controllability=Lc,
         observability=Lo,
         product=product,
         kind="estimate" if bound is None else "rigorous",
-        certificate=certificate + rounding + problem.pencil.n * EPS * float(np.linalg.norm(product, 2)),
+        certificate=certificate + rounding + problem.pencil.n * EPS * largest,
         rounding=rounding,
         residual=max(side.residual for side in adi.sides),
         factorizations=problem.pencil.factorizations,

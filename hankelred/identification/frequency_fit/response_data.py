@@ -209,8 +209,8 @@ def read_response(path: str | Path, *, inputs: int = 1, in_hertz: bool = False) 
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "response.csv"
     >>> _ = file.write_text("omega,re,im\n0.5,0.8,-0.4\n1,0.5,-0.5\n2,0.2,-0.4\n")
     >>> response, omega = read_response(file)
-    >>> response[0, 0, 1], omega[1]
-    (np.complex128(0.5-0.5j), np.float64(1.0))
+    >>> complex(response[0, 0, 1]), float(omega[1])
+    ((0.5-0.5j), 1.0)
     """
     path = Path(path)
     suffix = path.suffix.lower()

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 from ..._util.arrays import EPS, Array
 from ..._util.progress import on_terminal, with_status_line
@@ -189,7 +190,7 @@ def _extended(intermediate: IntermediateModel, region: Region) -> tuple[Intermed
         distances = errors.max(axis=1)
     else:  # by Parseval's theorem; exp(t / T) is at most e up to the horizon
         sides = np.split(errors**2, errors.shape[1] // checked.size, axis=1)
-        energies = sum(np.trapezoid(side, checked, axis=1) for side in sides) / len(sides)
+        energies = sum(trapezoid(side, checked, axis=1) for side in sides) / len(sides)
         distances = math.e * np.sqrt(energies / math.pi)
     best = int(np.argmin(distances))
     return candidates[best], 2 * float(distances[best])

@@ -109,7 +109,7 @@ def test_modes_beside_integrators_warn_of_nothing(discrete):
         w = np.minimum(w, np.pi)
     z = np.exp(1j * w) if discrete else 1j * w
     full, reduced = (
-        (c @ np.linalg.solve(z[:, None, None] * np.eye(len(a)) - a, b) + d)[:, 0, 0]
+        (c @ np.linalg.solve(z[:, None, None] * np.eye(len(a)) - a, b[None]) + d)[:, 0, 0]
         for a, b, c, d in (driven, reduction.system)
     )
     assert reduction.error() == pytest.approx(np.abs(full - reduced).max(), rel=1e-4)
