@@ -26,7 +26,6 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "sizes.json"
-PICTURE = FOLDER.parent / "docs" / "images" / "sizes.png"
 SIZES = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 FAMILIES = {"random_damped": "values decay quickly", "lightly_damped": "values hardly decay"}
 PACKAGES = {"hankelred": 600, "slycot": 120, "python-control": 120}  # and processor seconds of a call
@@ -109,7 +108,9 @@ def draw() -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from PIL import Image
+
+    sys.path.insert(0, str(FOLDER.parent / "docs"))
+    from make_images import IMAGES, save  # it is no package
 
     results = json.loads(RESULTS.read_text("utf-8"))
     figure, axes = plt.subplots(2, 2, figsize=(8, 6), sharex=True, layout="constrained")
@@ -131,10 +132,9 @@ def draw() -> None:
         column[1].set_ylabel("memory (MiB)")
         column[1].set_xlabel("states")
     axes[0, 0].legend()
-    PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=100)
-    Image.open(PICTURE).convert("RGB").quantize(256).save(PICTURE, optimize=True)
-    print(f"{PICTURE}: {PICTURE.stat().st_size / 1024:.0f} KiB")
+    save(figure, "sizes")
+    picture = IMAGES / "sizes.png"
+    print(f"{picture}: {picture.stat().st_size / 1024:.0f} KiB")
 
 
 def main() -> None:

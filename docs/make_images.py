@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -160,8 +160,10 @@ def large_scaling() -> None:
     save(figure, "large_scaling")
 
 
-def save(figure: Figure, name: str, colors: int = 32) -> None:
+def save(figure: Figure, name: str) -> None:
     """Write one picture, whose text must be legible where it is shown."""
+    from PIL import Image
+
     smallest = smallest_text(figure)
     if smallest < LEGIBLE:
         raise ValueError(
@@ -169,7 +171,7 @@ def save(figure: Figure, name: str, colors: int = 32) -> None:
         )
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=DPI)
-    write_opaque(drawn, name, colors)
+    write_opaque(Image.open(drawn), name)
 
 
 def smallest_text(figure: Figure) -> float:
@@ -181,17 +183,15 @@ def smallest_text(figure: Figure) -> float:
     return min(text.get_fontsize() for text in texts) * DPI / 72 * shrunk
 
 
-def write_opaque(picture: IO[bytes] | Path, name: str, colors: int = 32) -> None:
+def write_opaque(picture: Image.Image, name: str) -> None:
     """Write a picture in a few colors and without transparency: a third as large in the source archive."""
-    from PIL import Image
-
-    in_few_colors(Image.open(picture).convert("RGB"), colors).save(IMAGES / f"{name}.png", optimize=True)
+    in_few_colors(picture.convert("RGB")).save(IMAGES / f"{name}.png", optimize=True)
 
 
-def in_few_colors(picture: Image.Image, colors: int) -> Image.Image:
+def in_few_colors(picture: Image.Image, colors: int = 16) -> Image.Image:
     """Return a picture in its most frequent colors that are distinct.
 
-    Pillow's own choice of 32 colors takes means of neighbors: curves of similar colors became the same.
+    Pillow's own choice of colors takes means of neighbors: curves of similar colors became the same.
     """
     from PIL import Image
 
@@ -211,10 +211,12 @@ def in_few_colors(picture: Image.Image, colors: int) -> Image.Image:
 
 def demo() -> None:
     """Take the picture of `make demo`."""
+    from PIL import Image
+
     script = HERE.parent / "examples" / "demo.py"
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, str(script), "--out", folder], check=True)
-        write_opaque(Path(folder) / "reduction.png", "demo")
+        write_opaque(Image.open(Path(folder) / "reduction.png"), "demo")
 
 
 #: examples whose picture stands in the gallery
@@ -238,8 +240,8 @@ def gallery() -> None:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run([sys.executable, str(script)], check=True, cwd=folder)
             picture = Image.open(next(Path(folder).rglob("*.png"))).convert("RGB")
-            picture = picture.resize((900, picture.height * 900 // picture.width), Image.Resampling.LANCZOS)
-            in_few_colors(picture, 32).save(IMAGES / f"{name}.png", optimize=True)
+            size = COLUMN, picture.height * COLUMN // picture.width
+            write_opaque(picture.resize(size, Image.Resampling.LANCZOS), name)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_source_archive_can_be_tested(built):
     _, source, _ = built
     with tarfile.open(source) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert source.stat().st_size < 2_200_000  # a third of it are the pictures of the docs
+    assert source.stat().st_size < 2_000_000
     for needed in (
         "Makefile",
         "constraints.txt",

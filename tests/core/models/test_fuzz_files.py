@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.scripts import load_script
 
 import hankelred
 from hankelred.models.linear_model import as_model
@@ -41,10 +41,7 @@ def test_its_first_cases_are_read_right_or_refused(tmp_path):
 @pytest.fixture(scope="module")
 def fuzz():
     sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("fuzz_files", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script(SCRIPT)
     sys.path.remove(str(SCRIPT.parent))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 
 import numpy as np
 import pytest
 from helpers.data import ROOT
+from helpers.scripts import load_script
 
 pytestmark = pytest.mark.slow
 
@@ -18,14 +18,11 @@ pytest.importorskip("control")
 
 def _load():
     path = ROOT / "benchmarks" / "fuzz_models.py"
-    spec = importlib.util.spec_from_file_location("fuzz_models", path)
-    module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
     try:
-        spec.loader.exec_module(module)
+        return load_script(path)
     finally:
         sys.path[:] = before
-    return module
 
 
 fuzz = _load()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.comparisons import small_comparison
+from helpers.scripts import load_script
 
 from hankelred_llm.experiments.compare import compare
 from hankelred_llm.experiments.records import read_records
@@ -19,24 +19,16 @@ from hankelred_llm.ops.autograd import channel_scan
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
-def script(path):
-    """Return a command as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def made():
     """The command that writes the page, as a module."""
-    return script(DOCS / "make_results.py")
+    return load_script(DOCS / "make_results.py")
 
 
 @pytest.fixture(scope="module")
 def bench():
     """The command that writes the files, as a module."""
-    return script(DOCS.parent / "benchmarks/bench_comparison.py")
+    return load_script(DOCS.parent / "benchmarks/bench_comparison.py")
 
 
 def test_the_page_is_what_its_command_writes(made):

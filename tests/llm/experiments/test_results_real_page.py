@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,16 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.data import needs_pieces
+from helpers.scripts import load_script
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")
 def made():
-    spec = importlib.util.spec_from_file_location("make_results_real", DOCS / "make_results_real.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DOCS / "make_results_real.py")
 
 
 def test_the_page_is_what_its_command_writes(made):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.data import needs_pieces
 from helpers.models import adapted, base_model, error, tokens
+from helpers.scripts import load_script
 from peft import PeftModel
 
 import hankelred_llm
@@ -20,11 +20,7 @@ MIXED = {"r": 6, "site": "attention", "static_readouts": ["q_proj", "v_proj"], "
 
 @pytest.fixture(scope="module")
 def made():
-    path = DOCS / "make_results_real_ranks.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DOCS / "make_results_real_ranks.py")
 
 
 @pytest.fixture

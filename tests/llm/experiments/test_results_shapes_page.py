@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.data import needs_pieces
+from helpers.scripts import load_script
 
 import hankelred_llm
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
+SCRIPT = DOCS / "make_results_shapes.py"
 TINY = {
     "length": 8,
     "steps": 15,
@@ -26,27 +27,17 @@ TINY = {
 }
 
 
-def load():
-    path = DOCS / "make_results_shapes.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def made():
-    return load()
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The study with a protocol of seconds: where its files are, and where its runs."""
-    made = load()
+    made = load_script(SCRIPT)
     # a module of its own: other tests of this file, in whatever order, read the protocol as it is
-    spec = importlib.util.spec_from_file_location("bench_shapes", made.study.__file__)
-    made.study = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made.study)
+    made.study = load_script(Path(made.study.__file__))
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("shapes")
         patch.setattr(made.study, "PIECES", folder / "pieces")
