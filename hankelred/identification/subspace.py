@@ -53,7 +53,7 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
     m, p = us[0].shape[0], ys[0].shape[0]
     u, y = rows[: (2 * horizon + 1) * m], rows[(2 * horizon + 1) * m :]
     future_u, future_y = u[horizon * m : -m], y[horizon * p : -p]
-    past = np.concatenate([u[: horizon * m], y[: horizon * p]])
+    past, present = _past_and_present(u, y, m, p, horizon)
     next_past = np.concatenate([u[m : (horizon + 1) * m], y[p : (horizon + 1) * p]])
     a, b = future_u.shape[0], past.shape[0]
     # LQ factorization: the part explained by future inputs, the part added by the past, the remainder
@@ -64,7 +64,6 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
     by_past = _regress(L32, L22)
     oblique = by_past @ np.concatenate([L21, L22], axis=1)
     spread = _square_root(L32 @ L32.T + L33 @ L33.T)
-    present = (u[horizon * m : (horizon + 1) * m], y[horizon * p : (horizon + 1) * p])
     out = []
     for name, matrix, weight in (("moesp", L32, None), ("n4sid", oblique, None), ("cva", L32, spread)):
         left, s = _left_svd(matrix, weight)
@@ -75,9 +74,26 @@ def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Su
             to_state = (left / np.sqrt(np.maximum(s, np.finfo(float).tiny))).T @ to_state
             build = _state_regression(to_state, past, next_past, *present)
             out.append(Subspace(f"{name}-states-{horizon}", s, build, s.size))
+    return [*out, _realized_arx(past, present, horizon)]
+
+
+def arx_subspace(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> Subspace:
+    """Return the last of the :func:`subspaces` without the others."""
+    rows = _compressed(us, ys, horizon)
+    m, p = us[0].shape[0], ys[0].shape[0]
+    u, y = rows[: (2 * horizon + 1) * m], rows[(2 * horizon + 1) * m :]
+    return _realized_arx(*_past_and_present(u, y, m, p, horizon), horizon)
+
+
+def _past_and_present(u: Array, y: Array, m: int, p: int, horizon: int) -> tuple[Array, tuple[Array, Array]]:
+    past = np.concatenate([u[: horizon * m], y[: horizon * p]])
+    return past, (u[horizon * m : (horizon + 1) * m], y[horizon * p : (horizon + 1) * p])
+
+
+def _realized_arx(past: Array, present: tuple[Array, Array], horizon: int) -> Subspace:
     gamma, s = _arx_observability(past, present, horizon)
-    out.append(Subspace(f"arx-{horizon}", s, _shift_structure(gamma, p), gamma.shape[0] - p))
-    return out
+    p = present[1].shape[0]
+    return Subspace(f"arx-{horizon}", s, _shift_structure(gamma, p), gamma.shape[0] - p)
 
 
 def _compressed(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> Array:

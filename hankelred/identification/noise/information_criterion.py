@@ -26,7 +26,7 @@ from ..output_error import (
     stable_matrix,
     truncated_starts,
 )
-from ..subspace import Subspace, subspaces
+from ..subspace import arx_subspace, subspaces
 from .whitening import filtered, noise_filter
 
 #: Steps of refinement for every order, as many as before the choice by the validation part.
@@ -63,7 +63,7 @@ def order_trials(
     the noise model of their residuals is then wrong too. Then the orders are improved from the smallest up.
     """
     penalty = math.log(sum(y.shape[1] for y in ys))
-    spaces = _arx_subspaces(us, ys)
+    spaces = [arx_subspace(us, ys, h) for h in _ARX_HORIZONS if _is_long_enough(us, ys, h)]
     trials: dict[int, OrderTrial] = {}
     larger: FittedModel | None = None
     whitener: Array | None = None
@@ -83,12 +83,6 @@ def order_trials(
         whitener = noise_filter(errors, penalty)
     _improve_upwards(trials, us, ys, offsets=offsets, stable=stable)
     return trials
-
-
-def _arx_subspaces(us: Sequence[Array], ys: Sequence[Array]) -> list[Subspace]:
-    horizons = [horizon for horizon in _ARX_HORIZONS if _is_long_enough(us, ys, horizon)]
-    spaces = [space for horizon in horizons for space in subspaces(us, ys, horizon)]
-    return [space for space in spaces if space.name.startswith("arx")]
 
 
 def _with_inputs(
@@ -123,9 +117,8 @@ def _improve_upwards(
     """Replace trials in a local minimum by ones that start from the next smaller order, with one more state.
 
     The search from the largest order down can end in a local minimum of some order, which then seems worse
-    than a smaller order.
-    An order is refined once more if the start from the smaller one fits better than its trial. Orders are
-    improved from the smallest up, until some in a row do not lower the criterion.
+    than a smaller order. An order is refined once more if the start from the smaller one fits better than its
+    trial. Orders are improved from the smallest up, until some in a row do not lower the criterion.
     """
     penalty = math.log(sum(y.shape[1] for y in ys))
     best, n_worse = math.inf, 0
