@@ -17,7 +17,7 @@ from .processes import this_process
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
-__all__ = ["evaluate", "predict", "text_losses"]
+__all__ = ["evaluate", "position_losses", "predict", "text_losses"]
 
 #: Rows of a text, at equal distances in it, on which forgetting is measured, and the most tokens of each.
 TEXT_ROWS, TEXT_LENGTH = 8, 1024
@@ -170,6 +170,63 @@ def text_losses(
     return np.array(losses)
 
 
+def position_losses(model: nn.Module, task: Task, split: Split, *, batch_size: int = 4) -> FloatArray:
+    r"""Return the loss of every scored token by its position in the row, in nats.
+
+    Parameters
+    ----------
+    model, task, split
+        As in :func:`evaluate`, with rows of one length, as those of the task ``text_lm`` are.
+    batch_size : int
+        Rows at a time.
+
+    Returns
+    -------
+    ndarray, shape (rows, length)
+        Entry t is the loss of token t given those before it; nan where it is not scored, as at t = 0.
+
+    Raises
+    ------
+    TaskError
+        Rows differ in length, or a loss is not finite.
+
+    Examples
+    --------
+    >>> import numpy as np, transformers
+    >>> from pathlib import Path
+    >>> from hankelred_llm.experiments.evaluate import position_losses
+    >>> from hankelred_llm.tasks import get_task
+    >>> model = transformers.MistralForCausalLM(transformers.MistralConfig(
+    ...     vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+    ...     num_attention_heads=2, num_key_value_heads=1, pad_token_id=258))
+    >>> _ = Path("story.txt").write_text("Once upon a time there was a model.\n\n" * 30)
+    >>> task = get_task("text_lm", text="story.txt")
+    >>> losses = position_losses(model, task, task.test(32, size=2))
+    >>> losses.shape, int(np.isnan(losses).sum())
+    ((1, 32), 1)
+    """
+    lengths = sorted({len(e) for e in split})
+    if len(lengths) > 1:
+        raise TaskError(f"rows have {lengths[0]} to {lengths[-1]} tokens; give rows of one length")
+    losses = np.full((len(split), lengths[0]), np.nan)
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(split), batch_size):
+                rows = split[start : start + batch_size]
+                logits = _logits(model, Collator(task.pad_token_id)(rows))
+                for k, (row, values) in enumerate(zip(rows, logits, strict=True), start):
+                    scored = torch.as_tensor(row.scored, device=values.device)
+                    of_row = _losses(values[scored], row.targets).cpu().numpy()
+                    if not np.isfinite(of_row).all():
+                        raise TaskError(f"a loss of row {k} is not finite; the training diverged")
+                    losses[k, row.scored + 1] = of_row
+    finally:
+        model.train(training)
+    return losses
+
+
 def _tokens(model: nn.Module, task: Task, split: Split, rows: Sequence[Example]) -> Iterator[Any]:
     logits = _logits(model, Collator(task.pad_token_id)(rows))
     for row, values in zip(rows, logits, strict=True):
@@ -263,8 +320,12 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def _likelihood(logits: Tensor, targets: Any) -> float:
     """Return the log-likelihood of tokens, in nats."""
+    return -float(_losses(logits, targets).sum())
+
+
+def _losses(logits: Tensor, targets: Any) -> Tensor:
     ids = torch.as_tensor(targets, device=logits.device)
-    return -float(nn.functional.cross_entropy(logits.float(), ids, reduction="sum"))
+    return nn.functional.cross_entropy(logits.float(), ids, reduction="none")
 
 
 def _device(model: nn.Module) -> torch.device:

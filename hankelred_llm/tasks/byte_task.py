@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .base import Example, Scores, Split, SplitName, Task, checked_array
+from .base import Example, Scores, Split, SplitName, Task
 from .byte_tokens import IGNORED, ByteTokenizer, IntArray
 from .synthetic_task import checked_count
+from .windows import DEFAULT_SIZE, evenly_spread, random_windows, score_bits
 
 #: What is read of one split: names and bytes of pieces that are modelled one by one.
 Streams = Sequence[tuple[str, bytes]]
-DEFAULT_SIZE = 1024
 
 
 class ByteTask(Task):
@@ -77,34 +77,17 @@ class ByteTask(Task):
         streams = self._stored()[name]
         if name == "train":
             seed = checked_count("seed", seed, least=0)
-            windows = _random_windows(streams, length, size or DEFAULT_SIZE, seed)
+            sizes = [len(data) for _, data in streams]
+            windows = random_windows(sizes, length, size or DEFAULT_SIZE, seed)
         else:
             windows = [
                 (i, start) for i, (_, data) in enumerate(streams) for start in range(0, len(data), length)
             ]
-            if size is not None and size < len(windows):
-                # evenly spread, so that a part of the split resembles the whole
-                windows = [windows[i * len(windows) // size] for i in range(size)]
+            windows = evenly_spread(windows, size)
         return Split(partial(_window, streams, windows, length), len(windows), name=name, length=length)
 
     def _score(self, split: Split, predictions: Sequence[Any]) -> Scores:
-        bits, weights, units, documents = [], [], [], []
-        for row, (e, nats) in enumerate(zip(split, predictions, strict=True)):
-            count = len(e) - 1
-            bits.append(checked_array(nats, 1, row)[0] / np.log(2) / count)
-            weights.append(count)
-            units.append(e.unit)
-            documents.append(e.document)
-        return Scores({self.metric: np.array(bits)}, np.array(weights, float), tuple(units), tuple(documents))
-
-
-def _random_windows(streams: Streams, length: int, size: int, seed: int) -> list[tuple[int, int]]:
-    """Return (stream, start) of windows, every start as likely as any other."""
-    starts = np.array([max(1, len(data) - length + 1) for _, data in streams])
-    ends = np.cumsum(starts)
-    drawn = np.random.default_rng([seed, length]).integers(0, ends[-1], size)
-    which = np.searchsorted(ends, drawn, side="right")
-    return list(zip(which.tolist(), (drawn - ends[which] + starts[which]).tolist(), strict=True))
+        return score_bits(self.metric, split, predictions)
 
 
 def _window(streams: Streams, windows: Sequence[tuple[int, int]], length: int, i: int) -> Example:

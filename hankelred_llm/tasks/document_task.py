@@ -24,7 +24,7 @@ from .base import Example, PredictionKind, Scores, Split, SplitName
 from .byte_tokens import IGNORED, IntArray, Tokenizer
 from .errors import TaskDataError, TaskError
 from .metrics import word_f1
-from .sources import SourceRecord, read_jsonl
+from .sources import SourceRecord, read_jsonl, read_text, text_files
 from .synthetic_task import checked_count
 from .text_task import TextTask
 
@@ -302,6 +302,28 @@ def three_splits(parts: Mapping[SplitName, list[Document]]) -> dict[SplitName, l
     remaining, test = _split_off(parts["train"], 3)
     train, validation = _split_off(remaining, 4)
     return {"train": train, "validation": validation, "test": test}
+
+
+def split_folder(folder: Path) -> dict[SplitName, list[Document]]:
+    """Return the .txt files of a folder as documents of three splits, which have none in common.
+
+    Raises
+    ------
+    TaskDataError
+        There are less than three.
+    """
+    files = text_files(folder)
+    if len(files) < 3:
+        raise TaskDataError(
+            folder,
+            None,
+            f"has {len(files)} .txt files, and the three splits share none",
+            "give at least 3, or a single file",
+        )
+    # by names within the folder: wherever it lies, splits are the same
+    documents = [Document(f.relative_to(folder).as_posix(), read_text(f), ()) for f in files]
+    parts, _ = without_shared_documents(three_splits({"train": documents}))
+    return parts
 
 
 def without_shared_documents(

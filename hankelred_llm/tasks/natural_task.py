@@ -22,7 +22,7 @@ from hankelred.errors import name_list, short_repr
 
 from .base import Choice, Example, FloatArray, Scores, Split, SplitName, checked_array
 from .byte_tokens import IGNORED, IntArray, Tokenizer
-from .document_task import Document, three_splits, without_shared_documents
+from .document_task import Document, split_folder
 from .errors import TaskDataError, TaskError
 from .sources import read_text, text_files
 from .synthetic_task import checked_count, generator_of, split_of
@@ -288,21 +288,13 @@ class NaturalTask(TextTask):
     def _documents(self) -> Mapping[SplitName, list[list[str]]]:
         """Return the sentences of the documents of every split; one file is the noise of all splits."""
         if self._noise is None:
-            files = text_files(self.text)
             forbidden = {word.lower() for word in (*self.names, *self.candidates)}
-            # by names within the folder: wherever it lies, splits are the same
-            documents = [Document(f.relative_to(self.text).as_posix(), read_text(f), ()) for f in files]
-            if not self.text.is_dir():
-                parts: Mapping[SplitName, list[Document]] = dict.fromkeys(DEFAULT_SIZE, documents)
-            elif len(documents) < 3:
-                raise TaskDataError(
-                    self.text,
-                    None,
-                    f"has {len(documents)} .txt files, and the three splits share none",
-                    "give at least 3, or a single file, which is the noise of all splits",
-                )
-            else:
-                parts, _ = without_shared_documents(three_splits({"train": documents}))
+            if self.text.is_dir():
+                parts: Mapping[SplitName, list[Document]] = split_folder(self.text)
+            else:  # the noise of all splits
+                (file,) = text_files(self.text)
+                document = Document(file.name, read_text(file), ())
+                parts = {name: [document] for name in DEFAULT_SIZE}
             self._noise = {
                 name: self._sentences_of(name, of_split, forbidden) for name, of_split in parts.items()
             }

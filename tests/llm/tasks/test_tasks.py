@@ -35,7 +35,7 @@ SYNTHETIC = (
     "s3_words",
 )
 NATURAL = ("counting", "last_written", "multikey_needle", "variable_tracking", "where_is", "who_has")
-OTHERS = ("byte_lm", "chorales", "fairytaleqa", "narrativeqa", "qmsum", "quality", "squality")
+OTHERS = ("byte_lm", "chorales", "fairytaleqa", "narrativeqa", "qmsum", "quality", "squality", "text_lm")
 
 
 def test_what_there_is():
@@ -73,6 +73,7 @@ print([m for m in ("datasets", "rouge_score", "nltk", "pandas") if m in sys.modu
         ("parity", {"seed": -1}, "seed is -1"),
         ("modular_sum", {"modulus": 11}, "at most 10"),
         ("quality", {"by": "guess"}, "by is 'guess'"),
+        ("text_lm", {}, "needs the option 'text'"),
         ("byte_lm", {"path": "x", "document_break": "("}, "no regular expression"),
     ],
 )
