@@ -83,6 +83,8 @@ results-real: $(VENV)/.develop $(if $(BASE),,smollm2)  ## the study on a pretrai
 	$(BIN)/python docs/make_results_real.py
 	$(if $(BASE),,OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_real_ranks.py)
 	$(if $(BASE),,$(BIN)/python docs/make_results_real_ranks.py)
+	$(if $(BASE),,OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_real_text.py)
+	$(if $(BASE),,$(BIN)/python docs/make_results_real_text.py)
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'

@@ -257,7 +257,8 @@ def documents(pieces: dict[str, Piece]) -> list[str]:
         return ["Nothing has been run yet."]
     text = (
         f"{study.DOCUMENT_ROWS} validation questions, prompts cut to {study.DOCUMENT_LENGTH} tokens from the "
-        "middle of the document, no training; more is better; mean and its standard error. Where a trivial "
+        "middle of the document, no training, the base in float32; more is better; mean and its standard "
+        "error. Where a trivial "
         "answer is as good, a difference between adapters would say little, and nothing was trained."
     )
     return [paragraph(text), table(["task", "score", "base", *DOCUMENT_FLOORS], rows)]
@@ -389,10 +390,10 @@ def missing(pieces: dict[str, Piece]) -> str:
         )
     lines += [
         "Not in the protocol yet: rsLoRA, HRM beside the MLP; the tasks `who_has`, "
-        "`variable_tracking`, `multikey_needle` and `last_written`; twice the rows; long documents; training "
+        "`variable_tracking`, `multikey_needle` and `last_written`; twice the rows; training "
         "on QuALITY, QMSum, SQuALITY and FairytaleQA.",
         "Ranks and reduction, state and static parts off, and the loss on WikiText before and after are on "
-        "[](results_real_ranks.md), for one seed.",
+        "[](results_real_ranks.md), the loss by position in long texts on [](results_real_text.md).",
     ]
     return bullets(lines)
 

@@ -1,0 +1,242 @@
+"""Write docs/results_real_text.md from docs/results/real_text: `python docs/make_results_real_text.py`.
+
+The files are written by benchmarks/bench_real_text.py, which has the protocol. The losses and differences of
+the page are computed here; the page is not to be edited by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hankelred_llm.experiments.statistics import Difference, paired_difference
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
+
+import _markdown as markdown  # noqa: E402 (a script beside this one)
+import bench_real_text as study  # noqa: E402 (it is no package)
+from _markdown import listed, table  # noqa: E402
+from make_results_real import NAMES  # noqa: E402
+
+PAGE = HERE / "results_real_text.md"
+NOTHING = "Nothing has been run yet."
+
+Piece = dict[str, Any]
+Pieces = dict[str, Piece]
+
+paragraph = partial(markdown.paragraph, width=110)
+bullets = partial(markdown.bullets, width=110)
+
+
+def finished() -> Pieces:
+    """Return the finished pieces by the name of their file."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(study.PIECES.glob("*.json"))}
+
+
+def page(pieces: Pieces) -> str:
+    """Return the page."""
+    parts = ["# Does a token far into a long text profit from a state?", introduction()]
+    for heading, section in (
+        ("What does training gain over the base, by position?", gains),
+        ("Is a method with a state better than LoRA?", against_lora),
+        ("Does a far token gain more than a near one?", far_against_near),
+        ("What does the state do?", state_off),
+        ("How long do the states remember?", memory),
+        ("Which learning rate is best?", rates),
+        ("What is missing?", missing),
+    ):
+        parts += [f"## {heading}", *section(pieces)]
+    return "\n\n".join(parts) + "\n"
+
+
+def introduction() -> str:
+    """Return what the page is, and the protocol."""
+    c = study.COMMON
+    first = paragraph(
+        "SmolLM2-135M-Instruct, frozen, as in [](results_real.md) but in float32, and adapters of the same number of "
+        "parameters, trained to continue stories. A state carries what was read, but attention reads all of "
+        "it again: does the loss far into a row tell them apart? `python benchmarks/bench_real_text.py` runs "
+        "what is missing, and `python docs/make_results_real_text.py` writes this page from the pieces in "
+        "`docs/results/real_text`. **A short training of one small model.**"
+    )
+    lines = [
+        f"Methods: {listed(f'`{m}`' for m in study.COMPARED)}; `{study.LORA}` is the LoRA with the best "
+        "validation accuracy on [](results_real.md), averaged over tasks and lengths.",
+        f"Training: {c['steps']} steps of {study.BATCH} row of {study.LENGTH} tokens, as many tokens as "
+        "there, from the stories of SQuALITY; validation and test are on other stories.",
+        f"Rate: of {listed(f'{rate:g}' for rate in sorted(study.RATES))}, the one with the smallest loss on "
+        f"{study.VALIDATION_ROWS} validation rows of {study.LENGTH} tokens, seed {study.TUNING_SEED}.",
+        f"Report: seeds {listed(map(str, study.SEEDS))}, which chose nothing; {study.TEST_ROWS} test rows "
+        f"of {study.TEST_LENGTH} tokens. Losses are in nats a token, lower is better. Intervals in brackets "
+        "are Student's t over seeds, from two seeds on; a star says that it and a bootstrap over rows leave "
+        "out zero.",
+        "The protocol and a prediction were committed before the first training; they are in the docstring "
+        "of the benchmark.",
+    ]
+    return first + "\n\n" + bullets(lines)
+
+
+def bands() -> list[str]:
+    """Return the headings of the bands of positions."""
+    starts = (1, *study.BANDS[:-1])
+    return [f"tokens {a} to {b - 1}" for a, b in zip(starts, study.BANDS, strict=True)]
+
+
+def of_method(pieces: Pieces, method: str) -> dict[int, Piece]:
+    """Return the reported trainings of a method by seed."""
+    paths = {seed: study.path_of("final", method, None, seed).stem for seed in study.SEEDS}
+    return {seed: pieces[name] for seed, name in paths.items() if name in pieces}
+
+
+def losses(of_seeds: dict[int, Piece], seeds: list[int], key: str = "test") -> npt.NDArray[np.float64]:
+    """Return losses, shape (seeds, rows, bands)."""
+    return np.array([of_seeds[seed][key] for seed in seeds])
+
+
+def gains(pieces: Pieces) -> list[str]:
+    """Return the losses of the base, and what they change by training."""
+    if "base" not in pieces:
+        return [NOTHING]
+    base = np.array(pieces["base"]["test"])
+    lines = [["the base as it is: loss", "", *(f"{value:.3f}" for value in base.mean(axis=0))]]
+    for method in study.COMPARED:
+        if of_seeds := of_method(pieces, method):
+            change = losses(of_seeds, list(of_seeds)).mean(axis=1) - base.mean(axis=0)
+            spread = change.std(axis=0, ddof=1) if len(change) > 1 else None
+            cells = [f"{value:+.4f}" for value in change.mean(axis=0)]
+            if spread is not None:
+                cells = [f"{cell} ± {value:.4f}" for cell, value in zip(cells, spread, strict=True)]
+            lines.append([f"{NAMES[method]}: change", ", ".join(map(str, of_seeds)), *cells])
+    text = (
+        f"Loss by position in the row, and its change by training (mean over seeds, standard deviation). "
+        f"Training rows have {study.LENGTH} tokens: the last band is beyond them."
+    )
+    return [paragraph(text), table(["", "seeds", *bands()], lines)]
+
+
+def shown(d: Difference) -> str:
+    """Return a difference with its interval."""
+    if d.over_seeds is None:
+        return f"{d.mean:+z.4f}"
+    low, high = d.over_seeds
+    return f"{d.mean:+z.4f} [{low:+z.4f}, {high:+z.4f}]" + "*" * d.clear
+
+
+def difference(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> str:
+    """Return the paired difference of losses of shape (seeds, rows)."""
+    rows = [str(row) for row in range(a.shape[1])]
+    return shown(paired_difference(a, b, np.ones(a.shape[1]), rows))
+
+
+def against_lora(pieces: Pieces) -> list[str]:
+    """Return the differences to LoRA in each band."""
+    lora = of_method(pieces, study.LORA)
+    lines = []
+    for method in study.COMPARED[1:]:
+        of_seeds = of_method(pieces, method)
+        seeds = sorted(of_seeds.keys() & lora.keys())
+        if seeds:
+            a, b = losses(of_seeds, seeds), losses(lora, seeds)
+            cells = [difference(a[..., k], b[..., k]) for k in range(len(study.BANDS))]
+            lines.append([NAMES[method], ", ".join(map(str, seeds)), *cells])
+    if not lines:
+        return [NOTHING]
+    text = f"Loss minus that of {NAMES[study.LORA]}, paired by seed and row; below zero is better."
+    return [paragraph(text), table(["", "seeds", *bands()], lines)]
+
+
+def far_against_near(pieces: Pieces) -> list[str]:
+    """Return how the gain over the base differs between bands."""
+    if "base" not in pieces:
+        return [NOTHING]
+    base = np.array(pieces["base"]["test"])
+    lines = []
+    for method in study.COMPARED:
+        if of_seeds := of_method(pieces, method):
+            gain = base - losses(of_seeds, list(of_seeds))
+            cells = [difference(gain[..., k], gain[..., 0]) for k in range(1, len(study.BANDS))]
+            lines.append([NAMES[method], ", ".join(map(str, of_seeds)), *cells])
+    if not lines:
+        return [NOTHING]
+    text = (
+        f"What training gains over the base in a band, minus what it gains for {bands()[0]}; above zero, far "
+        "tokens profit more."
+    )
+    return [paragraph(text), table(["", "seeds", *bands()[1:]], lines)]
+
+
+def state_off(pieces: Pieces) -> list[str]:
+    """Return what switching the state off costs."""
+    lines = []
+    for method in study.COMPARED[1:]:
+        if of_seeds := of_method(pieces, method):
+            off, on = (losses(of_seeds, list(of_seeds), key) for key in ("state_off", "test"))
+            cells = [difference(off[..., k], on[..., k]) for k in range(len(study.BANDS))]
+            lines.append([NAMES[method], ", ".join(map(str, of_seeds)), *cells])
+    if not lines:
+        return [NOTHING]
+    text = (
+        "Loss with the state switched off minus loss as trained, without further training; above zero, the "
+        f"state helps. Without its state, {NAMES[study.HRM]} is the base."
+    )
+    return [paragraph(text), table(["", "seeds", *bands()], lines)]
+
+
+def memory(pieces: Pieces) -> list[str]:
+    """Return the time constants of the states."""
+    lines = []
+    for method in study.COMPARED[1:]:
+        if of_seeds := of_method(pieces, method):
+            scales = np.array([piece["time_scales"] for piece in of_seeds.values()])
+            middle, tenth, longest = (np.median(scales[:, k]) for k in (5, 9, 10))
+            lines.append([NAMES[method], f"{middle:.3g}", f"{tenth:.3g}", f"{longest:.3g}"])
+    if not lines:
+        return [NOTHING]
+    text = "Time constants -1 / log|a| of the states after training, in tokens, median over seeds:"
+    return [paragraph(text), table(["", "half are below", "nine tenths are below", "the longest"], lines)]
+
+
+def rates(pieces: Pieces) -> list[str]:
+    """Return the validation losses that chose the rates."""
+    lines = []
+    for method in study.COMPARED:
+        names = {r: study.path_of("tuning", method, r, study.TUNING_SEED).stem for r in sorted(study.RATES)}
+        found = {rate: pieces[name]["validation"] for rate, name in names.items() if name in pieces}
+        best = min(found, key=found.__getitem__) if len(found) == len(study.RATES) else None
+        cells = [f"{found[r]:.4f}" if r in found else "" for r in names]
+        if best is not None:
+            where = list(names).index(best)
+            cells[where] = f"**{cells[where]}**"
+        lines.append([NAMES[method], *cells])
+    before = f" The base has {pieces['base']['validation']:.4f}." if "base" in pieces else ""
+    text = f"Bits a token on validation rows after training, less is better; bold is chosen.{before}"
+    return [paragraph(text), table(["", *(f"{rate:g}" for rate in sorted(study.RATES))], lines)]
+
+
+def missing(pieces: Pieces) -> list[str]:
+    """Return what is not there."""
+    lines = []
+    for kind, word in (("tuning", "trainings that choose a rate"), ("final", "trainings that are tested")):
+        wanted = [study.path_of(*piece).stem for piece in study.pieces() if piece[0] == kind]
+        lines.append(f"{word}: {sum(name in pieces for name in wanted)} of {len(wanted)} are there")
+    lines += [
+        "a base whose attention does not reach as far as the row, longer training, other texts, and "
+        f"{listed(NAMES[m] for m in study.METHODS if m not in study.COMPARED)}",
+    ]
+    return [bullets(lines)]
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(finished()), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
