@@ -64,7 +64,7 @@ LENGTH = 256
 VALIDATION = {256: 24, 1024: 8}
 #: Questions of a document task, and the tokens to which a prompt is cut from the middle of its document.
 DOCUMENT_ROWS, DOCUMENT_LENGTH = 32, 2048
-#: The base answers them in float32: not every processor multiplies in bfloat16, and others take 30 times as long.
+#: The base answers them in float32: processors without instructions for bfloat16 take 30 times as long in it.
 DOCUMENT_DTYPE = "float32"
 #: Rows of the test by length.
 TEST_ROWS = {256: 48, 512: 48, 1024: 24, 2048: 12}

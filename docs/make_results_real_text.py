@@ -49,7 +49,6 @@ def page(pieces: Pieces) -> str:
         ("Does a far token gain more than a near one?", far_against_near),
         ("What does the state do?", state_off),
         ("How long do the states remember?", memory),
-        ("Which learning rate is best?", rates),
         ("What is missing?", missing),
     ):
         parts += [f"## {heading}", *section(pieces)]
@@ -60,20 +59,19 @@ def introduction() -> str:
     """Return what the page is, and the protocol."""
     c = study.COMMON
     first = paragraph(
-        "SmolLM2-135M-Instruct, frozen, as in [](results_real.md) but in float32, and adapters of the same number of "
-        "parameters, trained to continue stories. A state carries what was read, but attention reads all of "
-        "it again: does the loss far into a row tell them apart? `python benchmarks/bench_real_text.py` runs "
-        "what is missing, and `python docs/make_results_real_text.py` writes this page from the pieces in "
+        "SmolLM2-135M-Instruct, frozen, as in [](results_real.md) but in float32, and adapters of the same "
+        "number of parameters, trained to continue stories. A state carries what was read, but attention "
+        "reads all of it again: does the loss far into a row tell them apart? "
+        "`python benchmarks/bench_real_text.py` runs what is missing, and "
+        "`python docs/make_results_real_text.py` writes this page from the pieces in "
         "`docs/results/real_text`. **A short training of one small model.**"
     )
     lines = [
         f"Methods: {listed(f'`{m}`' for m in study.COMPARED)}; `{study.LORA}` is the LoRA with the best "
         "validation accuracy on [](results_real.md), averaged over tasks and lengths.",
-        f"Training: {c['steps']} steps of {study.BATCH} row of {study.LENGTH} tokens, as many tokens as "
-        "there, from the stories of SQuALITY; validation and test are on other stories.",
-        f"Rate: of {listed(f'{rate:g}' for rate in sorted(study.RATES))}, the one with the smallest loss on "
-        f"{study.VALIDATION_ROWS} validation rows of {study.LENGTH} tokens, seed {study.TUNING_SEED}.",
-        f"Report: seeds {listed(map(str, study.SEEDS))}, which chose nothing; {study.TEST_ROWS} test rows "
+        f"Training: {c['steps']} steps of {study.BATCH} row of {study.LENGTH} tokens from the stories of "
+        f"SQuALITY; the test is on other stories. Rate {study.RATE:g} for all, not tuned here.",
+        f"Report: seeds {listed(map(str, study.SEEDS))}; {study.TEST_ROWS} test rows "
         f"of {study.TEST_LENGTH} tokens. Losses are in nats a token, lower is better. Intervals in brackets "
         "are Student's t over seeds, from two seeds on; a star says that it and a bootstrap over rows leave "
         "out zero.",
@@ -90,8 +88,8 @@ def bands() -> list[str]:
 
 
 def of_method(pieces: Pieces, method: str) -> dict[int, Piece]:
-    """Return the reported trainings of a method by seed."""
-    paths = {seed: study.path_of("final", method, None, seed).stem for seed in study.SEEDS}
+    """Return the trainings of a method by seed."""
+    paths = {seed: study.path_of(method, seed).stem for seed in study.SEEDS}
     return {seed: pieces[name] for seed, name in paths.items() if name in pieces}
 
 
@@ -116,7 +114,7 @@ def gains(pieces: Pieces) -> list[str]:
             lines.append([f"{NAMES[method]}: change", ", ".join(map(str, of_seeds)), *cells])
     text = (
         f"Loss by position in the row, and its change by training (mean over seeds, standard deviation). "
-        f"Training rows have {study.LENGTH} tokens: the last band is beyond them."
+        f"Training rows have {study.LENGTH} tokens: the last two bands are beyond them."
     )
     return [paragraph(text), table(["", "seeds", *bands()], lines)]
 
@@ -203,31 +201,13 @@ def memory(pieces: Pieces) -> list[str]:
     return [paragraph(text), table(["", "half are below", "nine tenths are below", "the longest"], lines)]
 
 
-def rates(pieces: Pieces) -> list[str]:
-    """Return the validation losses that chose the rates."""
-    lines = []
-    for method in study.COMPARED:
-        names = {r: study.path_of("tuning", method, r, study.TUNING_SEED).stem for r in sorted(study.RATES)}
-        found = {rate: pieces[name]["validation"] for rate, name in names.items() if name in pieces}
-        best = min(found, key=found.__getitem__) if len(found) == len(study.RATES) else None
-        cells = [f"{found[r]:.4f}" if r in found else "" for r in names]
-        if best is not None:
-            where = list(names).index(best)
-            cells[where] = f"**{cells[where]}**"
-        lines.append([NAMES[method], *cells])
-    before = f" The base has {pieces['base']['validation']:.4f}." if "base" in pieces else ""
-    text = f"Bits a token on validation rows after training, less is better; bold is chosen.{before}"
-    return [paragraph(text), table(["", *(f"{rate:g}" for rate in sorted(study.RATES))], lines)]
-
-
 def missing(pieces: Pieces) -> list[str]:
     """Return what is not there."""
-    lines = []
-    for kind, word in (("tuning", "trainings that choose a rate"), ("final", "trainings that are tested")):
-        wanted = [study.path_of(*piece).stem for piece in study.pieces() if piece[0] == kind]
-        lines.append(f"{word}: {sum(name in pieces for name in wanted)} of {len(wanted)} are there")
+    wanted = [study.path_of(method, seed).stem for method, seed in study.pieces() if method]
+    lines = [f"trainings: {sum(name in pieces for name in wanted)} of {len(wanted)} are there"]
     lines += [
-        "a base whose attention does not reach as far as the row, longer training, other texts, and "
+        "a rate of its own for each method, longer training, other texts, a base whose attention does not "
+        "reach as far as the row, and "
         f"{listed(NAMES[m] for m in study.METHODS if m not in study.COMPARED)}",
     ]
     return [bullets(lines)]

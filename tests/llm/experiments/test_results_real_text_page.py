@@ -24,13 +24,13 @@ def test_the_page_is_what_its_command_writes(made):
 
 
 def name_of(made, method, seed):
-    return made.study.path_of("final", method, None, seed).stem
+    return made.study.path_of(method, seed).stem
 
 
 def test_gains_and_differences_are_those_of_the_same_rows(made):
     base = np.full((12, 4), [4.0, 3.0, 2.0, 1.0])
     rows = np.arange(12)[:, None] / 1000
-    pieces = {"base": {"test": base.tolist(), "validation": 3.5}}
+    pieces = {"base": {"test": base.tolist()}}
     for seed in range(3):
         # HRM gains .2, and in the last band .3; the seeds and the rows differ, the differences hardly
         lora = base - 0.1 + rows + seed / 100
@@ -51,21 +51,10 @@ def test_gains_and_differences_are_those_of_the_same_rows(made):
     page = made.page(pieces)
     assert "| the base as it is: loss |  | 4.000 | 3.000 | 2.000 | 1.000 |" in page
     assert "| LoRA on all linear layers: change | 0, 1, 2 | -0.0845 ± 0.0100 |" in page
-    assert "trainings that are tested: 6 of 12 are there" in page
+    assert "trainings: 6 of 12 are there" in page
     # without its state the method is the base here, so the state is worth what the method gains
     (_, off) = made.state_off(pieces)
     assert "+0.1835 " in off and "+0.2835 " in off
-
-
-def test_a_rate_is_chosen_once_all_are_there(made):
-    study = made.study
-    pieces = {
-        study.path_of("tuning", study.HRM, rate, study.TUNING_SEED).stem: {"validation": bits}
-        for rate, bits in zip(study.RATES, (3.2, 3.1, 3.3), strict=True)
-    }
-    assert "| HRM beside attention | **3.1000** | 3.2000 | 3.3000 |" in made.rates(pieces)[1]
-    pieces.popitem()
-    assert "**" not in made.rates(pieces)[1]
 
 
 def test_without_pieces_the_page_says_so(made):
