@@ -137,7 +137,10 @@ def verdict(pieces: dict[str, Piece]) -> str:
     for title, lines in (
         ("HRM is clearly worse than the best LoRA", lost),
         ("HRM is clearly better than the best LoRA", won),
-        ("Not decided, one seed or an interval over zero", even),
+        (
+            "Not decided, with one seed, or with zero in the interval over seeds (in brackets) or over rows",
+            even,
+        ),
     ):
         parts.append(f"**{title}**: " + ("nowhere." if not lines else "\n\n" + bullets(lines)))
     learned = [line for task in study.TASKS for line in above_trivial(task, pieces)]

@@ -192,15 +192,16 @@ def position_losses(model: nn.Module, task: Task, split: Split, *, batch_size: i
 
     Examples
     --------
-    >>> import numpy as np, transformers
+    >>> import numpy as np, tempfile, transformers
     >>> from pathlib import Path
     >>> from hankelred_llm.experiments.evaluate import position_losses
     >>> from hankelred_llm.tasks import get_task
     >>> model = transformers.MistralForCausalLM(transformers.MistralConfig(
     ...     vocab_size=259, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
     ...     num_attention_heads=2, num_key_value_heads=1, pad_token_id=258))
-    >>> _ = Path("story.txt").write_text("Once upon a time there was a model.\n\n" * 30)
-    >>> task = get_task("text_lm", text="story.txt")
+    >>> file = Path(tempfile.mkdtemp()) / "story.txt"
+    >>> _ = file.write_text("Once upon a time there was a model.\n\n" * 30)
+    >>> task = get_task("text_lm", text=file)
     >>> losses = position_losses(model, task, task.test(32, size=2))
     >>> losses.shape, int(np.isnan(losses).sum())
     ((1, 32), 1)
