@@ -26,8 +26,6 @@ from _markdown import listed, table  # noqa: E402
 from make_results_real import NAMES  # noqa: E402
 
 PAGE = HERE / "results_real_text.md"
-NOTHING = "Nothing has been run yet."
-
 Piece = dict[str, Any]
 Pieces = dict[str, Piece]
 
@@ -51,7 +49,8 @@ def page(pieces: Pieces) -> str:
         ("How long do the states remember?", memory),
         ("What is missing?", missing),
     ):
-        parts += [f"## {heading}", *section(pieces)]
+        if found := section(pieces):
+            parts += [f"## {heading}", *found]
     return "\n\n".join(parts) + "\n"
 
 
@@ -101,7 +100,7 @@ def losses(of_seeds: dict[int, Piece], seeds: list[int], key: str = "test") -> n
 def gains(pieces: Pieces) -> list[str]:
     """Return the losses of the base, and what they change by training."""
     if "base" not in pieces:
-        return [NOTHING]
+        return []
     base = np.array(pieces["base"]["test"])
     lines = [["the base as it is: loss", "", *(f"{value:.3f}" for value in base.mean(axis=0))]]
     for method in study.COMPARED:
@@ -145,7 +144,7 @@ def against_lora(pieces: Pieces) -> list[str]:
             cells = [difference(a[..., k], b[..., k]) for k in range(len(study.BANDS))]
             lines.append([NAMES[method], ", ".join(map(str, seeds)), *cells])
     if not lines:
-        return [NOTHING]
+        return []
     text = f"Loss minus that of {NAMES[study.LORA]}, paired by seed and row; below zero is better."
     return [paragraph(text), table(["", "seeds", *bands()], lines)]
 
@@ -153,7 +152,7 @@ def against_lora(pieces: Pieces) -> list[str]:
 def far_against_near(pieces: Pieces) -> list[str]:
     """Return how the gain over the base differs between bands."""
     if "base" not in pieces:
-        return [NOTHING]
+        return []
     base = np.array(pieces["base"]["test"])
     lines = []
     for method in study.COMPARED:
@@ -162,7 +161,7 @@ def far_against_near(pieces: Pieces) -> list[str]:
             cells = [difference(gain[..., k], gain[..., 0]) for k in range(1, len(study.BANDS))]
             lines.append([NAMES[method], ", ".join(map(str, of_seeds)), *cells])
     if not lines:
-        return [NOTHING]
+        return []
     text = (
         f"What training gains over the base in a band, minus what it gains for {bands()[0]}; above zero, far "
         "tokens profit more."
@@ -179,7 +178,7 @@ def state_off(pieces: Pieces) -> list[str]:
             cells = [difference(off[..., k], on[..., k]) for k in range(len(study.BANDS))]
             lines.append([NAMES[method], ", ".join(map(str, of_seeds)), *cells])
     if not lines:
-        return [NOTHING]
+        return []
     text = (
         "Loss with the state switched off minus loss as trained, without further training; above zero, the "
         f"state helps. Without its state, {NAMES[study.HRM]} is the base."
@@ -196,7 +195,7 @@ def memory(pieces: Pieces) -> list[str]:
             middle, tenth, longest = (np.median(scales[:, k]) for k in (5, 9, 10))
             lines.append([NAMES[method], f"{middle:.3g}", f"{tenth:.3g}", f"{longest:.3g}"])
     if not lines:
-        return [NOTHING]
+        return []
     text = "Time constants -1 / log|a| of the states after training, in tokens, median over seeds:"
     return [paragraph(text), table(["", "half are below", "nine tenths are below", "the longest"], lines)]
 
@@ -204,7 +203,8 @@ def memory(pieces: Pieces) -> list[str]:
 def missing(pieces: Pieces) -> list[str]:
     """Return what is not there."""
     wanted = [study.path_of(method, seed).stem for method, seed in study.pieces() if method]
-    lines = [f"trainings: {sum(name in pieces for name in wanted)} of {len(wanted)} are there"]
+    there = sum(name in pieces for name in wanted)
+    lines = [f"trainings: {there or 'none'} of {len(wanted)} {'are' if there > 1 else 'is'} there"]
     lines += [
         "a rate of its own for each method, longer training, other texts, a base whose attention does not "
         "reach as far as the row, and "
