@@ -30,7 +30,7 @@ import scipy.linalg as sla
 from scipy.linalg.lapack import dsyevd, zheevd
 
 from .._util.arrays import Array, largest_entry, length
-from .._util.schur import is_block_triangular
+from .._util.schur import is_block_triangular, order_of_separate_modes
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
 from ..models.linear_model import LinearModel
@@ -136,7 +136,9 @@ def factorize(model: LinearModel, stability_tol: float, *, both: bool = True) ->
             return diagonal
     parts = None
     doubling = stability_tol <= EXPLICIT_POLES_TOL
-    if not discrete and (A.shape[0] <= SCHUR_FIRST_SIZE or is_block_triangular(A)):
+    if not discrete and (
+        A.shape[0] <= SCHUR_FIRST_SIZE or is_block_triangular(A) or order_of_separate_modes(A) is not None
+    ):
         parts = split_schur(A, discrete=False, tol=stability_tol, size=size)
         doubling = (
             doubling and A.shape[0] > SMALL_SIZE and doublings_by_poles(parts) <= MAX_DOUBLINGS_CONTINUOUS

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.linalg as sla
 from scipy.linalg.lapack import dgeqp3, dgesvd, dgetrf, dormqr, dtrtrs, zgetrf, ztrtrs
 
-from .._util.arrays import EPS, Array
+from .._util.arrays import EPS, Array, reduce_columns
 from ..errors import ConvergenceError, ReductionWarning
 from ..gramians.factorize import FactoredSystem
 from ..gramians.factorize import factorize as factored_system
@@ -110,7 +110,8 @@ class Balancing(BalancedFactors):
 
 def factor_product(factored: FactoredSystem) -> tuple[Array, Array, Array, float]:
     """Return Lc, Lo, Lo^H Lc and the size of the rounding errors in that product."""
-    Lc, Lo = factored.controllability, factored.observability
+    # with one factor for each input there may be more columns than states
+    Lc, Lo = reduce_columns(factored.controllability), reduce_columns(factored.observability)
     if min(Lc.shape[1], Lo.shape[1]) <= GRADED_LIMIT:
         Lc, Lo = compress(Lc), compress(Lo)
     rounding = EPS * float(np.linalg.norm(np.abs(Lo).T @ np.abs(Lc)))
