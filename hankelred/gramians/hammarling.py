@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
+from scipy.linalg.lapack import dtpqrt, dtrsyl, ztrsyl, ztrtrs
 
 from .._util.arrays import Array, reduce_columns, schur_poles
-from .._util.schur import is_block_diagonal
+from .._util.schur import is_block_diagonal, is_block_triangular
 from ..errors import ConvergenceError
 from .cauchy import SeparateModes
 from .smith import upper_triangle
@@ -100,6 +100,25 @@ def _factor(T: Array, B: Array, discrete: bool, one_input: _OneByOne | None, *, 
     if adjoint:  # T^H is lower triangular; with the states in reverse order it is upper triangular again
         return hammarling(_reversed_adjoint(T), B[::-1], discrete=discrete)[::-1]
     return hammarling(T, B, discrete=discrete)
+
+
+def reduce_joined(L: Array) -> Array:
+    """Return a factor of L L^H with no more columns than rows, of an L that may be joined of such factors.
+
+    The QR decomposition of triangular matrices below each other costs a fifth of that of full ones.
+    """
+    n, width = L.shape
+    if width <= n:
+        return L
+    parts = [L[:, k : k + n] for k in range(0, width, n)]
+    if np.iscomplexobj(L) or width % n or not all(map(is_block_triangular, parts)):
+        return reduce_columns(L)
+    R = np.zeros((n, n), order="F")
+    for part in parts:
+        # in reverse order its transpose is a Hessenberg matrix, of which the last n - 1 rows are a triangle
+        hessenberg = np.array(part[::-1, ::-1].T, order="F")
+        R = dtpqrt(n - 1, min(n, 32), R, hessenberg, overwrite_a=1, overwrite_b=1)[0]
+    return R.T[::-1, ::-1]
 
 
 def _has_light_damping(poles: Array) -> bool:

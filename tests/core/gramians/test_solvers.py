@@ -641,6 +641,26 @@ def test_several_inputs_of_separate_modes_against_multiprecision(kind, damping):
     assert hankelred.norm((A, B, C, 0)) == pytest.approx(h2, rel=tolerance)
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 3), (2, 2), (3, 4), (40, 2), (70, 3)])
+@pytest.mark.parametrize("kind", ["triangles with pairs", "full", "complex"])
+def test_joined_factors_are_reduced_row_by_row(n, m, kind):
+    """Rows of very different sizes keep their digits, as those of nearly uncontrollable states must."""
+    rng = np.random.default_rng(n)
+    parts = [rng.standard_normal((n, n)) for _ in range(m)]
+    if kind == "triangles with pairs":
+        pairs = np.zeros((n, n))
+        pairs[np.arange(1, n, 2), np.arange(0, n - 1, 2)] = 1
+        parts = [np.triu(part) + pairs * part for part in parts]
+    elif kind == "complex":
+        parts = [part * 1j for part in parts]
+    L = 10.0 ** rng.uniform(-100, 100, n)[:, None] * np.hstack(parts)
+    reduced = hammarling.reduce_joined(L)
+    assert reduced.shape == (n, n)
+    scale = 1 / np.linalg.norm(L, axis=1)[:, None]
+    expected, found = ((scale * M) @ (scale * M).conj().T for M in (L, reduced))
+    np.testing.assert_allclose(found, expected, atol=1e-14 * n)
+
+
 def test_the_order_of_states_and_inputs_changes_nothing():
     """Relatives of a model of separate modes: permuted states, other inputs, tiles instead of closed form."""
     rng = np.random.default_rng(7)
