@@ -36,7 +36,7 @@ from ..models.conjugate_pairs import real_coordinates
 from ..models.linear_model import LinearModel
 from ..models.scaling import ScaledSystem, gain_exponent, scale_system, times_power_of_two
 from .cauchy import cauchy_factor
-from .hammarling import hammarling_factors
+from .hammarling import hammarling_factors, reduce_joined
 from .smith import MAX_DOUBLINGS_CONTINUOUS, doublings_needed, smith_factors
 from .stability import SchurSplit, is_stable_pole, matrix_size, split_schur
 
@@ -249,6 +249,8 @@ def _factorize_schur(
         Lc, Lo = real_factor(Q @ Lc), real_factor(Q @ Lo)
     else:
         Lc, Lo = hammarling_factors(T, Bs, observed, discrete=discrete, poles=parts.poles)
+        if both:  # an H2 norm needs one product with the factor of each input only
+            Lc, Lo = reduce_joined(Lc), reduce_joined(Lo)
     residual = _residual(T, Bs, observed, Lc, Lo, discrete)
     if not residual <= ACCEPTED_RESIDUAL:
         raise ConvergenceError(

@@ -108,7 +108,7 @@ def reduce_joined(L: Array) -> Array:
     The QR decomposition of triangular matrices below each other costs a fifth of that of full ones.
     """
     n, width = L.shape
-    if width <= n:
+    if width <= n or n == 0:
         return L
     parts = [L[:, k : k + n] for k in range(0, width, n)]
     if np.iscomplexobj(L) or width % n or not all(map(is_block_triangular, parts)):

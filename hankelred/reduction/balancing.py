@@ -15,7 +15,6 @@ from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ReductionWarning
 from ..gramians.factorize import FactoredSystem
 from ..gramians.factorize import factorize as factored_system
-from ..gramians.hammarling import reduce_joined
 from ..gramians.low_rank import LowRankFactors, low_rank_factors
 from ..gramians.smith import compress, upper_triangle
 from ..gramians.stability import STABILITY_TOL, checked_tol, is_stable_pole
@@ -111,8 +110,7 @@ class Balancing(BalancedFactors):
 
 def factor_product(factored: FactoredSystem) -> tuple[Array, Array, Array, float]:
     """Return Lc, Lo, Lo^H Lc and the size of the rounding errors in that product."""
-    # with one factor for each input there may be more columns than states
-    Lc, Lo = reduce_joined(factored.controllability), reduce_joined(factored.observability)
+    Lc, Lo = factored.controllability, factored.observability
     if min(Lc.shape[1], Lo.shape[1]) <= GRADED_LIMIT:
         Lc, Lo = compress(Lc), compress(Lo)
     rounding = EPS * float(np.linalg.norm(np.abs(Lo).T @ np.abs(Lc)))

@@ -661,6 +661,12 @@ def test_joined_factors_are_reduced_row_by_row(n, m, kind):
     np.testing.assert_allclose(found, expected, atol=1e-14 * n)
 
 
+def test_a_factor_of_no_states_has_nothing_to_reduce():
+    assert hammarling.reduce_joined(np.zeros((0, 3))).shape == (0, 3)
+    values = hankelred.hankel_singular_values((np.eye(2), np.ones((2, 3)), np.ones((1, 2)), 0))
+    np.testing.assert_array_equal(values, [np.inf, np.inf])
+
+
 def test_the_order_of_states_and_inputs_changes_nothing():
     """Relatives of a model of separate modes: permuted states, other inputs, tiles instead of closed form."""
     rng = np.random.default_rng(7)
