@@ -34,6 +34,7 @@ import hankelred
 from hankelred._util.schur import schur_form
 from hankelred.gramians.hammarling import TILE_OF_ONE_INPUT
 from hankelred.models.scaling import scale_system
+from hankelred.reduction import norms
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -173,18 +174,49 @@ def print_threads(budget) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def timed_level_tests() -> list[float]:
+    """Return a list to which the time of every level test of an H-infinity norm is appended from now on."""
+    times: list[float] = []
+
+    def timed(candidates):
+        def call(*arguments, **keywords):
+            start = time.process_time()
+            result = candidates(*arguments, **keywords)
+            times.append(time.process_time() - start)
+            return result
+
+        return call
+
+    for plane in (norms._SquaredPoles, norms._HalfPlane):
+        plane.candidates = timed(plane.candidates)
+    return times
+
+
 def print_errors() -> None:
     """Print the time of the measured errors of reductions from one set of factors."""
-    print("milliseconds of error('hinf'): first order, another order, and orders 1 to 30 together")
+    level_tests = timed_level_tests()
+    print("milliseconds of error('hinf'), and of the level tests in the median call for another order")
+    print("| model | first order | another order | of it level tests | orders 1 to 30 |\n|" + "---|" * 5)
     for name, system in make_models():
         if system[0].shape[0] < 40:
             continue
         reduction = hankelred.reduce((*system, 0), ORDER)
-        times = [seconds(lambda *_, k=k, r=reduction: r.at(k).error("hinf"), ()) for k in (ORDER, ORDER + 1)]
+        first = seconds(lambda r=reduction: r.error("hinf"), ())
+        others = []
+        for _ in range(9):
+            level_tests.clear()
+            another = seconds(lambda r=reduction: r.at(ORDER + 1).error("hinf"), ())
+            others.append((another, list(level_tests)))
+        another, tests = sorted(others, key=lambda call: call[0])[len(others) // 2]
         start = time.process_time()
         for order in range(1, 31):
             reduction.at(order).error("hinf")
-        print(name, *(f"{1e3 * t:.1f}" for t in (*times, time.process_time() - start)), flush=True)
+        all_orders = time.process_time() - start
+        parts = " + ".join(f"{1e3 * test:.1f}" for test in tests)
+        print(
+            f"| {name} | {1e3 * first:.1f} | {1e3 * another:.1f} | {parts} | {1e3 * all_orders:.0f} |",
+            flush=True,
+        )
 
 
 def median_of(function, budget):
@@ -195,10 +227,17 @@ def median_of(function, budget):
 
 def print_limits(budget) -> None:
     """Print the time of the calls of LAPACK that small models need, beside slycot's."""
-    print(
-        "milliseconds: Schur form + Sylvester tiles + pivoted QR + SVD = sum; SVD with vectors; ab09ad; "
-        "limits of the ratios"
-    )
+    columns = [
+        "Schur form",
+        "Sylvester equations",
+        "pivoted QR",
+        "SVD, values",
+        "SVD, QR iteration",
+        "ab09ad",
+    ]
+    columns += ["limit, values", "limit, reduce"]
+    print("milliseconds of LAPACK; limits: the sum of the calls that are needed over the time of ab09ad")
+    print("| model | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
     for name, (A, B, C) in make_models():
         n, m, p = A.shape[0], B.shape[1], C.shape[0]
         if n > 120:
@@ -218,10 +257,9 @@ def print_limits(budget) -> None:
         vectors = median_of(lambda M=graded, n=n: lapack.dgesvd(M, lwork=70 * n), budget)
         theirs = median_of(lambda s=(A, B, C): ab09ad(*s, ORDER), budget)
         values = schur + sylvester + pivoted + svd
-        parts = " + ".join(f"{part * 1e3:.2f}" for part in (schur, sylvester, pivoted, svd))
+        parts = " | ".join(f"{part * 1e3:.2f}" for part in (schur, sylvester, pivoted, svd, vectors, theirs))
         print(
-            f"{name}: {parts} = {values * 1e3:.2f}; {vectors * 1e3:.2f}; {theirs * 1e3:.2f}; "
-            f"values {values / theirs:.2f}, reduce {(values - svd + vectors) / theirs:.2f}",
+            f"| {name} | {parts} | {values / theirs:.2f} | {(values - svd + vectors) / theirs:.2f} |",
             flush=True,
         )
 

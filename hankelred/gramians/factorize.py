@@ -30,13 +30,13 @@ import scipy.linalg as sla
 from scipy.linalg.lapack import dsyevd, zheevd
 
 from .._util.arrays import Array, largest_entry, length
-from .._util.schur import is_block_triangular
+from .._util.schur import is_block_triangular, order_of_separate_modes
 from ..errors import ConvergenceError, ModelError
 from ..models.conjugate_pairs import real_coordinates
 from ..models.linear_model import LinearModel
 from ..models.scaling import ScaledSystem, gain_exponent, scale_system, times_power_of_two
 from .cauchy import cauchy_factor
-from .hammarling import hammarling_factors
+from .hammarling import hammarling_factors, reduce_joined
 from .smith import MAX_DOUBLINGS_CONTINUOUS, doublings_needed, smith_factors
 from .stability import SchurSplit, is_stable_pole, matrix_size, split_schur
 
@@ -136,7 +136,9 @@ def factorize(model: LinearModel, stability_tol: float, *, both: bool = True) ->
             return diagonal
     parts = None
     doubling = stability_tol <= EXPLICIT_POLES_TOL
-    if not discrete and (A.shape[0] <= SCHUR_FIRST_SIZE or is_block_triangular(A)):
+    if not discrete and (
+        A.shape[0] <= SCHUR_FIRST_SIZE or is_block_triangular(A) or order_of_separate_modes(A) is not None
+    ):
         parts = split_schur(A, discrete=False, tol=stability_tol, size=size)
         doubling = (
             doubling and A.shape[0] > SMALL_SIZE and doublings_by_poles(parts) <= MAX_DOUBLINGS_CONTINUOUS
@@ -247,6 +249,8 @@ def _factorize_schur(
         Lc, Lo = real_factor(Q @ Lc), real_factor(Q @ Lo)
     else:
         Lc, Lo = hammarling_factors(T, Bs, observed, discrete=discrete, poles=parts.poles)
+        if both:  # an H2 norm needs one product with the factor of each input only
+            Lc, Lo = reduce_joined(Lc), reduce_joined(Lo)
     residual = _residual(T, Bs, observed, Lc, Lo, discrete)
     if not residual <= ACCEPTED_RESIDUAL:
         raise ConvergenceError(

@@ -19,15 +19,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import dtrsyl, ztrsyl, ztrtrs
+from scipy.linalg.lapack import dtpqrt, dtrsyl, ztrsyl, ztrtrs
 
 from .._util.arrays import Array, reduce_columns, schur_poles
-from .._util.schur import is_block_diagonal
+from .._util.schur import is_block_diagonal, is_block_triangular
 from ..errors import ConvergenceError
 from .cauchy import SeparateModes
 from .smith import upper_triangle
@@ -40,8 +41,10 @@ TILE_OF_ONE_INPUT = 30
 ROWS_OF_ONE_INPUT = 60
 
 #: Up to this number of states times inputs, the factors of all inputs are computed one by one and joined,
-#: which is faster there: with one input a tile takes one equation instead of one for each pole.
-ONE_BY_ONE = 256
+#: which is faster there: with one input a tile takes one equation instead of one for each pole. The second
+#: number is that of separate modes, which take no equation.
+ONE_BY_ONE = 400
+ONE_BY_ONE_OF_MODES = 1024
 
 #: That equation loses as many digits as the smallest ratio of a pole's damping to its size has. Below this
 #: the closed form of each pole is used.
@@ -62,22 +65,28 @@ def hammarling_factors(
     return Lc, _factor(T, C.conj().T, discrete, one_input, adjoint=True)
 
 
-def _solver_of_one_input(T: Array, poles: Array | None) -> Callable[..., Array] | None:
-    """Return a function of an input b that returns its factor; None where that would lose digits."""
+@dataclass(frozen=True)
+class _OneByOne:
+    """A function of an input b that returns its factor, and up to how many states times inputs it is fast."""
+
+    factor: Callable[..., Array]
+    limit: int
+
+
+def _solver_of_one_input(T: Array, poles: Array | None) -> _OneByOne | None:
+    """Return how the factors of single inputs are computed; None where that would lose digits."""
     if is_block_diagonal(T):
-        return SeparateModes.of(T).factor
+        return _OneByOne(SeparateModes.of(T).factor, ONE_BY_ONE_OF_MODES)
     if _has_light_damping(schur_poles(T) if poles is None else poles):
         return None
-    return partial(_factor_of_one_input, T, *_form_of_one_input(T))
+    return _OneByOne(partial(_factor_of_one_input, T, *_form_of_one_input(T)), ONE_BY_ONE)
 
 
 def _reversed_adjoint(T: Array) -> Array:
     return T[::-1, ::-1].conj().T
 
 
-def _factor(
-    T: Array, B: Array, discrete: bool, one_input: Callable[..., Array] | None, *, adjoint: bool
-) -> Array:
+def _factor(T: Array, B: Array, discrete: bool, one_input: _OneByOne | None, *, adjoint: bool) -> Array:
     """Return a factor of one Gramian: (n, n), or (n, n m) for a few inputs, one after the other.
 
     ``one_input`` returns that of one input, if known. With ``adjoint`` T^H takes the place of T.
@@ -85,12 +94,31 @@ def _factor(
     n, m = B.shape
     if m == 0:
         return np.zeros((n, 0), np.result_type(T, B))
-    if one_input is not None and (m == 1 or n * m <= ONE_BY_ONE):
-        factors = [one_input(B[:, k], adjoint=adjoint) for k in range(m)]
+    if one_input is not None and (m == 1 or n * m <= one_input.limit):
+        factors = [one_input.factor(B[:, k], adjoint=adjoint) for k in range(m)]
         return factors[0] if m == 1 else np.concatenate(factors, axis=1)
     if adjoint:  # T^H is lower triangular; with the states in reverse order it is upper triangular again
         return hammarling(_reversed_adjoint(T), B[::-1], discrete=discrete)[::-1]
     return hammarling(T, B, discrete=discrete)
+
+
+def reduce_joined(L: Array) -> Array:
+    """Return a factor of L L^H with no more columns than rows, of an L that may be joined of such factors.
+
+    The QR decomposition of triangular matrices below each other costs a fifth of that of full ones.
+    """
+    n, width = L.shape
+    if width <= n or n == 0:
+        return L
+    parts = [L[:, k : k + n] for k in range(0, width, n)]
+    if np.iscomplexobj(L) or width % n or not all(map(is_block_triangular, parts)):
+        return reduce_columns(L)
+    R = np.zeros((n, n), order="F")
+    for part in parts:
+        # in reverse order its transpose is a Hessenberg matrix, of which the last n - 1 rows are a triangle
+        hessenberg = np.array(part[::-1, ::-1].T, order="F")
+        R = dtpqrt(n - 1, min(n, 32), R, hessenberg, overwrite_a=1, overwrite_b=1)[0]
+    return R.T[::-1, ::-1]
 
 
 def _has_light_damping(poles: Array) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg as sla
 import scipy.sparse
-from helpers.reference import damped_chain, exact_gramians, random_system, slow_pole
+from helpers.reference import damped_chain, exact_gramians, exact_hsv, random_system, slow_pole
 from helpers.sparse_models import heat
 
 import hankelred
+from hankelred._util.arrays import schur_poles
+from hankelred._util.schur import is_block_diagonal, is_block_triangular, order_of_separate_modes, schur_form
 from hankelred.gramians import factorize, hammarling, smith
 from hankelred.gramians.cauchy import cauchy_factor
 from hankelred.gramians.hammarling import hammarling_factors
@@ -568,3 +572,114 @@ def test_small_singular_values_of_separate_modes_are_accurate():
     values, truth = (hankelred.hankel_singular_values(sys) for sys in ((A, B, C, 0), modal))
     assert truth[-1] < 1e-7 * truth[0]
     np.testing.assert_allclose(values, truth, rtol=1e-9)
+
+
+def modes_with_positions_first(n_modes, damping, seed):
+    """Return the A of separate modes as finite elements give it, all positions before all velocities."""
+    w = 10.0 ** np.random.default_rng(seed).uniform(-1, 2, n_modes)
+    zero, eye = np.zeros((n_modes, n_modes)), np.eye(n_modes)
+    return np.block([[zero, eye], [-np.diag(w * w), -np.diag(2 * damping * w)]]), w
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("overdamped", [False, True])
+@pytest.mark.parametrize("n_modes", [1, 2, 29, 30, 31, 75])
+def test_modes_in_any_order_have_a_block_diagonal_schur_form(n_modes, overdamped, seed):
+    """Rounding coupled modes whose states are apart, so that those of a space station had no closed form."""
+    rng = np.random.default_rng(seed)
+    blocks = [rng.standard_normal((k, k)) for k in rng.integers(1, 3, n_modes)]
+    if overdamped:
+        blocks = [block if rng.uniform() < 0.7 else np.triu(block) for block in blocks]
+    else:
+        blocks = [0.3 * block + 3 * (np.eye(len(block), k=1) - np.eye(len(block), k=-1)) for block in blocks]
+    A = sla.block_diag(*blocks)
+    order = rng.permutation(len(A))
+    A = A[np.ix_(order, order)]
+    found = order_of_separate_modes(A)
+    assert sorted(found) == list(range(len(A)))
+    assert is_block_triangular(A[np.ix_(found, found)])
+    T, Z = schur_form(A)
+    np.testing.assert_allclose(Z @ T @ Z.T, A, atol=1e-14 * max(len(A), 10))
+    np.testing.assert_allclose(Z.T @ Z, np.eye(len(A)), atol=1e-14)
+    assert overdamped or is_block_diagonal(T)
+    poles = np.linalg.eigvals(A)
+    np.testing.assert_allclose(np.sort_complex(schur_poles(T)), np.sort_complex(poles), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("extra", [(0, 5), (5, 0)])
+def test_a_third_state_in_a_mode_is_seen(extra):
+    A, _ = modes_with_positions_first(10, 0.01, 0)
+    assert order_of_separate_modes(A) is not None
+    A[extra] = 1e-300
+    assert order_of_separate_modes(A) is None
+
+
+@pytest.mark.parametrize("damping", [0.01, 1e-6])
+@pytest.mark.parametrize("kind", ["independent", "nearly parallel", "graded", "rank one"])
+def test_several_inputs_of_separate_modes_against_multiprecision(kind, damping):
+    """Above 256 states times inputs tiles took the place of the closed form, and more than slycot's time."""
+    rng = np.random.default_rng(3)
+    A, _ = modes_with_positions_first(12, damping, 1)
+    B, C = rng.standard_normal((24, 20)), rng.standard_normal((20, 24))
+    if kind == "nearly parallel":
+        B = B[:, :1] * (1 + 1e-10 * B)
+    elif kind == "graded":
+        B = B * np.geomspace(1e-140, 1e140, 20)
+    elif kind == "rank one":
+        B = np.outer(B[:, 0], C[:, 0])
+    assert hammarling.ONE_BY_ONE < B.size <= hammarling.ONE_BY_ONE_OF_MODES
+    truth, _ = exact_gramians(A, B, C)
+    scales = np.sqrt(np.diag(truth))
+    W = hankelred.gramian((A, B, C, 0), "controllability")
+    # poles have the rounding of A, relative to their damping
+    tolerance = 1e-14 / damping
+    np.testing.assert_allclose(W / scales / scales[:, None], truth / scales / scales[:, None], atol=tolerance)
+    exact = exact_hsv(A, B, C)
+    values = hankelred.hankel_singular_values((A, B, C, 0))
+    np.testing.assert_allclose(values, exact, rtol=10 * tolerance, atol=1e-10 * exact[0])
+    h2 = math.sqrt(np.trace(C @ truth @ C.T))
+    assert hankelred.norm((A, B, C, 0)) == pytest.approx(h2, rel=tolerance)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 3), (2, 2), (3, 4), (40, 2), (70, 3)])
+@pytest.mark.parametrize("kind", ["triangles with pairs", "full", "complex"])
+def test_joined_factors_are_reduced_row_by_row(n, m, kind):
+    """Rows of very different sizes keep their digits, as those of nearly uncontrollable states must."""
+    rng = np.random.default_rng(n)
+    parts = [rng.standard_normal((n, n)) for _ in range(m)]
+    if kind == "triangles with pairs":
+        pairs = np.zeros((n, n))
+        pairs[np.arange(1, n, 2), np.arange(0, n - 1, 2)] = 1
+        parts = [np.triu(part) + pairs * part for part in parts]
+    elif kind == "complex":
+        parts = [part * 1j for part in parts]
+    L = 10.0 ** rng.uniform(-100, 100, n)[:, None] * np.hstack(parts)
+    reduced = hammarling.reduce_joined(L)
+    assert reduced.shape == (n, n)
+    scale = 1 / np.linalg.norm(L, axis=1)[:, None]
+    expected, found = ((scale * M) @ (scale * M).conj().T for M in (L, reduced))
+    np.testing.assert_allclose(found, expected, atol=1e-14 * n)
+
+
+def test_a_factor_of_no_states_has_nothing_to_reduce():
+    assert hammarling.reduce_joined(np.zeros((0, 3))).shape == (0, 3)
+    values = hankelred.hankel_singular_values((np.eye(2), np.ones((2, 3)), np.ones((1, 2)), 0))
+    np.testing.assert_array_equal(values, [np.inf, np.inf])
+
+
+def test_the_order_of_states_and_inputs_changes_nothing():
+    """Relatives of a model of separate modes: permuted states, other inputs, tiles instead of closed form."""
+    rng = np.random.default_rng(7)
+    A, _ = modes_with_positions_first(40, 0.005, 2)
+    B, C = rng.standard_normal((80, 12)), rng.standard_normal((2, 80))
+    values = hankelred.hankel_singular_values((A, B, C, 0))
+    order = rng.permutation(80)
+    rotation = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    for other in (
+        (A[np.ix_(order, order)], B[order], C[:, order], 0),
+        (A, B[:, ::-1], C, 0),
+        (A, B @ rotation, C, 0),
+        (A, np.hstack([B, 0 * B]), C, 0),  # more inputs than the limit
+    ):
+        np.testing.assert_allclose(hankelred.hankel_singular_values(other), values, rtol=1e-10)
+        assert hankelred.norm(other) == pytest.approx(hankelred.norm((A, B, C, 0)), rel=1e-11)
