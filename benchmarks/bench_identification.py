@@ -2,6 +2,8 @@
 
     python benchmarks/bench_identification.py hankel
     python benchmarks/bench_identification.py synthetic [--count 200] [--first 0]
+    python benchmarks/bench_identification.py integrating [--count 200] [--first 0]
+    python benchmarks/bench_identification.py feedback [--count 200] [--first 0]
     python benchmarks/bench_identification.py records [--swap] [--shared ../shared] [NAME ...]
 
 For each record a model is estimated from the first half and tested by its fit on the second half. The same
@@ -41,10 +43,17 @@ from typing import Any
 import numpy as np
 import scipy.linalg as sla
 import scipy.stats
-from _synthetic_records import SyntheticRecord, random_record, states
+from _synthetic_records import (
+    SyntheticRecord,
+    closed_loop_record,
+    integrating_record,
+    random_record,
+    states,
+)
 
 import hankelred
-from hankelred.identification.diagnostics import autoregression
+from hankelred.identification.diagnostics import autoregression, feedback_probabilities
+from hankelred.identification.identify import LATER_PROBABILITY
 from hankelred.identification.noise.whitening import filtered
 from hankelred.identification.output_error import (
     FittedModel,
@@ -273,6 +282,46 @@ def bench_synthetic(first: int, count: int) -> None:
     )
 
 
+def bench_integrating(first: int, count: int) -> None:
+    """Print the same for integrating processes, whose output rises with the level of the inputs."""
+    shares, orders = [], []
+    for seed in range(first, first + count):
+        r = integrating_record(seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", hankelred.ReductionWarning)
+            model = hankelred.identify(r.u, r.y)
+        s, u = model.system, r.test_u - model.input_offset[:, None]
+        of_truth = fit(r.process, r.test_u - r.input_level, r.test_y, level=True)
+        shares.append(fit((s.A, s.B, s.C, s.D), u, r.test_y, level=True) / of_truth)
+        orders.append(model.order - r.order)
+    values, differences = np.array(shares), np.array(orders)
+    print(
+        f"{count} integrating processes; fit relative to the true model's, levels of the output fitted:\n"
+        f"  median {np.median(values):.4f}, a tenth below {np.quantile(values, 0.1):.3f}, at least .98 on "
+        f"{np.mean(values >= 0.98):.0%}"
+    )
+    print(
+        f"order: the true one on {np.mean(differences == 0):.0%}, within one of it on "
+        f"{np.mean(np.abs(differences) <= 1):.0%} (mean difference {differences.mean():+.1f})"
+    )
+
+
+def bench_feedback(first: int, count: int) -> None:
+    """Print on how many records in open and in closed loop the test for feedback gives a warning."""
+
+    def share(records: list[tuple[Any, Any]]) -> float:
+        least = [(p.min() * p.size) for p in (feedback_probabilities([u], [y]) for u, y in records)]
+        return float(np.mean(np.array(least) <= LATER_PROBABILITY))
+
+    seeds = range(first, first + count)
+    synthetic = [r for r in map(random_record, seeds) if "closed" not in r.description]
+    opened = share([(r.u, r.y) for r in synthetic])
+    print(f"open loop: {opened:.1%} of {len(synthetic)} records")
+    for delay in (0, 1):
+        closed = share([closed_loop_record(seed, delay) for seed in seeds])
+        print(f"closed loop, controller with a delay of {delay} samples: {closed:.0%} of {count} records")
+
+
 def true_process(r: SyntheticRecord) -> Matrices:
     """Return the process with a state for every sample of the delay of each input."""
     A, B, C, D = r.process
@@ -377,7 +426,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["hankel", "records", "synthetic"])
+    parser.add_argument("what", choices=["hankel", "records", "synthetic", "integrating", "feedback"])
     parser.add_argument("--count", type=int, default=200, help="number of synthetic records")
     parser.add_argument("--first", type=int, default=0, help="seed of the first of them")
     parser.add_argument("names", nargs="*", help="records (default: all)")
@@ -389,6 +438,10 @@ def main() -> None:
         bench_hankel()
     elif args.what == "synthetic":
         bench_synthetic(args.first, args.count)
+    elif args.what == "integrating":
+        bench_integrating(args.first, args.count)
+    elif args.what == "feedback":
+        bench_feedback(args.first, args.count)
     else:
         bench_records(args.shared / "data" / "sysid", args.names or list(RECORDS), args.swap)
 
