@@ -18,16 +18,9 @@ shows how much of a difference is due to that choice. --swap estimates on the se
 first. The search for the order was developed with results on the second halves, so the swapped figures are
 less favorable and more reliable.
 
-Tried, on synthetic records of seeds 0 to 199; validation had refuted the criterion in 36 of them. Used:
-delays of inputs as states (15 records with a delay: share of the true model's fit .79 to 1.00, .96 to 1.00,
-.96 to .97, and .84 to 1.00 with 4 x 4; -.02 to +.01 on the others); the level fitted where criterion and
-validation disagree (25 of the 36: mean share .873 to .874, order within one 40 to 65 %); the innovations
-form without a direct term for unstable processes (bias below half a standard error). Not used: the
-criterion alone (25 of the 36: mean share .873 to .82, order within one 40 to 70 %), its next orders before
-those of validation (.873 to .86, 40 to 20 %), penalties of .3 to 1.2 times Schwarz's (seeds 0 to 59: order
-within one 33 to 82 %, 78 to 82 % between .6 and 1.2), the innovations form with a direct term (a pole at
-1.05: bias of three standard errors), output error over pieces of 25 to 250 samples (ballbeam: fit .54 to
-.76, and .01 to .68).
+`synthetic` and `integrating` compare models of random records with the true processes, and `feedback` prints
+how often the test for feedback warns in open and in closed loop. Seeds 0 to 199, 3000 to 3036 and, for
+integrating processes, 9000 to 9029 were used in development.
 """
 
 from __future__ import annotations

@@ -569,6 +569,7 @@ def identify(
         Estimate unknown constant levels of inputs and outputs (the default). With False all signals are
         zero before the record, so that an input that is constant from the first sample on is a step. A record
         in which all inputs are constant and all outputs start at zero is taken as a step test by default too.
+        The level of the inputs is their mean; of an integrating process it is estimated.
     stable : bool
         Return a stable model (the default). An integrator then becomes a pole just inside the unit circle.
         With False poles may lie anywhere.
