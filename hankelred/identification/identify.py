@@ -74,6 +74,8 @@ LATER_PROBABILITY = 1e-4
 #: Residuals as small as this are rounding, not noise.
 _NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
+#: The validation part refutes an integrator whose error there is larger than without it by this factor.
+_REFUTED_FACTOR = 1.1
 #: How many horizons, the shortest ones, are used with inputs that come later.
 _HORIZONS_WITH_DELAYS = 2
 #: The order up to which models are tried there in any case.
@@ -759,21 +761,27 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> bool:
             ReductionWarning,
             stacklevel=4,
         )
-        return True
+    elif model._selected.innovations is None:  # that is estimated as in a closed loop
+        _warn_of_later_inputs(data)
+    return feedback
+
+
+def _warn_of_later_inputs(data: RecordedData) -> None:
+    """Warn if later inputs help to explain an output."""
     probabilities = feedback_probabilities(data.inputs, data.outputs)
     least = float(probabilities.min())
     if least * probabilities.size > LATER_PROBABILITY:
-        return False
+        return
     i, j = np.argwhere(probabilities == least)[0]
     warnings.warn(
-        f"later samples of {names[j]} help to explain {label(data.output_labels, 'output', i)}, beyond its "
-        f"past and the inputs up to then (by chance with probability {least:.1g}): the input seems to depend "
-        "on the output, as in a closed loop, perhaps within the same sample; the model may then describe the "
-        "controller as well as the process. Add a test signal to the reference, or open the loop",
+        f"later samples of {label(data.input_labels, 'input', j)} help to explain "
+        f"{label(data.output_labels, 'output', i)}, beyond its past and the inputs up to then (by chance "
+        f"with probability {least:.1g}): the input seems to depend on the output, as in a closed loop, "
+        "perhaps within the same sample; the model may then describe the controller as well as the process. "
+        "Add a test signal to the reference, or open the loop",
         ReductionWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
-    return True
 
 
 def _is_step_test(data: RecordedData) -> bool:
@@ -891,7 +899,13 @@ class IdentificationProblem:
         if noise_free:
             return integrating if integrating.model.order < chosen.model.order else None
         levels = self.data.n_inputs * math.log(self.data.n_samples)
-        return integrating if integrating.rating() + levels < chosen.rating() else None
+        if integrating.rating() + levels >= chosen.rating():
+            return None
+        error, previous = (1 - float(np.mean(s.held_back_fit)) for s in (integrating, chosen))
+        if error > _REFUTED_FACTOR * previous:
+            return None
+        # the integrator would only be the stable model nearest to a process that is unstable in open loop
+        return integrating if self.unstable_process(orders) is None else None
 
     def _with_delays(self, chosen: SelectedModel, progress: bool) -> SelectedModel | None:
         """Return a model with delays of the inputs as states, if there seem to be any."""

@@ -315,7 +315,7 @@ class TestInformationCriterion:
             for model in slow
         }
         assert trials[2].criterion > expected + 100
-        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        _improve_upwards(trials, us, ys, 2, offsets=False, stable=True)
         assert trials[2].criterion < expected + 20
         assert np.sort_complex(np.linalg.eigvals(trials[2].model.A)) == pytest.approx(
             np.sort_complex(POLES), abs=0.02
@@ -333,13 +333,13 @@ class TestInformationCriterion:
             model.order: OrderTrial(model, schwarz_criterion(residual_of(model, u, y), 2 * model.order))
             for model in inside
         }
-        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        _improve_upwards(trials, us, ys, 2, offsets=False, stable=True)
         assert trials[2].model is inside[1]
         # where the previous trial is on the limit, the one of the smaller criterion is kept
         on_limit = replace(inside[1], A=np.diag([STABLE_RADIUS, 0.5]))
         trials[2] = OrderTrial(on_limit, schwarz_criterion(residual_of(on_limit, u, y), 4))
         criterion = trials[2].criterion
-        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        _improve_upwards(trials, us, ys, 2, offsets=False, stable=True)
         assert on_stability_limit(trials[2].model.A)
         assert trials[2].criterion < criterion - 100
 
@@ -360,7 +360,7 @@ class TestInformationCriterion:
             n: OrderTrial(fit_inputs(np.diag(poles[:n]), np.ones((1, n)), us, ys, False)[0], float(n))
             for n in range(1, 7)
         }
-        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        _improve_upwards(trials, us, ys, 2, offsets=False, stable=True)
         assert tried == [2, 3]
 
     def test_trials_start_from_arx_models_too(self):
