@@ -34,7 +34,6 @@ from .diagnostics import (
     uncertainty,
 )
 from .hankel_svd import NOISE_NORM
-from .integrating_process import integrating_process, may_integrate
 from .missing import without_missing
 from .noise.innovations import with_outputs
 from .order_selection import (
@@ -59,7 +58,13 @@ from .records import (
     refuse_dependent_inputs,
 )
 from .summary import draw_residual_test, draw_response_bands, draw_simulation, summary_table
-from .unstable_process import UnstableProcess, check_simulation, unstable_process
+from .unstable_process import (
+    UnstableProcess,
+    check_simulation,
+    integrating_process,
+    may_integrate,
+    unstable_process,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
