@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy.linalg as sla
 from scipy.signal import lfilter
 
 INPUTS = ("white", "binary", "steps", "low", "sines")
@@ -27,6 +28,8 @@ class SyntheticRecord:
     #: the disturbance of the first half, and (A, B, C, D)
     disturbance: Any
     process: Any
+    #: the process has the input minus this
+    input_level: float = 0.0
 
     @property
     def samples(self) -> int:
@@ -59,21 +62,81 @@ def random_record(seed: int) -> SyntheticRecord:
         clean = C @ states(A - gain * B @ C, B @ (u - gain * v))
         u = u - gain * (clean + v)
     y = clean + v + rng.standard_normal((p, 1)) * 3 * size
-    parts = (slice(0, samples), slice(samples, total))
-    test_clean = clean[:, parts[1]]
-    test_clean = test_clean + (y[:, parts[1]] - test_clean).mean(axis=1, keepdims=True)
+    description = f"{kind} input, {noise} disturbance{', closed loop' if closed else ''}"
+    return _halves(u, y, clean, v, (A, B, C, D), delay, description)
+
+
+def _halves(
+    u: Any, y: Any, clean: Any, v: Any, process: Any, delay: int, description: str, level: float = 0.0
+) -> SyntheticRecord:
+    samples = u.shape[1] // 2
+    first, second = slice(0, samples), slice(samples, None)
+    test_clean = clean[:, second]
+    test_clean = test_clean + (y[:, second] - test_clean).mean(axis=1, keepdims=True)
     return SyntheticRecord(
-        u[:, parts[0]],
-        y[:, parts[0]],
-        u[:, parts[1]],
-        y[:, parts[1]],
+        u[:, first],
+        y[:, first],
+        u[:, second],
+        y[:, second],
         test_clean,
-        n,
+        process[0].shape[0],
         delay,
-        f"{kind} input, {noise} disturbance{', closed loop' if closed else ''}",
-        v[:, parts[0]],
-        (A, B, C, D),
+        description,
+        v[:, first],
+        process,
+        level,
     )
+
+
+def integrating_record(seed: int) -> SyntheticRecord:
+    """Return a record of an integrator and up to three other states, with an unknown level of the inputs."""
+    rng = np.random.default_rng(seed)
+    p, m = [(1, 1), (1, 1), (2, 1), (1, 2)][rng.integers(4)]
+    n, samples = int(rng.integers(0, 4)), int(rng.choice([200, 400, 800]))
+    kind, noise = str(rng.choice(INPUTS)), str(rng.choice(DISTURBANCES[:5]))
+    A, B, C, D = _process(rng, n, p, m) if n else (np.zeros((0, 0)), np.zeros((0, m)), np.zeros((p, 0)), 0)
+    u = _input(rng, kind, m, 2 * samples)
+    other = C @ states(A, B @ u) + D * np.ones((p, m)) @ u
+    gain, by_outputs = rng.standard_normal((1, m)), rng.standard_normal((p, 1))
+    integrated = by_outputs @ states(np.ones((1, 1)), gain @ u)
+    if n:  # as large as the other part, to within a factor of three
+        factor = 10 ** rng.uniform(-0.5, 0.5) * other.std() / integrated.std()
+        gain, integrated = factor * gain, factor * integrated
+    clean = other + integrated
+    A, B, C = sla.block_diag(1.0, A), np.vstack([gain, B]), np.hstack([by_outputs, C])
+    size = clean[:, :samples].std(axis=1, keepdims=True)
+    v = _disturbance(rng, noise, p, 2 * samples) * 10 ** rng.uniform(-2.0, -0.5) * size
+    y, level = clean + v + 3 * size, float(rng.standard_normal())
+    process = A, B, C, D * np.ones((p, m))
+    description = f"integrator, {kind} input, {noise} disturbance"
+    return _halves(u + level, y, clean, v, process, 0, description, level)
+
+
+def closed_loop_record(seed: int, delay: int) -> tuple[Any, Any]:
+    """Return inputs and outputs in a closed loop, ``u[k] = r[k] - K y[k - delay]``, without a direct term."""
+    rng = np.random.default_rng(seed)
+    n, samples = int(rng.integers(1, 4)), int(rng.choice([300, 500]))
+    A, B, C, _ = _process(rng, n, 1, 1)
+    steady = float((C @ np.linalg.solve(np.eye(n) - A, B))[0, 0])
+
+    def radius(gain: float) -> float:
+        loop = np.block([[A, -gain * B], [C, np.zeros((1, 1))]]) if delay else A - gain * B @ C
+        return float(np.abs(np.linalg.eigvals(loop)).max())
+
+    gain, largest = 10 / steady, max(radius(0.0), 0.97)
+    while radius(gain) > largest:
+        gain *= 0.8
+    gain *= rng.uniform(0.3, 1.0)
+    reference = _input(rng, str(rng.choice(INPUTS[:4])), 1, samples)[0]
+    color, share = str(rng.choice(DISTURBANCES[:5])), 10 ** rng.uniform(-1.3, -0.3)
+    size = (C @ states(A, B @ reference[None])).std()
+    v = _disturbance(rng, color, 1, samples)[0] * share * size
+    x, u, y = np.zeros(n), np.zeros(samples), np.zeros(samples)
+    for t in range(samples):
+        y[t] = C[0] @ x + v[t]
+        u[t] = reference[t] - gain * (y[t - delay] if t >= delay else 0.0)
+        x = A @ x + B[:, 0] * u[t]
+    return u[None], y[None]
 
 
 def states(A: Any, forcing: Any) -> Any:

@@ -13,7 +13,7 @@ import scipy.linalg as sla
 from scipy.special import chdtri
 
 from .._util.arrays import Array
-from .diagnostics import lagged
+from .diagnostics import arx_regression
 from .output_error import FittedModel, with_initial_states
 
 #: Most lags of the ARX model, and the least number of equations for each coefficient.
@@ -36,15 +36,11 @@ def likely_delays(us: Sequence[Array], ys: Sequence[Array]) -> tuple[int, ...]:
     samples = sum(u.shape[1] for u in us)
     longest = max(u.shape[1] for u in us)
     lags = min(_MOST_LAGS, int((samples / _EQUATIONS_PER_COEFFICIENT - m - 1) / (m + p)), longest // 2)
-    rows, targets = [], []
-    for u, y in zip(us, ys, strict=True):
-        T = u.shape[1] - lags
-        if T > 0:
-            rows.append(np.concatenate([lagged(u, 0, lags), np.ones((1, T)), lagged(y, 1, lags)]))
-            targets.append(y[:, lags:])
-    if lags < _LEAST_LAGS or sum(x.shape[1] for x in rows) <= 2 * rows[0].shape[0]:
+    if lags < _LEAST_LAGS:
         return (0,) * m
-    R, Y = np.concatenate(rows, axis=1), np.concatenate(targets, axis=1)
+    R, Y = arx_regression(us, ys, lags)
+    if R.shape[1] <= 2 * R.shape[0]:
+        return (0,) * m
     gram = R @ R.T
     gram += _RIDGE * np.trace(gram) / gram.shape[0] * np.eye(gram.shape[0])
     inverse = np.asarray(sla.inv(gram))

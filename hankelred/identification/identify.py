@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,14 @@ from ..reduction.reduce import Reduction, make_reduction
 from ..reduction.source import UncertifiedSource
 from ..simulation.batch_recurrence import simulate_states
 from .delays import likely_delays, shifted_records, with_delay_states
-from .diagnostics import ResidualTest, Uncertainty, excited_directions, residual_test, uncertainty
+from .diagnostics import (
+    ResidualTest,
+    Uncertainty,
+    excited_directions,
+    feedback_probabilities,
+    residual_test,
+    uncertainty,
+)
 from .hankel_svd import NOISE_NORM
 from .missing import without_missing
 from .noise.innovations import with_outputs
@@ -50,7 +58,13 @@ from .records import (
     refuse_dependent_inputs,
 )
 from .summary import draw_residual_test, draw_response_bands, draw_simulation, summary_table
-from .unstable_process import UnstableProcess, check_simulation, unstable_process
+from .unstable_process import (
+    UnstableProcess,
+    check_simulation,
+    integrating_process,
+    may_integrate,
+    unstable_process,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,9 +74,13 @@ _POOR_FIT = 0.1
 #: Feedback is suspected if the residual is less likely than this to be independent of later inputs, and this
 #: many times as correlated with them as with earlier ones.
 _FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
+#: So is it if later inputs are less likely than this to explain an output by chance as well as they do.
+LATER_PROBABILITY = 1e-4
 #: Residuals as small as this are rounding, not noise.
 _NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
+#: The validation part refutes an integrator whose error there is larger than without it by this factor.
+_REFUTED_FACTOR = 1.1
 #: How many horizons, the shortest ones, are used with inputs that come later.
 _HORIZONS_WITH_DELAYS = 2
 #: The order up to which models are tried there in any case.
@@ -558,6 +576,7 @@ def identify(
         Estimate unknown constant levels of inputs and outputs (the default). With False all signals are
         zero before the record, so that an input that is constant from the first sample on is a step. A record
         in which all inputs are constant and all outputs start at zero is taken as a step test by default too.
+        The level of the inputs is their mean; of an integrating process it is estimated.
     stable : bool
         Return a stable model (the default). An integrator then becomes a pole just inside the unit circle.
         With False poles may lie anywhere.
@@ -747,7 +766,27 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> bool:
             ReductionWarning,
             stacklevel=4,
         )
+    elif model._selected.innovations is None:  # that is estimated as in a closed loop
+        _warn_of_later_inputs(data)
     return feedback
+
+
+def _warn_of_later_inputs(data: RecordedData) -> None:
+    """Warn if later inputs help to explain an output."""
+    probabilities = feedback_probabilities(data.inputs, data.outputs)
+    least = float(probabilities.min())
+    if least * probabilities.size > LATER_PROBABILITY:
+        return
+    i, j = np.argwhere(probabilities == least)[0]
+    warnings.warn(
+        f"later samples of {label(data.input_labels, 'input', j)} help to explain "
+        f"{label(data.output_labels, 'output', i)}, beyond its past and the inputs up to then (by chance "
+        f"with probability {least:.1g}): the input seems to depend on the output, as in a closed loop, "
+        "perhaps within the same sample; the model may then describe the controller as well as the process. "
+        "Add a test signal to the reference, or open the loop",
+        ReductionWarning,
+        stacklevel=5,
+    )
 
 
 def _is_step_test(data: RecordedData) -> bool:
@@ -840,7 +879,7 @@ class IdentificationProblem:
             progress=progress,
         )
         if chosen.model.loss < NOISE_FREE:
-            return chosen
+            return self._with_input_levels(chosen, orders) or chosen
         if not self.stable:
             process = self.unstable_process(orders)
             if process is not None:
@@ -848,8 +887,30 @@ class IdentificationProblem:
         if len(orders) > 1 and not self.n_zeros:
             delayed = self._with_delays(chosen, progress)
             if delayed is not None and delayed.rating() < chosen.rating():
-                return delayed
-        return chosen
+                chosen = delayed
+        return self._with_input_levels(chosen, orders) or chosen
+
+    def _with_input_levels(self, chosen: SelectedModel, orders: Sequence[int]) -> SelectedModel | None:
+        """Return a model of an integrating process, if it is better although it has more parameters."""
+        if not self.offsets or self.n_zeros or not may_integrate(chosen):
+            return None
+        us, ys = self.data.inputs, self.data.outputs
+        noise_free = chosen.model.loss < NOISE_FREE
+        integrating = integrating_process(
+            us, ys, orders, self.horizons, stable=self.stable, noise_free=noise_free
+        )
+        if integrating is None:
+            return None
+        if noise_free:
+            return integrating if integrating.model.order < chosen.model.order else None
+        levels = self.data.n_inputs * math.log(self.data.n_samples)
+        if integrating.rating() + levels >= chosen.rating():
+            return None
+        error, previous = (1 - float(np.mean(s.held_back_fit)) for s in (integrating, chosen))
+        if error > _REFUTED_FACTOR * previous:
+            return None
+        # the integrator would only be the stable model nearest to a process that is unstable in open loop
+        return integrating if self.unstable_process(orders) is None else None
 
     def _with_delays(self, chosen: SelectedModel, progress: bool) -> SelectedModel | None:
         """Return a model with delays of the inputs as states, if there seem to be any."""

@@ -29,7 +29,7 @@ from .output_error import (
     truncated_starts,
     with_initial_states,
 )
-from .subspace import Subspace, subspaces
+from .subspace import Subspace, determines_horizon, subspaces
 
 #: Share of every record that candidate models are estimated from; the other samples are for validation.
 ESTIMATION_SHARE = 0.7
@@ -40,6 +40,7 @@ _HORIZONS = (3, 5, 10, 15, 20, 30)
 _START_HORIZON = 60
 #: Most zeros put before a record that starts from rest: as many as the block rows of the longest horizon.
 MAX_LEADING_ZEROS = 2 * _START_HORIZON + 1
+#: All weightings of subspaces with more block rows than this, times the channels, take too long.
 _MAX_BLOCK_ROWS = 260
 #: Steps of refinement for every order before the choice.
 _FIRST_STEPS = 12
@@ -155,15 +156,15 @@ def usable_horizons(lengths: Sequence[int], n_channels: int, n_outputs: int, ord
 
     With an `order`, only horizons that determine a model of this order.
     """
-    horizons = [h for h in _HORIZONS if _supports_horizon(lengths, n_channels, h)]
+    horizons = [h for h in _HORIZONS if _is_usable(lengths, n_channels, h)]
     # Longer horizons capture slow states and delayed responses; four are enough to choose from.
     horizons = horizons[-4:]
-    if _supports_horizon(lengths, n_channels, _START_HORIZON):
+    if _is_usable(lengths, n_channels, _START_HORIZON):
         horizons.append(_START_HORIZON)
     if order is not None:
         least = _least_horizon(n_outputs, order)
         horizons = [h for h in horizons if h >= least]
-        if not horizons and _supports_horizon(lengths, n_channels, least):
+        if not horizons and _is_usable(lengths, n_channels, least):
             horizons = [least]
     return horizons
 
@@ -178,9 +179,8 @@ def _least_horizon(n_outputs: int, order: int) -> int:
     return -(-order // n_outputs) + 1  # the shift structure needs one block row more than the states fill
 
 
-def _supports_horizon(lengths: Sequence[int], n_channels: int, h: int) -> bool:
-    rows = (2 * h + 1) * n_channels
-    return 2 * rows <= sum(lengths) and 2 * h + 1 <= max(lengths) // 2 and rows <= _MAX_BLOCK_ROWS
+def _is_usable(lengths: Sequence[int], n_channels: int, h: int) -> bool:
+    return (2 * h + 1) * n_channels <= _MAX_BLOCK_ROWS and determines_horizon(lengths, n_channels, h)
 
 
 def linear_models(

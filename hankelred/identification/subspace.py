@@ -41,6 +41,16 @@ class Subspace:
         return min(self.rows, int(np.count_nonzero(s > _RANK_TOL * s[0])))
 
 
+def determines_horizon(lengths: Sequence[int], n_channels: int, horizon: int) -> bool:
+    """Whether records of these lengths determine the subspaces of a horizon: twice as many samples as rows.
+
+    Records that are shorter than the block rows have no part in them.
+    """
+    length = 2 * horizon + 1
+    samples = sum(samples for samples in lengths if samples >= length)
+    return 2 * length <= max(lengths) and 2 * length * n_channels <= samples
+
+
 def subspaces(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> list[Subspace]:
     """Return the subspaces of the records for one horizon.
 

@@ -1,19 +1,45 @@
-"""Processes that are unstable in open loop: found, and estimated by the one-step prediction."""
+"""Processes that are unstable in open loop, estimated by the one-step prediction, and integrating ones.
+
+Of a stable process, the unknown levels of inputs and outputs are one offset of the output. An integrator
+sums the input: where the mean of the record is subtracted in place of the level, the output has a ramp of
+unknown slope in addition, and a model without it needs one more state. Here a constant is one more input,
+whose effect on the states is estimated with theirs; it is then expressed as a level of the inputs.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.linalg as sla
 
 from .._util.arrays import Array
 from ..errors import HankelredError, ReductionWarning
+from .noise.information_criterion import order_trials
 from .noise.innovations import innovations_model, unstable_pole, with_outputs
-from .order_selection import Recipe, SelectedModel, fits, scale_records, split_records
-from .output_error import spectral_radius, with_initial_states
+from .noise.whitening import whitened_fit
+from .order_selection import (
+    NOISE_FREE,
+    Recipe,
+    ScaledRecords,
+    SelectedModel,
+    fits,
+    scale_records,
+    split_records,
+)
+from .output_error import (
+    FittedModel,
+    fit_inputs,
+    fit_levels,
+    refine,
+    spectral_radius,
+    stable_matrix,
+    with_initial_states,
+)
+from .subspace import determines_horizon, subspaces
 
 #: An output is simulated without a warning if errors grow by no more than this factor over the record.
 _HARMLESS_GROWTH = 1.1
@@ -84,3 +110,128 @@ def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
             ReductionWarning,
             stacklevel=stacklevel + 1,
         )
+
+
+#: A pole may be an integrator if over the longest record its response falls by less than this exponent.
+_DECAY = 3.0
+#: Steps of refinement of the model of the estimation part where its residuals are white.
+_STEPS = 25
+
+
+def may_integrate(selected: SelectedModel) -> bool:
+    """Whether a pole is so near to 1 that the records are too short to tell it from an integrator."""
+    poles = np.linalg.eigvals(selected.model.A)
+    longest = max(u.shape[1] for u in selected.data.inputs)
+    return bool(np.any(np.abs(poles - 1) < _DECAY / longest))
+
+
+def integrating_process(
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    orders: Sequence[int],
+    horizons: Sequence[int],
+    *,
+    stable: bool,
+    noise_free: bool,
+) -> SelectedModel | None:
+    """Return the model, with the levels of the inputs estimated, that Schwarz's criterion prefers.
+
+    Of `noise_free` records it is the smallest that describes them to rounding. None if there is no model.
+    """
+    split = split_records(us, ys, True, 0)
+    whole = replace(split.estimation, inputs=split.whole_inputs, outputs=split.whole_outputs)
+    starts = _starts(whole, orders, horizons, stable=stable)
+    if noise_free:
+        start = _smallest_exact(starts, whole, stable=stable)
+    else:
+        start = _of_least_criterion(starts, whole, stable=stable)
+    if start is None:
+        return None
+    model, data = _with_levels(start, whole, stable=stable)
+    of_part, part = _with_levels(start, split.estimation, stable=stable)
+    validation_us = [u + _shift(split.estimation, part)[:, None] for u in split.validation_inputs]
+    validation_ys = split.validation_outputs
+    of_part = with_initial_states(of_part, validation_us, validation_ys)
+    held_back_fit = fits(of_part, validation_us, validation_ys)
+    return SelectedModel(model, data, Recipe("", model.order, "refined", True, True), held_back_fit)
+
+
+def _smallest_exact(
+    starts: Mapping[int, FittedModel], data: ScaledRecords, *, stable: bool
+) -> FittedModel | None:
+    for order in sorted(starts):
+        us, ys = _with_constant(data.inputs), data.outputs
+        model = refine(starts[order], us, ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
+        if model.loss < NOISE_FREE:
+            return model
+    return None
+
+
+def _of_least_criterion(
+    starts: Mapping[int, FittedModel], data: ScaledRecords, *, stable: bool
+) -> FittedModel | None:
+    if not starts:
+        return None
+    us, m = _with_constant(data.inputs), data.inputs[0].shape[0]
+    trials = order_trials(starts, us, data.outputs, offsets=False, stable=stable, n_inputs=m)
+    return min(trials.values(), key=lambda trial: trial.criterion).model
+
+
+def _with_constant(us: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(np.vstack([u, np.ones((1, u.shape[1]))]) for u in us)
+
+
+def _starts(
+    data: ScaledRecords, orders: Sequence[int], horizons: Sequence[int], *, stable: bool
+) -> dict[int, FittedModel]:
+    """Return the best model of every order, of subspaces of the differences, which have no levels."""
+    us, ys = data.inputs, data.outputs
+    extended = _with_constant(us)
+    du, dy = (tuple(np.diff(x, axis=1) for x in signals) for signals in (us, ys))
+    lengths, channels = [u.shape[1] for u in du], us[0].shape[0] + ys[0].shape[0]
+    spaces = [s for h in horizons if determines_horizon(lengths, channels, h) for s in subspaces(du, dy, h)]
+    out: dict[int, FittedModel] = {}
+    for order in orders:
+        matrices = [space.build(order) for space in spaces if order <= space.max_order]
+        models = [
+            fit_inputs(stable_matrix(A) if stable else A, C, extended, ys, False)[0]
+            for A, C in matrices
+            if np.isfinite(A).all() and np.isfinite(C).all()
+        ]
+        best = min(models, key=lambda model: model.loss, default=None)
+        if best is not None and np.isfinite(best.loss):
+            out[order] = best
+    return out
+
+
+def _with_levels(
+    start: FittedModel, data: ScaledRecords, *, stable: bool
+) -> tuple[FittedModel, ScaledRecords]:
+    """Refine a model of inputs and a constant; return it without the constant, and records with its levels.
+
+    The constant and a shift of the inputs act alike on the pole nearest to 1; what is left of the constant
+    only changes the offset and the initial states.
+    """
+    us, ys = _with_constant(data.inputs), data.outputs
+    start, errors = fit_levels(start, us, ys, False)
+    model = start
+    if start.loss > NOISE_FREE:
+        model = whitened_fit(start, us, ys, errors, stable=stable) or refine(
+            start, us, ys, stable=stable, max_steps=_STEPS, rtol=1e-5
+        )
+    poles, left, _ = sla.eig(model.A, left=True, right=True)
+    by_pole = left[:, np.argmin(np.abs(poles - 1))].conj() @ model.B
+    # a complex pole has two equations
+    equations = np.stack([by_pole.real, by_pole.imag])
+    shift = np.linalg.lstsq(equations[:, :-1], equations[:, -1], rcond=None)[0]
+    moved = replace(
+        data,
+        inputs=tuple(u + shift[:, None] for u in data.inputs),
+        input_offset=data.input_offset - shift * data.input_scale,
+    )
+    without = replace(model, B=model.B[:, :-1], D=model.D[:, :-1])
+    return fit_levels(without, moved.inputs, ys, True)[0], moved
+
+
+def _shift(data: ScaledRecords, moved: ScaledRecords) -> Array:
+    return np.asarray((data.input_offset - moved.input_offset) / data.input_scale)

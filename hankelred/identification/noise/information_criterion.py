@@ -26,7 +26,7 @@ from ..output_error import (
     stable_matrix,
     truncated_starts,
 )
-from ..subspace import arx_subspace, subspaces
+from ..subspace import arx_subspace, determines_horizon, subspaces
 from .whitening import filtered, noise_filter
 
 #: Steps of refinement for every order, as many as before the choice by the validation part.
@@ -54,6 +54,7 @@ def order_trials(
     *,
     offsets: bool,
     stable: bool,
+    n_inputs: int | None = None,
 ) -> dict[int, OrderTrial]:
     """Refine a model of every order with a noise model, from the largest order down, and rate it.
 
@@ -61,9 +62,13 @@ def order_trials(
     weakest states, is a second start, and realized high-order ARX models are others: models fitted to the
     simulated output, such as `models`, can follow a strong resonant disturbance instead of the process, and
     the noise model of their residuals is then wrong too. Then the orders are improved from the smallest up.
+    With `n_inputs`, parameters of the other inputs are not counted.
     """
+    n_channels = (us[0].shape[0] if n_inputs is None else n_inputs) + ys[0].shape[0]
     penalty = math.log(sum(y.shape[1] for y in ys))
-    spaces = [arx_subspace(us, ys, h) for h in _ARX_HORIZONS if _is_long_enough(us, ys, h)]
+    lengths = [u.shape[1] for u in us]
+    usable = [h for h in _ARX_HORIZONS if determines_horizon(lengths, n_channels, h)]
+    spaces = [arx_subspace(us, ys, h) for h in usable]
     trials: dict[int, OrderTrial] = {}
     larger: FittedModel | None = None
     whitener: Array | None = None
@@ -71,7 +76,7 @@ def order_trials(
         matrices = [space.build(order) for space in spaces if order <= space.max_order]
         starts = [models[order], *_with_inputs(matrices, us, ys, offsets=offsets, stable=stable)]
         if whitener is None:
-            rated = [_rated(start, us, ys, offsets) for start in starts]
+            rated = [_rated(start, us, ys, offsets, n_channels) for start in starts]
             whitener = noise_filter(min(rated, key=lambda pair: pair[0].criterion)[1], penalty)
         white_us, white_ys = filtered(whitener, us), filtered(whitener, ys)
         starts = [fit_levels(start, white_us, white_ys, offsets)[0] for start in starts]
@@ -79,9 +84,9 @@ def order_trials(
             starts += truncated_starts(larger, order, white_us, white_ys, offsets, stable=stable)[-1:]
         start = min(starts, key=lambda model: model.loss)
         larger = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
-        trials[order], errors = _rated(larger, us, ys, offsets)
+        trials[order], errors = _rated(larger, us, ys, offsets, n_channels)
         whitener = noise_filter(errors, penalty)
-    _improve_upwards(trials, us, ys, offsets=offsets, stable=stable)
+    _improve_upwards(trials, us, ys, n_channels, offsets=offsets, stable=stable)
     return trials
 
 
@@ -103,16 +108,21 @@ def _with_inputs(
 
 
 def _rated(
-    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
+    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool, n_channels: int
 ) -> tuple[OrderTrial, list[Array]]:
     """Fit the levels and rate a model; the residuals (p, T) are returned too."""
     model, errors = fit_levels(model, us, ys, offsets)
-    n_parameters = model.order * (us[0].shape[0] + ys[0].shape[0])
-    return OrderTrial(model, schwarz_criterion(errors, n_parameters)), errors
+    return OrderTrial(model, schwarz_criterion(errors, model.order * n_channels)), errors
 
 
 def _improve_upwards(
-    trials: dict[int, OrderTrial], us: Sequence[Array], ys: Sequence[Array], *, offsets: bool, stable: bool
+    trials: dict[int, OrderTrial],
+    us: Sequence[Array],
+    ys: Sequence[Array],
+    n_channels: int,
+    *,
+    offsets: bool,
+    stable: bool,
 ) -> None:
     """Replace trials in a local minimum by ones that start from the next smaller order, with one more state.
 
@@ -132,7 +142,9 @@ def _improve_upwards(
             previous = fit_levels(trials[order].model, white_us, white_ys, offsets)[0]
             if start is not None and start.loss < previous.loss:
                 refined = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-4)
-                trials[order] = min(_rated(refined, us, ys, offsets)[0], trials[order], key=_preference)
+                trials[order] = min(
+                    _rated(refined, us, ys, offsets, n_channels)[0], trials[order], key=_preference
+                )
         n_worse += 1
         if trials[order].criterion < best and not on_stability_limit(trials[order].model.A):
             best, n_worse = trials[order].criterion, 0
@@ -161,17 +173,12 @@ def _with_one_more_state(
 
     All signals are whitened.
     """
-    if not _is_long_enough(us, errors, _ADDED_HORIZON):
+    if not determines_horizon([u.shape[1] for u in us], us[0].shape[0] + ys[0].shape[0], _ADDED_HORIZON):
         return None
     added = [space.build(1) for space in subspaces(us, errors, _ADDED_HORIZON) if space.max_order]
     matrices = [(sla.block_diag(model.A, A), np.hstack([model.C, C])) for A, C in added]
     starts = _with_inputs(matrices, us, ys, offsets=offsets, stable=stable)
     return min(starts, key=lambda start: start.loss, default=None)
-
-
-def _is_long_enough(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> bool:
-    rows = (2 * horizon + 1) * (us[0].shape[0] + ys[0].shape[0])
-    return sum(max(u.shape[1] - 2 * horizon, 0) for u in us) >= 2 * rows
 
 
 def schwarz_criterion(errors: Sequence[Array], n_parameters: int) -> float:

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.signal import lfilter
+from scipy.stats import kstest
 
 import hankelred
 from hankelred.identification.diagnostics import (
     Uncertainty,
     autoregression,
     excited_directions,
+    feedback_probabilities,
     uncertainty,
 )
 from hankelred.identification.noise import information_criterion
@@ -313,7 +315,7 @@ class TestInformationCriterion:
             for model in slow
         }
         assert trials[2].criterion > expected + 100
-        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        _improve_upwards(trials, us, ys, 2, offsets=False, stable=True)
         assert trials[2].criterion < expected + 20
         assert np.sort_complex(np.linalg.eigvals(trials[2].model.A)) == pytest.approx(
             np.sort_complex(POLES), abs=0.02
@@ -331,13 +333,13 @@ class TestInformationCriterion:
             model.order: OrderTrial(model, schwarz_criterion(residual_of(model, u, y), 2 * model.order))
             for model in inside
         }
-        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        _improve_upwards(trials, us, ys, 2, offsets=False, stable=True)
         assert trials[2].model is inside[1]
         # where the previous trial is on the limit, the one of the smaller criterion is kept
         on_limit = replace(inside[1], A=np.diag([STABLE_RADIUS, 0.5]))
         trials[2] = OrderTrial(on_limit, schwarz_criterion(residual_of(on_limit, u, y), 4))
         criterion = trials[2].criterion
-        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        _improve_upwards(trials, us, ys, 2, offsets=False, stable=True)
         assert on_stability_limit(trials[2].model.A)
         assert trials[2].criterion < criterion - 100
 
@@ -358,7 +360,7 @@ class TestInformationCriterion:
             n: OrderTrial(fit_inputs(np.diag(poles[:n]), np.ones((1, n)), us, ys, False)[0], float(n))
             for n in range(1, 7)
         }
-        _improve_upwards(trials, us, ys, offsets=False, stable=True)
+        _improve_upwards(trials, us, ys, 2, offsets=False, stable=True)
         assert tried == [2, 3]
 
     def test_trials_start_from_arx_models_too(self):
@@ -437,6 +439,34 @@ class TestWarnings:
         rng = np.random.default_rng(seed)
         u = np.repeat(rng.choice([-1.0, 1.0], 200), 5) if seed % 2 else colored(rng, 1000, 0.8)
         hankelred.identify(u, output(u) + 0.3 * colored(rng, 1000, 0.9), 2)  # a warning would be an error
+
+    def test_feedback_within_the_same_sample(self):
+        """The present input explains what the disturbance does to it at once: there was no warning."""
+        rng = np.random.default_rng(0)
+        reference, v = np.repeat(rng.choice([-1.0, 1.0], 50), 8), 0.3 * rng.standard_normal(400)
+        x, u, y = 0.0, np.empty(400), np.empty(400)
+        for t in range(400):
+            y[t] = x + v[t]
+            u[t] = reference[t] - 0.4 * y[t]
+            x = 0.8 * x + 0.2 * u[t]
+        with pytest.warns(hankelred.ReductionWarning, match="within the same sample"):
+            hankelred.identify(u, y, 1)
+
+    def test_feedback_probabilities_are_uniform_in_open_loop(self):
+        rng = np.random.default_rng(2)
+        p = []
+        for _ in range(300):
+            u = np.repeat(rng.choice([-1.0, 1.0], (2, 40)), 5, axis=1)
+            p.append(feedback_probabilities([u], [output(u[0])[None] + 0.3 * colored(rng, 200, 0.5)]))
+        assert np.shape(p) == (300, 1, 2)
+        assert kstest(np.ravel(p), "uniform").pvalue > 0.01
+
+    def test_feedback_is_not_tested_without_noise_or_samples(self):
+        rng = np.random.default_rng(3)
+        u = rng.standard_normal((1, 300))
+        assert feedback_probabilities([u], [output(u[0])[None]])[0, 0] == 1.0
+        short = [u[:, :30], u[:, :12]]
+        assert feedback_probabilities(short, [rng.standard_normal(x.shape) for x in short])[0, 0] == 1.0
 
     def test_two_sines_do_not_excite_order_four(self):
         t = np.arange(500)
@@ -595,6 +625,46 @@ def first_order_loop(pole, gain, samples, seed=0):
         u[t] = reference[t] - gain * y[t]
         x = pole * x + u[t]
     return u, y
+
+
+class TestIntegratingProcess:
+    """The mean of the input was taken for its level: a ramp was left, which took one more state."""
+
+    @pytest.mark.parametrize("noise", [0.0, 0.1])
+    def test_the_order_and_the_level_of_the_input(self, noise):
+        rng = np.random.default_rng(4)
+        u = np.repeat(rng.choice([-1.0, 1.0], 80), 5) + 3.0
+        denominator = np.convolve([1.0, -1.0], [1.0, -0.7])
+        y = lfilter([0.0, 0.1, 0.05], denominator, u - 3.0) + 20 + noise * rng.standard_normal(400)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", hankelred.ReductionWarning)  # of a pole on the stability limit
+            model = hankelred.identify(u, y)
+        assert model.order == 2
+        assert abs(model.input_offset[0] - 3.0) < (0.05 if noise else 1e-4)
+        assert np.sort(model.system.poles().real) == pytest.approx([0.7, 1.0], abs=0.1 if noise else 1e-4)
+        # another record, in which the input has its level except for one pulse: the output stays where it is
+        pulse = np.full(300, 3.0)
+        pulse[10:20] += 1.0
+        response = lfilter([0.0, 0.1, 0.05], denominator, pulse - 3.0)
+        assert model.compare(pulse, response + 20).fit[0] > (0.95 if noise else 0.998)
+        assert model.held_back_fit[0] > (0.9 if noise else 0.999)
+
+    def test_one_order_and_two_records(self):
+        rng = np.random.default_rng(5)
+        us = [np.repeat(rng.choice([-1.0, 1.0], 50), 4) + 1.0 for _ in range(2)]
+        ys = [0.1 * np.cumsum(u - 1.0) + 0.05 * rng.standard_normal(200) for u in us]
+        ys = [np.concatenate([[0.0], y[:-1]]) for y in ys]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", hankelred.ReductionWarning)
+            model = hankelred.identify(us, ys, 1)
+        assert model.system.poles().real == pytest.approx([1.0], abs=1e-3)
+        assert model.fit[0] > 0.95
+
+    def test_other_processes_keep_the_mean_as_level(self):
+        rng = np.random.default_rng(6)
+        u = np.repeat(rng.choice([-1.0, 1.0], 60), 5) + 3.0
+        model = hankelred.identify(u, output(u) + 0.05 * rng.standard_normal(300), 2)
+        assert model.input_offset[0] == pytest.approx(u.mean())
 
 
 class TestUnstableProcess:
