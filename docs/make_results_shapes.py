@@ -69,7 +69,7 @@ def page(pieces: dict[str, Piece]) -> str:
     for budget in study.BUDGETS:
         of_budget = {name: piece for name, piece in pieces.items() if piece["budget"] == budget}
         if of_budget:
-            parts += [f"## {budget:,} parameters", *section(of_budget)]
+            parts += section(of_budget)
     parts += ["## What is missing", missing(pieces)]
     return "\n\n".join(parts) + "\n"
 
@@ -231,12 +231,23 @@ def conclusion(pieces: dict[str, Piece], absent: list[str]) -> str:
 
 
 def section(pieces: dict[str, Piece]) -> list[str]:
-    """Return the tables of a budget."""
-    parts = [against_lora(pieces)]
+    """Return the tables of a budget, each with its question."""
+    size = f"with {next(iter(pieces.values()))['budget']:,} parameters"
+    has_bits = any(piece["task"] == "byte_lm" for piece in pieces.values())
+    direction = "more is better" + ", of bits per byte less" * has_bits
+    parts = [
+        f"## Is a shape with a state better than the best LoRA, {size}?",
+        f"Scores, {direction}, and what is added to them by a shape in place of the LoRA:",
+        against_lora(pieces),
+    ]
     for piece in pieces.values():
-        parts += all_methods(piece)
-    budget = next(iter(pieces.values()))["budget"]
-    return [*parts, f"### With one part switched off, {budget:,} parameters", ablations(pieces)]
+        parts += [f"## How do all methods score on {TASKS[piece['task']]}, {size}?", *all_methods(piece)]
+    return [
+        *parts,
+        f"## What does each part contribute, {size}?",
+        f"Scores, {direction}, with the state and with the static parts switched off:",
+        ablations(pieces),
+    ]
 
 
 def against_lora(pieces: dict[str, Piece]) -> str:
@@ -268,8 +279,9 @@ def all_methods(piece: Piece) -> list[str]:
         losses = f"{m['losses'][2]:.3f}, {m['losses'][3]:.3f}, {m['losses'][4]:.3f}"
         rows.append([NAMES[method], m["ranks"], rate, *scores, losses])
     metric = piece["metric"].replace("_", " ")
+    direction = "less" if piece["task"] == "byte_lm" else "more"
     return [
-        f"**{TASKS[piece['task']]}** (`{piece['task']}`, {metric}). {baselines(piece)}",
+        f"`{piece['task']}`, {metric}, {direction} is better. {baselines(piece)}",
         table(["method", "ranks", "rate", "1x", "4x", "training loss, third to last fifth"], rows),
     ]
 

@@ -9,7 +9,7 @@ so that a few factorizations serve all steps. The input is part of an augmented 
 accurate as the rest.
 
 - If the model is proved to have negative real poles only (A and E symmetric, -A and E positive definite), R
-  is the near-best approximation on the negative real axis, whose error is 4e-14 at any length of a step.
+  is the near-best approximation on the negative real axis, whose error is 3.1e-14 at any length of a step.
 - Otherwise R is a Pade approximation, and the number of steps per sample is doubled until the outputs agree.
   R damps what is faster than a step, which is right for poles that are damped, and wrong for others. Two runs
   that both damp an oscillation agree, so the response at frequencies beyond the steps must be small too,

@@ -40,9 +40,13 @@ METHODS = {
 @pytest.mark.parametrize("moved", [False, True], ids=["proper", "improper"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_keeps_the_polynomial(method, moved):
-    """The returned model has an E only where it must, and differs from the model by the error of the rest."""
+    """The returned model has an E only where it must, and differs from the model by the error of the rest.
+
+    The order leaves values above rounding: the improper model has four, and with order 4 some methods warned
+    or refused on some processors.
+    """
     system = constrained_masses(6, moved=moved)
-    reduction = hankelred.reduce(system, 4, method=method, **METHODS[method])
+    reduction = hankelred.reduce(system, 2 if moved else 4, method=method, **METHODS[method])
     assert len(reduction.system) == (5 if moved else 4)
     assert len(reduction.improper) == (2 if moved else 0) and reduction.finite_order == 10
     error = reduction.error("hinf")

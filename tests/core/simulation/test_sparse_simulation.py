@@ -40,9 +40,12 @@ def value(fractions, s):
 
 
 def test_approximation_on_the_negative_axis():
-    """The best possible error of degree 14 is 9.289^-14 = 2.8e-14 (Gonchar and Rakhmanov)."""
+    """The best possible error of degree 14 is 9.289^-14 = 2.8e-14 (Gonchar and Rakhmanov).
+
+    It was 3.0e-14 to 4.6e-14, by the rounding of the processor: the weights had not been refined.
+    """
     errors = [abs(value(chebyshev_fractions(), s) - mpmath.exp(s)) for s in (0, *(-np.logspace(-4, 8, 200)))]
-    assert max(errors) < 4e-14
+    assert max(errors) < 3.2e-14
     assert len(chebyshev_fractions().poles) == 14
 
 
