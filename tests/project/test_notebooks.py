@@ -35,7 +35,7 @@ def test_notebooks_run(path, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", root)
     monkeypatch.delenv("MPLBACKEND", raising=False)
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert not [output for output in outputs if output.get("name") == "stderr"]
     tables = [o for o in outputs if "<table>" in o.get("data", {}).get("text/html", "")]
