@@ -8,6 +8,23 @@ from typing import Any
 
 import yaml
 
+#: Lists and mappings within each other; settings have three.
+_MOST_NESTED = 50
+
+
+class _ShallowLoader(yaml.SafeLoader):
+    """Refuses what is nested deeply, for which the scanner takes seconds before Python's recursion ends."""
+
+    nested = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.nested += 1
+        if self.nested > _MOST_NESTED:
+            raise yaml.YAMLError("it is nested too deeply")
+        node = super().compose_node(parent, index)
+        self.nested -= 1
+        return node
+
 
 def parse_yaml(text: str) -> Any:
     """Return the value that a text is in YAML; lists that are nested too deeply to read are an error.
@@ -24,9 +41,7 @@ def parse_yaml(text: str) -> Any:
     [1, True]
     """
     try:
-        return yaml.safe_load(text)
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
+        return yaml.load(text, _ShallowLoader)  # a SafeLoader
     except ValueError as error:  # of a date, or a number of thousands of digits
         raise yaml.YAMLError(str(error)) from None
 

@@ -334,9 +334,23 @@ def test_accurate_as_the_loop(name):
     no_worse_than_the_loop(model, rng.standard_normal((1, samples)), rng.standard_normal(n), factor)
     # A state that the large entries of a power barely see: the slowest direction, no input.
     slow = np.linalg.svd(A - np.diag(A).max() * np.eye(n))[2][-1]
-    # Of such a state all that grows is rounding: that of its own, about 1e-15 by the processor, and of the
-    # products, one unit in a power and by chance a tenth of a unit in the loop's first product.
-    no_worse_than_the_loop(model, np.zeros((1, min(samples, 300))), slow, max(factor, 30 * (name == "steep")))
+    if name == "steep":
+        within_rounding_of_growth(model, slow, 3.0)
+    else:
+        no_worse_than_the_loop(model, np.zeros((1, min(samples, 300))), slow, factor)
+
+
+def within_rounding_of_growth(model, x0, growth, units=4):
+    """Compare blocks with the loop in extended precision where all that grows is the rounding of the start.
+
+    How much of it the first product of the loop adds is chance: over seeds the loop was off by .02 to 2.2
+    units of rounding, blocks by .03 to 1.2, in ratios from .4 to 14, by the seed and by the processor.
+    """
+    u = np.zeros((1, 300))
+    exact, _ = loop(model, u, x0, dtype=np.longdouble)
+    y = simulate(model, u, x0=x0, dt=True, method="blocks")
+    unit = np.finfo(float).eps * np.linalg.norm(model[2]) * np.linalg.norm(x0)
+    assert np.abs((y - exact)[0] / growth ** np.arange(300)).max() <= units * unit
 
 
 def test_filters_in_companion_form_run_in_long_blocks():

@@ -23,7 +23,7 @@ def refused(call, *parts):
     with pytest.raises(HankelredError) as error:
         call()
     message = str(error.value)
-    assert time.process_time() - began < 10  # the fault took 40 s and more
+    assert time.process_time() - began < 2
     assert "\n" not in message and len(message) < 1000 and all(part in message for part in parts), message
 
 
