@@ -43,6 +43,10 @@ from .subspace import determines_horizon, subspaces
 
 #: An output is simulated without a warning if errors grow by no more than this factor over the record.
 _HARMLESS_GROWTH = 1.1
+#: A pole may be an integrator if over the longest record its response falls by less than this exponent.
+_DECAY = 3.0
+#: Steps of refinement of the model of the estimation part where its residuals are white.
+_STEPS = 25
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,6 @@ def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
             ReductionWarning,
             stacklevel=stacklevel + 1,
         )
-
-
-#: A pole may be an integrator if over the longest record its response falls by less than this exponent.
-_DECAY = 3.0
-#: Steps of refinement of the model of the estimation part where its residuals are white.
-_STEPS = 25
 
 
 def may_integrate(selected: SelectedModel) -> bool:
