@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg as sla
-from scipy.linalg.lapack import dgeqp3, dgesvd, dgetrf, dormqr, dtrtrs, zgetrf, ztrtrs
+from scipy.linalg.blas import dtrsm, ztrsm
+from scipy.linalg.lapack import dgeqp3, dgesvd, dgetrf, dormqr, zgetrf
 
 from .._util.arrays import EPS, Array
 from ..errors import ConvergenceError, ReductionWarning
@@ -72,12 +73,13 @@ class BalancedFactors:
         # The rounding of right^H left, of size eps * sigma_1 / sigma_r, is corrected. Without pivots its LU
         # factors change a state only by the states before it, which are more accurate.
         complex_ = np.iscomplexobj(left) or np.iscomplexobj(right)
-        getrf, trtrs = (zgetrf, ztrtrs) if complex_ else (dgetrf, dtrtrs)
+        # trsm, not trtrs: OpenBLAS starts threads for the latter, which cost milliseconds on a busy machine
+        getrf, trsm = (zgetrf, ztrsm) if complex_ else (dgetrf, dtrsm)
         lower, pivots, info = getrf(right.conj().T @ left)
         if info != 0 or (pivots != np.arange(r)).any():
             return left @ sla.inv(right.conj().T @ left), right
-        left = trtrs(lower, left.T, trans=1)[0].T
-        right = trtrs(lower.conj(), right.T, lower=1, unitdiag=1)[0].T
+        left = trsm(1.0, lower, left.T, trans_a=1).T
+        right = trsm(1.0, lower.conj(), right.T, lower=1, diag=1).T
         return left, right
 
 
