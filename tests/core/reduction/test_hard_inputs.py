@@ -9,7 +9,8 @@ import mpmath as mp
 import numpy as np
 import pytest
 import scipy.linalg as sla
-from helpers.reference import random_system
+from helpers.exact import eigenvalues, matrix
+from helpers.reference import exact_gains, random_system
 
 import hankelred
 from hankelred import ConvergenceError, HankelredError, reduce
@@ -25,21 +26,14 @@ METHODS = [
 ]
 
 
-def response(system, z):
-    A, B, C, D = (mp.matrix(np.atleast_2d(M).tolist()) for M in system)
-    return C * mp.lu_solve(z * mp.eye(A.rows) - A, B) + D
-
-
 def largest_difference(system, reduced, discrete):
-    """Largest gain of the difference at and beside all poles, with 60 digits; one input and one output."""
-    with mp.workdps(60):
-        points = [mp.mpf(0)]
-        for M in (system[0], reduced[0]):
-            for pole in mp.eig(mp.matrix(np.asarray(M).tolist()), left=False, right=False):
-                center, width = (mp.arg(pole), 1 - abs(pole)) if discrete else (mp.im(pole), mp.re(pole))
-                points += [center + k * width for k in (-1, -0.5, 0, 0.5, 1)]
-        points = [mp.expj(w) if discrete else mp.mpc(0, w) for w in points]
-        return float(max(abs((response(system, z) - response(reduced, z))[0]) for z in points))
+    """Largest gain of the difference at and beside all poles, in multiprecision."""
+    frequencies = [0.0]
+    for A in (system[0], reduced[0]):
+        for pole in eigenvalues(matrix(A)):
+            center, width = (pole.arg(), 1 - abs(pole)) if discrete else (pole.imag, pole.real)
+            frequencies += [float((center + k * width).mid()) for k in (-1, -0.5, 0, 0.5, 1)]
+    return exact_gains(system, reduced, frequencies, discrete=discrete).max()
 
 
 def near_the_edge(distance, discrete):

@@ -172,7 +172,7 @@ def test_unresolved_oscillations_are_refused(w, weight):
     with pytest.raises(ConvergenceError, match=r"implicit steps per sample"):
         sparse_impulse_response(any_model(sparse, 0, "low_rank"), 4, 1.0)
     with pytest.raises(ConvergenceError, match=r"implicit steps per sample"):
-        run(sparse, 0 * U[0], 1.0, start=np.ones(sparse[0].shape[0]))
+        run(sparse, 0 * U[0, :4], 1.0, start=np.ones(sparse[0].shape[0]))
 
 
 @pytest.mark.parametrize("w", [1.0, 20.0, 200.0])
