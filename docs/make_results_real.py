@@ -6,6 +6,7 @@ the page are computed here; docs/results_real.md is not to be edited by hand.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from hankelred_llm import HRMConfig
 from hankelred_llm.experiments.budget import TOLERANCE
 from hankelred_llm.experiments.methods import parse_method
-from hankelred_llm.experiments.statistics import paired_difference
+from hankelred_llm.experiments.statistics import FEWEST_SEEDS, Difference, paired_difference
 from hankelred_llm.experiments.trainer import CLIP, SCHEDULE, WARMUP
 
 HERE = Path(__file__).resolve().parent
@@ -34,6 +36,17 @@ NAMES = {
     "lora-mlp": "LoRA on the MLP",
 }
 
+#: Steps over which a training loss is averaged: a batch has four rows.
+STEPS_SHOWN = 4
+#: Of the quantiles 0, .1, ..., 1 of time constants, those that are shown.
+QUANTILES = {
+    0: "the shortest",
+    1: "a tenth below",
+    5: "half below",
+    9: "nine tenths below",
+    10: "the longest",
+}
+
 METRICS = {"accuracy": "accuracy", "f1": "F1 of words", "rougeL_f1": "ROUGE-L"}
 DOCUMENT_FLOORS = ("chance", "constant", "longest")
 
@@ -46,11 +59,16 @@ bullets = partial(markdown.bullets, width=110)
 def page(pieces: dict[str, Piece]) -> str:
     """Return the page."""
     parts = ["# Results on a real language model", introduction(pieces)]
-    parts += ["## Is HRM better than the best LoRA?", verdict(pieces), protocol(pieces)]
+    parts += ["## Is HRM better than a LoRA?", verdict(pieces), protocol(pieces)]
     for task in study.TASKS:
         parts += [f"## `{task}`", *results(task, pieces)]
-    parts += ["## Which tasks does the base do without training?", *untrained(pieces)]
-    parts += ["## Does the base answer questions about documents?", *documents(pieces)]
+    for heading, section in (
+        ("Did training change how long the states remember?", memory),
+        ("Which tasks does the base do without training?", untrained),
+        ("Does the base answer questions about documents?", documents),
+    ):
+        if found := section(pieces):
+            parts += [f"## {heading}", *found]
     parts += ["## What is missing", missing(pieces)]
     return "\n\n".join(parts) + "\n"
 
@@ -93,8 +111,7 @@ def protocol(pieces: dict[str, Piece]) -> str:
         f"Report: seeds {listed(map(str, study.SEEDS))}, which chose nothing; test rows: "
         + listed(f"{rows} of {length} tokens" for length, rows in study.TEST_ROWS.items())
         + ". Accuracy is that of the likeliest of the "
-        "candidates. Differences are paired, with Student's t over seeds and a bootstrap over rows, from two "
-        "seeds on.",
+        "candidates. Differences are paired, with Student's t over seeds and a bootstrap over rows.",
         "Order: all methods at a rate, rate by rate; then all methods from a seed, seed by seed. Whatever is "
         "there at any moment is complete for as many methods as possible.",
     ]
@@ -111,42 +128,85 @@ def protocol(pieces: dict[str, Piece]) -> str:
     return heading + bullets(lines)
 
 
+def comparisons(task: str, pieces: dict[str, Piece]) -> dict[tuple[str, str], dict[int, Difference]]:
+    """Return by HRM method and LoRA the differences by length, over the seeds that all methods have."""
+    seeds = common_seeds(task, pieces)
+    return {
+        (method, lora): {n: difference(task, method, lora, n, seeds, pieces) for n in study.TEST_ROWS}
+        for method in stateful()
+        for lora in loras()
+        if seeds
+    }
+
+
 def verdict(pieces: dict[str, Piece]) -> str:
-    """Return where HRM loses, then where it wins, then what is undecided, at the seeds there are."""
-    lost, won, even = [], [], []
-    for task in study.TASKS:
-        seeds = common_seeds(task, pieces)
-        if not seeds:
-            continue
-        reference = best_lora(task, pieces)
-        for method in stateful():
-            for length in study.TEST_ROWS:
-                d = difference(task, method, reference, length, seeds, pieces)
-                where = (
-                    f"`{task}` at {length} tokens, {NAMES[method]} against {NAMES[reference]}: "
-                    f"{d.mean:+.3f}{interval(d)} ({count(len(seeds), 'seed')})"
-                )
-                clear_seeds = len(seeds) > 1 and d.clear
-                (even if not clear_seeds else won if d.mean > 0 else lost).append(where)
-    if not (lost or won or even):
+    """Return where HRM is clearly worse, where it is clearly better, and what is known about the opponent."""
+    of_task = {task: found for task in study.TASKS if (found := comparisons(task, pieces))}
+    if not of_task:
         return paragraph(
             "**No comparison is finished yet**: no seed has been tested with every method yet. "
             "What is there is below."
         )
+    total = sum(len(of_lengths) for found in of_task.values() for of_lengths in found.values())
     parts = []
-    for title, lines in (
-        ("HRM is clearly worse than the best LoRA", lost),
-        ("HRM is clearly better than the best LoRA", won),
-        (
-            "Not decided, with one seed, or with zero in the interval over seeds (in brackets) or over rows",
-            even,
+    for word, sign in (("worse", -1), ("better", 1)):
+        lines, decided = [], 0
+        for task, found in of_task.items():
+            for (method, lora), of_lengths in found.items():
+                clear = {n: d for n, d in of_lengths.items() if d.clear and sign * d.mean > 0}
+                decided += len(clear)
+                if clear:
+                    at = listed(f"{shown(d)} at {n} tokens" for n, d in clear.items())
+                    counted = count(next(iter(clear.values())).seeds, "seed")
+                    lines.append(f"`{task}`, {NAMES[method]} minus {NAMES[lora]}: {at} ({counted})")
+        end = ":**" if lines else ".**"
+        parts.append(
+            paragraph(f"**HRM is clearly {word} than a LoRA in {decided} of {total} differences{end}")
+        )
+        parts += [bullets(lines)] * bool(lines)
+    parts += [
+        paragraph(
+            "A difference is that of the test accuracy of one HRM method and one LoRA, on one task at one "
+            "length, paired by seed and row. It is clear with at least "
+            f"{FEWEST_SEEDS} seeds, and if Student's t over seeds (the interval in brackets) and a bootstrap "
+            "over rows both leave out zero. The others are not decided. There is no correction for "
+            "their number: of so many, a few are clear by chance. All are in a table for each task below."
         ),
-    ):
-        parts.append(f"**{title}**: " + ("nowhere." if not lines else "\n\n" + bullets(lines)))
+        paragraph(
+            "The protocol compares with one LoRA a task, which validation rows choose after training from "
+            f"one seed ({study.TUNING_SEED}):"
+        ),
+        bullets(opponent(task, found, pieces) for task, found in of_task.items()),
+        paragraph("**The differences to the other LoRAs were added after the test scores were seen.**"),
+    ]
     learned = [line for task in study.TASKS for line in above_trivial(task, pieces)]
-    if learned:
-        parts += [paragraph("How far is the best method above the best trivial answer?"), bullets(learned)]
+    parts += [
+        paragraph("How far is the best method above the best trivial answer?"),
+        bullets(learned),
+    ] * bool(learned)
     return "\n\n".join(parts)
+
+
+def opponent(task: str, found: dict[tuple[str, str], dict[int, Difference]], pieces: dict[str, Piece]) -> str:
+    """Return what is decided against the LoRA that validation chose, and how it ranks on test rows."""
+    seeds, chosen = common_seeds(task, pieces), best_lora(task, pieces)
+
+    def score(lora: str) -> float:
+        of_method = finals(task, lora, pieces)
+        return float(
+            np.mean([of_method[s]["test"][str(n)]["accuracy"] for s in seeds for n in study.TEST_ROWS])
+        )
+
+    ranked = sorted(loras(), key=score, reverse=True)
+    place = {0: "best", len(ranked) - 1: "weakest"}.get(ranked.index(chosen), "middle one")
+    against = [d for (_, lora), of_lengths in found.items() if lora == chosen for d in of_lengths.values()]
+    worse, better = (sum(d.clear and sign * d.mean > 0 for d in against) for sign in (-1, 1))
+    scores = listed(f"{NAMES[lora]} {score(lora):.3f}" for lora in ranked)
+    return (
+        f"`{task}`: {NAMES[chosen]}, which is the {place} of the {len(ranked)} on test rows (mean over "
+        f"{count(len(seeds), 'seed')} and all lengths: {scores}). Against it HRM is clearly worse in {worse} "
+        f"and clearly better in {better} of {len(against)} differences."
+    )
 
 
 def above_trivial(task: str, pieces: dict[str, Piece]) -> list[str]:
@@ -193,6 +253,10 @@ def results(task: str, pieces: dict[str, Piece]) -> list[str]:
             )
         )
         parts.append(table(["method", *(f"{rate:g}" for rate in sorted(study.RATES))], tuned))
+        if edges := [NAMES[m] for m in study.METHODS if at_end_of_grid(study.chosen(task, m))]:
+            parts.append(
+                paragraph(f"At an end of the grid, beyond which may be a better one: {listed(edges)}.")
+            )
     finals = final_rows(task, pieces)
     if finals:
         parts.append(f"### Which method is best on `{task}`?")
@@ -207,6 +271,13 @@ def results(task: str, pieces: dict[str, Piece]) -> list[str]:
                 finals,
             )
         )
+    if found := comparisons(task, pieces):
+        parts += [
+            f"### Is an HRM method better than a LoRA on `{task}`?",
+            *against_each_lora(task, found, pieces),
+        ]
+    if curves := learning_curves(task, pieces):
+        parts += [f"### How fast does each method learn `{task}`?", *curves]
     costs = cost_rows(task, pieces)
     if costs:
         parts.append(f"### What does training on `{task}` cost?")
@@ -222,6 +293,101 @@ def results(task: str, pieces: dict[str, Piece]) -> list[str]:
     return parts or ["Nothing has been run yet."]
 
 
+def against_each_lora(
+    task: str, found: dict[tuple[str, str], dict[int, Difference]], pieces: dict[str, Piece]
+) -> list[str]:
+    """Return a table of all differences of HRM methods to LoRAs."""
+    chosen = best_lora(task, pieces)
+    rows = [
+        [NAMES[method], NAMES[lora] + " (chosen by validation)" * (lora == chosen), *map(shown, of.values())]
+        for (method, lora), of in found.items()
+    ]
+    text = (
+        "Test accuracy of an HRM method minus that of a LoRA, more is better: mean over "
+        f"{count(len(common_seeds(task, pieces)), 'seed')}, with Student's t over seeds in brackets. A star: "
+        "it is clear."
+    )
+    return [paragraph(text), table(["HRM method", "minus", *(f"{n} tokens" for n in study.TEST_ROWS)], rows)]
+
+
+def learning_curves(task: str, pieces: dict[str, Piece]) -> list[str]:
+    """Return a table of the training loss by step."""
+    steps = study.COMMON["steps"]
+    starts = range(0, steps, STEPS_SHOWN)
+    rows = []
+    for method in study.METHODS:
+        of_method = finals(task, method, pieces)
+        if of_method:
+            mean = np.mean([piece["losses"] for piece in of_method.values()], axis=0)
+            cells = [f"{mean[k : k + STEPS_SHOWN].mean():.3f}" for k in starts]
+            rows.append([NAMES[method], ", ".join(map(str, of_method)), *cells])
+    if not rows:
+        return []
+    text = (
+        "Training loss in nats a token of an answer, less is better, at the rate that was chosen: mean over "
+        f"{STEPS_SHOWN} steps of {study.COMMON['batch_size']} rows and over seeds. The rows are the same "
+        "for all methods."
+    )
+    headings = [f"steps {k + 1} to {min(k + STEPS_SHOWN, steps)}" for k in starts]
+    return [paragraph(text), table(["method", "seeds", *headings], rows)]
+
+
+def memory(pieces: dict[str, Piece]) -> list[str]:
+    """Return quantiles of the time constants of the states at the start and after training."""
+    start = pieces.get(study.file_of("start", study.TASKS[0], "", None, 0).name)
+    if start is None:
+        return []
+    rows, moved, apart, rates = [], [], [], []
+    for method in stateful():
+        of_seed = {int(seed): np.array(v) for seed, v in start["time_scales"][method].items()}
+        rows.append([f"{NAMES[method]}: at the start", "", *time_constants(list(of_seed.values()))])
+        apart += [np.log(a / b) for a, b in itertools.combinations(of_seed.values(), 2)]
+        for task in study.TASKS:
+            after = {seed: np.array(p["time_scales"]) for seed, p in finals(task, method, pieces).items()}
+            if after:
+                seeds = ", ".join(map(str, after))
+                rows.append([f"after training on `{task}`", seeds, *time_constants(list(after.values()))])
+                moved += [np.log(values / of_seed[seed]) for seed, values in after.items()]
+                rates += [piece["rate"] for piece in finals(task, method, pieces).values()]
+    if not moved:
+        return []
+    text = (
+        "Time constants -1 / log|a| of the states in tokens, of which none is better or worse: mean over "
+        f"seeds of the quantiles over all layers. The start is the initialization "
+        f'`init_weights="{HRMConfig().init_weights}"` of the same seeds. The phases are not recorded.'
+    )
+    by_seed, by_training = (np.abs(np.exp(changes) - 1) for changes in (apart, moved))
+    same = np.median(by_training) < np.median(by_seed)
+    steps = study.COMMON["steps"]
+    result = (
+        f"Training moved the quantiles 0, .1, ..., 1 of a seed by {np.median(by_training):.1%} in the median "
+        f"and {by_training.max():.1%} at most. Those of two starts from different seeds differ by "
+        f"{np.median(by_seed):.1%} in the median. "
+    )
+    if same:
+        result += "**The distribution after training is that of the start.** "
+    result += (
+        "A step of AdamW changes a parameter, here the logarithm of the time constant, by at most about its "
+        f"rate, so that {steps} steps at {max(rates):g} can change it by {steps * max(rates):.1%} at most."
+    )
+    return [
+        paragraph(text),
+        table(["", "seeds", *QUANTILES.values()], rows),
+        paragraph(result),
+    ]
+
+
+def time_constants(of_seeds: list[Any]) -> list[str]:
+    """Return the means over seeds of the quantiles that are shown."""
+    mean = np.mean(of_seeds, axis=0)
+    return [f"{mean[k]:.3g}" for k in QUANTILES]
+
+
+def at_end_of_grid(rate: float | None) -> bool:
+    """Return whether a rate that was chosen is the smallest or the largest that was tried."""
+    return rate in (min(study.RATES), max(study.RATES))
+
+
 def untrained(pieces: dict[str, Piece]) -> list[str]:
     """Return what the base does on the rows that choose rates, beside trivial answers."""
     of_task = {
@@ -235,7 +401,7 @@ def untrained(pieces: dict[str, Piece]) -> list[str]:
             shown = [f"{trivial[f]['accuracy']:.3f}" if f in trivial else "" for f in floors]
             rows.append([f"`{task}`", length, f"{piece['validation'][length]:.3f}", *shown])
     if not rows:
-        return ["Nothing has been run yet."]
+        return []
     text = (
         "Accuracy, more is better, on "
         + listed(f"{size} rows of {length} tokens" for length, size in study.VALIDATION.items())
@@ -257,7 +423,7 @@ def documents(pieces: dict[str, Piece]) -> list[str]:
                 [f"`{task}`", METRICS[piece["metric"]], f"{values.mean():.3f} ± {error:.3f}", *floors]
             )
     if not rows:
-        return ["Nothing has been run yet."]
+        return []
     text = (
         f"{study.DOCUMENT_ROWS} validation questions, prompts cut to {study.DOCUMENT_LENGTH} tokens from the "
         "middle of the document, no training, the base in float32; more is better; mean and its standard "
@@ -299,7 +465,7 @@ def final_rows(task: str, pieces: dict[str, Piece]) -> list[list[str]]:
         rows.append(
             [
                 NAMES[method],
-                f"{first['rate']:g}",
+                f"{first['rate']:g}" + " (end of grid)" * at_end_of_grid(first["rate"]),
                 f"{first['parameters']:,}",
                 ", ".join(map(str, of_method)),
                 *cells,
@@ -348,6 +514,11 @@ def stateful() -> list[str]:
     return [method for method in study.METHODS if parse_method(method).stateful]
 
 
+def loras() -> list[str]:
+    """Return the methods without a state."""
+    return [method for method in study.METHODS if method not in stateful()]
+
+
 def best_lora(task: str, pieces: dict[str, Piece]) -> str:
     """Return the method without a state with the best validation accuracy at its chosen rate."""
 
@@ -355,12 +526,12 @@ def best_lora(task: str, pieces: dict[str, Piece]) -> str:
         name = study.file_of("tuning", task, method, study.chosen(task, method), study.TUNING_SEED).name
         return float(np.mean(list(pieces[name]["validation"].values())))
 
-    return max((m for m in study.METHODS if m not in stateful()), key=score)
+    return max(loras(), key=score)
 
 
 def difference(
     task: str, method: str, reference: str, length: int, seeds: list[int], pieces: dict[str, Piece]
-) -> Any:
+) -> Difference:
     """Return the paired difference of two methods on the test rows."""
 
     def values(method: str) -> Any:
@@ -372,9 +543,11 @@ def difference(
     return paired_difference(a, b, np.ones(a.shape[1]), [str(i // of_row) for i in range(a.shape[1])])
 
 
-def interval(d: Any) -> str:
-    """Return the interval over seeds, where there is one."""
-    return "" if d.over_seeds is None else f" [{d.over_seeds[0]:+.3f}, {d.over_seeds[1]:+.3f}]"
+def shown(d: Difference) -> str:
+    """Return a difference, its interval over seeds where there is one, and a star where it is clear."""
+    if d.over_seeds is None:
+        return f"{d.mean:+.3f}"
+    return f"{d.mean:+.3f} [{d.over_seeds[0]:+.3f}, {d.over_seeds[1]:+.3f}]" + "*" * d.clear
 
 
 def missing(pieces: dict[str, Piece]) -> str:
@@ -391,12 +564,41 @@ def missing(pieces: dict[str, Piece]) -> str:
             f"`{task}`: {named['tuning']} of {total['tuning']} trainings that choose a rate, "
             f"{named['final']} of {total['final']} that are tested."
         )
+    grid = f"{min(study.RATES):g} to {max(study.RATES):g}"
+    ends = [
+        f"{NAMES[m]} on `{t}`"
+        for t in study.TASKS
+        for m in study.METHODS
+        if at_end_of_grid(study.chosen(t, m))
+    ]
+    if ends:
+        lines.append(
+            f"Rates beyond the grid of {grid}: the rate that was chosen is an end of it for {listed(ends)}."
+        )
+    documents = [
+        f"`{task}`"
+        for task in study.DOCUMENT_TASKS
+        if study.file_of("documents", task, "", None, 0).name not in pieces
+    ]
+    if documents:
+        lines.append(
+            f"The base on questions about documents, and so whether training would tell: {listed(documents)}."
+        )
+    others = [f"`{task}`" for task in study.ALL_TASKS if task not in study.TASKS]
     lines += [
-        "Not in the protocol yet: rsLoRA, HRM beside the MLP; the tasks `who_has`, "
-        "`variable_tracking`, `multikey_needle` and `last_written`; twice the rows; training "
-        "on QuALITY, QMSum, SQuALITY and FairytaleQA.",
-        "Ranks and reduction, state and static parts off, and the loss on WikiText before and after are on "
-        "[](results_real_ranks.md), the loss by position in long texts on [](results_real_text.md).",
+        "A LoRA to compare with that several tuning seeds choose; the ratio of the two rates of the mixture.",
+        f"Training on {listed(others)}, and on questions about documents.",
+        "rsLoRA, HRM beside the MLP (the default of `attach()`).",
+        "Poles slower than the rows, a state that later layers read, and with them why HRM alone is behind; "
+        "state and static parts off is there for one seed.",
+        f"Twice the rows, or more than {study.COMMON['steps']} steps, where a curve still falls.",
+        "Answers by generation, beside those by likelihood.",
+        "Time and memory of a step on an idle machine; the original weights in place of those of the file; a "
+        "larger base.",
+        "Runs of the two settings files for peft's method comparison ([](comparing.md)).",
+        "On pages of their own, with what is missing there: ranks and reduction, state and static parts off, "
+        "and the loss on WikiText before and after are on [](results_real_ranks.md), the loss by position in "
+        "long texts on [](results_real_text.md).",
     ]
     return bullets(lines)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from hankelred_llm.experiments.evaluate import TEXT_LENGTH, TEXT_ROWS
 from hankelred_llm.experiments.methods import parse_method
-from hankelred_llm.experiments.statistics import paired_difference
+from hankelred_llm.experiments.statistics import FEWEST_SEEDS, paired_difference
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
@@ -47,7 +47,7 @@ def finished() -> Pieces:
 
 def page(pieces: Pieces) -> str:
     """Return the page."""
-    parts = ["# Ranks and reduction on a real language model", introduction()]
+    parts = ["# Ranks and reduction on a real language model", introduction(pieces)]
     for heading, section in (
         ("What does a reduction cost without further training?", as_reduced),
         ("Do spectra choose better orders than equal ones?", by_spectra),
@@ -61,13 +61,13 @@ def page(pieces: Pieces) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def introduction() -> str:
+def introduction(pieces: Pieces) -> str:
     """Return what the page is, and the protocol."""
     rows = listed(f"{size} rows of {length} tokens" for length, size in study.TEST_ROWS.items())
     first = paragraph(
         "The adapter beside attention of [](results_real.md), trained on `where_is`, reduced to a half and a "
         "quarter of its states, against adapters of these sizes that were trained from the start. "
-        "`python benchmarks/bench_real_ranks.py` runs what is missing, and "
+        f"`{command(pieces)}` runs what is missing (`make results-real` runs seed 0), and "
         "`python docs/make_results_real_ranks.py` writes this page from the pieces in "
         "`docs/results/real_ranks`."
     )
@@ -86,11 +86,26 @@ def introduction() -> str:
         f"Training: {study.STEPS} steps; further training: {study.FURTHER} steps on the rows that come "
         f"next, with a new schedule at the rate {study.RATE:g}. From the start: either so, or {FULL_STEPS} "
         "steps with one schedule on all these rows; the same rate, which was chosen for the whole size.",
-        "Differences are paired. From two seeds on, the interval in brackets is Student's t over seeds, and "
-        "a star says that it and a bootstrap over rows leave out zero. With one seed it is the bootstrap, "
-        "which does not say how other seeds differ, and a star says that it leaves out zero.",
+        "Differences are paired. From two seeds on, the interval in brackets is Student's t over seeds; with "
+        "one seed it is a bootstrap over rows, which does not say how other seeds differ. A star, and "
+        f'"clearly", need at least {FEWEST_SEEDS} seeds, and both intervals must leave out zero: two '
+        "differences that are equal by chance have an interval of width zero.",
     ]
     return first + "\n\n" + bullets(lines)
+
+
+def absent(pieces: Pieces) -> dict[str, list[int]]:
+    """Return the seeds that are missing, by name of a piece, of the seeds that were begun."""
+    begun = sorted({seed for _, seed in pieces}) or [0]
+    of_name = {name: [seed for seed in begun if (name, seed) not in pieces] for name in study.names()}
+    return {name: seeds for name, seeds in of_name.items() if seeds}
+
+
+def command(pieces: Pieces) -> str:
+    """Return the command that runs what is missing of the seeds that were begun."""
+    seeds = sorted(set().union(*absent(pieces).values()))
+    named = f" --seeds {' '.join(map(str, seeds))}" if seeds else ""
+    return f"python benchmarks/bench_real_ranks.py{named}"
 
 
 def as_reduced(pieces: Pieces) -> list[str]:
@@ -244,8 +259,7 @@ def difference(scored: list[Piece], reference: list[Piece], length: str) -> str:
     rows = [str(i // scored[0][length]["questions_of_a_row"]) for i in range(a.shape[1])]
     d = paired_difference(a, b, np.ones(a.shape[1]), rows)
     low, high = d.over_seeds or d.over_units
-    clear = d.clear if d.over_seeds else low > 0 or high < 0
-    return f"{d.mean:+.3f} [{low:+.3f}, {high:+.3f}]" + "*" * clear
+    return f"{d.mean:+.3f} [{low:+.3f}, {high:+.3f}]" + "*" * d.clear
 
 
 def parts_off(pieces: Pieces) -> list[str]:
@@ -292,12 +306,10 @@ def forgetting(pieces: Pieces) -> list[str]:
 
 def missing(pieces: Pieces) -> list[str]:
     """Return what is not there."""
-    seeds = sorted({seed for _, seed in pieces}) or [0]
-    lines = []
-    for name in study.names():
-        absent = [str(seed) for seed in seeds if (name, seed) not in pieces]
-        if absent:
-            lines.append(f"{name.replace('--', ', ')}: seed{'s' * (len(absent) > 1)} {listed(absent)}")
+    lines = [
+        f"{name.replace('--', ', ')}: seed{'s' * (len(seeds) > 1)} {listed(map(str, seeds))}"
+        for name, seeds in absent(pieces).items()
+    ]
     lines += [
         "other tasks than `where_is`, and a learning rate of its own for each size",
         f"more than {FULL_STEPS} steps: the adapter is not trained to the end, so a difference may be one of "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hankelred_llm.experiments.statistics import Difference, paired_difference
+from hankelred_llm.experiments.statistics import FEWEST_SEEDS, Difference, paired_difference
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
@@ -72,8 +72,8 @@ def introduction() -> str:
         f"SQuALITY; the test is on other stories. Rate {study.RATE:g} for all, not tuned here.",
         f"Report: seeds {listed(map(str, study.SEEDS))}; {study.TEST_ROWS} test rows "
         f"of {study.TEST_LENGTH} tokens. Losses are in nats a token, lower is better. Intervals in brackets "
-        "are Student's t over seeds, from two seeds on; a star says that it and a bootstrap over rows leave "
-        "out zero.",
+        f"are Student's t over seeds, from two seeds on; a star says that there are at least {FEWEST_SEEDS} "
+        "seeds, and that it and a bootstrap over rows leave out zero.",
         "The protocol and a prediction were committed before the first training; they are in the docstring "
         "of the benchmark.",
     ]

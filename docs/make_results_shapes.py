@@ -212,22 +212,42 @@ def shortfall(pieces: dict[str, Piece], method: str) -> tuple[int, int]:
 
 
 def conclusion(pieces: dict[str, Piece], absent: list[str]) -> str:
-    """Return which shapes reach what is required, or how far the best of them is."""
+    """Return which shapes reach what is required, once all tasks are there; else what can be said so far."""
     missed = {method: shortfall(pieces, method) for method in CANDIDATES}
-    reached = [NAMES[method] for method in CANDIDATES if missed[method] == (0, 0)]
-    so_far = "So far " if absent else ""
+    reached = [method for method in CANDIDATES if missed[method] == (0, 0)]
+    if absent:
+        required = sum(task in pieces for task in LONGER_ROWS_TASKS)
+        return (
+            f"This is open: {len(pieces)} of {len(study.TASKS)} tasks are there, and {required} of the "
+            f"{len(LONGER_ROWS_TASKS)} on which a clear win is required. {so_far(missed)}"
+        )
     if reached:
         verb = "reach" if len(reached) > 1 else "reaches"
-        text = f"{so_far}{listed(reached)} {verb} what is required."
-    else:
-        fewest = min(sum(counts) for counts in missed.values())
-        nearest = [m for m in CANDIDATES if sum(missed[m]) == fewest]
-        described = listed(
-            f"{NAMES[m]} ({missed[m][0]} clearly worse lines, {missed[m][1]} of the required wins not clear)"
-            for m in nearest
-        )
-        text = f"{so_far}no shape reaches what is required. The nearest: {described}."
-    return f"**{text[0].upper()}{text[1:]}**"
+        return f"**{listed(NAMES[m] for m in reached)} {verb} what is required.**"
+    fewest = min(sum(counts) for counts in missed.values())
+    nearest = [m for m in CANDIDATES if sum(missed[m]) == fewest]
+    return f"**No shape reaches what is required. The nearest: {shortfalls(missed, nearest)}.**"
+
+
+def so_far(missed: dict[str, tuple[int, int]]) -> str:
+    """Return what the tasks that are there say: one of them can rule a shape out, but none can admit it."""
+    out = [method for method in CANDIDATES if missed[method] != (0, 0)]
+    within = [NAMES[method] for method in CANDIDATES if method not in out]
+    parts = []
+    if within:
+        verb = "are" if len(within) > 1 else "is"
+        parts.append(f"On these, {listed(within)} {verb} within the requirement.")
+    if out:
+        parts.append(f"What is required is out of reach already for {shortfalls(missed, out)}.")
+    return " ".join(parts)
+
+
+def shortfalls(missed: dict[str, tuple[int, int]], methods: list[str]) -> str:
+    """Return in words what these shapes miss."""
+    return listed(
+        f"{NAMES[m]} ({missed[m][0]} clearly worse lines, {missed[m][1]} of the required wins not clear)"
+        for m in methods
+    )
 
 
 def section(pieces: dict[str, Piece]) -> list[str]:

@@ -14,6 +14,8 @@ from rich.text import Text
 
 from hankelred._util.writing import write_atomically
 
+from .statistics import FEWEST_SEEDS
+
 if TYPE_CHECKING:
     from .compare import Comparison, Line
 
@@ -129,7 +131,8 @@ def tables(comparison: Comparison) -> Group:
 FOOTNOTE = (
     "± is the standard deviation over seeds. The 95 % intervals are of paired differences: over seeds by "
     "Student's t, over units or documents by bootstrap. * marks differences for which both intervals exclude "
-    "zero. (edge): the first or last of the learning rates that were tried."
+    f"zero, of at least {FEWEST_SEEDS} seeds. (edge): the first or last of the learning rates that were "
+    "tried."
 )
 
 

@@ -12,6 +12,10 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 
+#: No difference is clear with fewer seeds: the differences of two seeds may be equal by chance, and their
+#: interval then has width zero.
+FEWEST_SEEDS = 3
+
 #: Documents are resampled whole where there are at least so many; else units one by one.
 FEWEST_DOCUMENTS = 10
 
@@ -37,17 +41,19 @@ class Difference:
         questions say the same?
     resampled : str
         "documents" or "units".
+    seeds : int
     """
 
     mean: float
     over_seeds: tuple[float, float] | None
     over_units: tuple[float, float]
     resampled: str
+    seeds: int
 
     @property
     def clear(self) -> bool:
-        """Whether both intervals leave out zero, on the same side."""
-        if self.over_seeds is None:
+        """Whether there are at least three seeds and both intervals leave out zero, on the same side."""
+        if self.over_seeds is None or self.seeds < FEWEST_SEEDS:
             return False
         ends = [*self.over_seeds, *self.over_units]
         return min(ends) > 0 or max(ends) < 0
@@ -95,7 +101,8 @@ def paired_difference(
         group, resampled = np.arange(len(weights)), "units"
     total = np.bincount(group, weights=weights * differences.mean(axis=0)).astype(np.float64)
     weight = np.bincount(group, weights=weights).astype(np.float64)
-    return Difference(float(by_seed.mean()), over_seeds, _bootstrap(total, weight), resampled)
+    over_units = _bootstrap(total, weight)
+    return Difference(float(by_seed.mean()), over_seeds, over_units, resampled, len(by_seed))
 
 
 def _bootstrap(total: FloatArray, weight: FloatArray) -> tuple[float, float]:

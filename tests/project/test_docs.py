@@ -227,6 +227,7 @@ WITHOUT_DIRECTION = {
     "## What can each package do?",
     "# Which shape of adapter?",  # the names of what is compared
     "## Which time scales and gates does training choose?",
+    "## Did training change how long the states remember?",
     "## How accurate are large sparse models?",  # one of its columns up, two down: in the text
 }
 

@@ -105,6 +105,19 @@ def test_intervals_cover_what_they_say():
     assert np.all(missed / 200 < 0.1) and np.all(missed / 200 > 0.015)
 
 
+def test_two_seeds_decide_nothing():
+    """The differences of two seeds were equal by chance: -0.142 [-0.142, -0.142]*, and "clearly worse".
+
+    Student's interval of equal differences has width zero, and leaves out zero whatever the seeds are.
+    """
+    rows = np.random.default_rng(0).random(60)
+    for seeds in (1, 2, 3):
+        method = np.tile(rows, (seeds, 1))
+        difference = paired_difference(method, method + 0.1, np.ones(60), [str(i) for i in range(60)])
+        assert difference.seeds == seeds and difference.clear is (seeds == 3)
+        assert difference.over_seeds is None or np.ptp(difference.over_seeds) < 1e-12
+
+
 def test_documents_are_resampled_whole():
     rng = np.random.default_rng(0)
     apart = np.repeat(rng.standard_normal(20), 50)  # all questions of a document agree

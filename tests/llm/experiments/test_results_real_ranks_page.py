@@ -69,18 +69,44 @@ def test_differences_are_of_the_seeds_that_both_have(made):
             "further": dict.fromkeys(lengths, scored(further)),
         }
 
-    pieces = {("full", seed): piece(0.5, 0.75 + seed / 100) for seed in range(3)}
-    pieces["half--equal orders", 0] = piece(0.25, 0.5)
-    pieces["half--equal orders", 2] = piece(0.25, 0.5)
+    pieces = {("full", seed): piece(0.5, 0.75 + seed / 100) for seed in range(5)}
+    for seed in (0, 2):
+        pieces["half--equal orders", seed] = piece(0.25, 0.5)
     (line,) = made.differences(pieces, [("half--equal orders", "test", "full", "test")])
-    assert line.startswith("half, equal orders minus whole: -0.250 [-0.250, -0.250]* at 256 tokens")
+    # two seeds whose differences are equal: the interval has width zero, and decides nothing
+    assert line.startswith("half, equal orders minus whole: -0.250 [-0.250, -0.250] at 256 tokens")
     assert line.endswith("(2 seeds)")
+    assert made.verdict([line]).startswith(
+        "Clearly worse in 0, clearly better in 0 and not decided in 2 of 2"
+    )
+    pieces["half--equal orders", 4] = piece(0.25, 0.5)
     (line,) = made.differences(pieces, [("half--equal orders", "further", "full", "further")])
-    # the differences of the seeds are .25 and .27: Student's t with one degree of freedom
-    assert "-0.260 [-0.387, -0.133]* at 256 tokens" in line
+    # the differences of the seeds are .25, .27 and .29: Student's t with two degrees of freedom
+    assert "-0.270 [-0.320, -0.220]* at 256 tokens" in line
     assert made.verdict([line]).startswith(
         "Clearly worse in 2, clearly better in 0 and not decided in 0 of 2"
     )
+
+
+def test_one_seed_decides_nothing(made):
+    def scored(share):
+        values = [share] * 60
+        return {"accuracy": share, "values": values, "questions_of_a_row": 5}
+
+    def test(share):
+        return {"test": dict.fromkeys(map(str, made.study.TEST_ROWS), scored(share))}
+
+    pieces = {("full", 0): test(0.9), ("half--equal orders", 0): test(0.1)}
+    (line,) = made.differences(pieces, [("half--equal orders", "test", "full", "test")])
+    assert "-0.800 [-0.800, -0.800] at 256 tokens" in line and "*" not in line
+
+
+def test_the_command_runs_what_is_missing(made):
+    """The page named the command without `--seeds`, which runs seed 0 only; other seeds were missing."""
+    complete = {(name, seed): {} for name in made.study.names() for seed in (0, 1, 2)}
+    assert made.command(complete) == "python benchmarks/bench_real_ranks.py"
+    del complete["off--hybrid", 1], complete["text--base", 2]
+    assert made.command(complete) == "python benchmarks/bench_real_ranks.py --seeds 1 2"
 
 
 def test_without_its_state_the_adapter_is_the_lora_that_is_exported(made, ids, tmp_path):

@@ -163,6 +163,20 @@ def test_the_requirement(made):
     assert made.shortfall(pieces, made.study.U4) == (2, 1)
 
 
+def test_one_task_of_five_admits_nothing(made):
+    """After one task of five the page said in bold that four shapes reach what is required."""
+    pieces = {"prefix_dfa": comparison(made, dict.fromkeys(made.CANDIDATES, (0.1, 0.2)))}
+    text = made.conclusion(pieces, ["the others"])
+    assert text.startswith("This is open: 1 of 5 tasks are there, and 1 of the 3 on which a clear win")
+    assert "**" not in text and "reach" not in text
+    assert "HRM alone, U4, U4us and mixture are within the requirement" in text
+    # but one task may rule a shape out
+    worse = comparison(made, {**dict.fromkeys(made.CANDIDATES, (0.1, 0.2)), made.study.U4US: (-0.1, 0.2)})
+    text = made.conclusion({**pieces, "key_retrieval": worse}, ["the others"])
+    assert "2 of 5 tasks are there, and 1 of the 3" in text and "HRM alone, U4 and mixture are within" in text
+    assert "out of reach already for U4us (1 clearly worse lines, 0 of" in text
+
+
 def test_lower_is_better_for_bits(made):
     bits = {**comparison(made, {made.study.U4: (0.1, 0.2)}), "higher_is_better": False}
     assert made.shortfall({"byte_lm": bits}, made.study.U4) == (2, 0)
