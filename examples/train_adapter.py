@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=8, help="blocks per step")
     parser.add_argument("--length", type=int, default=256, help="tokens per block")
-    parser.add_argument("--learning-rate", type=float, default=1e-2, help="use about 1e-3 for a large model")
+    parser.add_argument("--learning-rate", type=float, default=1e-2, help="1e-3 to 3e-3 on SmolLM2-135M")
     parser.add_argument("--prompt", default="My lord, ", help="text to continue")
     parser.add_argument("--tokens", type=int, default=60, help="number of tokens to generate")
     arguments = parser.parse_args()

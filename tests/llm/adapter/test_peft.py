@@ -9,7 +9,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+from functools import wraps
+from types import SimpleNamespace
 
+import huggingface_hub
 import peft
 import pytest
 import torch
@@ -26,6 +29,7 @@ from helpers.models import (
     tokens,
     with_random_output,
 )
+from huggingface_hub import ModelCard
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -136,6 +140,17 @@ class TestSizes:
         model.print_trainable_parameters()
         assert "trainable params" in capsys.readouterr().out
 
+    @pytest.mark.parametrize(("width", "heads", "groups", "saved"), [(64, 4, 2, 43), (4096, 32, 8, 46)])
+    def test_what_one_input_map_saves(self, width, heads, groups, saved):
+        read = ["q_proj", "k_proj", "v_proj"]
+        counts = []
+        for low_rank in {"static_readouts": read}, {"lora": {"r": 8, "target_modules": read}}:
+            sizes = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": groups}
+            with torch.device("meta"):
+                model = hankelred_llm.attach(base_model_on_meta(**sizes), r=8, site="attention", **low_rank)
+            counts.append(model.get_nb_trainable_parameters()[0])
+        assert round(100 * (1 - counts[0] / counts[1])) == saved
+
 
 def base_model_on_meta(**sizes):
     from transformers import MistralConfig, MistralForCausalLM
@@ -225,6 +240,39 @@ class TestFiles:
         assert asked == [{"revision": "v1", "token": "mine"}]
         with pytest.raises(AdapterFileError, match="not in the cache"):
             HRMConfig.from_pretrained("someone/adapter", token="none", cache_dir=str(tmp_path))
+
+    def test_a_hybrid_goes_to_the_hub_and_comes_back_whole(self, monkeypatch, tmp_path, ids):
+        # of the hub only the existence of a file had been in the tests: the network alone is replaced here
+        def create_commit(*_, operations, **__):
+            for added in operations:
+                shutil.copy(added.path_or_fileobj, tmp_path / added.path_in_repo)
+
+        def create_repo(_, repo_id, **__):
+            return SimpleNamespace(repo_id=repo_id)
+
+        monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create_repo)
+        monkeypatch.setattr("huggingface_hub.HfApi.create_commit", create_commit)
+        monkeypatch.setattr("huggingface_hub.ModelCard.load", lambda *_, **__: ModelCard("---\n{}\n---\n"))
+        model = adapted(**HYBRID)
+        model.push_to_hub("someone/hybrid")
+
+        fetched = []
+
+        @wraps(huggingface_hub.hf_hub_download)
+        def download(repo_id, filename, **_):
+            fetched.append((repo_id, filename))
+            return str(tmp_path / filename)
+
+        def exists(repo_id, filename, **_):
+            return repo_id == "someone/hybrid" and (tmp_path / filename).is_file()
+
+        for module in [m for name, m in sys.modules.items() if name.startswith(("peft.", "hankelred_llm."))]:
+            for name, call in {"hf_hub_download": download, "file_exists": exists}.items():
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, call)
+        loaded = PeftModel.from_pretrained(base_model(), "someone/hybrid")
+        assert torch.equal(logits(loaded, ids), logits(model, ids))
+        assert set(fetched) == {("someone/hybrid", name) for name in ("adapter_config.json", WEIGHTS)}
 
     @needs_adapter_methods
     def test_a_refused_adapter_leaves_the_base_trainable(self, tmp_path):

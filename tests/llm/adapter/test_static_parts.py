@@ -13,6 +13,7 @@ from helpers.models import (
     HYBRID,
     adapted,
     base_model,
+    checkpointed,
     error,
     needs_adapter_methods,
     step_by_step,
@@ -25,7 +26,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import linear
 from torch.nn.utils import prune
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import hankelred_llm
 from hankelred_llm import AdapterError, AdapterFileError, ConfigError, HRMConfig
@@ -579,6 +580,35 @@ class TestMerged:
         with pytest.raises(AdapterError, match="shared"):
             shared.merge_static()
         assert torch.equal(logits(shared, ids), expected)  # nothing was merged before the refusal
+
+    @pytest.mark.parametrize("kind", ["feedthrough", "hybrid"])
+    def test_on_a_base_in_four_bits(self, kind, ids, tmp_path):
+        # the recipe of docs/mistral_7b.md, on the CPU
+        bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+        base_model().save_pretrained(tmp_path / "base")
+        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+        four_bits = BitsAndBytesConfig(**bits, bnb_4bit_compute_dtype=torch.bfloat16)
+
+        def base():
+            options = {"dtype": torch.bfloat16, "device_map": {"": "cpu"}, "quantization_config": four_bits}
+            return AutoModelForCausalLM.from_pretrained(tmp_path / "base", **options)
+
+        model = checkpointed(hankelred_llm.attach(base(), **KINDS[kind]), reentrant=True)
+        assert isinstance(model.get_base_model().model.layers[0].mlp.gate_proj, bitsandbytes.nn.Linear4bit)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        model.config.use_cache, losses = False, []
+        for _ in range(6):
+            losses.append(model.train()(ids, labels=ids).loss)
+            losses[-1].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert losses[-1] < losses[0] - 0.1
+        model.save_pretrained(tmp_path)
+        loaded = PeftModel.from_pretrained(base(), tmp_path)
+        assert torch.equal(logits(loaded, ids), logits(model.eval(), ids))
+        if kind == "hybrid":
+            with pytest.raises(AdapterError, match="Linear4bit whose weight is quantized"):
+                loaded.merge_static()
 
 
 class TestExported:

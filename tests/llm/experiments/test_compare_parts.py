@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,35 @@ def test_the_parts_are_the_whole(settings, whole, parts, tmp_path, monkeypatch):
     assert len(runs) == 8
     # the merged folder stands alone: merging is not needed again
     assert scores(compare(replace(settings, out=str(tmp_path / "out")))) == scores(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="a script of the shell")
+def test_the_jobs_of_an_array_are_the_parts(settings, parts, tmp_path):
+    root = Path(__file__).resolve().parents[3]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(asdict(settings)))
+    (tmp_path / "runs.txt").write_text("lora-qv,0.003,100\nlora-qv,best,1\n")
+    python = {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
+    }
+    tuning = [f"--merge={part}" for part in parts if part.name.startswith("tuning")]
+    for index, merged in enumerate(([], tuning)):
+        subprocess.run(
+            ["sh", str(root / "examples/cluster/job_array.sh"), "study.yaml", "runs.txt", "job", *merged],
+            cwd=tmp_path,
+            env=os.environ | python | {"SLURM_ARRAY_TASK_ID": str(index)},
+            check=True,
+            timeout=300,
+        )
+
+    def runs(folders):
+        records = [r for folder in folders for r in read_records(folder / "results.jsonl")]
+        found = [r for r in records if r["kind"] == "run" and r["method"] == "lora-qv"]
+        return {(r["learning_rate"], r["seed"]): (r["losses"], r["validation"]) for r in found}
+
+    jobs = runs([tmp_path / "job-0", tmp_path / "job-1"])
+    assert len(jobs) == 3 and jobs.items() <= runs(parts).items()
 
 
 def test_a_part_is_not_repeated(settings, parts, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections import Counter
@@ -244,6 +245,17 @@ def test_a_row_has_the_ids_of_its_text(name, pieces_of_words):
 @pytest.fixture(scope="module")
 def model():
     return one_layer_llama(2000, max_position_embeddings=2048, initializer_range=0.3)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_a_chat_template_changes_nothing(name, pieces_of_words):
+    """Of a base without a chat template it was not said, nor tested, that it is as good as one with."""
+    with_template = copy.deepcopy(pieces_of_words)
+    with_template.chat_template = "{% for m in messages %}<|user|>{{ m.content }}{% endfor %}"
+    assert with_template.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    rows = [get_task(name, tokenizer=t).validation(400, size=3) for t in (pieces_of_words, with_template)]
+    for plain, other in zip(*rows, strict=True):
+        assert np.array_equal(plain.input_ids, other.input_ids) and np.array_equal(plain.labels, other.labels)
 
 
 @pytest.mark.parametrize("tokenizer", [None, Words()], ids=["bytes", "words"])
