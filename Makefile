@@ -8,6 +8,9 @@ TORCH := torch==2.13.0
 MODEL ?=
 BASE ?=
 
+# where the system forbids to write bytecode, each process that a test starts would compile the package again
+export PYTHONDONTWRITEBYTECODE =
+
 # old and new packages installed together warn about each other when imported
 IGNORED_WARNINGS := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 

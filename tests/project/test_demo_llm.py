@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.warm_processes import run_script
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -49,10 +49,7 @@ def write_model(folder, *, positions):
 
 def run_demo(*options, cwd):
     environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "examples" / "demo_llm.py"), *map(str, options)]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=180, check=False
-    )
+    return run_script(ROOT / "examples" / "demo_llm.py", *options, cwd=cwd, env=environment, timeout=180)
 
 
 @pytest.mark.slow

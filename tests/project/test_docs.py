@@ -9,13 +9,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import click
 import matplotlib
 import pytest
 from click.testing import CliRunner
+from helpers.warm_processes import run_script
 
 import hankelred
 from hankelred.cli.main import cli
@@ -323,10 +323,8 @@ def test_examples_run_from_a_clone_alone_and_draw(example, tmp_path):
     environment = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment["HANKELRED_SHARED"] = str(tmp_path)
     # the first one that needs the small model pretrains it, which takes a minute
-    command = [sys.executable, str(example), *SHORT.get(example.name, [])]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
+    options = SHORT.get(example.name, [])
+    done = run_script(example, *options, cwd=tmp_path, env=environment, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     pictures = list(tmp_path.rglob("*.png"))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
 
 import pytest
 import torch
 from helpers.models import adapted, base_model, error, tokens
+from helpers.warm_processes import context
 from safetensors.torch import load_file
 
 import hankelred_llm
@@ -21,25 +21,15 @@ needs_processes = pytest.mark.skipif(
 )
 
 TOLERANCE = 2e-6
-#: Imported once for all processes.
-PRELOADED = [
-    "hankelred_llm",
-    "transformers.models.mistral.modeling_mistral",
-    "transformers.trainer",
-    "torch.distributed.fsdp",
-]
 LIMIT = 300.0  # seconds for one check; it takes a few, but the machine may be busy
 
 
 def run(check, size, folder):
     """What each of the processes found."""
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    context.set_forkserver_preload(PRELOADED)
     from helpers import processes as _processes
 
     arguments = [(check, rank, size, folder) for rank in range(size)]
-    processes = [context.Process(target=_processes.main, args=each, daemon=True) for each in arguments]
+    processes = [context().Process(target=_processes.main, args=each, daemon=True) for each in arguments]
     deadline = time.monotonic() + LIMIT
     try:
         for process in processes:
