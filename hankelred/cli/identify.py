@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 @click.option(
     "--keep-offsets", is_flag=True, help="Use the signals as they are, without removing their means."
 )
+@click.option(
+    "--missing",
+    type=click.Choice(["refuse", "bridge"]),
+    default="refuse",
+    help="What to do with samples that are nan: bridge fills outputs by the model, and cuts the record where "
+    "inputs are missing.",
+)
 @click.option("--out", type=MODEL_OUT, help="Write the model (.mat, .npz, .json).")
 @click.option(
     "--plot",
@@ -55,6 +62,7 @@ def identify(
     order: int | None,
     unstable: bool,
     keep_offsets: bool,
+    missing: Literal["refuse", "bridge"],
     out: Path | None,
     plot: Path | None,
     force: bool,
@@ -95,7 +103,13 @@ def identify(
         times = time_columns(names, used=[*input_columns, *output_columns])
         dt = time_step(table[:, times[0]], "the record") if times else None
     model = identify_record(
-        u, y, order, dt=True if dt is None else dt, offsets=not keep_offsets, stable=not unstable
+        u,
+        y,
+        order,
+        dt=True if dt is None else dt,
+        offsets=not keep_offsets,
+        stable=not unstable,
+        missing=missing,
     )
     labels = [names[column] if names else f"column {column}" for column in output_columns]
     if as_json:

@@ -745,7 +745,7 @@ def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> bool:
             warnings.warn(
                 f"{names[j]} excites only {excited} of the {needed} directions that order "
                 f"{model.order} needs (a sum of k sines excites 2 k, a constant 1): the response at other "
-                f"frequencies is not determined; at most order {max((excited - 1) // 2, 1)} is",
+                f"frequencies is not determined; it determines order {max((excited - 1) // 2, 0)}",
                 ReductionWarning,
                 stacklevel=4,
             )

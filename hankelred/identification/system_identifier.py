@@ -13,6 +13,7 @@ from ..models.linear_model import Timebase
 from ..simulation.batch_recurrence import simulate_states
 from .identify import IdentifiedModel, identify
 from .output_error import FittedModel, fit_initial_states, spectral_radius
+from .tables import Table, from_table
 from .unstable_process import check_simulation
 
 
@@ -110,9 +111,10 @@ class SystemIdentifier:
             raise HankelredError(
                 f"X has {inputs.shape[0]} samples and y has {outputs.shape[0]}; rows are samples, of both"
             )
+        # tables keep their names and times
         self.model_: IdentifiedModel = identify(
-            inputs.T,
-            outputs.T,
+            inputs.T if _as_table(X, "X") is None else X,
+            outputs.T if _as_table(y, "y") is None else y,
             self.order,
             dt=self.dt,
             offsets=self.offsets,
@@ -246,12 +248,19 @@ def _not_fitted() -> type[Exception]:
     return type("NotFittedError", (HankelredError, NotFittedError), {})
 
 
+def _as_table(x: Any, name: str) -> Table | None:
+    """Return a table with samples in rows; None for anything else."""
+    shape: tuple[int, ...] = getattr(x, "shape", ())
+    return from_table(x, name) if len(shape) == 1 or (len(shape) == 2 and shape[0] >= shape[1]) else None
+
+
 def _samples_first(x: Any, name: str) -> Array:
-    """Return samples in rows."""
+    """Return samples in rows, without a column of times."""
     if hasattr(x, "toarray"):
         raise HankelredError(f"{name} is sparse; sparse data was passed, but a dense record is required")
+    table = _as_table(x, name)
     try:
-        values = np.asarray(x)
+        values = np.asarray(x if table is None else table.values.T)
         if not np.iscomplexobj(values):
             values = values.astype(float)
     except (TypeError, ValueError) as error:

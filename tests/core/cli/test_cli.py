@@ -587,6 +587,32 @@ def test_norm_of_a_large_model_has_no_frequency(folder):
     assert run("norm", "unstable.json")[1].endswith("hinf norm: inf\n")
 
 
+def test_missing_samples_of_a_record_are_bridged_on_request(folder):
+    """The refusal named a call of Python, which a user of the command line could not make."""
+    table = np.loadtxt("record.csv", delimiter=",", skiprows=1)
+    table[100:103, 1] = np.nan
+    np.savetxt("gaps.csv", table, delimiter=",", header="u,y1,y2", comments="")
+    command = (
+        "identify",
+        "gaps.csv",
+        "--inputs",
+        "u",
+        "--outputs",
+        "y1",
+        "--dt",
+        "0.1",
+        "--order",
+        "2",
+        "--json",
+    )
+    assert run(*command)[0] != 0
+    status, out, err = run(*command, "--missing", "bridge")
+    assert status == 0 and "3 missing value(s) of outputs were bridged" in " ".join(err.split())
+    with pytest.warns(hankelred.ReductionWarning, match="3 missing"):
+        model = hankelred.identify(table[:, 0], table[:, 1], 2, dt=0.1, missing="bridge")
+    assert np.allclose(json.loads(out)["fit"], model.fit)
+
+
 def test_json_of_models_from_data(folder):
     status, out, err = run(
         *("identify", "record.csv", "--inputs", "u", "--outputs", "y1,y2", "--dt", "0.1", "--order", "2"),

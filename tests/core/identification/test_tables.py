@@ -184,6 +184,24 @@ def test_a_column_of_times_on_the_command_line(tmp_path):
 
 
 class TestSystemIdentifier:
+    @pytest.mark.parametrize("where", ["column", "index"])
+    def test_the_times_of_tables_are_no_input(self, expected, where):
+        """A column named time became a second input without a word, and a time index was ignored."""
+        pandas = pytest.importorskip("pandas")
+        u, y = record()
+        times = 0.2 * np.arange(u.size)
+        X, Y = pandas.DataFrame({"time": times, "valve": u}), pandas.DataFrame({"time": times, "level": y})
+        if where == "index":
+            X, Y = X.set_index("time"), Y.set_index("time")
+        estimator = hankelred.SystemIdentifier(1).fit(X, Y)
+        assert estimator.n_features_in_ == 1 and same(estimator.model_, expected)
+        assert "level" in str(estimator.model_.summary())
+        arrays = hankelred.SystemIdentifier(1, dt=0.2).fit(u[:, None], y[:, None])
+        np.testing.assert_array_equal(estimator.predict(X), arrays.predict(u[:, None]))
+        assert estimator.score(X, Y) == arrays.score(u[:, None], y[:, None])
+        # a single row has no more rows than columns, and is still one sample
+        assert estimator.predict(X.drop(columns="time", errors="ignore").iloc[:1]).shape == (1, 1)
+
     def test_it_is_identify_with_samples_first(self, expected):
         u, y = record()
         estimator = hankelred.SystemIdentifier(1, dt=0.2).fit(u[:, None], y)
