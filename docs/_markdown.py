@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable
 
+from hankelred_llm.experiments.statistics import Difference
+
 
 def paragraph(text: str, width: int) -> str:
     """Return a paragraph wrapped into lines."""
@@ -29,3 +31,15 @@ def listed(words: Iterable[str]) -> str:
     """Return words as an enumeration, as in "a, b and c"."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def shown(difference: Difference, digits: int) -> str:
+    """Return a difference, its interval over seeds where there is one, and a star where it is clear."""
+
+    def signed(value: float) -> str:
+        return f"{value:+z.{digits}f}"
+
+    if difference.over_seeds is None:
+        return signed(difference.mean)
+    low, high = difference.over_seeds
+    return f"{signed(difference.mean)} [{signed(low)}, {signed(high)}]" + "*" * difference.clear

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hankelred.errors import count
 from hankelred_llm import HRMConfig
 from hankelred_llm.experiments.budget import TOLERANCE
 from hankelred_llm.experiments.methods import parse_method
@@ -54,6 +55,7 @@ Piece = dict[str, Any]
 
 paragraph = partial(markdown.paragraph, width=110)
 bullets = partial(markdown.bullets, width=110)
+shown = partial(markdown.shown, digits=3)
 
 
 def page(pieces: dict[str, Piece]) -> str:
@@ -543,13 +545,6 @@ def difference(
     return paired_difference(a, b, np.ones(a.shape[1]), [str(i // of_row) for i in range(a.shape[1])])
 
 
-def shown(d: Difference) -> str:
-    """Return a difference, its interval over seeds where there is one, and a star where it is clear."""
-    if d.over_seeds is None:
-        return f"{d.mean:+.3f}"
-    return f"{d.mean:+.3f} [{d.over_seeds[0]:+.3f}, {d.over_seeds[1]:+.3f}]" + "*" * d.clear
-
-
 def missing(pieces: dict[str, Piece]) -> str:
     """Return what the protocol names and is not there, and what it does not have yet."""
     lines = []
@@ -601,11 +596,6 @@ def missing(pieces: dict[str, Piece]) -> str:
         "long texts on [](results_real_text.md).",
     ]
     return bullets(lines)
-
-
-def count(number: int, what: str) -> str:
-    """Return '1 seed' or '2 seeds'."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hankelred_llm.experiments.statistics import FEWEST_SEEDS, Difference, paired_difference
+from hankelred_llm.experiments.statistics import FEWEST_SEEDS, paired_difference
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
@@ -31,6 +31,7 @@ Pieces = dict[str, Piece]
 
 paragraph = partial(markdown.paragraph, width=110)
 bullets = partial(markdown.bullets, width=110)
+shown = partial(markdown.shown, digits=4)
 
 
 def finished() -> Pieces:
@@ -116,14 +117,6 @@ def gains(pieces: Pieces) -> list[str]:
         f"Training rows have {study.LENGTH} tokens: the last two bands are beyond them."
     )
     return [paragraph(text), table(["", "seeds", *bands()], lines)]
-
-
-def shown(d: Difference) -> str:
-    """Return a difference with its interval."""
-    if d.over_seeds is None:
-        return f"{d.mean:+z.4f}"
-    low, high = d.over_seeds
-    return f"{d.mean:+z.4f} [{low:+z.4f}, {high:+z.4f}]" + "*" * d.clear
 
 
 def difference(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hankelred.errors import count
 from hankelred_llm.experiments.budget import TOLERANCE
 from hankelred_llm.experiments.trainer import CLIP, SCHEDULE, WARMUP
 
@@ -244,10 +245,13 @@ def so_far(missed: dict[str, tuple[int, int]]) -> str:
 
 def shortfalls(missed: dict[str, tuple[int, int]], methods: list[str]) -> str:
     """Return in words what these shapes miss."""
-    return listed(
-        f"{NAMES[m]} ({missed[m][0]} clearly worse lines, {missed[m][1]} of the required wins not clear)"
-        for m in methods
-    )
+    described = []
+    for method in methods:
+        worse, not_clear = missed[method]
+        counts = [count(worse, "clearly worse line")] * bool(worse)
+        counts += [f"{not_clear} of the required wins not clear"] * bool(not_clear)
+        described.append(f"{NAMES[method]} ({', '.join(counts)})")
+    return listed(described)
 
 
 def section(pieces: dict[str, Piece]) -> list[str]:

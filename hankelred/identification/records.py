@@ -320,7 +320,7 @@ def _channels(x: Any, name: str, allow_missing: bool) -> Array:
         raise HankelredError(
             f"{name} has {bad} value(s) that are not finite, the first {out[at]} at channel "
             f"{at[0]}, sample {at[1]}; interpolate them, or cut the record there and pass the "
-            "pieces as a list (identify(..., missing='bridge') does both for NaN)"
+            "pieces as a list (missing='bridge', or --missing bridge, does both for NaN)"
         )
     for channel, size in enumerate(np.abs(np.nan_to_num(out)).max(axis=1)):
         if size and not 1 / LARGEST_ENTRY <= size <= LARGEST_ENTRY:

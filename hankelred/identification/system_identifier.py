@@ -22,14 +22,15 @@ class SystemIdentifier:
 
     Samples are rows here, as everywhere in scikit-learn, and they are one record in the order of time: they
     must not be shuffled or resampled, and only splits into contiguous pieces such as ``TimeSeriesSplit``
-    make sense. scikit-learn itself is needed only by its own tools, such as ``clone`` and pipelines.
+    make sense. scikit-learn itself is needed only by its own tools, such as ``clone`` and pipelines. Tables
+    keep their names, and their times are no input, as in :func:`identify`.
 
     Parameters
     ----------
     order : int, optional
         Number of states; chosen from the data if None.
     dt : True or float
-        Sampling time in seconds.
+        Sampling time in seconds; that of the tables if they have times.
     offsets, stable : bool
         As in :func:`identify`.
     missing : {"refuse", "bridge"}

@@ -1,4 +1,4 @@
-"""What the processes of test_adapter_distributed.py run.
+"""What the processes of test_distributed.py run.
 
 Each check returns numbers or texts by name; a process writes them to ``folder/rank.json``, or the traceback
 where it failed.

@@ -15,7 +15,7 @@ import click
 import matplotlib
 import pytest
 from click.testing import CliRunner
-from helpers.warm_processes import run_script
+from helpers.preloaded_processes import run_script
 
 import hankelred
 from hankelred.cli.main import cli

@@ -158,7 +158,7 @@ def test_the_requirement(made):
     pieces["key_retrieval"] = worse
     assert made.shortfall(pieces, made.study.U4) == (2, 0)
     text = made.conclusion(pieces, [])
-    assert "No shape reaches" in text and "U4us (1 clearly worse lines, 0 of" in text and "U4 (" not in text
+    assert "No shape reaches" in text and "U4us (1 clearly worse line)" in text and "U4 (" not in text
     pieces["lag_copy"] = comparison(made, dict.fromkeys(made.CANDIDATES, (0.1, 0.2)), clear=False)
     assert made.shortfall(pieces, made.study.U4) == (2, 1)
 
@@ -174,7 +174,7 @@ def test_one_task_of_five_admits_nothing(made):
     worse = comparison(made, {**dict.fromkeys(made.CANDIDATES, (0.1, 0.2)), made.study.U4US: (-0.1, 0.2)})
     text = made.conclusion({**pieces, "key_retrieval": worse}, ["the others"])
     assert "2 of 5 tasks are there, and 1 of the 3" in text and "HRM alone, U4 and mixture are within" in text
-    assert "out of reach already for U4us (1 clearly worse lines, 0 of" in text
+    assert "out of reach already for U4us (1 clearly worse line)." in text
 
 
 def test_lower_is_better_for_bits(made):

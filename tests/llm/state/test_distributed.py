@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from helpers.models import adapted, base_model, error, tokens
-from helpers.warm_processes import context
+from helpers.preloaded_processes import context
 from safetensors.torch import load_file
 
 import hankelred_llm
