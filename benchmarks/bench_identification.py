@@ -46,7 +46,7 @@ from _synthetic_records import (
 
 import hankelred
 from hankelred.identification.diagnostics import autoregression, feedback_probabilities
-from hankelred.identification.identify import LATER_PROBABILITY
+from hankelred.identification.input_warnings import LATER_PROBABILITY
 from hankelred.identification.noise.whitening import filtered
 from hankelred.identification.output_error import (
     FittedModel,

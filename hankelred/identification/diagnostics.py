@@ -26,8 +26,6 @@ AKAIKE_PENALTY = 2.0
 _MOST_FEEDBACK_LAGS, _SAMPLES_PER_ROW, _LATER_INPUTS = 20, 6, 8
 #: Share of an output that an ARX model leaves where there is no noise.
 _NOISE_FREE = 1e-8
-#: Singular values of delayed inputs below this share of the largest are rounding.
-_EXCITED = 1e-9
 #: Points as near to a pole as this, for each state and relative to A, may be the pole.
 _ROUNDING = 10 * EPS
 
@@ -219,23 +217,6 @@ def feedback_probabilities(us: Sequence[Array], ys: Sequence[Array]) -> Array:
         ratio = (causal - rest) / _LATER_INPUTS * degrees / np.maximum(rest, np.finfo(float).tiny)
         probabilities[:, j] = np.where(noisy, fdtrc(_LATER_INPUTS, degrees, np.maximum(ratio, 0.0)), 1.0)
     return probabilities
-
-
-def excited_directions(us: Sequence[Array], count: int) -> list[tuple[int, int]]:
-    """Return for every input how many of `count` delayed copies of it are independent, and `count`.
-
-    The count is limited by the lengths of the records.
-    """
-    out = []
-    for j in range(us[0].shape[0]):
-        blocks = []
-        rows = min(count, max(u.shape[1] for u in us) // 2)
-        for u in us:
-            if u.shape[1] >= 2 * rows:
-                blocks.append(np.lib.stride_tricks.sliding_window_view(u[j], rows))
-        sizes = np.linalg.svd(np.concatenate(blocks), compute_uv=False)
-        out.append((int(np.count_nonzero(sizes > _EXCITED * sizes[0])), rows))
-    return out
 
 
 @dataclass(frozen=True, eq=False)

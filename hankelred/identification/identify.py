@@ -28,12 +28,11 @@ from .delays import likely_delays, shifted_records, with_delay_states
 from .diagnostics import (
     ResidualTest,
     Uncertainty,
-    excited_directions,
-    feedback_probabilities,
     residual_test,
     uncertainty,
 )
 from .hankel_svd import NOISE_NORM
+from .input_warnings import warn_of_inputs
 from .missing import without_missing
 from .noise.innovations import with_outputs
 from .order_selection import (
@@ -71,13 +70,6 @@ if TYPE_CHECKING:
 
 #: Fit to the validation samples below which `identify` warns.
 _POOR_FIT = 0.1
-#: Feedback is suspected if the residual is less likely than this to be independent of later inputs, and this
-#: many times as correlated with them as with earlier ones.
-_FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
-#: So is it if later inputs are less likely than this to explain an output by chance as well as they do.
-LATER_PROBABILITY = 1e-4
-#: Residuals as small as this are rounding, not noise.
-_NOISE_FREE_FIT = 1e-4
 _BRIDGING_PASSES = 2
 #: The validation part refutes an integrator whose error there is larger than without it by this factor.
 _REFUTED_FACTOR = 1.1
@@ -686,7 +678,7 @@ def _identified(
     model = make_reduction(source, source.chosen_order, IdentifiedModel)
     _warn_of_order(chosen, order)
     _warn_of_poor_fit(model, data)
-    feedback = not n_zeros and _warn_of_inputs(model, data)
+    feedback = not n_zeros and warn_of_inputs(model, data, offsets=offsets)
     if stable:
         _warn_of_stability(problem, chosen, feedback)
     return model
@@ -735,58 +727,6 @@ def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
                 ReductionWarning,
                 stacklevel=4,
             )
-
-
-def _warn_of_inputs(model: IdentifiedModel, data: RecordedData) -> bool:
-    """Warn of inputs that excite too little for the order, or that depend on the outputs; say if one does."""
-    names = [label(data.input_labels, "input", j) for j in range(data.n_inputs)]
-    for j, (excited, needed) in enumerate(excited_directions(data.inputs, 2 * model.order + 1)):
-        if excited < needed:
-            warnings.warn(
-                f"{names[j]} excites only {excited} of the {needed} directions that order "
-                f"{model.order} needs (a sum of k sines excites 2 k, a constant 1): the response at other "
-                f"frequencies is not determined; it determines order {max((excited - 1) // 2, 0)}",
-                ReductionWarning,
-                stacklevel=4,
-            )
-    test = model.residual_test()
-    lags = (test.cross_correlation.shape[2] - 1) // 2
-    sizes = np.abs(test.cross_correlation)
-    future, past = sizes[..., :lags].max(axis=2), sizes[..., lags:].max(axis=2)
-    suspects = (test.feedback < _FEEDBACK_PROBABILITY) & (future > _FEEDBACK_RATIO * past)
-    feedback = bool(np.any(suspects)) and float(model.fit.min()) < 1 - _NOISE_FREE_FIT
-    if feedback:
-        i, j = np.argwhere(suspects)[0]
-        warnings.warn(
-            f"the residual of {label(data.output_labels, 'output', i)} is correlated with later samples of "
-            f"{names[j]} "
-            f"({future[i, j]:.2f}, with earlier ones {past[i, j]:.2f}): the input seems to depend on the "
-            "output, as in a closed loop; the model may then describe the controller as well as the process. "
-            "Add a test signal to the reference, or open the loop",
-            ReductionWarning,
-            stacklevel=4,
-        )
-    elif model._selected.innovations is None:  # that is estimated as in a closed loop
-        _warn_of_later_inputs(data)
-    return feedback
-
-
-def _warn_of_later_inputs(data: RecordedData) -> None:
-    """Warn if later inputs help to explain an output."""
-    probabilities = feedback_probabilities(data.inputs, data.outputs)
-    least = float(probabilities.min())
-    if least * probabilities.size > LATER_PROBABILITY:
-        return
-    i, j = np.argwhere(probabilities == least)[0]
-    warnings.warn(
-        f"later samples of {label(data.input_labels, 'input', j)} help to explain "
-        f"{label(data.output_labels, 'output', i)}, beyond its past and the inputs up to then (by chance "
-        f"with probability {least:.1g}): the input seems to depend on the output, as in a closed loop, "
-        "perhaps within the same sample; the model may then describe the controller as well as the process. "
-        "Add a test signal to the reference, or open the loop",
-        ReductionWarning,
-        stacklevel=5,
-    )
 
 
 def _is_step_test(data: RecordedData) -> bool:

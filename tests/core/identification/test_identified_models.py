@@ -14,7 +14,6 @@ import hankelred
 from hankelred.identification.diagnostics import (
     Uncertainty,
     autoregression,
-    excited_directions,
     feedback_probabilities,
     uncertainty,
 )
@@ -467,17 +466,6 @@ class TestWarnings:
         assert feedback_probabilities([u], [output(u[0])[None]])[0, 0] == 1.0
         short = [u[:, :30], u[:, :12]]
         assert feedback_probabilities(short, [rng.standard_normal(x.shape) for x in short])[0, 0] == 1.0
-
-    def test_two_sines_do_not_excite_order_four(self):
-        t = np.arange(500)
-        u = np.sin(0.3 * t) + np.sin(0.9 * t + 1)
-        rng = np.random.default_rng(9)
-        with pytest.warns(
-            hankelred.ReductionWarning, match="excites only 4 of the 9 directions .*; it determines order 1"
-        ):
-            hankelred.identify(u, output(u) + 0.01 * rng.standard_normal(500), 4)
-        assert excited_directions([u[None]], 9) == [(4, 9)]
-        assert excited_directions([rng.standard_normal((1, 500))], 9) == [(9, 9)]
 
 
 class TestMissingSamples:

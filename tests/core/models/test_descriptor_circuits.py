@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.netlists import FAULTS, Netlist, difference, random_netlist
+from helpers.sweeps import sweep
 
 import hankelred
 from hankelred import HankelredError, ModelError
 from hankelred.models.linear_model import as_model
 
 
-@pytest.mark.parametrize("seed", [4, 7, 9, 16, 28, 31, 50, 57, 64, 98])
+@pytest.mark.parametrize("seed", sweep([4, 7, 9, 16, 28, 31, 50, 57, 64, 98], first=3))
 def test_well_posed_circuits_are_not_refused(seed):
     """Story: 12 of 100 random circuits were refused, although the number of finite poles was right. The bases
     were rounded to double precision, beside poles 1e20 times faster than others, and poles that are zero by

@@ -23,6 +23,7 @@ from helpers.reference import (
     similar,
     stiff_chain,
 )
+from helpers.sweeps import sweep
 
 import hankelred
 from hankelred._util.twofold import product, two_product
@@ -50,7 +51,7 @@ def assert_certified(system, reduction, *, discrete=False, loosest=100.0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("order", [2, 8, 12])
+@pytest.mark.parametrize("order", sweep([8, 2, 12], first=1))
 def test_beam_of_second_order(order, method):
     """Story: LF10 in companion form, order 8: the true error was 68 times the bound and the measured error.
 
@@ -69,7 +70,7 @@ def test_beam_of_second_order(order, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("elements", [3, 6])
+@pytest.mark.parametrize("elements", sweep([3, 6], first=1))
 def test_cantilevers(elements, method):
     system = cantilever(elements)
     base = hankelred.reduce(system, method=method)
@@ -79,7 +80,7 @@ def test_cantilevers(elements, method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", sweep([5, 0, 1, 2, 3, 4], first=2))
 def test_stiff_chains(seed, method):
     # of these the Schur form alone is wrong by up to 1e-9 of the gain; where the error is rounding, its peak
     # was missed beside a pole of damping 4e-4, at which error() was a quarter of the truth (seed 5, order 11)
@@ -96,7 +97,7 @@ def test_stiff_chains(seed, method):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("discrete", [False, True])
 @pytest.mark.parametrize("margin", [1e-8, 1e-10, 1e-11])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", sweep(range(3), first=1))
 def test_poles_near_the_boundary(seed, margin, discrete, method):
     # Story: with a pole at 1 - 1e-11 residualization was certified to 1680 and the error was 7e4; a pole kept
     # moves by eps in a Schur form, and its gain of 1e10 with it.
@@ -121,7 +122,7 @@ def test_poles_near_the_axis_are_kept_with_their_gain(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", sweep(range(5), first=2))
 def test_resonances_of_relative_width_1e_9(seed, method):
     system = hidden_needle(seed)
     base = hankelred.reduce(system, method=method)

@@ -11,6 +11,7 @@ import pytest
 import scipy.linalg as sla
 from helpers.exact import eigenvalues, matrix
 from helpers.reference import exact_gains, random_system
+from helpers.sweeps import sweep
 
 import hankelred
 from hankelred import ConvergenceError, HankelredError, reduce
@@ -49,7 +50,7 @@ def near_the_edge(distance, discrete):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("discrete", [False, True])
-@pytest.mark.parametrize("distance", [1e-8, 1e-10])
+@pytest.mark.parametrize("distance", sweep([1e-10, 1e-8], first=1))
 def test_errors_and_bounds_near_the_edge_of_stability(distance, discrete):
     """Errors of other methods than truncation were up to six times too small, and one bound did not hold.
 

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import scipy.linalg as sla
+from helpers.sweeps import sweep
 from scipy.optimize import minimize_scalar
 
 import hankelred
@@ -230,7 +231,7 @@ def test_tiny_and_huge_gains_have_the_same_peak(exponent, kind):
         assert np.ldexp(value, -of_inputs - of_outputs) == pytest.approx(exact, rel=1e-10)
 
 
-@pytest.mark.parametrize("gain", [1e-300, 1e-240, 1e-120, 1e-60, 1e60, 1e150, 1e240, 1e290])
+@pytest.mark.parametrize("gain", sweep([1e-300, 1e-60, 1e290, 1e-240, 1e-120, 1e60, 1e150, 1e240], first=3))
 @pytest.mark.parametrize(("p", "m"), [(1, 1), (1, 3), (3, 1), (2, 3)])
 @pytest.mark.parametrize("dt", [0, True])
 def test_the_norm_is_proportional_to_the_gain(gain, p, m, dt):
