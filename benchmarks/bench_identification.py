@@ -4,6 +4,7 @@
     python benchmarks/bench_identification.py synthetic [--count 200] [--first 0]
     python benchmarks/bench_identification.py integrating [--count 200] [--first 0]
     python benchmarks/bench_identification.py feedback [--count 200] [--first 0]
+    python benchmarks/bench_identification.py times [--count 5] [--first 0]
     python benchmarks/bench_identification.py records [--swap] [--shared ../shared] [NAME ...]
 
 For each record a model is estimated from the first half and tested by its fit on the second half. The same
@@ -18,14 +19,16 @@ shows how much of a difference is due to that choice. --swap estimates on the se
 first. The search for the order was developed with results on the second halves, so the swapped figures are
 less favorable and more reliable.
 
-`synthetic` and `integrating` compare models of random records with the true processes, and `feedback` prints
-how often the test for feedback warns in open and in closed loop. Seeds 0 to 199, 3000 to 3036 and, for
-integrating processes, 9000 to 9029 were used in development.
+`synthetic` and `integrating` compare models of random records with the true processes, `feedback` prints how
+often the test for feedback warns in open and in closed loop, and `times` the CPU seconds of `identify` and of
+nfoursid, with the choice of settings above, for `--count` records of 1000 samples. Seeds 0 to 199, 3000 to
+3036 and, for integrating processes, 9000 to 9029 were used in development.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import time
 import warnings
@@ -286,6 +289,36 @@ def bench_synthetic(first: int, count: int) -> None:
     )
 
 
+def bench_times(first: int, count: int) -> None:
+    """Print CPU seconds for records of 1000 samples, with one input and output and with four of each."""
+    print("| inputs and outputs | seed | identify, CPU seconds | nfoursid, CPU seconds | ratio |")
+    print("|---|---|---|---|---|")
+    for channels in (1, 4):
+        times: list[tuple[float, float]] = []
+        for seed in itertools.count(first):
+            r = random_record(seed)
+            if (r.u.shape, r.y.shape) != ((channels, 1000), (channels, 1000)):
+                continue
+            ours = cpu_seconds(hankelred.identify, r.u, r.y)
+            times.append((ours, cpu_seconds(peer, nfoursid, (r.u, r.y), (r.test_u, r.test_y))))
+            ours, theirs = times[-1]
+            print(f"| {channels} | {seed} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} |", flush=True)
+            if len(times) == count:
+                break
+        ours, theirs = np.median(times, axis=0)
+        ratio = np.median([a / b for a, b in times])
+        print(f"| {channels} | median | {ours:.1f} | {theirs:.1f} | {ratio:.2f} |", flush=True)
+
+
+def cpu_seconds(call: Callable[..., Any], *arguments: Any) -> float:
+    """Return the processor time of a call."""
+    start = time.process_time()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(*arguments)
+    return time.process_time() - start
+
+
 def bench_integrating(first: int, count: int) -> None:
     """Print the same for integrating processes, whose output rises with the level of the inputs."""
     shares, orders = [], []
@@ -430,7 +463,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["hankel", "records", "synthetic", "integrating", "feedback"])
+    parser.add_argument(
+        "what", choices=["hankel", "records", "synthetic", "integrating", "feedback", "times"]
+    )
     parser.add_argument("--count", type=int, default=200, help="number of synthetic records")
     parser.add_argument("--first", type=int, default=0, help="seed of the first of them")
     parser.add_argument("names", nargs="*", help="records (default: all)")
@@ -446,6 +481,8 @@ def main() -> None:
         bench_integrating(args.first, args.count)
     elif args.what == "feedback":
         bench_feedback(args.first, args.count)
+    elif args.what == "times":
+        bench_times(args.first, args.count)
     else:
         bench_records(args.shared / "data" / "sysid", args.names or list(RECORDS), args.swap)
 

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from helpers.data import data_file, load_mat
 from helpers.descriptor_models import constrained_masses, integrator, rc_ladder, rlc_grid, stokes, weierstrass
 from helpers.netlists import exact_response
+from helpers.sweeps import sweep
 
 import hankelred
 from hankelred import HankelredError, ModelError
@@ -26,10 +27,11 @@ def response_of_parts(model, s):
 
 
 @pytest.mark.slow
-def test_random_pencils_with_a_known_weierstrass_form():
-    """Of 50 pencils of index 1 to 3, at least 45 are separated correctly, and the others refused."""
+@pytest.mark.parametrize("seeds", sweep([range(20), range(20, 50)], first=1))
+def test_random_pencils_with_a_known_weierstrass_form(seeds):
+    """Of these pencils of index 1 to 3, nine of ten are separated correctly, and the others refused."""
     right = 0
-    for seed in range(50):
+    for seed in seeds:
         system, finite, terms = weierstrass(seed, 1 + seed % 3)
         try:
             model = as_model(system)
@@ -40,7 +42,7 @@ def test_random_pencils_with_a_known_weierstrass_form():
         for value, known in zip(computed, terms, strict=True):
             np.testing.assert_allclose(value, known, atol=1e-7 * np.abs(known).max())
         right += 1
-    assert right >= 45
+    assert right >= 0.9 * len(seeds)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -110,7 +112,7 @@ def test_mna_1():
     system = (A, B, B.T, np.zeros((9, 9)), E)
     model = as_model(system)
     assert model.n_states == 256 and len(model.improper) == 1
-    values = hankelred.hankel_singular_values(system)
+    values = hankelred.hankel_singular_values((model.A, model.B, model.C, model.D))
     assert np.all(np.isfinite(values))
     mean = float(np.exp(np.mean(np.log(np.abs(model.infinite.poles)))))
     for w in np.geomspace(1e-3, 1e3, 40) * mean:

@@ -12,6 +12,7 @@ import scipy.linalg as sla
 from helpers.data import slicot_model
 from helpers.printed import half_unit, table
 from helpers.reference import random_system, similar
+from helpers.sweeps import sweep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -513,7 +514,7 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("discrete", sweep([False, True], first=1))
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("method", REDUCTION_METHODS)
 @pytest.mark.filterwarnings("ignore::hankelred.ReductionWarning")
