@@ -37,10 +37,10 @@ smollm2: $(VENV)/.llm
 test: $(VENV)/.develop  ## style, types, documentation, tests
 	@$(MAKE) --no-print-directory --jobs 2 lint docs
 	# one BLAS thread per process: two processes with two threads each would wait for each other
-	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not sweep"
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not xslow"
 
 test-fast: $(VENV)/.fast  ## the core without torch, in under a minute
-	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not slow and not sweep" tests/core
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not slow and not xslow" tests/core
 
 coverage: $(VENV)/.develop  ## which lines the tests run, in coverage.xml
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --cov --cov-report=xml --cov-report=term:skip-covered
@@ -106,8 +106,9 @@ $(VENV)/.llm: $(VENV)/.package
 	@$(PIP) --editable '.[llm,gguf]'
 	@touch $@
 
+# --no-compile: what the tools below do not import is never compiled, and the rest once, when it is imported
 $(VENV)/.develop: $(VENV)/.llm
-	$(PIP) --editable '.[experiments,evaluate,test,docs,slycot]'
+	$(PIP) --no-compile --editable '.[experiments,evaluate,test,docs,slycot]'
 	@touch $@
 
 # run make clean to install newer releases

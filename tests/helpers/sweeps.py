@@ -13,7 +13,9 @@ import pytest
 
 
 def sweep(cases: Iterable[Any], first: int) -> list[Any]:
-    """Return the cases for ``pytest.mark.parametrize``; those after the first ones are marked ``sweep``."""
-    return [
-        case if i < first else pytest.param(case, marks=pytest.mark.sweep) for i, case in enumerate(cases)
-    ]
+    """Return the cases for ``pytest.mark.parametrize``; those after the first ones are marked ``xslow``."""
+
+    def marked(case: Any) -> Any:
+        return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.xslow)
+
+    return [case if i < first else marked(case) for i, case in enumerate(cases)]

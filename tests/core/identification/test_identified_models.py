@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.sweeps import sweep
 from scipy.signal import lfilter
 from scipy.stats import kstest
 
@@ -202,7 +203,7 @@ class TestNoiseModel:
 
 class TestInformationCriterion:
     @pytest.mark.filterwarnings("ignore::hankelred.errors.ReductionWarning")
-    @pytest.mark.parametrize("kind", ["resonant", "slow"])
+    @pytest.mark.parametrize("kind", sweep(["resonant", "slow"], first=1))
     def test_the_order_is_the_true_one_in_colored_noise(self, kind):
         """The validation error of the simulated output chose 4 to 10 states for this process of order 2.
 

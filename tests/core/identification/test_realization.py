@@ -729,6 +729,7 @@ class TestAutomaticOrder:
         assert np.abs(found.system.poles()).max() < 0.9995
 
     @pytest.mark.slow
+    @pytest.mark.xslow
     def test_easy_records_get_about_the_true_order(self):
         close = 0
         for seed, n in enumerate((1, 2, 2, 3, 4, 4)):

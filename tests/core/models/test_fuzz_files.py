@@ -18,6 +18,7 @@ SCRIPT = Path(__file__).parents[3] / "benchmarks" / "fuzz_files.py"
 
 
 @pytest.mark.slow
+@pytest.mark.xslow
 def test_its_first_cases_are_read_right_or_refused(tmp_path):
     log = tmp_path / "fuzz.jsonl"
     done = [

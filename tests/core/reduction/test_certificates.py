@@ -284,7 +284,7 @@ def exact_form(system):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("discrete", sweep([False, True], first=1))
 @pytest.mark.parametrize("form", ["zeros and poles", "scipy polynomials", "control polynomials", "modes"])
 def test_the_error_is_that_of_the_form_that_is_handed_out(form, discrete, method):
     """Story: zeros and poles of order 5; error() said 5.2e-11 and the true error was 1.2e-10, or 7e-7.

@@ -241,6 +241,7 @@ def test_many_ports_are_isometries_around_a_small_system(p, m, direct):
 
 
 @pytest.mark.slow
+@pytest.mark.xslow
 def test_thousands_of_ports_fit_into_memory():
     """An adapter of a language model has 4096 inputs and outputs: its error once needed 28 GiB."""
     rng = np.random.default_rng(5)

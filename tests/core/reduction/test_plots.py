@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 from helpers.figures import closed_figures, plt  # noqa: F401
 from helpers.reference import damped_chain, difference, gains, heat, random_system
+from helpers.sweeps import sweep
 
 import hankelred
 from hankelred import plot_hankel_singular_values, plot_reduction
@@ -152,7 +153,7 @@ def test_bad_sources(source):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dt", [0, True, 0.5])
+@pytest.mark.parametrize("dt", sweep([0, True, 0.5], first=1))
 @pytest.mark.parametrize("method", ["truncation", "residualization"])
 @pytest.mark.parametrize("ports", [(1, 1), (2, 3)])
 def test_full_reduced_error_and_bound(dt, method, ports):

@@ -300,6 +300,7 @@ def test_a_weight_in_another_unit_of_time(pole):
 
 
 @pytest.mark.slow
+@pytest.mark.xslow
 def test_three_real_orders_with_a_low_pass():
     system, _ = slicot_model("build")
     weight = control.ss([[0, 1], [-25, -7]], [[0], [25]], [[1, 0]], 0)
@@ -320,7 +321,7 @@ def test_three_real_orders_with_a_low_pass():
         assert errors["best"] <= min(errors.values()) * (1 + 1e-3)
 
 
-@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("discrete", sweep([False, True], first=1))
 def test_the_best_may_be_residualized(discrete):
     """With a low-pass weight, matching the static gain often gives half the error, and was not tried."""
     system, dt = random_system(21, 9, 2, 2, discrete=discrete), 0.1 if discrete else 0

@@ -54,7 +54,7 @@ def relative_errors(system, reduced, points, regularization=0.0):
     return np.array(out)
 
 
-@pytest.mark.parametrize("discrete", [False, True])
+@pytest.mark.parametrize("discrete", sweep([False, True], first=1))
 @pytest.mark.parametrize(("m", "p", "regularization"), [(2, 2, None), (3, 2, None), (1, 3, 0.5), (2, 2, 0.1)])
 def test_relative_error_is_within_its_bound(m, p, regularization, discrete):
     system = random_system(1, 7, m, p, discrete=discrete)

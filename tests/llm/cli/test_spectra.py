@@ -406,6 +406,7 @@ def test_a_model_without_tokenizer_and_too_few_ids_is_refused(folder):
 # a real model -------------------------------------------------
 
 
+@pytest.mark.xslow
 def test_on_a_pretrained_model(tmp_path, monkeypatch):
     data_file("models/stories260K/model.safetensors")
     text = data_file("text/tinyshakespeare.txt")

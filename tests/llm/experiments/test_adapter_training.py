@@ -24,6 +24,7 @@ from helpers.models import (
     with_cache,
     with_random_output,
 )
+from helpers.sweeps import sweep
 from safetensors.torch import load_file
 from transformers import DynamicCache, StaticCache
 
@@ -165,7 +166,7 @@ class TestCompiled:
         yield
         torch._dynamo.reset()
 
-    @pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+    @pytest.mark.parametrize("fields", sweep([HYBRID, {}], first=1), ids=["hybrid", "mlp"])
     def test_without_a_break_in_the_graph(self, fields):
         model, ids = adapted(base={"num_hidden_layers": 1}, **fields), tokens(2, 20)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -185,7 +186,7 @@ class TestCompiled:
                 scale = plain[name].abs().max()
                 assert error(p.grad / scale, plain[name] / scale) < 1e-5
 
-    @pytest.mark.parametrize("fields", [{}, HYBRID], ids=["mlp", "hybrid"])
+    @pytest.mark.parametrize("fields", sweep([HYBRID, {}], first=1), ids=["hybrid", "mlp"])
     def test_decoding_with_a_static_cache(self, fields):
         model, ids = adapted(base={"sliding_window": None}, **fields), tokens(2, 20)
         cache = StaticCache(model.config, max_cache_len=32)

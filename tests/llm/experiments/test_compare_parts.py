@@ -73,6 +73,7 @@ def test_the_parts_are_the_whole(settings, whole, parts, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.xslow
 @pytest.mark.skipif(os.name == "nt", reason="a script of the shell")
 def test_the_jobs_of_an_array_are_the_parts(settings, parts, tmp_path):
     root = Path(__file__).resolve().parents[3]

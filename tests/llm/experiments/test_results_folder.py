@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.sweeps import sweep
 
 import hankelred_llm
 from hankelred_llm._util.results_folder import results_folder
@@ -102,7 +103,7 @@ def limited(base, out, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [100, 5000])
+@pytest.mark.parametrize("size", sweep([100, 5000], first=1))
 def test_a_full_disk_is_named_and_the_same_command_resumes(base, tmp_path, trained, size):
     # a traceback of torch, "[enforce fail at inline_container.cc]", or OSError from results.jsonl
     done = limited(base, tmp_path, size)

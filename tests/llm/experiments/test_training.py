@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.models import cache_of, with_cache
+from helpers.sweeps import sweep
 from safetensors.torch import load_file
 
 from hankelred_llm.experiments import trainer as trainer_module
@@ -46,7 +47,7 @@ def run(opened, folder, method, **values):
     return train(opened, method, learning_rate=1e-2, seed=3, folder=folder, **values)
 
 
-@pytest.mark.parametrize("method", ["hrm-mlp+lora-qv lora_lr_ratio=0.3", "dora", "hrm-mlp"])
+@pytest.mark.parametrize("method", sweep(["hrm-mlp+lora-qv lora_lr_ratio=0.3", "dora", "hrm-mlp"], first=1))
 def test_a_run_stopped_at_a_checkpoint_goes_on_to_the_same_curve(base, tmp_path, method, monkeypatch):
     opened = experiment(base, method)
     whole = run(opened, tmp_path / "whole", method)
@@ -68,6 +69,7 @@ def test_a_run_stopped_at_a_checkpoint_goes_on_to_the_same_curve(base, tmp_path,
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.xslow
 def test_killed_by_the_system_and_resumed(base, tmp_path):
     """A process is killed with SIGKILL while it trains; given again, its command ends with equal losses."""
 

@@ -607,6 +607,7 @@ def test_floors_of_quality():
     assert floor == pytest.approx(np.mean(longest[-tested:]))
 
 
+@pytest.mark.xslow
 def test_floors_of_qmsum():
     """On validation meetings, the test meetings not being there; published for the test: .128 and .389."""
     pytest.importorskip("rouge_score")
