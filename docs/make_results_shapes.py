@@ -213,10 +213,10 @@ def shortfall(pieces: dict[str, Piece], method: str) -> tuple[int, int]:
 
 
 def conclusion(pieces: dict[str, Piece], absent: list[str]) -> str:
-    """Return which shapes reach what is required, once all tasks are there; else what can be said so far."""
+    """Return which shapes reach what is required; while tasks are missing, which of them still may."""
     missed = {method: shortfall(pieces, method) for method in CANDIDATES}
     reached = [method for method in CANDIDATES if missed[method] == (0, 0)]
-    if absent:
+    if absent and reached:
         required = sum(task in pieces for task in LONGER_ROWS_TASKS)
         return (
             f"This is open: {len(pieces)} of {len(study.TASKS)} tasks are there, and {required} of the "
@@ -227,7 +227,8 @@ def conclusion(pieces: dict[str, Piece], absent: list[str]) -> str:
         return f"**{listed(NAMES[m] for m in reached)} {verb} what is required.**"
     fewest = min(sum(counts) for counts in missed.values())
     nearest = [m for m in CANDIDATES if sum(missed[m]) == fewest]
-    return f"**No shape reaches what is required. The nearest: {shortfalls(missed, nearest)}.**"
+    missing, yet = (", whatever the missing tasks give", " so far") if absent else ("", "")
+    return f"**No shape reaches what is required{missing}. The nearest{yet}: {shortfalls(missed, nearest)}.**"
 
 
 def so_far(missed: dict[str, tuple[int, int]]) -> str:

@@ -26,6 +26,9 @@ AKAIKE_PENALTY = 2.0
 _MOST_FEEDBACK_LAGS, _SAMPLES_PER_ROW, _LATER_INPUTS = 20, 6, 8
 #: Share of an output that an ARX model leaves where there is no noise.
 _NOISE_FREE = 1e-8
+#: Eigenvalues of the Gram matrix of derivatives below this share of the largest are rounding, and so is this
+#: share of a quantity in their directions.
+_UNDETERMINED, _LOST = 1e-13, 1e-6
 #: Points as near to a pole as this, for each state and relative to A, may be the pole.
 _ROUNDING = 10 * EPS
 
@@ -69,8 +72,10 @@ class Uncertainty:
     D: Array
     #: derivatives by each parameter: (K, n, n), (K, n, m), (K, p, n), (K, p, m)
     by_parameters: tuple[Array, Array, Array, Array]
-    #: (K, K)
+    #: (K, K), and what it would be with white residuals
     covariance: Array
+    of_white: Array
+    information: Information
 
     def poles(self) -> tuple[Array, Array]:
         """Return the poles, and the root mean square of the error of each, to first order."""
@@ -80,10 +85,12 @@ class Uncertainty:
             slopes = products / np.einsum("ik,ik->k", left.conj(), right)[:, None]
         return poles, self._errors(slopes)
 
-    def response(self, z: Array) -> tuple[Array, Array]:
+    def response(self, z: Array, *, white: bool = False) -> tuple[Array, Array]:
         """Return the frequency response (p, m, frequencies) at points z, and the errors to first order.
 
-        At a pole, to rounding, the errors are infinite, and the response may be that just beside it.
+        At a pole, to rounding, the errors are infinite, and the response may be that just beside it. They are
+        infinite too where the record does not determine the response. With `white` they are those of white
+        residuals.
         """
         by_A, by_B, by_C, by_D = self.by_parameters
         n, shape = self.A.shape[0], self.D.shape
@@ -99,13 +106,15 @@ class Uncertainty:
             # a change of A by the reciprocal of the norm of the resolvent makes this point a pole
             if np.linalg.norm(resolvent, 2) * rounding < 1:
                 slopes = left @ by_A @ right + left @ by_B + by_C @ right + by_D
-                errors[..., k] = self._errors(slopes.reshape(slopes.shape[0], -1).T).reshape(shape)
+                errors[..., k] = self._errors(slopes.reshape(slopes.shape[0], -1).T, white).reshape(shape)
         return values, errors
 
-    def _errors(self, slopes: Array) -> Array:
+    def _errors(self, slopes: Array, white: bool = False) -> Array:
+        covariance = self.of_white if white else self.covariance
         with np.errstate(invalid="ignore"):
-            variances = np.einsum("kj,jl,kl->k", slopes.conj(), self.covariance, slopes).real
-        return np.sqrt(np.where(np.isfinite(variances), np.maximum(variances, 0.0), np.inf))
+            variances = np.einsum("kj,jl,kl->k", slopes.conj(), covariance, slopes).real
+            known = np.isfinite(variances) & self.information.determines(slopes)
+        return np.sqrt(np.where(known, np.maximum(variances, 0.0), np.inf))
 
 
 def uncertainty(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> Uncertainty:
@@ -122,29 +131,61 @@ def uncertainty(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) ->
     directions = local_coordinates(model)
     parts = list(output_derivatives(model, us, ys, offsets, directions))
     p, K = model.C.shape[0], parts[0][0].shape[2]
-    gram, weighted = np.zeros((K, K)), np.zeros((K, K))
+    gram, weighted, of_white = np.zeros((K, K)), np.zeros((K, K)), np.zeros((K, K))
     for i in range(p):
         a = autoregression([error[i] for _, error in parts])
         white = [lfilter(a, [1.0], error[i]) for _, error in parts]
         count = sum(e.size for e in white)
         variance = sum(float(e @ e) for e in white) / max(count - K / p, 1.0)
+        power = sum(float(error[i] @ error[i]) for _, error in parts) / max(count - K / p, 1.0)
         for J, _ in parts:
             gram += J[i].T @ J[i]
+            of_white += power * (J[i].T @ J[i])
             # the transpose of the lower triangular square root of the covariance, which is a filter
             filtered = lfilter([1.0], a, J[i][::-1], axis=0)
             weighted += variance * (filtered.T @ filtered)
-    inverse = scaled_inverse(gram)
     slopes = derivatives(model, directions)
     k = slopes[0].shape[0]
-    covariance = (inverse @ weighted @ inverse)[:k, :k]
-    return Uncertainty(model.A, model.B, model.C, model.D, slopes, covariance)
+    information = Information.of(gram)
+    covariance = information.covariance(weighted)[:k, :k]
+    of_white = information.covariance(of_white)[:k, :k]
+    return Uncertainty(model.A, model.B, model.C, model.D, slopes, covariance, of_white, information)
 
 
-def scaled_inverse(gram: Array) -> Array:
-    """Return the inverse of a Gram matrix whose columns are of different sizes."""
-    size = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
-    scales = np.outer(size, size)
-    return np.asarray(np.linalg.pinv(gram / scales, rcond=1e-13, hermitian=True) / scales)
+@dataclass(frozen=True)
+class Information:
+    """What a record tells of the parameters of a model: the Gram matrix of the derivatives of its output.
+
+    Directions in which it is rounding are not determined by the record.
+    """
+
+    #: norms of the derivatives, by which the columns are divided: (K,)
+    size: Array
+    #: orthonormal directions that are determined (K, k), and their eigenvalues (k,)
+    known: Array
+    values: Array
+    #: those that are not: (K, q)
+    unknown: Array
+
+    @classmethod
+    def of(cls, gram: Array) -> Information:
+        """Split a Gram matrix."""
+        size = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
+        values, vectors = np.linalg.eigh(gram / np.outer(size, size))
+        determined = values > _UNDETERMINED * values[-1]
+        return cls(size, vectors[:, determined], values[determined], vectors[:, ~determined])
+
+    def covariance(self, weighted: Array) -> Array:
+        """Return ``G^-1 S G^-1`` for a weighted Gram matrix S, without what is not determined."""
+        scales = np.outer(self.size, self.size)
+        inverse = (self.known / self.values) @ self.known.T
+        return np.asarray(inverse @ (weighted / scales) @ inverse / scales)
+
+    def determines(self, slopes: Array) -> Array:
+        """Return whether quantities with these derivatives by the first parameters (k, K') are determined."""
+        scaled = slopes / self.size[: slopes.shape[1]]
+        lost = np.linalg.norm(scaled @ self.unknown[: slopes.shape[1]], axis=1)
+        return np.asarray(lost <= _LOST * np.linalg.norm(scaled, axis=1))
 
 
 def derivatives(model: FittedModel, directions: Array) -> tuple[Array, Array, Array, Array]:

@@ -32,7 +32,7 @@ from .diagnostics import (
     uncertainty,
 )
 from .hankel_svd import NOISE_NORM
-from .input_warnings import warn_of_inputs
+from .input_warnings import POOR_FIT, warn_of_inputs
 from .missing import without_missing
 from .noise.innovations import with_outputs
 from .order_selection import (
@@ -68,8 +68,6 @@ from .unstable_process import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Fit to the validation samples below which `identify` warns.
-_POOR_FIT = 0.1
 _BRIDGING_PASSES = 2
 #: The validation part refutes an integrator whose error there is larger than without it by this factor.
 _REFUTED_FACTOR = 1.1
@@ -209,7 +207,7 @@ class IdentifiedModel(Reduction):
         """
         selected = self._selected
         if selected.innovations is None:
-            if count_unstable(selected.model.A, discrete=True) and not np.all(self.fit > _POOR_FIT):
+            if count_unstable(selected.model.A, discrete=True) and not np.all(self.fit > POOR_FIT):
                 raise HankelredError(
                     f"missing outputs cannot be bridged: the model of order {self.order} is unstable, and "
                     f"the fit of its simulated output is {_figures(self.fit)}. Cut the record at the gaps, "
@@ -259,7 +257,7 @@ class IdentifiedModel(Reduction):
         errors : ndarray, shape (order,)
             Root mean square distance of a pole to the true one, to first order, if the order is right and the
             inputs do not depend on the outputs. The correlation of the residuals in time is taken into
-            account.
+            account. Infinite where the record does not determine a pole.
         """
         poles, errors = self._uncertainty.poles()
         n_delays = self.order - poles.size  # the poles at zero of delays are not estimated
@@ -278,8 +276,9 @@ class IdentifiedModel(Reduction):
         response : ndarray, shape (p, m, K), complex
         errors : ndarray, shape (p, m, K)
             Root mean square distance of each value to the true one, under the conditions of
-            :meth:`pole_errors`: it does not contain what an order too small leaves out. Infinite at a pole,
-            where the response is large but finite, from a point a rounding error away.
+            :meth:`pole_errors`: it does not contain what an order too small leaves out. Infinite where the
+            record does not determine the response, and at a pole, where the response is large but finite,
+            from a point a rounding error away.
 
         Raises
         ------
@@ -296,9 +295,12 @@ class IdentifiedModel(Reduction):
         >>> bool(abs(response[0, 0, 0] - 1 / (1 - 0.8 * np.exp(-0.1j))) < 4 * errors[0, 0, 0] < 0.2)
         True
         """
-        angles = _checked_frequencies(omega, self.model.dt) * sampling_time(self.model.dt)
-        z = np.exp(1j * angles)
-        response, errors = self._uncertainty.response(z)
+        return self._response_errors(_checked_frequencies(omega, self.model.dt))
+
+    def _response_errors(self, omega: Array, *, white: bool = False) -> tuple[Array, Array]:
+        """Return the frequency response and its standard errors, with `white` those of white residuals."""
+        angles = omega * sampling_time(self.model.dt)
+        response, errors = self._uncertainty.response(np.exp(1j * angles), white=white)
         data = self._selected.data
         gains = data.output_scale[:, None, None] / data.input_scale[:, None]
         late = np.exp(-1j * np.outer(self.input_delays, angles))
@@ -597,8 +599,9 @@ def identify(
     -----
     ReductionWarning
         The data do not determine a model of the requested order, the model has a pole on the stability
-        limit, or it explains next to nothing of an output in the validation part; the inputs do not excite
-        all that the order needs; the input seems to depend on the output (feedback); or samples were bridged.
+        limit, or it explains next to nothing of an output in the validation part; the record does not
+        determine a response, whose two standard errors are larger than it at the frequencies named; the input
+        seems to depend on the output (feedback); or samples were bridged.
 
     Notes
     -----
@@ -719,7 +722,7 @@ def _warn_of_stability(problem: IdentificationProblem, chosen: SelectedModel, fe
 
 def _warn_of_poor_fit(model: IdentifiedModel, data: RecordedData) -> None:
     for i, held_back in enumerate(model.held_back_fit):
-        if held_back < _POOR_FIT:
+        if held_back < POOR_FIT:
             warnings.warn(
                 f"the model explains next to nothing of {label(data.output_labels, 'output', i)}: its "
                 f"held-back fit is {held_back:.3g}. Are inputs and outputs swapped, is the order too small, "

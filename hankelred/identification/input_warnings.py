@@ -1,4 +1,4 @@
-"""Warnings of inputs that determine less than the model needs, or that depend on the outputs."""
+"""Warnings of responses that the inputs do not determine, and of inputs that depend on the outputs."""
 
 from __future__ import annotations
 
@@ -8,78 +8,96 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import ReductionWarning
+from .._util.arrays import Array
+from ..errors import ReductionWarning, count
 from ..models.linear_model import sampling_time
 from .diagnostics import feedback_probabilities
-from .excitation import Dependence, dependence, excited_directions, excited_frequencies
+from .input_dependence import dependence
 from .records import RecordedData, label
 
 if TYPE_CHECKING:
     from .identify import IdentifiedModel
 
+#: Fit to the validation samples below which a model explains nothing.
+POOR_FIT = 0.1
 #: Feedback is suspected if the residual is less likely than this to be independent of later inputs, and this
 #: many times as correlated with them as with earlier ones.
 _FEEDBACK_PROBABILITY, _FEEDBACK_RATIO = 1e-6, 1.5
 #: So is it if later inputs are less likely than this to explain an output by chance as well as they do.
 LATER_PROBABILITY = 1e-4
+#: A response is not determined where two standard errors are larger than it, or than this share of its peak,
+#: if that is so for this share of these frequencies: zero, and from one period in the record to Nyquist.
+_SMALL_GAIN, _UNKNOWN_SHARE, _FREQUENCIES = 0.1, 0.05, 61
+#: Noise that is not smaller than this share of the output, since records are rounded.
+_LEAST_NOISE = 1e-6
+#: Most terms of a relation that are written out.
+_MOST_TERMS = 6
 #: Residuals as small as this are rounding, not noise.
 _NOISE_FREE_FIT = 1e-4
 
 
 def warn_of_inputs(model: IdentifiedModel, data: RecordedData, *, offsets: bool) -> bool:
-    """Warn of inputs that excite too little for the order, or that depend on the outputs; say if one does."""
-    _warn_of_excitation(model.order, data, offsets)
+    """Warn of inputs that do not determine the responses, or depend on the outputs; return the latter."""
+    _warn_of_undetermined_responses(model, data, offsets)
     return _warn_of_feedback(model, data)
 
 
-def _warn_of_excitation(order: int, data: RecordedData, offsets: bool) -> None:
-    copies = 2 * order + 1
-    weak = False
-    for j, (excited, needed) in enumerate(excited_directions(data.inputs, copies, offsets=offsets)):
-        if excited < needed:
-            weak = True
-            warnings.warn(
-                f"{label(data.input_labels, 'input', j)} excites only {excited} of the {needed} directions "
-                f"that order {order} needs (a sum of k sines excites 2 k)"
-                f"{_at_frequencies(data, j, offsets)}: the response at other frequencies is not determined; "
-                f"it determines order {max((excited - 1) // 2, 0)}",
-                ReductionWarning,
-                stacklevel=5,
-            )
-    relation = None if weak else dependence(data.inputs, copies, offsets=offsets)
-    if relation is not None:
-        *first, last = (label(data.input_labels, "input", j) for j in relation.channels)
-        warnings.warn(
-            f"{', '.join(first)} and {last} depend on each other{_in_words(relation, data, offsets)}: their "
-            "responses are determined in combination only. Leave one of them out, or move them independently",
-            ReductionWarning,
-            stacklevel=5,
-        )
+def _warn_of_undetermined_responses(model: IdentifiedModel, data: RecordedData, offsets: bool) -> None:
+    """Warn of responses whose two standard errors are larger than they are, and say at which frequencies."""
+    longest = max(u.shape[1] for u in data.inputs)
+    angles = np.append(0.0, np.geomspace(2 * np.pi / longest, np.pi, _FREQUENCIES - 1))
+    omega = angles / sampling_time(data.dt)
+    response, errors = model._response_errors(omega, white=True)
+    # without noise the record is still rounded
+    errors = errors * np.maximum(1.0, _LEAST_NOISE / np.maximum(1 - model.fit, 1e-12))[:, None, None]
+    gains = np.abs(response)
+    sizes = np.maximum(gains, _SMALL_GAIN * gains.max(axis=2, keepdims=True))
+    unknown = 2 * errors > sizes
+    shares = unknown.mean(axis=2) * (model.held_back_fit >= POOR_FIT)[:, None]  # the others are reported
+    if shares.max() < _UNKNOWN_SHARE:
+        return
+    i, j = np.unravel_index(int(np.argmax(shares)), shares.shape)
+    others = int(np.count_nonzero(shares >= _UNKNOWN_SHARE)) - 1
+    names = [label(data.input_labels, "input", k) for k in range(data.n_inputs)]
+    unit = "radians per sample" if data.dt is True else "rad/s"
+    warnings.warn(
+        f"the record does not determine the response from {names[j]} to "
+        f"{label(data.output_labels, 'output', int(i))}"
+        + (f" and {count(others, 'other response')}" if others else "")
+        + f": at {_bands(omega, unknown[i, j])} {unit} two standard errors are larger than the response"
+        + _relation(model.order, data, names, offsets)
+        + ". Do not use the model there, ask for a smaller order, or excite these frequencies"
+        + (" in each input independently" if len(names) > 1 else ""),
+        ReductionWarning,
+        stacklevel=5,
+    )
 
 
-def _at_frequencies(data: RecordedData, channel: int, offsets: bool) -> str:
-    """Return in words where an input has power."""
-    rate, unit = sampling_time(data.dt), "radians per sample" if data.dt is True else "rad/s"
-    bands = excited_frequencies(data.inputs, channel, offsets=offsets)
-    words = [
-        f"{low / rate:.3g}" if low == high else f"{low / rate:.3g} to {high / rate:.3g}"
-        for low, high in bands
-    ]
-    return f", its power is at {', '.join(words)} {unit}" if 0 < len(words) <= 8 else ""
+def _bands(omega: Array, unknown: Array) -> str:
+    """Return in words at which frequencies something is unknown."""
+    at = np.flatnonzero(unknown)
+    runs = np.split(at, np.flatnonzero(np.diff(at) > 1) + 1)
+    return ", ".join(
+        f"{omega[run[0]]:.3g}" if run.size == 1 else f"{omega[run[0]]:.3g} to {omega[run[-1]]:.3g}"
+        for run in runs
+    )
 
 
-def _in_words(relation: Dependence, data: RecordedData, offsets: bool) -> str:
-    """Return the relation as a formula, if it is short."""
-    if not relation.terms:
+def _relation(order: int, data: RecordedData, names: list[str], offsets: bool) -> str:
+    """Return in words how inputs depend on each other."""
+    found = dependence(data.inputs, order + 1, offsets=offsets)
+    if found is None:
         return ""
+    *first, last = (names[j] for j in found.channels)
+    text = f", since {', '.join(first)} and {last} depend on each other"
+    if len(found.terms) > _MOST_TERMS:
+        return text
     written = ""
-    for factor, j, k in relation.terms:
+    for factor, j, k in found.terms:
         size = "" if math.isclose(abs(factor), 1, rel_tol=1e-3) else f"{abs(factor):.3g} "
         sign = (" - " if factor < 0 else " + ") if written else ""
-        written += f"{sign}{size}{label(data.input_labels, 'input', j)}(t{-k or ''})"
-    return (
-        f" ({written} is {'constant' if offsets else 'zero'} to within {relation.rest:.1g} of its first term)"
-    )
+        written += f"{sign}{size}{names[j]}(t{-k or ''})"
+    return text + f" ({written} is {'constant' if offsets else 'zero'})"
 
 
 def _warn_of_feedback(model: IdentifiedModel, data: RecordedData) -> bool:

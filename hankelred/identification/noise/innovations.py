@@ -19,7 +19,7 @@ import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import Array
-from ..diagnostics import Uncertainty, derivatives, lagged, scaled_inverse
+from ..diagnostics import Information, Uncertainty, derivatives, lagged
 from ..output_error import (
     STABLE_RADIUS,
     FittedModel,
@@ -98,7 +98,10 @@ class InnovationsModel:
         parts = list(output_derivatives(model, with_outputs(us, ys), ys, offsets, directions))
         size = np.sqrt(np.mean(np.concatenate([error for _, error in parts], axis=1) ** 2, axis=1))
         columns = [(J / size[:, None, None]).reshape(-1, J.shape[2]) for J, _ in parts]
+        gram = sum(x.T @ x for x in columns)  # the residuals have unit variance
+        information = Information.of(gram)
         by_A, by_B, by_C, by_D = derivatives(model, directions)
+        covariance = information.covariance(gram)[: by_A.shape[0], : by_A.shape[0]]
         K, by_K = model.B[:, m:], by_B[:, :, m:]
         return Uncertainty(
             model.A + K @ model.C,
@@ -106,7 +109,9 @@ class InnovationsModel:
             model.C,
             model.D[:, :m],
             (by_A + by_K @ model.C + K @ by_C, by_B[:, :, :m], by_C, by_D[:, :, :m]),
-            scaled_inverse(sum(x.T @ x for x in columns))[: by_A.shape[0], : by_A.shape[0]],
+            covariance,
+            covariance,
+            information,
         )
 
 

@@ -13,6 +13,7 @@ from scipy.stats import kstest
 
 import hankelred
 from hankelred.identification.diagnostics import (
+    Information,
     Uncertainty,
     autoregression,
     feedback_probabilities,
@@ -147,12 +148,16 @@ class TestStandardErrors:
         """The matrix is singular there: LinAlgError of numpy."""
         one, by_A = np.ones((1, 1)), np.ones((1, 1, 1))
         zero = np.zeros((1, 1, 1))
-        integrator = Uncertainty(pole * one, one, one, 0 * one, (by_A, zero, zero, zero), 1e-6 * one)
+        by_parameters = (by_A, zero, zero, zero)
+        integrator = Uncertainty(
+            pole * one, one, one, 0 * one, by_parameters, 1e-6 * one, 4e-6 * one, Information.of(one)
+        )
         response, errors = integrator.response(np.array([1.0, -1.0]))
         assert errors[0, 0, 0] == np.inf
         assert 1e15 < abs(response[0, 0, 0]) < np.inf
         assert response[0, 0, 1] == pytest.approx(-0.5)
         assert errors[0, 0, 1] == pytest.approx(1e-3 / 4)  # the derivative of 1 / (z - a) is 1 / (z - a)^2
+        assert integrator.response(np.array([-1.0]), white=True)[1] == pytest.approx(2e-3 / 4)
 
     def test_pole_errors_of_a_model(self):
         rng = np.random.default_rng(1)
@@ -789,6 +794,7 @@ class TestUnstableProcess:
         u, y = first_order_loop(1.1, 0.6, 500)
         model = hankelred.identify(u, y, 1, stable=False)
         model.source._models[1] = replace(model._selected, innovations=None)
+        model = model.at(1)  # its fit has been computed with the predictor
         with pytest.raises(hankelred.HankelredError, match="Cut the record at the gaps"):
             model._bridging_outputs([np.isnan(y[None])])
 

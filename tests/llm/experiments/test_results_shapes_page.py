@@ -175,6 +175,12 @@ def test_one_task_of_five_admits_nothing(made):
     text = made.conclusion({**pieces, "key_retrieval": worse}, ["the others"])
     assert "2 of 5 tasks are there, and 1 of the 3" in text and "HRM alone, U4 and mixture are within" in text
     assert "out of reach already for U4us (1 clearly worse line)." in text
+    # or all of them
+    worse = comparison(made, dict.fromkeys(made.CANDIDATES, (-0.1, 0.2)))
+    text = made.conclusion({**pieces, "key_retrieval": worse}, ["the others"])
+    assert text.startswith(
+        "**No shape reaches what is required, whatever the missing tasks give. The nearest so"
+    )
 
 
 def test_lower_is_better_for_bits(made):
