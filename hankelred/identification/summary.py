@@ -19,6 +19,9 @@ from .records import label
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+#: Bands end at this multiple of the largest gain, and this fraction of the smallest.
+_BAND_LIMIT = 30.0
+
 
 def draw_simulation(
     measured: Array,
@@ -49,11 +52,13 @@ def draw_response_bands(
     """Replace ``ax`` by the gain (p, m, K) of every output for every input, with a band of two errors."""
     drawn = _grid(response.shape[0], response.shape[1], ax)
     for (i, j), axis in np.ndenumerate(drawn):
-        gain, error = np.abs(response[i, j]), 2 * errors[i, j]
-        lowest = gain.max() * 1e-6
-        band = np.maximum(gain - error, lowest), np.maximum(gain + error, lowest)
+        error = 2 * errors[i, j]
+        gain = np.maximum(np.abs(response[i, j]), np.abs(response[i, j]).max() * 1e-6)
+        # the band ends at these limits; the errors of what the record does not determine are infinite
+        limits = gain.min() / _BAND_LIMIT, gain.max() * _BAND_LIMIT
+        band = np.clip(gain - error, *limits), np.clip(gain + error, *limits)
         axis.fill_between(omega, *band, color=REDUCED, alpha=0.25, label="two standard errors")
-        axis.plot(omega, np.maximum(gain, lowest), color=REDUCED, linewidth=1.2, label="model")
+        axis.plot(omega, gain, color=REDUCED, linewidth=1.2, label="model")
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_title(f"{label(names[0], 'output', i)} for {label(names[1], 'input', j)}", fontsize="small")

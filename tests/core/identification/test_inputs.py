@@ -157,6 +157,17 @@ class TestWarnings:
         assert "and 1 other response" in str(warning.message)
         assert f"since input 0 and input 1 depend on each other ({written})" in str(warning.message)
 
+    def test_the_band_of_an_infinite_error_fills_the_plot(self):
+        """Infinite errors had no band at all, as if the response were certain."""
+        u = white(20)
+        _, model = warned([u, np.append(0, u[:-1])], 3)
+        assert np.isinf(model.response_errors([0.1, 1.0])[1]).all()
+        axis = model.plot_response()[0, 1]
+        omega, gain = axis.lines[0].get_data()
+        edges = axis.collections[0].get_paths()[0].vertices
+        assert edges[:, 0].min() == omega[0] and edges[:, 0].max() == omega[-1]
+        assert edges[:, 1].max() > 20 * gain.max() and edges[:, 1].min() < gain.min() / 20
+
     def test_inputs_that_are_nearly_the_same(self):
         u = white(20)
         (warning,), model = warned([u, u + 1e-3 * white(21)], 3)
