@@ -48,8 +48,9 @@ from _synthetic_records import (
 )
 
 import hankelred
-from hankelred.identification.diagnostics import autoregression, feedback_probabilities
-from hankelred.identification.input_warnings import LATER_PROBABILITY
+from hankelred.identification.diagnostics.feedback import feedback_probabilities
+from hankelred.identification.diagnostics.input_warnings import LATER_PROBABILITY
+from hankelred.identification.diagnostics.uncertainty import autoregression
 from hankelred.identification.noise.whitening import filtered
 from hankelred.identification.output_error import (
     FittedModel,

@@ -13,7 +13,7 @@ import scipy.linalg as sla
 from scipy.special import chdtri
 
 from .._util.arrays import Array
-from .diagnostics import arx_regression
+from .diagnostics.feedback import arx_regression
 from .output_error import FittedModel, with_initial_states
 
 #: Most lags of the ARX model, and the least number of equations for each coefficient.

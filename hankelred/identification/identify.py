@@ -25,14 +25,10 @@ from ..reduction.reduce import Reduction, make_reduction
 from ..reduction.source import UncertifiedSource
 from ..simulation.batch_recurrence import simulate_states
 from .delays import likely_delays, shifted_records, with_delay_states
-from .diagnostics import (
-    ResidualTest,
-    Uncertainty,
-    residual_test,
-    uncertainty,
-)
+from .diagnostics.input_warnings import POOR_FIT, warn_of_inputs
+from .diagnostics.residual_tests import ResidualTest, residual_test
+from .diagnostics.uncertainty import Uncertainty, uncertainty
 from .hankel_svd import NOISE_NORM
-from .input_warnings import POOR_FIT, warn_of_inputs
 from .missing import without_missing
 from .noise.innovations import with_outputs
 from .order_selection import (

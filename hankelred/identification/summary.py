@@ -13,7 +13,7 @@ from ..errors import count
 from ..models.linear_model import Timebase, sampling_time, timestep
 from ..plotting.draw import ERROR, REDUCED, grid_in_place
 from ..plotting.record import draw_record
-from .diagnostics import ResidualTest
+from .diagnostics.residual_tests import ResidualTest
 from .records import label
 
 if TYPE_CHECKING:

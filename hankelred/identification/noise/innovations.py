@@ -19,7 +19,8 @@ import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import Array
-from ..diagnostics import Information, Uncertainty, derivatives, lagged
+from ..diagnostics.feedback import lagged
+from ..diagnostics.uncertainty import Information, Uncertainty, derivatives
 from ..output_error import (
     STABLE_RADIUS,
     FittedModel,

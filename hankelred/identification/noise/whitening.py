@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..._util.arrays import Array
-from ..diagnostics import AKAIKE_PENALTY, autoregression
+from ..diagnostics.uncertainty import AKAIKE_PENALTY, autoregression
 from ..output_error import FittedModel, fit_levels, refine
 
 _ITERATIONS = 2

@@ -12,11 +12,11 @@ from scipy.signal import lfilter
 from scipy.stats import kstest
 
 import hankelred
-from hankelred.identification.diagnostics import (
+from hankelred.identification.diagnostics.feedback import feedback_probabilities
+from hankelred.identification.diagnostics.uncertainty import (
     Information,
     Uncertainty,
     autoregression,
-    feedback_probabilities,
     uncertainty,
 )
 from hankelred.identification.noise import information_criterion

@@ -9,8 +9,8 @@ import pytest
 import scipy.signal as ss
 
 import hankelred
-from hankelred.identification.diagnostics import Information
-from hankelred.identification.input_dependence import dependence
+from hankelred.identification.diagnostics.input_dependence import dependence
+from hankelred.identification.diagnostics.uncertainty import Information
 
 
 def white(seed, samples=500):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import Array
+from ..._util.arrays import Array
 
 #: Singular values of delayed copies of one input below this share of the largest are rounding.
 _ROUNDING = 1e-9

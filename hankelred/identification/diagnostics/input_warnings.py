@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._util.arrays import Array
-from ..errors import ReductionWarning, count
-from ..models.linear_model import sampling_time
-from .diagnostics import feedback_probabilities
+from ..._util.arrays import Array
+from ...errors import ReductionWarning, count
+from ...models.linear_model import sampling_time
+from ..records import RecordedData, label
+from .feedback import feedback_probabilities
 from .input_dependence import dependence
-from .records import RecordedData, label
 
 if TYPE_CHECKING:
-    from .identify import IdentifiedModel
+    from ..identify import IdentifiedModel
 
 #: Fit to the validation samples below which a model explains nothing.
 POOR_FIT = 0.1
