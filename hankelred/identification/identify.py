@@ -25,7 +25,7 @@ from ..reduction.reduce import Reduction, make_reduction
 from ..reduction.source import UncertifiedSource
 from ..simulation.batch_recurrence import simulate_states
 from .delays import likely_delays, shifted_records, with_delay_states
-from .diagnostics.input_warnings import POOR_FIT, warn_of_inputs
+from .diagnostics.input_warnings import POOR_FIT, warn_of_feedback, warn_of_undetermined_responses
 from .diagnostics.residual_tests import ResidualTest, residual_test
 from .diagnostics.uncertainty import Uncertainty, uncertainty
 from .hankel_svd import NOISE_NORM
@@ -677,7 +677,8 @@ def _identified(
     model = make_reduction(source, source.chosen_order, IdentifiedModel)
     _warn_of_order(chosen, order)
     _warn_of_poor_fit(model, data)
-    feedback = not n_zeros and warn_of_inputs(model, data, offsets=offsets)
+    warn_of_undetermined_responses(model, data, offsets=offsets)
+    feedback = not n_zeros and warn_of_feedback(model, data)
     if stable:
         _warn_of_stability(problem, chosen, feedback)
     return model

@@ -27,7 +27,8 @@ class Dependence:
     channels : tuple of int
         The inputs in it, at least two.
     terms : tuple of (float, int, int)
-        Factors, inputs and delays in samples whose sum is constant. The first factor is 1.
+        Factors, inputs and delays in samples whose sum is constant. The first factor is 1. Empty if there are
+        several relations as short as this one.
     """
 
     channels: tuple[int, ...]
@@ -41,16 +42,18 @@ def dependence(us: Sequence[Array], copies: int, *, offsets: bool) -> Dependence
     """
     lengths = [u.shape[1] for u in us]
     m = us[0].shape[0]
+    if m == 1:
+        return None
     while copies > 1 and sum(max(length - copies + 1, 0) for length in lengths) < 2 * m * copies:
         copies -= 1
     delayed = _delayed(us, copies, offsets)
-    if m == 1 or _weakest(delayed)[0] > _RELATED:
+    if _weakest(delayed)[0][-1] > _RELATED:
         return None
-    # the shortest relation is unique up to a factor, longer ones are sums of its delayed copies
+    # a relation that is the shortest is unique up to a factor; longer ones are sums of its delayed copies
     for rows in range(1, copies + 1):
         shortest = [one[:, :rows] for one in delayed]
-        size, factors = _weakest(shortest)
-        if size <= _RELATED:
+        sizes, factors = _weakest(shortest)
+        if sizes[-1] <= _RELATED:
             break
     shares = np.abs(factors) * np.linalg.norm(shortest, axis=1)  # one row per input, its delays from 0
     # of terms that are as large as the largest, the last input undelayed
@@ -60,14 +63,16 @@ def dependence(us: Sequence[Array], copies: int, *, offsets: bool) -> Dependence
     channels = np.flatnonzero(present.any(axis=1)).tolist()
     if len(channels) < 2:
         return None
+    if sizes.size > 1 and sizes[-2] <= _RELATED:
+        return Dependence(tuple(channels), ())
     places = sorted(map(tuple, np.argwhere(present).tolist()), key=lambda place: place != first)
     return Dependence(
         tuple(channels), tuple((float(factors[j, k] / factors[first]), j, k) for j, k in places)
     )
 
 
-def _weakest(delayed: Sequence[Array]) -> tuple[float, Array]:
-    """Return the smallest combination of the delayed inputs: its size and factors (m, rows).
+def _weakest(delayed: Sequence[Array]) -> tuple[Array, Array]:
+    """Return the sizes of combinations of the delayed inputs, and the factors (m, rows) of the smallest.
 
     The copies of every input are first made orthogonal, so that those of a slow input are not related.
     """
@@ -79,9 +84,9 @@ def _weakest(delayed: Sequence[Array]) -> tuple[float, Array]:
         maps.append(right[kept].T / sizes[kept])
     _, sizes, right = np.linalg.svd(np.concatenate(bases, axis=1), full_matrices=False)
     if not sizes.size:
-        return np.inf, np.zeros((len(delayed), delayed[0].shape[1]))
+        return np.array([np.inf]), np.zeros((len(delayed), delayed[0].shape[1]))
     parts = np.split(right[-1], np.cumsum([basis.shape[1] for basis in bases])[:-1])
-    return float(sizes[-1]), np.array([one @ part for one, part in zip(maps, parts, strict=True)])
+    return sizes, np.array([one @ part for one, part in zip(maps, parts, strict=True)])
 
 
 def _delayed(us: Sequence[Array], copies: int, offsets: bool) -> list[Array]:

@@ -19,9 +19,9 @@ from ..output_error import FittedModel, balance_states, local_coordinates, outpu
 _MOST_COEFFICIENTS, _SAMPLES_PER_COEFFICIENT = 12, 20
 #: Penalty of one parameter in Akaike's criterion, in units of minus twice the logarithm of the likelihood.
 AKAIKE_PENALTY = 2.0
-#: Eigenvalues of the Gram matrix of derivatives below this share of the largest are rounding, and so is this
-#: share of a quantity in their directions.
-_UNDETERMINED, _LOST = 1e-13, 1e-6
+#: Singular values of the derivatives below this share of the largest are rounding, and so is this share of a
+#: quantity in their directions.
+_UNDETERMINED, _LOST = 1e-10, 1e-5
 #: Points as near to a pole as this, for each state and relative to A, may be the pole.
 _ROUNDING = 10 * EPS
 
@@ -123,56 +123,60 @@ def uncertainty(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) ->
     offsets = bool(np.any(model.offset))
     directions = local_coordinates(model)
     parts = list(output_derivatives(model, us, ys, offsets, directions))
-    p, K = model.C.shape[0], parts[0][0].shape[2]
-    gram, weighted, of_white = np.zeros((K, K)), np.zeros((K, K)), np.zeros((K, K))
+    information = Information.of([J.reshape(-1, J.shape[2]) for J, _ in parts])
+    p, (K, known) = model.C.shape[0], information.scores.shape
+    weighted, of_white = np.zeros((known, known)), np.zeros((known, known))
     for i in range(p):
         a = autoregression([error[i] for _, error in parts])
         white = [lfilter(a, [1.0], error[i]) for _, error in parts]
-        count = sum(e.size for e in white)
-        variance = sum(float(e @ e) for e in white) / max(count - K / p, 1.0)
-        power = sum(float(error[i] @ error[i]) for _, error in parts) / max(count - K / p, 1.0)
+        degrees = max(sum(e.size for e in white) - K / p, 1.0)
+        variance = sum(float(e @ e) for e in white) / degrees
+        power = sum(float(error[i] @ error[i]) for _, error in parts) / degrees
         for J, _ in parts:
-            gram += J[i].T @ J[i]
-            of_white += power * (J[i].T @ J[i])
+            X = J[i] @ information.scores
+            of_white += power * (X.T @ X)
             # the transpose of the lower triangular square root of the covariance, which is a filter
-            filtered = lfilter([1.0], a, J[i][::-1], axis=0)
+            filtered = lfilter([1.0], a, X[::-1], axis=0)
             weighted += variance * (filtered.T @ filtered)
     slopes = derivatives(model, directions)
-    k = slopes[0].shape[0]
-    information = Information.of(gram)
-    covariance = information.covariance(weighted)[:k, :k]
-    of_white = information.covariance(of_white)[:k, :k]
+    covariance, of_white = (
+        information.covariance(S)[: len(slopes[0]), : len(slopes[0])] for S in (weighted, of_white)
+    )
     return Uncertainty(model.A, model.B, model.C, model.D, slopes, covariance, of_white, information)
 
 
 @dataclass(frozen=True)
 class Information:
-    """What a record tells of the parameters of a model: the Gram matrix of the derivatives of its output.
+    """What a record tells of the parameters of a model, by the derivatives J of its output.
 
-    Directions in which it is rounding are not determined by the record.
+    Directions in which these are rounding are not determined by the record.
     """
 
-    #: norms of the derivatives, by which the columns are divided: (K,)
+    #: norms of the derivatives by each parameter: (K,)
     size: Array
-    #: orthonormal directions that are determined (K, k), and their eigenvalues (k,)
-    known: Array
-    values: Array
-    #: those that are not: (K, q)
+    #: independent directions (K, k) that are determined: those of J times these are orthonormal
+    scores: Array
+    #: orthonormal directions that are not, for parameters times their size: (K, q)
     unknown: Array
 
     @classmethod
-    def of(cls, gram: Array) -> Information:
-        """Split a Gram matrix."""
-        size = np.sqrt(np.maximum(np.diag(gram), np.finfo(float).tiny))
-        values, vectors = np.linalg.eigh(gram / np.outer(size, size))
-        determined = values > _UNDETERMINED * values[-1]
-        return cls(size, vectors[:, determined], values[determined], vectors[:, ~determined])
+    def of(cls, blocks: Sequence[Array]) -> Information:
+        """Split the derivatives (rows, K) of several records."""
+        triangle = np.zeros((0, blocks[0].shape[1]))
+        for block in blocks:
+            (triangle,) = sla.qr(np.concatenate([triangle, block]), mode="r", check_finite=False)
+            triangle = triangle[: block.shape[1]]
+        size = np.linalg.norm(triangle, axis=0)
+        size[size == 0] = 1.0
+        _, values, right = np.linalg.svd(triangle / size)
+        values = np.pad(values, (0, size.size - values.size))
+        determined = values > _UNDETERMINED * values[0]
+        scores = right[determined].T / values[determined] / size[:, None]
+        return cls(size, scores, right[~determined].T)
 
     def covariance(self, weighted: Array) -> Array:
-        """Return ``G^-1 S G^-1`` for a weighted Gram matrix S, without what is not determined."""
-        scales = np.outer(self.size, self.size)
-        inverse = (self.known / self.values) @ self.known.T
-        return np.asarray(inverse @ (weighted / scales) @ inverse / scales)
+        """Return ``G^-1 S G^-1`` with G = J^T J, for S in the determined directions, which it leaves."""
+        return np.asarray(self.scores @ weighted @ self.scores.T)
 
     def determines(self, slopes: Array) -> Array:
         """Return whether quantities with these derivatives by the first parameters (k, K') are determined."""

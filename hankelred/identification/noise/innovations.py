@@ -99,10 +99,10 @@ class InnovationsModel:
         parts = list(output_derivatives(model, with_outputs(us, ys), ys, offsets, directions))
         size = np.sqrt(np.mean(np.concatenate([error for _, error in parts], axis=1) ** 2, axis=1))
         columns = [(J / size[:, None, None]).reshape(-1, J.shape[2]) for J, _ in parts]
-        gram = sum(x.T @ x for x in columns)  # the residuals have unit variance
-        information = Information.of(gram)
+        information = Information.of(columns)
         by_A, by_B, by_C, by_D = derivatives(model, directions)
-        covariance = information.covariance(gram)[: by_A.shape[0], : by_A.shape[0]]
+        # the residuals have unit variance
+        covariance = information.covariance(np.eye(information.scores.shape[1]))[: len(by_A), : len(by_A)]
         K, by_K = model.B[:, m:], by_B[:, :, m:]
         return Uncertainty(
             model.A + K @ model.C,

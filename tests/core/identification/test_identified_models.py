@@ -150,7 +150,7 @@ class TestStandardErrors:
         zero = np.zeros((1, 1, 1))
         by_parameters = (by_A, zero, zero, zero)
         integrator = Uncertainty(
-            pole * one, one, one, 0 * one, by_parameters, 1e-6 * one, 4e-6 * one, Information.of(one)
+            pole * one, one, one, 0 * one, by_parameters, 1e-6 * one, 4e-6 * one, Information.of([one])
         )
         response, errors = integrator.response(np.array([1.0, -1.0]))
         assert errors[0, 0, 0] == np.inf

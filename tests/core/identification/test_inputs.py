@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -132,30 +133,30 @@ class TestWarnings:
         u = TWO_SINES if decimals is None else np.round(TWO_SINES, decimals)
         (warning,), model = warned([u], 4)
         assert warning.filename == __file__ and "from input 0 to output 0: at" in str(warning.message)
-        assert "radians per sample two standard errors" in str(warning.message)
+        assert "radians per sample two standard errors are larger than it" in str(warning.message)
         assert share_of_error(model, np.geomspace(0.01, np.pi, 50)).max() > 0.5
         assert share_of_error(model, np.array([0.3, 0.9])).max() < 0.1
         assert warned([u], 2)[0] == []
 
     def test_frequencies_are_in_the_units_of_the_record(self):
-        (warning,), _ = warned([np.sin(0.3 * T)], 3, dt=0.1)
-        assert "31.4 rad/s" in str(warning.message)
+        (warning,), _ = warned([np.round(TWO_SINES, 5)], 4, dt=0.1)
+        assert "31.4 rad/s two standard errors" in str(warning.message)
 
     @pytest.mark.parametrize(
         ("second", "written"),
         [
-            (lambda u: np.append(0, u[:-1]), "input 1(t) - input 0(t-1) is constant"),
+            (lambda u: np.append(0, u[:-1]), "input 1[t] - input 0[t-1] is constant"),
             (
                 lambda u: ss.lfilter([1], [1, -0.5], u),
-                r"input 1(t) - input 0(t) - 0.5 input 1(t-1) is constant",
+                r"input 1[t] - input 0[t] - 0.5 input 1[t-1] is constant",
             ),
         ],
     )
     def test_inputs_that_depend_on_each_other(self, second, written):
         u = white(20)
         (warning,), _ = warned([u, second(u)], 3)
-        assert "and 1 other response" in str(warning.message)
-        assert f"since input 0 and input 1 depend on each other ({written})" in str(warning.message)
+        assert "(1 other response is not determined either)" in str(warning.message)
+        assert f"since input 0 and input 1 depend on each other ({written}, with t in" in str(warning.message)
 
     def test_the_band_of_an_infinite_error_fills_the_plot(self):
         """Infinite errors had no band at all, as if the response were certain."""
@@ -196,18 +197,66 @@ class TestWarnings:
         # two sines give four numbers for each output, and a model of order two has eight
         assert warned([TWO_SINES], 2, outputs=2)[0] == []
 
+    def test_responses_that_are_zero_are_determined(self):
+        """Compared with themselves alone they never were: two standard errors are larger than zero."""
+        model = (np.diag([0.8, 0.6]), np.eye(2), np.eye(2), 0)
+        u = np.stack([white(26), white(27)])
+        for noise in (0.0, 0.02):
+            y = hankelred.simulate(model, u, dt=True) + noise * np.stack([white(28), white(29)])
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                hankelred.identify(u, y, 2)
+
+    def test_an_integrator_does_not_hide_other_frequencies(self):
+        # compared with the peak, which is infinite, everything but the lowest frequencies seemed determined
+        u = np.stack([white(30), white(30) + 0.01 * white(31)])
+        integrator = (np.diag([1.0, 0.5]), [[1, 0.5], [0.3, 1]], [[1, 1]], 0)
+        y = hankelred.simulate(integrator, u, dt=True)
+        y = y + 0.02 * y.std() * white(32)
+        for stable in (True, False):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model = hankelred.identify(u, y, 2, stable=stable)
+            (text,) = [str(w.message) for w in caught if "does not determine" in str(w.message)]
+            assert float(re.search(r"([\d.]+) radians", text)[1]) > 2
+            assert np.all(np.isfinite(model.pole_errors()[1]))
+
+    def test_of_several_relations_one_is_told_that_holds(self):
+        a, b = white(33), white(34)
+        late = (np.append(0, a[:-1]), np.append([0, 0], a[:-2]))
+        u = np.stack([a, *late])
+        with pytest.warns(hankelred.ReductionWarning, match=r"input 1\[t\] - input 0\[t-1\] is constant"):
+            hankelred.identify(u, ss.lfilter([0, 1], [1, -0.8], u.sum(axis=0)) + 0.05 * b, 2)
+
+    def test_a_relation_between_other_inputs_is_no_reason(self):
+        a = white(35)
+        u = np.stack([np.sin(0.3 * T), a, np.append(0, a[:-1])])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            hankelred.identify(u, ss.lfilter([0, 1], [1, -1.2, 0.5], u.sum(axis=0)) + 0.05 * white(36), 3)
+        (text,) = [str(w.message) for w in caught if "does not determine" in str(w.message)]
+        assert ("from input 0" in text) != ("input 1 and input 2 depend on each other" in text)
+
 
 def test_information_about_directions_that_are_not_determined():
     rng = np.random.default_rng(0)
     J = rng.standard_normal((50, 4)) * [1, 1e3, 1e-3, 1]
-    known = Information.of(J.T @ J)
-    np.testing.assert_allclose(known.covariance(J.T @ J), np.linalg.inv(J.T @ J), rtol=1e-8)
+    known = Information.of([J[:20], J[20:23], J[23:]])
+    np.testing.assert_allclose(known.covariance(np.eye(4)), np.linalg.inv(J.T @ J), rtol=1e-8)
+    np.testing.assert_allclose((J @ known.scores).T @ (J @ known.scores), np.eye(4), atol=1e-12)
     assert known.determines(np.eye(4)).all() and known.determines(np.eye(4)[:, :2]).all()
     # with a fifth parameter whose effect is that of the first two
     J = np.column_stack([J, 1e6 * (J[:, 0] - J[:, 1])])
-    information = Information.of(J.T @ J)
+    information = Information.of([J])
     np.testing.assert_array_equal(information.determines(np.eye(5)), [False, False, True, True, False])
     # the sum of their effects is
     assert information.determines(np.array([[1, 0, 0, 0, 1e6], [0, 1, 0, 0, -1e6]])).all()
-    covariance = information.covariance(J.T @ J)
+    covariance = information.covariance(np.eye(4))
     np.testing.assert_allclose(covariance[2:4, 2:4], np.linalg.inv(J[:, :4].T @ J[:, :4])[2:, 2:], rtol=1e-6)
+    # a parameter without any effect, and nearly one with that of another
+    noise = rng.standard_normal(50)
+    J = np.column_stack([J[:, :2], 0 * J[:, 0], J[:, 0] + 1e-7 * noise])
+    information = Information.of([J])
+    np.testing.assert_array_equal(information.determines(10 * np.eye(4)), [True, True, False, True])
+    rest = np.linalg.lstsq(J[:, :2], noise)[1][0]
+    assert information.covariance(np.eye(3))[3, 3] == pytest.approx(1e14 / rest, rel=1e-6)
