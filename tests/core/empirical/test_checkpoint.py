@@ -382,6 +382,7 @@ def test_lost_worker_costs_a_round(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xslow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_worker_that_is_always_lost_is_an_error(tmp_path):
     simulate = Crashing(tmp_path, 99)

@@ -553,6 +553,7 @@ def test_the_same_model_loaded_again_is_the_same(tmp_path):
     calibration.check(again)
 
 
+@pytest.mark.xslow
 def test_ranks_merge_over_processes(tmp_path):
     # the recipe of the documentation, in two processes
     script = textwrap.dedent(

@@ -170,6 +170,7 @@ def test_json_in_the_schema_of_peft(settings, finished):
         )
 
 
+@pytest.mark.xslow
 def test_forgetting_is_what_training_adds_to_the_loss_on_a_text(base, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"The {k}th sentence of a text that no training has. " for k in range(80)))

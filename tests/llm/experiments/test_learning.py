@@ -42,6 +42,7 @@ def accuracies(base, folder, task, rates, *, steps, seeds, **options):
     return scores
 
 
+@pytest.mark.xslow
 def test_hrm_follows_an_automaton_better_than_lora(base, tmp_path):
     """The default HRM beats the best LoRA by .10 on a four-state automaton, at equal parameters.
 
