@@ -102,13 +102,13 @@ $(VENV)/.fast: $(VENV)/.package
 	@$(PIP) --editable '.[test-core]'
 	@touch $@
 
+# --no-compile: modules are compiled once when they are imported, and most of these never are
 $(VENV)/.llm: $(VENV)/.package
 	@echo "installing torch and transformers, once; about a minute"
-	@$(PIP) $(TORCH)
-	@$(PIP) --editable '.[llm,gguf]'
+	@$(PIP) --no-compile $(TORCH)
+	@$(PIP) --no-compile --editable '.[llm,gguf]'
 	@touch $@
 
-# --no-compile: what the tools below do not import is never compiled, and the rest once, when it is imported
 $(VENV)/.develop: $(VENV)/.llm
 	$(PIP) --no-compile --editable '.[experiments,evaluate,test,docs,slycot]'
 	@touch $@
