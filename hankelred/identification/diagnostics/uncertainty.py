@@ -65,9 +65,10 @@ class Uncertainty:
     D: Array
     #: derivatives by each parameter: (K, n, n), (K, n, m), (K, p, n), (K, p, m)
     by_parameters: tuple[Array, Array, Array, Array]
-    #: (K, K), and what it would be with white residuals
+    #: (K, K)
     covariance: Array
-    of_white: Array
+    #: what it would be with white residuals
+    white_covariance: Array
     information: Information
 
     def poles(self) -> tuple[Array, Array]:
@@ -103,7 +104,7 @@ class Uncertainty:
         return values, errors
 
     def _errors(self, slopes: Array, white: bool = False) -> Array:
-        covariance = self.of_white if white else self.covariance
+        covariance = self.white_covariance if white else self.covariance
         with np.errstate(invalid="ignore"):
             variances = np.einsum("kj,jl,kl->k", slopes.conj(), covariance, slopes).real
             known = np.isfinite(variances) & self.information.determines(slopes)
@@ -124,8 +125,8 @@ def uncertainty(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) ->
     directions = local_coordinates(model)
     parts = list(output_derivatives(model, us, ys, offsets, directions))
     information = Information.of([J.reshape(-1, J.shape[2]) for J, _ in parts])
-    p, (K, known) = model.C.shape[0], information.scores.shape
-    weighted, of_white = np.zeros((known, known)), np.zeros((known, known))
+    p, (K, k) = model.C.shape[0], information.known.shape
+    correlated, white_only = np.zeros((k, k)), np.zeros((k, k))
     for i in range(p):
         a = autoregression([error[i] for _, error in parts])
         white = [lfilter(a, [1.0], error[i]) for _, error in parts]
@@ -133,16 +134,16 @@ def uncertainty(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) ->
         variance = sum(float(e @ e) for e in white) / degrees
         power = sum(float(error[i] @ error[i]) for _, error in parts) / degrees
         for J, _ in parts:
-            X = J[i] @ information.scores
-            of_white += power * (X.T @ X)
+            X = J[i] @ information.known
+            white_only += power * (X.T @ X)
             # the transpose of the lower triangular square root of the covariance, which is a filter
             filtered = lfilter([1.0], a, X[::-1], axis=0)
-            weighted += variance * (filtered.T @ filtered)
+            correlated += variance * (filtered.T @ filtered)
     slopes = derivatives(model, directions)
-    covariance, of_white = (
-        information.covariance(S)[: len(slopes[0]), : len(slopes[0])] for S in (weighted, of_white)
-    )
-    return Uncertainty(model.A, model.B, model.C, model.D, slopes, covariance, of_white, information)
+    K = len(slopes[0])  # those of the initial states and offsets are left out
+    covariance = information.covariance(correlated)[:K, :K]
+    white_covariance = information.covariance(white_only)[:K, :K]
+    return Uncertainty(model.A, model.B, model.C, model.D, slopes, covariance, white_covariance, information)
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ class Information:
 
     #: norms of the derivatives by each parameter: (K,)
     size: Array
-    #: independent directions (K, k) that are determined: those of J times these are orthonormal
-    scores: Array
+    #: directions (K, k) that are determined; the columns of J times these are orthonormal
+    known: Array
     #: orthonormal directions that are not, for parameters times their size: (K, q)
     unknown: Array
 
@@ -171,12 +172,12 @@ class Information:
         _, values, right = np.linalg.svd(triangle / size)
         values = np.pad(values, (0, size.size - values.size))
         determined = values > _UNDETERMINED * values[0]
-        scores = right[determined].T / values[determined] / size[:, None]
-        return cls(size, scores, right[~determined].T)
+        known = right[determined].T / values[determined] / size[:, None]
+        return cls(size, known, right[~determined].T)
 
     def covariance(self, weighted: Array) -> Array:
-        """Return ``G^-1 S G^-1`` with G = J^T J, for S in the determined directions, which it leaves."""
-        return np.asarray(self.scores @ weighted @ self.scores.T)
+        """Return ``G^-1 S G^-1`` with G = J^T J, for S given in the known directions: (k, k)."""
+        return np.asarray(self.known @ weighted @ self.known.T)
 
     def determines(self, slopes: Array) -> Array:
         """Return whether quantities with these derivatives by the first parameters (k, K') are determined."""

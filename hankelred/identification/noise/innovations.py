@@ -102,7 +102,7 @@ class InnovationsModel:
         information = Information.of(columns)
         by_A, by_B, by_C, by_D = derivatives(model, directions)
         # the residuals have unit variance
-        covariance = information.covariance(np.eye(information.scores.shape[1]))[: len(by_A), : len(by_A)]
+        covariance = information.covariance(np.eye(information.known.shape[1]))[: len(by_A), : len(by_A)]
         K, by_K = model.B[:, m:], by_B[:, :, m:]
         return Uncertainty(
             model.A + K @ model.C,
