@@ -557,10 +557,8 @@ def _chosen_by_criterion(
     starts = candidates[recipe].model, fit_levels(trials[order].model, data.inputs, data.outputs, offsets)[0]
     start = min(starts, key=lambda model: model.loss)
     errors = residuals(start, data.inputs, data.outputs)
-    # the trial was estimated from the validation part too: it is refined here, with or without a noise model
-    model = whitened_fit(start, data.inputs, data.outputs, errors, stable=stable) or refine(
-        start, data.inputs, data.outputs, stable=stable, max_steps=_FIRST_STEPS, rtol=1e-4
-    )
+    # the trial was estimated from the validation part too: it is refined here
+    model = whitened_fit(start, data.inputs, data.outputs, errors, stable=stable)
     others = score_continued(by_validation.model, split, offsets)
     if _clearly_better(others, score_continued(model, split, offsets)):
         return None
@@ -594,11 +592,9 @@ def _estimate_with_noise_model(
 def _refined_with_noise_model(
     model: FittedModel, us: Sequence[Array], ys: Sequence[Array], errors: Sequence[Array], *, stable: bool
 ) -> FittedModel | None:
-    """Refine a model with these residuals; None if they are white, or a pole moves to the stability limit."""
+    """Refine a model with these residuals; None if a pole moves to the stability limit."""
     whitened = whitened_fit(model, us, ys, errors, stable=stable)
-    if whitened is None or on_stability_limit(whitened.A) > on_stability_limit(model.A):
-        return None
-    return whitened
+    return None if on_stability_limit(whitened.A) > on_stability_limit(model.A) else whitened
 
 
 def _with_noise_model(
@@ -644,7 +640,7 @@ def _estimate_from_all(
             model = refined
     if recipe.whitened:
         whitened = whitened_fit(model, us, ys, residuals(model, us, ys), stable=stable)
-        if whitened is not None and not on_stability_limit(whitened.A):
+        if not on_stability_limit(whitened.A):
             model = whitened
     return model
 

@@ -45,7 +45,7 @@ from .subspace import determines_horizon, subspaces
 _HARMLESS_GROWTH = 1.1
 #: A pole may be an integrator if over the longest record its response falls by less than this exponent.
 _DECAY = 3.0
-#: Steps of refinement of the model of the estimation part where its residuals are white.
+#: Steps of the refinement that looks for a model without noise.
 _STEPS = 25
 
 
@@ -214,9 +214,7 @@ def _with_levels(
     start, errors = fit_levels(start, us, ys, False)
     model = start
     if start.loss > NOISE_FREE:
-        model = whitened_fit(start, us, ys, errors, stable=stable) or refine(
-            start, us, ys, stable=stable, max_steps=_STEPS, rtol=1e-5
-        )
+        model = whitened_fit(start, us, ys, errors, stable=stable)
     poles, left, _ = sla.eig(model.A, left=True, right=True)
     by_pole = left[:, np.argmin(np.abs(poles - 1))].conj() @ model.B
     # a complex pole has two equations

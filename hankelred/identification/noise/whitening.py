@@ -23,23 +23,21 @@ _STEPS = 25
 
 def whitened_fit(
     model: FittedModel, us: Sequence[Array], ys: Sequence[Array], errors: Sequence[Array], *, stable: bool
-) -> FittedModel | None:
-    """Refine a model with these residuals (p, T); None where they are white.
+) -> FittedModel:
+    """Refine a model with these residuals (p, T): on the simulated output itself where they are white.
 
     One filter serves all outputs, since the records have only one input signal for them.
     """
     offsets = bool(np.any(model.offset))
-    whitened = None
     for _ in range(_ITERATIONS):
         coefficients = noise_filter(errors)
-        if coefficients.size == 1:
-            break
         white_us, white_ys = filtered(coefficients, us), filtered(coefficients, ys)
         start, _ = fit_levels(model, white_us, white_ys, offsets)
         refined = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-5)
         model, errors = fit_levels(refined, us, ys, offsets)
-        whitened = model
-    return whitened
+        if coefficients.size == 1:
+            break
+    return model
 
 
 def noise_filter(errors: Sequence[Array], penalty: float = AKAIKE_PENALTY) -> Array:
