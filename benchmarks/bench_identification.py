@@ -51,15 +51,9 @@ import hankelred
 from hankelred.identification.diagnostics.feedback import feedback_probabilities
 from hankelred.identification.diagnostics.input_warnings import LATER_PROBABILITY
 from hankelred.identification.diagnostics.uncertainty import autoregression
+from hankelred.identification.linear_fit import FittedModel, fit_inputs, fit_levels
 from hankelred.identification.noise.whitening import filtered
-from hankelred.identification.output_error import (
-    FittedModel,
-    fit_inputs,
-    fit_levels,
-    refine,
-    stable_matrix,
-    truncate_states,
-)
+from hankelred.identification.output_error import refine, stable_matrix, truncate_states
 
 # columns of inputs and outputs, sampling time in seconds
 RECORDS: dict[str, tuple[list[int], list[int], float]] = {

@@ -14,7 +14,7 @@ from scipy.special import chdtri
 
 from .._util.arrays import Array
 from .diagnostics.feedback import arx_regression
-from .output_error import FittedModel, with_initial_states
+from .linear_fit import FittedModel, with_initial_states
 
 #: Most lags of the ARX model, and the least number of equations for each coefficient.
 _MOST_LAGS, _EQUATIONS_PER_COEFFICIENT = 20, 4

@@ -29,6 +29,7 @@ from .diagnostics.input_warnings import POOR_FIT, warn_of_feedback, warn_of_unde
 from .diagnostics.residual_tests import ResidualTest, residual_test
 from .diagnostics.uncertainty import Uncertainty, uncertainty
 from .hankel_svd import NOISE_NORM
+from .linear_fit import residuals, with_initial_states
 from .missing import without_missing
 from .noise.innovations import with_outputs
 from .order_selection import (
@@ -43,7 +44,7 @@ from .order_selection import (
     select_model,
     usable_horizons,
 )
-from .output_error import STABLE_RADIUS, on_stability_limit, residuals, with_initial_states
+from .output_error import STABLE_RADIUS, on_stability_limit
 from .records import (
     RecordedData,
     as_recorded_data,

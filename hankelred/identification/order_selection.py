@@ -14,21 +14,19 @@ import numpy as np
 from .._util.arrays import Array
 from .._util.progress import with_progress_bar
 from ..errors import HankelredError
+from .linear_fit import (
+    FittedModel,
+    fit_initial_states_of_each,
+    fit_inputs,
+    fit_inputs_of_each,
+    fit_levels,
+    residuals,
+    with_initial_states,
+)
 from .noise.information_criterion import OrderTrial, order_trials, schwarz_criterion
 from .noise.innovations import InnovationsModel
 from .noise.whitening import whitened_fit
-from .output_error import (
-    FittedModel,
-    fit_initial_states,
-    fit_inputs,
-    fit_levels,
-    on_stability_limit,
-    refine,
-    residuals,
-    stable_matrix,
-    truncated_starts,
-    with_initial_states,
-)
+from .output_error import on_stability_limit, refine, truncated_starts, usable_matrices
 from .subspace import Subspace, determines_horizon, subspaces
 
 #: Share of every record that candidate models are estimated from; the other samples are for validation.
@@ -194,15 +192,16 @@ def linear_models(
 ) -> Iterator[tuple[Recipe, FittedModel]]:
     """Yield every model of these orders that linear least squares gives, without iteration."""
     for order in orders:
-        for space in spaces:
-            if order > space.max_order:
-                continue
-            A, C = space.build(order)
-            if not (np.all(np.isfinite(A)) and np.all(np.isfinite(C))):
-                continue
-            for model in fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets):
+        matrices = {
+            space.name: pair
+            for space in spaces
+            if order <= space.max_order and (pair := usable_matrices(*space.build(order), stable=stable))
+        }
+        fitted = fit_inputs_of_each(list(matrices.values()), us, ys, offsets)
+        for name, models in zip(matrices, fitted, strict=True):
+            for model in models:
                 if np.isfinite(model.loss):
-                    yield Recipe(space.name, order, "linear", bool(np.any(model.offset))), model
+                    yield Recipe(name, order, "linear", bool(np.any(model.offset))), model
 
 
 @dataclass(frozen=True)
@@ -319,12 +318,11 @@ def _linear_candidates(
     us, ys = split.estimation.inputs, split.estimation.outputs
     candidates: dict[Recipe, Candidate] = {}
     starts: list[tuple[Recipe, FittedModel]] = []
-    shown_orders = with_progress_bar(orders, "Trial models (orders)", progress, len(orders))
-    for recipe, model in linear_models(us, ys, spaces, shown_orders, offsets=offsets, stable=stable):
-        if recipe.source.endswith(f"-{_START_HORIZON}"):
-            starts.append((recipe, model))
-        else:
-            candidates[recipe] = score_model(model, split)
+    for order in with_progress_bar(orders, "Trial models (orders)", progress, len(orders)):
+        models = dict(linear_models(us, ys, spaces, [order], offsets=offsets, stable=stable))
+        scored = {r: m for r, m in models.items() if not r.source.endswith(f"-{_START_HORIZON}")}
+        starts += [item for item in models.items() if item[0] not in scored]
+        candidates |= zip(scored, score_models(list(scored.values()), split), strict=True)
     return candidates, starts
 
 
@@ -364,12 +362,16 @@ def _refined_candidates(
 
 def score_model(model: FittedModel, split: DataSplit) -> Candidate:
     """Score a model by its mean fit to the validation part."""
+    return score_models([model], split)[0]
+
+
+def score_models(models: Sequence[FittedModel], split: DataSplit) -> list[Candidate]:
+    """Score models of one order by their mean fit to the validation part."""
     us, ys = split.scored
     # As in later use, offsets and initial state of the validation part are unknown: the offsets are those of
     # the estimation part, the initial state is estimated.
-    with np.errstate(over="ignore", invalid="ignore"):
-        _, residual = fit_initial_states(model, us, ys)
-    return _scored(model, split, [e[:, split.n_zeros :] for e in residual])
+    fitted = fit_initial_states_of_each(models, us, ys)
+    return _scored(models, split, [[e[:, split.n_zeros :] for e in residual] for _, residual in fitted])
 
 
 def score_continued(model: FittedModel, split: DataSplit, offsets: bool) -> Candidate:
@@ -383,41 +385,46 @@ def score_continued(model: FittedModel, split: DataSplit, offsets: bool) -> Cand
         residual = residuals(model, split.whole_inputs, split.whole_outputs)
     lengths = [y.shape[1] for y in split.validation_outputs]
     errors = [e[:, -n:] for e, n in zip(residual, lengths, strict=True)]
-    return _scored(model, split, [_centered(e) for e in errors] if offsets else errors)
+    return _scored([model], split, [[_centered(e) for e in errors] if offsets else errors])[0]
 
 
-def _scored(model: FittedModel, split: DataSplit, residual: Sequence[Array]) -> Candidate:
+def _scored(
+    models: Sequence[FittedModel], split: DataSplit, residuals_of_each: Sequence[Sequence[Array]]
+) -> list[Candidate]:
+    if not models:
+        return []
     with np.errstate(over="ignore", invalid="ignore"):
-        errors = np.concatenate(residual, axis=1) ** 2
+        errors = np.stack([np.concatenate(e, axis=1) for e in residuals_of_each]) ** 2
+    size, model = errors[0].size, models[0]
     if split.n_zeros:
         # Akaike's final prediction error: the model was fitted to (most of) these samples
         n_parameters = model.B.size + model.C.size + model.D.size
-        penalty = (errors.size + n_parameters) / max(errors.size - n_parameters, 1)
+        penalty = (size + n_parameters) / max(size - n_parameters, 1)
     else:
         # An initial state fitted to the same samples costs as many degrees of freedom.
-        penalty = errors.size / max(errors.size - model.order * len(residual), 1)
+        penalty = size / max(size - model.order * len(residuals_of_each[0]), 1)
     scores = _mean_fit(_with_pieces_left_out(sums_over_pieces(errors)), split.spread, penalty)
-    return Candidate(float(scores[0]), model, scores[1:])
+    return [Candidate(float(s[0]), m, s[1:]) for m, s in zip(models, scores, strict=True)]
 
 
 def _with_pieces_left_out(sums: Array) -> Array:
     """Return the sum over all pieces, and those without each piece in turn."""
-    total = sums.sum(axis=1, keepdims=True)
-    return np.hstack([total, np.maximum(total - sums, 0)])
+    total = sums.sum(axis=-1, keepdims=True)
+    return np.concatenate([total, np.maximum(total - sums, 0)], axis=-1)
 
 
 def sums_over_pieces(x: Array) -> Array:
-    """Return the sums over pieces of consecutive columns."""
-    edges = np.linspace(0, x.shape[1], min(_PIECES, x.shape[1]), endpoint=False).astype(int)
-    return np.asarray(np.add.reduceat(x, edges, axis=1))
+    """Return the sums over pieces of consecutive samples, on the last axis."""
+    edges = np.linspace(0, x.shape[-1], min(_PIECES, x.shape[-1]), endpoint=False).astype(int)
+    return np.asarray(np.add.reduceat(x, edges, axis=-1))
 
 
 def _mean_fit(error: Array, spread: Array, penalty: float) -> Array:
     with np.errstate(invalid="ignore"):
-        ratio = np.divide(error, spread, out=np.ones_like(spread), where=spread > 0)
+        ratio = np.divide(error, spread, out=np.ones_like(error), where=spread > 0)
         fit = 1 - np.sqrt(ratio * penalty)
     # An output that is not explained counts as -1 at worst: the others can then still rank the models.
-    return np.asarray(np.mean(np.clip(np.nan_to_num(fit, nan=-1.0), -1.0, 1.0), axis=0))
+    return np.asarray(np.mean(np.clip(np.nan_to_num(fit, nan=-1.0), -1.0, 1.0), axis=-2))
 
 
 @dataclass(frozen=True)
@@ -501,26 +508,27 @@ def choose_recipe(candidates: dict[Recipe, Candidate]) -> Recipe:
         factor = _REFINEMENT_FACTOR if recipe.kind == "refined" else 1.0
         return factor * _LIMIT_FACTOR if on_stability_limit(candidates[recipe].model.A) else factor
 
-    margins = {recipe: margin(recipe) for recipe in candidates}
-    errors = {recipe: (1 - candidate.score) / margins[recipe] for recipe, candidate in candidates.items()}
-    best = min(candidates, key=lambda recipe: errors[recipe])
+    recipes = list(candidates)
+    margins = np.array([margin(recipe) for recipe in recipes])
+    errors = (1 - np.array([candidates[recipe].score for recipe in recipes])) / margins
+    relative = np.stack([candidates[recipe].jackknife_scores for recipe in recipes]) / margins[:, None]
+    best = int(np.argmin(errors))
+    uncertainties = np.minimum(
+        _STANDARD_ERRORS * _standard_errors(relative[best] - relative), _MAX_UNCERTAINTY * errors[best]
+    )
+    tolerances = np.maximum(uncertainties, _PARSIMONY * errors[best]) + _ROUNDING
+    order = min(recipes[i].order for i in np.flatnonzero(errors <= errors[best] + tolerances))
+    of_order = [i for i, recipe in enumerate(recipes) if recipe.order == order]
+    return recipes[min(of_order, key=lambda i: errors[i])]
 
-    def tolerance(recipe: Recipe) -> float:
-        best_scores, scores = candidates[best].jackknife_scores, candidates[recipe].jackknife_scores
-        difference = best_scores / margins[best] - scores / margins[recipe]
-        uncertainty = min(_STANDARD_ERRORS * _standard_error(difference), _MAX_UNCERTAINTY * errors[best])
-        return max(uncertainty, _PARSIMONY * errors[best]) + _ROUNDING
 
-    order = min(recipe.order for recipe in candidates if errors[recipe] <= errors[best] + tolerance(recipe))
-    return min((recipe for recipe in candidates if recipe.order == order), key=lambda recipe: errors[recipe])
+def _standard_errors(differences: Array) -> Array:
+    """Return standard errors of differences of two scores, from those with each piece left out in turn.
 
-
-def _standard_error(differences: Array) -> float:
-    """Return the standard error of the difference of two scores, from those with each piece left out in turn.
-
-    It is that of the jackknife, on the same samples.
+    They are those of the jackknife, on the same samples; the pieces are the last axis.
     """
-    return float(np.sqrt((differences.size - 1) * np.mean((differences - differences.mean()) ** 2)))
+    centered = differences - differences.mean(axis=-1, keepdims=True)
+    return np.asarray(np.sqrt((differences.shape[-1] - 1) * np.mean(centered**2, axis=-1)))
 
 
 def _trials_with_noise_model(
@@ -567,7 +575,7 @@ def _chosen_by_criterion(
 
 def _clearly_better(first: Candidate, second: Candidate) -> bool:
     difference = first.jackknife_scores - second.jackknife_scores
-    least = max(_CLEAR_ERRORS * _standard_error(difference), _CLEAR_SHARE * (1 - first.score))
+    least = max(_CLEAR_ERRORS * float(_standard_errors(difference)), _CLEAR_SHARE * (1 - first.score))
     return first.score - second.score > least
 
 

@@ -1,14 +1,10 @@
-"""Fit a state space to the *simulated* output (output-error method): linear least squares, then Gauss-Newton.
-
-The records are scaled (channels of unit size, offsets removed). The model is in discrete time,
-``x[k+1] = A x[k] + B u[k]``, ``y[k] = C x[k] + D u[k] + offset``, with one initial state per record.
-"""
+"""Refine a state space by its *simulated* output (output-error method); keep its poles inside a radius."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import scipy.linalg as sla
@@ -16,7 +12,8 @@ from scipy.linalg.lapack import dormqr
 
 from .._util.arrays import EPS, Array
 from ..reduction.balancing import BalancedFactors
-from ..simulation.batch_recurrence import forced_responses, free_responses, recurrence, simulate_states
+from ..simulation.batch_recurrence import forced_responses, free_responses, simulate_states
+from .linear_fit import FittedModel, fit_inputs, mean_square, residuals
 
 #: The largest spectral radius of a model that has to be stable: so near to 1 that an integrator still acts
 #: as one over the length of a record.
@@ -24,148 +21,6 @@ STABLE_RADIUS = 1.0 - 1e-6
 
 #: Mean square of the residual, in units of the output's own size, that is rounding: no refinement below.
 _ROUNDING = 1e-28
-
-#: Below this reciprocal condition number of M^T M, M itself is factored, which is several times slower.
-_GRAM_RCOND = 1e-10
-
-
-@dataclass(frozen=True)
-class FittedModel:
-    """A state space, and the initial states and output offset of the records it was fitted to."""
-
-    A: Array
-    B: Array
-    C: Array
-    D: Array
-    x0: tuple[Array, ...]
-    offset: Array
-    #: mean square of the residual over all samples and outputs
-    loss: float = np.inf
-    #: whether D is estimated; otherwise it is zero
-    direct: bool = True
-
-    @property
-    def order(self) -> int:
-        """Number of states."""
-        return int(self.A.shape[0])
-
-
-def input_responses(A: Array, C: Array, u: Array) -> Array:
-    """Return the outputs (p, T, n m) that every entry of B would cause alone: input j acting on state i.
-
-    With fewer outputs than states it is computed by the transposed system: the state i of one that is driven
-    through row k of C is the output k of one that is driven through state i.
-    """
-    (p, n), (m, T) = C.shape, u.shape
-    if p > n:
-        return forced_responses(A, C, np.eye(n * m).reshape(n * m, n, m), u)
-    forcing = np.einsum("kn,jt->ntkj", C, u).reshape(n, T, p * m)
-    states = recurrence(A.T, forcing).reshape(n, T, p, m)
-    return states.transpose(2, 1, 0, 3).reshape(p, T, n * m)
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def residuals(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> list[Array]:
-    """Return the measured minus the simulated output, (p, T) for each record."""
-    return [
-        y - (model.C @ simulate_states(model.A, model.B, u, x0) + model.D @ u + model.offset[:, None])
-        for u, y, x0 in zip(us, ys, model.x0, strict=True)
-    ]
-
-
-def with_initial_states(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> FittedModel:
-    """Return the model with the initial states that fit other records best in the least-squares sense."""
-    return fit_initial_states(model, us, ys)[0]
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def fit_initial_states(
-    model: FittedModel, us: Sequence[Array], ys: Sequence[Array]
-) -> tuple[FittedModel, list[Array]]:
-    """Return the model with the initial states that fit other records best, and the residuals (p, T)."""
-    from_zero = replace(model, x0=tuple(np.zeros(model.order) for _ in us))
-    x0, errors = [], []
-    for u, error in zip(us, residuals(from_zero, us, ys), strict=True):
-        free = free_responses(model.A, model.C, u.shape[1])
-        x0.append(_least_squares(free.reshape(-1, model.order), error.reshape(-1)))
-        errors.append(error - free @ x0[-1])
-    return replace(model, x0=tuple(x0), loss=_mean_square(errors)), errors
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def fit_levels(
-    model: FittedModel, us: Sequence[Array], ys: Sequence[Array], offsets: bool
-) -> tuple[FittedModel, list[Array]]:
-    """Return the model with the initial states and, with `offsets`, the output offset that fit best.
-
-    The residuals (p, T) are returned too.
-    """
-    n, p, E = model.order, model.C.shape[0], len(us)
-    base = replace(model, x0=tuple(np.zeros(n) for _ in us), offset=np.zeros(p))
-    errors = residuals(base, us, ys)
-    blocks = []
-    for e, u in enumerate(us):
-        M = np.zeros((p, u.shape[1], E * n + (p if offsets else 0)))
-        M[:, :, e * n : (e + 1) * n] = free_responses(model.A, model.C, u.shape[1])
-        if offsets:
-            M[:, :, E * n :] = np.eye(p)[:, None]
-        blocks.append(M)
-    K = blocks[0].shape[2]
-    theta = _least_squares(
-        np.concatenate([M.reshape(-1, K) for M in blocks]), np.concatenate([e.reshape(-1) for e in errors])
-    )
-    errors = [error - M @ theta for error, M in zip(errors, blocks, strict=True)]
-    offset = theta[E * n :] if offsets else np.zeros(p)
-    x0 = tuple(theta[: E * n].reshape(E, n))
-    return replace(base, x0=x0, offset=offset, loss=_mean_square(errors)), errors
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def fit_inputs(
-    A: Array,
-    C: Array,
-    us: Sequence[Array],
-    ys: Sequence[Array],
-    offsets: bool,
-    *,
-    direct: bool = True,
-) -> list[FittedModel]:
-    """Solve for B, D, x0 and an offset, in which the simulated output is linear once A and C are known.
-
-    The classical second step of subspace methods (Verhaegen and Verdult, Filtering and System
-    Identification, 2007, section 9.2), here on the simulated output of every record. With `offsets` two
-    models are returned, without and with an output offset in addition to the mean already removed: a record
-    that starts away from equilibrium needs it, while for one that drifts it can make the fit worse.
-    Without `direct`, D is zero.
-    """
-    n, p, m = A.shape[0], C.shape[0], us[0].shape[0]
-    d = m if direct else 0
-    rows = []
-    for e, u in enumerate(us):
-        T = u.shape[1]
-        # one column for each entry of B: input j acting on state i alone
-        by_B = input_responses(A, C, u)
-        by_D = np.einsum("ik,jt->itkj", np.eye(p), u[:d]).reshape(p, T, p * d)
-        by_x0 = np.zeros((p, T, len(us) * n))
-        by_x0[:, :, e * n : (e + 1) * n] = free_responses(A, C, T)
-        columns = [by_B, by_D, by_x0]
-        if offsets:
-            columns.append(np.broadcast_to(np.eye(p)[:, None], (p, T, p)))
-        rows.append(np.concatenate(columns, axis=2).reshape(p * T, -1))
-    M, target = np.concatenate(rows), np.concatenate([y.reshape(-1) for y in ys])
-    inner = n * m + p * d + len(us) * n
-    models = []
-    # the powers of a nearly defective A may overflow; such a model has an infinite loss
-    for theta in _nested_least_squares(M, target, [inner, inner + p] if offsets else [inner]):
-        B, D, x0, offset = np.split(theta, np.cumsum([n * m, p * d, len(us) * n]))
-        offset = offset if offset.size else np.zeros(p)
-        error = target - M[:, : theta.size] @ theta
-        loss = float(error @ error) / target.size
-        states = tuple(x0.reshape(len(us), n))
-        D = np.pad(D.reshape(p, d), ((0, 0), (0, m - d)))
-        model = FittedModel(A, B.reshape(n, m), C, D, states, offset, direct=direct)
-        models.append(replace(model, loss=loss if np.isfinite(loss) else np.inf))
-    return models
 
 
 def refine(
@@ -234,16 +89,17 @@ def _normal_equations(
         gradient += flat.T @ error.reshape(-1)
 
     def update(step: Array) -> FittedModel:
-        a, b, c = np.split(directions @ step[:P], np.cumsum([n * n, n * m]))
-        d, x, o = np.split(step[P:], np.cumsum([p * direct, len(us) * n]))
+        change, levels = directions @ step[:P], step[P + p * direct :]
+        D = model.D.copy()
+        D[:, :direct] += step[P : P + p * direct].reshape(p, direct)
         return replace(
             model,
-            A=model.A + a.reshape(n, n),
-            B=model.B + b.reshape(n, m),
-            C=model.C + c.reshape(p, n),
-            D=model.D + np.pad(d.reshape(p, direct), ((0, 0), (0, m - direct))),
-            x0=tuple(np.asarray(model.x0) + x.reshape(len(us), n)),
-            offset=model.offset + o if offsets else model.offset,
+            A=model.A + change[: n * n].reshape(n, n),
+            B=model.B + change[n * n : n * (n + m)].reshape(n, m),
+            C=model.C + change[n * (n + m) :].reshape(p, n),
+            D=D,
+            x0=tuple(x + levels[e * n : (e + 1) * n] for e, x in enumerate(model.x0)),
+            offset=model.offset + levels[len(us) * n :] if offsets else model.offset,
         )
 
     return gram, gradient, update
@@ -282,9 +138,14 @@ def output_derivatives(
 def local_coordinates(model: FittedModel) -> Array:
     """Return an orthonormal basis (n^2 + nm + pn, n(m+p)) orthogonal to the orbit of similar systems."""
     A, B, C = model.A, model.B, model.C
-    eye = np.eye(A.shape[0])
-    # d/dT of (T A T^-1, T B, C T^-1) at T = I, acting on T flattened by rows
-    tangents = np.concatenate([np.kron(eye, A.T) - np.kron(A, eye), np.kron(eye, B.T), -np.kron(C, eye)])
+    (n, m), p, k = B.shape, C.shape[0], np.arange(A.shape[0])
+    # d/dT of (T A T^-1, T B, C T^-1) at T = I: the entry [i, j, k, l] is that of entry (i, j) by T[k, l]
+    by_A, by_B, by_C = np.zeros((n, n, n, n)), np.zeros((n, m, n, n)), np.zeros((p, n, n, n))
+    by_A[k, :, k] += A.T
+    by_A[:, k, :, k] -= A
+    by_B[k, :, k] = B.T
+    by_C[:, k, :, k] = -C
+    tangents = np.concatenate([x.reshape(-1, n * n) for x in (by_A, by_B, by_C)])
     size, rank = tangents.shape
     if size == rank:
         return np.zeros((size, 0))
@@ -358,6 +219,13 @@ def spectral_radius(A: Array) -> float:
     return float(np.abs(np.linalg.eigvals(A)).max(initial=0.0))
 
 
+def usable_matrices(A: Array, C: Array, *, stable: bool) -> tuple[Array, Array] | None:
+    """Return A and C, with `stable` A as by `stable_matrix`; None where they are not finite."""
+    if not (np.isfinite(A).all() and np.isfinite(C).all()):
+        return None
+    return (stable_matrix(A) if stable else A), C
+
+
 def stabilized(model: FittedModel, radius: float = STABLE_RADIUS) -> FittedModel:
     """Return the model with the poles beyond a radius moved onto it."""
     return replace(model, A=stable_matrix(model.A, radius))
@@ -380,41 +248,4 @@ def stable_matrix(A: Array, radius: float = STABLE_RADIUS) -> Array:
 
 def _with_loss(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> FittedModel:
     with np.errstate(over="ignore", invalid="ignore"):
-        loss = _mean_square(residuals(model, us, ys))
-    return replace(model, loss=loss if np.isfinite(loss) else np.inf)
-
-
-def _mean_square(errors: Sequence[Array]) -> float:
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = sum(float(np.vdot(e, e).real) for e in errors)
-    return total / sum(e.size for e in errors)
-
-
-def _least_squares(M: Array, rhs: Array) -> Array:
-    """Solve a column-scaled least-squares problem; directions that are not determined stay near zero."""
-    return _nested_least_squares(M, rhs, [M.shape[1]])[0]
-
-
-def _nested_least_squares(M: Array, rhs: Array, counts: Sequence[int]) -> list[Array]:
-    """Solve it for the first columns of M only, for several numbers of them."""
-    size = np.sqrt(np.einsum("ij,ij->j", M, M))
-    size[size == 0] = 1
-    if not np.all(np.isfinite(size)):
-        return [np.zeros(count) for count in counts]
-    M = M / size
-    gram, moments = M.T @ M, M.T @ rhs
-    return [_from_gram(M[:, :k], rhs, gram[:k, :k], moments[:k]) / size[:k] for k in counts]
-
-
-def _from_gram(M: Array, rhs: Array, gram: Array, moments: Array) -> Array:
-    try:
-        factor = sla.cho_factor(gram, check_finite=False)
-        pocon = sla.lapack.get_lapack_funcs("pocon", (gram,))
-        well_conditioned = float(pocon(factor[0], np.linalg.norm(gram, 1))[0]) > _GRAM_RCOND
-    except sla.LinAlgError:
-        well_conditioned = False
-    if not well_conditioned:
-        return np.asarray(sla.lstsq(M, rhs, cond=1e-12, lapack_driver="gelsy", check_finite=False)[0])
-    solution = sla.cho_solve(factor, moments, check_finite=False)
-    # one step of iterative refinement recovers the digits lost in the product M^T M
-    return np.asarray(solution + sla.cho_solve(factor, M.T @ (rhs - M @ solution), check_finite=False))
+        return replace(model, loss=mean_square(residuals(model, us, ys)))

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg as sla
 
-from .._util.arrays import Array
+from .._util.arrays import EPS, Array
+from .linear_fit import nested_regression
 
 #: Columns of block rows that are stacked at a time before they are compressed.
 _CHUNK = 20_000
@@ -122,9 +123,10 @@ def _compressed(us: Sequence[Array], ys: Sequence[Array], horizon: int) -> Array
 
 
 def _shift_structure(gamma: Array, p: int) -> Callable[[int], tuple[Array, Array]]:
+    solve = nested_regression(gamma[:-p], gamma[p:], EPS)
+
     def build(order: int) -> tuple[Array, Array]:
-        g = gamma[:, :order]
-        return np.asarray(sla.lstsq(g[:-p], g[p:], lapack_driver="gelsy")[0]), g[:p]
+        return solve(order)[:, :order], gamma[:p, :order]
 
     return build
 
@@ -132,10 +134,12 @@ def _shift_structure(gamma: Array, p: int) -> Callable[[int], tuple[Array, Array
 def _state_regression(
     to_state: Array, past: Array, next_past: Array, u: Array, y: Array
 ) -> Callable[[int], tuple[Array, Array]]:
+    x, following, m, p = to_state @ past, to_state @ next_past, u.shape[0], y.shape[0]
+    solve = nested_regression(np.concatenate([u, x]).T, np.concatenate([y, following]).T, _RANK_TOL)
+
     def build(order: int) -> tuple[Array, Array]:
-        x, following = to_state[:order] @ past, to_state[:order] @ next_past
-        theta = _regress(np.concatenate([following, y]), np.concatenate([x, u]))
-        return theta[:order, :order], theta[order:, :order]
+        theta = solve(m + order)[m:].T
+        return theta[p : p + order], theta[:p]
 
     return build
 

@@ -12,7 +12,8 @@ from ..errors import HankelredError
 from ..models.linear_model import Timebase
 from ..simulation.batch_recurrence import simulate_states
 from .identify import IdentifiedModel, identify
-from .output_error import FittedModel, fit_initial_states, spectral_radius
+from .linear_fit import FittedModel, fit_initial_states
+from .output_error import spectral_radius
 from .tables import Table, from_table
 from .unstable_process import check_simulation
 

@@ -18,6 +18,7 @@ import scipy.linalg as sla
 
 from .._util.arrays import Array
 from ..errors import HankelredError, ReductionWarning
+from .linear_fit import FittedModel, fit_inputs_of_each, fit_levels, with_initial_states
 from .noise.information_criterion import order_trials
 from .noise.innovations import innovations_model, unstable_pole, with_outputs
 from .noise.whitening import whitened_fit
@@ -30,15 +31,7 @@ from .order_selection import (
     scale_records,
     split_records,
 )
-from .output_error import (
-    FittedModel,
-    fit_inputs,
-    fit_levels,
-    refine,
-    spectral_radius,
-    stable_matrix,
-    with_initial_states,
-)
+from .output_error import refine, spectral_radius, usable_matrices
 from .subspace import determines_horizon, subspaces
 
 #: An output is simulated without a warning if errors grow by no more than this factor over the record.
@@ -190,12 +183,12 @@ def _starts(
     spaces = [s for h in horizons if determines_horizon(lengths, channels, h) for s in subspaces(du, dy, h)]
     out: dict[int, FittedModel] = {}
     for order in orders:
-        matrices = [space.build(order) for space in spaces if order <= space.max_order]
-        models = [
-            fit_inputs(stable_matrix(A) if stable else A, C, extended, ys, False)[0]
-            for A, C in matrices
-            if np.isfinite(A).all() and np.isfinite(C).all()
+        pairs = [
+            pair
+            for space in spaces
+            if order <= space.max_order and (pair := usable_matrices(*space.build(order), stable=stable))
         ]
+        models = [of_pair[0] for of_pair in fit_inputs_of_each(pairs, extended, ys, False)]
         best = min(models, key=lambda model: model.loss, default=None)
         if best is not None and np.isfinite(best.loss):
             out[order] = best

@@ -1,5 +1,7 @@
 """The recurrence ``X[k+1] = A X[k] + F[k]`` for many columns at once, as fits and experiments need it.
 
+Leading axes (...) are those of a stack of systems, which are stepped together.
+
 :mod:`.recurrence` runs one long record, with powers of A that have the accuracy of the plain loop. Here
 records are short or many, and the powers of A are computed by plain squaring: that costs less than half, and
 its error, the number of samples times that of one product, is far below that of a fit.
@@ -29,40 +31,42 @@ def squares(A: Array, count: int) -> list[Array]:
 
 
 def free_responses(A: Array, C: Array, T: int) -> Array:
-    """Return the outputs (p, T, n) of the unforced system from each unit initial state."""
-    return row_powers(C, squares(A, T), T).transpose(1, 0, 2)
+    """Return the outputs (..., p, T, n) of the unforced system from each unit initial state."""
+    return np.swapaxes(row_powers(C, squares(A, T), T), -3, -2)
 
 
 def simulate_states(A: Array, B: Array, u: Array, x0: Array) -> Array:
-    """Return the states (n, T) from x0."""
-    return recurrence(A, (B @ u)[:, :, None], x0[:, None])[:, :, 0]
+    """Return the states (..., n, T) from x0."""
+    return recurrence(A, (B @ u)[..., None], x0[..., None])[..., 0]
 
 
 def recurrence(A: Array, forcing: Array, start: Array | None = None) -> Array:
-    """Compute ``X[k+1] = A X[k] + F[k]`` for many columns at once.
+    """Compute ``X[k+1] = A X[k] + F[k]`` for many columns at once, and for many A.
 
     Parameters
     ----------
-    A : ndarray (n, n)
-    forcing : ndarray (n, T, P)
-    start : ndarray (n, P), optional
+    A : ndarray (..., n, n)
+    forcing : ndarray (..., n, T, P)
+    start : ndarray (..., n, P), optional
 
     Returns
     -------
-    ndarray (n, T, P)
+    ndarray (..., n, T, P)
         ``X[0]`` is `start`, or zero.
     """
-    n, T, P = forcing.shape
+    *stack, n, T, P = forcing.shape
     dtype = np.result_type(A, forcing) if start is None else np.result_type(A, forcing, start)
     if n * P <= _FEW_COLUMNS:
         return _by_doubling(A, forcing, start, dtype)
     L, blocks = _block_sizes(T)
-    padded = np.zeros((n, blocks * L, P), dtype)
-    padded[:, :T] = forcing
-    of_step = np.ascontiguousarray(padded.reshape(n, blocks, L, P).transpose(2, 0, 1, 3)).reshape(L, n, -1)
-    powers = row_powers(np.eye(n, dtype=dtype), squares(A, L), L)
-    states = _in_blocks(A, None, powers, of_step.__getitem__, (n, blocks, P), dtype, start)
-    return states.reshape(n, blocks * L, P)[:, :T]
+    padded = np.zeros((*stack, n, blocks * L, P), dtype)
+    padded[..., :T, :] = forcing
+    by_step = np.moveaxis(padded.reshape(*stack, n, blocks, L, P), -2, 0)
+    of_step = np.ascontiguousarray(by_step).reshape(L, *stack, n, blocks * P)
+    identity = np.broadcast_to(np.eye(n, dtype=dtype), A.shape)
+    powers = row_powers(identity, squares(A, L), L)
+    states = _in_blocks(A, None, powers, of_step.__getitem__, (*stack, n, blocks, P), dtype, start)
+    return states.reshape(*stack, n, blocks * L, P)[..., :T, :]
 
 
 def forced_responses(A: Array, C: Array, directions: Array, signals: Array) -> Array:
@@ -101,34 +105,35 @@ def _in_blocks(
     C: Array | None,
     powers: Array,
     forcing: Callable[[int], Array],
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     dtype: np.dtype,
     start: Array | None = None,
 ) -> Array:
-    """Compute the outputs (p, blocks, L, P) of all blocks side by side, or with C None their states.
+    """Compute the outputs (..., p, blocks, L, P) of all blocks side by side, or with C None their states.
 
     The blocks are computed from a zero state, with one matrix product per step; the response to the state at
     the start of each block is added afterwards. That takes two passes of sqrt(T) steps instead of T steps.
 
-    ``shape`` is (n, blocks, P), ``forcing(s)`` the forcing (n, blocks P) at sample s of all blocks, and
-    ``powers`` are C A^s, (L, p, n).
+    ``shape`` is (..., n, blocks, P), ``forcing(s)`` the forcing (..., n, blocks P) at sample s of all blocks,
+    and ``powers`` are C A^s, (..., L, p, n).
     """
-    n, blocks, P = shape
-    L, p, _ = powers.shape
-    local = np.empty((L, p, blocks * P), dtype)
-    Z = np.zeros((n, blocks * P), dtype)
+    *stack, n, blocks, P = shape
+    L, p, _ = powers.shape[-3:]
+    local = np.empty((L, *stack, p, blocks * P), dtype)
+    Z = np.zeros((*stack, n, blocks * P), dtype)
     for s in range(L):
         local[s] = Z if C is None else C @ Z
         Z = A @ Z
         Z += forcing(s)
     ends, carry = Z.reshape(shape), np.empty(shape, dtype)
-    x = np.zeros((n, P), dtype) if start is None else start
+    x = np.zeros((*stack, n, P), dtype) if start is None else start
     over_block = np.linalg.matrix_power(A, L)
     for b in range(blocks):
-        carry[:, b] = x
-        x = over_block @ x + ends[:, b]
-    local += (powers.reshape(L * p, n) @ carry.reshape(n, -1)).reshape(local.shape)
-    return local.reshape(L, p, blocks, P).transpose(1, 2, 0, 3)
+        carry[..., b, :] = x
+        x = over_block @ x + ends[..., b, :]
+    carried = powers.reshape(*stack, L * p, n) @ carry.reshape(*stack, n, -1)
+    local += np.moveaxis(carried.reshape(*stack, L, p, -1), -3, 0)
+    return np.moveaxis(local.reshape(L, *stack, p, blocks, P), 0, -2)
 
 
 def _by_doubling(A: Array, forcing: Array, start: Array | None, dtype: np.dtype) -> Array:
@@ -137,19 +142,19 @@ def _by_doubling(A: Array, forcing: Array, start: Array | None, dtype: np.dtype)
     It takes log2 T passes instead of 2 sqrt(T) steps, and log2 T times the operations: for few columns the
     number of calls decides.
     """
-    n, T, P = forcing.shape
-    states = np.zeros((n, T * P), dtype)
+    *stack, n, T, P = forcing.shape
+    states = np.zeros((*stack, n, T * P), dtype)
     if T == 0:
-        return states.reshape(n, T, P)
-    states.reshape(n, T, P)[:, 1:] = forcing[:, :-1]
+        return states.reshape(forcing.shape)
+    states.reshape(forcing.shape)[..., 1:, :] = forcing[..., :-1, :]
     if start is not None:
-        states[:, :P] = start
+        states[..., :P] = start
     power, shift = A, 1
     while shift < T:
-        states[:, shift * P :] += power @ states[:, : (T - shift) * P]
+        states[..., shift * P :] += power @ states[..., : (T - shift) * P]
         shift *= 2
         if shift < T:
             power = power @ power
             if not power.any():
                 break
-    return states.reshape(n, T, P)
+    return states.reshape(forcing.shape)

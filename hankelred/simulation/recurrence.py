@@ -175,20 +175,21 @@ def step_loop(A: Array, B: Array, C: Array, D: Array, u: Array, x: Array) -> tup
 
 
 def row_powers(C: Array, squares: list[Array], count: int) -> Array:
-    """Return ``C A^k`` for ``k < count``, (count, p, n), by doubling.
+    """Return ``C A^k`` for ``k < count``, (..., count, p, n), by doubling.
 
-    ``squares`` are A, A^2, A^4, ... If there are too few, the largest power is used again and again.
+    ``squares`` are A, A^2, A^4, ... If there are too few, the largest power is used again and again. C may be
+    a stack (..., p, n) of matrices, with as many A.
     """
-    p, n = C.shape
-    rows = np.empty((max(count, 1) * p, n), np.result_type(C, *squares[:1]))
-    rows[:p] = C
+    *stack, p, n = C.shape
+    rows = np.empty((*stack, max(count, 1) * p, n), np.result_type(C, *squares[:1]))
+    rows[..., :p, :] = C
     filled, k = p, 0
-    while filled < len(rows):
+    while filled < rows.shape[-2]:
         step = p << k
-        stop = min(filled + step, len(rows))
-        np.matmul(rows[filled - step : stop - step], squares[k], out=rows[filled:stop])
+        stop = min(filled + step, rows.shape[-2])
+        np.matmul(rows[..., filled - step : stop - step, :], squares[k], out=rows[..., filled:stop, :])
         filled, k = stop, min(k + 1, len(squares) - 1)
-    return rows[: count * p].reshape(count, p, n)
+    return rows[..., : count * p, :].reshape(*stack, count, p, n)
 
 
 def free_response(A: Array, B: Array, C: Array, count: int) -> Array:

@@ -63,7 +63,11 @@ def warn_of_undetermined_responses(model: IdentifiedModel, data: RecordedData, *
     others = int(np.count_nonzero(shares >= _UNKNOWN_SHARE)) - 1
     names = [label(data.input_labels, "input", k) for k in range(data.n_inputs)]
     unit = "radians per sample" if data.dt is True else "rad/s"
-    bands = "all frequencies" if unknown[i, j].all() else f"{_bands(omega, unknown[i, j])} {unit}"
+    bands = (
+        f"all {omega.size} frequencies tested"
+        if unknown[i, j].all()
+        else f"{_bands(omega, unknown[i, j])} {unit}"
+    )
     verb = "are" if others > 1 else "is"
     warnings.warn(
         f"the record does not determine the response from {names[j]} to "

@@ -14,7 +14,8 @@ import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import EPS, Array
-from ..output_error import FittedModel, balance_states, local_coordinates, output_derivatives
+from ..linear_fit import FittedModel, nested_regression
+from ..output_error import balance_states, local_coordinates, output_derivatives
 
 _MOST_COEFFICIENTS, _SAMPLES_PER_COEFFICIENT = 12, 20
 #: Penalty of one parameter in Akaike's criterion, in units of minus twice the logarithm of the likelihood.
@@ -46,8 +47,9 @@ def autoregression(
     )
     present = np.concatenate([e[most:] for e in errors])
     best, best_score = np.ones(1), present.size * math.log(max(float(present @ present), 1e-300))
+    solve = nested_regression(past, present[:, None], EPS)
     for q in range(1, most + 1):
-        coefficients = sla.lstsq(past[:, :q], present, check_finite=False)[0]
+        coefficients = solve(q)[:, 0]
         error = present - past[:, :q] @ coefficients
         score = present.size * math.log(max(float(error @ error), 1e-300)) + penalty * q
         if score < best_score:

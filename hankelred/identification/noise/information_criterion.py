@@ -17,15 +17,8 @@ import numpy as np
 import scipy.linalg as sla
 
 from ..._util.arrays import Array
-from ..output_error import (
-    FittedModel,
-    fit_inputs,
-    fit_levels,
-    on_stability_limit,
-    refine,
-    stable_matrix,
-    truncated_starts,
-)
+from ..linear_fit import FittedModel, fit_inputs_of_each, fit_levels
+from ..output_error import on_stability_limit, refine, truncated_starts, usable_matrices
 from ..subspace import arx_subspace, determines_horizon, subspaces
 from .whitening import filtered, noise_filter
 
@@ -99,11 +92,8 @@ def _with_inputs(
     stable: bool,
 ) -> list[FittedModel]:
     """Return the models of matrices A and C that linear least squares gives, without those that overflow."""
-    models = [
-        fit_inputs(stable_matrix(A) if stable else A, C, us, ys, offsets)[-1]
-        for A, C in matrices
-        if np.isfinite(A).all() and np.isfinite(C).all()
-    ]
+    pairs = [pair for A, C in matrices if (pair := usable_matrices(A, C, stable=stable))]
+    models = [of_pair[-1] for of_pair in fit_inputs_of_each(pairs, us, ys, offsets)]
     return [model for model in models if np.isfinite(model.loss)]
 
 

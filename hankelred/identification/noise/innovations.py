@@ -21,17 +21,14 @@ import scipy.linalg as sla
 from ..._util.arrays import Array
 from ..diagnostics.feedback import lagged
 from ..diagnostics.uncertainty import Information, Uncertainty, derivatives
+from ..linear_fit import FittedModel, fit_inputs, residuals, with_initial_states
 from ..output_error import (
     STABLE_RADIUS,
-    FittedModel,
     balance_states,
-    fit_inputs,
     local_coordinates,
     output_derivatives,
     refine,
-    residuals,
     stable_matrix,
-    with_initial_states,
 )
 
 #: Lags of the ARX models that give the starts, and the least number of equations for each coefficient.

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..._util.arrays import Array
 from ..diagnostics.uncertainty import AKAIKE_PENALTY, autoregression
-from ..output_error import FittedModel, fit_levels, refine
+from ..linear_fit import FittedModel, fit_levels
+from ..output_error import refine
 
 _ITERATIONS = 2
 _STEPS = 25

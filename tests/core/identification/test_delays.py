@@ -8,7 +8,7 @@ from scipy.signal import lfilter
 
 import hankelred
 from hankelred.identification.delays import likely_delays, shifted_records, with_delay_states
-from hankelred.identification.output_error import FittedModel, residuals
+from hankelred.identification.linear_fit import FittedModel, residuals
 
 
 def record(seed, delays, *, samples=400, noise=0.1, p=1):

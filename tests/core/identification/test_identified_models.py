@@ -21,6 +21,7 @@ from hankelred.identification.diagnostics.uncertainty import (
     autoregression,
     uncertainty,
 )
+from hankelred.identification.linear_fit import FittedModel, fit_inputs
 from hankelred.identification.noise import information_criterion
 from hankelred.identification.noise.information_criterion import (
     OrderTrial,
@@ -40,14 +41,7 @@ from hankelred.identification.order_selection import (
     score_model,
     split_records,
 )
-from hankelred.identification.output_error import (
-    STABLE_RADIUS,
-    FittedModel,
-    balance_states,
-    fit_inputs,
-    on_stability_limit,
-    refine,
-)
+from hankelred.identification.output_error import STABLE_RADIUS, balance_states, on_stability_limit, refine
 from hankelred.identification.unstable_process import check_simulation, unstable_process
 from hankelred.simulation.batch_recurrence import simulate_states
 

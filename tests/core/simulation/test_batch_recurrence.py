@@ -38,6 +38,17 @@ def test_recurrence(n, P, samples, complex_):
     np.testing.assert_allclose(recurrence(A, forcing), from_zero, rtol=0, atol=1e-12 * size)
 
 
+@pytest.mark.parametrize(("n", "P"), [(1, 1), (3, 2), (6, 8)])
+def test_a_stack_of_systems(n, P):
+    rng = np.random.default_rng(n)
+    A, C = (np.stack(x) for x in zip(*(system(rng, n, 2) for _ in range(5)), strict=True))
+    forcing, start = rng.standard_normal((5, n, 101, P)), rng.standard_normal((5, n, P))
+    expected = np.stack([loop(*each) for each in zip(A, forcing, start, strict=True)])
+    np.testing.assert_allclose(recurrence(A, forcing, start), expected, rtol=0, atol=1e-11)
+    free = np.stack([C_ @ np.linalg.matrix_power(A_, 100) for A_, C_ in zip(A, C, strict=True)])
+    np.testing.assert_allclose(free_responses(A, C, 101)[:, :, -1], free, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("samples", [1, 30, 257])
 @pytest.mark.parametrize(("n", "p", "P", "k"), [(2, 1, 3, 1), (6, 2, 700, 3)])
 def test_forced_responses(n, p, P, k, samples):
