@@ -6,6 +6,7 @@
     python benchmarks/bench_identification.py feedback [--count 200] [--first 0]
     python benchmarks/bench_identification.py times [--count 5] [--first 0]
     python benchmarks/bench_identification.py records [--swap] [--shared ../shared] [NAME ...]
+    python benchmarks/bench_identification.py records [--swap] --others FOLDER [NAME ...]
 
 For each record a model is estimated from the first half and tested by its fit on the second half. The same
 procedure holds for every method: the means of the first half are subtracted from both halves; every setting
@@ -39,6 +40,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg as sla
 import scipy.stats
+from _natural_records import DAISY, OTHERS, Record
 from _synthetic_records import (
     SyntheticRecord,
     closed_loop_record,
@@ -55,17 +57,6 @@ from hankelred.identification.linear_fit import FittedModel, fit_inputs, fit_lev
 from hankelred.identification.noise.whitening import filtered
 from hankelred.identification.output_error import refine, stable_matrix, truncate_states
 
-# columns of inputs and outputs, sampling time in seconds
-RECORDS: dict[str, tuple[list[int], list[int], float]] = {
-    "dryer": ([0], [1], 0.08),
-    "robot_arm": ([0], [1], 1.0),
-    "CD_player_arm": ([0, 1], [2, 3], 1.0),
-    "ballbeam": ([0], [1], 0.1),
-    "exchanger": ([1], [2], 1.0),
-    "heating_system": ([1], [2], 2.0),
-    "cstr": ([1], [2, 3], 0.1),
-    "steamgen": ([1, 2, 3, 4], [5, 6, 7, 8], 3.0),
-}
 ORDERS = range(1, 11)
 #: Fits that differ by less count as equal.
 MARGIN = 0.01
@@ -170,17 +161,15 @@ def peer(
     return test_fits[key], key, max(test_fits.values())
 
 
-def bench_records(folder: Path, names: list[str], swap: bool) -> None:
+def bench_records(records: dict[str, Callable[[Path], Record]], folder: Path, swap: bool) -> None:
     heads = "record, hankelred, order, CPU seconds, nfoursid, SIPPY, control, at least the best minus .01, "
     heads += "best in hindsight"
     print(f"| {heads.replace(', ', ' | ')} |")
     print("|---|---|---|---|---|---|---|---|---|")
     won = won_hindsight = 0
     notes: list[str] = []
-    for name in names:
-        cols_u, cols_y, dt = RECORDS[name]
-        table = np.loadtxt(folder / f"{name}.dat")
-        u, y = table[:, cols_u].T, table[:, cols_y].T
+    for name, load in records.items():
+        u, y, dt = load(folder)
         half = u.shape[1] // 2
         if swap:
             u, y, half = np.roll(u, -half, axis=1), np.roll(y, -half, axis=1), u.shape[1] - half
@@ -220,7 +209,8 @@ def bench_records(folder: Path, names: list[str], swap: bool) -> None:
             flush=True,
         )
     print(
-        f"\nat least the best peer on {won} of {len(names)}; of peers tuned in hindsight on {won_hindsight}",
+        f"\nat least the best peer on {won} of {len(records)}; "
+        f"of peers tuned in hindsight on {won_hindsight}",
         *notes,
         sep="\n",
     )
@@ -467,6 +457,7 @@ def main() -> None:
     default = os.environ.get("HANKELRED_SHARED") or Path(__file__).parents[1] / "../shared"
     parser.add_argument("--swap", action="store_true", help="estimate on the second half, score on the first")
     parser.add_argument("--shared", type=Path, default=Path(default))
+    parser.add_argument("--others", type=Path, help="folder of the records that are not of DaISy")
     args = parser.parse_args()
     if args.what == "hankel":
         bench_hankel()
@@ -479,7 +470,9 @@ def main() -> None:
     elif args.what == "times":
         bench_times(args.first, args.count)
     else:
-        bench_records(args.shared / "data" / "sysid", args.names or list(RECORDS), args.swap)
+        records = OTHERS if args.others else DAISY
+        chosen = {name: records[name] for name in args.names or records}
+        bench_records(chosen, args.others or args.shared / "data" / "sysid", args.swap)
 
 
 if __name__ == "__main__":
