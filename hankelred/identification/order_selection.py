@@ -25,7 +25,7 @@ from .linear_fit import (
 )
 from .noise.information_criterion import OrderTrial, order_trials, schwarz_criterion
 from .noise.innovations import InnovationsModel
-from .noise.whitening import whitened_fit
+from .noise.whitening import SIMULATION_LIMIT, whitened_fit
 from .output_error import on_stability_limit, refine, truncated_starts, usable_matrices
 from .subspace import Subspace, determines_horizon, subspaces
 
@@ -550,16 +550,21 @@ def _chosen_by_criterion(
     offsets: bool,
     stable: bool,
 ) -> tuple[Recipe, FittedModel] | None:
-    """Return the recipe of the information criterion and its model; None if the validation part refutes it.
+    """Return the recipe of the information criterion and its model; None if they are refuted.
 
-    The criterion compares orders on all samples and models the color of the disturbance. The validation part
-    decides where its preference is clear, since neither process nor disturbance may be as assumed.
+    The criterion compares orders on all samples and models the color of the disturbance. Neither process nor
+    disturbance may be as assumed: the validation part decides where its preference is clear, or where the
+    criterion's model simulates far less accurately than that of the same order without a noise model.
     """
     usable = [n for n, trial in trials.items() if not on_stability_limit(trial.model.A)]
     if not usable:
         return None
     order = min(usable, key=lambda n: trials[n].criterion)
     recipe = next(r for r in candidates if r.kind == "refined" and r.order == order)
+    whole = split.whole_inputs, split.whole_outputs
+    without, _ = fit_levels(candidates[recipe].model, *whole, offsets)
+    if trials[order].model.loss > SIMULATION_LIMIT * without.loss:
+        return None
     data = split.estimation
     # the candidate of the estimation part can be in a local minimum
     starts = candidates[recipe].model, fit_levels(trials[order].model, data.inputs, data.outputs, offsets)[0]
