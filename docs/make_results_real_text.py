@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hankelred_llm.experiments.statistics import FEWEST_SEEDS, paired_difference
+from hankelred_llm.experiments.statistics import FEWEST_SEEDS, Difference, paired_difference
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
@@ -119,27 +119,37 @@ def gains(pieces: Pieces) -> list[str]:
     return [paragraph(text), table(["", "seeds", *bands()], lines)]
 
 
-def difference(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> str:
+def difference(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> Difference:
     """Return the paired difference of losses of shape (seeds, rows)."""
     rows = [str(row) for row in range(a.shape[1])]
-    return shown(paired_difference(a, b, np.ones(a.shape[1]), rows))
+    return paired_difference(a, b, np.ones(a.shape[1]), rows)
 
 
 def against_lora(pieces: Pieces) -> list[str]:
     """Return the differences to LoRA in each band."""
     lora = of_method(pieces, study.LORA)
-    lines = []
+    lines, verdicts = [], []
     for method in study.COMPARED[1:]:
         of_seeds = of_method(pieces, method)
         seeds = sorted(of_seeds.keys() & lora.keys())
         if seeds:
             a, b = losses(of_seeds, seeds), losses(lora, seeds)
-            cells = [difference(a[..., k], b[..., k]) for k in range(len(study.BANDS))]
-            lines.append([NAMES[method], ", ".join(map(str, seeds)), *cells])
+            found = [difference(a[..., k], b[..., k]) for k in range(len(study.BANDS))]
+            lines.append([NAMES[method], ", ".join(map(str, seeds)), *map(shown, found)])
+            clear = [d.mean for d in found if d.clear]
+            worse, better = sum(mean > 0 for mean in clear), sum(mean < 0 for mean in clear)
+            verdicts.append(
+                f"{NAMES[method]} is clearly worse in {worse} and clearly better in {better} of {len(found)} "
+                "bands."
+            )
     if not lines:
         return []
     text = f"Loss minus that of {NAMES[study.LORA]}, paired by seed and row; below zero is better."
-    return [paragraph(text), table(["", "seeds", *bands()], lines)]
+    return [
+        paragraph(text),
+        table(["", "seeds", *bands()], lines),
+        paragraph(f"**{' '.join(verdicts)}**"),
+    ]
 
 
 def far_against_near(pieces: Pieces) -> list[str]:
@@ -151,7 +161,7 @@ def far_against_near(pieces: Pieces) -> list[str]:
     for method in study.COMPARED:
         if of_seeds := of_method(pieces, method):
             gain = base - losses(of_seeds, list(of_seeds))
-            cells = [difference(gain[..., k], gain[..., 0]) for k in range(1, len(study.BANDS))]
+            cells = [shown(difference(gain[..., k], gain[..., 0])) for k in range(1, len(study.BANDS))]
             lines.append([NAMES[method], ", ".join(map(str, of_seeds)), *cells])
     if not lines:
         return []
@@ -168,7 +178,7 @@ def state_off(pieces: Pieces) -> list[str]:
     for method in study.COMPARED[1:]:
         if of_seeds := of_method(pieces, method):
             off, on = (losses(of_seeds, list(of_seeds), key) for key in ("state_off", "test"))
-            cells = [difference(off[..., k], on[..., k]) for k in range(len(study.BANDS))]
+            cells = [shown(difference(off[..., k], on[..., k])) for k in range(len(study.BANDS))]
             lines.append([NAMES[method], ", ".join(map(str, of_seeds)), *cells])
     if not lines:
         return []

@@ -41,7 +41,8 @@ def test_gains_and_differences_are_those_of_the_same_rows(made):
             "state_off": base.tolist(),
             "time_scales": list(range(11)),
         }
-    (_, against) = made.against_lora(pieces)
+    (_, against, verdict) = made.against_lora(pieces)
+    assert "clearly worse in 0 and clearly better in 4 of 4 bands" in " ".join(verdict.split())
     line = against.splitlines()[-1]
     # the means of the seeds are -.100, -.099 and -.098: Student's t with two degrees of freedom
     assert "| 0, 1, 2 | -0.0990 [-0.1015, -0.0965]* |" in line and "-0.1990 [-0.2015, -0.1965]* |" in line
