@@ -1,7 +1,7 @@
 """Natural records for `bench_identification.py records`; none is part of this repository.
 
 `DAISY` are whitespace columns of the DaISy collection (De Moor et al., KU Leuven). `OTHERS` are from
-elsewhere: nobody here had looked at a fit to them before the run that docs/identification.md reports. They
+elsewhere: nobody here had looked at a fit to them before the first run of docs/identification.md. They
 are read from one folder, with the names that they have at their sources, all on github.com:
 
 - gas-furnace.csv: Box and Jenkins' gas furnace, gas rate and CO2, 296 samples of 9 s, in
@@ -64,9 +64,7 @@ def _gas_furnace(folder: Path) -> Record:
 
 
 def _tanks(folder: Path) -> Record:
-    u, y = np.genfromtxt(
-        folder / "dataBenchmark.csv", delimiter=",", usecols=[0, 2], skip_header=1, max_rows=1024
-    ).T
+    u, y = _csv(folder / "dataBenchmark.csv", [0, 2], max_rows=1024)
     return u[None], y[None], 4.0
 
 

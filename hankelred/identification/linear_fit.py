@@ -7,8 +7,9 @@ candidates of one order are fitted together: each is so small that calls, not op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import scipy.linalg as sla
@@ -16,6 +17,8 @@ from scipy.linalg.lapack import dpocon, dpotrf, dpotrs, dtrtrs
 
 from .._util.arrays import Array
 from ..simulation.batch_recurrence import free_responses, recurrence, simulate_states
+
+Item = TypeVar("Item")
 
 #: Below this reciprocal condition number of M^T M, M itself is factored, which is several times slower.
 _GRAM_RCOND = 1e-10
@@ -55,6 +58,13 @@ def residuals(model: FittedModel, us: Sequence[Array], ys: Sequence[Array]) -> l
     ]
 
 
+def in_groups(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield the items that are fitted together, whose equations have so many entries each."""
+    together = max(1, _STACKED_SIZE // max(size, 1))
+    for first in range(0, len(items), together):
+        yield items[first : first + together]
+
+
 def mean_square(errors: Sequence[Array]) -> float:
     """Return the mean square over all records, inf if it is none."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -78,7 +88,7 @@ def fit_initial_states(
 def fit_initial_states_of_each(
     models: Sequence[FittedModel], us: Sequence[Array], ys: Sequence[Array]
 ) -> list[tuple[FittedModel, list[Array]]]:
-    """Do the same for several models of one order."""
+    """Do the same for several models of one order, at least one."""
     A, B, C, D, offset = (
         np.stack([getattr(model, name) for model in models]) for name in ("A", "B", "C", "D", "offset")
     )
@@ -155,10 +165,9 @@ def fit_inputs_of_each(
         return []
     p, n = matrices[0][1].shape
     unknowns = (us[0].shape[0] + len(us)) * n + p * us[0].shape[0] + p
-    together = max(1, _STACKED_SIZE // (sum(y.size for y in ys) * unknowns))
     out = []
-    for first in range(0, len(matrices), together):
-        A, C = (np.stack(x) for x in zip(*matrices[first : first + together], strict=True))
+    for group in in_groups(matrices, sum(y.size for y in ys) * unknowns):
+        A, C = (np.stack(x) for x in zip(*group, strict=True))
         out += _fit_inputs_together(A, C, us, ys, offsets, direct)
     return out
 
@@ -264,7 +273,7 @@ def _cholesky(gram: Array) -> Array | None:
 
 
 def nested_regression(regressors: Array, targets: Array, rank_tol: float) -> Callable[[int], Array]:
-    """Return a function that regresses the targets (samples, L) on the first k regressors, for any k.
+    """Return a function that regresses the targets (samples, L) on the first k regressors, k at least 1.
 
     One QR factorization serves every k whose regressors are independent; of the others, scipy's solution of
     least norm is returned, up to this tolerance of the rank.

@@ -20,12 +20,13 @@ from .linear_fit import (
     fit_inputs,
     fit_inputs_of_each,
     fit_levels,
+    in_groups,
     residuals,
     with_initial_states,
 )
 from .noise.information_criterion import OrderTrial, order_trials, schwarz_criterion
 from .noise.innovations import InnovationsModel
-from .noise.whitening import SIMULATION_LIMIT, whitened_fit
+from .noise.whitening import whitened_fit
 from .output_error import on_stability_limit, refine, truncated_starts, usable_matrices
 from .subspace import Subspace, determines_horizon, subspaces
 
@@ -320,7 +321,8 @@ def _linear_candidates(
     starts: list[tuple[Recipe, FittedModel]] = []
     for order in with_progress_bar(orders, "Trial models (orders)", progress, len(orders)):
         models = dict(linear_models(us, ys, spaces, [order], offsets=offsets, stable=stable))
-        scored = {r: m for r, m in models.items() if not r.source.endswith(f"-{_START_HORIZON}")}
+        # unless no other horizon determines this order
+        scored = {r: m for r, m in models.items() if not r.source.endswith(f"-{_START_HORIZON}")} or models
         starts += [item for item in models.items() if item[0] not in scored]
         candidates |= zip(scored, score_models(list(scored.values()), split), strict=True)
     return candidates, starts
@@ -370,8 +372,11 @@ def score_models(models: Sequence[FittedModel], split: DataSplit) -> list[Candid
     us, ys = split.scored
     # As in later use, offsets and initial state of the validation part are unknown: the offsets are those of
     # the estimation part, the initial state is estimated.
-    fitted = fit_initial_states_of_each(models, us, ys)
-    return _scored(models, split, [[e[:, split.n_zeros :] for e in residual] for _, residual in fitted])
+    out: list[Candidate] = []
+    for group in in_groups(models, sum(y.size for y in ys) * max((m.order for m in models), default=1)):
+        fitted = fit_initial_states_of_each(group, us, ys)
+        out += _scored(group, split, [[e[:, split.n_zeros :] for e in residual] for _, residual in fitted])
+    return out
 
 
 def score_continued(model: FittedModel, split: DataSplit, offsets: bool) -> Candidate:
@@ -391,8 +396,6 @@ def score_continued(model: FittedModel, split: DataSplit, offsets: bool) -> Cand
 def _scored(
     models: Sequence[FittedModel], split: DataSplit, residuals_of_each: Sequence[Sequence[Array]]
 ) -> list[Candidate]:
-    if not models:
-        return []
     with np.errstate(over="ignore", invalid="ignore"):
         errors = np.stack([np.concatenate(e, axis=1) for e in residuals_of_each]) ** 2
     size, model = errors[0].size, models[0]
@@ -553,18 +556,13 @@ def _chosen_by_criterion(
     """Return the recipe of the information criterion and its model; None if they are refuted.
 
     The criterion compares orders on all samples and models the color of the disturbance. Neither process nor
-    disturbance may be as assumed: the validation part decides where its preference is clear, or where the
-    criterion's model simulates far less accurately than that of the same order without a noise model.
+    disturbance may be as assumed: the validation part decides where its preference is clear.
     """
     usable = [n for n, trial in trials.items() if not on_stability_limit(trial.model.A)]
     if not usable:
         return None
     order = min(usable, key=lambda n: trials[n].criterion)
     recipe = next(r for r in candidates if r.kind == "refined" and r.order == order)
-    whole = split.whole_inputs, split.whole_outputs
-    without, _ = fit_levels(candidates[recipe].model, *whole, offsets)
-    if trials[order].model.loss > SIMULATION_LIMIT * without.loss:
-        return None
     data = split.estimation
     # the candidate of the estimation part can be in a local minimum
     starts = candidates[recipe].model, fit_levels(trials[order].model, data.inputs, data.outputs, offsets)[0]
@@ -572,8 +570,11 @@ def _chosen_by_criterion(
     errors = residuals(start, data.inputs, data.outputs)
     # the trial was estimated from the validation part too: it is refined here
     model = whitened_fit(start, data.inputs, data.outputs, errors, stable=stable)
-    others = score_continued(by_validation.model, split, offsets)
-    if _clearly_better(others, score_continued(model, split, offsets)):
+    score = score_continued(model, split, offsets)
+    if _clearly_better(score_continued(by_validation.model, split, offsets), score):
+        return None
+    # the model that will be returned may be in another minimum than the one compared here
+    if _clearly_better(score, score_continued(trials[order].model, split, offsets)):
         return None
     return replace(recipe, whitened=True), model
 

@@ -15,15 +15,11 @@ import numpy as np
 
 from ..._util.arrays import Array
 from ..diagnostics.uncertainty import AKAIKE_PENALTY, autoregression
-from ..linear_fit import FittedModel, fit_levels, mean_square
+from ..linear_fit import FittedModel, fit_levels
 from ..output_error import refine
 
 _ITERATIONS = 2
 _STEPS = 25
-#: A fit with a noise model may raise the mean square error of the simulated output by this factor. It rises
-#: by a few percent if the disturbance is independent of the input; more says that the noise model describes
-#: what the process does, which may not be linear then.
-SIMULATION_LIMIT = 1.5
 
 
 def whitened_fit(
@@ -31,22 +27,17 @@ def whitened_fit(
 ) -> FittedModel:
     """Refine a model with these residuals (p, T): on the simulated output itself where they are white.
 
-    One filter serves all outputs, since the records have only one input signal for them. Without regard to a
-    noise model the refinement is repeated if the simulated output became too inaccurate.
+    One filter serves all outputs, since the records have only one input signal for them.
     """
     offsets = bool(np.any(model.offset))
-    start, limit = model, SIMULATION_LIMIT * mean_square(errors)
     for _ in range(_ITERATIONS):
         coefficients = noise_filter(errors)
         white_us, white_ys = filtered(coefficients, us), filtered(coefficients, ys)
-        white_start, _ = fit_levels(model, white_us, white_ys, offsets)
-        refined = refine(white_start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-5)
+        start, _ = fit_levels(model, white_us, white_ys, offsets)
+        refined = refine(start, white_us, white_ys, stable=stable, max_steps=_STEPS, rtol=1e-5)
         model, errors = fit_levels(refined, us, ys, offsets)
         if coefficients.size == 1:
             break
-    if model.loss > limit:
-        start, _ = fit_levels(start, us, ys, offsets)
-        model = refine(start, us, ys, stable=stable, max_steps=_STEPS, rtol=1e-5)
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 
+import control
 import numpy as np
 import pytest
 from helpers.sweeps import sweep
@@ -21,7 +22,7 @@ from hankelred.identification.diagnostics.uncertainty import (
     autoregression,
     uncertainty,
 )
-from hankelred.identification.linear_fit import FittedModel, fit_inputs, residuals
+from hankelred.identification.linear_fit import FittedModel, fit_inputs
 from hankelred.identification.noise import information_criterion
 from hankelred.identification.noise.information_criterion import (
     OrderTrial,
@@ -66,14 +67,6 @@ def colored(rng, samples, pole):
 def refined(u, y):
     start = fit_inputs(A, C, [u[None]], [y[None]], False)[0]
     return refine(start, [u[None]], [y[None]], stable=True, max_steps=30, rtol=1e-8)
-
-
-def sines_and_distorted_output(seed):
-    """Three sines, and the distorted output of an oscillator."""
-    rng = np.random.default_rng(seed)
-    u = sum(np.sin(w * np.arange(400) + rng.uniform(0, 6)) for w in rng.uniform(0.05, 0.6, 3))
-    x = lfilter([0, 0.1], [1, -2 * 0.97 * np.cos(0.4), 0.97**2], u)
-    return u, x + 0.3 * x**2 + 0.1 * x**3 + 0.01 * rng.standard_normal(400)
 
 
 @pytest.mark.parametrize("pole", [0.9999, -0.9999])
@@ -228,26 +221,12 @@ class TestNoiseModel:
         assert least <= np.sum((comparison.measured - comparison.output) ** 2) * (1 + 1e-6)
         assert np.sum((comparison.measured - comparison.output) ** 2) < least * (1 + 1e-4)
 
-    @pytest.mark.filterwarnings("ignore::hankelred.errors.ReductionWarning")
-    @pytest.mark.parametrize("seed", sweep([8, 46], first=1))
-    def test_a_noise_model_does_not_describe_the_process(self, seed):
-        """Of a vibration test of an aircraft wing the model explained 17 %, its held-back fit being .82.
 
-        The structure is not linear; the noise model described most of what it did, and the filtered records
-        were fitted without regard to the simulated output.
-        """
-        u, y = sines_and_distorted_output(seed)
-        model = identify(u, y)
-        same_order = identify(u, y, model.order)  # chosen by the validation part alone
-        assert (1 - model.fit[0]) ** 2 < 1.5 * (1 - same_order.fit[0]) ** 2
-
-    def test_a_whitened_fit_keeps_to_the_simulated_output(self):
-        part = split_records(*([x[None]] for x in sines_and_distorted_output(8)), True, 0)
-        us, ys = part.estimation.inputs, part.estimation.outputs
-        candidates = candidate_models(part, [3], [5, 10, 20], [4], offsets=True, stable=True)
-        start = next(c.model for recipe, c in candidates.items() if recipe.kind == "refined")
-        whitened = whitened_fit(start, us, ys, residuals(start, us, ys), stable=True)
-        assert whitened.loss < 1.5 * start.loss  # it was 2.5 times as large
+def test_an_order_that_only_the_longest_horizon_determines():
+    """It ended in "need at least one array to stack": models of that horizon are starts elsewhere."""
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal(1500)
+    assert identify(u, output(u) + 0.1 * rng.standard_normal(1500), 30).order == 30
 
 
 class TestInformationCriterion:
@@ -306,8 +285,36 @@ class TestInformationCriterion:
         options = {"offsets": True, "stable": True}
         recipe, model = _chosen_by_criterion(trials, candidates, by_validation, split, **options)
         assert recipe.order == model.order == 2
+        # a model of the right order in another minimum: it was returned, and the other one validated; of a
+        # vibration test of an aircraft wing it explained 17 %, with a held-back fit of .82 beside it
+        whole = split.whole_inputs, split.whole_outputs
+        astray = fit_inputs(np.diag([0.99, 0.98]), np.ones((1, 2)), *whole, True)[-1]
+        others = trials | {2: OrderTrial(astray, -1e9)}
+        assert _chosen_by_criterion(others, candidates, by_validation, split, **options) is None
         trials[1] = OrderTrial(trials[1].model, -1e9)
         assert _chosen_by_criterion(trials, candidates, by_validation, split, **options) is None
+
+    @pytest.mark.filterwarnings("ignore::hankelred.errors.ReductionWarning")
+    @pytest.mark.parametrize(("kind", "seed"), sweep([("walk", 8), ("resonant", 9), ("walk", 0)], first=1))
+    def test_disturbances_larger_than_the_output_of_the_process(self, kind, seed):
+        """Without a noise model the simulated output follows them, and its error on the record is smaller.
+
+        A check by that error, tried and given up, took such models for the process, and 16 to 70 % of the
+        response were wrong.
+        """
+        rng = np.random.default_rng(seed)
+        u, e = rng.standard_normal((2, 600))
+        process = [0, 1, 0.5], [1, -1.2, 0.5]
+        y = lfilter(*process, u)
+        if kind == "walk":
+            d = np.cumsum(e)
+        else:
+            d = lfilter([1], [1, -2 * 0.999 * np.cos(0.7), 0.999**2], rng.standard_normal(3000))[-600:]
+        impulse = np.eye(1, 60)[0]
+        model = identify(u, y + 2 * y.std() / d.std() * d).system
+        response = control.impulse_response(model, np.arange(60), squeeze=True).outputs
+        true = lfilter(*process, impulse)
+        assert np.linalg.norm(response - true) < 0.04 * np.linalg.norm(true)
 
     def test_the_model_that_is_validated_is_estimated_from_the_estimation_part(self):
         """Its start, a trial estimated from the whole record, was returned where residuals are white.
