@@ -29,7 +29,7 @@ from .diagnostics.input_warnings import POOR_FIT, warn_of_feedback, warn_of_unde
 from .diagnostics.residual_tests import ResidualTest, residual_test
 from .diagnostics.uncertainty import Uncertainty, uncertainty
 from .hankel_svd import NOISE_NORM
-from .linear_fit import residuals, with_initial_states
+from .linear_fit import FittedModel, mean_square, residuals, with_initial_states
 from .missing import without_missing
 from .noise.innovations import with_outputs
 from .order_selection import (
@@ -44,7 +44,7 @@ from .order_selection import (
     select_model,
     usable_horizons,
 )
-from .output_error import STABLE_RADIUS, on_stability_limit
+from .output_error import STABLE_RADIUS, on_stability_limit, spectral_radius
 from .records import (
     RecordedData,
     as_recorded_data,
@@ -57,6 +57,7 @@ from .summary import draw_residual_test, draw_response_bands, draw_simulation, s
 from .unstable_process import (
     UnstableProcess,
     check_simulation,
+    far_better_unstable_model,
     integrating_process,
     may_integrate,
     unstable_process,
@@ -700,11 +701,21 @@ def _warn_of_stability(problem: IdentificationProblem, chosen: SelectedModel, fe
     """Warn of a stable model of a process that is unstable in open loop, or may be."""
     on_limit = on_stability_limit(chosen.model.A)
     process = problem.unstable_process(problem.orders()) if on_limit or feedback else None
+    better = problem.far_better_unstable_model(chosen) if process is None else None
     if process is not None:
         warnings.warn(
             f"the process looks unstable in open loop: a model of order {process.order} that predicts one "
             f"step ahead has a pole of modulus {abs(process.pole):.5f} +- {process.error:.2g} (standard "
             "error); the stable model cannot describe it. Pass stable=False for a model with this pole",
+            ReductionWarning,
+            stacklevel=4,
+        )
+    elif better is not None:
+        share = math.sqrt(better.loss / mean_square(chosen.errors()))
+        warnings.warn(
+            f"the process looks unstable in open loop: a model of order {better.order} with a pole of "
+            f"modulus about {spectral_radius(better.A):.6g} leaves {share:.2g} of the error of the stable "
+            "model, which cannot describe it. Pass stable=False for a model with this pole",
             ReductionWarning,
             stacklevel=4,
         )
@@ -806,6 +817,12 @@ class IdentificationProblem:
         if self.n_zeros:
             return None
         return unstable_process(self.data.inputs, self.data.outputs, orders, offsets=self.offsets)
+
+    def far_better_unstable_model(self, chosen: SelectedModel) -> FittedModel | None:
+        """Return an unstable model that explains the records far better than the chosen one, if any."""
+        if self.n_zeros:
+            return None
+        return far_better_unstable_model(chosen, self.horizons, offsets=self.offsets)
 
     def _select(self, orders: list[int], start_orders: Sequence[int], progress: bool) -> SelectedModel:
         chosen = select_model(

@@ -18,7 +18,7 @@ import scipy.linalg as sla
 
 from .._util.arrays import Array
 from ..errors import HankelredError, ReductionWarning
-from .linear_fit import FittedModel, fit_inputs_of_each, fit_levels, with_initial_states
+from .linear_fit import FittedModel, fit_inputs_of_each, fit_levels, mean_square, with_initial_states
 from .noise.information_criterion import order_trials
 from .noise.innovations import innovations_model, unstable_pole, with_outputs
 from .noise.whitening import whitened_fit
@@ -28,14 +28,22 @@ from .order_selection import (
     ScaledRecords,
     SelectedModel,
     fits,
+    linear_models,
     scale_records,
     split_records,
 )
-from .output_error import refine, spectral_radius, usable_matrices
+from .output_error import on_stability_limit, refine, spectral_radius, usable_matrices
 from .subspace import determines_horizon, subspaces
 
 #: An output is simulated without a warning if errors grow by no more than this factor over the record.
 _HARMLESS_GROWTH = 1.1
+#: An unstable model is far better if it leaves less than this share of what the stable one leaves.
+_FAR_BETTER = 0.1
+#: Orders and horizons of the unstable models that a stable one is compared with.
+_FREE_ORDERS = 6
+_FREE_HORIZONS = 2
+#: The output may grow if this share of its squares belongs to the last fifth of a record.
+_GROWING = 0.4
 #: A pole may be an integrator if over the longest record its response falls by less than this exponent.
 _DECAY = 3.0
 #: Steps of the refinement that looks for a model without noise.
@@ -80,6 +88,37 @@ def unstable_process(
     return UnstableProcess(order, *pole_and_error, SelectedModel(process, data, recipe, held_back_fit, model))
 
 
+def far_better_unstable_model(
+    chosen: SelectedModel, horizons: Sequence[int], *, offsets: bool
+) -> FittedModel | None:
+    """Return an unstable model that explains the records far better than the chosen stable one, if any.
+
+    Without noise, or with little, the output of an unstable process grows until nothing else is left, and its
+    one-step prediction has no errors that a pole could be tested with.
+    """
+    us, ys = chosen.data.inputs, chosen.data.outputs
+    if not on_stability_limit(chosen.model.A) and not any(_may_grow(y) for y in ys):
+        return None
+    limit = _FAR_BETTER * mean_square(chosen.errors())
+    spaces = [space for h in horizons[:_FREE_HORIZONS] for space in subspaces(us, ys, h)]
+    models = linear_models(us, ys, spaces, range(1, _FREE_ORDERS + 1), offsets=offsets, stable=False)
+    best = min((model for _, model in models), key=lambda model: model.loss, default=None)
+    if best is None or best.loss >= limit:
+        return None
+    samples = max(u.shape[1] for u in us)
+    return best if _errors_grow(spectral_radius(best.A), samples) else None
+
+
+def _may_grow(y: Array) -> bool:
+    squares = np.sum(y**2, axis=1)
+    last = np.sum(y[:, -(-4 * y.shape[1] // 5) :] ** 2, axis=1)
+    return bool(np.any(last > _GROWING * squares))
+
+
+def _errors_grow(radius: float, samples: int) -> bool:
+    return radius > 1 and samples * math.log(radius) > math.log(_HARMLESS_GROWTH)
+
+
 def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
     """Check the simulated output (p, T), or its error, of a model that may be unstable.
 
@@ -99,7 +138,7 @@ def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
             f"the simulated output of {samples} samples grows beyond the largest number: the model has a "
             f"pole of modulus {radius:.6g}. Simulate shorter records, or identify a model with stable=True"
         )
-    if radius > 1 and samples * math.log(radius) > math.log(_HARMLESS_GROWTH):
+    if _errors_grow(radius, samples):
         warnings.warn(
             f"the model has a pole of modulus {radius:.9g}, outside the unit circle, and its output is "
             "simulated: any error of it grows without bound in a long record. Compare short records, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import replace
 
@@ -714,6 +715,16 @@ class TestIntegratingProcess:
         assert model.input_offset[0] == pytest.approx(u.mean())
 
 
+def largest_pole_of_warning(u, y):
+    """Return the modulus that the warning of an unstable process names."""
+    with pytest.warns(hankelred.ReductionWarning) as warned:
+        hankelred.identify(u, y)
+    text = " ".join(str(w.message) for w in warned)
+    found = re.search(r"unstable in open loop.*? pole of modulus (?:about )?([0-9.]+)", text)
+    assert found is not None, text
+    return float(found[1])
+
+
 class TestUnstableProcess:
     """Records of processes that are unstable in open loop gave a stable model with a hint at integrators."""
 
@@ -724,6 +735,54 @@ class TestUnstableProcess:
         text = " ".join(str(w.message) for w in warned)
         assert "looks unstable in open loop" in text
         assert "stable=False" in text
+
+    @pytest.mark.filterwarnings(
+        "ignore:.*(next to nothing|determine the response):hankelred.ReductionWarning"
+    )
+    @pytest.mark.parametrize(
+        ("pole", "samples", "seed"),
+        sweep(
+            [(1.02, 120, 4), (2.5, 120, 5), (1.02, 300, 0), (1.3, 120, 1), (1.8, 300, 3), (3.5, 50, 2)],
+            first=2,
+        ),
+    )
+    def test_a_growing_output_without_noise_is_recognized(self, pole, samples, seed):
+        """With a pole of 1.02 there was no warning, and others said nothing of an unstable process.
+
+        The one-step prediction of a record without noise has no errors that the pole could be tested with.
+        """
+        u = np.random.default_rng(seed).standard_normal(samples)
+        y = lfilter([0.0, 1.0], [1.0, -pole], u)
+        assert largest_pole_of_warning(u, y) == pytest.approx(pole, abs=1e-5)
+        model = hankelred.identify(u, y, stable=False)  # the remedy; a warning would be an error
+        assert np.abs(model.system.poles() - pole).min() < 1e-6
+
+    @pytest.mark.filterwarnings(
+        "ignore:.*(next to nothing|determine the response):hankelred.ReductionWarning"
+    )
+    def test_a_growing_output_of_several_channels_with_noise_is_recognized(self):
+        rng = np.random.default_rng(8)
+        u = rng.standard_normal((2, 150))
+        y = np.stack([lfilter([0.0, 1.0], [1.0, -1.1], u[0] - u[1]), lfilter([0.0, 0.3], [1.0, -0.7], u[1])])
+        y += 0.1 * rng.standard_normal(y.shape)
+        assert largest_pole_of_warning(u, y) == pytest.approx(1.1, abs=0.01)
+
+    @pytest.mark.filterwarnings("ignore:.*stability limit:hankelred.ReductionWarning")
+    @pytest.mark.parametrize("kind", ["integrator", "drift", "late input"])
+    def test_other_rising_outputs_are_not_taken_for_it(self, kind):
+        rng = np.random.default_rng(9)
+        u = rng.standard_normal(200)
+        if kind == "late input":
+            u[:160] *= 0.05
+        y = output(u) + 0.1 * rng.standard_normal(200)
+        if kind == "integrator":
+            y = np.cumsum(u + 0.2)
+        if kind == "drift":
+            y += 3 * np.linspace(0, 1, 200) ** 3
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            hankelred.identify(u, y)
+        assert not any("unstable in open loop" in str(w.message) for w in warned)
 
     def test_stable_false_finds_the_process(self):
         u, y = unstable_record(1)
