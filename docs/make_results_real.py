@@ -431,11 +431,11 @@ def documents(pieces: dict[str, Piece]) -> list[str]:
     text = (
         f"The base is above the best trivial answer on {listed(above) if above else 'none'} of {len(rows)} "
         f"tasks. At most {study.DOCUMENT_ROWS} validation questions, prompts cut to "
-        f"{study.DOCUMENT_LENGTH} tokens from the middle of the document, no training, the base in float32; more is better; mean and its "
-        "standard error. Where a trivial answer is as good, a difference between adapters would say little, "
-        "and nothing was trained. Prompts have no chat template, and the base often ends its answer before "
-        "the first word (on 6 of 9 prompts of the three tasks with free answers that were looked at): such "
-        "an answer counts 0."
+        f"{study.DOCUMENT_LENGTH} tokens from the middle of the document, no training, the base in float32; "
+        "more is better; mean and its standard error. Where a trivial answer is as good, a difference "
+        "between adapters would say little, and nothing was trained. Prompts have no chat template, and the "
+        "base often ends its answer before the first word (on 6 of 9 prompts of the three tasks with free "
+        "answers that were looked at): such an answer counts 0."
     )
     heads = ["task", "questions", "score", "base", "answers that count 0", *DOCUMENT_FLOORS]
     return [paragraph(text), table(heads, rows)]
