@@ -423,19 +423,20 @@ def documents(pieces: dict[str, Piece]) -> list[str]:
             floors = [f"{piece['floors'][f]:.3f}" if f in piece["floors"] else "" for f in DOCUMENT_FLOORS]
             if values.mean() > max(piece["floors"].values()):
                 above.append(f"`{task}`")
-            count, none = f"{len(values)}", f"{np.mean(values == 0):.0%}"
+            none = "" if piece["metric"] == "accuracy" else f"{np.mean(values == 0):.0%}"
+            count = f"{len(values)}"
             score = f"{values.mean():.3f} ± {error:.3f}"
             rows.append([f"`{task}`", count, METRICS[piece["metric"]], score, none, *floors])
     if not rows:
         return []
     text = (
-        f"The base is above the best trivial answer on {listed(above) if above else 'none'} of {len(rows)} "
-        f"tasks. At most {study.DOCUMENT_ROWS} validation questions, prompts cut to "
+        f"On the mean, the base is above the best trivial answer on {listed(above) if above else 'none'} of "
+        f"{len(rows)} tasks. At most {study.DOCUMENT_ROWS} validation questions, prompts cut to "
         f"{study.DOCUMENT_LENGTH} tokens from the middle of the document, no training, the base in float32; "
         "more is better; mean and its standard error. Where a trivial answer is as good, a difference "
         "between adapters would say little, and nothing was trained. Prompts have no chat template, and the "
         "base often ends its answer before the first word (on 6 of 9 prompts of the three tasks with free "
-        "answers that were looked at): such an answer counts 0."
+        "answers that were looked at on 1 December 2026), which counts 0."
     )
     heads = ["task", "questions", "score", "base", "answers that count 0", *DOCUMENT_FLOORS]
     return [paragraph(text), table(heads, rows)]

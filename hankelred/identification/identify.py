@@ -682,7 +682,7 @@ def _identified(
     warn_of_undetermined_responses(model, data, offsets=offsets)
     feedback = not n_zeros and warn_of_feedback(model, data)
     if stable:
-        _warn_of_stability(problem, chosen, feedback)
+        _warn_of_stability(problem, chosen, order, feedback)
     return model
 
 
@@ -697,11 +697,15 @@ def _warn_of_order(chosen: SelectedModel, order: int | None) -> None:
         )
 
 
-def _warn_of_stability(problem: IdentificationProblem, chosen: SelectedModel, feedback: bool) -> None:
+def _warn_of_stability(
+    problem: IdentificationProblem, chosen: SelectedModel, order: int | None, feedback: bool
+) -> None:
     """Warn of a stable model of a process that is unstable in open loop, or may be."""
     on_limit = on_stability_limit(chosen.model.A)
     process = problem.unstable_process(problem.orders()) if on_limit or feedback else None
-    better = problem.far_better_unstable_model(chosen) if process is None else None
+    # a larger order is no sign of an unstable process if the user asked for a smaller one
+    most = problem.max_order if order is None else order
+    better = problem.far_better_unstable_model(chosen, most) if process is None else None
     if process is not None:
         warnings.warn(
             f"the process looks unstable in open loop: a model of order {process.order} that predicts one "
@@ -712,10 +716,13 @@ def _warn_of_stability(problem: IdentificationProblem, chosen: SelectedModel, fe
         )
     elif better is not None:
         share = math.sqrt(better.loss / mean_square(chosen.errors()))
+        too_small, larger = "", ""
+        if order is not None:
+            too_small, larger = ", or the order is too small", "a larger order, or "
         warnings.warn(
-            f"the process looks unstable in open loop: a model of order {better.order} with a pole of "
-            f"modulus about {spectral_radius(better.A):.6g} leaves {share:.2g} of the error of the stable "
-            "model, which cannot describe it. Pass stable=False for a model with this pole",
+            f"the process looks unstable in open loop{too_small}: a model of order {better.order} with a "
+            f"pole of modulus about {spectral_radius(better.A):.6g} leaves {share:.2g} of the error of the "
+            f"stable model. Pass {larger}stable=False for a model with this pole",
             ReductionWarning,
             stacklevel=4,
         )
@@ -818,11 +825,11 @@ class IdentificationProblem:
             return None
         return unstable_process(self.data.inputs, self.data.outputs, orders, offsets=self.offsets)
 
-    def far_better_unstable_model(self, chosen: SelectedModel) -> FittedModel | None:
+    def far_better_unstable_model(self, chosen: SelectedModel, max_order: int) -> FittedModel | None:
         """Return an unstable model that explains the records far better than the chosen one, if any."""
         if self.n_zeros:
             return None
-        return far_better_unstable_model(chosen, self.horizons, offsets=self.offsets)
+        return far_better_unstable_model(chosen, self.horizons, max_order, offsets=self.offsets)
 
     def _select(self, orders: list[int], start_orders: Sequence[int], progress: bool) -> SelectedModel:
         chosen = select_model(

@@ -37,10 +37,15 @@ from .subspace import determines_horizon, subspaces
 
 #: An output is simulated without a warning if errors grow by no more than this factor over the record.
 _HARMLESS_GROWTH = 1.1
-#: An unstable model is far better if it leaves less than this share of what the stable one leaves.
+#: An unstable model is far better if it leaves less than this share of the mean square that the stable one
+#: leaves, and if its response grows by more than this factor over the record: an integrator or a drift, of
+#: which a stable model with too few states describes little, is followed by poles just outside the circle.
 _FAR_BETTER = 0.1
-#: Orders and horizons of the unstable models that a stable one is compared with.
-_FREE_ORDERS = 6
+_UNSTABLE_GROWTH = 7.0
+#: Of the unstable models the smallest order is named whose mean square is below this multiple of the least.
+_NEARLY_BEST = 2.0
+#: Largest order, and number of horizons, of the unstable models that a stable one is compared with.
+_FREE_ORDER = 6
 _FREE_HORIZONS = 2
 #: The output may grow if this share of its squares belongs to the last fifth of a record.
 _GROWING = 0.4
@@ -89,7 +94,7 @@ def unstable_process(
 
 
 def far_better_unstable_model(
-    chosen: SelectedModel, horizons: Sequence[int], *, offsets: bool
+    chosen: SelectedModel, horizons: Sequence[int], max_order: int, *, offsets: bool
 ) -> FittedModel | None:
     """Return an unstable model that explains the records far better than the chosen stable one, if any.
 
@@ -101,12 +106,17 @@ def far_better_unstable_model(
         return None
     limit = _FAR_BETTER * mean_square(chosen.errors())
     spaces = [space for h in horizons[:_FREE_HORIZONS] for space in subspaces(us, ys, h)]
-    models = linear_models(us, ys, spaces, range(1, _FREE_ORDERS + 1), offsets=offsets, stable=False)
-    best = min((model for _, model in models), key=lambda model: model.loss, default=None)
-    if best is None or best.loss >= limit:
-        return None
+    orders = range(1, min(max_order, _FREE_ORDER) + 1)
+    of_every_order = linear_models(us, ys, spaces, orders, offsets=offsets, stable=False)
     samples = max(u.shape[1] for u in us)
-    return best if _errors_grow(spectral_radius(best.A), samples) else None
+    models = [
+        model
+        for _, model in of_every_order
+        if model.loss < limit and _grows(spectral_radius(model.A), samples, _UNSTABLE_GROWTH)
+    ]
+    least = min((model.loss for model in models), default=0.0)
+    # smaller orders come first
+    return next((model for model in models if model.loss <= _NEARLY_BEST * least), None)
 
 
 def _may_grow(y: Array) -> bool:
@@ -115,8 +125,8 @@ def _may_grow(y: Array) -> bool:
     return bool(np.any(last > _GROWING * squares))
 
 
-def _errors_grow(radius: float, samples: int) -> bool:
-    return radius > 1 and samples * math.log(radius) > math.log(_HARMLESS_GROWTH)
+def _grows(radius: float, samples: int, factor: float) -> bool:
+    return radius > 1 and samples * math.log(radius) > math.log(factor)
 
 
 def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
@@ -138,7 +148,7 @@ def check_simulation(A: Array, output: Array, *, stacklevel: int) -> None:
             f"the simulated output of {samples} samples grows beyond the largest number: the model has a "
             f"pole of modulus {radius:.6g}. Simulate shorter records, or identify a model with stable=True"
         )
-    if _errors_grow(radius, samples):
+    if _grows(radius, samples, _HARMLESS_GROWTH):
         warnings.warn(
             f"the model has a pole of modulus {radius:.9g}, outside the unit circle, and its output is "
             "simulated: any error of it grows without bound in a long record. Compare short records, or "
