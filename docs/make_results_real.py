@@ -434,9 +434,8 @@ def documents(pieces: dict[str, Piece]) -> list[str]:
         f"{len(rows)} tasks. At most {study.DOCUMENT_ROWS} validation questions, prompts cut to "
         f"{study.DOCUMENT_LENGTH} tokens from the middle of the document, no training, the base in float32; "
         "more is better; mean and its standard error. Where a trivial answer is as good, a difference "
-        "between adapters would say little, and nothing was trained. Prompts have no chat template, and the "
-        "base often ends its answer before the first word (on 6 of 9 prompts of the three tasks with free "
-        "answers that were looked at on 1 December 2026), which counts 0."
+        "between adapters would say little, and nothing was trained. Prompts have no chat template, so that "
+        "the base may end its answer before the first word; that counts 0."
     )
     heads = ["task", "questions", "score", "base", "answers that count 0", *DOCUMENT_FLOORS]
     return [paragraph(text), table(heads, rows)]

@@ -597,9 +597,10 @@ def identify(
     -----
     ReductionWarning
         The data do not determine a model of the requested order, the model has a pole on the stability
-        limit, or it explains next to nothing of an output in the validation part; the record does not
-        determine a response, whose two standard errors are larger than it at the frequencies named; the input
-        seems to depend on the output (feedback); or samples were bridged.
+        limit, the process looks unstable in open loop, or the model explains next to nothing of an output in
+        the validation part; the record does not determine a response, whose two standard errors are larger
+        than it at the frequencies named; the input seems to depend on the output (feedback); or samples were
+        bridged.
 
     Notes
     -----
